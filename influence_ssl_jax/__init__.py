@@ -1,0 +1,1 @@
+"""Influence functions for self-supervised learning, with an exact reference beside each approximation."""

@@ -1,0 +1,54 @@
+"""A linen module in evaluation mode as a pure function of parameters, frozen variables and pixels."""
+
+import dataclasses
+from collections.abc import Hashable
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from influence_ssl_jax.nets.convolution import canonical_convolutions
+from influence_ssl_jax.types import Frozen, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """`embed(params, frozen, images)`: standardise pixels, then apply `module` with its running statistics.
+
+    Whenever something is scored, BatchNorm is in evaluation mode: statistics are constants, read from `frozen`, and an
+    example's embedding does not depend on its neighbours.
+
+    Attributes:
+        module: Any linen module from images to embeddings.
+        method: The module's method to call.
+        arguments: Keyword arguments of that method that put it into evaluation mode.
+        mean: Per-channel mean subtracted from pixels in [0, 1].
+        std: Per-channel standard deviation they are divided by.
+    """
+
+    module: nn.Module
+    method: str = "__call__"
+    arguments: tuple[tuple[str, Hashable], ...] = (("train", False),)
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    def __call__(
+        self, params: Params, frozen: Frozen, images: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch width"]:
+        """Embed a batch of images with pixels in [0, 1]."""
+        mean, std = (jnp.asarray(value, images.dtype).reshape(1, 1, 1, -1) for value in (self.mean, self.std))
+        collections = {name: value for name, value in frozen.items() if name != "target"}
+        with canonical_convolutions():
+            embeddings = self.module.apply(
+                {"params": params, **collections},
+                (images - mean) / std,
+                method=self.method,
+                **dict(self.arguments),
+            )
+        if not hasattr(embeddings, "ndim") or embeddings.ndim != 2:
+            raise ValueError(
+                f"{type(self.module).__name__}.{self.method} must return one embedding per image, an array "
+                f"[batch, width]; got {getattr(embeddings, 'shape', type(embeddings).__name__)}. "
+                "Pool or flatten the features, or name another method."
+            )
+        return embeddings
