@@ -1,0 +1,26 @@
+"""The errors that a user can mend: what was wrong, what was got, what to do."""
+
+
+class InfluenceError(Exception):
+    """Base of every documented error; the command line prints its message without a traceback."""
+
+
+class IndefiniteError(InfluenceError):
+    """`C + damping·I` is not positive definite, so a self-influence would have no sign."""
+
+    def __init__(self, smallest: float, damping: float):
+        super().__init__(
+            f"C + damping·I is not positive definite: the smallest eigenvalue of C is about {smallest:.4g} and the damping "
+            f"is {damping:.4g}. Use a curvature that is positive semi-definite by construction (curvature='ggn', the "
+            f"default), or an absolute damping above {-smallest:.4g}."
+        )
+        self.smallest = smallest
+        self.damping = damping
+
+
+class CurvatureError(InfluenceError):
+    """A backend was asked for a curvature that it cannot represent."""
+
+
+class StructureError(InfluenceError):
+    """Parameters and layers do not match: a parameter that no layer explains, or a vector of another structure."""
