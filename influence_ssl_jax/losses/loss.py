@@ -19,6 +19,19 @@ class Embeddings(NamedTuple):
     target: Float[Array, "views batch target_width"] | None = None
     label: Int[Array, " batch"] | None = None
 
+    def pair(self) -> tuple[Float[Array, "batch width"], Float[Array, "batch width"]]:
+        """The two online views.
+
+        Raises:
+            ValueError: There are not exactly two.
+        """
+        if self.online.shape[0] != 2:
+            raise ValueError(
+                f"This loss compares two views of an example, got embeddings of {self.online.shape[0]} "
+                f"(shape {self.online.shape}); choose a views recipe that draws two."
+            )
+        return self.online[0], self.online[1]
+
 
 class Loss(abc.ABC):
     """`loss(z) = head(outputs(z))` with `head` convex, so `J_yᵀ ∇²head J_y` is positive semi-definite by construction.
@@ -42,6 +55,16 @@ class Loss(abc.ABC):
     @abc.abstractmethod
     def head(self, outputs: Float[Array, "*outputs"]) -> Float[Array, ""]:
         """Scalar loss, convex in the outputs."""
+
+    @abc.abstractmethod
+    def head_square_root(
+        self, outputs: Float[Array, "*outputs"], noise: Float[Array, "*outputs"]
+    ) -> Float[Array, "*outputs"]:
+        """`S · noise` with `S Sᵀ = ∇²head(outputs)`: standard normal noise in, a draw from `N(0, ∇²head)` out.
+
+        In closed form and linear in `noise`, so the sampled Fisher never forms a Hessian in output space. For a separable
+        loss `S` acts on each example's slice alone.
+        """
 
     def __call__(self, embeddings: Embeddings) -> Float[Array, ""]:
         """`head(outputs(embeddings))`, averaged over the batch."""
