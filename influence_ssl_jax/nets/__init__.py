@@ -1,0 +1,1 @@
+"""Networks: backbones and heads as linen modules, and their evaluation as pure functions."""

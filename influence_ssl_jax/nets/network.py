@@ -1,9 +1,11 @@
 """A linen module in evaluation mode as a pure function of parameters, frozen variables and pixels."""
 
 import dataclasses
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -38,14 +40,15 @@ class Network:
         """Embed a batch of images with pixels in [0, 1]."""
         mean, std = (jnp.asarray(value, images.dtype).reshape(1, 1, 1, -1) for value in (self.mean, self.std))
         collections = {name: value for name, value in frozen.items() if name != "target"}
+        apply: Callable[..., Any] = self.module.apply
         with canonical_convolutions():
-            embeddings = self.module.apply(
+            embeddings = apply(
                 {"params": params, **collections},
                 (images - mean) / std,
                 method=self.method,
                 **dict(self.arguments),
             )
-        if not hasattr(embeddings, "ndim") or embeddings.ndim != 2:
+        if not isinstance(embeddings, jax.Array) or embeddings.ndim != 2:
             raise ValueError(
                 f"{type(self.module).__name__}.{self.method} must return one embedding per image, an array "
                 f"[batch, width]; got {getattr(embeddings, 'shape', type(embeddings).__name__)}. "
