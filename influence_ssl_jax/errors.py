@@ -24,3 +24,7 @@ class CurvatureError(InfluenceError):
 
 class StructureError(InfluenceError):
     """Parameters and layers do not match: a parameter that no layer explains, or a vector of another structure."""
+
+
+class DataError(InfluenceError):
+    """A data set that is unknown, not prepared or empty, or a description of it that cannot be."""

@@ -1,0 +1,133 @@
+"""The bundled data set: real handwritten digits with a known share of planted trouble."""
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import UInt8
+from PIL import Image
+
+from influence_ssl_jax.data.arrays import InMemory
+from influence_ssl_jax.data.source import Source
+from influence_ssl_jax.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    image: np.ndarray
+    label: int
+    planted: str
+    original: int  # position before shuffling, −1 for none
+    id: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Digits(Source):
+    """scikit-learn's 1,797 digits, enlarged to RGB, with duplicates, blank and noise images planted among them.
+
+    No network is needed. The truth stands in the attributes: `planted` (`none`, `exact_duplicate`, `near_duplicate`,
+    `blank`, `noise`), `original` (index of the digit that a duplicate repeats, else −1) and `label` (−1 for blank and
+    noise). The digit that is repeated keeps `planted` = `none`: no pixel tells a copy from its original.
+
+    Attributes:
+        size: Height and width of an image in pixels.
+        digits: How many of the real digits are used.
+        exact_duplicates: Planted copies, bit for bit, as a share of `digits`.
+        near_duplicates: Planted copies after a shift by one pixel, noise or a change of brightness, as a share of
+            `digits`.
+        blanks: Planted images of one grey level, as a share of `digits`.
+        noise: Planted images of independent uniform noise, as a share of `digits`.
+        seed: Seed of what is planted and of the order.
+    """
+
+    size: int = 16
+    digits: int = 1797
+    exact_duplicates: float = 0.05
+    near_duplicates: float = 0.05
+    blanks: float = 0.02
+    noise: float = 0.03
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be planted."""
+        if not 1 <= self.digits <= 1797 or self.size < 1:
+            raise DataError(f"digits is 1…1797 and size at least 1, got digits={self.digits}, size={self.size}.")
+        shares = (self.exact_duplicates, self.near_duplicates, self.blanks, self.noise)
+        if min(shares) < 0 or self.exact_duplicates + self.near_duplicates > 1:
+            raise DataError(
+                f"Shares are not negative and each digit is repeated at most once, got {shares}; "
+                "keep exact_duplicates + near_duplicates at 1 or less."
+            )
+
+    def open(self) -> InMemory:
+        """Enlarge, plant and shuffle."""
+        rng = np.random.default_rng(self.seed)
+        rows = self._originals(rng)
+        rows = [*rows, *self._duplicates(rows, rng), *self._empty(rng)]
+        order = rng.permutation(len(rows))
+        place = np.empty(len(rows), np.int64)
+        place[order] = np.arange(len(rows))
+        rows = [rows[old] for old in order]
+        originals = [int(place[row.original]) if row.original >= 0 else -1 for row in rows]
+        columns = {
+            "label": pa.array([row.label for row in rows], pa.int32()),
+            "planted": pa.array([row.planted for row in rows]),
+            "original": pa.array(originals, pa.int32()),
+        }
+        labels = np.array([row.label for row in rows], np.int32)
+        return InMemory(np.stack([row.image for row in rows]), labels, [row.id for row in rows], pa.table(columns))
+
+    def _originals(self, rng: np.random.Generator) -> list[_Row]:
+        from sklearn.datasets import load_digits  # slow to import, and only this source needs it
+
+        images, labels = load_digits(return_X_y=True)
+        chosen = np.sort(rng.choice(len(images), self.digits, replace=False))
+        return [
+            _Row(_enlarged(images[k].reshape(8, 8), self.size), int(labels[k]), "none", -1, f"digit_{k:04d}")
+            for k in chosen
+        ]
+
+    def _duplicates(self, rows: list[_Row], rng: np.random.Generator) -> list[_Row]:
+        exact, near = round(self.exact_duplicates * self.digits), round(self.near_duplicates * self.digits)
+        chosen = rng.permutation(len(rows))[: exact + near]
+        planted = []
+        for k in chosen[:exact]:
+            planted.append(
+                dataclasses.replace(rows[k], planted="exact_duplicate", original=int(k), id=f"{rows[k].id}_again")
+            )
+        for k in chosen[exact:]:
+            image = _CHANGES[len(planted) % len(_CHANGES)](rows[k].image, rng)
+            planted.append(_Row(image, rows[k].label, "near_duplicate", int(k), f"{rows[k].id}_changed"))
+        return planted
+
+    def _empty(self, rng: np.random.Generator) -> list[_Row]:
+        shape = (self.size, self.size, 3)
+        blank, noise = round(self.blanks * self.digits), round(self.noise * self.digits)
+        blanks = [np.full(shape, rng.integers(256), np.uint8) for _ in range(blank)]
+        noises = [rng.integers(0, 256, shape, dtype=np.uint8) for _ in range(noise)]
+        return [
+            *(_Row(image, -1, "blank", -1, f"blank_{k:03d}") for k, image in enumerate(blanks)),
+            *(_Row(image, -1, "noise", -1, f"noise_{k:03d}") for k, image in enumerate(noises)),
+        ]
+
+
+def _enlarged(digit: np.ndarray, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """Grey levels 0…16 of 8×8 pixels as 0…255 of size×size×3."""
+    grey = Image.fromarray(np.round(digit * (255 / 16)).astype(np.uint8))
+    return np.repeat(np.asarray(grey.resize((size, size), Image.Resampling.BICUBIC))[..., None], 3, axis=-1)
+
+
+def _shifted(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    axis, step = int(rng.integers(2)), int(rng.choice([-1, 1]))
+    return np.roll(image, step, axis=axis)  # the outermost pixels of a digit are nearly black, so nothing wraps visibly
+
+
+def _noisy(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return np.clip(np.round(image + rng.normal(0, 4, image.shape)), 0, 255).astype(np.uint8)
+
+
+def _dimmed(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return np.round(image * rng.uniform(0.8, 0.95)).astype(np.uint8)
+
+
+_CHANGES = (_shifted, _noisy, _dimmed)

@@ -1,0 +1,126 @@
+"""A folder of images, with a table of attributes where there is one."""
+
+import dataclasses
+import functools
+import os
+import posixpath
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from influence_ssl_jax.data.pixels import EXTENSIONS, UndecodableImage, decode
+from influence_ssl_jax.data.source import Example, OpenSource, Source, UnreadableExample, counted, digest
+from influence_ssl_jax.data.table import Matched, classes, match, read_table
+from influence_ssl_jax.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder(Source):
+    """All image files below a folder, in natural order of their relative paths (2.jpg before 10.jpg): their ids.
+
+    Files of other kinds and hidden ones are passed over. Without a table, subfolders become the attribute `folder`.
+
+    Attributes:
+        path: The folder of images.
+        table: A .csv, .tsv or .parquet file with one row per image.
+        file_column: The table's column of file names, relative to the folder of images or to the table's own.
+        label_column: The attribute that is the class; text is numbered in sorted order.
+    """
+
+    path: str
+    table: str | None = None
+    file_column: str = "file"
+    label_column: str | None = None
+
+    def open(self) -> "OpenFolder":
+        """List the images and match the table to them.
+
+        Raises:
+            DataError: There is no such folder, no image in it, or the table cannot be used.
+        """
+        root = Path(self.path).expanduser()
+        if not root.is_dir():
+            raise DataError(f"There is no folder {self.path!r}; give the path of a folder of images.")
+        files, others = _listed(root)
+        if not files:
+            kinds = " ".join(sorted(EXTENSIONS))
+            raise DataError(
+                f"The folder {self.path!r} holds no images, and {len(others)} other files (looked for {kinds})."
+            )
+        matched = self._matched(root, files)
+        labels = None
+        if self.label_column is not None:
+            known = matched.columns.column_names
+            if self.label_column not in known:
+                raise DataError(f"There is no attribute {self.label_column!r} to use as the class; there are {known}.")
+            labels = classes(matched.columns[self.label_column])
+        notes = (*matched.notes, *counted("files are no images by their name (passed over)", others))
+        return OpenFolder(root, files, matched.columns, labels, notes)
+
+    def _matched(self, root: Path, files: list[str]) -> Matched:
+        if self.table is None:
+            folders = [posixpath.dirname(name) for name in files]
+            return Matched(pa.table({"folder": folders}) if any(folders) else pa.table({}), ())
+        path = Path(self.table).expanduser()
+        folder = Path(os.path.relpath(root.resolve(), path.parent.resolve())).as_posix()
+        return match(read_table(path), self.file_column, files, folder)
+
+
+class OpenFolder(OpenSource):
+    """Listed files; each is opened when it is read."""
+
+    def __init__(
+        self, root: Path, files: list[str], columns: pa.Table, labels: np.ndarray | None, notes: tuple[str, ...]
+    ) -> None:
+        self._root, self._files, self._columns, self._labels, self._notes = root, files, columns, labels, notes
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def read(self, index: int) -> Example:
+        """Decode one file."""
+        name = self._files[index]
+        try:
+            image = decode(self._root / name)
+        except UndecodableImage as error:
+            raise UnreadableExample(index, name, str(error)) from error
+        label = -1 if self._labels is None else int(self._labels[index])
+        return Example(index, name, image, label if label >= 0 else None)
+
+    def attributes(self) -> pa.Table | None:
+        """The table's other columns, or the subfolder."""
+        return self._columns if self._columns.column_names else None
+
+    @functools.cached_property
+    def _identity(self) -> str:
+        files = [f"{name} {(self._root / name).stat().st_size}" for name in self._files]
+        return digest("folder", *files, str(self._columns.schema), *(str(c.to_pylist()) for c in self._columns.columns))
+
+    def fingerprint(self) -> str:
+        """Names and sizes of the files, in order, and the attributes; not the place of the folder."""
+        return self._identity
+
+    def notes(self) -> tuple[str, ...]:
+        """Rows without image, images without row, rows that repeat, files that are no images."""
+        return self._notes
+
+
+def _listed(root: Path) -> tuple[list[str], list[str]]:
+    """Images, and other files, relative to the folder, in natural order."""
+    images, others = [], []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = Path(folder, name)
+            if name.startswith(".") or not (path.is_file() or path.is_symlink()):
+                continue
+            (images if path.suffix.lower() in EXTENSIONS else others).append(path.relative_to(root).as_posix())
+    return sorted(images, key=_natural), sorted(others, key=_natural)
+
+
+def _natural(name: str) -> tuple[list[tuple[int, str]], str]:
+    """Numbers by value, text by code point."""
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts if part], name

@@ -1,0 +1,144 @@
+"""From a source to batches: decoded ahead by threads, always of one shape, with nothing lost."""
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int, Key
+
+from influence_ssl_jax.data.source import Example, OpenSource, Skipped, UnreadableExample
+from influence_ssl_jax.data.transform import ToInput, UnusableImage
+from influence_ssl_jax.errors import DataError
+from influence_ssl_jax.types import Batch
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+WORKERS = 2
+"""Threads that decode."""
+AHEAD = 4
+"""Batches that are held ready beside the one in use."""
+
+
+class LoadedBatch(NamedTuple):
+    """A batch and what it is made of.
+
+    Attributes:
+        batch: The examples; a padding row repeats a valid one under index −1 (zeros where none is valid).
+        ids: The examples' names, empty for padding.
+        valid: Which rows are examples and not padding.
+        skipped: The examples that belong here and could not be used.
+    """
+
+    batch: Batch
+    ids: tuple[str, ...]
+    valid: Bool[np.ndarray, " batch"]
+    skipped: tuple[Skipped, ...]
+
+
+def batches(
+    source: OpenSource,
+    transform: ToInput,
+    batch_size: int,
+    key: Key[Array, ""],
+    indices: Int[np.ndarray, " count"] | None = None,
+    workers: int = WORKERS,
+    ahead: int = AHEAD,
+) -> Iterator[LoadedBatch]:
+    """Every example once, in the order of `indices` (all, in order, where None), in batches of one shape.
+
+    Batch `k` holds the examples at places `[k·batch_size, (k+1)·batch_size)` of the order. What cannot be read is
+    padded and listed in `skipped`; the last batch is padded. Memory is bounded by `ahead` batches, whatever the size of
+    the source. An example's key is `fold_in(key, index)`: it depends neither on the batch nor on the order.
+
+    Raises:
+        DataError: The source has no examples, or `batch_size` is not positive.
+    """
+    checked(source, batch_size)
+    order = np.arange(len(source)) if indices is None else np.asarray(indices)
+    chunks = (order[start : start + batch_size] for start in range(0, len(order), batch_size))
+
+    def loaded(chunk: Int[np.ndarray, " count"]) -> tuple[list[Example], list[Skipped]]:
+        return sorted_out(load(source, transform, int(index)) for index in chunk)
+
+    for examples, skipped in in_order(loaded, chunks, workers, ahead):
+        yield stacked(examples, skipped, transform, batch_size, key)
+
+
+def checked(source: OpenSource, batch_size: int) -> int:
+    """The number of examples, where there are any and the batch size is a size."""
+    if batch_size < 1:
+        raise DataError(f"batch_size must be at least 1, got {batch_size}.")
+    if not len(source):
+        raise DataError("The data set has no images; there is nothing to load. Check its path, split or filter.")
+    return len(source)
+
+
+def load(source: OpenSource, transform: ToInput, index: int) -> Example | Skipped:
+    """One transformed example, or why there is none."""
+    try:
+        example = source.read(index)
+    except UnreadableExample as error:
+        return error.skipped
+    try:
+        return dataclasses.replace(example, image=transform(example.image))
+    except UnusableImage as error:
+        return Skipped(index, example.id, str(error))
+
+
+def sorted_out(loaded: Iterable[Example | Skipped]) -> tuple[list[Example], list[Skipped]]:
+    """The usable and the others."""
+    both = list(loaded)
+    return [x for x in both if isinstance(x, Example)], [x for x in both if isinstance(x, Skipped)]
+
+
+def in_order(
+    function: Callable[[Task], Result], tasks: Iterable[Task], workers: int = WORKERS, ahead: int = AHEAD
+) -> Iterator[Result]:
+    """`map(function, tasks)` on threads that work at most `ahead` results in advance.
+
+    An exception of `function` is raised in its place. Leaving the iterator cancels what has not begun and waits for the
+    rest.
+    """
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="load")
+    pending: deque[Future[Result]] = deque()
+    try:
+        for task in tasks:
+            pending.append(pool.submit(function, task))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def stacked(
+    examples: Sequence[Example], skipped: Sequence[Skipped], transform: ToInput, batch_size: int, key: Key[Array, ""]
+) -> LoadedBatch:
+    """Transformed examples as one batch of `batch_size` rows; the rows that are missing are padding."""
+    padding = batch_size - len(examples)
+    nothing = np.zeros((transform.height, transform.width, transform.channels), np.uint8)
+    rows = [*examples, *[examples[-1] if examples else Example(0, "", nothing)] * padding]
+    valid = np.arange(batch_size) < len(examples)
+    named = np.array([row.index for row in rows], np.int32)
+    labels = np.array([-1 if row.label is None else row.label for row in rows], np.int32)
+    batch = Batch(
+        image=jnp.asarray(np.stack([row.image for row in rows])),
+        key=example_keys(key, jnp.asarray(named)),
+        index=jnp.asarray(np.where(valid, named, np.int32(-1))),
+        label=jnp.asarray(np.where(valid, labels, np.int32(-1))),
+    )
+    ids = (*(row.id for row in examples), *[""] * padding)
+    return LoadedBatch(batch, ids, valid, tuple(skipped))
+
+
+@jax.jit
+def example_keys(key: Key[Array, ""], index: Int[Array, " batch"]) -> Key[Array, " batch"]:
+    """`fold_in(key, index)`: an example's own key, whatever batch it is in."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)

@@ -1,0 +1,130 @@
+"""How an image of any size and kind becomes the model's input."""
+
+import dataclasses
+from typing import Literal, TypeAlias
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from influence_ssl_jax.errors import DataError
+
+Resize: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Fit: TypeAlias = Literal["center", "stretch", "pad"]
+
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+class UnusableImage(ValueError):
+    """An array that is no image; the message is the reason."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ToInput:
+    """Any image as uint8 [height, width, channels]; an image that already is one passes unchanged, bit for bit.
+
+    First 8 bits (16-bit `round(x/257)`, floating `round(255 x)`, Booleans 0 and 255), then alpha over the background,
+    then grey ↔ colour (repeated; ITU-R 601 luma `0.299 R + 0.587 G + 0.114 B`), then crop or pad, then resampling by
+    Pillow, which smooths where it shrinks.
+
+    Attributes:
+        height: Height of the input in pixels.
+        width: Width of the input in pixels.
+        channels: 3 for colour, 1 for grey.
+        resize: The resampling filter.
+        crop: What is done where the proportions differ: keep the largest centred part (`center`), distort (`stretch`),
+            or keep everything between bars of the background (`pad`).
+        background: Grey level 0…255 behind transparent pixels and beside padded ones.
+    """
+
+    height: int = 32
+    width: int = 32
+    channels: Literal[1, 3] = 3
+    resize: Resize = "bilinear"
+    crop: Fit = "center"
+    background: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse sizes without pixels and grey levels that do not exist."""
+        if self.height < 1 or self.width < 1:
+            raise DataError(f"The input needs at least one pixel, got height={self.height}, width={self.width}.")
+        if not 0 <= self.background <= 255:
+            raise DataError(f"background is a grey level 0…255, got {self.background}.")
+
+    def __call__(self, image: np.ndarray) -> UInt8[np.ndarray, "{self.height} {self.width} {self.channels}"]:
+        """The image as the model reads it.
+
+        Args:
+            image: [height, width] or [height, width, 1…4] (grey, grey + alpha, colour, colour + alpha).
+
+        Raises:
+            UnusableImage: Its shape, its type or its values are not those of an image; non-finite pixels among them.
+        """
+        pixels = _eight_bits(_with_channels(image))
+        pixels = _recoloured(_opaque(pixels, self.background), self.channels)
+        if pixels.shape[:2] == (self.height, self.width):
+            return pixels
+        return self._resized(Image.fromarray(pixels[..., 0] if self.channels == 1 else pixels))
+
+    def _resized(self, image: Image.Image) -> UInt8[np.ndarray, "height width channels"]:
+        scales = (self.width / image.width, self.height / image.height)
+        size, box = (self.width, self.height), (0.0, 0.0, float(image.width), float(image.height))
+        if self.crop == "center":
+            kept = min(self.width / max(scales), image.width), min(self.height / max(scales), image.height)
+            left, top = (image.width - kept[0]) / 2, (image.height - kept[1]) / 2
+            box = (left, top, left + kept[0], top + kept[1])
+        elif self.crop == "pad":
+            size = (max(1, round(image.width * min(scales))), max(1, round(image.height * min(scales))))
+        resized = np.asarray(image.resize(size, _FILTERS[self.resize], box=box))
+        pixels = np.full((self.height, self.width, self.channels), self.background, np.uint8)
+        top, left = (self.height - size[1]) // 2, (self.width - size[0]) // 2
+        pixels[top : top + size[1], left : left + size[0]] = resized.reshape(size[1], size[0], self.channels)
+        return pixels
+
+
+def _with_channels(image: np.ndarray) -> np.ndarray:
+    pixels = image[..., None] if image.ndim == 2 else image
+    if pixels.ndim != 3 or pixels.shape[-1] not in (1, 2, 3, 4) or 0 in pixels.shape:
+        raise UnusableImage(f"an image is [height, width] or [height, width, 1…4], got shape {list(image.shape)}")
+    return pixels
+
+
+def _eight_bits(pixels: np.ndarray) -> UInt8[np.ndarray, "height width channels"]:
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype == np.bool_:
+        return pixels.astype(np.uint8) * np.uint8(255)
+    if pixels.dtype == np.uint16:
+        return np.round(pixels / 257).astype(np.uint8)
+    if np.issubdtype(pixels.dtype, np.floating):
+        broken = int((~np.isfinite(pixels)).sum())
+        if broken:
+            raise UnusableImage(f"non-finite pixels: {broken} of {pixels.size} are NaN or infinite")
+        top, what, factor = 1, "floating-point", 255
+    elif np.issubdtype(pixels.dtype, np.integer):
+        top, what, factor = 255, "integer", 1
+    else:
+        raise UnusableImage(f"pixels are numbers, got dtype {pixels.dtype}")
+    if pixels.min() < 0 or pixels.max() > top:
+        raise UnusableImage(f"{what} pixels lie in 0…{top}, got {pixels.min():.6g}…{pixels.max():.6g}")
+    return np.round(pixels * factor).astype(np.uint8)
+
+
+def _opaque(pixels: np.ndarray, background: int) -> UInt8[np.ndarray, "height width channels"]:
+    if pixels.shape[-1] in (1, 3):
+        return pixels
+    alpha = pixels[..., -1:] / 255
+    return np.round(pixels[..., :-1] * alpha + background * (1 - alpha)).astype(np.uint8)
+
+
+def _recoloured(pixels: np.ndarray, channels: int) -> UInt8[np.ndarray, "height width channels"]:
+    if pixels.shape[-1] == channels:
+        return pixels
+    if channels == 3:
+        return np.repeat(pixels, 3, axis=-1)
+    return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
