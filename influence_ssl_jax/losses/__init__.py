@@ -1,0 +1,28 @@
+"""Losses as convex heads on outputs of the embeddings. The two lists here are the only ones."""
+
+from influence_ssl_jax.losses.alignment import CosineDistance, Measurement, SquaredEuclid
+from influence_ssl_jax.losses.barlow_twins import BarlowTwins
+from influence_ssl_jax.losses.byol import BYOL
+from influence_ssl_jax.losses.loss import Embeddings, Loss
+from influence_ssl_jax.losses.simclr import SimCLR
+from influence_ssl_jax.losses.supervised import Supervised
+
+TRAINING_LOSSES: tuple[type[Loss], ...] = (SimCLR, BYOL, BarlowTwins, Supervised)
+"""What a network is trained with: three self-supervised losses and the supervised baseline."""
+
+MEASUREMENTS: tuple[type[Measurement], ...] = (CosineDistance, SquaredEuclid)
+"""Whose gradient is scored."""
+
+__all__ = [
+    "BYOL",
+    "MEASUREMENTS",
+    "TRAINING_LOSSES",
+    "BarlowTwins",
+    "CosineDistance",
+    "Embeddings",
+    "Loss",
+    "Measurement",
+    "SimCLR",
+    "SquaredEuclid",
+    "Supervised",
+]

@@ -62,8 +62,8 @@ class Loss(abc.ABC):
     ) -> Float[Array, "*outputs"]:
         """`S · noise` with `S Sᵀ = ∇²head(outputs)`: standard normal noise in, a draw from `N(0, ∇²head)` out.
 
-        In closed form and linear in `noise`, so the sampled Fisher never forms a Hessian in output space. For a separable
-        loss `S` acts on each example's slice alone.
+        In closed form and linear in `noise`, so the sampled Fisher never forms a Hessian in output space. For a
+        separable loss `S` acts on each example's slice alone.
         """
 
     def __call__(self, embeddings: Embeddings) -> Float[Array, ""]:

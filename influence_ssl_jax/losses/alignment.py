@@ -1,0 +1,101 @@
+"""The measurements: how far apart two views of an example are embedded, as half a squared residual."""
+
+import abc
+import dataclasses
+from typing import ClassVar, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from influence_ssl_jax.losses.loss import Embeddings, Loss
+from influence_ssl_jax.losses.normalise import is_zero, unit
+
+Path: TypeAlias = Literal["both", "clean", "perturbed"]
+"""Which view's embedding is differentiated; the other is a constant. View 0 is the clean one."""
+
+
+class Measurement(Loss):
+    """A separable loss with one residual `r` per example, whose value is `½‖r‖²`."""
+
+    separable: ClassVar[bool] = True
+
+    @abc.abstractmethod
+    def residuals(self, embeddings: Embeddings) -> Float[Array, "batch width"]:
+        """One residual per example; zero where `degenerate`."""
+
+    @abc.abstractmethod
+    def degenerate(self, embeddings: Embeddings) -> Bool[Array, " batch"]:
+        """Examples for which the measurement is undefined; their residual, value and gradient are zero."""
+
+    def values(self, residuals: Float[Array, "batch width"]) -> Float[Array, " batch"]:
+        """`½‖r‖²` per example."""
+        return jnp.sum(residuals**2, axis=1) / 2
+
+    def outputs(self, embeddings: Embeddings) -> Float[Array, "batch width"]:
+        """The residuals."""
+        return self.residuals(embeddings)
+
+    def head(self, outputs: Float[Array, "batch width"]) -> Float[Array, ""]:
+        """Mean of the values."""
+        return jnp.mean(self.values(outputs))
+
+    def head_square_root(
+        self, outputs: Float[Array, "batch width"], noise: Float[Array, "batch width"]
+    ) -> Float[Array, "batch width"]:
+        """`noise / √b`: the Hessian of the head is `I/b`."""
+        return noise / outputs.shape[0] ** 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class CosineDistance(Measurement):
+    """`1 − cos(z, z') = ½‖r‖²` exactly, with `r = z/‖z‖ − z'/‖z'‖`.
+
+    Unlike `1 − u·u'`, `½‖r‖²` keeps its digits where the views nearly agree. An example with a zero embedding has no
+    angle: it is `degenerate`.
+    Reference: arXiv 2412.17170, section 3.
+
+    Attributes:
+        gradient: Which view's embedding is differentiated.
+    """
+
+    gradient: Path = "both"
+
+    def residuals(self, embeddings: Embeddings) -> Float[Array, "batch width"]:
+        """`z/‖z‖ − z'/‖z'‖`."""
+        clean, perturbed = _constant_except(self.gradient, *embeddings.pair())
+        undefined = self.degenerate(embeddings)[:, None]
+        return jnp.where(undefined, 0.0, unit(clean) - unit(perturbed))
+
+    def degenerate(self, embeddings: Embeddings) -> Bool[Array, " batch"]:
+        """Where either embedding is zero."""
+        clean, perturbed = embeddings.pair()
+        return is_zero(clean) | is_zero(perturbed)
+
+
+@dataclasses.dataclass(frozen=True)
+class SquaredEuclid(Measurement):
+    """`‖z − z'‖² = ½‖r‖²`, with `r = √2 (z − z')`; defined everywhere.
+
+    Attributes:
+        gradient: Which view's embedding is differentiated.
+    """
+
+    gradient: Path = "both"
+
+    def residuals(self, embeddings: Embeddings) -> Float[Array, "batch width"]:
+        """`√2 (z − z')`."""
+        clean, perturbed = _constant_except(self.gradient, *embeddings.pair())
+        return 2**0.5 * (clean - perturbed)
+
+    def degenerate(self, embeddings: Embeddings) -> Bool[Array, " batch"]:
+        """Nowhere."""
+        return jnp.zeros(embeddings.online.shape[1], bool)
+
+
+def _constant_except(path: Path, clean: Array, perturbed: Array) -> tuple[Array, Array]:
+    if path == "clean":
+        return clean, jax.lax.stop_gradient(perturbed)
+    if path == "perturbed":
+        return jax.lax.stop_gradient(clean), perturbed
+    return clean, perturbed

@@ -1,0 +1,37 @@
+"""One small instance of every loss, with embeddings for it."""
+
+import jax
+import numpy as np
+
+from influence_ssl_jax.losses import (
+    BYOL,
+    MEASUREMENTS,
+    TRAINING_LOSSES,
+    BarlowTwins,
+    CosineDistance,
+    Embeddings,
+    SimCLR,
+    SquaredEuclid,
+    Supervised,
+)
+
+BATCH, WIDTH = 4, 3
+LOSSES = (SimCLR(0.5), BYOL(), BarlowTwins(), Supervised(), CosineDistance(), SquaredEuclid())
+assert {type(loss) for loss in LOSSES} == {*TRAINING_LOSSES, *MEASUREMENTS}
+
+
+def name(loss):
+    return type(loss).__name__
+
+
+def draw(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def embeddings(loss, seed=0, batch=BATCH, width=WIDTH):
+    """Embeddings of everything that any loss reads."""
+    return Embeddings(
+        jax.numpy.asarray(draw(seed, loss.views, batch, width)),
+        jax.numpy.asarray(draw(seed + 1, loss.views, batch, width)),
+        jax.numpy.arange(batch) % width,
+    )

@@ -1,0 +1,108 @@
+"""Heads are convex, and the Gauss–Newton matrix is `JᵀHJ`: dense, from closed forms and finite differences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import softmax
+
+from influence_ssl_jax.losses import BYOL, BarlowTwins, Embeddings, SimCLR, Supervised
+from tests.losses.cases import BATCH, LOSSES, WIDTH, draw, embeddings, name
+
+INPUTS = 2
+
+
+def linear(loss, seed=0):
+    """`weights -> outputs` of a linear network, and its weights: [views·inputs] features of every view."""
+    inputs = jnp.asarray(draw(seed, loss.views, BATCH, INPUTS))
+    rest = embeddings(loss, seed)
+
+    @jax.jit
+    def outputs(weights):
+        return loss.outputs(Embeddings(inputs @ weights.reshape(INPUTS, WIDTH), rest.target, rest.label)).ravel()
+
+    return outputs, jnp.asarray(draw(seed + 2, INPUTS * WIDTH))
+
+
+def head_hessian(loss, outputs):
+    """The Hessian of the head from its formula, on raveled outputs."""
+    if isinstance(loss, BarlowTwins):
+        return 2 * loss.scale * np.diag(np.where(np.eye(WIDTH), 1.0, loss.off_diagonal).ravel())
+    if isinstance(loss, SimCLR | Supervised):
+        rows = outputs.reshape(2 * BATCH, -1) if isinstance(loss, SimCLR) else outputs.reshape(BATCH, -1)
+        blocks = [(np.diag(p) - np.outer(p, p)) / len(rows) for p in softmax(rows, axis=1)]
+        return np.block([[b if i == j else np.zeros_like(b) for j in range(len(rows))] for i, b in enumerate(blocks)])
+    return np.eye(outputs.size) * (2 if isinstance(loss, BYOL) else 1) / BATCH
+
+
+def central_differences(function, point, step=1e-6):
+    columns = [
+        (np.asarray(function(point + step * e)) - np.asarray(function(point - step * e))) / (2 * step)
+        for e in np.eye(point.size)
+    ]
+    return np.stack(columns, axis=1)
+
+
+def gauss_newton(loss, outputs, shape, weights):
+    """Column by column, `v -> J^T ∇²head J v` by automatic differentiation."""
+
+    def product(v):
+        y, tangent = jax.jvp(outputs, (weights,), (v,))
+        curved = jax.jvp(jax.grad(lambda y: loss.head(y.reshape(shape))), (y,), (tangent,))[1]
+        return jax.vjp(outputs, weights)[1](curved)[0]
+
+    return np.asarray(jax.jit(jax.vmap(product))(jnp.eye(weights.size)))
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=name)
+def test_gauss_newton_is_jthj_and_positive_semidefinite(loss):
+    outputs, weights = linear(loss)
+    shape = loss.outputs(embeddings(loss)).shape
+    jacobian = central_differences(outputs, np.asarray(weights))
+    dense = jacobian.T @ head_hessian(loss, np.asarray(outputs(weights))) @ jacobian
+    matrix = gauss_newton(loss, outputs, shape, weights)
+    np.testing.assert_allclose(matrix, dense, atol=1e-7 * np.abs(dense).max())
+    np.testing.assert_allclose(matrix, matrix.T, atol=1e-13 * np.abs(dense).max())
+    assert np.linalg.eigvalsh(matrix).min() > -1e-12 * np.abs(dense).max()
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=name)
+def test_head_square_root_squares_to_the_hessian(loss):
+    outputs = loss.outputs(embeddings(loss))
+    columns = jax.jit(jax.vmap(lambda e: loss.head_square_root(outputs, e.reshape(outputs.shape)).ravel()))(
+        jnp.eye(outputs.size)
+    )
+    np.testing.assert_allclose(columns.T @ columns, head_hessian(loss, np.asarray(outputs).ravel()), atol=1e-14)
+    hessian = jax.jit(jax.hessian(loss.head))(outputs).reshape(outputs.size, outputs.size)
+    np.testing.assert_allclose(columns.T @ columns, hessian, atol=1e-14)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=name)
+@given(seed=st.integers(0, 2**31), scale=st.floats(0.1, 10), weight=st.floats(0, 1))
+def test_head_is_convex_along_segments(loss, seed, scale, weight):
+    shape = loss.outputs(embeddings(loss)).shape
+    left, right = jnp.asarray(scale * draw(seed, 2, *shape))
+    between = loss.head(weight * left + (1 - weight) * right)
+    chord = weight * loss.head(left) + (1 - weight) * loss.head(right)
+    assert between <= chord + 1e-12 * abs(chord)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=name)
+def test_separable_heads_are_means_over_examples(loss):
+    outputs = loss.outputs(embeddings(loss))
+    if loss.separable:
+        assert outputs.shape[0] == BATCH
+        alone = [loss.head(outputs[b : b + 1]) for b in range(BATCH)]
+        np.testing.assert_allclose(loss.head(outputs), np.mean(alone), rtol=1e-13)
+        parts = [
+            loss(Embeddings(e.online[:, b : b + 1], e.target[:, b : b + 1], e.label[b : b + 1]))
+            for e in [embeddings(loss)]
+            for b in range(BATCH)
+        ]
+        np.testing.assert_allclose(loss(embeddings(loss)), np.mean(parts), rtol=1e-13)
+    else:
+        jacobian = jax.jit(jax.jacobian(lambda z: loss.outputs(Embeddings(z))))(embeddings(loss).online)
+        coupled = jnp.abs(jacobian).reshape(-1, loss.views, BATCH, WIDTH).sum(axis=(1, 3)) > 1e-9
+        assert bool(jnp.any(coupled.sum(axis=1) > 1))
