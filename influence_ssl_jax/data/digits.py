@@ -61,10 +61,12 @@ class Digits(Source):
 
     def open(self) -> InMemory:
         """Enlarge, plant and shuffle."""
-        rng = np.random.default_rng(self.seed)
-        rows = self._originals(rng)
-        rows = [*rows, *self._duplicates(rows, rng), *self._empty(rng)]
-        order = rng.permutation(len(rows))
+        choice, pixels = np.random.default_rng(self.seed).spawn(
+            2
+        )  # apart, so that the truth does not depend on the size
+        rows = self._originals(choice)
+        rows = [*rows, *self._duplicates(rows, choice, pixels), *self._empty(pixels)]
+        order = choice.permutation(len(rows))
         place = np.empty(len(rows), np.int64)
         place[order] = np.arange(len(rows))
         rows = [rows[old] for old in order]
@@ -87,16 +89,16 @@ class Digits(Source):
             for k in chosen
         ]
 
-    def _duplicates(self, rows: list[_Row], rng: np.random.Generator) -> list[_Row]:
+    def _duplicates(self, rows: list[_Row], choice: np.random.Generator, pixels: np.random.Generator) -> list[_Row]:
         exact, near = round(self.exact_duplicates * self.digits), round(self.near_duplicates * self.digits)
-        chosen = rng.permutation(len(rows))[: exact + near]
+        chosen = choice.permutation(len(rows))[: exact + near]
         planted = []
         for k in chosen[:exact]:
             planted.append(
                 dataclasses.replace(rows[k], planted="exact_duplicate", original=int(k), id=f"{rows[k].id}_again")
             )
         for k in chosen[exact:]:
-            image = _CHANGES[len(planted) % len(_CHANGES)](rows[k].image, rng)
+            image = _CHANGES[len(planted) % len(_CHANGES)](rows[k].image, pixels)
             planted.append(_Row(image, rows[k].label, "near_duplicate", int(k), f"{rows[k].id}_changed"))
         return planted
 

@@ -59,6 +59,11 @@ class Tfds(Source):
         except (ValueError, KeyError) as error:
             known = ", ".join(builder.info.splits)
             raise DataError(f"{self.name!r} has the splits {known}, got {self.split!r} ({error}).") from error
+        gone = [name for name, _ in _files(builder.info, self.split) if not Path(name).is_file()]
+        if gone:
+            raise DataError(
+                f"The prepared files of {self.name!r} are incomplete: {len(gone)} are missing, the first {gone[0]}."
+            )
         return OpenTfds(builder, self.split, features, image, label)
 
     def _builder(self) -> Any:
@@ -137,11 +142,13 @@ class OpenTfds(OpenSource):
     def fingerprint(self) -> str:
         """Data set, configuration, version, split, and the names, sizes and shares of its files."""
         info = self._builder.info
-        files = [
-            f"{Path(each.filename).name} {Path(each.filename).stat().st_size} {each.skip} {each.take}"
-            for each in info.splits[self._split].file_instructions
-        ]
+        files = [f"{Path(name).name} {Path(name).stat().st_size} {part}" for name, part in _files(info, self._split)]
         return digest("tfds", info.full_name, self._image, str(self._label), *files)
+
+
+def _files(info: Any, split: str) -> list[tuple[str, str]]:
+    """The files of a split, and which part of each is read."""
+    return [(str(each.filename), f"{each.skip}+{each.take}") for each in info.splits[split].file_instructions]
 
 
 def _is_random_access(file_format: Any) -> bool:

@@ -73,14 +73,14 @@ class ToInput:
 
     def _resized(self, image: Image.Image) -> UInt8[np.ndarray, "height width channels"]:
         scales = (self.width / image.width, self.height / image.height)
-        size, box = (self.width, self.height), (0.0, 0.0, float(image.width), float(image.height))
+        size = (self.width, self.height)
         if self.crop == "center":
-            kept = min(self.width / max(scales), image.width), min(self.height / max(scales), image.height)
-            left, top = (image.width - kept[0]) / 2, (image.height - kept[1]) / 2
-            box = (left, top, left + kept[0], top + kept[1])
+            kept = [max(1, round(length / max(scales))) for length in size]
+            left, top = (image.width - kept[0]) // 2, (image.height - kept[1]) // 2
+            image = image.crop((left, top, left + kept[0], top + kept[1]))
         elif self.crop == "pad":
             size = (max(1, round(image.width * min(scales))), max(1, round(image.height * min(scales))))
-        resized = np.asarray(image.resize(size, _FILTERS[self.resize], box=box))
+        resized = np.asarray(image.resize(size, _FILTERS[self.resize]))
         pixels = np.full((self.height, self.width, self.channels), self.background, np.uint8)
         top, left = (self.height - size[1]) // 2, (self.width - size[0]) // 2
         pixels[top : top + size[1], left : left + size[0]] = resized.reshape(size[1], size[0], self.channels)

@@ -1,0 +1,123 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from influence_ssl_jax.data.transform import ToInput, UnusableImage
+from influence_ssl_jax.errors import DataError
+
+
+def drawn(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def smoothed(image: np.ndarray, size: int) -> np.ndarray:
+    """Linear resampling along axis 0 by normalised triangle weights of half-width max(1, in/out)."""
+    ratio = image.shape[0] / size
+    reach = max(1.0, ratio)
+    centers = (np.arange(size) + 0.5) * ratio
+    weights = np.clip(1 - np.abs(np.arange(image.shape[0])[None] + 0.5 - centers[:, None]) / reach, 0, None)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return np.tensordot(weights, image.astype(np.float64), axes=1)
+
+
+def test_an_image_that_is_an_input_passes_bit_for_bit():
+    image = drawn(7, 9, 3)
+    np.testing.assert_array_equal(ToInput(7, 9)(image), image)
+
+
+@pytest.mark.parametrize(("height", "width"), [(5, 4), (16, 20), (3, 31)])
+def test_stretched_bilinear_is_the_textbook_triangle_filter(height, width):
+    image = drawn(10, 14, 3)
+    expected = smoothed(smoothed(image, height).swapaxes(0, 1), width).swapaxes(0, 1)
+    result = ToInput(height, width, crop="stretch")(image)
+    assert np.abs(result - expected).max() <= 1.01  # Pillow rounds after each axis
+
+
+def test_center_keeps_the_largest_middle_part():
+    image = drawn(8, 14, 3)
+    np.testing.assert_array_equal(ToInput(8, 8)(image), image[:, 3:11])
+    np.testing.assert_array_equal(ToInput(4, 4)(image), ToInput(4, 4, crop="stretch")(image[:, 3:11]))
+
+
+def test_pad_keeps_everything_between_bars():
+    image = drawn(4, 8, 3)
+    padded = ToInput(8, 8, crop="pad", background=7)(image)
+    np.testing.assert_array_equal(padded[2:6], image)
+    assert (padded[:2] == 7).all()
+    assert (padded[6:] == 7).all()
+
+
+def test_filters_are_pillows():
+    image = drawn(9, 9, 3)
+    for name in ("nearest", "bilinear", "bicubic", "lanczos"):
+        expected = np.asarray(Image.fromarray(image).resize((5, 6), getattr(Image.Resampling, name.upper())))
+        np.testing.assert_array_equal(ToInput(6, 5, resize=name, crop="stretch")(image), expected)
+
+
+def test_grey_and_colour():
+    grey = drawn(4, 4)
+    for image in (grey, grey[..., None]):
+        np.testing.assert_array_equal(ToInput(4, 4)(image), np.stack([grey] * 3, axis=-1))
+        np.testing.assert_array_equal(ToInput(4, 4, channels=1)(image), grey[..., None])
+    colour = drawn(4, 4, 3)
+    luma = colour @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(ToInput(4, 4, channels=1)(colour)[..., 0] - luma).max() <= 0.51
+
+
+def test_alpha_lies_over_the_background():
+    image = drawn(4, 4, 4)
+    alpha = image[..., 3:] / 255
+    expected = np.round(image[..., :3] * alpha + 200 * (1 - alpha))
+    np.testing.assert_array_equal(ToInput(4, 4, background=200)(image), expected)
+    np.testing.assert_array_equal(ToInput(4, 4)(image[..., [0, 3]])[..., 1], np.round(image[..., 0] * alpha[..., 0]))
+
+
+@given(st.sampled_from([np.uint16, np.float16, np.float32, np.float64, np.int64, np.int16]))
+def test_every_depth_of_the_same_picture_is_the_same_input(dtype):
+    image = drawn(5, 6, 3)
+    if dtype == np.uint16:
+        stored = image.astype(np.uint16) * 257
+    elif np.issubdtype(dtype, np.floating):
+        stored = (image / 255).astype(dtype)
+    else:
+        stored = image.astype(dtype)
+    np.testing.assert_array_equal(ToInput(5, 6)(stored), image)
+
+
+def test_booleans_are_black_and_white():
+    np.testing.assert_array_equal(ToInput(1, 2, channels=1)(np.array([[True, False]]))[..., 0], [[255, 0]])
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 12), st.integers(1, 12))
+def test_any_size_fits(height, width, out_height, out_width):
+    for crop in ("center", "stretch", "pad"):
+        flat = ToInput(out_height, out_width, crop=crop, background=9)(np.full((height, width), 9, np.uint8))
+        assert flat.shape == (out_height, out_width, 3)
+        assert (flat == 9).all()
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (np.full((2, 2, 3), np.nan), "non-finite pixels: 12 of 12"),
+        (np.array([[0.5, np.inf]]), "non-finite pixels: 1 of 2"),
+        (np.array([[0.5, 1.5]]), "floating-point pixels lie in 0…1, got 0.5…1.5"),
+        (np.array([[-1, 300]]), "integer pixels lie in 0…255, got -1…300"),
+        (np.zeros((3, 8, 8)), r"got shape \[3, 8, 8\]"),
+        (np.zeros((8,)), r"got shape \[8\]"),
+        (np.zeros((0, 8, 3)), r"got shape \[0, 8, 3\]"),
+        (np.zeros((2, 2), complex), "pixels are numbers, got dtype complex128"),
+    ],
+)
+def test_what_is_no_image_says_why(image, reason):
+    with pytest.raises(UnusableImage, match=reason):
+        ToInput(4, 4)(image)
+
+
+def test_impossible_settings_are_refused():
+    with pytest.raises(DataError, match="at least one pixel, got height=0"):
+        ToInput(0, 4)
+    with pytest.raises(DataError, match="grey level 0…255, got 256"):
+        ToInput(4, 4, background=256)
