@@ -35,3 +35,7 @@ def embeddings(loss, seed=0, batch=BATCH, width=WIDTH):
         jax.numpy.asarray(draw(seed + 1, loss.views, batch, width)),
         jax.numpy.arange(batch) % width,
     )
+
+
+value = jax.jit(lambda loss, given: loss(given), static_argnums=0)
+"""A loss of embeddings, compiled: many small cases are then cheap."""
