@@ -6,15 +6,25 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from influence_ssl_jax.data.pixels import UndecodableImage, decode
 from influence_ssl_jax.data.source import Example, OpenSource, Source, UnreadableExample, digest
+from influence_ssl_jax.data.tfds_features import (
+    column,
+    first_class,
+    flat,
+    image_feature,
+    is_scalar,
+    known,
+    nested,
+    text,
+)
 from influence_ssl_jax.errors import DataError
 
 _NAMES = ("id", "image_id", "file_name", "filename", "image/filename", "image/id")
 _CHUNK = 512
+_DAMAGE = (ValueError, KeyError, IndexError, RuntimeError)  # what a damaged record makes its reader and parser raise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +61,14 @@ class Tfds(Source):
             _is_random_access(each) for each in builder.info.available_file_formats()
         ):
             raise DataError(self._how_to_prepare(str(builder.data_dir)))
-        features = _flat(builder.info.features)
-        image = _only_image(features) if self.image is None else _known("image", self.image, features)
-        label = _first_class(features) if self.label is None else _known("label", self.label, features)
+        features = flat(builder.info.features)
+        image = image_feature(features, self.image)
+        label = first_class(features) if self.label is None else known("label", self.label, features)
         try:
             builder.info.splits[self.split]
         except (ValueError, KeyError) as error:
-            known = ", ".join(builder.info.splits)
-            raise DataError(f"{self.name!r} has the splits {known}, got {self.split!r} ({error}).") from error
+            splits = ", ".join(builder.info.splits)
+            raise DataError(f"{self.name!r} has the splits {splits}, got {self.split!r} ({error}).") from error
         gone = [name for name, _ in _files(builder.info, self.split) if not Path(name).is_file()]
         if gone:
             raise DataError(
@@ -73,8 +83,8 @@ class Tfds(Source):
         try:
             return tfds.builder(self.name, data_dir=self.data_dir)
         except DatasetNotFoundError:
-            known = tfds.list_builders(with_community_datasets=False)
-            near = difflib.get_close_matches(self.name, known, n=3, cutoff=0.5)
+            listed = tfds.list_builders(with_community_datasets=False)
+            near = difflib.get_close_matches(self.name, listed, n=3, cutoff=0.5)
             hint = f"did you mean {' or '.join(near)}?" if near else "tfds.list_builders() lists them."
             raise DataError(f"tensorflow-datasets has no data set {self.name!r}; {hint}") from None
         except (
@@ -102,7 +112,7 @@ class OpenTfds(OpenSource):
 
         self._builder, self._split, self._features = builder, split, features
         self._image, self._label = image, label
-        undecoded = _nested(image, tfds.decode.SkipDecoding())  # the project's own decoder names what is wrong
+        undecoded = nested(image, tfds.decode.SkipDecoding())  # the project's own decoder names what is wrong
         self._records = builder.as_data_source(split=split, decoders=undecoded)
         self._name = next((name for name in _NAMES if name in features and not features[name].shape), None)
 
@@ -112,10 +122,10 @@ class OpenTfds(OpenSource):
     def read(self, index: int) -> Example:
         """Read and decode one record."""
         try:
-            record = _flat(self._records[index])
-        except (ValueError, KeyError, RuntimeError) as error:
+            record = flat(self._records[index])
+        except _DAMAGE as error:
             raise UnreadableExample(index, f"{self._split}/{index}", f"the record is damaged: {error}") from error
-        name = _text(record[self._name]) if self._name else f"{self._split}/{index}"
+        name = text(record[self._name]) if self._name else f"{self._split}/{index}"
         try:
             image = decode(record[self._image])
         except UndecodableImage as error:
@@ -124,20 +134,29 @@ class OpenTfds(OpenSource):
 
     @functools.cached_property
     def _columns(self) -> dict[str, list[Any]]:
-        kept = [name for name, feature in self._features.items() if _is_scalar(feature) and name != self._name]
+        kept = [name for name, feature in self._features.items() if is_scalar(feature) and name != self._name]
         columns: dict[str, list[Any]] = {name: [] for name in kept}
         for start in range(0, len(self) if kept else 0, _CHUNK):
-            for nested in self._records.__getitems__(list(range(start, min(start + _CHUNK, len(self))))):
-                record = _flat(nested)
+            for record in self._undecoded(range(start, min(start + _CHUNK, len(self)))):
                 for name in kept:
-                    columns[name].append(record[name])
+                    columns[name].append(record.get(name))
         return columns
 
+    def _undecoded(self, indices: range) -> list[dict[str, Any]]:
+        """Records without their image decoded; an empty one for each that is damaged."""
+        try:
+            return [flat(record) for record in self._records.__getitems__(list(indices))]
+        except _DAMAGE:
+            if len(indices) == 1:
+                return [{}]
+            half = len(indices) // 2
+            return self._undecoded(indices[:half]) + self._undecoded(indices[half:])
+
     def attributes(self) -> pa.Table | None:
-        """Classes by name, and every other scalar number; one pass over the records, without decoding images."""
+        """Classes by name, and every other scalar; one pass over the records, without decoding images."""
         if not self._columns:
             return None
-        return pa.table({name: _column(self._features[name], values) for name, values in self._columns.items()})
+        return pa.table({name: column(self._features[name], values) for name, values in self._columns.items()})
 
     def fingerprint(self) -> str:
         """Data set, configuration, version, split, and the names, sizes and shares of its files."""
@@ -155,54 +174,3 @@ def _is_random_access(file_format: Any) -> bool:
     from tensorflow_datasets.core import file_adapters
 
     return file_format in file_adapters.FileFormat.with_random_access()
-
-
-def _flat(nested: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one dict with paths `outer/inner`."""
-    flat: dict[str, Any] = {}
-    for name, value in nested.items():
-        is_group = isinstance(value, dict) or type(value).__name__ == "FeaturesDict"
-        flat.update(_flat(value, f"{prefix}{name}/") if is_group else {f"{prefix}{name}": value})
-    return flat
-
-
-def _nested(path: str, leaf: Any) -> dict[str, Any]:
-    for name in reversed(path.split("/")):
-        leaf = {name: leaf}
-    return leaf
-
-
-def _known(what: str, name: str, features: dict[str, Any]) -> str:
-    if name not in features:
-        raise DataError(f"There is no {what} feature {name!r}; the data set has {', '.join(features)}.")
-    return name
-
-
-def _only_image(features: dict[str, Any]) -> str:
-    images = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
-    if "image" in images:
-        return "image"
-    if len(images) != 1:
-        found = f"several: {', '.join(images)}; name one with image=…" if images else "none, so it is no image data set"
-        raise DataError(f"One image feature is needed, found {found}.")
-    return images[0]
-
-
-def _first_class(features: dict[str, Any]) -> str | None:
-    classes = [name for name, feature in features.items() if type(feature).__name__ == "ClassLabel"]
-    return "label" if "label" in classes else next(iter(classes), None)
-
-
-def _is_scalar(feature: Any) -> bool:
-    return feature.shape == () and any(np.issubdtype(feature.np_dtype, kind) for kind in (np.number, np.bool_))
-
-
-def _column(feature: Any, values: list[Any]) -> pa.Array:
-    names = dict(enumerate(getattr(feature, "names", None) or ()))
-    if any(name != str(number) for number, name in names.items()):  # classes without names are named by their number
-        return pa.array([names.get(int(value)) for value in values], pa.string())
-    return pa.array(np.asarray(values, feature.np_dtype))
-
-
-def _text(value: Any) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

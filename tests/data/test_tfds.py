@@ -5,8 +5,10 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from influence_ssl_jax.data import Tfds, UnreadableExample
+from influence_ssl_jax.data.tfds_features import column, image_feature
 from influence_ssl_jax.errors import DataError
 
 
@@ -58,6 +60,25 @@ def test_features_may_be_named(prepared):
         Tfds("tiny_shapes", "test", str(prepared), label="colour").open()
     with pytest.raises(DataError, match="no image feature 'picture'"):
         Tfds("tiny_shapes", "test", str(prepared), image="picture").open()
+
+
+def test_the_image_feature_is_found_or_asked_for():
+    picture, depth = tfds.features.Image(), tfds.features.Image(shape=(4, 4, 1), dtype=np.float32)
+    assert image_feature({"label": tfds.features.ClassLabel(num_classes=2), "left": picture}, None) == "left"
+    assert image_feature({"left": picture, "image": picture}, None) == "image"
+    assert image_feature({"left": picture, "right": picture}, "right") == "right"
+    with pytest.raises(DataError, match="found several: left, right; name one"):
+        image_feature({"left": picture, "right": picture}, None)
+    with pytest.raises(DataError, match="'depth' is no picture of 8 or 16 bits"):
+        image_feature({"depth": depth}, None)
+    with pytest.raises(DataError, match="'name' is no picture"):
+        image_feature({"image": picture, "name": tfds.features.Text()}, "name")
+
+
+def test_classes_without_names_are_numbers():
+    unnamed, named = tfds.features.ClassLabel(num_classes=3), tfds.features.ClassLabel(names=["a", "b", "c"])
+    assert column(unnamed, [2, None, 0]).to_pylist() == [2, None, 0]
+    assert column(named, [2, None, 0]).to_pylist() == ["c", None, "a"]
 
 
 def test_a_data_set_without_images_is_refused(prepared):
@@ -119,6 +140,22 @@ def test_a_damaged_image_is_named(opened):
     with pytest.raises(UnreadableExample, match=rf"example {broken} \(shape_004\): .*truncated|broken") as refused:
         opened.read(broken)
     assert refused.value.skipped.id == "shape_004"
+
+
+def test_damaged_records_are_named_and_have_no_attributes(copied, tmp_path, opened):
+    content = bytearray(copied.read_bytes())
+    inside = content.find(b"\x89PNG", content.find(b"\x89PNG") + 1)  # the second record
+    content[inside + 20 : inside + 40] = bytes(20)
+    copied.write_bytes(content)
+    damaged = Tfds("tiny_shapes", "train", str(tmp_path)).open()
+    lost = [k for k, year in enumerate(damaged.attributes()["taken/year"].to_pylist()) if year is None]
+    assert lost == [1]
+    for k in lost:
+        with pytest.raises(UnreadableExample, match=f"example {k} .*the record is damaged"):
+            damaged.read(k)
+    for example in readable(opened):
+        if example.index not in lost:
+            np.testing.assert_array_equal(damaged.read(example.index).image, example.image)
 
 
 def test_tensorflow_is_not_imported(prepared):
