@@ -28,3 +28,7 @@ class StructureError(InfluenceError):
 
 class DataError(InfluenceError):
     """A data set that is unknown, not prepared or empty, or a description of it that cannot be."""
+
+
+class StoreError(InfluenceError):
+    """An output folder that belongs to another run, is in use, or does not hold what is asked of it."""

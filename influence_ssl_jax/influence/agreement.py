@@ -38,8 +38,8 @@ def spearman(left: Vector, right: Vector) -> float:
 def partial_spearman(left: Vector, right: Vector, given: Real[np.ndarray, "examples controls"]) -> float:
     """Rank correlation that is left once the ranks of `given` are regressed out of both sides.
 
-    `corr(r_left − Π r_left, r_right − Π r_right)` with `Π` the least-squares projection on `[1, ranks of given]`. Not finite
-    and constant: as in `spearman`; NaN too where `given` explains a side entirely.
+    `corr(r_left − Π r_left, r_right − Π r_right)` with `Π` the least-squares projection on `[1, ranks of given]`. What
+    is not finite or constant counts as in `spearman`; NaN too where `given` explains a side entirely.
     """
     kept = np.isfinite(left) & np.isfinite(right) & np.isfinite(given).all(axis=1)
     if kept.sum() < given.shape[1] + 3:

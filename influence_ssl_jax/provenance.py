@@ -1,0 +1,42 @@
+"""What a result was made with: versions, device, parameters."""
+
+import hashlib
+import importlib.metadata
+import platform
+
+import jax
+import numpy as np
+
+from influence_ssl_jax.types import PyTree
+
+DECISIVE = ("influence-ssl-jax", "jax", "jaxlib", "flax", "numpy")
+"""Packages whose version can change a number."""
+RECORDED = (*DECISIVE, "optax", "orbax-checkpoint", "pillow", "pyarrow", "scikit-learn", "scipy", "tensorflow-datasets")
+"""Packages whose version is recorded."""
+
+
+def versions(packages: tuple[str, ...] = RECORDED) -> dict[str, str]:
+    """The installed version of each package, and of Python."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def device() -> dict[str, str | int | bool]:
+    """The accelerator that arrays live on; starts it where nothing has yet."""
+    first = jax.devices()[0]
+    return {
+        "platform": first.platform,
+        "kind": first.device_kind,
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "float64": bool(jax.config.read("jax_enable_x64")),
+    }
+
+
+def tree_digest(tree: PyTree) -> str:
+    """SHA-256 of every leaf's path, type, shape and bits: equal exactly where two trees of parameters are."""
+    total = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(leaf)
+        total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        total.update(np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()

@@ -1,0 +1,6 @@
+"""The resumable score store: parts with checksums while scores are made, one table when they all are."""
+
+from influence_ssl_jax.store.score_store import RUN, SCORES, ScoreStore
+from influence_ssl_jax.store.score_table import BASELINES, COLUMNS, MEASUREMENTS
+
+__all__ = ["BASELINES", "COLUMNS", "MEASUREMENTS", "RUN", "SCORES", "ScoreStore"]

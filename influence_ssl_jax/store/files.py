@@ -1,0 +1,64 @@
+"""Files that are whole or absent, and a folder that one process writes."""
+
+import fcntl
+import hashlib
+import os
+from pathlib import Path
+from typing import TextIO
+
+from influence_ssl_jax.errors import StoreError
+
+TEMPORARY = ".tmp"
+LOCK = "lock"
+
+
+def write_atomically(path: Path, content: bytes) -> str:
+    """Write `content` so that a crash at any moment leaves the old file or the new one, and return its SHA-256."""
+    temporary = path.with_name(path.name + TEMPORARY)
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+    return hashlib.sha256(content).hexdigest()
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line and wait until it is on disk; a crash can leave it torn, never any line before it."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def lock(folder: Path) -> TextIO:
+    """Hold the folder until the returned file is closed or the process ends, however it ends.
+
+    Raises:
+        StoreError: Another process holds it.
+    """
+    file = (folder / LOCK).open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise StoreError(
+            f"{folder} is being written by another run (process {holder}). Wait for it, or choose another folder."
+        ) from None
+    file.seek(0)
+    file.truncate()
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file

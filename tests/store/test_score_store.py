@@ -1,0 +1,241 @@
+"""The store under every interruption that a disk and a scheduler can think of."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from influence_ssl_jax.data.source import Skipped
+from influence_ssl_jax.errors import StoreError
+from influence_ssl_jax.store import COLUMNS, ScoreStore, files
+
+IDENTITY = {"configuration": {"class": "Score", "draws": 4, "backend": {"class": "LoGra", "rank": 8}}, "data": "abc"}
+SIZE = 10
+ATTRIBUTES = pa.table({"label": pa.array(np.arange(SIZE) % 3), "score": pa.array(np.arange(SIZE) / 2)})
+
+
+def part(indices, scale=1.0):
+    """Scores of some examples, with every column and an embedding."""
+    indices = np.asarray(indices, np.int64)
+    numbers = {name: scale * (indices + k) for k, name in enumerate(COLUMNS[2:7])}
+    embedding = np.stack([indices, indices**2], axis=1).astype(np.float32)
+    return pa.table(
+        {
+            "index": indices,
+            "id": [f"image_{index}" for index in indices],
+            **numbers,
+            "reason": pa.nulls(len(indices), pa.string()),
+            "embedding": pa.FixedSizeListArray.from_arrays(embedding.ravel(), 2),
+        }
+    )
+
+
+def fill(folder, batches, finish=True):
+    """Score what is missing, batch by batch, as a run does."""
+    with ScoreStore.open(folder, IDENTITY, SIZE) as store:
+        for batch in batches:
+            todo = np.setdiff1d(batch, store.done())
+            store.append(part(todo[todo != 6]))
+            store.skip([Skipped(6, "image_6", "truncated")] if 6 in todo else [])
+        if finish:
+            squares = store.column("embedding")[:, 1].astype(float)
+            return store.finish(ATTRIBUTES, {"knn_distance": squares}, {"damping": 0.5})
+    return None
+
+
+BATCHES = [np.array([0, 1, 2, 3]), np.array([4, 5, 6, 7]), np.array([8, 9])]
+
+
+def run_json(folder):
+    return json.loads((folder / "run.json").read_text())
+
+
+def test_a_run_writes_every_example_once_in_order(tmp_path):
+    table = pq.read_table(fill(tmp_path / "out", [BATCHES[2], BATCHES[0], BATCHES[1]]))
+    assert table.column_names == [*COLUMNS, "label", "source_score"]
+    assert table["index"].to_pylist() == list(range(SIZE))
+    assert table["id"].to_pylist() == [f"image_{k}" for k in range(SIZE)]
+    assert table["score"].to_pylist() == [None if k == 6 else float(k) for k in range(SIZE)]
+    assert table["knn_distance"].to_pylist() == [None if k == 6 else float(k**2) for k in range(SIZE)]
+    assert table["reason"].to_pylist() == ["truncated" if k == 6 else None for k in range(SIZE)]
+    assert table["label"].to_pylist() == [k % 3 for k in range(SIZE)]
+    assert table["source_score"].to_pylist() == [k / 2 for k in range(SIZE)]
+
+
+def test_the_record_counts_every_example(tmp_path):
+    with ScoreStore.open(tmp_path, IDENTITY, 4) as store:
+        broken = part([0, 1, 2]).set_column(2, "score", pa.array([np.nan, np.inf, 2.0]))
+        store.append(broken.set_column(7, "reason", pa.array(["zero embedding", None, None])))
+        store.skip([Skipped(3, "three", "missing")])
+        table = pq.read_table(store.finish(facts={"damping": 0.5}))
+    assert table["reason"].to_pylist() == ["zero embedding", "the score is not finite", None, "missing"]
+    record = run_json(tmp_path)
+    assert record["counts"] == {"size": 4, "scored": 1, "nan": 2, "skipped": 1, "resumed": 0, "recomputed": 0}
+    assert record["identity"] == {"size": 4, **IDENTITY}
+    assert record["damping"] == 0.5
+    assert record["wall_seconds"] > 0
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=10)
+def test_resumed_is_fresh_bit_for_bit_wherever_it_stopped(tmp_path_factory, seed):
+    folder = tmp_path_factory.mktemp("store")
+    generator = np.random.default_rng(seed)
+    fresh = fill(folder / "fresh", BATCHES).read_bytes()
+    order = [BATCHES[k] for k in generator.permutation(3)]
+    fill(folder / "resumed", order[: generator.integers(4)], finish=False)
+    resumed = fill(folder / "resumed", BATCHES)
+    assert resumed.read_bytes() == fresh
+    assert fill(folder / "resumed", BATCHES).read_bytes() == fresh
+    assert run_json(folder / "resumed")["counts"]["resumed"] == SIZE
+
+
+DAMAGE = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-7]),
+    "emptied": lambda path: path.write_bytes(b""),
+    "one bit": lambda path: path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:]),
+    "missing": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_part_is_made_again_and_counted(tmp_path, damage):
+    fresh = fill(tmp_path, BATCHES).read_bytes()
+    DAMAGE[damage](tmp_path / "parts" / "000001.parquet")
+    with ScoreStore.open(tmp_path, IDENTITY, SIZE) as store:
+        assert store.done().tolist() == [0, 1, 2, 3, 6, 8, 9]
+        assert not (tmp_path / "scores.parquet").exists()
+    with pytest.raises(StoreError, match="3 of 10 examples have no score yet"):
+        fill(tmp_path, [])
+    DAMAGE[damage](tmp_path / "parts" / "000000.parquet")
+    assert fill(tmp_path, BATCHES).read_bytes() == fresh
+    assert run_json(tmp_path)["counts"]["recomputed"] == 4
+    assert run_json(tmp_path)["counts"]["resumed"] == 3
+
+
+def test_a_part_that_changes_under_the_run_is_noticed(tmp_path):
+    with ScoreStore.open(tmp_path, IDENTITY, SIZE) as store:
+        store.append(part(np.arange(SIZE)))
+        DAMAGE["truncated"](tmp_path / "parts" / "000000.parquet")
+        with pytest.raises(StoreError, match="10 examples will be computed anew"):
+            store.finish()
+    fill(tmp_path, BATCHES)
+
+
+def test_files_that_no_line_promises_do_not_count(tmp_path):
+    fill(tmp_path, BATCHES[:2], finish=False)
+    manifest = tmp_path / "parts" / "manifest.jsonl"
+    lines = manifest.read_text().splitlines(keepends=True)
+    manifest.write_text("".join(lines[:-1]) + lines[-1][:20])
+    (tmp_path / "parts" / "000009.parquet.tmp").write_bytes(b"half a part")
+    with ScoreStore.open(tmp_path, IDENTITY, SIZE) as store:
+        assert store.done().tolist() == [0, 1, 2, 3, 4, 5, 7]
+    assert len(pq.read_table(fill(tmp_path, BATCHES))) == SIZE
+
+
+@pytest.mark.parametrize("crash_at", range(12))
+def test_a_crash_at_any_write_loses_nothing_that_was_finished(tmp_path, monkeypatch, crash_at):
+    fresh = fill(tmp_path / "fresh", BATCHES).read_bytes()
+    synced = os.fsync
+    calls = iter(range(10**6))
+
+    def fsync(descriptor):
+        if next(calls) == crash_at:
+            raise KeyboardInterrupt
+        synced(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    with pytest.raises(KeyboardInterrupt):
+        fill(tmp_path / "out", BATCHES)
+    monkeypatch.undo()
+    assert fill(tmp_path / "out", BATCHES).read_bytes() == fresh
+
+
+def test_a_killed_process_leaves_the_folder_free_and_its_parts_whole(tmp_path):
+    script = textwrap.dedent(f"""
+        import sys, time
+        sys.path.insert(0, {os.path.dirname(__file__)!r})
+        from test_score_store import *
+        store = ScoreStore.open({str(tmp_path / "out")!r}, IDENTITY, SIZE)
+        store.append(part(BATCHES[0]))
+        print("ready", flush=True)
+        time.sleep(60)
+    """)
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        with pytest.raises(StoreError, match=f"another run .process {process.pid}"):
+            ScoreStore.open(tmp_path / "out", IDENTITY, SIZE)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with ScoreStore.open(tmp_path / "out", IDENTITY, SIZE) as store:
+        assert store.done().tolist() == [0, 1, 2, 3]
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    with ScoreStore.open(tmp_path, IDENTITY, SIZE), pytest.raises(StoreError, match="being written by another run"):
+        ScoreStore.open(tmp_path, IDENTITY, SIZE)
+    ScoreStore.open(tmp_path, IDENTITY, SIZE).close()
+
+
+def test_another_configuration_is_refused_with_the_difference(tmp_path):
+    fill(tmp_path, BATCHES)
+    other = {"configuration": {"class": "Score", "draws": 8, "backend": {"class": "CG", "steps": 5}}, "data": "abc"}
+    with pytest.raises(StoreError) as error:
+        ScoreStore.open(tmp_path, other, SIZE + 1)
+    message = str(error.value)
+    assert "size: 10 → 11" in message
+    assert "configuration.draws: 4 → 8" in message
+    assert "configuration.backend: LoGra → CG" in message
+    assert "configuration.backend.rank: 8 → (absent)" in message
+    assert "data" not in message.split("there → now")[1]
+    assert (tmp_path / "scores.parquet").exists()
+
+
+def test_a_folder_of_something_else_is_refused_untouched(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(StoreError, match=r"is not empty and holds no scores [(]thesis"):
+        ScoreStore.open(tmp_path, IDENTITY, SIZE)
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(StoreError, match="is a file"):
+        ScoreStore.open(tmp_path / "thesis.tex", IDENTITY, SIZE)
+
+
+def test_a_damaged_identity_is_refused(tmp_path):
+    fill(tmp_path, BATCHES)
+    (tmp_path / "identity.json").write_text("{")
+    with pytest.raises(StoreError, match="nothing says whose scores these are"):
+        ScoreStore.open(tmp_path, IDENTITY, SIZE)
+
+
+def test_rows_that_would_repeat_or_lie_outside_are_refused(tmp_path):
+    with ScoreStore.open(tmp_path, IDENTITY, SIZE) as store:
+        store.append(part([1, 2]))
+        for wrong, message in [([2, 3], "once; got again .2"), ([4, 4], "got again .4, 4"), ([10], "0…9, got .10")]:
+            with pytest.raises(ValueError, match=message):
+                store.append(part(wrong))
+        with pytest.raises(ValueError, match=r"got again .1"):
+            store.skip([Skipped(1, "one", "late")])
+        with pytest.raises(ValueError, match=r"got none of score"):
+            store.append(part([3]).drop_columns(["score"]))
+        with pytest.raises(ValueError, match="all parts have one schema"):
+            store.append(part([3]).drop_columns(["embedding"]))
+        with pytest.raises(ValueError, match="got null"):
+            store.append(part([3]).set_column(2, "score", pa.nulls(1, pa.float64())))
+        assert store.done().tolist() == [1, 2]
+
+
+def test_nothing_to_score_is_said(tmp_path):
+    with ScoreStore.open(tmp_path, IDENTITY, 1) as store:
+        store.skip([Skipped(0, "zero", "not an image")])
+        with pytest.raises(StoreError, match="None of the 1 examples could be read"):
+            store.finish()
