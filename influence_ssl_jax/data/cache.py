@@ -1,16 +1,18 @@
 """A small data set decoded once and kept as the model reads it."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
-from influence_ssl_jax.data.loader import in_order, load
+from influence_ssl_jax.data.loader import chunks, in_order, load
 from influence_ssl_jax.data.source import Example, OpenSource, Skipped, UnreadableExample, digest
 from influence_ssl_jax.data.transform import ToInput
 from influence_ssl_jax.errors import DataError
 
 MAX_BYTES = 4 * 2**30
+_CHUNK = 256
 
 
 class Cached(OpenSource):
@@ -58,11 +60,10 @@ def cached(source: OpenSource, transform: ToInput, max_bytes: int = MAX_BYTES) -
         )
     pixels = np.empty((len(source), transform.height, transform.width, transform.channels), np.uint8)
 
-    def kept(index: int) -> Example | Skipped:
-        loaded = load(source, transform, index)
-        if isinstance(loaded, Skipped):
-            return loaded
-        pixels[index] = loaded.image
-        return dataclasses.replace(loaded, image=pixels[index])
-
-    return Cached(source, transform, list(in_order(kept, range(len(source)), ahead=64)))
+    entries: dict[int, Example | Skipped] = {}
+    for examples, skipped in in_order(partial(load, source, transform), chunks(np.arange(len(source)), _CHUNK)):
+        for example in examples:
+            pixels[example.index] = example.image
+            entries[example.index] = dataclasses.replace(example, image=pixels[example.index])
+        entries.update({each.index: each for each in skipped})
+    return Cached(source, transform, [entries[index] for index in range(len(source))])

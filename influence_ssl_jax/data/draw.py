@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from influence_ssl_jax.data.loader import AHEAD, WORKERS, LoadedBatch, checked, in_order, load, sorted_out, stacked
+from influence_ssl_jax.data.loader import LoadedBatch, checked, chunks, in_order, load, stacked
 from influence_ssl_jax.data.source import Example, OpenSource, Skipped, counted
 from influence_ssl_jax.data.transform import ToInput
 from influence_ssl_jax.errors import DataError
@@ -34,13 +35,11 @@ def resident(source: OpenSource, transform: ToInput, count: int, batch_size: int
     wanted = min(count, total)
     examples: list[Example] = []
     skipped: list[Skipped] = []
-    for loaded in in_order(lambda index: load(source, transform, int(index)), order, WORKERS, ahead=64):
-        if isinstance(loaded, Skipped):
-            skipped.append(loaded)
-            continue
-        examples.append(loaded)
-        if len(examples) == wanted:
+    for usable, missed in in_order(partial(load, source, transform), chunks(order, batch_size)):
+        examples, skipped = examples + usable, skipped + missed
+        if len(examples) >= wanted:
             break
+    examples = examples[:wanted]
     for note in counted("examples passed over", _named(skipped)):
         _log.warning("%s", note)
     if not examples:
@@ -78,7 +77,7 @@ def epoch(
         chosen = order[step * size : (step + 1) * size]
         return _filled(source, transform, chosen, np.random.default_rng([seed, epoch_number, step]))
 
-    for examples, skipped in in_order(filled, range(start_step, total // size), WORKERS, AHEAD):
+    for examples, skipped in in_order(filled, range(start_step, total // size)):
         if not examples or (len(examples) < size and total > batch_size):
             raise DataError(
                 f"A batch of {batch_size} cannot be filled: {len(skipped)} of {total} examples cannot be used, "
@@ -91,15 +90,14 @@ def _filled(
     source: OpenSource, transform: ToInput, chosen: Int[np.ndarray, " batch"], rng: np.random.Generator
 ) -> tuple[list[Example], list[Skipped]]:
     """The chosen examples; in place of those that cannot be used, others in random order."""
-    examples, skipped = sorted_out(load(source, transform, int(index)) for index in chosen)
+    examples, skipped = load(source, transform, chosen)
     if not skipped:
         return examples, skipped
-    for index in rng.permutation(len(source)):
-        if len(examples) == len(chosen):
-            break
-        if index not in chosen:
-            more, missed = sorted_out([load(source, transform, int(index))])
-            examples, skipped = examples + more, skipped + missed
+    others = rng.permutation(np.setdiff1d(np.arange(len(source)), chosen))
+    while len(examples) < len(chosen) and len(others):
+        missing = len(chosen) - len(examples)
+        usable, missed = load(source, transform, others[:missing])
+        examples, skipped, others = examples + usable, skipped + missed, others[missing:]
     return examples, skipped
 
 

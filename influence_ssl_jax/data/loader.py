@@ -4,6 +4,7 @@ import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
-from influence_ssl_jax.data.source import Example, OpenSource, Skipped, UnreadableExample
+from influence_ssl_jax.data.source import Example, OpenSource, Skipped
 from influence_ssl_jax.data.transform import ToInput, UnusableImage
 from influence_ssl_jax.errors import DataError
 from influence_ssl_jax.types import Batch
@@ -61,12 +62,7 @@ def batches(
     """
     checked(source, batch_size)
     order = np.arange(len(source)) if indices is None else np.asarray(indices)
-    chunks = (order[start : start + batch_size] for start in range(0, len(order), batch_size))
-
-    def loaded(chunk: Int[np.ndarray, " count"]) -> tuple[list[Example], list[Skipped]]:
-        return sorted_out(load(source, transform, int(index)) for index in chunk)
-
-    for examples, skipped in in_order(loaded, chunks, workers, ahead):
+    for examples, skipped in in_order(partial(load, source, transform), chunks(order, batch_size), workers, ahead):
         yield stacked(examples, skipped, transform, batch_size, key)
 
 
@@ -79,22 +75,25 @@ def checked(source: OpenSource, batch_size: int) -> int:
     return len(source)
 
 
-def load(source: OpenSource, transform: ToInput, index: int) -> Example | Skipped:
-    """One transformed example, or why there is none."""
-    try:
-        example = source.read(index)
-    except UnreadableExample as error:
-        return error.skipped
-    try:
-        return dataclasses.replace(example, image=transform(example.image))
-    except UnusableImage as error:
-        return Skipped(index, example.id, str(error))
+def load(
+    source: OpenSource, transform: ToInput, indices: Int[np.ndarray, " count"]
+) -> tuple[list[Example], list[Skipped]]:
+    """The transformed examples, and those that cannot be used."""
+    examples, skipped = [], []
+    for read in source.read_many(indices.tolist()):
+        if isinstance(read, Skipped):
+            skipped.append(read)
+            continue
+        try:
+            examples.append(dataclasses.replace(read, image=transform(read.image)))
+        except UnusableImage as error:
+            skipped.append(Skipped(read.index, read.id, str(error)))
+    return examples, skipped
 
 
-def sorted_out(loaded: Iterable[Example | Skipped]) -> tuple[list[Example], list[Skipped]]:
-    """The usable and the others."""
-    both = list(loaded)
-    return [x for x in both if isinstance(x, Example)], [x for x in both if isinstance(x, Skipped)]
+def chunks(order: Int[np.ndarray, " count"], size: int) -> Iterator[Int[np.ndarray, " chunk"]]:
+    """An order in pieces of `size`, the last one maybe smaller."""
+    return (order[start : start + size] for start in range(0, len(order), size))
 
 
 def in_order(

@@ -4,7 +4,8 @@ import abc
 import collections
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -48,6 +49,14 @@ class UnreadableExample(Exception):
         self.skipped = Skipped(index, id, reason)
 
 
+def attempt(read: Callable[..., Example], *arguments: Any) -> Example | Skipped:
+    """`read(*arguments)`, or what it says is unreadable."""
+    try:
+        return read(*arguments)
+    except UnreadableExample as error:
+        return error.skipped
+
+
 class OpenSource(abc.ABC):
     """An opened data set: examples by number, read in any order and from several threads at once."""
 
@@ -62,6 +71,10 @@ class OpenSource(abc.ABC):
         Raises:
             UnreadableExample: Its image is missing, truncated or not an image.
         """
+
+    def read_many(self, indices: Sequence[int]) -> list[Example | Skipped]:
+        """Several examples, or why there are none; overridden where reading together is faster."""
+        return [attempt(self.read, index) for index in indices]
 
     @abc.abstractmethod
     def attributes(self) -> pa.Table | None:

@@ -3,13 +3,14 @@
 import dataclasses
 import difflib
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from influence_ssl_jax.data.pixels import UndecodableImage, decode
-from influence_ssl_jax.data.source import Example, OpenSource, Source, UnreadableExample, digest
+from influence_ssl_jax.data.source import Example, OpenSource, Skipped, Source, UnreadableExample, attempt, digest
 from influence_ssl_jax.data.tfds_features import (
     column,
     first_class,
@@ -122,9 +123,21 @@ class OpenTfds(OpenSource):
     def read(self, index: int) -> Example:
         """Read and decode one record."""
         try:
-            record = flat(self._records[index])
+            record = self._records[index]
         except _DAMAGE as error:
             raise UnreadableExample(index, f"{self._split}/{index}", f"the record is damaged: {error}") from error
+        return self._example(index, record)
+
+    def read_many(self, indices: Sequence[int]) -> list[Example | Skipped]:
+        """Fetched together, which costs a fraction of fetching one by one; one by one only where a record is damaged."""
+        try:
+            records = self._records.__getitems__(list(indices))
+        except _DAMAGE:
+            return [attempt(self.read, index) for index in indices]
+        return [attempt(self._example, *pair) for pair in zip(indices, records, strict=True)]
+
+    def _example(self, index: int, nested_record: dict[str, Any]) -> Example:
+        record = flat(nested_record)
         name = text(record[self._name]) if self._name else f"{self._split}/{index}"
         try:
             image = decode(record[self._image])
