@@ -120,8 +120,9 @@ def _enlarged(digit: np.ndarray, size: int) -> UInt8[np.ndarray, "{size} {size} 
 
 
 def _shifted(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    axis, step = int(rng.integers(2)), int(rng.choice([-1, 1]))
-    return np.roll(image, step, axis=axis)  # the outermost pixels of a digit are nearly black, so nothing wraps visibly
+    down, right = ((0, 1), (2, 1), (1, 0), (1, 2))[rng.integers(4)]
+    padded = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    return padded[down : down + image.shape[0], right : right + image.shape[1]]
 
 
 def _noisy(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -129,7 +129,7 @@ class OpenTfds(OpenSource):
         return self._example(index, record)
 
     def read_many(self, indices: Sequence[int]) -> list[Example | Skipped]:
-        """Fetched together, which costs a fraction of fetching one by one; one by one only where a record is damaged."""
+        """Fetched together, which costs a fraction of one by one; one by one where a record is damaged."""
         try:
             records = self._records.__getitems__(list(indices))
         except _DAMAGE:
