@@ -48,13 +48,13 @@ class Objective:
 
     def embed(
         self, params: Params, frozen: Frozen, images: Float[Array, "views batch height width channels"]
-    ) -> Float[Array, "views batch width"]:
+    ) -> Float[Array, "views batch embedding"]:
         """Embeddings of all views, as one batch through the network."""
         views, batch = images.shape[:2]
         flat = self.network(params, frozen, images.reshape(views * batch, *images.shape[2:]))
         return flat.reshape(views, batch, -1)
 
-    def complete(self, online: Float[Array, "views batch width"], frozen: Frozen, batch: Batch) -> Embeddings:
+    def complete(self, online: Float[Array, "views batch embedding"], frozen: Frozen, batch: Batch) -> Embeddings:
         """The online embeddings with everything else that the loss reads: target embeddings and labels."""
         target = None
         if self.loss.compares_with_target and self.target is not None:

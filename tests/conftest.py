@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_disable_most_optimizations", True)  # tests compile far longer than they compute
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 install_import_hook("influence_ssl_jax", "beartype.beartype")

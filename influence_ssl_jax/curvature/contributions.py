@@ -1,0 +1,98 @@
+"""Which gradients an objective gives its examples: of a measurement, of a batch-coupled loss, or drawn."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from influence_ssl_jax.curvature.gradients import ExampleGradients
+from influence_ssl_jax.curvature.sampling import output_samples
+from influence_ssl_jax.losses.alignment import Measurement
+from influence_ssl_jax.problem import Objective, Problem
+from influence_ssl_jax.types import Batch, Frozen, Params
+
+
+def measured(
+    objective: Objective, params: Params, frozen: Frozen, batch: Batch, draws: int = 1
+) -> tuple[ExampleGradients, Float[Array, "draws batch"], Bool[Array, " batch"]]:
+    """Gradients of a measurement's value for every example, `draws` times.
+
+    Draw k of an example uses the key `fold_in(example's key, k)`.
+
+    Returns:
+        The gradients (draw-major), the values `½‖r‖²` [draws, batch], and which examples are degenerate (the measurement
+        is undefined in some draw, and their gradient zero).
+    """
+    loss = objective.loss
+    if not isinstance(loss, Measurement):
+        raise TypeError(f"Only a measurement has a value per example, got {type(loss).__name__}.")
+    repeated = _drawn(batch, draws)
+    images = objective.images(repeated, jax.tree.leaves(params)[0].dtype)
+    z = objective.embed(params, frozen, images)
+
+    def total(z: Array) -> tuple[Array, tuple[Array, Array]]:
+        embeddings = objective.complete(z, frozen, repeated)
+        values = loss.values(loss.outputs(embeddings))
+        return jnp.sum(values), (values, loss.degenerate(embeddings))
+
+    cotangents, (values, degenerate) = jax.grad(total, has_aux=True)(z)
+    gradients = ExampleGradients(params, frozen, images, cotangents, objective.network, draws)
+    return gradients, values.reshape(draws, -1), jnp.any(degenerate.reshape(draws, -1), axis=0)
+
+
+def contributed(problem: Problem, batch: Batch) -> ExampleGradients:
+    """`√b · J_iᵀ ∂loss/∂z_i`: the contribution of each example to the batch's gradient.
+
+    The sum of their outer products is the `empirical_fisher` of the batch; for a mean of per-example losses ℓ_i it is
+    (1/b) Σ ∇ℓ_i ∇ℓ_iᵀ.
+    """
+    objective = problem.objective
+    images = objective.images(batch, jax.tree.leaves(problem.params)[0].dtype)
+    z = objective.embed(problem.params, problem.frozen, images)
+    cotangents = jax.grad(lambda z: objective.loss(objective.complete(z, problem.frozen, batch)))(z)
+    scaled = cotangents * z.shape[1] ** 0.5
+    return ExampleGradients(problem.params, problem.frozen, images, scaled, objective.network)
+
+
+def sampled(problem: Problem, batch: Batch, samples: int) -> ExampleGradients:
+    """`J_iᵀ (∂y/∂z_i)ᵀ w` with w ~ N(0, ∇²head) per example, `samples` draws, for a separable loss.
+
+    The sum over examples, averaged over draws, of their outer products has the Gauss–Newton matrix as its expectation.
+    """
+    objective = problem.objective
+    if not objective.loss.separable:
+        raise TypeError(f"{type(objective.loss).__name__} couples the examples of a batch; use `pooled`.")
+    images = objective.images(batch, jax.tree.leaves(problem.params)[0].dtype)
+    z = objective.embed(problem.params, problem.frozen, images)
+    y, backward = jax.vjp(lambda z: objective.loss.outputs(objective.complete(z, problem.frozen, batch)), z)
+    cotangents = jax.vmap(lambda w: backward(w)[0], out_axes=1)(output_samples(objective.loss, y, batch, samples))
+    repeated = jnp.broadcast_to(images[:, None], (images.shape[0], samples, *images.shape[1:]))
+    return ExampleGradients(
+        problem.params,
+        problem.frozen,
+        repeated.reshape(images.shape[0], -1, *images.shape[2:]),
+        cotangents.reshape(images.shape[0], -1, z.shape[2]),
+        objective.network,
+        samples,
+    )
+
+
+def pooled(problem: Problem, batch: Batch, samples: int) -> Params:
+    """`J_yᵀ w` with w ~ N(0, ∇²head) over the whole batch: leaves [samples, …], for any loss.
+
+    The mean of their outer products has the batch's Gauss–Newton matrix as its expectation, the coupling between the
+    examples of a batch included. One forward pass, one backward pass per sample.
+    """
+    objective = problem.objective
+    y, backward = jax.vjp(lambda params: objective.outputs(params, problem.frozen, batch), problem.params)
+    return jax.lax.map(lambda w: backward(w)[0], output_samples(objective.loss, y, batch, samples))
+
+
+def _drawn(batch: Batch, draws: int) -> Batch:
+    """The batch `draws` times over, each with its own keys."""
+    keys = jax.vmap(lambda k: jax.vmap(lambda key: jax.random.fold_in(key, k))(batch.key))(jnp.arange(draws))
+
+    def repeat(leaf: Array) -> Array:
+        return jnp.broadcast_to(leaf[None], (draws, *leaf.shape)).reshape(draws * leaf.shape[0], *leaf.shape[1:])
+
+    label = None if batch.label is None else repeat(batch.label)
+    return Batch(repeat(batch.image), keys.reshape(-1), repeat(batch.index), label)

@@ -1,0 +1,141 @@
+"""Captured, projected and ghost-normed gradients equal those of `vmap(grad)`, layer by layer."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import problems
+import pytest
+
+from influence_ssl_jax import trees
+from influence_ssl_jax.curvature import blocks as cut
+from influence_ssl_jax.curvature.contributions import contributed, measured, sampled
+from influence_ssl_jax.curvature.gradients import ExampleGradients
+from influence_ssl_jax.errors import StructureError
+from influence_ssl_jax.losses import CosineDistance, SimCLR
+
+DRAWS = 3
+
+
+class Geometry(nn.Module):
+    """One convolution of awkward geometry, then a mean."""
+
+    conv: nn.Conv
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        del train
+        return jnp.tanh(self.conv(x)).mean((1, 2))
+
+
+GEOMETRIES = {
+    "stride": nn.Conv(4, (3, 2), strides=(2, 1)),
+    "dilation": nn.Conv(4, (2, 2), kernel_dilation=(2, 1), padding="VALID"),
+    "groups": nn.Conv(4, (3, 3), feature_group_count=2),
+    "groups_without_bias": nn.Conv(6, (3, 3), feature_group_count=2, use_bias=False, strides=(2, 2)),
+    "circular": nn.Conv(3, (3, 3), padding="CIRCULAR", use_bias=False),
+    "input_dilation": nn.Conv(3, (2, 2), input_dilation=(2, 2), padding=((0, 1), (1, 0))),
+}
+
+
+full = jax.jit(ExampleGradients.full)
+gram = jax.jit(ExampleGradients.gram, static_argnums=1)
+
+
+def gradients_of(module, draws=DRAWS):
+    problem = problems.problem(CosineDistance(), module=module)
+    batch = problems.first_batch(problem)
+    found, values, _ = jax.jit(measured, static_argnums=(0, 4))(
+        problem.objective, problem.params, problem.frozen, batch, draws
+    )
+    blocks = cut.discover(problem.objective.network, problem.params, problem.frozen, batch.image.shape[1:])
+    return problem, batch, found, values, blocks
+
+
+def test_a_measured_gradient_is_that_of_the_examples_own_value():
+    problem, batch, found, values, _ = gradients_of(problems.ConvNet())
+    alone_gradient = jax.jit(jax.value_and_grad(problem.objective))
+    whole_gradients = full(found)
+    for draw in range(DRAWS):
+        for i in range(batch.index.size):
+            key = jax.random.fold_in(batch.key[i], draw)
+            alone = jax.tree.map(lambda leaf: leaf[i : i + 1], batch)
+            alone = type(batch)(alone.image, key[None], alone.index, alone.label)
+            value, gradient = alone_gradient(problem.params, problem.frozen, alone)
+            row = jax.tree.map(lambda leaf: leaf[draw * batch.index.size + i], whole_gradients)
+            np.testing.assert_allclose(values[draw, i], value, rtol=1e-12)
+            np.testing.assert_allclose(trees.ravel(row), trees.ravel(gradient), rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("module", [problems.ConvNet(), *map(Geometry, GEOMETRIES.values())], ids=["net", *GEOMETRIES])
+def test_blocks_materialise_project_and_norm_the_gradients_of_vmap(module):
+    problem, _, found, _, blocks = gradients_of(module)
+    whole_gradients = full(found)
+    n = found.cotangents.shape[1]
+    materialised = jax.jit(lambda found: [block.materialised(found) for block in blocks])(found)
+    for block, got in zip(blocks, materialised, strict=True):
+        whole = jax.vmap(block.read)(whole_gradients)
+        np.testing.assert_allclose(got, whole, rtol=1e-9, atol=1e-13)
+        if isinstance(block, cut.MatrixBlock):
+            left = jax.random.normal(jax.random.key(1), (block.layer.groups, block.layer.inputs, 2), jnp.float64)
+            right = jax.random.normal(jax.random.key(2), (block.layer.groups, block.layer.outputs, 3), jnp.float64)
+            want = jnp.einsum("gik,ngio,gol->ngkl", left, whole, right)
+            projected = jax.jit(lambda found: block.projected(found, left, right))(found)  # noqa: B023
+            np.testing.assert_allclose(projected, want, rtol=1e-9, atol=1e-12)
+    rows = trees.ravel_batch(whole_gradients).reshape(DRAWS, n // DRAWS, -1)
+    np.testing.assert_allclose(gram(found, blocks), np.einsum("kbp,lbp->bkl", rows, rows), rtol=1e-9)
+    one = cut.assemble(problem.params, blocks, {block.name: block.read(problem.params) for block in blocks})
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), one, problem.params))
+
+
+def test_both_ways_to_a_gram_agree():
+    """Ghost norms (few positions, many weights) and materialised gradients (the reverse)."""
+    few = nn.Conv(40, (3, 3), strides=(6, 6), use_bias=False)
+    many = nn.Conv(2, (1, 1), use_bias=False)
+    for conv in (few, many):
+        _, _, found, _, blocks = gradients_of(Geometry(conv))
+        rows = trees.ravel_batch(full(found)).reshape(DRAWS, -1, sum(block.size for block in blocks))
+        np.testing.assert_allclose(gram(found, blocks), np.einsum("kbp,lbp->bkl", rows, rows), rtol=1e-10)
+
+
+def test_directional_and_summed_gradients():
+    problem, _, found, _, _ = gradients_of(problems.ConvNet())
+    directions = jax.vmap(lambda key: trees.normal_like(key, problem.params))(jax.random.split(jax.random.key(0), 4))
+    rows, basis = trees.ravel_batch(full(found)), trees.ravel_batch(directions)
+    np.testing.assert_allclose(jax.jit(type(found).along)(found, directions), rows @ basis.T, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(trees.ravel(jax.jit(type(found).summed)(found)), rows.sum(0), rtol=1e-9, atol=1e-12)
+
+
+def test_contributions_sum_to_the_gradient_of_a_coupled_batch():
+    problem = problems.problem(SimCLR())
+    batch = problems.first_batch(problem)
+    want = jax.jit(jax.grad(problem.objective))(problem.params, problem.frozen, batch)
+    got = trees.scale(batch.index.size**-0.5, jax.jit(lambda problem, batch: contributed(problem, batch).summed())(problem, batch))
+    np.testing.assert_allclose(trees.ravel(got), trees.ravel(want), rtol=1e-9, atol=1e-13)
+
+
+def test_sampled_gradients_refuse_a_coupled_loss():
+    problem = problems.problem(SimCLR())
+    with pytest.raises(TypeError, match="couples the examples"):
+        sampled(problem, problems.first_batch(problem), 1)
+
+
+class WithTemperature(nn.Module):
+    """A parameter that belongs to no known layer."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        return problems.Linear(name="net")(x, train) * self.param("temperature", nn.initializers.ones, (1, 3))
+
+
+def test_a_parameter_without_a_layer_is_refused_or_materialised():
+    module = WithTemperature()
+    problem = problems.problem(CosineDistance(), module=module)
+    batch = problems.first_batch(problem)
+    shape = batch.image.shape[1:]
+    with pytest.raises(StructureError, match="temperature"):
+        cut.discover(problem.objective.network, problem.params, problem.frozen, shape)
+    blocks = cut.discover(problem.objective.network, problem.params, problem.frozen, shape, "materialise")
+    found, _, _ = jax.jit(measured, static_argnums=0)(problem.objective, problem.params, problem.frozen, batch)
+    rows = trees.ravel_batch(full(found))
+    np.testing.assert_allclose(gram(found, blocks)[:, 0, 0], (rows**2).sum(1), rtol=1e-10)

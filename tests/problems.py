@@ -1,0 +1,111 @@
+"""Small problems whose curvature is known densely: convolutional and linear nets × losses × curvatures, in float64."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from influence_ssl_jax.augment.views import Views
+from influence_ssl_jax.losses import BYOL, BarlowTwins, CosineDistance, Loss, SimCLR, SquaredEuclid, Supervised
+from influence_ssl_jax.nets.network import Network
+from influence_ssl_jax.problem import Curvature, Objective, Problem
+from influence_ssl_jax.types import Batch
+
+LOSSES: tuple[Loss, ...] = (
+    SimCLR(temperature=0.5),
+    BYOL(),
+    BarlowTwins(off_diagonal=0.1),
+    Supervised(),
+    CosineDistance(),
+    SquaredEuclid(),
+)
+SIZE = 6
+
+
+class ConvNet(nn.Module):
+    """Strided and padded convolutions with and without bias, BatchNorm, a Dense layer called twice, a head."""
+
+    width: int = 4
+    outputs: int = 5
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = nn.Conv(self.width, (3, 3), name="stem")(x)
+        x = jnp.tanh(nn.BatchNorm(use_running_average=not train, name="norm")(x))
+        x = nn.Conv(self.width, (3, 3), strides=(2, 2), padding=[(1, 1), (1, 1)], use_bias=False, name="down")(x)
+        x = jnp.tanh(nn.BatchNorm(use_running_average=not train, name="norm2")(x))
+        shared = nn.Dense(self.width, name="shared")
+        x = jnp.tanh(shared(jnp.tanh(shared(x))))
+        return nn.Dense(self.outputs, name="head")(x.mean((1, 2)))
+
+
+class Linear(nn.Module):
+    """`W x` on flattened pixels."""
+
+    outputs: int = 3
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        del train
+        return nn.Dense(self.outputs, use_bias=False, name="linear")(x.reshape(x.shape[0], -1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Noisy(Views):
+    """The image `copies` times, each after the first with noise."""
+
+    copies: int = 2
+    sigma: float = 0.3
+
+    def __call__(self, key, image):
+        noise = jax.random.normal(key, (self.copies - 1, *image.shape), image.dtype)
+        return jnp.concatenate([image[None], image[None] + self.sigma * noise])
+
+
+def network(module: nn.Module) -> Network:
+    return Network(module, mean=(0.4,), std=(0.5,))
+
+
+def variables(module: nn.Module, seed: int = 0, size: int = SIZE, channels: int = 2):
+    """Random parameters and running statistics in float64, drawn by numpy: JAX's generators are slow to compile."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, size, size, channels)), train=False))
+
+    def draw(leaf):
+        fan_in = max(1, leaf.size // leaf.shape[-1])
+        return jnp.asarray(rng.normal(size=leaf.shape) / fan_in**0.5)
+
+    params = jax.tree.map(draw, shapes["params"])
+    stats = jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(0.3, 1.5, leaf.shape)), shapes.get("batch_stats", {}))
+    return params, {"batch_stats": stats} if stats else {}
+
+
+def batches(num_batches: int = 2, size: int = 4, seed: int = 0, image: int = SIZE, channels: int = 2) -> Batch:
+    """Random images with leading axes [num_batches, size]."""
+    rng = np.random.default_rng(seed + 100)
+    images = rng.uniform(size=(num_batches, size, image, image, channels))
+    keys = jax.random.split(jax.random.key(seed), (num_batches, size))
+    index = np.arange(num_batches * size).reshape(num_batches, size)
+    return Batch(jnp.asarray(images), keys, jnp.asarray(index), jnp.asarray(index % 3))
+
+
+def objective(loss: Loss, module: nn.Module) -> Objective:
+    target = network(module) if loss.compares_with_target else None
+    return Objective(network(module), Noisy(copies=loss.views), loss, target)
+
+
+def problem(
+    loss: Loss, curvature: Curvature = "ggn", module: nn.Module | None = None, samples: int = 3, seed: int = 0, **data
+) -> Problem:
+    module = ConvNet() if module is None else module
+    params, frozen = variables(module, seed)
+    if loss.compares_with_target:
+        target, target_frozen = variables(module, seed + 5)
+        frozen = {**frozen, "target": {"params": target, **target_frozen}}
+    return Problem(params, frozen, batches(seed=seed, **data), objective(loss, module), curvature, samples)
+
+
+def first_batch(problem: Problem) -> Batch:
+    return jax.tree.map(lambda leaf: leaf[0], problem.batches)
