@@ -1,0 +1,1 @@
+"""Random views of an image: perturbations that scores compare and augmentations that pretraining compares."""

@@ -1,0 +1,151 @@
+"""Transforms of each pixel's colour, in torchvision's definitions: jitter, grayscale, solarisation."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from influence_ssl_jax.augment.transform import Transform
+
+_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
+
+
+def luminance(image: Float[Array, "height width channels"]) -> Float[Array, "height width 1"]:
+    """0.2989 R + 0.587 G + 0.114 B; a grey image is its own.
+
+    Raises:
+        ValueError: The image has neither 1 nor 3 channels.
+    """
+    if image.shape[-1] not in (1, 3):
+        raise ValueError(f"Colour needs images of 1 (grey) or 3 (RGB) channels, got {image.shape[-1]}; convert them.")
+    if image.shape[-1] == 1:
+        return image
+    return (image @ jnp.asarray([0.2989, 0.587, 0.114], image.dtype))[..., None]
+
+
+def blend(
+    image: Float[Array, "height width channels"],
+    other: Float[Array, "height width #channels"] | Float[Array, "1 1 1"],
+    factor: Float[Array, ""],
+) -> Float[Array, "height width channels"]:
+    """Factor · image + (1 − factor) · other, clipped to [0, 1]; 1 keeps the image, more than 1 leads away from `other`.
+
+    Brightness blends with black, contrast with the mean luminance, saturation with the luminance of each pixel.
+    """
+    return jnp.clip(factor * image + (1 - factor) * other, 0, 1)
+
+
+def shift_hue(
+    image: Float[Array, "height width channels"], shift: Float[Array, ""]
+) -> Float[Array, "height width channels"]:
+    """Turn the hue by `shift` full circles at constant HSV saturation and value; a grey image has no hue."""
+    if image.shape[-1] == 1:
+        return image
+    red, green, blue = jnp.moveaxis(image, -1, 0)
+    value, least = image.max(axis=-1), image.min(axis=-1)
+    chroma = value - least
+    divisor = jnp.where(chroma == 0, 1, chroma)
+    sixth = jnp.where(
+        value == red,
+        (green - blue) / divisor,
+        jnp.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
+    )
+    # Each channel is a trapezoid wave of the hue, of height `chroma`, a third of the circle apart.
+    phase = (jnp.asarray([[[5, 3, 1]]], image.dtype) + sixth[..., None] + 6 * shift) % 6
+    wave = jnp.clip(jnp.minimum(phase, 4 - phase), 0, 1)
+    return value[..., None] - chroma[..., None] * wave
+
+
+@dataclasses.dataclass(frozen=True)
+class ColourJitter(Transform):
+    """Brightness, contrast, saturation and hue changed by random amounts in random order.
+
+    The first three blend by factors ~ U(max(0, 1 − strength), 1 + strength), the hue turns by ~ U(−hue, hue) circles.
+
+    Attributes:
+        brightness: Strength.
+        contrast: Strength.
+        saturation: Strength.
+        hue: Strength, at most ½.
+    """
+
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse negative strengths, and hues that turn past the other side of the circle."""
+        if min(self.brightness, self.contrast, self.saturation, self.hue) < 0 or self.hue > 0.5:
+            raise ValueError(f"Strengths must be at least 0 and hue at most 0.5, got {self}.")
+
+    def __call__(
+        self, key: Key[Array, ""], image: Float[Array, "height width channels"]
+    ) -> Float[Array, "height width channels"]:
+        """Draw factors and order."""
+        strengths = jnp.asarray([self.brightness, self.contrast, self.saturation], image.dtype)
+        draws = jax.random.uniform(key, (8,), image.dtype)
+        low = jnp.maximum(1 - strengths, 0)
+        factors = low + (1 + strengths - low) * draws[:3]
+        shift = self.hue * (2 * draws[3] - 1)
+        return adjust(image, factors, shift, jnp.argsort(draws[4:]))
+
+
+def adjust(
+    image: Float[Array, "height width channels"],
+    factors: Float[Array, " 3"],
+    shift: Float[Array, ""],
+    order: jax.Array,
+) -> Float[Array, "height width channels"]:
+    """Brightness (0), contrast (1), saturation (2) by `factors` and hue (3) by `shift`, in the given order.
+
+    Under `vmap` a branch costs as much as all branches. The three blends differ only in what they blend with, so that
+    every place of the order is one blend, and the costly hue is computed once: blends before it, hue, blends after it.
+    """
+    hue_position = jnp.argmax(order == _HUE)
+
+    def blend_at(position: int, image: Array, active: Array) -> Array:
+        grey = luminance(image)
+        operation = order[position]
+        other = jnp.where(operation == _CONTRAST, grey.mean(keepdims=True), grey)
+        other = jnp.where(operation == _BRIGHTNESS, jnp.zeros_like(grey), other)
+        factor = jnp.where(active, factors[jnp.minimum(operation, _SATURATION)], 1)
+        return blend(image, other, factor)
+
+    for position in range(3):
+        image = blend_at(position, image, position < hue_position)
+    image = shift_hue(image, shift)
+    for position in range(1, 4):
+        image = blend_at(position, image, position > hue_position)
+    return image
+
+
+@dataclasses.dataclass(frozen=True)
+class Grayscale(Transform):
+    """Every channel replaced by the luminance."""
+
+    def __call__(
+        self, key: Key[Array, ""], image: Float[Array, "height width channels"]
+    ) -> Float[Array, "height width channels"]:
+        """Remove the colour."""
+        del key
+        return jnp.broadcast_to(luminance(image), image.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Solarise(Transform):
+    """Pixels at or above the threshold inverted.
+
+    Attributes:
+        threshold: In [0, 1].
+    """
+
+    threshold: float = 128 / 255
+
+    def __call__(
+        self, key: Key[Array, ""], image: Float[Array, "height width channels"]
+    ) -> Float[Array, "height width channels"]:
+        """Invert the bright pixels."""
+        del key
+        return jnp.where(image >= self.threshold, 1 - image, image)

@@ -1,0 +1,51 @@
+"""Gaussian noise on pixels: the perturbation of the score."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from influence_ssl_jax.augment.views import Views
+
+
+@dataclasses.dataclass(frozen=True)
+class GaussianNoise(Views):
+    """The image beside `x' = x + η`, η ~ N(mean, σ²) independently for every pixel and channel (arXiv 2412.17170).
+
+    Attributes:
+        sigma: Standard deviation of the noise.
+        mean: Mean of the noise.
+        std: The unit of `sigma` and `mean`, per channel: 1 for pixels in [0, 1], the standard deviation that pixels are
+            divided by for noise on standardised pixels.
+        clip: `none` lets noisy pixels leave [0, 1], as the definition has it; `unit` clips them.
+    """
+
+    sigma: float = 0.2
+    mean: float = 0.0
+    std: tuple[float, ...] = (1.0,)
+    clip: Literal["none", "unit"] = "none"
+
+    def __post_init__(self) -> None:
+        """Refuse noise without spread: the score of an unperturbed image is 0/0."""
+        if not self.sigma > 0:
+            raise ValueError(f"sigma must be positive, got {self.sigma}.")
+        if not min(self.std) > 0:
+            raise ValueError(f"std must be positive in every channel, got {self.std}.")
+
+    def __call__(
+        self, key: Key[Array, ""], image: Float[Array, "height width channels"]
+    ) -> Float[Array, "2 height width channels"]:
+        """The clean image and the noisy one.
+
+        Raises:
+            ValueError: `std` has neither one entry nor one per channel.
+        """
+        if len(self.std) not in (1, image.shape[-1]):
+            raise ValueError(f"std needs 1 or {image.shape[-1]} entries for this image, got {len(self.std)}.")
+        unit = jnp.asarray(self.std, image.dtype)[None, None, :]
+        noisy = image + unit * (self.mean + self.sigma * jax.random.normal(key, image.shape, image.dtype))
+        if self.clip == "unit":
+            noisy = jnp.clip(noisy, 0, 1)
+        return jnp.stack([image, noisy])

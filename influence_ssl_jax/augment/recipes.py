@@ -1,0 +1,68 @@
+"""The views of the published settings, by name."""
+
+from influence_ssl_jax.augment.blur import GaussianBlur
+from influence_ssl_jax.augment.colour import ColourJitter, Grayscale, Solarise
+from influence_ssl_jax.augment.compare import AgainstClean, Augmented
+from influence_ssl_jax.augment.crop import HorizontalFlip, RandomResizedCrop, RandomShift
+from influence_ssl_jax.augment.noise import GaussianNoise
+from influence_ssl_jax.augment.transform import Randomly, Sequential, Transform
+from influence_ssl_jax.augment.views import Views
+
+STRONG = ColourJitter(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)
+WEAK = ColourJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)
+
+
+def pretraining_transform(
+    jitter: ColourJitter, blur: float, solarise: float, height: int | None = None, width: int | None = None
+) -> Sequential:
+    """Crop, jitter (0.8), grayscale (0.2), blur, solarise, flip (0.5), in solo-learn's order.
+
+    Args:
+        jitter: Strength of the colour jitter.
+        blur: Probability of the blur.
+        solarise: Probability of the solarisation.
+        height: Height of the result; `None` keeps the image's.
+        width: Width of the result; `None` keeps the image's.
+    """
+    return Sequential(
+        (
+            RandomResizedCrop(scale=(0.08, 1.0), height=height, width=width),
+            Randomly(0.8, jitter),
+            Randomly(0.2, Grayscale()),
+            *([Randomly(blur, GaussianBlur())] if blur else []),
+            *([Randomly(solarise, Solarise())] if solarise else []),
+            Randomly(0.5, HorizontalFlip()),
+        )
+    )
+
+
+def _against_clean(*transforms: Transform) -> AgainstClean:
+    """A perturbation whose parts are all applied: an image that stays as it is has no influence to measure."""
+    return AgainstClean(Sequential(transforms))
+
+
+_SYMMETRIC = pretraining_transform(STRONG, blur=0.5, solarise=0.0)
+_TABLE_1 = pretraining_transform(STRONG, blur=0.2, solarise=0.2)
+_ASYMMETRIC = Augmented(
+    (pretraining_transform(WEAK, blur=0.0, solarise=0.0), pretraining_transform(WEAK, blur=0.0, solarise=0.2))
+)
+
+PRETRAINING: dict[str, Views] = {
+    "table1": Augmented((_TABLE_1, _TABLE_1)),
+    "simclr": Augmented((_SYMMETRIC, _SYMMETRIC)),
+    "byol": _ASYMMETRIC,
+    "barlow_twins": _ASYMMETRIC,
+    "supervised": Augmented((Sequential((RandomShift(4), Randomly(0.5, HorizontalFlip()))),)),
+}
+"""What pretraining compares: arXiv 2412.17170 Table 1, and the settings that solo-learn's CIFAR checkpoints were really
+made with (scripts/pretrain/cifar/augmentations: symmetric for SimCLR, asymmetric for BYOL and Barlow Twins)."""
+
+PERTURBATIONS: dict[str, Views] = {
+    "noise": GaussianNoise(0.2),
+    "crop": _against_clean(RandomResizedCrop(scale=(0.08, 1.0))),
+    "flip_blur": _against_clean(HorizontalFlip(), GaussianBlur()),
+    "flip_jitter_blur": _against_clean(HorizontalFlip(), STRONG, GaussianBlur()),
+    "flip_jitter_gray": _against_clean(HorizontalFlip(), STRONG, Grayscale()),
+    "flip_gray_blur": _against_clean(HorizontalFlip(), Grayscale(), GaussianBlur()),
+}
+"""What a score compares with the clean image: arXiv 2412.17170 Table 4, in the strengths of its Table 1."""
