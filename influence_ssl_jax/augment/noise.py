@@ -45,7 +45,9 @@ class GaussianNoise(Views):
         if len(self.std) not in (1, image.shape[-1]):
             raise ValueError(f"std needs 1 or {image.shape[-1]} entries for this image, got {len(self.std)}.")
         unit = jnp.asarray(self.std, image.dtype)[None, None, :]
-        noisy = image + unit * (self.mean + self.sigma * jax.random.normal(key, image.shape, image.dtype))
+        # One flat draw, the same numbers: with several axes XLA compiles several times as long.
+        drawn = jax.random.normal(key, (image.size,), image.dtype).reshape(image.shape)
+        noisy = image + unit * (self.mean + self.sigma * drawn)
         if self.clip == "unit":
             noisy = jnp.clip(noisy, 0, 1)
         return jnp.stack([image, noisy])
