@@ -44,12 +44,30 @@ def partial_spearman(left: Vector, right: Vector, given: Real[np.ndarray, "examp
     kept = np.isfinite(left) & np.isfinite(right) & np.isfinite(given).all(axis=1)
     if kept.sum() < given.shape[1] + 3:
         return float("nan")
-    controls = stats.rankdata(given[kept], axis=0)
-    controls = np.column_stack([np.ones(len(controls)), controls - controls.mean(axis=0)])
     sides = np.column_stack([stats.rankdata(left[kept]), stats.rankdata(right[kept])])
     sides -= sides.mean(axis=0)
-    residuals = sides - controls @ np.linalg.lstsq(controls, sides, rcond=None)[0]
+    residuals = _residuals(sides, given[kept])
     return _pearson(residuals[:, 0], residuals[:, 1], scale=np.linalg.norm(sides, axis=0))
+
+
+def explained(left: Vector, given: Real[np.ndarray, "examples controls"]) -> float:
+    """Share of the variance of the ranks of `left` that a linear function of the ranks of `given` explains: R².
+
+    What is not finite is left out; NaN where `left` is constant or fewer examples remain than the fit has freedoms.
+    """
+    kept = np.isfinite(left) & np.isfinite(given).all(axis=1)
+    ranks = stats.rankdata(left[kept])[:, None]
+    total = float(((ranks - ranks.mean()) ** 2).sum()) if len(ranks) else 0.0
+    if total == 0 or len(ranks) < given.shape[1] + 3:
+        return float("nan")
+    return 1 - float((_residuals(ranks - ranks.mean(), given[kept]) ** 2).sum()) / total
+
+
+def _residuals(sides: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """What is left of each column once `[1, ranks of given]` are regressed out."""
+    controls = stats.rankdata(given, axis=0)
+    controls = np.column_stack([np.ones(len(controls)), controls - controls.mean(axis=0)])
+    return sides - controls @ np.linalg.lstsq(controls, sides, rcond=None)[0]
 
 
 def _pearson(left: np.ndarray, right: np.ndarray, scale: np.ndarray | None = None) -> float:

@@ -56,6 +56,15 @@ def test_a_score_that_only_restates_a_baseline_has_no_partial_correlation():
     assert math.isnan(agreement.partial_spearman(left[:4], right[:4], np.stack([left[:4], right[:4]], axis=1)))
 
 
+@given(seeds)
+def test_explained_variance_by_one_control_is_the_squared_correlation(seed):
+    left, right = draw(seed)
+    assert agreement.explained(left, right[:, None]) == pytest.approx(agreement.spearman(left, right) ** 2, abs=1e-10)
+    assert agreement.explained(left, np.column_stack([right, np.exp(left)])) == pytest.approx(1.0, abs=1e-10)
+    assert math.isnan(agreement.explained(left[:3], right[:3, None]))
+    assert math.isnan(agreement.explained(np.ones(len(left)), right[:, None]))
+
+
 @pytest.mark.parametrize("side", [np.ones(10), np.full(10, np.nan)])
 def test_constant_or_missing_values_have_no_rank_correlation(side):
     assert math.isnan(agreement.spearman(side, np.arange(10.0)))

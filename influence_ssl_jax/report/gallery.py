@@ -1,0 +1,103 @@
+"""The images themselves: small pictures with what is known of them."""
+
+import base64
+import dataclasses
+import io
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from influence_ssl_jax import data
+from influence_ssl_jax.configuration import restore
+from influence_ssl_jax.data.source import UnreadableExample
+from influence_ssl_jax.data.transform import UnusableImage
+from influence_ssl_jax.errors import InfluenceError
+from influence_ssl_jax.report.scored_run import ScoredRun
+
+Images: TypeAlias = Callable[[int], np.ndarray]
+"""From the number of an example to its pixels."""
+
+LARGEST = 96
+"""Longest side of an embedded picture in pixels."""
+LONGEST = 28
+"""Characters of an attribute that are shown."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """One example of a gallery.
+
+    Attributes:
+        picture: A PNG as a data URI; empty where the image could not be read.
+        id: Its name.
+        index: Its number.
+        score: Its score.
+        planted: What it was planted as, empty where it was not.
+        badges: What else is known of it: (name, value).
+    """
+
+    picture: str
+    id: str
+    index: int
+    score: float
+    planted: str
+    badges: tuple[tuple[str, str], ...]
+
+
+def images_of(run: ScoredRun) -> tuple[Images | None, str]:
+    """The images of the source that the run names, or none and why."""
+    try:
+        source = restore(run.record.get("configuration", {}).get("source"), data.SOURCES).open()
+    except InfluenceError as error:
+        return None, str(error)
+    return (lambda index: source.read(index).image), ""
+
+
+def tiles(run: ScoredRun, rows: Sequence[int], images: Images | None, known: Sequence[str]) -> list[Tile]:
+    """The examples of `rows`, in that order, each with the attributes `known`."""
+    return [_tile(row, known, images) for row in run.table.take(np.array(rows, int)).to_pylist()]
+
+
+def _tile(row: dict, known: Sequence[str], images: Images | None) -> Tile:
+    planted = row.get("planted") or "none"
+    return Tile(
+        picture=_picture(row["index"], images),
+        id=row["id"],
+        index=row["index"],
+        score=row["score"],
+        planted="" if planted == "none" else str(planted).replace("_", " "),
+        badges=tuple((name, _shortened(name, row[name])) for name in known if row[name] is not None)[:3],
+    )
+
+
+def _shortened(name: str, value: object) -> str:
+    """A word speaks for itself; a number needs its name."""
+    text = value if isinstance(value, str) else f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+
+
+def _picture(index: int, images: Images | None) -> str:
+    """The image as a PNG of at most LARGEST pixels a side, in its own proportions."""
+    if images is None:
+        return ""
+    try:
+        return data_uri(np.asarray(images(index)))
+    except (UnreadableExample, UnusableImage):
+        return ""
+
+
+def data_uri(image: np.ndarray) -> str:
+    """Pixels as a `data:` address of a small PNG.
+
+    Raises:
+        UnusableImage: The array is no image.
+    """
+    height, width = image.shape[:2]
+    shrink = min(1.0, LARGEST / max(height, width))
+    size = max(1, round(height * shrink)), max(1, round(width * shrink))
+    pixels = data.ToInput(*size, channels=3, resize="lanczos", crop="stretch", background=255)(image)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,142 @@
+"""The figures of the report."""
+
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from influence_ssl_jax.report.comparison import Comparison
+from influence_ssl_jax.report.recovery import kinds, members
+from influence_ssl_jax.report.scored_run import ScoredRun
+from influence_ssl_jax.report.theme import HIGH, INK, LINE, LOW, MUTED, themed, to_svg
+
+MANY = 1200
+"""Above so many examples a cloud of points is drawn as hexagons."""
+WIDE = 20.0
+"""Above this ratio of the 99th to the 1st percentile positive values stand on a logarithmic axis."""
+
+
+def is_wide(values: Float[np.ndarray, " examples"]) -> bool:
+    """Whether values are all positive and spread over more than a decade or so."""
+    finite = values[np.isfinite(values)]
+    if not len(finite) or finite.min() <= 0:
+        return False
+    low, high = np.quantile(finite, [0.01, 0.99])
+    return bool(high > WIDE * low)
+
+
+def distribution(run: ScoredRun, tail: int) -> Markup:
+    """Histogram of the scores, the tails in their colours."""
+    values = run.score[run.ranked()]
+    wide = is_wide(values)
+    edges = np.histogram_bin_edges(np.log10(values) if wide else values, bins=min(60, max(8, len(values) // 12)))
+    edges = 10**edges if wide else edges
+    with themed(5.4, 3.1) as figure:
+        axes = figure.subplots()
+        for part, colour in ((values, MUTED), (values[:tail], HIGH), (values[-tail:], LOW)):
+            axes.hist(part, bins=edges.tolist(), color=colour, alpha=0.45 if colour == MUTED else 1.0)
+        _logarithmic(axes, wide, False)
+        axes.set(xlabel="influence score", ylabel="examples")
+        return to_svg(figure, "distribution", "Histogram of the influence scores")
+
+
+def uncertainty(run: ScoredRun) -> Markup | None:
+    """Scores in order of rank, with the band of two standard errors; None where the run has no errors."""
+    rows = run.ranked()
+    if "score_se" not in run.table.column_names or not np.isfinite(run.numbers("score_se")[rows]).any():
+        return None
+    rows = rows[np.unique(np.linspace(0, len(rows) - 1, 160).astype(int))]
+    values, errors = run.score[rows], run.numbers("score_se")[rows]
+    wide = is_wide(run.score)
+    low = np.maximum(values - 2 * errors, values.min() / 3) if wide else values - 2 * errors
+    place = np.linspace(0, 100, len(rows))
+    with themed(5.4, 3.1) as figure:
+        axes = figure.subplots()
+        axes.vlines(place, low, values + 2 * errors, color=MUTED, alpha=0.4, linewidth=1.4)
+        axes.plot(place, values, color=INK, linewidth=1.3)
+        _logarithmic(axes, False, wide)
+        axes.set(xlabel="rank, in percent from the highest", ylabel="score ± 2 standard errors", xlim=(-1, 101))
+        return to_svg(figure, "uncertainty", "Scores in order of rank with two standard errors")
+
+
+def against(run: ScoredRun, comparison: Comparison) -> Markup:
+    """The score against one baseline."""
+    left, right = run.numbers(comparison.column), run.score
+    kept = np.isfinite(left) & np.isfinite(right)
+    left, right = left[kept], right[kept]
+    wide = is_wide(left), is_wide(right)
+    with themed(5.4, 3.5) as figure:
+        axes = figure.subplots()
+        if len(left) <= MANY:
+            axes.plot(left, right, "o", markersize=3, color=INK, alpha=0.32, markeredgewidth=0)
+        else:
+            _hexagons(axes, left, right, wide)
+        _logarithmic(axes, *wide)
+        axes.set(xlabel=comparison.name, ylabel="influence score")
+        return to_svg(figure, f"against-{comparison.column}", f"Influence score against {comparison.name}")
+
+
+def _hexagons(axes: Axes, left: np.ndarray, right: np.ndarray, wide: tuple[bool, bool]) -> None:
+    """Counts as the opacity of one colour, which reads on a light page and on a dark one."""
+    scales: list[Literal["linear", "log"]] = ["log" if w else "linear" for w in wide]
+    drawn = axes.hexbin(left, right, gridsize=34, mincnt=1, linewidths=0.2, xscale=scales[0], yscale=scales[1])
+    counts = np.asarray(drawn.get_array(), float)
+    shade = 0.12 + 0.88 * np.log1p(counts) / np.log1p(counts.max())
+    drawn.set_array(None)
+    drawn.set_facecolor([(*_rgb(INK), alpha) for alpha in np.round(shade, 2)])
+    drawn.set_edgecolor("none")
+
+
+def _rgb(colour: str) -> tuple[float, float, float]:
+    red, green, blue = (int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5))
+    return red, green, blue
+
+
+def by_kind(run: ScoredRun) -> Markup | None:
+    """The scores of each planted kind, one dot an example; None where nothing was planted."""
+    found = ["none", *kinds(run)]
+    if len(found) == 1:
+        return None
+    generator = np.random.default_rng(0)  # jitter, so that dots do not hide each other
+    with themed(6.8, 0.46 * len(found) + 0.7) as figure:
+        axes = figure.subplots()
+        for place, kind in enumerate(reversed(found)):
+            values = run.score[members(run, kind) & np.isfinite(run.score)]
+            drawn = generator.permutation(values)[:400]
+            height = place + generator.uniform(-0.26, 0.26, len(drawn))
+            colour = MUTED if kind == "none" else HIGH
+            axes.plot(drawn, height, "o", markersize=3, color=colour, alpha=0.5, markeredgewidth=0)
+            if len(values):
+                axes.plot([np.median(values)] * 2, [place - 0.36, place + 0.36], color=INK, linewidth=1.6)
+        _logarithmic(axes, is_wide(run.score), False)
+        axes.set_yticks(range(len(found)), [_called(kind) for kind in reversed(found)])
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        axes.spines["left"].set_visible(False)
+        axes.set(xlabel="influence score (bar: median)", ylim=(-0.6, len(found) - 0.4))
+        axes.grid(axis="x", color=LINE)
+        return to_svg(figure, "by-kind", "Influence scores of each planted kind")
+
+
+def _called(kind: str) -> str:
+    return "not planted" if kind == "none" else kind.replace("_", " ")
+
+
+def _logarithmic(axes: Axes, x: bool, y: bool) -> None:
+    for wanted, axis, scale in ((x, axes.xaxis, axes.set_xscale), (y, axes.yaxis, axes.set_yscale)):
+        if wanted:
+            scale("log")
+            axis.set_major_locator(LogLocator(numticks=7))
+            axis.set_major_formatter(FuncFormatter(_power))
+            axis.set_minor_locator(NullLocator())
+
+
+def _power(value: float, _: int) -> str:
+    """A power of ten, written out where that is short."""
+    exponent = round(np.log10(value))
+    return f"{value:g}" if -3 <= exponent <= 4 else "10" + str(exponent).translate(_SUPERSCRIPT)
+
+
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

@@ -1,0 +1,164 @@
+"""The report: one HTML page that needs nothing but itself."""
+
+import dataclasses
+import itertools
+import math
+import shlex
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from influence_ssl_jax.configuration import flatten
+from influence_ssl_jax.report import plots
+from influence_ssl_jax.report.breakdown import Categories, Names, Quantity, breakdown
+from influence_ssl_jax.report.comparison import compare, explained_by_baselines, signal_share
+from influence_ssl_jax.report.gallery import Images, images_of, tiles
+from influence_ssl_jax.report.recovery import kinds, members, recoveries
+from influence_ssl_jax.report.scored_run import ScoredRun
+from influence_ssl_jax.report.words import decimal, duration, interval, number, percent
+from influence_ssl_jax.store.files import write_atomically
+
+SHOWN_PROBLEMS = 60
+"""Examples without a score that are listed one by one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Extent:
+    """How much a report shows.
+
+    Attributes:
+        images: Most, and least, influential images shown.
+        tail: Share of the examples that counts as most, and as least, influential in tables.
+        resamples: Bootstrap draws behind an interval.
+    """
+
+    images: int = 24
+    tail: float = 0.05
+    resamples: int = 200
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be shown."""
+        if self.images < 1 or not 0 < self.tail <= 0.5 or self.resamples < 1:
+            raise ValueError(
+                f"images and resamples are at least 1 and tail is above 0 and at most 0.5, got {self.images}, "
+                f"{self.resamples} and {self.tail}."
+            )
+
+
+def render(folder: Path, out: Path | None = None, images: Images | None = None, extent: Extent = Extent()) -> Path:
+    """Write the report of a finished run.
+
+    Args:
+        folder: The run: `scores.parquet` and `run.json`.
+        out: The page; `report.html` in the folder where None.
+        images: Pixels of an example by number; read from the source that `run.json` names where None. A source that is
+            not there any more costs the pictures and nothing else.
+        extent: How much is shown.
+
+    Raises:
+        StoreError: The folder holds no finished run.
+    """
+    run = ScoredRun.load(folder)
+    why = ""
+    if images is None:
+        images, why = images_of(run)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("influence_ssl_jax.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {say.__name__: say for say in (number, decimal, percent, interval, duration)}
+    style = Markup(environment.get_template("style.css").render())
+    page = environment.get_template("report.html").render(style=style, **_contents(run, images, why, extent))
+    path = folder / "report.html" if out is None else out
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, page.encode())
+    return path
+
+
+def _contents(run: ScoredRun, images: Images | None, why: str, extent: Extent) -> dict[str, Any]:
+    """Everything that the template says."""
+    rows, tail = run.ranked(), run.tail(extent.tail)
+    comparisons = compare(run, extent.resamples)
+    attributes = breakdown(run, tail, extent.resamples)
+    telling = [item.name for item in attributes if not isinstance(item, Names)]
+    shown = min(extent.images, max(1, len(rows) // 2))
+    return {
+        "title": _title(run),
+        "counts": run.record["counts"],
+        "wall_seconds": run.record.get("wall_seconds", math.nan),
+        "top": tiles(run, rows[:shown].tolist(), images, telling),
+        "bottom": tiles(run, rows[::-1][:shown].tolist(), images, telling),
+        "no_images": why,
+        "tail": min(tail, len(rows)),
+        "scored": len(rows),
+        "distribution": plots.distribution(run, tail) if len(rows) else None,
+        "uncertainty": plots.uncertainty(run) if len(rows) else None,
+        "comparisons": [(comparison, plots.against(run, comparison)) for comparison in comparisons],
+        "closest": max(comparisons, key=lambda c: abs(c.spearman.value), default=None),
+        "explained": explained_by_baselines(run),
+        "reliability": signal_share(run),
+        "recoveries": [list(ends) for _, ends in itertools.groupby(recoveries(run), lambda found: found.kind)],
+        "by_kind": plots.by_kind(run) if len(rows) else None,
+        "planted_counts": _planted_counts(run, shown, tail),
+        "shown": shown,
+        "categories": [item for item in attributes if isinstance(item, Categories)],
+        "quantities": [item for item in attributes if isinstance(item, Quantity)],
+        "names": [item for item in attributes if isinstance(item, Names)],
+        **_problems(run),
+        **_how(run),
+    }
+
+
+def _title(run: ScoredRun) -> str:
+    source = run.record.get("configuration", {}).get("source") or {}
+    named = source.get("name") or source.get("path") or source.get("class") or run.folder.resolve().name
+    return str(run.record.get("title") or named)
+
+
+def _planted_counts(run: ScoredRun, *ends: int) -> list[dict[str, Any]]:
+    """How many of each kind are among the first and the last so many, and how many chance would put there."""
+    rows = run.ranked()
+    found = []
+    for kind in kinds(run):
+        is_kind = members(run, kind)[rows]
+        chance = is_kind.sum() / max(1, len(rows))
+        at = [(int(is_kind[:k].sum()), int(is_kind[::-1][:k].sum()), min(k, len(rows)) * chance) for k in ends]
+        found.append({"kind": kind, "total": int(is_kind.sum()), "ends": at})
+    return found
+
+
+def _problems(run: ScoredRun) -> dict[str, Any]:
+    """Examples without a finite score, by reason and one by one."""
+    troubled = [row for row in run.table.select(["index", "id", "score", "reason"]).to_pylist() if row["reason"]]
+    reasons: dict[tuple[str, str], int] = {}
+    for row in troubled:
+        row["outcome"] = "skipped" if row["score"] is None else "no finite score"
+        if row["score"] is not None and math.isfinite(row["score"]):
+            row["outcome"] = "scored with a remark"
+        reasons[row["outcome"], row["reason"]] = reasons.get((row["outcome"], row["reason"]), 0) + 1
+    common = sorted(reasons.items(), key=lambda item: -item[1])
+    return {
+        "problems": troubled[:SHOWN_PROBLEMS],
+        "more_problems": max(0, len(troubled) - SHOWN_PROBLEMS),
+        "reasons": [(outcome, reason, times) for (outcome, reason), times in common[:SHOWN_PROBLEMS]],
+    }
+
+
+def _how(run: ScoredRun) -> dict[str, Any]:
+    """How the run was made: what repeats it, in tables of names and values."""
+    known = {"identity", "counts", "attributes", "wall_seconds", "command", "title", "fingerprint", "configuration"}
+    configuration = run.record.get("configuration", {})
+    facts = {name: value for name, value in run.record.items() if name not in known}
+    versions = facts.pop("versions", {})
+    return {
+        "command": shlex.join(run.record.get("command", [])),
+        "configuration": list(flatten(configuration)),
+        "facts": list(flatten(facts)),
+        "versions": list(flatten(versions)),
+        "fingerprint": run.record.get("fingerprint", ""),
+    }

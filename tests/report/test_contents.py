@@ -1,0 +1,106 @@
+"""The numbers behind the page, each against counting by hand."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from influence_ssl_jax.report.breakdown import Categories, Names, Quantity, breakdown
+from influence_ssl_jax.report.comparison import compare, explained_by_baselines, signal_share
+from influence_ssl_jax.report.recovery import LOW, kinds, recoveries
+from influence_ssl_jax.report.scored_run import ScoredRun
+
+
+@pytest.fixture(scope="module")
+def run(scored_folder):
+    return ScoredRun.load(scored_folder)
+
+
+@pytest.fixture(scope="module")
+def attributes(run):
+    return {item.name: item for item in breakdown(run, tail=20, resamples=20)}
+
+
+def test_rows_are_ranked_without_those_that_have_no_score(run):
+    rows = run.ranked()
+    assert len(rows) == len(run.table) - 3
+    assert not {0, 1, 5} & set(rows.tolist())
+    assert (np.diff(run.score[rows]) <= 0).all()
+    assert run.tail(0.1) == round(0.1 * len(rows))
+
+
+def test_each_baseline_is_compared(run):
+    found = {item.column: item for item in compare(run, resamples=20)}
+    assert list(found) == ["alignment_loss", "gradient_norm", "pixel_variance", "knn_distance"]
+    expected = stats.spearmanr(run.score, run.numbers("alignment_loss"), nan_policy="omit").statistic
+    assert found["alignment_loss"].spearman.value == pytest.approx(expected, abs=1e-12)
+    assert found["alignment_loss"].partial.value == pytest.approx(expected, abs=0.1)
+    assert expected**2 <= explained_by_baselines(run) < 1
+
+
+def test_reliability_is_what_noise_leaves(run):
+    score = run.score[np.isfinite(run.score)]
+    assert signal_share(run) == pytest.approx(1 - 0.04 * np.mean(score**2) / score.var(ddof=1))
+
+
+def test_recovery_reads_the_expected_end_or_both(run):
+    found = recoveries(run)
+    assert [(item.kind, item.low) for item in found] == [
+        ("blank", False),
+        ("blank", True),
+        ("exact_duplicate", True),
+        ("near_duplicate", True),
+        ("noise", False),
+        ("noise", True),
+    ]
+    assert all(item.expected == (item.kind in LOW) for item in found)
+    assert kinds(run) == ["blank", "exact_duplicate", "near_duplicate", "noise"]
+
+
+def test_recovery_counts_pairs_of_planted_and_ordinary(run):
+    planted, original = (np.array(run.table[name].to_pylist()) for name in ("planted", "original"))
+    repeated = set(original[original >= 0].tolist())
+    ordinary = [k for k in run.ranked() if planted[k] == "none" and k not in repeated]
+    blank = [k for k in run.ranked() if planted[k] == "blank"]
+    wins = run.score[blank][:, None] > run.score[ordinary][None, :]
+    high, low = recoveries(run)[:2]
+    assert high.detectors[0].auroc == pytest.approx(wins.mean())
+    assert low.detectors[0].auroc == pytest.approx(1 - wins.mean())
+    assert high.chance == len(blank) / (len(blank) + len(ordinary))
+    assert high.detectors[0].name == "influence score"
+    assert len(high.detectors) == 5
+    assert low.detectors[3].auroc == 1.0  # a blank image has no pixel variance
+
+
+def test_groups_are_counted_in_both_tails(run, attributes):
+    labels = np.array(run.table["label"].to_pylist())[run.ranked()]
+    found = attributes["label"]
+    assert isinstance(found, Categories)
+    assert [level.name for level in found.levels] == [str(v) for v in sorted(set(labels.tolist()))]
+    for level in found.levels:
+        is_level = labels == int(level.name)
+        assert level.count == is_level.sum()
+        assert level.population == is_level.mean()
+        assert level.top.value == is_level[:20].mean()
+        assert level.bottom.value == is_level[-20:].mean()
+        assert max(level.population, level.top.high, level.bottom.high) <= found.largest
+
+
+def test_shares_of_a_group_sum_to_one_with_missing_values_counted(attributes):
+    found = attributes["$group$ & co"]
+    assert {level.name for level in found.levels} == {'<script>alert("x")</script>', "b", "(none)"}
+    for share in ("population", "top", "bottom"):
+        values = [getattr(level, share) for level in found.levels]
+        assert sum(v if share == "population" else v.value for v in values) == pytest.approx(1.0)
+
+
+def test_a_quantity_has_a_correlation_and_medians(run, attributes):
+    found = attributes["age"]
+    assert isinstance(found, Quantity)
+    assert found.spearman.value == pytest.approx(1.0)
+    assert found.bottom < found.population < found.top
+    assert found.top == np.median(run.numbers("age")[run.ranked()[:20]])
+
+
+def test_names_are_not_counted(run, attributes):
+    assert attributes["file"] == Names("file", len(run.table))
+    assert "planted" not in attributes

@@ -1,0 +1,158 @@
+"""The page as a browser would read it: whole, self-contained, harmless, and true to the run."""
+
+import html.parser
+import re
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from influence_ssl_jax.errors import StoreError
+from influence_ssl_jax.report import Extent, render
+from influence_ssl_jax.store import ScoreStore
+
+VOID = {"meta", "img", "line", "rect", "path", "use", "br", "link"}
+QUICK = Extent(images=6, tail=0.1, resamples=20)
+
+
+class Page(html.parser.HTMLParser):
+    """Elements, ids, addresses and text of a page; unbalanced elements fail."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.ids, self.addresses, self.words = [], [], [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("src", "href", "xlink:href", "action", "data"):
+                self.addresses.append(value)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def text(scored_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("page") / "deep" / "report.html"
+    assert render(scored_folder, out, extent=QUICK) == out
+    return out.read_text()
+
+
+@pytest.fixture(scope="module")
+def page(text):
+    return Page(text)
+
+
+def test_the_page_is_one_file_that_asks_no_network(page):
+    assert {"script", "link", "iframe", "object"}.isdisjoint(page.tags)
+    assert all(address.startswith(("#", "data:image/png;base64,")) for address in page.addresses)
+    assert "url(http" not in page.text
+    assert "@import" not in page.text
+
+
+def test_ids_are_unique_and_every_reference_has_its_target(page):
+    assert len(page.ids) == len(set(page.ids))
+    assert {address[1:] for address in page.addresses if address.startswith("#")} <= set(page.ids)
+
+
+def test_what_others_wrote_is_text(page):
+    assert '<script>alert("x")</script>' in page.text
+    assert "$group$ & co" in page.text
+
+
+def test_every_section_is_there(page):
+    for said in (
+        "Most influential",
+        "Distribution.",
+        "Certainty of the ranks.",
+        "Alignment loss. Spearman",
+        "kNN distance. Spearman",
+        "blank not fixed beforehand: both ends",
+        "exact duplicate expected at the low end",
+        "“file” has",
+        "zero embedding",
+        "influence-ssl score --out 'my scores'",
+        "damping.resolved 0.025",
+        "jax 1.2.3",
+    ):
+        assert said in page.text, said
+    assert page.tags.count("img") == 12
+
+
+def test_the_colours_are_the_pages_own(text):
+    assert "var(--high)" in text
+    assert re.search(r"#0\d0f0\d", text) is None
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_the_same_run_makes_the_same_page(scored_folder, text, tmp_path):
+    assert render(scored_folder, tmp_path / "again.html", extent=QUICK).read_text() == text
+    assert len(text) < 1_000_000
+
+
+def test_images_that_are_gone_cost_the_pictures_alone(scored_folder, tmp_path):
+    shutil.copytree(scored_folder, tmp_path / "moved")
+    record = (tmp_path / "moved" / "run.json").read_text()
+    (tmp_path / "moved" / "run.json").write_text(record.replace('"class": "Digits"', '"class": "Lost"'))
+    page = Page(render(tmp_path / "moved", extent=QUICK).read_text())
+    assert "img" not in page.tags
+    assert "The images could not be shown: Cannot restore 'Lost'" in page.text
+
+
+def test_images_may_be_handed_over(bare_folder):
+    shapes = [(30, 200, 3), (8, 8), (5, 7, 1), (300, 90, 4)]
+    page = Page(render(bare_folder, images=lambda index: np.zeros(shapes[index], np.uint8)).read_text())
+    assert page.tags.count("img") == 4
+
+
+def test_a_run_with_nothing_but_scores_has_a_page(bare_folder):
+    page = Page(render(bare_folder).read_text())
+    assert "images scored of 4" in page.text
+    assert "Recovery" not in page.text
+    assert "No standard errors" in page.text
+
+
+def test_scores_that_are_all_equal_or_all_missing_have_a_page(tmp_path):
+    for name, values in (("equal", [2.0] * 4), ("missing", [np.nan] * 4), ("one", [1.0])):
+        columns = {"index": np.arange(len(values)), "id": ["x"] * len(values), "score": values}
+        with ScoreStore.open(tmp_path / name, {}, len(values)) as store:
+            store.append(pa.table({**columns, "score_se": values, "alignment_loss": values}))
+            store.finish(pa.table({"label": [0] * len(values), "planted": ["blank"] * len(values)}))
+        page = Page(render(tmp_path / name, extent=QUICK).read_text())
+        assert ("No image has a finite score." in page.text) == (name == "missing")
+
+
+def test_an_unfinished_or_damaged_run_is_refused(tmp_path, bare_folder):
+    with pytest.raises(StoreError, match=r"has no scores.parquet: .* or the run is not finished"):
+        render(tmp_path / "nowhere")
+    scores = bare_folder / "scores.parquet"
+    scores.write_bytes(scores.read_bytes()[:-9])
+    with pytest.raises(StoreError, match="is damaged"):
+        render(bare_folder)
+
+
+@pytest.mark.parametrize("wrong", [{"images": 0}, {"tail": 0.0}, {"tail": 0.6}, {"resamples": 0}])
+def test_an_extent_that_shows_nothing_is_refused(wrong):
+    with pytest.raises(ValueError, match="at least 1"):
+        Extent(**wrong)
