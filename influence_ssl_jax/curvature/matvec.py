@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from influence_ssl_jax import trees
+from influence_ssl_jax.curvature.accumulate import mean_over_batches
 from influence_ssl_jax.curvature.sampling import output_samples
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Batch, Params
@@ -36,20 +36,7 @@ def matvec(problem: Problem) -> Matvec:
         "empirical_fisher": _empirical_fisher_product,
     }[problem.curvature]
 
-    def apply(vector: Params) -> Params:
-        def add(total: Params, batch: Batch) -> tuple[Params, None]:
-            return jax.tree.map(jnp.add, total, product(problem, batch, vector)), None
-
-        zero = jax.tree.map(jnp.zeros_like, vector)
-        total, _ = jax.lax.scan(add, zero, problem.batches)
-        return trees.scale(1.0 / num_batches(problem), total)
-
-    return apply
-
-
-def num_batches(problem: Problem) -> int:
-    """How many batches the curvature set has."""
-    return problem.batches.index.shape[0]
+    return lambda vector: mean_over_batches(problem, lambda batch: product(problem, batch, vector))
 
 
 def _hessian_product(problem: Problem, batch: Batch, vector: Params) -> Params:

@@ -110,7 +110,9 @@ def test_contributions_sum_to_the_gradient_of_a_coupled_batch():
     problem = problems.problem(SimCLR())
     batch = problems.first_batch(problem)
     want = jax.jit(jax.grad(problem.objective))(problem.params, problem.frozen, batch)
-    got = trees.scale(batch.index.size**-0.5, jax.jit(lambda problem, batch: contributed(problem, batch).summed())(problem, batch))
+    got = trees.scale(
+        batch.index.size**-0.5, jax.jit(lambda problem, batch: contributed(problem, batch).summed())(problem, batch)
+    )
     np.testing.assert_allclose(trees.ravel(got), trees.ravel(want), rtol=1e-9, atol=1e-13)
 
 

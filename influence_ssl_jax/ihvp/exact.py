@@ -1,0 +1,98 @@
+"""The dense reference: every eigenpair of C."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from influence_ssl_jax import trees
+from influence_ssl_jax.curvature.blocks import check_structure
+from influence_ssl_jax.curvature.gradients import ExampleGradients
+from influence_ssl_jax.curvature.matvec import matvec
+from influence_ssl_jax.errors import InfluenceError
+from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved, gram_of_features
+from influence_ssl_jax.problem import Problem
+from influence_ssl_jax.types import Params
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ExactState:
+    """`C = V diag(μ) Vᵀ`.
+
+    Attributes:
+        params: Where C was taken; gives vectors their structure.
+        eigenvalues: μ, ascending.
+        eigenvectors: V, orthonormal columns.
+    """
+
+    params: Params
+    eigenvalues: Float[Array, " size"]
+    eigenvectors: Float[Array, "size size"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Exact(Backend[ExactState]):
+    """`(C + λI)⁻¹ = V (diag(μ) + λI)⁻¹ Vᵀ`, formed column by column: the reference for small networks.
+
+    Attributes:
+        max_parameters: Refuse more parameters than this; the matrix takes P² numbers, its eigenvectors P³ operations.
+        chunk: Columns formed at a time.
+    """
+
+    max_parameters: int = 20_000
+    chunk: int = 64
+
+    def fit(self, problem: Problem, key: Key[Array, ""]) -> ExactState:
+        """Form C and take it apart."""
+        del key
+        flat = trees.ravel(problem.params)
+        if flat.size > self.max_parameters:
+            raise InfluenceError(
+                f"Exact forms the whole curvature matrix, {flat.size:,}² entries, over its limit of {self.max_parameters:,} "
+                "parameters. Use CG for exact solves without the matrix, LoGra to score many examples, or a smaller network."
+            )
+        product = matvec(problem)
+
+        def column(vector: Float[Array, " size"]) -> Float[Array, " size"]:
+            return trees.ravel(product(trees.unravel(problem.params, vector)))
+
+        columns = jax.lax.map(column, jnp.eye(flat.size, dtype=flat.dtype), batch_size=self.chunk)
+        values, vectors = jnp.linalg.eigh((columns + columns.T) / 2)
+        if problem.curvature != "hessian":
+            values = jnp.maximum(values, 0.0)  # positive semi-definite by construction: what is negative is rounding
+        return ExactState(problem.params, values, vectors)
+
+    def mean_eigenvalue(self, state: ExactState) -> Resolved:
+        """Mean of μ."""
+        return jnp.mean(state.eigenvalues)
+
+    def smallest_eigenvalue(self, state: ExactState) -> Float[Array, ""]:
+        """The first of μ."""
+        return state.eigenvalues[0]
+
+    def solve(self, state: ExactState, vector: Params, damping: Resolved) -> Params:
+        """`V (μ + λ)⁻¹ Vᵀ v`."""
+        check_structure(state.params, vector)
+        coordinates = trees.ravel(vector) @ state.eigenvectors
+        return trees.unravel(state.params, state.eigenvectors @ (coordinates / (state.eigenvalues + _scalar(damping))))
+
+    def draw_gram(self, state: ExactState, gradients: ExampleGradients, damping: Resolved) -> Form:
+        """Inner products of `(μ + λ)^{-½} Vᵀ g`."""
+        return gram_of_features(self._whitened(state, gradients, damping), gradients.draws)
+
+    def bilinear_form(
+        self, state: ExactState, left: ExampleGradients, right: ExampleGradients, damping: Resolved
+    ) -> Float[Array, "left right"]:
+        """Inner products of `(μ + λ)^{-½} Vᵀ g`."""
+        return self._whitened(state, left, damping) @ self._whitened(state, right, damping).T
+
+    def _whitened(self, state: ExactState, gradients: ExampleGradients, damping: Resolved) -> Float[Array, "n size"]:
+        rows = trees.ravel_batch(gradients.full()) @ state.eigenvectors
+        return rows / jnp.sqrt(state.eigenvalues + _scalar(damping))[None]
+
+
+def _scalar(damping: Resolved) -> Float[Array, ""]:
+    assert not isinstance(damping, dict)
+    return damping

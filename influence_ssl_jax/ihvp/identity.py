@@ -1,0 +1,78 @@
+"""The null backend: curvature that is the same in every direction."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from influence_ssl_jax import trees
+from influence_ssl_jax.curvature import blocks as cut
+from influence_ssl_jax.curvature.gradients import ExampleGradients
+from influence_ssl_jax.curvature.trace import mean_eigenvalue
+from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved
+from influence_ssl_jax.problem import Problem
+from influence_ssl_jax.types import Params
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class IdentityState:
+    """`C ≈ c I`.
+
+    Attributes:
+        params: Gives vectors their structure.
+        level: c = tr(C)/P.
+        blocks: The layers, for per-example norms.
+    """
+
+    params: Params
+    level: Float[Array, ""]
+    blocks: cut.Blocks = dataclasses.field(metadata={"static": True})
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity(Backend[IdentityState]):
+    """`(C + λI)⁻¹ ≈ I / (c + λ)`, c the mean eigenvalue: the squared gradient norm, ranked as TracIn ranks.
+
+    Attributes:
+        probes: Random vectors for the mean eigenvalue.
+        unexplained: What to do with parameters that no known layer explains.
+    """
+
+    probes: int = 16
+    unexplained: cut.Unexplained = "error"
+
+    def fit(self, problem: Problem, key: Key[Array, ""]) -> IdentityState:
+        """Estimate the mean eigenvalue."""
+        shape = problem.batches.image.shape[2:]
+        blocks = cut.discover(problem.objective.network, problem.params, problem.frozen, shape, self.unexplained)
+        return IdentityState(problem.params, mean_eigenvalue(problem, key, self.probes), blocks)
+
+    def mean_eigenvalue(self, state: IdentityState) -> Resolved:
+        """c."""
+        return state.level
+
+    def smallest_eigenvalue(self, state: IdentityState) -> Float[Array, ""]:
+        """c, every eigenvalue of c I."""
+        return state.level
+
+    def solve(self, state: IdentityState, vector: Params, damping: Resolved) -> Params:
+        """`v / (c + λ)`."""
+        cut.check_structure(state.params, vector)
+        return trees.scale(1 / (state.level + damping), vector)
+
+    def draw_gram(self, state: IdentityState, gradients: ExampleGradients, damping: Resolved) -> Form:
+        """`⟨g_k, g_l⟩ / (c + λ)`, the inner products taken layer by layer without the gradients."""
+        values = gradients.gram(state.blocks) / (state.level + damping)
+        return Form(values, jnp.zeros(values.shape[0], values.dtype))
+
+    def bilinear_form(
+        self, state: IdentityState, left: ExampleGradients, right: ExampleGradients, damping: Resolved
+    ) -> Float[Array, "left right"]:
+        """`⟨g_i, g_j⟩ / (c + λ)`, block by block."""
+        total = jnp.zeros(())
+        for block in state.blocks:
+            a, b = (block.materialised(g) for g in (left, right))
+            total = total + a.reshape(a.shape[0], -1) @ b.reshape(b.shape[0], -1).T
+        return total / (state.level + damping)
