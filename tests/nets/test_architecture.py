@@ -60,9 +60,6 @@ def test_linear_network_is_a_matrix():
 
 
 def test_network_refuses_what_is_no_embedding():
-    network = Network(Linear(5), method="setup_nothing")
-    with pytest.raises(AttributeError):
-        network({}, {}, jnp.zeros((1, 2, 2, 1)))
     whole = Network(Architecture(width=1, projector_hidden=2, projector_output=2).build())
     variables = jax.eval_shape(lambda x: whole.module.init(jax.random.key(0), x, train=False), jnp.zeros((1, 4, 4, 3)))
     with pytest.raises(ValueError, match="must return one embedding per image"):
