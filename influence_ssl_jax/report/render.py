@@ -1,6 +1,5 @@
 """The report: one HTML page that needs nothing but itself."""
 
-import dataclasses
 import itertools
 import math
 import shlex
@@ -14,6 +13,7 @@ from influence_ssl_jax.configuration import flatten
 from influence_ssl_jax.report import plots
 from influence_ssl_jax.report.breakdown import Categories, Names, Quantity, breakdown
 from influence_ssl_jax.report.comparison import compare, explained_by_baselines, signal_share
+from influence_ssl_jax.report.extent import Extent
 from influence_ssl_jax.report.gallery import Images, images_of, tiles
 from influence_ssl_jax.report.recovery import kinds, members, recoveries
 from influence_ssl_jax.report.scored_run import ScoredRun
@@ -24,30 +24,7 @@ SHOWN_PROBLEMS = 60
 """Examples without a score that are listed one by one."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Extent:
-    """How much a report shows.
-
-    Attributes:
-        images: Most, and least, influential images shown.
-        tail: Share of the examples that counts as most, and as least, influential in tables.
-        resamples: Bootstrap draws behind an interval.
-    """
-
-    images: int = 24
-    tail: float = 0.05
-    resamples: int = 200
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be shown."""
-        if self.images < 1 or not 0 < self.tail <= 0.5 or self.resamples < 1:
-            raise ValueError(
-                f"images and resamples are at least 1 and tail is above 0 and at most 0.5, got {self.images}, "
-                f"{self.resamples} and {self.tail}."
-            )
-
-
-def render(folder: Path, out: Path | None = None, images: Images | None = None, extent: Extent = Extent()) -> Path:
+def render(folder: Path, out: Path | None = None, images: Images | None = None, extent: Extent | None = None) -> Path:
     """Write the report of a finished run.
 
     Args:
@@ -55,12 +32,12 @@ def render(folder: Path, out: Path | None = None, images: Images | None = None, 
         out: The page; `report.html` in the folder where None.
         images: Pixels of an example by number; read from the source that `run.json` names where None. A source that is
             not there any more costs the pictures and nothing else.
-        extent: How much is shown.
+        extent: How much is shown; `Extent()` where None.
 
     Raises:
         StoreError: The folder holds no finished run.
     """
-    run = ScoredRun.load(folder)
+    run, extent = ScoredRun.load(folder), extent or Extent()
     why = ""
     if images is None:
         images, why = images_of(run)

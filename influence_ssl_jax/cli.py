@@ -1,0 +1,105 @@
+"""`influence-ssl`: one command with sub-commands, each imported only when it is asked for."""
+
+import importlib
+import importlib.metadata
+import inspect
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.text import Text
+
+from influence_ssl_jax.errors import InfluenceError
+
+PROGRAM = "influence-ssl"
+WRONG, INTERRUPTED = 2, 130
+
+
+class Entry(NamedTuple):
+    """A sub-command by name, so that its module is imported when it runs and not before.
+
+    Attributes:
+        module: Where it is defined.
+        name: The dataclass that is its configuration.
+        summary: What it does, in the list of commands.
+    """
+
+    module: str
+    name: str
+    summary: str
+
+
+COMMANDS = {
+    "report": Entry("influence_ssl_jax.commands.report", "Report", "write the HTML report of a folder of scores"),
+}
+
+USAGE = f"""\
+Influence-SSL: which images shape what a model learns without labels.
+
+Usage: {PROGRAM} COMMAND [OPTIONS]      {PROGRAM} COMMAND --help
+
+Commands:
+{{commands}}
+
+Options:
+  --help, -h    this text; after a command, all its options
+  --version     the installed version
+  --debug       after an error, show where it came from
+
+Start with:  {PROGRAM} demo --out demo
+"""
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str], out: Console | None = None, err: Console | None = None) -> int:
+    """Run one command line and return the exit status: 0, 2 for what the user can mend, 130 when interrupted.
+
+    Args:
+        arguments: What follows the program's name.
+        out: Where results are said; standard output where None.
+        err: Where errors are said; standard error where None.
+    """
+    out, err = out or Console(), err or Console(stderr=True)
+    rest = [argument for argument in arguments if argument != "--debug"]
+    if not rest or rest[0] in ("--help", "-h", "help"):
+        listed = "\n".join(f"  {name:<10}{entry.summary}" for name, entry in COMMANDS.items())
+        out.print(Text(USAGE.format(commands=listed)), soft_wrap=True, end="")
+        return 0
+    if rest[0] == "--version":
+        out.print(Text(f"{PROGRAM} {importlib.metadata.version('influence-ssl-jax')}"))
+        return 0
+    try:
+        _execute(rest, out)
+    except KeyboardInterrupt:
+        err.print(Text("Interrupted. What was finished is kept: the same command goes on from there."), soft_wrap=True)
+        return INTERRUPTED
+    except (InfluenceError, ValueError, OSError) as error:
+        if len(rest) < len(arguments):
+            raise
+        said = Text.assemble(("error: ", "bold red"), str(error) or type(error).__name__)
+        if not isinstance(error, InfluenceError):
+            said.append(f"\n({type(error).__name__}; --debug shows where it came from)", style="dim")
+        err.print(said, soft_wrap=True)
+        return WRONG
+    return 0
+
+
+def _execute(arguments: Sequence[str], out: Console) -> None:
+    """Parse the options of a sub-command and run it."""
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        raise InfluenceError(f"There is no command {name!r}; there are {', '.join(COMMANDS)}. Try {PROGRAM} --help.")
+    import tyro
+
+    entry = COMMANDS[name]
+    command = getattr(importlib.import_module(entry.module), entry.name)
+    # The docstring up to its list of fields, as it is written: examples keep their lines.
+    said = inspect.cleandoc(command.__doc__ or "").partition("\n\nAttributes:")[0]
+    options = (tyro.conf.CascadeSubcommandArgs,)
+    settings = tyro.cli(command, prog=f"{PROGRAM} {name}", description=said, args=rest, config=options)
+    settings.run(out)

@@ -1,0 +1,126 @@
+"""The command line as a person meets it: help, mistakes, exit statuses."""
+
+import importlib
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import tyro
+from rich.console import Console
+from scored import write_run
+
+from influence_ssl_jax import cli
+from influence_ssl_jax.commands.command import Command
+from influence_ssl_jax.errors import InfluenceError
+
+
+class Said:
+    """What a command line prints and returns."""
+
+    def __init__(self, *arguments):
+        out, err = Console(width=200, force_terminal=False), Console(width=200, force_terminal=False)
+        with out.capture() as said, err.capture() as complained:
+            self.status = cli.run(arguments, out, err)
+        self.out, self.err = said.get(), complained.get()
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
+def test_help_lists_every_command(arguments):
+    said = Said(*arguments)
+    assert said.status == 0
+    for name, entry in cli.COMMANDS.items():
+        assert f"  {name}" in said.out
+        assert entry.summary in said.out
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_is_a_frozen_dataclass_whose_help_says_what_each_option_does(name, capsys):
+    entry = cli.COMMANDS[name]
+    command = getattr(importlib.import_module(entry.module), entry.name)
+    assert issubclass(command, Command)
+    assert command.__dataclass_params__.frozen
+    with pytest.raises(SystemExit) as left:
+        cli.run([name, "--help"])
+    assert left.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"usage: influence-ssl {name}" in said
+    assert f"influence-ssl {name} " in said.replace("usage: influence-ssl", "")  # an example to copy
+
+
+def test_version_is_the_packages():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert Said("--version").out == f"influence-ssl {project['version']}\n"
+    assert project["scripts"]["influence-ssl"] == "influence_ssl_jax.cli:main"
+
+
+def test_an_unknown_command_is_told_the_known_ones():
+    said = Said("reprot")
+    assert said.status == 2
+    assert "There is no command 'reprot'; there are" in said.err
+    assert "report" in said.err
+
+
+def test_a_documented_error_is_one_sentence(tmp_path):
+    said = Said("report", str(tmp_path))
+    assert said.status == 2
+    assert said.out == ""
+    assert said.err.startswith(f"error: {tmp_path} has no scores.parquet")
+    assert "Traceback" not in said.err
+    with pytest.raises(InfluenceError):
+        Said("report", str(tmp_path), "--debug")
+
+
+def test_a_bad_setting_is_said_plainly():
+    said = Said("report", "x", "--tail", "2")
+    assert said.status == 2
+    assert "got 24, 200 and 2.0" in said.err
+    assert "--debug shows where" in said.err
+
+
+def test_a_wrong_option_is_tyros_to_explain(capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.run(["report", "x", "--tial", "0.1"])
+    assert left.value.code == 2
+    assert "--tial" in capsys.readouterr().err
+
+
+def test_markup_in_a_name_is_text(tmp_path):
+    said = Said("report", str(tmp_path / "[bold]x[/bold]"))
+    assert "[bold]x[/bold]" in said.err
+
+
+def test_an_interrupt_says_that_nothing_is_lost(monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tyro, "cli", interrupt)
+    said = Said("report", "x")
+    assert said.status == 130
+    assert "the same command goes on from there" in said.err
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr(tyro, "cli", fail)
+    with pytest.raises(RuntimeError, match="ours"):
+        Said("report", "x")
+
+
+def test_help_starts_nothing_heavy():
+    script = "import sys; from influence_ssl_jax import cli; cli.run(['--help']); print(sorted(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=os.environ)
+    loaded = set(run.stdout.splitlines()[-1].strip("[]").replace("'", "").split(", "))
+    assert not {"jax", "flax", "matplotlib", "sklearn", "pyarrow", "tensorflow_datasets"} & loaded
+
+
+def test_report_says_where_it_is(tmp_path):
+    scored_folder = write_run(tmp_path / "scores")
+    said = Said("report", str(scored_folder), "--out", str(tmp_path / "r.html"), "--images", "4", "--resamples", "5")
+    assert said.status == 0
+    assert said.out == f"Report: {tmp_path / 'r.html'}\n"
+    assert (tmp_path / "r.html").exists()
