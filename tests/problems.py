@@ -100,10 +100,10 @@ def problem(
     loss: Loss, curvature: Curvature = "ggn", module: nn.Module | None = None, samples: int = 3, seed: int = 0, **data
 ) -> Problem:
     module = ConvNet() if module is None else module
-    size = data.get("image", SIZE)
-    params, frozen = variables(module, seed, size)
+    size, channels = data.get("image", SIZE), data.get("channels", 2)
+    params, frozen = variables(module, seed, size, channels)
     if loss.compares_with_target:
-        target, target_frozen = variables(module, seed + 5, size)
+        target, target_frozen = variables(module, seed + 5, size, channels)
         frozen = {**frozen, "target": {"params": target, **target_frozen}}
     return Problem(params, frozen, batches(seed=seed, **data), objective(loss, module), curvature, samples)
 

@@ -1,5 +1,7 @@
 """Which gradients an objective gives its examples: of a measurement, of a batch-coupled loss, or drawn."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -11,17 +13,24 @@ from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.types import Batch, Frozen, Params
 
 
-def measured(
-    objective: Objective, params: Params, frozen: Frozen, batch: Batch, draws: int = 1
-) -> tuple[ExampleGradients, Float[Array, "draws batch"], Bool[Array, " batch"]]:
-    """Gradients of a measurement's value for every example, `draws` times.
+class Measured(NamedTuple):
+    """What measuring a batch gives.
 
-    Draw k of an example uses the key `fold_in(example's key, k)`.
-
-    Returns:
-        The gradients (draw-major), the values `½‖r‖²` [draws, batch], and which examples are degenerate (the measurement
-        is undefined in some draw, and their gradient zero).
+    Attributes:
+        gradients: Gradient of every example's value in every draw.
+        values: The values `½‖r‖²`.
+        degenerate: Examples for which the measurement is undefined in some draw; their gradient is zero there.
+        embeddings: The first views' embeddings, those of the first draw.
     """
+
+    gradients: ExampleGradients
+    values: Float[Array, "draws batch"]
+    degenerate: Bool[Array, " batch"]
+    embeddings: Float[Array, "batch embedding"]
+
+
+def measured(objective: Objective, params: Params, frozen: Frozen, batch: Batch, draws: int = 1) -> Measured:
+    """Measure every example `draws` times; draw k of an example uses the key `fold_in(example's key, k)`."""
     loss = objective.loss
     if not isinstance(loss, Measurement):
         raise TypeError(f"Only a measurement has a value per example, got {type(loss).__name__}.")
@@ -36,7 +45,8 @@ def measured(
 
     cotangents, (values, degenerate) = jax.grad(total, has_aux=True)(z)
     gradients = ExampleGradients(params, frozen, images, cotangents, objective.network, draws)
-    return gradients, values.reshape(draws, -1), jnp.any(degenerate.reshape(draws, -1), axis=0)
+    undefined = jnp.any(degenerate.reshape(draws, -1), axis=0)
+    return Measured(gradients, values.reshape(draws, -1), undefined, z[0, : batch.index.shape[0]])
 
 
 def contributed(problem: Problem, batch: Batch) -> ExampleGradients:
@@ -58,9 +68,18 @@ def sampled(problem: Problem, batch: Batch, samples: int) -> ExampleGradients:
 
     The sum over examples, averaged over draws, of their outer products has the Gauss–Newton matrix as its expectation.
     """
+    if not problem.objective.loss.separable:
+        raise TypeError(f"{type(problem.objective.loss).__name__} couples the examples of a batch; use `pooled`.")
+    return own_parts(problem, batch, samples)
+
+
+def own_parts(problem: Problem, batch: Batch, samples: int) -> ExampleGradients:
+    """`J_iᵀ (∂y/∂z_i)ᵀ w` with w ~ N(0, ∇²head) over the batch: what each example adds to a draw, for any loss.
+
+    Over the examples they sum to the draws of `pooled`; for a loss that couples examples, the sum of their outer products
+    leaves the coupling out.
+    """
     objective = problem.objective
-    if not objective.loss.separable:
-        raise TypeError(f"{type(objective.loss).__name__} couples the examples of a batch; use `pooled`.")
     images = objective.images(batch, jax.tree.leaves(problem.params)[0].dtype)
     z = objective.embed(problem.params, problem.frozen, images)
     y, backward = jax.vjp(lambda z: objective.loss.outputs(objective.complete(z, problem.frozen, batch)), z)

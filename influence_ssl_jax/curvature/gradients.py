@@ -67,6 +67,13 @@ class ExampleGradients(Captured):
         """⟨g_k, g_l⟩ over all pairs of draws of each example; its diagonal are the squared norms."""
         return functools.reduce(jnp.add, [block.gram(self) for block in blocks])
 
+    def squared_norms(self, blocks: Blocks) -> Float[Array, " n"]:
+        """‖g_n‖² of every draw, without inner products between draws."""
+        single = dataclasses.replace(self, draws=1)
+        # The copy shares this batch's taps: one backward pass serves both.
+        single.__dict__["_captured"] = self._captured
+        return single.gram(blocks)[:, 0, 0]
+
     def taps(self, path: Path) -> list[tuple[Array, Array]]:
         """(inputs, output-gradients) of every call of the layer at `path`, leading axes [views, n]."""
         split = self.cotangents.shape[:2]

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from influence_ssl_jax.curvature.gradients import ExampleGradients
-from influence_ssl_jax.errors import IndefiniteError, InfluenceError
+from influence_ssl_jax.errors import CurvatureError, IndefiniteError, InfluenceError
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Params
 
@@ -43,10 +43,15 @@ class Damping:
                 )
 
     def resolve(self, mean_eigenvalue: Resolved) -> Resolved:
-        """λ for a matrix, or for each block of one, with these mean eigenvalues."""
+        """λ for a matrix, or for each block of one, with these mean eigenvalues.
+
+        A block without curvature (a dead layer) gets that of the strongest block × 1e-6, so that its inverse exists.
+        """
+        means = jax.tree.leaves(mean_eigenvalue)
         if self.absolute is not None:
-            return jnp.asarray(self.absolute, jax.tree.leaves(mean_eigenvalue)[0].dtype)
-        return jax.tree.map(lambda mean: self.relative * mean, mean_eigenvalue)
+            return jnp.asarray(self.absolute, means[0].dtype)
+        floor = 1e-6 * jnp.max(jnp.stack(means))
+        return jax.tree.map(lambda mean: self.relative * jnp.maximum(mean, floor), mean_eigenvalue)
 
 
 class Form(NamedTuple):
@@ -103,12 +108,23 @@ class Backend(abc.ABC, Generic[State]):
         """λ in numbers for a fitted matrix.
 
         Raises:
+            CurvatureError: The curvature is zero, or not finite.
             IndefiniteError: C + λI is not positive definite.
         """
         resolved = damping.resolve(self.mean_eigenvalue(state))
         least = min(float(value) for value in jax.tree.leaves(resolved))
         smallest = float(self.smallest_eigenvalue(state))
-        if not np.isfinite(least) or least <= 0 or smallest + least <= 0:
+        if not np.isfinite(least + smallest):
+            raise CurvatureError(
+                f"The curvature is not finite (damping {least}, smallest eigenvalue {smallest}): a parameter, a pixel or a "
+                "gradient of the curvature set is NaN or too large. Check the checkpoint, or compute in a wider type."
+            )
+        if least == 0:
+            raise CurvatureError(
+                "The curvature is zero, so damping relative to it is too: the views of the curvature set do not differ, or "
+                "no gradient reaches a parameter. Check the perturbation, or give an absolute damping."
+            )
+        if smallest + least <= 0:
             raise IndefiniteError(smallest, least)
         return resolved
 

@@ -36,15 +36,14 @@ class Network:
 
     def __call__(
         self, params: Params, frozen: Frozen, images: Float[Array, "batch height width channels"]
-    ) -> Float[Array, "batch width"]:
+    ) -> Float[Array, "batch embedding"]:
         """Embed a batch of images with pixels in [0, 1]."""
-        mean, std = (jnp.asarray(value, images.dtype).reshape(1, 1, 1, -1) for value in (self.mean, self.std))
         collections = {name: value for name, value in frozen.items() if name != "target"}
         apply: Callable[..., Any] = self.module.apply
         with canonical_convolutions():
             embeddings = apply(
                 {"params": params, **collections},
-                (images - mean) / std,
+                self.standardise(images),
                 method=self.method,
                 **dict(self.arguments),
             )
@@ -55,3 +54,10 @@ class Network:
                 "Pool or flatten the features, or name another method."
             )
         return embeddings
+
+    def standardise(
+        self, images: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch height width channels"]:
+        """`(images − mean) / std`, channel by channel."""
+        mean, std = (jnp.asarray(value, images.dtype).reshape(1, 1, 1, -1) for value in (self.mean, self.std))
+        return (images - mean) / std

@@ -45,7 +45,7 @@ gram = jax.jit(ExampleGradients.gram, static_argnums=1)
 def gradients_of(module, draws=DRAWS):
     problem = problems.problem(CosineDistance(), module=module)
     batch = problems.first_batch(problem)
-    found, values, _ = jax.jit(measured, static_argnums=(0, 4))(
+    found, values, _, _ = jax.jit(measured, static_argnums=(0, 4))(
         problem.objective, problem.params, problem.frozen, batch, draws
     )
     blocks = cut.discover(problem.objective.network, problem.params, problem.frozen, batch.image.shape[1:])
@@ -138,6 +138,6 @@ def test_a_parameter_without_a_layer_is_refused_or_materialised():
     with pytest.raises(StructureError, match="temperature"):
         cut.discover(problem.objective.network, problem.params, problem.frozen, shape)
     blocks = cut.discover(problem.objective.network, problem.params, problem.frozen, shape, "materialise")
-    found, _, _ = jax.jit(measured, static_argnums=0)(problem.objective, problem.params, problem.frozen, batch)
+    found, *_ = jax.jit(measured, static_argnums=0)(problem.objective, problem.params, problem.frozen, batch)
     rows = trees.ravel_batch(full(found))
     np.testing.assert_allclose(gram(found, blocks)[:, 0, 0], (rows**2).sum(1), rtol=1e-10)

@@ -36,7 +36,7 @@ def fitted(kind, name):
     problem = PROBLEMS[name]()
     state = jax.jit(backend.fit)(problem, jax.random.key(0))
     measurement = problems.objective(CosineDistance(), problem.objective.network.module)
-    gradients, _, _ = jax.jit(measured, static_argnums=(0, 4))(
+    gradients, *_ = jax.jit(measured, static_argnums=(0, 4))(
         measurement, problem.params, problem.frozen, problems.first_batch(problem), 2
     )
     return backend, problem, state, gradients

@@ -1,0 +1,110 @@
+"""Streamed scores against the dense formula, one example at a time, and against everything that must not change them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import problems
+import pytest
+
+from influence_ssl_jax import trees
+from influence_ssl_jax.augment.views import Views
+from influence_ssl_jax.data import Arrays, ToInput
+from influence_ssl_jax.ihvp import Damping, Exact, LoGra
+from influence_ssl_jax.influence.scores import Scorer, Scoring, self_influence, stream
+from influence_ssl_jax.losses import CosineDistance
+from influence_ssl_jax.types import Batch
+
+TRANSFORM = ToInput(problems.SIZE, problems.SIZE, 3)
+SETTINGS = Scoring(Damping(0.5), draws=2, batch_size=3, seed=5)
+
+
+def images(n=7):
+    return np.random.default_rng(1).integers(0, 256, (n, problems.SIZE, problems.SIZE, 3), dtype=np.uint8)
+
+
+def source(pixels, **more):
+    return Arrays(pixels, **more).open()
+
+
+@dataclasses.dataclass(frozen=True)
+class Proportional(Views):
+    """Noise in proportion to how far a pixel is from 0.4."""
+
+    def __call__(self, key, image):
+        noise = jax.random.normal(key, image.shape, image.dtype)
+        return jnp.stack([image, image + (image - 0.4) * noise])
+
+
+def the_problem():
+    return problems.problem(CosineDistance(), module=problems.ConvNet(width=3, outputs=3), channels=3)
+
+
+def test_scores_are_the_dense_formula():
+    problem, pixels = the_problem(), images()
+    table = self_influence(problem, Exact(), source(pixels), TRANSFORM, SETTINGS)
+    scorer = Scorer.fit(problem, Exact(), SETTINGS)
+    matrix = (scorer.state.eigenvectors * scorer.state.eigenvalues) @ scorer.state.eigenvectors.T
+    damped = np.asarray(matrix + scorer.damping * jnp.eye(len(matrix)))
+    assert table["index"].to_pylist() == list(range(len(pixels)))
+    gradient = jax.jit(jax.value_and_grad(problem.objective))
+    for i in range(len(pixels)):
+        scores, values, norms = [], [], []
+        for draw in range(2):
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(SETTINGS.seed), i), draw)
+            one = Batch(jnp.asarray(pixels[i : i + 1]), key[None], jnp.array([i]), jnp.array([-1]))
+            value, g = gradient(problem.params, problem.frozen, one)
+            g = np.asarray(trees.ravel(g))
+            scores.append(g @ np.linalg.solve(damped, g))
+            values.append(value)
+            norms.append(g @ g)
+        np.testing.assert_allclose(table["score"][i].as_py(), np.mean(scores), rtol=1e-7)
+        np.testing.assert_allclose(table["score_se"][i].as_py(), np.std(scores, ddof=1) / 2**0.5, rtol=1e-6)
+        np.testing.assert_allclose(table["alignment_loss"][i].as_py(), np.mean(values), rtol=1e-9)
+        np.testing.assert_allclose(table["gradient_norm"][i].as_py(), np.mean(norms) ** 0.5, rtol=1e-9)
+
+
+def test_batch_size_and_order_do_not_change_a_score():
+    problem, pixels = the_problem(), images()
+    scorer = Scorer.fit(problem, LoGra(rank=2), SETTINGS)
+    whole = {row["index"]: row for part in stream(scorer, source(pixels), TRANSFORM) for row in part.table.to_pylist()}
+    other = dataclasses.replace(scorer, settings=dataclasses.replace(SETTINGS, batch_size=4))
+    order = np.array([6, 0, 3, 2, 5])
+    rows = [row for part in stream(other, source(pixels), TRANSFORM, order) for row in part.table.to_pylist()]
+    assert [row["index"] for row in rows] == order.tolist()
+    for row in rows:
+        np.testing.assert_allclose(row["score"], whole[row["index"]]["score"], rtol=1e-9)
+
+
+def test_bad_examples_are_named_and_leave_the_others_alone():
+    problem, pixels = the_problem(), images().astype(np.float32) / 255
+    clean = self_influence(problem, LoGra(rank=2), source(pixels), TRANSFORM, SETTINGS)
+    pixels[4, 0, 0, 0] = np.nan
+    table = self_influence(problem, LoGra(rank=2), source(pixels), TRANSFORM, SETTINGS)
+    assert "non-finite" in table["reason"][4].as_py()
+    assert np.isnan(table["score"][4].as_py())
+    for i in (0, 1, 2, 3, 5, 6):
+        np.testing.assert_allclose(table["score"][i].as_py(), clean["score"][i].as_py(), rtol=1e-12)
+        assert not table["reason"][i].as_py()
+
+
+def test_a_zero_embedding_and_a_network_that_overflows_are_named():
+    # Noise that scales with the image's distance from the mean leaves a uniform image uniform.
+    problem = problems.problem(CosineDistance(), module=problems.Linear(), channels=3)
+    problem = dataclasses.replace(problem, objective=dataclasses.replace(problem.objective, views=Proportional()))
+    pixels = images(3)
+    pixels[1] = 102  # the network subtracts 0.4: 102/255 is exactly that
+    table = self_influence(problem, LoGra(rank=2), source(pixels), TRANSFORM, SETTINGS)
+    assert "zero embedding" in table["reason"][1].as_py()
+    assert np.isnan(table["score"][1].as_py())
+    huge = dataclasses.replace(problem, params=trees.scale(1e308, problem.params))
+    scorer = Scorer.fit(problem, LoGra(rank=2), SETTINGS)
+    broken = dataclasses.replace(scorer, problem=huge)
+    (part,) = list(stream(broken, source(pixels), TRANSFORM))
+    assert "not finite" in part.table["reason"][0].as_py()
+
+
+def test_a_u_statistic_takes_two_draws():
+    with pytest.raises(ValueError, match="at least 2 draws"):
+        Scoring(draws=1, estimand="u_statistic")
