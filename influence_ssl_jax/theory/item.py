@@ -1,0 +1,171 @@
+"""What an item of the theory is: a statement, the verdict on it, and the checks that carry the verdict."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from influence_ssl_jax.theory.draw import Draw, Pool, pool
+
+_FAST_COMPILATION = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+"""Every item is compiled once and run once, so compilation is all of its time."""
+
+Status: TypeAlias = Literal["true", "true under conditions", "false as stated"]
+Measure: TypeAlias = Callable[[Draw], Float[Array, ""]]
+"""Draws one random instance and measures one number on it (an error, a ratio, a slope); `vmap`s over rows of a pool."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AtMost:
+    """Accepts if the statistic of the draws does not exceed a value.
+
+    Attributes:
+        value: The tolerance.
+        statistic: Over the draws: the worst (largest), the median, or the mean.
+    """
+
+    value: float
+    statistic: Literal["worst", "median", "mean"] = "worst"
+    symbol: str = dataclasses.field(default="≤", init=False)
+
+    def statistic_of(self, measured: np.ndarray) -> float:
+        """The number that is compared; NaN if any draw is."""
+        return float({"worst": np.max, "median": np.median, "mean": np.mean}[self.statistic](measured))
+
+    def accepts(self, statistic: float) -> bool:
+        """Whether it is within the tolerance; NaN never is."""
+        return statistic <= self.value
+
+
+@dataclasses.dataclass(frozen=True)
+class AtLeast:
+    """Accepts if the statistic of the draws reaches a value: how a statement is shown to fail.
+
+    Attributes:
+        value: The least gap, ratio or fraction that counts as failing.
+        statistic: Over the draws: the worst (smallest), the median, or the mean.
+    """
+
+    value: float
+    statistic: Literal["worst", "median", "mean"] = "median"
+    symbol: str = dataclasses.field(default="≥", init=False)
+
+    def statistic_of(self, measured: np.ndarray) -> float:
+        """The number that is compared; NaN if any draw is."""
+        return float({"worst": np.min, "median": np.median, "mean": np.mean}[self.statistic](measured))
+
+    def accepts(self, statistic: float) -> bool:
+        """Whether it reaches the value; NaN never does."""
+        return statistic >= self.value
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """A comparison on random instances.
+
+    Attributes:
+        name: What is compared, in words and plain symbols.
+        measure: One instance to one number.
+        limit: What the numbers of all draws must satisfy.
+        most: Never more draws than this; 1 where the instance is fixed.
+    """
+
+    name: str
+    measure: Measure
+    limit: AtMost | AtLeast
+    most: int | None = None
+
+    def judge(self, measured: np.ndarray) -> "Outcome":
+        """Compares the measured numbers, one per draw."""
+        counted = measured[: self.most]
+        statistic = self.limit.statistic_of(counted)
+        return Outcome(self.name, statistic, self.limit, counted.size, self.limit.accepts(statistic))
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a check found.
+
+    Attributes:
+        name: The check's name.
+        statistic: The number that was compared.
+        limit: What it was compared with.
+        draws: How many random instances it covers.
+        passed: The verdict.
+    """
+
+    name: str
+    statistic: float
+    limit: AtMost | AtLeast
+    draws: int
+    passed: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class CounterExample:
+    """An instance at which a statement fails.
+
+    Attributes:
+        instance: The instance and what happens there, with LaTeX between dollars.
+        stated: The value, or the bound, of the statement.
+        actual: The value there.
+        margin: By how much the two must differ; over a bound, by how much it must be exceeded.
+    """
+
+    instance: str
+    stated: Callable[[], Float[Array, ""]]
+    actual: Callable[[], Float[Array, ""]]
+    margin: float
+
+    def check(self) -> Check:
+        """The comparison that keeps the statement refuted: `|actual − stated| ≥ margin`."""
+
+        def gap(draw: Draw) -> Float[Array, ""]:
+            del draw
+            return abs(self.actual() - self.stated())
+
+        return Check("counter-example: |actual − stated|", gap, AtLeast(self.margin, "worst"), most=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One statement of the theory.
+
+    Attributes:
+        name: Short and unique, for the command line.
+        title: As in the paper, or a title of our own.
+        source: Where it stands, and how sure the reconstruction is.
+        statement: The statement, LaTeX between dollars.
+        status: The verdict on the statement as given.
+        checks: What carries the verdict.
+        conditions: What the statement needs.
+        correction: What holds instead, or in addition.
+        counter_example: Where the statement fails.
+    """
+
+    name: str
+    title: str
+    source: str
+    statement: str
+    status: Status
+    checks: tuple[Check, ...]
+    conditions: str = ""
+    correction: str = ""
+    counter_example: CounterExample | None = None
+
+    def all_checks(self) -> tuple[Check, ...]:
+        """The checks, the counter-example's first."""
+        return (*(() if self.counter_example is None else (self.counter_example.check(),)), *self.checks)
+
+    def run(self, key: Key[Array, ""], draws: int) -> tuple[Outcome, ...]:
+        """All checks on `draws` instances each, in one compiled call; needs float64 (`jax_enable_x64`)."""
+        checks = self.all_checks()
+
+        def measure(row: Pool) -> list[Float[Array, ""]]:
+            return [check.measure(Draw(row)) for check in checks]
+
+        measured = jax.jit(jax.vmap(measure), compiler_options=_FAST_COMPILATION)(pool(key, draws))
+        return tuple(check.judge(np.asarray(values)) for check, values in zip(checks, measured, strict=True))
