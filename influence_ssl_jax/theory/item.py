@@ -167,5 +167,6 @@ class Item:
         def measure(row: Pool) -> list[Float[Array, ""]]:
             return [check.measure(Draw(row)) for check in checks]
 
-        measured = jax.jit(jax.vmap(measure), compiler_options=_FAST_COMPILATION)(pool(key, draws))
+        # One draw after another: on CPU, batched LAPACK calls that run side by side can wait for each other for ever.
+        measured = jax.jit(lambda rows: jax.lax.map(measure, rows), compiler_options=_FAST_COMPILATION)(pool(key, draws))
         return tuple(check.judge(np.asarray(values)) for check, values in zip(checks, measured, strict=True))
