@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -217,14 +218,27 @@ def _area(window: tuple[int, ...]) -> int:
     return functools.reduce(lambda a, b: a * b, window, 1)
 
 
-def _patches(
-    lhs: Array, rhs: Array, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, **_: object
-) -> Array:
-    """In the place of a convolution: the patches it would have read, [images, *positions, window · channels]."""
-    window, channels = rhs.shape[:-2], lhs.shape[-1]
-    patches = jax.lax.conv_general_dilated_patches(
-        lhs, window, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers
-    )
-    # lax orders a patch [channel, *window]; a kernel is ordered [*window, channel].
-    patches = jnp.moveaxis(patches.reshape(*patches.shape[:-1], channels, _area(window)), -1, -2)
-    return patches.reshape(*patches.shape[:-2], -1)
+def _patches(lhs: Array, rhs: Array, window_strides, padding, lhs_dilation, rhs_dilation, **_: object) -> Array:
+    """In the place of a convolution: the patches it would have read, [images, *positions, window · channels].
+
+    Strided slices, ordered as a kernel is: [*window, channel]. (`jax.lax.conv_general_dilated_patches` is itself a
+    convolution, with as many output channels as a patch has entries, and costs many times as much.)
+    """
+    window = rhs.shape[:-2]
+    if isinstance(padding, str):
+        reach = [1 + factor * (size - 1) for size, factor in zip(window, rhs_dilation, strict=True)]
+        padding = jax.lax.padtype_to_pads(lhs.shape[1:-1], reach, window_strides, padding)
+    edges = [(low, high, factor - 1) for (low, high), factor in zip(padding, lhs_dilation, strict=True)]
+    padded = jax.lax.pad(lhs, jnp.zeros((), lhs.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    sizes = [
+        (total - 1 - factor * (size - 1)) // stride + 1
+        for total, factor, size, stride in zip(padded.shape[1:-1], rhs_dilation, window, window_strides, strict=True)
+    ]
+    slices = []
+    for offset in itertools.product(*map(range, window)):
+        starts = [place * factor for place, factor in zip(offset, rhs_dilation, strict=True)]
+        stops = [s + (n - 1) * stride + 1 for s, n, stride in zip(starts, sizes, window_strides, strict=True)]
+        slices.append(
+            jax.lax.slice(padded, (0, *starts, 0), (lhs.shape[0], *stops, lhs.shape[-1]), (1, *window_strides, 1))
+        )
+    return jnp.concatenate(slices, axis=-1)
