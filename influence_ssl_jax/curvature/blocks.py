@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from influence_ssl_jax import trees
-from influence_ssl_jax.curvature.taps import record
 from influence_ssl_jax.curvature.layers import AffineLayer, Layer, MatrixLayer
+from influence_ssl_jax.curvature.taps import record
 from influence_ssl_jax.errors import StructureError
 from influence_ssl_jax.nets.network import Network
 from influence_ssl_jax.types import Frozen, Params, PyTree

@@ -76,8 +76,8 @@ def sampled(problem: Problem, batch: Batch, samples: int) -> ExampleGradients:
 def own_parts(problem: Problem, batch: Batch, samples: int) -> ExampleGradients:
     """`J_iᵀ (∂y/∂z_i)ᵀ w` with w ~ N(0, ∇²head) over the batch: what each example adds to a draw, for any loss.
 
-    Over the examples they sum to the draws of `pooled`; for a loss that couples examples, the sum of their outer products
-    leaves the coupling out.
+    Over the examples they sum to the draws of `pooled`; for a loss that couples examples, the sum of their outer
+    products leaves the coupling out.
     """
     objective = problem.objective
     images = objective.images(batch, jax.tree.leaves(problem.params)[0].dtype)

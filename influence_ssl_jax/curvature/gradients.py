@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from influence_ssl_jax.curvature.taps import Tap, record
 from influence_ssl_jax.curvature.blocks import Blocks, Captured, Path, leaf_paths
+from influence_ssl_jax.curvature.taps import Tap, record
 from influence_ssl_jax.nets.network import Network
 from influence_ssl_jax.types import Frozen, Params
 

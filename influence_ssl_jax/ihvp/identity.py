@@ -11,6 +11,7 @@ from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.trace import mean_eigenvalue
 from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved
+from influence_ssl_jax.ihvp.bases import discover_blocks, inner_products
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Params
 
@@ -45,12 +46,11 @@ class Identity(Backend[IdentityState]):
 
     def fit(self, problem: Problem, key: Key[Array, ""]) -> IdentityState:
         """Estimate the mean eigenvalue."""
-        shape = problem.batches.image.shape[2:]
-        blocks = cut.discover(problem.objective.network, problem.params, problem.frozen, shape, self.unexplained)
+        blocks = discover_blocks(problem, self.unexplained)
         return IdentityState(problem.params, mean_eigenvalue(problem, key, self.probes), blocks)
 
     def mean_eigenvalue(self, state: IdentityState) -> Resolved:
-        """c."""
+        """C."""
         return state.level
 
     def smallest_eigenvalue(self, state: IdentityState) -> Float[Array, ""]:
@@ -73,6 +73,5 @@ class Identity(Backend[IdentityState]):
         """`⟨g_i, g_j⟩ / (c + λ)`, block by block."""
         total = jnp.zeros(())
         for block in state.blocks:
-            a, b = (block.materialised(g) for g in (left, right))
-            total = total + a.reshape(a.shape[0], -1) @ b.reshape(b.shape[0], -1).T
+            total = total + inner_products(block, left, right)
         return total / (state.level + damping)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.errors import InfluenceError, StructureError
-from influence_ssl_jax.ihvp import BACKENDS, CG, Damping, Exact, Identity, LoGra
+from influence_ssl_jax.ihvp import BACKENDS, CG, EKFAC, KFAC, Damping, Diagonal, Exact, Identity, LoGra
 from influence_ssl_jax.losses import CosineDistance, SimCLR, SquaredEuclid
 
 SMALL = {
@@ -22,6 +22,9 @@ SMALL = {
     CG: CG(tolerance=1e-13, iterations=2000),
     Identity: Identity(),
     LoGra: LoGra(rank=2, samples=2),
+    EKFAC: EKFAC(rank=2, samples=2),
+    KFAC: KFAC(samples=2),
+    Diagonal: Diagonal(samples=2),
 }
 PROBLEMS = {
     "linear": lambda: problems.problem(SquaredEuclid(), module=problems.Linear(), image=3),

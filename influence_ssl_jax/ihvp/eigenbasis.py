@@ -1,0 +1,197 @@
+"""Backends whose curvature is diagonal in a basis of each block: K-FAC, EK-FAC, LoGra, the diagonal."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from influence_ssl_jax.curvature import blocks as cut
+from influence_ssl_jax.curvature.gradients import ExampleGradients
+from influence_ssl_jax.curvature.moments import sum_over_samples
+from influence_ssl_jax.errors import CurvatureError
+from influence_ssl_jax.ihvp import bases as basis
+from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved
+from influence_ssl_jax.linalg.kronecker import eigenpairs
+from influence_ssl_jax.problem import Problem
+from influence_ssl_jax.types import Params
+
+Project: TypeAlias = Callable[[ExampleGradients], tuple[basis.Coordinates, basis.Scalars]]
+ProjectTrees: TypeAlias = Callable[[Params], tuple[basis.Coordinates, basis.Scalars]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class EigenbasisState:
+    """Per block: `C ≈ B diag(μ) Bᵀ + level · (I − B Bᵀ)`.
+
+    Attributes:
+        params: Gives vectors their structure.
+        bases: B as factors (see `bases.Bases`).
+        rotations: Eigenvectors within B, of blocks that have any.
+        eigenvalues: μ.
+        level: Mean curvature of what lies outside B, of blocks where that is kept (B is orthonormal there).
+        mean: tr(C)/P of the block itself, whatever of it B holds.
+        blocks: The layers.
+    """
+
+    params: Params
+    bases: basis.Bases
+    rotations: dict[str, Array]
+    eigenvalues: dict[str, Array]
+    level: dict[str, Array]
+    mean: dict[str, Array]
+    blocks: cut.Blocks = dataclasses.field(metadata={"static": True})
+
+
+class EigenbasisBackend(Backend[EigenbasisState]):  # abstract: `fit` is its subclasses'
+    """`(C + λI)⁻¹ ≈ ⊕_blocks B (μ + λ)⁻¹ Bᵀ + (I − B Bᵀ) / (level + λ)`, the last term where a level is kept.
+
+    The complement is never formed: its part of a form is what is left of the gradients' inner product, `⟨g, g'⟩ −
+    ⟨Bᵀg, Bᵀg'⟩`, from norms that take no gradient either (`Block.gram`). Curvature between blocks is left out.
+    """
+
+    def mean_eigenvalue(self, state: EigenbasisState) -> Resolved:
+        """tr(C)/P of every block."""
+        return state.mean
+
+    def smallest_eigenvalue(self, state: EigenbasisState) -> Float[Array, ""]:
+        """Zero: a second moment."""
+        return jnp.zeros_like(jax.tree.leaves(state.mean)[0])
+
+    def solve(self, state: EigenbasisState, vector: Params, damping: Resolved) -> Params:
+        """`B (μ + λ)⁻¹ Bᵀ v` and, where a level is kept, `(v − B Bᵀ v) / (level + λ)`, block by block."""
+        cut.check_structure(state.params, vector)
+        found = {}
+        for block in state.blocks:
+            name, part = block.name, block.read(vector)
+            weights, outside = _weights(state, name, damping)
+            rotation = state.rotations.get(name)
+            coordinates = _rotated(basis.into(part[None], state.bases[name]), rotation)[0] * weights
+            inner = coordinates if rotation is None else rotation @ coordinates
+            found[name] = basis.out_of(inner, state.bases[name], part) + outside * part
+        return cut.assemble(vector, state.blocks, found)
+
+    def draw_gram(self, state: EigenbasisState, gradients: ExampleGradients, damping: Resolved) -> Form:
+        """Weighted inner products of coordinates and, where a level is kept, of the gradients."""
+        total = jnp.zeros(())
+        coordinates = basis.project(gradients, state.blocks, state.bases)
+        for block in state.blocks:
+            weights, outside = _weights(state, block.name, damping)
+            rows = _rotated(coordinates[block.name], state.rotations.get(block.name))
+            drawn = rows.reshape(gradients.draws, -1, rows.shape[-1])
+            total = total + jnp.einsum("kbf,f,lbf->bkl", drawn, weights, drawn)
+            if block.name in state.level:
+                total = total + outside * block.gram(gradients)
+        return Form(total, jnp.zeros(total.shape[0], total.dtype))
+
+    def bilinear_form(
+        self, state: EigenbasisState, left: ExampleGradients, right: ExampleGradients, damping: Resolved
+    ) -> Float[Array, "left right"]:
+        """As `draw_gram`, between two batches."""
+        total = jnp.zeros(())
+        sides = [basis.project(gradients, state.blocks, state.bases) for gradients in (left, right)]
+        for block in state.blocks:
+            weights, outside = _weights(state, block.name, damping)
+            a, b = (_rotated(side[block.name], state.rotations.get(block.name)) for side in sides)
+            total = total + (a * weights[None]) @ b.T
+            if block.name in state.level:
+                total = total + outside * basis.inner_products(block, left, right)
+        return total
+
+
+def second_moments(
+    problem: Problem,
+    samples: int,
+    dense: frozenset[str],
+    project: Project,
+    project_trees: ProjectTrees,
+) -> tuple[dict[str, Array], basis.Scalars]:
+    """Σ over curvature samples of `c cᵀ` (blocks in `dense`) or of `c²` (the others), and of `‖g‖²`.
+
+    The eigenvalue correction, for whatever gradients `project` makes coordinates of: normalised so that with complete
+    orthonormal bases the sum of a block's corrected eigenvalues is its tr(C).
+
+    Args:
+        problem: Whose curvature.
+        samples: Draws per example, or per batch of a coupled loss.
+        dense: Names of the blocks whose whole second moment is wanted.
+        project: Coordinates `c` and `Σ_i ‖g_i‖²` of per-example gradients, by block.
+        project_trees: The same of whole gradients with a leading axis.
+    """
+
+    def moments(coordinates: basis.Coordinates, norms: basis.Scalars) -> tuple[dict[str, Array], basis.Scalars]:
+        found = {
+            name: rows.T @ rows if name in dense else jnp.sum(rows**2, axis=0) for name, rows in coordinates.items()
+        }
+        return found, norms
+
+    return sum_over_samples(problem, samples, lambda g: moments(*project(g)), lambda g: moments(*project_trees(g)))
+
+
+def in_bases(blocks: cut.Blocks, bases: basis.Bases) -> tuple[Project, ProjectTrees]:
+    """Coordinates in `bases`, and squared norms: what `second_moments` asks for."""
+    return (
+        lambda g: (basis.project(g, blocks, bases), basis.squared_norms(g, blocks)),
+        lambda g: (basis.project_trees(g, blocks, bases), basis.squared_norms_of_trees(g, blocks)),
+    )
+
+
+def taken_apart(
+    problem: Problem,
+    blocks: cut.Blocks,
+    bases: basis.Bases,
+    moments: dict[str, Array],
+    totals: basis.Scalars,
+    traces: basis.Scalars,
+) -> EigenbasisState:
+    """The state of second moments in `bases`: a whole moment becomes eigenpairs, a diagonal one is μ already.
+
+    Args:
+        problem: Whose curvature.
+        blocks: The layers.
+        bases: The bases, orthonormal where they leave something out.
+        moments: Whole second moments or their diagonals.
+        totals: Sum of a block's eigenvalues inside and outside its basis.
+        traces: tr(C) of every block.
+    """
+    rotations, eigenvalues, level = {}, {}, {}
+    for block in blocks:
+        name, moment = block.name, moments[block.name]
+        if moment.ndim == 2:
+            moment, rotations[name] = eigenpairs(moment)
+        eigenvalues[name] = moment
+        if moment.shape[0] < block.size:
+            rest = jnp.maximum(totals[name] - jnp.sum(moment), 0.0)
+            level[name] = rest / (block.size - moment.shape[0])
+    mean = {block.name: traces[block.name] / block.size for block in blocks}
+    return EigenbasisState(problem.params, bases, rotations, eigenvalues, level, mean, blocks)
+
+
+def refuse_hessian(problem: Problem, backend: Backend) -> None:
+    """Raise where the curvature is no second moment.
+
+    Raises:
+        CurvatureError: It is the Hessian, which is indefinite away from a minimum.
+    """
+    if problem.curvature == "hessian":
+        raise CurvatureError(
+            f"{type(backend).__name__} averages outer products of gradients, which are positive semi-definite: it "
+            "approximates 'ggn', 'fisher' or 'empirical_fisher', got curvature='hessian'; use CG or Exact for that."
+        )
+
+
+def _weights(state: EigenbasisState, name: str, damping: Resolved) -> tuple[Float[Array, " features"], Array]:
+    """`1/(μ + λ) − 1/(level + λ)` of the coordinates and `1/(level + λ)` of the vector itself; zero for no level."""
+    value = damping[name] if isinstance(damping, dict) else damping
+    inside = 1 / (state.eigenvalues[name] + value)
+    if name not in state.level:
+        return inside, jnp.zeros_like(value)
+    outside = 1 / (state.level[name] + value)
+    return inside - outside, outside
+
+
+def _rotated(rows: Float[Array, "n features"], rotation: Array | None) -> Float[Array, "n features"]:
+    return rows if rotation is None else rows @ rotation
