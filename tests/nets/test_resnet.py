@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from influence_ssl_jax import trees
-from influence_ssl_jax.nets.architecture import Architecture
 from influence_ssl_jax.nets.resnet import ResNet18
 from influence_ssl_jax.nets.solo_learn import variables
-from tests.nets import reference
+from tests.nets import networks, reference
 
 STATE = reference.random_state(2, {}, seed=4)
 IMAGES = np.random.default_rng(6).normal(size=(3, 8, 8, 3))
@@ -19,7 +18,7 @@ IMAGES = np.random.default_rng(6).normal(size=(3, 8, 8, 3))
 
 @pytest.fixture
 def weights():
-    held = variables(STATE, Architecture(width=2).build(), (8, 8, 3), method="encode")
+    held = variables(STATE, networks.simclr(2), (8, 8, 3), method="encode")
     return {name: value["backbone"] for name, value in held.items()}
 
 

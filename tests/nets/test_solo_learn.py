@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from influence_ssl_jax import trees
-from influence_ssl_jax.nets.architecture import Architecture
 from influence_ssl_jax.nets.network import Network
 from influence_ssl_jax.nets.solo_learn import lone_backbone, variables
-from tests.nets import reference
+from tests.nets import networks, reference
 
 IMAGE = (8, 8, 3)
 RELU, NORM = -1, None
@@ -17,15 +16,15 @@ IMAGES = np.random.default_rng(5).normal(size=(3, *IMAGE))
 
 HEADS = {
     "simclr": (
-        Architecture(width=2, projector_hidden=7, projector_output=5, projector_normalisation="none"),
+        networks.simclr(2),
         {"projector": (16, 7, RELU, 5)},
     ),
     "byol": (
-        Architecture(width=2, projector_hidden=7, projector_output=5, predictor_hidden=6),
+        networks.byol(2),
         {"projector": (16, 7, NORM, RELU, 5), "predictor": (5, 6, NORM, RELU, 5)},
     ),
     "barlow_twins": (
-        Architecture(width=2, projector_hidden=7, projector_output=5, projector_layers=2),
+        networks.barlow_twins(2),
         {"projector": (16, 7, NORM, RELU, 7, NORM, RELU, 5)},
     ),
 }
@@ -33,9 +32,8 @@ HEADS = {
 
 @pytest.mark.parametrize("method", HEADS)
 def test_every_output_equals_the_reference(method):
-    architecture, heads = HEADS[method]
+    module, heads = HEADS[method]
     state = reference.random_state(2, heads, seed=1)
-    module = architecture.build()
     weights = trees.astype(variables(state, module, IMAGE), jnp.float64)
     outputs = module.apply(weights, jnp.asarray(IMAGES), train=False)
 
@@ -43,7 +41,7 @@ def test_every_output_equals_the_reference(method):
     projection = reference.head(state, "projector", representation)
     np.testing.assert_allclose(outputs.representation, representation, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(outputs.projection, projection, rtol=1e-10, atol=1e-12)
-    if architecture.predictor_hidden is None:
+    if module.predictor is None:
         assert outputs.prediction is None
     else:
         prediction = reference.head(state, "predictor", projection)
@@ -51,9 +49,8 @@ def test_every_output_equals_the_reference(method):
 
 
 def test_each_method_alone_needs_only_its_parts():
-    architecture, heads = HEADS["byol"]
+    module, heads = HEADS["byol"]
     state = reference.random_state(2, heads, seed=1)
-    module = architecture.build()
     weights = trees.astype(variables(state, module, IMAGE), jnp.float64)
     outputs = module.apply(weights, jnp.asarray(IMAGES), train=False)
     parts = {
@@ -73,7 +70,7 @@ def test_lone_backbone_and_foreign_entries():
     torchvision = {name.removeprefix("backbone."): array for name, array in state.items()}
     torchvision |= {"fc.weight": np.zeros((10, 16)), "fc.bias": np.zeros(10)}
     checkpoint = state | {"classifier.weight": np.zeros((10, 16)), "momentum_backbone.conv1.weight": np.zeros(3)}
-    module = Architecture(width=2).build()
+    module = networks.simclr(2)
     for given in (lone_backbone(torchvision), checkpoint):
         weights = trees.astype(variables(given, module, IMAGE, method="encode"), jnp.float64)
         assert set(weights["params"]) == {"backbone"}
@@ -84,17 +81,17 @@ def test_lone_backbone_and_foreign_entries():
 def test_weights_of_another_architecture_are_refused():
     state = reference.random_state(2, {"projector": (16, 7, RELU, 5)}, seed=3)
     with pytest.raises(ValueError, match=r"backbone/bn1/mean: expected \(4,\), got \(2,\).*; …. Choose the widths"):
-        variables(state, Architecture(width=4).build(), IMAGE, method="encode")
+        variables(state, networks.simclr(4), IMAGE, method="encode")
     with pytest.raises(ValueError, match=r"projector/bn0/mean: expected \(7,\), got nothing"):
-        variables(state, Architecture(width=2, projector_hidden=7, projector_output=5).build(), IMAGE)
+        variables(state, networks.byol(2), IMAGE)
     del state["backbone.bn1.running_var"]
     with pytest.raises(ValueError, match=r"in 1 arrays: batch_stats/backbone/bn1/var: expected \(2,\), got nothing"):
-        variables(state, Architecture(width=2).build(), IMAGE, method="encode")
+        variables(state, networks.simclr(2), IMAGE, method="encode")
 
 
 def test_scored_architecture_has_the_published_size():
     """torchvision's ResNet-18 with the CIFAR stem and ten classes has 11,173,962 parameters, fc(512, 10) among them."""
-    module = Architecture(width=64, projector_hidden=2048, projector_output=256).build()
+    module = networks.byol(64, 2048, 256)
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), images)["params"]
     assert trees.size(shapes["backbone"]) == 11_173_962 - (512 * 10 + 10)

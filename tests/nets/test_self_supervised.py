@@ -1,43 +1,18 @@
-"""Architectures survive being written down, and refuse what is no architecture."""
-
-import dataclasses
-import json
+"""Every depth of a network is a method; what gives no embedding is refused."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from influence_ssl_jax.nets.architecture import Architecture
 from influence_ssl_jax.nets.heads import Classifier
 from influence_ssl_jax.nets.linear import Linear
 from influence_ssl_jax.nets.network import Network
-
-
-@pytest.mark.parametrize(
-    "architecture",
-    [Architecture(), Architecture(width=4, predictor_hidden=9, projector_layers=2, precision="bfloat16")],
-)
-def test_rebuilt_from_what_was_recorded(architecture):
-    recorded = json.loads(json.dumps(dataclasses.asdict(architecture)))
-    assert Architecture.from_dict(recorded) == architecture
-    assert Architecture.from_dict(recorded).build() == architecture.build()
-    assert hash(architecture.build()) == hash(Architecture.from_dict(recorded).build())
-
-
-def test_unknown_settings_are_refused():
-    with pytest.raises(ValueError, match=r"Unknown architecture settings \['depth'\]; known are \['width'"):
-        Architecture.from_dict({"depth": 50})
-
-
-@pytest.mark.parametrize(("setting", "value"), [("width", 0), ("predictor_hidden", -1), ("projector_layers", -1)])
-def test_impossible_sizes_are_refused(setting, value):
-    with pytest.raises(ValueError, match=f"{setting} must be at least"):
-        Architecture(**{setting: value})
+from tests.nets import networks
 
 
 def test_predict_without_predictor_is_refused():
-    module = Architecture(width=1, projector_hidden=2, projector_output=2).build()
+    module = networks.simclr(1, 2, 2)
     with pytest.raises(ValueError, match="no predictor"):
         jax.eval_shape(
             lambda x: module.init(jax.random.key(0), x, train=False, method="predict"), jnp.zeros((1, 4, 4, 3))
@@ -45,7 +20,7 @@ def test_predict_without_predictor_is_refused():
 
 
 def test_supervised_baseline_projects_to_logits():
-    module = Architecture(width=1, classes=10).build()
+    module = networks.supervised(1)
     assert module.projector == Classifier(10)
     logits = jax.eval_shape(lambda x: module.init_with_output(jax.random.key(0), x, False), jnp.zeros((2, 4, 4, 3)))[0]
     assert logits.projection.shape == (2, 10)
@@ -60,7 +35,7 @@ def test_linear_network_is_a_matrix():
 
 
 def test_network_refuses_what_is_no_embedding():
-    whole = Network(Architecture(width=1, projector_hidden=2, projector_output=2).build())
+    whole = Network(networks.simclr(1, 2, 2))
     variables = jax.eval_shape(lambda x: whole.module.init(jax.random.key(0), x, train=False), jnp.zeros((1, 4, 4, 3)))
     with pytest.raises(ValueError, match="must return one embedding per image"):
         jax.eval_shape(whole, variables["params"], {"batch_stats": variables["batch_stats"]}, jnp.zeros((1, 4, 4, 3)))
