@@ -89,8 +89,8 @@ class Problem:
         batches: The resident curvature set: a `Batch` whose leaves have leading axes [num_batches, batch].
         objective: What is differentiated.
         curvature: `ggn` J_yᵀ∇²head J_y · `fisher` its Monte-Carlo estimate from draws v ~ N(0, ∇²head) ·
-            `empirical_fisher` second moment of per-example gradient contributions · `hessian` the exact second derivative
-            (indefinite away from a minimum).
+            `empirical_fisher` second moment of per-example gradient contributions · `hessian` the exact second
+            derivative (indefinite away from a minimum).
         samples: Draws per batch of the sampled `fisher`.
     """
 

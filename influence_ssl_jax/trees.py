@@ -20,12 +20,12 @@ def norm(tree: PyTree) -> Float[Array, ""]:
 
 
 def axpy(scale: Float[Array, ""] | float, x: PyTree, y: PyTree) -> PyTree:
-    """scale · x + y, leaf by leaf."""
+    """Scale · x + y, leaf by leaf."""
     return jax.tree.map(lambda a, b: scale * a + b, x, y)
 
 
 def scale(factor: Float[Array, ""] | float, tree: PyTree) -> PyTree:
-    """factor · tree, leaf by leaf."""
+    """Factor · tree, leaf by leaf."""
     return jax.tree.map(lambda a: factor * a, tree)
 
 

@@ -13,7 +13,7 @@ Params: TypeAlias = PyTree
 """Trainable parameters θ: what is differentiated."""
 
 Frozen: TypeAlias = PyTree
-"""What a network reads and nobody differentiates: `{"batch_stats": …}`, and `{"target": {"params": …, "batch_stats": …}}`
+"""What a network reads and nobody differentiates: `{"batch_stats": …}`, and beside it `{"target": {"params": …, …}}`
 where a loss compares with a target network (BYOL)."""
 
 

@@ -15,8 +15,8 @@ Tree = TypeVar("Tree")
 def mean_over_batches(problem: Problem, of_batch: Callable[[Batch], Tree]) -> Tree:
     """The mean of a tree of arrays over the problem's batches, one batch in memory at a time.
 
-    A `lax.scan`: compiled once whatever the number of batches. That is fast on a CPU too, because there every convolution
-    of a network runs in its canonical form (`nets.convolution`), whose backward pass may stand inside a loop.
+    A `lax.scan`: compiled once whatever the number of batches. That is fast on a CPU too, because there every
+    convolution of a network runs in its canonical form (`nets.convolution`), whose backward pass may stand inside a loop.
     """
 
     def add(total: Tree, batch: Batch) -> tuple[Tree, None]:

@@ -1,4 +1,4 @@
-"""What a layer's parameters are to its inputs: a weight matrix in homogeneous coordinates, or an elementwise affine map."""
+"""What a layer's parameters are to its inputs: a weight matrix in homogeneous coordinates, or an affine map."""
 
 import abc
 import dataclasses
@@ -163,7 +163,7 @@ class ConvLayer(MatrixLayer):
 
 @dataclasses.dataclass(frozen=True)
 class AffineLayer(Layer):
-    """`y = scale · x̂ + bias`, elementwise in the last axis: BatchNorm with running statistics, `x̂` standardised by them."""
+    """`y = scale · x̂ + bias` in the last axis: BatchNorm, `x̂` standardised by its running statistics."""
 
     path: tuple[str, ...]
     scale: bool

@@ -19,8 +19,7 @@ OutputMap: TypeAlias = Callable[[Float[Array, "*outputs"]], Float[Array, "*outpu
 def matvec(problem: Problem) -> Matvec:
     """The map v ↦ C v, `C` the mean over the problem's batches.
 
-    Batches are visited by `lax.scan`, so memory is that of one batch, and the map is compiled once whatever their number.
-    (`nets.convolution` keeps a convolution's backward pass fast inside a loop on CPU.)
+    Memory is that of one batch, and the map is compiled once whatever their number.
 
     Args:
         problem: What is differentiated, where, over which data and as which curvature.
@@ -84,7 +83,7 @@ def _fisher_product(problem: Problem, batch: Batch, vector: Params) -> Params:
 
 
 def _empirical_fisher_product(problem: Problem, batch: Batch, vector: Params) -> Params:
-    """b Σ_i g_i g_iᵀ · v with g_i = J_iᵀ ∂loss/∂z_i, the contribution of example i to the gradient of the batch.
+    """`b Σ_i g_i g_iᵀ v` with g_i = J_iᵀ ∂loss/∂z_i, the contribution of example i to the gradient of the batch.
 
     For a mean of per-example losses ℓ_i this is (1/b) Σ ∇ℓ_i ∇ℓ_iᵀ, the usual second moment.
     """

@@ -1,4 +1,4 @@
-"""Layer inputs and output-gradients of any linen network, in one batched backward pass and without touching the model."""
+"""Layer inputs and output-gradients of any linen network, by one batched backward pass, the model untouched."""
 
 import dataclasses
 from collections.abc import Callable

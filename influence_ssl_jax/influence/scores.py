@@ -176,7 +176,7 @@ def self_influence(
     table = table.add_column(table.schema.get_field_index("reason"), "knn_distance", pa.array(distance))
     skipped = [row for part in parts for row in part.skipped]
     if skipped:
-        rows = {"index": [s.index for s in skipped], "id": [s.id for s in skipped], "reason": [s.reason for s in skipped]}
+        rows = {name: [getattr(row, name) for row in skipped] for name in ("index", "id", "reason")}
         nothing = {name: [float("nan")] * len(skipped) for name in table.column_names if name not in rows}
         table = pa.concat_tables([table, pa.table({**rows, **nothing}, schema=table.schema)]).sort_by("index")
     attributes = source.attributes()

@@ -1,4 +1,4 @@
-"""Streamed scores against the dense formula, one example at a time, and against everything that must not change them."""
+"""Streamed scores against the dense formula, one example at a time; what must not change them does not."""
 
 import dataclasses
 
