@@ -1,0 +1,24 @@
+"""Self-supervised pretraining: settings and recipes, the loop, and trained networks as files."""
+
+from influence_ssl_jax.train.evaluation import Probe
+from influence_ssl_jax.train.export import Trained, load, save
+from influence_ssl_jax.train.loop import pretrain
+from influence_ssl_jax.train.optimisers import Lars, Sgd
+from influence_ssl_jax.train.recipes import RECIPES, tiny
+from influence_ssl_jax.train.resume import TrainingError
+from influence_ssl_jax.train.settings import Architecture, Pretrain
+
+__all__ = [
+    "RECIPES",
+    "Architecture",
+    "Lars",
+    "Pretrain",
+    "Probe",
+    "Sgd",
+    "Trained",
+    "TrainingError",
+    "load",
+    "pretrain",
+    "save",
+    "tiny",
+]

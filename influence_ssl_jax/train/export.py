@@ -1,0 +1,68 @@
+"""A trained run as a saved network, and back."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+
+from influence_ssl_jax import checkpoint, configuration
+from influence_ssl_jax.train.journal import Row
+from influence_ssl_jax.train.settings import Pretrain
+from influence_ssl_jax.train.state import initial
+from influence_ssl_jax.types import Frozen, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What a run made.
+
+    Attributes:
+        settings: What was run; `settings.objective()` is the training loss in evaluation mode.
+        image_shape: (height, width, channels) of the input.
+        params: θ.
+        frozen: Running statistics, and the target network where there is one.
+        history: One row per epoch, from the untrained network (epoch 0) on.
+    """
+
+    settings: Pretrain
+    image_shape: tuple[int, int, int]
+    params: Params
+    frozen: Frozen
+    history: tuple[Row, ...] = ()
+
+
+def save(
+    path: str | Path, trained: Trained, storage: checkpoint.Storage = "float32", **notes: configuration.Plain
+) -> checkpoint.Files:
+    """Write `<path>.npz` and `<path>.json`: everything that the training loss reads, and how it was made.
+
+    Args:
+        path: Where to.
+        trained: What is written.
+        storage: The type of stored parameters; see `checkpoint.save` for what float16 rounds.
+        **notes: More to record, plain JSON, such as the command.
+    """
+    description = {
+        "pretrain": configuration.describe(trained.settings),
+        "image_shape": list(trained.image_shape),
+        "storage": storage,
+        **notes,
+        "history": list(trained.history),
+    }
+    return checkpoint.save(path, {"params": trained.params, "frozen": trained.frozen}, description, storage)
+
+
+def load(path: str | Path) -> Trained:
+    """The network saved at `path`, whole: its objective, float32 parameters, and history.
+
+    Raises:
+        CheckpointError: A file is absent, truncated, or does not hold the network that its settings describe.
+    """
+    description = checkpoint.describe(path)
+    settings = configuration.restore(description.get("pretrain"), [Pretrain])
+    height, width, channels = description["image_shape"]
+    state = jax.eval_shape(lambda: initial(settings, (height, width, channels)))
+    variables = checkpoint.load(path, {"params": state.params, "frozen": state.frozen})
+    return Trained(
+        settings, (height, width, channels), variables["params"], variables["frozen"], tuple(description["history"])
+    )

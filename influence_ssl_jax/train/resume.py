@@ -1,0 +1,63 @@
+"""Checkpoints of a run under way: what it needs to go on as if it had never stopped."""
+
+import json
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+
+from influence_ssl_jax import configuration
+from influence_ssl_jax.errors import InfluenceError
+from influence_ssl_jax.train.state import TrainState
+
+
+class TrainingError(InfluenceError):
+    """A run that cannot start, go on, or end well."""
+
+
+def claim(folder: Path, description: dict) -> None:
+    """Record in `folder` what is run there.
+
+    Raises:
+        TrainingError: A run with other settings is there already; every difference is listed.
+    """
+    file = folder / "settings.json"
+    if file.exists():
+        differing = configuration.differences(json.loads(file.read_text()), description)
+        if differing:
+            raise TrainingError(
+                f"{folder} holds a run with other settings; choose another folder, or delete it to start anew:\n  "
+                + "\n  ".join(differing)
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n")
+    unfinished.replace(file)
+
+
+class Checkpoints:
+    """The states after the last few epochs of a run; a write that a kill cut short is never taken for one."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(folder.resolve() / "checkpoints", options=options)
+
+    def save(self, epoch: int, state: TrainState) -> None:
+        """Keep the state after `epoch` epochs, and forget the oldest one."""
+        self._manager.save(epoch, args=ocp.args.StandardSave(state))
+        self._manager.wait_until_finished()
+
+    def latest(self, like: TrainState) -> tuple[int, TrainState]:
+        """(epochs done, state) of the newest checkpoint; (0, `like`) where there is none."""
+        epoch = self._manager.latest_step()
+        if epoch is None:
+            return 0, like
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        state = self._manager.restore(epoch, args=ocp.args.StandardRestore(shapes))
+        assert isinstance(state, TrainState)
+        return epoch, state
+
+    def close(self) -> None:
+        """Release what orbax holds."""
+        self._manager.close()

@@ -1,0 +1,129 @@
+"""What is trained, on which views, how, and for how long."""
+
+import dataclasses
+from typing import Literal, TypeAlias
+
+import jax
+import optax
+
+from influence_ssl_jax.augment.recipes import PRETRAINING
+from influence_ssl_jax.losses import BYOL, BarlowTwins, SimCLR, Supervised
+from influence_ssl_jax.nets.heads import Classifier, Predictor, Projector
+from influence_ssl_jax.nets.network import Network
+from influence_ssl_jax.nets.resnet import ResNet18
+from influence_ssl_jax.nets.self_supervised import SelfSupervised
+from influence_ssl_jax.problem import Objective
+from influence_ssl_jax.train.optimisers import Lars, Optimiser, schedule
+
+TrainingLoss: TypeAlias = SimCLR | BYOL | BarlowTwins | Supervised
+Precision: TypeAlias = Literal["float32", "bfloat16"]
+"""The type that layers compute in; parameters, statistics and losses are float32 in both."""
+
+Depth: TypeAlias = Literal["encode", "project", "predict"]
+"""The representation, the projection, or the prediction."""
+
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A CIFAR ResNet-18 and its heads.
+
+    Attributes:
+        width: Channels of the first stage.
+        hidden: Width of the projector's hidden layers.
+        output: Width of the projector's output; for the supervised baseline, which has no projector, the classes.
+        hidden_layers: Hidden layers of the projector.
+        normalisation: Of the projector's hidden layers.
+        predictor_hidden: Width of the predictor's hidden layer, for losses that compare with a target network.
+        mean: Per-channel mean subtracted from pixels in [0, 1].
+        std: Per-channel standard deviation they are divided by.
+    """
+
+    width: int = 64
+    hidden: int = 2048
+    output: int = 256
+    hidden_layers: int = 1
+    normalisation: Literal["batch", "none"] = "batch"
+    predictor_hidden: int = 2048
+    mean: tuple[float, ...] = CIFAR10_MEAN
+    std: tuple[float, ...] = CIFAR10_STD
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrain:
+    """One training run; with the data it determines the result bit for bit on the same machine.
+
+    Attributes:
+        views: What the loss compares: a name in `augment.recipes.PRETRAINING`.
+        loss: What is minimised.
+        architecture: Backbone and heads.
+        optimiser: How it is minimised.
+        epochs: Passes over the data.
+        batch_size: Examples per step; the loss couples them.
+        seed: Fixes initial parameters, order of the data, and views.
+        precision: The type that training computes in.
+        target_momentum: τ of the target network at step 0 (BYOL); it rises to 1 along a cosine.
+    """
+
+    views: str = "simclr"
+    loss: TrainingLoss = dataclasses.field(default_factory=SimCLR)
+    architecture: Architecture = dataclasses.field(default_factory=Architecture)
+    optimiser: Optimiser = dataclasses.field(default_factory=Lars)
+    epochs: int = 1000
+    batch_size: int = 256
+    seed: int = 0
+    precision: Precision = "float32"
+    target_momentum: float = 0.99
+
+    def __post_init__(self) -> None:
+        """Refuse runs that cannot take a step."""
+        if self.views not in PRETRAINING:
+            raise ValueError(f"Unknown views {self.views!r}; known are {', '.join(PRETRAINING)}.")
+        if self.epochs < 1 or self.batch_size < 2:
+            raise ValueError(
+                f"Training needs at least 1 epoch and batches of at least 2, got epochs={self.epochs} and "
+                f"batch_size={self.batch_size}."
+            )
+        if self.optimiser.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"Warm-up must end before training does, got warmup_epochs={self.optimiser.warmup_epochs} of "
+                f"epochs={self.epochs}; shorten it."
+            )
+
+    def module(self, dtype: jax.typing.DTypeLike | None = None) -> SelfSupervised:
+        """Backbone, projector (for the supervised baseline: classifier) and, where the loss needs one, predictor.
+
+        Args:
+            dtype: The type that layers compute in; that of the parameters where None.
+        """
+        shape = self.architecture
+        projector = Projector(shape.hidden, shape.output, shape.hidden_layers, shape.normalisation, dtype)
+        return SelfSupervised(
+            ResNet18(shape.width, dtype),
+            Classifier(shape.output) if isinstance(self.loss, Supervised) else projector,
+            Predictor(shape.predictor_hidden, dtype) if self.loss.compares_with_target else None,
+        )
+
+    def network(self, method: Depth, dtype: jax.typing.DTypeLike | None = None) -> Network:
+        """The network down to a depth, in evaluation mode."""
+        return Network(self.module(dtype), method, mean=self.architecture.mean, std=self.architecture.std)
+
+    def objective(self, dtype: jax.typing.DTypeLike | None = None) -> Objective:
+        """The training loss in evaluation mode, for curvatures and scores at the trained parameters.
+
+        Its `params` are those of the online network; its `frozen` is `{"batch_stats": …}`, with a target network also
+        `{"target": {"params": …, "batch_stats": …}}`.
+
+        Args:
+            dtype: The type that layers compute in; that of the parameters where None.
+        """
+        views = PRETRAINING[self.views]
+        if self.loss.compares_with_target:
+            return Objective(self.network("predict", dtype), views, self.loss, self.network("project", dtype))
+        return Objective(self.network("project", dtype), views, self.loss)
+
+    def schedule(self, steps_per_epoch: int) -> optax.Schedule:
+        """The learning rate at every step."""
+        return schedule(self.optimiser, self.epochs, steps_per_epoch)

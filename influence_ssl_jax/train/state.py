@@ -1,0 +1,142 @@
+"""The state of training and one step of it."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from influence_ssl_jax import trees
+from influence_ssl_jax.losses.loss import Embeddings
+from influence_ssl_jax.nets.convolution import canonical_convolutions
+from influence_ssl_jax.nets.network import Network
+from influence_ssl_jax.train.settings import Pretrain
+from influence_ssl_jax.types import Batch, Frozen, Params, PyTree
+
+Metrics = dict[str, Float[Array, ""]]
+Step = Callable[["TrainState", Batch], tuple["TrainState", Metrics]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that a step reads and writes; a run that has it goes on as if it had never stopped.
+
+    Attributes:
+        step: Steps taken.
+        params: θ of the online network.
+        frozen: Its running statistics, and the target network's parameters and statistics where there is one.
+        optimiser: The optimiser's state.
+    """
+
+    step: Int[Array, ""]
+    params: Params
+    frozen: Frozen
+    optimiser: PyTree
+
+
+def initial(settings: Pretrain, image_shape: tuple[int, int, int]) -> TrainState:
+    """The state before the first step: parameters drawn from `settings.seed`, the target equal to the online network.
+
+    Args:
+        settings: What is trained.
+        image_shape: (height, width, channels) of the input.
+    """
+    objective = settings.objective()
+    variables = _initialise(objective.network, settings.seed, image_shape)
+    frozen = {name: value for name, value in variables.items() if name != "params"}
+    target = objective.target
+    if target is not None:
+        # The target network lacks the predictor: it takes the part of the online parameters that its method reads.
+        reads = jax.eval_shape(lambda: _initialise(target, settings.seed, image_shape))
+        frozen["target"] = jax.tree.map(jnp.copy, _restricted(variables, reads))
+    optimiser = settings.optimiser.transformation(settings.schedule(1)).init(variables["params"])
+    return TrainState(jnp.zeros((), jnp.int32), variables["params"], frozen, optimiser)
+
+
+@functools.lru_cache(maxsize=8)
+def make_step(settings: Pretrain, steps_per_epoch: int) -> Step:
+    """One step `(state, batch) -> (state, metrics)`, compiled once per process; it consumes the state that it is given.
+
+    Every view goes through the network by itself, as in solo-learn: BatchNorm normalises a view by the statistics of
+    that view's batch. Running statistics move once per step, by the mean over the views. The target network is in
+    training mode too, and moves after each step: `ξ ← τ ξ + (1 − τ) θ`, `τ` rising from `settings.target_momentum` to 1
+    along a cosine (arXiv 2006.07733, section 3.3).
+    """
+    objective = settings.objective(settings.precision)
+    total = settings.epochs * steps_per_epoch
+    rate = settings.schedule(steps_per_epoch)
+    optimiser = settings.optimiser.transformation(rate)
+
+    def loss(params: Params, frozen: Frozen, batch: Batch) -> tuple[Float[Array, ""], Frozen]:
+        images = objective.images(batch, jnp.float32)
+        online, updated = _embed_in_training(objective.network, params, _own(frozen), images)
+        target = None
+        if objective.target is not None:
+            held = frozen["target"]
+            target, moved = _embed_in_training(objective.target, held["params"], _own(held), images)
+            updated = {**updated, "target": {"params": held["params"], **moved}}
+        return objective.loss(Embeddings(online, target, batch.label)), updated
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        gradient_of = jax.value_and_grad(loss, has_aux=True)
+        (value, frozen), gradient = gradient_of(state.params, state.frozen, batch)
+        update, moments = optimiser.update(gradient, state.optimiser, state.params)
+        params = optax.apply_updates(state.params, update)
+        if objective.target is not None:
+            frozen = _follow(frozen, params, target_momentum(settings.target_momentum, state.step, total))
+        metrics = {"loss": value, "gradient_norm": trees.norm(gradient), "learning_rate": jnp.asarray(rate(state.step))}
+        return TrainState(state.step + 1, params, frozen, moments), metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def target_momentum(initial: float, step: Int[Array, ""], total: int) -> Float[Array, ""]:
+    """`τ = 1 − (1 − τ₀) (cos(π step / total) + 1) / 2`."""
+    return 1 - (1 - initial) * (jnp.cos(jnp.pi * step / total) + 1) / 2
+
+
+def _embed_in_training(
+    network: Network, params: Params, statistics: Frozen, images: Float[Array, "views batch height width channels"]
+) -> tuple[Float[Array, "views batch embedding"], Frozen]:
+    def one(view: Float[Array, "batch height width channels"]) -> tuple[Float[Array, "batch embedding"], Frozen]:
+        with canonical_convolutions():
+            return network.module.apply(
+                {"params": params, **statistics},
+                network.standardise(view),
+                method=network.method,
+                mutable=list(statistics),
+                train=True,
+            )
+
+    # One view after the other: on a CPU two small batches stay in the cache where one large one does not.
+    embedded, moved = jax.lax.map(one, images)
+    return embedded, jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), moved)
+
+
+def _follow(frozen: Frozen, params: Params, momentum: Float[Array, ""]) -> Frozen:
+    held = frozen["target"]
+    moved = jax.tree.map(
+        lambda slow, fast: momentum * slow + (1 - momentum) * fast, held["params"], _restricted(params, held["params"])
+    )
+    return {**frozen, "target": {**held, "params": moved}}
+
+
+def _initialise(network: Network, seed: int, image_shape: tuple[int, int, int]) -> PyTree:
+    images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+    # Shapes alone go through the network, so that nothing but the drawing of parameters is compiled.
+    return network.module.lazy_init(jax.random.key(seed), images, method=network.method, train=False)
+
+
+def _own(variables: PyTree) -> PyTree:
+    return {name: value for name, value in variables.items() if name not in ("params", "target")}
+
+
+def _restricted(tree: PyTree, like: PyTree) -> PyTree:
+    """The part of nested dicts that `like` has."""
+    if isinstance(like, dict):
+        return {name: _restricted(tree[name], branch) for name, branch in like.items()}
+    return tree
