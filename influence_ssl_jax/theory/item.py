@@ -168,5 +168,7 @@ class Item:
             return [check.measure(Draw(row)) for check in checks]
 
         # One draw after another: on CPU, batched LAPACK calls that run side by side can wait for each other for ever.
-        measured = jax.jit(lambda rows: jax.lax.map(measure, rows), compiler_options=_FAST_COMPILATION)(pool(key, draws))
+        measured = jax.jit(lambda rows: jax.lax.map(measure, rows), compiler_options=_FAST_COMPILATION)(
+            pool(key, draws)
+        )
         return tuple(check.judge(np.asarray(values)) for check, values in zip(checks, measured, strict=True))

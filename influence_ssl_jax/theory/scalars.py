@@ -4,5 +4,5 @@ from typing import TypeAlias
 
 from jaxtyping import Array, Float
 
-Scalar: TypeAlias = Float[Array, ""] | float
-"""One real number: a Python float, or an array without axes (so that the forms differentiate and `vmap`)."""
+Scalar: TypeAlias = Float[Array, ""] | float | int
+"""One real number: a Python number, or an array without axes (so that the forms differentiate and `vmap`)."""

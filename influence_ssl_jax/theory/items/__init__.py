@@ -1,7 +1,11 @@
 """Every statement of the theory, by family. The list here is the only one: tests, command, page and notebook read it."""
 
 import dataclasses
+from collections.abc import Callable
 
+from matplotlib.axes import Axes
+
+from influence_ssl_jax.theory import plots
 from influence_ssl_jax.theory.item import Item
 from influence_ssl_jax.theory.items import (
     background,
@@ -20,29 +24,114 @@ from influence_ssl_jax.theory.items import (
 
 
 @dataclasses.dataclass(frozen=True)
+class Plot:
+    """A picture of a family.
+
+    Attributes:
+        draw: Draws it.
+        caption: What it shows, LaTeX between dollars.
+    """
+
+    draw: Callable[[Axes], None]
+    caption: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Family:
     """Statements that belong together.
 
     Attributes:
         title: Heading.
         items: The statements, in reading order.
+        plots: Their pictures.
     """
 
     title: str
     items: tuple[Item, ...]
+    plots: tuple[Plot, ...]
 
 
 FAMILIES = (
-    Family("Influence functions", background.ITEMS),
-    Family("The linear encoder", (*two_layer.ITEMS[:2], *linear.ITEMS, two_layer.ITEMS[2])),
-    Family("Any encoder", gauss_newton.ITEMS),
-    Family("Proposition 1", properties.ITEMS),
-    Family("Groups of examples", groups.ITEMS),
-    Family("Expectation and deviation", deviation.ITEMS),
-    Family("The cosine distance", (*cosine.ITEMS, *cosine_derivatives.ITEMS)),
-    Family("The data set's Hessian", leverage.ITEMS),
-    Family("Leaving examples out", leave_out.ITEMS),
-    Family("Gaussian noise", gaussian.ITEMS),
+    Family(
+        "Influence functions",
+        background.ITEMS,
+        (Plot(plots.remainder, "What the first order of Eq. 3 leaves out falls with the square of the weight."),),
+    ),
+    Family(
+        "The linear encoder",
+        (*two_layer.ITEMS[:2], *linear.ITEMS, two_layer.ITEMS[2]),
+        (
+            Plot(
+                plots.limit_gap,
+                r"Theorem 1 for $w_1 = 2$, $w_2 = 1$, $\delta = \varepsilon = 1$. The limit $2\,l$ is reached only where "
+                r"$\lambda \ll t$; with the exact two-layer Hessian it is $\frac{4}{3}\,l$, and there is a pole.",
+            ),
+        ),
+    ),
+    Family(
+        "Any encoder",
+        gauss_newton.ITEMS,
+        (
+            Plot(
+                plots.any_encoder,
+                r"A tanh network: with a point's own Gauss–Newton matrix the score tends to $2\,l$, twice its loss.",
+            ),
+        ),
+    ),
+    Family(
+        "Proposition 1",
+        properties.ITEMS,
+        (
+            Plot(plots.exponent, r"Claim 3: the power of $\varepsilon$ is $4$ under strong damping, $2$ without."),
+            Plot(plots.violation, "Claim 4: where the change of $W$ is large the stated bound fails."),
+        ),
+    ),
+    Family(
+        "Groups of examples",
+        groups.ITEMS,
+        (
+            Plot(
+                plots.interaction,
+                r"Claims 6 and 7 for $W = \mathrm{diag}(2, 1)$ and two unit perturbations, one along the top singular "
+                "vector: duplicates reach the bound.",
+            ),
+        ),
+    ),
+    Family(
+        "Expectation and deviation",
+        deviation.ITEMS,
+        (Plot(plots.reliability, "How well a scoring with $K$ draws agrees with another of its kind."),),
+    ),
+    Family(
+        "The cosine distance",
+        (*cosine.ITEMS, *cosine_derivatives.ITEMS),
+        (Plot(plots.expansion, r"Proposition 3 as stated keeps its error however small $\varepsilon$ is."),),
+    ),
+    Family(
+        "The data set's Hessian",
+        leverage.ITEMS,
+        (
+            Plot(
+                plots.duplicates,
+                "Score of each of $k$ copies. Theorem 1 does not see copies; leverage falls to $1/k$.",
+            ),
+        ),
+    ),
+    Family(
+        "Leaving examples out",
+        leave_out.ITEMS,
+        (Plot(plots.shortfall, "By how much influence underestimates what removing an example does to its loss."),),
+    ),
+    Family(
+        "Gaussian noise",
+        gaussian.ITEMS,
+        (
+            Plot(
+                plots.estimators,
+                r"Scoring a gradient averaged over $K$ draws, with $A = aI$: with few draws the score is mostly draw.",
+            ),
+        ),
+    ),
 )
 
 ITEMS: tuple[Item, ...] = tuple(item for family in FAMILIES for item in family.items)

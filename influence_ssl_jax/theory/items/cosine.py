@@ -42,7 +42,7 @@ def _slope(approximation):
     return slope
 
 
-def _distance_to(order: float, slope):
+def _distance_to(order: int, slope):
     return lambda draw: jnp.abs(slope(draw) - order)
 
 
@@ -128,7 +128,9 @@ ITEMS = (
             Check("stated/leading = 1 + a²/q: rel. error", _overestimate, AtMost(1e-9)),
             Check("stated/leading, uniform directions in three dimensions", _isotropic, AtLeast(1.2)),
             Check("d = 1: distance to 0 or 2", _one_output, AtMost(1e-12)),
-            Check("float32 at an angle of 7e-5, half-chord: rel. error", _single_precision(cosine.distance), AtMost(1e-2)),
+            Check(
+                "float32 at an angle of 7e-5, half-chord: rel. error", _single_precision(cosine.distance), AtMost(1e-2)
+            ),
             Check("float32 at an angle of 7e-5, 1 − û·v̂: rel. error", _single_precision(oracle.cosine), AtLeast(0.5)),
         ),
     ),

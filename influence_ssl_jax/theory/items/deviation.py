@@ -121,7 +121,7 @@ ITEMS = (
             r"right-hand side is $0$, the deviations are $\pm 1$.",
             stated=lambda: _deterministic(0),
             actual=lambda: _deterministic(1),
-            margin=1,
+            margin=1.0,
         ),
         checks=(
             Check("within + between, and E[within | x] = 0: rel. error", _split, AtMost(1e-10)),

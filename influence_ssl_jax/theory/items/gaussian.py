@@ -168,7 +168,7 @@ ITEMS = (
             instance=r"$W = I$, $A = I$, $p = 2$, $\sigma = 1$: $E_s = 32$, $E_m = 8$.",
             stated=lambda: gaussian.mean_gradient_score(jnp.eye(2), jnp.eye(2), 1.0),
             actual=lambda: gaussian.single_draw_score(jnp.eye(2), jnp.eye(2), 1.0),
-            margin=24,
+            margin=24.0,
         ),
         checks=(
             Check("four estimators by exact quadrature: rel. error", _estimators, AtMost(1e-9)),

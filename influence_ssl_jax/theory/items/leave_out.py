@@ -131,7 +131,7 @@ ITEMS = (
             instance=r"$l = 1$, $h = 1/2$: the loss grows by $3$, influence says $1$.",
             stated=lambda: leave_out.predicted_loss_change(jnp.ones(1), jnp.ones(1) / 2)[0],
             actual=lambda: leave_out.exact_loss_change(jnp.ones(1), jnp.ones(1) / 2)[0],
-            margin=2,
+            margin=2.0,
         ),
         checks=(
             Check("W* against a refit: rel. error", _optimum, AtMost(1e-9)),

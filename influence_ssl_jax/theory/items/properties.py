@@ -171,7 +171,7 @@ _DOUBLED = CounterExample(
         linear.influence_limit(jnp.asarray([[2.0, 0.0]]), jnp.asarray([1.0, 0.0]), 1.0)
         - linear.influence_limit(jnp.asarray([[1.0, 0.0]]), jnp.asarray([1.0, 0.0]), 1.0)
     ),
-    margin=2,
+    margin=2.0,
 )
 
 ITEMS = (

@@ -159,7 +159,7 @@ ITEMS = (
             r"the eigenvalues are $3$ and $-1$.",
             stated=lambda: jnp.ones(()),
             actual=lambda: two_layer.hessian(jnp.ones((1, 1)), jnp.ones((1, 1)), jnp.ones(1), jnp.zeros(1)).cross[0, 0],
-            margin=1,
+            margin=1.0,
         ),
         checks=(
             Check("automatic differentiation, all blocks: rel. error", _blocks, AtMost(1e-12)),

@@ -1,0 +1,93 @@
+"""`influence-ssl theory`: every statement of the theory checked, in a table, as JSON and as a page."""
+
+import dataclasses
+import json as jsons
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from influence_ssl_jax.errors import InfluenceError
+from influence_ssl_jax.theory.page import page
+from influence_ssl_jax.theory.verdict import Verdict, judge, named, plain
+
+_STYLES = {"true": "green", "true under conditions": "yellow", "false as stated": "red"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Theory:
+    """Check every theorem behind the score against automatic differentiation.
+
+    Each statement of the theory has a verdict (true, true under conditions, false as stated) and checks that carry it:
+    random instances in float64, compared with dense linear algebra, automatic differentiation or actual refitting, and
+    the counter-examples that keep a false statement refuted. Ends with an error if any check fails.
+
+    Attributes:
+        item: Only these items, by name; all of them if none is given.
+        draws: Random instances for each check.
+        seed: Another seed gives other instances.
+        json: Write the results here.
+        html: Write a page here, with the statements typeset and a plot for each family: one file, no network.
+    """
+
+    item: tuple[str, ...] = ()
+    draws: int = 200
+    seed: int = 0
+    json: Path | None = None
+    html: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.draws < 1:
+            raise InfluenceError(f"A check needs at least one draw, got --draws {self.draws}.")
+
+    def run(self, out: Console) -> None:
+        """Run the checks, print the table, write what was asked for.
+
+        Raises:
+            InfluenceError: If a check fails; everything is printed and written before.
+        """
+        items, start = named(self.item), time.perf_counter()
+        verdicts = []
+        for verdict in judge(items, self.draws, self.seed):
+            verdicts.append(verdict)
+            if out.is_terminal:
+                out.print(Text(f"{len(verdicts)}/{len(items)} {verdict.item.name}", style="dim"), end="\r")
+        out.print(table(verdicts))
+        checks = sum(len(verdict.outcomes) for verdict in verdicts)
+        seconds = time.perf_counter() - start
+        out.print(f"{len(verdicts)} items, {checks} checks, {self.draws} draws each, seed {self.seed}: {seconds:.0f} s")
+        if self.json is not None:
+            written = {"draws": self.draws, "seed": self.seed, "items": [plain(verdict) for verdict in verdicts]}
+            self.json.write_text(jsons.dumps(written, indent=1, ensure_ascii=False) + "\n")
+        if self.html is not None:
+            self.html.write_text(page(verdicts, self.draws, self.seed))
+        failed = [f"{v.item.name} ({o.name})" for v in verdicts for o in v.outcomes if not o.passed]
+        if failed:
+            raise InfluenceError(f"{len(failed)} of {checks} checks failed: {'; '.join(failed)}.")
+
+
+def table(verdicts: Sequence[Verdict]) -> Table:
+    """For each item its verdict, and for each of its checks what was measured, what is allowed, over how many draws."""
+    written = Table(title="The theory of Influence-SSL", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    written.add_column("item, verdict, checks", overflow="fold")
+    written.add_column("measured", justify="right", no_wrap=True)
+    written.add_column("allowed", no_wrap=True)
+    written.add_column("draws", justify="right", no_wrap=True)
+    written.add_column("")
+    for verdict in verdicts:
+        item = verdict.item
+        written.add_row(Text.assemble((item.name, "bold"), "  ", (item.status, _STYLES[item.status])))
+        for outcome in verdict.outcomes:
+            written.add_row(
+                Padding(Text(outcome.name), (0, 0, 0, 2)),
+                f"{outcome.statistic:.3g}",
+                f"{outcome.limit.symbol} {outcome.limit.value:.3g} {outcome.limit.statistic}",
+                str(outcome.draws),
+                Text("pass", style="green") if outcome.passed else Text("FAIL", style="bold red"),
+            )
+    return written
