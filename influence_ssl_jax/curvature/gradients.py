@@ -68,11 +68,8 @@ class ExampleGradients(Captured):
         return functools.reduce(jnp.add, [block.gram(self) for block in blocks])
 
     def squared_norms(self, blocks: Blocks) -> Float[Array, " n"]:
-        """‖g_n‖² of every draw, without inner products between draws."""
-        single = dataclasses.replace(self, draws=1)
-        # The copy shares this batch's taps: one backward pass serves both.
-        single.__dict__["_captured"] = self._captured
-        return single.gram(blocks)[:, 0, 0]
+        """‖g_n‖² of every draw."""
+        return jnp.einsum("bkk->kb", self.gram(blocks)).reshape(-1)
 
     def taps(self, path: Path) -> list[tuple[Array, Array]]:
         """(inputs, output-gradients) of every call of the layer at `path`, leading axes [views, n]."""
