@@ -54,9 +54,9 @@ def linear(draw: Draw, outputs: int, inputs: int) -> Linear:
     """Entries of W around 1e-3 … 1e3, ‖δ‖ in 1e-2 … 10, ε in 1e-3 … 10, λ in 1e-4 … 1e2, all log-uniform."""
     return Linear(
         weight=draw.log_uniform(1e-3, 1e3) * draw.normal(outputs, inputs),
-        delta=draw.log_uniform(1e-2, 10) * unit(draw, inputs),
+        delta=draw.log_uniform(1e-2, 10.0) * unit(draw, inputs),
         x=draw.normal(inputs),
-        eps=draw.log_uniform(1e-3, 10),
+        eps=draw.log_uniform(1e-3, 10.0),
         damping=draw.log_uniform(1e-4, 1e2),
     )
 
@@ -66,8 +66,8 @@ def population(draw: Draw, examples: int, outputs: int, inputs: int) -> Populati
     return Population(
         weight=draw.normal(outputs, inputs),
         deltas=draw.normal(examples, inputs),
-        eps=draw.log_uniform(0.1, 3),
-        damping=draw.log_uniform(1e-3, 10),
+        eps=draw.log_uniform(0.1, 3.0),
+        damping=draw.log_uniform(1e-3, 10.0),
     )
 
 
@@ -79,6 +79,6 @@ def two_layer(draw: Draw, outputs: int, hidden: int, inputs: int) -> TwoLayer:
         x=draw.normal(inputs),
         y=draw.normal(outputs),
         delta=unit(draw, inputs),
-        eps=draw.log_uniform(0.1, 3),
-        damping=draw.log_uniform(1e-2, 10),
+        eps=draw.log_uniform(0.1, 3.0),
+        damping=draw.log_uniform(1e-2, 10.0),
     )

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from influence_ssl_jax.theory import background, oracle
 from influence_ssl_jax.theory.draw import Draw
@@ -38,7 +38,7 @@ class _Regression:
             margins = self.features @ params * self.signs
             return self._weights(extra) @ jnp.logaddexp(0.0, -margins) + _RIDGE / 2 * params @ params
 
-        def newton(_: int, params: Float[Array, " p"]) -> Float[Array, " p"]:
+        def newton(_: Int[Array, ""], params: Float[Array, " p"]) -> Float[Array, " p"]:
             return params - jnp.linalg.solve(jax.hessian(objective)(params), jax.grad(objective)(params))
 
         return jax.lax.fori_loop(0, 12, newton, jnp.zeros(4))

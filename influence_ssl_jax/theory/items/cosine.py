@@ -18,7 +18,7 @@ def _drawn(draw: Draw, outputs: int = 3) -> tuple[Float[Array, " d"], Float[Arra
 def _exact(draw: Draw) -> Float[Array, ""]:
     """At ε in 0.1 … 10 against the definition, on both sides of a right angle."""
     output, move = _drawn(draw)
-    eps = draw.log_uniform(0.1, 10)
+    eps = draw.log_uniform(0.1, 10.0)
     expected = oracle.cosine(output, output + eps * move)
     values = cosine.moved_distance(output, move, eps), cosine.distance(output, output + eps * move)
     return jnp.maximum(*(oracle.relative(value, expected) for value in values))

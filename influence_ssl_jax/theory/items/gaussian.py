@@ -11,7 +11,7 @@ from influence_ssl_jax.theory.item import AtLeast, AtMost, Check, CounterExample
 
 def _drawn(draw: Draw, inputs: int) -> tuple[Float[Array, "2 p"], Float[Array, " p"], Float[Array, ""]]:
     weight = draw.normal(2, inputs)
-    return weight, draw.normal(inputs), draw.log_uniform(0.1, 3)
+    return weight, draw.normal(inputs), draw.log_uniform(0.1, 3.0)
 
 
 def _moments(draw: Draw) -> Float[Array, ""]:

@@ -53,7 +53,7 @@ def _dense(draw: Draw, outputs: int, inputs: int) -> Float[Array, ""]:
 def _autodiff(draw: Draw, outputs: int, inputs: int) -> Float[Array, ""]:
     """With a loss scale s, so that both readings of the paper's ½ are covered."""
     drawn = _visible(draw, outputs, inputs)
-    scale = draw.log_uniform(0.1, 10)
+    scale = draw.log_uniform(0.1, 10.0)
     gradient, hessian = _unsimplified(drawn)
     expected = oracle.quadratic(scale * hessian, scale * gradient, drawn.damping)
     return oracle.relative(linear.influence(*drawn[:2], drawn.eps, drawn.damping, scale), expected)
@@ -93,7 +93,7 @@ def _degenerate(draw: Draw) -> Float[Array, ""]:
 
 
 def _single_precision(draw: Draw) -> Float[Array, ""]:
-    drawn = draw.normal(2, 3), instances.unit(draw, 3), jnp.asarray(1e-12), 1e-24 * draw.log_uniform(0.1, 10)
+    drawn = draw.normal(2, 3), instances.unit(draw, 3), jnp.asarray(1e-12), 1e-24 * draw.log_uniform(0.1, 10.0)
     weight, delta, eps, damping = (value.astype(jnp.float32) for value in drawn)
     return oracle.relative(linear.influence(weight, delta, eps, damping).astype(float), linear.influence(*drawn))
 

@@ -86,7 +86,7 @@ def _hidden_rescaling(draw: Draw) -> Float[Array, ""]:
 def _scaling(draw: Draw) -> Float[Array, ""]:
     """In W at any λ; in ε at λ = 0; in ε at any λ if λ follows."""
     drawn = instances.linear(draw, 3, 4)
-    factor = draw.log_uniform(0.1, 10)
+    factor = draw.log_uniform(0.1, 10.0)
     expected = factor**2 * _influence(drawn.weight, drawn)
     undamped = factor**2 * linear.influence_limit(*drawn[:2], drawn.eps)
     moved = linear.influence(*drawn[:2], factor * drawn.eps, factor**2 * drawn.damping)
@@ -135,7 +135,7 @@ def _change_attained(draw: Draw) -> Float[Array, ""]:
     """W = cE of rank one, δ along it and λ = 0: the corrected bound is reached."""
     delta = instances.unit(draw, 4)
     weight = jnp.outer(instances.unit(draw, 3), delta)
-    eps, factor = draw.log_uniform(1e-2, 10), draw.log_uniform(0.1, 10)
+    eps, factor = draw.log_uniform(1e-2, 10.0), draw.log_uniform(0.1, 10.0)
     length = 2 + factor
     change = properties.change(weight, factor * weight, length * delta, eps, 0.0)
     return jnp.abs(change / properties.change_bound(1.0, factor, length * delta, eps) - 1)
