@@ -124,7 +124,7 @@ def _stored(name: str, array: np.ndarray, storage: Storage) -> np.ndarray:
 
 def _read(file: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return {name: archive[name] for name in sorted(archive.files)}
     except FileNotFoundError as error:
         raise CheckpointError(f"No saved network at {file}; check the path, or train one with `pretrain`.") from error

@@ -8,8 +8,8 @@ import jax
 from influence_ssl_jax import checkpoint, configuration
 from influence_ssl_jax.train.journal import Row
 from influence_ssl_jax.train.settings import Pretrain
-from influence_ssl_jax.train.state import initial
-from influence_ssl_jax.types import Frozen, Params
+from influence_ssl_jax.train.state import TrainState, initial
+from influence_ssl_jax.types import Frozen, Params, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ def save(
         **notes,
         "history": list(trained.history),
     }
-    return checkpoint.save(path, {"params": trained.params, "frozen": trained.frozen}, description, storage)
+    return checkpoint.save(path, _variables(trained), description, storage)
 
 
 def load(path: str | Path) -> Trained:
@@ -61,8 +61,12 @@ def load(path: str | Path) -> Trained:
     description = checkpoint.describe(path)
     settings = configuration.restore(description.get("pretrain"), [Pretrain])
     height, width, channels = description["image_shape"]
-    state = jax.eval_shape(lambda: initial(settings, (height, width, channels)))
-    variables = checkpoint.load(path, {"params": state.params, "frozen": state.frozen})
+    shapes = jax.eval_shape(lambda: _variables(initial(settings, (height, width, channels))))
+    variables = checkpoint.load(path, shapes)
     return Trained(
         settings, (height, width, channels), variables["params"], variables["frozen"], tuple(description["history"])
     )
+
+
+def _variables(holder: Trained | TrainState) -> PyTree:
+    return {"params": holder.params, "frozen": holder.frozen}

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from influence_ssl_jax import configuration
 from influence_ssl_jax.data import LoadedBatch, OpenSource, ToInput, epoch
+from influence_ssl_jax.errors import DataError
 from influence_ssl_jax.train.evaluation import Evaluation, Probe
 from influence_ssl_jax.train.export import Trained
 from influence_ssl_jax.train.journal import Bar, Journal, Row, progress
@@ -50,11 +51,13 @@ def pretrain(
         DataError: The source is empty, or a batch cannot be filled.
     """
     console = console or Console()
+    if not len(source):
+        raise DataError("The data set has no images; there is nothing to train on. Check its path, split or filter.")
     if len(source) == 1:
         raise TrainingError("Training compares examples of a batch and needs at least 2, the source has 1.")
     claim(folder, {"pretrain": configuration.describe(settings), "data": source.fingerprint()})
     shape = (transform.height, transform.width, transform.channels)
-    steps = len(source) // min(settings.batch_size, max(len(source), 1))
+    steps = len(source) // min(settings.batch_size, len(source))
     evaluate = Evaluation(probe or Probe(), settings, source, test, transform)
     checkpoints, journal = Checkpoints(folder, keep), Journal(folder / "metrics.jsonl")
     try:

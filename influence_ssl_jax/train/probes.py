@@ -59,7 +59,7 @@ def knn_accuracy(bank: Labelled, queries: Labelled, neighbours: int = 20, temper
     return float(np.mean(np.asarray(guesses) == queries.labels))
 
 
-@jax.jit(static_argnames=("neighbours",))
+@jax.jit(static_argnames=("neighbours", "temperature"))
 def _vote(
     queries: Float[Array, "queries width"],
     bank: Float[Array, "bank width"],

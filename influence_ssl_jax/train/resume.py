@@ -45,7 +45,7 @@ class Checkpoints:
 
     def save(self, epoch: int, state: TrainState) -> None:
         """Keep the state after `epoch` epochs, and forget the oldest one."""
-        self._manager.save(epoch, args=ocp.args.StandardSave(state))
+        self._manager.save(epoch, args=ocp.args.StandardSave(dict(vars(state))))
         self._manager.wait_until_finished()
 
     def latest(self, like: TrainState) -> tuple[int, TrainState]:
@@ -53,10 +53,8 @@ class Checkpoints:
         epoch = self._manager.latest_step()
         if epoch is None:
             return 0, like
-        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        state = self._manager.restore(epoch, args=ocp.args.StandardRestore(shapes))
-        assert isinstance(state, TrainState)
-        return epoch, state
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, dict(vars(like)))
+        return epoch, TrainState(**self._manager.restore(epoch, args=ocp.args.StandardRestore(shapes)))
 
     def close(self) -> None:
         """Release what orbax holds."""

@@ -128,7 +128,8 @@ def _follow(frozen: Frozen, params: Params, momentum: Float[Array, ""]) -> Froze
 def _initialise(network: Network, seed: int, image_shape: tuple[int, int, int]) -> PyTree:
     images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
     # Shapes alone go through the network, so that nothing but the drawing of parameters is compiled.
-    return network.module.lazy_init(jax.random.key(seed), images, method=network.method, train=False)
+    method = getattr(type(network.module), network.method)
+    return network.module.lazy_init(jax.random.key(seed), images, method=method, train=False)
 
 
 def _own(variables: PyTree) -> PyTree:

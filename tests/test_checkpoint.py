@@ -1,0 +1,108 @@
+"""Saved networks: what is written is read again; what is damaged or foreign is named."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from influence_ssl_jax import checkpoint
+from influence_ssl_jax.checkpoint import CheckpointError
+
+
+def variables(seed=0):
+    draw = np.random.default_rng(seed)
+    return {
+        "params": {"conv": {"kernel": jnp.asarray(draw.normal(size=(3, 2)), jnp.float32)}, "bias": jnp.ones(2)},
+        "frozen": {"batch_stats": {"var": jnp.asarray(1e6 * draw.random(2), jnp.float32)}},
+    }
+
+
+def float32(tree):
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    checkpoint.save(tmp_path / "net", float32(variables()), {"width": 4})
+    return tmp_path / "net"
+
+
+@pytest.mark.parametrize("name", ["net", "net.npz", "net.json", "net.v1"])
+def test_what_is_written_is_read_again(tmp_path, name):
+    files = checkpoint.save(tmp_path / "deep" / name, float32(variables()), {"width": 4, "note": "größer"})
+    assert files.arrays.suffix == ".npz"
+    assert files.description.suffix == ".json"
+    assert checkpoint.describe(tmp_path / "deep" / name)["note"] == "größer"
+    found = checkpoint.load(tmp_path / "deep" / name, jax.eval_shape(lambda: float32(variables())))
+    jax.tree.map(np.testing.assert_array_equal, found, float32(variables()))
+
+
+@given(seed=st.integers(0, 1000))
+def test_float16_rounds_parameters_to_eleven_bits_and_statistics_not_at_all(tmp_path_factory, seed):
+    original, path = float32(variables(seed)), tmp_path_factory.mktemp("half") / "net"
+    checkpoint.save(path, original, {}, "float16")
+    found = checkpoint.load(path, original)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2**-11, atol=2**-25), found, original)
+    jax.tree.map(np.testing.assert_array_equal, found["frozen"], original["frozen"])
+    assert found["params"]["bias"].dtype == jnp.float32
+
+
+def test_nothing_is_pickled(saved):
+    with np.load(saved.with_name("net.npz"), allow_pickle=False) as archive:
+        assert {archive[name].dtype for name in archive.files} == {np.dtype(np.float32)}
+    np.savez(saved.with_name("net.npz"), **{"params/bias": np.array([object()])})
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoint.load(saved, variables())
+
+
+@pytest.mark.parametrize("missing", ["net.npz", "net.json"])
+def test_an_absent_file_is_named(saved, missing):
+    saved.with_name(missing).unlink()
+    with pytest.raises(CheckpointError, match=f"{missing}; check the path"):
+        checkpoint.load(saved, variables())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.99])
+@pytest.mark.parametrize("name", ["net.npz", "net.json"])
+def test_a_truncated_file_is_named(saved, name, share):
+    file = saved.with_name(name)
+    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+    with pytest.raises(CheckpointError, match=name):
+        checkpoint.load(saved, variables())
+
+
+def test_a_changed_array_is_noticed(saved):
+    checkpoint.save(saved.with_name("other"), float32(variables(1)), {"width": 4})
+    saved.with_name("other.npz").replace(saved.with_name("net.npz"))
+    with pytest.raises(CheckpointError, match="is not the file that"):
+        checkpoint.load(saved, variables())
+
+
+def test_another_architecture_is_refused_name_by_name(saved):
+    like = float32(variables())
+    like["params"]["conv"] = {"kernel": jnp.zeros((3, 4)), "bias": jnp.zeros(4)}
+    del like["frozen"]
+    with pytest.raises(CheckpointError) as raised:
+        checkpoint.load(saved, like)
+    assert str(raised.value).splitlines()[1:] == [
+        "  frozen/batch_stats/var: (2,) in the file, not in the network",
+        "  params/conv/bias: not in the file, expected (4,)",
+        "  params/conv/kernel: (3, 2) in the file, expected (3, 4)",
+    ]
+
+
+@pytest.mark.parametrize("text", ["[1]", '{"format": 99}', "{}"])
+def test_another_format_is_refused(saved, text):
+    saved.with_name("net.json").write_text(text)
+    with pytest.raises(CheckpointError, match="reads format 1"):
+        checkpoint.describe(saved)
+
+
+def test_the_description_is_plain_json(saved):
+    description = json.loads(saved.with_name("net.json").read_text())
+    assert description["width"] == 4
+    assert set(description) == {"format", "digest", "width"}

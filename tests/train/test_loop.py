@@ -1,0 +1,182 @@
+"""Whole runs: what is written, what a kill loses (nothing), and what stops a run."""
+
+import dataclasses
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from influence_ssl_jax.data import Arrays
+from influence_ssl_jax.data.arrays import InMemory
+from influence_ssl_jax.errors import DataError
+from influence_ssl_jax.losses import BYOL, SimCLR
+from influence_ssl_jax.train import Probe, Sgd, TrainingError, export, pretrain
+from influence_ssl_jax.train.journal import Journal
+from tests.train.small import INPUT, a_batch, coloured, small
+
+PROBE = Probe(bank=16, queries=16, neighbours=3, linear=20)
+
+
+def silent():
+    return Console(file=io.StringIO())
+
+
+def equal(left, right):
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def run(settings, folder, source=None, **changes):
+    return pretrain(
+        settings, coloured(48) if source is None else source, INPUT, folder, probe=PROBE, console=silent(), **changes
+    )
+
+
+class Interrupted(Exception):
+    pass
+
+
+class Breaking(InMemory):
+    """A source that breaks after so many reads, as a kill in the middle of an epoch would."""
+
+    def __init__(self, source, reads):
+        examples = [source.read(index) for index in range(len(source))]
+        super().__init__([each.image for each in examples], np.array([each.label for each in examples]))
+        self._left = reads
+
+    def read(self, index):
+        self._left -= 1
+        if self._left < 0:
+            raise Interrupted
+        return super().read(index)
+
+
+def test_a_run_learns_and_reports(tmp_path):
+    shown = Console(file=io.StringIO(), width=200)
+    settings = small(SimCLR(0.5), epochs=3, optimiser=Sgd(0.05, warmup_epochs=1))
+    trained = pretrain(settings, coloured(48), INPUT, tmp_path, probe=PROBE, console=shown)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows == list(trained.history)
+    assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
+    assert rows[3]["loss"] < rows[1]["loss"]
+    assert rows[3]["knn"] > 0.9
+    assert set(rows[1]) == {
+        "epoch", "loss", "gradient_norm", "learning_rate", "skipped", "images_per_second", "seconds", "knn", "linear"
+    }  # fmt: skip
+    assert "images/s" in shown.file.getvalue()
+    assert json.loads((tmp_path / "settings.json").read_text())["pretrain"]["epochs"] == 3
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path):
+    settings = small(BYOL(), epochs=3)
+    whole = run(settings, tmp_path / "whole")
+    per_epoch = 48 + 32  # a pass, and the probe
+    broken = Breaking(coloured(48), 32 + per_epoch + 60)
+    with pytest.raises(Interrupted):
+        run(settings, tmp_path / "broken", broken)
+    assert [row["epoch"] for row in Journal(tmp_path / "broken" / "metrics.jsonl").rows()] == [0, 1]
+    resumed = run(settings, tmp_path / "broken")
+    equal(resumed.params, whole.params)
+    equal(resumed.frozen, whole.frozen)
+    timeless = [
+        [{k: v for k, v in row.items() if k not in ("images_per_second", "seconds")} for row in each.history]
+        for each in (resumed, whole)
+    ]
+    assert timeless[0] == timeless[1]
+    equal(run(settings, tmp_path / "broken").params, whole.params)
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_where_it_was(tmp_path):
+    settings = small(SimCLR(0.5), epochs=6)
+    script = textwrap.dedent(f"""
+        import sys, pathlib, jax
+        jax.config.update("jax_enable_x64", {jax.config.read("jax_enable_x64")})
+        jax.config.update("jax_disable_most_optimizations", {jax.config.read("jax_disable_most_optimizations")})
+        from influence_ssl_jax.losses import SimCLR
+        from tests.train.small import coloured, small
+        from tests.train.test_loop import run
+        run(small(SimCLR(0.5), epochs=6), pathlib.Path(sys.argv[1]))
+    """)
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "killed")], env=environment)
+    journal = Journal(tmp_path / "killed" / "metrics.jsonl")
+    try:
+        while len(journal.rows()) < 3:
+            assert process.poll() is None
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    resumed, whole = run(settings, tmp_path / "killed"), run(settings, tmp_path / "whole")
+    equal(resumed.params, whole.params)
+    equal(resumed.frozen, whole.frozen)
+    assert [row["epoch"] for row in resumed.history] == list(range(7))
+
+
+def test_another_run_in_the_folder_is_refused_with_the_difference(tmp_path):
+    settings = small(SimCLR(0.5), epochs=1)
+    run(settings, tmp_path)
+    with pytest.raises(TrainingError, match=r"pretrain\.seed: 0 → 7"):
+        run(dataclasses.replace(settings, seed=7), tmp_path)
+    with pytest.raises(TrainingError, match="data: "):
+        run(settings, tmp_path, coloured(48, seed=1))
+
+
+def test_a_diverging_run_names_the_step_and_what_to_do(tmp_path):
+    settings = small(SimCLR(0.5), epochs=1, optimiser=Sgd(1e30, momentum=0.0))
+    with pytest.raises(TrainingError, match=r"step [23] of 3 in epoch 1: loss nan.*Lower the learning rate"):
+        run(settings, tmp_path)
+
+
+def test_without_labels_nothing_is_probed_and_with_few_examples_a_small_batch_trains(tmp_path):
+    images = np.random.default_rng(0).integers(0, 255, size=(12, 8, 8, 3)).astype(np.uint8)
+    trained = run(small(SimCLR(0.5), epochs=1), tmp_path, Arrays(images).open())
+    assert all("knn" not in row for row in trained.history)
+    assert len(trained.history) == 2
+
+
+@pytest.mark.parametrize(("count", "error"), [(0, DataError), (1, TrainingError)])
+def test_too_few_examples_are_refused(tmp_path, count, error):
+    images = np.zeros((count, 8, 8, 3), np.uint8)
+    with pytest.raises(error):
+        run(small(SimCLR(0.5), epochs=1), tmp_path, Arrays(images).open())
+
+
+def test_a_trained_network_is_saved_and_loaded_with_its_objective(tmp_path, monkeypatch):
+    settings = small(BYOL(), epochs=1)
+    trained = run(settings, tmp_path / "run")
+    export.save(tmp_path / "net", trained, command="as here")
+    monkeypatch.setattr(export, "Pretrain", type(settings))
+    loaded = export.load(tmp_path / "net")
+    assert loaded.settings == settings
+    assert loaded.history == trained.history
+    equal(loaded.params, trained.params)
+    equal(loaded.frozen, trained.frozen)
+    assert loaded.frozen["target"]["params"].keys() == {"backbone", "projector"}
+    batch = a_batch(settings)
+    value = settings.objective()(loaded.params, loaded.frozen, batch)
+    np.testing.assert_array_equal(value, settings.objective()(trained.params, trained.frozen, batch))
+    assert bool(jnp.isfinite(value))
+
+
+def test_a_torn_line_of_the_journal_is_no_row(tmp_path):
+    journal = Journal(tmp_path / "metrics.jsonl")
+    assert journal.rows() == []
+    journal.append({"epoch": 0, "knn": 0.5})
+    journal.append({"epoch": 1, "loss": 2.0})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "lo')
+    assert [row["epoch"] for row in journal.rows()] == [0, 1]
+    assert journal.keep(0) == [{"epoch": 0, "knn": 0.5}]
+    assert journal.rows() == [{"epoch": 0, "knn": 0.5}]

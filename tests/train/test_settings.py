@@ -1,0 +1,85 @@
+"""Settings refuse what cannot run; recipes say what the papers say."""
+
+import dataclasses
+import math
+
+import jax
+import pytest
+
+from influence_ssl_jax import configuration, trees
+from influence_ssl_jax.losses import BYOL, TRAINING_LOSSES, BarlowTwins, Supervised
+from influence_ssl_jax.train import RECIPES, Lars, Pretrain, tiny
+from influence_ssl_jax.train.state import initial
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"epochs": 0}, "at least 1 epoch"),
+        ({"batch_size": 1}, "at least 2"),
+        ({"epochs": 10}, "Warm-up must end"),
+        ({"views": "unknown"}, "known are"),
+    ],
+)
+def test_what_cannot_run_is_refused(changes, said):
+    with pytest.raises(ValueError, match=said):
+        Pretrain(**changes)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_hashable_described_and_restored(name):
+    settings = RECIPES[name]
+    assert hash(settings) == hash(dataclasses.replace(settings))
+    assert configuration.restore(configuration.describe(settings), [Pretrain]) == settings
+    objective = settings.objective()
+    assert (objective.target is not None) == isinstance(settings.loss, BYOL)
+
+
+@pytest.mark.parametrize(
+    ("name", "hidden", "output", "rate", "epochs", "batch", "views"),
+    [
+        ("table2_simclr", 2048, 256, 0.4, 1000, 256, "table1"),
+        ("table2_byol", 4096, 256, 1.0, 1000, 256, "table1"),
+        ("table2_barlow_twins", 2048, 2048, 0.3, 1000, 256, "table1"),
+        ("table3_simclr", 2048, 256, 0.4, 250, 512, "table1"),
+        ("table3_byol", 2048, 256, 0.35, 250, 512, "table1"),
+        ("table3_barlow_twins", 2048, 512, 0.35, 250, 512, "table1"),
+        ("solo_learn_simclr", 2048, 256, 0.4, 1000, 256, "simclr"),
+        ("solo_learn_byol", 4096, 256, 1.0, 1000, 256, "byol"),
+        ("solo_learn_barlow_twins", 2048, 2048, 0.3, 1000, 256, "barlow_twins"),
+    ],
+)
+def test_the_published_numbers(name, hidden, output, rate, epochs, batch, views):
+    settings = RECIPES[name]
+    shape, optimiser = settings.architecture, settings.optimiser
+    assert (shape.width, shape.hidden, shape.output) == (64, hidden, output)
+    assert (settings.epochs, settings.batch_size, settings.views) == (epochs, batch, views)
+    decay = 1e-5 if isinstance(settings.loss, BYOL) else 1e-4
+    assert optimiser == Lars(rate, eta=0.02, weight_decay=decay, momentum=0.9, warmup_epochs=10, warmup_start=0.003)
+
+
+def test_barlow_twins_has_the_published_weights():
+    assert RECIPES["table2_barlow_twins"].loss == BarlowTwins(off_diagonal=0.0051, scale=0.1)
+
+
+def test_parameters_of_the_scored_networks():
+    """Backbone as torchvision's ResNet-18 with CIFAR stem; heads counted by hand: weights, biases, BatchNorm pairs."""
+    heads = {
+        "solo_learn_simclr": 512 * 2048 + 2048 + 2048 * 256 + 256,
+        "solo_learn_byol": (512 * 4096 + 4096 + 2 * 4096 + 4096 * 256 + 256)
+        + (256 * 4096 + 4096 + 2 * 4096 + 4096 * 256 + 256),
+        "solo_learn_barlow_twins": (512 * 2048 + 3 * 2048) + (2048 * 2048 + 3 * 2048) + 2048 * 2048 + 2048,
+    }
+    for name, count in heads.items():
+        shapes = jax.eval_shape(lambda settings=RECIPES[name]: initial(settings, (32, 32, 3)).params)
+        assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == 11_168_832 + count
+        assert trees.size(shapes["backbone"]) == 11_168_832
+
+
+def test_tiny_runs_are_tiny():
+    for loss in TRAINING_LOSSES:
+        settings = tiny(loss())
+        assert settings.loss == loss()
+        shapes = jax.eval_shape(lambda settings=settings: initial(settings, (8, 8, 3)).params)
+        assert trees.size(shapes) < 60_000
+        assert isinstance(settings.loss, Supervised) == (settings.views == "supervised")
