@@ -10,6 +10,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.text import Text
 
+from influence_ssl_jax.commands.command import Command
 from influence_ssl_jax.errors import InfluenceError
 
 PROGRAM = "influence-ssl"
@@ -31,7 +32,11 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
+    "demo": Entry("influence_ssl_jax.commands.demo", "Demo", "all of it on bundled images with planted truth"),
+    "pretrain": Entry("influence_ssl_jax.commands.pretrain", "PretrainCommand", "train an encoder without labels"),
+    "score": Entry("influence_ssl_jax.commands.score", "Score", "score every image of a data set by its influence"),
     "report": Entry("influence_ssl_jax.commands.report", "Report", "write the HTML report of a folder of scores"),
+    "theory": Entry("influence_ssl_jax.theory.command", "Theory", "check every statement of the theory"),
 }
 
 USAGE = f"""\
@@ -97,7 +102,7 @@ def _execute(arguments: Sequence[str], out: Console) -> None:
     import tyro
 
     entry = COMMANDS[name]
-    command = getattr(importlib.import_module(entry.module), entry.name)
+    command: type[Command] = getattr(importlib.import_module(entry.module), entry.name)
     # The docstring up to its list of fields, as it is written: examples keep their lines.
     said = inspect.cleandoc(command.__doc__ or "").partition("\n\nAttributes:")[0]
     options = (tyro.conf.CascadeSubcommandArgs,)

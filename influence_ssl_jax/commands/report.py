@@ -7,12 +7,11 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from influence_ssl_jax.commands.command import Command
 from influence_ssl_jax.report.extent import Extent
 
 
 @dataclasses.dataclass(frozen=True)
-class Report(Command):
+class Report:
     """Write the report of a scored data set: one HTML page that needs nothing but itself.
 
     influence-ssl report runs/cifar10
@@ -30,9 +29,9 @@ class Report(Command):
     extent: Annotated[Extent, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Extent)
     out: Path | None = None
 
-    def run(self, console: Console) -> None:
+    def run(self, out: Console) -> None:
         """Render, and say where."""
         from influence_ssl_jax.report.render import render  # matplotlib and scikit-learn: slow to import
 
         page = render(self.folder, self.out, extent=self.extent)
-        console.print(f"Report: {page}", highlight=False, markup=False, soft_wrap=True)
+        out.print(f"Report: {page}", highlight=False, markup=False, soft_wrap=True)

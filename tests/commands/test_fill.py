@@ -1,0 +1,50 @@
+"""Batches on their way to the disk."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from influence_ssl_jax.commands import score_run
+from influence_ssl_jax.data.source import Skipped
+from influence_ssl_jax.influence.scores import Scored
+from influence_ssl_jax.store import ScoreStore
+
+QUIET = Console(quiet=True)
+
+
+def scored(start, count, skipped=()):
+    """One batch of scores."""
+    index = np.array([k for k in range(start, start + count) if k not in skipped], np.int64)
+    table = pa.table({"index": index, "id": index.astype(str).tolist(), "score": index / 7})
+    return Scored(table, tuple(Skipped(k, str(k), "truncated") for k in skipped))
+
+
+def test_batches_are_gathered_into_parts_and_none_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(score_run, "ROWS", 10)
+    batches = [scored(0, 4), scored(4, 4, skipped=(5,)), scored(8, 4), scored(12, 4, skipped=(12, 13, 14, 15))]
+    with ScoreStore.open(tmp_path, {}, 16) as store:
+        score_run.fill(store, batches, 16, QUIET)
+        assert store.done().tolist() == list(range(16))
+        store.finish()
+    assert sorted(file.name for file in (tmp_path / "parts").glob("*.parquet")) == [
+        "000000.parquet",  # 11 rows and
+        "000001.parquet",  # the skipped one among them,
+        "000002.parquet",  # then only skipped ones
+    ]
+
+
+def test_a_stop_between_parts_costs_what_was_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(score_run, "ROWS", 4)
+
+    def stopped():
+        yield scored(0, 4)
+        yield scored(4, 3)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), ScoreStore.open(tmp_path, {}, 8) as store:
+        score_run.fill(store, stopped(), 8, QUIET)
+    with ScoreStore.open(tmp_path, {}, 8) as store:
+        assert store.done().tolist() == [0, 1, 2, 3]
+        score_run.fill(store, [scored(4, 4)], 8, QUIET)
+        store.finish()
