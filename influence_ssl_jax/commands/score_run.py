@@ -39,7 +39,8 @@ def score(settings: "Score", out: Console) -> None:
         IndefiniteError: C + λI is not positive definite.
     """
     path = settings.encoder / "encoder" if settings.encoder.is_dir() else settings.encoder
-    encoder, transform = load(path), restore(checkpoint.describe(path).get("input"), [ToInput])
+    encoder, recorded = load(path), checkpoint.describe(path).get("input")
+    transform = restore(recorded, [ToInput]) if recorded else ToInput(*encoder.image_shape)
     measured = problem_of.measurement(encoder, settings.output, settings.perturbation, settings.measurement)
     source = settings.source.open()
     for note in source.notes():
