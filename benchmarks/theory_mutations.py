@@ -28,8 +28,8 @@ ITEMS_OF = {
     "gauss_newton": ("gauss_newton",),
     "homogeneous": ("two_layer", "cosine_derivatives"),
     "empirical_fisher": ("gauss_newton",),
-    "properties": ("properties",),
-    "groups": ("groups",),
+    "properties": ("invariance", "stability"),
+    "groups": ("conservation", "groups"),
     "deviation": ("deviation",),
     "cosine": ("cosine", "cosine_derivatives"),
     "cosine_derivatives": ("cosine_derivatives",),
@@ -94,6 +94,7 @@ def survivors(name: str, rows: list) -> tuple[int, list[str]]:
     ]
     # A fraction over 200 draws may not hold over eight: such a check cannot tell mutants apart here and is left out.
     checks = [check for item in items for check in item.all_checks() if not notices(check, rows)]
+    print(f"{name}: {len(checks)} of {sum(len(item.all_checks()) for item in items)} checks", flush=True)
     count, alive = 0, []
     for what, mutated in mutants(original):
         count += 1

@@ -12,6 +12,15 @@ from influence_ssl_jax.theory.linear import shrinkage
 from influence_ssl_jax.theory.scalars import Scalar
 
 
+def sum_of_influences(
+    weight: Float[Array, "d p"], deltas: Float[Array, "n p"], eps: Scalar, damping: Scalar
+) -> Float[Array, ""]:
+    """`Σ I_λ(δ_i)`, each with its own Hessian: what an additive group would score."""
+    moved = (eps * deltas) @ weight.T
+    eigenvalues = 2 * jnp.sum((eps * deltas) ** 2, axis=1)
+    return 2 * jnp.sum(jnp.sum(moved**2, axis=1) * shrinkage(eigenvalues, damping))
+
+
 def total_over_basis(weight: Float[Array, "d p"], eps: Scalar, damping: Scalar) -> Float[Array, ""]:
     """Claim 5: `Σ I_λ` over any orthonormal basis of R^p, `4ε⁴/(λ + 2ε²)·‖W‖_F²`; `2ε²‖W‖_F²` at λ = 0."""
     eigenvalue = 2 * jnp.asarray(eps) ** 2

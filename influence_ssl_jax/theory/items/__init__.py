@@ -9,16 +9,18 @@ from influence_ssl_jax.theory import plots
 from influence_ssl_jax.theory.item import Item
 from influence_ssl_jax.theory.items import (
     background,
+    conservation,
     cosine,
     cosine_derivatives,
     deviation,
     gauss_newton,
     gaussian,
     groups,
+    invariance,
     leave_out,
     leverage,
     linear,
-    properties,
+    stability,
     two_layer,
 )
 
@@ -80,7 +82,7 @@ FAMILIES = (
     ),
     Family(
         "Proposition 1",
-        properties.ITEMS,
+        (*invariance.ITEMS, *stability.ITEMS),
         (
             Plot(plots.exponent, r"Claim 3: the power of $\varepsilon$ is $4$ under strong damping, $2$ without."),
             Plot(plots.violation, "Claim 4: where the change of $W$ is large the stated bound fails."),
@@ -88,7 +90,7 @@ FAMILIES = (
     ),
     Family(
         "Groups of examples",
-        groups.ITEMS,
+        (*conservation.ITEMS, *groups.ITEMS),
         (
             Plot(
                 plots.interaction,

@@ -182,9 +182,10 @@ ITEMS = (
         source="Assumption 1 and Sec. 4.4; derived here",
         statement=r"Under isotropic noise the linear theory ranks examples by how atypical they are.",
         status="false as stated",
-        correction=r"$\Sigma_x = \Sigma$ for every $x$: the between term of Proposition 2 is $0$, and differences are noise of "
-        r"the draw. A non-linear encoder ranks by its local Jacobian: $E\|f(x+\eta) - f(x)\|^2 = \sigma^2\|J_f(x)\|_F^2 + "
-        r"O(\sigma^4)$, and $\frac{\sigma^2\|P_\perp J_f(x)\|_F^2}{2\|f(x)\|^2}$ for the cosine distance.",
+        correction=r"$\Sigma_x = \Sigma$ for every $x$: the between term of Proposition 2 is $0$, and differences are "
+        r"noise of the draw. A non-linear encoder ranks by its local Jacobian: $E\|f(x+\eta) - f(x)\|^2 = "
+        r"\sigma^2\|J_f(x)\|_F^2 + O(\sigma^4)$, and $\frac{\sigma^2\|P_\perp J_f(x)\|_F^2}{2\|f(x)\|^2}$ for the cosine "
+        r"distance.",
         counter_example=CounterExample(
             instance=r"$f(x) = \tanh x$ in one dimension: the Jacobian is $1$ at $x = 0$ and $0.18$ at $x = 1.5$; a "
             r"linear encoder has one Jacobian.",

@@ -1,0 +1,65 @@
+"""The command on a few cheap items: table, JSON, page, errors."""
+
+import dataclasses
+import io
+import json
+import re
+
+import pytest
+from rich.console import Console
+
+from influence_ssl_jax.errors import InfluenceError
+from influence_ssl_jax.theory import verdict
+from influence_ssl_jax.theory.command import Theory
+from influence_ssl_jax.theory.item import AtMost
+from influence_ssl_jax.theory.items import ITEMS
+
+
+def printed(command):
+    out = Console(file=io.StringIO(), width=120)
+    command.run(out)
+    return out.file.getvalue()
+
+
+@pytest.mark.slow
+def test_table_json_and_page_tell_the_same(tmp_path):
+    files = tmp_path / "theory.json", tmp_path / "theory.html"
+    text = printed(Theory(item=("reliability", "lemma-3"), draws=5, seed=3, json=files[0], html=files[1]))
+    assert "lemma-3  true" in text
+    assert "2 items, 2 checks, 5 draws each, seed 3" in text
+    found = json.loads(files[0].read_text())
+    assert [item["item"] for item in found["items"]] == ["lemma-3", "reliability"]
+    assert all(item["passed"] and item["checks"][0]["draws"] == 5 for item in found["items"])
+    page = files[1].read_text()
+    assert "all passed" in page
+    assert page.count("<article") == 2
+    assert page.count("<figure>") == 2
+    assert not re.findall(
+        r"<script|<link|src=|https?://(?!www\.w3\.org|purl\.org|creativecommons\.org|matplotlib\.org)", page
+    )
+
+
+def test_an_item_sees_the_same_instances_alone_and_in_company():
+    wanted = verdict.named(["claim-1"])
+    alone = next(iter(verdict.judge(wanted, 3, 0)))
+    again = list(verdict.judge(verdict.named(["lemma-3", "claim-1"]), 3, 0))[1]
+    assert alone.outcomes == again.outcomes
+    assert alone.passed
+
+
+def test_a_failed_check_is_an_error_after_everything_is_written(tmp_path, monkeypatch):
+    item = next(item for item in ITEMS if item.name == "lemma-3")
+    strict = dataclasses.replace(item, checks=(dataclasses.replace(item.checks[0], limit=AtMost(-1.0)),))
+    monkeypatch.setattr(verdict, "ITEMS", (strict,))
+    out = Console(file=io.StringIO(), width=120)
+    with pytest.raises(InfluenceError, match="1 of 1 checks failed: lemma-3"):
+        Theory(draws=3, json=tmp_path / "theory.json").run(out)
+    assert "FAIL" in out.file.getvalue()
+    assert json.loads((tmp_path / "theory.json").read_text())["items"][0]["passed"] is False
+
+
+def test_errors_say_what_there_is():
+    with pytest.raises(InfluenceError, match=r"no item nonsense in the theory; there are .*theorem-1"):
+        printed(Theory(item=("nonsense",)))
+    with pytest.raises(InfluenceError, match="at least one draw"):
+        Theory(draws=0)
