@@ -93,15 +93,16 @@ def breakdown(run: ScoredRun, tail: int, resamples: int) -> list[Categories | Qu
 
 def _attribute(run: ScoredRun, name: str, tail: int, resamples: int) -> Categories | Quantity | Names:
     column, rows = run.table[name], run.ranked()
-    distinct = len(column.unique())
+    values = [str(value) if value is not None else "(none)" for value in column.to_pylist()]
+    distinct = len(set(values))
     number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
     if number and (distinct > 2 * LEVELS or pa.types.is_floating(column.type)):
-        values = run.numbers(name)
-        medians = [_median(values[chosen]) for chosen in (rows, rows[:tail], rows[::-1][:tail])]
-        return Quantity(name, bootstrap(spearman, run.score, values, resamples=resamples), *medians)
+        numbers = run.numbers(name)
+        medians = [_median(numbers[chosen]) for chosen in (rows, rows[:tail], rows[::-1][:tail])]
+        return Quantity(name, bootstrap(spearman, run.score, numbers, resamples=resamples), *medians)
     if distinct > max(LEVELS, len(rows) // 2):
         return Names(name, distinct)
-    levels = _levels([str(v) if v is not None else "(none)" for v in column.to_pylist()], rows, tail)
+    levels = _levels(values, rows, tail)
     if pa.types.is_integer(column.type):
         levels = tuple(sorted(levels, key=_by_value))
     return Categories(name, levels)

@@ -22,6 +22,8 @@ from influence_ssl_jax.store.files import write_atomically
 
 SHOWN_PROBLEMS = 60
 """Examples without a score that are listed one by one."""
+DRAWN = 4_000_000
+"""Examples that the bootstrap of one statistic draws in all: seconds."""
 
 
 def render(folder: Path, out: Path | None = None, images: Images | None = None, extent: Extent | None = None) -> Path:
@@ -60,8 +62,8 @@ def render(folder: Path, out: Path | None = None, images: Images | None = None, 
 def _contents(run: ScoredRun, images: Images | None, why: str, extent: Extent) -> dict[str, Any]:
     """Everything that the template says."""
     rows, tail = run.ranked(), run.tail(extent.tail)
-    comparisons = compare(run, extent.resamples)
-    attributes = breakdown(run, tail, extent.resamples)
+    resamples = affordable(extent.resamples, len(rows))
+    comparisons, attributes = compare(run, resamples), breakdown(run, tail, resamples)
     telling = [item.name for item in attributes if not isinstance(item, Names)]
     shown = min(extent.images, max(1, len(rows) // 2))
     return {
@@ -89,6 +91,11 @@ def _contents(run: ScoredRun, images: Images | None, why: str, extent: Extent) -
         **_problems(run),
         **_how(run),
     }
+
+
+def affordable(resamples: int, examples: int) -> int:
+    """Fewer bootstrap draws, but 30, where there are so many examples that an interval is narrow whatever its draws."""
+    return min(resamples, max(30, DRAWN // max(1, examples)))
 
 
 def _title(run: ScoredRun) -> str:

@@ -1,13 +1,18 @@
 """The numbers behind the page, each against counting by hand."""
 
+from datetime import date
+
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy import stats
 
 from influence_ssl_jax.report.breakdown import Categories, Names, Quantity, breakdown
 from influence_ssl_jax.report.comparison import compare, explained_by_baselines, signal_share
 from influence_ssl_jax.report.recovery import LOW, kinds, recoveries
+from influence_ssl_jax.report.render import affordable
 from influence_ssl_jax.report.scored_run import ScoredRun
+from influence_ssl_jax.store import ScoreStore
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +104,27 @@ def test_a_quantity_has_a_correlation_and_medians(run, attributes):
     assert found.spearman.value == pytest.approx(1.0)
     assert found.bottom < found.population < found.top
     assert found.top == np.median(run.numbers("age")[run.ranked()[:20]])
+
+
+def test_attributes_of_any_type_are_counted(tmp_path):
+    attributes = {"seen": [True, False, True, None], "tags": [["a"], ["a"], [], None], "when": [date(2024, 1, 1)] * 4}
+    with ScoreStore.open(tmp_path, {}, 4) as store:
+        store.append(pa.table({"index": np.arange(4), "id": list("abcd"), "score": [4.0, 3.0, 2.0, 1.0]}))
+        store.finish(pa.table(attributes))
+    found = {item.name: item for item in breakdown(ScoredRun.load(tmp_path), tail=1, resamples=5)}
+    counts = {name: {level.name: level.count for level in item.levels} for name, item in found.items()}
+    assert counts == {
+        "seen": {"True": 2, "False": 1, "(none)": 1},
+        "tags": {"['a']": 2, "[]": 1, "(none)": 1},
+        "when": {"2024-01-01": 4},
+    }
+
+
+def test_the_bootstrap_grows_no_dearer_with_the_data():
+    assert affordable(200, 100) == 200
+    assert affordable(200, 50_000) == 80
+    assert affordable(200, 10**7) == 30
+    assert affordable(5, 10**7) == 5
 
 
 def test_names_are_not_counted(run, attributes):

@@ -1,0 +1,58 @@
+"""Which parameters, which network and which loss a score takes."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from influence_ssl_jax.augment.noise import GaussianNoise
+from influence_ssl_jax.commands import problem_of
+from influence_ssl_jax.commands.scoring_settings import CurvatureSet
+from influence_ssl_jax.errors import InfluenceError
+from influence_ssl_jax.losses import BYOL, CosineDistance, SimCLR
+from influence_ssl_jax.train import Trained, tiny
+from influence_ssl_jax.types import Batch
+
+PARTS = {"backbone": {"w": jnp.ones(2)}, "projector": {"w": jnp.ones(3)}, "predictor": {"w": jnp.ones(4)}}
+BATCHES = Batch(jnp.zeros((1, 2, 8, 8, 3)), jax.random.split(jax.random.key(0), (1, 2)), jnp.zeros((1, 2), int))
+
+
+def trained(loss):
+    return Trained(tiny(loss), (8, 8, 3), PARTS, {})
+
+
+def measured(loss, output):
+    return problem_of.measurement(trained(loss), output, GaussianNoise(), CosineDistance())
+
+
+@pytest.mark.parametrize(
+    ("output", "method", "parts"),
+    [
+        ("encoder", "encode", {"backbone"}),
+        ("projector", "project", {"backbone", "projector"}),
+        ("predictor", "predict", {"backbone", "projector", "predictor"}),
+    ],
+)
+def test_an_output_has_its_method_and_its_parameters(output, method, parts):
+    found = measured(BYOL(), output)
+    assert found.network.method == method
+    assert found.loss == CosineDistance()
+    problem = problem_of.problem(trained(BYOL()), output, found, CurvatureSet(kind="fisher", samples=3), BATCHES)
+    assert problem.params.keys() == parts
+    assert problem.objective == found
+    assert (problem.curvature, problem.samples) == ("fisher", 3)
+
+
+def test_curvature_of_the_pretraining_loss_is_taken_where_it_was_trained():
+    pretraining = CurvatureSet("pretraining")
+    found = measured(SimCLR(), "projector")
+    problem = problem_of.problem(trained(SimCLR()), "projector", found, pretraining, BATCHES)
+    assert problem.objective.loss == SimCLR()
+    with pytest.raises(InfluenceError, match=r"SimCLR was trained at the projector.*Score with --output projector"):
+        problem_of.problem(trained(SimCLR()), "encoder", measured(SimCLR(), "encoder"), pretraining, BATCHES)
+    with pytest.raises(InfluenceError, match="BYOL was trained at the predictor"):
+        problem_of.problem(trained(BYOL()), "projector", measured(BYOL(), "projector"), pretraining, BATCHES)
+
+
+def test_a_network_without_predictor_has_no_prediction():
+    with pytest.raises(InfluenceError, match="SimCLR has no predictor; use encoder or projector"):
+        measured(SimCLR(), "predictor")
