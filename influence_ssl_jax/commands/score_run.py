@@ -40,7 +40,8 @@ def score(settings: "Score", out: Console) -> None:
     """
     path = settings.encoder / "encoder" if settings.encoder.is_dir() else settings.encoder
     encoder, recorded = load(path), checkpoint.describe(path).get("input")
-    transform = restore(recorded, [ToInput]) if recorded else ToInput(*encoder.image_shape)
+    height, width, channels = encoder.image_shape
+    transform = restore(recorded, [ToInput]) if recorded else ToInput(height, width, 1 if channels == 1 else 3)
     measured = problem_of.measurement(encoder, settings.output, settings.perturbation, settings.measurement)
     source = settings.source.open()
     for note in source.notes():
@@ -107,12 +108,18 @@ def facts(settings: "Score", transform: ToInput, scorer: Scorer) -> dict[str, Pl
     """What `run.json` says of how the scores were made."""
     return {
         "configuration": {**describe(settings), "input": describe(transform)},
-        "command": ["influence-ssl", *sys.argv[1:]] if Path(sys.argv[0]).name == "influence-ssl" else [],
+        "command": command(),
         "seeds": {"seed": settings.scoring.seed},
         "damping": {"relative": settings.scoring.damping.relative, "resolved": resolved(scorer.damping)},
         "device": provenance.device(),
         "versions": provenance.versions(),
     }
+
+
+def command() -> list[str]:
+    """The command line that is running; empty where it is not this program's."""
+    ours = Path(sys.argv[0]).name == "influence-ssl"
+    return ["influence-ssl", *(word for word in sys.argv[1:] if word != "--debug")] if ours else []
 
 
 def resolved(damping: Resolved) -> Plain:

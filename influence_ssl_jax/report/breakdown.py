@@ -50,7 +50,7 @@ class Categories:
     def largest(self) -> float:
         """The end of the scale that shows every interval."""
         ends = [end for level in self.levels for end in (level.population, level.top.high, level.bottom.high)]
-        return max([end for end in ends if np.isfinite(end)], default=1.0)
+        return 1.03 * max([end for end in ends if np.isfinite(end)], default=1.0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import itertools
 import math
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,20 @@ def _how(run: ScoredRun) -> dict[str, Any]:
     return {
         "command": shlex.join(run.record.get("command", [])),
         "configuration": list(flatten(configuration)),
-        "facts": list(flatten(facts)),
+        "facts": list(flatten(condensed(facts))),
         "versions": list(flatten(versions)),
         "fingerprint": run.record.get("fingerprint", ""),
     }
+
+
+def condensed(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts with every long list of numbers (a damping for each block) as its range, and numbers of four digits."""
+    found: dict[str, Any] = {}
+    for name, value in facts.items():
+        if isinstance(value, Mapping) and len(value) > 6 and all(isinstance(each, float) for each in value.values()):
+            found[name] = f"{len(value)} values, {min(value.values()):.4g} … {max(value.values()):.4g}"
+        elif isinstance(value, Mapping):
+            found[name] = condensed(value)
+        else:
+            found[name] = f"{value:.4g}" if isinstance(value, float) else value
+    return found

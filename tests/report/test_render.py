@@ -10,7 +10,7 @@ import pytest
 
 from influence_ssl_jax.errors import StoreError
 from influence_ssl_jax.report.extent import Extent
-from influence_ssl_jax.report.render import render
+from influence_ssl_jax.report.render import condensed, render
 from influence_ssl_jax.store import ScoreStore
 
 VOID = {"meta", "img", "line", "rect", "path", "use", "br", "link"}
@@ -110,6 +110,14 @@ def test_the_colours_are_the_pages_own(text):
 def test_the_same_run_makes_the_same_page(scored_folder, text, tmp_path):
     assert render(scored_folder, tmp_path / "again.html", extent=QUICK).read_text() == text
     assert len(text) < 1_000_000
+
+
+def test_a_damping_for_each_block_is_told_as_its_range():
+    damping = {"relative": 0.1, "resolved": {f"layer{k}": 1 / (k + 1) for k in range(40)}}
+    assert condensed({"damping": damping, "seed": 3}) == {
+        "damping": {"relative": "0.1", "resolved": "40 values, 0.025 … 1"},
+        "seed": 3,
+    }
 
 
 def test_images_that_are_gone_cost_the_pictures_alone(scored_folder, tmp_path):
