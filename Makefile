@@ -3,13 +3,13 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check fix bench clean
+.PHONY: demo test check fix clean
 
 demo: $(VENV)/run
 	$(BIN)/influence-ssl demo --out demo
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 check: $(VENV)/dev
 	$(BIN)/ruff check .
