@@ -6,6 +6,10 @@ images are classified by their 20 nearest neighbours among 4,000 training images
 
     python experiments/pretrain_cifar10.py --method simclr --data-dir DIR    # also byol, barlow_twins
 
+Time: about 15 to 25 minutes each on two busy cores (30 to 65 images/s). Expected accuracy of the 20 nearest neighbours
+(linear probe), untrained 0.253 (0.278); after the last epoch SimCLR 0.352 (0.420) of 5, Barlow Twins 0.318 (0.390) and
+BYOL 0.308 (0.351) of 3; one standard error is 0.015.
+
 An interrupted run goes on where it stopped when the same command is given again. The encoders are stored as float16
 with float32 running statistics.
 """
