@@ -22,6 +22,10 @@ class CurvatureError(InfluenceError):
     """A backend was asked for a curvature that it cannot represent."""
 
 
+class DivergenceError(InfluenceError):
+    """An iteration would grow without bound instead of converging."""
+
+
 class StructureError(InfluenceError):
     """Parameters and layers do not match: a parameter that no layer explains, or a vector of another structure."""
 
