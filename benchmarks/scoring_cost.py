@@ -3,7 +3,7 @@
     python benchmarks/scoring_cost.py --width 16 --batch 64
 
 Interleaved repetitions in one process, medians of ratios: machines are noisy, ratios are not. About two minutes on two
-cores. Expected at width 16, k = 16: LoGra's features 0.5–1.0 × a gradient; the exact gradient norm adds its own.
+cores. Expected at width 16, k = 16: LoGra's scores 0.5–1.0 × a gradient; the exact gradient norm adds its own.
 """
 
 import dataclasses
@@ -69,11 +69,11 @@ def run(config: Config) -> dict[str, float]:
     operations = {
         "gradient": jax.jit(lambda params, batch: jax.grad(objective)(params, frozen, batch)),
         "forward": jax.jit(lambda params, batch: objective(params, frozen, batch)),
-        "logra_features": jax.jit(lambda params, batch: backend.features(state, gradients(params, batch), damping)),
+        "logra": jax.jit(lambda params, batch: backend.quadratic_form(state, gradients(params, batch), damping)),
         "gradient_norms": jax.jit(lambda params, batch: gradients(params, batch).gram(blocks)),
         "logra_and_norms": jax.jit(
             lambda params, batch: (
-                backend.features(state, found := gradients(params, batch), damping),
+                backend.quadratic_form(state, found := gradients(params, batch), damping),
                 found.gram(blocks),
             )
         ),

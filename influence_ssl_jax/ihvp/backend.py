@@ -129,6 +129,17 @@ class Backend(abc.ABC, Generic[State]):
         return resolved
 
 
+def whole(damping: Resolved) -> Float[Array, ""]:
+    """λ of a backend that treats the matrix as one block.
+
+    Raises:
+        TypeError: It was resolved block by block, for another backend.
+    """
+    if isinstance(damping, dict):
+        raise TypeError(f"This backend has one damping for the whole matrix, got one for each of {list(damping)}.")
+    return damping
+
+
 def gram_of_features(features: Float[Array, "n width"], draws: int) -> Form:
     """The draw Gram of whitened features `φ = (C + λI)^{-½} g`, draw-major."""
     vectors = features.reshape(draws, -1, features.shape[-1])

@@ -11,7 +11,7 @@ from influence_ssl_jax.curvature.blocks import check_structure
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.matvec import matvec
 from influence_ssl_jax.errors import InfluenceError
-from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved, gram_of_features
+from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved, gram_of_features, whole
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Params
 
@@ -76,7 +76,7 @@ class Exact(Backend[ExactState]):
         """`V (μ + λ)⁻¹ Vᵀ v`."""
         check_structure(state.params, vector)
         coordinates = trees.ravel(vector) @ state.eigenvectors
-        return trees.unravel(state.params, state.eigenvectors @ (coordinates / (state.eigenvalues + _scalar(damping))))
+        return trees.unravel(state.params, state.eigenvectors @ (coordinates / (state.eigenvalues + whole(damping))))
 
     def draw_gram(self, state: ExactState, gradients: ExampleGradients, damping: Resolved) -> Form:
         """Inner products of `(μ + λ)^{-½} Vᵀ g`."""
@@ -90,9 +90,4 @@ class Exact(Backend[ExactState]):
 
     def _whitened(self, state: ExactState, gradients: ExampleGradients, damping: Resolved) -> Float[Array, "n size"]:
         rows = trees.ravel_batch(gradients.full()) @ state.eigenvectors
-        return rows / jnp.sqrt(state.eigenvalues + _scalar(damping))[None]
-
-
-def _scalar(damping: Resolved) -> Float[Array, ""]:
-    assert not isinstance(damping, dict)
-    return damping
+        return rows / jnp.sqrt(state.eigenvalues + whole(damping))[None]

@@ -10,7 +10,7 @@ from influence_ssl_jax import trees
 from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.trace import mean_eigenvalue
-from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved
+from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved, whole
 from influence_ssl_jax.ihvp.bases import discover_blocks, inner_products
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Params
@@ -60,11 +60,11 @@ class Identity(Backend[IdentityState]):
     def solve(self, state: IdentityState, vector: Params, damping: Resolved) -> Params:
         """`v / (c + λ)`."""
         cut.check_structure(state.params, vector)
-        return trees.scale(1 / (state.level + damping), vector)
+        return trees.scale(1 / (state.level + whole(damping)), vector)
 
     def draw_gram(self, state: IdentityState, gradients: ExampleGradients, damping: Resolved) -> Form:
         """`⟨g_k, g_l⟩ / (c + λ)`, the inner products taken layer by layer without the gradients."""
-        values = gradients.gram(state.blocks) / (state.level + damping)
+        values = gradients.gram(state.blocks) / (state.level + whole(damping))
         return Form(values, jnp.zeros(values.shape[0], values.dtype))
 
     def bilinear_form(
@@ -74,4 +74,4 @@ class Identity(Backend[IdentityState]):
         total = jnp.zeros(())
         for block in state.blocks:
             total = total + inner_products(block, left, right)
-        return total / (state.level + damping)
+        return total / (state.level + whole(damping))

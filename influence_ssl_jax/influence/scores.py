@@ -54,14 +54,14 @@ class Scoring:
 class Columns(NamedTuple):
     """What is computed for every example of a batch."""
 
-    score: Float[Array, " batch"]
-    score_se: Float[Array, " batch"]
-    alignment_loss: Float[Array, " batch"]
-    gradient_norm: Float[Array, " batch"]
-    pixel_variance: Float[Array, " batch"]
-    residual: Float[Array, " batch"]
-    degenerate: Bool[Array, " batch"]
-    embedding: Float[Array, "batch embedding"]
+    score: Float[Array | np.ndarray, " batch"]
+    score_se: Float[Array | np.ndarray, " batch"]
+    alignment_loss: Float[Array | np.ndarray, " batch"]
+    gradient_norm: Float[Array | np.ndarray, " batch"]
+    pixel_variance: Float[Array | np.ndarray, " batch"]
+    residual: Float[Array | np.ndarray, " batch"]
+    degenerate: Bool[Array | np.ndarray, " batch"]
+    embedding: Float[Array | np.ndarray, "batch embedding"]
 
 
 @jax.tree_util.register_dataclass

@@ -113,7 +113,7 @@ def reliability(axes: Axes) -> None:
     """Reliability against the number of draws."""
     draws = np.arange(1, 65)
     for ratio in (1, 0.25, 0.05):
-        axes.semilogx(draws, deviation.reliability(ratio, 1.0, draws), label=f"$V_b/V_w = {ratio}$")
+        axes.semilogx(draws, [deviation.reliability(ratio, 1.0, int(k)) for k in draws], label=f"$V_b/V_w = {ratio}$")
     axes.set(xlabel="draws $K$", ylabel="correlation of two scorings", ylim=(0, 1))
 
 
@@ -133,9 +133,11 @@ def duplicates(axes: Axes) -> None:
     """Score of each of k copies among 100 examples, as the data set's Hessian sees it."""
     copies = np.arange(1, 41)
     for alone in (1.0, 0.1, 0.02):
-        scores = 2 * 100 * np.asarray([leverage.duplicate_leverage(alone, k) for k in copies])
+        scores = 2 * 100 * np.asarray([leverage.duplicate_leverage(alone, int(k)) for k in copies])
         axes.loglog(copies, scores, label=f"$s = {alone}$")
-    axes.loglog(copies, [leverage.duplicate_influence_bound(1.0, 100, k) for k in copies], "k--", lw=1, label="$2n/k$")
+    axes.loglog(
+        copies, [leverage.duplicate_influence_bound(1.0, 100, int(k)) for k in copies], "k--", lw=1, label="$2n/k$"
+    )
     axes.axhline(2, color="C3", ls=":", label="Theorem 1")
     axes.set(xlabel="number of copies $k$", ylabel="$I_i / l_i$, $n = 100$")
 
@@ -151,6 +153,7 @@ def estimators(axes: Axes) -> None:
     """Score of a gradient averaged over K draws, over that of the expected gradient."""
     draws = np.logspace(0, 5, 60)
     for inputs in (3, 192, 3072):
-        ratio = gaussian.averaged_gradient_score(gaussian.isotropic_ratio(inputs), 1.0, draws)
+        single = gaussian.isotropic_ratio(inputs)
+        ratio = [gaussian.averaged_gradient_score(single, 1.0, float(k)) for k in draws]
         axes.loglog(draws, ratio, label=f"$p = {inputs}$")
     axes.set(xlabel="draws $K$", ylabel="expected score / target")

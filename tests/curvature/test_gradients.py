@@ -80,7 +80,7 @@ def test_blocks_materialise_project_and_norm_the_gradients_of_vmap(module):
             left = jax.random.normal(jax.random.key(1), (block.layer.groups, block.layer.inputs, 2), jnp.float64)
             right = jax.random.normal(jax.random.key(2), (block.layer.groups, block.layer.outputs, 3), jnp.float64)
             want = jnp.einsum("gik,ngio,gol->ngkl", left, whole, right)
-            projected = jax.jit(lambda found: block.projected(found, left, right))(found)  # noqa: B023
+            projected = jax.jit(lambda found: block.projected(found, left, right))(found)
             np.testing.assert_allclose(projected, want, rtol=1e-9, atol=1e-12)
     rows = trees.ravel_batch(whole_gradients).reshape(DRAWS, n // DRAWS, -1)
     np.testing.assert_allclose(gram(found, blocks), np.einsum("kbp,lbp->bkl", rows, rows), rtol=1e-9)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +87,7 @@ def test_solve_is_linear_self_adjoint_and_honours_any_damping(kind, name):
 @on_each
 def test_forms_agree_with_solve(kind, name):
     """Quadratic form = ⟨g, solve g⟩; the draw Gram and the bilinear form hold the same numbers; self is its diagonal."""
-    backend, problem, state, gradients = fitted(kind, name)
+    backend, _, state, gradients = fitted(kind, name)
     damping = backend.resolve(state, Damping(0.3))
     rows = jax.jit(type(gradients).full)(gradients)
     solved = jax.jit(jax.vmap(backend.solve, in_axes=(None, 0, None)))(state, rows, damping)
@@ -110,14 +111,14 @@ def test_forms_fall_with_damping_and_tend_to_the_identity(kind, name):
     backend, problem, state, gradients = fitted(kind, name)
     quadratic = jitted(backend, "quadratic_form")
     values = [quadratic(state, gradients, backend.resolve(state, Damping(10.0**p))) for p in range(-2, 3)]
-    assert all((a >= b).all() and (b >= 0).all() for a, b in zip(values, values[1:], strict=False))
+    assert all((a >= b).all() and (b >= 0).all() for a, b in itertools.pairwise(values))
     large = 1e9 * float(max(jax.tree.leaves(backend.resolve(state, Damping(1.0)))))
     v = problem.params
     damping = backend.resolve(state, Damping(absolute=large))
     limit = trees.scale(large, jitted(backend, "solve")(state, v, damping))
     if kind is LoGra:  # what lies outside its bases is dropped: a second solve changes nothing more
         cross = trees.dot(limit, v)
-        assert 0 < float(cross)
+        assert float(cross) > 0
     else:
         np.testing.assert_allclose(trees.ravel(limit), trees.ravel(v), atol=1e-6 * float(trees.norm(v)))
 
@@ -144,7 +145,7 @@ def test_jit_is_no_jit_and_traces_once(kind):
 
 @every
 def test_a_vector_of_another_structure_is_refused(kind):
-    backend, problem, state, _ = fitted(kind, "linear")
+    backend, _, state, _ = fitted(kind, "linear")
     damping = backend.resolve(state, Damping())
     with pytest.raises(StructureError, match="structure and shapes"):
         backend.solve(state, {"other": jnp.zeros(3)}, damping)

@@ -10,7 +10,7 @@ from influence_ssl_jax.theory.item import AtLeast, AtMost, Check, CounterExample
 
 
 def _refit(
-    drawn: instances.Population, kept: Float[Array, " n"], damping: Float[Array, ""], examples: float
+    drawn: instances.Population, kept: Float[Array, " n"], damping: Float[Array, ""] | float, examples: float
 ) -> Float[Array, "d p"]:
     """Minimises the anchored objective over the kept examples: one Newton step with its own derivatives is exact."""
 
