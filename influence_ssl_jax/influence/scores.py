@@ -201,7 +201,8 @@ def _table(loaded: LoadedBatch, columns: Columns) -> pa.Table:
     unusable = found.degenerate | ~np.isfinite(found.score)
     score = np.where(unusable, np.nan, found.score)
     width = found.embedding.shape[1]
-    flat = pa.array(found.embedding.astype(np.float32).reshape(-1))
+    with np.errstate(over="ignore"):  # an embedding too large for float32 has its reason already
+        flat = pa.array(found.embedding.astype(np.float32).reshape(-1))
     return pa.table(
         {
             "index": pa.array(np.asarray(loaded.batch.index)[valid].astype(np.int64)),

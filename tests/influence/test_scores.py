@@ -45,7 +45,7 @@ def test_scores_are_the_dense_formula():
     problem, pixels = the_problem(), images()
     table = self_influence(problem, Exact(), source(pixels), TRANSFORM, SETTINGS)
     scorer = Scorer.fit(problem, Exact(), SETTINGS)
-    matrix = (scorer.state.eigenvectors * scorer.state.eigenvalues) @ scorer.state.eigenvectors.T
+    matrix = (scorer.state.eigenvectors * scorer.state.eigenvalues[None]) @ scorer.state.eigenvectors.T
     damped = np.asarray(matrix + scorer.damping * jnp.eye(len(matrix)))
     assert table["index"].to_pylist() == list(range(len(pixels)))
     gradient = jax.jit(jax.value_and_grad(problem.objective))
