@@ -47,27 +47,27 @@ COMPARISONS = {ast.Gt: ast.Lt, ast.Lt: ast.Gt}
 
 def mutants(tree: ast.Module) -> Iterator[tuple[str, ast.Module]]:
     """Copies of the tree, each with one number one larger, one operator swapped, one sign dropped."""
-    for index, node in enumerate(ast.walk(tree)):
+    for index in range(len(list(ast.walk(tree)))):
         mutated = copy.deepcopy(tree)
-        target = list(ast.walk(mutated))[index]
-        where = f"line {getattr(node, 'lineno', 0)}"
-        if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-            target.value = node.value + 1
-            yield f"{where}: {node.value} → {target.value}", mutated
-        elif isinstance(node, ast.BinOp) and type(node.op) in OPERATORS and not _is_annotation(node):
-            target.op = OPERATORS[type(node.op)]()
-            yield f"{where}: {ast.unparse(node)} → {ast.unparse(target)}", mutated
-        elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-            target.op = ast.UAdd()
-            yield f"{where}: {ast.unparse(node)} → {ast.unparse(target)}", mutated
-        elif isinstance(node, ast.Compare) and type(node.ops[0]) in COMPARISONS:
-            target.ops = [COMPARISONS[type(node.ops[0])]()]
-            yield f"{where}: {ast.unparse(node)} → {ast.unparse(target)}", mutated
+        node = list(ast.walk(mutated))[index]
+        before = ast.unparse(node)
+        if changed(node):
+            yield f"line {getattr(node, 'lineno', 0)}: {before} → {ast.unparse(node)}", mutated
 
 
-def _is_annotation(node: ast.BinOp) -> bool:
-    """`X | Y` and its like are types, not arithmetic."""
-    return isinstance(node.op, ast.BitOr)
+def changed(node: ast.AST) -> bool:
+    """Changes a number, an operator, a sign or a comparison in place; False where the node is none of them."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
+        node.value = node.value + 1
+    elif isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
+        node.op = OPERATORS[type(node.op)]()
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        node.op = ast.UAdd()
+    elif isinstance(node, ast.Compare) and type(node.ops[0]) in COMPARISONS:
+        node.ops = [COMPARISONS[type(node.ops[0])]()]
+    else:
+        return False
+    return True
 
 
 def install(module: ModuleType, tree: ast.Module) -> None:

@@ -20,13 +20,11 @@ from influence_ssl_jax.theory import (
     two_layer,
 )
 
-_ONE = jnp.ones((1, 1))
-
 
 def remainder(axes: Axes) -> None:
     """What Eq. 3 leaves out, against the weight of the example: `θ(e) = (1 + e)/(2 + e)` for one parameter."""
     weights = np.logspace(-4, 0, 30)
-    response = background.response(2.0 * _ONE, -jnp.ones(1) / 2)
+    response = background.response(2 * jnp.ones((1, 1)), -jnp.ones(1) / 2)
     first_order = [background.extrapolation(jnp.ones(1) / 2, response, weight)[0] for weight in weights]
     axes.loglog(weights, np.abs((1 + weights) / (2 + weights) - np.asarray(first_order)), label="remainder")
     axes.loglog(weights, weights**2 / 8, "--", label="$e^2/8$")
@@ -36,9 +34,12 @@ def remainder(axes: Axes) -> None:
 def limit_gap(axes: Axes) -> None:
     """Theorem 1 at finite damping: one layer, its limit, and the exact two-layer score with its pole."""
     damping = np.logspace(-3, 3, 400)
-    one = jax.vmap(lambda d: linear.influence(2 * _ONE, jnp.ones(1), 1.0, d))(damping)
+    first, second, delta = 2 * jnp.ones((1, 1)), jnp.ones((1, 1)), jnp.ones(1)
+    one = jax.vmap(lambda d: linear.influence(second @ first, delta, 1.0, d))(damping)
     axes.semilogx(damping, one / 4, label="in $W$")
-    two = jax.vmap(lambda d: two_layer.alignment_influence(2 * _ONE, _ONE, jnp.ones(1), 1.0, d))(damping)
+    two = jax.vmap(
+        lambda d: two_layer.alignment_influence(2 * jnp.ones((1, 1)), jnp.ones((1, 1)), jnp.ones(1), 1.0, d)
+    )(damping)
     axes.semilogx(damping, two / 4, label="in $(W_1, W_2)$, Gauss–Newton")
     derivatives = oracle.derivatives(lambda w: jnp.prod(w) ** 2, jnp.asarray([2.0, 1.0]))
     exact = np.asarray(jax.vmap(lambda d: oracle.quadratic(derivatives.hessian, derivatives.gradient, d))(damping))

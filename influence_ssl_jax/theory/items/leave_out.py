@@ -7,10 +7,11 @@ from jaxtyping import Array, Float
 from influence_ssl_jax.theory import instances, leave_out, leverage, oracle
 from influence_ssl_jax.theory.draw import Draw
 from influence_ssl_jax.theory.item import AtLeast, AtMost, Check, CounterExample, Item
+from influence_ssl_jax.theory.scalars import Scalar
 
 
 def _refit(
-    drawn: instances.Population, kept: Float[Array, " n"], damping: Float[Array, ""] | float, examples: float
+    drawn: instances.Population, kept: Float[Array, " n"], damping: Scalar, examples: int
 ) -> Float[Array, "d p"]:
     """Minimises the anchored objective over the kept examples: one Newton step with its own derivatives is exact."""
 
