@@ -24,9 +24,11 @@ def formula(tex: str) -> Markup:
     Args:
         tex: LaTeX without the dollars, within what mathtext knows (fractions, accents, Greek; no environments).
     """
-    width, height, descent = TextToPath().get_text_width_height_descent(f"${tex}$", _FONT, ismath=True)
+    # mathtext takes these two superscripts for binary operators and puts space around them.
+    drawn = "$" + tex.replace(r"^\top", r"^{\mathrm{T}}").replace("^*", "^{*}") + "$"
+    width, height, descent = TextToPath().get_text_width_height_descent(drawn, _FONT, ismath=True)
     strokes = []
-    for points, code in TextPath((0, 0), f"${tex}$", prop=_FONT).iter_segments(curves=True, simplify=False):
+    for points, code in TextPath((0, 0), drawn, prop=_FONT).iter_segments(curves=True, simplify=False):
         numbers = "" if code == Path.CLOSEPOLY else " ".join(f"{n:.0f}" for n in points)
         strokes.append(_LETTERS[Path.code_type(code)] + numbers)
     margin = 0.04 * _SIZE

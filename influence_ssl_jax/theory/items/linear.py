@@ -146,7 +146,8 @@ ITEMS = (
         r"{\lambda + 2\varepsilon^2}$, and $I_\lambda \to -2\varepsilon^2\|W\delta\|^2$ as $\lambda \to 0$.",
         status="true under conditions",
         conditions=r"In the matrix $W$, with the point's own Hessian. $\lambda \to 0$ means $\lambda \ll "
-        r"2\varepsilon^2\|\delta\|^2$: the limit is not uniform. No $W \neq 0$ is stationary for the alignment loss.",
+        r"2\varepsilon^2\|\delta\|^2$: the limit is not uniform. No $W$ with $W\delta \neq 0$ is stationary for the "
+        r"alignment loss.",
         correction=r"$I_\lambda = 2\,l\,\frac{t}{t + \lambda}$ with $t = 2\varepsilon^2\|\delta\|^2$, as a magnitude, "
         r"for every $d$ and $\delta$; the relative gap to $I_0 = 2\,l$ is $\frac{\lambda}{t + \lambda}$.",
         counter_example=CounterExample(
