@@ -46,7 +46,9 @@ class MatrixBlock(Block):
         pairs = gradients.taps(self.layer.path)
         inputs = [_by_example(self.layer.input_rows(merged(a)), a) for a, _ in pairs]
         outputs = [_by_example(self.layer.output_rows(merged(s)), s) for _, s in pairs]
-        return jnp.concatenate(inputs, axis=1), jnp.concatenate(outputs, axis=1)
+        return self._positions(gradients, inputs, self.layer.inputs), self._positions(
+            gradients, outputs, self.layer.outputs
+        )
 
     def projected(
         self, gradients: Captured, left: Float[Array, "groups inputs k"], right: Float[Array, "groups outputs l"]
@@ -57,23 +59,36 @@ class MatrixBlock(Block):
         outputs = [
             _by_example(jnp.einsum("ntgo,gol->ntgl", self.layer.output_rows(merged(s)), right), s) for _, s in pairs
         ]
-        return _contract(jnp.concatenate(inputs, axis=1), jnp.concatenate(outputs, axis=1))
+        return _contract(
+            self._positions(gradients, inputs, left.shape[-1]), self._positions(gradients, outputs, right.shape[-1])
+        )
 
     def materialised(self, gradients: Captured) -> Float[Array, "n groups inputs outputs"]:
         """`Σ_t ā_t s_tᵀ` per example."""
-        return _contract(*self.rows(gradients))
+        like, layer = gradients.cotangents, self.layer
+        total = jnp.zeros((like.shape[1], layer.groups, layer.inputs, layer.outputs), like.dtype)
+        for inputs, outputs in gradients.taps(layer.path):
+            found = layer.gradient(merged(inputs), merged(outputs))
+            total = total + jnp.sum(found.reshape(like.shape[0], *total.shape), axis=0)
+        return total
 
-    def gram(self, gradients: Captured) -> Float[Array, "batch draws draws"]:
+    def inner_products(self, gradients: Captured, draws: int) -> Float[Array, "examples {draws} {draws}"]:
         """By the gradients themselves, or by the rows' inner products (ghost norms), whichever is less work."""
-        draws = gradients.draws
-        inputs, outputs = self.rows(gradients)
-        positions = inputs.shape[1]
-        if positions * (self.layer.inputs + self.layer.outputs) < self.layer.inputs * self.layer.outputs:
-            a, s = (x.reshape(draws, -1, *x.shape[1:]) for x in (inputs, outputs))
+        pairs = gradients.taps(self.layer.path)
+        positions = sum(self.layer.output_rows(merged(s)).shape[1] * s.shape[0] for _, s in pairs)
+        if draws * positions * (self.layer.inputs + self.layer.outputs) < self.layer.inputs * self.layer.outputs:
+            a, s = (x.reshape(draws, x.shape[0] // draws, *x.shape[1:]) for x in self.rows(gradients))
             like_inputs = jnp.einsum("kbtgi,lbugi->bklgtu", a, a)
             like_outputs = jnp.einsum("kbtgo,lbugo->bklgtu", s, s)
             return jnp.sum(like_inputs * like_outputs, axis=(3, 4, 5))
-        return draw_gram(_contract(inputs, outputs), draws)
+        return draw_gram(self.materialised(gradients), draws)
+
+    def _positions(
+        self, gradients: Captured, calls: list[Array], width: int
+    ) -> Float[Array, "n positions groups {width}"]:
+        """The rows of all calls; no position at all, hence gradients of zero, where the layer is not called."""
+        like = gradients.cotangents
+        return jnp.concatenate([jnp.zeros((like.shape[1], 0, self.layer.groups, width), like.dtype), *calls], axis=1)
 
 
 def _by_example(rows: Array, like: Array) -> Array:

@@ -40,7 +40,7 @@ def resident(source: OpenSource, transform: ToInput, count: int, batch_size: int
         if len(examples) >= wanted:
             break
     examples = examples[:wanted]
-    for note in counted("examples passed over", _named(skipped)):
+    for note in counted("images that cannot be used, replaced by others in the curvature set", _named(skipped)):
         _log.warning("%s", note)
     if not examples:
         raise DataError(f"None of the {total} examples can be used; the first: {_named(skipped)[0]}.")

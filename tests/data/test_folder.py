@@ -34,7 +34,7 @@ def test_the_folder_above_keeps_the_other_split_without_attributes(photos):
     assert len(opened) == 14
     assert opened.read(0).id == "train/1.jpg"
     assert opened.attributes()["gender"].to_pylist()[-3:] == ["Female", None, None]
-    assert opened.notes()[0] == "2 images have no table row (kept, without attributes): val/1.jpg, val/2.jpg"
+    assert opened.notes()[0] == "images without a table row, kept without attributes: 2 (val/1.jpg, val/2.jpg)"
 
 
 def test_the_order_is_natural_and_the_id_is_the_path(photos):
@@ -95,7 +95,10 @@ def test_other_files_are_passed_over_and_counted(photos):
     (photos / "train" / "UPPER.JPG").write_bytes((photos / "train" / "1.jpg").read_bytes())
     opened = Folder(str(photos / "train")).open()
     assert len(opened) == 13
-    assert opened.notes() == ("1 files are no images by their name (passed over): notes.txt",)
+    assert opened.notes() == ("files that are no images by their name, passed over: 1 (notes.txt)",)
+    (photos / "train" / "table.csv").write_text("file,age\n1.jpg,3\n")
+    tabled = Folder(str(photos / "train"), table=str(photos / "train" / "table.csv")).open()
+    assert tabled.notes()[-1] == opened.notes()[0]  # the table itself is no stranger
 
 
 def test_folders_that_cannot_be_used_are_refused(tmp_path, photos):
