@@ -42,6 +42,16 @@ def _gradients(draw: Draw) -> Float[Array, ""]:
     )
 
 
+def _jacobians(draw: Draw) -> Float[Array, ""]:
+    pair = _Pair(draw)
+    full = cosine_derivatives.jacobian(*pair.arguments)
+    return _worst(
+        (full, pair.jacobian),
+        (cosine_derivatives.stop_gradient_jacobian(pair.weight, pair.x), pair.held_jacobian),
+        (pair.residual @ full, pair.full.gradient),
+    )
+
+
 def _norms(draw: Draw) -> Float[Array, ""]:
     pair = _Pair(draw)
     return _worst(
@@ -143,9 +153,12 @@ ITEMS = (
         r"= \hat u - c\,\hat v$, $c = \hat u \cdot \hat v$; with the branch of $x'$ held fixed, the first term alone.",
         status="true",
         correction=r"$\langle G, W\rangle = 0$; $GW^\top$ is symmetric for the full gradient. $\|G\|$ is "
-        r"$O(\varepsilon^2)$ in full and $O(\varepsilon)$ with stop-gradient: two different scores.",
+        r"$O(\varepsilon^2)$ in full and $O(\varepsilon)$ with stop-gradient: two different scores. $G = J^\top r$ with "
+        r"$r = \hat u - \hat v$, $J = (I - \hat u\hat u^\top) \otimes x^\top / \|u\| - (I - \hat v\hat v^\top) \otimes "
+        r"x'^\top / \|v\|$.",
         checks=(
             Check("automatic differentiation, both variants: rel. error", _gradients, AtMost(1e-9)),
+            Check("J, both variants, and G = Jᵀr: rel. error", _jacobians, AtMost(1e-9)),
             Check("‖G‖², both variants: rel. error", _norms, AtMost(1e-9)),
             Check("⟨G, W⟩ = 0 and GWᵀ symmetric: relative", _geometry, AtMost(1e-9)),
             Check("full: |order of ‖G‖ in ε − 2|", _order(cosine_derivatives.squared_norm, 2), AtMost(0.05, "median")),
