@@ -63,3 +63,8 @@ def scores(problem: Problem, backend, settings: Scoring = SETTINGS) -> np.ndarra
     table = self_influence(problem, backend, Arrays(PIXELS).open(), ToInput(SIDE, SIDE, 1), settings)
     assert set(table["reason"].to_pylist()) == {""}
     return table["score"].to_numpy()
+
+
+def moved_to(problem: Problem, kernel) -> Problem:
+    """A linear problem at other parameters: the transpose of W."""
+    return dataclasses.replace(problem, params={"dense": {"kernel": kernel}})

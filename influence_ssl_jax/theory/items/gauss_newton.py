@@ -94,7 +94,7 @@ def _damped_parametrisation(draw: Draw) -> Float[Array, ""]:
 
 def _fisher_total(draw: Draw) -> Float[Array, ""]:
     errors = []
-    for outputs, inputs, examples in ((2, 4, 9), (3, 2, 9), (2, 4, 5)):
+    for outputs, inputs, examples in ((2, 4, 9), (3, 2, 9), (2, 4, 5), (3, 4, 12)):
         drawn = instances.population(draw, examples, outputs, inputs)
         rows = jax.vmap(lambda delta, drawn=drawn: linear.gradient(drawn.weight, delta, 1.0).ravel())(drawn.deltas)
         rank = empirical_fisher.rank(examples, inputs, min(outputs, inputs))
@@ -162,7 +162,7 @@ ITEMS = (
         status="true",
         correction=r"Scores have degree $0$ in $\varepsilon$ and in $W$; $r(r-1)/2$ directions are lost to rotations.",
         checks=(
-            Check("Σ I = n rank C and max I ≤ n, three shapes: rel. error", _fisher_total, AtMost(1e-6)),
+            Check("Σ I = n rank C and max I ≤ n, four shapes: rel. error", _fisher_total, AtMost(1e-6)),
             Check("a single point: ‖g‖²/(‖g‖² + λ), rel. error", _fisher_alone, AtMost(1e-9)),
         ),
     ),
