@@ -28,16 +28,16 @@ ITEMS_OF = {
     "linear": ("linear",),
     "two_layer": ("two_layer", "gauss_newton"),
     "gauss_newton": ("gauss_newton",),
-    "homogeneous": ("two_layer", "cosine_derivatives"),
+    "homogeneous": ("two_layer", "cosine_limits"),
     "empirical_fisher": ("gauss_newton",),
     "properties": ("invariance", "stability"),
     "groups": ("conservation", "groups"),
     "deviation": ("deviation",),
-    "cosine": ("cosine", "cosine_derivatives"),
+    "cosine": ("cosine", "cosine_limits"),
     "cosine_derivatives": ("cosine_derivatives",),
     "leverage": ("leverage", "leave_out"),
     "leave_out": ("leave_out",),
-    "gaussian": ("gaussian",),
+    "gaussian": ("gaussian", "gaussian_ranking"),
 }
 """For each module of closed forms, the modules of items that confront it."""
 
