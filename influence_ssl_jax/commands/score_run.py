@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from influence_ssl_jax.data.source import OpenSource, Skipped
 from influence_ssl_jax.ihvp.backend import Resolved
 from influence_ssl_jax.influence.baselines import knn_distance
 from influence_ssl_jax.influence.scores import Scored, Scorer, stream
+from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.store import RUN, SCORES, ScoreStore
 from influence_ssl_jax.train.export import Trained, load
 
@@ -38,6 +39,41 @@ def score(settings: "Score", out: Console) -> None:
         DataError: The source is.
         IndefiniteError: C + λI is not positive definite.
     """
+    encoder, transform, measured, source = given = prepare(settings, out)
+    with ScoreStore.open(settings.out, identity(settings, encoder, transform, source), len(source)) as store:
+        todo = np.setdiff1d(np.arange(len(source)), store.done())
+        if not len(todo) and (settings.out / RUN).exists():
+            out.print(f"Nothing to do: {settings.out / SCORES} is finished.", highlight=False, markup=False)
+            return
+        if len(todo) < len(source):
+            out.print(f"Going on: {len(source) - len(todo)} of {len(source)} images are done.", highlight=False)
+        problem = problem_over(settings, given)
+        with out.status("fitting the curvature"):
+            scorer = Scorer.fit(problem, settings.backend, settings.scoring, measured)
+        fill(store, stream(scorer, source, transform, todo), len(source), out)
+        distance = knn_distance(store.column("embedding"), settings.scoring.neighbours, settings.scoring.seed)
+        table = store.finish(source.attributes(), {"knn_distance": distance}, facts(settings, transform, scorer))
+    out.print(f"Scores: {table}", highlight=False, markup=False, soft_wrap=True)
+
+
+class Prepared(NamedTuple):
+    """What a scoring run reads.
+
+    Attributes:
+        encoder: The trained network.
+        transform: From an image to its input.
+        measurement: What is scored.
+        source: The images.
+    """
+
+    encoder: Trained
+    transform: ToInput
+    measurement: Objective
+    source: OpenSource
+
+
+def prepare(settings: "Score", out: Console) -> Prepared:
+    """Load the encoder and open the images, saying what is noteworthy about them."""
     path = settings.encoder / "encoder" if settings.encoder.is_dir() else settings.encoder
     encoder, recorded = load(path), checkpoint.describe(path).get("input")
     height, width, channels = encoder.image_shape
@@ -46,22 +82,14 @@ def score(settings: "Score", out: Console) -> None:
     source = settings.source.open()
     for note in source.notes():
         out.print(f"note: {note}", highlight=False, markup=False)
-    with ScoreStore.open(settings.out, identity(settings, encoder, transform, source), len(source)) as store:
-        todo = np.setdiff1d(np.arange(len(source)), store.done())
-        if not len(todo) and (settings.out / RUN).exists():
-            out.print(f"Nothing to do: {settings.out / SCORES} is finished.", highlight=False, markup=False)
-            return
-        if len(todo) < len(source):
-            out.print(f"Going on: {len(source) - len(todo)} of {len(source)} images are done.", highlight=False)
-        chosen, seed = settings.curvature, settings.scoring.seed
-        batches = resident(source, transform, chosen.examples, chosen.batch_size, seed)
-        problem = problem_of.problem(encoder, settings.output, measured, chosen, batches)
-        with out.status("fitting the curvature"):
-            scorer = Scorer.fit(problem, settings.backend, settings.scoring, measured)
-        fill(store, stream(scorer, source, transform, todo), len(source), out)
-        distance = knn_distance(store.column("embedding"), settings.scoring.neighbours, seed)
-        table = store.finish(source.attributes(), {"knn_distance": distance}, facts(settings, transform, scorer))
-    out.print(f"Scores: {table}", highlight=False, markup=False, soft_wrap=True)
+    return Prepared(encoder, transform, measured, source)
+
+
+def problem_over(settings: "Score", given: Prepared) -> Problem:
+    """The matrix that is inverted, over random images of the source."""
+    chosen, seed = settings.curvature, settings.scoring.seed
+    batches = resident(given.source, given.transform, chosen.examples, chosen.batch_size, seed)
+    return problem_of.problem(given.encoder, settings.output, given.measurement, chosen, batches)
 
 
 def fill(store: ScoreStore, scored: Iterable[Scored], size: int, out: Console) -> None:

@@ -15,22 +15,40 @@ from hypothesis import strategies as st
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.errors import InfluenceError, StructureError
-from influence_ssl_jax.ihvp import BACKENDS, CG, EKFAC, KFAC, Damping, Diagonal, Exact, Identity, LoGra
+from influence_ssl_jax.ihvp import (
+    BACKENDS,
+    CG,
+    EKFAC,
+    KFAC,
+    Arnoldi,
+    Damping,
+    Deflated,
+    Diagonal,
+    Exact,
+    Identity,
+    LiSSA,
+    LoGra,
+    Nystrom,
+)
 from influence_ssl_jax.losses import CosineDistance, SimCLR, SquaredEuclid
 
 SMALL = {
     Exact: Exact(),
+    Arnoldi: Arnoldi(rank=6, block=2, probes=4),
+    Deflated: Deflated(rank=6, block=2, samples=2),
     CG: CG(tolerance=1e-13, iterations=2000),
     Identity: Identity(),
     LoGra: LoGra(rank=2, samples=2),
     EKFAC: EKFAC(rank=2, samples=2),
     KFAC: KFAC(samples=2),
     Diagonal: Diagonal(samples=2),
+    Nystrom: Nystrom(rank=6, complement="mean", probes=4),
+    LiSSA: LiSSA(depth=60, power_steps=10, probes=4),
 }
 PROBLEMS = {
     "linear": lambda: problems.problem(SquaredEuclid(), module=problems.Linear(), image=3),
-    "cosine": lambda: problems.problem(CosineDistance(), module=problems.ConvNet(width=3, outputs=3)),
-    "coupled": lambda: problems.problem(SimCLR(0.5), module=problems.ConvNet(width=3, outputs=3)),
+    "cosine": lambda: problems.problem(CosineDistance(), module=problems.Small()),
+    "coupled": lambda: problems.problem(SimCLR(0.5), module=problems.Small()),
 }
 
 
@@ -102,7 +120,8 @@ def test_forms_agree_with_solve(kind, name):
     blocks = want.reshape(2, b, 2, b)[:, np.arange(b), :, np.arange(b)]
     np.testing.assert_allclose(form.values, blocks, rtol=1e-7, atol=1e-9 * scale)
     assert form.residual.shape == (b,)
-    assert float(form.residual.max()) < 1e-10
+    # LiSSA's series is cut short; what it is must agree all the same, and it says how far it is from solved.
+    assert float(form.residual.max()) < (1.0 if kind is LiSSA else 1e-10)
 
 
 @every
@@ -116,7 +135,7 @@ def test_forms_fall_with_damping_and_tend_to_the_identity(kind, name):
     v = problem.params
     damping = backend.resolve(state, Damping(absolute=large))
     limit = trees.scale(large, jitted(backend, "solve")(state, v, damping))
-    if kind is LoGra:  # what lies outside its bases is dropped: a second solve changes nothing more
+    if not backend.definite:  # what lies outside its bases is dropped: a second solve changes nothing more
         cross = trees.dot(limit, v)
         assert float(cross) > 0
     else:
