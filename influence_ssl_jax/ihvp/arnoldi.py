@@ -105,7 +105,8 @@ class Arnoldi(Backend[ArnoldiState]):
             level=jnp.maximum(level, 0.0) if semidefinite else jnp.maximum(level, found.smallest),
             mean=(jnp.sum(found.values) + trace) / like.size,
             smallest=jnp.zeros_like(level) if semidefinite else found.smallest,
-            blocks=discover_blocks(problem, self.unexplained),
+            # Dropped, the complement takes no norm; bounds that are asked for nevertheless form what no layer explains.
+            blocks=discover_blocks(problem, self.unexplained if self.complement == "keep" else "materialise"),
             curvature=problem.curvature,
         )
 
