@@ -37,6 +37,9 @@ COMMANDS = {
     "demo": Entry("influence_ssl_jax.commands.demo", "Demo", "all of it on bundled images with planted truth"),
     "pretrain": Entry("influence_ssl_jax.commands.pretrain", "PretrainCommand", "train an encoder without labels"),
     "score": Entry("influence_ssl_jax.commands.score", "Score", "score every image of a data set by its influence"),
+    "audit": Entry(
+        "influence_ssl_jax.commands.audit", "AuditCommand", "certify a sample of scores, calibrate them all"
+    ),
     "report": Entry("influence_ssl_jax.commands.report", "Report", "write the HTML report of a folder of scores"),
     "theory": Entry("influence_ssl_jax.theory.command", "Theory", "check every statement of the theory"),
 }

@@ -1,54 +1,19 @@
 """What every backend promises, asked of every backend in the one list, on every small problem."""
 
 import dataclasses
-import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import problems
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from influence_ssl_jax import trees
-from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.errors import InfluenceError, StructureError
-from influence_ssl_jax.ihvp import BACKENDS, CG, EKFAC, KFAC, Damping, Diagonal, Exact, Identity, LoGra
-from influence_ssl_jax.losses import CosineDistance, SimCLR, SquaredEuclid
-
-SMALL = {
-    Exact: Exact(),
-    CG: CG(tolerance=1e-13, iterations=2000),
-    Identity: Identity(),
-    LoGra: LoGra(rank=2, samples=2),
-    EKFAC: EKFAC(rank=2, samples=2),
-    KFAC: KFAC(samples=2),
-    Diagonal: Diagonal(samples=2),
-}
-PROBLEMS = {
-    "linear": lambda: problems.problem(SquaredEuclid(), module=problems.Linear(), image=3),
-    "cosine": lambda: problems.problem(CosineDistance(), module=problems.ConvNet(width=3, outputs=3)),
-    "coupled": lambda: problems.problem(SimCLR(0.5), module=problems.ConvNet(width=3, outputs=3)),
-}
-
-
-@functools.cache
-def fitted(kind, name):
-    backend = SMALL[kind]
-    problem = PROBLEMS[name]()
-    state = jax.jit(backend.fit)(problem, jax.random.key(0))
-    measurement = problems.objective(CosineDistance(), problem.objective.network.module)
-    gradients, *_ = jax.jit(measured, static_argnums=(0, 4))(
-        measurement, problem.params, problem.frozen, problems.first_batch(problem), 2
-    )
-    return backend, problem, state, gradients
-
-
-@functools.cache
-def jitted(backend, method):
-    return jax.jit(getattr(backend, method))
+from influence_ssl_jax.ihvp import BACKENDS, Damping, LiSSA
+from tests.ihvp.fitted import PROBLEMS, SMALL, fitted, jitted
 
 
 def test_the_list_is_covered():
@@ -102,7 +67,8 @@ def test_forms_agree_with_solve(kind, name):
     blocks = want.reshape(2, b, 2, b)[:, np.arange(b), :, np.arange(b)]
     np.testing.assert_allclose(form.values, blocks, rtol=1e-7, atol=1e-9 * scale)
     assert form.residual.shape == (b,)
-    assert float(form.residual.max()) < 1e-10
+    # LiSSA's series is cut short; what it is must agree all the same, and it says how far it is from solved.
+    assert float(form.residual.max()) < (1.0 if kind is LiSSA else 1e-10)
 
 
 @every
@@ -116,7 +82,7 @@ def test_forms_fall_with_damping_and_tend_to_the_identity(kind, name):
     v = problem.params
     damping = backend.resolve(state, Damping(absolute=large))
     limit = trees.scale(large, jitted(backend, "solve")(state, v, damping))
-    if kind is LoGra:  # what lies outside its bases is dropped: a second solve changes nothing more
+    if not backend.definite:  # what lies outside its bases is dropped: a second solve changes nothing more
         cross = trees.dot(limit, v)
         assert float(cross) > 0
     else:
