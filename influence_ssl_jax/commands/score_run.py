@@ -18,7 +18,8 @@ from influence_ssl_jax.data import ToInput, resident
 from influence_ssl_jax.data.source import OpenSource, Skipped
 from influence_ssl_jax.ihvp.backend import Resolved
 from influence_ssl_jax.influence.baselines import knn_distance
-from influence_ssl_jax.influence.scores import Scored, Scorer, stream
+from influence_ssl_jax.influence.scores import Scorer
+from influence_ssl_jax.influence.stream import Scored, stream
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.store import RUN, SCORES, ScoreStore
 from influence_ssl_jax.train.export import Trained, load
