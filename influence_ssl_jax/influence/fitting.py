@@ -1,6 +1,7 @@
 """Fitting a backend, on one device or on all devices of all processes."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,30 @@ def fitted(problem: Problem, backend: Backend, seed: int) -> PyTree:
     return jax.jit(backend.fit)(problem, jax.random.key(seed))
 
 
+class Shapes(NamedTuple):
+    """What a state is made of.
+
+    Attributes:
+        leaves: Shape and type of its arrays.
+        structure: What holds them.
+    """
+
+    leaves: list[jax.ShapeDtypeStruct]
+    structure: jax.tree_util.PyTreeDef
+
+
+def shapes(problem: Problem, backend: Backend, seed: int) -> Shapes:
+    """Shapes of what `fitted` returns, by tracing alone."""
+    structures: list[jax.tree_util.PyTreeDef] = []
+
+    def leaves(problem: Problem, key: jax.Array) -> list[jax.Array]:
+        flat, structure = jax.tree.flatten(backend.fit(problem, key))
+        structures.append(structure)
+        return flat
+
+    return Shapes(jax.eval_shape(leaves, problem, jax.random.key(seed)), structures[0])
+
+
 class SplitProblem:
     """A problem whose curvature set is split over the devices of a mesh, batch by batch.
 
@@ -39,6 +64,7 @@ class SplitProblem:
             mesh: The devices of all processes.
         """
         self.mesh = mesh
+        self._mine = problem
         self.problem = dataclasses.replace(
             problem,
             params=replicated(problem.params, mesh),
@@ -48,13 +74,13 @@ class SplitProblem:
         held = jax.jit(lambda index: jnp.sum(jnp.any(index >= 0, axis=1)))(self.problem.batches.index)
         self.count = int(held)
 
-    def shapes(self, backend: Backend, seed: int) -> PyTree:
+    def shapes(self, backend: Backend, seed: int) -> Shapes:
         """Shapes of what `fitted` returns."""
-        batches = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((self.count, *leaf.shape[1:]), leaf.dtype), self.problem.batches
-        )
-        whole = dataclasses.replace(self.problem, batches=batches)
-        return jax.eval_shape(backend.fit, whole, jax.random.key(seed))
+
+        def whole(leaf: jax.Array) -> jax.Array:
+            return jnp.broadcast_to(leaf[:1], (self.count, *leaf.shape[1:]))
+
+        return shapes(dataclasses.replace(self._mine, batches=jax.tree.map(whole, self._mine.batches)), backend, seed)
 
     def fitted(self, backend: Backend, seed: int, local: Mesh) -> PyTree:
         """The backend's state, fitted by all devices together, whole on each device of this process.

@@ -126,6 +126,15 @@ def agreed(flag: bool) -> bool:
     return bool(_from_first(flag)) if jax.process_count() > 1 else flag
 
 
+def summed(count: int) -> int:
+    """The sum of a number over the processes."""
+    if jax.process_count() == 1:
+        return count
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.process_allgather(np.asarray(count)).sum())
+
+
 def _from_first(flag: bool) -> np.ndarray:
     from jax.experimental import multihost_utils
 

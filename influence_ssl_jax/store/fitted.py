@@ -4,13 +4,13 @@ import hashlib
 import io
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from influence_ssl_jax.configuration import Plain
 from influence_ssl_jax.store.files import write_atomically
 from influence_ssl_jax.types import PyTree
 
@@ -18,30 +18,31 @@ ARRAYS, DESCRIPTION = "fitted.npz", "fitted.json"
 _log = logging.getLogger(__name__)
 
 
-def save_fitted(folder: Path, state: PyTree, owner: str, notes: Plain = None) -> str:
-    """Write a state and whose it is, and return its digest.
+def save_fitted(folder: Path, state: PyTree, owner: str) -> None:
+    """Write a state and whose it is.
 
     Args:
         folder: Where to.
         state: Any tree of arrays, PRNG keys among them.
         owner: Fingerprint of everything that the state depends on.
-        notes: Plain JSON to keep beside it.
     """
     arrays = [_words(leaf) for leaf in jax.tree.leaves(state)]
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **{f"{number:05d}": array for number, array in enumerate(arrays)})
     checksum = write_atomically(folder / ARRAYS, buffer.getvalue())
-    described = {"owner": owner, "sha256": checksum, "digest": digest_of(state), "notes": notes}
+    described = {"owner": owner, "sha256": checksum}
     write_atomically(folder / DESCRIPTION, json.dumps(described, indent=1).encode())
-    return described["digest"]
 
 
-def load_fitted(folder: Path, like: PyTree, owner: str) -> tuple[PyTree, Plain] | None:
-    """The state and notes that `save_fitted` wrote for the same owner; None where there is no whole one.
+def load_fitted(
+    folder: Path, leaves: Sequence[jax.ShapeDtypeStruct], structure: jax.tree_util.PyTreeDef, owner: str
+) -> PyTree | None:
+    """The state that `save_fitted` wrote for the same owner; None where there is no whole one.
 
     Args:
         folder: Where they are.
-        like: `jax.ShapeDtypeStruct`s of the state, as `jax.eval_shape` gives them.
+        leaves: Shapes and types of the state's arrays.
+        structure: What holds them.
         owner: As given when it was written: a state of anything else is never returned.
     """
     try:
@@ -57,9 +58,7 @@ def load_fitted(folder: Path, like: PyTree, owner: str) -> tuple[PyTree, Plain] 
         return None
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
         arrays = [archive[name] for name in sorted(archive.files)]
-    leaves, structure = jax.tree.flatten(like)
-    state = jax.tree.unflatten(structure, [_restored(*each) for each in zip(arrays, leaves, strict=True)])
-    return state, described.get("notes")
+    return jax.tree.unflatten(structure, [_restored(*each) for each in zip(arrays, leaves, strict=True)])
 
 
 def digest_of(state: PyTree) -> str:

@@ -95,6 +95,11 @@ class ScoreStore:
         """Numbers of the others."""
         return np.flatnonzero(~self._finished)
 
+    @property
+    def lost(self) -> int:
+        """Rows of parts that were found damaged when the folder was opened."""
+        return self._parts.lost
+
     def bind(self, fitted: str) -> None:
         """Say with which fitted curvature scores are made from here on, by its digest.
 

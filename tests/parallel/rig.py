@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,12 +20,27 @@ from influence_ssl_jax.parallel import all_devices, local_devices, replicated
 
 TRANSFORM = ToInput(problems.SIZE, problems.SIZE, 3)
 SETTINGS = Scoring(Damping(0.5), draws=2, batch_size=5, seed=5)
-CASES = {"LoGra": (LoGra(rank=2), CosineDistance()), "EKFAC": (EKFAC(), CosineDistance()), "CG": (CG(), SimCLR(0.5))}
 
 
-def problem(loss, num_batches=5):
+class OneConvolution(nn.Module):
+    """Few layers: a process compiles all of this anew."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = nn.Conv(3, (3, 3), strides=(2, 2), name="conv")(x)
+        x = jnp.tanh(nn.BatchNorm(use_running_average=not train, name="norm")(x))
+        return nn.Dense(3, name="head")(x.mean((1, 2)))
+
+
+CASES = {
+    "LoGra": (LoGra(rank=2), CosineDistance(), OneConvolution()),
+    "EKFAC": (EKFAC(), CosineDistance(), OneConvolution()),
+    "CG": (CG(probes=2, iterations=20), SimCLR(0.5), problems.Linear()),
+}
+
+
+def problem(loss, module, num_batches=5):
     """Five batches: no number of devices but one and five divides them."""
-    module = problems.ConvNet(width=3, outputs=3)
     found = problems.problem(loss, module=module, channels=3, num_batches=num_batches)
     return dataclasses.replace(
         found,
@@ -39,8 +55,8 @@ def source(count=203):
     return Arrays(np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)).open()
 
 
-def measurement():
-    return problem(CosineDistance()).objective
+def measurement(module):
+    return problem(CosineDistance(), module).objective
 
 
 def scores(scorer, mesh=None, indices=None):
@@ -71,4 +87,4 @@ def on_mesh(backend, whole, part):
         frozen=replicated(whole.frozen, local),
         batches=replicated(jax.tree.map(lambda leaf: leaf[:1], whole.batches), local),
     )
-    return Scorer.of(here, state, backend, SETTINGS, measurement()), divided, state
+    return Scorer.of(here, state, backend, SETTINGS, measurement(whole.objective.network.module)), divided, state
