@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, TypeAlias
 
 import jax
+import numpy as np
 from jaxtyping import Array, Int, Key, Num
 
 PyTree: TypeAlias = Any
@@ -23,7 +24,8 @@ class Batch:
     """Examples as they travel: raw pixels, one PRNG key and one index per example.
 
     The key belongs to the *example*, not to its place in a batch: whatever is random about an example (its views, its
-    perturbation) is the same in every batch, order, device count and process count.
+    perturbation) is the same in every batch, order, device count and process count. Pixels and numbers are NumPy's until
+    a loader places them on a device.
 
     Attributes:
         image: Pixels, uint8 in 0…255 or floating point in [0, 1].
@@ -32,7 +34,7 @@ class Batch:
         label: The example's class where one is known (only the supervised baseline reads it).
     """
 
-    image: Num[Array, "*batch height width channels"]
+    image: Num[Array | np.ndarray, "*batch height width channels"]
     key: Key[Array, "*batch"]
-    index: Int[Array, "*batch"]
-    label: Int[Array, "*batch"] | None = None
+    index: Int[Array | np.ndarray, "*batch"]
+    label: Int[Array | np.ndarray, "*batch"] | None = None

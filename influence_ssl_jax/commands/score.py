@@ -19,6 +19,7 @@ from influence_ssl_jax.data import AnySource, Digits
 from influence_ssl_jax.ihvp import LoGra
 from influence_ssl_jax.influence.scores import Scoring
 from influence_ssl_jax.losses import CosineDistance
+from influence_ssl_jax.parallel import Distributed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Score:
         curvature: Which matrix is inverted.
         backend: How it is inverted.
         scoring: Damping, draws and what they are averaged into.
+        distributed: For a run of several processes, where no scheduler says who they are.
     """
 
     encoder: Path
@@ -53,6 +55,7 @@ class Score:
     curvature: CurvatureSet = dataclasses.field(default_factory=CurvatureSet)
     backend: AnyBackend = dataclasses.field(default_factory=LoGra)
     scoring: Annotated[Scoring, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Scoring)
+    distributed: Distributed = dataclasses.field(default_factory=Distributed)
 
     def run(self, out: Console) -> None:
         """Score what has no score yet."""

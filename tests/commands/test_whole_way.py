@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from influence_ssl_jax import cli, data
-from influence_ssl_jax.commands import score_run
+from influence_ssl_jax.commands import fill
 from influence_ssl_jax.commands.pretrain import PretrainCommand
 from influence_ssl_jax.commands.score import Score
 from influence_ssl_jax.commands.scoring_settings import CurvatureSet
@@ -58,7 +58,7 @@ def test_the_whole_way(encoder, tmp_path, monkeypatch):
     assert record["damping"]["resolved"] > 0
 
     # stopped after the first batch, gone on with: the same bits
-    monkeypatch.setattr(score_run, "ROWS", 1)
+    monkeypatch.setattr(fill, "ROWS", 1)
     appended = ScoreStore.append
 
     def append_once(store, table):
@@ -76,6 +76,8 @@ def test_the_whole_way(encoder, tmp_path, monkeypatch):
     both = [(tmp_path / name / "scores.parquet").read_bytes() for name in ("fresh", "resumed")]
     assert both[0] == both[1]
     assert json.loads((tmp_path / "resumed" / "run.json").read_text())["counts"]["resumed"] == 13
+    events = [json.loads(line)["event"] for line in (tmp_path / "resumed" / "log.jsonl").read_text().splitlines()]
+    assert events == ["start", "fitted", "part", "start", "fit taken up", "part", "finished"]
 
     # finished: nothing to do; other settings: refused
     with told.capture() as said:
