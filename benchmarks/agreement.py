@@ -10,24 +10,23 @@ convention: `docs/peers.md`. About four minutes on two cores.
 import dataclasses
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from benchmarks.results import Finding, write
 from benchmarks.shared import MEAN, STD, Setting, Shared, shared
-from influence_ssl_jax import trees
 from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.contributions import contributed, measured
-from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.matvec import matvec
 from influence_ssl_jax.curvature.moments import factor_moments
 from influence_ssl_jax.ihvp import EKFAC, KFAC, LoGra
 from influence_ssl_jax.ihvp.bases import project
 from influence_ssl_jax.ihvp.eigenbasis import EigenbasisState
-from influence_ssl_jax.types import Batch
+from influence_ssl_jax.types import Batch, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,18 +51,16 @@ class Ours(NamedTuple):
     """This package's numbers, by torch's module names and in torch's layout where a peer has its own.
 
     Attributes:
-        embeddings: Of all views.
         gradient: Of the mean loss over all examples, by torch's parameter names.
         products: C v of the Hessian and the GGN of the mean loss.
         vector: The v.
         squared_norms: ‖g‖² of every example over every parameter.
         factors: (A, S) of every convolution.
         projections: Bases of every convolution (reads, writes).
-        projected: Projected gradients of the first batch, by module.
+        projected: Projected gradients of every example, by module.
         scores: Self-influence over the convolutions alone, by the peer whose convention they are in.
     """
 
-    embeddings: np.ndarray
     gradient: dict
     products: dict[str, dict]
     vector: dict
@@ -74,69 +71,82 @@ class Ours(NamedTuple):
     scores: dict[str, np.ndarray]
 
 
-def convolutions(state: EigenbasisState) -> EigenbasisState:
-    """The state without BatchNorm's parameters, which no peer has."""
-    return dataclasses.replace(state, blocks=tuple(b for b in state.blocks if isinstance(b, cut.MatrixBlock)))
+def ours(given: Shared, config: Config) -> Ours:
+    """Everything that is compared, from this package."""
+    problem, number = given.problem(), len(given.batches.index)
+    blocks = cut.discover(given.objective.network, given.params, given.frozen, given.batches.image.shape[2:])
+    matrices = tuple(block for block in blocks if isinstance(block, cut.MatrixBlock))
+    backends = {"kfac": KFAC(), "ekfac": EKFAC(), "logra": LoGra(config.rank)}
+    states, factors = jax.jit(
+        lambda problem: (
+            {name: backend.fit(problem, jax.random.key(2)) for name, backend in backends.items()},
+            factor_moments(problem, blocks, 1),
+        )
+    )(problem)
+    states = {name: dataclasses.replace(state, blocks=matrices) for name, state in states.items()}
+    asked = questions(states, positions(given))
+
+    @jax.jit
+    def of_batch(batch: Batch) -> dict[str, Any]:
+        gradients = measured(given.objective, given.params, given.frozen, batch).gradients
+        return {
+            "squared_norms": gradients.squared_norms(blocks),
+            "gradient": jax.grad(given.objective)(given.params, given.frozen, batch),
+            "projected": project(gradients, matrices, states["logra"].bases),
+            "scores": {name: LoGra().quadratic_form(state, gradients, damping) for name, (state, damping) in asked},
+        }
+
+    batches = [of_batch(jax.tree.map(lambda leaf, i=i: leaf[i], given.batches)) for i in range(number)]
+    vector = random_vector(given.params)
+    products = {name: dataclasses.replace(problem, curvature=name) for name in ("hessian", "ggn")}
+    together = jax.tree.map(lambda *leaves: np.concatenate(leaves), *[_without(batch, "gradient") for batch in batches])
+    return Ours(
+        jax.tree.map(lambda *leaves: sum(leaves) / number, *[batch["gradient"] for batch in batches]),
+        {name: jax.jit(lambda vector, p=p: matvec(p)(vector))(vector) for name, p in products.items()},
+        vector,
+        together["squared_norms"],
+        {name: (np.asarray(a[0]), np.asarray(s[0])) for name, (a, s) in factors.items()},
+        {block.name: tuple(np.asarray(side[0]) for side in states["logra"].bases[block.name]) for block in matrices},
+        together["projected"],
+        together["scores"],
+    )
 
 
-def own_mean(state: EigenbasisState) -> dict[str, jax.Array]:
-    """A tenth of the mean of the eigenvalues that a block's state holds: the peers' damping, per module."""
-    return {name: 0.1 * jnp.mean(values) for name, values in state.eigenvalues.items()}
+def questions(
+    states: dict[str, EigenbasisState], rows: dict[str, int]
+) -> tuple[tuple[str, tuple[EigenbasisState, dict[str, Array]]], ...]:
+    """By peer: the state and the damping that make its convention.
+
+    All of them take a tenth of the mean of the eigenvalues that a module's state holds. kronfluence's K-FAC divides
+    both factors by the number of rows, not of examples, and so understates every module by its rows per example.
+    """
+    kfac = states["kfac"]
+    understated = {name: values / rows.get(name, 1) for name, values in kfac.eigenvalues.items()}
+    asked = {
+        "kronfluence EK-FAC": states["ekfac"],
+        "kronfluence K-FAC": dataclasses.replace(kfac, eigenvalues=understated),
+        "K-FAC": kfac,
+        "LogIX": states["logra"],
+    }
+    return tuple(
+        (name, (state, {block: 0.1 * jnp.mean(values) for block, values in state.eigenvalues.items()}))
+        for name, state in asked.items()
+    )
+
+
+def random_vector(like: Params) -> Params:
+    """Normal numbers in the structure of the parameters."""
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), like)
 
 
 def positions(given: Shared) -> dict[str, int]:
     """By block: rows per example, over positions and views."""
-    gradients = jax.eval_shape(lambda batch: contributed(given.problem(), batch), _batch(given, 0))
-    rows = jax.eval_shape(lambda g: {b.name: b.rows(g)[0] for b in _matrices(given)}, gradients)
+    problem, first = given.problem(), jax.tree.map(lambda leaf: leaf[0], given.batches)
+    blocks = cut.discover(given.objective.network, given.params, given.frozen, first.image.shape[1:])
+    matrices = [block for block in blocks if isinstance(block, cut.MatrixBlock)]
+    rows = jax.eval_shape(lambda: {block.name: block.rows(contributed(problem, first))[0] for block in matrices})
     return {name: leaf.shape[1] for name, leaf in rows.items()}
-
-
-def ours(given: Shared, config: Config) -> Ours:
-    """Everything that is compared, from this package."""
-    problem, number = given.problem(), len(given.batches.index)
-    vector = trees.normal_like(jax.random.key(1), given.params)
-
-    def over(batches: Batch, function) -> list:
-        compiled = jax.jit(function)
-        return [compiled(jax.tree.map(lambda leaf, i=i: leaf[i], batches)) for i in range(number)]
-
-    def gradients(batch: Batch) -> ExampleGradients:
-        return measured(given.objective, given.params, given.frozen, batch).gradients
-
-    key, every = jax.random.key(2), cut.discover(problem.objective.network, given.params, given.frozen, _shape(given))
-    factors = jax.jit(lambda problem: factor_moments(problem, every, 1))(problem)
-    kfac, ekfac, logra = (
-        convolutions(jax.jit(backend.fit)(problem, key)) for backend in (KFAC(), EKFAC(), LoGra(config.rank))
-    )
-    rows = positions(given)
-    understated = {name: values / rows.get(name, 1) for name, values in kfac.eigenvalues.items()}
-    peers = {
-        "kronfluence EK-FAC": (EKFAC(), ekfac),
-        "kronfluence K-FAC": (KFAC(), dataclasses.replace(kfac, eigenvalues=understated)),
-        "K-FAC": (KFAC(), kfac),
-        "LogIX": (LoGra(config.rank), logra),
-    }
-    scores = {
-        name: np.concatenate(over(given.batches, lambda b, p=p, s=s: p.quadratic_form(s, gradients(b), own_mean(s))))
-        for name, (p, s) in peers.items()
-    }
-    norms = over(given.batches, lambda batch: gradients(batch).squared_norms(every))
-    losses = over(given.batches, lambda batch: jax.grad(given.objective)(given.params, given.frozen, batch))
-    products = {
-        name: jax.jit(matvec(dataclasses.replace(problem, curvature=name)))(vector) for name in ("hessian", "ggn")
-    }
-    projected = jax.jit(lambda batch: project(gradients(batch), _matrices(given), logra.bases))(_batch(given, 0))
-    return Ours(
-        np.stack([given.objective.network(given.params, given.frozen, jnp.asarray(view)) for view in given.views]),
-        jax.tree.map(lambda *leaves: sum(leaves) / number, *losses),
-        products,
-        vector,
-        np.concatenate(norms),
-        {name: (np.asarray(a[0]), np.asarray(s[0])) for name, (a, s) in factors.items()},
-        {block.name: tuple(np.asarray(side[0]) for side in logra.bases[block.name]) for block in _matrices(given)},
-        {name: np.asarray(value) for name, value in projected.items()},
-        {name: np.asarray(value) for name, value in scores.items()},
-    )
 
 
 def run(config: Config) -> list[Finding]:
@@ -151,6 +161,7 @@ def run(config: Config) -> list[Finding]:
 def main() -> None:
     """Compare, print, write."""
     jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_disable_most_optimizations", True)  # compiles three times as fast, computes the same
     config = Config()
     found = run(config)
     for finding in found:
@@ -161,17 +172,8 @@ def main() -> None:
         raise SystemExit(f"Out of tolerance: {'; '.join(wrong)}")
 
 
-def _batch(given: Shared, i: int) -> Batch:
-    return jax.tree.map(lambda leaf: leaf[i], given.batches)
-
-
-def _shape(given: Shared) -> tuple[int, ...]:
-    return given.batches.image.shape[2:]
-
-
-def _matrices(given: Shared) -> tuple[cut.MatrixBlock, ...]:
-    every = cut.discover(given.objective.network, given.params, given.frozen, _shape(given))
-    return tuple(block for block in every if isinstance(block, cut.MatrixBlock))
+def _without(found: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in found.items() if key != name}
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def _kronfluence(
 
 
 def _logix(ours: "Ours", net: ResNet18, pairs: torch.Tensor, config: "Config") -> list[Finding]:
-    """Projected gradients of the first batch, then scores, both in this package's bases."""
+    """Projected gradients of every example, then scores, both in this package's bases."""
     projections = {}
     for name, (left, right) in ours.projections.items():
         torch_name = module_name(name.split("/"))
@@ -144,7 +144,7 @@ def _logix(ours: "Ours", net: ResNet18, pairs: torch.Tensor, config: "Config") -
         reads = left.T.reshape(-1, *kernel.shape[2:], kernel.shape[1]).transpose(0, 3, 1, 2)
         projections[torch_name] = (torch.tensor(reads.copy()), torch.tensor(right.copy())[:, :, None, None])
     peer = LogIX(copy.deepcopy(net), pairs, config.setting.batch, projections=projections)
-    rows = peer.gradients(pairs[: config.setting.batch])
+    rows = peer.gradients(pairs)
     want = {module_name(name.split("/")): value for name, value in ours.projected.items()}
     projected = worst_of({name: value.detach().numpy() for name, value in rows.items()}, want)
     peer.fit()
