@@ -33,15 +33,15 @@ class Config:
         peers: Whether torch takes part.
     """
 
-    setting: Setting = Setting(examples=64, batch=64)
+    setting: Setting = dataclasses.field(default_factory=lambda: Setting(examples=64, batch=64))
     blocks: tuple[int, ...] = (1, 8, 32)
     repeats: int = 5
     peers: bool = True
 
     @classmethod
     def tiny(cls) -> "Config":
-        """One repetition of a narrow network, without torch."""
-        return cls(Setting(width=4, examples=2, batch=2, size=8), blocks=(2,), repeats=1, peers=False)
+        """One repetition of a linear network, without torch."""
+        return cls(Setting("linear", width=4, examples=2, batch=2, size=4), blocks=(2,), repeats=1, peers=False)
 
 
 def forms(given: Shared) -> dict[str, Callable[[Params, Params], object]]:
@@ -77,28 +77,31 @@ def forms(given: Shared) -> dict[str, Callable[[Params, Params], object]]:
     }
 
 
-def jax_operations(given: Shared, config: Config) -> dict[str, Operation]:
-    """Compiled operations by name."""
-    params, vector = given.params, random_vector(given.params)
-
-    def compiled(function: Callable[[Params, Params], object], argument: Params) -> Operation:
-        jitted = jax.jit(function)
-        return lambda: jax.block_until_ready(jitted(params, argument))
-
-    found = {name: compiled(form, vector) for name, form in forms(given).items()}
+def jax_operations(given: Shared, blocks: tuple[int, ...]) -> dict[str, Operation]:
+    """Compiled operations by name; each compiles when it first runs."""
+    vector = random_vector(given.params)
+    found = {name: compiled(form, given.params, vector) for name, form in forms(given).items()}
     for kind, words in (("hessian", "Hessian"), ("ggn", "Gauss–Newton")):
         curved = dataclasses.replace(given.problem(), curvature=kind)
-        for count in config.blocks:
+        for count in blocks:
             block = jax.tree.map(lambda leaf, n=count: jnp.stack([leaf * (1 + i) for i in range(n)]), vector)
             name = f"{words} × block of {count}"
-            found[name] = compiled(lambda p, v, c=curved: block_matvec(dataclasses.replace(c, params=p))(v), block)
+            found[name] = compiled(
+                lambda p, v, c=curved: block_matvec(dataclasses.replace(c, params=p))(v), given.params, block
+            )
     return found
+
+
+def compiled(function: Callable[[Params, Params], object], params: Params, vector: Params) -> Operation:
+    """The function under `jit`, run to the end."""
+    jitted = jax.jit(function)
+    return lambda: jax.block_until_ready(jitted(params, vector))
 
 
 def run(config: Config) -> dict:
     """Seconds of every operation and multiples of the gradient, by framework."""
     given = shared(config.setting)
-    sides = {"jax": jax_operations(given, config)}
+    sides = {"jax": jax_operations(given, config.blocks)}
     if config.peers:
         from benchmarks.peers.operations import primitives  # torch is an extra
 
@@ -125,7 +128,9 @@ def main() -> None:
     config = tyro.cli(Config)
     found = run(config)
     for row in found["operations"]:
-        print(f"{row['framework']:6} {row['operation']:50} {row['seconds'][0]:8.3f} s {row['gradients'][0]:7.2f} gradients")
+        print(
+            f"{row['framework']:6} {row['operation']:50} {row['seconds'][0]:8.3f} s {row['gradients'][0]:7.2f} gradients"
+        )
     write(f"primitives_w{config.setting.width}", config, found)
 
 

@@ -3,8 +3,9 @@
 import dataclasses
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,7 @@ from influence_ssl_jax import trees
 from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.data import Digits, Tfds, ToInput, resident
 from influence_ssl_jax.losses import CosineDistance
+from influence_ssl_jax.nets.linear import Linear
 from influence_ssl_jax.nets.network import Network
 from influence_ssl_jax.nets.resnet import ResNet18
 from influence_ssl_jax.problem import Objective, Problem
@@ -31,6 +33,7 @@ class Setting:
     """One network and one set of images.
 
     Attributes:
+        network: The ResNet-18 of every table, or one linear layer, which the tests compile in seconds.
         width: Of the ResNet-18. At 16 its weights are the committed SimCLR encoder's, otherwise drawn.
         examples: Images.
         batch: Images at a time; two views each.
@@ -38,6 +41,7 @@ class Setting:
         sigma: Noise of the second view.
     """
 
+    network: Literal["resnet18", "linear"] = "resnet18"
     width: int = 16
     examples: int = 256
     batch: int = 64
@@ -71,7 +75,7 @@ class Shared(NamedTuple):
 
 def shared(setting: Setting, dtype: jax.typing.DTypeLike = jnp.float32) -> Shared:
     """Weights, images and views of a setting."""
-    module = ResNet18(setting.width)
+    module = module_of(setting)
     params, frozen = (trees.astype(tree, dtype) for tree in weights(setting))
     objective = Objective(Network(module, mean=MEAN, std=STD), GaussianNoise(setting.sigma), CosineDistance())
     batches, data = images(setting)
@@ -89,12 +93,17 @@ def images(setting: Setting) -> tuple[Batch, str]:
     return batches, "CIFAR-10" if prepared else "digits"
 
 
+def module_of(setting: Setting) -> nn.Module:
+    """The network."""
+    return {"resnet18": ResNet18, "linear": Linear}[setting.network](setting.width)
+
+
 def weights(setting: Setting) -> tuple[Params, Frozen]:
     """Parameters and running statistics of the backbone."""
-    if setting.width == TRAINED_WIDTH:
+    if setting.network == "resnet18" and setting.width == TRAINED_WIDTH:
         trained = load(ENCODER)
         return trained.params["backbone"], {"batch_stats": trained.frozen["batch_stats"]["backbone"]}
-    module, image = ResNet18(setting.width), jnp.zeros((1, setting.size, setting.size, 3))
+    module, image = module_of(setting), jnp.zeros((1, setting.size, setting.size, 3))
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), image, train=False))
     return drawn(shapes)
 
@@ -106,11 +115,11 @@ def drawn(shapes: PyTree) -> tuple[Params, Frozen]:
     def parameter(leaf: jax.ShapeDtypeStruct) -> jax.Array:
         if leaf.ndim == 1:
             return jnp.asarray(rng.uniform(0.5, 1.0, leaf.shape), jnp.float32)
-        fan_out = leaf.shape[0] * leaf.shape[1] * leaf.shape[3]
+        fan_out = leaf.size // leaf.shape[-2]
         return jnp.asarray(rng.normal(size=leaf.shape) * (2 / fan_out) ** 0.5, jnp.float32)
 
     params = jax.tree.map(parameter, shapes["params"])
     statistics = jax.tree.map(
-        lambda leaf: jnp.asarray(rng.uniform(1.5, 3.0, leaf.shape), jnp.float32), shapes["batch_stats"]
+        lambda leaf: jnp.asarray(rng.uniform(1.5, 3.0, leaf.shape), jnp.float32), shapes.get("batch_stats", {})
     )
-    return params, {"batch_stats": statistics}
+    return params, {"batch_stats": statistics} if statistics else {}

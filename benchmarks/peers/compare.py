@@ -51,7 +51,7 @@ def against(given: Shared, ours: "Ours", scale: tuple, rows: dict[str, int], con
     """Every comparison, a list of findings."""
     net, pairs = network(given.params, given.frozen, *scale), as_pairs(given.views)
     return [
-        *_weights(given, net, scale),
+        *_weights(given, scale),
         *_torch(ours, net, pairs),
         *_dattri(ours, net, pairs, config),
         *_kronfluence(ours, net, pairs, rows, config, folder),
@@ -59,7 +59,7 @@ def against(given: Shared, ours: "Ours", scale: tuple, rows: dict[str, int], con
     ]
 
 
-def _weights(given: Shared, net: ResNet18, scale: tuple) -> list[Finding]:
+def _weights(given: Shared, scale: tuple) -> list[Finding]:
     """There and back, and the forward pass in float32."""
     state = lone_backbone({name: value.numpy() for name, value in converted(given.params, given.frozen).items()})
     module, shape = _as_backbone(given), given.batches.image.shape[2:]
@@ -91,7 +91,8 @@ def _torch(ours: "Ours", net: ResNet18, pairs: torch.Tensor) -> list[Finding]:
     model = Residuals(net)
     parameters = dict(model.named_parameters())
     found = torch.autograd.grad(products.mean_loss(model, parameters, pairs), list(parameters.values()))
-    vector = in_torch(ours.vector)
+    given = in_torch(ours.vector)
+    vector = {name: given[name] for name in parameters}  # torch.func compares the order of dictionaries too
     got = {
         ("torch.func", "hessian"): products.hessian_product(model, pairs)(vector),
         ("torch.func", "ggn"): products.ggn_product(model, pairs)(vector),

@@ -5,6 +5,7 @@ gradient of B is the projected gradient `A ∇W Cᵀ` of an example. Its second 
 rank² entries, is inverted with a tenth of its own mean eigenvalue as damping.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -33,8 +34,11 @@ class Bottleneck(nn.Module):
         a = nn.functional.conv2d(x, self.reads, None, like.stride, like.padding)
         b = nn.functional.conv2d(a, self.B)
         if b.requires_grad:
-            b.register_hook(lambda s, a=a.detach(): self.calls.append(torch.einsum("nkhw,nlhw->nkl", a, s)))
+            b.register_hook(functools.partial(self._note, a.detach()))
         return like(x) + nn.functional.conv2d(b, self.writes)
+
+    def _note(self, a: torch.Tensor, s: torch.Tensor) -> None:
+        self.calls.append(torch.einsum("nkhw,nlhw->nkl", a, s))
 
 
 def random_projections(convolution: nn.Conv2d, rank: int) -> tuple[torch.Tensor, torch.Tensor]:

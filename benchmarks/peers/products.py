@@ -51,7 +51,7 @@ def curvlinops_operator(kind: Literal["hessian", "ggn"], model: Residuals, pairs
     operator = {"hessian": HessianLinearOperator, "ggn": GGNLinearOperator}[kind]
     with torch.no_grad():
         target = torch.zeros_like(model(pairs))
-    parameters = [parameter for parameter in model.parameters()]
+    parameters = list(model.parameters())
     loss = torch.nn.MSELoss(reduction="sum")
     return operator(model, loss, parameters, [(pairs, target)], check_deterministic=False) * (0.5 / len(pairs))
 
