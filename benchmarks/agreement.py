@@ -26,6 +26,7 @@ from influence_ssl_jax.curvature.moments import factor_moments
 from influence_ssl_jax.ihvp import EKFAC, KFAC, LoGra
 from influence_ssl_jax.ihvp.bases import project
 from influence_ssl_jax.ihvp.eigenbasis import EigenbasisState
+from influence_ssl_jax.influence.agreement import spearman
 from influence_ssl_jax.types import Batch, Params
 
 
@@ -83,8 +84,7 @@ def ours(given: Shared, config: Config) -> Ours:
             factor_moments(problem, blocks, 1),
         )
     )(problem)
-    states = {name: dataclasses.replace(state, blocks=matrices) for name, state in states.items()}
-    asked = questions(states, positions(given))
+    asked = questions(states, matrices, positions(given))
 
     @jax.jit
     def of_batch(batch: Batch) -> dict[str, Any]:
@@ -113,25 +113,66 @@ def ours(given: Shared, config: Config) -> Ours:
 
 
 def questions(
-    states: dict[str, EigenbasisState], rows: dict[str, int]
+    states: dict[str, EigenbasisState], matrices: tuple[cut.MatrixBlock, ...], rows: dict[str, int]
 ) -> tuple[tuple[str, tuple[EigenbasisState, dict[str, Array]]], ...]:
-    """By peer: the state and the damping that make its convention.
+    """By name: the state and the damping of a peer's convention, and of what it differs from.
 
-    All of them take a tenth of the mean of the eigenvalues that a module's state holds. kronfluence's K-FAC divides
-    both factors by the number of rows, not of examples, and so understates every module by its rows per example.
+    Peers see weight matrices alone, and damp by a tenth of the mean of the eigenvalues that a module's state holds.
+    kronfluence's K-FAC divides both factors by the number of rows, not of examples, and so understates every module by
+    its rows per example.
     """
-    kfac = states["kfac"]
+    ekfac, kfac, logra = (dataclasses.replace(states[name], blocks=matrices) for name in ("ekfac", "kfac", "logra"))
     understated = {name: values / rows.get(name, 1) for name, values in kfac.eigenvalues.items()}
-    asked = {
-        "kronfluence EK-FAC": states["ekfac"],
-        "kronfluence K-FAC": dataclasses.replace(kfac, eigenvalues=understated),
-        "K-FAC": kfac,
-        "LogIX": states["logra"],
-    }
-    return tuple(
-        (name, (state, {block: 0.1 * jnp.mean(values) for block, values in state.eigenvalues.items()}))
-        for name, state in asked.items()
+
+    def damped(state: EigenbasisState) -> tuple[EigenbasisState, dict[str, Array]]:
+        return state, {name: 0.1 * jnp.mean(values) for name, values in state.eigenvalues.items()}
+
+    return (
+        ("kronfluence EK-FAC", damped(ekfac)),
+        ("kronfluence K-FAC", damped(dataclasses.replace(kfac, eigenvalues=understated))),
+        ("LogIX", damped(logra)),
+        ("K-FAC", damped(kfac)),
+        ("EK-FAC, λ = 1e-8", (ekfac, {name: jnp.asarray(1e-8) for name in ekfac.eigenvalues})),
+        ("EK-FAC with BatchNorm", damped(states["ekfac"])),
+        ("LoGra, λ of the whole block", (logra, {name: 0.1 * value for name, value in logra.mean.items()})),
     )
+
+
+DIFFERENCES = (
+    (
+        "kronfluence",
+        "K-FAC: both factors are means over rows, so every module is understated",
+        "kronfluence K-FAC",
+        "K-FAC",
+    ),
+    (
+        "kronfluence",
+        "default damping, 1e-8 absolute, against a tenth of the mean eigenvalue",
+        "EK-FAC, λ = 1e-8",
+        "kronfluence EK-FAC",
+    ),
+    ("every peer", "BatchNorm's parameters left out", "kronfluence EK-FAC", "EK-FAC with BatchNorm"),
+    (
+        "LogIX",
+        "λ a tenth of the mean *projected* eigenvalue, not of the block's",
+        "LogIX",
+        "LoGra, λ of the whole block",
+    ),
+)
+"""(peer, convention, scores in it, scores in this package's)."""
+
+
+def differences(scores: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """What each convention does to scores: their rank correlation, and the median ratio."""
+    return [
+        {
+            "peer": peer,
+            "convention": words,
+            "spearman": spearman(scores[theirs], scores[own]),
+            "ratio": float(np.median(scores[theirs] / scores[own])),
+        }
+        for peer, words, theirs, own in DIFFERENCES
+    ]
 
 
 def random_vector(like: Params) -> Params:
@@ -149,13 +190,15 @@ def positions(given: Shared) -> dict[str, int]:
     return {name: leaf.shape[1] for name, leaf in rows.items()}
 
 
-def run(config: Config) -> list[Finding]:
-    """Worst relative errors against every peer."""
+def run(config: Config) -> tuple[list[Finding], list[dict[str, Any]]]:
+    """Worst relative errors against every peer, and what conventions do to scores."""
     from benchmarks.peers import compare  # torch is an extra: the JAX side runs without it
 
     given = shared(config.setting, jnp.float64)
+    mine = ours(given, config)
     with tempfile.TemporaryDirectory() as folder:
-        return compare.against(given, ours(given, config), (MEAN, STD), positions(given), config, Path(folder))
+        found = compare.against(given, mine, (MEAN, STD), positions(given), config, Path(folder))
+    return found, differences(mine.scores)
 
 
 def main() -> None:
@@ -163,10 +206,10 @@ def main() -> None:
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_disable_most_optimizations", True)  # compiles three times as fast, computes the same
     config = Config()
-    found = run(config)
+    found, changed = run(config)
     for finding in found:
         print(f"{finding.peer:20} {finding.quantity:36} {finding.value:.1e} (tolerance {finding.tolerance:.0e})")
-    write("agreement", config, {"findings": [finding._asdict() for finding in found]})
+    write("agreement", config, {"findings": [finding._asdict() for finding in found], "differences": changed})
     wrong = [f"{finding.peer}: {finding.quantity}" for finding in found if not finding.holds]
     if wrong:
         raise SystemExit(f"Out of tolerance: {'; '.join(wrong)}")

@@ -35,9 +35,6 @@ from influence_ssl_jax.nets.network import Network
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.types import Batch
 
-RELATIVE_RIDGE = 0.1
-"""λ as a multiple of the mean eigenvalue of C at θ₀."""
-
 
 class SmallConv(nn.Module):
     """Two strided convolutions, a mean, a Dense layer: 680 parameters, smooth, so that training converges."""
@@ -96,6 +93,7 @@ class Config:
     Attributes:
         tasks: Which problems.
         examples: Training examples, and as many for the test loss.
+        ridge: λ as a multiple of the mean eigenvalue of C at θ₀.
         left_out: Examples that are left out, one at a time.
         subsets: Half-size subsets.
         seeds: Initial points of the convnet.
@@ -105,7 +103,8 @@ class Config:
     """
 
     tasks: tuple[str, ...] = ("linear", "logistic", "convnet")
-    examples: int = 100
+    examples: int = 400
+    ridge: float = 1.0
     left_out: int = 50
     subsets: int = 50
     seeds: int = 3
@@ -115,8 +114,18 @@ class Config:
 
     @classmethod
     def tiny(cls) -> "Config":
-        """The linear problem, whose truth is cheap."""
-        return cls(("linear",), 12, 8, 8, 1, 4, ("Exact, Gauss–Newton", "Identity"), peers=False)
+        """The linear problem under a strong ridge, where the first order is nearly the truth."""
+        return cls(
+            ("linear",),
+            examples=12,
+            ridge=100.0,
+            left_out=8,
+            subsets=8,
+            seeds=1,
+            size=4,
+            backends=("Exact, Gauss–Newton", "Identity"),
+            peers=False,
+        )
 
 
 class Truth(NamedTuple):
@@ -162,7 +171,7 @@ def task(name: str, seed: int, config: Config) -> Task:
     )
     problem = Problem(start, {}, train, objective)
     spectrum = jax.jit(Exact().fit)(problem, jax.random.key(0)).eigenvalues
-    ridge = RELATIVE_RIDGE * float(jnp.mean(spectrum))
+    ridge = config.ridge * float(jnp.mean(spectrum))
     trainer = Trainer(problem, ridge)
     optimum, _ = trainer.fit(np.ones(config.examples), start)
     chosen = np.stack([rng.permutation(config.examples) < config.examples // 2 for _ in range(config.subsets)])
@@ -197,7 +206,7 @@ def predictions(given: Task, config: Config) -> dict[str, tuple[np.ndarray, np.n
         train = jax.tree.map(lambda leaf: leaf[0], problem.batches)
         own, cross = jax.jit(_forms(backend, problem))(state, damping, train, given.test)
         # contributions are gradients over the root of their number
-        found[name] = (np.asarray(own)[: config.left_out], -given.subsets @ np.asarray(cross) / number)
+        found[name] = (np.asarray(own)[: config.left_out], -(given.subsets @ np.asarray(cross)) / number)
     images = given.problem.batches.image[0]
     losses = given.trainer.values(given.problem.params)
     rng = np.random.default_rng(1)
@@ -206,7 +215,7 @@ def predictions(given: Task, config: Config) -> dict[str, tuple[np.ndarray, np.n
         "null: pixel variance": np.asarray(pixel_variance(images)),
         "null: random": rng.normal(size=number),
     }.items():
-        found[name] = (value[: config.left_out], -given.subsets @ value / number)
+        found[name] = (value[: config.left_out], -(given.subsets @ value) / number)
     return found
 
 
