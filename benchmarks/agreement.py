@@ -59,7 +59,8 @@ class Ours(NamedTuple):
         factors: (A, S) of every convolution.
         projections: Bases of every convolution (reads, writes).
         projected: Projected gradients of every example, by module.
-        scores: Self-influence over the convolutions alone, by the peer whose convention they are in.
+        scores: Self-influence, by the convention that it is in.
+        rows: By module: rows per example, over positions and views.
     """
 
     gradient: dict
@@ -70,6 +71,7 @@ class Ours(NamedTuple):
     projections: dict[str, tuple[np.ndarray, np.ndarray]]
     projected: dict[str, np.ndarray]
     scores: dict[str, np.ndarray]
+    rows: dict[str, int]
 
 
 def ours(given: Shared, config: Config) -> Ours:
@@ -84,7 +86,8 @@ def ours(given: Shared, config: Config) -> Ours:
             factor_moments(problem, blocks, 1),
         )
     )(problem)
-    asked = questions(states, matrices, positions(given))
+    rows = positions(given, matrices)
+    asked = questions(states, matrices, rows)
 
     @jax.jit
     def of_batch(batch: Batch) -> dict[str, Any]:
@@ -109,6 +112,7 @@ def ours(given: Shared, config: Config) -> Ours:
         {block.name: tuple(np.asarray(side[0]) for side in states["logra"].bases[block.name]) for block in matrices},
         together["projected"],
         together["scores"],
+        rows,
     )
 
 
@@ -181,12 +185,15 @@ def random_vector(like: Params) -> Params:
     return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), like)
 
 
-def positions(given: Shared) -> dict[str, int]:
+def positions(given: Shared, matrices: tuple[cut.MatrixBlock, ...]) -> dict[str, int]:
     """By block: rows per example, over positions and views."""
     problem, first = given.problem(), jax.tree.map(lambda leaf: leaf[0], given.batches)
-    blocks = cut.discover(given.objective.network, given.params, given.frozen, first.image.shape[1:])
-    matrices = [block for block in blocks if isinstance(block, cut.MatrixBlock)]
-    rows = jax.eval_shape(lambda: {block.name: block.rows(contributed(problem, first))[0] for block in matrices})
+
+    def every() -> dict[str, Array]:
+        gradients = contributed(problem, first)
+        return {block.name: block.rows(gradients)[0] for block in matrices}
+
+    rows = jax.eval_shape(every)
     return {name: leaf.shape[1] for name, leaf in rows.items()}
 
 
@@ -197,7 +204,7 @@ def run(config: Config) -> tuple[list[Finding], list[dict[str, Any]]]:
     given = shared(config.setting, jnp.float64)
     mine = ours(given, config)
     with tempfile.TemporaryDirectory() as folder:
-        found = compare.against(given, mine, (MEAN, STD), positions(given), config, Path(folder))
+        found = compare.against(given, mine, (MEAN, STD), config, Path(folder))
     return found, differences(mine.scores)
 
 

@@ -47,14 +47,14 @@ def worst_of(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> float:
     return max(worst(got[name], want[name]) for name in got)
 
 
-def against(given: Shared, ours: "Ours", scale: tuple, rows: dict[str, int], config: "Config", folder: Path):
-    """Every comparison, a list of findings."""
+def against(given: Shared, ours: "Ours", scale: tuple, config: "Config", folder: Path) -> list[Finding]:
+    """Every comparison."""
     net, pairs = network(given.params, given.frozen, *scale), as_pairs(given.views)
     return [
         *_weights(given, scale),
         *_torch(ours, net, pairs),
         *_dattri(ours, net, pairs, config),
-        *_kronfluence(ours, net, pairs, rows, config, folder),
+        *_kronfluence(ours, net, pairs, config, folder),
         *_logix(ours, net, pairs, config),
     ]
 
@@ -114,9 +114,7 @@ def _dattri(ours: "Ours", net: ResNet18, pairs: torch.Tensor, config: "Config") 
     return [Finding("dattri", "self-influence, identity: ‖g‖²", worst_row(found, ours.squared_norms), EXACT)]
 
 
-def _kronfluence(
-    ours: "Ours", net: ResNet18, pairs: torch.Tensor, rows: dict[str, int], config: "Config", folder: Path
-) -> list[Finding]:
+def _kronfluence(ours: "Ours", net: ResNet18, pairs: torch.Tensor, config: "Config", folder: Path) -> list[Finding]:
     """Factors (its S is a mean over positions where ours is their sum), then scores."""
     found, peers = [], {}
     for strategy in ("ekfac", "kfac"):
@@ -127,7 +125,7 @@ def _kronfluence(
         a, s, count = peers["ekfac"].factors()[module_name(name.split("/"))]
         channels = 3 if name == "conv1" else net.get_submodule(module_name(name.split("/"))).in_channels
         sides["A"].append(worst(_window_first(a / count, channels), inputs))
-        sides["S"].append(worst(s / count * rows[name], outputs))
+        sides["S"].append(worst(s / count * ours.rows[name], outputs))
     for side, errors in sides.items():
         found.append(Finding("kronfluence", f"Kronecker factors {side}", max(errors), EXACT))
     for strategy, label in (("ekfac", "EK-FAC"), ("kfac", "K-FAC")):

@@ -69,7 +69,7 @@ def test_the_numbers_that_peers_are_compared_with_agree_with_each_other():
     assert found.squared_norms.shape == found.scores["LogIX"].shape == (4,)
     left, right = found.projections[name]
     assert found.projected[name].shape == (4, left.shape[1] * right.shape[1])
-    assert agreement.positions(given) == {name: 2}
+    assert found.rows == {name: 2}
     rows = {row["convention"]: row for row in agreement.differences(found.scores)}
     assert rows["BatchNorm's parameters left out"]["ratio"] == 1  # there are none here
     assert next(row for row in rows.values() if "K-FAC" in row["convention"])["ratio"] == pytest.approx(2)
