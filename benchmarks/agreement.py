@@ -39,7 +39,7 @@ class Config:
         rank: Of the projections.
     """
 
-    setting: Setting = dataclasses.field(default_factory=lambda: Setting(examples=64, batch=32))
+    setting: Setting = dataclasses.field(default_factory=lambda: Setting(examples=32, batch=16))
     rank: int = 8
 
     @classmethod

@@ -154,7 +154,7 @@ class Task(NamedTuple):
 
 def data(config: Config) -> tuple[Batch, Batch]:
     """Training and test digits, in float64, each as one batch."""
-    source = Digits(config.size, exact_duplicates=0, near_duplicates=0, blanks=0, noise=0).open()
+    source = Digits(config.size, exact_duplicates=0.0, near_duplicates=0.0, blanks=0.0, noise=0.0).open()
     both = resident(source, ToInput(config.size, config.size), 2 * config.examples, config.examples, 0)
     both = dataclasses.replace(both, image=both.image.astype(jnp.float64) / 255)
     return jax.tree.map(lambda leaf: leaf[:1], both), jax.tree.map(lambda leaf: leaf[1], both)
