@@ -1,0 +1,163 @@
+"""What do fitting and scoring cost, as multiples of one plain gradient over the same examples, and in seconds?
+
+    python -m benchmarks.cost --setting.width 16
+
+The shared ResNet-18, the same images and views in both frameworks; all operations take turns. A multiple is relative to
+the *same framework's* forward and backward pass over the same examples in the same batches, so that the speed of
+convolutions drops out. Seconds are per 1,000 examples. Memory is that of an operation alone, in a process of its own.
+"""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import tyro
+
+from benchmarks.measure import Operation, interleaved, peak_megabytes, ratios, spread
+from benchmarks.results import write
+from benchmarks.shared import MEAN, STD, Setting, Shared, shared
+from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.ihvp import EKFAC, Backend, Damping, Identity, LoGra
+from influence_ssl_jax.types import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is timed.
+
+    Attributes:
+        setting: Network and images.
+        ranks: Of LoGra.
+        ekfac_ranks: Of EK-FAC; 0 keeps every eigenvector.
+        repeats: Repetitions.
+        peers: Whether torch takes part.
+        memory: Whether every operation's memory is measured too, each in a fresh process.
+    """
+
+    setting: Setting = dataclasses.field(default_factory=lambda: Setting(examples=128, batch=64))
+    ranks: tuple[int, ...] = (16, 64)
+    ekfac_ranks: tuple[int, ...] = (32, 0)
+    repeats: int = 3
+    peers: bool = True
+    memory: bool = False
+
+    @classmethod
+    def tiny(cls) -> "Config":
+        """One repetition of a linear network, without torch."""
+        setting = Setting("linear", width=4, examples=2, batch=2, size=4)
+        return cls(setting, ranks=(2,), ekfac_ranks=(), repeats=1, peers=False)
+
+
+def backends(config: Config) -> dict[str, Backend]:
+    """What is timed, by name."""
+    found: dict[str, Backend] = {f"LoGra, rank {rank}": LoGra(rank) for rank in config.ranks}
+    for rank in config.ekfac_ranks:
+        found[f"EK-FAC, rank {rank}" if rank else "EK-FAC, every eigenvector"] = EKFAC(rank or None)
+    return found
+
+
+def jax_operations(given: Shared, config: Config) -> dict[str, Operation]:
+    """The plain gradient, and fitting and scoring by every backend, over all examples."""
+    problem = given.problem()
+    batches = [jax.tree.map(lambda leaf, i=i: leaf[i], given.batches) for i in range(len(given.batches.index))]
+    gradient = jax.jit(lambda params, batch: jax.grad(given.objective)(params, given.frozen, batch))
+
+    def plain() -> None:
+        for batch in batches:
+            jax.block_until_ready(gradient(given.params, batch))
+
+    found: dict[str, Operation] = {"gradient": plain}
+    for name, backend in {**backends(config), "squared gradient norm": Identity(probes=1)}.items():
+        fit = jax.jit(backend.fit)
+        state = fit(problem, jax.random.key(0))
+        damping = backend.resolve(state, Damping())
+
+        @jax.jit
+        def score(params, state, batch: Batch, backend=backend, damping=damping):
+            gradients = measured(given.objective, params, given.frozen, batch).gradients
+            return backend.quadratic_form(state, gradients, damping)
+
+        def scores(score=score, state=state) -> None:
+            for batch in batches:
+                jax.block_until_ready(score(given.params, state, batch))
+
+        if name != "squared gradient norm":
+            found[f"{name}, fit"] = lambda fit=fit: jax.block_until_ready(fit(problem, jax.random.key(0)))
+        found[f"{name}, score"] = scores
+    return found
+
+
+def operations(given: Shared, config: Config, folder: Path) -> dict[str, dict[str, Operation]]:
+    """By framework, by name."""
+    sides = {"jax": jax_operations(given, config)}
+    if config.peers:
+        from benchmarks.peers.operations import costs  # torch is an extra
+
+        sides["torch"] = costs(given, (MEAN, STD), config.setting.batch, folder)
+    return sides
+
+
+def run(config: Config) -> dict:
+    """Seconds of every operation and multiples of the gradient, by framework."""
+    given = shared(config.setting)
+    with tempfile.TemporaryDirectory() as folder:
+        sides = operations(given, config, Path(folder))
+        together = {f"{side}/{name}": operation for side, named in sides.items() for name, operation in named.items()}
+        seconds = interleaved(together, config.repeats)
+    thousand = 1000 / config.setting.examples
+    rows = [
+        {
+            "framework": side,
+            "operation": name,
+            "seconds": spread([value * thousand for value in seconds[f"{side}/{name}"]]),
+            "gradients": ratios(seconds[f"{side}/{name}"], seconds[f"{side}/gradient"]),
+            "megabytes": memory(config, side, name) if config.memory else None,
+        }
+        for side, named in sides.items()
+        for name in named
+    ]
+    return {"data": given.data, "operations": rows}
+
+
+def memory(config: Config, side: str, name: str) -> float:
+    """Megabytes of one operation, measured by this module in a fresh process."""
+    request = json.dumps({"setting": dataclasses.asdict(config.setting), "side": side, "name": name})
+    command = [sys.executable, "-m", "benchmarks.cost", "--memory-of", request]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def memory_of(request: str) -> float:
+    """The other end of `memory`: only the framework that is asked for is set up."""
+    asked = json.loads(request)
+    setting = Setting(**asked["setting"])
+    rank = next((word for word in asked["name"].replace(",", " ").split() if word.isdigit()), None)
+    logra = (int(rank),) if rank and asked["name"].startswith("LoGra") else ()
+    ekfac = ((int(rank) if rank else 0),) if asked["name"].startswith("EK-FAC") else ()
+    config = Config(setting, logra, ekfac, peers=asked["side"] == "torch")
+    given = shared(setting)
+    with tempfile.TemporaryDirectory() as folder:
+        return peak_megabytes(operations(given, config, Path(folder))[asked["side"]][asked["name"]])
+
+
+def main() -> None:
+    """Measure, print, write."""
+    if sys.argv[1:2] == ["--memory-of"]:
+        print(memory_of(sys.argv[2]))
+        return
+    config = tyro.cli(Config)
+    found = run(config)
+    for row in found["operations"]:
+        print(
+            f"{row['framework']:6} {row['operation']:46} {row['seconds'][0]:8.2f} s {row['gradients'][0]:7.2f} gradients"
+            + (f" {row['megabytes']:8.0f} MB" if config.memory else "")
+        )
+    write(f"cost_w{config.setting.width}_b{config.setting.batch}", config, found)
+
+
+if __name__ == "__main__":
+    main()
