@@ -6,8 +6,14 @@ an image and of itself under noise of σ = 0.2, LoGra of rank 16 over the Gauss�
     python experiments/score_cifar10.py --method byol --data-dir DIR    # also simclr, barlow_twins
 
 Time: about 5 minutes each on two free cores. It writes the table and how it was made into `results`, and, beside the run,
-pictures of the 60 highest, the 60 lowest, and the 60 lowest of one class. Official images by number: `id`. In the
-packed copy of CIFAR-10 that these runs read, 72 training images are lossy stand-ins.
+pictures of the 60 highest, the 60 lowest, and the 60 lowest of one class; `id` holds the official number of an image. In
+the copy of CIFAR-10 that these runs read, 72 training images (ships, a few horses) are lossy stand-ins.
+
+Spearman of the score with the alignment loss, gradient norm, pixel variance and kNN distance: SimCLR 0.962, 0.983,
+−0.552, 0.205; Barlow Twins 0.979, 0.910, −0.438, 0.270. Together they explain 97 % and 96 % of the variance of its ranks.
+Seen: the highest are flat, grey or green pictures of birds, deer and frogs whose subject hardly stands out, the lowest
+are contrasty ones, a subject on a white, black or saturated ground. The lowest automobiles are clean views on uniform
+ground, several of them alike: near-duplicates, but picked out by their contrast, as is everything at that end.
 """
 
 import dataclasses

@@ -47,7 +47,7 @@ class Folder(Source):
         if not files:
             kinds = " ".join(sorted(EXTENSIONS))
             raise DataError(
-                f"The folder {self.path!r} holds no images, and {len(others)} other files (looked for {kinds})."
+                f"The folder {self.path!r} holds no images (looked for {kinds}; found {len(others)} other files)."
             )
         matched = self._matched(root, files)
         labels = None

@@ -105,7 +105,7 @@ def test_folders_that_cannot_be_used_are_refused(tmp_path, photos):
     with pytest.raises(DataError, match="There is no folder"):
         Folder(str(tmp_path / "absent")).open()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no images, and 0 other files"):
+    with pytest.raises(DataError, match=r"holds no images .*found 0 other files"):
         Folder(str(tmp_path / "empty")).open()
     with pytest.raises(DataError, match="no attribute 'age' to use as the class; there are \\['folder'\\]"):
         Folder(str(photos), label_column="age").open()
