@@ -41,7 +41,11 @@ ITEMS_OF = {
 }
 """For each module of closed forms, the modules of items that confront it."""
 
-EQUIVALENT: dict[tuple[str, str], str] = {}
+EQUIVALENT = {
+    ("leave_out", "group_outputs: group_gram.T → group_gram.real"): "the hat matrix is symmetric",
+    ("leave_out", "group_outputs: 0 → 1"): "group_gram.shape[0] and [1]: the hat matrix is square",
+    ("gaussian", "single_draw_score: 0 → 1"): "curvature.shape[0] and [1]: the curvature is square",
+}
 """Mutants that change no value, and why."""
 
 DRAWS = 3
