@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 
 import jax
 import numpy as np
@@ -41,7 +41,11 @@ ITEMS_OF = {
 }
 """For each module of closed forms, the modules of items that confront it."""
 
-EQUIVALENT: dict[tuple[str, str], str] = {}
+EQUIVALENT = {
+    ("leave_out", "group_outputs: group_gram.T → group_gram.real"): "the hat matrix is symmetric",
+    ("leave_out", "group_outputs: 0 → 1"): "group_gram.shape[0] and [1]: the hat matrix is square",
+    ("gaussian", "single_draw_score: 0 → 1"): "curvature.shape[0] and [1]: the curvature is square",
+}
 """Mutants that change no value, and why."""
 
 DRAWS = 3
@@ -80,8 +84,12 @@ def changed(node: ast.AST) -> bool:
 
 
 def install(module: ModuleType, tree: ast.Module) -> None:
-    """Runs the tree in the module's own namespace, so that everything that looks a form up there finds it."""
-    exec(compile(ast.fix_missing_locations(tree), str(module.__file__), "exec"), module.__dict__)
+    """Gives the module's functions the bodies of the tree: whoever holds one of them, by any name, holds the mutant."""
+    scratch = dict(module.__dict__)
+    exec(compile(ast.fix_missing_locations(tree), str(module.__file__), "exec"), scratch)
+    for name, function in vars(module).items():
+        if isinstance(function, FunctionType) and function.__module__ == module.__name__:
+            function.__code__, function.__defaults__ = scratch[name].__code__, scratch[name].__defaults__
 
 
 def notices(check: Check, rows: list) -> bool:
