@@ -171,7 +171,8 @@ def galerkin_interval(
         state: A fitted `Arnoldi`'s.
         gradients: The gradients g.
         damping: λ.
-        rounding: Unit roundoffs to allow for, relative to ‖g‖ in g and to (‖C‖ + λ)‖x‖ in `(C + λI)x`.
+        rounding: Unit roundoffs to allow for, relative to ‖g‖ in g and to (‖C‖ + λ)‖x‖ in `(C + λI)x`. Single-precision
+            products of nearly equal views can lose a thousand times as many; `certificate` measures that, this does not.
 
     Raises:
         CurvatureError: C is not positive semi-definite by construction.
@@ -182,7 +183,7 @@ def galerkin_interval(
             "'empirical_fisher'."
         )
     found, norms = coordinates(state, gradients), gradients.squared_norms(state.blocks)
-    unit = rounding * jnp.finfo(norms.dtype).eps
+    unit = rounding * jnp.finfo(state.vectors.dtype).eps  # norms may have been summed in a wider type
     y = found / (state.values + damping)[None]
     value, reach = jnp.sum(found * y, axis=1), jnp.linalg.norm(y, axis=1)
     doubt = unit * (jnp.sqrt(norms) + (jnp.max(state.values) + damping) * reach)
