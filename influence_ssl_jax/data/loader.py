@@ -4,7 +4,7 @@ import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -166,9 +166,9 @@ def stacked(
     return LoadedBatch(batch, tuple(ids), valid, tuple(skipped))
 
 
-def _host(array: np.ndarray) -> Array:
-    """An array that a batch may hold until it is placed on a device."""
-    return cast(Array, array)
+def _host(array: np.ndarray) -> Any:
+    """An array of NumPy's, which a batch may hold until it is placed on a device."""
+    return array
 
 
 def _shape(transform: ToInput) -> tuple[int, int, int]:
