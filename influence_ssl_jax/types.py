@@ -1,7 +1,7 @@
 """The vocabulary: what the arrays and trees of this package are called."""
 
 import dataclasses
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import numpy as np
@@ -16,6 +16,12 @@ Params: TypeAlias = PyTree
 Frozen: TypeAlias = PyTree
 """What a network reads and nobody differentiates: `{"batch_stats": …}`, and beside it `{"target": {"params": …, …}}`
 where a loss compares with a target network (BYOL)."""
+
+
+if TYPE_CHECKING:
+    OnHostOrDevice: TypeAlias = Array
+else:  # what computes is handed arrays of JAX; a loader's are NumPy's until it places them
+    OnHostOrDevice = Array | np.ndarray
 
 
 @jax.tree_util.register_dataclass
@@ -34,7 +40,7 @@ class Batch:
         label: The example's class where one is known (only the supervised baseline reads it).
     """
 
-    image: Num[Array | np.ndarray, "*batch height width channels"]
+    image: Num[OnHostOrDevice, "*batch height width channels"]
     key: Key[Array, "*batch"]
-    index: Int[Array | np.ndarray, "*batch"]
-    label: Int[Array | np.ndarray, "*batch"] | None = None
+    index: Int[OnHostOrDevice, "*batch"]
+    label: Int[OnHostOrDevice, "*batch"] | None = None

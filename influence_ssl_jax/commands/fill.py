@@ -7,15 +7,13 @@ import pyarrow as pa
 from rich.console import Console
 
 from influence_ssl_jax.commands.run_log import Pace, RunLog, bar
+from influence_ssl_jax.commands.scoring_settings import Parts
 from influence_ssl_jax.data.source import Skipped
 from influence_ssl_jax.influence.stream import Scored
 from influence_ssl_jax.store import ScoreStore
 
-ROWS, SECONDS = 2048, 20.0
-"""A part is written after so many rows or seconds: what a kill can cost."""
 
-
-def fill(store: ScoreStore, scored: Iterable[Scored], size: int, log: RunLog, out: Console) -> None:
+def fill(store: ScoreStore, scored: Iterable[Scored], size: int, parts: Parts, log: RunLog, out: Console) -> None:
     """Write scored batches as parts, with a bar, a heartbeat, and a line in the log for every part."""
     tables: list[pa.Table] = []
     skipped: list[Skipped] = []
@@ -37,7 +35,7 @@ def fill(store: ScoreStore, scored: Iterable[Scored], size: int, log: RunLog, ou
             pace.advance(batch.table.num_rows + len(batch.skipped))
             progress.update(progress.task_ids[0], completed=pace.done, speed=pace.speed)
             log.beat("scoring", **pace.facts())
-            if sum(map(len, tables)) >= ROWS or time.monotonic() - written > SECONDS:
+            if sum(map(len, tables)) >= parts.rows or time.monotonic() - written > parts.seconds:
                 write()
                 written = time.monotonic()
         if tables or skipped:

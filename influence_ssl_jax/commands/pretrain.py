@@ -66,7 +66,7 @@ class PretrainCommand:
         from influence_ssl_jax import provenance  # what follows loads orbax: seconds
         from influence_ssl_jax.configuration import describe
         from influence_ssl_jax.data import cached
-        from influence_ssl_jax.parallel import is_first, start
+        from influence_ssl_jax.parallel import first_only, is_first, start
         from influence_ssl_jax.train import pretrain, save
 
         start(self.distributed)
@@ -78,15 +78,8 @@ class PretrainCommand:
         alone = jax.process_count() == 1  # of several processes none holds the whole set
         images = cached(opened, self.input) if small and alone else opened
         trained = pretrain(self.training, images, self.input, self.out, probe=self.probe, console=out)
-        if not is_first():
-            return
-        files = save(
-            self.out / "encoder",
-            trained,
-            input=describe(self.input),
-            source=describe(self.source),
-            data=opened.fingerprint(),
-            versions=provenance.versions(),
-            device=provenance.device(),
-        )
-        out.print(f"Encoder: {files.arrays}", highlight=False, markup=False, soft_wrap=True)
+        made = {"input": describe(self.input), "source": describe(self.source), "data": opened.fingerprint()}
+        where = {"versions": provenance.versions(), "device": provenance.device()}
+        files = first_only(lambda: save(self.out / "encoder", trained, **made, **where))
+        if files is not None:
+            out.print(f"Encoder: {files.arrays}", highlight=False, markup=False, soft_wrap=True)

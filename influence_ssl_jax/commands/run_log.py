@@ -19,7 +19,7 @@ BEAT = 5.0
 
 
 class RunLog:
-    """`log.jsonl`, one JSON object a line, appended by every run in the folder, and `heartbeat.json`, replaced every few seconds.
+    """`log.jsonl`, one JSON object a line, appended by every run, and `heartbeat.json`, replaced every few seconds.
 
     A process other than the first has files of its own, `log-1.jsonl` and so on. A heartbeat that has grown old says
     that the process is gone or stuck, and what it was doing.

@@ -14,6 +14,7 @@ from influence_ssl_jax.commands.scoring_settings import (
     AnyPerturbation,
     CurvatureSet,
     Output,
+    Parts,
 )
 from influence_ssl_jax.data import AnySource, Digits
 from influence_ssl_jax.ihvp import LoGra
@@ -43,6 +44,7 @@ class Score:
         curvature: Which matrix is inverted.
         backend: How it is inverted.
         scoring: Damping, draws and what they are averaged into.
+        parts: How often finished scores are written.
         distributed: For a run of several processes, where no scheduler says who they are.
     """
 
@@ -55,6 +57,7 @@ class Score:
     curvature: CurvatureSet = dataclasses.field(default_factory=CurvatureSet)
     backend: AnyBackend = dataclasses.field(default_factory=LoGra)
     scoring: Annotated[Scoring, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Scoring)
+    parts: Parts = dataclasses.field(default_factory=Parts)
     distributed: Distributed = dataclasses.field(default_factory=Distributed)
 
     def run(self, out: Console) -> None:

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from influence_ssl_jax.commands.score import Score
 
 
-
 def score(settings: "Score", out: Console) -> None:
     """Score every example of the source that has no score yet, then write the table and the record.
 
@@ -65,7 +64,8 @@ def score(settings: "Score", out: Console) -> None:
             out.print(f"Going on: {len(source) - len(todo)} of {len(source)} images are done.", highlight=False)
         problem = problem_over(settings, given, batches_of(all_devices()) if all_devices().size > 1 else None)
         scorer = fitted_scorer(settings, problem, measured, store, log, out)
-        fill(store, stream(scorer, source, transform, share(todo, scorer), scoring_mesh()), len(source), log, out)
+        scored = stream(scorer, source, transform, share(todo, scorer), scoring_mesh())
+        fill(store, scored, len(source), settings.parts, log, out)
         barrier("scored")
         first_only(lambda: finish(settings, given, scorer, store, log, out))
 
@@ -76,9 +76,7 @@ def share(todo: Int[np.ndarray, " todo"], scorer: Scorer) -> Int[np.ndarray, " s
     return todo[np.isin(batch, part_of(np.unique(batch)))]
 
 
-def finish(
-    settings: "Score", given: "Prepared", scorer: Scorer, store: ScoreStore, log: RunLog, out: Console
-) -> None:
+def finish(settings: "Score", given: "Prepared", scorer: Scorer, store: ScoreStore, log: RunLog, out: Console) -> None:
     """Put the parts of all processes together, with the distance to the nearest neighbours."""
     store.refresh()
     with out.status("nearest neighbours"):
@@ -136,7 +134,7 @@ def problem_over(settings: "Score", given: Prepared, part: Callable[[int], range
 
 def identity(settings: "Score", encoder: Trained, transform: ToInput, source: OpenSource) -> Plain:
     """Everything that a score depends on; where the encoder, the data and the scores lie is not among it."""
-    places = ("out", "encoder", "source", "distributed")
+    places = ("out", "encoder", "source", "parts", "distributed")
     return {
         "configuration": {name: value for name, value in describe(settings).items() if name not in places},
         "encoder": provenance.tree_digest({"params": encoder.params, "frozen": encoder.frozen}),

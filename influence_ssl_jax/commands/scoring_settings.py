@@ -68,3 +68,16 @@ class CurvatureSet:
     examples: int = 1024
     batch_size: int = 64
     samples: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """When finished scores are written: what a kill can cost.
+
+    Attributes:
+        rows: After so many images,
+        seconds: or after so many seconds, whichever comes first; whole batches.
+    """
+
+    rows: int = 2048
+    seconds: float = 20.0

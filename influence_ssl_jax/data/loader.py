@@ -4,7 +4,7 @@ import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -158,12 +158,17 @@ def stacked(
     named = np.array([row.index for row in rows], np.int32)
     labels = np.array([-1 if row.label is None else row.label for row in rows], np.int32)
     batch = Batch(
-        image=np.stack([row.image for row in rows]),
+        image=_host(np.stack([row.image for row in rows])),
         key=example_keys(key, named),
-        index=np.where(valid, named, np.int32(-1)),
-        label=np.where(valid, labels, np.int32(-1)),
+        index=_host(np.where(valid, named, np.int32(-1))),
+        label=_host(np.where(valid, labels, np.int32(-1))),
     )
     return LoadedBatch(batch, tuple(ids), valid, tuple(skipped))
+
+
+def _host(array: np.ndarray) -> Any:
+    """An array of NumPy's, which a batch may hold until it is placed on a device."""
+    return array
 
 
 def _shape(transform: ToInput) -> tuple[int, int, int]:

@@ -1,7 +1,7 @@
 """Fitting a backend, on one device or on all devices of all processes."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,9 @@ from influence_ssl_jax.ihvp.backend import Backend
 from influence_ssl_jax.parallel import everywhere, replicated, split
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import PyTree
+
+Structure: TypeAlias = Any
+"""A `jax.tree_util.PyTreeDef`."""
 
 
 def fitted(problem: Problem, backend: Backend, seed: int) -> PyTree:
@@ -32,12 +35,12 @@ class Shapes(NamedTuple):
     """
 
     leaves: list[jax.ShapeDtypeStruct]
-    structure: jax.tree_util.PyTreeDef
+    structure: Structure
 
 
 def shapes(problem: Problem, backend: Backend, seed: int) -> Shapes:
     """Shapes of what `fitted` returns, by tracing alone."""
-    structures: list[jax.tree_util.PyTreeDef] = []
+    structures: list[Structure] = []
 
     def leaves(problem: Problem, key: jax.Array) -> list[jax.Array]:
         flat, structure = jax.tree.flatten(backend.fit(problem, key))

@@ -12,8 +12,8 @@ from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.ihvp.backend import Backend, Damping, Resolved
 from influence_ssl_jax.influence.baselines import pixel_variance
-from influence_ssl_jax.influence.fitting import fitted
 from influence_ssl_jax.influence.estimands import Estimand, estimate
+from influence_ssl_jax.influence.fitting import fitted
 from influence_ssl_jax.parallel import over_examples
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.types import Batch, PyTree

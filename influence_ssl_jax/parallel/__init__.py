@@ -2,7 +2,16 @@
 
 from influence_ssl_jax.parallel.mesh import AXIS, all_devices, devices, local_devices, over_examples, sum_over_devices
 from influence_ssl_jax.parallel.placement import batches_of, everywhere, replicated, split
-from influence_ssl_jax.parallel.processes import Distributed, agreed, barrier, first_only, is_first, part_of, start, summed
+from influence_ssl_jax.parallel.processes import (
+    Distributed,
+    agreed,
+    barrier,
+    first_only,
+    is_first,
+    part_of,
+    start,
+    summed,
+)
 from influence_ssl_jax.parallel.spread import spread
 
 __all__ = [

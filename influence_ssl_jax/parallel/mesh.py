@@ -4,8 +4,8 @@ A program that asks for neither knows nothing of devices: without a mesh (`jax.s
 here is the plain computation.
 """
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -33,7 +33,7 @@ def local_devices() -> Mesh:
     return _mesh(jax.local_devices())
 
 
-def _mesh(found: list[jax.Device]) -> Mesh:
+def _mesh(found: Sequence[Any]) -> Mesh:
     return Mesh(np.array(found), (AXIS,), axis_types=(AxisType.Auto,))
 
 

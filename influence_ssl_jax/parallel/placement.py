@@ -48,7 +48,7 @@ def batches_of(mesh: Mesh) -> Callable[[int], range]:
     return part
 
 
-def _through_key_data(tree: PyTree, place: Callable[[np.ndarray], jax.Array]) -> PyTree:
+def _through_key_data(tree: PyTree, place: Callable[[jax.Array | np.ndarray], jax.Array]) -> PyTree:
     """`place` of every leaf; PRNG keys travel as their words."""
 
     def one(leaf: jax.Array) -> jax.Array:

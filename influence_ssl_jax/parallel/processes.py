@@ -1,6 +1,7 @@
 """Several processes, each with its own devices and its own part of the data, as one run."""
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -12,6 +13,11 @@ from jaxtyping import Int
 from influence_ssl_jax.errors import InfluenceError
 
 Result = TypeVar("Result")
+_barriers = itertools.count()
+_FOR_EVER = 30 * 24 * 3600 * 1000
+"""Milliseconds: longer than any run."""
+_GOODBYE = 30
+"""Seconds that a process that ends waits for the others to end too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +49,7 @@ def start(settings: Distributed, environment: Mapping[str, str] = os.environ) ->
     if given is None:
         return
     try:
-        jax.distributed.initialize(given.coordinator, given.processes, given.process)
+        jax.distributed.initialize(given.coordinator, given.processes, given.process, shutdown_timeout_seconds=_GOODBYE)
     except (RuntimeError, ValueError) as error:
         raise InfluenceError(
             f"The processes of this run did not find each other ({error}). Check that every one was started with the "
@@ -92,11 +98,14 @@ def is_first() -> bool:
 
 
 def barrier(name: str) -> None:
-    """Wait for all processes."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+    """Wait for all processes, however long one of them takes; where one dies, all end.
 
-        multihost_utils.sync_global_devices(name)
+    Through the coordination service, whose waiting has no time limit of its own, unlike a collective's.
+    """
+    if jax.process_count() > 1:
+        from orbax.checkpoint import multihost
+
+        multihost.get_barrier_sync_fn()(key=f"{name} {next(_barriers)}", timeout_ms=_FOR_EVER)
 
 
 def first_only(action: Callable[[], Result]) -> Result | None:
@@ -113,6 +122,7 @@ def first_only(action: Callable[[], Result]) -> Result | None:
             result = action()
         except Exception as error:
             failure = error
+    barrier("first")
     good = agreed(failure is None)
     if failure is not None:
         raise failure

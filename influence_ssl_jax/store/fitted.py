@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,15 +35,13 @@ def save_fitted(folder: Path, state: PyTree, owner: str) -> None:
     write_atomically(folder / DESCRIPTION, json.dumps(described, indent=1).encode())
 
 
-def load_fitted(
-    folder: Path, leaves: Sequence[jax.ShapeDtypeStruct], structure: jax.tree_util.PyTreeDef, owner: str
-) -> PyTree | None:
+def load_fitted(folder: Path, leaves: Sequence[jax.ShapeDtypeStruct], structure: Any, owner: str) -> PyTree | None:
     """The state that `save_fitted` wrote for the same owner; None where there is no whole one.
 
     Args:
         folder: Where they are.
         leaves: Shapes and types of the state's arrays.
-        structure: What holds them.
+        structure: What holds them, a `jax.tree_util.PyTreeDef`.
         owner: As given when it was written: a state of anything else is never returned.
     """
     try:

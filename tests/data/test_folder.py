@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from influence_ssl_jax.data import Folder, ToInput, batches
+from influence_ssl_jax.data.source import Skipped
 from influence_ssl_jax.errors import DataError
 
 FAIRFACE = pathlib.Path(__file__).parents[3] / "shared" / "data" / "fairface"
@@ -87,6 +88,21 @@ def test_the_fingerprint_follows_names_sizes_and_attributes_but_not_the_place(ph
     (moved / "train" / "1.jpg").rename(moved / "train" / "12.jpg")
     seen.append(fingerprint(moved))
     assert len(set(seen)) == 4
+
+
+def test_links_out_of_the_folder_are_named_and_not_followed(photos, tmp_path):
+    secret = tmp_path / "secret.png"
+    Image.fromarray(np.full((4, 4, 3), 77, np.uint8)).save(secret)
+    (photos / "train" / "0.png").symlink_to(secret)
+    (photos / "train" / "13.jpg").symlink_to(photos / "train" / "1.jpg")
+    (photos / "train" / "14.png").symlink_to("/dev/zero")
+    opened = Folder(str(photos / "train")).open()
+    reasons = {each.id: each.reason for each in opened.read_many(range(len(opened))) if isinstance(each, Skipped)}
+    assert set(reasons) == {"0.png", "14.png"}
+    assert "a link that leads out of the folder" in reasons["0.png"]
+    (photos / "train" / "14.png").unlink()
+    followed = Folder(str(photos / "train"), links="follow").open()
+    assert (followed.read(0).image == 77).all()
 
 
 def test_other_files_are_passed_over_and_counted(photos):

@@ -77,9 +77,7 @@ def on_mesh(backend, whole, part):
     count = whole.batches.index.shape[0]
     padded = jax.tree.map(lambda leaf: jnp.stack([leaf[min(k, count - 1)] for k in part]), whole.batches)
     index = jnp.stack([padded.index[n] if k < count else -jnp.ones_like(padded.index[n]) for n, k in enumerate(part)])
-    divided = SplitProblem(
-        dataclasses.replace(whole, batches=dataclasses.replace(padded, index=index)), all_devices()
-    )
+    divided = SplitProblem(dataclasses.replace(whole, batches=dataclasses.replace(padded, index=index)), all_devices())
     state = divided.fitted(backend, SETTINGS.seed, local)
     here = dataclasses.replace(
         whole,
