@@ -118,7 +118,7 @@ class Config:
         return cls(
             ("linear",),
             examples=12,
-            ridge=100.0,
+            ridge=1000.0,
             left_out=8,
             subsets=8,
             seeds=1,
