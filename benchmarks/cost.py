@@ -52,15 +52,19 @@ class Config:
         return cls(setting, ranks=(2,), ekfac_ranks=(), repeats=1, peers=False)
 
 
+ROOT = Path(__file__).parents[1]
+NORM = "squared gradient norm"
+
+
 def backends(config: Config) -> dict[str, Backend]:
     """What is timed, by name."""
     found: dict[str, Backend] = {f"LoGra, rank {rank}": LoGra(rank) for rank in config.ranks}
     for rank in config.ekfac_ranks:
         found[f"EK-FAC, rank {rank}" if rank else "EK-FAC, every eigenvector"] = EKFAC(rank or None)
-    return found
+    return {**found, NORM: Identity(probes=1)}
 
 
-def jax_operations(given: Shared, config: Config) -> dict[str, Operation]:
+def jax_operations(given: Shared, asked: dict[str, Backend]) -> dict[str, Operation]:
     """The plain gradient, and fitting and scoring by every backend, over all examples."""
     problem = given.problem()
     batches = [jax.tree.map(lambda leaf, i=i: leaf[i], given.batches) for i in range(len(given.batches.index))]
@@ -71,7 +75,7 @@ def jax_operations(given: Shared, config: Config) -> dict[str, Operation]:
             jax.block_until_ready(gradient(given.params, batch))
 
     found: dict[str, Operation] = {"gradient": plain}
-    for name, backend in {**backends(config), "squared gradient norm": Identity(probes=1)}.items():
+    for name, backend in asked.items():
         fit = jax.jit(backend.fit)
         state = fit(problem, jax.random.key(0))
         damping = backend.resolve(state, Damping())
@@ -85,27 +89,26 @@ def jax_operations(given: Shared, config: Config) -> dict[str, Operation]:
             for batch in batches:
                 jax.block_until_ready(score(given.params, state, batch))
 
-        if name != "squared gradient norm":
+        if name != NORM:
             found[f"{name}, fit"] = lambda fit=fit: jax.block_until_ready(fit(problem, jax.random.key(0)))
         found[f"{name}, score"] = scores
     return found
 
 
-def operations(given: Shared, config: Config, folder: Path) -> dict[str, dict[str, Operation]]:
-    """By framework, by name."""
-    sides = {"jax": jax_operations(given, config)}
-    if config.peers:
-        from benchmarks.peers.operations import costs  # torch is an extra
+def torch_operations(given: Shared, config: Config, folder: Path) -> dict[str, Operation]:
+    """The same by every peer."""
+    from benchmarks.peers.operations import costs  # torch is an extra
 
-        sides["torch"] = costs(given, (MEAN, STD), config.setting.batch, folder)
-    return sides
+    return costs(given, (MEAN, STD), config.setting.batch, folder)
 
 
 def run(config: Config) -> dict:
     """Seconds of every operation and multiples of the gradient, by framework."""
     given = shared(config.setting)
     with tempfile.TemporaryDirectory() as folder:
-        sides = operations(given, config, Path(folder))
+        sides = {"jax": jax_operations(given, backends(config))}
+        if config.peers:
+            sides["torch"] = torch_operations(given, config, Path(folder))
         together = {f"{side}/{name}": operation for side, named in sides.items() for name, operation in named.items()}
         seconds = interleaved(together, config.repeats)
     thousand = 1000 / config.setting.examples
@@ -125,23 +128,22 @@ def run(config: Config) -> dict:
 
 def memory(config: Config, side: str, name: str) -> float:
     """Megabytes of one operation, measured by this module in a fresh process."""
-    request = json.dumps({"setting": dataclasses.asdict(config.setting), "side": side, "name": name})
+    request = json.dumps({**dataclasses.asdict(config), "side": side, "name": name})
     command = [sys.executable, "-m", "benchmarks.cost", "--memory-of", request]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 
 
 def memory_of(request: str) -> float:
-    """The other end of `memory`: only the framework that is asked for is set up."""
+    """The other end of `memory`: only what is asked for is set up."""
     asked = json.loads(request)
-    setting = Setting(**asked["setting"])
-    rank = next((word for word in asked["name"].replace(",", " ").split() if word.isdigit()), None)
-    logra = (int(rank),) if rank and asked["name"].startswith("LoGra") else ()
-    ekfac = ((int(rank) if rank else 0),) if asked["name"].startswith("EK-FAC") else ()
-    config = Config(setting, logra, ekfac, peers=asked["side"] == "torch")
-    given = shared(setting)
+    config = Config(Setting(**asked["setting"]), tuple(asked["ranks"]), tuple(asked["ekfac_ranks"]))
+    given, name = shared(config.setting), asked["name"]
     with tempfile.TemporaryDirectory() as folder:
-        return peak_megabytes(operations(given, config, Path(folder))[asked["side"]][asked["name"]])
+        if asked["side"] == "torch":
+            return peak_megabytes(torch_operations(given, config, Path(folder))[name])
+        needed = {each: backend for each, backend in backends(config).items() if name.startswith(each)}
+        return peak_megabytes(jax_operations(given, needed)[name])
 
 
 def main() -> None:

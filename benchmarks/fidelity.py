@@ -10,7 +10,7 @@ the truths of two of them is the ceiling of any method that does not know θ₀.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -22,6 +22,7 @@ from jaxtyping import Array
 
 from benchmarks.results import write
 from benchmarks.retrain import Trainer
+from influence_ssl_jax import trees
 from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.augment.views import Views
 from influence_ssl_jax.curvature.contributions import contributed
@@ -103,7 +104,7 @@ class Config:
     """
 
     tasks: tuple[str, ...] = ("linear", "logistic", "convnet")
-    examples: int = 400
+    examples: int = 200
     ridge: float = 1.0
     left_out: int = 50
     subsets: int = 50
@@ -118,7 +119,7 @@ class Config:
         return cls(
             ("linear",),
             examples=12,
-            ridge=100.0,
+            ridge=1000.0,
             left_out=8,
             subsets=8,
             seeds=1,
@@ -188,7 +189,7 @@ def truth(given: Task, config: Config) -> Truth:
         rises.append(given.trainer.values(params)[i] - here[i])
         worst = max(worst, gradient)
     losses = []
-    for chosen in given.subsets:
+    for chosen in given.subsets[: config.subsets]:
         params, gradient = given.trainer.fit(2.0 * chosen, given.problem.params)
         losses.append(given.trainer.mean_loss(params, given.test))
         worst = max(worst, gradient)
@@ -229,61 +230,58 @@ def _forms(backend: Backend, problem: Problem) -> Callable[..., tuple[Array, Arr
     return forms
 
 
-def compare(predicted: dict[str, tuple[np.ndarray, np.ndarray]], actual: Truth, cross: bool) -> list[dict[str, Any]]:
+def compare(predicted: dict[str, tuple[np.ndarray, np.ndarray]], actual: Truth) -> list[dict[str, Any]]:
     """One row a method: Spearman's ρ with an interval, and the median of predicted over actual."""
     rows = []
     for name, (own, subsets) in predicted.items():
         row = {"method": name, "left_out": bootstrap(spearman, own, actual.left_out)}
         if not name.startswith("null"):
             row["predicted_over_actual"] = float(np.median(own / actual.left_out))
-        if cross and len(subsets):
+        if len(subsets):
             row["subsets"] = bootstrap(spearman, subsets, actual.subsets)
         rows.append(row)
     return rows
 
 
-def run(config: Config) -> dict[str, Any]:
-    """Every task."""
-    found = []
+def run(config: Config) -> Iterator[dict[str, Any]]:
+    """Every task, as it is done."""
     for name in config.tasks:
-        seeds = range(config.seeds if name == "convnet" else 1)
-        first, rises = None, []
-        for seed in seeds:
-            given = task(name, seed, config)
-            actual = truth(given, config if seed == 0 else dataclasses.replace(config, subsets=0))
-            rises.append(actual.left_out)
-            if first is None:
-                first = (given, actual)
-        given, actual = first
-        predicted = predictions(given, config)
-        if name == "logistic" and config.peers:
-            from benchmarks.peers.dattri_logistic import predictions as peers  # torch is an extra
+        yield of_task(name, config)
 
-            predicted |= peers(given, config.left_out)
-        others = [spearman(rises[0], other) for other in rises[1:]]
-        found.append(
-            {
-                "task": name,
-                "parameters": int(sum(leaf.size for leaf in jax.tree.leaves(given.problem.params))),
-                "ridge": given.ridge,
-                "largest_gradient": actual.gradient,
-                "seed_to_seed": others,
-                "rows": compare(predicted, actual, cross=True),
-            }
-        )
-    return {"tasks": found}
+
+def of_task(name: str, config: Config) -> dict[str, Any]:
+    """One task: its truth, its ceiling, and every method's correlation with the truth."""
+    given = task(name, 0, config)
+    actual = truth(given, config)
+    others = []
+    for seed in range(1, config.seeds if name == "convnet" else 1):
+        other = truth(task(name, seed, config), dataclasses.replace(config, subsets=0))
+        others.append(spearman(actual.left_out, other.left_out))
+    predicted = predictions(given, config)
+    if name == "logistic" and config.peers:
+        from benchmarks.peers.dattri_logistic import predictions as peers  # torch is an extra
+
+        predicted |= peers(given, config.left_out)
+    return {
+        "task": name,
+        "parameters": trees.size(given.problem.params),
+        "ridge": given.ridge,
+        "largest_gradient": actual.gradient,
+        "seed_to_seed": others,
+        "rows": compare(predicted, actual),
+    }
 
 
 def main() -> None:
     """Measure, print, write."""
     jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_disable_most_optimizations", True)  # far more is compiled here than computed
     config = tyro.cli(Config)
-    found = run(config)
-    for each in found["tasks"]:
-        print(f"{each['task']}: largest gradient {each['largest_gradient']:.1e}, seeds {each['seed_to_seed']}")
-        for row in each["rows"]:
+    for found in run(config):
+        print(f"{found['task']}: largest gradient {found['largest_gradient']:.1e}, seeds {found['seed_to_seed']}")
+        for row in found["rows"]:
             print(f"  {row['method']:34} {row['left_out'].value:6.3f} {row.get('subsets', [float('nan')])[0]:6.3f}")
-    write("fidelity", config, found)
+        write(f"fidelity_{found['task']}", config, found)
 
 
 if __name__ == "__main__":

@@ -43,14 +43,13 @@ def page(found: Results) -> str:
     return environment.get_template("benchmarks.md.jinja").render(
         aims=aims(found),
         agreement=found.get("agreement"),
-        fidelity=found.get("fidelity"),
-        **{
-            f"{kind}s" if kind == "cost" else kind: [
-                result for name, result in sorted(found.items(), key=_by_width) if name.startswith(f"{kind}_")
-            ]
-            for kind in ("cost", "primitives", "convolutions")
-        },
+        **{kind: every(found, kind) for kind in BENCHMARKS[1:]},
     )
+
+
+def every(found: Results, kind: str) -> list[dict[str, Any]]:
+    """The results of one benchmark, narrow networks first."""
+    return [result for name, result in sorted(found.items(), key=_order) if name.startswith(f"{kind}_")]
 
 
 def number(value: Any) -> str:
@@ -83,7 +82,7 @@ def per_vector(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def plot_costs(found: Results, path: Path) -> None:
     """One panel a setting: fitting and scoring in gradients of the same framework."""
-    costs = [result for name, result in sorted(found.items(), key=_by_width) if name.startswith("cost_")]
+    costs = every(found, "cost")
     figure, panels = plt.subplots(1, len(costs), figsize=(6.5 * len(costs), 5), squeeze=False, layout="constrained")
     for panel, result in zip(panels[0], costs, strict=True):
         rows = [row for row in reversed(result["operations"]) if row["operation"] != "gradient"]
@@ -96,9 +95,9 @@ def plot_costs(found: Results, path: Path) -> None:
     plt.close(figure)
 
 
-def plot_fidelity(result: dict[str, Any], path: Path) -> None:
+def plot_fidelity(found: Results, path: Path) -> None:
     """One panel a task: rank correlation of the left-out effects, with intervals."""
-    tasks = result["tasks"]
+    tasks = every(found, "fidelity")
     figure, panels = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 4.5), layout="constrained", squeeze=False)
     for panel, task in zip(panels[0], tasks, strict=True):
         rows = list(reversed(task["rows"]))
@@ -122,18 +121,19 @@ def main() -> None:
     plots = DOCS / "plots"
     plots.mkdir(parents=True, exist_ok=True)
     (DOCS / "benchmarks.md").write_text(page(found))
-    if any(name.startswith("cost_") for name in found):
+    if every(found, "cost"):
         plot_costs(found, plots / "cost.svg")
-    if "fidelity" in found:
-        plot_fidelity(found["fidelity"], plots / "fidelity.svg")
+    if every(found, "fidelity"):
+        plot_fidelity(found, plots / "fidelity.svg")
 
 
 def _absent(value: Any) -> bool:
     return value is None or isinstance(value, jinja2.Undefined)
 
 
-def _by_width(item: tuple[str, dict[str, Any]]) -> tuple[int, str]:
-    return item[1].get("config", {}).get("setting", {}).get("width", 0), item[0]
+def _order(item: tuple[str, dict[str, Any]]) -> tuple[int, str]:
+    parameters = item[1].get("parameters", 0)  # of a fidelity task
+    return item[1]["config"].get("setting", {}).get("width", parameters), item[0]
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ class Kronfluence:
             "scores",
             "factors",
             self.data,
-            per_device_batch_size=self.batch,
+            per_device_train_batch_size=self.batch,
             score_args=ScoreArguments(
                 damping_factor=damping,
                 per_sample_gradient_dtype=self.dtype,

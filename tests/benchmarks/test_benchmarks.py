@@ -48,7 +48,7 @@ def test_convolutions_are_timed_in_a_process_of_their_own():
 
 
 def test_under_a_strong_ridge_the_score_is_what_retraining_does():
-    (found,) = fidelity.run(fidelity.Config.tiny())["tasks"]
+    (found,) = fidelity.run(fidelity.Config.tiny())
     rows = {row["method"]: row for row in found["rows"]}
     exact = rows["Exact, Gauss–Newton"]
     assert found["largest_gradient"] < 1e-8
