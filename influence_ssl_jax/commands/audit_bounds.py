@@ -1,5 +1,6 @@
 """The certificates of an audit: kept as they are made, gone on with after a stop."""
 
+import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -72,7 +73,8 @@ def bounds(settings: "AuditCommand", scored: ScoredRun, made: Score, prepared: P
     """
     folder = settings.folder / WORK
     folder.mkdir(exist_ok=True)
-    with lock(folder), jax.enable_x64(settings.precision == "float64"):
+    wide = jax.enable_x64(True) if settings.precision == "float64" else contextlib.nullcontext()
+    with lock(folder), wide:
         claim(folder, _identity(settings, scored))
         manifest = Manifest.load(folder / "parts")
         done = [index for part in manifest.parts for index in manifest.read(part, ["index"])["index"].to_pylist()]

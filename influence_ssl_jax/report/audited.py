@@ -28,10 +28,13 @@ HEADS = (
 _RANKS = ("spearman", "partial")
 
 
-def load(folder: Path) -> dict[str, Any] | None:
-    """The record of a run's audit; None where it has not been audited."""
+def section(folder: Path) -> dict[str, Any] | None:
+    """What the report says of a run's audit; None where it has not been audited."""
     path = folder / AUDIT
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return {"record": record, "heads": HEADS, "rows": table(record), "remarks": remarks(record)}
 
 
 def table(record: dict[str, Any]) -> list[list[str]]:
