@@ -1,195 +1,39 @@
 """The parameters of a network cut into blocks, one per layer: what projections, factors and norms work on."""
 
-import abc
-import dataclasses
-import functools
 from typing import Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from influence_ssl_jax import trees
+from influence_ssl_jax.curvature.block import Block, Captured, Path, at
 from influence_ssl_jax.curvature.layers import AffineLayer, Layer, MatrixLayer
+from influence_ssl_jax.curvature.matrix_block import MatrixBlock
 from influence_ssl_jax.curvature.taps import record
+from influence_ssl_jax.curvature.vector_block import VectorBlock
 from influence_ssl_jax.errors import StructureError
 from influence_ssl_jax.nets.network import Network
 from influence_ssl_jax.types import Frozen, Params, PyTree
 
-Unexplained: TypeAlias = Literal["error", "materialise"]
-"""What to do with parameters that no known layer explains: refuse, or form their per-example gradients one by one."""
-
-Path: TypeAlias = tuple[str, ...]
-
-
-class Captured(abc.ABC):
-    """The per-example gradients of a batch, as far as blocks read them (`gradients.ExampleGradients`)."""
-
-    draws: int
-
-    @abc.abstractmethod
-    def taps(self, path: Path) -> list[tuple[Array, Array]]:
-        """(inputs, output-gradients) of every call of the layer at `path`, leading axes [views, n]."""
-
-    @abc.abstractmethod
-    def leaves(self, paths: tuple[Path, ...]) -> Float[Array, "n size"]:
-        """The gradients of single parameters, formed one example at a time."""
-
-
-class Block(abc.ABC):
-    """A group of parameters, seen as `shape`; subclasses are frozen dataclasses, static under `jit`."""
-
-    @property
-    @abc.abstractmethod
-    def name(self) -> str:
-        """Path of the block, joined by slashes."""
-
-    @property
-    @abc.abstractmethod
-    def paths(self) -> tuple[Path, ...]:
-        """The parameters that belong to the block."""
-
-    @property
-    @abc.abstractmethod
-    def size(self) -> int:
-        """Number of scalar parameters."""
-
-    @abc.abstractmethod
-    def read(self, tree: Params) -> Float[Array, "*shape"]:
-        """The block of a tree of the parameters' structure."""
-
-    @abc.abstractmethod
-    def write(self, array: Float[Array, "*shape"]) -> dict[Path, Array]:
-        """The inverse of `read`: values by path."""
-
-    @abc.abstractmethod
-    def materialised(self, gradients: Captured) -> Float[Array, "n *shape"]:
-        """Every example's gradient of the block, whole."""
-
-    @abc.abstractmethod
-    def gram(self, gradients: Captured) -> Float[Array, "batch draws draws"]:
-        """⟨g_k, g_l⟩ over all pairs of draws of each example."""
-
-
-@dataclasses.dataclass(frozen=True)
-class MatrixBlock(Block):
-    """The weight matrix (and bias) of a Dense or Conv layer, [groups, inputs, outputs]."""
-
-    layer: MatrixLayer
-
-    @property
-    def name(self) -> str:
-        """Path of the layer."""
-        return "/".join(self.layer.path)
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """Kernel and bias."""
-        return tuple((*self.layer.path, leaf) for leaf in self.layer.leaves)
-
-    @property
-    def size(self) -> int:
-        """Number of entries of the matrix."""
-        return self.layer.groups * self.layer.inputs * self.layer.outputs
-
-    def read(self, tree: Params) -> Float[Array, "groups inputs outputs"]:
-        """The layer's matrix."""
-        return self.layer.to_matrix({path[-1]: _at(tree, path) for path in self.paths})
-
-    def write(self, array: Float[Array, "groups inputs outputs"]) -> dict[Path, Array]:
-        """Kernel and bias of a matrix."""
-        return {(*self.layer.path, leaf): value for leaf, value in self.layer.from_matrix(array).items()}
-
-    def rows(
-        self, gradients: Captured
-    ) -> tuple[Float[Array, "n positions groups inputs"], Float[Array, "n positions groups outputs"]]:
-        """Inputs `ā` and output-gradients `s` at every position of every call and view."""
-        pairs = gradients.taps(self.layer.path)
-        inputs = [_by_example(self.layer.input_rows(_merged(a)), a) for a, _ in pairs]
-        outputs = [_by_example(self.layer.output_rows(_merged(s)), s) for _, s in pairs]
-        return jnp.concatenate(inputs, axis=1), jnp.concatenate(outputs, axis=1)
-
-    def projected(
-        self, gradients: Captured, left: Float[Array, "groups inputs k"], right: Float[Array, "groups outputs l"]
-    ) -> Float[Array, "n groups k l"]:
-        """`leftᵀ G right` per example, `G = Σ_t ā_t s_tᵀ` never formed."""
-        pairs = gradients.taps(self.layer.path)
-        inputs = [_by_example(self.layer.project_inputs(_merged(a), left), a) for a, _ in pairs]
-        outputs = [
-            _by_example(jnp.einsum("ntgo,gol->ntgl", self.layer.output_rows(_merged(s)), right), s) for _, s in pairs
-        ]
-        return _contract(jnp.concatenate(inputs, axis=1), jnp.concatenate(outputs, axis=1))
-
-    def materialised(self, gradients: Captured) -> Float[Array, "n groups inputs outputs"]:
-        """`Σ_t ā_t s_tᵀ` per example."""
-        return _contract(*self.rows(gradients))
-
-    def gram(self, gradients: Captured) -> Float[Array, "batch draws draws"]:
-        """By the gradients themselves, or by the rows' inner products (ghost norms), whichever is less work."""
-        draws = gradients.draws
-        inputs, outputs = self.rows(gradients)
-        positions = inputs.shape[1]
-        if positions * (self.layer.inputs + self.layer.outputs) < self.layer.inputs * self.layer.outputs:
-            a, s = (x.reshape(draws, -1, *x.shape[1:]) for x in (inputs, outputs))
-            like_inputs = jnp.einsum("kbtgi,lbugi->bklgtu", a, a)
-            like_outputs = jnp.einsum("kbtgo,lbugo->bklgtu", s, s)
-            return jnp.sum(like_inputs * like_outputs, axis=(3, 4, 5))
-        return draw_gram(_contract(inputs, outputs), draws)
-
-
-@dataclasses.dataclass(frozen=True)
-class VectorBlock(Block):
-    """Parameters seen as one vector: the affine parameters of a BatchNorm, or leaves that no layer explains."""
-
-    leaves: tuple[Path, ...]
-    shapes: tuple[tuple[int, ...], ...]
-    layer: AffineLayer | None
-
-    @property
-    def name(self) -> str:
-        """Path of the layer, or of the single parameter."""
-        return "/".join(self.layer.path if self.layer else self.leaves[0])
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """The leaves."""
-        return self.leaves
-
-    @property
-    def size(self) -> int:
-        """Sum of the leaves' sizes."""
-        return sum(functools.reduce(lambda a, b: a * b, shape, 1) for shape in self.shapes)
-
-    def read(self, tree: Params) -> Float[Array, " size"]:
-        """The leaves, one after the other."""
-        return jnp.concatenate([_at(tree, path).reshape(-1) for path in self.leaves])
-
-    def write(self, array: Float[Array, " size"]) -> dict[Path, Array]:
-        """The vector cut into its leaves."""
-        found, start = {}, 0
-        for path, shape in zip(self.leaves, self.shapes, strict=True):
-            length = functools.reduce(lambda a, b: a * b, shape, 1)
-            found[path] = array[start : start + length].reshape(shape)
-            start += length
-        return found
-
-    def materialised(self, gradients: Captured) -> Float[Array, "n size"]:
-        """The gradient vectors."""
-        if self.layer is None:
-            return gradients.leaves(self.leaves)
-        total = jnp.zeros(())
-        for inputs, outputs in gradients.taps(self.layer.path):
-            found = self.layer.gradient(_merged(inputs), _merged(outputs))
-            vector = jnp.concatenate([found[path[-1]] for path in self.leaves], axis=-1)
-            total = total + jnp.sum(vector.reshape(*inputs.shape[:2], -1), axis=0)
-        return total
-
-    def gram(self, gradients: Captured) -> Float[Array, "batch draws draws"]:
-        """Inner products of the gradient vectors."""
-        return draw_gram(self.materialised(gradients), gradients.draws)
-
+__all__ = [
+    "Block",
+    "Blocks",
+    "Captured",
+    "MatrixBlock",
+    "Path",
+    "Unexplained",
+    "VectorBlock",
+    "assemble",
+    "check_structure",
+    "discover",
+    "leaf_paths",
+]
 
 Blocks: TypeAlias = tuple[MatrixBlock | VectorBlock, ...]
+
+Unexplained: TypeAlias = Literal["error", "materialise"]
+"""What to do with parameters that no known layer explains: refuse, or form their per-example gradients one by one."""
 
 
 def discover(
@@ -215,7 +59,7 @@ def discover(
             blocks[layer.path] = MatrixBlock(layer)
         elif isinstance(layer, AffineLayer):
             leaves = tuple((*layer.path, name) for name in layer.leaves)
-            blocks[layer.path] = VectorBlock(leaves, tuple(_at(params, path).shape for path in leaves), layer)
+            blocks[layer.path] = VectorBlock(leaves, tuple(at(params, path).shape for path in leaves), layer)
     explained = {path for block in blocks.values() for path in block.paths}
     rest = [path for path in leaf_paths(params) if path not in explained]
     if rest and unexplained == "error":
@@ -224,14 +68,8 @@ def discover(
             "Leave out parameters that the network does not read, or ask for unexplained='materialise', which forms "
             "their per-example gradients one by one."
         )
-    loose = tuple(VectorBlock((path,), (_at(params, path).shape,), None) for path in rest)
+    loose = tuple(VectorBlock((path,), (at(params, path).shape,), None) for path in rest)
     return (*blocks.values(), *loose)
-
-
-def draw_gram(gradients: Float[Array, "n *shape"], draws: int) -> Float[Array, "batch draws draws"]:
-    """Inner products of the draws of each example, from vectors that stand draw-major."""
-    vectors = gradients.reshape(draws, gradients.shape[0] // draws, -1)
-    return jnp.einsum("kbf,lbf->bkl", vectors, vectors)
 
 
 def leaf_paths(params: Params) -> list[Path]:
@@ -259,23 +97,3 @@ def check_structure(like: Params, vector: PyTree) -> None:
             f"A vector must have the structure and shapes of the parameters ({trees.size(like)} scalars in {wanted}), "
             f"got {got} with shapes {shapes[1]}."
         )
-
-
-def _at(tree: PyTree, path: Path) -> Array:
-    return functools.reduce(lambda node, name: node[name], path, tree)
-
-
-def _merged(array: Array) -> Array:
-    """[views, n, …] → [views · n, …]."""
-    return array.reshape(-1, *array.shape[2:])
-
-
-def _by_example(rows: Array, like: Array) -> Array:
-    """[views · n, positions, …] → [n, views · positions, …]."""
-    views, n = like.shape[:2]
-    split = jnp.moveaxis(rows.reshape(views, n, *rows.shape[1:]), 0, 1)
-    return split.reshape(n, -1, *rows.shape[2:])
-
-
-def _contract(inputs: Array, outputs: Array) -> Float[Array, "n groups inputs outputs"]:
-    return jnp.einsum("ntgi,ntgo->ngio", inputs, outputs)

@@ -105,7 +105,8 @@ class Arnoldi(Backend[ArnoldiState]):
             level=jnp.maximum(level, 0.0) if semidefinite else jnp.maximum(level, found.smallest),
             mean=(jnp.sum(found.values) + trace) / like.size,
             smallest=jnp.zeros_like(level) if semidefinite else found.smallest,
-            blocks=discover_blocks(problem, self.unexplained),
+            # Dropped, the complement takes no norm; bounds that are asked for nevertheless form what no layer explains.
+            blocks=discover_blocks(problem, self.unexplained if self.complement == "keep" else "materialise"),
             curvature=problem.curvature,
         )
 
@@ -170,7 +171,7 @@ def galerkin_interval(
         state: A fitted `Arnoldi`'s.
         gradients: The gradients g.
         damping: λ.
-        rounding: C is taken to be known up to this many unit roundoffs times its size.
+        rounding: Unit roundoffs to allow for, relative to ‖g‖ in g and to (‖C‖ + λ)‖x‖ in `(C + λI)x`.
 
     Raises:
         CurvatureError: C is not positive semi-definite by construction.
@@ -181,14 +182,11 @@ def galerkin_interval(
             "'empirical_fisher'."
         )
     found, norms = coordinates(state, gradients), gradients.squared_norms(state.blocks)
-    slack = rounding * jnp.finfo(norms.dtype).eps * (jnp.max(state.values) + whole(damping))
-    inside = jnp.sum(found**2, axis=1)
-    lower = jnp.sum(found**2 / (state.values + whole(damping) + slack)[None], axis=1)
-    leaked = (found / (state.values + whole(damping))[None]) @ state.coupling
-    missing = jnp.sqrt(jnp.maximum(norms - inside, 0.0) + slack / whole(damping) * norms) + jnp.linalg.norm(
-        leaked, axis=1
-    )
-    upper = jnp.sum(found**2 / (state.values + whole(damping) - slack)[None], axis=1) + missing**2 / (
-        whole(damping) - slack
-    )
-    return Interval(lower, jnp.where(damping > slack, upper, jnp.inf))
+    unit = rounding * jnp.finfo(norms.dtype).eps
+    y = found / (state.values + damping)[None]
+    value, reach = jnp.sum(found * y, axis=1), jnp.linalg.norm(y, axis=1)
+    doubt = unit * (jnp.sqrt(norms) + (jnp.max(state.values) + damping) * reach)
+    error = reach * (doubt + unit * jnp.sqrt(norms))
+    outside = jnp.sqrt(jnp.maximum(norms - jnp.sum(found**2, axis=1), 0.0) + unit * norms)
+    left = outside + jnp.linalg.norm(y @ state.coupling, axis=1) + doubt
+    return Interval(jnp.maximum(value - error, 0.0), value + error + left**2 / damping)

@@ -13,8 +13,8 @@ from influence_ssl_jax.curvature.flat import flat_matvec
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.matvec import matvec
 from influence_ssl_jax.curvature.trace import mean_eigenvalue
-from influence_ssl_jax.errors import CurvatureError, InfluenceError
-from influence_ssl_jax.ihvp.backend import Backend, Form, Interval, Resolved
+from influence_ssl_jax.errors import InfluenceError
+from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved
 from influence_ssl_jax.linalg.krylov import leading_eigenpairs
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Params
@@ -110,23 +110,6 @@ class CG(Backend[CGState]):
         """`⟨g_i, x_j⟩` with every `x_j` of the right solved for."""
         _, solved, _ = self._solve_rows(state, right, damping)
         return trees.ravel_batch(left.full()) @ trees.ravel_batch(solved).T
-
-    def interval(self, state: CGState, gradients: ExampleGradients, damping: Float[Array, ""]) -> Interval:
-        """`gᵀx + xᵀr` and, above it by no more than its error can be, `‖r‖²/λ` more; both up to rounding.
-
-        `gᵀ(C + λI)⁻¹g − gᵀx − xᵀr = rᵀ(C + λI)⁻¹r` for any x, and C has no negative eigenvalue.
-
-        Raises:
-            CurvatureError: C is a Hessian, of which the smallest eigenvalue is only estimated.
-        """
-        if state.problem.curvature == "hessian":
-            raise CurvatureError(
-                "The error of a form is bounded where C is positive semi-definite by construction: 'ggn', 'fisher' or "
-                "'empirical_fisher', got curvature='hessian'."
-            )
-        rows, solved, missing = map(trees.ravel_batch, self._solve_rows(state, gradients, damping))
-        lower = jnp.sum(rows * solved + solved * missing, axis=1)
-        return Interval(lower, lower + jnp.sum(missing**2, axis=1) / damping)
 
     def _solve_rows(
         self, state: CGState, gradients: ExampleGradients, damping: Resolved

@@ -33,7 +33,7 @@ class DeflatedState:
     """
 
     values: Float[Array, " rank"]
-    vectors: dict[str, Float[Array, "rank features"]]
+    vectors: dict[str, Float[Array, "rank _"]]
     rest: EigenbasisState
     mean: Float[Array, ""]
 

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from influence_ssl_jax.linalg.tridiagonal import Tridiagonal, gauss, radau, size_of
+
 BlockMatvec: TypeAlias = Callable[[Float[Array, "n size"]], Float[Array, "n size"]]
 _PROBES = 2
 
@@ -27,13 +29,25 @@ class Bounds(NamedTuple):
     steps: Int[Array, ""]
 
 
+class Offset(NamedTuple):
+    """A part of every form that is known beforehand, when starts are what is left of gradients.
+
+    Attributes:
+        values: What is added to `gᵀ(C + λI)⁻¹g`.
+        error: Bound of its rounding error.
+        doubt: Bound of the rounding error of g, in norm.
+    """
+
+    values: Float[Array, " n"]
+    error: Float[Array, " n"]
+    doubt: Float[Array, " n"]
+
+
 class _Lanczos(NamedTuple):
-    """`C Qᵀ = Qᵀ T + β q eᵀ` of every start in lockstep; T has diagonal α and off-diagonal β, q stands after Q."""
+    """`C Qᵀ = Qᵀ T + β q eᵀ` of every start in lockstep; q stands after Q."""
 
     rows: Float[Array, "n rows size"]
-    alpha: Float[Array, "n steps"]
-    beta: Float[Array, "n steps"]
-    taken: Int[Array, ""]
+    t: Tridiagonal
 
 
 def quadratic_form_bounds(
@@ -44,6 +58,7 @@ def quadratic_form_bounds(
     width: float = 0.05,
     steps: int = 60,
     rounding: float = 32.0,
+    offset: Offset | None = None,
 ) -> Bounds:
     """Bounds of `gᵀ(C + λI)⁻¹g` by Lanczos started at each g, all in lockstep, until every interval is narrow enough.
 
@@ -68,37 +83,38 @@ def quadratic_form_bounds(
         width: Stop where (upper − lower) ≤ width · their mean for every g.
         steps: Stop after so many.
         rounding: Unit roundoffs to allow for in C and g.
+        offset: What to add to every form; widths are those of the sum. Nothing where None.
     """
     length = jnp.linalg.norm(starts, axis=1)
-    size, dtype = starts.shape[1], starts.dtype
+    dtype, steps = starts.dtype, min(steps, starts.shape[1])
     eps = jnp.asarray(jnp.finfo(dtype).eps, dtype)
-    steps = min(steps, size)
+    nothing = Offset(jnp.zeros_like(length), jnp.zeros_like(length), rounding * eps * length)
+    known = nothing if offset is None else offset
 
-    def bounds(found: _Lanczos, slack: Array) -> tuple[Array, Array]:
-        low, high = _gauss(found, damping + slack), _radau(found, damping, slack)
-        off = rounding * eps / jnp.sqrt(damping)  # ‖δg‖ in the norm of (C + λI)⁻¹, relative to ‖g‖
-        low = jnp.maximum(jnp.sqrt(low) - off, 0.0) * length * (1 - 8 * eps)
-        high = (jnp.sqrt(high) + off) * length * (1 + 8 * eps)
-        return low**2, high**2
+    def bounds(t: Tridiagonal, slack: Array) -> tuple[Array, Array]:
+        off = known.doubt / jnp.sqrt(damping)  # ‖δg‖ in the norm of (C + λI)⁻¹
+        low = jnp.maximum(jnp.sqrt(gauss(t, damping + slack)) * length * (1 - 8 * eps) - off, 0.0) ** 2
+        high = (jnp.sqrt(radau(t, damping, slack)) * length * (1 + 8 * eps) + off) ** 2
+        high = jnp.where(length + off > 0, high, 0.0)
+        return jnp.maximum(known.values - known.error + low, 0.0), known.values + known.error + high
 
     def too_wide(found: _Lanczos) -> Array:
-        low, high = bounds(found, rounding * eps * (_size_of(found) + damping))
+        low, high = bounds(found.t, rounding * eps * (size_of(found.t) + damping))
         narrow = (high - low <= width * (high + low) / 2) | (length == 0)
-        return (found.taken < steps) & ((found.taken == 0) | ~jnp.all(narrow))
+        return (found.t.taken < steps) & ((found.t.taken == 0) | ~jnp.all(narrow))
 
     unit = starts / jnp.where(length > 0, length, 1.0)[:, None]
     zeros = jnp.zeros((starts.shape[0], steps), dtype)
-    rows = jnp.zeros((starts.shape[0], steps + 1, size), dtype).at[:, 0].set(unit)
-    begin = _Lanczos(rows, zeros, zeros, jnp.zeros((), int))
+    rows = jnp.zeros((starts.shape[0], steps + 1, starts.shape[1]), dtype).at[:, 0].set(unit)
+    begin = _Lanczos(rows, Tridiagonal(zeros, zeros, jnp.zeros((), int)))
     found = jax.lax.while_loop(too_wide, lambda found: _step(products, found), begin)
-    slack = rounding * eps * (_size_of(found) + damping) + _measured_slack(products, found, key)
-    low, high = bounds(found, slack)
-    return Bounds(low, jnp.where(length > 0, high, 0.0), slack, found.taken)
+    slack = rounding * eps * (size_of(found.t) + damping) + _measured_slack(products, found, key)
+    return Bounds(*bounds(found.t, slack), slack, found.t.taken)
 
 
 def _step(products: BlockMatvec, found: _Lanczos) -> _Lanczos:
     """One step with full reorthogonalisation, twice; zeros after a breakdown."""
-    i = found.taken
+    alphas, betas, i = found.t
     vector = found.rows[:, i]
     product = products(vector)
     alpha = jnp.sum(vector * product, axis=1)
@@ -106,67 +122,24 @@ def _step(products: BlockMatvec, found: _Lanczos) -> _Lanczos:
         coefficients = jnp.einsum("nkp,np->nk", found.rows, product)
         product = product - jnp.einsum("nk,nkp->np", coefficients, found.rows)
     beta = jnp.linalg.norm(product, axis=1)
-    floor = 10 * jnp.finfo(product.dtype).eps * jnp.maximum(_size_of(found), jnp.abs(alpha))
+    floor = 10 * jnp.finfo(product.dtype).eps * jnp.maximum(size_of(found.t), jnp.abs(alpha))
     beta = jnp.where(beta > floor, beta, 0.0)
     following = jnp.where(beta > 0, 1 / jnp.where(beta > 0, beta, 1.0), 0.0)[:, None] * product
-    return _Lanczos(
-        found.rows.at[:, i + 1].set(following), found.alpha.at[:, i].set(alpha), found.beta.at[:, i].set(beta), i + 1
-    )
-
-
-def _gauss(found: _Lanczos, damping: Array) -> Array:
-    """`e₁ᵀ(T + damping)⁻¹e₁`."""
-    return _corner_of_inverse(found, damping, jnp.zeros_like(damping))
-
-
-def _radau(found: _Lanczos, damping: Array, slack: Array) -> Array:
-    """The same with damping − slack and T extended so that −slack is its smallest eigenvalue."""
-
-    def forward(pivot: Array, entry: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        i, alpha, coupled = entry
-        pivot = jnp.where(i < found.taken, alpha + slack - coupled / pivot, pivot)
-        return pivot, pivot
-
-    before = jnp.concatenate([jnp.zeros_like(found.beta[:, :1]), found.beta[:, :-1]], axis=1) ** 2
-    entries = jnp.arange(found.alpha.shape[1]), found.alpha.T, before.T
-    last, pivots = jax.lax.scan(forward, jnp.ones_like(slack), entries)
-    coupled = found.beta[:, jnp.maximum(found.taken - 1, 0)] ** 2
-    extended = coupled / last - slack + damping - slack
-    value = _corner_of_inverse(found, damping - slack, coupled / extended)
-    definite = jnp.all(pivots > 0, axis=0) & (damping > 2 * slack) & (value > 0)
-    return jnp.where(definite, value, jnp.inf)
-
-
-def _corner_of_inverse(found: _Lanczos, damping: Array, tail: Array) -> Array:
-    """`1 / (α₁ + λ − β₁² / (α₂ + λ − …  − tail))`: a continued fraction from its end, stable to rounding in T."""
-
-    def backward(pivot: Array, entry: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        i, alpha, beta = entry
-        behind = jnp.where(i == found.taken - 1, tail, beta**2 / pivot)
-        return jnp.where(i < found.taken, alpha + damping - behind, pivot), None
-
-    entries = jnp.arange(found.alpha.shape[1]), found.alpha.T, found.beta.T
-    pivot, _ = jax.lax.scan(backward, jnp.ones_like(found.alpha[:, 0]), entries, reverse=True)
-    return 1 / pivot
-
-
-def _size_of(found: _Lanczos) -> Float[Array, " n"]:
-    """Gershgorin's bound of ‖T‖."""
-    before = jnp.concatenate([jnp.zeros_like(found.beta[:, :1]), found.beta[:, :-1]], axis=1)
-    return jnp.max(jnp.abs(found.alpha) + found.beta + before, axis=1)
+    grown = Tridiagonal(alphas.at[:, i].set(alpha), betas.at[:, i].set(beta), i + 1)
+    return _Lanczos(found.rows.at[:, i + 1].set(following), grown)
 
 
 def _measured_slack(products: BlockMatvec, found: _Lanczos, key: Key[Array, ""]) -> Float[Array, " n"]:
     """`2 (2 ‖F s‖ + 2 √2 ‖T‖ ‖QQᵀ − I‖_F)`, see `quadratic_form_bounds`."""
-    n, steps = found.alpha.shape
-    used = jnp.arange(steps) < found.taken
+    (alpha, beta, taken), (n, steps) = found.t, found.t.alpha.shape
+    used = jnp.arange(steps) < taken
+    coupling = jnp.where(used, beta, 0.0)
 
     def residual(key: Key[Array, ""]) -> Float[Array, " n"]:
-        signs = jnp.where(used, jax.random.rademacher(key, (n, steps), found.alpha.dtype), 0.0)
-        beta = jnp.where(used, found.beta, 0.0)
-        onward = jnp.pad(beta * signs, ((0, 0), (1, 0)))
-        back = jnp.pad((beta * jnp.pad(signs[:, 1:], ((0, 0), (0, 1)))), ((0, 0), (0, 1)))
-        expected = jnp.pad(found.alpha * signs, ((0, 0), (0, 1))) + onward + back
+        signs = jnp.where(used, jax.random.rademacher(key, (n, steps), alpha.dtype), 0.0)
+        onward = jnp.pad(coupling * signs, ((0, 0), (1, 0)))
+        back = jnp.pad((coupling * jnp.pad(signs[:, 1:], ((0, 0), (0, 1)))), ((0, 0), (0, 1)))
+        expected = jnp.pad(alpha * signs, ((0, 0), (0, 1))) + onward + back
         product = products(jnp.einsum("nk,nkp->np", signs, found.rows[:, :steps]))
         return jnp.linalg.norm(product - jnp.einsum("nk,nkp->np", expected, found.rows), axis=1)
 
@@ -175,4 +148,4 @@ def _measured_slack(products: BlockMatvec, found: _Lanczos, key: Key[Array, ""])
     alive = jnp.any(found.rows != 0, axis=2)
     identity = jnp.eye(steps + 1, dtype=gram.dtype)[None] * alive[:, :, None]
     orthogonality = jnp.linalg.norm(gram - identity, axis=(1, 2))
-    return 4 * worst + 2 * 8**0.5 * _size_of(found) * orthogonality
+    return 4 * worst + 2 * 8**0.5 * size_of(found.t) * orthogonality

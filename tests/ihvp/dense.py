@@ -1,5 +1,6 @@
 """A small problem whose matrix and gradients are held densely."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 import problems
 
 from influence_ssl_jax import trees
+from influence_ssl_jax.augment.views import Views
 from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.ihvp import Exact
 from influence_ssl_jax.losses import CosineDistance, SquaredEuclid
@@ -27,3 +29,19 @@ def dense(curvature="ggn", module="conv"):
     ).gradients
     rows = trees.ravel_batch(jax.jit(type(gradients).full)(gradients))
     return problem, np.asarray(matrix), gradients, np.asarray(rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawnInDouble(Views):
+    """Views that are drawn in float64 and cast: JAX draws other numbers for another dtype."""
+
+    drawn: Views
+
+    def __call__(self, key, image):
+        return self.drawn(key, image.astype("float64")).astype(image.dtype)
+
+
+def single(problem, gradients):
+    """The same matrix and the same gradients in float32."""
+    objective = dataclasses.replace(problem.objective, views=DrawnInDouble(problem.objective.views))
+    return trees.astype((dataclasses.replace(problem, objective=objective), gradients), "float32")
