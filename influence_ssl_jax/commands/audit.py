@@ -21,9 +21,10 @@ class AuditCommand:
     exact one with a known probability (split conformal prediction).
 
     The folder then also holds audit.parquet (the bounds, and a reason where there are none or too wide ones),
-    calibrated.parquet (score, score_lo and score_hi of every image) and audit.json (how good the scores are).
-    scores.parquet is not touched. Certificates are kept as they are made: the same command given again goes on where it
-    stopped, and a larger --examples adds to the sample.
+    calibrated.parquet (score, score_lo and score_hi of every image; galerkin_lo and galerkin_hi too, which always hold,
+    where the scores came from `backend:arnoldi`) and audit.json (how good the scores are). scores.parquet is not
+    touched. Certificates are kept as they are made: the same command given again goes on where it stopped, and a larger
+    --examples adds to the sample.
 
     influence-ssl audit runs/simclr/scores
 

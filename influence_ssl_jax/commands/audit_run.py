@@ -5,18 +5,22 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 from rich.console import Console
 
 from influence_ssl_jax.commands.audit_bounds import Bounds, bounds
 from influence_ssl_jax.commands.score import Score
-from influence_ssl_jax.commands.score_run import prepare
+from influence_ssl_jax.commands.score_run import Prepared, prepare, problem_over
 from influence_ssl_jax.configuration import Plain, describe, restore
 from influence_ssl_jax.errors import InfluenceError
+from influence_ssl_jax.ihvp import Arnoldi
 from influence_ssl_jax.influence.audit import relative_width
 from influence_ssl_jax.influence.calibration import Calibration
 from influence_ssl_jax.influence.deviation import Deviation, deviation
+from influence_ssl_jax.influence.galerkin import galerkin
 from influence_ssl_jax.report.audited import AUDIT, say
 from influence_ssl_jax.report.backends import as_json
 from influence_ssl_jax.report.scored_run import ScoredRun
@@ -57,7 +61,21 @@ def run(settings: "AuditCommand", out: Console) -> None:
     }
     write_atomically(settings.folder / AUDIT, json.dumps(record, indent=2).encode())
     say(record, out)
-    calibrate(settings.folder, scored, found.table, settings.calibration, out)
+    beside = enclosed(scored, made, prepared, out)
+    calibrate(settings.folder, scored, found.table, beside, settings.calibration, out)
+
+
+def enclosed(scored: ScoredRun, made: Score, prepared: Prepared, out: Console) -> pa.Table | None:
+    """The rigorous interval of every example, where the scores came from one shared Krylov subspace; else None."""
+    resolved = scored.record["damping"]["resolved"]
+    if not isinstance(made.backend, Arnoldi) or made.scoring.estimand != "mean_of_scores":
+        return None
+    problem = problem_over(made, prepared)
+    with out.status("Galerkin intervals of every image"):
+        state = jax.jit(made.backend.fit)(problem, jax.random.key(made.scoring.seed))
+        damping = jnp.asarray(resolved, jax.tree.leaves(problem.params)[0].dtype)
+        given = (prepared.source, prepared.transform, damping, made.scoring, prepared.measurement)
+        return pa.concat_tables(galerkin(problem, state, *given)).sort_by("index")
 
 
 def judged(scored: ScoredRun, table: pa.Table, calibration: Calibration) -> dict[str, Deviation]:
@@ -82,8 +100,24 @@ def counts(found: Bounds) -> dict[str, Plain]:
     }
 
 
-def calibrate(folder: Path, scored: ScoredRun, table: pa.Table, calibration: Calibration, out: Console) -> None:
-    """Write a calibrated score with its interval for every example; say why not where the sample is too small."""
+def calibrate(
+    folder: Path,
+    scored: ScoredRun,
+    table: pa.Table,
+    beside: pa.Table | None,
+    calibration: Calibration,
+    out: Console,
+) -> None:
+    """Write a calibrated score with its interval for every example; say why not where the sample is too small.
+
+    Args:
+        folder: Where to.
+        scored: The scores.
+        table: The bounds of the sample.
+        beside: Galerkin intervals of every example, where there are any.
+        calibration: How.
+        out: Where it is said.
+    """
     rows, lower, upper = _placed(scored, table)
     try:
         every = calibration.fit(scored.score[rows], lower, upper)(scored.score)
@@ -94,6 +128,12 @@ def calibrate(folder: Path, scored: ScoredRun, table: pa.Table, calibration: Cal
     calibrated = scored.table.select(["index", "id"])
     for name, values in (("score", every.score), ("score_lo", every.low), ("score_hi", every.high)):
         calibrated = calibrated.append_column(name, pa.array(values))
+    if beside is not None:
+        place = np.searchsorted(beside["index"].to_numpy(), calibrated["index"].to_numpy())
+        here = np.isin(calibrated["index"].to_numpy(), beside["index"].to_numpy())
+        for name in ("galerkin_lo", "galerkin_hi"):
+            column = np.append(beside[name].to_numpy(), np.nan)[np.where(here, place, -1)]
+            calibrated = calibrated.append_column(name, pa.array(column))
     write_atomically(folder / CALIBRATED, to_bytes(calibrated))
     out.print(f"Calibrated scores: {folder / CALIBRATED}", highlight=False, markup=False, soft_wrap=True)
 

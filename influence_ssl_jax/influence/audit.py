@@ -14,7 +14,7 @@ from influence_ssl_jax.data.source import OpenSource, Skipped
 from influence_ssl_jax.data.transform import ToInput
 from influence_ssl_jax.errors import CurvatureError, InfluenceError
 from influence_ssl_jax.ihvp.backend import Damping
-from influence_ssl_jax.influence.certificate import Audit, Certified, certify
+from influence_ssl_jax.influence.certificate import Audit, Certified, certify, shared_subspace
 from influence_ssl_jax.influence.scores import Scoring
 from influence_ssl_jax.problem import Objective, Problem
 
@@ -73,11 +73,12 @@ def certified(
     """
     measurement = problem.objective if measurement is None else measurement
     run = jax.jit(certify, static_argnums=(1, 5, 6))
+    shared = shared_subspace(problem, settings)
     key, noise = jax.random.key(scoring.seed), jax.random.key(settings.seed)
     size = min(settings.batch_size, max(1, len(indices)))
     for loaded in batches(source, transform, size, key, indices):
         own = jax.random.fold_in(noise, loaded.batch.index[0])
-        found = run(problem, measurement, loaded.batch, damping, own, scoring, settings)
+        found = run(problem, measurement, loaded.batch, damping, own, scoring, settings, shared)
         yield Audited(_table(loaded, found, settings), loaded.skipped)
 
 

@@ -11,9 +11,11 @@ from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.curvature.flat import flat_matvec
 from influence_ssl_jax.errors import CurvatureError
+from influence_ssl_jax.ihvp.arnoldi import Arnoldi, ArnoldiState
+from influence_ssl_jax.ihvp.certificate import refined, solved_by
 from influence_ssl_jax.influence.estimands import Estimand
 from influence_ssl_jax.influence.scores import Scoring
-from influence_ssl_jax.linalg.quadrature import quadratic_form_bounds
+from influence_ssl_jax.linalg.quadrature import Bounds, quadratic_form_bounds
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.types import Batch
 
@@ -28,6 +30,8 @@ class Audit:
         steps: Stop after so many products with C, however wide the interval then is. Memory: steps + 1 vectors of the
             parameters' size for each example of a batch.
         batch_size: Examples at a time.
+        subspace: Rank of a Krylov subspace that is shared by all examples: about twice as many products with C once,
+            then fewer steps for each example, because the large eigenvalues are known; 0 for none.
         rounding: Unit roundoffs that C and the gradients may be off by (`linalg.quadrature`).
         probes: Random vectors for the mean eigenvalue, from which relative damping is resolved.
         seed: Chooses the sample.
@@ -37,12 +41,15 @@ class Audit:
     width: float = 0.05
     steps: int = 80
     batch_size: int = 4
+    subspace: int = 0
     rounding: float = 32.0
     probes: int = 16
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse settings that certify nothing."""
+        if self.subspace < 0:
+            raise ValueError(f"subspace is a rank, 0 for none, got {self.subspace}.")
         for name in ("examples", "steps", "batch_size", "probes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"An audit takes at least one of {name}, got {name}={getattr(self, name)}.")
@@ -74,6 +81,7 @@ def certify(
     key: Key[Array, ""],
     scoring: Scoring,
     settings: Audit,
+    shared: ArnoldiState | None = None,
 ) -> Certified:
     """Bounds of the scores of one batch, by Gauss and Gauss–Radau quadrature (`linalg.quadrature`).
 
@@ -88,6 +96,7 @@ def certify(
         key: For the measurement of rounding.
         scoring: Draws, their noise and the estimand.
         settings: How narrow.
+        shared: The Krylov subspace that is shared, where there is one (`shared_subspace`).
 
     Raises:
         CurvatureError: The curvature is a Hessian, of which no eigenvalue is known to be the smallest.
@@ -99,13 +108,10 @@ def certify(
         )
     found = measured(measurement, problem.params, problem.frozen, keyed(batch, scoring), scoring.draws)
     rows = trees.ravel_batch(found.gradients.full()).reshape(scoring.draws, batch.index.shape[0], -1)
-    product = flat_matvec(problem)
     starts = _starts(rows, scoring.estimand)
 
     def one(entry: tuple[Array, Array]) -> tuple[Array, Array, Array]:
-        chosen, key = entry
-        width, steps, rounding = settings.width, settings.steps, settings.rounding
-        bounds = quadratic_form_bounds(lambda v: jax.lax.map(product, v), chosen, damping, key, width, steps, rounding)
+        bounds = _bounds(problem, *entry, damping, settings, shared)
         return bounds.lower, bounds.upper, bounds.steps
 
     lower, upper, steps = jax.lax.map(one, (starts, jax.random.split(key, starts.shape[0])))
@@ -114,6 +120,35 @@ def certify(
     return Certified(
         jnp.where(unusable, jnp.nan, low), jnp.where(unusable, jnp.nan, high), found.degenerate, jnp.sum(steps)
     )
+
+
+def shared_subspace(problem: Problem, settings: Audit) -> ArnoldiState | None:
+    """The dominant Ritz pairs of C, from a key of their own; None where the settings ask for none."""
+    if not settings.subspace:
+        return None
+    backend = _shared(settings)
+    return jax.jit(backend.fit)(problem, jax.random.fold_in(jax.random.key(settings.seed), 2))
+
+
+def _shared(settings: Audit) -> Arnoldi:
+    return Arnoldi(settings.subspace, complement="drop", probes=1, unexplained="materialise")
+
+
+def _bounds(
+    problem: Problem,
+    starts: Float[Array, "n size"],
+    key: Key[Array, ""],
+    damping: Float[Array, ""],
+    settings: Audit,
+    shared: ArnoldiState | None,
+) -> Bounds:
+    """Quadrature started at the gradients, or at what the shared subspace leaves of them."""
+    width, steps, rounding = settings.width, settings.steps, settings.rounding
+    if shared is None:
+        product = flat_matvec(problem)
+        return quadratic_form_bounds(lambda v: jax.lax.map(product, v), starts, damping, key, width, steps, rounding)
+    found = solved_by(_shared(settings), shared, problem, starts, damping, rounding)
+    return refined(found, problem, damping, key, width, steps, rounding)
 
 
 def keyed(batch: Batch, scoring: Scoring) -> Batch:

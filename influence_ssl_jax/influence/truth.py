@@ -13,7 +13,7 @@ from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.ihvp.backend import Damping
 from influence_ssl_jax.ihvp.exact import Exact
 from influence_ssl_jax.influence.audit import absolute_damping
-from influence_ssl_jax.influence.certificate import Audit, certify, keyed
+from influence_ssl_jax.influence.certificate import Audit, certify, keyed, shared_subspace
 from influence_ssl_jax.influence.estimands import estimate
 from influence_ssl_jax.influence.function_space import function_space, materialised, rank_of
 from influence_ssl_jax.influence.scores import Scoring
@@ -112,11 +112,11 @@ def _function_space(problem, measurement, batches, relative, scoring, settings) 
 
 def _certified(problem, measurement, batches, relative, scoring, settings) -> list[Truth]:
     run = jax.jit(certify, static_argnums=(1, 5, 6))
-    every = []
+    every, shared = [], shared_subspace(problem, settings)
     for share in relative:
         damping = absolute_damping(problem, Damping(share), settings)
         found = [
-            run(problem, measurement, batch, damping, jax.random.key(number), scoring, settings)
+            run(problem, measurement, batch, damping, jax.random.key(number), scoring, settings, shared)
             for number, batch in enumerate(batches)
         ]
         lower, upper = (

@@ -22,7 +22,7 @@ from influence_ssl_jax.configuration import describe
 from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.data.source import Skipped
 from influence_ssl_jax.errors import InfluenceError, StoreError
-from influence_ssl_jax.ihvp import Damping, Exact
+from influence_ssl_jax.ihvp import Arnoldi, Damping, Exact
 from influence_ssl_jax.influence.certificate import Audit
 from influence_ssl_jax.influence.scores import Scoring, self_influence
 from influence_ssl_jax.losses import CosineDistance
@@ -148,6 +148,20 @@ def test_a_sample_too_small_to_calibrate_says_so_and_leaves_no_older_calibration
     text = run(command(folder, 3))
     assert "No calibrated scores: Calibration takes at least 4 examples" in text
     assert not (folder / "calibrated.parquet").exists()
+
+
+def test_scores_from_a_shared_subspace_have_rigorous_intervals_for_every_image(folder, monkeypatch):
+    monkeypatch.setattr(audit_run, "problem_over", lambda *_: the_problem())
+    record = json.loads((folder / "run.json").read_text())
+    record["configuration"]["backend"] = describe(Arnoldi(12, block=2, probes=2))
+    (folder / "run.json").write_text(json.dumps(record))
+    run(command(folder, 12))
+    table = pq.read_table(folder / "calibrated.parquet")
+    good, want = np.arange(SIZE) != BROKEN, exact()["score"].to_numpy()
+    lower, upper = table["galerkin_lo"].to_numpy(), table["galerkin_hi"].to_numpy()
+    assert (lower[good] <= want[good]).all()
+    assert (want[good] <= upper[good]).all()
+    assert np.isnan(lower[BROKEN])
 
 
 def test_images_that_have_changed_are_refused(folder, monkeypatch):

@@ -54,6 +54,21 @@ def test_certificates_hold_the_score_of_the_dense_backend(estimand):
         assert (upper - lower <= 0.0501 * (upper + lower) / 2).all()
 
 
+def test_a_shared_subspace_leaves_bounds_that_hold_and_saves_products():
+    scoring, problem = Scoring(draws=2, seed=5), the_problem()
+    damping = absolute_damping(problem, Damping(0.01), SETTINGS)
+    want = exact_scores(scoring, damping)
+    alone, helped = (
+        audit(problem, source(), TRANSFORM, damping, scoring, dataclasses.replace(SETTINGS, examples=9, subspace=rank))
+        for rank in (0, 24)
+    )
+    for table in (alone, helped):
+        assert (table["lower"].to_numpy() <= want).all()
+        assert (want <= table["upper"].to_numpy()).all()
+        assert set(table["reason"].to_pylist()) == {""}
+    assert max(helped["products"].to_pylist()) < max(alone["products"].to_pylist())
+
+
 def test_float32_certificates_hold_the_float64_score():
     """At width 0 every certificate is as narrow as rounding allows, and has to allow for all of it."""
     scoring = Scoring(draws=2, seed=5)
