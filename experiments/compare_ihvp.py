@@ -87,7 +87,7 @@ class Net:
     @classmethod
     def tiny(cls, out: Path) -> "Net":
         """Seconds on two cores."""
-        return cls(out, 16, 32, 5, (0.1,), Knobs((4,), (2,), (2,), (5,), samples=1, probes=2))
+        return cls(out, 16, 32, 5, (0.1,), Knobs((4,), (), (), (), samples=1, probes=2))
 
     def run(self, out: Console) -> None:
         """Compare backends, then curvatures; write JSON and figures."""

@@ -1,6 +1,7 @@
 """Backends side by side on one problem: what each costs to fit and to score, and how far its scores are from the truth."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -98,7 +99,7 @@ class _Race:
     problem: Problem
     examples: Examples
     state: PyTree
-    run: Callable[..., Any]
+    run: "_Compiled"
     fit_seconds: float
     fit_megabytes: float
     megabytes: float
@@ -107,12 +108,11 @@ class _Race:
     def of(cls, backend: Backend, problem: Problem, examples: Examples) -> "_Race":
         """Compile, then fit once and take the time."""
         key = jax.random.key(examples.scoring.seed)
-        fit = jax.jit(backend.fit).lower(problem, key).compile()
+        fit = _Compiled.of(backend.fit, problem, key)
         state, seconds = _timed(fit, problem, key)
-        dtype = jax.tree.leaves(problem.params)[0].dtype
-        score = jax.jit(lambda *given: _score(backend, examples, *given))
-        run = score.lower(problem, state, examples.batches[0], jnp.ones((), dtype)).compile()
-        return cls(backend, problem, examples, state, run, seconds, _megabytes(fit), _megabytes(run))
+        one = jnp.ones((), jax.tree.leaves(problem.params)[0].dtype)
+        run = _Compiled.of(functools.partial(_score, backend, examples), problem, state, examples.batches[0], one)
+        return cls(backend, problem, examples, state, run, seconds, fit.megabytes, run.megabytes)
 
     def row(self, truth: Truth, calibration: Calibration) -> Row:
         """Scores at one damping, and how good they are."""
@@ -148,13 +148,34 @@ def _doubt(residual: float) -> str:
     return f"unconverged: relative residual {residual:.2g}" if not residual <= UNCONVERGED else ""
 
 
-def _timed(compiled: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+@dataclasses.dataclass(frozen=True)
+class _Compiled:
+    """A function compiled for arguments of one shape, and the memory that it says it takes.
+
+    It is compiled on leaves: a tree of what stands for arrays while compiling is none of the trees that types describe.
+    """
+
+    executable: Any
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], *arguments: Any) -> "_Compiled":
+        """Compile for arguments like these."""
+        leaves, structure = jax.tree.flatten(arguments)
+        run = jax.jit(lambda leaves: function(*jax.tree.unflatten(structure, leaves)))
+        return cls(run.lower(leaves).compile())
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Run."""
+        return self.executable(jax.tree.leaves(arguments))
+
+    @property
+    def megabytes(self) -> float:
+        """Temporary and output memory; NaN where the platform does not say."""
+        used = self.executable.memory_analysis()
+        return float("nan") if used is None else (used.temp_size_in_bytes + used.output_size_in_bytes) / 1e6
+
+
+def _timed(run: _Compiled, *arguments: Any) -> tuple[Any, float]:
     begun = time.perf_counter()
-    found = jax.block_until_ready(compiled(*arguments))
+    found = jax.block_until_ready(run(*arguments))
     return found, time.perf_counter() - begun
-
-
-def _megabytes(compiled: Any) -> float:
-    """Temporary and output memory of a compiled function; NaN where the platform does not say."""
-    used = compiled.memory_analysis()
-    return float("nan") if used is None else (used.temp_size_in_bytes + used.output_size_in_bytes) / 1e6
