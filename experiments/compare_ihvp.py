@@ -37,6 +37,7 @@ from influence_ssl_jax.data import Arrays, ToInput, resident
 from influence_ssl_jax.data.loader import batches
 from influence_ssl_jax.data.tfds import Tfds
 from influence_ssl_jax.ihvp import Damping, Exact
+from influence_ssl_jax.ihvp.backend import whole
 from influence_ssl_jax.influence.agreement import spearman
 from influence_ssl_jax.influence.certificate import Audit
 from influence_ssl_jax.influence.comparison import Examples, compared
@@ -79,9 +80,9 @@ class Net:
     examples: int = 200
     curvature: int = 256
     steps: int = 300
-    dampings: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
+    dampings: tuple[float, ...] = (0.01, 0.1, 1.0)
     knobs: Knobs = dataclasses.field(
-        default_factory=lambda: Knobs((20, 100, 200), (4, 8), (5, 10, 20), (100, 1000), samples=8)
+        default_factory=lambda: Knobs((20, 100), (8,), (5, 20), (100,), samples=8)
     )
 
     @classmethod
@@ -205,7 +206,7 @@ def _scored(name: str, problem: Problem, examples: Examples) -> dict[str, np.nda
     problem = dataclasses.replace(problem, samples=8)
     state = jax.jit(backend.fit)(problem, jax.random.key(0))
     damping = Damping()
-    if float(backend.smallest_eigenvalue(state)) + 0.1 * float(backend.mean_eigenvalue(state)) <= 0:
+    if float(backend.smallest_eigenvalue(state)) + 0.1 * float(whole(backend.mean_eigenvalue(state))) <= 0:
         damping = Damping(absolute=-1.1 * float(backend.smallest_eigenvalue(state)))
         name += ", λ = 1.1 |least eigenvalue|"
     resolved = backend.resolve(state, damping)

@@ -127,7 +127,7 @@ class Calibration:
             parts = np.array_split(np.random.default_rng((self.seed, split)).permutation(usable), 3)
             found = self._calibrator(scores, lower, upper, parts[0], parts[1])(scores[parts[2]])
             shares.append(np.mean((found.low <= lower[parts[2]]) & (upper[parts[2]] <= found.high)))
-        judged, tested = (len(part) for part in parts[1:])
+        judged, tested = (len(part) for part in np.array_split(usable, 3)[1:])
         expected = min(1.0, math.ceil((judged + 1) * self.level) / (judged + 1))
         # The coverage of a split is Beta distributed, and what is seen of it binomial.
         variance = expected * (1 - expected) * (1 / (judged + 2) + (judged + 1) / ((judged + 2) * tested))

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from influence_ssl_jax.configuration import Plain, describe
 from influence_ssl_jax.ihvp import (
     CG,
     EKFAC,
@@ -55,13 +56,16 @@ def contenders(knobs: Knobs) -> list[Backend]:
 
 def label(backend: Backend) -> str:
     """A backend in a word or two: its name, its knob, and what it does with the rest."""
-    settings = {field.name: getattr(backend, field.name) for field in dataclasses.fields(backend)}
-    words = [type(backend).__name__]
-    for name in ("rank", "iterations", "depth"):
-        if settings.get(name) is not None:
-            words.append(str(settings[name]))
+    return _words(describe(backend))
+
+
+def _words(settings: Plain) -> str:
+    words = [
+        settings["class"],
+        *(str(settings[name]) for name in ("rank", "iterations", "depth") if settings.get(name)),
+    ]
     if settings.get("complement") == "drop":
         words.append("dropped")
-    if settings.get("preconditioner") is not None:
-        words.append(f"by {label(settings['preconditioner'])}")
+    if settings.get("preconditioner"):
+        words.append(f"by {_words(settings['preconditioner'])}")
     return " ".join(words)

@@ -10,8 +10,8 @@ from jaxtyping import Array, Float
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.errors import InfluenceError
-from influence_ssl_jax.ihvp.backend import Damping
-from influence_ssl_jax.ihvp.exact import Exact
+from influence_ssl_jax.ihvp.backend import Damping, whole
+from influence_ssl_jax.ihvp.exact import Exact, ExactState
 from influence_ssl_jax.influence.audit import absolute_damping
 from influence_ssl_jax.influence.certificate import Audit, certify, keyed, shared_subspace
 from influence_ssl_jax.influence.estimands import estimate
@@ -37,6 +37,15 @@ class Truth(NamedTuple):
     damping: float
     lower: Float[np.ndarray, " examples"]
     upper: Float[np.ndarray, " examples"]
+
+
+class _Given(NamedTuple):
+    problem: Problem
+    measurement: Objective
+    batches: Sequence[Batch]
+    relative: Sequence[float]
+    scoring: Scoring
+    settings: Audit
 
 
 def truths(
@@ -66,30 +75,30 @@ def truths(
         InfluenceError: The problem is too large, or of another curvature, for that kind.
     """
     of = {"dense": _dense, "function_space": _function_space, "certified": _certified}[kind]
-    found = of(problem, measurement, batches, relative, scoring, settings)
+    found = of(_Given(problem, measurement, batches, relative, scoring, settings))
     return [each._replace(lower=each.lower[valid], upper=each.upper[valid]) for each in found]
 
 
-def _dense(problem, measurement, batches, relative, scoring, settings) -> list[Truth]:
-    del settings
+def _dense(given: _Given) -> list[Truth]:
+    problem, measurement, batches, relative, scoring, _ = given
     backend = Exact()
     state = jax.jit(backend.fit)(problem, jax.random.key(scoring.seed))
 
-    def run(state, problem: Problem, batch: Batch, damping: Array) -> Array:
+    def run(state: ExactState, problem: Problem, batch: Batch, damping: Array) -> Array:
         found = measured(measurement, problem.params, problem.frozen, keyed(batch, scoring), scoring.draws)
         return estimate(backend.draw_gram(state, found.gradients, damping).values, scoring.estimand).score
 
     score = jax.jit(run)
     every = []
     for share in relative:
-        damping = backend.resolve(state, Damping(share))
+        damping = whole(backend.resolve(state, Damping(share)))
         scores = np.concatenate([np.asarray(score(state, problem, batch, damping), np.float64) for batch in batches])
         every.append(Truth(share, float(damping), scores, scores))
     return every
 
 
-def _function_space(problem, measurement, batches, relative, scoring, settings) -> list[Truth]:
-    del settings
+def _function_space(given: _Given) -> list[Truth]:
+    problem, measurement, batches, relative, scoring, _ = given
     if scoring.estimand != "mean_of_scores":
         raise InfluenceError(f"Exact scores in function space are a mean_of_scores, got estimand={scoring.estimand!r}.")
     rank_of(problem)
@@ -110,7 +119,8 @@ def _function_space(problem, measurement, batches, relative, scoring, settings) 
     return every
 
 
-def _certified(problem, measurement, batches, relative, scoring, settings) -> list[Truth]:
+def _certified(given: _Given) -> list[Truth]:
+    problem, measurement, batches, relative, scoring, settings = given
     run = jax.jit(certify, static_argnums=(1, 5, 6))
     every, shared = [], shared_subspace(problem, settings)
     for share in relative:
