@@ -171,7 +171,8 @@ def galerkin_interval(
         state: A fitted `Arnoldi`'s.
         gradients: The gradients g.
         damping: λ.
-        rounding: Unit roundoffs to allow for, relative to ‖g‖ in g and to (‖C‖ + λ)‖x‖ in `(C + λI)x`.
+        rounding: Unit roundoffs to allow for, relative to ‖g‖ in g and to (‖C‖ + λ)‖x‖ in `(C + λI)x`. Single-precision
+            products of nearly equal views can lose a thousand times as many; `certificate` measures that, this does not.
 
     Raises:
         CurvatureError: C is not positive semi-definite by construction.

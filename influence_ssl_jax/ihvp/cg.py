@@ -14,7 +14,7 @@ from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.matvec import matvec
 from influence_ssl_jax.curvature.trace import mean_eigenvalue
 from influence_ssl_jax.errors import InfluenceError
-from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved
+from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved, whole
 from influence_ssl_jax.linalg.krylov import leading_eigenpairs
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Params
@@ -120,13 +120,13 @@ class CG(Backend[CGState]):
 
     def _solve(self, state: CGState, vector: Params, damping: Resolved) -> tuple[Params, Params]:
         """The solution and its true residual, from one more product."""
-        product = matvec(state.problem)
+        product, value = matvec(state.problem), whole(damping)
 
         def damped(x: Params) -> Params:
-            return jax.tree.map(lambda cx, leaf: cx + damping * leaf, product(x), x)
+            return jax.tree.map(lambda cx, leaf: cx + value * leaf, product(x), x)
 
         def precondition(v: Params) -> Params:
-            return v if self.preconditioner is None else self.preconditioner.solve(state.preconditioner, v, damping)
+            return v if self.preconditioner is None else self.preconditioner.solve(state.preconditioner, v, value)
 
         solution, _ = jax.scipy.sparse.linalg.cg(
             damped, vector, tol=self.tolerance, atol=0.0, maxiter=self.iterations, M=precondition

@@ -1,10 +1,15 @@
 """Every backend fitted to every small problem, once."""
 
 import functools
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import problems
+from jaxtyping import Array
 
+from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.ihvp import (
     CG,
@@ -14,6 +19,7 @@ from influence_ssl_jax.ihvp import (
     Deflated,
     Diagonal,
     Exact,
+    Form,
     Identity,
     LiSSA,
     LoGra,
@@ -53,6 +59,36 @@ def fitted(kind, name):
     return backend, problem, state, gradients
 
 
+class Answers(NamedTuple):
+    solved: Array
+    bilinear: Array
+    quadratic: Array
+    form: Form
+
+
 @functools.cache
-def jitted(backend, method):
-    return jax.jit(getattr(backend, method))
+def asking(kind, name):
+    """All that a backend says of vectors (rows) and of the problem's gradients at a damping: compiled once."""
+    backend, problem, state, gradients = fitted(kind, name)
+
+    @jax.jit
+    def asked(state, gradients, rows, damping):
+        solve = jax.vmap(lambda v: trees.ravel(backend.solve(state, trees.unravel(problem.params, v), damping)))
+        return Answers(
+            solve(rows),
+            backend.bilinear_form(state, gradients, gradients, damping),
+            backend.quadratic_form(state, gradients, damping),
+            backend.draw_gram(state, gradients, damping),
+        )
+
+    def ask(rows, damping, gradients=gradients):
+        return asked(state, gradients, jnp.asarray(rows), damping)
+
+    return ask
+
+
+@functools.cache
+def gradient_rows(name):
+    """Every gradient of a problem's measurement, whole."""
+    gradients = fitted(Identity, name)[-1]
+    return np.asarray(trees.ravel_batch(jax.jit(type(gradients).full)(gradients)))

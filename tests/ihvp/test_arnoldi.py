@@ -44,19 +44,24 @@ def test_below_full_rank_it_is_the_textbook_formula(complement):
 
 
 @pytest.mark.parametrize("rank", [3, 20])
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_the_galerkin_interval_holds(rank, dtype):
-    problem, matrix, gradients, rows = dense()
+@pytest.mark.parametrize(
+    ("module", "dtype", "rounding"),
+    [("conv", "float64", 32.0), ("linear", "float32", 32.0), ("conv", "float32", 2.0**14)],
+)
+def test_the_galerkin_interval_holds(rank, module, dtype, rounding):
+    """In float32 the small conv net's matrix is a difference that leaves three digits: 2e4 roundoffs of its norm."""
+    problem, matrix, gradients, rows = dense(module=module)
     if dtype == "float32":
         problem, gradients = single(problem, gradients)
     state = jax.jit(Arnoldi(rank=rank, block=2, expansion=1.5, probes=2).fit)(problem, jax.random.key(3))
+    bounds = jax.jit(galerkin_interval)
     for relative in (0.1, 1.0, 10.0):
         damping = relative * np.trace(matrix) / len(matrix)
         want = (rows * np.linalg.solve(matrix + damping * np.eye(len(matrix)), rows.T).T).sum(1)
-        found = jax.jit(galerkin_interval)(state, gradients, jnp.asarray(damping, dtype))
+        found = bounds(state, gradients, jnp.asarray(damping, dtype), rounding)
         assert (found.lower <= want).all()
         assert (want <= found.upper).all()
-    assert (np.asarray(found.upper) < 4 * want).all()
+    assert rounding > 32 or (np.asarray(found.upper) < 4 * want).all()
 
 
 def test_an_indefinite_hessian_is_refused():
