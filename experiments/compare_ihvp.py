@@ -1,204 +1,228 @@
-"""Which inverse-Hessian backend is how far from exact scores, at what cost?
+"""Which inverse-Hessian backend is how far from exact scores, at what cost, and which curvature changes the ranking?
 
-Question: after calibration on a certified sample, how large is each backend's error, over its main knob and over the
-damping, and what does it know beyond the alignment loss?
+The question of every approximation: after calibration on at most 200 images with exact scores, how large is its error,
+and what does it know beyond the alignment loss? Asked of a small net, where the truth is the dense matrix:
 
-    python experiments/compare_ihvp.py                    a small trained net, dense truth
-    python experiments/compare_ihvp.py --encoder experiments/encoders/simclr_w16_cifar10.npz --data-dir DATA
+    python experiments/compare_ihvp.py net --out experiments/results            (about 3 minutes on two cores)
 
-The first takes minutes on two cores. The second certifies each audited image by Lanczos quadrature (some 30 products
-with C for each draw) and takes hours on two cores, minutes on an accelerator.
+and of pretrained ResNet-18 encoders (width 16), where it is the Gram matrix of the 1,024 outer products of a sampled
+Fisher, checked against Lanczos certificates of a few images:
+
+    python experiments/compare_ihvp.py encoder --method simclr --out experiments/results --data-dir DATA
+                                                                                (about 20 minutes on two free cores)
 """
 
 import dataclasses
 import json
 from pathlib import Path
+from typing import Annotated, Literal
 
+import flax.linen as nn
 import jax
-import matplotlib.pyplot as plt
+import jax.numpy as jnp
 import numpy as np
+import optax
 import tyro
-from matplotlib.figure import Figure
+from jaxtyping import Array
 from rich.console import Console
+from sklearn.datasets import load_digits
 
+from influence_ssl_jax import trees
 from influence_ssl_jax.augment.noise import GaussianNoise
-from influence_ssl_jax.commands.score import Score
-from influence_ssl_jax.commands.score_run import prepare, problem_over
+from influence_ssl_jax.commands.compare import CompareCommand
 from influence_ssl_jax.commands.scoring_settings import CurvatureSet
 from influence_ssl_jax.configuration import describe
-from influence_ssl_jax.data import Digits
+from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.data import Arrays, ToInput, resident
 from influence_ssl_jax.data.loader import batches
 from influence_ssl_jax.data.tfds import Tfds
-from influence_ssl_jax.ihvp import (
-    EKFAC,
-    KFAC,
-    Arnoldi,
-    Backend,
-    Damping,
-    Deflated,
-    Diagonal,
-    Exact,
-    Identity,
-    LoGra,
-    Nystrom,
-)
-from influence_ssl_jax.influence.audit import Audit, absolute_damping, audit, sample
-from influence_ssl_jax.influence.calibration import Calibration
-from influence_ssl_jax.influence.comparison import Contender, fitted, raced
-from influence_ssl_jax.influence.fidelity import fidelity
+from influence_ssl_jax.ihvp import Damping, Exact
+from influence_ssl_jax.ihvp.backend import whole
+from influence_ssl_jax.influence.agreement import spearman
+from influence_ssl_jax.influence.certificate import Audit
+from influence_ssl_jax.influence.comparison import Examples, compared
+from influence_ssl_jax.influence.contenders import Knobs, contenders
 from influence_ssl_jax.influence.scores import Scoring
+from influence_ssl_jax.influence.truth import truths
+from influence_ssl_jax.losses import CosineDistance, SimCLR
+from influence_ssl_jax.nets import Network
+from influence_ssl_jax.problem import Curvature, Objective, Problem
+from influence_ssl_jax.report.backends import plain, say, write_figures
+from influence_ssl_jax.types import Batch, Params
+
+
+class Encoder(nn.Module):
+    """Two convolutions and a head, small enough for the dense matrix: 1,112 parameters on 8×8 digits."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        """Embed a batch."""
+        del train
+        x = nn.relu(nn.Conv(6, (3, 3), strides=(2, 2), name="stem")(x))
+        x = nn.relu(nn.Conv(12, (3, 3), strides=(2, 2), name="body")(x))
+        return nn.Dense(8, name="head")(x.reshape(x.shape[0], -1))
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """What is compared.
+class Net:
+    """A small net on the bundled digits: every backend against the dense truth, and the curvatures among themselves.
 
     Attributes:
-        encoder: A pretrained encoder.
-        out: Folder for comparison.json and two figures.
-        data_dir: Where tensorflow-datasets keeps CIFAR-10; the bundled digits where None.
-        examples: Certified images.
-        width: Width of their bounds.
+        out: Folder of the results.
+        examples: Images whose scores are compared.
         curvature: Images that C is averaged over.
-        draws: Noise draws per image.
-        ranks: The main knob of low-rank backends.
+        steps: SimCLR steps of training.
         dampings: λ over the mean eigenvalue.
-        dense: Take exact scores from the dense matrix instead of certifying them.
+        knobs: How the backends are varied.
     """
 
-    encoder: Path = Path("demo/encoder")
+    out: Path = Path("runs/compare_ihvp")
+    examples: int = 200
+    curvature: int = 256
+    steps: int = 300
+    dampings: tuple[float, ...] = (0.01, 0.1, 1.0)
+    knobs: Knobs = dataclasses.field(
+        default_factory=lambda: Knobs((20, 100), (8,), (5, 20), (100,), samples=8)
+    )
+
+    @classmethod
+    def tiny(cls, out: Path) -> "Net":
+        """Seconds on two cores."""
+        return cls(out, 16, 32, 5, (0.1,), Knobs((4,), (), (), (), samples=1, probes=2))
+
+    def run(self, out: Console) -> None:
+        """Compare backends, then curvatures; write JSON and figures."""
+        problem, examples = trained(self)
+        known = truths("dense", problem, *examples[:3], self.dampings, examples.scoring)
+        rows = [plain(row) for row in compared(contenders(self.knobs), problem, examples, known)]
+        folder = self.out / "compare_net"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_figures(rows, folder)
+        record = {"configuration": describe(self), "rows": rows, "curvatures": curvatures(problem, examples)}
+        (folder / "comparison.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        say(rows, out)
+        for left, row in record["curvatures"].items():
+            out.print(f"{left:<32}" + "  ".join(f"{value:.3f}" for value in row.values()), highlight=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A pretrained ResNet-18 of width 16 on CIFAR-10.
+
+    Attributes:
+        method: Which encoder of experiments/encoders.
+        out: Folder of the results.
+        data_dir: Where tensorflow-datasets keeps CIFAR-10.
+        examples: Images whose scores are compared.
+        curvature: Images that C is averaged over.
+        samples: Draws of the sampled Fisher for each.
+        dampings: λ over the mean eigenvalue.
+        knobs: How the backends are varied. Steps of CG and LiSSA would take a product with C each, for each image.
+    """
+
+    method: Literal["simclr", "byol", "barlow_twins"] = "simclr"
     out: Path = Path("runs/compare_ihvp")
     data_dir: Path | None = None
     examples: int = 200
-    width: float = 0.01
-    curvature: int = 512
-    draws: int = 2
-    ranks: tuple[int, ...] = (16, 64)
-    dampings: tuple[float, ...] = (0.01, 0.1, 1.0)
-    dense: bool = False
+    curvature: int = 64
+    samples: int = 16
+    dampings: tuple[float, ...] = (0.1, 1.0, 10.0)
+    knobs: Knobs = dataclasses.field(default_factory=lambda: Knobs((24,), (8, 16), (), (), samples=16, probes=8))
 
-    @classmethod
-    def tiny(cls, encoder: Path, out: Path) -> "Config":
-        """Seconds on two cores."""
-        return cls(encoder, out, examples=12, width=0.05, curvature=32, draws=1, ranks=(4,), dampings=(0.1,))
+    def run(self, out: Console) -> None:
+        """Compare; the same command goes on where it was stopped."""
+        CompareCommand(
+            encoder=Path(__file__).parent / "encoders" / f"{self.method}_w16_cifar10.npz",
+            out=self.out / f"compare_{self.method}_w16_cifar10",
+            source=Tfds(
+                "cifar10", split="train[:10000]", data_dir=None if self.data_dir is None else str(self.data_dir)
+            ),
+            curvature=CurvatureSet(kind="fisher", examples=self.curvature, batch_size=16, samples=self.samples),
+            knobs=self.knobs,
+            dampings=self.dampings,
+            truth="function_space",
+            audit=Audit(examples=self.examples),
+        ).run(out)
 
 
-def backends(config: Config) -> list[Backend]:
-    """Every scalable backend over its main knob."""
-    low_rank = [make(rank) for rank in config.ranks for make in (_logra, _arnoldi, _nystrom, _deflated)]
-    return [Identity(), Diagonal(samples=4), KFAC(samples=4), EKFAC(samples=4), *low_rank]
-
-
-def run(config: Config) -> list[dict]:
-    """Certify, fit, score; one row for each backend and damping."""
-    source = Tfds("cifar10", split="test", data_dir=str(config.data_dir)) if config.data_dir else Digits()
-    scoring = Scoring(draws=config.draws)
-    made = Score(
-        config.encoder,
-        config.out,
-        source,
-        perturbation=GaussianNoise(),
-        curvature=CurvatureSet(examples=config.curvature),
-        scoring=scoring,
-    )
-    given = prepare(made, Console())
-    problem, settings = problem_over(made, given), Audit(config.examples, config.width, batch_size=4)
-    chosen = sample(settings, len(given.source))
-    loaded = list(batches(given.source, given.transform, 20, jax.random.key(scoring.seed), chosen))
+def trained(config: Net) -> tuple[Problem, Examples]:
+    """The GGN of the cosine distance at parameters that SimCLR trained, and digits that the curvature has not seen."""
+    order = np.random.default_rng(0).permutation(1797)
+    pixels = np.round(load_digits().images[order, :, :, None] * 255 / 16).astype(np.uint8)
+    half, transform = len(pixels) // 2, ToInput(8, 8, 1)
+    known, unseen = Arrays(pixels[:half]).open(), Arrays(pixels[half:]).open()
+    network, views = Network(Encoder(), mean=(0.3,), std=(0.37,)), GaussianNoise()
+    objective = Objective(network, views, SimCLR(0.5))
+    params = trees.astype(Encoder().init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"], jnp.float64)
+    params = _fitted(objective, params, resident(known, transform, 256, 64, 1), config.steps)
+    measurement = dataclasses.replace(objective, loss=CosineDistance())
+    problem = Problem(params, {}, resident(known, transform, config.curvature, 32, 0), measurement)
+    scoring = Scoring(draws=1, batch_size=20)
+    chosen = np.arange(config.examples)
+    loaded = list(batches(unseen, transform, 20, jax.random.key(0), chosen))
     valid = np.concatenate([part.valid for part in loaded])
-    contenders = [fitted(backend, problem) for backend in backends(config)]
-    rows = []
-    for relative in config.dampings:
-        damping = absolute_damping(problem, Damping(relative), settings)
-        lower, upper = _truth(config, problem, given, damping, scoring, settings, loaded)
-        for contender in contenders:
-            race = raced(
-                contender,
-                problem,
-                given.measurement,
-                [part.batch for part in loaded],
-                Damping(absolute=float(damping)),
-                scoring,
+    return problem, Examples(measurement, [part.batch for part in loaded], valid, scoring)
+
+
+def _fitted(objective: Objective, params: Params, data: Batch, steps: int) -> Params:
+    """Some steps of Adam, fresh noise in each."""
+    optimiser = optax.adam(3e-3)
+
+    def step(carry: tuple[Params, optax.OptState], i: Array) -> tuple[tuple[Params, optax.OptState], None]:
+        params, state = carry
+        batch = jax.tree.map(lambda leaf: leaf[i % data.index.shape[0]], data)
+        fresh = dataclasses.replace(batch, key=jax.vmap(lambda key: jax.random.fold_in(key, i))(batch.key))
+        updates, state = optimiser.update(jax.grad(objective)(params, {}, fresh), state)
+        return (optax.apply_updates(params, updates), state), None
+
+    return jax.jit(lambda p: jax.lax.scan(step, (p, optimiser.init(p)), jnp.arange(steps))[0][0])(params)
+
+
+def curvatures(problem: Problem, examples: Examples) -> dict[str, dict[str, float]]:
+    """Spearman's correlation between the exact scores by every curvature of either loss, and the baselines."""
+    own, simclr = problem.objective, dataclasses.replace(problem.objective, loss=SimCLR(0.5))
+    kinds: tuple[Curvature, ...] = ("ggn", "fisher", "empirical_fisher", "hessian")
+    scores: dict[str, np.ndarray] = {}
+    for name, objective in (("measurement", own), ("simclr", simclr)):
+        for kind in kinds:
+            scores |= _scored(
+                f"{kind} of {name}", dataclasses.replace(problem, objective=objective, curvature=kind), examples
             )
-            found = fidelity(race.scores[valid], lower, upper, race.alignment_loss[valid], Calibration())
-            rows.append(_row(contender, relative, race.seconds_per_thousand, race.megabytes, found))
-    config.out.mkdir(parents=True, exist_ok=True)
-    (config.out / "comparison.json").write_text(json.dumps({"config": describe(config), "rows": rows}, indent=2))
-    return rows
-
-
-def plot(rows: list[dict], relative: float) -> Figure:
-    """Calibrated error against the time for 1,000 scores, and against damping."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    names = list(dict.fromkeys(row["name"] for row in rows))
-    for name in names:
-        own = [row for row in rows if row["name"] == name]
-        at = next(row for row in own if row["damping"] == relative)
-        left.scatter(at["seconds_per_thousand"], at["error"], label=name)
-        left.annotate(name, (at["seconds_per_thousand"], at["error"]), fontsize=7)
-        right.plot([row["damping"] for row in own], [row["error"] for row in own], marker="o", label=name)
-    left.set(xscale="log", yscale="log", xlabel="seconds per 1,000 scores", ylabel="median error, one factor")
-    right.set(xscale="log", yscale="log", xlabel="damping / mean eigenvalue", ylabel="median error, one factor")
-    right.legend(fontsize=7)
-    return figure
-
-
-def _truth(config, problem, given, damping, scoring, settings, loaded):
-    """Exact scores, dense or as bounds, in the order of the sample."""
-    if not config.dense:
-        table = audit(problem, given.source, given.transform, damping, scoring, settings, given.measurement)
-        return table["lower"].to_numpy(), table["upper"].to_numpy()
-    parts = [part.batch for part in loaded]
-    valid = np.concatenate([part.valid for part in loaded])
-    exact = fitted(Exact(), problem)
-    scores = raced(exact, problem, given.measurement, parts, Damping(absolute=float(damping)), scoring).scores[valid]
-    return scores, scores
-
-
-def _row(contender: Contender, relative: float, seconds: float, megabytes: float, found) -> dict:
-    settings = describe(contender.backend)
-    knob = settings.get("rank")
-    return {
-        "name": type(contender.backend).__name__ + (f" {knob}" if knob else ""),
-        "backend": settings,
-        "damping": relative,
-        "fit_seconds": contender.seconds,
-        "fit_megabytes": contender.megabytes,
-        "seconds_per_thousand": seconds,
-        "megabytes": megabytes,
-        "raw_error": found.raw.median,
-        "error": found.proportional.median,
-        "calibrated_error": found.calibrated.median,
-        "spearman": found.spearman._asdict(),
-        "partial_spearman": found.partial._asdict(),
-        "coverage": found.coverage._asdict(),
-        "inside": found.inside._asdict(),
-        "top": found.top,
-        "bottom": found.bottom,
+    norm, loss = [], []
+    for batch in examples.batches:
+        found = jax.jit(measured, static_argnums=(0, 4))(own, problem.params, problem.frozen, batch, 1)
+        norm.append(np.linalg.norm(trees.ravel_batch(found.gradients.full()), axis=1))
+        loss.append(np.asarray(found.values[0]))
+    scores |= {
+        "gradient norm": np.concatenate(norm)[examples.valid],
+        "alignment loss": np.concatenate(loss)[examples.valid],
     }
+    return {left: {right: spearman(a, b) for right, b in scores.items()} for left, a in scores.items()}
 
 
-def _logra(rank: int) -> Backend:
-    return LoGra(rank, complement="keep")
+def _scored(name: str, problem: Problem, examples: Examples) -> dict[str, np.ndarray]:
+    """Exact scores at λ = 0.1 mean eigenvalue; where that is refused, at 1.1 times the most negative eigenvalue."""
+    backend = Exact()
+    problem = dataclasses.replace(problem, samples=8)
+    state = jax.jit(backend.fit)(problem, jax.random.key(0))
+    damping = Damping()
+    if float(backend.smallest_eigenvalue(state)) + 0.1 * float(whole(backend.mean_eigenvalue(state))) <= 0:
+        damping = Damping(absolute=-1.1 * float(backend.smallest_eigenvalue(state)))
+        name += ", λ = 1.1 |least eigenvalue|"
+    resolved = backend.resolve(state, damping)
 
+    @jax.jit
+    def run(batch: Batch) -> Array:
+        found = measured(examples.measurement, problem.params, problem.frozen, batch, 1)
+        return backend.quadratic_form(state, found.gradients, resolved)
 
-def _arnoldi(rank: int) -> Backend:
-    return Arnoldi(rank)
-
-
-def _nystrom(rank: int) -> Backend:
-    return Nystrom(rank, complement="mean")
-
-
-def _deflated(rank: int) -> Backend:
-    return Deflated(rank, samples=4)
+    return {name: np.concatenate([np.asarray(run(batch)) for batch in examples.batches])[examples.valid]}
 
 
 if __name__ == "__main__":
-    chosen = tyro.cli(Config)
-    found = run(chosen)
-    plot(found, 0.1 if 0.1 in chosen.dampings else chosen.dampings[0]).savefig(chosen.out / "comparison.png", dpi=150)
-    for row in sorted(found, key=lambda row: (row["damping"], row["error"])):
-        print(
-            f"{row['damping']:<6} {row['name']:<14} {row['raw_error']:8.3f} {row['error']:8.4f} {row['spearman']['value']:.4f}"
-        )
+    chosen = tyro.cli(
+        Annotated[Net, tyro.conf.subcommand("net")] | Annotated[Pretrained, tyro.conf.subcommand("encoder")],
+        config=(tyro.conf.CascadeSubcommandArgs,),
+    )
+    with jax.enable_x64(isinstance(chosen, Net)):
+        chosen.run(Console())

@@ -40,6 +40,9 @@ COMMANDS = {
     "audit": Entry(
         "influence_ssl_jax.commands.audit", "AuditCommand", "certify a sample of scores, calibrate them all"
     ),
+    "compare": Entry(
+        "influence_ssl_jax.commands.compare", "CompareCommand", "race the inverse-Hessian backends against exact scores"
+    ),
     "report": Entry("influence_ssl_jax.commands.report", "Report", "write the HTML report of a folder of scores"),
     "theory": Entry("influence_ssl_jax.theory.command", "Theory", "check every statement of the theory"),
 }

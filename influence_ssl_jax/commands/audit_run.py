@@ -1,5 +1,6 @@
 """An audit: everything that `influence-ssl audit` does, one step after the other."""
 
+import collections
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,36 +9,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from jaxtyping import Array, Float
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
+from influence_ssl_jax.commands.audit_bounds import Bounds, bounds
 from influence_ssl_jax.commands.score import Score
-from influence_ssl_jax.commands.score_run import prepare, problem_over
+from influence_ssl_jax.commands.score_run import Prepared, prepare, problem_over
 from influence_ssl_jax.configuration import Plain, describe, restore
 from influence_ssl_jax.errors import InfluenceError
-from influence_ssl_jax.influence.agreement import Estimate
-from influence_ssl_jax.influence.audit import Audit, absolute_damping, audit
+from influence_ssl_jax.ihvp import Arnoldi
+from influence_ssl_jax.influence.audit import relative_width
 from influence_ssl_jax.influence.calibration import Calibration
-from influence_ssl_jax.influence.fidelity import Errors, Fidelity, fidelity
-from influence_ssl_jax.problem import Problem
+from influence_ssl_jax.influence.deviation import Deviation, deviation
+from influence_ssl_jax.influence.galerkin import galerkin
+from influence_ssl_jax.report.audited import AUDIT, say
+from influence_ssl_jax.report.backends import as_json
 from influence_ssl_jax.report.scored_run import ScoredRun
-from influence_ssl_jax.report.words import decimal, percent
+from influence_ssl_jax.store.files import write_atomically
+from influence_ssl_jax.store.manifest import to_bytes
 
 if TYPE_CHECKING:
     from influence_ssl_jax.commands.audit import AuditCommand
 
-BOUNDS, CALIBRATED, AUDIT = "audit.parquet", "calibrated.parquet", "audit.json"
+BOUNDS, CALIBRATED = "audit.parquet", "calibrated.parquet"
 
 
 def run(settings: "AuditCommand", out: Console) -> None:
     """Certify a sample, compare score and baselines with it, calibrate every score.
 
     Raises:
-        StoreError: The folder holds no finished run.
-        InfluenceError: It was scored from other data or by another version, or nothing of it can be certified.
+        StoreError: The folder holds no finished run, or certificates of other settings.
+        InfluenceError: The images have changed since they were scored, or nothing of them can be certified.
     """
     scored = ScoredRun.load(settings.folder)
     recorded = scored.record["configuration"]
@@ -47,89 +48,104 @@ def run(settings: "AuditCommand", out: Console) -> None:
         raise InfluenceError(
             f"The images of {settings.folder} have changed since they were scored. Score them again, then audit."
         )
-    problem = problem_over(made, prepared)
-    damping = _damping(scored.record["damping"]["resolved"], problem, made, settings.audit)
-    with out.status(f"certifying {min(settings.audit.examples, len(prepared.source))} images"):
-        bounds = audit(
-            problem,
-            prepared.source,
-            prepared.transform,
-            damping,
-            made.scoring,
-            settings.audit,
-            prepared.measurement,
-        )
-    found = judged(scored, bounds, settings.calibration)
-    _write(settings.folder, scored, bounds, settings.calibration)
+    found = bounds(settings, scored, made, prepared, out)
+    compared = judged(scored, found.table, settings.calibration)
+    write_atomically(settings.folder / BOUNDS, to_bytes(found.table))
     record = {
         "configuration": describe(settings),
-        "damping": float(damping),
-        "audited": bounds.num_rows,
-        "relative_width": float(np.nanmedian(_relative_width(bounds))),
-        "fidelity": {name: _plain(item) for name, item in found.items()},
+        "damping": found.damping,
+        "damping_by_block": isinstance(scored.record["damping"]["resolved"], dict),
+        "counts": counts(found),
+        "relative_width": _median_width(found.table),
+        "deviation": {name: as_json(item) for name, item in compared.items()},
     }
-    (settings.folder / AUDIT).write_text(json.dumps(record, indent=2), encoding="utf-8")
-    say(found, bounds, settings.calibration, out)
-    out.print(f"Calibrated scores: {settings.folder / CALIBRATED}", highlight=False, markup=False, soft_wrap=True)
+    write_atomically(settings.folder / AUDIT, json.dumps(record, indent=2).encode())
+    say(record, out)
+    beside = enclosed(scored, made, prepared, out)
+    calibrate(settings.folder, scored, found.table, beside, settings.calibration, out)
 
 
-def judged(scored: ScoredRun, bounds: pa.Table, calibration: Calibration) -> dict[str, Fidelity]:
+def enclosed(scored: ScoredRun, made: Score, prepared: Prepared, out: Console) -> pa.Table | None:
+    """The rigorous interval of every example, where the scores came from one shared Krylov subspace; else None."""
+    resolved = scored.record["damping"]["resolved"]
+    if not isinstance(made.backend, Arnoldi) or made.scoring.estimand != "mean_of_scores":
+        return None
+    problem = problem_over(made, prepared)
+    with out.status("Galerkin intervals of every image"):
+        state = jax.jit(made.backend.fit)(problem, jax.random.key(made.scoring.seed))
+        damping = jnp.asarray(resolved, jax.tree.leaves(problem.params)[0].dtype)
+        given = (prepared.source, prepared.transform, damping, made.scoring, prepared.measurement)
+        return pa.concat_tables(galerkin(problem, state, *given)).sort_by("index")
+
+
+def judged(scored: ScoredRun, table: pa.Table, calibration: Calibration) -> dict[str, Deviation]:
     """The score and each baseline against the bounds."""
-    place = {index: row for row, index in enumerate(scored.table["index"].to_pylist())}
-    rows = np.array([place[index] for index in bounds["index"].to_pylist()])
-    lower, upper = (bounds[name].to_numpy() for name in ("lower", "upper"))
+    rows, lower, upper = _placed(scored, table)
     loss = scored.numbers("alignment_loss")[rows]
     names = ("score", *scored.baselines)
-    return {name: fidelity(scored.numbers(name)[rows], lower, upper, loss, calibration) for name in names}
+    return {name: deviation(scored.numbers(name)[rows], lower, upper, loss, calibration) for name in names}
 
 
-def say(found: dict[str, Fidelity], bounds: pa.Table, calibration: Calibration, out: Console) -> None:
-    """One row for the score and each baseline."""
-    width = np.nanmedian(_relative_width(bounds))
-    shown = Table(
-        box=SIMPLE_HEAD, pad_edge=False, title=f"Against {bounds.num_rows} certified scores", title_justify="left"
-    )
-    heads = ("", "error as it is", "one factor", "calibrated", "Spearman", "beyond the loss", "coverage")
-    for number, head in enumerate(heads):
-        shown.add_column(head, justify="right" if number else "left")
-    for name, item in found.items():
-        errors = (percent(error.median) for error in (item.raw, item.proportional, item.calibrated))
-        ranks = (f"{decimal(e.value)} ({decimal(e.low)} to {decimal(e.high)})" for e in (item.spearman, item.partial))
-        shown.add_row(name.replace("_", " "), *errors, *ranks, percent(item.coverage.value))
-    out.print(shown)
-    out.print(
-        f"Errors are medians, relative to the middle of bounds that are {percent(width)} wide; calibrated ones are of "
-        f"images that the calibration has not seen. Coverage is asked to be {percent(calibration.level)}.",
-        style="dim",
-        highlight=False,
-    )
+def counts(found: Bounds) -> dict[str, Plain]:
+    """How many of the sample have which outcome, and the reasons."""
+    reasons = [reason or "" for reason in found.table["reason"].to_pylist()]
+    lower = found.table["lower"].to_numpy()
+    kinds = collections.Counter(reason.partition(":")[0] for reason in reasons if reason)
+    return {
+        "sample": found.table.num_rows,
+        "certified": int(np.isfinite(lower).sum()),
+        "narrow": reasons.count(""),
+        "resumed": found.resumed,
+        "reasons": dict(kinds.most_common()),
+    }
 
 
-def _damping(resolved: Plain, problem: Problem, made: Score, settings: Audit) -> Float[Array, ""]:
-    """The backend's own λ where that is one number; else, from the mean eigenvalue of the whole matrix."""
-    if isinstance(resolved, dict):
-        return absolute_damping(problem, made.scoring.damping, settings)
-    return jnp.asarray(resolved, jax.tree.leaves(problem.params)[0].dtype)
+def calibrate(
+    folder: Path,
+    scored: ScoredRun,
+    table: pa.Table,
+    beside: pa.Table | None,
+    calibration: Calibration,
+    out: Console,
+) -> None:
+    """Write a calibrated score with its interval for every example; say why not where the sample is too small.
 
-
-def _write(folder: Path, scored: ScoredRun, bounds: pa.Table, calibration: Calibration) -> None:
-    place = {index: row for row, index in enumerate(scored.table["index"].to_pylist())}
-    rows = np.array([place[index] for index in bounds["index"].to_pylist()])
-    lower, upper = (bounds[name].to_numpy() for name in ("lower", "upper"))
-    every = calibration.fit(scored.score[rows], lower, upper)(scored.score)
-    pq.write_table(bounds, folder / BOUNDS)
-    table = scored.table.select(["index", "id"])
+    Args:
+        folder: Where to.
+        scored: The scores.
+        table: The bounds of the sample.
+        beside: Galerkin intervals of every example, where there are any.
+        calibration: How.
+        out: Where it is said.
+    """
+    rows, lower, upper = _placed(scored, table)
+    try:
+        every = calibration.fit(scored.score[rows], lower, upper)(scored.score)
+    except InfluenceError as error:
+        (folder / CALIBRATED).unlink(missing_ok=True)  # one of an earlier, larger sample must not pass for this one's
+        out.print(f"No calibrated scores: {error}", highlight=False, markup=False)
+        return
+    calibrated = scored.table.select(["index", "id"])
     for name, values in (("score", every.score), ("score_lo", every.low), ("score_hi", every.high)):
-        table = table.append_column(name, pa.array(values))
-    pq.write_table(table, folder / CALIBRATED)
+        calibrated = calibrated.append_column(name, pa.array(values))
+    if beside is not None:
+        place = np.searchsorted(beside["index"].to_numpy(), calibrated["index"].to_numpy())
+        here = np.isin(calibrated["index"].to_numpy(), beside["index"].to_numpy())
+        for name in ("galerkin_lo", "galerkin_hi"):
+            column = np.append(beside[name].to_numpy(), np.nan)[np.where(here, place, -1)]
+            calibrated = calibrated.append_column(name, pa.array(column))
+    write_atomically(folder / CALIBRATED, to_bytes(calibrated))
+    out.print(f"Calibrated scores: {folder / CALIBRATED}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _relative_width(bounds: pa.Table) -> np.ndarray:
-    lower, upper = (bounds[name].to_numpy() for name in ("lower", "upper"))
-    return (upper - lower) / ((upper + lower) / 2)
+def _placed(scored: ScoredRun, table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The rows of the audited examples in the run, and their bounds."""
+    place = {index: row for row, index in enumerate(scored.table["index"].to_pylist())}
+    rows = np.array([place[index] for index in table["index"].to_pylist()])
+    return rows, table["lower"].to_numpy(), table["upper"].to_numpy()
 
 
-def _plain(value: Fidelity | Estimate | Errors | float) -> Plain:
-    if isinstance(value, tuple):
-        return {name: _plain(item) for name, item in value._asdict().items()}
-    return float(value)
+def _median_width(table: pa.Table) -> Plain:
+    width = relative_width(table["lower"].to_numpy(), table["upper"].to_numpy())
+    known = width[~np.isnan(width)]
+    return as_json(float(np.median(known))) if len(known) else None

@@ -10,7 +10,6 @@ from jaxtyping import Bool, Float, Int
 from sklearn.isotonic import IsotonicRegression
 
 from influence_ssl_jax.errors import InfluenceError
-from influence_ssl_jax.influence.agreement import Estimate, share
 
 Vector = Float[np.ndarray, " examples"]
 Curve = Callable[[np.ndarray], np.ndarray]
@@ -28,6 +27,20 @@ class Calibrated(NamedTuple):
     score: Vector
     low: Vector
     high: Vector
+
+
+class Coverage(NamedTuple):
+    """How often held-out bounds lie inside their interval, and how often they should.
+
+    Attributes:
+        share: Observed, over random splits.
+        expected: `⌈(m + 1) level⌉ / (m + 1)` for a radius from m examples, whatever the distribution.
+        standard_error: Of the share in one split about that expectation; the mean of several is no farther off.
+    """
+
+    share: float
+    expected: float
+    standard_error: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,33 +107,42 @@ class Calibration:
         half = (len(order) + 1) // 2
         return self._calibrator(scores, lower, upper, order[:half], order[half:])
 
-    def coverage(self, scores: Vector, lower: Vector, upper: Vector, splits: int = 40) -> Estimate:
-        """Share of held-out audited examples whose bounds lie inside their interval, with a confidence interval.
+    def coverage(self, scores: Vector, lower: Vector, upper: Vector, splits: int = 40) -> Coverage:
+        """Share of held-out audited examples whose bounds lie inside their interval, over random splits in three.
 
-        Each split holds a third out, and fits curve and radius to a third each; every example is held out in about a
-        third of the splits and counts once.
+        Each split fits the curve to a third, takes the radius from another, and looks at the last. An example whose
+        interval is infinite counts as covered.
+
+        Raises:
+            InfluenceError: Fewer than six examples have a positive score and bounds.
         """
         usable = np.flatnonzero(_usable(scores, lower, upper))
-        inside, held_out = np.zeros(len(scores)), np.zeros(len(scores))
+        if len(usable) < 6:
+            raise InfluenceError(
+                f"Held-out coverage takes at least 6 examples with a positive score and finite bounds, got {len(usable)} "
+                f"of {len(scores)}. Audit more examples."
+            )
+        shares = []
         for split in range(splits):
             parts = np.array_split(np.random.default_rng((self.seed, split)).permutation(usable), 3)
-            test = parts[2]
-            found = self._calibrator(scores, lower, upper, parts[0], parts[1])(scores[test])
-            inside[test] += (found.low <= lower[test]) & (upper[test] <= found.high)
-            held_out[test] += 1
-        seen = held_out > 0
-        mean = float(np.mean(inside[seen] / held_out[seen])) if seen.any() else float("nan")
-        spread = share(round(mean * seen.sum()), int(seen.sum())) if seen.any() else Estimate(mean, mean, mean)
-        return Estimate(mean, spread.low, spread.high)
+            found = self._calibrator(scores, lower, upper, parts[0], parts[1])(scores[parts[2]])
+            shares.append(np.mean((found.low <= lower[parts[2]]) & (upper[parts[2]] <= found.high)))
+        judged, tested = (len(part) for part in np.array_split(usable, 3)[1:])
+        expected = min(1.0, math.ceil((judged + 1) * self.level) / (judged + 1))
+        # The coverage of a split is Beta distributed, and what is seen of it binomial.
+        variance = expected * (1 - expected) * (1 / (judged + 2) + (judged + 1) / ((judged + 2) * tested))
+        return Coverage(float(np.mean(shares)), expected, variance**0.5)
 
     def _calibrator(
         self, scores: Vector, lower: Vector, upper: Vector, fitted: Int[np.ndarray, " a"], judged: Int[np.ndarray, " b"]
     ) -> Calibrator:
         with np.errstate(divide="ignore", invalid="ignore"):
             logs, low, high = np.log(scores), np.log(lower), np.log(upper)
-        # A bound of zero says nothing of the logarithm: such an example counts by its other bound.
+        # A bound of zero says nothing of the logarithm: for the curve such an example counts by its other bound, and one
+        # without an upper bound not at all. Both count for the radius, with an infinite error.
         middle = np.where(np.isfinite(low), (low + high) / 2, high)
-        curve = _curve(self.form, logs[fitted], middle[fitted])
+        told = fitted[np.isfinite(middle[fitted])]
+        curve = _curve(self.form, logs[told], middle[told])
         predicted = curve(logs[judged])
         errors = np.sort(np.maximum(high[judged] - predicted, predicted - low[judged]))
         place = math.ceil((len(judged) + 1) * self.level)
@@ -128,14 +150,16 @@ class Calibration:
 
 
 def _usable(scores: Vector, lower: Vector, upper: Vector) -> Bool[np.ndarray, " examples"]:
-    finite = np.isfinite(scores) & np.isfinite(lower) & np.isfinite(upper)
-    return finite & (scores > 0) & (upper > 0)
+    """Those with a positive score and a certificate, however wide: leaving wide ones out would be no random sample."""
+    return np.isfinite(scores) & (scores > 0) & np.isfinite(lower) & (upper > 0)
 
 
 def _curve(form: str, x: np.ndarray, y: np.ndarray) -> Curve:
     """The curve of a form; medians and least squares in logarithms."""
-    if form == "monotone":
+    if len(x) and form == "monotone":
         return IsotonicRegression(out_of_bounds="clip").fit(x, y).predict
+    if not len(x):
+        raise InfluenceError("No certificate of the sample has an upper bound: allow more steps, or damp more.")
     centre = float(np.mean(x))
     spread = float(np.sum((x - centre) ** 2))
     if form == "proportional" or spread == 0:

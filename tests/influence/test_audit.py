@@ -13,7 +13,8 @@ from influence_ssl_jax import trees
 from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.errors import CurvatureError
 from influence_ssl_jax.ihvp import Damping, Exact
-from influence_ssl_jax.influence.audit import Audit, absolute_damping, audit, sample
+from influence_ssl_jax.influence.audit import absolute_damping, audit, certified, sample
+from influence_ssl_jax.influence.certificate import Audit
 from influence_ssl_jax.influence.scores import Scorer, Scoring, stream
 from influence_ssl_jax.losses import CosineDistance
 
@@ -44,13 +45,28 @@ def test_certificates_hold_the_score_of_the_dense_backend(estimand):
     scoring = Scoring(draws=2, estimand=estimand, seed=5)
     damping = absolute_damping(the_problem(), Damping(0.1), SETTINGS)
     table = audit(the_problem(), source(), TRANSFORM, damping, scoring, SETTINGS)
-    assert table["index"].to_pylist() == sample(SETTINGS, 9).tolist()
+    assert table["index"].to_pylist() == sorted(sample(SETTINGS, 9).tolist())
     want = exact_scores(scoring, damping)[table["index"].to_numpy()]
     lower, upper = table["lower"].to_numpy(), table["upper"].to_numpy()
     assert (lower <= want).all()
     assert (want <= upper).all()
     if estimand != "u_statistic":  # a difference of two forms is wider than either
         assert (upper - lower <= 0.0501 * (upper + lower) / 2).all()
+
+
+def test_a_shared_subspace_leaves_bounds_that_hold_and_saves_products():
+    scoring, problem = Scoring(draws=2, seed=5), the_problem()
+    damping = absolute_damping(problem, Damping(0.01), SETTINGS)
+    want = exact_scores(scoring, damping)
+    alone, helped = (
+        audit(problem, source(), TRANSFORM, damping, scoring, dataclasses.replace(SETTINGS, examples=9, subspace=rank))
+        for rank in (0, 24)
+    )
+    for table in (alone, helped):
+        assert (table["lower"].to_numpy() <= want).all()
+        assert (want <= table["upper"].to_numpy()).all()
+        assert set(table["reason"].to_pylist()) == {""}
+    assert max(helped["products"].to_pylist()) < max(alone["products"].to_pylist())
 
 
 def test_float32_certificates_hold_the_float64_score():
@@ -85,4 +101,35 @@ def test_the_sample_is_seeded_and_without_repetition():
     assert len(set(chosen.tolist())) == 20
     np.testing.assert_array_equal(chosen, sample(Audit(examples=20, seed=3), 100))
     assert (chosen != sample(Audit(examples=20, seed=4), 100)).any()
-    np.testing.assert_array_equal(sample(Audit(examples=20), 5), np.arange(5))
+    np.testing.assert_array_equal(np.sort(sample(Audit(examples=20), 5)), np.arange(5))
+
+
+def test_a_larger_sample_begins_with_a_smaller_one():
+    np.testing.assert_array_equal(sample(Audit(examples=30), 100)[:20], sample(Audit(examples=20), 100))
+
+
+def test_what_has_no_narrow_certificate_says_why():
+    """One step leaves wide bounds, and too little damping none."""
+    settings = dataclasses.replace(SETTINGS, steps=1, batch_size=9)
+    chosen = np.arange(9)
+    damping = absolute_damping(the_problem(), Damping(0.1), SETTINGS)
+    found = list(certified(the_problem(), source(), TRANSFORM, chosen, damping, Scoring(draws=1), settings))
+    table = found[0].table
+    width = (table["upper"].to_numpy() / table["lower"].to_numpy()) - 1
+    wide = [reason.startswith("too wide") for reason in table["reason"].to_pylist()]
+    np.testing.assert_array_equal(wide, width > 0.051)
+    assert any(wide)
+    # damping lost in float32's rounding: no upper bound, and the table says so
+    single = trees.astype(the_problem(), jnp.float32)
+    none = list(
+        certified(single, source(), TRANSFORM, chosen, jnp.asarray(1e-9, jnp.float32), Scoring(draws=1), settings)
+    )
+    assert set(none[0].table["reason"].to_pylist()) == {"no upper bound: rounding is as large as the damping"}
+    assert np.isinf(none[0].table["upper"].to_numpy()).all()
+
+
+def test_settings_that_certify_nothing_are_refused():
+    with pytest.raises(ValueError, match="at least one of steps"):
+        Audit(steps=0)
+    with pytest.raises(ValueError, match="width is a share"):
+        Audit(width=float("nan"))

@@ -36,11 +36,25 @@ def test_coverage_is_at_least_nominal(form, n, level):
     assert np.mean(shares) <= level + 2 / (n // 2 + 1) + 0.03 + 2 * error  # 0.03: bounds count to their farther end
 
 
-def test_held_out_coverage_is_what_is_asked_for():
-    scores, _, lower, upper = drawn(np.random.default_rng(3), 400)
-    found = Calibration(level=0.9).coverage(scores, lower, upper)
-    assert found.low <= 0.9 + 0.01
-    assert 0.88 <= found.value <= 0.94
+@pytest.mark.parametrize("n", [30, 400])
+def test_held_out_coverage_is_what_is_expected(n):
+    """Exact scores without bounds' width: coverage ⌈(m + 1) level⌉ / (m + 1), within its standard error over repetitions."""
+    rng, shares = np.random.default_rng(3), []
+    for _ in range(60):
+        scores, exact, _, _ = drawn(rng, n)
+        found = Calibration("proportional").coverage(scores, exact, exact, splits=1)
+        shares.append(found.share)
+    np.testing.assert_allclose(np.std(shares), found.standard_error, rtol=0.35)
+    assert abs(np.mean(shares) - found.expected) <= 3 * found.standard_error / len(shares) ** 0.5
+    assert found.expected == np.ceil((n // 3 + 1) * 0.9) / (n // 3 + 1)
+
+
+def test_certificates_without_an_upper_bound_count_as_infinite_errors():
+    """Left out, they would make the radius one of easy examples alone."""
+    scores, exact, _, _ = drawn(np.random.default_rng(7), 200)
+    open_ended = np.where(np.arange(200) % 4 == 0, np.inf, exact)
+    assert np.isinf(Calibration(level=0.9).fit(scores, exact, open_ended).radius)
+    assert np.isfinite(Calibration(level=0.5).fit(scores, exact, open_ended).radius)
 
 
 @given(st.integers(0, 2**31), st.floats(0.1, 10), st.floats(0.5, 2))
@@ -95,5 +109,9 @@ def test_what_is_no_score_stays_nan_and_is_not_fitted():
 def test_errors_say_what_to_do():
     with pytest.raises(InfluenceError, match="Audit more examples"):
         Calibration().fit(-np.ones(9), np.ones(9), np.ones(9))
+    with pytest.raises(InfluenceError, match="at least 6 examples"):
+        Calibration().coverage(np.ones(5), np.ones(5), np.ones(5))
+    with pytest.raises(InfluenceError, match="has an upper bound"):
+        Calibration().fit(np.ones(9), np.ones(9), np.full(9, np.inf))
     with pytest.raises(ValueError, match="between 0 and 1"):
         Calibration(level=90.0)
