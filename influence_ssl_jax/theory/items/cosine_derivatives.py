@@ -75,8 +75,9 @@ def _order(form, order: int):
     def distance(draw: Draw) -> Float[Array, ""]:
         pair = Pair(draw)
         step = pair.perturbed - pair.x
-        norms = [jnp.sqrt(form(pair.weight, pair.x, pair.x + eps * step)) for eps in (1e-3, 1e-4)]
-        return jnp.abs(jnp.log10(norms[0] / norms[1]) - order)
+        # So small that a form with cancellation has no digits left.
+        norms = [jnp.sqrt(form(pair.weight, pair.x, pair.x + eps * step)) for eps in (1e-5, 1e-8)]
+        return jnp.abs(jnp.log10(norms[0] / norms[1]) / 3 - order)
 
     return distance
 
