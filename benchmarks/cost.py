@@ -12,17 +12,20 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import tyro
+from jaxtyping import Array
 
-from benchmarks.measure import Operation, interleaved, peak_megabytes, ratios, spread
+from benchmarks.measure import Compiled, Operation, peak_megabytes, rows
 from benchmarks.results import write
 from benchmarks.shared import MEAN, STD, Setting, Shared, shared
 from influence_ssl_jax.curvature.contributions import measured
-from influence_ssl_jax.ihvp import EKFAC, Backend, Damping, Identity, LoGra
-from influence_ssl_jax.types import Batch
+from influence_ssl_jax.ihvp import EKFAC, Backend, Damping, Identity, LoGra, Resolved
+from influence_ssl_jax.types import Batch, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,33 +69,27 @@ def backends(config: Config) -> dict[str, Backend]:
 
 def jax_operations(given: Shared, asked: dict[str, Backend]) -> dict[str, Operation]:
     """The plain gradient, and fitting and scoring by every backend, over all examples."""
-    problem = given.problem()
+    problem, key = given.problem(), jax.random.key(0)
     batches = [jax.tree.map(lambda leaf, i=i: leaf[i], given.batches) for i in range(len(given.batches.index))]
     gradient = jax.jit(lambda params, batch: jax.grad(given.objective)(params, given.frozen, batch))
-
-    def plain() -> None:
-        for batch in batches:
-            jax.block_until_ready(gradient(given.params, batch))
-
-    found: dict[str, Operation] = {"gradient": plain}
+    found: dict[str, Operation] = {"gradient": Compiled(gradient, tuple((given.params, batch) for batch in batches))}
     for name, backend in asked.items():
         fit = jax.jit(backend.fit)
-        state = fit(problem, jax.random.key(0))
+        state = fit(problem, key)
         damping = backend.resolve(state, Damping())
-
-        @jax.jit
-        def score(params, state, batch: Batch, backend=backend, damping=damping):
-            gradients = measured(given.objective, params, given.frozen, batch).gradients
-            return backend.quadratic_form(state, gradients, damping)
-
-        def scores(score=score, state=state) -> None:
-            for batch in batches:
-                jax.block_until_ready(score(given.params, state, batch))
-
         if name != NORM:
-            found[f"{name}, fit"] = lambda fit=fit: jax.block_until_ready(fit(problem, jax.random.key(0)))
-        found[f"{name}, score"] = scores
+            found[f"{name}, fit"] = Compiled(fit, ((problem, key),))
+        arguments = tuple((given.params, state, damping, batch) for batch in batches)
+        found[f"{name}, score"] = Compiled(jax.jit(_scores(given, backend)), arguments)
     return found
+
+
+def _scores(given: Shared, backend: Backend) -> Callable[..., Array]:
+    def scores(params: Params, state: Any, damping: Resolved, batch: Batch) -> Array:
+        gradients = measured(given.objective, params, given.frozen, batch).gradients
+        return backend.quadratic_form(state, gradients, damping)
+
+    return scores
 
 
 def torch_operations(given: Shared, config: Config, folder: Path) -> dict[str, Operation]:
@@ -109,21 +106,10 @@ def run(config: Config) -> dict:
         sides = {"jax": jax_operations(given, backends(config))}
         if config.peers:
             sides["torch"] = torch_operations(given, config, Path(folder))
-        together = {f"{side}/{name}": operation for side, named in sides.items() for name, operation in named.items()}
-        seconds = interleaved(together, config.repeats)
-    thousand = 1000 / config.setting.examples
-    rows = [
-        {
-            "framework": side,
-            "operation": name,
-            "seconds": spread([value * thousand for value in seconds[f"{side}/{name}"]]),
-            "gradients": ratios(seconds[f"{side}/{name}"], seconds[f"{side}/gradient"]),
-            "megabytes": memory(config, side, name) if config.memory else None,
-        }
-        for side, named in sides.items()
-        for name in named
-    ]
-    return {"data": given.data, "operations": rows}
+        found = rows(sides, config.repeats, scale=1000 / config.setting.examples)
+    for row in found:
+        row["megabytes"] = memory(config, row["framework"], row["operation"]) if config.memory else None
+    return {"data": given.data, "operations": found}
 
 
 def memory(config: Config, side: str, name: str) -> float:

@@ -1,14 +1,40 @@
 """Time and memory of operations, side by side: interleaved repetitions, ratios, peak memory of a fresh process."""
 
 import ctypes
+import dataclasses
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
+import jax
+
+Name = TypeVar("Name", bound=Hashable)
 Operation: TypeAlias = Callable[[], object]
 """Runs to the end: an operation of JAX blocks until its result is ready."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A function under `jit`, called with each of several arguments to the end.
+
+    Attributes:
+        function: What `jax.jit` made.
+        arguments: One tuple a call, all of the same shapes.
+    """
+
+    function: jax.stages.Wrapped
+    arguments: tuple[tuple, ...]
+
+    def __call__(self) -> None:
+        """Every call, one after another."""
+        for arguments in self.arguments:
+            jax.block_until_ready(self.function(*arguments))
+
+    def flops(self) -> float:
+        """XLA's count of one call's floating-point operations before it optimises; the body of a loop counts once."""
+        return float(self.function.lower(*self.arguments[0]).cost_analysis()["flops"])
 
 
 class Spread(NamedTuple):
@@ -19,12 +45,12 @@ class Spread(NamedTuple):
     high: float
 
 
-def interleaved(operations: dict[str, Operation], repeats: int) -> dict[str, list[float]]:
+def interleaved(operations: Mapping[Name, Operation], repeats: int) -> dict[Name, list[float]]:
     """Seconds of every repetition of every operation; a first one, which compiles, is not counted.
 
     All operations run once before any runs again, so that what else the machine does falls on all of them.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in operations}
+    seconds: dict[Name, list[float]] = {name: [] for name in operations}
     for repeat in range(repeats + 1):
         for name, operation in operations.items():
             begin = time.perf_counter()
@@ -42,6 +68,29 @@ def spread(values: list[float]) -> Spread:
 def ratios(over: list[float], under: list[float]) -> Spread:
     """Ratios of repetitions that ran one after the other."""
     return spread([a / b for a, b in zip(over, under, strict=True)])
+
+
+def rows(sides: dict[str, dict[str, Operation]], repeats: int, scale: float = 1.0) -> list[dict[str, Any]]:
+    """Seconds times `scale`, multiples of the same framework's `gradient`, and the arithmetic behind them, by operation.
+
+    `arithmetic` is the ratio of XLA's counts of operations, for what runs no loop over vectors: noise does not touch it.
+    """
+    together = {(side, name): operation for side, named in sides.items() for name, operation in named.items()}
+    seconds = interleaved(together, repeats)
+    found = []
+    for (side, name), operation in together.items():
+        own = together[side, "gradient"]
+        counted = isinstance(operation, Compiled) and isinstance(own, Compiled) and "block of" not in name
+        found.append(
+            {
+                "framework": side,
+                "operation": name,
+                "seconds": spread([value * scale for value in seconds[side, name]]),
+                "gradients": ratios(seconds[side, name], seconds[side, "gradient"]),
+                "arithmetic": operation.flops() / own.flops() if counted else None,
+            }
+        )
+    return found
 
 
 def peak_megabytes(operation: Operation) -> float:

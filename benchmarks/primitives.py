@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import tyro
 
 from benchmarks.agreement import random_vector
-from benchmarks.measure import Operation, interleaved, ratios, spread
+from benchmarks.measure import Compiled, Operation, rows
 from benchmarks.results import write
 from benchmarks.shared import MEAN, STD, Setting, Shared, shared
 from influence_ssl_jax.curvature.matvec import block_matvec, matvec
@@ -94,10 +94,9 @@ def jax_operations(given: Shared, blocks: tuple[int, ...]) -> dict[str, Operatio
     return found
 
 
-def compiled(function: Callable[[Params, Params], object], params: Params, vector: Params) -> Operation:
-    """The function under `jit`, run to the end."""
-    jitted = jax.jit(function)
-    return lambda: jax.block_until_ready(jitted(params, vector))
+def compiled(function: Callable[[Params, Params], object], params: Params, vector: Params) -> Compiled:
+    """The function under `jit`, called once."""
+    return Compiled(jax.jit(function), ((params, vector),))
 
 
 def run(config: Config) -> dict:
@@ -110,21 +109,7 @@ def run(config: Config) -> dict:
         # curvlinops holds the activations of every vector of a block at once: 32 of them do not fit
         small = tuple(count for count in config.blocks if count <= config.largest_peer_block)
         sides["torch"] = primitives(given, (MEAN, STD), small)
-    together = {f"{side}/{name}": operation for side, named in sides.items() for name, operation in named.items()}
-    seconds = interleaved(together, config.repeats)
-    return {
-        "data": given.data,
-        "operations": [
-            {
-                "framework": side,
-                "operation": name,
-                "seconds": spread(seconds[f"{side}/{name}"]),
-                "gradients": ratios(seconds[f"{side}/{name}"], seconds[f"{side}/gradient"]),
-            }
-            for side, named in sides.items()
-            for name in named
-        ],
-    }
+    return {"data": given.data, "operations": rows(sides, config.repeats)}
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ def test_costs_are_multiples_of_the_same_frameworks_gradient():
     assert set(rows) == {"gradient", "LoGra, rank 2, fit", "LoGra, rank 2, score", "squared gradient norm, score"}
     assert rows["gradient"]["gradients"] == (1.0, 1.0, 1.0)
     assert all(min(row["seconds"]) > 0 for row in rows.values())
+    assert rows["gradient"]["arithmetic"] == 1
 
 
 def test_the_forms_of_a_product_are_the_same_product():
