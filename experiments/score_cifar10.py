@@ -20,7 +20,7 @@ Seen. SimCLR and Barlow Twins: the highest are flat, grey or green pictures of b
 stands out; the lowest are contrasty, a subject on a white, black or saturated ground; the lowest automobiles are clean
 views on uniform ground, several alike, but picked out by their contrast as is all else at that end. BYOL: the highest are
 small grey subjects on sky, water or snow, the lowest brown, orange and green animals; its lowest automobiles are red,
-orange and yellow ones. Nothing there is a duplicate that was not already low for its contrast or colour.
+orange and yellow ones.
 """
 
 import dataclasses
