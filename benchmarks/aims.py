@@ -69,8 +69,7 @@ def _peers(result: dict[str, Any]) -> Iterator[Aim]:
     pairs = [
         ("EK-FAC, every eigenvector, fit", "kronfluence EK-FAC, fit"),
         ("EK-FAC, every eigenvector, score", "kronfluence EK-FAC, score"),
-        ("squared gradient norm, score", "dattri identity, its own loop, score"),
-        ("squared gradient norm, score", "dattri identity, without repetition, score"),
+        ("squared gradient norm, score", "dattri identity, score"),
         *[
             (f"LoGra, rank {rank}, {what}", f"LogIX's definition, rank {rank}, {what}")
             for rank in (16, 64)

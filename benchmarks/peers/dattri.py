@@ -29,19 +29,16 @@ class Dattri:
 
         state = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
         self.attributor = Identity(AttributionTask(loss, model, state), device="cpu")
-        self.loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(pairs), batch_size=batch)
-        self.attributor.full_train_dataloader = self.loader
+        # Its `self_attribute` adds a batch's values to those of the whole loader: it takes loaders of one batch only.
+        self.loaders = [
+            torch.utils.data.DataLoader(torch.utils.data.TensorDataset(part), batch_size=len(part))
+            for part in pairs.split(batch)
+        ]
 
     def scores(self) -> np.ndarray:
-        """Its own loop over the data set, which computes a batch's gradients once for every batch and once more."""
-        return self.attributor.self_attribute(self.loader).detach().numpy()
-
-    def batch_scores(self) -> np.ndarray:
-        """What its loop would do were no batch's gradients computed again: its two representations of each batch."""
+        """Every batch's per-example gradients, computed once as training and once as test representation."""
         found = []
-        for (pairs,) in self.loader:
-            data = (pairs[None],)
-            left = self.attributor.generate_train_rep(ckpt_idx=0, data=data)
-            right = self.attributor.generate_test_rep(ckpt_idx=0, data=data)
-            found.append(torch.einsum("ij,ij->i", left, right))
+        for loader in self.loaders:
+            self.attributor.full_train_dataloader = loader
+            found.append(self.attributor.self_attribute(loader))
         return torch.cat(found).detach().numpy()

@@ -25,7 +25,7 @@ class Bottleneck(nn.Module):
         self.convolution = convolution
         self.register_buffer("reads", reads)
         self.register_buffer("writes", writes)
-        self.B = nn.Parameter(torch.zeros(writes.shape[1], reads.shape[0], 1, 1))
+        self.B = nn.Parameter(torch.zeros(writes.shape[1], reads.shape[0], 1, 1, dtype=reads.dtype))
         self.calls: list[torch.Tensor] = []
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -44,8 +44,8 @@ class Bottleneck(nn.Module):
 def random_projections(convolution: nn.Conv2d, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     """LogIX's: of rank at most the channels on either side, uniform of variance 1/(3 · fan-in)."""
     rank = min(rank, convolution.in_channels, convolution.out_channels)
-    reads = torch.empty(rank, *convolution.weight.shape[1:])
-    writes = torch.empty(convolution.out_channels, rank, 1, 1)
+    reads = torch.empty(rank, *convolution.weight.shape[1:], dtype=convolution.weight.dtype)
+    writes = torch.empty(convolution.out_channels, rank, 1, 1, dtype=convolution.weight.dtype)
     for weight in (reads, writes):
         nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
     return reads, writes

@@ -68,6 +68,5 @@ def costs(given: Shared, scale: tuple, batch: int, folder: Path) -> dict[str, Op
     for rank, peer in logix.items():
         found[f"LogIX's definition, rank {rank}, fit"] = peer.fit
         found[f"LogIX's definition, rank {rank}, score"] = peer.scores
-    found["dattri identity, its own loop, score"] = dattri.scores
-    found["dattri identity, without repetition, score"] = dattri.batch_scores
+    found["dattri identity, score"] = dattri.scores
     return found

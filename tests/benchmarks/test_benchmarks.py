@@ -20,6 +20,7 @@ def test_every_operation_takes_its_turn_and_the_first_one_is_not_counted():
     assert ratios([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == spread([2.0, 3.0, 1.0]) == (2.0, 1.0, 3.0)
 
 
+@pytest.mark.slow
 def test_costs_are_multiples_of_the_same_frameworks_gradient():
     found = cost.run(cost.Config.tiny())
     rows = {row["operation"]: row for row in found["operations"]}
@@ -29,6 +30,7 @@ def test_costs_are_multiples_of_the_same_frameworks_gradient():
     assert rows["gradient"]["arithmetic"] == 1
 
 
+@pytest.mark.slow
 def test_the_forms_of_a_product_are_the_same_product():
     config = primitives.Config.tiny()
     given = primitives.shared(config.setting)
@@ -42,6 +44,7 @@ def test_the_forms_of_a_product_are_the_same_product():
     assert operations.keys() == {*found, "Hessian × block of 2", "Gauss–Newton × block of 2"}
 
 
+@pytest.mark.slow
 def test_convolutions_are_timed_in_a_process_of_their_own():
     (row,) = convolutions.run(convolutions.Config.tiny())["operations"]
     assert row["forward"] > 0
