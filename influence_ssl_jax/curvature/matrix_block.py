@@ -1,13 +1,22 @@
 """The block of a Dense or Conv layer: its weight matrix."""
 
 import dataclasses
+import math
+from typing import TypeAlias
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from influence_ssl_jax.curvature.block import Block, Captured, Path, at, draw_gram, merged
 from influence_ssl_jax.curvature.layer import MatrixLayer
 from influence_ssl_jax.types import Params
+
+Pairs: TypeAlias = list[tuple[Array, Array]]
+"""(inputs, output-gradients) of every call of a layer."""
+
+ENTRIES = 2**24
+"""Entries of patches that are in memory together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +52,9 @@ class MatrixBlock(Block):
         self, gradients: Captured
     ) -> tuple[Float[Array, "n positions groups inputs"], Float[Array, "n positions groups outputs"]]:
         """Inputs `ā` and output-gradients `s` at every position of every call and view."""
-        pairs = gradients.taps(self.layer.path)
+        return self._rows(gradients.taps(self.layer.path))
+
+    def _rows(self, pairs: Pairs) -> tuple[Array, Array]:
         inputs = [_by_example(self.layer.input_rows(merged(a)), a) for a, _ in pairs]
         outputs = [_by_example(self.layer.output_rows(merged(s)), s) for _, s in pairs]
         return jnp.concatenate(inputs, axis=1), jnp.concatenate(outputs, axis=1)
@@ -64,9 +75,26 @@ class MatrixBlock(Block):
         return _contract(*self.rows(gradients))
 
     def gram(self, gradients: Captured) -> Float[Array, "batch draws draws"]:
-        """By the gradients themselves, or by the rows' inner products (ghost norms), whichever is less work."""
-        draws = gradients.draws
-        inputs, outputs = self.rows(gradients)
+        """By the gradients themselves, or by the rows' inner products (ghost norms), whichever is less work.
+
+        Patches, and gradients of this one layer, exist for a few examples at a time: about ENTRIES numbers, however
+        large the batch.
+        """
+        pairs, draws = gradients.taps(self.layer.path), gradients.draws
+        batch = pairs[0][1].shape[1] // draws
+        positions = sum(s.shape[0] * math.prod(s.shape[2:-1]) for _, s in pairs)
+        at_once = max(1, ENTRIES // (draws * positions * self.layer.groups * self.layer.inputs))
+        if at_once >= batch:
+            return self._gram(pairs, draws)
+
+        def split(array: Array) -> Array:
+            views, _, *rest = array.shape
+            return jnp.moveaxis(array.reshape(views, draws, batch, *rest), 2, 0)
+
+        return jax.lax.map(lambda one: self._gram(one, draws)[0], jax.tree.map(split, pairs), batch_size=at_once)
+
+    def _gram(self, pairs: Pairs, draws: int) -> Float[Array, "batch draws draws"]:
+        inputs, outputs = self._rows(pairs)
         positions = inputs.shape[1]
         if positions * (self.layer.inputs + self.layer.outputs) < self.layer.inputs * self.layer.outputs:
             a, s = (x.reshape(draws, -1, *x.shape[1:]) for x in (inputs, outputs))
