@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from influence_ssl_jax.commands.command import Command
+from influence_ssl_jax.commands.compile_cache import keep_compiled_programs
 from influence_ssl_jax.errors import InfluenceError
 
 PROGRAM = "influence-ssl"
@@ -66,6 +67,7 @@ Start with:  {PROGRAM} demo --out demo
 
 def main() -> None:
     """The console script."""
+    keep_compiled_programs()
     sys.exit(run(sys.argv[1:]))
 
 

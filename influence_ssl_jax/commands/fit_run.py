@@ -32,9 +32,15 @@ def fitted_scorer(
     """
     with out.status("fitting the curvature"):
         log.beat("fitting")
-        state = _state(settings, problem, store, log)
-        store.bind(digest_of(state))
-        return Scorer.of(_for_scoring(problem), state, settings.backend, settings.scoring, measurement)
+        split = SplitProblem(problem, all_devices()) if all_devices().size > 1 else None
+        state, size = _state(settings, problem, split, store)
+        log.event("fitted" if size is None else "fit taken up", devices=jax.device_count(), batch_size=size)
+        scoring = settings.scoring if size is None else dataclasses.replace(settings.scoring, batch_size=size)
+        scorer = Scorer.of(_for_scoring(problem), state, settings.backend, scoring, measurement)
+        store.bind(f"{digest_of(state)} in batches of {scorer.batch_size}")
+        if size is None:
+            first_only(lambda: save_fitted(store.folder, state, fingerprint(store.identity), scorer.batch_size))
+    return scorer
 
 
 def scoring_mesh() -> Mesh | None:
@@ -42,20 +48,19 @@ def scoring_mesh() -> Mesh | None:
     return local_devices() if all_devices().size > 1 else None
 
 
-def _state(settings: "Score", problem: Problem, store: ScoreStore, log: RunLog) -> PyTree:
-    backend, seed, owner = settings.backend, settings.scoring.seed, fingerprint(store.identity)
-    split = SplitProblem(problem, all_devices()) if all_devices().size > 1 else None
+def _state(
+    settings: "Score", problem: Problem, split: SplitProblem | None, store: ScoreStore
+) -> tuple[PyTree, int | None]:
+    """The state, and the batch size that was settled with it where an earlier run fitted it."""
+    backend, seed, local = settings.backend, settings.scoring.seed, local_devices()
     expected = shapes(problem, backend, seed) if split is None else split.shapes(backend, seed)
-    held = load_fitted(store.folder, *expected, owner)
+    held = load_fitted(store.folder, *expected, fingerprint(store.identity))
     if agreed(held is not None):
         if held is None:
             raise StoreError(f"This process cannot read the fitted curvature in {store.folder}; is the folder shared?")
-        log.event("fit taken up")
-        return held if split is None else replicated(held, local_devices())
-    state = fitted(problem, backend, seed) if split is None else split.fitted(backend, seed, local_devices())
-    first_only(lambda: save_fitted(store.folder, state, owner))
-    log.event("fitted", devices=jax.device_count(), processes=jax.process_count())
-    return state
+        state, size = held
+        return (state if split is None else replicated(state, local)), size
+    return (fitted(problem, backend, seed) if split is None else split.fitted(backend, seed, local)), None
 
 
 def _for_scoring(problem: Problem) -> Problem:

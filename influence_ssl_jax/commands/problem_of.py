@@ -4,7 +4,7 @@ from influence_ssl_jax.commands.scoring_settings import AnyMeasurement, AnyPertu
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.train.export import Trained
-from influence_ssl_jax.train.settings import Depth
+from influence_ssl_jax.train.settings import Depth, Precision
 from influence_ssl_jax.types import Batch
 
 METHODS: dict[Output, Depth] = {"encoder": "encode", "projector": "project", "predictor": "predict"}
@@ -15,8 +15,14 @@ PARTS: dict[Output, tuple[str, ...]] = {
 }
 
 
-def measurement(encoder: Trained, output: Output, perturbation: AnyPerturbation, loss: AnyMeasurement) -> Objective:
-    """What is scored: the distance of two views at one depth of the network.
+def measurement(
+    encoder: Trained,
+    output: Output,
+    perturbation: AnyPerturbation,
+    loss: AnyMeasurement,
+    precision: Precision = "float32",
+) -> Objective:
+    """What is scored: the distance of two views at one depth of the network, whose layers compute in `precision`.
 
     Raises:
         InfluenceError: The network has no such output.
@@ -25,7 +31,7 @@ def measurement(encoder: Trained, output: Output, perturbation: AnyPerturbation,
         raise InfluenceError(
             f"A network trained by {type(encoder.settings.loss).__name__} has no predictor; use encoder or projector."
         )
-    network = encoder.settings.network(METHODS[output])
+    network = encoder.settings.network(METHODS[output], None if precision == "float32" else precision)
     return Objective(network, views(perturbation), loss)
 
 

@@ -21,6 +21,7 @@ from influence_ssl_jax.ihvp import LoGra
 from influence_ssl_jax.influence.scores import Scoring
 from influence_ssl_jax.losses import CosineDistance
 from influence_ssl_jax.parallel import Distributed
+from influence_ssl_jax.train.settings import Precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Score:
         curvature: Which matrix is inverted.
         backend: How it is inverted.
         scoring: Damping, draws and what they are averaged into.
+        precision: What layers compute in; gradients, curvature and scores are added up in float32 either way. With bfloat16
+            the rank correlation with float32, over some hundred images, is measured and said.
         parts: How often finished scores are written.
         distributed: For a run of several processes, where no scheduler says who they are.
     """
@@ -57,6 +60,7 @@ class Score:
     curvature: CurvatureSet = dataclasses.field(default_factory=CurvatureSet)
     backend: AnyBackend = dataclasses.field(default_factory=LoGra)
     scoring: Annotated[Scoring, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Scoring)
+    precision: Precision = "float32"
     parts: Parts = dataclasses.field(default_factory=Parts)
     distributed: Distributed = dataclasses.field(default_factory=Distributed)
 

@@ -1,5 +1,6 @@
 """A scoring run: everything that `influence-ssl score` does, one step after the other."""
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Int
 from rich.console import Console
+from scipy.stats import spearmanr
 
 from influence_ssl_jax import checkpoint, provenance
 from influence_ssl_jax.commands import problem_of
@@ -40,6 +42,9 @@ from influence_ssl_jax.train.export import Trained, load
 if TYPE_CHECKING:
     from influence_ssl_jax.commands.score import Score
 
+AGREEMENT = 512
+"""Images that are scored in float32 too where layers compute in 16 bits."""
+
 
 def score(settings: "Score", out: Console) -> None:
     """Score every example of the source that has no score yet, then write the table and the record.
@@ -64,15 +69,32 @@ def score(settings: "Score", out: Console) -> None:
             out.print(f"Going on: {len(source) - len(todo)} of {len(source)} images are done.", highlight=False)
         problem = problem_over(settings, given, batches_of(all_devices()) if all_devices().size > 1 else None)
         scorer = fitted_scorer(settings, problem, measured, store, log, out)
+        further = rank_agreement(settings, given, scorer, out)
         scored = stream(scorer, source, transform, share(todo, scorer), scoring_mesh())
         fill(store, scored, len(source), settings.parts, log, out)
         barrier("scored")
-        first_only(lambda: finish(settings, given, scorer, store, log, out))
+        first_only(lambda: finish(settings, given, scorer, store, further, log, out))
+
+
+def rank_agreement(settings: "Score", given: "Prepared", scorer: Scorer, out: Console) -> dict[str, Plain]:
+    """Spearman's correlation of 16-bit scores with those in float32, over the first images; nothing for float32."""
+    if settings.precision == "float32":
+        return {}
+    exact = problem_of.measurement(given.encoder, settings.output, settings.perturbation, settings.measurement)
+    sample = np.arange(min(AGREEMENT, len(given.source)))
+    ranked = []
+    for each in (scorer, dataclasses.replace(scorer, measurement=exact)):
+        parts = stream(each, given.source, given.transform, sample, scoring_mesh())
+        ranked.append(np.concatenate([part.table["score"].to_numpy() for part in parts]))
+    fine = np.isfinite(ranked[0]) & np.isfinite(ranked[1])
+    found = float(spearmanr(ranked[0][fine], ranked[1][fine]).statistic)
+    out.print(f"bfloat16 against float32: rank correlation {found:.4f} over {fine.sum()} images.", highlight=False)
+    return {"bfloat16": {"rank_correlation": found, "images": int(fine.sum())}}
 
 
 def share(todo: Int[np.ndarray, " todo"], scorer: Scorer) -> Int[np.ndarray, " share"]:
     """This process's share of the examples to score: whole batches."""
-    batch = todo // scorer.settings.batch_size
+    batch = todo // scorer.batch_size
     return todo[np.isin(batch, part_of(np.unique(batch)))]
 
 
@@ -87,7 +109,7 @@ def finish(settings: "Score", given: "Prepared", scorer: Scorer, store: ScoreSto
             settings.scoring.seed,
         )
     table = store.finish(
-        given.source.attributes(), {"knn_distance": distance}, facts(settings, given.transform, scorer)
+        given.source.attributes(), {"knn_distance": distance}, {**facts(settings, given.transform, scorer), **further}
     )
     counts = json.loads((settings.out / RUN).read_text())["counts"]
     log.event("finished", **counts)
@@ -118,7 +140,9 @@ def prepare(settings: "Score", out: Console) -> Prepared:
     encoder, recorded = load(path), checkpoint.describe(path).get("input")
     height, width, channels = encoder.image_shape
     transform = restore(recorded, [ToInput]) if recorded else ToInput(height, width, 1 if channels == 1 else 3)
-    measured = problem_of.measurement(encoder, settings.output, settings.perturbation, settings.measurement)
+    measured = problem_of.measurement(
+        encoder, settings.output, settings.perturbation, settings.measurement, settings.precision
+    )
     source = settings.source.open()
     for note in source.notes():
         out.print(f"note: {note}", highlight=False, markup=False)
@@ -152,6 +176,7 @@ def facts(settings: "Score", transform: ToInput, scorer: Scorer) -> dict[str, Pl
         "configuration": {**describe(settings), "input": describe(transform)},
         "command": command(),
         "seeds": {"seed": settings.scoring.seed},
+        "batch_size": scorer.batch_size,
         "damping": {"relative": settings.scoring.damping.relative, "resolved": resolved(scorer.damping)},
         "device": provenance.device(),
         "versions": provenance.versions(),

@@ -88,7 +88,7 @@ def kronecker_bases(problem: Problem, blocks: cut.Blocks, samples: int, rank: in
     return found
 
 
-def _cost(stack: Array) -> float:
+def _cost(stack: Array) -> int:
     """Of taking a stack of matrices apart, in any unit."""
     return stack.shape[0] * stack.shape[1] ** 3
 

@@ -14,6 +14,7 @@ from influence_ssl_jax.ihvp.backend import Backend, Damping, Resolved
 from influence_ssl_jax.influence.baselines import pixel_variance
 from influence_ssl_jax.influence.estimands import Estimand, estimate
 from influence_ssl_jax.influence.fitting import fitted
+from influence_ssl_jax.influence.memory import available, memory_of
 from influence_ssl_jax.parallel import over_examples
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.types import Batch, PyTree
@@ -28,7 +29,8 @@ class Scoring:
         draws: Perturbations per example. One draw gives no standard error; 8 or more for a ranking by `u_statistic`.
         estimand: What the draws are averaged into.
         noise: `own` draws for every example, or the same for all (`common`), which leaves less noise in a ranking.
-        batch_size: Examples at a time on each device; a score does not depend on it beyond rounding.
+        batch_size: Examples at a time on each device; as many as fit its memory where None. A score does not depend on
+            it beyond rounding.
         seed: Fixes the draws, the random bases and the probes.
         neighbours: Neighbours of the baseline `knn_distance`.
     """
@@ -37,7 +39,7 @@ class Scoring:
     draws: int = 4
     estimand: Estimand = "mean_of_scores"
     noise: Literal["own", "common"] = "own"
-    batch_size: int = 64
+    batch_size: int | None = None
     seed: int = 0
     neighbours: int = 1
 
@@ -46,6 +48,8 @@ class Scoring:
         least = 2 if self.estimand == "u_statistic" else 1
         if self.draws < least:
             raise ValueError(f"{self.estimand} takes at least {least} draws, got draws={self.draws}.")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"A batch has at least one example, got batch_size={self.batch_size}.")
 
 
 class Columns(NamedTuple):
@@ -72,7 +76,7 @@ class Scorer:
         damping: λ in numbers.
         measurement: What is scored.
         backend: Which inverse.
-        settings: How.
+        settings: How; the batch size is a number here.
         blocks: The layers, for gradient norms.
     """
 
@@ -112,7 +116,16 @@ class Scorer:
         shape = problem.batches.image.shape[2:]
         blocks = cut.discover(measurement.network, problem.params, problem.frozen, shape, "materialise")
         damping = backend.resolve(state, settings.damping)
+        if settings.batch_size is None:
+            need = memory_of(measurement, problem.params, problem.frozen, state, shape, settings.draws)
+            settings = dataclasses.replace(settings, batch_size=need.batch_size(*available()))
         return cls(problem, state, damping, measurement, backend, settings, blocks)
+
+    @property
+    def batch_size(self) -> int:
+        """Examples at a time on each device."""
+        assert self.settings.batch_size is not None  # `of` has chosen
+        return self.settings.batch_size
 
     @jax.jit
     def __call__(self, batch: Batch) -> Columns:

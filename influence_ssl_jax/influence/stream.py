@@ -54,7 +54,7 @@ def stream(
         indices: Which examples.
         mesh: Devices of this process; each takes `batch_size` examples at a time. The default device where None.
     """
-    size = scorer.settings.batch_size
+    size = scorer.batch_size
     order = in_slots(np.arange(len(source)) if indices is None else np.asarray(indices), size)
     key = jax.random.key(scorer.settings.seed)
     devices = 1 if mesh is None else mesh.size

@@ -14,7 +14,7 @@ Task = TypeVar("Task", bound=PyTree)
 Result = TypeVar("Result", bound=PyTree)
 
 
-def spread(function: Callable[[Task], Result], tasks: Sequence[Task], costs: Sequence[float]) -> list[Result]:
+def spread(function: Callable[[Task], Result], tasks: Sequence[Task], costs: Sequence[float | int]) -> list[Result]:
     """`[function(task) for task in tasks]`, each computed on one device of the mesh and then known to all.
 
     Args:
@@ -43,7 +43,7 @@ def spread(function: Callable[[Task], Result], tasks: Sequence[Task], costs: Seq
     return jax.shard_map(of_device, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False)(list(tasks))
 
 
-def owners(costs: Sequence[float], workers: int) -> list[int]:
+def owners(costs: Sequence[float | int], workers: int) -> list[int]:
     """Which worker does each task: in order of falling cost, each to the one with the least work so far."""
     load, owner = [0.0] * workers, [0] * len(costs)
     for task in sorted(range(len(costs)), key=lambda k: -costs[k]):

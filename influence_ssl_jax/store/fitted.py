@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from influence_ssl_jax.configuration import Plain
 from influence_ssl_jax.store.files import write_atomically
 from influence_ssl_jax.types import PyTree
 
@@ -19,24 +20,27 @@ ARRAYS, DESCRIPTION = "fitted.npz", "fitted.json"
 _log = logging.getLogger(__name__)
 
 
-def save_fitted(folder: Path, state: PyTree, owner: str) -> None:
+def save_fitted(folder: Path, state: PyTree, owner: str, notes: Plain = None) -> None:
     """Write a state and whose it is.
 
     Args:
         folder: Where to.
         state: Any tree of arrays, PRNG keys among them.
         owner: Fingerprint of everything that the state depends on.
+        notes: What else was settled when it was fitted; plain JSON.
     """
     arrays = [_words(leaf) for leaf in jax.tree.leaves(state)]
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **{f"{number:05d}": array for number, array in enumerate(arrays)})
     checksum = write_atomically(folder / ARRAYS, buffer.getvalue())
-    described = {"owner": owner, "sha256": checksum}
+    described = {"owner": owner, "sha256": checksum, "notes": notes}
     write_atomically(folder / DESCRIPTION, json.dumps(described, indent=1).encode())
 
 
-def load_fitted(folder: Path, leaves: Sequence[jax.ShapeDtypeStruct], structure: Any, owner: str) -> PyTree | None:
-    """The state that `save_fitted` wrote for the same owner; None where there is no whole one.
+def load_fitted(
+    folder: Path, leaves: Sequence[jax.ShapeDtypeStruct], structure: Any, owner: str
+) -> tuple[PyTree, Plain] | None:
+    """The state and notes that `save_fitted` wrote for the same owner; None where there is no whole one.
 
     Args:
         folder: Where they are.
@@ -57,7 +61,8 @@ def load_fitted(folder: Path, leaves: Sequence[jax.ShapeDtypeStruct], structure:
         return None
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
         arrays = [archive[name] for name in sorted(archive.files)]
-    return jax.tree.unflatten(structure, [_restored(*each) for each in zip(arrays, leaves, strict=True)])
+    state = jax.tree.unflatten(structure, [_restored(*each) for each in zip(arrays, leaves, strict=True)])
+    return state, described["notes"]
 
 
 def digest_of(state: PyTree) -> str:
