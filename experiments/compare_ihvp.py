@@ -81,9 +81,7 @@ class Net:
     curvature: int = 256
     steps: int = 300
     dampings: tuple[float, ...] = (0.01, 0.1, 1.0)
-    knobs: Knobs = dataclasses.field(
-        default_factory=lambda: Knobs((20, 100), (8,), (5, 20), (100,), samples=8)
-    )
+    knobs: Knobs = dataclasses.field(default_factory=lambda: Knobs((20, 100), (8,), (5, 20), (100,), samples=8))
 
     @classmethod
     def tiny(cls, out: Path) -> "Net":
