@@ -143,7 +143,8 @@ class Pretrained:
 def trained(config: Net) -> tuple[Problem, Examples]:
     """The GGN of the cosine distance at parameters that SimCLR trained, and digits that the curvature has not seen."""
     order = np.random.default_rng(0).permutation(1797)
-    pixels = np.round(load_digits().images[order, :, :, None] * 255 / 16).astype(np.uint8)
+    flat, _ = load_digits(return_X_y=True)
+    pixels = np.round(flat[order].reshape(-1, 8, 8, 1) * 255 / 16).astype(np.uint8)
     half, transform = len(pixels) // 2, ToInput(8, 8, 1)
     known, unseen = Arrays(pixels[:half]).open(), Arrays(pixels[half:]).open()
     network, views = Network(Encoder(), mean=(0.3,), std=(0.37,)), GaussianNoise()
