@@ -32,16 +32,13 @@ from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.commands.compare import CompareCommand
 from influence_ssl_jax.commands.scoring_settings import CurvatureSet
 from influence_ssl_jax.configuration import describe
-from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.data import Arrays, ToInput, resident
 from influence_ssl_jax.data.loader import batches
 from influence_ssl_jax.data.tfds import Tfds
-from influence_ssl_jax.ihvp import Damping, Exact
-from influence_ssl_jax.ihvp.backend import whole
-from influence_ssl_jax.influence.agreement import spearman
 from influence_ssl_jax.influence.certificate import Audit
 from influence_ssl_jax.influence.comparison import Examples, compared
 from influence_ssl_jax.influence.contenders import Knobs, contenders
+from influence_ssl_jax.influence.rankings import rankings
 from influence_ssl_jax.influence.scores import Scoring
 from influence_ssl_jax.influence.truth import truths
 from influence_ssl_jax.losses import CosineDistance, SimCLR
@@ -81,9 +78,7 @@ class Net:
     curvature: int = 256
     steps: int = 300
     dampings: tuple[float, ...] = (0.01, 0.1, 1.0)
-    knobs: Knobs = dataclasses.field(
-        default_factory=lambda: Knobs((20, 100), (8,), (5, 20), (100,), samples=8)
-    )
+    knobs: Knobs = dataclasses.field(default_factory=lambda: Knobs((20, 100), (8,), (5, 20), (100,), samples=8))
 
     @classmethod
     def tiny(cls, out: Path) -> "Net":
@@ -148,7 +143,8 @@ class Pretrained:
 def trained(config: Net) -> tuple[Problem, Examples]:
     """The GGN of the cosine distance at parameters that SimCLR trained, and digits that the curvature has not seen."""
     order = np.random.default_rng(0).permutation(1797)
-    pixels = np.round(load_digits().images[order, :, :, None] * 255 / 16).astype(np.uint8)
+    flat, _ = load_digits(return_X_y=True)
+    pixels = np.round(flat[order].reshape(-1, 8, 8, 1) * 255 / 16).astype(np.uint8)
     half, transform = len(pixels) // 2, ToInput(8, 8, 1)
     known, unseen = Arrays(pixels[:half]).open(), Arrays(pixels[half:]).open()
     network, views = Network(Encoder(), mean=(0.3,), std=(0.37,)), GaussianNoise()
@@ -180,43 +176,14 @@ def _fitted(objective: Objective, params: Params, data: Batch, steps: int) -> Pa
 
 def curvatures(problem: Problem, examples: Examples) -> dict[str, dict[str, float]]:
     """Spearman's correlation between the exact scores by every curvature of either loss, and the baselines."""
-    own, simclr = problem.objective, dataclasses.replace(problem.objective, loss=SimCLR(0.5))
+    simclr = dataclasses.replace(problem.objective, loss=SimCLR(0.5))
     kinds: tuple[Curvature, ...] = ("ggn", "fisher", "empirical_fisher", "hessian")
-    scores: dict[str, np.ndarray] = {}
-    for name, objective in (("measurement", own), ("simclr", simclr)):
-        for kind in kinds:
-            scores |= _scored(
-                f"{kind} of {name}", dataclasses.replace(problem, objective=objective, curvature=kind), examples
-            )
-    norm, loss = [], []
-    for batch in examples.batches:
-        found = jax.jit(measured, static_argnums=(0, 4))(own, problem.params, problem.frozen, batch, 1)
-        norm.append(np.linalg.norm(trees.ravel_batch(found.gradients.full()), axis=1))
-        loss.append(np.asarray(found.values[0]))
-    scores |= {
-        "gradient norm": np.concatenate(norm)[examples.valid],
-        "alignment loss": np.concatenate(loss)[examples.valid],
+    choices = {
+        f"{kind} of {name}": dataclasses.replace(problem, objective=objective, curvature=kind, samples=8)
+        for name, objective in (("measurement", problem.objective), ("simclr", simclr))
+        for kind in kinds
     }
-    return {left: {right: spearman(a, b) for right, b in scores.items()} for left, a in scores.items()}
-
-
-def _scored(name: str, problem: Problem, examples: Examples) -> dict[str, np.ndarray]:
-    """Exact scores at λ = 0.1 mean eigenvalue; where that is refused, at 1.1 times the most negative eigenvalue."""
-    backend = Exact()
-    problem = dataclasses.replace(problem, samples=8)
-    state = jax.jit(backend.fit)(problem, jax.random.key(0))
-    damping = Damping()
-    if float(backend.smallest_eigenvalue(state)) + 0.1 * float(whole(backend.mean_eigenvalue(state))) <= 0:
-        damping = Damping(absolute=-1.1 * float(backend.smallest_eigenvalue(state)))
-        name += ", λ = 1.1 |least eigenvalue|"
-    resolved = backend.resolve(state, damping)
-
-    @jax.jit
-    def run(batch: Batch) -> Array:
-        found = measured(examples.measurement, problem.params, problem.frozen, batch, 1)
-        return backend.quadratic_form(state, found.gradients, resolved)
-
-    return {name: np.concatenate([np.asarray(run(batch)) for batch in examples.batches])[examples.valid]}
+    return rankings(choices, examples)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ class Audit:
 
     examples: int = 200
     width: float = 0.05
-    steps: int = 80
+    steps: int = 100
     batch_size: int = 4
     subspace: int = 0
     rounding: float = 32.0

@@ -13,6 +13,7 @@ from influence_ssl_jax.ihvp import CG, Damping, Diagonal, Exact, Identity, LiSSA
 from influence_ssl_jax.influence.certificate import Audit
 from influence_ssl_jax.influence.comparison import Examples, compared
 from influence_ssl_jax.influence.contenders import Knobs, contenders, label
+from influence_ssl_jax.influence.rankings import rankings
 from influence_ssl_jax.influence.scores import Scoring, self_influence
 from influence_ssl_jax.influence.truth import kind_for, truths
 from influence_ssl_jax.losses import CosineDistance
@@ -95,3 +96,15 @@ def test_contenders_are_told_apart_by_their_labels():
     assert len({label(backend) for backend in every}) == len(every)
     assert label(CG(iterations=7, preconditioner=Identity())) == "CG 7 by Identity"
     assert {type(backend).__name__ for backend in every} >= {"EKFAC", "KFAC", "LoGra", "Deflated", "LiSSA", "CG"}
+
+
+def test_rankings_by_a_curvature_and_its_multiple_agree_and_an_indefinite_one_is_damped_more():
+    choices = {"fisher": the_problem(), "again": the_problem(), "hessian": the_problem("hessian")}
+    table = rankings(choices, examples()._replace(scoring=Scoring(draws=1, seed=3)))
+    (hessian,) = (name for name in table if name.startswith("hessian"))
+    assert hessian == "hessian, λ = 1.1 |least eigenvalue|"
+    assert table["fisher"]["again"] == pytest.approx(1)
+    assert table["fisher"]["fisher"] == pytest.approx(1)
+    for name, row in table.items():
+        assert row["gradient norm"] == pytest.approx(table["gradient norm"][name])
+    assert abs(table["fisher"][hessian]) < 1

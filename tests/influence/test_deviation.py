@@ -17,7 +17,7 @@ def test_a_perfect_score():
     found = deviation(exact, lower, upper, rng.uniform(size=len(exact)), Calibration())
     assert found.inside.value == 1
     assert found.raw.median < 1e-12
-    assert found.calibrated.p90 < 1e-9
+    assert found.calibrated.p90 < 6e-5  # the calibration's middle of the bounds is the geometric one: 5e-5 off at 1 %
     assert found.spearman.value == 1
     assert found.top == found.bottom == 1
 
@@ -29,7 +29,7 @@ def test_a_factor_is_removed_and_noise_is_not():
     assert found.inside.value == 0
     np.testing.assert_allclose(found.raw.median, 2.0, atol=0.35)
     np.testing.assert_allclose(found.calibrated.median, 0.1, atol=0.02)
-    assert abs(found.partial.value) < 0.3  # the loss given is the exact score itself: nothing is left to know
+    assert np.isnan(found.partial.value)  # the loss given is the exact score itself: nothing is left to know
     assert 0.85 <= found.coverage.share <= 1
 
 
