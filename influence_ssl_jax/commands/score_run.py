@@ -98,7 +98,15 @@ def share(todo: Int[np.ndarray, " todo"], scorer: Scorer) -> Int[np.ndarray, " s
     return todo[np.isin(batch, part_of(np.unique(batch)))]
 
 
-def finish(settings: "Score", given: "Prepared", scorer: Scorer, store: ScoreStore, log: RunLog, out: Console) -> None:
+def finish(
+    settings: "Score",
+    given: "Prepared",
+    scorer: Scorer,
+    store: ScoreStore,
+    further: dict[str, Plain],
+    log: RunLog,
+    out: Console,
+) -> None:
     """Put the parts of all processes together, with the distance to the nearest neighbours."""
     store.refresh()
     with out.status("nearest neighbours"):

@@ -89,7 +89,7 @@ class MatrixBlock(Block):
         formed = 0 if ghost else draws * pairs[0][1].shape[0] * layer.inputs * layer.outputs
         entries = layer.groups * (positions * layer.inputs + formed)
 
-        def of_examples(pairs: Pairs) -> Float[Array, "examples {draws} {draws}"]:
+        def of_examples(pairs: Pairs) -> Float[Array, "examples draws draws"]:
             return self._ghost_gram(pairs, draws) if ghost else draw_gram(self._gradient(pairs), draws)
 
         if entries * batch <= ENTRIES:
