@@ -37,7 +37,7 @@ from rich.console import Console
 
 from influence_ssl_jax.commands.score import Score
 from influence_ssl_jax.commands.scoring_settings import CurvatureSet
-from influence_ssl_jax.data import Digits, Source, Tfds
+from influence_ssl_jax.data import AnySource, Digits, Tfds
 from influence_ssl_jax.influence.agreement import spearman
 from influence_ssl_jax.influence.scores import Scoring
 from influence_ssl_jax.report.scored_run import ScoredRun
@@ -89,7 +89,7 @@ class Config:
             results=folder / "results",
         )
 
-    def source(self) -> Source:
+    def source(self) -> AnySource:
         """The images."""
         return Digits(8, digits=16) if self.images == "digits" else Tfds("cifar10", self.split, self.data_dir)
 
@@ -124,7 +124,7 @@ def correlations(table: pa.Table) -> dict[str, float]:
     return {name: round(spearman(table["score"].to_numpy(), table[name].to_numpy()), 3) for name in BASELINES}
 
 
-def plot(run: ScoredRun, source: Source, label: int, shown: int = 60) -> dict[str, Figure]:
+def plot(run: ScoredRun, source: AnySource, label: int, shown: int = 60) -> dict[str, Figure]:
     """The highest, the lowest, and the lowest of one class, from the most extreme on."""
     opened, ranked = source.open(), run.ranked()
     labels = run.numbers("label")

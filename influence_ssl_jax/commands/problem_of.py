@@ -44,7 +44,7 @@ def problem(encoder: Trained, output: Output, measured: Objective, curvature: Cu
     objective, parts = measured, PARTS[output]
     if curvature.objective == "pretraining":
         objective = encoder.settings.objective()
-        depth: Output = next(name for name, method in METHODS.items() if method == objective.network.method)
-        parts = tuple(dict.fromkeys((*parts, *PARTS[depth])))
+        read = next(PARTS[name] for name, method in METHODS.items() if method == objective.network.method)
+        parts = tuple(dict.fromkeys((*parts, *read)))
     params = {part: encoder.params[part] for part in parts}
     return Problem(params, encoder.frozen, batches, objective, curvature.kind, curvature.samples)
