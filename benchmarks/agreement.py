@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array
 
 from benchmarks.results import Finding, write
-from benchmarks.shared import MEAN, STD, Setting, Shared, shared
+from benchmarks.shared import MEAN, STD, Setting, Shared, random_vector, shared
 from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.contributions import contributed, measured
 from influence_ssl_jax.curvature.matvec import matvec
@@ -177,12 +177,6 @@ def differences(scores: dict[str, np.ndarray]) -> list[dict[str, Any]]:
         }
         for peer, words, theirs, own in DIFFERENCES
     ]
-
-
-def random_vector(like: Params) -> Params:
-    """Normal numbers in the structure of the parameters."""
-    rng = np.random.default_rng(1)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), like)
 
 
 def positions(given: Shared, matrices: tuple[cut.MatrixBlock, ...]) -> dict[str, int]:
