@@ -26,8 +26,6 @@ from influence_ssl_jax.curvature.matvec import matvec
 from influence_ssl_jax.curvature.moments import factor_moments
 from influence_ssl_jax.ihvp import EKFAC, KFAC, LoGra
 from influence_ssl_jax.ihvp.bases import project
-from influence_ssl_jax.ihvp.eigenbasis import EigenbasisState
-from influence_ssl_jax.influence.agreement import spearman
 from influence_ssl_jax.types import Batch
 
 

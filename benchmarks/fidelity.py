@@ -29,7 +29,6 @@ from influence_ssl_jax.influence.baselines import pixel_variance
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Batch
 
-
 BACKENDS: dict[str, tuple[Backend, str]] = {
     "Exact, Hessian": (Exact(), "hessian"),
     "Exact, Gauss–Newton": (Exact(), "ggn"),
