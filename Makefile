@@ -26,10 +26,10 @@ bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.agreement
 	$(BIN)/python -m benchmarks.fidelity
 	$(BIN)/python -m benchmarks.convolutions
-	for width in 16 64; do \
-	  $(BIN)/python -m benchmarks.primitives --setting.width $$width && \
-	  $(BIN)/python -m benchmarks.cost --setting.width $$width --memory || exit 1; \
-	done
+	$(BIN)/python -m benchmarks.primitives --setting.width 16
+	$(BIN)/python -m benchmarks.primitives --setting.width 64 --blocks 8
+	$(BIN)/python -m benchmarks.cost --setting.width 16 --memory
+	$(BIN)/python -m benchmarks.cost --setting.width 64 --setting.examples 64 --repeats 2 --memory
 	$(BIN)/python -m benchmarks.render
 
 $(VENV)/run: pyproject.toml constraints.txt

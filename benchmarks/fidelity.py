@@ -13,67 +13,22 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
 from jaxtyping import Array
 
+from benchmarks.fidelity_tasks import Task, task
 from benchmarks.results import write
-from benchmarks.retrain import Trainer
 from influence_ssl_jax import trees
-from influence_ssl_jax.augment.noise import GaussianNoise
-from influence_ssl_jax.augment.views import Views
 from influence_ssl_jax.curvature.contributions import contributed
-from influence_ssl_jax.data import Digits, ToInput, resident
 from influence_ssl_jax.ihvp import EKFAC, KFAC, Backend, Damping, Diagonal, Exact, Identity, LoGra
 from influence_ssl_jax.influence.agreement import bootstrap, spearman
 from influence_ssl_jax.influence.baselines import pixel_variance
-from influence_ssl_jax.losses import CosineDistance, Loss, SquaredEuclid, Supervised
-from influence_ssl_jax.nets.linear import Linear
-from influence_ssl_jax.nets.network import Network
-from influence_ssl_jax.problem import Objective, Problem
+from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Batch
 
-
-class SmallConv(nn.Module):
-    """Two strided convolutions, a mean, a Dense layer: 680 parameters, smooth, so that training converges."""
-
-    @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
-        """Embed images."""
-        del train
-        x = jnp.tanh(nn.Conv(6, (3, 3), (2, 2))(x))
-        x = jnp.tanh(nn.Conv(8, (3, 3), (2, 2))(x))
-        return nn.Dense(8)(x.mean((1, 2)))
-
-
-class Logistic(nn.Module):
-    """Softmax regression."""
-
-    @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
-        """Logits."""
-        del train
-        return nn.Dense(10)(x.reshape(x.shape[0], -1))
-
-
-@dataclasses.dataclass(frozen=True)
-class OneView(Views):
-    """The image itself."""
-
-    def __call__(self, key: Array, image: Array) -> Array:
-        """A stack of one."""
-        del key
-        return image[None]
-
-
-TASKS: dict[str, tuple[nn.Module, Views, Loss]] = {
-    "linear": (Linear(4), GaussianNoise(), SquaredEuclid()),
-    "logistic": (Logistic(), OneView(), Supervised()),
-    "convnet": (SmallConv(), GaussianNoise(), CosineDistance()),
-}
 BACKENDS: dict[str, tuple[Backend, str]] = {
     "Exact, Hessian": (Exact(), "hessian"),
     "Exact, Gauss–Newton": (Exact(), "ggn"),
@@ -141,42 +96,6 @@ class Truth(NamedTuple):
     left_out: np.ndarray
     subsets: np.ndarray
     gradient: float
-
-
-class Task(NamedTuple):
-    """A problem at its optimum."""
-
-    problem: Problem
-    test: Batch
-    trainer: Trainer
-    ridge: float
-    subsets: np.ndarray
-
-
-def data(config: Config) -> tuple[Batch, Batch]:
-    """Training and test digits, in float64, each as one batch."""
-    source = Digits(config.size, exact_duplicates=0.0, near_duplicates=0.0, blanks=0.0, noise=0.0).open()
-    both = resident(source, ToInput(config.size, config.size), 2 * config.examples, config.examples, 0)
-    both = dataclasses.replace(both, image=both.image.astype(jnp.float64) / 255)
-    return jax.tree.map(lambda leaf: leaf[:1], both), jax.tree.map(lambda leaf: leaf[1], both)
-
-
-def task(name: str, seed: int, config: Config) -> Task:
-    """Draw θ₀, choose λ from it, train."""
-    module, views, loss = TASKS[name]
-    objective, (train, test) = Objective(Network(module), views, loss), data(config)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), train.image[0, :1])["params"]
-    rng = np.random.default_rng(seed)
-    start = jax.tree.map(
-        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) / max(1, leaf.size // leaf.shape[-1]) ** 0.5), shapes
-    )
-    problem = Problem(start, {}, train, objective)
-    spectrum = jax.jit(Exact().fit)(problem, jax.random.key(0)).eigenvalues
-    ridge = config.ridge * float(jnp.mean(spectrum))
-    trainer = Trainer(problem, ridge)
-    optimum, _ = trainer.fit(np.ones(config.examples), start)
-    chosen = np.stack([rng.permutation(config.examples) < config.examples // 2 for _ in range(config.subsets)])
-    return Task(dataclasses.replace(problem, params=optimum), test, trainer, ridge, chosen)
 
 
 def truth(given: Task, config: Config) -> Truth:

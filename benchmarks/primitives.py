@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from benchmarks.agreement import random_vector
 from benchmarks.measure import Compiled, Operation, rows
 from benchmarks.results import write
-from benchmarks.shared import MEAN, STD, Setting, Shared, shared
+from benchmarks.shared import MEAN, STD, Setting, Shared, random_vector, shared
 from influence_ssl_jax.curvature.matvec import block_matvec, matvec
 from influence_ssl_jax.types import Params
 

@@ -123,3 +123,9 @@ def drawn(shapes: PyTree) -> tuple[Params, Frozen]:
         lambda leaf: jnp.asarray(rng.uniform(1.5, 3.0, leaf.shape), jnp.float32), shapes.get("batch_stats", {})
     )
     return params, {"batch_stats": statistics} if statistics else {}
+
+
+def random_vector(like: Params) -> Params:
+    """Normal numbers in the structure of the parameters."""
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), like)

@@ -14,7 +14,7 @@ from dattri.algorithm.influence_function import (
 from dattri.task import AttributionTask
 
 if TYPE_CHECKING:
-    from benchmarks.fidelity import Task
+    from benchmarks.fidelity_tasks import Task
 
 
 def predictions(given: "Task", left_out: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
