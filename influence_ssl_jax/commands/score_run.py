@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -70,8 +71,10 @@ def score(settings: "Score", out: Console) -> None:
         problem = problem_over(settings, given, batches_of(all_devices()) if all_devices().size > 1 else None)
         scorer = fitted_scorer(settings, problem, measured, store, log, out)
         recorded = {**facts(settings, transform, scorer), **rank_agreement(settings, given, scorer, out)}
-        scored = stream(scorer, source, transform, share(todo, scorer), scoring_mesh())
-        fill(store, scored, len(source), settings.parts, log, out)
+        spent: Counter[str] = Counter()
+        scored = stream(scorer, source, transform, share(todo, scorer), scoring_mesh(), spent)
+        spent["disk"] = fill(store, scored, len(source), settings.parts, log, out)
+        recorded["seconds_waiting_for"] = {name: round(seconds, 3) for name, seconds in spent.items()}
         barrier("scored")
         first_only(lambda: finish(settings, given, recorded, store, log, out))
 
@@ -112,7 +115,7 @@ def finish(
         )
     table = store.finish(given.source.attributes(), {"knn_distance": distance}, recorded)
     counts = json.loads((settings.out / RUN).read_text())["counts"]
-    log.event("finished", **counts)
+    log.event("finished", **counts, seconds_waiting_for=recorded["seconds_waiting_for"])
     said = ", ".join(f"{count} {name}" for name, count in counts.items() if name != "size")
     out.print(f"{counts['size']} images: {said}.", highlight=False)
     out.print(f"Scores: {table}", highlight=False, markup=False, soft_wrap=True)
