@@ -55,6 +55,7 @@ class Config:
     Attributes:
         kills: Of scoring runs, at least.
         training_kills: Of pretraining runs, at least.
+        at_most: Kills of one run, before it is left alone to come through.
         images: Images in the folder.
         seed: Of the moments.
         out: Where the JSON goes.
@@ -62,6 +63,7 @@ class Config:
 
     kills: int = 36
     training_kills: int = 6
+    at_most: int = 12
     images: int = 600
     seed: int = 0
     out: Path = Path(__file__).parent / "results" / "fault_injection.json"
@@ -195,7 +197,7 @@ def kills(rig: Rig, fresh: str, seconds: float) -> int:
     total = wrong = runs = 0
     while total < rig.config.kills:
         out, runs = f"killed{runs}", runs + 1
-        suffered = killed_until_through(rig, command(rig.score(out)), seconds, 12)
+        suffered = killed_until_through(rig, command(rig.score(out)), seconds, rig.config.at_most)
         wrong += lost_or_repeated(rig.root / out, rig.config.images)
         total += suffered
         rig.note(f"SIGKILL {suffered} times, then through", table(rig.root / out) == fresh, kills=suffered)
@@ -212,7 +214,7 @@ def training_kills(rig: Rig) -> None:
     whole, total, runs = (rig.root / "encoder" / "encoder.npz").read_bytes(), 0, 0
     while total < rig.config.training_kills:
         out, runs = f"training{runs}", runs + 1
-        suffered = killed_until_through(rig, lambda out=out: rig.train(out), seconds, 8)
+        suffered = killed_until_through(rig, lambda out=out: rig.train(out), seconds, rig.config.at_most)
         total += suffered
         same = (rig.root / out / "encoder.npz").read_bytes() == whole
         rig.note(f"pretraining: SIGKILL {suffered} times, then through", same, kills=suffered)

@@ -14,16 +14,21 @@ from influence_ssl_jax.store import ScoreStore
 
 
 def fill(store: ScoreStore, scored: Iterable[Scored], size: int, parts: Parts, log: RunLog, out: Console) -> None:
-    """Write scored batches as parts, with a bar, a heartbeat, and a line in the log for every part."""
+    """Write scored batches as parts, with a bar, a heartbeat, and a line in the log for every part; seconds of writing."""
     tables: list[pa.Table] = []
     skipped: list[Skipped] = []
     written = time.monotonic()
     pace = Pace(size, len(store.done()))
 
+    spent = 0.0
+
     def write() -> None:
+        nonlocal spent
+        began = time.monotonic()
         if tables:
             store.append(pa.concat_tables(tables))
         store.skip(skipped)
+        spent += time.monotonic() - began
         log.event("part", rows=sum(map(len, tables)), skipped=len(skipped), **pace.facts())
         tables.clear()
         skipped.clear()
@@ -40,3 +45,4 @@ def fill(store: ScoreStore, scored: Iterable[Scored], size: int, parts: Parts, l
                 written = time.monotonic()
         if tables or skipped:
             write()
+    return spent

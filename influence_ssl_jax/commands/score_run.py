@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -69,11 +70,13 @@ def score(settings: "Score", out: Console) -> None:
             out.print(f"Going on: {len(source) - len(todo)} of {len(source)} images are done.", highlight=False)
         problem = problem_over(settings, given, batches_of(all_devices()) if all_devices().size > 1 else None)
         scorer = fitted_scorer(settings, problem, measured, store, log, out)
-        further = rank_agreement(settings, given, scorer, out)
-        scored = stream(scorer, source, transform, share(todo, scorer), scoring_mesh())
-        fill(store, scored, len(source), settings.parts, log, out)
+        recorded = {**facts(settings, transform, scorer), **rank_agreement(settings, given, scorer, out)}
+        spent: Counter[str] = Counter()
+        scored = stream(scorer, source, transform, share(todo, scorer), scoring_mesh(), spent)
+        spent["disk"] = fill(store, scored, len(source), settings.parts, log, out)
+        recorded["seconds_waiting_for"] = {name: round(seconds, 3) for name, seconds in spent.items()}
         barrier("scored")
-        first_only(lambda: finish(settings, given, scorer, store, further, log, out))
+        first_only(lambda: finish(settings, given, recorded, store, log, out))
 
 
 def rank_agreement(settings: "Score", given: "Prepared", scorer: Scorer, out: Console) -> dict[str, Plain]:
@@ -87,7 +90,7 @@ def rank_agreement(settings: "Score", given: "Prepared", scorer: Scorer, out: Co
         parts = stream(each, given.source, given.transform, sample, scoring_mesh())
         ranked.append(np.concatenate([part.table["score"].to_numpy() for part in parts]))
     fine = np.isfinite(ranked[0]) & np.isfinite(ranked[1])
-    found = float(spearmanr(ranked[0][fine], ranked[1][fine]).statistic)
+    found = float(np.asarray(spearmanr(ranked[0][fine], ranked[1][fine]))[0])
     out.print(f"bfloat16 against float32: rank correlation {found:.4f} over {fine.sum()} images.", highlight=False)
     return {"bfloat16": {"rank_correlation": found, "images": int(fine.sum())}}
 
@@ -99,13 +102,7 @@ def share(todo: Int[np.ndarray, " todo"], scorer: Scorer) -> Int[np.ndarray, " s
 
 
 def finish(
-    settings: "Score",
-    given: "Prepared",
-    scorer: Scorer,
-    store: ScoreStore,
-    further: dict[str, Plain],
-    log: RunLog,
-    out: Console,
+    settings: "Score", given: "Prepared", recorded: dict[str, Plain], store: ScoreStore, log: RunLog, out: Console
 ) -> None:
     """Put the parts of all processes together, with the distance to the nearest neighbours."""
     store.refresh()
@@ -116,11 +113,9 @@ def finish(
             settings.scoring.neighbours,
             settings.scoring.seed,
         )
-    table = store.finish(
-        given.source.attributes(), {"knn_distance": distance}, {**facts(settings, given.transform, scorer), **further}
-    )
+    table = store.finish(given.source.attributes(), {"knn_distance": distance}, recorded)
     counts = json.loads((settings.out / RUN).read_text())["counts"]
-    log.event("finished", **counts)
+    log.event("finished", **counts, seconds_waiting_for=recorded["seconds_waiting_for"])
     said = ", ".join(f"{count} {name}" for name, count in counts.items() if name != "size")
     out.print(f"{counts['size']} images: {said}.", highlight=False)
     out.print(f"Scores: {table}", highlight=False, markup=False, soft_wrap=True)

@@ -9,6 +9,8 @@ from jaxtyping import Array
 
 from influence_ssl_jax.curvature.matrix_block import ENTRIES
 from influence_ssl_jax.curvature.taps import record
+from influence_ssl_jax.ihvp.backend import Backend
+from influence_ssl_jax.ihvp.eigenbasis import EigenbasisBackend
 from influence_ssl_jax.problem import Objective
 from influence_ssl_jax.types import Frozen, Params, PyTree
 
@@ -24,8 +26,8 @@ class Memory(NamedTuple):
     `fixed = |parameters| + |fitted state| + 4 ENTRIES`, the fitted state being rank² numbers and their eigenvectors for
     each layer of a low-rank backend; `per_example = |image| + draws · views · LIVE · 4 Σ_layers (read + written)`, over
     the numbers that a layer reads and writes for one view. Neither holds a number of examples times a number of
-    parameters, nor times a number of patches: patches exist for a few examples, ENTRIES numbers at most. Backends that
-    form whole gradients (Exact, CG) add `draws · 4 · parameters · 4` to each example.
+    parameters, nor times a number of patches: patches exist for a few examples, ENTRIES numbers at most. Only a backend
+    that forms whole gradients (Exact, CG and their like) adds `draws · 4 |parameters|` to each example.
     """
 
     fixed: int
@@ -44,9 +46,15 @@ class Memory(NamedTuple):
 
 
 def memory_of(
-    measurement: Objective, params: Params, frozen: Frozen, state: PyTree, image_shape: tuple[int, ...], draws: int
+    measurement: Objective,
+    params: Params,
+    frozen: Frozen,
+    backend: Backend,
+    state: PyTree,
+    image_shape: tuple[int, ...],
+    draws: int,
 ) -> Memory:
-    """The formula for a measurement and a fitted state, from shapes alone."""
+    """The formula for a measurement and a fitted backend, from shapes alone."""
     dtype = jax.tree.leaves(params)[0].dtype
     passed: list[int] = []
 
@@ -58,7 +66,8 @@ def memory_of(
     jax.eval_shape(trace, jax.ShapeDtypeStruct((1, *image_shape), dtype))
     width = dtype.itemsize
     per_view = LIVE * width * (sum(passed) + np.prod(image_shape))
-    per_example = int(np.prod(image_shape)) + draws * measurement.loss.views * int(per_view)
+    whole = 0 if isinstance(backend, EigenbasisBackend) else 4 * _bytes(params)
+    per_example = int(np.prod(image_shape)) + draws * (measurement.loss.views * int(per_view) + whole)
     return Memory(_bytes((params, frozen, state)) + width * ENTRIES, per_example)
 
 

@@ -117,7 +117,7 @@ class Scorer:
         blocks = cut.discover(measurement.network, problem.params, problem.frozen, shape, "materialise")
         damping = backend.resolve(state, settings.damping)
         if settings.batch_size is None:
-            need = memory_of(measurement, problem.params, problem.frozen, state, shape, settings.draws)
+            need = memory_of(measurement, problem.params, problem.frozen, backend, state, shape, settings.draws)
             settings = dataclasses.replace(settings, batch_size=need.batch_size(*available()))
         return cls(problem, state, damping, measurement, backend, settings, blocks)
 

@@ -1,7 +1,8 @@
 """A fitted backend streamed over a data set, whose size does not matter, in batches that are always the same ones."""
 
 import contextlib
-from collections import deque
+import time
+from collections import Counter, deque
 from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
@@ -39,6 +40,7 @@ def stream(
     transform: ToInput,
     indices: Int[np.ndarray, " count"] | None = None,
     mesh: Mesh | None = None,
+    spent: Counter[str] | None = None,
 ) -> Iterator[Scored]:
     """Score the examples named by `indices` (all where None), a batch at a time.
 
@@ -53,20 +55,22 @@ def stream(
         transform: How an image becomes the input.
         indices: Which examples.
         mesh: Devices of this process; each takes `batch_size` examples at a time. The default device where None.
+        spent: Filled with the seconds that the host waited for `images` and for the `device`.
     """
+    spent = Counter() if spent is None else spent
     size = scorer.batch_size
     order = in_slots(np.arange(len(source)) if indices is None else np.asarray(indices), size)
     key = jax.random.key(scorer.settings.seed)
     devices = 1 if mesh is None else mesh.size
     place = jax.device_put if mesh is None else partial(split, mesh=mesh)
     pending: deque[tuple[LoadedBatch, Columns]] = deque()
-    for loaded in batches(source, transform, size * devices, key, order, place=place):
+    for loaded in _timed(batches(source, transform, size * devices, key, order, place=place), spent):
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             pending.append((loaded, scorer(loaded.batch)))
         if len(pending) > IN_FLIGHT:
-            yield _scored(*pending.popleft())
+            yield _scored(*pending.popleft(), spent)
     while pending:
-        yield _scored(*pending.popleft())
+        yield _scored(*pending.popleft(), spent)
 
 
 def in_slots(indices: Int[np.ndarray, " count"], size: int) -> Int[np.ndarray, " rows"]:
@@ -114,5 +118,18 @@ def self_influence(
     return table
 
 
-def _scored(loaded: LoadedBatch, columns: Columns) -> Scored:
+def _scored(loaded: LoadedBatch, columns: Columns, spent: Counter[str]) -> Scored:
+    began = time.perf_counter()
+    jax.block_until_ready(columns)
+    spent["device"] += time.perf_counter() - began
     return Scored(table_of(loaded, columns), loaded.skipped)
+
+
+def _timed(loading: Iterator[LoadedBatch], spent: Counter[str]) -> Iterator[LoadedBatch]:
+    while True:
+        began = time.perf_counter()
+        loaded = next(loading, None)
+        spent["images"] += time.perf_counter() - began
+        if loaded is None:
+            return
+        yield loaded

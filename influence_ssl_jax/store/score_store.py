@@ -15,11 +15,11 @@ from influence_ssl_jax.data.source import Skipped
 from influence_ssl_jax.errors import StoreError
 from influence_ssl_jax.parallel import first_only
 from influence_ssl_jax.store import score_table
+from influence_ssl_jax.store.entry import enter
 from influence_ssl_jax.store.files import lock
-from influence_ssl_jax.store.identity import claim, refuse_foreign
 from influence_ssl_jax.store.manifest import Kind, Manifest
 from influence_ssl_jax.store.parts import Parts
-from influence_ssl_jax.store.result import RUN, SCORES, write_result
+from influence_ssl_jax.store.result import write_result
 
 
 class ScoreStore:
@@ -62,7 +62,7 @@ class ScoreStore:
         """
         folder = Path(folder)
         identity = {"size": size, **identity}
-        entered = first_only(lambda: _enter(folder, identity, size))
+        entered = first_only(lambda: enter(folder, identity, size))
         held, lost = ([entered[0]], entered[1]) if entered is not None else ([], 0)
         try:
             mine = folder / "parts" / f"{jax.process_index():04d}"
@@ -198,23 +198,3 @@ class ScoreStore:
         record = {"identity": self.identity, "fingerprint": fingerprint(self.identity), **(facts or {})}
         further = {"resumed": self._resumed, "recomputed": self._parts.lost}
         return write_result(self.folder, self._parts, self._schema, attributes, extra or {}, record, further, wall)
-
-
-def _enter(folder: Path, identity: Plain, size: int) -> tuple[TextIO, int]:
-    """Take hold of the folder for the whole run and check what is in it; how many listed rows are lost."""
-    if folder.exists() and not folder.is_dir():
-        raise StoreError(f"{folder} is a file; the output is a folder. Choose another --out.")
-    folder.mkdir(parents=True, exist_ok=True)
-    refuse_foreign(folder)
-    held = lock(folder)
-    try:
-        claim(folder, identity)
-        parts = Parts.load(folder / "parts", size)
-        parts.check()
-        if not parts.finished().all():  # an earlier result that is no longer whole must not pass for one
-            for name in (SCORES, RUN):
-                (folder / name).unlink(missing_ok=True)
-    except BaseException:
-        held.close()
-        raise
-    return held, parts.lost

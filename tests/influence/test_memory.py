@@ -13,7 +13,7 @@ from influence_ssl_jax import trees
 from influence_ssl_jax.curvature import matrix_block
 from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.data import Arrays, ToInput
-from influence_ssl_jax.ihvp import LoGra
+from influence_ssl_jax.ihvp import CG, LoGra
 from influence_ssl_jax.influence.fitting import shapes
 from influence_ssl_jax.influence.memory import Memory, memory_of
 from influence_ssl_jax.influence.scores import Scorer, Scoring
@@ -89,9 +89,10 @@ def test_gradient_norms_form_patches_of_few_examples_at_a_time(monkeypatch):
 def test_the_formula_bounds_what_the_compiled_program_allocates(monkeypatch):
     monkeypatch.setattr(matrix_block, "ENTRIES", 1)
     scorer, batch = scorer_of(32)
-    need = memory_of(
-        scorer.measurement, scorer.problem.params, scorer.problem.frozen, scorer.state, (SIZE, SIZE, 3), DRAWS
-    )
+    held = scorer.problem.params, scorer.problem.frozen
+    need = memory_of(scorer.measurement, *held, scorer.backend, scorer.state, (SIZE, SIZE, 3), DRAWS)
+    whole = memory_of(scorer.measurement, *held, CG(), scorer.state, (SIZE, SIZE, 3), DRAWS)
+    assert whole.per_example - need.per_example == DRAWS * 4 * 4 * trees.size(scorer.problem.params)
     fixed = need.fixed - 4 * 2**24  # the patches, of which there is one example's here
     leaves, structure = jax.tree.flatten((scorer, batch))
 
