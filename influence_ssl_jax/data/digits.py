@@ -72,7 +72,7 @@ class Digits(Source):
         rows = [rows[old] for old in order]
         originals = [int(place[row.original]) if row.original >= 0 else -1 for row in rows]
         columns = {
-            "label": pa.array([row.label for row in rows], pa.int32()),
+            "label": pa.array([None if row.label < 0 else row.label for row in rows], pa.int32()),
             "planted": pa.array([row.planted for row in rows]),
             "original": pa.array(originals, pa.int32()),
         }
