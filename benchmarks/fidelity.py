@@ -20,7 +20,7 @@ import tyro
 from jaxtyping import Array
 
 from benchmarks.fidelity_tasks import Task, task
-from benchmarks.results import write
+from benchmarks.results import spread, write
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.contributions import contributed
 from influence_ssl_jax.ihvp import EKFAC, KFAC, Backend, Damping, Diagonal, Exact, Identity, LoGra
@@ -153,6 +153,10 @@ def compare(predicted: dict[str, tuple[np.ndarray, np.ndarray]], actual: Truth) 
     """One row a method: Spearman's ρ with an interval, and the median of predicted over actual."""
     rows = []
     for name, (own, subsets) in predicted.items():
+        missing = int(np.sum(~np.isfinite(own)))
+        if missing:
+            rows.append({"method": f"{name}: {missing} of {len(own)} not finite", "left_out": None})
+            continue
         row = {"method": name, "left_out": bootstrap(spearman, own, actual.left_out)}
         if not name.startswith("null"):
             row["predicted_over_actual"] = float(np.median(own / actual.left_out))
@@ -199,7 +203,7 @@ def main() -> None:
     for found in run(config):
         print(f"{found['task']}: largest gradient {found['largest_gradient']:.1e}, seeds {found['seed_to_seed']}")
         for row in found["rows"]:
-            print(f"  {row['method']:34} {row['left_out'].value:6.3f} {row.get('subsets', [float('nan')])[0]:6.3f}")
+            print(f"  {row['method']:44} {spread(row['left_out']):24} {spread(row.get('subsets'))}")
         write(f"fidelity_{found['task']}", config, found)
 
 

@@ -34,7 +34,12 @@ class Compiled:
 
     def flops(self) -> float:
         """XLA's count of one call's floating-point operations before it optimises; the body of a loop counts once."""
-        return float(self.function.lower(*self.arguments[0]).cost_analysis()["flops"])
+        leaves, structure = jax.tree.flatten(self.arguments[0])
+
+        def flat(*leaves: jax.Array) -> list[jax.Array]:
+            return jax.tree.leaves(self.function(*jax.tree.unflatten(structure, leaves)))
+
+        return float(jax.jit(flat).lower(*leaves).cost_analysis()["flops"])
 
 
 class Spread(NamedTuple):

@@ -14,7 +14,7 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
 from benchmarks.aims import Results, aims
-from benchmarks.results import FOLDER, read
+from benchmarks.results import FOLDER, number, read, spread
 
 DOCS = Path(__file__).parents[1] / "docs"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -35,7 +35,7 @@ def page(found: Results) -> str:
     )
     environment.filters |= {
         "number": number,
-        "whole": lambda value: "" if _absent(value) else f"{value:,.0f}",
+        "whole": lambda value: f"{value:,.0f}" if value else "",
         "spread": spread,
         "machine": machine,
         "per_vector": per_vector,
@@ -50,16 +50,6 @@ def page(found: Results) -> str:
 def every(found: Results, kind: str) -> list[dict[str, Any]]:
     """The results of one benchmark, narrow networks first."""
     return [result for name, result in sorted(found.items(), key=_order) if name.startswith(f"{kind}_")]
-
-
-def number(value: Any) -> str:
-    """Three digits, or nothing."""
-    return "" if _absent(value) else f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
-
-
-def spread(value: Any) -> str:
-    """A median with its range."""
-    return "" if _absent(value) else f"{number(value[0])} ({number(value[1])}–{number(value[2])})"
 
 
 def machine(made: dict[str, Any]) -> str:
@@ -102,7 +92,7 @@ def plot_fidelity(found: Results, path: Path) -> None:
     for panel, task in zip(panels[0], tasks, strict=True):
         rows = list(reversed(task["rows"]))
         for place, row in enumerate(rows):
-            value, low, high = row["left_out"]
+            value, low, high = row["left_out"] or (float("nan"),) * 3
             colour = "tab:gray" if row["method"].startswith("null") else "tab:blue"
             panel.plot([low, high], [place, place], color=colour)
             panel.plot([value], [place], "o", color=colour)
@@ -125,10 +115,6 @@ def main() -> None:
         plot_costs(found, plots / "cost.svg")
     if every(found, "fidelity"):
         plot_fidelity(found, plots / "fidelity.svg")
-
-
-def _absent(value: Any) -> bool:
-    return value is None or isinstance(value, jinja2.Undefined)
 
 
 def _order(item: tuple[str, dict[str, Any]]) -> tuple[int, str]:

@@ -9,6 +9,8 @@ import platform
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jinja2
+
 from influence_ssl_jax.provenance import device, versions
 
 FOLDER = Path(__file__).parent / "results"
@@ -71,3 +73,17 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def number(value: Any) -> str:
+    """Three digits, or nothing."""
+    return "" if _absent(value) else f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def spread(value: Any) -> str:
+    """A median with its range."""
+    return "" if _absent(value) else f"{number(value[0])} ({number(value[1])}–{number(value[2])})"
+
+
+def _absent(value: Any) -> bool:
+    return value is None or isinstance(value, jinja2.Undefined)

@@ -18,15 +18,18 @@ if TYPE_CHECKING:
 
 
 def predictions(given: "Task", left_out: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """By method: self-influence of the first examples over the number of all; no prediction of subsets."""
+    """By method: self-influence of the first examples over the number of all; no prediction of subsets.
+
+    In float32: dattri's Arnoldi iteration draws its start in that type alone.
+    """
     batch = given.problem.batches
-    x = torch.tensor(np.asarray(batch.image[0]).reshape(len(batch.image[0]), -1).copy())
+    x = torch.tensor(np.asarray(batch.image[0]).reshape(len(batch.image[0]), -1), dtype=torch.float32)
     y = torch.tensor(np.asarray(batch.label[0]).astype(np.int64))
     dense = given.problem.params["Dense_0"]
-    model = torch.nn.Linear(x.shape[1], 10, dtype=torch.float64)
+    model = torch.nn.Linear(x.shape[1], 10)
     state = {
-        "weight": torch.tensor(np.asarray(dense["kernel"]).T.copy()),
-        "bias": torch.tensor(np.asarray(dense["bias"])),
+        "weight": torch.tensor(np.asarray(dense["kernel"]).T.copy(), dtype=torch.float32),
+        "bias": torch.tensor(np.asarray(dense["bias"]), dtype=torch.float32),
     }
 
     def loss(params: dict[str, torch.Tensor], data: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
