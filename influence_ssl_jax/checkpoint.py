@@ -21,6 +21,8 @@ from influence_ssl_jax.types import PyTree
 
 Storage: TypeAlias = Literal["float32", "float16"]
 FORMAT = 1
+SHOWN = 12
+"""Differing arrays that an error names."""
 
 
 class CheckpointError(InfluenceError):
@@ -96,15 +98,16 @@ def load(path: str | Path, like: PyTree) -> PyTree:
 
     Raises:
         CheckpointError: A file is absent, truncated or not the described one, or the names or shapes of its arrays are
-            not those of `like`; every differing name is listed.
+            not those of `like`; the first differing names are listed.
     """
     files, expected = Files.of(path), named(like)
     digest = describe(path).get("digest")
     found = _read(files.arrays, 2 * sum(math.prod(leaf.shape) * 8 for leaf in expected.values()) + 2**20)
     wrong = _differences(expected, found)
     if wrong:
+        shown = [*wrong[:SHOWN], *([f"… and {len(wrong) - SHOWN} more"] if len(wrong) > SHOWN else [])]
         raise CheckpointError(
-            f"{files.arrays} belongs to another architecture; {len(wrong)} arrays differ:\n  " + "\n  ".join(wrong)
+            f"{files.arrays} belongs to another architecture; {len(wrong)} arrays differ:\n  " + "\n  ".join(shown)
         )
     if tree_digest(found) != digest:
         raise CheckpointError(f"{files.arrays} is not the file that {files.description} describes; copy both again.")

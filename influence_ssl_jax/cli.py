@@ -1,10 +1,12 @@
 """`influence-ssl`: one command with sub-commands, each imported only when it is asked for."""
 
+import contextlib
 import importlib
 import importlib.metadata
 import inspect
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from rich.console import Console
@@ -36,6 +38,12 @@ COMMANDS = {
     "demo": Entry("influence_ssl_jax.commands.demo", "Demo", "all of it on bundled images with planted truth"),
     "pretrain": Entry("influence_ssl_jax.commands.pretrain", "PretrainCommand", "train an encoder without labels"),
     "score": Entry("influence_ssl_jax.commands.score", "Score", "score every image of a data set by its influence"),
+    "audit": Entry(
+        "influence_ssl_jax.commands.audit", "AuditCommand", "certify a sample of scores, calibrate them all"
+    ),
+    "compare": Entry(
+        "influence_ssl_jax.commands.compare", "CompareCommand", "race the inverse-Hessian backends against exact scores"
+    ),
     "report": Entry("influence_ssl_jax.commands.report", "Report", "write the HTML report of a folder of scores"),
     "theory": Entry("influence_ssl_jax.theory.command", "Theory", "check every statement of the theory"),
 }
@@ -81,7 +89,8 @@ def run(arguments: Sequence[str], out: Console | None = None, err: Console | Non
         out.print(Text(f"{PROGRAM} {importlib.metadata.version('influence-ssl-jax')}"))
         return 0
     try:
-        _execute(rest, out)
+        with _notes_said(err):
+            _execute(rest, out)
     except KeyboardInterrupt:
         err.print(Text("Interrupted. What was finished is kept: the same command goes on from there."), soft_wrap=True)
         return INTERRUPTED
@@ -94,6 +103,31 @@ def run(arguments: Sequence[str], out: Console | None = None, err: Console | Non
         err.print(said, soft_wrap=True)
         return WRONG
     return 0
+
+
+class _Notes(logging.Handler):
+    """Says what the package logs as the notes that they are, without the name of a module."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.WARNING)
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line."""
+        self.console.print(Text(f"note: {record.getMessage()}"), soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _notes_said(console: Console) -> Iterator[None]:
+    """While a command runs, its warnings go to the console and nowhere else."""
+    ours, handler = logging.getLogger(__package__), _Notes(console)
+    ours.addHandler(handler)
+    ours.propagate = False
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
+        ours.propagate = True
 
 
 def _execute(arguments: Sequence[str], out: Console) -> None:

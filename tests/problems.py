@@ -41,6 +41,16 @@ class ConvNet(nn.Module):
         return nn.Dense(self.outputs, name="head")(x.mean((1, 2)))
 
 
+class Small(nn.Module):
+    """A strided convolution, BatchNorm, a head: one layer of each kind, quick to compile."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = nn.Conv(2, (3, 3), strides=(2, 2), name="conv")(x)
+        x = jnp.tanh(nn.BatchNorm(use_running_average=not train, name="norm")(x))
+        return nn.Dense(3, name="head")(x.mean((1, 2)))
+
+
 class Linear(nn.Module):
     """`W x` on flattened pixels."""
 

@@ -61,7 +61,7 @@ def resident(
             found += 1
         if found == wanted:
             break
-    for note in counted("examples passed over", _named(skipped)):
+    for note in counted("images that cannot be used, replaced by others in the curvature set", _named(skipped)):
         _log.warning("%s", note)
     if not found:
         raise DataError(f"None of the {total} examples can be used; the first: {_named(skipped)[0]}.")

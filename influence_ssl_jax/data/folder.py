@@ -51,7 +51,7 @@ class Folder(Source):
         if not files:
             kinds = " ".join(sorted(EXTENSIONS))
             raise DataError(
-                f"The folder {self.path!r} holds no images, and {len(others)} other files (looked for {kinds})."
+                f"The folder {self.path!r} holds no images (looked for {kinds}; found {len(others)} other files)."
             )
         matched = self._matched(root, files)
         labels = None
@@ -60,7 +60,9 @@ class Folder(Source):
             if self.label_column not in known:
                 raise DataError(f"There is no attribute {self.label_column!r} to use as the class; there are {known}.")
             labels = classes(matched.columns[self.label_column])
-        notes = (*matched.notes, *counted("files are no images by their name (passed over)", others))
+        table = None if self.table is None else Path(self.table).expanduser().resolve()
+        strange = [name for name in others if (root / name).resolve() != table]
+        notes = (*matched.notes, *counted("files that are no images by their name, passed over", strange))
         return OpenFolder(root, files, matched.columns, labels, notes, self.links)
 
     def _matched(self, root: Path, files: list[str]) -> Matched:

@@ -84,10 +84,11 @@ def match(table: pa.Table, file_column: str, files: Sequence[str], folder: str) 
     repeated = [name for row, name in enumerate(rows_of) if place.setdefault(name, row) != row]
     notes = (
         *counted(
-            "table rows name no image (left out)", [n for n, m in zip(named, rows_of, strict=True) if m not in known]
+            "table rows that name no image, left out",
+            [n for n, m in zip(named, rows_of, strict=True) if m not in known],
         ),
-        *counted("images have no table row (kept, without attributes)", [name for name in files if name not in place]),
-        *counted("table rows name a file again (the first row counts)", repeated),
+        *counted("images without a table row, kept without attributes", [name for name in files if name not in place]),
+        *counted("table rows that name a file again, the first row counts", repeated),
     )
     order = pa.array([place.get(name) for name in files], pa.int64())
     return Matched(table.drop_columns([file_column]).take(order), notes)

@@ -1,27 +1,48 @@
 """Inverse-Hessian backends. The list here is the only one: the command line and the contract tests read it."""
 
-from influence_ssl_jax.ihvp.backend import Backend, Damping, Form, Resolved
+from influence_ssl_jax.ihvp.arnoldi import Arnoldi
+from influence_ssl_jax.ihvp.backend import Backend, Damping, Form, Interval, Resolved
 from influence_ssl_jax.ihvp.cg import CG
+from influence_ssl_jax.ihvp.deflated import Deflated
 from influence_ssl_jax.ihvp.diagonal import Diagonal
 from influence_ssl_jax.ihvp.ekfac import EKFAC
 from influence_ssl_jax.ihvp.exact import Exact
 from influence_ssl_jax.ihvp.identity import Identity
 from influence_ssl_jax.ihvp.kfac import KFAC
+from influence_ssl_jax.ihvp.lissa import LiSSA
 from influence_ssl_jax.ihvp.logra import LoGra
+from influence_ssl_jax.ihvp.nystrom import Nystrom
 
-BACKENDS: tuple[type[Backend], ...] = (LoGra, EKFAC, KFAC, Diagonal, CG, Exact, Identity)
+BACKENDS: tuple[type[Backend], ...] = (
+    LoGra,
+    EKFAC,
+    KFAC,
+    Diagonal,
+    Deflated,
+    Arnoldi,
+    Nystrom,
+    LiSSA,
+    CG,
+    Exact,
+    Identity,
+)
 
 __all__ = [
     "BACKENDS",
     "CG",
     "EKFAC",
     "KFAC",
+    "Arnoldi",
     "Backend",
     "Damping",
+    "Deflated",
     "Diagonal",
     "Exact",
     "Form",
     "Identity",
+    "Interval",
+    "LiSSA",
     "LoGra",
+    "Nystrom",
     "Resolved",
 ]

@@ -66,12 +66,29 @@ class Form(NamedTuple):
     residual: Float[Array, " batch"]
 
 
+class Interval(NamedTuple):
+    """`lower ≤ gᵀ(C + λI)⁻¹g ≤ upper` of every gradient, C the problem's own matrix and not an approximation of it.
+
+    Attributes:
+        lower: A bound from below.
+        upper: A bound from above.
+    """
+
+    lower: Float[Array, " n"]
+    upper: Float[Array, " n"]
+
+
 class Backend(abc.ABC, Generic[State]):
     """An approximation of `(C + λI)⁻¹`: fitted once, then asked with any damping.
 
     Subclasses are final frozen dataclasses: the object is the configuration, the command-line entry and the cache key.
     All methods but `resolve` are pure functions of arrays and may be jitted.
     """
+
+    @property
+    def definite(self) -> bool:
+        """Whether `solve` is positive definite; false where what lies outside a subspace is dropped."""
+        return True
 
     @abc.abstractmethod
     def fit(self, problem: Problem, key: Key[Array, ""]) -> State:

@@ -15,7 +15,7 @@ Bases: TypeAlias = dict[str, tuple[Array, ...]]
 """Per block: (B_in, B_out) of a weight matrix, [groups, size, rank]; (B,) of a vector; () where entries are their own
 coordinates."""
 
-Coordinates: TypeAlias = dict[str, Float[Array, "n features"]]
+Coordinates: TypeAlias = dict[str, Float[Array, "n _"]]
 Scalars: TypeAlias = dict[str, Float[Array, ""]]
 
 

@@ -1,6 +1,7 @@
 """Conjugate gradients: exact solves without the matrix."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +9,13 @@ from jaxtyping import Array, Float, Key
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.blocks import check_structure
+from influence_ssl_jax.curvature.flat import flat_matvec
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.matvec import matvec
 from influence_ssl_jax.curvature.trace import mean_eigenvalue
-from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved
-from influence_ssl_jax.linalg.krylov import smallest_ritz_value
+from influence_ssl_jax.errors import InfluenceError
+from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved, whole
+from influence_ssl_jax.linalg.krylov import leading_eigenpairs
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Params
 
@@ -26,44 +29,56 @@ class CGState:
         problem: What products are taken of.
         mean: tr(C)/P.
         smallest: Estimate of the smallest eigenvalue; zero unless the curvature can be indefinite.
+        preconditioner: The fitted preconditioner's state, if there is one.
     """
 
     problem: Problem
     mean: Float[Array, ""]
     smallest: Float[Array, ""]
+    preconditioner: Any
 
 
 @dataclasses.dataclass(frozen=True)
 class CG(Backend[CGState]):
-    """`(C + λI) x = v` by conjugate gradients, one Krylov space per right-hand side.
+    """`(C + λI) x = v` by conjugate gradients, one Krylov space per right-hand side, all in lockstep.
 
-    Exact up to `tolerance` at any number of parameters; the cost is one product with C per iteration and right-hand side.
+    Exact up to `tolerance` at any number of parameters; the cost is one product with C per iteration and right-hand
+    side. A form is taken as `gᵀx + xᵀr`, r the true residual: its error `rᵀ(C + λI)⁻¹r` is of second order in r.
 
     Attributes:
         tolerance: Stop where ‖residual‖ ≤ tolerance · ‖v‖. Below about 1e-6 it takes float64.
         iterations: Stop after so many; what is not solved by then shows in `Form.residual`.
+        preconditioner: Another backend, fitted to the same problem, whose `solve` at the same damping takes the place of
+            the identity. The solution does not depend on it, the number of iterations does.
         probes: Random vectors for the mean eigenvalue.
         lanczos_steps: Steps of the estimate of the smallest eigenvalue, for `hessian` curvature alone.
     """
 
     tolerance: float = 1e-5
     iterations: int = 200
+    preconditioner: Backend | None = None
     probes: int = 16
     lanczos_steps: int = 40
 
+    def __post_init__(self) -> None:
+        """Refuse a preconditioner that drops directions."""
+        if self.preconditioner is not None and not self.preconditioner.definite:
+            raise InfluenceError(
+                f"A preconditioner must be positive definite, and {self.preconditioner} drops what lies outside its "
+                "subspace, so that CG would never see it. Choose complement='keep', or another backend."
+            )
+
     def fit(self, problem: Problem, key: Key[Array, ""]) -> CGState:
-        """Estimate the mean eigenvalue and, of a Hessian, the smallest one."""
-        mean_key, start_key = jax.random.split(key)
+        """Estimate the mean eigenvalue and, of a Hessian, the smallest one; fit the preconditioner."""
+        mean_key, start_key, other_key = jax.random.split(key, 3)
         mean = mean_eigenvalue(problem, mean_key, self.probes)
-        if problem.curvature != "hessian":
-            return CGState(problem, mean, jnp.zeros_like(mean))
-        product = matvec(problem)
-        start = trees.ravel(trees.normal_like(start_key, problem.params))
-
-        def flat_product(vector: Float[Array, " size"]) -> Float[Array, " size"]:
-            return trees.ravel(product(trees.unravel(problem.params, vector)))
-
-        return CGState(problem, mean, smallest_ritz_value(flat_product, start, self.lanczos_steps))
+        smallest = jnp.zeros_like(mean)
+        if problem.curvature == "hessian":
+            like = trees.ravel(problem.params)
+            steps = self.lanczos_steps
+            smallest = leading_eigenpairs(flat_matvec(problem), start_key, like, 1, 1, steps).smallest
+        other = None if self.preconditioner is None else self.preconditioner.fit(problem, other_key)
+        return CGState(problem, mean, smallest, other)
 
     def mean_eigenvalue(self, state: CGState) -> Resolved:
         """tr(C)/P, estimated."""
@@ -79,32 +94,41 @@ class CG(Backend[CGState]):
         return self._solve(state, vector, damping)[0]
 
     def draw_gram(self, state: CGState, gradients: ExampleGradients, damping: Resolved) -> Form:
-        """`⟨g_k, x_l⟩` with every `x_l` solved for, and the worst true residual of each example."""
-        rows = gradients.full()
-        solved, residual = jax.vmap(lambda v: self._solve(state, v, damping))(rows)
-        left, right = (
-            trees.ravel_batch(t).reshape(gradients.draws, -1, trees.size(state.problem.params)) for t in (rows, solved)
+        """`⟨g_k, x_l⟩ + ⟨x_k, r_l⟩` with every `x_l` solved for, and the worst true residual of each example."""
+        rows, solved, missing = (
+            trees.ravel_batch(tree).reshape(gradients.draws, -1, trees.size(state.problem.params))
+            for tree in self._solve_rows(state, gradients, damping)
         )
-        values = jnp.einsum("kbp,lbp->bkl", left, right)
-        # Solved only to a tolerance, the form is symmetrised: the score does not depend on which side was solved.
-        values = (values + jnp.swapaxes(values, 1, 2)) / 2
-        return Form(values, jnp.max(residual.reshape(gradients.draws, -1), axis=0))
+        values = jnp.einsum("kbp,lbp->bkl", rows, solved) + jnp.einsum("kbp,lbp->bkl", solved, missing)
+        size = jnp.linalg.norm(rows, axis=2)
+        relative = jnp.linalg.norm(missing, axis=2) / jnp.where(size > 0, size, 1.0)
+        return Form(values, jnp.max(relative, axis=0))
 
     def bilinear_form(
         self, state: CGState, left: ExampleGradients, right: ExampleGradients, damping: Resolved
     ) -> Float[Array, "left right"]:
         """`⟨g_i, x_j⟩` with every `x_j` of the right solved for."""
-        solved, _ = jax.vmap(lambda v: self._solve(state, v, damping))(right.full())
+        _, solved, _ = self._solve_rows(state, right, damping)
         return trees.ravel_batch(left.full()) @ trees.ravel_batch(solved).T
 
-    def _solve(self, state: CGState, vector: Params, damping: Resolved) -> tuple[Params, Float[Array, ""]]:
-        """The solution and its true relative residual, from one more product."""
-        product = matvec(state.problem)
+    def _solve_rows(
+        self, state: CGState, gradients: ExampleGradients, damping: Resolved
+    ) -> tuple[Params, Params, Params]:
+        """Every gradient, its solution and its residual."""
+        rows = gradients.full()
+        return rows, *jax.vmap(lambda v: self._solve(state, v, damping))(rows)
+
+    def _solve(self, state: CGState, vector: Params, damping: Resolved) -> tuple[Params, Params]:
+        """The solution and its true residual, from one more product."""
+        product, value = matvec(state.problem), whole(damping)
 
         def damped(x: Params) -> Params:
-            return jax.tree.map(lambda cx, leaf: cx + damping * leaf, product(x), x)
+            return jax.tree.map(lambda cx, leaf: cx + value * leaf, product(x), x)
 
-        solution, _ = jax.scipy.sparse.linalg.cg(damped, vector, tol=self.tolerance, atol=0.0, maxiter=self.iterations)
-        size = trees.norm(vector)
-        miss = trees.norm(jax.tree.map(jnp.subtract, damped(solution), vector))
-        return solution, miss / jnp.where(size > 0, size, 1.0)
+        def precondition(v: Params) -> Params:
+            return v if self.preconditioner is None else self.preconditioner.solve(state.preconditioner, v, value)
+
+        solution, _ = jax.scipy.sparse.linalg.cg(
+            damped, vector, tol=self.tolerance, atol=0.0, maxiter=self.iterations, M=precondition
+        )
+        return solution, jax.tree.map(jnp.subtract, vector, damped(solution))

@@ -51,6 +51,11 @@ class LoGra(EigenbasisBackend):
     samples: int = 1
     unexplained: cut.Unexplained = "error"
 
+    @property
+    def definite(self) -> bool:
+        """Only with the complement."""
+        return self.complement == "keep"
+
     def fit(self, problem: Problem, key: Key[Array, ""]) -> EigenbasisState:
         """Choose bases, then average the outer products of projected curvature samples."""
         refuse_hessian(problem, self)

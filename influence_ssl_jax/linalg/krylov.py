@@ -1,64 +1,166 @@
-"""Lanczos: an orthonormal Krylov basis in which a symmetric matrix is tridiagonal."""
+"""Block Lanczos: the leading eigenpairs of a symmetric matrix that is known by its products alone."""
 
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Key
 
 FlatMatvec: TypeAlias = Callable[[Float[Array, " size"]], Float[Array, " size"]]
 
 
-class Tridiagonal(NamedTuple):
-    """`A Q = Q T + β_m q_{m+1} e_mᵀ` with `T` tridiagonal.
+class Subspace(NamedTuple):
+    """Ritz pairs: `A Qᵀ = Qᵀ diag(θ) + Nᵀ Kᵀ` with orthonormal `Q` and `N`, `Q Nᵀ = 0`.
 
     Attributes:
-        diagonal: α.
-        off_diagonal: β, the last one leading out of the basis.
-        basis: Qᵀ, orthonormal rows; rows after a breakdown are zero.
+        values: θ, largest absolute value first.
+        vectors: Q, orthonormal rows; zero where the whole space was exhausted before so many were found.
+        coupling: K; the norm of row k is ‖A q_k − θ_k q_k‖.
+        smallest: The smallest Ritz value of the whole Krylov space, those that were not kept included: never below the
+            smallest eigenvalue of A.
     """
 
-    diagonal: Float[Array, " steps"]
-    off_diagonal: Float[Array, " steps"]
-    basis: Float[Array, "steps size"]
+    values: Float[Array, " rank"]
+    vectors: Float[Array, "rank size"]
+    coupling: Float[Array, "rank block"]
+    smallest: Float[Array, ""]
 
 
-def lanczos(matvec: FlatMatvec, start: Float[Array, " size"], steps: int) -> Tridiagonal:
-    """Run `steps` Lanczos steps with full reorthogonalisation (twice, which is enough).
+class _Basis(NamedTuple):
+    """`rows` in use stand first, the block to multiply next after them, then zeros; `projected` is `Q A Qᵀ`."""
 
-    Where the Krylov space is exhausted (β falls to rounding), what follows is zero: α = β = 0 and zero rows.
-    Reference: Golub & Van Loan, Matrix Computations, section 10.1.
+    rows: Array
+    projected: Array
+    coupling: Array
+
+
+def leading_eigenpairs(
+    matvec: FlatMatvec,
+    key: Key[Array, ""],
+    like: Float[Array, " size"],
+    rank: int,
+    block: int = 8,
+    dimension: int | None = None,
+    restarts: int = 0,
+) -> Subspace:
+    """Ritz pairs of largest absolute value from a block Krylov space with full reorthogonalisation.
+
+    A Krylov space of one vector holds one eigenvector of each eigenvalue, whatever its multiplicity; a block of b holds
+    b of them. Where the space is exhausted (a breakdown), random directions orthogonal to it take its place, so that
+    eigenvalues of any multiplicity are found once `dimension` reaches their number.
+    Reference: Golub & Van Loan, Matrix Computations, section 10.3; thick restart: Wu & Simon (2000).
+
+    Args:
+        matvec: v ↦ A v, A symmetric.
+        key: Draws the first block, and new directions after a breakdown.
+        like: Any vector of A's size and dtype.
+        rank: Pairs to keep, at most the size.
+        block: Vectors multiplied at a time.
+        dimension: Size of the Krylov space, 2 · rank where not given; the products with A taken without restarts.
+        restarts: Cycles that begin again from the kept pairs; each takes `dimension − rank` further products.
     """
-    tiny = jnp.finfo(start.dtype).eps * 10
-    size = start.shape[0]
+    size = like.shape[0]
+    rank = min(rank, size)
+    kept = _round_up(rank, block)
+    full = _round_up(min(max(dimension or 2 * rank, rank), size), block)
+    first, *keys = jax.random.split(key, 2 + restarts)
+    rows = jnp.zeros((full + block, size), like.dtype)
+    start, _ = _gram_schmidt(_random_rows(first, rows, block), _floor(rows))
+    basis = _Basis(
+        rows.at[:block].set(start), jnp.zeros((full, full), like.dtype), jnp.zeros((block, block), like.dtype)
+    )
+    basis = _expand(matvec, keys[0], basis, 0, block)
+    for cycle in range(restarts if kept + block <= full else 0):
+        basis = _expand(matvec, keys[cycle + 1], _restarted(basis, kept, block), kept, block)
+    values, vectors, coupling, smallest = _ritz(basis, rank, block)
+    return Subspace(values, vectors @ basis.rows[:full], coupling, smallest)
 
-    def step(carry: tuple[Array, Array, Array], i: Array) -> tuple[tuple[Array, Array, Array], tuple[Array, Array]]:
-        basis, vector, scale = carry
-        basis = basis.at[i].set(vector)
-        product = matvec(vector)
-        alpha = vector @ product
+
+def _expand(matvec: FlatMatvec, key: Key[Array, ""], basis: _Basis, filled: int, block: int) -> _Basis:
+    """Multiply block after block until the space is full."""
+    full = basis.projected.shape[0]
+
+    def step(i: Array, basis: _Basis) -> _Basis:
+        begin = filled + i * block
+        rows = jax.lax.dynamic_slice_in_dim(basis.rows, begin, block)
+        products = jax.lax.map(matvec, rows)
+        coefficients = products @ basis.rows.T
+        remainder = products - coefficients @ basis.rows
+        # The second pass restores orthogonality to rounding: twice is enough.
+        remainder = remainder - (remainder @ basis.rows.T) @ basis.rows
+        following = _orthonormal(jax.random.fold_in(key, i), remainder, basis.rows, jnp.max(jnp.abs(coefficients)))
+        projected = jax.lax.dynamic_update_slice_in_dim(basis.projected, coefficients[:, :full], begin, axis=0)
+        grown = jax.lax.dynamic_update_slice_in_dim(basis.rows, following, begin + block, axis=0)
+        return _Basis(grown, projected, remainder @ following.T)
+
+    return jax.lax.fori_loop(0, (full - filled) // block, step, basis)
+
+
+def _ritz(basis: _Basis, count: int, block: int) -> tuple[Array, Array, Array, Array]:
+    """The `count` Ritz values of largest modulus, their coordinates (rows) and couplings, and the smallest of all."""
+    # Row i of `projected` holds the coefficients on the rows known when block i was multiplied: its lower triangle.
+    lower = jnp.tril(basis.projected)
+    symmetric = lower + jnp.tril(lower, -1).T
+    # Rows left zero in an exhausted space get an eigenvalue of their own, so that no true one mixes with them.
+    empty = ~jnp.any(basis.rows[: len(symmetric)] != 0, axis=1)
+    apart = 2 * jnp.max(jnp.sum(jnp.abs(symmetric), axis=1)) + 1
+    values, vectors = jnp.linalg.eigh(symmetric + jnp.diag(jnp.where(empty, apart, 0.0)))
+    true = values < 0.75 * apart
+    order = jnp.argsort(jnp.where(true, -jnp.abs(values), 0.0), stable=True)[:count]
+    chosen = jnp.where(true[order][:, None], vectors[:, order].T, 0.0)
+    return jnp.where(true, values, 0.0)[order], chosen, chosen[:, -block:] @ basis.coupling, values[0]
+
+
+def _restarted(basis: _Basis, kept: int, block: int) -> _Basis:
+    """The kept Ritz vectors, followed by the block to multiply next."""
+    full = basis.projected.shape[0]
+    values, vectors, _, _ = _ritz(basis, kept, block)
+    rows = jnp.zeros_like(basis.rows).at[:kept].set(vectors @ basis.rows[:full])
+    rows = rows.at[kept : kept + block].set(basis.rows[full:])
+    projected = jnp.zeros_like(basis.projected).at[jnp.arange(kept), jnp.arange(kept)].set(values)
+    return _Basis(rows, projected, basis.coupling)
+
+
+def _orthonormal(key: Key[Array, ""], block: Array, against: Array, scale: Array) -> Array:
+    """Orthonormal rows that span the block; random ones, orthogonal to `against`, in the place of dependent rows."""
+    rows, _ = _gram_schmidt(block, 10 * jnp.finfo(block.dtype).eps * scale)
+    rows = rows - (rows @ against.T) @ against  # a small remainder, made long, is not orthogonal any more
+    rows, alive = _gram_schmidt(rows, jnp.asarray(0.5, block.dtype))
+
+    def refill() -> Array:
+        drawn = _random_rows(key, jnp.concatenate([against, rows]), block.shape[0])
+        return _gram_schmidt(jnp.where(alive[:, None], rows, drawn), _floor(drawn))[0]
+
+    return jax.lax.cond(jnp.all(alive), lambda: rows, refill)
+
+
+def _random_rows(key: Key[Array, ""], against: Array, count: int) -> Array:
+    """What random unit vectors hold orthogonal to the rows of `against`; rounding alone where there is no room."""
+    drawn = jax.random.normal(key, (count, against.shape[1]), against.dtype)
+    drawn = drawn / jnp.linalg.norm(drawn, axis=1, keepdims=True)
+    for _ in range(2):
+        drawn = drawn - (drawn @ against.T) @ against
+    return drawn
+
+
+def _floor(rows: Array) -> Array:
+    return jnp.sqrt(jnp.finfo(rows.dtype).eps)
+
+
+def _gram_schmidt(block: Array, floor: Array) -> tuple[Array, Bool[Array, " block"]]:
+    """Rows made orthonormal one by one (each twice); zero, and not alive, where no more than `floor` remains."""
+    done = jnp.zeros_like(block)
+    alive = []
+    for index in range(block.shape[0]):
+        row = block[index]
         for _ in range(2):
-            product = product - basis.T @ (basis @ product)
-        scale = jnp.maximum(scale, jnp.abs(alpha))
-        beta = jnp.linalg.norm(product)
-        alive = beta > tiny * scale
-        beta = jnp.where(alive, beta, 0.0)
-        following = jnp.where(alive, product / jnp.where(alive, beta, 1.0), 0.0)
-        return (basis, following, jnp.maximum(scale, beta)), (alpha, beta)
-
-    begin = (jnp.zeros((steps, size), start.dtype), start / jnp.linalg.norm(start), jnp.zeros((), start.dtype))
-    (basis, _, _), (alpha, beta) = jax.lax.scan(step, begin, jnp.arange(steps))
-    return Tridiagonal(alpha, beta, basis)
+            row = row - (done @ row) @ done
+        length = jnp.linalg.norm(row)
+        alive.append(length > floor)
+        done = done.at[index].set(jnp.where(alive[-1], row / jnp.where(alive[-1], length, 1.0), 0.0))
+    return done, jnp.stack(alive)
 
 
-def tridiagonal_matrix(found: Tridiagonal) -> Float[Array, "steps steps"]:
-    """T as a dense matrix."""
-    inner = found.off_diagonal[:-1]
-    return jnp.diag(found.diagonal) + jnp.diag(inner, 1) + jnp.diag(inner, -1)
-
-
-def smallest_ritz_value(matvec: FlatMatvec, start: Float[Array, " size"], steps: int) -> Float[Array, ""]:
-    """The smallest Ritz value: never below the smallest eigenvalue of the matrix, and near it after enough steps."""
-    found = lanczos(matvec, start, min(steps, start.shape[0]))
-    return jnp.linalg.eigvalsh(tridiagonal_matrix(found))[0]
+def _round_up(count: int, block: int) -> int:
+    return -(-count // block) * block

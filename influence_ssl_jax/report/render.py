@@ -11,7 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from influence_ssl_jax.configuration import flatten
-from influence_ssl_jax.report import plots
+from influence_ssl_jax.report import audited, plots
 from influence_ssl_jax.report.breakdown import Categories, Names, Quantity, breakdown
 from influence_ssl_jax.report.comparison import compare, explained_by_baselines, signal_share
 from influence_ssl_jax.report.extent import Extent
@@ -80,6 +80,7 @@ def _contents(run: ScoredRun, images: Images | None, why: str, extent: Extent) -
         "uncertainty": plots.uncertainty(run) if len(rows) else None,
         "comparisons": [(comparison, plots.against(run, comparison)) for comparison in comparisons],
         "closest": max(comparisons, key=lambda c: abs(c.spearman.value), default=None),
+        "audit": audited.section(run.folder),
         "explained": explained_by_baselines(run),
         "reliability": signal_share(run),
         "recoveries": [list(ends) for _, ends in itertools.groupby(recoveries(run), lambda found: found.kind)],

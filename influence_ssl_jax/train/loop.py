@@ -141,7 +141,10 @@ class _Clock:
 def _record(journal: Journal, bar: Bar, row: Row) -> Row:
     journal.append(row)
     shown = {name: value for name, value in row.items() if name in ("loss", "knn", "linear", "images_per_second")}
-    bar.say(f"epoch {row['epoch']}: " + " · ".join(f"{name} {value:.4g}" for name, value in shown.items()))
+    if row.get("skipped"):
+        shown["images that could not be used"] = row["skipped"]
+    if shown:
+        bar.say(f"epoch {row['epoch']}: " + " · ".join(f"{name} {value:.4g}" for name, value in shown.items()))
     return row
 
 

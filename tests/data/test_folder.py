@@ -35,7 +35,7 @@ def test_the_folder_above_keeps_the_other_split_without_attributes(photos):
     assert len(opened) == 14
     assert opened.read(0).id == "train/1.jpg"
     assert opened.attributes()["gender"].to_pylist()[-3:] == ["Female", None, None]
-    assert opened.notes()[0] == "2 images have no table row (kept, without attributes): val/1.jpg, val/2.jpg"
+    assert opened.notes()[0] == "images without a table row, kept without attributes: 2 (val/1.jpg, val/2.jpg)"
 
 
 def test_the_order_is_natural_and_the_id_is_the_path(photos):
@@ -111,14 +111,17 @@ def test_other_files_are_passed_over_and_counted(photos):
     (photos / "train" / "UPPER.JPG").write_bytes((photos / "train" / "1.jpg").read_bytes())
     opened = Folder(str(photos / "train")).open()
     assert len(opened) == 13
-    assert opened.notes() == ("1 files are no images by their name (passed over): notes.txt",)
+    assert opened.notes() == ("files that are no images by their name, passed over: 1 (notes.txt)",)
+    (photos / "train" / "table.csv").write_text("file,age\n1.jpg,3\n")
+    tabled = Folder(str(photos / "train"), table=str(photos / "train" / "table.csv")).open()
+    assert tabled.notes()[-1] == opened.notes()[0]  # the table itself is no stranger
 
 
 def test_folders_that_cannot_be_used_are_refused(tmp_path, photos):
     with pytest.raises(DataError, match="There is no folder"):
         Folder(str(tmp_path / "absent")).open()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no images, and 0 other files"):
+    with pytest.raises(DataError, match=r"holds no images .*found 0 other files"):
         Folder(str(tmp_path / "empty")).open()
     with pytest.raises(DataError, match="no attribute 'age' to use as the class; there are \\['folder'\\]"):
         Folder(str(photos), label_column="age").open()

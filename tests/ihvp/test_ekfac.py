@@ -158,20 +158,10 @@ def test_low_rank_keeps_the_leading_eigenvectors_and_the_complement():
         )
 
 
-class Small(nn.Module):
-    """A strided convolution, BatchNorm, a head."""
-
-    @nn.compact
-    def __call__(self, x, train: bool = False):
-        x = nn.Conv(2, (3, 3), strides=(2, 2), name="conv")(x)
-        x = jnp.tanh(nn.BatchNorm(use_running_average=not train, name="norm")(x))
-        return nn.Dense(3, name="head")(x.mean((1, 2)))
-
-
 @functools.cache
 def fisher(loss):
     """A problem and its dense Fisher, made of the very draws that a backend with three samples uses."""
-    problem = problems.problem(loss, "fisher", module=Small(), samples=3)
+    problem = problems.problem(loss, "fisher", module=problems.Small(), samples=3)
     state = jax.jit(Exact().fit)(problem, KEY)
     return problem, np.asarray((state.eigenvectors * state.eigenvalues[None]) @ state.eigenvectors.T)
 
@@ -223,6 +213,6 @@ def test_corrected_eigenvalues_are_the_nearest_in_their_basis():
 
 @pytest.mark.parametrize("backend", [EKFAC(), KFAC(), Diagonal()], ids=lambda backend: type(backend).__name__)
 def test_a_hessian_is_refused(backend):
-    problem = problems.problem(CosineDistance(), "hessian", module=Small())
+    problem = problems.problem(CosineDistance(), "hessian", module=problems.Small())
     with pytest.raises(CurvatureError, match="use CG or Exact"):
         backend.fit(problem, KEY)

@@ -1,0 +1,195 @@
+"""Which inverse-Hessian backend is how far from exact scores, at what cost, and which curvature changes the ranking?
+
+The question of every approximation: after calibration on at most 200 images with exact scores, how large is its error,
+and what does it know beyond the alignment loss? Asked of a small net, where the truth is the dense matrix:
+
+    python experiments/compare_ihvp.py net --out experiments/results            (about 3 minutes on two cores)
+
+and of pretrained ResNet-18 encoders (width 16), where it is the Gram matrix of the 1,024 outer products of a sampled
+Fisher, checked against Lanczos certificates of a few images:
+
+    python experiments/compare_ihvp.py encoder --method simclr --out experiments/results --data-dir DATA
+                                                                                (about 20 minutes on two free cores)
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from jaxtyping import Array
+from rich.console import Console
+from sklearn.datasets import load_digits
+
+from influence_ssl_jax import trees
+from influence_ssl_jax.augment.noise import GaussianNoise
+from influence_ssl_jax.commands.compare import CompareCommand
+from influence_ssl_jax.commands.scoring_settings import CurvatureSet
+from influence_ssl_jax.configuration import describe
+from influence_ssl_jax.data import Arrays, ToInput, resident
+from influence_ssl_jax.data.loader import batches
+from influence_ssl_jax.data.tfds import Tfds
+from influence_ssl_jax.influence.certificate import Audit
+from influence_ssl_jax.influence.comparison import Examples, compared
+from influence_ssl_jax.influence.contenders import Knobs, contenders
+from influence_ssl_jax.influence.rankings import rankings
+from influence_ssl_jax.influence.scores import Scoring
+from influence_ssl_jax.influence.truth import truths
+from influence_ssl_jax.losses import CosineDistance, SimCLR
+from influence_ssl_jax.nets import Network
+from influence_ssl_jax.problem import Curvature, Objective, Problem
+from influence_ssl_jax.report.backends import plain, say, write_figures
+from influence_ssl_jax.types import Batch, Params
+
+
+class Encoder(nn.Module):
+    """Two convolutions and a head, small enough for the dense matrix: 1,112 parameters on 8×8 digits."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        """Embed a batch."""
+        del train
+        x = nn.relu(nn.Conv(6, (3, 3), strides=(2, 2), name="stem")(x))
+        x = nn.relu(nn.Conv(12, (3, 3), strides=(2, 2), name="body")(x))
+        return nn.Dense(8, name="head")(x.reshape(x.shape[0], -1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Net:
+    """A small net on the bundled digits: every backend against the dense truth, and the curvatures among themselves.
+
+    Attributes:
+        out: Folder of the results.
+        examples: Images whose scores are compared.
+        curvature: Images that C is averaged over.
+        steps: SimCLR steps of training.
+        dampings: λ over the mean eigenvalue.
+        knobs: How the backends are varied.
+    """
+
+    out: Path = Path("runs/compare_ihvp")
+    examples: int = 200
+    curvature: int = 256
+    steps: int = 300
+    dampings: tuple[float, ...] = (0.01, 0.1, 1.0)
+    knobs: Knobs = dataclasses.field(default_factory=lambda: Knobs((20, 100), (8,), (5, 20), (100,), samples=8))
+
+    @classmethod
+    def tiny(cls, out: Path) -> "Net":
+        """Seconds on two cores."""
+        return cls(out, 16, 32, 5, (0.1,), Knobs((4,), (), (), (), samples=1, probes=2))
+
+    def run(self, out: Console) -> None:
+        """Compare backends, then curvatures; write JSON and figures."""
+        problem, examples = trained(self)
+        known = truths("dense", problem, *examples[:3], self.dampings, examples.scoring)
+        rows = [plain(row) for row in compared(contenders(self.knobs), problem, examples, known)]
+        folder = self.out / "compare_net"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_figures(rows, folder)
+        record = {"configuration": describe(self), "rows": rows, "curvatures": curvatures(problem, examples)}
+        (folder / "comparison.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        say(rows, out)
+        for left, row in record["curvatures"].items():
+            out.print(f"{left:<32}" + "  ".join(f"{value:.3f}" for value in row.values()), highlight=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A pretrained ResNet-18 of width 16 on CIFAR-10.
+
+    Attributes:
+        method: Which encoder of experiments/encoders.
+        out: Folder of the results.
+        data_dir: Where tensorflow-datasets keeps CIFAR-10.
+        examples: Images whose scores are compared.
+        curvature: Images that C is averaged over.
+        samples: Draws of the sampled Fisher for each.
+        dampings: λ over the mean eigenvalue.
+        knobs: How the backends are varied. Steps of CG and LiSSA would take a product with C each, for each image.
+    """
+
+    method: Literal["simclr", "byol", "barlow_twins"] = "simclr"
+    out: Path = Path("runs/compare_ihvp")
+    data_dir: Path | None = None
+    examples: int = 200
+    curvature: int = 64
+    samples: int = 16
+    dampings: tuple[float, ...] = (0.1, 1.0, 10.0)
+    knobs: Knobs = dataclasses.field(default_factory=lambda: Knobs((24,), (8, 16), (), (), samples=16, probes=8))
+
+    def run(self, out: Console) -> None:
+        """Compare; the same command goes on where it was stopped."""
+        CompareCommand(
+            encoder=Path(__file__).parent / "encoders" / f"{self.method}_w16_cifar10.npz",
+            out=self.out / f"compare_{self.method}_w16_cifar10",
+            source=Tfds(
+                "cifar10", split="train[:10000]", data_dir=None if self.data_dir is None else str(self.data_dir)
+            ),
+            curvature=CurvatureSet(kind="fisher", examples=self.curvature, batch_size=16, samples=self.samples),
+            knobs=self.knobs,
+            dampings=self.dampings,
+            truth="function_space",
+            audit=Audit(examples=self.examples),
+        ).run(out)
+
+
+def trained(config: Net) -> tuple[Problem, Examples]:
+    """The GGN of the cosine distance at parameters that SimCLR trained, and digits that the curvature has not seen."""
+    order = np.random.default_rng(0).permutation(1797)
+    flat, _ = load_digits(return_X_y=True)
+    pixels = np.round(flat[order].reshape(-1, 8, 8, 1) * 255 / 16).astype(np.uint8)
+    half, transform = len(pixels) // 2, ToInput(8, 8, 1)
+    known, unseen = Arrays(pixels[:half]).open(), Arrays(pixels[half:]).open()
+    network, views = Network(Encoder(), mean=(0.3,), std=(0.37,)), GaussianNoise()
+    objective = Objective(network, views, SimCLR(0.5))
+    params = trees.astype(Encoder().init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"], jnp.float64)
+    params = _fitted(objective, params, resident(known, transform, 256, 64, 1), config.steps)
+    measurement = dataclasses.replace(objective, loss=CosineDistance())
+    problem = Problem(params, {}, resident(known, transform, config.curvature, 32, 0), measurement)
+    scoring = Scoring(draws=1, batch_size=20)
+    chosen = np.arange(config.examples)
+    loaded = list(batches(unseen, transform, 20, jax.random.key(0), chosen))
+    valid = np.concatenate([part.valid for part in loaded])
+    return problem, Examples(measurement, [part.batch for part in loaded], valid, scoring)
+
+
+def _fitted(objective: Objective, params: Params, data: Batch, steps: int) -> Params:
+    """Some steps of Adam, fresh noise in each."""
+    optimiser = optax.adam(3e-3)
+
+    def step(carry: tuple[Params, optax.OptState], i: Array) -> tuple[tuple[Params, optax.OptState], None]:
+        params, state = carry
+        batch = jax.tree.map(lambda leaf: leaf[i % data.index.shape[0]], data)
+        fresh = dataclasses.replace(batch, key=jax.vmap(lambda key: jax.random.fold_in(key, i))(batch.key))
+        updates, state = optimiser.update(jax.grad(objective)(params, {}, fresh), state)
+        return (optax.apply_updates(params, updates), state), None
+
+    return jax.jit(lambda p: jax.lax.scan(step, (p, optimiser.init(p)), jnp.arange(steps))[0][0])(params)
+
+
+def curvatures(problem: Problem, examples: Examples) -> dict[str, dict[str, float]]:
+    """Spearman's correlation between the exact scores by every curvature of either loss, and the baselines."""
+    simclr = dataclasses.replace(problem.objective, loss=SimCLR(0.5))
+    kinds: tuple[Curvature, ...] = ("ggn", "fisher", "empirical_fisher", "hessian")
+    choices = {
+        f"{kind} of {name}": dataclasses.replace(problem, objective=objective, curvature=kind, samples=8)
+        for name, objective in (("measurement", problem.objective), ("simclr", simclr))
+        for kind in kinds
+    }
+    return rankings(choices, examples)
+
+
+if __name__ == "__main__":
+    chosen = tyro.cli(
+        Annotated[Net, tyro.conf.subcommand("net")] | Annotated[Pretrained, tyro.conf.subcommand("encoder")],
+        config=(tyro.conf.CascadeSubcommandArgs,),
+    )
+    with jax.enable_x64(isinstance(chosen, Net)):
+        chosen.run(Console())

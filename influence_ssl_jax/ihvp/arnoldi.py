@@ -1,0 +1,193 @@
+"""Arnoldi influence: the dominant eigenpairs of C by block Lanczos, with or without what they leave out."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from influence_ssl_jax import trees
+from influence_ssl_jax.curvature import blocks as cut
+from influence_ssl_jax.curvature.flat import flat_matvec
+from influence_ssl_jax.curvature.gradients import ExampleGradients
+from influence_ssl_jax.errors import CurvatureError
+from influence_ssl_jax.ihvp.backend import Backend, Form, Interval, Resolved, whole
+from influence_ssl_jax.ihvp.bases import discover_blocks, inner_products
+from influence_ssl_jax.linalg.krylov import leading_eigenpairs
+from influence_ssl_jax.problem import Curvature, Problem
+from influence_ssl_jax.types import Params
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ArnoldiState:
+    """`C ≈ Qᵀ diag(θ) Q + level · (I − QᵀQ)`.
+
+    Attributes:
+        params: Gives vectors their structure.
+        values: θ.
+        vectors: Q, orthonormal rows.
+        coupling: Row k is the part of `C q_k` outside Q, in some orthonormal basis (`linalg.krylov.Subspace`).
+        level: Mean eigenvalue of C outside Q.
+        mean: tr(C)/P.
+        smallest: Smallest Ritz value seen; zero where C is positive semi-definite by construction.
+        blocks: The layers, for per-example norms.
+        curvature: Which curvature C is.
+    """
+
+    params: Params
+    values: Float[Array, " rank"]
+    vectors: Float[Array, "rank size"]
+    coupling: Float[Array, "rank block"]
+    level: Float[Array, ""]
+    mean: Float[Array, ""]
+    smallest: Float[Array, ""]
+    blocks: cut.Blocks = dataclasses.field(metadata={"static": True})
+    curvature: Curvature = dataclasses.field(metadata={"static": True})
+
+
+@dataclasses.dataclass(frozen=True)
+class Arnoldi(Backend[ArnoldiState]):
+    """`(C + λI)⁻¹ ≈ Qᵀ (θ + λ)⁻¹ Q + (I − QᵀQ) / (level + λ)`, Q the Ritz vectors of largest |θ|.
+
+    Scoring takes `⟨g_n, q_k⟩` by forward-mode products, one pass per q_k and batch; no gradient of an example is
+    formed, and no layer need be known but for norms (`complement="keep"`). Exact at full rank.
+    Reference: arXiv 2112.03052 (Scaling Up Influence Functions), which drops the complement; block Lanczos in place of
+    a single vector because Kronecker-like curvature has repeated eigenvalues.
+
+    Attributes:
+        rank: Eigenpairs kept.
+        block: Vectors multiplied at a time; eigenvalues of up to this multiplicity are found at once.
+        expansion: Size of the Krylov space over `rank`; about rank · expansion products with C.
+        restarts: Further cycles from the kept pairs, each of about rank · (expansion − 1) products.
+        complement: "keep" what lies outside Q, at its mean eigenvalue; or "drop" it.
+        probes: Random vectors for that mean.
+        unexplained: What to do with parameters that no known layer explains.
+    """
+
+    rank: int = 64
+    block: int = 8
+    expansion: float = 2.0
+    restarts: int = 0
+    complement: Literal["keep", "drop"] = "keep"
+    probes: int = 16
+    unexplained: cut.Unexplained = "error"
+
+    @property
+    def definite(self) -> bool:
+        """Only with the complement."""
+        return self.complement == "keep"
+
+    def fit(self, problem: Problem, key: Key[Array, ""]) -> ArnoldiState:
+        """Find the Ritz pairs, then estimate the trace that they leave."""
+        product, like = flat_matvec(problem), trees.ravel(problem.params)
+        krylov_key, trace_key = jax.random.split(key)
+        dimension = round(self.rank * self.expansion)
+        found = leading_eigenpairs(product, krylov_key, like, self.rank, self.block, dimension, self.restarts)
+
+        def outside(key: Key[Array, ""]) -> Float[Array, ""]:
+            signs = jax.random.rademacher(key, like.shape, like.dtype)
+            rest = signs - (found.vectors @ signs) @ found.vectors
+            return rest @ product(rest)
+
+        trace = jnp.mean(jax.lax.map(outside, jax.random.split(trace_key, self.probes)))
+        semidefinite = problem.curvature != "hessian"
+        level = trace / jnp.maximum(
+            like.size - jnp.sum(found.vectors**2), 0.5
+        )  # 0.5: nothing is left, nor is any trace
+        return ArnoldiState(
+            params=problem.params,
+            # Negative by rounding alone where C is positive semi-definite by construction.
+            values=jnp.maximum(found.values, 0.0) if semidefinite else found.values,
+            vectors=found.vectors,
+            coupling=found.coupling,
+            level=jnp.maximum(level, 0.0) if semidefinite else jnp.maximum(level, found.smallest),
+            mean=(jnp.sum(found.values) + trace) / like.size,
+            smallest=jnp.zeros_like(level) if semidefinite else found.smallest,
+            # Dropped, the complement takes no norm; bounds that are asked for nevertheless form what no layer explains.
+            blocks=discover_blocks(problem, self.unexplained if self.complement == "keep" else "materialise"),
+            curvature=problem.curvature,
+        )
+
+    def mean_eigenvalue(self, state: ArnoldiState) -> Resolved:
+        """tr(C)/P: the kept part exactly, the rest estimated."""
+        return state.mean
+
+    def smallest_eigenvalue(self, state: ArnoldiState) -> Float[Array, ""]:
+        """Of a Hessian the smallest Ritz value, kept or not; zero otherwise."""
+        return state.smallest
+
+    def solve(self, state: ArnoldiState, vector: Params, damping: Resolved) -> Params:
+        """`Qᵀ (θ + λ)⁻¹ Q v`, and what lies outside Q divided by `level + λ`."""
+        cut.check_structure(state.params, vector)
+        flat = trees.ravel(vector)
+        weights, outside = self._weights(state, damping)
+        return trees.unravel(state.params, ((state.vectors @ flat) * weights) @ state.vectors + outside * flat)
+
+    def draw_gram(self, state: ArnoldiState, gradients: ExampleGradients, damping: Resolved) -> Form:
+        """Weighted inner products of `Q g` and, with the complement, of the gradients."""
+        weights, outside = self._weights(state, damping)
+        rows = coordinates(state, gradients)
+        drawn = rows.reshape(gradients.draws, -1, rows.shape[1])
+        values = jnp.einsum("kbf,f,lbf->bkl", drawn, weights, drawn)
+        if self.complement == "keep":
+            values = values + outside * gradients.gram(state.blocks)
+        return Form(values, jnp.zeros(values.shape[0], values.dtype))
+
+    def bilinear_form(
+        self, state: ArnoldiState, left: ExampleGradients, right: ExampleGradients, damping: Resolved
+    ) -> Float[Array, "left right"]:
+        """As `draw_gram`, between two batches."""
+        weights, outside = self._weights(state, damping)
+        total = (coordinates(state, left) * weights[None]) @ coordinates(state, right).T
+        if self.complement == "drop":
+            return total
+        return total + outside * sum(inner_products(block, left, right) for block in state.blocks)
+
+    def _weights(self, state: ArnoldiState, damping: Resolved) -> tuple[Float[Array, " rank"], Array]:
+        """`1/(θ + λ) − 1/(level + λ)` of the coordinates and `1/(level + λ)` of the vector itself; zero if dropped."""
+        inside = 1 / (state.values + whole(damping))
+        if self.complement == "drop":
+            return inside, jnp.zeros_like(state.level)
+        outside = 1 / (state.level + whole(damping))
+        return inside - outside, outside
+
+
+def coordinates(state: ArnoldiState, gradients: ExampleGradients) -> Float[Array, "n rank"]:
+    """`Q g` of every gradient, by forward mode."""
+    return gradients.along(jax.vmap(lambda row: trees.unravel(state.params, row))(state.vectors))
+
+
+def galerkin_interval(
+    state: ArnoldiState, gradients: ExampleGradients, damping: Float[Array, ""], rounding: float = 32.0
+) -> Interval:
+    """Bounds from the one shared subspace: no further product with C.
+
+    With `y = (θ + λ)⁻¹ Q g` and `x = Qᵀ y`, `gᵀx = Σ (Q g)² / (θ + λ)` is the Galerkin value, never above the form, and
+    the error is `rᵀ(C + λI)⁻¹r ≤ ‖r‖²/λ` with `‖r‖ ≤ ‖g − QᵀQ g‖ + ‖Kᵀy‖`, K the coupling.
+
+    Args:
+        state: A fitted `Arnoldi`'s.
+        gradients: The gradients g.
+        damping: λ.
+        rounding: Unit roundoffs to allow for, relative to ‖g‖ in g and to (‖C‖ + λ)‖x‖ in `(C + λI)x`. Single-precision
+            products of nearly equal views can lose a thousand times as many; `certificate` measures that, this does not.
+
+    Raises:
+        CurvatureError: C is not positive semi-definite by construction.
+    """
+    if state.curvature == "hessian":
+        raise CurvatureError(
+            "Bounds take a positive semi-definite C, and a Hessian may be indefinite; use curvature 'ggn', 'fisher' or "
+            "'empirical_fisher'."
+        )
+    found, norms = coordinates(state, gradients), gradients.squared_norms(state.blocks)
+    unit = rounding * jnp.finfo(state.vectors.dtype).eps  # norms may have been summed in a wider type
+    y = found / (state.values + damping)[None]
+    value, reach = jnp.sum(found * y, axis=1), jnp.linalg.norm(y, axis=1)
+    doubt = unit * (jnp.sqrt(norms) + (jnp.max(state.values) + damping) * reach)
+    error = reach * (doubt + unit * jnp.sqrt(norms))
+    outside = jnp.sqrt(jnp.maximum(norms - jnp.sum(found**2, axis=1), 0.0) + unit * norms)
+    left = outside + jnp.linalg.norm(y @ state.coupling, axis=1) + doubt
+    return Interval(jnp.maximum(value - error, 0.0), value + error + left**2 / damping)

@@ -1,0 +1,162 @@
+"""Dominant eigenpairs by block Lanczos, and EK-FAC for what they leave."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from influence_ssl_jax import trees
+from influence_ssl_jax.curvature import blocks as cut
+from influence_ssl_jax.curvature.flat import flat_matvec
+from influence_ssl_jax.curvature.gradients import ExampleGradients
+from influence_ssl_jax.ihvp import bases as basis
+from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved, gram_of_features, whole
+from influence_ssl_jax.ihvp.eigenbasis import EigenbasisState, refuse_hessian, second_moments, taken_apart
+from influence_ssl_jax.ihvp.kfac import kronecker_bases, small_vectors
+from influence_ssl_jax.linalg.krylov import leading_eigenpairs
+from influence_ssl_jax.problem import Problem
+from influence_ssl_jax.types import Params
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DeflatedState:
+    """`C ≈ Qᵀ diag(θ) Q + Π K Π`, `Π = I − QᵀQ`.
+
+    Attributes:
+        values: θ.
+        vectors: Q in the coordinates of K's bases, block by block: [rank, features].
+        rest: K, an EK-FAC at full rank whose eigenvalues are those of deflated gradients `Π g`.
+        mean: tr(C)/P.
+    """
+
+    values: Float[Array, " rank"]
+    vectors: dict[str, Float[Array, "rank _"]]
+    rest: EigenbasisState
+    mean: Float[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class Deflated(Backend[DeflatedState]):
+    """`(C + λI)⁻¹ ≈ Qᵀ (θ + λ)⁻¹ Q + Π (K + λI)⁻¹ Π`, Q the dominant Ritz vectors of C, K an EK-FAC of `Π C Π`.
+
+    The subspace holds the few large eigenvalues and their coupling between layers, which no block-diagonal
+    approximation has; EK-FAC holds the many small ones, which no affordable subspace has. K takes the Kronecker
+    eigenbases of the gradients, and in them the second moments of what is left of the gradients outside Q. Gradients of
+    examples are formed in those bases, one batch at a time. Exact at full rank.
+
+    Attributes:
+        rank: Eigenpairs in the subspace.
+        block: Vectors multiplied at a time; eigenvalues of up to this multiplicity are found at once.
+        expansion: Size of the Krylov space over `rank`; about rank · expansion products with C.
+        restarts: Further cycles from the kept pairs.
+        samples: Draws from N(0, ∇²head) for K, per example or per batch of a batch-coupled loss.
+        exact_limit: Blocks without a weight matrix are taken apart exactly up to so many parameters.
+        unexplained: What to do with parameters that no known layer explains.
+    """
+
+    rank: int = 64
+    block: int = 8
+    expansion: float = 2.0
+    restarts: int = 0
+    samples: int = 1
+    exact_limit: int = 2048
+    unexplained: cut.Unexplained = "error"
+
+    def fit(self, problem: Problem, key: Key[Array, ""]) -> DeflatedState:
+        """Find the subspace, then correct the eigenvalues of an EK-FAC on what is outside it."""
+        refuse_hessian(problem, self)
+        like = trees.ravel(problem.params)
+        dimension = round(self.rank * self.expansion)
+        found = leading_eigenpairs(flat_matvec(problem), key, like, self.rank, self.block, dimension, self.restarts)
+        blocks = basis.discover_blocks(problem, self.unexplained)
+        bases = kronecker_bases(problem, blocks, self.samples, None).bases
+        directions = jax.vmap(lambda row: trees.unravel(problem.params, row))(found.vectors)
+        vectors = basis.project_trees(directions, blocks, bases)
+
+        def deflated(coordinates: basis.Coordinates) -> tuple[basis.Coordinates, basis.Scalars]:
+            rows = _split(coordinates, vectors)[1]
+            return rows, {name: jnp.sum(row**2) for name, row in rows.items()}
+
+        moments, traces = second_moments(
+            problem,
+            self.samples,
+            small_vectors(blocks, self.exact_limit),
+            lambda gradients: deflated(basis.project(gradients, blocks, bases)),
+            lambda tree: deflated(basis.project_trees(tree, blocks, bases)),
+        )
+        rest = taken_apart(problem, blocks, bases, moments, traces, traces)
+        values = jnp.maximum(found.values, 0.0)
+        return DeflatedState(values, vectors, rest, (jnp.sum(values) + sum(traces.values())) / like.size)
+
+    def mean_eigenvalue(self, state: DeflatedState) -> Resolved:
+        """tr(C)/P: of the subspace exactly, of the rest estimated."""
+        return state.mean
+
+    def smallest_eigenvalue(self, state: DeflatedState) -> Float[Array, ""]:
+        """Zero: positive semi-definite by construction."""
+        return jnp.zeros_like(state.mean)
+
+    def solve(self, state: DeflatedState, vector: Params, damping: Resolved) -> Params:
+        """`Qᵀ (θ + λ)⁻¹ Q v + Π (K + λI)⁻¹ Π v`."""
+        cut.check_structure(state.rest.params, vector)
+        blocks, bases = state.rest.blocks, state.rest.bases
+        parts = {block.name: block.read(vector) for block in blocks}
+        inside, outside = _split(
+            {name: basis.into(part[None], bases[name]) for name, part in parts.items()}, state.vectors
+        )
+        solved = {name: _solve_rest(state.rest, name, rows, damping) for name, rows in outside.items()}
+        _, outside = _split(solved, state.vectors)
+        within = inside / (state.values + whole(damping))[None]
+        joined = {name: (rows + within @ state.vectors[name])[0] for name, rows in outside.items()}
+        return cut.assemble(
+            vector, blocks, {name: basis.out_of(joined[name], bases[name], part) for name, part in parts.items()}
+        )
+
+    def draw_gram(self, state: DeflatedState, gradients: ExampleGradients, damping: Resolved) -> Form:
+        """Inner products of whitened coordinates, in the subspace and outside it."""
+        forms = [gram_of_features(rows, gradients.draws) for rows in self._whitened(state, gradients, damping)]
+        return Form(sum((form.values for form in forms[1:]), forms[0].values), forms[0].residual)
+
+    def bilinear_form(
+        self, state: DeflatedState, left: ExampleGradients, right: ExampleGradients, damping: Resolved
+    ) -> Float[Array, "left right"]:
+        """Inner products of whitened coordinates, in the subspace and outside it."""
+        sides = (self._whitened(state, gradients, damping) for gradients in (left, right))
+        total, *others = (a @ b.T for a, b in zip(*sides, strict=True))
+        return functools.reduce(jnp.add, others, total)
+
+    def _whitened(
+        self, state: DeflatedState, gradients: ExampleGradients, damping: Resolved
+    ) -> list[Float[Array, "n features"]]:
+        """`(θ + λ)^{-½} Q g`, then `(μ + λ)^{-½}` times the coordinates of `Π g` in every block's eigenbasis."""
+        rest = state.rest
+        inside, outside = _split(basis.project(gradients, rest.blocks, rest.bases), state.vectors)
+        found = [inside / jnp.sqrt(state.values + whole(damping))[None]]
+        for name, rows in outside.items():
+            found.append(_turned(rest, name, rows) / jnp.sqrt(rest.eigenvalues[name] + whole(damping))[None])
+        return found
+
+
+def _turned(rest: EigenbasisState, name: str, rows: Float[Array, "n features"]) -> Float[Array, "n features"]:
+    """Coordinates of a block in its eigenvectors."""
+    return rows @ rest.rotations[name] if name in rest.rotations else rows
+
+
+def _solve_rest(
+    rest: EigenbasisState, name: str, rows: Float[Array, "n features"], damping: Resolved
+) -> Float[Array, "n features"]:
+    """`(K + λI)⁻¹` of the coordinates of a block."""
+    scaled = _turned(rest, name, rows) / (rest.eigenvalues[name] + whole(damping))[None]
+    return scaled @ rest.rotations[name].T if name in rest.rotations else scaled
+
+
+def _split(
+    coordinates: basis.Coordinates, vectors: dict[str, Array]
+) -> tuple[Float[Array, "n rank"], basis.Coordinates]:
+    """`Q g` and the coordinates of `Π g`, of rows that hold `g` in the coordinates of the bases."""
+    parts = [coordinates[name] @ rows.T for name, rows in vectors.items()]
+    inside = sum(parts[1:], parts[0])
+    return inside, {name: coordinates[name] - inside @ rows for name, rows in vectors.items()}

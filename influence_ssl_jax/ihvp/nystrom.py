@@ -1,0 +1,122 @@
+"""Nyström: a low-rank approximation of C from its products with random vectors."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from influence_ssl_jax import trees
+from influence_ssl_jax.curvature import blocks as cut
+from influence_ssl_jax.curvature.flat import flat_matvec
+from influence_ssl_jax.curvature.gradients import ExampleGradients
+from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved, whole
+from influence_ssl_jax.ihvp.bases import discover_blocks, inner_products
+from influence_ssl_jax.ihvp.eigenbasis import refuse_hessian
+from influence_ssl_jax.linalg.nystrom import nystrom
+from influence_ssl_jax.problem import Problem
+from influence_ssl_jax.types import Params
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NystromState:
+    """`C ≈ Qᵀ diag(μ) Q + level · (I − QᵀQ)`.
+
+    Attributes:
+        params: Gives vectors their structure.
+        eigenvalues: μ.
+        vectors: Q, orthonormal rows.
+        level: Curvature outside Q.
+        mean: tr(C)/P.
+        blocks: The layers, for per-example norms.
+    """
+
+    params: Params
+    eigenvalues: Float[Array, " rank"]
+    vectors: Float[Array, "rank size"]
+    level: Float[Array, ""]
+    mean: Float[Array, ""]
+    blocks: cut.Blocks = dataclasses.field(metadata={"static": True})
+
+
+@dataclasses.dataclass(frozen=True)
+class Nystrom(Backend[NystromState]):
+    """`(C + λI)⁻¹ ≈ Qᵀ (μ + λ)⁻¹ Q + (I − QᵀQ) / (level + λ)`, `Qᵀ diag(μ) Q = CΩ (ΩᵀCΩ)⁻¹ ΩᵀC` for random Ω.
+
+    One pass of `rank` products with C, all independent of each other. Never above C in any direction; exact once `rank`
+    reaches the rank of C. Its trace is completed by that of the remainder `C − Qᵀ diag(μ) Q`, estimated with few probes.
+    Reference: arXiv 2110.02820 (algorithm 2.1); arXiv 2109.10659 (Nyström++) for the trace.
+
+    Attributes:
+        rank: Number of random vectors.
+        complement: Curvature outside Q: "zero", as published, or "mean", that of the remainder.
+        probes: Random vectors for the trace of the remainder.
+        unexplained: What to do with parameters that no known layer explains.
+    """
+
+    rank: int = 64
+    complement: Literal["zero", "mean"] = "zero"
+    probes: int = 16
+    unexplained: cut.Unexplained = "error"
+
+    def fit(self, problem: Problem, key: Key[Array, ""]) -> NystromState:
+        """Multiply, factorise, and estimate what is left."""
+        refuse_hessian(problem, self)
+        product, like = flat_matvec(problem), trees.ravel(problem.params)
+        draw_key, trace_key = jax.random.split(key)
+        found = nystrom(product, draw_key, like, min(self.rank, like.size))
+
+        def remainder(key: Key[Array, ""]) -> Float[Array, ""]:
+            signs = jax.random.rademacher(key, like.shape, like.dtype)
+            return signs @ product(signs) - jnp.sum(found.eigenvalues * (found.vectors @ signs) ** 2)
+
+        rest = jnp.maximum(jnp.mean(jax.lax.map(remainder, jax.random.split(trace_key, self.probes))), 0.0)
+        level = {"zero": jnp.zeros_like(rest), "mean": rest / max(like.size - self.rank, 1)}[self.complement]
+        mean = (jnp.sum(found.eigenvalues) + rest) / like.size
+        blocks = discover_blocks(problem, self.unexplained)
+        return NystromState(problem.params, found.eigenvalues, found.vectors, level, mean, blocks)
+
+    def mean_eigenvalue(self, state: NystromState) -> Resolved:
+        """tr(C)/P, estimated."""
+        return state.mean
+
+    def smallest_eigenvalue(self, state: NystromState) -> Float[Array, ""]:
+        """Zero: C is positive semi-definite by construction."""
+        return jnp.zeros_like(state.mean)
+
+    def solve(self, state: NystromState, vector: Params, damping: Resolved) -> Params:
+        """`Qᵀ (μ + λ)⁻¹ Q v`, and what lies outside Q divided by `level + λ`."""
+        cut.check_structure(state.params, vector)
+        flat = trees.ravel(vector)
+        weights, outside = _weights(state, damping)
+        return trees.unravel(state.params, ((state.vectors @ flat) * weights) @ state.vectors + outside * flat)
+
+    def draw_gram(self, state: NystromState, gradients: ExampleGradients, damping: Resolved) -> Form:
+        """Weighted inner products of `Q g`, taken by forward mode, and of the gradients."""
+        weights, outside = _weights(state, damping)
+        rows = _coordinates(state, gradients)
+        drawn = rows.reshape(gradients.draws, -1, rows.shape[1])
+        values = jnp.einsum("kbf,f,lbf->bkl", drawn, weights, drawn) + outside * gradients.gram(state.blocks)
+        return Form(values, jnp.zeros(values.shape[0], values.dtype))
+
+    def bilinear_form(
+        self, state: NystromState, left: ExampleGradients, right: ExampleGradients, damping: Resolved
+    ) -> Float[Array, "left right"]:
+        """As `draw_gram`, between two batches."""
+        weights, outside = _weights(state, damping)
+        total = (_coordinates(state, left) * weights[None]) @ _coordinates(state, right).T
+        for block in state.blocks:
+            total = total + outside * inner_products(block, left, right)
+        return total
+
+
+def _weights(state: NystromState, damping: Resolved) -> tuple[Float[Array, " rank"], Array]:
+    """`1/(μ + λ) − 1/(level + λ)` of the coordinates, `1/(level + λ)` of the vector itself."""
+    outside = 1 / (state.level + whole(damping))
+    return 1 / (state.eigenvalues + whole(damping)) - outside, outside
+
+
+def _coordinates(state: NystromState, gradients: ExampleGradients) -> Float[Array, "n rank"]:
+    return gradients.along(jax.vmap(lambda row: trees.unravel(state.params, row))(state.vectors))

@@ -1,0 +1,151 @@
+"""Gauss and Gauss–Radau quadrature: two-sided bounds of `gᵀ(C + λI)⁻¹g` from products with C alone."""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from influence_ssl_jax.linalg.tridiagonal import Tridiagonal, gauss, radau, size_of
+
+BlockMatvec: TypeAlias = Callable[[Float[Array, "n size"]], Float[Array, "n size"]]
+_PROBES = 2
+
+
+class Bounds(NamedTuple):
+    """`lower ≤ gᵀ(C + λI)⁻¹g ≤ upper` for each g.
+
+    Attributes:
+        lower: Gauss quadrature.
+        upper: Gauss–Radau quadrature; infinite where rounding, as measured, is as large as λ.
+        slack: η, the perturbation of C that the bounds allow for.
+        steps: Lanczos steps taken.
+    """
+
+    lower: Float[Array, " n"]
+    upper: Float[Array, " n"]
+    slack: Float[Array, " n"]
+    steps: Int[Array, ""]
+
+
+class Offset(NamedTuple):
+    """A part of every form that is known beforehand, when starts are what is left of gradients.
+
+    Attributes:
+        values: What is added to `gᵀ(C + λI)⁻¹g`.
+        error: Bound of its rounding error.
+        doubt: Bound of the rounding error of g, in norm.
+    """
+
+    values: Float[Array, " n"]
+    error: Float[Array, " n"]
+    doubt: Float[Array, " n"]
+
+
+class _Lanczos(NamedTuple):
+    """`C Qᵀ = Qᵀ T + β q eᵀ` of every start in lockstep; q stands after Q."""
+
+    rows: Float[Array, "n rows size"]
+    t: Tridiagonal
+
+
+def quadratic_form_bounds(
+    products: BlockMatvec,
+    starts: Float[Array, "n size"],
+    damping: Float[Array, ""],
+    key: Key[Array, ""],
+    width: float | Float[Array, ""] = 0.05,
+    steps: int = 60,
+    rounding: float = 32.0,
+    offset: Offset | None = None,
+) -> Bounds:
+    """Bounds of `gᵀ(C + λI)⁻¹g` by Lanczos started at each g, all in lockstep, until every interval is narrow enough.
+
+    With `T` the tridiagonal matrix of k steps, `‖g‖² e₁ᵀ(T + λI)⁻¹e₁` (Gauss) is a lower bound, and the same with T
+    extended by one row so that 0 is an eigenvalue (Gauss–Radau; no eigenvalue of C is smaller) an upper bound.
+
+    In floating point the recurrence is that of a nearby matrix: if `C Qᵀ = Qᵀ T + β q eᵀ + F` with orthonormal Q, then
+    some symmetric `C' = C + Δ` with ‖Δ‖ ≤ 2‖F‖ satisfies it exactly. From `C' − ηI ⪯ C ⪯ C' + ηI` for η ≥ ‖Δ‖ the
+    bounds hold with damping λ + η below, and damping λ − η with the node moved to −η above. η is measured after the
+    last step: `‖F s‖`, s random signs, estimates ‖F‖_F (the largest of two is doubled); the loss of orthogonality
+    `‖QQᵀ − I‖_F` counts as a residual of that size times ‖T‖; and `rounding` unit roundoffs times ‖T‖ + λ stand for
+    the rounding of C itself (the point at which a network was linearised), which no product with C shows. g, too, is
+    taken to be known up to `rounding` unit roundoffs of its norm.
+    Reference: Golub & Meurant, Matrices, Moments and Quadrature, chapters 6 and 8; Δ: Parlett, The Symmetric
+    Eigenvalue Problem, section 4.5.
+
+    Args:
+        products: V ↦ V C for rows V, C positive semi-definite.
+        starts: The vectors g, as rows. Memory: (steps + 1) times as much.
+        damping: λ.
+        key: Draws the signs that measure the residual.
+        width: Stop where (upper − lower) ≤ width · their mean for every g.
+        steps: Stop after so many.
+        rounding: Unit roundoffs to allow for in C and g.
+        offset: What to add to every form; widths are those of the sum. Nothing where None.
+    """
+    length = jnp.linalg.norm(starts, axis=1)
+    dtype, steps = starts.dtype, min(steps, starts.shape[1])
+    eps = jnp.asarray(jnp.finfo(dtype).eps, dtype)
+    nothing = Offset(jnp.zeros_like(length), jnp.zeros_like(length), rounding * eps * length)
+    known = nothing if offset is None else offset
+
+    def bounds(t: Tridiagonal, slack: Array) -> tuple[Array, Array]:
+        off = known.doubt / jnp.sqrt(damping)  # ‖δg‖ in the norm of (C + λI)⁻¹
+        low = jnp.maximum(jnp.sqrt(gauss(t, damping + slack)) * length * (1 - 8 * eps) - off, 0.0) ** 2
+        high = (jnp.sqrt(radau(t, damping, slack)) * length * (1 + 8 * eps) + off) ** 2
+        high = jnp.where(length + off > 0, high, 0.0)
+        return jnp.maximum(known.values - known.error + low, 0.0), known.values + known.error + high
+
+    def too_wide(found: _Lanczos) -> Array:
+        low, high = bounds(found.t, rounding * eps * (size_of(found.t) + damping))
+        narrow = (high - low <= width * (high + low) / 2) | (length == 0)
+        return (found.t.taken < steps) & ((found.t.taken == 0) | ~jnp.all(narrow))
+
+    unit = starts / jnp.where(length > 0, length, 1.0)[:, None]
+    zeros = jnp.zeros((starts.shape[0], steps), dtype)
+    rows = jnp.zeros((starts.shape[0], steps + 1, starts.shape[1]), dtype).at[:, 0].set(unit)
+    begin = _Lanczos(rows, Tridiagonal(zeros, zeros, jnp.zeros((), int)))
+    found = jax.lax.while_loop(too_wide, lambda found: _step(products, found), begin)
+    slack = rounding * eps * (size_of(found.t) + damping) + _measured_slack(products, found, key)
+    return Bounds(*bounds(found.t, slack), slack, found.t.taken)
+
+
+def _step(products: BlockMatvec, found: _Lanczos) -> _Lanczos:
+    """One step with full reorthogonalisation, twice; zeros after a breakdown."""
+    alphas, betas, i = found.t
+    vector = found.rows[:, i]
+    product = products(vector)
+    alpha = jnp.sum(vector * product, axis=1)
+    for _ in range(2):
+        coefficients = jnp.einsum("nkp,np->nk", found.rows, product)
+        product = product - jnp.einsum("nk,nkp->np", coefficients, found.rows)
+    beta = jnp.linalg.norm(product, axis=1)
+    floor = 10 * jnp.finfo(product.dtype).eps * jnp.maximum(size_of(found.t), jnp.abs(alpha))
+    beta = jnp.where(beta > floor, beta, 0.0)
+    following = jnp.where(beta > 0, 1 / jnp.where(beta > 0, beta, 1.0), 0.0)[:, None] * product
+    grown = Tridiagonal(alphas.at[:, i].set(alpha), betas.at[:, i].set(beta), i + 1)
+    return _Lanczos(found.rows.at[:, i + 1].set(following), grown)
+
+
+def _measured_slack(products: BlockMatvec, found: _Lanczos, key: Key[Array, ""]) -> Float[Array, " n"]:
+    """`2 (2 ‖F s‖ + 2 √2 ‖T‖ ‖QQᵀ − I‖_F)`, see `quadratic_form_bounds`."""
+    (alpha, beta, taken), (n, steps) = found.t, found.t.alpha.shape
+    used = jnp.arange(steps) < taken
+    coupling = jnp.where(used, beta, 0.0)
+
+    def residual(key: Key[Array, ""]) -> Float[Array, " n"]:
+        signs = jnp.where(used, jax.random.rademacher(key, (n, steps), alpha.dtype), 0.0)
+        onward = jnp.pad(coupling * signs, ((0, 0), (1, 0)))
+        back = jnp.pad((coupling * jnp.pad(signs[:, 1:], ((0, 0), (0, 1)))), ((0, 0), (0, 1)))
+        expected = jnp.pad(alpha * signs, ((0, 0), (0, 1))) + onward + back
+        product = products(jnp.einsum("nk,nkp->np", signs, found.rows[:, :steps]))
+        return jnp.linalg.norm(product - jnp.einsum("nk,nkp->np", expected, found.rows), axis=1)
+
+    worst = jnp.max(jax.lax.map(residual, jax.random.split(key, _PROBES)), axis=0)
+    gram = jnp.einsum("nkp,nlp->nkl", found.rows, found.rows)
+    alive = jnp.any(found.rows != 0, axis=2)
+    identity = jnp.eye(steps + 1, dtype=gram.dtype)[None] * alive[:, :, None]
+    orthogonality = jnp.linalg.norm(gram - identity, axis=(1, 2))
+    return 4 * worst + 2 * 8**0.5 * size_of(found.t) * orthogonality

@@ -1,0 +1,97 @@
+"""An audit as it is printed and as the report shows it."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from influence_ssl_jax.configuration import Plain
+from influence_ssl_jax.report.words import decimal, percent
+
+AUDIT = "audit.json"
+HEADS = (
+    "",
+    "inside",
+    "error as it is",
+    "one factor",
+    "calibrated",
+    "90th percentile",
+    "Spearman",
+    "beyond the loss",
+    "coverage",
+)
+
+_RANKS = ("spearman", "partial")
+
+
+def section(folder: Path) -> dict[str, Any] | None:
+    """What the report says of a run's audit; None where it has not been audited."""
+    path = folder / AUDIT
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return {"record": record, "heads": HEADS, "rows": table(record), "remarks": remarks(record)}
+
+
+def table(record: dict[str, Any]) -> list[list[str]]:
+    """One row for the score and each baseline, under HEADS."""
+    rows = []
+    for name, item in record["deviation"].items():
+        errors = (percent(_number(item[kind]["median"])) for kind in ("raw", "proportional", "calibrated"))
+        ranks = (
+            f"{_decimal(item[k]['value'])} ({_decimal(item[k]['low'])} to {_decimal(item[k]['high'])})" for k in _RANKS
+        )
+        inside, late = _number(item["inside"]["value"]), _number(item["calibrated"]["p90"])
+        coverage = percent(_number(item["coverage"]["share"]))
+        rows.append([name.replace("_", " "), percent(inside), *errors, percent(late), *ranks, coverage])
+    return rows
+
+
+def remarks(record: dict[str, Any]) -> list[str]:
+    """What stands below the table."""
+    counts, coverage = record["counts"], record["deviation"]["score"]["coverage"]
+    level = record["configuration"]["calibration"]["level"]
+    found = [
+        f"Errors are medians relative to the middle of the bounds, whose median width is "
+        f"{percent(_number(record['relative_width']))}; calibrated ones, their 90th percentile and the coverage are of "
+        "images that the calibration has not seen.",
+        f"Coverage of the score's {percent(level)} intervals: {percent(_number(coverage['share']))} of held-out images, "
+        f"expected {percent(_number(coverage['expected']))} ± {percent(2 * _number(coverage['standard_error']))}.",
+    ]
+    if record["damping_by_block"]:
+        found.append(
+            "The scores took a damping for each block, certificates take one for the whole matrix: part of the "
+            "difference is that. Score with an absolute damping to compare the same inverse."
+        )
+    if counts["reasons"]:
+        listed = ", ".join(f"{times} {reason}" for reason, times in counts["reasons"].items())
+        found.append(
+            f"Of {counts['sample']} images {counts['narrow']} are certified as narrowly as asked for; the others: {listed}. "
+            "They are named in audit.parquet."
+        )
+    return found
+
+
+def say(record: dict[str, Any], out: Console) -> None:
+    """Print the table and the remarks."""
+    title = f"Against {record['counts']['certified']} certified scores, λ = {record['damping']:.4g}"
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+    for index, head in enumerate(HEADS):
+        shown.add_column(head, justify="right" if index else "left")
+    for row in table(record):
+        shown.add_row(*row)
+    out.print(shown)
+    for remark in remarks(record):
+        out.print(remark, style="dim", highlight=False)
+
+
+def _number(value: Plain) -> float:
+    return math.nan if value is None else value
+
+
+def _decimal(value: Plain) -> str:
+    return decimal(_number(value))

@@ -1,0 +1,127 @@
+"""Backends side by side: as plain JSON, as a table, and as two figures."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from influence_ssl_jax.configuration import Plain, describe
+from influence_ssl_jax.influence.agreement import Estimate
+from influence_ssl_jax.influence.calibration import Coverage
+from influence_ssl_jax.influence.comparison import Row
+from influence_ssl_jax.influence.contenders import label
+from influence_ssl_jax.influence.deviation import Deviation, Errors
+from influence_ssl_jax.report.words import decimal, percent
+
+Rows = Sequence[dict[str, Plain]]
+PARETO, STABILITY = "pareto.png", "damping.png"
+
+
+def plain(row: Row) -> dict[str, Plain]:
+    """A row as JSON; nested results become `{name: value}`, what is not finite null."""
+    values = {name: as_json(getattr(row, name)) for name in Row._fields if name != "backend"}
+    return {"name": label(row.backend), "backend": describe(row.backend), **values}
+
+
+def as_json(value: object) -> Plain:
+    """Statistics as JSON: named ones become `{name: value}`, arrays lists of six digits, what is not finite null."""
+    if isinstance(value, Estimate | Errors | Coverage | Deviation):
+        return {name: as_json(item) for name, item in value._asdict().items()}
+    if isinstance(value, np.ndarray):
+        return [as_json(float(f"{item:.6g}")) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def say(rows: Rows, out: Console) -> None:
+    """One table for each damping, best first; then what failed, with its reason."""
+    for damping in dict.fromkeys(row["damping"] for row in rows):
+        own = [row for row in rows if row["damping"] == damping and row["deviation"]]
+        shown = Table(box=SIMPLE_HEAD, pad_edge=False, title=f"λ = {damping:g} × mean eigenvalue", title_justify="left")
+        heads = (
+            "backend",
+            "error as it is",
+            "one factor",
+            "calibrated",
+            "Spearman",
+            "beyond the loss",
+            "top",
+            "bottom",
+            "fit, s",
+            "1,000 scores, s",
+            "MB",
+        )
+        for index, head in enumerate(heads):
+            shown.add_column(head, justify="right" if index else "left")
+        for row in sorted(own, key=lambda row: _error(row, "calibrated")):
+            found = row["deviation"]
+            shown.add_row(
+                row["name"],
+                *(percent(_error(row, name)) for name in ("raw", "proportional", "calibrated")),
+                *(decimal(_number(found[name]["value"])) for name in ("spearman", "partial")),
+                *(percent(_number(found[name])) for name in ("top", "bottom")),
+                *(f"{_number(row[name]):.2g}" for name in ("fit_seconds", "seconds_per_thousand")),
+                f"{max(_number(row['fit_megabytes']), _number(row['megabytes'])):.0f}",
+            )
+        out.print(shown)
+    for row in rows:
+        if row["reason"]:
+            out.print(f"{row['name']}, λ {row['damping']:g}: {row['reason']}", style="dim", highlight=False)
+
+
+def write_figures(rows: Rows, folder: Path) -> None:
+    """Error against time at the middle damping, and against the damping."""
+    dampings = sorted({row["damping"] for row in rows})
+    pareto(rows, dampings[len(dampings) // 2]).savefig(folder / PARETO, dpi=130)
+    stability(rows).savefig(folder / STABILITY, dpi=130)
+
+
+def pareto(rows: Rows, damping: float) -> Figure:
+    """Median error after calibration against the time to fit and to score 1,000 examples; the front is a line."""
+    figure, axes = _figure()
+    own = [row for row in rows if row["damping"] == damping and row["deviation"] and _error(row, "calibrated") > 0]
+    points = [
+        (_number(row["fit_seconds"]) + _number(row["seconds_per_thousand"]), _error(row, "calibrated")) for row in own
+    ]
+    for row, (seconds, error) in zip(own, points, strict=True):
+        axes.scatter(seconds, error, s=18, color="tab:blue")
+        axes.annotate(row["name"], (seconds, error), fontsize=7, xytext=(3, 3), textcoords="offset points")
+    best = np.inf
+    front = [point for point in sorted(points) if point[1] < best and (best := point[1])]
+    axes.plot(*zip(*front, strict=True), color="tab:blue", alpha=0.4) if front else None
+    axes.set(xscale="log", yscale="log", xlabel="seconds to fit and score 1,000 images")
+    axes.set(ylabel="median relative error, calibrated", title=f"λ = {damping:g} × mean eigenvalue")
+    return figure
+
+
+def stability(rows: Rows) -> Figure:
+    """Median error after calibration against the damping, a line for each backend."""
+    figure, axes = _figure()
+    for name in dict.fromkeys(row["name"] for row in rows):
+        own = sorted((row["damping"], _error(row, "calibrated")) for row in rows if row["name"] == name)
+        axes.plot(*zip(*own, strict=True), marker="o", markersize=3, label=name)
+    axes.set(xscale="log", yscale="log", xlabel="λ / mean eigenvalue", ylabel="median relative error, calibrated")
+    axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def _figure() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(7.5, 4.6), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _error(row: dict[str, Plain], name: str) -> float:
+    """Median of an error; NaN where there is none."""
+    found = row["deviation"]
+    return math.nan if found is None else _number(found[name]["median"])

@@ -1,0 +1,181 @@
+"""An audit through the command: certificates that hold, stopped on the way and gone on with, scores untouched."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import problems
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from influence_ssl_jax.augment.noise import GaussianNoise
+from influence_ssl_jax.commands import audit_bounds, audit_run
+from influence_ssl_jax.commands.audit import AuditCommand
+from influence_ssl_jax.commands.score import Score
+from influence_ssl_jax.commands.score_run import Prepared
+from influence_ssl_jax.configuration import describe
+from influence_ssl_jax.data import Arrays, ToInput
+from influence_ssl_jax.data.source import Skipped
+from influence_ssl_jax.errors import InfluenceError, StoreError
+from influence_ssl_jax.ihvp import Arnoldi, Damping, Exact
+from influence_ssl_jax.influence.certificate import Audit
+from influence_ssl_jax.influence.scores import Scoring, self_influence
+from influence_ssl_jax.losses import CosineDistance
+from influence_ssl_jax.store import ScoreStore
+from influence_ssl_jax.store.manifest import Manifest
+
+SIZE, BROKEN = 40, 7
+TRANSFORM = ToInput(problems.SIZE, problems.SIZE, 3)
+
+
+@functools.cache
+def source():
+    """Random images; one has a pixel that is no number."""
+    rng = np.random.default_rng(1)
+    shape = (problems.SIZE, problems.SIZE, 3)
+    images = [rng.integers(0, 256, shape).astype(np.float32) / 255 * rng.uniform() for _ in range(SIZE)]
+    images[BROKEN][0, 0, 0] = np.nan
+    return Arrays(images).open()
+
+
+@functools.cache
+def the_problem():
+    """Its views are drawn in float32, as those of every scoring run on real data are."""
+    found = problems.problem(CosineDistance(), module=problems.Small(), channels=3)
+    return dataclasses.replace(
+        found, objective=dataclasses.replace(found.objective, views=audit_bounds.DrawnInSingle(problems.Noisy()))
+    )
+
+
+@functools.cache
+def exact():
+    settings = Scoring(Damping(0.1), draws=1)
+    return self_influence(the_problem(), Exact(), source(), TRANSFORM, settings)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Scores of which half is missing, and more or less by chance."""
+    monkeypatch.setattr(audit_run, "prepare", lambda *_: Prepared(None, TRANSFORM, the_problem().objective, source()))
+    monkeypatch.setattr(audit_bounds, "problem_over", lambda *_: the_problem())
+    table = exact().filter(np.arange(SIZE) != BROKEN)
+    noise = np.exp(0.1 * np.random.default_rng(0).normal(size=SIZE - 1))
+    table = table.set_column(2, "score", pa.array(0.5 * noise * table["score"].to_numpy()))
+    state = jax.jit(Exact().fit)(the_problem(), jax.random.key(0))
+    facts = {
+        "configuration": describe(Score(tmp_path, tmp_path, scoring=Scoring(draws=1))),
+        "damping": {"resolved": 0.1 * float(jnp.mean(state.eigenvalues))},
+    }
+    with ScoreStore.open(tmp_path, {"data": source().fingerprint()}, SIZE) as store:
+        store.append(table.drop_columns("knn_distance"))
+        store.skip([Skipped(BROKEN, str(BROKEN), "pixels are not finite")])
+        store.finish(None, {"knn_distance": table["knn_distance"].to_numpy()}, facts)
+    return tmp_path
+
+
+def command(folder, examples=SIZE, **changes):
+    return AuditCommand(folder, Audit(examples, 0.02, 60, 8, **changes), "float64")
+
+
+def run(settings):
+    said = Console(width=300)
+    with said.capture() as text:
+        settings.run(said)
+    return text.get()
+
+
+def test_certificates_and_calibrated_scores_beside_untouched_ones(folder):
+    before = (folder / "scores.parquet").read_bytes()
+    text = run(command(folder))
+    assert (folder / "scores.parquet").read_bytes() == before
+    want = exact()["score"].to_numpy()
+    bounds = pq.read_table(folder / "audit.parquet")
+    assert bounds["index"].to_pylist() == list(range(SIZE))
+    lower, upper = bounds["lower"].to_numpy(), bounds["upper"].to_numpy()
+    good = np.arange(SIZE) != BROKEN
+    assert (lower[good] <= want[good]).all()
+    assert (want[good] <= upper[good]).all()
+    assert bounds["reason"].to_pylist()[BROKEN]
+    assert [reason for reason in bounds["reason"].to_pylist() if reason] == [bounds["reason"].to_pylist()[BROKEN]]
+    record = json.loads((folder / "audit.json").read_text())
+    assert record["counts"]["certified"] == record["counts"]["narrow"] == SIZE - 1
+    assert sum(record["counts"]["reasons"].values()) == 1
+    score = record["deviation"]["score"]
+    assert 0.4 < score["raw"]["median"] < 0.6
+    assert score["calibrated"]["median"] < 0.15
+    assert set(record["deviation"]) >= {"alignment_loss", "gradient_norm", "pixel_variance", "knn_distance"}
+    every = pq.read_table(folder / "calibrated.parquet")
+    assert every["index"].to_pylist() == list(range(SIZE))
+    low, high = every["score_lo"].to_numpy()[good], every["score_hi"].to_numpy()[good]
+    assert np.mean((low <= want[good]) & (want[good] <= high)) >= 0.85
+    assert "Calibrated scores" in text
+    assert f"Of {SIZE} images {SIZE - 1} are certified as narrowly as asked for" in text
+    assert "gradient norm" in text
+
+
+def test_a_stopped_audit_goes_on_and_a_larger_one_adds(folder, monkeypatch):
+    run(command(folder, 24))
+    whole = (folder / "audit.parquet").read_bytes()
+    for path in (folder / "audit").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    added = Manifest.add
+
+    def add_once(manifest, *given):
+        if manifest.parts:
+            raise KeyboardInterrupt
+        added(manifest, *given)
+
+    monkeypatch.setattr(Manifest, "add", add_once)
+    with pytest.raises(KeyboardInterrupt):
+        run(command(folder, 24))
+    monkeypatch.setattr(Manifest, "add", added)
+    assert "Going on: 8 of 24 images are certified." in run(command(folder, 24))
+    assert (folder / "audit.parquet").read_bytes() == whole
+    assert f"Going on: 24 of {SIZE}" in run(command(folder))
+    assert json.loads((folder / "audit.json").read_text())["counts"]["sample"] == SIZE
+    with pytest.raises(StoreError, match=r"audit.seed: 0 → 1"):
+        run(command(folder, seed=1))
+
+
+def test_a_sample_too_small_to_calibrate_says_so_and_leaves_no_older_calibration(folder):
+    (folder / "calibrated.parquet").write_text("of an earlier audit")
+    text = run(command(folder, 3))
+    assert "No calibrated scores: Calibration takes at least 4 examples" in text
+    assert not (folder / "calibrated.parquet").exists()
+
+
+def test_scores_from_a_shared_subspace_have_rigorous_intervals_for_every_image(folder, monkeypatch):
+    monkeypatch.setattr(audit_run, "problem_over", lambda *_: the_problem())
+    record = json.loads((folder / "run.json").read_text())
+    record["configuration"]["backend"] = describe(Arnoldi(12, block=2, probes=2))
+    (folder / "run.json").write_text(json.dumps(record))
+    run(command(folder, 12))
+    table = pq.read_table(folder / "calibrated.parquet")
+    good, want = np.arange(SIZE) != BROKEN, exact()["score"].to_numpy()
+    lower, upper = table["galerkin_lo"].to_numpy(), table["galerkin_hi"].to_numpy()
+    assert (lower[good] <= want[good]).all()
+    assert (want[good] <= upper[good]).all()
+    assert np.isnan(lower[BROKEN])
+
+
+def test_images_that_have_changed_are_refused(folder, monkeypatch):
+    other = Arrays(np.zeros((SIZE, 6, 6, 3), np.uint8)).open()
+    prepared = Prepared(None, TRANSFORM, the_problem().objective, other)
+    monkeypatch.setattr(audit_run, "prepare", lambda *_: prepared)
+    with pytest.raises(InfluenceError, match="have changed since they were scored"):
+        run(command(folder))
+
+
+def test_noise_is_that_of_float32_whatever_the_precision():
+    image = jnp.asarray(np.random.default_rng(0).uniform(size=(4, 4, 3)))
+    key = jax.random.key(3)
+    want = GaussianNoise()(key, image.astype(jnp.float32))
+    got = audit_bounds.DrawnInSingle(GaussianNoise())(key, image)
+    assert got.dtype == jnp.float64
+    np.testing.assert_array_equal(got.astype(jnp.float32), want)

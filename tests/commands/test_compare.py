@@ -1,0 +1,88 @@
+"""A comparison through the command: a table, figures and a record; gone on with, and never of other settings."""
+
+import functools
+import json
+
+import problems
+import pytest
+from rich.console import Console
+
+from influence_ssl_jax.commands import compare_run
+from influence_ssl_jax.commands.compare import CompareCommand
+from influence_ssl_jax.commands.score_run import Prepared
+from influence_ssl_jax.data import Digits, ToInput
+from influence_ssl_jax.errors import StoreError
+from influence_ssl_jax.influence import comparison
+from influence_ssl_jax.influence.certificate import Audit
+from influence_ssl_jax.influence.contenders import Knobs
+from influence_ssl_jax.influence.scores import Scoring
+from influence_ssl_jax.losses import CosineDistance
+from influence_ssl_jax.train.export import Trained
+
+SOURCE = Digits(size=6, digits=40, exact_duplicates=0.1, near_duplicates=0.0, blanks=0.0, noise=0.1)
+NONE = Knobs((), (), (), (), samples=2, probes=2)
+
+
+@functools.cache
+def the_problem():
+    return problems.problem(CosineDistance(), module=problems.Small(), channels=3)
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """The command over a small net in place of a pretrained one."""
+    network = Trained(None, (6, 6, 3), the_problem().params, the_problem().frozen)
+    prepared = Prepared(network, ToInput(6, 6, 3), the_problem().objective, SOURCE.open())
+    monkeypatch.setattr(compare_run, "prepare", lambda *_: prepared)
+    monkeypatch.setattr(compare_run, "problem_over", lambda *_: the_problem())
+
+    def made(knobs=NONE, dampings=(0.1, 1.0)):
+        scoring, audit = Scoring(draws=1, batch_size=10), Audit(examples=20)
+        return CompareCommand(
+            tmp_path, tmp_path / "out", SOURCE, knobs=knobs, dampings=dampings, scoring=scoring, audit=audit
+        )
+
+    return made
+
+
+def run(settings):
+    said = Console(width=300)
+    with said.capture() as text:
+        settings.run(said)
+    return text.get()
+
+
+def test_the_record_the_table_and_the_figures(command, monkeypatch):
+    text = run(command())
+    folder = command().out
+    record = json.loads((folder / "comparison.json").read_text())
+    assert [row["name"] for row in record["rows"]] == [
+        n for n in ("Identity", "Diagonal", "KFAC", "EKFAC") for _ in "12"
+    ]
+    assert [row["damping"] for row in record["rows"]] == [0.1, 1.0] * 4
+    for row in record["rows"]:
+        assert len(row["scores"]) == 20
+        assert row["deviation"]["examples"] == 20
+        assert row["deviation"]["spearman"]["value"] > 0.5
+        assert row["fit_seconds"] > 0
+    assert (folder / "pareto.png").stat().st_size > 5000
+    assert (folder / "damping.png").stat().st_size > 5000
+    assert "λ = 0.1 × mean eigenvalue" in text
+    assert "EKFAC" in text
+
+    # a backend more, and one whose part was lost: only these are run
+    (next((folder / "parts").glob("Diagonal*"))).unlink()
+    fitted, original = [], comparison._Race.of.__func__
+    monkeypatch.setattr(
+        comparison._Race, "of", classmethod(lambda cls, b, *given: (fitted.append(b), original(cls, b, *given))[1])
+    )
+    text = run(command(Knobs((), (), (3,), (), samples=2, probes=2)))
+    assert [type(backend).__name__ for backend in fitted] == ["Diagonal", "CG"]
+    again = json.loads((folder / "comparison.json").read_text())["rows"]
+    assert again[:2] == record["rows"][:2]
+    assert again[2]["scores"] == record["rows"][2]["scores"]
+    assert len(again) == 10
+    assert "unconverged: relative residual" in text
+
+    with pytest.raises(StoreError, match=r"configuration.dampings"):
+        run(command(dampings=(0.1,)))

@@ -1,0 +1,33 @@
+"""The experiment, tiny: rows and curvatures that are what they say."""
+
+import json
+
+import pytest
+from rich.console import Console
+
+from experiments.compare_ihvp import Net
+
+
+@pytest.mark.slow
+def test_the_tiny_experiment_runs(tmp_path):
+    config = Net.tiny(tmp_path)
+    config.run(Console(quiet=True))
+    folder = tmp_path / "compare_net"
+    record = json.loads((folder / "comparison.json").read_text())
+    assert {row["name"] for row in record["rows"]} == {
+        "Identity",
+        "Diagonal",
+        "KFAC",
+        "EKFAC",
+        "Arnoldi 4",
+        "Arnoldi 4 dropped",
+        "Nystrom 4",
+        "Deflated 4",
+    }
+    assert all(row["reason"] == "" for row in record["rows"])
+    curvatures = record["curvatures"]
+    for name, row in curvatures.items():
+        assert row[name] == pytest.approx(1)
+        assert all(row[other] == pytest.approx(curvatures[other][name]) for other in row)
+    assert sum("|least eigenvalue|" in name for name in curvatures) == sum("hessian" in name for name in curvatures)
+    assert (folder / "pareto.png").exists()

@@ -1,0 +1,94 @@
+"""Every backend fitted to every small problem, once."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import problems
+from jaxtyping import Array
+
+from influence_ssl_jax import trees
+from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.ihvp import (
+    CG,
+    EKFAC,
+    KFAC,
+    Arnoldi,
+    Deflated,
+    Diagonal,
+    Exact,
+    Form,
+    Identity,
+    LiSSA,
+    LoGra,
+    Nystrom,
+)
+from influence_ssl_jax.losses import CosineDistance, SimCLR, SquaredEuclid
+
+SMALL = {
+    Exact: Exact(),
+    Arnoldi: Arnoldi(rank=6, block=2, probes=4),
+    Deflated: Deflated(rank=6, block=2, samples=2),
+    CG: CG(tolerance=1e-13, iterations=2000),
+    Identity: Identity(),
+    LoGra: LoGra(rank=2, samples=2),
+    EKFAC: EKFAC(rank=2, samples=2),
+    KFAC: KFAC(samples=2),
+    Diagonal: Diagonal(samples=2),
+    Nystrom: Nystrom(rank=6, complement="mean", probes=4),
+    LiSSA: LiSSA(depth=60, power_steps=10, probes=4),
+}
+PROBLEMS = {
+    "linear": lambda: problems.problem(SquaredEuclid(), module=problems.Linear(), image=3),
+    "cosine": lambda: problems.problem(CosineDistance(), module=problems.Small()),
+    "coupled": lambda: problems.problem(SimCLR(0.5), module=problems.Small()),
+}
+
+
+@functools.cache
+def fitted(kind, name):
+    backend = SMALL[kind]
+    problem = PROBLEMS[name]()
+    state = jax.jit(backend.fit)(problem, jax.random.key(0))
+    measurement = problems.objective(CosineDistance(), problem.objective.network.module)
+    gradients, *_ = jax.jit(measured, static_argnums=(0, 4))(
+        measurement, problem.params, problem.frozen, problems.first_batch(problem), 2
+    )
+    return backend, problem, state, gradients
+
+
+class Answers(NamedTuple):
+    solved: Array
+    bilinear: Array
+    quadratic: Array
+    form: Form
+
+
+@functools.cache
+def asking(kind, name):
+    """All that a backend says of vectors (rows) and of the problem's gradients at a damping: compiled once."""
+    backend, problem, state, gradients = fitted(kind, name)
+
+    @jax.jit
+    def asked(state, gradients, rows, damping):
+        solve = jax.vmap(lambda v: trees.ravel(backend.solve(state, trees.unravel(problem.params, v), damping)))
+        return Answers(
+            solve(rows),
+            backend.bilinear_form(state, gradients, gradients, damping),
+            backend.quadratic_form(state, gradients, damping),
+            backend.draw_gram(state, gradients, damping),
+        )
+
+    def ask(rows, damping, gradients=gradients):
+        return asked(state, gradients, jnp.asarray(rows), damping)
+
+    return ask
+
+
+@functools.cache
+def gradient_rows(name):
+    """Every gradient of a problem's measurement, whole."""
+    gradients = fitted(Identity, name)[-1]
+    return np.asarray(trees.ravel_batch(jax.jit(type(gradients).full)(gradients)))

@@ -1,0 +1,77 @@
+"""Arnoldi against the dense matrix: exact at full rank, the textbook formula below it, bounds that hold."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from influence_ssl_jax.errors import CurvatureError, IndefiniteError
+from influence_ssl_jax.ihvp import Arnoldi, Damping
+from influence_ssl_jax.ihvp.arnoldi import galerkin_interval
+from tests.ihvp.dense import dense, single
+
+
+@pytest.mark.parametrize("module", ["conv", "linear"])
+def test_exact_at_full_rank(module):
+    """The linear net's matrix I ⊗ 2XᵀX has every eigenvalue three times over."""
+    problem, matrix, gradients, rows = dense(module=module)
+    backend = Arnoldi(rank=len(matrix), block=2, expansion=1.0, probes=2)
+    state = jax.jit(backend.fit)(problem, jax.random.key(1))
+    damping = 0.1 * np.trace(matrix) / len(matrix)
+    np.testing.assert_allclose(float(state.mean), np.trace(matrix) / len(matrix), rtol=1e-10)
+    want = rows @ np.linalg.solve(matrix + damping * np.eye(len(matrix)), rows.T)
+    got = jax.jit(backend.bilinear_form)(state, gradients, gradients, jnp.asarray(damping))
+    np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-10 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("complement", ["keep", "drop"])
+def test_below_full_rank_it_is_the_textbook_formula(complement):
+    problem, matrix, gradients, rows = dense()
+    backend = Arnoldi(rank=10, block=2, expansion=4.0, probes=400, complement=complement)
+    state = jax.jit(backend.fit)(problem, jax.random.key(2))
+    values, vectors = np.linalg.eigh(matrix)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    np.testing.assert_allclose(state.values, values[:10], rtol=1e-6)
+    rest = values[10:].mean()
+    np.testing.assert_allclose(float(state.level), rest, rtol=0.1)
+    damping = 0.1 * values.mean()
+    inside = rows @ vectors[:, :10]
+    want = (inside**2 / (values[:10] + damping)).sum(1)
+    if complement == "keep":
+        want = want + ((rows**2).sum(1) - (inside**2).sum(1)) / (float(state.level) + damping)
+    got = jax.jit(backend.quadratic_form)(state, gradients, jnp.asarray(damping))
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rank", [3, 20])
+@pytest.mark.parametrize(
+    ("module", "dtype", "rounding"),
+    [("conv", "float64", 32.0), ("linear", "float32", 32.0), ("conv", "float32", 2.0**14)],
+)
+def test_the_galerkin_interval_holds(rank, module, dtype, rounding):
+    """In float32 the small conv net's matrix is a difference that leaves three digits: 2e4 roundoffs of its norm."""
+    problem, matrix, gradients, rows = dense(module=module)
+    if dtype == "float32":
+        problem, gradients = single(problem, gradients)
+    state = jax.jit(Arnoldi(rank=rank, block=2, expansion=1.5, probes=2).fit)(problem, jax.random.key(3))
+    bounds = jax.jit(galerkin_interval, static_argnums=3)
+    for relative in (0.1, 1.0, 10.0):
+        damping = relative * np.trace(matrix) / len(matrix)
+        want = (rows * np.linalg.solve(matrix + damping * np.eye(len(matrix)), rows.T).T).sum(1)
+        found = bounds(state, gradients, jnp.asarray(damping, dtype), rounding)
+        assert (found.lower <= want).all()
+        assert (want <= found.upper).all()
+    assert rounding > 32 or (np.asarray(found.upper) < 4 * want).all()
+
+
+def test_an_indefinite_hessian_is_refused():
+    problem, matrix, gradients, _ = dense("hessian")
+    least = np.linalg.eigvalsh(matrix)[0]
+    assert least < 0
+    backend = Arnoldi(rank=10, block=2, expansion=3.0, probes=4)
+    state = jax.jit(backend.fit)(problem, jax.random.key(4))
+    np.testing.assert_allclose(float(state.smallest), least, rtol=1e-3)
+    with pytest.raises(IndefiniteError):
+        backend.resolve(state, Damping(absolute=-0.5 * least))
+    with pytest.raises(CurvatureError, match="semi-definite"):
+        galerkin_interval(state, gradients, jnp.asarray(1.0))

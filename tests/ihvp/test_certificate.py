@@ -1,0 +1,132 @@
+"""Bounds of the exact form from any backend's solution: true residuals, and intervals that hold."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from influence_ssl_jax.errors import CurvatureError
+from influence_ssl_jax.ihvp import BACKENDS, CG, Arnoldi, Exact, Identity, LiSSA
+from influence_ssl_jax.ihvp.certificate import Solved, certificate, refined, solved_by
+from tests.ihvp.dense import dense, single
+from tests.ihvp.fitted import fitted, gradient_rows
+
+certified = jax.jit(certificate)
+solved = jax.jit(solved_by, static_argnums=0)
+
+
+@functools.cache
+def truth(name):
+    """The gradients, the dense matrix of a small problem, and the forms at a tenth of its mean eigenvalue."""
+    state, rows = fitted(Exact, name)[2], gradient_rows(name)
+    vectors, values = np.asarray(state.eigenvectors), np.asarray(state.eigenvalues)
+    damping = 0.1 * values.mean()
+    return (
+        rows,
+        (vectors * (values + damping)) @ vectors.T,
+        damping,
+        ((rows @ vectors) ** 2 / (values + damping)).sum(1),
+    )
+
+
+@pytest.mark.parametrize("kind", BACKENDS, ids=lambda kind: kind.__name__)
+def test_every_backend_states_its_residual_and_an_interval_that_holds(kind):
+    backend, problem, state, _ = fitted(kind, "coupled")
+    rows, matrix, damping, want = truth("coupled")
+    damping = jnp.asarray(damping)
+    found = solved(backend, state, problem, jnp.asarray(rows), damping)
+    got = certified(found, damping)
+    left = rows - np.asarray(found.solutions) @ matrix
+    np.testing.assert_allclose(
+        got.residual, np.linalg.norm(left, axis=1) / np.linalg.norm(rows, axis=1), rtol=1e-6, atol=1e-12
+    )
+    np.testing.assert_allclose(got.value, np.einsum("np,np->n", rows, found.solutions), rtol=1e-12)
+    assert (got.interval.lower <= want).all()
+    assert (want <= got.interval.upper).all()
+    if kind in (Exact, CG):
+        assert (got.interval.upper - got.interval.lower <= 1e-9 * want).all()
+        assert float(got.residual.max()) < 1e-10
+    elif kind is Identity:
+        assert float(got.residual.min()) > 0.1  # an interval that holds is no proof of a good solve
+
+
+def test_a_common_factor_costs_nothing():
+    """A solution a hundred times too long has the same interval: backends are biased, and calibrated afterwards."""
+    backend, problem, state, _ = fitted(LiSSA, "coupled")
+    rows, _, damping, _ = truth("coupled")
+    found = solved(backend, state, problem, jnp.asarray(rows), jnp.asarray(damping))
+    long = found._replace(
+        solutions=100 * found.solutions, products=100 * found.products, product_doubt=100 * found.product_doubt
+    )
+    one, other = certified(found, jnp.asarray(damping)), certified(long, jnp.asarray(damping))
+    np.testing.assert_allclose(other.interval.lower, one.interval.lower, rtol=1e-9)
+    np.testing.assert_allclose(other.interval.upper, one.interval.upper, rtol=1e-9)
+    assert float(other.residual.min()) > 10
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_refinement_reaches_the_width_from_a_shared_subspace_in_fewer_products(dtype):
+    problem, matrix, gradients, rows = dense()
+    damping = 0.1 * np.trace(matrix) / len(matrix)
+    want = (rows * np.linalg.solve(matrix + damping * np.eye(len(matrix)), rows.T).T).sum(1)
+    if dtype == "float32":
+        problem, gradients = single(problem, gradients)
+    damping, key = jnp.asarray(damping, dtype), jax.random.key(1)
+    taken = {}
+    for name, backend in {"plain": Identity(probes=2), "shared": Arnoldi(10, 2, complement="drop", probes=2)}.items():
+        state = jax.jit(backend.fit)(problem, key)
+
+        def bounds(problem, state, rows, damping, backend=backend):
+            found = solved_by(backend, state, problem, rows, damping)
+            return refined(found, problem, damping, key, width=0.02)
+
+        got = jax.jit(bounds)(problem, state, jnp.asarray(rows, dtype), damping)
+        assert (got.lower <= want).all()
+        assert (want <= got.upper).all()
+        assert (got.upper - got.lower <= 0.021 * want).all()
+        taken[name] = int(got.steps)
+    assert taken["shared"] < taken["plain"]
+
+
+def test_intervals_hold_in_float32_for_any_solution():
+    """Solutions from exact to useless, of matrices over eight orders of magnitude, against float64."""
+    rng, size, checked = np.random.default_rng(0), 24, 0
+    for spectrum in (np.logspace(0, -8, size), np.repeat([1.0, 0.01, 0.0], 8), np.linspace(0, 1, size)):
+        rotation = np.linalg.qr(rng.normal(size=(size, size)))[0]
+        matrix = ((rotation * spectrum) @ rotation.T).astype(np.float32)
+        values, vectors = np.linalg.eigh(matrix.astype(float))
+        rows = (rng.normal(size=(1200, size)) @ (matrix + 1e-3 * np.eye(size))).astype(np.float32)
+        for damping in (1e-3, 0.1):
+            inverse = (vectors / (np.maximum(values, 0) + damping)) @ vectors.T
+            want = np.einsum("np,pq,nq->n", rows, inverse, rows, dtype=float)
+            noise = rng.choice([0, 1e-5, 1e-2, 1, 30], (1200, 1)) * rng.normal(size=rows.shape)
+            x = (rows @ inverse) * rng.choice([0.1, 1, 7], (1200, 1)) + noise * np.linalg.norm(rows, axis=1)[:, None]
+            x = x.astype(np.float32)
+            products = x @ matrix + np.float32(damping) * x
+            unit = 8 * np.finfo(np.float32).eps
+            doubts = [unit * np.linalg.norm(rows, axis=1), unit * np.linalg.norm(x, axis=1) * (1 + damping)]
+            found = Solved(*(jnp.asarray(array, jnp.float32) for array in (rows, x, products, *doubts)))
+            got = certified(found, jnp.asarray(damping, jnp.float32)).interval
+            assert (got.lower <= want).all()
+            assert (want <= got.upper).all()
+            exact = noise[:, 0] == 0
+            assert np.median((np.asarray(got.upper) / np.asarray(got.lower))[exact]) < 1.2
+            checked += len(want)
+    assert checked == 7200
+
+
+def test_zero_has_the_interval_zero():
+    zero = jnp.zeros((2, 3))
+    got = certified(Solved(zero, zero, zero, jnp.zeros(2), jnp.zeros(2)), jnp.asarray(0.1))
+    for value in (got.value, got.residual, got.interval.lower, got.interval.upper):
+        np.testing.assert_array_equal(value, 0.0)
+
+
+def test_a_hessian_is_refused():
+    problem, *_, rows = dense("hessian")
+    backend = Identity(probes=2)
+    state = jax.jit(backend.fit)(problem, jax.random.key(0))
+    with pytest.raises(CurvatureError, match="semi-definite"):
+        solved_by(backend, state, problem, jnp.asarray(rows), jnp.asarray(1.0))

@@ -1,0 +1,92 @@
+"""Every backend takes every loss, curvature and measurement, or says why not; what no layer explains is never dropped."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import problems
+import pytest
+
+from influence_ssl_jax import trees
+from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.errors import CurvatureError, StructureError
+from influence_ssl_jax.ihvp import BACKENDS, CG, Arnoldi, Diagonal, Exact, Identity, LiSSA, LoGra
+from influence_ssl_jax.losses import CosineDistance, SimCLR, SquaredEuclid
+from tests.ihvp.fitted import SMALL
+
+TAKE_HESSIANS = {Exact, CG, LiSSA, Arnoldi, Identity}
+NEED_NO_LAYERS = {Exact, CG, LiSSA}
+every = pytest.mark.parametrize("kind", BACKENDS, ids=lambda kind: kind.__name__)
+
+
+class Free(nn.Module):
+    """A weight that belongs to no layer."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        del train
+        x = x.reshape(x.shape[0], -1)
+        return x @ self.param("weight", nn.initializers.normal(), (x.shape[1], 2))
+
+
+def fitted_shapes(backend, problem):
+    """Trace the fit, nothing compiled."""
+    return jax.eval_shape(lambda problem, key: jax.tree.leaves(backend.fit(problem, key)), problem, jax.random.key(0))
+
+
+@every
+@pytest.mark.parametrize("curvature", ["ggn", "fisher", "empirical_fisher", "hessian"])
+def test_every_loss_and_curvature_is_taken(kind, curvature):
+    """Every loss with the default curvature; every curvature with a separable and with a batch-coupled loss."""
+    losses = problems.LOSSES if curvature == "ggn" else (CosineDistance(), SimCLR(0.5))
+    for loss in losses:
+        problem = problems.problem(loss, curvature, module=problems.Small())
+        if curvature == "hessian" and kind not in TAKE_HESSIANS:
+            with pytest.raises(CurvatureError, match=kind.__name__):
+                fitted_shapes(SMALL[kind], problem)
+        else:
+            fitted_shapes(SMALL[kind], problem)
+
+
+@every
+def test_every_measurement_is_taken(kind):
+    problem, backend = problems.problem(SimCLR(0.5), module=problems.Small()), SMALL[kind]
+
+    def forms(problem, key, damping):
+        state = backend.fit(problem, key)
+        batch = problems.first_batch(problem)
+        for measurement in (CosineDistance(), SquaredEuclid()):
+            objective = problems.objective(measurement, problems.Small())
+            gradients = measured(objective, problem.params, problem.frozen, batch, 2).gradients
+            yield tuple(backend.draw_gram(state, gradients, damping))
+
+    shapes = jax.eval_shape(lambda *args: list(forms(*args)), problem, jax.random.key(0), jnp.asarray(0.1))
+    assert [tuple(leaf.shape for leaf in form) for form in shapes] == [((4, 2, 2), (4,))] * 2
+
+
+@every
+def test_what_needs_layers_says_so(kind):
+    problem = problems.problem(CosineDistance(), module=Free(), image=2)
+    if kind in NEED_NO_LAYERS:
+        fitted_shapes(SMALL[kind], problem)
+        return
+    with pytest.raises(StructureError, match=r"weight.*materialise"):
+        fitted_shapes(SMALL[kind], problem)
+
+
+def test_arnoldi_without_complement_needs_no_layers():
+    problem = problems.problem(CosineDistance(), module=Free(), image=2)
+    fitted_shapes(Arnoldi(4, 2, complement="drop"), problem)
+
+
+@pytest.mark.parametrize("backend", [Diagonal(unexplained="materialise"), LoGra(rank=4, unexplained="materialise")])
+def test_what_no_layer_explains_counts_when_asked_for(backend):
+    """LoGra's block at full rank is C itself; the diagonal that of C."""
+    problem = problems.problem(CosineDistance(), "empirical_fisher", module=Free(), image=2)
+    state = jax.jit(backend.fit)(problem, jax.random.key(0))
+    exact = jax.jit(Exact().fit)(problem, jax.random.key(0))
+    matrix = np.asarray((exact.eigenvectors * exact.eigenvalues[None]) @ exact.eigenvectors.T)
+    kept = np.diag(np.diag(matrix)) if isinstance(backend, Diagonal) else matrix
+    got = jax.jit(backend.solve)(state, problem.params, jnp.asarray(0.01))
+    want = np.linalg.solve(kept + 0.01 * np.eye(len(matrix)), np.asarray(trees.ravel(problem.params)))
+    np.testing.assert_allclose(trees.ravel(got), want, rtol=1e-9)

@@ -1,0 +1,64 @@
+"""A small convolutional encoder trained by SimCLR on the bundled digits, and its measurement's curvature."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import problems
+from sklearn.datasets import load_digits
+
+from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.losses import CosineDistance, SimCLR
+from influence_ssl_jax.problem import Problem
+from influence_ssl_jax.types import Batch
+
+
+class Encoder(nn.Module):
+    """Two convolutions and a head; no normalisation."""
+
+    width: int = 6
+    outputs: int = 8
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        del train
+        x = nn.relu(nn.Conv(self.width, (3, 3), strides=(2, 2), name="stem")(x))
+        x = nn.relu(nn.Conv(2 * self.width, (3, 3), strides=(2, 2), name="body")(x))
+        return nn.Dense(self.outputs, name="head")(x.reshape(x.shape[0], -1))
+
+
+def digits(count: int, num_batches: int, seed: int) -> Batch:
+    order = np.random.default_rng(seed).permutation(1797)[:count]
+    images = load_digits().images[order, :, :, None] / 16
+    shape = (num_batches, count // num_batches)
+    keys = jax.random.split(jax.random.key(seed), shape)
+    return Batch(jnp.asarray(images.reshape(*shape, 8, 8, 1)), keys, jnp.asarray(order.reshape(shape)))
+
+
+@functools.cache
+def trained() -> Problem:
+    """The GGN of the cosine distance over 128 digits, at parameters after 150 steps of SimCLR."""
+    params, frozen = problems.variables(Encoder(), size=8, channels=1)
+    objective, optimiser = problems.objective(SimCLR(0.5), Encoder()), optax.adam(3e-3)
+    batches = digits(256, 4, 0)
+
+    def step(carry, i):
+        params, state = carry
+        batch = jax.tree.map(lambda leaf: leaf[i % 4], batches)
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, i))(batch.key)
+        fresh = Batch(batch.image, keys, batch.index)
+        updates, state = optimiser.update(jax.grad(objective)(params, frozen, fresh), state)
+        return (optax.apply_updates(params, updates), state), None
+
+    run = jax.jit(lambda params: jax.lax.scan(step, (params, optimiser.init(params)), jnp.arange(150))[0][0])
+    return Problem(run(params), frozen, digits(128, 2, 1), problems.objective(CosineDistance(), Encoder()))
+
+
+def scored(count: int = 100):
+    """Measured gradients of digits that the curvature has not seen."""
+    problem, batch = trained(), jax.tree.map(lambda leaf: leaf[0], digits(count, 1, 2))
+    found = jax.jit(measured, static_argnums=(0, 4))(problem.objective, problem.params, problem.frozen, batch, 1)
+    return found.gradients
