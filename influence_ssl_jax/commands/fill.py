@@ -13,7 +13,7 @@ from influence_ssl_jax.influence.stream import Scored
 from influence_ssl_jax.store import ScoreStore
 
 
-def fill(store: ScoreStore, scored: Iterable[Scored], size: int, parts: Parts, log: RunLog, out: Console) -> None:
+def fill(store: ScoreStore, scored: Iterable[Scored], size: int, parts: Parts, log: RunLog, out: Console) -> float:
     """Write scored batches as parts, with a bar, a heartbeat, and a line in the log for every part; seconds of writing."""
     tables: list[pa.Table] = []
     skipped: list[Skipped] = []

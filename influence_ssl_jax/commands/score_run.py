@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sys
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -71,7 +71,7 @@ def score(settings: "Score", out: Console) -> None:
         problem = problem_over(settings, given, batches_of(all_devices()) if all_devices().size > 1 else None)
         scorer = fitted_scorer(settings, problem, measured, store, log, out)
         recorded = {**facts(settings, transform, scorer), **rank_agreement(settings, given, scorer, out)}
-        spent: Counter[str] = Counter()
+        spent: defaultdict[str, float] = defaultdict(float)
         scored = stream(scorer, source, transform, share(todo, scorer), scoring_mesh(), spent)
         spent["disk"] = fill(store, scored, len(source), settings.parts, log, out)
         recorded["seconds_waiting_for"] = {name: round(seconds, 3) for name, seconds in spent.items()}

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
@@ -40,7 +40,7 @@ def stream(
     transform: ToInput,
     indices: Int[np.ndarray, " count"] | None = None,
     mesh: Mesh | None = None,
-    spent: Counter[str] | None = None,
+    spent: defaultdict[str, float] | None = None,
 ) -> Iterator[Scored]:
     """Score the examples named by `indices` (all where None), a batch at a time.
 
@@ -57,7 +57,7 @@ def stream(
         mesh: Devices of this process; each takes `batch_size` examples at a time. The default device where None.
         spent: Filled with the seconds that the host waited for `images` and for the `device`.
     """
-    spent = Counter() if spent is None else spent
+    spent = defaultdict(float) if spent is None else spent
     size = scorer.batch_size
     order = in_slots(np.arange(len(source)) if indices is None else np.asarray(indices), size)
     key = jax.random.key(scorer.settings.seed)
@@ -118,14 +118,14 @@ def self_influence(
     return table
 
 
-def _scored(loaded: LoadedBatch, columns: Columns, spent: Counter[str]) -> Scored:
+def _scored(loaded: LoadedBatch, columns: Columns, spent: defaultdict[str, float]) -> Scored:
     began = time.perf_counter()
     jax.block_until_ready(columns)
     spent["device"] += time.perf_counter() - began
     return Scored(table_of(loaded, columns), loaded.skipped)
 
 
-def _timed(loading: Iterator[LoadedBatch], spent: Counter[str]) -> Iterator[LoadedBatch]:
+def _timed(loading: Iterator[LoadedBatch], spent: defaultdict[str, float]) -> Iterator[LoadedBatch]:
     while True:
         began = time.perf_counter()
         loaded = next(loading, None)
