@@ -16,7 +16,8 @@ from influence_ssl_jax.influence import comparison
 from influence_ssl_jax.influence.certificate import Audit
 from influence_ssl_jax.influence.contenders import Knobs
 from influence_ssl_jax.influence.scores import Scoring
-from influence_ssl_jax.losses import CosineDistance
+from influence_ssl_jax.losses import CosineDistance, SimCLR
+from influence_ssl_jax.train import tiny
 from influence_ssl_jax.train.export import Trained
 
 SOURCE = Digits(size=6, digits=40, exact_duplicates=0.1, near_duplicates=0.0, blanks=0.0, noise=0.1)
@@ -31,7 +32,7 @@ def the_problem():
 @pytest.fixture
 def command(tmp_path, monkeypatch):
     """The command over a small net in place of a pretrained one."""
-    network = Trained(None, (6, 6, 3), the_problem().params, the_problem().frozen)
+    network = Trained(tiny(SimCLR()), (6, 6, 3), the_problem().params, the_problem().frozen)
     prepared = Prepared(network, ToInput(6, 6, 3), the_problem().objective, SOURCE.open())
     monkeypatch.setattr(compare_run, "prepare", lambda *_: prepared)
     monkeypatch.setattr(compare_run, "problem_over", lambda *_: the_problem())
