@@ -183,7 +183,7 @@ def galerkin_interval(
             "'empirical_fisher'."
         )
     found, norms = coordinates(state, gradients), gradients.squared_norms(state.blocks)
-    unit = rounding * jnp.finfo(norms.dtype).eps
+    unit = rounding * jnp.finfo(state.vectors.dtype).eps  # norms may have been summed in a wider type
     y = found / (state.values + damping)[None]
     value, reach = jnp.sum(found * y, axis=1), jnp.linalg.norm(y, axis=1)
     doubt = unit * (jnp.sqrt(norms) + (jnp.max(state.values) + damping) * reach)

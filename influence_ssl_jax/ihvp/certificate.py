@@ -116,7 +116,7 @@ def refined(
     problem: Problem,
     damping: Float[Array, ""],
     key: Key[Array, ""],
-    width: float = 0.05,
+    width: float | Float[Array, ""] = 0.05,
     steps: int = 60,
     rounding: float = 32.0,
 ) -> Bounds:

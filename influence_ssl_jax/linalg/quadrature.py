@@ -55,7 +55,7 @@ def quadratic_form_bounds(
     starts: Float[Array, "n size"],
     damping: Float[Array, ""],
     key: Key[Array, ""],
-    width: float = 0.05,
+    width: float | Float[Array, ""] = 0.05,
     steps: int = 60,
     rounding: float = 32.0,
     offset: Offset | None = None,
