@@ -111,7 +111,9 @@ class Pretrained:
         examples: Images whose scores are compared.
         curvature: Images that C is averaged over.
         samples: Draws of the sampled Fisher for each.
-        dampings: λ over the mean eigenvalue.
+        dampings: λ over the mean eigenvalue. The rank of C is a 684th of the parameters, so that up to about a hundred
+            times the mean λ is small beside every eigenvalue that is not zero, and a score is the squared norm of what
+            of g lies outside the span of C, over λ.
         knobs: How the backends are varied. Steps of CG and LiSSA would take a product with C each, for each image.
     """
 
@@ -121,7 +123,7 @@ class Pretrained:
     examples: int = 200
     curvature: int = 64
     samples: int = 16
-    dampings: tuple[float, ...] = (0.1, 1.0, 10.0)
+    dampings: tuple[float, ...] = (0.1, 10.0, 1000.0)
     knobs: Knobs = dataclasses.field(default_factory=lambda: Knobs((24,), (8, 16), (), (), samples=16, probes=8))
 
     def run(self, out: Console) -> None:
