@@ -38,13 +38,14 @@ from influence_ssl_jax.data.tfds import Tfds
 from influence_ssl_jax.influence.certificate import Audit
 from influence_ssl_jax.influence.comparison import Examples, compared
 from influence_ssl_jax.influence.contenders import Knobs, contenders
+from influence_ssl_jax.influence.nulls import nulls
 from influence_ssl_jax.influence.rankings import rankings
 from influence_ssl_jax.influence.scores import Scoring
 from influence_ssl_jax.influence.truth import truths
 from influence_ssl_jax.losses import CosineDistance, SimCLR
 from influence_ssl_jax.nets import Network
 from influence_ssl_jax.problem import Curvature, Objective, Problem
-from influence_ssl_jax.report.backends import plain, say, write_figures
+from influence_ssl_jax.report.backends import null_rows, plain, say, write_figures
 from influence_ssl_jax.types import Batch, Params
 
 
@@ -89,7 +90,8 @@ class Net:
         """Compare backends, then curvatures; write JSON and figures."""
         problem, examples = trained(self)
         known = truths("dense", problem, *examples[:3], self.dampings, examples.scoring)
-        rows = [plain(row) for row in compared(contenders(self.knobs), problem, examples, known)]
+        rows = null_rows(nulls(problem, examples), known)
+        rows += [plain(row) for row in compared(contenders(self.knobs), problem, examples, known)]
         folder = self.out / "compare_net"
         folder.mkdir(parents=True, exist_ok=True)
         write_figures(rows, folder)
