@@ -38,13 +38,14 @@ from influence_ssl_jax.data.tfds import Tfds
 from influence_ssl_jax.influence.certificate import Audit
 from influence_ssl_jax.influence.comparison import Examples, compared
 from influence_ssl_jax.influence.contenders import Knobs, contenders
+from influence_ssl_jax.influence.nulls import nulls
 from influence_ssl_jax.influence.rankings import rankings
 from influence_ssl_jax.influence.scores import Scoring
 from influence_ssl_jax.influence.truth import truths
 from influence_ssl_jax.losses import CosineDistance, SimCLR
 from influence_ssl_jax.nets import Network
 from influence_ssl_jax.problem import Curvature, Objective, Problem
-from influence_ssl_jax.report.backends import plain, say, write_figures
+from influence_ssl_jax.report.backends import null_rows, plain, say, write_figures
 from influence_ssl_jax.types import Batch, Params
 
 
@@ -89,7 +90,8 @@ class Net:
         """Compare backends, then curvatures; write JSON and figures."""
         problem, examples = trained(self)
         known = truths("dense", problem, *examples[:3], self.dampings, examples.scoring)
-        rows = [plain(row) for row in compared(contenders(self.knobs), problem, examples, known)]
+        rows = null_rows(nulls(problem, examples), known)
+        rows += [plain(row) for row in compared(contenders(self.knobs), problem, examples, known)]
         folder = self.out / "compare_net"
         folder.mkdir(parents=True, exist_ok=True)
         write_figures(rows, folder)
@@ -111,7 +113,9 @@ class Pretrained:
         examples: Images whose scores are compared.
         curvature: Images that C is averaged over.
         samples: Draws of the sampled Fisher for each.
-        dampings: λ over the mean eigenvalue.
+        dampings: λ over the mean eigenvalue. The rank of C is a 684th of the parameters, so that up to about a hundred
+            times the mean λ is small beside every eigenvalue that is not zero, and a score is the squared norm of what
+            of g lies outside the span of C, over λ.
         knobs: How the backends are varied. Steps of CG and LiSSA would take a product with C each, for each image.
     """
 
@@ -121,7 +125,7 @@ class Pretrained:
     examples: int = 200
     curvature: int = 64
     samples: int = 16
-    dampings: tuple[float, ...] = (0.1, 1.0, 10.0)
+    dampings: tuple[float, ...] = (0.1, 10.0, 1000.0)
     knobs: Knobs = dataclasses.field(default_factory=lambda: Knobs((24,), (8, 16), (), (), samples=16, probes=8))
 
     def run(self, out: Console) -> None:

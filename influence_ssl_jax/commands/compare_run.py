@@ -18,9 +18,10 @@ from influence_ssl_jax.ihvp import Backend
 from influence_ssl_jax.influence.audit import sample
 from influence_ssl_jax.influence.comparison import Examples, compared
 from influence_ssl_jax.influence.contenders import contenders, label
+from influence_ssl_jax.influence.nulls import nulls
 from influence_ssl_jax.influence.truth import Truth, kind_for, truths
 from influence_ssl_jax.problem import Problem
-from influence_ssl_jax.report.backends import plain, say, write_figures
+from influence_ssl_jax.report.backends import null_rows, plain, say, write_figures
 from influence_ssl_jax.store.files import lock, write_atomically
 from influence_ssl_jax.store.identity import claim, refuse_foreign
 
@@ -47,7 +48,7 @@ def run(settings: "CompareCommand", out: Console) -> None:
         examples = _examples(settings, prepared)
         known = _truths(settings, problem, examples, out)
         (settings.out / PARTS).mkdir(exist_ok=True)
-        rows: list[dict[str, Plain]] = []
+        rows = _nulls(settings, problem, examples, known)
         every = contenders(settings.knobs)
         for number, backend in enumerate(every, 1):
             path = settings.out / PARTS / f"{_name(backend)}.json"
@@ -57,6 +58,16 @@ def run(settings: "CompareCommand", out: Console) -> None:
                 write_atomically(path, json.dumps(found).encode())
             rows += json.loads(path.read_text(encoding="utf-8"))
         _finish(settings, prepared, known, rows, out)
+
+
+def _nulls(
+    settings: "CompareCommand", problem: Problem, examples: Examples, known: list[Truth]
+) -> list[dict[str, Plain]]:
+    """Rows of the baselines, from the folder where they are there."""
+    path = settings.out / PARTS / "baselines.json"
+    if not path.exists():
+        write_atomically(path, json.dumps(null_rows(nulls(problem, examples), known)).encode())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _finish(

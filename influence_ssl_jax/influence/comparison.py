@@ -30,7 +30,7 @@ class Row(NamedTuple):
     """One backend at one damping.
 
     Attributes:
-        backend: Which, with its settings.
+        backend: Which, with its settings; or the name of a baseline.
         damping: λ over the mean eigenvalue.
         fit_seconds: Time to fit, compilation not counted; NaN where it failed.
         fit_megabytes: Memory that fitting takes beside the problem: what it works in and what it keeps.
@@ -42,7 +42,7 @@ class Row(NamedTuple):
         reason: Why there are none, or what is the matter with them; empty for good ones.
     """
 
-    backend: Backend
+    backend: Backend | str
     damping: float
     fit_seconds: float = float("nan")
     fit_megabytes: float = float("nan")

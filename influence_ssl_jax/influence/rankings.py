@@ -6,13 +6,13 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.ihvp.backend import Damping, whole
 from influence_ssl_jax.ihvp.exact import Exact
 from influence_ssl_jax.influence.agreement import spearman
 from influence_ssl_jax.influence.certificate import keyed
 from influence_ssl_jax.influence.comparison import Examples
+from influence_ssl_jax.influence.nulls import nulls
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Batch
 
@@ -20,7 +20,7 @@ from influence_ssl_jax.types import Batch
 def rankings(
     problems: Mapping[str, Problem], examples: Examples, damping: Damping = Damping()
 ) -> dict[str, dict[str, float]]:
-    """Spearman's correlation between the exact scores by every curvature, the gradient's norm and the alignment loss.
+    """Spearman's correlation between the exact scores by every curvature and by the baselines.
 
     Where `C + λI` is not positive definite, λ is 1.1 times the most negative eigenvalue instead, and the name says so.
 
@@ -33,7 +33,7 @@ def rankings(
     for name, problem in problems.items():
         said, values = _exact(problem, examples, damping)
         scores[name + said] = values
-    scores |= _baselines(next(iter(problems.values())), examples)
+    scores |= nulls(next(iter(problems.values())), examples)
     return {left: {right: spearman(a, b) for right, b in scores.items()} for left, a in scores.items()}
 
 
@@ -53,17 +53,3 @@ def _exact(problem: Problem, examples: Examples, damping: Damping) -> tuple[str,
         return backend.quadratic_form(state, found.gradients, resolved)
 
     return said, np.concatenate([np.asarray(run(batch)) for batch in examples.batches])[examples.valid]
-
-
-def _baselines(problem: Problem, examples: Examples) -> dict[str, Float[np.ndarray, " examples"]]:
-    @jax.jit
-    def run(batch: Batch) -> tuple[Array, Array]:
-        drawn = keyed(batch, examples.scoring)
-        found = measured(examples.measurement, problem.params, problem.frozen, drawn, 1)
-        return jax.numpy.linalg.norm(trees.ravel_batch(found.gradients.full()), axis=1), found.values[0]
-
-    norm, loss = zip(*map(run, examples.batches), strict=True)
-    return {
-        "gradient norm": np.concatenate(norm)[examples.valid],
-        "alignment loss": np.concatenate(loss)[examples.valid],
-    }

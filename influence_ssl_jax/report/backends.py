@@ -1,7 +1,7 @@
 """Backends side by side: as plain JSON, as a table, and as two figures."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,12 @@ from rich.table import Table
 
 from influence_ssl_jax.configuration import Plain, describe
 from influence_ssl_jax.influence.agreement import Estimate
-from influence_ssl_jax.influence.calibration import Coverage
+from influence_ssl_jax.influence.calibration import Calibration, Coverage
 from influence_ssl_jax.influence.comparison import Row
 from influence_ssl_jax.influence.contenders import label
-from influence_ssl_jax.influence.deviation import Deviation, Errors
-from influence_ssl_jax.report.words import decimal, percent
+from influence_ssl_jax.influence.deviation import Deviation, Errors, deviation
+from influence_ssl_jax.influence.truth import Truth
+from influence_ssl_jax.report.words import decimal, number, percent
 
 Rows = Sequence[dict[str, Plain]]
 PARETO, STABILITY = "pareto.png", "damping.png"
@@ -26,7 +27,19 @@ PARETO, STABILITY = "pareto.png", "damping.png"
 def plain(row: Row) -> dict[str, Plain]:
     """A row as JSON; nested results become `{name: value}`, what is not finite null."""
     values = {name: as_json(getattr(row, name)) for name in Row._fields if name != "backend"}
+    if isinstance(row.backend, str):
+        return {"name": row.backend, "backend": None, **values}
     return {"name": label(row.backend), "backend": describe(row.backend), **values}
+
+
+def null_rows(values: Mapping[str, np.ndarray], truths: Sequence[Truth]) -> list[dict[str, Plain]]:
+    """The baselines as rows beside those of backends."""
+    loss = values["alignment loss"]
+    return [
+        plain(Row(name, t.relative, deviation=deviation(each, t.lower, t.upper, loss, Calibration()), scores=each))
+        for name, each in values.items()
+        for t in truths
+    ]
 
 
 def as_json(value: object) -> Plain:
@@ -67,8 +80,8 @@ def say(rows: Rows, out: Console) -> None:
                 *(percent(_error(row, name)) for name in ("raw", "proportional", "calibrated")),
                 *(decimal(_number(found[name]["value"])) for name in ("spearman", "partial")),
                 *(percent(_number(found[name])) for name in ("top", "bottom")),
-                *(f"{_number(row[name]):.2g}" for name in ("fit_seconds", "seconds_per_thousand")),
-                f"{max(_number(row['fit_megabytes']), _number(row['megabytes'])):.0f}",
+                *(number(row[name]) for name in ("fit_seconds", "seconds_per_thousand")),
+                number(max(_number(row["fit_megabytes"]), _number(row["megabytes"]))),
             )
         out.print(shown)
     for row in rows:
@@ -86,7 +99,11 @@ def write_figures(rows: Rows, folder: Path) -> None:
 def pareto(rows: Rows, damping: float) -> Figure:
     """Median error after calibration against the time to fit and to score 1,000 examples; the front is a line."""
     figure, axes = _figure()
-    own = [row for row in rows if row["damping"] == damping and row["deviation"] and _error(row, "calibrated") > 0]
+    own = [
+        row
+        for row in rows
+        if row["damping"] == damping and row["backend"] and row["deviation"] and _error(row, "calibrated") > 0
+    ]
     points = [
         (_number(row["fit_seconds"]) + _number(row["seconds_per_thousand"]), _error(row, "calibrated")) for row in own
     ]

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import problems
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tyro
 from rich.console import Console
 
 from influence_ssl_jax.augment.noise import GaussianNoise
@@ -23,6 +25,7 @@ from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.data.source import Skipped
 from influence_ssl_jax.errors import InfluenceError, StoreError
 from influence_ssl_jax.ihvp import Arnoldi, Damping, Exact
+from influence_ssl_jax.influence.calibration import Calibration
 from influence_ssl_jax.influence.certificate import Audit
 from influence_ssl_jax.influence.scores import Scoring, self_influence
 from influence_ssl_jax.losses import CosineDistance
@@ -179,3 +182,9 @@ def test_noise_is_that_of_float32_whatever_the_precision():
     got = audit_bounds.DrawnInSingle(GaussianNoise())(key, image)
     assert got.dtype == jnp.float64
     np.testing.assert_array_equal(got.astype(jnp.float32), want)
+
+
+def test_what_is_typed_is_what_is_run():
+    typed = ["runs/x", "--examples", "50", "--width", "0.02", "--calibration.level", "0.95", "--precision", "float64"]
+    found = tyro.cli(AuditCommand, args=typed)
+    assert found == AuditCommand(Path("runs/x"), Audit(50, 0.02), "float64", Calibration(level=0.95))

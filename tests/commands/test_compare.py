@@ -16,7 +16,8 @@ from influence_ssl_jax.influence import comparison
 from influence_ssl_jax.influence.certificate import Audit
 from influence_ssl_jax.influence.contenders import Knobs
 from influence_ssl_jax.influence.scores import Scoring
-from influence_ssl_jax.losses import CosineDistance
+from influence_ssl_jax.losses import CosineDistance, SimCLR
+from influence_ssl_jax.train import tiny
 from influence_ssl_jax.train.export import Trained
 
 SOURCE = Digits(size=6, digits=40, exact_duplicates=0.1, near_duplicates=0.0, blanks=0.0, noise=0.1)
@@ -31,7 +32,7 @@ def the_problem():
 @pytest.fixture
 def command(tmp_path, monkeypatch):
     """The command over a small net in place of a pretrained one."""
-    network = Trained(None, (6, 6, 3), the_problem().params, the_problem().frozen)
+    network = Trained(tiny(SimCLR()), (6, 6, 3), the_problem().params, the_problem().frozen)
     prepared = Prepared(network, ToInput(6, 6, 3), the_problem().objective, SOURCE.open())
     monkeypatch.setattr(compare_run, "prepare", lambda *_: prepared)
     monkeypatch.setattr(compare_run, "problem_over", lambda *_: the_problem())
@@ -56,11 +57,11 @@ def test_the_record_the_table_and_the_figures(command, monkeypatch):
     text = run(command())
     folder = command().out
     record = json.loads((folder / "comparison.json").read_text())
-    assert [row["name"] for row in record["rows"]] == [
-        n for n in ("Identity", "Diagonal", "KFAC", "EKFAC") for _ in "12"
-    ]
-    assert [row["damping"] for row in record["rows"]] == [0.1, 1.0] * 4
-    for row in record["rows"]:
+    baselines, rows = record["rows"][:6], record["rows"][6:]
+    assert [row["name"] for row in baselines[::2]] == ["alignment loss", "gradient norm", "pixel variance"]
+    assert [row["name"] for row in rows] == [n for n in ("Identity", "Diagonal", "KFAC", "EKFAC") for _ in "12"]
+    assert [row["damping"] for row in record["rows"]] == [0.1, 1.0] * 7
+    for row in rows:
         assert len(row["scores"]) == 20
         assert row["deviation"]["examples"] == 20
         assert row["deviation"]["spearman"]["value"] > 0.5
@@ -78,9 +79,9 @@ def test_the_record_the_table_and_the_figures(command, monkeypatch):
     )
     text = run(command(Knobs((), (), (3,), (), samples=2, probes=2)))
     assert [type(backend).__name__ for backend in fitted] == ["Diagonal", "CG"]
-    again = json.loads((folder / "comparison.json").read_text())["rows"]
-    assert again[:2] == record["rows"][:2]
-    assert again[2]["scores"] == record["rows"][2]["scores"]
+    again = json.loads((folder / "comparison.json").read_text())["rows"][6:]
+    assert again[:2] == rows[:2]
+    assert again[2]["scores"] == rows[2]["scores"]
     assert len(again) == 10
     assert "unconverged: relative residual" in text
 

@@ -13,6 +13,7 @@ from influence_ssl_jax.ihvp import CG, Damping, Diagonal, Exact, Identity, LiSSA
 from influence_ssl_jax.influence.certificate import Audit
 from influence_ssl_jax.influence.comparison import Examples, compared
 from influence_ssl_jax.influence.contenders import Knobs, contenders, label
+from influence_ssl_jax.influence.nulls import nulls
 from influence_ssl_jax.influence.rankings import rankings
 from influence_ssl_jax.influence.scores import Scoring, self_influence
 from influence_ssl_jax.influence.truth import kind_for, truths
@@ -77,6 +78,8 @@ def test_an_exact_backend_has_no_error_and_others_have_the_scores_of_the_scoring
         np.testing.assert_allclose(row.scores, table["score"].to_numpy(), rtol=1e-9)
         assert row.deviation is not None
         assert row.deviation.raw.median > 1e-3
+    for name, values in nulls(the_problem(), examples()).items():
+        np.testing.assert_allclose(values, table[name.replace(" ", "_")].to_numpy(), rtol=1e-6)
 
 
 def test_what_fails_is_a_row_with_the_reason():

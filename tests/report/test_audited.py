@@ -1,0 +1,58 @@
+"""What the report and the command say of an audit: every number in its column, every doubt in words."""
+
+import json
+import shutil
+
+import numpy as np
+
+from influence_ssl_jax.influence.calibration import Calibration
+from influence_ssl_jax.influence.deviation import deviation
+from influence_ssl_jax.report import audited
+from influence_ssl_jax.report.backends import as_json
+from influence_ssl_jax.report.extent import Extent
+from influence_ssl_jax.report.render import render
+
+
+def record(**changes):
+    """Scores twice too large, with bounds of two percent."""
+    exact = np.exp(np.random.default_rng(0).normal(size=60))
+    found = deviation(2 * exact, 0.99 * exact, 1.01 * exact, exact**0.5 + 0.1 * np.sin(40 * exact), Calibration())
+    return {
+        "configuration": {"calibration": {"level": 0.9}},
+        "damping": 0.25,
+        "damping_by_block": False,
+        "counts": {"sample": 60, "certified": 60, "narrow": 60, "resumed": 0, "reasons": {}},
+        "relative_width": 0.02,
+        "deviation": {"score": as_json(found), "gradient_norm": as_json(found)},
+    } | changes
+
+
+def test_the_table_has_the_numbers_under_their_heads():
+    (score, norm) = audited.table(record())
+    told = dict(zip(audited.HEADS, score, strict=True))
+    assert told["inside"] == "0.0\u202f%"
+    assert told["error as it is"] == "100\u202f%"
+    assert told["one factor"] == "0.0\u202f%"
+    assert told["Spearman"].startswith("1.000 (1.000 to")
+    assert norm[0] == "gradient norm"
+
+
+def test_doubts_are_said():
+    plain = " ".join(audited.remarks(record()))
+    assert "median width is 2.0\u202f%" in plain
+    assert "damping for each block" not in plain
+    counts = {"sample": 60, "certified": 58, "narrow": 55, "resumed": 0, "reasons": {"too wide": 3, "truncated": 2}}
+    doubtful = " ".join(audited.remarks(record(counts=counts, damping_by_block=True)))
+    assert "damping for each block" in doubtful
+    assert "Of 60 images 55 are certified as narrowly as asked for; the others: 3 too wide, 2 truncated." in doubtful
+
+
+def test_the_report_has_a_section_where_there_was_an_audit(scored_folder, tmp_path):
+    shutil.copytree(scored_folder, tmp_path / "run")
+    before = render(tmp_path / "run", extent=Extent(images=2, resamples=5)).read_text()
+    (tmp_path / "run" / "audit.json").write_text(json.dumps(record()))
+    after = render(tmp_path / "run", extent=Extent(images=2, resamples=5)).read_text()
+    assert "Against certified scores" not in before
+    assert after.count("Against certified scores") == 1
+    assert 'href="#audit"' in after
+    assert "<code>calibrated.parquet</code>" in after
