@@ -23,7 +23,7 @@ from influence_ssl_jax.store.files import write_atomically
 ROOT = pathlib.Path(__file__).parents[1]
 SOURCES = [file for folder in ("influence_ssl_jax", "experiments") for file in (ROOT / folder).rglob("*.py")]
 MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml"}
-CALLS = {"eval", "exec", "compile", "read_pickle", "from_pickle", "unsafe_load"}
+CALLS = {"eval", "exec", "read_pickle", "from_pickle", "unsafe_load"}
 
 
 def named(call):
