@@ -123,6 +123,7 @@ class Rig:
 
     def note(self, fault: str, survived: bool, **facts: object) -> None:
         """One line of the log."""
+        facts = {name: str(f).replace(f"{self.root}/", "") if isinstance(f, str) else f for name, f in facts.items()}
         self.log.append({"fault": fault, "survived": survived, **facts})
         print(f"{'survived' if survived else 'FAILED  '}  {fault}  {facts or ''}", flush=True)
 
@@ -253,9 +254,7 @@ def full_disk(rig: Rig, fresh: str) -> int:
     said = (rig.root / "said.txt").read_text()
     refused = status == 2 and "File too large" in said and not table(rig.root / "full")
     status = ended(started(command(rig.score("full")), rig.root / "said.txt"))
-    rig.note(
-        "no more bytes can be written", refused and status == 0 and table(rig.root / "full") == fresh, said=said[-120:]
-    )
+    rig.note("no more bytes can be written", refused and status == 0 and table(rig.root / "full") == fresh, said=said)
     return lost_or_repeated(rig.root / "full", rig.config.images)
 
 
@@ -267,7 +266,7 @@ def refusals(rig: Rig, fresh: str) -> int:
     status = ended(started(command(rig.score("twice")), rig.root / "said.txt"))
     said = (rig.root / "said.txt").read_text()
     survived = status == 2 and "being written by another run" in said and ended(first) == 0
-    rig.note("two runs on one folder", survived and table(rig.root / "twice") == fresh, said=said[-120:])
+    rig.note("two runs on one folder", survived and table(rig.root / "twice") == fresh, said=said)
 
     shutil.copytree(rig.root / "images", rig.root / "fewer")
     (rig.root / "fewer" / "9.png").unlink()
@@ -280,7 +279,7 @@ def refusals(rig: Rig, fresh: str) -> int:
     ):
         status = ended(started(command(arguments), rig.root / "said.txt"))
         said = (rig.root / "said.txt").read_text()
-        rig.note(fault, status == 2 and reason in said and table(rig.root / "twice") == fresh, said=said[-200:])
+        rig.note(fault, status == 2 and reason in said and table(rig.root / "twice") == fresh, said=said)
     return lost_or_repeated(rig.root / "twice", rig.config.images)
 
 
