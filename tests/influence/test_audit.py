@@ -10,6 +10,7 @@ import problems
 import pytest
 
 from influence_ssl_jax import trees
+from influence_ssl_jax.commands.audit_bounds import DrawnInSingle
 from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.errors import CurvatureError
 from influence_ssl_jax.ihvp import Damping, Exact
@@ -30,7 +31,10 @@ def source():
 
 @functools.cache
 def the_problem(curvature="ggn"):
-    return problems.problem(CosineDistance(), curvature, module=problems.ConvNet(width=2, outputs=3), channels=3)
+    """Its views are drawn in float32, so that a float32 copy of it has the same gradients up to rounding."""
+    found = problems.problem(CosineDistance(), curvature, module=problems.ConvNet(width=2, outputs=3), channels=3)
+    single = DrawnInSingle(found.objective.views)
+    return dataclasses.replace(found, objective=dataclasses.replace(found.objective, views=single))
 
 
 def exact_scores(scoring, damping):
