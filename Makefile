@@ -1,9 +1,10 @@
 # make demo: set up, then pretrain, score and report on the bundled data.   make test: set up, then every check.
+# make bench: set up with the peers, measure, render docs/benchmarks.md. INFLUENCE_SSL_TFDS=… names prepared CIFAR-10.
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check fix clean
+.PHONY: demo test check fix bench clean
 
 demo: $(VENV)/run
 	$(BIN)/influence-ssl demo --out demo
@@ -21,6 +22,16 @@ fix: $(VENV)/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: $(VENV)/bench
+	$(BIN)/python -m benchmarks.agreement
+	$(BIN)/python -m benchmarks.fidelity
+	$(BIN)/python -m benchmarks.convolutions
+	$(BIN)/python -m benchmarks.primitives --setting.width 16
+	$(BIN)/python -m benchmarks.primitives --setting.width 64 --blocks 8
+	$(BIN)/python -m benchmarks.cost --setting.width 16 --memory
+	$(BIN)/python -m benchmarks.cost --setting.width 64 --setting.examples 64 --repeats 2 --memory
+	$(BIN)/python -m benchmarks.render
+
 $(VENV)/run: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
@@ -29,6 +40,11 @@ $(VENV)/run: pyproject.toml constraints.txt
 $(VENV)/dev: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(VENV)/bench: pyproject.toml constraints.txt constraints-bench.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -c constraints-bench.txt -e '.[bench]'
 	touch $@
 
 clean:

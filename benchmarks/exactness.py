@@ -8,6 +8,7 @@ products to 1e-13, solves to 1e-10.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from influence_ssl_jax.curvature.matvec import matvec
 from influence_ssl_jax.ihvp import CG, Damping, LoGra
 from influence_ssl_jax.losses import CosineDistance, SquaredEuclid
 from influence_ssl_jax.problem import Problem
-from influence_ssl_jax.provenance import versions
+from influence_ssl_jax.provenance import device, versions
 
 VECTORS = 20
 OUT = Path(__file__).parent / "results" / "exactness.json"
@@ -93,7 +94,9 @@ def main() -> None:
         found[f"solve · {name}"] = solve_error(problem, backend)
         found[f"quadratic form · {name}"] = form_error(problem, backend)
         print(f"{name:48} {found[f'solve · {name}']:.1e} {found[f'quadratic form · {name}']:.1e}", flush=True)
-    OUT.write_text(json.dumps({"worst relative error": found, "versions": versions()}, indent=2) + "\n")
+    OUT.parent.mkdir(parents=True, exist_ok=True)
+    record = {"worst relative error": found, "machine": {"cores": os.cpu_count(), **device()}, "versions": versions()}
+    OUT.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

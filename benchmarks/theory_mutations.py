@@ -1,19 +1,21 @@
-"""Does any check notice? Every constant and operator of the closed forms is changed, one at a time.
+"""Does any check notice? Every constant, operator, sign and transpose of the closed forms is changed, one at a time.
 
-    python benchmarks/theory_mutations.py
+    python benchmarks/theory_mutations.py [MODULE ...]
 
-Each mutant replaces its module in place; the items that belong to the module are then run, uncompiled and on few draws.
-A mutant that no check notices survives; zero is the goal. Results: benchmarks/results/theory_mutations.json.
+Each mutant replaces its module in place; the items that belong to the module are then run, uncompiled and on few draws,
+until one check fails. A mutant that no check notices survives; zero is the goal. Mutants that provably compute the same
+are listed in `EQUIVALENT` with the reason. Results of all modules: benchmarks/results/theory_mutations.json.
 """
 
 import ast
 import copy
 import importlib
 import json
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 
 import jax
 import numpy as np
@@ -26,18 +28,25 @@ ITEMS_OF = {
     "linear": ("linear",),
     "two_layer": ("two_layer", "gauss_newton"),
     "gauss_newton": ("gauss_newton",),
-    "homogeneous": ("two_layer", "cosine_derivatives"),
+    "homogeneous": ("two_layer", "cosine_limits"),
     "empirical_fisher": ("gauss_newton",),
     "properties": ("invariance", "stability"),
     "groups": ("conservation", "groups"),
     "deviation": ("deviation",),
-    "cosine": ("cosine", "cosine_derivatives"),
+    "cosine": ("cosine", "cosine_limits"),
     "cosine_derivatives": ("cosine_derivatives",),
     "leverage": ("leverage", "leave_out"),
     "leave_out": ("leave_out",),
-    "gaussian": ("gaussian",),
+    "gaussian": ("gaussian", "gaussian_ranking"),
 }
 """For each module of closed forms, the modules of items that confront it."""
+
+EQUIVALENT = {
+    ("leave_out", "group_outputs: group_gram.T → group_gram.real"): "the hat matrix is symmetric",
+    ("leave_out", "group_outputs: 0 → 1"): "group_gram.shape[0] and [1]: the hat matrix is square",
+    ("gaussian", "single_draw_score: 0 → 1"): "curvature.shape[0] and [1]: the curvature is square",
+}
+"""Mutants that change no value, and why."""
 
 DRAWS = 3
 RESULT = Path(__file__).parent / "results" / "theory_mutations.json"
@@ -46,13 +55,15 @@ COMPARISONS = {ast.Gt: ast.Lt, ast.Lt: ast.Gt}
 
 
 def mutants(tree: ast.Module) -> Iterator[tuple[str, ast.Module]]:
-    """Copies of the tree, each with one number one larger, one operator swapped, one sign dropped."""
-    for index in range(len(list(ast.walk(tree)))):
+    """Copies of the tree, each with one number one larger, one operator swapped, one sign or transpose dropped."""
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    for place, index in ((f, i) for f in functions for i in range(len(list(ast.walk(f))))):
         mutated = copy.deepcopy(tree)
-        node = list(ast.walk(mutated))[index]
+        function = mutated.body[tree.body.index(place)]
+        node = list(ast.walk(function))[index]
         before = ast.unparse(node)
         if changed(node):
-            yield f"line {getattr(node, 'lineno', 0)}: {before} → {ast.unparse(node)}", mutated
+            yield f"{place.name}: {before} → {ast.unparse(node)}", mutated
 
 
 def changed(node: ast.AST) -> bool:
@@ -63,6 +74,8 @@ def changed(node: ast.AST) -> bool:
         node.op = OPERATORS[type(node.op)]()
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         node.op = ast.UAdd()
+    elif isinstance(node, ast.Attribute) and node.attr == "T":
+        node.attr = "real"  # the same numbers, not transposed
     elif isinstance(node, ast.Compare) and type(node.ops[0]) in COMPARISONS:
         node.ops = [COMPARISONS[type(node.ops[0])]()]
     else:
@@ -71,8 +84,12 @@ def changed(node: ast.AST) -> bool:
 
 
 def install(module: ModuleType, tree: ast.Module) -> None:
-    """Runs the tree in the module's own namespace, so that everything that looks a form up there finds it."""
-    exec(compile(ast.fix_missing_locations(tree), str(module.__file__), "exec"), module.__dict__)
+    """Gives the module's functions the bodies of the tree: whoever holds one of them, by any name, holds the mutant."""
+    scratch = dict(module.__dict__)
+    exec(compile(ast.fix_missing_locations(tree), str(module.__file__), "exec"), scratch)
+    for name, function in vars(module).items():
+        if isinstance(function, FunctionType) and function.__module__ == module.__name__:
+            function.__code__, function.__defaults__ = scratch[name].__code__, scratch[name].__defaults__
 
 
 def notices(check: Check, rows: list) -> bool:
@@ -89,8 +106,15 @@ def notices(check: Check, rows: list) -> bool:
         return True
 
 
-def survivors(name: str, rows: list) -> tuple[int, list[str]]:
-    """How many mutants a module has, and those that no check notices."""
+def cost(check: Check, rows: list) -> float:
+    """Seconds of a check that has run before."""
+    start = time.perf_counter()
+    notices(check, rows)
+    return time.perf_counter() - start
+
+
+def survivors(name: str, rows: list) -> dict:
+    """How many mutants a module has, which of them change nothing, and which no check notices."""
     module = importlib.import_module(f"influence_ssl_jax.theory.{name}")
     original = ast.parse(Path(str(module.__file__)).read_text())
     items = [
@@ -100,41 +124,44 @@ def survivors(name: str, rows: list) -> tuple[int, list[str]]:
     ]
     # A fraction over 200 draws may not hold over three: such a check cannot tell mutants apart here and is left out.
     every = [check for item in items for check in item.all_checks()]
-    checks = [check for check in every if not notices(check, rows)]
+    checks = sorted((check for check in every if not notices(check, rows)), key=lambda check: cost(check, rows[:1]))
     print(f"{name}: {len(checks)} of {len(every)} checks", flush=True)
-    count, alive = 0, []
+    count, alive, same = 0, [], []
     for what, mutated in mutants(original):
         count += 1
         try:
             install(module, mutated)
-            if not any(notices(check, rows) for check in checks):
-                alive.append(f"{name}.py {what}")
-                print("survives:", alive[-1], flush=True)
+            noticed = next((check for check in checks if notices(check, rows)), None)
+            if noticed is not None:
+                checks.insert(0, checks.pop(checks.index(noticed)))  # what noticed one mutant may well notice the next
+            else:
+                (same if (name, what) in EQUIVALENT else alive).append(what)
         except Exception as error:
-            print(f"{name}.py {what} cannot be imported: {error}", flush=True)
+            print(f"{name}.py {what} cannot be imported: {error}", flush=True)  # noticed, if not by a check
         finally:
             install(module, original)
-    return count, alive
+    return {"mutants": count, "equivalent": same, "survivors": alive}
 
 
-def main() -> None:
-    """All modules; writes the count and the survivors."""
+def main(names: list[str]) -> None:
+    """These modules, all where none is named; writes the counts and the survivors beside those already found."""
     jax.config.update("jax_enable_x64", True)
     drawn = pool(jax.random.key(0), DRAWS)
     rows = [jax.tree.map(lambda numbers, k=k: numbers[k], drawn) for k in range(DRAWS)]
-    start, found = time.perf_counter(), {}
-    for name in ITEMS_OF:
-        count, alive = survivors(name, rows)
-        found[name] = {"mutants": count, "survivors": alive}
-        print(f"{name}: {len(alive)} of {count} survive, {time.perf_counter() - start:.0f} s", flush=True)
-    total = sum(module["mutants"] for module in found.values())
-    surviving = sum(len(module["survivors"]) for module in found.values())
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(
-        json.dumps({"mutants": total, "survivors": surviving, "modules": found}, indent=1, ensure_ascii=False) + "\n"
-    )
-    print(f"{surviving} of {total} mutants survive")
+    found = json.loads(RESULT.read_text())["modules"] if RESULT.exists() else {}
+    for name in names or ITEMS_OF:
+        start = time.process_time()
+        found[name] = survivors(name, rows)
+        print(name, found[name], f"{time.process_time() - start:.0f} s of CPU", flush=True)
+        ordered = {name: found[name] for name in ITEMS_OF if name in found}
+        totals = {
+            key: sum(module[key] if key == "mutants" else len(module[key]) for module in ordered.values())
+            for key in ("mutants", "equivalent", "survivors")
+        }
+        RESULT.parent.mkdir(exist_ok=True)
+        RESULT.write_text(json.dumps({**totals, "modules": ordered}, indent=1, ensure_ascii=False) + "\n")
+    print(totals)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

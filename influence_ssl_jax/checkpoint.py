@@ -5,6 +5,7 @@ Nothing is pickled, so a file from elsewhere can be opened without running its c
 
 import dataclasses
 import json
+import math
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ from influence_ssl_jax.types import PyTree
 
 Storage: TypeAlias = Literal["float32", "float16"]
 FORMAT = 1
+SHOWN = 12
+"""Differing arrays that an error names."""
 
 
 class CheckpointError(InfluenceError):
@@ -95,15 +98,16 @@ def load(path: str | Path, like: PyTree) -> PyTree:
 
     Raises:
         CheckpointError: A file is absent, truncated or not the described one, or the names or shapes of its arrays are
-            not those of `like`; every differing name is listed.
+            not those of `like`; the first differing names are listed.
     """
     files, expected = Files.of(path), named(like)
     digest = describe(path).get("digest")
-    found = _read(files.arrays)
+    found = _read(files.arrays, 2 * sum(math.prod(leaf.shape) * 8 for leaf in expected.values()) + 2**20)
     wrong = _differences(expected, found)
     if wrong:
+        shown = [*wrong[:SHOWN], *([f"… and {len(wrong) - SHOWN} more"] if len(wrong) > SHOWN else [])]
         raise CheckpointError(
-            f"{files.arrays} belongs to another architecture; {len(wrong)} arrays differ:\n  " + "\n  ".join(wrong)
+            f"{files.arrays} belongs to another architecture; {len(wrong)} arrays differ:\n  " + "\n  ".join(shown)
         )
     if tree_digest(found) != digest:
         raise CheckpointError(f"{files.arrays} is not the file that {files.description} describes; copy both again.")
@@ -122,13 +126,20 @@ def _stored(name: str, array: np.ndarray, storage: Storage) -> np.ndarray:
     return array.astype(np.float32 if "batch_stats" in name.split("/") else storage)
 
 
-def _read(file: Path) -> dict[str, np.ndarray]:
+def _read(file: Path, most: int) -> dict[str, np.ndarray]:
     try:
+        with zipfile.ZipFile(file) as members:
+            size = sum(member.file_size for member in members.infolist())
+        if size > most:
+            raise CheckpointError(
+                f"{file} would unpack to {size:,} bytes, and the network that it should hold takes far fewer: it belongs to "
+                "another architecture, or is no saved network."
+            )
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return {name: archive[name] for name in sorted(archive.files)}
     except FileNotFoundError as error:
         raise CheckpointError(f"No saved network at {file}; check the path, or train one with `pretrain`.") from error
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError, AttributeError) as error:
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError, AttributeError, MemoryError) as error:
         raise CheckpointError(f"{file} is truncated or damaged ({error}); copy it again or train anew.") from error
 
 

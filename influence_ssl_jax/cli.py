@@ -1,16 +1,19 @@
 """`influence-ssl`: one command with sub-commands, each imported only when it is asked for."""
 
+import contextlib
 import importlib
 import importlib.metadata
 import inspect
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from rich.console import Console
 from rich.text import Text
 
 from influence_ssl_jax.commands.command import Command
+from influence_ssl_jax.commands.compile_cache import keep_compiled_programs
 from influence_ssl_jax.errors import InfluenceError
 
 PROGRAM = "influence-ssl"
@@ -64,6 +67,7 @@ Start with:  {PROGRAM} demo --out demo
 
 def main() -> None:
     """The console script."""
+    keep_compiled_programs()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -85,7 +89,8 @@ def run(arguments: Sequence[str], out: Console | None = None, err: Console | Non
         out.print(Text(f"{PROGRAM} {importlib.metadata.version('influence-ssl-jax')}"))
         return 0
     try:
-        _execute(rest, out)
+        with _notes_said(err):
+            _execute(rest, out)
     except KeyboardInterrupt:
         err.print(Text("Interrupted. What was finished is kept: the same command goes on from there."), soft_wrap=True)
         return INTERRUPTED
@@ -98,6 +103,31 @@ def run(arguments: Sequence[str], out: Console | None = None, err: Console | Non
         err.print(said, soft_wrap=True)
         return WRONG
     return 0
+
+
+class _Notes(logging.Handler):
+    """Says what the package logs as the notes that they are, without the name of a module."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.WARNING)
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line."""
+        self.console.print(Text(f"note: {record.getMessage()}"), soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _notes_said(console: Console) -> Iterator[None]:
+    """While a command runs, its warnings go to the console and nowhere else."""
+    ours, handler = logging.getLogger(__package__), _Notes(console)
+    ours.addHandler(handler)
+    ours.propagate = False
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
+        ours.propagate = True
 
 
 def _execute(arguments: Sequence[str], out: Console) -> None:

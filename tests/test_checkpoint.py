@@ -95,6 +95,16 @@ def test_another_architecture_is_refused_name_by_name(saved):
     ]
 
 
+def test_of_many_differences_the_first_are_named_and_the_rest_counted(tmp_path):
+    tree = {"params": {f"w{k:02}": jnp.zeros(2) for k in range(30)}}
+    checkpoint.save(tmp_path / "net", tree, {})
+    with pytest.raises(CheckpointError, match="30 arrays differ") as raised:
+        checkpoint.load(tmp_path / "net", jax.tree.map(lambda _: jnp.zeros(3), tree))
+    lines = str(raised.value).splitlines()
+    assert len(lines) == checkpoint.SHOWN + 2
+    assert lines[-1] == f"  … and {30 - checkpoint.SHOWN} more"
+
+
 @pytest.mark.parametrize("text", ["[1]", '{"format": 99}', "{}"])
 def test_another_format_is_refused(saved, text):
     saved.with_name("net.json").write_text(text)

@@ -1,6 +1,7 @@
 """The command line as a person meets it: help, mistakes, exit statuses."""
 
 import importlib
+import logging
 import os
 import subprocess
 import sys
@@ -89,6 +90,18 @@ def test_a_wrong_option_is_tyros_to_explain(capsys):
 def test_markup_in_a_name_is_text(tmp_path):
     said = Said("report", str(tmp_path / "[bold]x[/bold]"))
     assert "[bold]x[/bold]" in said.err
+
+
+def test_a_warning_on_the_way_is_a_note(monkeypatch):
+    def warn(*_, **__):
+        logging.getLogger("influence_ssl_jax.data.draw").warning("images that cannot be used: %d", 3)
+        raise InfluenceError("stop")
+
+    monkeypatch.setattr(tyro, "cli", warn)
+    said = Said("report", "x")
+    assert said.err == "note: images that cannot be used: 3\nerror: stop\n"
+    assert logging.getLogger("influence_ssl_jax").propagate
+    assert not logging.getLogger("influence_ssl_jax").handlers
 
 
 def test_an_interrupt_says_that_nothing_is_lost(monkeypatch):

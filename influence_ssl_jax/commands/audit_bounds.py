@@ -108,9 +108,9 @@ def _certify(
         task = progress.add_task("", total=settings.audit.examples, completed=settings.audit.examples - len(todo))
         for part in found:
             if part.table.num_rows:
-                manifest.add("scored", part.table, 0.0)
+                manifest.add("scored", part.table, 0.0, "")
             if part.skipped:
-                manifest.add("skipped", skipped_table(part.skipped), 0.0)
+                manifest.add("skipped", skipped_table(part.skipped), 0.0, "")
             progress.advance(task, part.table.num_rows + len(part.skipped))
 
 

@@ -111,7 +111,7 @@ def _identity(settings: "CompareCommand", prepared: Prepared) -> Plain:
 def _examples(settings: "CompareCommand", prepared: Prepared) -> Examples:
     """The sample, read."""
     chosen, key = sample(settings.audit, len(prepared.source)), jax.random.key(settings.scoring.seed)
-    size = min(settings.scoring.batch_size, len(chosen))
+    size = min(settings.scoring.batch_size or len(chosen), len(chosen))
     loaded = list(batches(prepared.source, prepared.transform, size, key, chosen))
     valid = np.concatenate([part.valid for part in loaded])
     return Examples(prepared.measurement, [part.batch for part in loaded], valid, settings.scoring)

@@ -10,6 +10,7 @@ import tyro
 from rich.console import Console
 
 from influence_ssl_jax.data import AnySource, Digits, ToInput
+from influence_ssl_jax.parallel import Distributed
 from influence_ssl_jax.train.evaluation import Probe
 from influence_ssl_jax.train.recipes import RECIPES
 from influence_ssl_jax.train.settings import Pretrain
@@ -48,6 +49,7 @@ class PretrainCommand:
         training: A recipe, by name: loss, views, network, optimiser and duration, each of which can be changed.
         input: How an image becomes the network's input.
         probe: The nearest-neighbour and linear accuracy after each epoch.
+        distributed: For a run of several processes, where no scheduler says who they are.
     """
 
     out: Path
@@ -55,27 +57,29 @@ class PretrainCommand:
     training: Recipe = dataclasses.field(default_factory=lambda: RECIPES["solo_learn_simclr"])
     input: ToInput = dataclasses.field(default_factory=ToInput)
     probe: Probe = dataclasses.field(default_factory=Probe)
+    distributed: Distributed = dataclasses.field(default_factory=Distributed)
 
     def run(self, out: Console) -> None:
         """Train or go on, then write the encoder."""
+        import jax
+
         from influence_ssl_jax import provenance  # what follows loads orbax: seconds
         from influence_ssl_jax.configuration import describe
         from influence_ssl_jax.data import cached
+        from influence_ssl_jax.parallel import first_only, is_first, start
         from influence_ssl_jax.train import pretrain, save
 
+        start(self.distributed)
+        out = out if is_first() else Console(quiet=True)
         opened = self.source.open()
         for note in opened.notes():
             out.print(f"note: {note}", highlight=False, markup=False)
         small = len(opened) * self.input.height * self.input.width * self.input.channels < 2**30
-        images = cached(opened, self.input) if small else opened
+        alone = jax.process_count() == 1  # of several processes none holds the whole set
+        images = cached(opened, self.input) if small and alone else opened
         trained = pretrain(self.training, images, self.input, self.out, probe=self.probe, console=out)
-        files = save(
-            self.out / "encoder",
-            trained,
-            input=describe(self.input),
-            source=describe(self.source),
-            data=opened.fingerprint(),
-            versions=provenance.versions(),
-            device=provenance.device(),
-        )
-        out.print(f"Encoder: {files.arrays}", highlight=False, markup=False, soft_wrap=True)
+        made = {"input": describe(self.input), "source": describe(self.source), "data": opened.fingerprint()}
+        where = {"versions": provenance.versions(), "device": provenance.device()}
+        files = first_only(lambda: save(self.out / "encoder", trained, **made, **where))
+        if files is not None:
+            out.print(f"Encoder: {files.arrays}", highlight=False, markup=False, soft_wrap=True)

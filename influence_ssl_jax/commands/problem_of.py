@@ -4,8 +4,8 @@ from influence_ssl_jax.commands.scoring_settings import AnyMeasurement, AnyPertu
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.train.export import Trained
-from influence_ssl_jax.train.settings import Depth
-from influence_ssl_jax.types import Batch, Params
+from influence_ssl_jax.train.settings import Depth, Precision
+from influence_ssl_jax.types import Batch
 
 METHODS: dict[Output, Depth] = {"encoder": "encode", "projector": "project", "predictor": "predict"}
 PARTS: dict[Output, tuple[str, ...]] = {
@@ -15,8 +15,14 @@ PARTS: dict[Output, tuple[str, ...]] = {
 }
 
 
-def measurement(encoder: Trained, output: Output, perturbation: AnyPerturbation, loss: AnyMeasurement) -> Objective:
-    """What is scored: the distance of two views at one depth of the network.
+def measurement(
+    encoder: Trained,
+    output: Output,
+    perturbation: AnyPerturbation,
+    loss: AnyMeasurement,
+    precision: Precision = "float32",
+) -> Objective:
+    """What is scored: the distance of two views at one depth of the network, whose layers compute in `precision`.
 
     Raises:
         InfluenceError: The network has no such output.
@@ -25,29 +31,20 @@ def measurement(encoder: Trained, output: Output, perturbation: AnyPerturbation,
         raise InfluenceError(
             f"A network trained by {type(encoder.settings.loss).__name__} has no predictor; use encoder or projector."
         )
-    network = encoder.settings.network(METHODS[output])
+    network = encoder.settings.network(METHODS[output], None if precision == "float32" else precision)
     return Objective(network, views(perturbation), loss)
 
 
 def problem(encoder: Trained, output: Output, measured: Objective, curvature: CurvatureSet, batches: Batch) -> Problem:
     """The matrix that is inverted, over a resident set of images.
 
-    Raises:
-        InfluenceError: The pretraining loss is taken at another depth than the measurement.
+    Its parameters are those that the measurement or the loss reads. A pretraining loss reads the heads too: there the
+    gradient of a score at the encoder is zero, but the curvature is not.
     """
-    objective = measured
+    objective, parts = measured, PARTS[output]
     if curvature.objective == "pretraining":
         objective = encoder.settings.objective()
-        if objective.network.method != measured.network.method:
-            depth = next(name for name, method in METHODS.items() if method == objective.network.method)
-            raise InfluenceError(
-                f"{type(encoder.settings.loss).__name__} was trained at the {depth}: its curvature has other "
-                f"parameters than a score at the {output}. Score with --output {depth}, or use the other curvature."
-            )
-    params = params_of(encoder, output)
+        read = next(PARTS[name] for name, method in METHODS.items() if method == objective.network.method)
+        parts = tuple(dict.fromkeys((*parts, *read)))
+    params = {part: encoder.params[part] for part in parts}
     return Problem(params, encoder.frozen, batches, objective, curvature.kind, curvature.samples)
-
-
-def params_of(encoder: Trained, output: Output) -> Params:
-    """The parameters that the output depends on; the others have no gradient."""
-    return {part: encoder.params[part] for part in PARTS[output]}

@@ -14,11 +14,14 @@ from influence_ssl_jax.commands.scoring_settings import (
     AnyPerturbation,
     CurvatureSet,
     Output,
+    Parts,
 )
 from influence_ssl_jax.data import AnySource, Digits
 from influence_ssl_jax.ihvp import LoGra
 from influence_ssl_jax.influence.scores import Scoring
 from influence_ssl_jax.losses import CosineDistance
+from influence_ssl_jax.parallel import Distributed
+from influence_ssl_jax.train.settings import Precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +45,10 @@ class Score:
         curvature: Which matrix is inverted.
         backend: How it is inverted.
         scoring: Damping, draws and what they are averaged into.
+        precision: What layers compute in; gradients, curvature and scores are added up in float32 either way. With bfloat16
+            the rank correlation with float32, over some hundred images, is measured and said.
+        parts: How often finished scores are written.
+        distributed: For a run of several processes, where no scheduler says who they are.
     """
 
     encoder: Path
@@ -53,6 +60,9 @@ class Score:
     curvature: CurvatureSet = dataclasses.field(default_factory=CurvatureSet)
     backend: AnyBackend = dataclasses.field(default_factory=LoGra)
     scoring: Annotated[Scoring, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Scoring)
+    precision: Precision = "float32"
+    parts: Parts = dataclasses.field(default_factory=Parts)
+    distributed: Distributed = dataclasses.field(default_factory=Distributed)
 
     def run(self, out: Console) -> None:
         """Score what has no score yet."""

@@ -1,24 +1,41 @@
 """A scoring run: everything that `influence-ssl score` does, one step after the other."""
 
+import dataclasses
+import json
 import sys
-import time
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pyarrow as pa
+from jaxtyping import Int
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from scipy.stats import spearmanr
 
 from influence_ssl_jax import checkpoint, provenance
 from influence_ssl_jax.commands import problem_of
+from influence_ssl_jax.commands.fill import fill
+from influence_ssl_jax.commands.fit_run import fitted_scorer, scoring_mesh
+from influence_ssl_jax.commands.run_log import RunLog
 from influence_ssl_jax.configuration import Plain, describe, restore
 from influence_ssl_jax.data import ToInput, resident
-from influence_ssl_jax.data.source import OpenSource, Skipped
+from influence_ssl_jax.data.source import OpenSource
 from influence_ssl_jax.ihvp.backend import Resolved
-from influence_ssl_jax.influence.baselines import knn_distance
-from influence_ssl_jax.influence.scores import Scored, Scorer, stream
+from influence_ssl_jax.influence.neighbours import streamed_knn_distance
+from influence_ssl_jax.influence.rows import embedding_matrix
+from influence_ssl_jax.influence.scores import Scorer
+from influence_ssl_jax.influence.stream import stream
+from influence_ssl_jax.parallel import (
+    agreed,
+    all_devices,
+    barrier,
+    batches_of,
+    first_only,
+    is_first,
+    part_of,
+    start,
+)
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.store import RUN, SCORES, ScoreStore
 from influence_ssl_jax.train.export import Trained, load
@@ -26,8 +43,8 @@ from influence_ssl_jax.train.export import Trained, load
 if TYPE_CHECKING:
     from influence_ssl_jax.commands.score import Score
 
-ROWS, SECONDS = 2048, 20.0
-"""A part is written after so many rows or seconds: what a kill can cost."""
+AGREEMENT = 512
+"""Images that are scored in float32 too where layers compute in 16 bits."""
 
 
 def score(settings: "Score", out: Console) -> None:
@@ -39,20 +56,68 @@ def score(settings: "Score", out: Console) -> None:
         DataError: The source is.
         IndefiniteError: C + λI is not positive definite.
     """
+    start(settings.distributed)
+    out = out if is_first() else Console(quiet=True)
     encoder, transform, measured, source = given = prepare(settings, out)
     with ScoreStore.open(settings.out, identity(settings, encoder, transform, source), len(source)) as store:
-        todo = np.setdiff1d(np.arange(len(source)), store.done())
-        if not len(todo) and (settings.out / RUN).exists():
+        log = RunLog(settings.out)
+        todo = store.todo()
+        if agreed(not len(todo) and (settings.out / RUN).exists()):
             out.print(f"Nothing to do: {settings.out / SCORES} is finished.", highlight=False, markup=False)
             return
+        log.event("start", todo=len(todo), total=len(source), recomputed=store.lost, command=command())
         if len(todo) < len(source):
             out.print(f"Going on: {len(source) - len(todo)} of {len(source)} images are done.", highlight=False)
-        problem = problem_over(settings, given)
-        with out.status("fitting the curvature"):
-            scorer = Scorer.fit(problem, settings.backend, settings.scoring, measured)
-        fill(store, stream(scorer, source, transform, todo), len(source), out)
-        distance = knn_distance(store.column("embedding"), settings.scoring.neighbours, settings.scoring.seed)
-        table = store.finish(source.attributes(), {"knn_distance": distance}, facts(settings, transform, scorer))
+        problem = problem_over(settings, given, batches_of(all_devices()) if all_devices().size > 1 else None)
+        scorer = fitted_scorer(settings, problem, measured, store, log, out)
+        recorded = {**facts(settings, transform, scorer), **rank_agreement(settings, given, scorer, out)}
+        spent: defaultdict[str, float] = defaultdict(float)
+        scored = stream(scorer, source, transform, share(todo, scorer), scoring_mesh(), spent)
+        spent["disk"] = fill(store, scored, len(source), settings.parts, log, out)
+        recorded["seconds_waiting_for"] = {name: round(seconds, 3) for name, seconds in spent.items()}
+        barrier("scored")
+        first_only(lambda: finish(settings, given, recorded, store, log, out))
+
+
+def rank_agreement(settings: "Score", given: "Prepared", scorer: Scorer, out: Console) -> dict[str, Plain]:
+    """Spearman's correlation of 16-bit scores with those in float32, over the first images; nothing for float32."""
+    if settings.precision == "float32":
+        return {}
+    exact = problem_of.measurement(given.encoder, settings.output, settings.perturbation, settings.measurement)
+    sample = np.arange(min(AGREEMENT, len(given.source)))
+    ranked = []
+    for each in (scorer, dataclasses.replace(scorer, measurement=exact)):
+        parts = stream(each, given.source, given.transform, sample, scoring_mesh())
+        ranked.append(np.concatenate([part.table["score"].to_numpy() for part in parts]))
+    fine = np.isfinite(ranked[0]) & np.isfinite(ranked[1])
+    found = float(np.asarray(spearmanr(ranked[0][fine], ranked[1][fine]))[0])
+    out.print(f"bfloat16 against float32: rank correlation {found:.4f} over {fine.sum()} images.", highlight=False)
+    return {"bfloat16": {"rank_correlation": found, "images": int(fine.sum())}}
+
+
+def share(todo: Int[np.ndarray, " todo"], scorer: Scorer) -> Int[np.ndarray, " share"]:
+    """This process's share of the examples to score: whole batches."""
+    batch = todo // scorer.batch_size
+    return todo[np.isin(batch, part_of(np.unique(batch)))]
+
+
+def finish(
+    settings: "Score", given: "Prepared", recorded: dict[str, Plain], store: ScoreStore, log: RunLog, out: Console
+) -> None:
+    """Put the parts of all processes together, with the distance to the nearest neighbours."""
+    store.refresh()
+    with out.status("nearest neighbours"):
+        log.beat("nearest neighbours")
+        distance = streamed_knn_distance(
+            lambda: (embedding_matrix(table["embedding"]) for table in store.windows(["embedding"])),
+            settings.scoring.neighbours,
+            settings.scoring.seed,
+        )
+    table = store.finish(given.source.attributes(), {"knn_distance": distance}, recorded)
+    counts = json.loads((settings.out / RUN).read_text())["counts"]
+    log.event("finished", **counts, seconds_waiting_for=recorded["seconds_waiting_for"])
+    said = ", ".join(f"{count} {name}" for name, count in counts.items() if name != "size")
+    out.print(f"{counts['size']} images: {said}.", highlight=False)
     out.print(f"Scores: {table}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -78,49 +143,25 @@ def prepare(settings: "Score", out: Console) -> Prepared:
     encoder, recorded = load(path), checkpoint.describe(path).get("input")
     height, width, channels = encoder.image_shape
     transform = restore(recorded, [ToInput]) if recorded else ToInput(height, width, 1 if channels == 1 else 3)
-    measured = problem_of.measurement(encoder, settings.output, settings.perturbation, settings.measurement)
+    measured = problem_of.measurement(
+        encoder, settings.output, settings.perturbation, settings.measurement, settings.precision
+    )
     source = settings.source.open()
     for note in source.notes():
         out.print(f"note: {note}", highlight=False, markup=False)
     return Prepared(encoder, transform, measured, source)
 
 
-def problem_over(settings: "Score", given: Prepared) -> Problem:
-    """The matrix that is inverted, over random images of the source."""
+def problem_over(settings: "Score", given: Prepared, part: Callable[[int], range] | None = None) -> Problem:
+    """The matrix that is inverted, over random images of the source; with those batches alone that `part` names."""
     chosen, seed = settings.curvature, settings.scoring.seed
-    batches = resident(given.source, given.transform, chosen.examples, chosen.batch_size, seed)
+    batches = resident(given.source, given.transform, chosen.examples, chosen.batch_size, seed, part)
     return problem_of.problem(given.encoder, settings.output, given.measurement, chosen, batches)
-
-
-def fill(store: ScoreStore, scored: Iterable[Scored], size: int, out: Console) -> None:
-    """Write scored batches as parts of many rows, with a bar."""
-    tables: list[pa.Table] = []
-    skipped: list[Skipped] = []
-    written = time.monotonic()
-
-    def write() -> None:
-        if tables:
-            store.append(pa.concat_tables(tables))
-        store.skip(skipped)
-        tables.clear()
-        skipped.clear()
-
-    columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=out, refresh_per_second=2) as progress:
-        task = progress.add_task("", total=size, completed=len(store.done()))
-        for batch in scored:
-            tables.append(batch.table)
-            skipped.extend(batch.skipped)
-            progress.advance(task, batch.table.num_rows + len(batch.skipped))
-            if sum(map(len, tables)) >= ROWS or time.monotonic() - written > SECONDS:
-                write()
-                written = time.monotonic()
-        write()
 
 
 def identity(settings: "Score", encoder: Trained, transform: ToInput, source: OpenSource) -> Plain:
     """Everything that a score depends on; where the encoder, the data and the scores lie is not among it."""
-    places = ("out", "encoder", "source")
+    places = ("out", "encoder", "source", "parts", "distributed")
     return {
         "configuration": {name: value for name, value in describe(settings).items() if name not in places},
         "encoder": provenance.tree_digest({"params": encoder.params, "frozen": encoder.frozen}),
@@ -138,6 +179,7 @@ def facts(settings: "Score", transform: ToInput, scorer: Scorer) -> dict[str, Pl
         "configuration": {**describe(settings), "input": describe(transform)},
         "command": command(),
         "seeds": {"seed": settings.scoring.seed},
+        "batch_size": scorer.batch_size,
         "damping": {"relative": settings.scoring.damping.relative, "resolved": resolved(scorer.damping)},
         "device": provenance.device(),
         "versions": provenance.versions(),

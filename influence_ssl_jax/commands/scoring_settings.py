@@ -53,11 +53,13 @@ class CurvatureSet:
     """Which matrix is inverted.
 
     Attributes:
-        objective: The curvature of the measurement itself, or of the loss that the network was pretrained with.
+        objective: The curvature of the measurement itself, or of the loss that the network was pretrained with, heads
+            included, whichever output is scored.
         kind: `ggn` (positive semi-definite by construction), `fisher`, `empirical_fisher`, or the exact `hessian`,
             which is indefinite away from a minimum and then refused.
         examples: Random images that the matrix is averaged over.
-        batch_size: Images at a time; a pretraining loss couples those of one batch.
+        batch_size: Images at a time; a pretraining loss couples those of one batch. SimCLR's and Barlow Twins' `ggn` is
+            seen by drawn gradients of whole batches: give a backend that draws them more `samples` then, such as 16.
         samples: Draws per batch of the sampled `fisher`.
     """
 
@@ -66,3 +68,16 @@ class CurvatureSet:
     examples: int = 1024
     batch_size: int = 64
     samples: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """When finished scores are written: what a kill can cost.
+
+    Attributes:
+        rows: After so many images,
+        seconds: or after so many seconds, whichever comes first; whole batches.
+    """
+
+    rows: int = 2048
+    seconds: float = 20.0

@@ -13,13 +13,21 @@ Path: TypeAlias = tuple[str, ...]
 
 
 class Captured(abc.ABC):
-    """The per-example gradients of a batch, as far as blocks read them (`gradients.ExampleGradients`)."""
+    """The per-example gradients of a batch, as far as blocks read them (`gradients.ExampleGradients`).
 
+    They may be of another network than the blocks are cut for: gradients are zero on parameters that it does not read.
+    """
+
+    cotangents: Float[Array, "views n embedding"]
     draws: int
 
     @abc.abstractmethod
     def taps(self, path: Path) -> list[tuple[Array, Array]]:
-        """(inputs, output-gradients) of every call of the layer at `path`, leading axes [views, n]."""
+        """(inputs, output-gradients) of every call of the layer at `path`, leading axes [views, n]; none if unread."""
+
+    @abc.abstractmethod
+    def reads(self, path: Path) -> bool:
+        """Whether the network reads the parameter at `path`."""
 
     @abc.abstractmethod
     def leaves(self, paths: tuple[Path, ...]) -> Float[Array, "n size"]:
@@ -57,8 +65,16 @@ class Block(abc.ABC):
         """Every example's gradient of the block, whole."""
 
     @abc.abstractmethod
+    def inner_products(self, gradients: Captured, draws: int) -> Float[Array, "examples {draws} {draws}"]:
+        """⟨g_k, g_l⟩ over all pairs of `draws` gradients of each example, that stand draw-major."""
+
     def gram(self, gradients: Captured) -> Float[Array, "batch draws draws"]:
         """⟨g_k, g_l⟩ over all pairs of draws of each example."""
+        return self.inner_products(gradients, gradients.draws)
+
+    def squared_norms(self, gradients: Captured) -> Float[Array, " n"]:
+        """‖g_n‖² of every draw, without the pairs."""
+        return self.inner_products(gradients, 1)[:, 0, 0]
 
 
 def draw_gram(gradients: Float[Array, "n *shape"], draws: int) -> Float[Array, "batch draws draws"]:

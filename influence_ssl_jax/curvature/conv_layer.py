@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -49,18 +50,31 @@ class ConvLayer(MatrixLayer):
         rows = projected.reshape(inputs.shape[0], -1, self.groups, rank)
         return rows + basis[:, -1][None, None] if self.module.use_bias else rows
 
+    def gradient(
+        self, inputs: Float[Array, "images *pixels"], gradients: Float[Array, "images *written"]
+    ) -> Float[Array, "images groups inputs outputs"]:
+        """`Σ_t ā_t s_tᵀ` without the patches: line by line of the window."""
+        rows = self.output_rows(gradients)
+        found = self._in_place_of_convolution(_outer(rows, self.groups), inputs)
+        return jnp.concatenate([found, jnp.sum(rows, axis=1)[:, :, None]], axis=2) if self.module.use_bias else found
+
     def input_rows(self, inputs: Float[Array, "images *pixels"]) -> Float[Array, "images positions groups inputs"]:
         """The patches, each ordered as the kernel: window, then channels of the group."""
-        like = self.module.clone(use_bias=False, conv_general_dilated=_patches)
         area = math.prod(self.window)
-        kernel = jnp.zeros((*self.window, self._rows // area, self.module.features), inputs.dtype)
-        patches = like.apply({"params": {"kernel": kernel}}, inputs)
-        assert isinstance(patches, jax.Array)
-        rows = patches.reshape(
-            inputs.shape[0], -1, math.prod(self.window), self.groups, self._rows // math.prod(self.window)
-        )
+        patches = self._in_place_of_convolution(_patches, inputs)
+        rows = patches.reshape(inputs.shape[0], -1, area, self.groups, self._rows // area)
         rows = jnp.swapaxes(rows, 2, 3).reshape(inputs.shape[0], -1, self.groups, self._rows)
         return with_one(rows) if self.module.use_bias else rows
+
+    def _in_place_of_convolution(
+        self, compute: Callable[..., Array], inputs: Float[Array, "images *pixels"]
+    ) -> Float[Array, "images *computed"]:
+        """What `compute` makes of the padded inputs and the geometry that the module would hand to a convolution."""
+        like = self.module.clone(use_bias=False, conv_general_dilated=compute)
+        kernel = jnp.zeros((*self.window, self._rows // math.prod(self.window), self.module.features), inputs.dtype)
+        computed = like.apply({"params": {"kernel": kernel}}, inputs)
+        assert isinstance(computed, jax.Array)
+        return computed
 
     def to_matrix(self, leaves: dict[str, Array]) -> Float[Array, "groups inputs outputs"]:
         """The kernel [window · channels, groups, outputs] with groups first, the bias as last row."""
@@ -81,7 +95,36 @@ def _patches(lhs: Array, rhs: Array, window_strides, padding, lhs_dilation, rhs_
     Strided slices, ordered as a kernel is: [*window, channel]. (`jax.lax.conv_general_dilated_patches` is itself a
     convolution, with as many output channels as a patch has entries, and costs many times as much.)
     """
-    window = rhs.shape[:-2]
+    shifted = _shifted(lhs, rhs.shape[:-2], window_strides, padding, lhs_dilation, rhs_dilation)
+    return jnp.concatenate(shifted, axis=-1)
+
+
+def _outer(gradients: Array, groups: int) -> Callable[..., Array]:
+    """In the place of a convolution: `Σ_t patch_t s_tᵀ` of every image, [images, groups, window · channels, outputs].
+
+    One line of the window at a time: whole patches take the window's area in memory, and on a CPU filling them costs
+    ten times what the products do.
+    """
+
+    def outer(lhs: Array, rhs: Array, window_strides, padding, lhs_dilation, rhs_dilation, **_: object) -> Array:
+        window, images = rhs.shape[:-2], lhs.shape[0]
+        shifted = _shifted(lhs, window, window_strides, padding, lhs_dilation, rhs_dilation)
+        lines = []
+        for start in range(0, len(shifted), window[-1]):
+            # The barrier keeps XLA from fusing the slices into the product, element by element.
+            line = jax.lax.optimization_barrier(jnp.stack(shifted[start : start + window[-1]], axis=-2))
+            rows = line.reshape(images, -1, window[-1], groups, lhs.shape[-1] // groups)
+            found = jnp.einsum("ntgo,ntwgc->ngowc", gradients, rows)
+            lines.append(found.reshape(images, groups, gradients.shape[-1], -1))
+        return jnp.swapaxes(jnp.concatenate(lines, axis=-1), -1, -2)
+
+    return outer
+
+
+def _shifted(
+    lhs: Array, window: tuple[int, ...], window_strides, padding, lhs_dilation, rhs_dilation
+) -> list[Float[Array, "images *positions channels"]]:
+    """What each place of the window reads at every position, in the order of a kernel."""
     if isinstance(padding, str):
         reach = [1 + factor * (size - 1) for size, factor in zip(window, rhs_dilation, strict=True)]
         padding = jax.lax.padtype_to_pads(lhs.shape[1:-1], reach, window_strides, padding)
@@ -98,4 +141,4 @@ def _patches(lhs: Array, rhs: Array, window_strides, padding, lhs_dilation, rhs_
         slices.append(
             jax.lax.slice(padded, (0, *starts, 0), (lhs.shape[0], *stops, lhs.shape[-1]), (1, *window_strides, 1))
         )
-    return jnp.concatenate(slices, axis=-1)
+    return slices

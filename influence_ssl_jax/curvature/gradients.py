@@ -5,6 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Var
 from jaxtyping import Array, Float
 
 from influence_ssl_jax.curvature.blocks import Blocks, Captured, Path, leaf_paths
@@ -69,7 +70,7 @@ class ExampleGradients(Captured):
 
     def squared_norms(self, blocks: Blocks) -> Float[Array, " n"]:
         """‖g_n‖² of every draw."""
-        return jnp.einsum("bkk->kb", self.gram(blocks)).reshape(-1)
+        return functools.reduce(jnp.add, [block.squared_norms(self) for block in blocks])
 
     def taps(self, path: Path) -> list[tuple[Array, Array]]:
         """(inputs, output-gradients) of every call of the layer at `path`, leading axes [views, n]."""
@@ -79,6 +80,10 @@ class ExampleGradients(Captured):
             for tap in self._captured
             if tap.layer.path == path
         ]
+
+    def reads(self, path: Path) -> bool:
+        """Whether the network reads the parameter at `path`."""
+        return path in self._read
 
     def leaves(self, paths: tuple[Path, ...]) -> Float[Array, "n size"]:
         """The gradients of single parameters, formed one example at a time."""
@@ -96,6 +101,13 @@ class ExampleGradients(Captured):
             return jnp.concatenate([leaf.reshape(-1) for leaf in backward(cotangents)[0]])
 
         return jax.vmap(one, in_axes=1)(self.images, self.cotangents)
+
+    @functools.cached_property
+    def _read(self) -> frozenset[Path]:
+        """The parameters that appear in the traced network."""
+        traced = jax.make_jaxpr(lambda params: self.network(params, self.frozen, self.images[:, 0]))(self.params).jaxpr
+        used = {name for equation in traced.eqns for name in equation.invars if isinstance(name, Var)}
+        return frozenset(p for p, name in zip(leaf_paths(self.params), traced.invars, strict=True) if name in used)
 
     @functools.cached_property
     def _captured(self) -> list[Tap]:

@@ -48,6 +48,12 @@ class MatrixLayer(Layer):
     def from_matrix(self, matrix: Float[Array, "groups inputs outputs"]) -> dict[str, Array]:
         """The inverse of `to_matrix`."""
 
+    @abc.abstractmethod
+    def gradient(
+        self, inputs: Float[Array, "images *pixels"], gradients: Float[Array, "images *written"]
+    ) -> Float[Array, "images groups inputs outputs"]:
+        """`Σ_t ā_t s_tᵀ` of every image."""
+
     def output_rows(
         self, gradients: Float[Array, "images *written"]
     ) -> Float[Array, "images positions groups outputs"]:

@@ -34,6 +34,12 @@ class DenseLayer(MatrixLayer):
         rows = inputs.reshape(inputs.shape[0], -1, 1, inputs.shape[-1])
         return with_one(rows) if self.bias else rows
 
+    def gradient(
+        self, inputs: Float[Array, "images *pixels"], gradients: Float[Array, "images *written"]
+    ) -> Float[Array, "images groups inputs outputs"]:
+        """One matrix product per image."""
+        return jnp.einsum("ntgi,ntgo->ngio", self.input_rows(inputs), self.output_rows(gradients))
+
     def project_inputs(
         self, inputs: Float[Array, "images *pixels"], basis: Float[Array, "groups inputs rank"]
     ) -> Float[Array, "images positions groups rank"]:

@@ -1,13 +1,22 @@
 """The block of a Dense or Conv layer: its weight matrix."""
 
 import dataclasses
+import math
+from typing import TypeAlias
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from influence_ssl_jax.curvature.block import Block, Captured, Path, at, draw_gram, merged
 from influence_ssl_jax.curvature.layer import MatrixLayer
 from influence_ssl_jax.types import Params
+
+Pairs: TypeAlias = list[tuple[Array, Array]]
+"""(inputs, output-gradients) of every call of a layer, leading axes [views, n]."""
+
+ENTRIES = 2**24
+"""Entries of patches or gradients of one layer that are in memory together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +52,10 @@ class MatrixBlock(Block):
         self, gradients: Captured
     ) -> tuple[Float[Array, "n positions groups inputs"], Float[Array, "n positions groups outputs"]]:
         """Inputs `ā` and output-gradients `s` at every position of every call and view."""
-        pairs = gradients.taps(self.layer.path)
-        inputs = [_by_example(self.layer.input_rows(merged(a)), a) for a, _ in pairs]
-        outputs = [_by_example(self.layer.output_rows(merged(s)), s) for _, s in pairs]
-        return jnp.concatenate(inputs, axis=1), jnp.concatenate(outputs, axis=1)
+        inputs, outputs = self._rows(gradients.taps(self.layer.path))
+        return self._positions(gradients, inputs, self.layer.inputs), self._positions(
+            gradients, outputs, self.layer.outputs
+        )
 
     def projected(
         self, gradients: Captured, left: Float[Array, "groups inputs k"], right: Float[Array, "groups outputs l"]
@@ -57,23 +66,70 @@ class MatrixBlock(Block):
         outputs = [
             _by_example(jnp.einsum("ntgo,gol->ntgl", self.layer.output_rows(merged(s)), right), s) for _, s in pairs
         ]
-        return _contract(jnp.concatenate(inputs, axis=1), jnp.concatenate(outputs, axis=1))
+        return _contract(
+            self._positions(gradients, inputs, left.shape[-1]), self._positions(gradients, outputs, right.shape[-1])
+        )
 
     def materialised(self, gradients: Captured) -> Float[Array, "n groups inputs outputs"]:
-        """`Σ_t ā_t s_tᵀ` per example."""
-        return _contract(*self.rows(gradients))
+        """`Σ_t ā_t s_tᵀ` per example; zero where the network does not call the layer."""
+        pairs, like = gradients.taps(self.layer.path), gradients.cotangents
+        return self._gradient(pairs) if pairs else jnp.zeros((like.shape[1], *self._shape), like.dtype)
 
-    def gram(self, gradients: Captured) -> Float[Array, "batch draws draws"]:
-        """By the gradients themselves, or by the rows' inner products (ghost norms), whichever is less work."""
-        draws = gradients.draws
-        inputs, outputs = self.rows(gradients)
-        positions = inputs.shape[1]
-        if positions * (self.layer.inputs + self.layer.outputs) < self.layer.inputs * self.layer.outputs:
-            a, s = (x.reshape(draws, -1, *x.shape[1:]) for x in (inputs, outputs))
-            like_inputs = jnp.einsum("kbtgi,lbugi->bklgtu", a, a)
-            like_outputs = jnp.einsum("kbtgo,lbugo->bklgtu", s, s)
-            return jnp.sum(like_inputs * like_outputs, axis=(3, 4, 5))
-        return draw_gram(_contract(inputs, outputs), draws)
+    def inner_products(self, gradients: Captured, draws: int) -> Float[Array, "examples {draws} {draws}"]:
+        """By the gradients themselves, or by the rows' inner products (ghost norms), whichever is less work.
+
+        Either exists for a few examples at a time: about ENTRIES numbers, however large the batch.
+        """
+        pairs, batch = gradients.taps(self.layer.path), gradients.cotangents.shape[1] // draws
+        if not pairs:  # the network does not call the layer
+            return jnp.zeros((batch, draws, draws), gradients.cotangents.dtype)
+        layer = self.layer
+        positions = draws * sum(s.shape[0] * math.prod(s.shape[2:-1]) for _, s in pairs)
+        ghost = positions * (layer.inputs + layer.outputs) < layer.inputs * layer.outputs
+        formed = 0 if ghost else draws * pairs[0][1].shape[0] * layer.inputs * layer.outputs
+        entries = layer.groups * (positions * layer.inputs + formed)
+
+        def of_examples(pairs: Pairs) -> Float[Array, "examples draws draws"]:
+            return self._ghost_gram(pairs, draws) if ghost else draw_gram(self._gradient(pairs), draws)
+
+        if entries * batch <= ENTRIES:
+            return of_examples(pairs)
+
+        def by_example(array: Array) -> Array:
+            views, _, *rest = array.shape
+            return jnp.moveaxis(array.reshape(views, draws, batch, *rest), 2, 0)
+
+        return jax.lax.map(
+            lambda one: of_examples(one)[0], jax.tree.map(by_example, pairs), batch_size=max(1, ENTRIES // entries)
+        )
+
+    def _ghost_gram(self, pairs: Pairs, draws: int) -> Float[Array, "examples {draws} {draws}"]:
+        a, s = (jnp.concatenate(rows, axis=1) for rows in self._rows(pairs))
+        a, s = (x.reshape(draws, x.shape[0] // draws, *x.shape[1:]) for x in (a, s))
+        like_inputs = jnp.einsum("kbtgi,lbugi->bklgtu", a, a)
+        like_outputs = jnp.einsum("kbtgo,lbugo->bklgtu", s, s)
+        return jnp.sum(like_inputs * like_outputs, axis=(3, 4, 5))
+
+    def _gradient(self, pairs: Pairs) -> Float[Array, "n groups inputs outputs"]:
+        """`Σ_t ā_t s_tᵀ` over all calls and views."""
+        found = [self.layer.gradient(merged(a), merged(s)).reshape(*s.shape[:2], *self._shape) for a, s in pairs]
+        return sum((jnp.sum(one, axis=0) for one in found[1:]), jnp.sum(found[0], axis=0))
+
+    def _rows(self, pairs: Pairs) -> tuple[list[Array], list[Array]]:
+        """Rows of every call, views and positions merged."""
+        inputs = [_by_example(self.layer.input_rows(merged(a)), a) for a, _ in pairs]
+        return inputs, [_by_example(self.layer.output_rows(merged(s)), s) for _, s in pairs]
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        return self.layer.groups, self.layer.inputs, self.layer.outputs
+
+    def _positions(
+        self, gradients: Captured, calls: list[Array], width: int
+    ) -> Float[Array, "n positions groups {width}"]:
+        """The rows of all calls; no position at all, hence gradients of zero, where the layer is not called."""
+        like = gradients.cotangents
+        return jnp.concatenate([jnp.zeros((like.shape[1], 0, self.layer.groups, width), like.dtype), *calls], axis=1)
 
 
 def _by_example(rows: Array, like: Array) -> Array:

@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from influence_ssl_jax.curvature.accumulate import mean_over_batches
 from influence_ssl_jax.curvature.sampling import output_samples
@@ -13,7 +13,6 @@ from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Batch, Params
 
 Matvec: TypeAlias = Callable[[Params], Params]
-OutputMap: TypeAlias = Callable[[Float[Array, "*outputs"]], Float[Array, "*outputs"]]
 
 
 def matvec(problem: Problem) -> Matvec:
@@ -28,73 +27,82 @@ def matvec(problem: Problem) -> Matvec:
         A linear, self-adjoint function on trees of the structure of `problem.params`; may be called under `jit` and
         `vmap`.
     """
+    return lambda vector: mean_over_batches(problem, lambda batch: _product(problem, batch)(vector))
+
+
+def block_matvec(problem: Problem) -> Matvec:
+    """The map V ↦ C V of several vectors, leaves with a leading axis: every batch is linearised once for all of them.
+
+    A vector then costs its own tangent and cotangent pass, and no forward pass. Memory is that of one batch and one
+    vector at a time, beside the block itself.
+    """
+    return lambda vectors: mean_over_batches(problem, lambda batch: jax.lax.map(_product(problem, batch), vectors))
+
+
+def _product(problem: Problem, batch: Batch) -> Matvec:
+    """The product with one batch's curvature, everything that no vector enters computed beforehand."""
     product = {
         "hessian": _hessian_product,
         "ggn": _ggn_product,
         "fisher": _fisher_product,
         "empirical_fisher": _empirical_fisher_product,
     }[problem.curvature]
+    return product(problem, batch)
 
-    return lambda vector: mean_over_batches(problem, lambda batch: product(problem, batch, vector))
 
-
-def _hessian_product(problem: Problem, batch: Batch, vector: Params) -> Params:
+def _hessian_product(problem: Problem, batch: Batch) -> Matvec:
     """∇²loss · v, forward over reverse: the derivative of the gradient along v."""
 
     def gradient(params: Params) -> Params:
         return jax.grad(problem.objective)(params, problem.frozen, batch)
 
-    return jax.jvp(gradient, (problem.params,), (vector,))[1]
+    return jax.linearize(gradient, problem.params)[1]
 
 
-def _ggn_product(problem: Problem, batch: Batch, vector: Params) -> Params:
+def _ggn_product(problem: Problem, batch: Batch) -> Matvec:
     """J_yᵀ (∇²head) J_y · v: linearise the outputs once, then transpose."""
-    head = problem.objective.loss.head
-
-    def outputs(params: Params) -> Array:
-        return problem.objective.outputs(params, problem.frozen, batch)
-
-    y, push = jax.linearize(outputs, problem.params)
-    curved = jax.jvp(jax.grad(head), (y,), (push(vector),))[1]
-    return jax.linear_transpose(push, problem.params)(curved)[0]
+    y, push = jax.linearize(lambda params: problem.objective.outputs(params, problem.frozen, batch), problem.params)
+    _, curve = jax.linearize(jax.grad(problem.objective.loss.head), y)
+    pull = jax.linear_transpose(push, problem.params)
+    return lambda vector: pull(curve(push(vector)))[0]
 
 
-def _fisher_product(problem: Problem, batch: Batch, vector: Params) -> Params:
+def _fisher_product(problem: Problem, batch: Batch) -> Matvec:
     """J_yᵀ (mean of w wᵀ) J_y · v with w ~ N(0, ∇²head): the GGN with its middle matrix replaced by drawn samples.
 
     For a separable loss the samples of different examples are independent, so their products, zero in expectation, are
     left out and only the noise of the blocks on the diagonal remains.
     """
+    loss = problem.objective.loss
+    y, push = jax.linearize(lambda params: problem.objective.outputs(params, problem.frozen, batch), problem.params)
+    pull = jax.linear_transpose(push, problem.params)
+    samples = output_samples(loss, y, batch, problem.samples)
 
-    def outputs(params: Params) -> Array:
-        return problem.objective.outputs(params, problem.frozen, batch)
+    def middle(pushed: Array) -> Array:
+        if loss.separable:
+            weights = jnp.sum((samples * pushed[None]).reshape(*samples.shape[:2], -1), axis=2)
+            weights = weights.reshape(*weights.shape, *[1] * (y.ndim - 1))
+        else:
+            weights = jnp.sum((samples * pushed[None]).reshape(samples.shape[0], -1), axis=1)
+            weights = weights.reshape(-1, *[1] * y.ndim)
+        return jnp.mean(samples * weights, axis=0)
 
-    y, push = jax.linearize(outputs, problem.params)
-    samples = output_samples(problem.objective.loss, y, batch, problem.samples)
-    pushed = push(vector)
-    if problem.objective.loss.separable:
-        weights = jnp.sum((samples * pushed[None]).reshape(*samples.shape[:2], -1), axis=2)
-        weights = weights.reshape(*weights.shape, *[1] * (y.ndim - 1))
-    else:
-        weights = jnp.sum((samples * pushed[None]).reshape(samples.shape[0], -1), axis=1)
-        weights = weights.reshape(-1, *[1] * y.ndim)
-    middle = jnp.mean(samples * weights, axis=0)
-    return jax.linear_transpose(push, problem.params)(middle)[0]
+    return lambda vector: pull(middle(push(vector)))[0]
 
 
-def _empirical_fisher_product(problem: Problem, batch: Batch, vector: Params) -> Params:
+def _empirical_fisher_product(problem: Problem, batch: Batch) -> Matvec:
     """`b Σ_i g_i g_iᵀ v` with g_i = J_iᵀ ∂loss/∂z_i, the contribution of example i to the gradient of the batch.
 
     For a mean of per-example losses ℓ_i this is (1/b) Σ ∇ℓ_i ∇ℓ_iᵀ, the usual second moment.
     """
     objective = problem.objective
-    dtype = jax.tree.leaves(problem.params)[0].dtype
-    images = objective.images(batch, dtype)
-
-    def embed(params: Params) -> Array:
-        return objective.embed(params, problem.frozen, images)
-
-    z, push = jax.linearize(embed, problem.params)
+    images = objective.images(batch, jax.tree.leaves(problem.params)[0].dtype)
+    z, push = jax.linearize(lambda params: objective.embed(params, problem.frozen, images), problem.params)
+    pull = jax.linear_transpose(push, problem.params)
     cotangents = jax.grad(lambda z: objective.loss(objective.complete(z, problem.frozen, batch)))(z)
-    slopes = jnp.sum(cotangents * push(vector), axis=(0, 2), keepdims=True)
-    return jax.linear_transpose(push, problem.params)(z.shape[1] * slopes * cotangents)[0]
+
+    def middle(pushed: Array) -> Array:
+        slopes = jnp.sum(cotangents * pushed, axis=(0, 2), keepdims=True)
+        return z.shape[1] * slopes * cotangents
+
+    return lambda vector: pull(middle(push(vector)))[0]

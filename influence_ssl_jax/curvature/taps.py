@@ -65,9 +65,14 @@ def record(
 
     def pullback(cotangent: Float[Array, "images embedding"]) -> list[Tap]:
         (gradients,) = backward(cotangent)
-        return [Tap(a, s, layer) for a, s, layer in zip(inputs, gradients, layers, strict=True)]
+        return [Tap(_wide(a), _wide(s), layer) for a, s, layer in zip(inputs, gradients, layers, strict=True)]
 
     return embeddings, pullback
+
+
+def _wide(array: Array) -> Array:
+    """At least float32: what layers compute in 16 bits is added up in 32."""
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
 def _recorder(

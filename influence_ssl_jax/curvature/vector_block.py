@@ -51,13 +51,17 @@ class VectorBlock(Block):
         """The gradient vectors."""
         if self.layer is None:
             return gradients.leaves(self.leaves)
-        total = jnp.zeros(())
+        like = gradients.cotangents
+        total = jnp.zeros((like.shape[1], self.size), like.dtype)
         for inputs, outputs in gradients.taps(self.layer.path):
             found = self.layer.gradient(merged(inputs), merged(outputs))
             vector = jnp.concatenate([found[path[-1]] for path in self.leaves], axis=-1)
             total = total + jnp.sum(vector.reshape(*inputs.shape[:2], -1), axis=0)
         return total
 
-    def gram(self, gradients: Captured) -> Float[Array, "batch draws draws"]:
+    def inner_products(self, gradients: Captured, draws: int) -> Float[Array, "examples {draws} {draws}"]:
         """Inner products of the gradient vectors."""
-        return draw_gram(self.materialised(gradients), gradients.draws)
+        if not any(map(gradients.reads, self.leaves)):  # nothing to form
+            like = gradients.cotangents
+            return jnp.zeros((like.shape[1] // draws, draws, draws), like.dtype)
+        return draw_gram(self.materialised(gradients), draws)

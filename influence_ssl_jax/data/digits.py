@@ -25,9 +25,9 @@ class _Row:
 class Digits(Source):
     """scikit-learn's 1,797 digits, enlarged to RGB, with duplicates, blank and noise images planted among them.
 
-    No network is needed. The truth stands in the attributes: `planted` (`none`, `exact_duplicate`, `near_duplicate`,
-    `blank`, `noise`), `original` (index of the digit that a duplicate repeats, else −1) and `label` (−1 for blank and
-    noise). The digit that is repeated keeps `planted` = `none`: no pixel tells a copy from its original.
+    No network is needed. The truth stands in the attributes: in `planted` none, exact_duplicate, near_duplicate, blank
+    or noise; in `original` the index of the digit that a duplicate repeats, else −1; in `label` the digit, −1 for blank
+    and noise. The digit that is repeated keeps `planted` = none: no pixel tells a copy from its original.
 
     Attributes:
         size: Height and width of an image in pixels.
@@ -72,7 +72,7 @@ class Digits(Source):
         rows = [rows[old] for old in order]
         originals = [int(place[row.original]) if row.original >= 0 else -1 for row in rows]
         columns = {
-            "label": pa.array([row.label for row in rows], pa.int32()),
+            "label": pa.array([None if row.label < 0 else row.label for row in rows], pa.int32()),
             "planted": pa.array([row.planted for row in rows]),
             "original": pa.array(originals, pa.int32()),
         }

@@ -1,7 +1,7 @@
 """Random examples: the resident curvature set, and shuffled epochs for training."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import jax
@@ -18,12 +18,28 @@ from influence_ssl_jax.types import Batch
 _log = logging.getLogger(__name__)
 
 
-def resident(source: OpenSource, transform: ToInput, count: int, batch_size: int, seed: int) -> Batch:
+def resident(
+    source: OpenSource,
+    transform: ToInput,
+    count: int,
+    batch_size: int,
+    seed: int,
+    part: Callable[[int], range] | None = None,
+) -> Batch:
     """The curvature set: `count` random examples as batches with leading axes [num_batches, batch].
 
     The order is a permutation fixed by `seed`; what cannot be used is passed over, logged and replaced by what follows
     it. The number of batches is `count // batch_size`. Where the source or `count` has less than one batch, there is
     one smaller batch. An example's key is `fold_in(jax.random.key(seed), index)`.
+
+    Args:
+        source: Where the examples are drawn from.
+        transform: How an image becomes the input.
+        count: How many.
+        batch_size: Examples of a batch.
+        seed: Fixes the draw.
+        part: From the number of batches to those that are kept here, for a process that holds only a part of the set;
+            a number beyond the last stands for a batch of padding (index −1 in every row).
 
     Raises:
         DataError: `count` is not positive, the source has no examples, or none of them can be used.
@@ -33,19 +49,26 @@ def resident(source: OpenSource, transform: ToInput, count: int, batch_size: int
         raise DataError(f"A curvature set has at least one example, got count={count}.")
     order = np.random.default_rng(seed).permutation(total)
     wanted = min(count, total)
-    examples: list[Example] = []
+    kept = (part or range)(max(1, wanted // batch_size))
+    examples: dict[int, Example] = {}  # by place in the set, those of the kept batches alone
     skipped: list[Skipped] = []
+    found = 0
     for usable, missed in in_order(partial(load, source, transform), chunks(order, batch_size)):
-        examples, skipped = examples + usable, skipped + missed
-        if len(examples) >= wanted:
+        skipped += missed
+        for example in usable[: wanted - found]:
+            if found // batch_size in kept or wanted < batch_size:
+                examples[found] = example
+            found += 1
+        if found == wanted:
             break
-    examples = examples[:wanted]
-    for note in counted("examples passed over", _named(skipped)):
+    for note in counted("images that cannot be used, replaced by others in the curvature set", _named(skipped)):
         _log.warning("%s", note)
-    if not examples:
+    if not found:
         raise DataError(f"None of the {total} examples can be used; the first: {_named(skipped)[0]}.")
-    size = min(batch_size, len(examples))
-    whole = [examples[start : start + size] for start in range(0, len(examples) - size + 1, size)]
+    size = min(batch_size, found)
+    if part is None:
+        kept = range(found // size)
+    whole = [[examples[k] for k in range(n * size, (n + 1) * size)] if n < found // size else [] for n in kept]
     loaded = [stacked(rows, (), transform, size, jax.random.key(seed)).batch for rows in whole]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *loaded)
 
@@ -57,13 +80,25 @@ def epoch(
     seed: int,
     epoch_number: int,
     start_step: int = 0,
+    part: Callable[[int], range] = range,
+    place: Callable[[Batch], Batch] = jax.device_put,
 ) -> Iterator[LoadedBatch]:
     """One pass over the examples in random order, in whole batches without padding, from batch `start_step` on.
 
     The order depends on `(seed, epoch_number)` alone, and batch `k` on nothing but its number: a run that stopped goes
     on with the batches it would have had. The remainder is dropped; a source smaller than a batch is one smaller batch.
-    What cannot be used is listed in `skipped`, and other examples, drawn with the same seed, take its place. An
-    example's key is `fold_in(fold_in(jax.random.key(seed), epoch_number), index)`.
+    What cannot be used is listed in `skipped`, and another example, drawn with the same seed for that row of that batch,
+    takes its place. An example's key is `fold_in(fold_in(jax.random.key(seed), epoch_number), index)`.
+
+    Args:
+        source: The examples.
+        transform: How an image becomes the input.
+        batch_size: Examples of a batch.
+        seed: Fixes order and keys.
+        epoch_number: Which pass.
+        start_step: Batches that are left out at the beginning.
+        part: From the size of a batch to the rows that are loaded here, for a process that holds only those.
+        place: Brings a batch to where it is computed on.
 
     Raises:
         DataError: The source has no examples, or a batch cannot be filled.
@@ -73,32 +108,52 @@ def epoch(
     order = np.random.default_rng([seed, epoch_number]).permutation(total)
     key = jax.random.fold_in(jax.random.key(seed), epoch_number)
 
-    def filled(step: int) -> tuple[list[Example], list[Skipped]]:
-        chosen = order[step * size : (step + 1) * size]
-        return _filled(source, transform, chosen, np.random.default_rng([seed, epoch_number, step]))
+    rows = part(size)
 
-    for examples, skipped in in_order(filled, range(start_step, total // size)):
-        if not examples or (len(examples) < size and total > batch_size):
+    def filled(step: int) -> LoadedBatch:
+        chosen = order[step * size : (step + 1) * size]
+        examples, skipped = _filled(source, transform, chosen, rows, np.random.default_rng([seed, epoch_number, step]))
+        must_be_full = total > batch_size or len(rows) < size
+        if not examples or (len(examples) < len(rows) and must_be_full):
             raise DataError(
                 f"A batch of {batch_size} cannot be filled: {len(skipped)} of {total} examples cannot be used, "
                 f"the first: {_named(skipped)[0]}. Repair the data or use a smaller batch."
             )
-        yield stacked(examples, skipped, transform, len(examples), key)
+        loaded = stacked(examples, skipped, transform, len(examples), key)
+        return loaded._replace(batch=place(loaded.batch))
+
+    yield from in_order(filled, range(start_step, total // size))
 
 
 def _filled(
-    source: OpenSource, transform: ToInput, chosen: Int[np.ndarray, " batch"], rng: np.random.Generator
+    source: OpenSource,
+    transform: ToInput,
+    chosen: Int[np.ndarray, " batch"],
+    rows: range,
+    rng: np.random.Generator,
 ) -> tuple[list[Example], list[Skipped]]:
-    """The chosen examples; in place of those that cannot be used, others in random order."""
-    examples, skipped = load(source, transform, chosen)
+    """The chosen examples of some rows; in the place of one that cannot be used, another, random and fixed by its row.
+
+    A row looks for its substitute among every `batch`-th of the other examples first, so that two rows find two, and
+    what a row finds does not depend on which other rows are loaded beside it.
+    """
+    examples, skipped = load(source, transform, chosen[rows.start : rows.stop])
     if not skipped:
         return examples, skipped
+    loaded = {example.index: example for example in examples}
     others = rng.permutation(np.setdiff1d(np.arange(len(source)), chosen))
-    while len(examples) < len(chosen) and len(others):
-        missing = len(chosen) - len(examples)
-        usable, missed = load(source, transform, others[:missing])
-        examples, skipped, others = examples + usable, skipped + missed, others[missing:]
-    return examples, skipped
+    filled: list[Example] = []
+    for row in rows:
+        tried = np.concatenate([others[row :: len(chosen)], others])
+        found = loaded.get(int(chosen[row]))
+        for index in tried:
+            if found is not None:
+                break
+            usable, missed = load(source, transform, index[None])
+            skipped += [each for each in missed if each not in skipped]
+            found = usable[0] if usable else None
+        filled += [] if found is None else [found]
+    return filled, skipped
 
 
 def _named(skipped: Sequence[Skipped]) -> list[str]:

@@ -6,6 +6,7 @@ import os
 import posixpath
 import re
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,19 +21,22 @@ from influence_ssl_jax.errors import DataError
 class Folder(Source):
     """All image files below a folder, in natural order of their relative paths (2.jpg before 10.jpg): their ids.
 
-    Files of other kinds and hidden ones are passed over. Without a table, subfolders become the attribute `folder`.
+    Files of other kinds and hidden ones are passed over. Without a table, subfolders become the attribute `folder`. A link
+    that leads out of the folder is not followed, since it shows whatever it was made to show: named and skipped.
 
     Attributes:
         path: The folder of images.
         table: A .csv, .tsv or .parquet file with one row per image.
         file_column: The table's column of file names, relative to the folder of images or to the table's own.
         label_column: The attribute that is the class; text is numbered in sorted order.
+        links: Skip links that lead out of the folder, or `follow` them, where the folder is your own.
     """
 
     path: str
     table: str | None = None
     file_column: str = "file"
     label_column: str | None = None
+    links: Literal["skip", "follow"] = "skip"
 
     def open(self) -> "OpenFolder":
         """List the images and match the table to them.
@@ -47,7 +51,7 @@ class Folder(Source):
         if not files:
             kinds = " ".join(sorted(EXTENSIONS))
             raise DataError(
-                f"The folder {self.path!r} holds no images, and {len(others)} other files (looked for {kinds})."
+                f"The folder {self.path!r} holds no images (looked for {kinds}; found {len(others)} other files)."
             )
         matched = self._matched(root, files)
         labels = None
@@ -56,8 +60,10 @@ class Folder(Source):
             if self.label_column not in known:
                 raise DataError(f"There is no attribute {self.label_column!r} to use as the class; there are {known}.")
             labels = classes(matched.columns[self.label_column])
-        notes = (*matched.notes, *counted("files are no images by their name (passed over)", others))
-        return OpenFolder(root, files, matched.columns, labels, notes)
+        table = None if self.table is None else Path(self.table).expanduser().resolve()
+        strange = [name for name in others if (root / name).resolve() != table]
+        notes = (*matched.notes, *counted("files that are no images by their name, passed over", strange))
+        return OpenFolder(root, files, matched.columns, labels, notes, self.links)
 
     def _matched(self, root: Path, files: list[str]) -> Matched:
         if self.table is None:
@@ -72,9 +78,16 @@ class OpenFolder(OpenSource):
     """Listed files; each is opened when it is read."""
 
     def __init__(
-        self, root: Path, files: list[str], columns: pa.Table, labels: np.ndarray | None, notes: tuple[str, ...]
+        self,
+        root: Path,
+        files: list[str],
+        columns: pa.Table,
+        labels: np.ndarray | None,
+        notes: tuple[str, ...],
+        links: Literal["skip", "follow"],
     ) -> None:
         self._root, self._files, self._columns, self._labels, self._notes = root, files, columns, labels, notes
+        self._within = root.resolve() if links == "skip" else None
 
     def __len__(self) -> int:
         return len(self._files)
@@ -82,6 +95,8 @@ class OpenFolder(OpenSource):
     def read(self, index: int) -> Example:
         """Decode one file."""
         name = self._files[index]
+        if self._within is not None and not (self._root / name).resolve().is_relative_to(self._within):
+            raise UnreadableExample(index, name, "a link that leads out of the folder (links='follow' would follow it)")
         try:
             image = decode(self._root / name)
         except UndecodableImage as error:

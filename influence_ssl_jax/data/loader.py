@@ -4,11 +4,9 @@ import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
@@ -50,20 +48,38 @@ def batches(
     indices: Int[np.ndarray, " count"] | None = None,
     workers: int = WORKERS,
     ahead: int = AHEAD,
+    place: Callable[[Batch], Batch] = jax.device_put,
 ) -> Iterator[LoadedBatch]:
     """Every example once, in the order of `indices` (all, in order, where None), in batches of one shape.
 
-    Batch `k` holds the examples at places `[k·batch_size, (k+1)·batch_size)` of the order. What cannot be read is
-    padded and listed in `skipped`; the last batch is padded. Memory is bounded by `ahead` batches, whatever the size of
-    the source. An example's key is `fold_in(key, index)`: it depends neither on the batch nor on the order.
+    Batch `k` holds the examples at places `[k·batch_size, (k+1)·batch_size)` of the order, each in its own row. What
+    cannot be read, and an index of −1, leaves padding in its row; the last batch is padded. Threads decode `ahead`
+    batches in advance and begin their transfer to the device; memory is bounded by them, whatever the size of the
+    source. An example's key is `fold_in(key, index)`: it depends neither on the batch nor on the order.
+
+    Args:
+        source: The examples.
+        transform: How an image becomes the input.
+        batch_size: Rows of a batch.
+        key: Of all examples together.
+        indices: Which examples, in which order; −1 for an empty row.
+        workers: Threads.
+        ahead: Batches in advance.
+        place: Brings a batch to where it is computed on.
 
     Raises:
         DataError: The source has no examples, or `batch_size` is not positive.
     """
     checked(source, batch_size)
     order = np.arange(len(source)) if indices is None else np.asarray(indices)
-    for examples, skipped in in_order(partial(load, source, transform), chunks(order, batch_size), workers, ahead):
-        yield stacked(examples, skipped, transform, batch_size, key)
+
+    def ready(chosen: Int[np.ndarray, " chunk"]) -> LoadedBatch:
+        examples, skipped = load(source, transform, chosen[chosen >= 0])
+        places = {int(index): row for row, index in enumerate(chosen)}
+        loaded = stacked(examples, skipped, transform, batch_size, key, [places[each.index] for each in examples])
+        return loaded._replace(batch=place(loaded.batch))
+
+    yield from in_order(ready, chunks(order, batch_size), workers, ahead)
 
 
 def checked(source: OpenSource, batch_size: int) -> int:
@@ -118,26 +134,48 @@ def in_order(
 
 
 def stacked(
-    examples: Sequence[Example], skipped: Sequence[Skipped], transform: ToInput, batch_size: int, key: Key[Array, ""]
+    examples: Sequence[Example],
+    skipped: Sequence[Skipped],
+    transform: ToInput,
+    batch_size: int,
+    key: Key[Array, ""],
+    places: Sequence[int] | None = None,
 ) -> LoadedBatch:
-    """Transformed examples as one batch of `batch_size` rows; the rows that are missing are padding."""
-    padding = batch_size - len(examples)
-    nothing = np.zeros((transform.height, transform.width, transform.channels), np.uint8)
-    rows = [*examples, *[examples[-1] if examples else Example(0, "", nothing)] * padding]
-    valid = np.arange(batch_size) < len(examples)
+    """Transformed examples as one batch of `batch_size` rows; the rows that are missing are padding.
+
+    Args:
+        examples: What there is.
+        skipped: What could not be used.
+        transform: What made the images.
+        batch_size: Rows of the batch.
+        key: Of all examples together.
+        places: The row of each example; the first rows where None.
+    """
+    padding = examples[-1] if examples else Example(0, "", np.zeros(_shape(transform), np.uint8))
+    rows, ids, valid = [padding] * batch_size, [""] * batch_size, np.zeros(batch_size, bool)
+    for place, example in zip(range(len(examples)) if places is None else places, examples, strict=True):
+        rows[place], ids[place], valid[place] = example, example.id, True
     named = np.array([row.index for row in rows], np.int32)
     labels = np.array([-1 if row.label is None else row.label for row in rows], np.int32)
     batch = Batch(
-        image=jnp.asarray(np.stack([row.image for row in rows])),
-        key=example_keys(key, jnp.asarray(named)),
-        index=jnp.asarray(np.where(valid, named, np.int32(-1))),
-        label=jnp.asarray(np.where(valid, labels, np.int32(-1))),
+        image=_host(np.stack([row.image for row in rows])),
+        key=example_keys(key, named),
+        index=_host(np.where(valid, named, np.int32(-1))),
+        label=_host(np.where(valid, labels, np.int32(-1))),
     )
-    ids = (*(row.id for row in examples), *[""] * padding)
-    return LoadedBatch(batch, ids, valid, tuple(skipped))
+    return LoadedBatch(batch, tuple(ids), valid, tuple(skipped))
+
+
+def _host(array: np.ndarray) -> Any:
+    """An array of NumPy's, which a batch may hold until it is placed on a device."""
+    return array
+
+
+def _shape(transform: ToInput) -> tuple[int, int, int]:
+    return transform.height, transform.width, transform.channels
 
 
 @jax.jit
-def example_keys(key: Key[Array, ""], index: Int[Array, " batch"]) -> Key[Array, " batch"]:
+def example_keys(key: Key[Array, ""], index: Int[Array | np.ndarray, " batch"]) -> Key[Array, " batch"]:
     """`fold_in(key, index)`: an example's own key, whatever batch it is in."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)

@@ -112,14 +112,14 @@ def digest(*parts: str | bytes) -> str:
 
 
 def counted(what: str, names: Sequence[str], shown: int = 3) -> tuple[str, ...]:
-    """No sentence for no names, else one: how many, what, and the first few of them."""
+    """Nothing for no names, else one line: what, how many, and the first few of them."""
     if not names:
         return ()
     more = ", …" if len(names) > shown else ""
-    return (f"{len(names)} {what}: {', '.join(names[:shown])}{more}",)
+    return (f"{what}: {len(names)} ({', '.join(names[:shown])}{more})",)
 
 
 def repeated_ids(ids: Iterable[str]) -> tuple[str, ...]:
     """A note on the ids that several examples share: they are told apart by index alone."""
     again = [name for name, times in collections.Counter(ids).items() if times > 1]
-    return counted("ids name more than one example (the index tells them apart)", again)
+    return counted("ids that name more than one example, told apart by the index", again)

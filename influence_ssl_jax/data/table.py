@@ -25,21 +25,36 @@ class Matched(NamedTuple):
     notes: tuple[str, ...]
 
 
+MAX_CELLS, MAX_BYTES = 1_000_000_000, 8 * 2**30
+"""Of a parquet file, whose few bytes may stand for many."""
+
+
 def read_table(path: Path) -> pa.Table:
     """A CSV, TSV or parquet file.
 
     Raises:
-        DataError: It is missing or cannot be read as what its name says.
+        DataError: It is missing, cannot be read as what its name says, or would unpack to more than memory should hold.
     """
     if not path.is_file():
         raise DataError(f"There is no table {path}; give the path of a .csv, .tsv or .parquet file.")
     try:
         if path.suffix.lower() in (".parquet", ".pq"):
-            return parquet.read_table(path)
+            return _unpacked(path)
         delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
         return csv.read_csv(path, parse_options=csv.ParseOptions(delimiter=delimiter))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"The table {path} cannot be read: {error}") from error
+
+
+def _unpacked(path: Path) -> pa.Table:
+    found = parquet.read_metadata(path)
+    size = sum(found.row_group(k).total_byte_size for k in range(found.num_row_groups))
+    if found.num_rows * found.num_columns > MAX_CELLS or size > MAX_BYTES:
+        raise DataError(
+            f"The table {path} would unpack to {found.num_rows:,} rows of {found.num_columns} columns and {size:,} bytes, "
+            f"more than {MAX_CELLS:,} cells or {MAX_BYTES:,} bytes. Keep the columns and rows that are needed."
+        )
+    return parquet.read_table(path)
 
 
 def match(table: pa.Table, file_column: str, files: Sequence[str], folder: str) -> Matched:
@@ -69,10 +84,11 @@ def match(table: pa.Table, file_column: str, files: Sequence[str], folder: str) 
     repeated = [name for row, name in enumerate(rows_of) if place.setdefault(name, row) != row]
     notes = (
         *counted(
-            "table rows name no image (left out)", [n for n, m in zip(named, rows_of, strict=True) if m not in known]
+            "table rows that name no image, left out",
+            [n for n, m in zip(named, rows_of, strict=True) if m not in known],
         ),
-        *counted("images have no table row (kept, without attributes)", [name for name in files if name not in place]),
-        *counted("table rows name a file again (the first row counts)", repeated),
+        *counted("images without a table row, kept without attributes", [name for name in files if name not in place]),
+        *counted("table rows that name a file again, the first row counts", repeated),
     )
     order = pa.array([place.get(name) for name in files], pa.int64())
     return Matched(table.drop_columns([file_column]).take(order), notes)

@@ -15,6 +15,7 @@ from influence_ssl_jax.errors import CurvatureError
 from influence_ssl_jax.ihvp import bases as basis
 from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved
 from influence_ssl_jax.linalg.kronecker import eigenpairs
+from influence_ssl_jax.parallel import spread
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Params
 
@@ -157,12 +158,13 @@ def taken_apart(
         totals: Sum of a block's eigenvalues inside and outside its basis.
         traces: tr(C) of every block.
     """
-    rotations, eigenvalues, level = {}, {}, {}
+    rotations, eigenvalues, level = {}, dict(moments), {}
+    dense = {name: moment for name, moment in moments.items() if moment.ndim == 2}
+    pairs = spread(eigenpairs, list(dense.values()), [moment.shape[0] ** 3 for moment in dense.values()])
+    for name, (values, vectors) in zip(dense, pairs, strict=True):
+        eigenvalues[name], rotations[name] = values, vectors
     for block in blocks:
-        name, moment = block.name, moments[block.name]
-        if moment.ndim == 2:
-            moment, rotations[name] = eigenpairs(moment)
-        eigenvalues[name] = moment
+        name, moment = block.name, eigenvalues[block.name]
         if moment.shape[0] < block.size:
             rest = jnp.maximum(totals[name] - jnp.sum(moment), 0.0)
             level[name] = rest / (block.size - moment.shape[0])

@@ -17,6 +17,7 @@ from influence_ssl_jax.ihvp.eigenbasis import (
     taken_apart,
 )
 from influence_ssl_jax.linalg.kronecker import kronecker_eigenvalues, stacked_eigenpairs
+from influence_ssl_jax.parallel import spread
 from influence_ssl_jax.problem import Problem
 
 
@@ -76,12 +77,20 @@ class KroneckerBases(NamedTuple):
 def kronecker_bases(problem: Problem, blocks: cut.Blocks, samples: int, rank: int | None) -> KroneckerBases:
     """The leading `rank` eigenvectors of each factor of every layer."""
     found = KroneckerBases({block.name: () for block in blocks}, {}, {})
-    for name, (inputs, outputs) in factor_moments(problem, blocks, samples).items():
-        (alpha, left), (sigma, right) = (stacked_eigenpairs(factor, rank) for factor in (inputs, outputs))
+    factors = factor_moments(problem, blocks, samples)
+    sides = [side for pair in factors.values() for side in pair]
+    pairs = iter(spread(lambda side: stacked_eigenpairs(side, rank), sides, [_cost(side) for side in sides]))
+    for name, (inputs, outputs) in factors.items():
+        (alpha, left), (sigma, right) = next(pairs), next(pairs)
         found.bases[name] = (left, right)
         found.eigenvalues[name] = kronecker_eigenvalues(alpha, sigma)
         found.totals[name] = jnp.sum(jnp.einsum("gii->g", inputs) * jnp.einsum("gii->g", outputs))
     return found
+
+
+def _cost(stack: Array) -> int:
+    """Of taking a stack of matrices apart, in any unit."""
+    return stack.shape[0] * stack.shape[1] ** 3
 
 
 def small_vectors(blocks: cut.Blocks, limit: int) -> frozenset[str]:

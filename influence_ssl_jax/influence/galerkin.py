@@ -47,7 +47,7 @@ def galerkin(
         lower, upper = (jnp.mean(side.reshape(scoring.draws, -1), axis=0) for side in interval)
         return jnp.where(found.degenerate, jnp.nan, lower), jnp.where(found.degenerate, jnp.nan, upper)
 
-    for loaded in batches(source, transform, scoring.batch_size, jax.random.key(scoring.seed)):
+    for loaded in batches(source, transform, scoring.batch_size or 64, jax.random.key(scoring.seed)):
         lower, upper = run(problem, state, loaded.batch)
         yield pa.table(
             {

@@ -1,8 +1,10 @@
 """Files that are whole or absent, and a folder that one process writes."""
 
+import contextlib
 import fcntl
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -12,15 +14,29 @@ TEMPORARY = ".tmp"
 LOCK = "lock"
 
 
-def write_atomically(path: Path, content: bytes) -> str:
-    """Write `content` so that a crash at any moment leaves the old file or the new one, and return its SHA-256."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write that takes the place of `path` when the block ends well; until then `path` is what it was.
+
+    Nothing is left behind where the block fails, a full disk included.
+    """
     temporary = path.with_name(path.name + TEMPORARY)
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
     temporary.replace(path)
     sync_folder(path.parent)
+
+
+def write_atomically(path: Path, content: bytes) -> str:
+    """Write `content` so that a crash at any moment leaves the old file or the new one, and return its SHA-256."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
     return hashlib.sha256(content).hexdigest()
 
 

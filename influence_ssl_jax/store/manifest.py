@@ -1,4 +1,4 @@
-"""The list of finished parts: what each holds and the checksum that it must have."""
+"""The list of finished parts of one process: what each holds and the checksum that it must have."""
 
 import dataclasses
 import hashlib
@@ -7,13 +7,16 @@ import json
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Int
 
 from influence_ssl_jax.errors import StoreError
 from influence_ssl_jax.store.files import append_line, write_atomically
 
 Kind: TypeAlias = Literal["scored", "skipped"]
+LIST, SUM = "manifest.jsonl", "sum"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +29,8 @@ class Part:
         rows: Number of examples.
         sha256: Checksum of the file.
         seconds: Time since the part before it, or since the run began.
+        runs: The examples, as [first, last + 1] of each unbroken run of numbers.
+        fitted: Digest of the fitted curvature that the scores were made with.
     """
 
     name: str
@@ -33,43 +38,55 @@ class Part:
     rows: int
     sha256: str
     seconds: float
+    runs: list[list[int]]
+    fitted: str
+
+    def indices(self) -> Int[np.ndarray, " rows"]:
+        """Numbers of the examples, ascending."""
+        return np.concatenate([np.arange(first, end) for first, end in self.runs])
 
 
 @dataclasses.dataclass
 class Manifest:
     """Parts on disk: a line is written only when its file is whole, so a part without a line does not count.
 
+    Every line has a checksum of its own; one that is torn or changed is as if it had never been written.
+
     Attributes:
         folder: Where the parts are.
-        parts: The sound ones, in the order of writing.
-        damaged: Rows of the parts that were listed and are missing or changed.
+        parts: The listed ones, in the order of writing.
     """
 
     folder: Path
     parts: list[Part]
-    damaged: int = 0
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":
-        """Keep the parts whose checksum holds; forget and delete everything else."""
-        folder.mkdir(exist_ok=True)
-        listed = list(_lines(folder / "manifest.jsonl"))
-        sound = [part for part in listed if _sound(folder, part)]
-        kept = {part.name for part in sound}
-        for file in folder.iterdir():
-            if file.is_file() and file.name not in kept and file.name != "manifest.jsonl":
-                file.unlink()
-        lines = "".join(json.dumps(dataclasses.asdict(part)) + "\n" for part in sound)
-        write_atomically(folder / "manifest.jsonl", lines.encode())
-        return cls(folder, sound, sum(part.rows for part in listed) - sum(part.rows for part in sound))
+        """What is listed; the files are not looked at."""
+        folder.mkdir(parents=True, exist_ok=True)
+        return cls(folder, _listed(folder / LIST))
 
-    def add(self, kind: Kind, table: pa.Table, seconds: float) -> None:
+    def keep(self, sound: list[Part]) -> None:
+        """Forget all other parts and delete every other file."""
+        names = {part.name for part in sound}
+        for file in self.folder.iterdir():
+            if file.is_file() and file.name not in names and file.name != LIST:
+                file.unlink()
+        write_atomically(self.folder / LIST, "".join(_line(part) + "\n" for part in sound).encode())
+        self.parts = sound
+
+    def sound(self, part: Part) -> bool:
+        """Whether the file is there and is what was written."""
+        path = self.folder / part.name
+        return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == part.sha256
+
+    def add(self, kind: Kind, table: pa.Table, seconds: float, fitted: str) -> None:
         """Write the file, then its line."""
         number = 1 + max((int(part.name.split(".")[0]) for part in self.parts), default=-1)
         name = f"{number:06d}.parquet"
         checksum = write_atomically(self.folder / name, to_bytes(table))
-        part = Part(name, kind, table.num_rows, checksum, seconds)
-        append_line(self.folder / "manifest.jsonl", json.dumps(dataclasses.asdict(part)))
+        part = Part(name, kind, table.num_rows, checksum, seconds, runs_of(table["index"].to_numpy()), fitted)
+        append_line(self.folder / LIST, _line(part))
         self.parts.append(part)
 
     def read(self, part: Part, columns: list[str] | None = None) -> pa.Table:
@@ -87,6 +104,13 @@ class Manifest:
         return pq.read_table(io.BytesIO(content), columns=columns)
 
 
+def runs_of(indices: Int[np.ndarray, " rows"]) -> list[list[int]]:
+    """A set of numbers as [first, last + 1] of its unbroken runs, ascending."""
+    ordered = np.sort(indices)
+    breaks = np.flatnonzero(np.diff(ordered) != 1) + 1
+    return [[int(run[0]), int(run[-1]) + 1] for run in np.split(ordered, breaks) if len(run)]
+
+
 def to_bytes(table: pa.Table) -> bytes:
     """A table as one parquet file."""
     buffer = io.BytesIO()
@@ -94,17 +118,22 @@ def to_bytes(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def _lines(path: Path) -> list[Part]:
-    """The whole lines of the manifest; a torn one, and what follows it, was never promised."""
+def _line(part: Part) -> str:
+    plain = dataclasses.asdict(part)
+    return json.dumps({**plain, SUM: _sum(plain)})
+
+
+def _sum(plain: dict) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _listed(path: Path) -> list[Part]:
     parts: list[Part] = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
-            parts.append(Part(**json.loads(line)))
-        except (ValueError, TypeError):
-            break
+            plain = json.loads(line)
+            if plain.pop(SUM) == _sum(plain):
+                parts.append(Part(**plain))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue  # torn by a kill, or changed: never promised
     return parts
-
-
-def _sound(folder: Path, part: Part) -> bool:
-    path = folder / part.name
-    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == part.sha256

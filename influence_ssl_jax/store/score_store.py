@@ -1,54 +1,56 @@
 """Scores on disk while they are made: what is finished survives, what is not is made again, nothing is made twice."""
 
-import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TextIO
 
+import jax
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int, Real, Shaped
+from jaxtyping import Int, Real
 
 from influence_ssl_jax.configuration import Plain, fingerprint
 from influence_ssl_jax.data.source import Skipped
 from influence_ssl_jax.errors import StoreError
+from influence_ssl_jax.parallel import first_only
 from influence_ssl_jax.store import score_table
-from influence_ssl_jax.store.files import lock, write_atomically
-from influence_ssl_jax.store.identity import claim, refuse_foreign
-from influence_ssl_jax.store.manifest import Kind, Manifest, to_bytes
-
-SCORES, RUN = "scores.parquet", "run.json"
+from influence_ssl_jax.store.entry import enter
+from influence_ssl_jax.store.files import lock
+from influence_ssl_jax.store.manifest import Kind, Manifest
+from influence_ssl_jax.store.parts import Parts
+from influence_ssl_jax.store.result import write_result
 
 
 class ScoreStore:
     """An output folder: parts while scores are made, `scores.parquet` and `run.json` when they all are.
 
     The folder belongs to one identity (configuration, parameters, data, versions). A part is appended whole or not at
-    all and has a checksum; a part that fails it is made again. One process at a time holds the folder.
+    all and has a checksum; a part that fails it is made again. One run at a time holds the folder; each of its
+    processes writes parts of its own, and the first one puts them together.
 
         with ScoreStore.open(folder, identity, size=len(source)) as store:
-            for batch in batches(source, ..., indices=np.setdiff1d(np.arange(len(source)), store.done())):
+            store.bind(digest)
+            for batch in …(store.todo()):
                 store.append(table)
                 store.skip(batch.skipped)
             store.finish(source.attributes())
     """
 
-    def __init__(self, folder: Path, identity: Plain, size: int, held: TextIO, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, identity: Plain, held: list[TextIO], parts: Parts) -> None:
         self.folder = folder
-        self._identity = identity
+        self.identity = identity
         self._held = held
-        self._manifest = manifest
-        self._finished = np.zeros(size, bool)
+        self._parts = parts
+        self._finished = parts.finished()
         self._since = time.monotonic()
-        for part in manifest.parts:
-            self._finished[manifest.read(part, ["index"])["index"].to_numpy()] = True
         self._resumed = int(self._finished.sum())
-        self._schema = next((manifest.read(p).schema for p in manifest.parts if p.kind == "scored"), None)
+        self._schema = parts.schema()
+        self._fitted = ""
 
     @classmethod
     def open(cls, folder: Path, identity: Plain, size: int) -> "ScoreStore":
-        """Begin in a new or empty folder, or go on where the same identity left off.
+        """Begin in a new or empty folder, or go on where the same identity left off; all processes of a run together.
 
         Args:
             folder: The output folder; made where it is missing.
@@ -59,21 +61,20 @@ class ScoreStore:
             StoreError: The folder holds another run (the differences are listed), something else, or is in use.
         """
         folder = Path(folder)
-        if folder.exists() and not folder.is_dir():
-            raise StoreError(f"{folder} is a file; the output is a folder. Choose another --out.")
-        folder.mkdir(parents=True, exist_ok=True)
-        refuse_foreign(folder)
-        held = lock(folder)
+        identity = {"size": size, **identity}
+        entered = first_only(lambda: enter(folder, identity, size))
+        held, lost = ([entered[0]], entered[1]) if entered is not None else ([], 0)
         try:
-            identity = claim(folder, {"size": size, **identity})
-            store = cls(folder, identity, size, held, Manifest.load(folder / "parts"))
+            mine = folder / "parts" / f"{jax.process_index():04d}"
+            mine.mkdir(parents=True, exist_ok=True)
+            held.append(lock(mine))
+            parts = Parts.load(folder / "parts", size)
+            parts.lost = lost
+            return cls(folder, identity, held, parts)
         except BaseException:
-            held.close()
+            for file in held:
+                file.close()
             raise
-        if len(store.done()) < size:  # an earlier result that is no longer whole must not pass for one
-            for name in (SCORES, RUN):
-                (folder / name).unlink(missing_ok=True)
-        return store
 
     def __enter__(self) -> "ScoreStore":
         return self
@@ -82,19 +83,44 @@ class ScoreStore:
         self.close()
 
     def close(self) -> None:
-        """Let another process have the folder."""
-        self._held.close()
+        """Let another run have the folder."""
+        for file in self._held:
+            file.close()
 
     def done(self) -> Int[np.ndarray, " done"]:
         """Numbers of the examples that need no more work, ascending."""
         return np.flatnonzero(self._finished)
+
+    def todo(self) -> Int[np.ndarray, " todo"]:
+        """Numbers of the others."""
+        return np.flatnonzero(~self._finished)
+
+    @property
+    def lost(self) -> int:
+        """Rows of parts that were found damaged when the folder was opened."""
+        return self._parts.lost
+
+    def bind(self, fitted: str) -> None:
+        """Say with which fitted curvature scores are made from here on, by its digest.
+
+        Raises:
+            StoreError: Those that are there were made with another.
+        """
+        others = {part.fitted for part in self._parts.all()} - {fitted}
+        if others:
+            raise StoreError(
+                f"{self.folder} holds scores of another fitted curvature, and this one, fitted anew, differs from it (it "
+                "may differ in rounding alone, on another number of devices or another machine). Run the command where "
+                "it ran before, or choose another folder."
+            )
+        self._fitted = fitted
 
     def append(self, table: pa.Table) -> None:
         """Keep the rows of one part; when this returns they are on disk.
 
         Args:
             table: `index`, `id`, `score` (never null), any further columns of COLUMNS, extra numbers, `embedding` (a
-                fixed-size list, kept in the parts alone). Whole batches, so that a resumed run computes the same ones.
+                fixed-size list, kept in the parts alone).
 
         Raises:
             ValueError: Columns are missing or differ from the parts before, or an example is there already.
@@ -126,25 +152,26 @@ class ScoreStore:
         outside = (indices < 0) | (indices >= len(self._finished))
         if outside.any():
             raise ValueError(f"examples are numbered 0…{len(self._finished) - 1}, got {indices[outside][:5].tolist()}.")
-        repeated = self._finished[indices] | (np.bincount(indices, minlength=len(self._finished))[indices] > 1)
+        repeated = self._finished[indices] | (np.bincount(indices, minlength=1)[indices] > 1)
         if repeated.any():
             raise ValueError(f"examples are stored once; got again {indices[repeated][:5].tolist()}.")
         now = time.monotonic()
-        self._manifest.add(kind, table, now - self._since)
+        self._mine().add(kind, table, now - self._since, self._fitted)
         self._finished[indices] = True
         self._since = now
 
-    def column(self, name: str) -> Shaped[np.ndarray, "scored *width"]:
-        """A column of all scored examples in order of index; a fixed-size list becomes a matrix."""
-        table = self._rows("scored", ["index", name]).sort_by("index")
-        values = table[name].combine_chunks()
-        if pa.types.is_fixed_size_list(values.type):
-            return values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), values.type.list_size)
-        return values.to_numpy(zero_copy_only=False)
+    def _mine(self) -> Manifest:
+        return self._parts.manifests[jax.process_index()]
 
-    def _rows(self, kind: Kind, columns: list[str]) -> pa.Table:
-        tables = [self._manifest.read(part, columns) for part in self._manifest.parts if part.kind == kind]
-        return pa.concat_tables(tables) if tables else score_table.skipped_table([])
+    def refresh(self) -> None:
+        """Look again at what the other processes have written; for the first one, when all are through."""
+        lost = self._parts.lost
+        self._parts = Parts.load(self.folder / "parts", len(self._finished))
+        self._parts.lost, self._finished, self._schema = lost, self._parts.finished(), self._parts.schema()
+
+    def windows(self, columns: list[str]) -> Iterator[pa.Table]:
+        """Scored rows in order of index, a bounded number at a time."""
+        return (table for table in self._parts.windows("scored", ["index", *columns]) if table.num_rows)
 
     def finish(
         self,
@@ -156,33 +183,18 @@ class ScoreStore:
 
         Args:
             attributes: The source's, one row for every example in order.
-            extra: Further columns, one value for every scored example in order of index (`column` has that order).
+            extra: Further columns, one value for every scored example in order of index (`windows` has that order).
             facts: What `run.json` records beside identity, counts and wall time.
 
         Raises:
             StoreError: Examples are missing, or none could be scored.
         """
-        missing = np.flatnonzero(~self._finished)
+        missing = self.todo()
         if len(missing):
             raise StoreError(f"{len(missing)} of {len(self._finished)} examples have no score yet, {missing[0]} first.")
         if self._schema is None:
             raise StoreError(f"None of the {len(self._finished)} examples could be read; there is nothing to score.")
-        scored = self._rows("scored", [name for name in self._schema.names if name != score_table.EMBEDDING])
-        table = score_table.assemble(
-            scored.sort_by("index"), self._rows("skipped", ["index", "id", "reason"]), extra or {}, attributes
-        )
-        write_atomically(self.folder / SCORES, to_bytes(table))
-        run = {
-            "identity": self._identity,
-            "fingerprint": fingerprint(self._identity),
-            **(facts or {}),
-            "counts": {
-                **score_table.counts(table),
-                "resumed": self._resumed,
-                "recomputed": self._manifest.damaged,
-            },
-            "attributes": attributes.column_names if attributes is not None else [],
-            "wall_seconds": sum(part.seconds for part in self._manifest.parts) + time.monotonic() - self._since,
-        }
-        write_atomically(self.folder / RUN, json.dumps(run, indent=2).encode())
-        return self.folder / SCORES
+        wall = sum(part.seconds for part in self._parts.all()) + time.monotonic() - self._since
+        record = {"identity": self.identity, "fingerprint": fingerprint(self.identity), **(facts or {})}
+        further = {"resumed": self._resumed, "recomputed": self._parts.lost}
+        return write_result(self.folder, self._parts, self._schema, attributes, extra or {}, record, further, wall)

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from influence_ssl_jax.errors import InfluenceError
+from influence_ssl_jax.theory.document import markdown
 from influence_ssl_jax.theory.page import page
 from influence_ssl_jax.theory.verdict import Verdict, judge, named, plain
 
@@ -33,6 +34,7 @@ class Theory:
         seed: Another seed gives other instances.
         json: Write the results here.
         html: Write a page here, with the statements typeset and a plot for each family: one file, no network.
+        markdown: Write the list of statements and verdicts here, without measured numbers.
     """
 
     item: tuple[str, ...] = ()
@@ -40,6 +42,7 @@ class Theory:
     seed: int = 0
     json: Path | None = None
     html: Path | None = None
+    markdown: Path | None = None
 
     def __post_init__(self) -> None:
         if self.draws < 1:
@@ -51,6 +54,8 @@ class Theory:
         Raises:
             InfluenceError: If a check fails; everything is printed and written before.
         """
+        if self.markdown is not None:
+            self.markdown.write_text(markdown())
         items, start = named(self.item), time.perf_counter()
         verdicts = []
         for verdict in judge(items, self.draws, self.seed):

@@ -50,6 +50,18 @@ def stop_gradient_squared_norm(
     return half * (2 - half) * (x @ x) / angles.left_norm**2
 
 
+def jacobian(weight: Float[Array, "d p"], x: Float[Array, " p"], perturbed: Float[Array, " p"]) -> Float[Array, "d dp"]:
+    """`J = P_u ⊗ xᵀ/‖u‖ − P_v ⊗ x′ᵀ/‖v‖` of the residual `r = û − v̂`, `P_u = I − ûûᵀ`: `G = Jᵀr`, Gauss–Newton `JᵀJ`."""
+    return stop_gradient_jacobian(weight, x) - stop_gradient_jacobian(weight, perturbed)
+
+
+def stop_gradient_jacobian(weight: Float[Array, "d p"], x: Float[Array, " p"]) -> Float[Array, "d dp"]:
+    """`J = P_u ⊗ xᵀ/‖u‖`, whatever the branch that is held fixed."""
+    angles = _angles(weight, x, x)
+    across = jnp.eye(angles.left.size) - jnp.outer(angles.left, angles.left)
+    return jnp.kron(across, x[None]) / angles.left_norm
+
+
 def hessian(weight: Float[Array, "d p"], x: Float[Array, " p"], perturbed: Float[Array, " p"]) -> Float[Array, "dp dp"]:
     """`B_uu ⊗ xxᵀ + B_uv ⊗ xx′ᵀ + B_uvᵀ ⊗ x′xᵀ + B_vv ⊗ x′x′ᵀ`.
 

@@ -5,14 +5,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 from rich.console import Console
 
 from influence_ssl_jax import configuration
 from influence_ssl_jax.data import LoadedBatch, OpenSource, ToInput, epoch
 from influence_ssl_jax.errors import DataError
+from influence_ssl_jax.parallel import first_only, is_first, summed
 from influence_ssl_jax.train.evaluation import Evaluation, Probe
 from influence_ssl_jax.train.export import Trained
 from influence_ssl_jax.train.journal import Bar, Journal, Row, progress
+from influence_ssl_jax.train.layout import Layout
 from influence_ssl_jax.train.resume import Checkpoints, TrainingError, claim
 from influence_ssl_jax.train.settings import Pretrain
 from influence_ssl_jax.train.state import Metrics, Step, TrainState, initial, make_step
@@ -35,6 +38,9 @@ def pretrain(
     source smaller than a batch is trained on as one smaller batch; examples that cannot be read are replaced and
     counted in the journal (`skipped`).
 
+    Every batch is split over the devices of all processes, each of which reads its own rows of it; parameters are whole
+    on each. What a batch couples (BatchNorm's statistics, the loss) is that of the whole batch, as on one device.
+
     Args:
         settings: What is trained.
         source: The training examples; labels are read by the supervised loss and by the probe only.
@@ -46,8 +52,8 @@ def pretrain(
         console: Where progress is shown; the terminal where None.
 
     Raises:
-        TrainingError: The folder holds another run, the source has fewer than two examples, or the loss became NaN or
-            infinite.
+        TrainingError: The folder holds another run, the source has fewer than two examples, a batch cannot be split
+            evenly over the processes, or the loss became NaN or infinite.
         DataError: The source is empty, or a batch cannot be filled.
     """
     console = console or Console()
@@ -55,25 +61,32 @@ def pretrain(
         raise DataError("The data set has no images; there is nothing to train on. Check its path, split or filter.")
     if len(source) == 1:
         raise TrainingError("Training compares examples of a batch and needs at least 2, the source has 1.")
-    claim(folder, {"pretrain": configuration.describe(settings), "data": source.fingerprint()})
+    description = {"pretrain": configuration.describe(settings), "data": source.fingerprint()}
+    first_only(lambda: claim(folder, description))
     shape = (transform.height, transform.width, transform.channels)
-    steps = len(source) // min(settings.batch_size, len(source))
+    size = min(settings.batch_size, len(source))
+    steps, layout = len(source) // size, Layout.of(size)
     evaluate = Evaluation(probe or Probe(), settings, source, test, transform)
     checkpoints, journal = Checkpoints(folder, keep), Journal(folder / "metrics.jsonl")
     try:
-        done, state = checkpoints.latest(initial(settings, shape))
-        history = journal.keep(done)
+        done, state = checkpoints.latest(layout.everywhere(initial(settings, shape)))
+        history = journal.keep(done) if is_first() else []
         step = make_step(settings, steps)
         with progress(console, settings.epochs * steps, done * steps) as bar:
-            if not history:
-                history.append(_record(journal, bar, {"epoch": 0, **evaluate(state)}))
+            if not history and is_first():
+                history.append(_record(journal, bar, {"epoch": 0, **evaluate(layout.here(state))}))
             for number in range(done + 1, settings.epochs + 1):
-                loaded = epoch(source, transform, settings.batch_size, settings.seed, number)
+                loaded = epoch(
+                    source, transform, settings.batch_size, settings.seed, number, part=layout.part, place=layout.place
+                )
                 state, summary = _epoch(step, state, loaded, number, steps, bar)
-                history.append(_record(journal, bar, {"epoch": number, **summary, **evaluate(state)}))
+                if is_first():
+                    probed = evaluate(layout.here(state))
+                    history.append(_record(journal, bar, {"epoch": number, **summary, **probed}))
                 checkpoints.save(number, state)
     finally:
         checkpoints.close()
+    state = layout.here(state)
     return Trained(settings, shape, state.params, state.frozen, tuple(history))
 
 
@@ -90,7 +103,7 @@ def _epoch(
             raise TrainingError(_diverged(loss, norm, float(metrics["learning_rate"]), number, len(losses), steps))
         losses.append(loss)
         norms.append(norm)
-        bar.advance(number, loss, clock.tick(len(loaded.ids)))
+        bar.advance(number, loss, clock.tick(len(loaded.ids) * jax.process_count()))
         return float(metrics["learning_rate"])
 
     for loaded in batches:
@@ -101,7 +114,7 @@ def _epoch(
             rate = look(*behind.pop())
         behind.append((metrics, loaded))
     rate = look(*behind.pop())
-    row = {"loss": _mean(losses), "gradient_norm": _mean(norms), "learning_rate": rate, "skipped": skipped}
+    row = {"loss": _mean(losses), "gradient_norm": _mean(norms), "learning_rate": rate, "skipped": summed(skipped)}
     return state, {**row, "images_per_second": clock.speed, "seconds": clock.seconds}
 
 
@@ -128,7 +141,10 @@ class _Clock:
 def _record(journal: Journal, bar: Bar, row: Row) -> Row:
     journal.append(row)
     shown = {name: value for name, value in row.items() if name in ("loss", "knn", "linear", "images_per_second")}
-    bar.say(f"epoch {row['epoch']}: " + " · ".join(f"{name} {value:.4g}" for name, value in shown.items()))
+    if row.get("skipped"):
+        shown["images that could not be used"] = row["skipped"]
+    if shown:
+        bar.say(f"epoch {row['epoch']}: " + " · ".join(f"{name} {value:.4g}" for name, value in shown.items()))
     return row
 
 

@@ -19,7 +19,7 @@ def claim(folder: Path, description: dict) -> None:
     """Record in `folder` what is run there.
 
     Raises:
-        TrainingError: A run with other settings is there already; every difference is listed.
+        TrainingError: A run with other settings is there already (every difference is listed), or something else.
     """
     file = folder / "settings.json"
     if file.exists():
@@ -32,6 +32,9 @@ def claim(folder: Path, description: dict) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".tmp")
+    foreign = sorted(each.name for each in folder.iterdir() if each != unfinished)
+    if foreign:
+        raise TrainingError(f"{folder} is not empty and holds no run ({foreign[0]}, …). Choose a new or empty folder.")
     unfinished.write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n")
     unfinished.replace(file)
 

@@ -56,7 +56,7 @@ class Pretrain:
     """One training run; with the data it determines the result bit for bit on the same machine.
 
     Attributes:
-        views: What the loss compares: a name in `augment.recipes.PRETRAINING`.
+        views: What the loss compares: simclr, byol, barlow_twins, supervised or table1 (`augment.recipes.PRETRAINING`).
         loss: What is minimised.
         architecture: Backbone and heads.
         optimiser: How it is minimised.

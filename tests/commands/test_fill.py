@@ -1,13 +1,18 @@
 """Batches on their way to the disk."""
 
+import json
+import time
+
 import numpy as np
 import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from influence_ssl_jax.commands import score_run
+from influence_ssl_jax.commands.fill import fill
+from influence_ssl_jax.commands.run_log import RunLog
+from influence_ssl_jax.commands.scoring_settings import Parts
 from influence_ssl_jax.data.source import Skipped
-from influence_ssl_jax.influence.scores import Scored
+from influence_ssl_jax.influence.stream import Scored
 from influence_ssl_jax.store import ScoreStore
 
 QUIET = Console(quiet=True)
@@ -20,22 +25,35 @@ def scored(start, count, skipped=()):
     return Scored(table, tuple(Skipped(k, str(k), "truncated") for k in skipped))
 
 
-def test_batches_are_gathered_into_parts_and_none_is_lost(tmp_path, monkeypatch):
-    monkeypatch.setattr(score_run, "ROWS", 10)
+def test_batches_are_gathered_into_parts_and_none_is_lost(tmp_path):
     batches = [scored(0, 4), scored(4, 4, skipped=(5,)), scored(8, 4), scored(12, 4, skipped=(12, 13, 14, 15))]
     with ScoreStore.open(tmp_path, {}, 16) as store:
-        score_run.fill(store, batches, 16, QUIET)
+        fill(store, batches, 16, Parts(10), RunLog(tmp_path), QUIET)
         assert store.done().tolist() == list(range(16))
         store.finish()
-    assert sorted(file.name for file in (tmp_path / "parts").glob("*.parquet")) == [
+    assert sorted(file.name for file in (tmp_path / "parts" / "0000").glob("*.parquet")) == [
         "000000.parquet",  # 11 rows and
         "000001.parquet",  # the skipped one among them,
         "000002.parquet",  # then only skipped ones
     ]
 
 
-def test_a_stop_between_parts_costs_what_was_not_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(score_run, "ROWS", 4)
+def test_the_log_and_the_heartbeat_say_how_far_it_is(tmp_path):
+    with ScoreStore.open(tmp_path, {}, 12) as store:
+        fill(store, [scored(0, 4), scored(4, 4, skipped=(5,)), scored(8, 4)], 12, Parts(4), RunLog(tmp_path), QUIET)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(line["event"], line["done"], line["rows"], line["skipped"]) for line in lines] == [
+        ("part", 4, 4, 0),
+        ("part", 12, 7, 1),
+    ]
+    assert lines[1]["examples_per_second"] > 0
+    assert lines[1]["seconds_left"] == 0
+    beat = json.loads((tmp_path / "heartbeat.json").read_text())
+    assert (beat["doing"], beat["done"], beat["total"]) == ("scoring", 4, 12)  # the others came too soon after it
+    assert abs(beat["time"] - time.time()) < 60
+
+
+def test_a_stop_between_parts_costs_what_was_not_written(tmp_path):
 
     def stopped():
         yield scored(0, 4)
@@ -43,8 +61,8 @@ def test_a_stop_between_parts_costs_what_was_not_written(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), ScoreStore.open(tmp_path, {}, 8) as store:
-        score_run.fill(store, stopped(), 8, QUIET)
+        fill(store, stopped(), 8, Parts(4), RunLog(tmp_path), QUIET)
     with ScoreStore.open(tmp_path, {}, 8) as store:
         assert store.done().tolist() == [0, 1, 2, 3]
-        score_run.fill(store, [scored(4, 4)], 8, QUIET)
+        fill(store, [scored(4, 4)], 8, Parts(4), RunLog(tmp_path), QUIET)
         store.finish()

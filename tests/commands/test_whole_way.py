@@ -9,10 +9,9 @@ import pytest
 from rich.console import Console
 
 from influence_ssl_jax import cli, data
-from influence_ssl_jax.commands import score_run
 from influence_ssl_jax.commands.pretrain import PretrainCommand
 from influence_ssl_jax.commands.score import Score
-from influence_ssl_jax.commands.scoring_settings import CurvatureSet
+from influence_ssl_jax.commands.scoring_settings import CurvatureSet, Parts
 from influence_ssl_jax.errors import StoreError
 from influence_ssl_jax.ihvp import Identity
 from influence_ssl_jax.influence.scores import Scoring
@@ -58,7 +57,6 @@ def test_the_whole_way(encoder, tmp_path, monkeypatch):
     assert record["damping"]["resolved"] > 0
 
     # stopped after the first batch, gone on with: the same bits
-    monkeypatch.setattr(score_run, "ROWS", 1)
     appended = ScoreStore.append
 
     def append_once(store, table):
@@ -68,14 +66,16 @@ def test_the_whole_way(encoder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(ScoreStore, "append", append_once)
     with pytest.raises(KeyboardInterrupt):
-        command(encoder, tmp_path / "resumed").run(told)
+        command(encoder, tmp_path / "resumed", parts=Parts(1)).run(told)
     monkeypatch.setattr(ScoreStore, "append", appended)
     with told.capture() as said:
-        command(encoder, tmp_path / "resumed").run(told)
+        command(encoder, tmp_path / "resumed", parts=Parts(1)).run(told)
     assert f"Going on: 13 of {SIZE} images are done." in said.get()
     both = [(tmp_path / name / "scores.parquet").read_bytes() for name in ("fresh", "resumed")]
     assert both[0] == both[1]
     assert json.loads((tmp_path / "resumed" / "run.json").read_text())["counts"]["resumed"] == 13
+    events = [json.loads(line)["event"] for line in (tmp_path / "resumed" / "log.jsonl").read_text().splitlines()]
+    assert events == ["start", "fitted", "part", "start", "fit taken up", "part", "finished"]
 
     # finished: nothing to do; other settings: refused
     with told.capture() as said:

@@ -1,13 +1,15 @@
 """Every curvature × loss equals the dense matrix of its textbook formula, on a convolutional net with BatchNorm."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import problems
 import pytest
 from curvature.dense import dense
 
 from influence_ssl_jax import trees
-from influence_ssl_jax.curvature.matvec import matvec
+from influence_ssl_jax.curvature.matvec import block_matvec, matvec
+from influence_ssl_jax.losses import CosineDistance
 
 
 @pytest.mark.parametrize("curvature", ["ggn", "fisher", "empirical_fisher", "hessian"])
@@ -21,3 +23,13 @@ def test_matvec_is_the_dense_matrix(loss, curvature):
     np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-11 * np.abs(want).max())
     if curvature != "hessian":
         assert np.linalg.eigvalsh(matrix).min() > -1e-12 * np.abs(matrix).max()
+
+
+@pytest.mark.parametrize("curvature", ["ggn", "fisher", "empirical_fisher", "hessian"])
+def test_a_block_of_vectors_is_the_dense_matrix_times_each(curvature):
+    problem = problems.problem(CosineDistance(), curvature)
+    rows = np.random.default_rng(3).normal(size=(3, trees.size(problem.params)))
+    block = jax.vmap(lambda row: trees.unravel(problem.params, row))(jnp.asarray(rows))
+    got = trees.ravel_batch(jax.jit(block_matvec(problem))(block))
+    want = rows @ np.asarray(dense(problem))
+    np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-11 * np.abs(want).max())

@@ -36,7 +36,7 @@ def test_the_fingerprint_sees_pixels_order_ids_and_labels():
 def test_ids_that_repeat_are_noted_and_kept():
     opened = Arrays(IMAGES, ids=["a", "b", "a", "c", "b"]).open()
     assert len(opened) == 5
-    assert opened.notes() == ("2 ids name more than one example (the index tells them apart): a, b",)
+    assert opened.notes() == ("ids that name more than one example, told apart by the index: 2 (a, b)",)
     assert Arrays(IMAGES).open().notes() == ()
 
 

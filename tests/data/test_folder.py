@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from influence_ssl_jax.data import Folder, ToInput, batches
+from influence_ssl_jax.data.source import Skipped
 from influence_ssl_jax.errors import DataError
 
 FAIRFACE = pathlib.Path(__file__).parents[3] / "shared" / "data" / "fairface"
@@ -34,7 +35,7 @@ def test_the_folder_above_keeps_the_other_split_without_attributes(photos):
     assert len(opened) == 14
     assert opened.read(0).id == "train/1.jpg"
     assert opened.attributes()["gender"].to_pylist()[-3:] == ["Female", None, None]
-    assert opened.notes()[0] == "2 images have no table row (kept, without attributes): val/1.jpg, val/2.jpg"
+    assert opened.notes()[0] == "images without a table row, kept without attributes: 2 (val/1.jpg, val/2.jpg)"
 
 
 def test_the_order_is_natural_and_the_id_is_the_path(photos):
@@ -89,20 +90,38 @@ def test_the_fingerprint_follows_names_sizes_and_attributes_but_not_the_place(ph
     assert len(set(seen)) == 4
 
 
+def test_links_out_of_the_folder_are_named_and_not_followed(photos, tmp_path):
+    secret = tmp_path / "secret.png"
+    Image.fromarray(np.full((4, 4, 3), 77, np.uint8)).save(secret)
+    (photos / "train" / "0.png").symlink_to(secret)
+    (photos / "train" / "13.jpg").symlink_to(photos / "train" / "1.jpg")
+    (photos / "train" / "14.png").symlink_to("/dev/zero")
+    opened = Folder(str(photos / "train")).open()
+    reasons = {each.id: each.reason for each in opened.read_many(range(len(opened))) if isinstance(each, Skipped)}
+    assert set(reasons) == {"0.png", "14.png"}
+    assert "a link that leads out of the folder" in reasons["0.png"]
+    (photos / "train" / "14.png").unlink()
+    followed = Folder(str(photos / "train"), links="follow").open()
+    assert (followed.read(0).image == 77).all()
+
+
 def test_other_files_are_passed_over_and_counted(photos):
     (photos / "train" / "notes.txt").write_text("x")
     (photos / "train" / ".hidden.jpg").write_bytes(b"")
     (photos / "train" / "UPPER.JPG").write_bytes((photos / "train" / "1.jpg").read_bytes())
     opened = Folder(str(photos / "train")).open()
     assert len(opened) == 13
-    assert opened.notes() == ("1 files are no images by their name (passed over): notes.txt",)
+    assert opened.notes() == ("files that are no images by their name, passed over: 1 (notes.txt)",)
+    (photos / "train" / "table.csv").write_text("file,age\n1.jpg,3\n")
+    tabled = Folder(str(photos / "train"), table=str(photos / "train" / "table.csv")).open()
+    assert tabled.notes()[-1] == opened.notes()[0]  # the table itself is no stranger
 
 
 def test_folders_that_cannot_be_used_are_refused(tmp_path, photos):
     with pytest.raises(DataError, match="There is no folder"):
         Folder(str(tmp_path / "absent")).open()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no images, and 0 other files"):
+    with pytest.raises(DataError, match=r"holds no images .*found 0 other files"):
         Folder(str(tmp_path / "empty")).open()
     with pytest.raises(DataError, match="no attribute 'age' to use as the class; there are \\['folder'\\]"):
         Folder(str(photos), label_column="age").open()

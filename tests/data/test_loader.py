@@ -48,7 +48,7 @@ def test_a_key_belongs_to_the_example(key):
 
 def test_what_cannot_be_used_is_named_and_padded(key):
     loaded = list(batches(numbered(9, broken=(1, 4, 5, 6, 7)).open(), INPUT, 4, key))
-    assert [each.batch.index.tolist() for each in loaded] == [[0, 2, 3, -1], [-1] * 4, [8, -1, -1, -1]]
+    assert [each.batch.index.tolist() for each in loaded] == [[0, -1, 2, 3], [-1] * 4, [8, -1, -1, -1]]
     assert [[skipped.id for skipped in each.skipped] for each in loaded] == [["n1"], ["n4", "n5", "n6", "n7"], []]
     assert loaded[0].skipped[0].reason == "non-finite pixels: 1 of 48 are NaN or infinite"
     assert not np.asarray(loaded[1].batch.image).any()

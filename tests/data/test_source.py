@@ -75,7 +75,7 @@ def test_digest_tells_the_boundaries_of_its_parts():
 
 def test_counted_names_the_first_and_counts_all():
     assert counted("things", []) == ()
-    assert counted("things", ["a", "b"]) == ("2 things: a, b",)
-    assert counted("things", list("abcde")) == ("5 things: a, b, c, …",)
-    assert repeated_ids(["x", "y", "x"]) == ("1 ids name more than one example (the index tells them apart): x",)
+    assert counted("things", ["a", "b"]) == ("things: 2 (a, b)",)
+    assert counted("things", list("abcde")) == ("things: 5 (a, b, c, …)",)
+    assert repeated_ids(["x", "y", "x"]) == ("ids that name more than one example, told apart by the index: 1 (x)",)
     assert repeated_ids(["x", "y"]) == ()

@@ -28,9 +28,9 @@ def test_what_does_not_match_is_counted_and_nothing_is_lost():
     matched = match(table("1.jpg", "8.jpg", "9.jpg", "1.jpg"), "file", FILES, ".")
     assert matched.columns.to_pydict() == {"row": [0, None, None]}
     assert matched.notes == (
-        "2 table rows name no image (left out): 8.jpg, 9.jpg",
-        "2 images have no table row (kept, without attributes): 2.jpg, sub/3.jpg",
-        "1 table rows name a file again (the first row counts): 1.jpg",
+        "table rows that name no image, left out: 2 (8.jpg, 9.jpg)",
+        "images without a table row, kept without attributes: 2 (2.jpg, sub/3.jpg)",
+        "table rows that name a file again, the first row counts: 1 (1.jpg)",
     )
 
 

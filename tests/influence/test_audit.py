@@ -16,7 +16,8 @@ from influence_ssl_jax.errors import CurvatureError
 from influence_ssl_jax.ihvp import Damping, Exact
 from influence_ssl_jax.influence.audit import absolute_damping, audit, certified, sample
 from influence_ssl_jax.influence.certificate import Audit
-from influence_ssl_jax.influence.scores import Scorer, Scoring, stream
+from influence_ssl_jax.influence.scores import Scorer, Scoring
+from influence_ssl_jax.influence.stream import stream
 from influence_ssl_jax.losses import CosineDistance
 
 TRANSFORM = ToInput(problems.SIZE, problems.SIZE, 3)

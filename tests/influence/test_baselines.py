@@ -2,10 +2,11 @@
 
 import jax.numpy as jnp
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from influence_ssl_jax.influence.baselines import knn_distance, pixel_variance
+from influence_ssl_jax.influence.baselines import pixel_variance
+from influence_ssl_jax.influence.neighbours import knn_distance, streamed_knn_distance
 
 
 @given(seed=st.integers(0, 10**6), neighbours=st.integers(1, 3))
@@ -33,6 +34,24 @@ def test_what_has_no_direction_is_named_and_is_nobodys_neighbour():
 def test_a_random_reference_never_counts_an_example_as_its_own_neighbour():
     z = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
     assert (knn_distance(z, max_reference=20) > 1e-3).all()
+
+
+@given(seed=st.integers(0, 10**6), pieces=st.integers(1, 5))
+@settings(max_examples=5)
+def test_pieces_of_any_size_are_the_whole(seed, pieces):
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(23, 4)).astype(np.float32)
+    z[3] = 0
+    cuts = np.sort(rng.integers(0, 24, pieces))
+    streamed = streamed_knn_distance(lambda: np.split(z, cuts), 2, seed, max_reference=15)
+    np.testing.assert_array_equal(streamed, knn_distance(z, 2, seed, max_reference=15))
+
+
+def test_the_number_of_pairs_is_bounded():
+    z = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    few = streamed_knn_distance(lambda: [z], max_pairs=600)  # a reference of ten
+    assert (few >= knn_distance(z) - 1e-6).all()
+    np.testing.assert_array_equal(few, knn_distance(z, max_reference=10))
 
 
 def test_pixel_variance_in_both_pixel_types():

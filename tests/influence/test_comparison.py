@@ -15,7 +15,8 @@ from influence_ssl_jax.influence.comparison import Examples, compared
 from influence_ssl_jax.influence.contenders import Knobs, contenders, label
 from influence_ssl_jax.influence.nulls import nulls
 from influence_ssl_jax.influence.rankings import rankings
-from influence_ssl_jax.influence.scores import Scoring, self_influence
+from influence_ssl_jax.influence.scores import Scoring
+from influence_ssl_jax.influence.stream import self_influence
 from influence_ssl_jax.influence.truth import kind_for, truths
 from influence_ssl_jax.losses import CosineDistance
 

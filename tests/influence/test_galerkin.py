@@ -11,7 +11,8 @@ from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.ihvp import Arnoldi, Damping, Exact
 from influence_ssl_jax.influence.galerkin import galerkin
-from influence_ssl_jax.influence.scores import Scoring, self_influence
+from influence_ssl_jax.influence.scores import Scoring
+from influence_ssl_jax.influence.stream import self_influence
 from influence_ssl_jax.losses import CosineDistance
 
 TRANSFORM = ToInput(problems.SIZE, problems.SIZE, 3)

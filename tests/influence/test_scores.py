@@ -6,13 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import problems
+import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.augment.views import Views
 from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.ihvp import Damping, Exact, LoGra
-from influence_ssl_jax.influence.scores import Scorer, Scoring, self_influence, stream
+from influence_ssl_jax.influence.scores import Scorer, Scoring
+from influence_ssl_jax.influence.stream import in_slots, self_influence, stream
 from influence_ssl_jax.losses import CosineDistance
 from influence_ssl_jax.types import Batch
 
@@ -72,9 +76,31 @@ def test_batch_size_and_order_do_not_change_a_score():
     other = dataclasses.replace(scorer, settings=dataclasses.replace(SETTINGS, batch_size=4))
     order = np.array([6, 0, 3, 2, 5])
     rows = [row for part in stream(other, source(pixels), TRANSFORM, order) for row in part.table.to_pylist()]
-    assert [row["index"] for row in rows] == order.tolist()
+    assert [row["index"] for row in rows] == [5, 6, 0, 2, 3]  # batch by batch, each in its own row
     for row in rows:
         np.testing.assert_allclose(row["score"], whole[row["index"]]["score"], rtol=1e-9)
+
+
+@given(count=st.integers(1, 40), size=st.integers(1, 9), seed=st.integers(0, 2**32 - 1))
+def test_an_example_has_the_same_row_whatever_else_is_asked_for(count, size, seed):
+    rng = np.random.default_rng(seed)
+    asked = rng.permutation(count)[: rng.integers(1, count + 1)]
+    rows = in_slots(asked, size).reshape(-1, size)
+    assert sorted(rows[rows >= 0].tolist()) == sorted(asked.tolist())
+    for batch in rows:
+        held = batch[batch >= 0]
+        assert len(set((held // size).tolist())) == 1
+        assert np.array_equal(np.flatnonzero(batch >= 0), held % size)
+    first = [int(batch[batch >= 0][0]) // size for batch in rows]
+    assert first == list(dict.fromkeys((asked // size).tolist()))  # in the order in which they were named
+
+
+def test_what_is_scored_after_an_interruption_has_the_bits_of_an_uninterrupted_run():
+    problem, pixels = the_problem(), images()
+    scorer = Scorer.fit(problem, LoGra(rank=2), SETTINGS)
+    whole = pa.concat_tables([part.table for part in stream(scorer, source(pixels), TRANSFORM)])
+    some = pa.concat_tables([part.table for part in stream(scorer, source(pixels), TRANSFORM, np.array([1, 2, 5]))])
+    assert some.equals(whole.take([1, 2, 5]))
 
 
 def test_bad_examples_are_named_and_leave_the_others_alone():

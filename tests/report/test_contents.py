@@ -77,12 +77,13 @@ def test_recovery_counts_pairs_of_planted_and_ordinary(run):
 
 
 def test_groups_are_counted_in_both_tails(run, attributes):
-    labels = np.array(run.table["label"].to_pylist())[run.ranked()]
+    named = ("(none)" if label is None else str(label) for label in run.table["label"].to_pylist())
+    labels = np.array(list(named))[run.ranked()]
     found = attributes["label"]
     assert isinstance(found, Categories)
-    assert [level.name for level in found.levels] == [str(v) for v in sorted(set(labels.tolist()))]
+    assert [level.name for level in found.levels] == [*map(str, range(10)), "(none)"]
     for level in found.levels:
-        is_level = labels == int(level.name)
+        is_level = labels == level.name
         assert level.count == is_level.sum()
         assert level.population == is_level.mean()
         assert level.top.value == is_level[:20].mean()

@@ -2,11 +2,14 @@
 
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +19,8 @@ from hypothesis import strategies as st
 
 from influence_ssl_jax.data.source import Skipped
 from influence_ssl_jax.errors import StoreError
-from influence_ssl_jax.store import COLUMNS, ScoreStore, files
+from influence_ssl_jax.influence.rows import embedding_matrix
+from influence_ssl_jax.store import COLUMNS, ScoreStore, files, parts, result
 
 IDENTITY = {"configuration": {"class": "Score", "draws": 4, "backend": {"class": "LoGra", "rank": 8}}, "data": "abc"}
 SIZE = 10
@@ -47,7 +51,8 @@ def fill(folder, batches, finish=True):
             store.append(part(todo[todo != 6]))
             store.skip([Skipped(6, "image_6", "truncated")] if 6 in todo else [])
         if finish:
-            squares = store.column("embedding")[:, 1].astype(float)
+            parts = [embedding_matrix(table["embedding"]) for table in store.windows(["embedding"])]
+            squares = np.concatenate(parts)[:, 1].astype(float)
             return store.finish(ATTRIBUTES, {"knn_distance": squares}, {"damping": 0.5})
     return None
 
@@ -85,6 +90,17 @@ def test_the_record_counts_every_example(tmp_path):
     assert record["wall_seconds"] > 0
 
 
+def test_a_table_of_many_windows_is_the_table_of_one(tmp_path, monkeypatch):
+    whole = pq.read_table(fill(tmp_path / "one", BATCHES))
+    monkeypatch.setattr(parts, "WINDOW", 3)
+    monkeypatch.setattr(result, "WINDOW", 3)
+    cut = fill(tmp_path / "many", [BATCHES[1], BATCHES[0], BATCHES[2]])
+    assert pq.ParquetFile(cut).num_row_groups == 4
+    assert pq.read_table(cut).equals(whole)
+    with ScoreStore.open(tmp_path / "many", IDENTITY, SIZE) as store:
+        assert [len(table) for table in store.windows(["score"])] == [3, 3, 2, 1]
+
+
 @given(seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=10)
 def test_resumed_is_fresh_bit_for_bit_wherever_it_stopped(tmp_path_factory, seed):
@@ -107,16 +123,70 @@ DAMAGE = {
 }
 
 
+def flipped(path, rng):
+    """The file with one random bit changed."""
+    content = bytearray(path.read_bytes())
+    content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+    path.write_bytes(bytes(content))
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=15)
+def test_a_bit_flipped_anywhere_in_parts_or_manifest_costs_time_and_nothing_else(tmp_path_factory, seed):
+    folder, rng = tmp_path_factory.mktemp("store"), np.random.default_rng(seed)
+    fresh = fill(folder, BATCHES).read_bytes()
+    files_of_parts = sorted((folder / "parts" / "0000").glob("*.*"))
+    flipped(files_of_parts[rng.integers(len(files_of_parts))], rng)
+    assert fill(folder, BATCHES).read_bytes() == fresh
+
+
+def test_scores_of_two_fits_are_not_mixed(tmp_path):
+    with ScoreStore.open(tmp_path, IDENTITY, SIZE) as store:
+        store.bind("one fit")
+        store.append(part([0, 1]))
+    with ScoreStore.open(tmp_path, IDENTITY, SIZE) as store:
+        store.bind("one fit")
+        with pytest.raises(StoreError, match="another fitted curvature"):
+            store.bind("another")
+
+
+def test_parts_of_other_processes_count_and_an_example_in_two_parts_counts_once(tmp_path, monkeypatch):
+    fresh = fill(tmp_path / "fresh", BATCHES).read_bytes()
+    for process, batch in ((1, BATCHES[0]), (2, BATCHES[1])):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        fill(tmp_path / "out", [batch], finish=False)
+    monkeypatch.undo()
+    assert fill(tmp_path / "out", BATCHES).read_bytes() == fresh
+    shutil.copytree(tmp_path / "out" / "parts" / "0001", tmp_path / "out" / "parts" / "0007")
+    assert fill(tmp_path / "out", BATCHES).read_bytes() == fresh
+    assert run_json(tmp_path / "out")["counts"]["recomputed"] == 4
+
+
+def test_a_disk_that_is_full_stops_the_run_and_loses_nothing(tmp_path):
+    fresh = fill(tmp_path / "fresh", BATCHES).read_bytes()
+    with ScoreStore.open(tmp_path / "out", IDENTITY, SIZE) as store:
+        store.append(part(BATCHES[0]))
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))  # the kernel refuses to write further, as on a full disk
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                store.append(part(BATCHES[1]))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [file.name for file in (tmp_path / "out" / "parts" / "0000").glob("*.tmp")] == []
+    assert fill(tmp_path / "out", BATCHES).read_bytes() == fresh
+
+
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_part_is_made_again_and_counted(tmp_path, damage):
     fresh = fill(tmp_path, BATCHES).read_bytes()
-    DAMAGE[damage](tmp_path / "parts" / "000001.parquet")
+    DAMAGE[damage](tmp_path / "parts" / "0000" / "000001.parquet")
     with ScoreStore.open(tmp_path, IDENTITY, SIZE) as store:
         assert store.done().tolist() == [0, 1, 2, 3, 6, 8, 9]
         assert not (tmp_path / "scores.parquet").exists()
     with pytest.raises(StoreError, match="3 of 10 examples have no score yet"):
         fill(tmp_path, [])
-    DAMAGE[damage](tmp_path / "parts" / "000000.parquet")
+    DAMAGE[damage](tmp_path / "parts" / "0000" / "000000.parquet")
     assert fill(tmp_path, BATCHES).read_bytes() == fresh
     assert run_json(tmp_path)["counts"]["recomputed"] == 4
     assert run_json(tmp_path)["counts"]["resumed"] == 3
@@ -125,7 +195,7 @@ def test_a_damaged_part_is_made_again_and_counted(tmp_path, damage):
 def test_a_part_that_changes_under_the_run_is_noticed(tmp_path):
     with ScoreStore.open(tmp_path, IDENTITY, SIZE) as store:
         store.append(part(np.arange(SIZE)))
-        DAMAGE["truncated"](tmp_path / "parts" / "000000.parquet")
+        DAMAGE["truncated"](tmp_path / "parts" / "0000" / "000000.parquet")
         with pytest.raises(StoreError, match="10 examples will be computed anew"):
             store.finish()
     fill(tmp_path, BATCHES)
@@ -133,16 +203,16 @@ def test_a_part_that_changes_under_the_run_is_noticed(tmp_path):
 
 def test_files_that_no_line_promises_do_not_count(tmp_path):
     fill(tmp_path, BATCHES[:2], finish=False)
-    manifest = tmp_path / "parts" / "manifest.jsonl"
+    manifest = tmp_path / "parts" / "0000" / "manifest.jsonl"
     lines = manifest.read_text().splitlines(keepends=True)
     manifest.write_text("".join(lines[:-1]) + lines[-1][:20])
-    (tmp_path / "parts" / "000009.parquet.tmp").write_bytes(b"half a part")
+    (tmp_path / "parts" / "0000" / "000009.parquet.tmp").write_bytes(b"half a part")
     with ScoreStore.open(tmp_path, IDENTITY, SIZE) as store:
         assert store.done().tolist() == [0, 1, 2, 3, 4, 5, 7]
     assert len(pq.read_table(fill(tmp_path, BATCHES))) == SIZE
 
 
-@pytest.mark.parametrize("crash_at", range(12))
+@pytest.mark.parametrize("crash_at", range(15))
 def test_a_crash_at_any_write_loses_nothing_that_was_finished(tmp_path, monkeypatch, crash_at):
     fresh = fill(tmp_path / "fresh", BATCHES).read_bytes()
     synced = os.fsync

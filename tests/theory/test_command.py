@@ -8,8 +8,9 @@ import re
 import pytest
 from rich.console import Console
 
+from influence_ssl_jax import cli
 from influence_ssl_jax.errors import InfluenceError
-from influence_ssl_jax.theory import verdict
+from influence_ssl_jax.theory import document, verdict
 from influence_ssl_jax.theory.command import Theory
 from influence_ssl_jax.theory.item import AtMost
 from influence_ssl_jax.theory.items import ITEMS
@@ -23,8 +24,11 @@ def printed(command):
 
 @pytest.mark.slow
 def test_table_json_and_page_tell_the_same(tmp_path):
-    files = tmp_path / "theory.json", tmp_path / "theory.html"
-    text = printed(Theory(item=("reliability", "lemma-3"), draws=5, seed=3, json=files[0], html=files[1]))
+    files = tmp_path / "theory.json", tmp_path / "theory.html", tmp_path / "theory.md"
+    text = printed(
+        Theory(item=("reliability", "lemma-3"), draws=5, seed=3, json=files[0], html=files[1], markdown=files[2])
+    )
+    assert files[2].read_text() == document.markdown()
     assert "lemma-3  true" in text
     assert "2 items, 2 checks, 5 draws each, seed 3" in text
     found = json.loads(files[0].read_text())
@@ -47,13 +51,14 @@ def test_an_item_sees_the_same_instances_alone_and_in_company():
     assert alone.passed
 
 
-def test_a_failed_check_is_an_error_after_everything_is_written(tmp_path, monkeypatch):
+def test_a_failed_check_is_an_exit_status_after_everything_is_written(tmp_path, monkeypatch):
     item = next(item for item in ITEMS if item.name == "lemma-3")
     strict = dataclasses.replace(item, checks=(dataclasses.replace(item.checks[0], limit=AtMost(-1.0)),))
     monkeypatch.setattr(verdict, "ITEMS", (strict,))
-    out = Console(file=io.StringIO(), width=120)
-    with pytest.raises(InfluenceError, match="1 of 1 checks failed: lemma-3"):
-        Theory(draws=3, json=tmp_path / "theory.json").run(out)
+    out, err = (Console(file=io.StringIO(), width=120) for _ in range(2))
+    status = cli.run(["theory", "--draws", "3", "--json", str(tmp_path / "theory.json")], out, err)
+    assert status != 0
+    assert "1 of 1 checks failed: lemma-3" in err.file.getvalue()
     assert "FAIL" in out.file.getvalue()
     assert json.loads((tmp_path / "theory.json").read_text())["items"][0]["passed"] is False
 

@@ -1,5 +1,6 @@
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from theory.cases import decades, generators
@@ -48,3 +49,8 @@ def test_estimators_against_tensors_of_moments(generator, shape, sigma, draws):
 
 def test_a_single_draw_of_an_image_is_almost_all_draw():
     assert gaussian.isotropic_ratio(3072) == 3074
+
+
+def test_cross_draws_of_opposite_gradients_score_below_zero():
+    rows = jnp.asarray([[1.0, 2.0], [-1.0, -2.0]])
+    assert gaussian.cross_draw_score(rows, jnp.eye(2)) == pytest.approx(-5)

@@ -1,13 +1,14 @@
 """Every item of the list, and that the list is fit to be shown."""
 
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from influence_ssl_jax.theory import linear, typeset
+from influence_ssl_jax.theory import document, linear, typeset
 from influence_ssl_jax.theory.draw import Draw, pool
 from influence_ssl_jax.theory.item import AtLeast, AtMost, Check, CounterExample, Item
 from influence_ssl_jax.theory.items import FAMILIES, ITEMS
@@ -45,6 +46,14 @@ def test_every_formula_is_typeset(item):
         written = typeset.prose(text)
         assert written.count("<svg") == len(re.findall(r"\$[^$]+\$", text))
         assert "$" not in re.sub(r'aria-label="[^"]*"', "", written)
+
+
+def test_the_document_is_what_the_list_says():
+    written = (Path(__file__).parents[2] / "docs" / "theory.md").read_text()
+    assert written == document.markdown(), "write it again: influence-ssl theory --markdown docs/theory.md"
+    for item in ITEMS:
+        assert f"| [{item.title}](#{item.name}) | {item.status} |" in written
+        assert f"> {item.statement}" in written
 
 
 def test_limits_refuse_nan_and_take_the_worst():

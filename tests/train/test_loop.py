@@ -133,6 +133,13 @@ def test_another_run_in_the_folder_is_refused_with_the_difference(tmp_path):
         run(settings, tmp_path, coloured(48, seed=1))
 
 
+def test_a_folder_of_something_else_is_refused_untouched(tmp_path):
+    (tmp_path / "scores.parquet").write_text("mine")
+    with pytest.raises(TrainingError, match=r"not empty and holds no run \(scores.parquet, …\)"):
+        run(small(SimCLR(0.5), epochs=1), tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["scores.parquet"]
+
+
 def test_a_diverging_run_names_the_step_and_what_to_do(tmp_path):
     settings = small(SimCLR(0.5), epochs=1, optimiser=Sgd(1e30, momentum=0.0))
     with pytest.raises(TrainingError, match=r"step [23] of 3 in epoch 1: loss nan.*Lower the learning rate"):

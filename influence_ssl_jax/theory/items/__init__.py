@@ -12,9 +12,11 @@ from influence_ssl_jax.theory.items import (
     conservation,
     cosine,
     cosine_derivatives,
+    cosine_limits,
     deviation,
     gauss_newton,
     gaussian,
+    gaussian_ranking,
     groups,
     invariance,
     leave_out,
@@ -106,7 +108,7 @@ FAMILIES = (
     ),
     Family(
         "The cosine distance",
-        (*cosine.ITEMS, *cosine_derivatives.ITEMS),
+        (*cosine.ITEMS, *cosine_derivatives.ITEMS, *cosine_limits.ITEMS),
         (Plot(plots.expansion, r"Proposition 3 as stated keeps its error however small $\varepsilon$ is."),),
     ),
     Family(
@@ -126,7 +128,7 @@ FAMILIES = (
     ),
     Family(
         "Gaussian noise",
-        gaussian.ITEMS,
+        (*gaussian.ITEMS, *gaussian_ranking.ITEMS),
         (
             Plot(
                 plots.estimators,

@@ -58,7 +58,7 @@ def _bounds(draw: Draw) -> Float[Array, ""]:
 
 def _overestimate(draw: Draw) -> Float[Array, ""]:
     output, move = _drawn(draw)
-    ratio = cosine.stated_leading(output, move, 1.0) / cosine.leading(output, move, 1.0)
+    ratio = cosine.stated_leading(output, move, 0.5) / cosine.leading(output, move, 0.5)
     along = (output @ move) / (output @ output)
     return oracle.relative(ratio, 1 + along**2 / cosine.perpendicular(output, move))
 

@@ -37,6 +37,29 @@ def _means(draw: Draw) -> Float[Array, ""]:
     return jnp.maximum(oracle.relative(influence, mean), oracle.relative(2 * distance, mean))
 
 
+def _damped_mean(draw: Draw) -> Float[Array, ""]:
+    """Perturbations of one length: damping multiplies the mean by t/(t + λ)."""
+    drawn = _Population(draw)
+    deltas = drawn.deltas.reshape(-1, 3)
+    deltas = 2 * deltas / jnp.linalg.norm(deltas, axis=1, keepdims=True)
+    mean = jnp.mean(jax.vmap(lambda delta: linear.influence(drawn.weight, delta, drawn.eps, drawn.damping))(deltas))
+    undamped = deviation.mean_influence(drawn.weight, deltas.T @ deltas / deltas.shape[0], drawn.eps)
+    return oracle.relative(undamped * linear.shrinkage(linear.eigenvalue(deltas[0], drawn.eps), drawn.damping), mean)
+
+
+def _concentrated(draw: Draw) -> Float[Array, ""]:
+    """The between term over its bound."""
+    drawn = _Population(draw)
+    apart = jnp.sum(jnp.abs(jnp.linalg.eigvalsh(drawn.moments - drawn.moment[None])), axis=1)
+    bound = 2 * drawn.eps**2 * jnp.linalg.norm(drawn.weight, ord=2) ** 2 * apart
+    return jnp.max(jnp.abs(drawn.between) / bound)
+
+
+def _flattest(moment: Float[Array, "p p"]) -> Float[Array, ""]:
+    values = jnp.linalg.eigvalsh(moment)
+    return values[0] / values[-1]
+
+
 def _averaged_loss(draw: Draw) -> Float[Array, ""]:
     drawn = _Population(draw)
     deltas, moment = drawn.deltas[0], drawn.moments[0]
@@ -103,6 +126,7 @@ ITEMS = (
         r"\mathrm{tr}(W \Sigma_x (2\varepsilon^2\Sigma_x + \lambda)^{-1} \Sigma_x W^\top)$.",
         checks=(
             Check("means over a finite population: rel. error", _means, AtMost(1e-10)),
+            Check("δ of one length, λ > 0: factor t/(t + λ), rel. error", _damped_mean, AtMost(1e-10)),
             Check("averaged loss, λ > 0 and λ = 0: rel. error", _averaged_loss, AtMost(1e-9)),
         ),
     ),
@@ -128,6 +152,25 @@ ITEMS = (
             Check("variances add: rel. error", _variances, AtMost(1e-10)),
             Check("the within term alone: rel. gap", _within_only, AtLeast(0.1)),
         ),
+    ),
+    Item(
+        name="assumption-1",
+        title="Assumption 1 · what augmentations are like",
+        source="Sec. 4.4, confidence high as prose",
+        statement=r"(i) $\Sigma_x$ is well conditioned; (ii) it concentrates near $\Sigma$; (iii) meaning is preserved.",
+        status="true under conditions",
+        conditions=r"An assumption, not a theorem. (i) needs a perturbation that is random given $x$.",
+        correction=r"(ii) bounds what a score can say of an example: the between term of Proposition 2 is at most "
+        r"$2\varepsilon^2\,\sigma_{\max}(W)^2\,\|\Sigma_x - \Sigma\|_*$ (sum of absolute eigenvalues). Were it true of "
+        r"every $x$, nothing would be left to detect.",
+        counter_example=CounterExample(
+            instance=r"One fixed perturbation per input: $\Sigma_x = \delta\delta^\top$ has rank one, so its smallest "
+            r"eigenvalue over its largest is $0$; for isotropic noise it is $1$.",
+            stated=lambda: _flattest(jnp.eye(2)),
+            actual=lambda: _flattest(jnp.outer(jnp.asarray([1.0, 2.0]), jnp.asarray([1.0, 2.0]))),
+            margin=1 - 1e-12,
+        ),
+        checks=(Check("between term over its bound", _concentrated, AtMost(1 + 1e-12)),),
     ),
     Item(
         name="reliability",

@@ -84,6 +84,22 @@ def _two_layer(draw: Draw) -> Float[Array, ""]:
     return jnp.maximum(oracle.relative(gram, point.gram), oracle.relative(influence, expected))
 
 
+def _deep_limit(draw: Draw) -> Float[Array, ""]:
+    """One to three linear layers: the limit is twice the loss of the product."""
+    errors = []
+    for widths in ((4, 2), (4, 3, 2), (3, 3, 2, 2)):
+        layers = [draw.normal(rows, columns) for rows, columns in zip(widths[1:], widths[:-1], strict=True)]
+        delta, zero = instances.unit(draw, widths[0]), jnp.zeros(widths[-1])
+        point = _Point(
+            lambda layers, delta=delta, zero=zero: gauss_newton.euclidean_residual(oracle.deep(layers, delta), zero),
+            lambda layers, delta=delta: jnp.sum(oracle.deep(layers, delta) ** 2),
+            layers,
+        )
+        limit = gauss_newton.influence_limit(point.residual, point.jacobian)
+        errors.append(oracle.relative(limit, 2 * point.loss))
+    return jnp.max(jnp.stack(errors))
+
+
 def _damped_parametrisation(draw: Draw) -> Float[Array, ""]:
     """At λ > 0 the two-layer score is not that of the product W."""
     drawn = instances.two_layer(draw, 2, 3, 4)
@@ -94,7 +110,7 @@ def _damped_parametrisation(draw: Draw) -> Float[Array, ""]:
 
 def _fisher_total(draw: Draw) -> Float[Array, ""]:
     errors = []
-    for outputs, inputs, examples in ((2, 4, 9), (3, 2, 9), (2, 4, 5)):
+    for outputs, inputs, examples in ((2, 4, 9), (3, 2, 9), (2, 4, 5), (3, 4, 12)):
         drawn = instances.population(draw, examples, outputs, inputs)
         rows = jax.vmap(lambda delta, drawn=drawn: linear.gradient(drawn.weight, delta, 1.0).ravel())(drawn.deltas)
         rank = empirical_fisher.rank(examples, inputs, min(outputs, inputs))
@@ -102,6 +118,18 @@ def _fisher_total(draw: Draw) -> Float[Array, ""]:
         total = float(empirical_fisher.total_influence(examples, rank))
         errors += [oracle.relative(jnp.sum(scores), total), jnp.max(scores) / examples - 1]
     return jnp.max(jnp.stack(errors))
+
+
+def _fisher_degree(draw: Draw) -> Float[Array, ""]:
+    """Neither ε nor the scale of W changes a score without damping."""
+    drawn = instances.population(draw, 9, 2, 4)
+    scores = []
+    for factor, eps in ((1.0, 1.0), (2.0, 3.0)):
+        rows = jax.vmap(lambda delta, f=factor, e=eps: linear.gradient(f * drawn.weight, delta, e).ravel())(
+            drawn.deltas
+        )
+        scores.append(jax.vmap(lambda g, rows=rows: oracle.pseudo_quadratic(rows.T @ rows / 9, g))(rows))
+    return oracle.relative(*scores)
 
 
 def _fisher_alone(draw: Draw) -> Float[Array, ""]:
@@ -149,6 +177,7 @@ ITEMS = (
         ),
         checks=(
             Check("K and I_λ against the dense Jacobian: rel. error", _two_layer, AtMost(1e-9)),
+            Check("one to three layers: limit = 2l, rel. error", _deep_limit, AtMost(1e-9)),
             Check("gap to the score of the product at λ > 0", _damped_parametrisation, AtLeast(0.01)),
         ),
     ),
@@ -162,7 +191,8 @@ ITEMS = (
         status="true",
         correction=r"Scores have degree $0$ in $\varepsilon$ and in $W$; $r(r-1)/2$ directions are lost to rotations.",
         checks=(
-            Check("Σ I = n rank C and max I ≤ n, three shapes: rel. error", _fisher_total, AtMost(1e-6)),
+            Check("Σ I = n rank C and max I ≤ n, four shapes: rel. error", _fisher_total, AtMost(1e-6)),
+            Check("three times ε and twice W: rel. change", _fisher_degree, AtMost(1e-6)),
             Check("a single point: ‖g‖²/(‖g‖² + λ), rel. error", _fisher_alone, AtMost(1e-9)),
         ),
     ),

@@ -143,7 +143,7 @@ ITEMS = (
         title="Theorem 1 · closed form in W",
         source="Theorem 1 and App. C.1, shape sure, factor and sign inferred",
         statement=r"For $d = 1$ and $\|\delta\| = 1$: $I_\lambda = -\frac{4\varepsilon^4 \|W\delta\|^2}"
-        r"{\lambda + 2\varepsilon^2}$, and $I_\lambda \to -2\varepsilon^2\|W\delta\|^2$ as $\lambda \to 0$.",
+        r"{\lambda + 2\varepsilon^2}$, and $I_\lambda \to {-}2\varepsilon^2\|W\delta\|^2$ as $\lambda \to 0$.",
         status="true under conditions",
         conditions=r"In the matrix $W$, with the point's own Hessian. $\lambda \to 0$ means $\lambda \ll "
         r"2\varepsilon^2\|\delta\|^2$: the limit is not uniform. No $W$ with $W\delta \neq 0$ is stationary for the "

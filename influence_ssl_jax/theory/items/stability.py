@@ -66,11 +66,11 @@ def _change_ratio(order: int | None):
 def _change_attained(draw: Draw) -> Float[Array, ""]:
     """W = cE of rank one, δ along it and λ = 0: the corrected bound is reached."""
     delta = instances.unit(draw, 4)
-    weight = jnp.outer(instances.unit(draw, 3), delta)
+    weight = 3 * jnp.outer(instances.unit(draw, 3), delta)
     eps, factor = draw.log_uniform(1e-2, 10.0), draw.log_uniform(0.1, 10.0)
     length = 2 + factor
     change = properties.change(weight, factor * weight, length * delta, eps, 0.0)
-    return jnp.abs(change / properties.change_bound(1.0, factor, length * delta, eps) - 1)
+    return jnp.abs(change / properties.change_bound(3.0, 3 * factor, length * delta, eps) - 1)
 
 
 def _ball(draw: Draw) -> Float[Array, ""]:
@@ -83,9 +83,9 @@ def _ball(draw: Draw) -> Float[Array, ""]:
 def _ball_attained(draw: Draw) -> Float[Array, ""]:
     """The constant is the gradient's norm on the sphere: a small step outwards at rank one comes close."""
     delta = 3 * instances.unit(draw, 4)
-    weight = jnp.outer(jnp.asarray([1.0, 0.0]), delta / jnp.linalg.norm(delta))
+    weight = jnp.outer(jnp.asarray([2.0, 0.0]), delta / jnp.linalg.norm(delta))
     change = properties.change(weight, -1e-6 * weight, delta, 0.5, 0.0)
-    return jnp.abs(jnp.abs(change) / (1e-6 * properties.lipschitz_constant(1.0, delta, 0.5)) - 1)
+    return jnp.abs(jnp.abs(change) / (2e-6 * properties.lipschitz_constant(2.0, delta, 0.5)) - 1)
 
 
 def _violated(draw: Draw) -> Float[Array, ""]:

@@ -1,0 +1,151 @@
+"""What do fitting and scoring cost, as multiples of one plain gradient over the same examples, and in seconds?
+
+    python -m benchmarks.cost --setting.width 16
+
+The shared ResNet-18, the same images and views in both frameworks; all operations take turns. A multiple is relative to
+the *same framework's* forward and backward pass over the same examples in the same batches, so that the speed of
+convolutions drops out. Seconds are per 1,000 examples. Memory is that of an operation alone, in a process of its own.
+"""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import tyro
+from jaxtyping import Array
+
+from benchmarks.measure import Compiled, Operation, peak_megabytes, rows
+from benchmarks.results import write
+from benchmarks.shared import MEAN, STD, Setting, Shared, shared
+from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.ihvp import EKFAC, Backend, Damping, Identity, LoGra, Resolved
+from influence_ssl_jax.types import Batch, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is timed.
+
+    Attributes:
+        setting: Network and images.
+        ranks: Of LoGra.
+        ekfac_ranks: Of EK-FAC; 0 keeps every eigenvector.
+        repeats: Repetitions.
+        peers: Whether torch takes part.
+        memory: Whether every operation's memory is measured too, each in a fresh process.
+    """
+
+    setting: Setting = dataclasses.field(default_factory=lambda: Setting(examples=128, batch=64))
+    ranks: tuple[int, ...] = (16, 64)
+    ekfac_ranks: tuple[int, ...] = (32, 0)
+    repeats: int = 3
+    peers: bool = True
+    memory: bool = False
+
+    @classmethod
+    def tiny(cls) -> "Config":
+        """One repetition of a linear network, without torch."""
+        setting = Setting("linear", width=4, examples=2, batch=2, size=4)
+        return cls(setting, ranks=(2,), ekfac_ranks=(), repeats=1, peers=False)
+
+
+ROOT = Path(__file__).parents[1]
+NORM = "squared gradient norm"
+
+
+def backends(config: Config) -> dict[str, Backend]:
+    """What is timed, by name."""
+    found: dict[str, Backend] = {f"LoGra, rank {rank}": LoGra(rank) for rank in config.ranks}
+    for rank in config.ekfac_ranks:
+        found[f"EK-FAC, rank {rank}" if rank else "EK-FAC, every eigenvector"] = EKFAC(rank or None)
+    return {**found, NORM: Identity(probes=1)}
+
+
+def jax_operations(given: Shared, asked: dict[str, Backend]) -> dict[str, Operation]:
+    """The plain gradient, and fitting and scoring by every backend, over all examples."""
+    problem, key = given.problem(), jax.random.key(0)
+    batches = [jax.tree.map(lambda leaf, i=i: leaf[i], given.batches) for i in range(len(given.batches.index))]
+    gradient = jax.jit(lambda params, batch: jax.grad(given.objective)(params, given.frozen, batch))
+    found: dict[str, Operation] = {"gradient": Compiled(gradient, tuple((given.params, batch) for batch in batches))}
+    for name, backend in asked.items():
+        fit = jax.jit(backend.fit)
+        state = fit(problem, key)
+        damping = backend.resolve(state, Damping())
+        if name != NORM:
+            found[f"{name}, fit"] = Compiled(fit, ((problem, key),))
+        arguments = tuple((given.params, state, damping, batch) for batch in batches)
+        found[f"{name}, score"] = Compiled(jax.jit(_scores(given, backend)), arguments)
+    return found
+
+
+def _scores(given: Shared, backend: Backend) -> Callable[..., Array]:
+    def scores(params: Params, state: Any, damping: Resolved, batch: Batch) -> Array:
+        gradients = measured(given.objective, params, given.frozen, batch).gradients
+        return backend.quadratic_form(state, gradients, damping)
+
+    return scores
+
+
+def torch_operations(given: Shared, config: Config, folder: Path) -> dict[str, Operation]:
+    """The same by every peer."""
+    from benchmarks.peers.operations import costs  # torch is an extra
+
+    return costs(given, (MEAN, STD), config.setting.batch, folder)
+
+
+def run(config: Config) -> dict:
+    """Seconds of every operation and multiples of the gradient, by framework."""
+    given = shared(config.setting)
+    with tempfile.TemporaryDirectory() as folder:
+        sides = {"jax": jax_operations(given, backends(config))}
+        if config.peers:
+            sides["torch"] = torch_operations(given, config, Path(folder))
+        found = rows(sides, config.repeats, scale=1000 / config.setting.examples)
+    for row in found:
+        row["megabytes"] = memory(config, row["framework"], row["operation"]) if config.memory else None
+    return {"data": given.data, "operations": found}
+
+
+def memory(config: Config, side: str, name: str) -> float:
+    """Megabytes of one operation, measured by this module in a fresh process."""
+    request = json.dumps({**dataclasses.asdict(config), "side": side, "name": name})
+    command = [sys.executable, "-m", "benchmarks.cost", "--memory-of", request]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def memory_of(request: str) -> float:
+    """The other end of `memory`: only what is asked for is set up."""
+    asked = json.loads(request)
+    config = Config(Setting(**asked["setting"]), tuple(asked["ranks"]), tuple(asked["ekfac_ranks"]))
+    given, name = shared(config.setting), asked["name"]
+    with tempfile.TemporaryDirectory() as folder:
+        if asked["side"] == "torch":
+            return peak_megabytes(torch_operations(given, config, Path(folder))[name])
+        needed = {each: backend for each, backend in backends(config).items() if name.startswith(each)}
+        return peak_megabytes(jax_operations(given, needed)[name])
+
+
+def main() -> None:
+    """Measure, print, write."""
+    if sys.argv[1:2] == ["--memory-of"]:
+        print(memory_of(sys.argv[2]))
+        return
+    config = tyro.cli(Config)
+    found = run(config)
+    for row in found["operations"]:
+        print(
+            f"{row['framework']:6} {row['operation']:46} {row['seconds'][0]:8.2f} s {row['gradients'][0]:7.2f} gradients"
+            + (f" {row['megabytes']:8.0f} MB" if config.memory else "")
+        )
+    write(f"cost_w{config.setting.width}_b{config.setting.batch}", config, found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Time and memory of operations, side by side: interleaved repetitions, ratios, peak memory of a fresh process."""
+
+import ctypes
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Hashable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+import jax
+
+Name = TypeVar("Name", bound=Hashable)
+Operation: TypeAlias = Callable[[], object]
+"""Runs to the end: an operation of JAX blocks until its result is ready."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A function under `jit`, called with each of several arguments to the end.
+
+    Attributes:
+        function: What `jax.jit` made.
+        arguments: One tuple a call, all of the same shapes.
+    """
+
+    function: jax.stages.Wrapped
+    arguments: tuple[tuple, ...]
+
+    def __call__(self) -> None:
+        """Every call, one after another."""
+        for arguments in self.arguments:
+            jax.block_until_ready(self.function(*arguments))
+
+    def flops(self) -> float:
+        """XLA's count of one call's floating-point operations before it optimises; the body of a loop counts once."""
+        leaves, structure = jax.tree.flatten(self.arguments[0])
+
+        def flat(*leaves: jax.Array) -> list[jax.Array]:
+            return jax.tree.leaves(self.function(*jax.tree.unflatten(structure, leaves)))
+
+        return float(jax.jit(flat).lower(*leaves).cost_analysis()["flops"])
+
+
+class Spread(NamedTuple):
+    """A median, and the lowest and highest of the repetitions."""
+
+    median: float
+    low: float
+    high: float
+
+
+def interleaved(operations: Mapping[Name, Operation], repeats: int) -> dict[Name, list[float]]:
+    """Seconds of every repetition of every operation; a first one, which compiles, is not counted.
+
+    All operations run once before any runs again, so that what else the machine does falls on all of them.
+    """
+    seconds: dict[Name, list[float]] = {name: [] for name in operations}
+    for repeat in range(repeats + 1):
+        for name, operation in operations.items():
+            begin = time.perf_counter()
+            operation()
+            if repeat:
+                seconds[name].append(time.perf_counter() - begin)
+    return seconds
+
+
+def spread(values: list[float]) -> Spread:
+    """Median and extremes."""
+    return Spread(statistics.median(values), min(values), max(values))
+
+
+def ratios(over: list[float], under: list[float]) -> Spread:
+    """Ratios of repetitions that ran one after the other."""
+    return spread([a / b for a, b in zip(over, under, strict=True)])
+
+
+def rows(sides: dict[str, dict[str, Operation]], repeats: int, scale: float = 1.0) -> list[dict[str, Any]]:
+    """Seconds times `scale`, multiples of the same framework's `gradient`, and the arithmetic behind them, by operation.
+
+    `arithmetic` is the ratio of XLA's counts of operations, for what runs no loop over vectors: noise does not touch it.
+    """
+    together = {(side, name): operation for side, named in sides.items() for name, operation in named.items()}
+    seconds = interleaved(together, repeats)
+    found = []
+    for (side, name), operation in together.items():
+        own = together[side, "gradient"]
+        counted = isinstance(operation, Compiled) and isinstance(own, Compiled) and "block of" not in name
+        found.append(
+            {
+                "framework": side,
+                "operation": name,
+                "seconds": spread([value * scale for value in seconds[side, name]]),
+                "gradients": ratios(seconds[side, name], seconds[side, "gradient"]),
+                "arithmetic": operation.flops() / own.flops() if counted else None,
+            }
+        )
+    return found
+
+
+def peak_megabytes(operation: Operation) -> float:
+    """Memory that one run of an operation takes at its peak above what is resident before it; Linux only.
+
+    The operation has run once before, so that nothing is compiled.
+    """
+    operation()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    before = _status("VmRSS")
+    operation()
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))

@@ -1,0 +1,102 @@
+"""kronfluence 1.0.1: EK-FAC and K-FAC of the convolutions, by its public `Analyzer`."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from kronfluence.analyzer import Analyzer, prepare_model
+from kronfluence.arguments import FactorArguments, ScoreArguments
+from kronfluence.task import Task
+
+from benchmarks.peers.resnet import Residuals, ResNet18
+
+
+class CosineDistance(Task):
+    """Sum over examples of `½‖r‖²`, which is also what is measured."""
+
+    def compute_train_loss(self, batch: list[torch.Tensor], model: torch.nn.Module, sample: bool = False):
+        """The loss, or with `sample` one whose gradient with respect to r is a draw from N(0, I)."""
+        residuals = model(batch[0])
+        if sample:
+            return (residuals * torch.randn_like(residuals)).sum()
+        return residuals.square().sum() / 2
+
+    def compute_measurement(self, batch: list[torch.Tensor], model: torch.nn.Module):
+        """The loss."""
+        return self.compute_train_loss(batch, model)
+
+
+class Kronfluence:
+    """A network whose two views are two calls, so that an example's gradient is the sum of both.
+
+    Args:
+        network: The ResNet-18; it is wrapped in place.
+        pairs: Both views of every example, [examples, 2, channels, height, width].
+        batch: Examples at a time.
+        folder: Where it writes factors and scores.
+        strategy: `ekfac` or `kfac`.
+    """
+
+    def __init__(self, network: ResNet18, pairs: torch.Tensor, batch: int, folder: Path, strategy: str) -> None:
+        logging.getLogger("kronfluence").setLevel(logging.ERROR)
+        task = CosineDistance()
+        model = prepare_model(Residuals(network, calls=2), task)
+        self.analyzer = Analyzer("shared", model, task, cpu=True, disable_tqdm=True, output_dir=str(folder))
+        self.data, self.batch, self.strategy = torch.utils.data.TensorDataset(pairs), batch, strategy
+        self.dtype = pairs.dtype
+
+    def fit(self) -> None:
+        """Covariances, eigendecompositions and (EK-FAC) corrected eigenvalues, of the examples' own gradients."""
+        self.analyzer.fit_all_factors(
+            "factors",
+            self.data,
+            per_device_batch_size=self.batch,
+            factor_args=FactorArguments(
+                self.strategy,
+                use_empirical_fisher=True,
+                has_shared_parameters=True,
+                activation_covariance_dtype=self.dtype,
+                gradient_covariance_dtype=self.dtype,
+                per_sample_gradient_dtype=self.dtype,
+                lambda_dtype=self.dtype,
+            ),
+            overwrite_output_dir=True,
+        )
+
+    def scores(self, damping: float | None = None) -> np.ndarray:
+        """Self-influence of every example; damping of a tenth of each module's mean eigenvalue where None."""
+        self.analyzer.compute_self_scores(
+            "scores",
+            "factors",
+            self.data,
+            per_device_train_batch_size=self.batch,
+            score_args=ScoreArguments(
+                damping_factor=damping,
+                per_sample_gradient_dtype=self.dtype,
+                precondition_dtype=self.dtype,
+                score_dtype=self.dtype,
+            ),
+            overwrite_output_dir=True,
+        )
+        return self.analyzer.load_self_scores("scores")["all_modules"].numpy()
+
+    def factors(self) -> dict[str, tuple[np.ndarray, np.ndarray, int]]:
+        """By module: the *sums* A and S that it accumulates, and the number of rows behind each."""
+        found = self.analyzer.load_covariance_matrices("factors")
+        return {
+            name.removeprefix("network."): (
+                matrix.numpy(),
+                found["gradient_covariance"][name].numpy(),
+                int(found["num_activation_covariance_processed"][name]),
+            )
+            for name, matrix in found["activation_covariance"].items()
+        }
+
+    def corrected_eigenvalues(self) -> dict[str, np.ndarray]:
+        """By module: Λ [outputs, inputs], the mean over examples of squared gradients in its eigenbasis."""
+        found = self.analyzer.load_lambda_matrices("factors")
+        return {
+            name.removeprefix("network."): (matrix / found["num_lambda_processed"][name]).numpy()
+            for name, matrix in found["lambda_matrix"].items()
+        }

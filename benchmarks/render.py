@@ -1,0 +1,126 @@
+"""`docs/benchmarks.md` and its plots from `benchmarks/results/*.json`.
+
+python -m benchmarks.render
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+
+from benchmarks.aims import Results, aims
+from benchmarks.results import FOLDER, number, read, spread
+
+DOCS = Path(__file__).parents[1] / "docs"
+TEMPLATES = Path(__file__).parent / "templates"
+BENCHMARKS = ("agreement", "cost", "primitives", "fidelity", "convolutions")
+
+
+def results(folder: Path = FOLDER) -> Results:
+    """Everything that these benchmarks have written."""
+    names = sorted(path.stem for path in folder.glob("*.json"))
+    found = {name: read(name, folder) for name in names if name.split("_")[0] in BENCHMARKS}
+    return {name: result for name, result in found.items() if result is not None}
+
+
+def page(found: Results) -> str:
+    """The text of the page."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.ChainableUndefined, trim_blocks=True
+    )
+    environment.filters |= {
+        "number": number,
+        "whole": lambda value: f"{value:,.0f}" if value else "",
+        "spread": spread,
+        "machine": machine,
+        "per_vector": per_vector,
+    }
+    return environment.get_template("benchmarks.md.jinja").render(
+        aims=aims(found),
+        agreement=found.get("agreement"),
+        **{kind: every(found, kind) for kind in BENCHMARKS[1:]},
+    )
+
+
+def every(found: Results, kind: str) -> list[dict[str, Any]]:
+    """The results of one benchmark, narrow networks first."""
+    return [result for name, result in sorted(found.items(), key=_order) if name.startswith(f"{kind}_")]
+
+
+def machine(made: dict[str, Any]) -> str:
+    """Where, with what, when."""
+    names = ("jax", "torch", "kronfluence", "dattri", "curvlinops-for-pytorch")
+    versions = ", ".join(f"{name} {made['versions'][name]}" for name in names if name in made["versions"])
+    return f"{made['date']}, {made['cores']} cores of {made['processor']}; {versions}"
+
+
+def per_vector(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Costs of blocks divided by their number of vectors."""
+
+    def divided(row: dict[str, Any]) -> dict[str, Any]:
+        block = re.search(r"block of (\d+)", row["operation"])
+        count = int(block.group(1)) if block else 1
+        return row | {kind: [value / count for value in row[kind]] for kind in ("seconds", "gradients")}
+
+    return [divided(row) for row in rows]
+
+
+def plot_costs(found: Results, path: Path) -> None:
+    """One panel a setting: fitting and scoring in gradients of the same framework."""
+    costs = every(found, "cost")
+    figure, panels = plt.subplots(1, len(costs), figsize=(6.5 * len(costs), 5), squeeze=False, layout="constrained")
+    for panel, result in zip(panels[0], costs, strict=True):
+        rows = [row for row in reversed(result["operations"]) if row["operation"] != "gradient"]
+        colours = ["tab:blue" if row["framework"] == "jax" else "tab:orange" for row in rows]
+        panel.barh([row["operation"] for row in rows], [row["gradients"][0] for row in rows], color=colours)
+        panel.axvline(1, color="black", linewidth=0.8)
+        setting = result["config"]["setting"]
+        panel.set(xscale="log", xlabel="own gradients", title=f"width {setting['width']}, batch {setting['batch']}")
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def plot_fidelity(found: Results, path: Path) -> None:
+    """One panel a task: rank correlation of the left-out effects, with intervals."""
+    tasks = every(found, "fidelity")
+    figure, panels = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 4.5), layout="constrained", squeeze=False)
+    for panel, task in zip(panels[0], tasks, strict=True):
+        rows = list(reversed(task["rows"]))
+        for place, row in enumerate(rows):
+            value, low, high = row["left_out"] or (float("nan"),) * 3
+            colour = "tab:gray" if row["method"].startswith("null") else "tab:blue"
+            panel.plot([low, high], [place, place], color=colour)
+            panel.plot([value], [place], "o", color=colour)
+        for ceiling in task["seed_to_seed"]:
+            panel.axvline(ceiling, color="tab:red", linestyle="--", linewidth=0.8)
+        panel.set(title=task["task"], xlabel="Spearman's ρ", xlim=(-0.6, 1.05))
+        panel.set_yticks(range(len(rows)), [row["method"] for row in rows], fontsize=8)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def main() -> None:
+    """Write the page and the plots."""
+    plt.rcParams["svg.hashsalt"] = "benchmarks"  # the same file for the same figures
+    found = results()
+    plots = DOCS / "plots"
+    plots.mkdir(parents=True, exist_ok=True)
+    (DOCS / "benchmarks.md").write_text(page(found))
+    if every(found, "cost"):
+        plot_costs(found, plots / "cost.svg")
+    if every(found, "fidelity"):
+        plot_fidelity(found, plots / "fidelity.svg")
+
+
+def _order(item: tuple[str, dict[str, Any]]) -> tuple[int, str]:
+    parameters = item[1].get("parameters", 0)  # of a fidelity task
+    return item[1]["config"].get("setting", {}).get("width", parameters), item[0]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""A fitted backend streamed over a data set, whose size does not matter, in batches that are always the same ones."""
+
+import contextlib
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pyarrow as pa
+from jax.sharding import Mesh
+from jaxtyping import Int
+
+from influence_ssl_jax.data.loader import LoadedBatch, batches
+from influence_ssl_jax.data.source import OpenSource, Skipped
+from influence_ssl_jax.data.transform import ToInput
+from influence_ssl_jax.ihvp.backend import Backend
+from influence_ssl_jax.influence.neighbours import knn_distance
+from influence_ssl_jax.influence.rows import embedding_matrix, table_of
+from influence_ssl_jax.influence.scores import Columns, Scorer, Scoring
+from influence_ssl_jax.parallel import split
+from influence_ssl_jax.problem import Objective, Problem
+
+IN_FLIGHT = 2
+"""Batches that devices have been given before the host reads the oldest one's numbers."""
+
+
+class Scored(NamedTuple):
+    """One scored batch: a table of its examples, and those that could not be read."""
+
+    table: pa.Table
+    skipped: tuple[Skipped, ...]
+
+
+def stream(
+    scorer: Scorer,
+    source: OpenSource,
+    transform: ToInput,
+    indices: Int[np.ndarray, " count"] | None = None,
+    mesh: Mesh | None = None,
+    spent: defaultdict[str, float] | None = None,
+) -> Iterator[Scored]:
+    """Score the examples named by `indices` (all where None), a batch at a time.
+
+    Example `i` is always computed in row `i mod batch_size` of a batch of its neighbours, whatever else is asked for:
+    going on after an interruption gives the bits that an uninterrupted run gives. Decoding, transfer and computation
+    overlap. Columns: `index, id, score, score_se, alignment_loss, gradient_norm, pixel_variance, reason, embedding`.
+    `reason` is empty for a good score and says otherwise what is the matter; where there is no number, the score is NaN.
+
+    Args:
+        scorer: What is fitted; on every device of the mesh where there is one.
+        source: The examples.
+        transform: How an image becomes the input.
+        indices: Which examples.
+        mesh: Devices of this process; each takes `batch_size` examples at a time. The default device where None.
+        spent: Filled with the seconds that the host waited for `images` and for the `device`.
+    """
+    spent = defaultdict(float) if spent is None else spent
+    size = scorer.batch_size
+    order = in_slots(np.arange(len(source)) if indices is None else np.asarray(indices), size)
+    key = jax.random.key(scorer.settings.seed)
+    devices = 1 if mesh is None else mesh.size
+    place = jax.device_put if mesh is None else partial(split, mesh=mesh)
+    pending: deque[tuple[LoadedBatch, Columns]] = deque()
+    for loaded in _timed(batches(source, transform, size * devices, key, order, place=place), spent):
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+            pending.append((loaded, scorer(loaded.batch)))
+        if len(pending) > IN_FLIGHT:
+            yield _scored(*pending.popleft(), spent)
+    while pending:
+        yield _scored(*pending.popleft(), spent)
+
+
+def in_slots(indices: Int[np.ndarray, " count"], size: int) -> Int[np.ndarray, " rows"]:
+    """Batches of `size` rows, one after the other, with index `i` in row `i mod size` of batch `i // size`.
+
+    Batches stand in the order in which `indices` names them first; a row that is not asked for holds −1.
+    """
+    numbers, first = np.unique(indices // size, return_index=True)
+    position = np.empty(len(numbers), np.int64)
+    position[np.argsort(first)] = np.arange(len(numbers))
+    rows = np.full((len(numbers), size), -1, np.int64)
+    rows[position[np.searchsorted(numbers, indices // size)], indices % size] = indices
+    return rows.reshape(-1)
+
+
+def self_influence(
+    problem: Problem,
+    backend: Backend,
+    source: OpenSource,
+    transform: ToInput,
+    settings: Scoring = Scoring(),
+    measurement: Objective | None = None,
+) -> pa.Table:
+    """Scores of a whole source as one table in memory, with `knn_distance` and the source's attributes.
+
+    Unreadable examples have a row without a score (NaN) and the reason. For a run that is written to disk and can be
+    resumed, use the command line's `score`.
+    """
+    parts = list(stream(Scorer.fit(problem, backend, settings, measurement), source, transform))
+    table = pa.concat_tables([part.table for part in parts]).sort_by("index")
+    embeddings = embedding_matrix(table["embedding"])
+    table = table.drop_columns("embedding")
+    distance = knn_distance(embeddings, settings.neighbours, settings.seed)
+    table = table.add_column(table.schema.get_field_index("reason"), "knn_distance", pa.array(distance))
+    skipped = [row for part in parts for row in part.skipped]
+    if skipped:
+        rows = {name: [getattr(row, name) for row in skipped] for name in ("index", "id", "reason")}
+        nothing = {name: [float("nan")] * len(skipped) for name in table.column_names if name not in rows}
+        table = pa.concat_tables([table, pa.table({**rows, **nothing}, schema=table.schema)]).sort_by("index")
+    attributes = source.attributes()
+    if attributes is not None:
+        taken = attributes.take(table["index"])
+        for name in taken.column_names:
+            table = table.append_column(name if name not in table.column_names else f"source_{name}", taken[name])
+    return table
+
+
+def _scored(loaded: LoadedBatch, columns: Columns, spent: defaultdict[str, float]) -> Scored:
+    began = time.perf_counter()
+    jax.block_until_ready(columns)
+    spent["device"] += time.perf_counter() - began
+    return Scored(table_of(loaded, columns), loaded.skipped)
+
+
+def _timed(loading: Iterator[LoadedBatch], spent: defaultdict[str, float]) -> Iterator[LoadedBatch]:
+    while True:
+        began = time.perf_counter()
+        loaded = next(loading, None)
+        spent["images"] += time.perf_counter() - began
+        if loaded is None:
+            return
+        yield loaded

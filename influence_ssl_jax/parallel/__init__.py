@@ -1,0 +1,37 @@
+"""Many devices and many processes: the mesh, what is split over it, and how processes find each other and agree."""
+
+from influence_ssl_jax.parallel.mesh import AXIS, all_devices, devices, local_devices, over_examples, sum_over_devices
+from influence_ssl_jax.parallel.placement import batches_of, everywhere, replicated, split
+from influence_ssl_jax.parallel.processes import (
+    Distributed,
+    agreed,
+    barrier,
+    first_only,
+    is_first,
+    part_of,
+    start,
+    summed,
+)
+from influence_ssl_jax.parallel.spread import spread
+
+__all__ = [
+    "AXIS",
+    "Distributed",
+    "agreed",
+    "all_devices",
+    "barrier",
+    "batches_of",
+    "devices",
+    "everywhere",
+    "first_only",
+    "is_first",
+    "local_devices",
+    "over_examples",
+    "part_of",
+    "replicated",
+    "split",
+    "spread",
+    "start",
+    "sum_over_devices",
+    "summed",
+]

@@ -1,0 +1,91 @@
+"""A fitted backend on disk, so that a run that goes on neither fits again nor mixes two fits."""
+
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from influence_ssl_jax.configuration import Plain
+from influence_ssl_jax.store.files import write_atomically
+from influence_ssl_jax.types import PyTree
+
+ARRAYS, DESCRIPTION = "fitted.npz", "fitted.json"
+_log = logging.getLogger(__name__)
+
+
+def save_fitted(folder: Path, state: PyTree, owner: str, notes: Plain = None) -> None:
+    """Write a state and whose it is.
+
+    Args:
+        folder: Where to.
+        state: Any tree of arrays, PRNG keys among them.
+        owner: Fingerprint of everything that the state depends on.
+        notes: What else was settled when it was fitted; plain JSON.
+    """
+    arrays = [_words(leaf) for leaf in jax.tree.leaves(state)]
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **{f"{number:05d}": array for number, array in enumerate(arrays)})
+    checksum = write_atomically(folder / ARRAYS, buffer.getvalue())
+    described = {"owner": owner, "sha256": checksum, "notes": notes}
+    write_atomically(folder / DESCRIPTION, json.dumps(described, indent=1).encode())
+
+
+def load_fitted(
+    folder: Path, leaves: Sequence[jax.ShapeDtypeStruct], structure: Any, owner: str
+) -> tuple[PyTree, Plain] | None:
+    """The state and notes that `save_fitted` wrote for the same owner; None where there is no whole one.
+
+    Args:
+        folder: Where they are.
+        leaves: Shapes and types of the state's arrays.
+        structure: What holds them, a `jax.tree_util.PyTreeDef`.
+        owner: As given when it was written: a state of anything else is never returned.
+    """
+    try:
+        described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        content = (folder / ARRAYS).read_bytes()
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        _log.warning("%s is damaged; the curvature is fitted again", folder / DESCRIPTION)
+        return None
+    if described.get("owner") != owner or hashlib.sha256(content).hexdigest() != described.get("sha256"):
+        _log.warning("%s is damaged or of another run; the curvature is fitted again", folder / ARRAYS)
+        return None
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        arrays = [archive[name] for name in sorted(archive.files)]
+    state = jax.tree.unflatten(structure, [_restored(*each) for each in zip(arrays, leaves, strict=True)])
+    return state, described["notes"]
+
+
+def digest_of(state: PyTree) -> str:
+    """A hash of every bit of a state."""
+    total = hashlib.sha256()
+    for leaf in jax.tree.leaves(state):
+        array = _words(leaf)
+        total.update(f"{array.dtype} {array.shape}\n".encode())
+        total.update(np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()[:32]
+
+
+def _words(leaf: jax.Array) -> np.ndarray:
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
+def _restored(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+    if _is_key(like):
+        return jax.random.wrap_key_data(jnp.asarray(array))
+    if array.shape != like.shape or array.dtype != like.dtype:
+        raise ValueError(f"a fitted array has {array.dtype}{array.shape}, expected {like.dtype}{like.shape}")
+    return jnp.asarray(array)
+
+
+def _is_key(leaf: jax.Array | jax.ShapeDtypeStruct) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

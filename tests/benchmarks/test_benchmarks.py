@@ -1,0 +1,115 @@
+"""The benchmarks run at their smallest, and the page of results is what their figures render to."""
+
+import importlib.util
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import agreement, convolutions, cost, fidelity, primitives, render, results
+from benchmarks.aims import Aim, aims
+from benchmarks.measure import interleaved, ratios, spread
+
+
+def test_every_operation_takes_its_turn_and_the_first_one_is_not_counted():
+    calls = []
+    found = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=2)
+    assert calls == ["a", "b"] * 3
+    assert [len(values) for values in found.values()] == [2, 2]
+    assert ratios([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == spread([2.0, 3.0, 1.0]) == (2.0, 1.0, 3.0)
+
+
+@pytest.mark.slow
+def test_costs_are_multiples_of_the_same_frameworks_gradient():
+    found = cost.run(cost.Config.tiny())
+    rows = {row["operation"]: row for row in found["operations"]}
+    assert set(rows) == {"gradient", "LoGra, rank 2, fit", "LoGra, rank 2, score", "squared gradient norm, score"}
+    assert rows["gradient"]["gradients"] == (1.0, 1.0, 1.0)
+    assert all(min(row["seconds"]) > 0 for row in rows.values())
+    assert rows["gradient"]["arithmetic"] == 1
+
+
+@pytest.mark.slow
+def test_the_forms_of_a_product_are_the_same_product():
+    config = primitives.Config.tiny()
+    given = primitives.shared(config.setting)
+    vector = primitives.random_vector(given.params)
+    found = {name: jax.jit(form)(given.params, vector) for name, form in primitives.forms(given).items()}
+    for kind in ("Hessian", "Gauss–Newton"):
+        first, *others = [product for name, product in found.items() if name.startswith(kind)]
+        for other in others:
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), first, other)
+    operations = primitives.jax_operations(given, config.blocks)
+    assert operations.keys() == {*found, "Hessian × block of 2", "Gauss–Newton × block of 2"}
+
+
+@pytest.mark.slow
+def test_convolutions_are_timed_in_a_process_of_their_own():
+    (row,) = convolutions.run(convolutions.Config.tiny())["operations"]
+    assert row["forward"] > 0
+    assert row["gradient"] > 0
+
+
+def test_under_a_strong_ridge_the_score_is_what_retraining_does():
+    (found,) = fidelity.run(fidelity.Config.tiny())
+    rows = {row["method"]: row for row in found["rows"]}
+    exact = rows["Exact, Gauss–Newton"]
+    assert found["largest_gradient"] < 1e-8
+    assert exact["left_out"].value > 0.99
+    assert exact["predicted_over_actual"] == pytest.approx(1, abs=0.05)
+    assert exact["left_out"].value > rows["null: random"]["left_out"].value
+
+
+def test_the_numbers_that_peers_are_compared_with_agree_with_each_other():
+    config = agreement.Config.tiny()
+    given = agreement.shared(config.setting, np.float64)
+    found = agreement.ours(given, config)
+    # One layer: the diagonal of C is the mean of squared gradients, whose trace is that of the factors' product.
+    (name,) = found.factors
+    inputs, outputs = found.factors[name]
+    assert inputs.shape == (48, 48)
+    assert outputs.shape == (4, 4)
+    assert found.squared_norms.shape == found.scores["LogIX"].shape == (4,)
+    left, right = found.projections[name]
+    assert found.projected[name].shape == (4, left.shape[1] * right.shape[1])
+    assert found.rows == {name: 2}
+    rows = {row["convention"]: row for row in agreement.differences(found.scores)}
+    assert rows["BatchNorm's parameters left out"]["ratio"] == 1  # there are none here
+    assert next(row for row in rows.values() if "K-FAC" in row["convention"])["ratio"] == pytest.approx(2)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("kronfluence") is None, reason="the peers are not installed: pip install '.[bench]'"
+)
+def test_every_number_agrees_with_the_peers():
+    config = agreement.Config(agreement.Setting(width=4, examples=4, batch=2, size=8), rank=2)
+    wrong = [finding for finding in agreement.run(config)[0] if not finding.holds]
+    assert not wrong
+
+
+def test_the_page_is_what_the_committed_figures_render_to():
+    assert render.page(render.results()) == (render.DOCS / "benchmarks.md").read_text()
+
+
+def test_a_page_without_figures_says_what_to_run():
+    page = render.page({})
+    assert page.count("Not measured yet") == 5
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    results.write("cost_w4", cost.Config.tiny(), {"operations": []}, tmp_path)
+    found = results.read("cost_w4", tmp_path)
+    assert found is not None
+    assert found["config"]["setting"]["width"] == 4
+    assert {"date", "processor", "cores", "versions"} <= set(found["made"])
+    assert results.read("nothing", tmp_path) is None
+    json.dumps(found)
+
+
+def test_an_aim_is_met_missed_or_not_measured():
+    assert [Aim("", 1.0, value).verdict for value in (1.0, 1.01, None)] == ["met", "missed", "not measured"]
+    row = {"framework": "jax", "operation": "Gauss–Newton × block of 8", "gradients": [8.0, 8, 8], "seconds": [1, 1, 1]}
+    result = {"config": {"setting": {"width": 16, "batch": 64}}, "operations": [row]}
+    measured = {aim.text: aim.measured for aim in aims({"primitives_w16": result})}
+    assert measured["Gauss–Newton × block of 8, a vector, in gradients (width 16, batch 64)"] == 1.0

@@ -1,0 +1,130 @@
+"""Peak memory is known beforehand, and grows with nothing that it should not grow with."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import problems
+import pytest
+
+from influence_ssl_jax import trees
+from influence_ssl_jax.curvature import matrix_block
+from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.data import Arrays, ToInput
+from influence_ssl_jax.ihvp import CG, LoGra
+from influence_ssl_jax.influence.fitting import shapes
+from influence_ssl_jax.influence.memory import Memory, memory_of
+from influence_ssl_jax.influence.scores import Scorer, Scoring
+from influence_ssl_jax.influence.stream import stream
+from influence_ssl_jax.losses import CosineDistance
+
+SIZE, CHANNELS, DRAWS = 12, 32, 2
+
+
+class Wide(nn.Module):
+    """Two convolutions whose patches, and whose weights, are many more numbers than what they read and write."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        del train
+        x = jnp.tanh(nn.Conv(CHANNELS, (3, 3), name="first")(x))
+        x = jnp.tanh(nn.Conv(CHANNELS, (3, 3), strides=(2, 2), name="second")(x))
+        return nn.Dense(4, name="head")(x.mean((1, 2)))
+
+
+def scorer_of(batch):
+    problem = problems.problem(CosineDistance(), module=Wide(), size=batch, image=SIZE, channels=3)
+    problem = dataclasses.replace(problem, params=trees.astype(problem.params, jnp.float32))
+    backend = LoGra(rank=2)
+    leaves, structure = shapes(problem, backend, 0)
+    ones = jax.tree.unflatten(structure, [jnp.ones(leaf.shape, leaf.dtype) for leaf in leaves])
+    return Scorer.of(problem, ones, backend, Scoring(draws=DRAWS, batch_size=batch)), problems.first_batch(problem)
+
+
+def sizes(jaxpr):
+    """Numbers in every array of a program, those of inner programs too."""
+    for equation in jaxpr.eqns:
+        for out in equation.outvars:
+            yield int(np.prod(out.aval.shape))
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else [value]:
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from sizes(inner)
+
+
+def test_no_array_is_examples_times_parameters_or_patches_times_positions():
+    scorer, batch = scorer_of(8)
+
+    def form(batch):
+        found = measured(scorer.measurement, scorer.problem.params, scorer.problem.frozen, batch, DRAWS)
+        return scorer.backend.draw_gram(scorer.state, found.gradients, scorer.damping).values
+
+    largest = max(sizes(jax.make_jaxpr(form)(batch).jaxpr))
+    images = 2 * DRAWS * 8
+    read = images * SIZE * SIZE * CHANNELS
+    assert largest <= read
+    assert read < 8 * DRAWS * trees.size(scorer.problem.params)
+    assert read < images * (SIZE // 2) ** 2 * 9 * CHANNELS
+
+
+def test_gradient_norms_form_patches_of_few_examples_at_a_time(monkeypatch):
+    scorer, batch = scorer_of(8)
+
+    def norms(batch):
+        found = measured(scorer.measurement, scorer.problem.params, scorer.problem.frozen, batch, DRAWS)
+        return found.gradients.gram(scorer.blocks)
+
+    whole = jax.jit(norms)(batch)
+    patches = DRAWS * 2 * SIZE * SIZE * (9 * 3 + 1)
+    monkeypatch.setattr(matrix_block, "ENTRIES", patches)  # one example of the first layer, fewer of the second
+    largest = max(sizes(jax.make_jaxpr(lambda batch: norms(batch))(batch).jaxpr))
+    np.testing.assert_allclose(jax.jit(lambda batch: norms(batch))(batch), whole, rtol=1e-5)
+    assert largest <= 2 * DRAWS * 8 * SIZE * SIZE * CHANNELS
+
+
+@pytest.mark.slow
+def test_the_formula_bounds_what_the_compiled_program_allocates(monkeypatch):
+    monkeypatch.setattr(matrix_block, "ENTRIES", 1)
+    scorer, batch = scorer_of(32)
+    held = scorer.problem.params, scorer.problem.frozen
+    need = memory_of(scorer.measurement, *held, scorer.backend, scorer.state, (SIZE, SIZE, 3), DRAWS)
+    whole = memory_of(scorer.measurement, *held, CG(), scorer.state, (SIZE, SIZE, 3), DRAWS)
+    assert whole.per_example - need.per_example == DRAWS * 4 * 4 * trees.size(scorer.problem.params)
+    fixed = need.fixed - 4 * 2**24  # the patches, of which there is one example's here
+    leaves, structure = jax.tree.flatten((scorer, batch))
+
+    def scored(leaves):
+        scorer, batch = jax.tree.unflatten(structure, leaves)
+        return tuple(scorer(batch))
+
+    found = jax.jit(scored).lower(leaves).compile().memory_analysis()
+    took = found.temp_size_in_bytes + found.argument_size_in_bytes
+    assert took <= fixed + 32 * need.per_example <= 3 * took
+
+
+def test_the_batch_is_the_largest_power_of_two_in_half_of_the_memory():
+    need = Memory(fixed=1000, per_example=10)
+    assert need.batch_size(2 * (1000 + 16 * 10), "gpu") == 16
+    assert need.batch_size(2 * (1000 + 16 * 10) - 1, "gpu") == 8
+    assert need.batch_size(10**12, "gpu") == 512
+    assert need.batch_size(10**12, "cpu") == 64
+    assert need.batch_size(0, "cpu") == 1
+
+
+def test_a_batch_size_that_was_chosen_changes_no_score_and_one_program_serves_all_batches():
+    scorer, _ = scorer_of(4)
+    chosen = Scorer.of(scorer.problem, scorer.state, scorer.backend, Scoring(draws=DRAWS), scorer.measurement)
+    assert chosen.batch_size == 64
+    pixels = np.random.default_rng(0).integers(0, 256, (10, SIZE, SIZE, 3), dtype=np.uint8)
+
+    def scores(of):
+        parts = stream(of, Arrays(pixels).open(), ToInput(SIZE, SIZE))
+        return np.concatenate([part.table["score"].to_numpy() for part in parts])
+
+    before = Scorer.__call__._cache_size()
+    found = scores(scorer)  # two batches of four and one of two
+    assert Scorer.__call__._cache_size() == before + 1
+    np.testing.assert_allclose(scores(chosen), found, rtol=1e-5)

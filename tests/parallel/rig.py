@@ -1,0 +1,88 @@
+"""What the processes of a test share: a small problem in float32, its images, and scores in every way there is."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import problems
+import pyarrow as pa
+
+from influence_ssl_jax import trees
+from influence_ssl_jax.data import Arrays, ToInput
+from influence_ssl_jax.ihvp import CG, EKFAC, Damping, LoGra
+from influence_ssl_jax.influence.fitting import SplitProblem
+from influence_ssl_jax.influence.scores import Scorer, Scoring
+from influence_ssl_jax.influence.stream import stream
+from influence_ssl_jax.losses import CosineDistance, SimCLR
+from influence_ssl_jax.parallel import all_devices, local_devices, replicated
+
+TRANSFORM = ToInput(problems.SIZE, problems.SIZE, 3)
+SETTINGS = Scoring(Damping(0.5), draws=2, batch_size=5, seed=5)
+
+
+class OneConvolution(nn.Module):
+    """Few layers: a process compiles all of this anew."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = nn.Conv(3, (3, 3), strides=(2, 2), name="conv")(x)
+        x = jnp.tanh(nn.BatchNorm(use_running_average=not train, name="norm")(x))
+        return nn.Dense(3, name="head")(x.mean((1, 2)))
+
+
+CASES = {
+    "LoGra": (LoGra(rank=2), CosineDistance(), OneConvolution()),
+    "EKFAC": (EKFAC(), CosineDistance(), OneConvolution()),
+    "CG": (CG(probes=2, iterations=20), SimCLR(0.5), problems.Linear()),
+}
+
+
+def problem(loss, module, num_batches=5):
+    """Five batches: no number of devices but one and five divides them."""
+    found = problems.problem(loss, module=module, channels=3, num_batches=num_batches)
+    return dataclasses.replace(
+        found,
+        params=trees.astype(found.params, jnp.float32),
+        frozen=trees.astype(found.frozen, jnp.float32),
+        batches=dataclasses.replace(found.batches, image=found.batches.image.astype(jnp.float32)),
+    )
+
+
+def source(count=203):
+    shape = (count, problems.SIZE, problems.SIZE, 3)
+    return Arrays(np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)).open()
+
+
+def measurement(module):
+    return problem(CosineDistance(), module).objective
+
+
+def scores(scorer, mesh=None, indices=None):
+    """Rows of all images in order of index."""
+    parts = list(stream(scorer, source(), TRANSFORM, indices, mesh))
+    return pa.concat_tables([part.table for part in parts]).sort_by("index")
+
+
+def on_mesh(backend, whole, part):
+    """A scorer fitted by all devices, ready to score on this process's.
+
+    Args:
+        backend: How.
+        whole: The problem with all its batches.
+        part: The batches that this process holds.
+    """
+    local = local_devices()
+    count = whole.batches.index.shape[0]
+    padded = jax.tree.map(lambda leaf: jnp.stack([leaf[min(k, count - 1)] for k in part]), whole.batches)
+    index = jnp.stack([padded.index[n] if k < count else -jnp.ones_like(padded.index[n]) for n, k in enumerate(part)])
+    divided = SplitProblem(dataclasses.replace(whole, batches=dataclasses.replace(padded, index=index)), all_devices())
+    state = divided.fitted(backend, SETTINGS.seed, local)
+    here = dataclasses.replace(
+        whole,
+        params=replicated(whole.params, local),
+        frozen=replicated(whole.frozen, local),
+        batches=replicated(jax.tree.map(lambda leaf: leaf[:1], whole.batches), local),
+    )
+    return Scorer.of(here, state, backend, SETTINGS, measurement(whole.objective.network.module)), divided, state

@@ -1,0 +1,61 @@
+"""Eight simulated devices give what one gives."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from influence_ssl_jax.parallel.spread import owners
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def report():
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+    }
+    command = [sys.executable, "-m", "tests.parallel.eight_devices"]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert found["devices"] == 8
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "rounding"), [("LoGra", 1e-5), ("EKFAC", 1e-5), ("CG", 1e-4)])
+def test_scores_in_float32_are_those_of_one_device_and_rank_alike(report, name, rounding):
+    found = report["scored"][name]
+    plain, sharded = np.array(found["plain"]), np.array(found["sharded"])
+    assert len(plain) == 203
+    np.testing.assert_allclose(sharded, plain, rtol=rounding)
+    assert (np.argsort(-plain)[:3] == np.argsort(-sharded)[:3]).all()  # the top 1 %
+    assert found["batches"] == 5  # three of eight devices had only padding
+    assert found["shapes"]
+
+
+@pytest.mark.slow
+def test_a_pretraining_gradient_is_that_of_one_device(report):
+    assert max(report["trained"]) < 1e-12
+
+
+@pytest.mark.slow
+def test_eigendecompositions_are_spread_and_come_back(report):
+    assert report["decomposed"]["error"] < 1e-11
+
+
+@given(costs=st.lists(st.floats(0.1, 100), min_size=1, max_size=30), workers=st.integers(1, 9))
+def test_no_worker_is_given_much_more_than_its_share(costs, workers):
+    owner = owners(costs, workers)
+    load = np.bincount(owner, weights=costs, minlength=workers)
+    assert load.max() <= sum(costs) / workers + max(costs)

@@ -1,0 +1,47 @@
+"""Run by `test_processes.py` as each of several processes: pretrain for an epoch, then score, on CPU collectives."""
+
+import sys
+from pathlib import Path
+
+import jax
+from rich.console import Console
+
+from influence_ssl_jax.commands.pretrain import PretrainCommand
+from influence_ssl_jax.commands.score import Score
+from influence_ssl_jax.commands.scoring_settings import CurvatureSet, Parts
+from influence_ssl_jax.data import Synthetic
+from influence_ssl_jax.ihvp import LoGra
+from influence_ssl_jax.influence.scores import Scoring
+from influence_ssl_jax.losses import SimCLR
+from influence_ssl_jax.parallel import Distributed
+from influence_ssl_jax.train import Probe, export
+from tests.train.small import INPUT, Small, small
+
+SOURCE = Synthetic(count=230, size=8)
+
+
+def main(folder: Path, encoder: Path, coordinator: str, processes: int, process: int) -> None:
+    """Both commands, as one process of several or as the only one; an encoder that is there is scored as it is."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    export.Pretrain = Small
+    who = Distributed(coordinator, processes, process) if processes > 1 else Distributed()
+    training = small(SimCLR(0.5), epochs=1, batch_size=46)
+    quiet = Console(quiet=True)
+    probe = Probe(bank=8, queries=8, neighbours=1, linear=0)
+    PretrainCommand(folder / "encoder", SOURCE, training, INPUT, probe, who).run(quiet)
+    scored = Score(
+        encoder,
+        folder / "scores",
+        SOURCE,
+        curvature=CurvatureSet(examples=24, batch_size=8),
+        backend=LoGra(rank=2),
+        scoring=Scoring(draws=2, batch_size=10),
+        parts=Parts(32),
+        distributed=who,
+    )
+    scored.run(quiet)
+    scored.run(quiet)  # nothing is left to do, and every process knows
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))

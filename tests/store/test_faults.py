@@ -1,0 +1,26 @@
+"""Real runs of the command line, killed at random moments: a short form of `benchmarks/fault_injection.py`."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_killed_runs_end_with_the_bytes_of_an_undisturbed_one(tmp_path):
+    out = tmp_path / "found.json"
+    script = str(ROOT / "benchmarks" / "fault_injection.py")
+    few = ["--kills", "3", "--training-kills", "1", "--at-most", "3", "--images", "120"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, script, *few, "--out", str(out)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    found = json.loads(out.read_text())
+    assert found["kills"] >= 4
+    assert found["faults survived"] == found["faults tried"] >= 3
+    assert found["examples lost or repeated"] == 0
