@@ -3,7 +3,7 @@
 The question of every approximation: after calibration on at most 200 images with exact scores, how large is its error,
 and what does it know beyond the alignment loss? Asked of a small net, where the truth is the dense matrix:
 
-    python experiments/compare_ihvp.py net --out experiments/results            (about 3 minutes on two cores)
+    python experiments/compare_ihvp.py net --out experiments/results            (minutes, most of it CG and LiSSA)
 
 and of pretrained ResNet-18 encoders (width 16), where it is the Gram matrix of the 1,024 outer products of a sampled
 Fisher, checked against Lanczos certificates of a few images:

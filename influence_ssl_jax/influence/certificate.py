@@ -12,7 +12,7 @@ from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.curvature.flat import flat_matvec
 from influence_ssl_jax.errors import CurvatureError
 from influence_ssl_jax.ihvp.arnoldi import Arnoldi, ArnoldiState
-from influence_ssl_jax.ihvp.certificate import refined, solved_by
+from influence_ssl_jax.ihvp.certificate import certificate, refined, solved_by
 from influence_ssl_jax.influence.estimands import Estimand
 from influence_ssl_jax.influence.scores import Scoring
 from influence_ssl_jax.linalg.quadrature import Bounds, quadratic_form_bounds
@@ -148,7 +148,12 @@ def _bounds(
         product = flat_matvec(problem)
         return quadratic_form_bounds(lambda v: jax.lax.map(product, v), starts, damping, key, width, steps, rounding)
     found = solved_by(_shared(settings), shared, problem, starts, damping, rounding)
-    return refined(found, problem, damping, key, width, steps, rounding)
+    bounds, sure = (
+        refined(found, problem, damping, key, width, steps, rounding),
+        certificate(found, damping).interval,
+    )
+    # What the subspace leaves may be rounding alone, of which quadrature says nothing; both pairs of bounds hold.
+    return bounds._replace(lower=jnp.maximum(bounds.lower, sure.lower), upper=jnp.minimum(bounds.upper, sure.upper))
 
 
 def keyed(batch: Batch, scoring: Scoring) -> Batch:
