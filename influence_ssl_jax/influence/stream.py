@@ -16,6 +16,7 @@ from jaxtyping import Int
 from influence_ssl_jax.data.loader import LoadedBatch, batches
 from influence_ssl_jax.data.source import OpenSource, Skipped
 from influence_ssl_jax.data.transform import ToInput
+from influence_ssl_jax.errors import DataError
 from influence_ssl_jax.ihvp.backend import Backend
 from influence_ssl_jax.influence.neighbours import knn_distance
 from influence_ssl_jax.influence.rows import embedding_matrix, table_of
@@ -98,7 +99,12 @@ def self_influence(
 
     Unreadable examples have a row without a score (NaN) and the reason. For a run that is written to disk and can be
     resumed, use the command line's `score`.
+
+    Raises:
+        DataError: The source is empty.
     """
+    if not len(source):
+        raise DataError("The source holds no example, so there is nothing to score; check the path or the split.")
     parts = list(stream(Scorer.fit(problem, backend, settings, measurement), source, transform))
     table = pa.concat_tables([part.table for part in parts]).sort_by("index")
     embeddings = embedding_matrix(table["embedding"])
