@@ -25,9 +25,9 @@ from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.data.source import Skipped
 from influence_ssl_jax.errors import InfluenceError, StoreError
 from influence_ssl_jax.ihvp import Arnoldi, Damping, Exact
+from influence_ssl_jax.influence import Scoring, self_influence
 from influence_ssl_jax.influence.calibration import Calibration
 from influence_ssl_jax.influence.certificate import Audit
-from influence_ssl_jax.influence.scores import Scoring, self_influence
 from influence_ssl_jax.losses import CosineDistance
 from influence_ssl_jax.store import ScoreStore
 from influence_ssl_jax.store.manifest import Manifest

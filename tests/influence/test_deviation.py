@@ -18,7 +18,7 @@ def test_a_perfect_score():
     assert found.inside.value == 1
     assert found.raw.median < 1e-12
     assert found.calibrated.p90 < 6e-5  # the calibration's middle of the bounds is the geometric one: 5e-5 off at 1 %
-    assert found.spearman.value == 1
+    assert found.spearman.value > 1 - 1e-12
     assert found.top == found.bottom == 1
 
 
@@ -39,4 +39,4 @@ def test_what_has_no_number_is_left_out():
     spoilt[:5] = np.nan
     found = deviation(spoilt, lower, upper, rng.uniform(size=len(exact)), Calibration())
     assert found.inside.value == 1
-    assert found.spearman.value == 1
+    assert found.spearman.value > 1 - 1e-12
