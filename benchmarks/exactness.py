@@ -4,7 +4,7 @@
 
 Every loss × curvature on a convolutional network with BatchNorm (240 parameters); then CG, and LoGra in its exact regime
 (full rank, one layer), against dense solves. About three minutes on two cores, nearly all of it compiling. Expected:
-products to 1e-13, solves to 1e-10.
+products to 1e-11, solves to 1e-10.
 """
 
 import json
