@@ -11,7 +11,7 @@ from influence_ssl_jax.types import PyTree
 def dot(left: PyTree, right: PyTree) -> Inexact[Array, ""]:
     """Inner product ⟨left, right⟩ over all leaves."""
     products = jax.tree.map(lambda a, b: jnp.vdot(a, b), left, right)
-    return jax.tree.reduce(jnp.add, products, jnp.zeros(()))
+    return jax.tree.reduce(jnp.add, products)
 
 
 def norm(tree: PyTree) -> Float[Array, ""]:

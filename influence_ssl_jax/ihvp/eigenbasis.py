@@ -77,7 +77,7 @@ class EigenbasisBackend(Backend[EigenbasisState]):  # abstract: `fit` is its sub
 
     def draw_gram(self, state: EigenbasisState, gradients: ExampleGradients, damping: Resolved) -> Form:
         """Weighted inner products of coordinates and, where a level is kept, of the gradients."""
-        total = jnp.zeros(())
+        total = jnp.zeros((), gradients.cotangents.dtype)
         coordinates = basis.project(gradients, state.blocks, state.bases)
         for block in state.blocks:
             weights, outside = _weights(state, block.name, damping)
@@ -92,7 +92,7 @@ class EigenbasisBackend(Backend[EigenbasisState]):  # abstract: `fit` is its sub
         self, state: EigenbasisState, left: ExampleGradients, right: ExampleGradients, damping: Resolved
     ) -> Float[Array, "left right"]:
         """As `draw_gram`, between two batches."""
-        total = jnp.zeros(())
+        total = jnp.zeros((), left.cotangents.dtype)
         sides = [basis.project(gradients, state.blocks, state.bases) for gradients in (left, right)]
         for block in state.blocks:
             weights, outside = _weights(state, block.name, damping)

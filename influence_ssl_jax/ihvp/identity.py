@@ -71,7 +71,7 @@ class Identity(Backend[IdentityState]):
         self, state: IdentityState, left: ExampleGradients, right: ExampleGradients, damping: Resolved
     ) -> Float[Array, "left right"]:
         """`⟨g_i, g_j⟩ / (c + λ)`, block by block."""
-        total = jnp.zeros(())
+        total = jnp.zeros((), left.cotangents.dtype)
         for block in state.blocks:
             total = total + inner_products(block, left, right)
         return total / (state.level + whole(damping))

@@ -17,7 +17,21 @@ from influence_ssl_jax.commands import problem_of
 from influence_ssl_jax.commands.scoring_settings import CurvatureSet
 from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.contributions import measured
-from influence_ssl_jax.ihvp import BACKENDS, CG, EKFAC, KFAC, Damping, Diagonal, Exact, Identity, LoGra
+from influence_ssl_jax.ihvp import (
+    BACKENDS,
+    CG,
+    EKFAC,
+    KFAC,
+    Arnoldi,
+    Damping,
+    Deflated,
+    Diagonal,
+    Exact,
+    Identity,
+    LiSSA,
+    LoGra,
+    Nystrom,
+)
 from influence_ssl_jax.losses import BYOL, BarlowTwins, CosineDistance, SimCLR
 from influence_ssl_jax.train import Trained
 from influence_ssl_jax.train.state import initial
@@ -35,6 +49,10 @@ BACKENDS_AND_CURVATURES = {
     Diagonal: (Diagonal(), "empirical_fisher"),
     EKFAC: (EKFAC(), "empirical_fisher"),
     KFAC: (KFAC(rank=3), "empirical_fisher"),
+    Deflated: (Deflated(rank=4, block=2), "empirical_fisher"),
+    Arnoldi: (Arnoldi(rank=4, block=2, probes=2), "empirical_fisher"),
+    Nystrom: (Nystrom(rank=4), "empirical_fisher"),
+    LiSSA: (LiSSA(depth=5, repeats=1), "empirical_fisher"),
 }
 
 
@@ -138,9 +156,12 @@ def test_a_score_at_any_depth_is_the_dense_formula(name, output):
     assert 0.3 * level < float(state.level) < 3 * level
 
 
-@pytest.mark.parametrize("kind", [EKFAC, KFAC], ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("name", LOSSES)
-def test_kronecker_backends_agree_with_their_solve(kind, name):
+AGREEING = [(kind, name) for kind in (EKFAC, KFAC) for name in LOSSES]
+AGREEING += [(kind, "simclr") for kind in (Deflated, Arnoldi, Nystrom, LiSSA)]
+
+
+@pytest.mark.parametrize(("kind", "name"), AGREEING, ids=[f"{kind.__name__}-{name}" for kind, name in AGREEING])
+def test_approximations_agree_with_their_solve(kind, name):
     """Whatever they make of C, the form of gradients with zeros in blocks not read is ⟨g, solve g⟩."""
     drawn, g = gradients(name, "encoder")
     backend, state, form = fitted(kind, name)

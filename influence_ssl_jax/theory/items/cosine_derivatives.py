@@ -31,7 +31,7 @@ def jacobian(residual, weight: Float[Array, "d p"]) -> Float[Array, "d k"]:
     return jax.jacrev(residual)(weight).reshape(weight.shape[0], -1)
 
 
-def worst(*pairs: tuple[Float[Array, "*shape"], Float[Array, "*shape"]]) -> Float[Array, ""]:
+def worst(*pairs: tuple[Float[Array, "..."], Float[Array, "..."]]) -> Float[Array, ""]:
     """Largest relative error of (actual, expected)."""
     return jnp.max(jnp.stack([oracle.relative(actual, expected) for actual, expected in pairs]))
 
