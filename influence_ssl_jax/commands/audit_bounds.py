@@ -84,7 +84,7 @@ def bounds(settings: "AuditCommand", scored: ScoredRun, made: Score, prepared: P
         damping = _damping(scored.record["damping"]["resolved"], problem, made, settings)
         if len(todo):
             _announce(settings, problem, made, len(todo), len(chosen), out)
-            _certify(manifest, settings, problem, measurement, prepared, todo, damping, made, out)
+            _certify(manifest, settings, problem, measurement, prepared, todo, len(chosen), damping, made, out)
         return Bounds(_collected(manifest, chosen), float(damping), len(chosen) - len(todo))
 
 
@@ -95,6 +95,7 @@ def _certify(
     measurement: Objective,
     prepared: Prepared,
     todo: np.ndarray,
+    size: int,
     damping: Float[Array, ""],
     made: Score,
     out: Console,
@@ -105,7 +106,7 @@ def _certify(
     )
     columns = (TextColumn("certifying"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=out, refresh_per_second=2) as progress:
-        task = progress.add_task("", total=settings.audit.examples, completed=settings.audit.examples - len(todo))
+        task = progress.add_task("", total=size, completed=size - len(todo))
         for part in found:
             if part.table.num_rows:
                 manifest.add("scored", part.table, 0.0, "")

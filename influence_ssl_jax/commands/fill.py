@@ -19,7 +19,6 @@ def fill(store: ScoreStore, scored: Iterable[Scored], size: int, parts: Parts, l
     skipped: list[Skipped] = []
     written = time.monotonic()
     pace = Pace(size, len(store.done()))
-
     spent = 0.0
 
     def write() -> None:
