@@ -1,14 +1,12 @@
 """Block conjugate gradients: several right-hand sides solved from one Krylov space."""
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-Rows: TypeAlias = Callable[[Float[Array, "rows size"]], Float[Array, "rows size"]]
-"""A symmetric matrix as a map of rows."""
+from influence_ssl_jax.linalg.krylov import Rows
 
 
 class Solutions(NamedTuple):
@@ -40,7 +38,11 @@ class _Iterate(NamedTuple):
 
 
 def block_cg(
-    products: Rows, right: Float[Array, "rows size"], tolerance: float | Array, iterations: int | Array, precondition: Rows
+    products: Rows,
+    right: Float[Array, "rows size"],
+    tolerance: float | Array,
+    iterations: int | Array,
+    precondition: Rows,
 ) -> Solutions:
     """Solve `A x = b` for every row b, from `x = 0`, each x the best of one Krylov space that all of them span.
 
