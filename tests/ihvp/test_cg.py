@@ -66,10 +66,12 @@ def test_examples_that_share_a_space_are_solved_in_fewer_steps():
 def test_alone_an_example_does_not_know_the_others():
     """To the bit, however early the iteration ends: a run that is resumed gives what it would have given."""
     (one, ask), (_, gradients, _) = formed(1, 12), setting()
-    cotangents = gradients.cotangents.at[:, [1, 5]].multiply(-7.0).at[:, [2, 6]].set(0.0)
-    other = ask(dataclasses.replace(gradients, cotangents=cotangents))
-    np.testing.assert_array_equal(one.values[[0, 3]], other.values[[0, 3]])
-    np.testing.assert_array_equal(one.residual[[0, 3]], other.residual[[0, 3]])
+    cotangents = np.array(gradients.cotangents)
+    cotangents[:, [1, 5]] *= -7.0
+    cotangents[:, [2, 6]] = 0.0
+    other = ask(dataclasses.replace(gradients, cotangents=jnp.asarray(cotangents)))
+    for before, after in zip(one, other, strict=True):
+        np.testing.assert_array_equal(np.asarray(before)[[0, 3]], np.asarray(after)[[0, 3]])
     assert not np.any(other.values[2])
     assert float(other.residual[2]) == 0.0
 
