@@ -18,6 +18,15 @@ BEAT = 5.0
 """Seconds between heartbeats."""
 
 
+def json_lines(file: Path) -> list[dict]:
+    """The objects of a file of one JSON object a line; a line that a kill cut short is none."""
+    found = []
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
+
+
 class RunLog:
     """`log.jsonl`, one JSON object a line, appended by every run, and `heartbeat.json`, replaced every few seconds.
 
@@ -30,23 +39,31 @@ class RunLog:
         suffix = f"-{number}" if number else ""
         self._log, self._heart = folder / f"log{suffix}.jsonl", folder / f"heartbeat{suffix}.json"
         self._who = {"host": socket.gethostname(), "pid": os.getpid(), "process": number}
-        self._beaten = 0.0
+        self._doing, self._beaten = "", 0.0
+        if self._log.exists() and not self._log.read_bytes().endswith(b"\n"):
+            self._write("")  # ends the line that a kill cut short, so that none is glued to it
 
     def event(self, name: str, **facts: Plain) -> None:
         """Add a line; `time` is in seconds since 1970."""
-        line = json.dumps({"time": round(time.time(), 3), "event": name, **self._who, **facts})
-        with self._log.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        self._write(json.dumps({"time": round(time.time(), 3), "event": name, **self._who, **facts}))
+
+    def events(self, name: str) -> list[dict]:
+        """The lines of that name, of this run and of those before it."""
+        return [line for line in json_lines(self._log) if line.get("event") == name]
 
     def beat(self, doing: str, **facts: Plain) -> None:
-        """Say that the process is alive; most calls do nothing, so it can be called often."""
+        """Say that the process is alive; while it does the same most calls do nothing, so it can be called often."""
         now = time.monotonic()
-        if now - self._beaten < BEAT:
+        if doing == self._doing and now - self._beaten < BEAT:
             return
-        self._beaten = now
+        self._doing, self._beaten = doing, now
         unfinished = self._heart.with_suffix(".tmp")
         unfinished.write_text(json.dumps({"time": round(time.time(), 3), "doing": doing, **self._who, **facts}))
         unfinished.replace(self._heart)
+
+    def _write(self, line: str) -> None:
+        with self._log.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
 
 
 class Pace:
@@ -79,17 +96,39 @@ class Pace:
         }
 
 
+class Watch:
+    """Work under way, seen from outside: every batch moves the bar and, now and then, the heartbeat."""
+
+    def __init__(self, progress: Progress, log: RunLog, doing: str, pace: Pace) -> None:
+        self.pace, self._progress, self._log, self._doing = pace, progress, log, doing
+        self._task = progress.add_task(doing, total=pace.total, completed=pace.done, speed=0.0)
+
+    def advance(self, examples: int, **facts: float | int) -> None:
+        """So many more are done; further numbers stand beside the bar and in the heartbeat."""
+        self.pace.advance(examples)
+        shown = " · ".join([self._doing, *(f"{name} {value:.4g}" for name, value in facts.items())])
+        self._progress.update(self._task, description=shown, completed=self.pace.done, speed=self.pace.speed)
+        self._log.beat(self._doing, **self.pace.facts(), **facts)
+
+    def pause(self, doing: str) -> None:
+        """Something else is being done between two batches."""
+        self._log.beat(doing, **self.pace.facts())
+
+    def say(self, line: str) -> None:
+        """A line above the bar."""
+        self._progress.console.print(line, highlight=False)
+
+
 @contextlib.contextmanager
-def bar(out: Console, doing: str, pace: Pace) -> Iterator[Progress]:
-    """A bar of examples with speed and time left; `progress.update(progress.task_ids[0], …)` moves it."""
+def watched(out: Console, log: RunLog, doing: str, pace: Pace) -> Iterator[Watch]:
+    """A bar of examples with speed and time left, beside a heartbeat, while the block works."""
     columns = (
-        TextColumn(doing),
+        TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]:.0f}/s"),
+        TextColumn("{task.fields[speed]:.4g} images/s"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=out, refresh_per_second=2) as progress:
-        progress.add_task("", total=pace.total, completed=pace.done, speed=0.0)
-        yield progress
+        yield Watch(progress, log, doing, pace)
