@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -22,6 +23,7 @@ from influence_ssl_jax.influence.nulls import nulls
 from influence_ssl_jax.influence.truth import Truth, kind_for, truths
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.report.backends import null_rows, plain, say, write_figures
+from influence_ssl_jax.run_log import RunLog
 from influence_ssl_jax.store.files import lock, write_atomically
 from influence_ssl_jax.store.identity import claim, refuse_foreign
 
@@ -44,20 +46,26 @@ def run(settings: "CompareCommand", out: Console) -> None:
     refuse_foreign(settings.out)
     with lock(settings.out):
         claim(settings.out, _identity(settings, prepared))
+        log, every = RunLog(settings.out), contenders(settings.knobs)
+        (settings.out / PARTS).mkdir(exist_ok=True)
+        there = sum(_part(settings, backend).exists() for backend in every)
+        log.event("start", todo=len(every) - there, total=len(every), command=provenance.command())
         problem = problem_over(made, prepared)
         examples = _examples(settings, prepared)
+        log.beat("exact scores")
         known = _truths(settings, problem, examples, out)
-        (settings.out / PARTS).mkdir(exist_ok=True)
         rows = _nulls(settings, problem, examples, known)
-        every = contenders(settings.knobs)
         for number, backend in enumerate(every, 1):
-            path = settings.out / PARTS / f"{_name(backend)}.json"
+            path = _part(settings, backend)
             if not path.exists():
                 out.print(f"{number} of {len(every)}: {label(backend)}", highlight=False)
+                log.beat(label(backend), done=number - 1, total=len(every))
                 found = [plain(row) for row in compared([backend], problem, examples, known, settings.calibration)]
                 write_atomically(path, json.dumps(found).encode())
+                log.event("part", backend=label(backend), done=number, total=len(every))
             rows += json.loads(path.read_text(encoding="utf-8"))
         _finish(settings, prepared, known, rows, out)
+        log.event("finished", backends=len(every), resumed=there)
 
 
 def _nulls(
@@ -136,7 +144,7 @@ def _truths(settings: "CompareCommand", problem: Problem, examples: Examples, ou
     return [Truth(float(a), float(b), low, high) for a, b, low, high in zip(*columns, strict=True)]
 
 
-def _name(backend: Backend) -> str:
-    """A file name of one backend's settings."""
+def _part(settings: "CompareCommand", backend: Backend) -> Path:
+    """The file of one backend's rows, named by its settings."""
     digest = hashlib.sha256(json.dumps(describe(backend), sort_keys=True).encode()).hexdigest()
-    return f"{label(backend).replace(' ', '_')}_{digest[:8]}"
+    return settings.out / PARTS / f"{label(backend).replace(' ', '_')}_{digest[:8]}.json"
