@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from influence_ssl_jax.configuration import Plain
+from influence_ssl_jax.errors import disk_of
 
 BEAT = 5.0
 """Seconds between heartbeats."""
@@ -58,11 +59,12 @@ class RunLog:
             return
         self._doing, self._beaten = doing, now
         unfinished = self._heart.with_suffix(".tmp")
-        unfinished.write_text(json.dumps({"time": round(time.time(), 3), "doing": doing, **self._who, **facts}))
-        unfinished.replace(self._heart)
+        with disk_of(self._heart):
+            unfinished.write_text(json.dumps({"time": round(time.time(), 3), "doing": doing, **self._who, **facts}))
+            unfinished.replace(self._heart)
 
     def _write(self, line: str) -> None:
-        with self._log.open("a", encoding="utf-8") as file:
+        with disk_of(self._log), self._log.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
 

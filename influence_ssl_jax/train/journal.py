@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from influence_ssl_jax.run_log import json_lines
+from influence_ssl_jax.store.files import append_line, write_atomically
 
 Row = dict[str, float | int]
 
@@ -22,10 +23,9 @@ class Journal:
     def keep(self, epochs: int) -> list[Row]:
         """Drop what was reported beyond `epochs`, as a run that goes on from there will report it again."""
         kept = [row for row in self.rows() if row["epoch"] <= epochs]
-        self._file.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        write_atomically(self._file, "".join(json.dumps(row) + "\n" for row in kept).encode())
         return kept
 
     def append(self, row: Mapping[str, float | int]) -> None:
         """Add a row, on disk when this returns."""
-        with self._file.open("a") as file:
-            file.write(json.dumps(dict(row)) + "\n")
+        append_line(self._file, json.dumps(dict(row)))

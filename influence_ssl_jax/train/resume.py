@@ -8,7 +8,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from influence_ssl_jax import configuration
-from influence_ssl_jax.errors import InfluenceError
+from influence_ssl_jax.errors import InfluenceError, disk_of
 from influence_ssl_jax.store.files import LOCK, TEMPORARY, lock, write_atomically
 from influence_ssl_jax.train.state import TrainState
 
@@ -47,12 +47,18 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int) -> None:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(folder.resolve() / "checkpoints", options=options)
+        self._folder = folder.resolve() / "checkpoints"
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def save(self, epoch: int, state: TrainState) -> None:
-        """Keep the state after `epoch` epochs, and forget the oldest one."""
-        self._manager.save(epoch, args=ocp.args.StandardSave(dict(vars(state))))
-        self._manager.wait_until_finished()
+        """Keep the state after `epoch` epochs, and forget the oldest one.
+
+        Raises:
+            FullDiskError: The disk takes no more; the ones before are kept.
+        """
+        with disk_of(self._folder):
+            self._manager.save(epoch, args=ocp.args.StandardSave(dict(vars(state))))
+            self._manager.wait_until_finished()
 
     def latest(self, like: TrainState) -> tuple[int, TrainState]:
         """(epochs done, state) of the newest checkpoint; (0, `like`) where there is none."""

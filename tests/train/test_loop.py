@@ -18,9 +18,9 @@ from rich.console import Console
 
 from influence_ssl_jax.data import Arrays
 from influence_ssl_jax.data.arrays import InMemory
-from influence_ssl_jax.errors import DataError, StoreError
+from influence_ssl_jax.errors import DataError, FullDiskError, StoreError, disk_of
 from influence_ssl_jax.losses import BYOL, SimCLR
-from influence_ssl_jax.run_log import json_lines
+from influence_ssl_jax.run_log import RunLog, json_lines
 from influence_ssl_jax.store.files import lock
 from influence_ssl_jax.train import Probe, Sgd, TrainingError, export, pretrain
 from influence_ssl_jax.train.journal import Journal
@@ -223,3 +223,26 @@ def test_a_torn_line_of_the_journal_is_no_row(tmp_path):
     assert [row["epoch"] for row in journal.rows()] == [0, 1]
     assert journal.keep(0) == [{"epoch": 0, "knn": 0.5}]
     assert journal.rows() == [{"epoch": 0, "knn": 0.5}]
+
+
+def test_a_full_disk_is_named_and_the_journal_stays_what_it_was(tmp_path):
+    journal = Journal(tmp_path / "metrics.jsonl")
+    journal.append({"epoch": 0})
+    (tmp_path / "metrics.jsonl.tmp").symlink_to("/dev/full")  # the kernel's own ENOSPC, without privileges
+    with pytest.raises(FullDiskError, match=r"The disk of .*metrics.jsonl takes no more: No space left on device"):
+        journal.keep(0)
+    assert journal.rows() == [{"epoch": 0}]
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    with pytest.raises(FullDiskError, match="give the same command again"):
+        RunLog(tmp_path).event("start")
+    with pytest.raises(FullDiskError), disk_of(tmp_path / "a"):
+        raise ValueError("RESOURCE_EXHAUSTED: a/b: No space left on device")  # as orbax's writer reports it
+    with pytest.raises(ValueError, match="anything else"), disk_of(tmp_path / "a"):
+        raise ValueError("anything else")
+
+
+def test_a_line_that_a_kill_cut_short_does_not_spoil_the_next_one(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"event": "start"}\n{"event": "epo')
+    log = RunLog(tmp_path)
+    log.event("start")
+    assert len(log.events("start")) == 2
