@@ -15,10 +15,11 @@ from influence_ssl_jax.commands.score import Score
 from influence_ssl_jax.commands.score_run import Prepared, prepare, problem_over
 from influence_ssl_jax.configuration import Plain, describe
 from influence_ssl_jax.data.loader import batches
-from influence_ssl_jax.ihvp import Backend
+from influence_ssl_jax.ihvp import CG, Backend
 from influence_ssl_jax.influence.audit import sample
 from influence_ssl_jax.influence.comparison import Examples, compared
 from influence_ssl_jax.influence.contenders import contenders, label
+from influence_ssl_jax.influence.memory import fitting
 from influence_ssl_jax.influence.nulls import nulls
 from influence_ssl_jax.influence.truth import Truth, kind_for, truths
 from influence_ssl_jax.problem import Problem
@@ -51,7 +52,7 @@ def run(settings: "CompareCommand", out: Console) -> None:
         there = sum(_part(settings, backend).exists() for backend in every)
         log.event("start", todo=len(every) - there, total=len(every), command=provenance.command())
         problem = problem_over(made, prepared)
-        examples = _examples(settings, prepared)
+        examples = _examples(settings, prepared, problem)
         log.beat("exact scores")
         known = _truths(settings, problem, examples, out)
         rows = _nulls(settings, problem, examples, known)
@@ -116,10 +117,12 @@ def _identity(settings: "CompareCommand", prepared: Prepared) -> Plain:
     }
 
 
-def _examples(settings: "CompareCommand", prepared: Prepared) -> Examples:
-    """The sample, read."""
+def _examples(settings: "CompareCommand", prepared: Prepared, problem: Problem) -> Examples:
+    """The sample, read in batches that the backend which takes most, one that forms whole gradients, has room for."""
     chosen, key = sample(settings.audit, len(prepared.source)), jax.random.key(settings.scoring.seed)
-    size = min(settings.scoring.batch_size or len(chosen), len(chosen))
+    shape, draws = problem.batches.image.shape[2:], settings.scoring.draws
+    held = (prepared.measurement, problem.params, problem.frozen, CG(), problem.params, shape, draws)
+    size = min(fitting(settings.scoring.batch_size, *held), len(chosen))
     loaded = list(batches(prepared.source, prepared.transform, size, key, chosen))
     valid = np.concatenate([part.valid for part in loaded])
     return Examples(prepared.measurement, [part.batch for part in loaded], valid, settings.scoring)

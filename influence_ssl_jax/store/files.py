@@ -66,6 +66,7 @@ def lock(folder: Path) -> TextIO:
 
     Raises:
         StoreError: Another process holds it.
+        FullDiskError: The disk takes no more.
     """
     file = (folder / LOCK).open("a+")
     try:
@@ -77,8 +78,11 @@ def lock(folder: Path) -> TextIO:
         raise StoreError(
             f"{folder} is being written by another run (process {holder}). Wait for it, or choose another folder."
         ) from None
-    file.seek(0)
-    file.truncate()
-    file.write(f"{os.getpid()}\n")
-    file.flush()
+    try:
+        with disk_of(folder / LOCK):
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), f"{os.getpid()}\n".encode())  # at once: a buffer would try again when it is closed
+    except BaseException:
+        file.close()
+        raise
     return file
