@@ -28,6 +28,15 @@ def json_lines(file: Path) -> list[dict]:
     return found
 
 
+def _torn(file: Path) -> bool:
+    """Whether a kill cut the last line short."""
+    if not file.exists() or not file.stat().st_size:
+        return False
+    with file.open("rb") as held:
+        held.seek(-1, os.SEEK_END)
+        return held.read(1) != b"\n"
+
+
 class RunLog:
     """`log.jsonl`, one JSON object a line, appended by every run, and `heartbeat.json`, replaced every few seconds.
 
@@ -41,8 +50,8 @@ class RunLog:
         self._log, self._heart = folder / f"log{suffix}.jsonl", folder / f"heartbeat{suffix}.json"
         self._who = {"host": socket.gethostname(), "pid": os.getpid(), "process": number}
         self._doing, self._beaten = "", 0.0
-        if self._log.exists() and not self._log.read_bytes().endswith(b"\n"):
-            self._write("")  # ends the line that a kill cut short, so that none is glued to it
+        if _torn(self._log):
+            self._write("")  # ends that line, so that none is glued to it
 
     def event(self, name: str, **facts: Plain) -> None:
         """Add a line; `time` is in seconds since 1970."""

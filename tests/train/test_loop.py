@@ -232,9 +232,10 @@ def test_a_full_disk_is_named_and_the_journal_stays_what_it_was(tmp_path):
     with pytest.raises(FullDiskError, match=r"The disk of .*metrics.jsonl takes no more: No space left on device"):
         journal.keep(0)
     assert journal.rows() == [{"epoch": 0}]
-    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    log = RunLog(tmp_path)
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")  # written to only: it never ends when it is read
     with pytest.raises(FullDiskError, match="give the same command again"):
-        RunLog(tmp_path).event("start")
+        log.event("start")
     with pytest.raises(FullDiskError), disk_of(tmp_path / "a"):
         raise ValueError("RESOURCE_EXHAUSTED: a/b: No space left on device")  # as orbax's writer reports it
     with pytest.raises(ValueError, match="anything else"), disk_of(tmp_path / "a"):
