@@ -1,7 +1,8 @@
 """Conjugate gradients: exact solves without the matrix."""
 
 import dataclasses
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +10,17 @@ from jaxtyping import Array, Float, Key
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.blocks import check_structure
-from influence_ssl_jax.curvature.flat import flat_matvec
+from influence_ssl_jax.curvature.flat import flat_products
 from influence_ssl_jax.curvature.gradients import ExampleGradients
-from influence_ssl_jax.curvature.matvec import matvec
 from influence_ssl_jax.curvature.trace import mean_eigenvalue
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved, whole
+from influence_ssl_jax.linalg.block_cg import Solutions, block_cg
 from influence_ssl_jax.linalg.krylov import leading_eigenpairs
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Params
+
+Draws: TypeAlias = Float[Array, "draws batch size"]
 
 
 @jax.tree_util.register_dataclass
@@ -40,7 +43,7 @@ class CGState:
 
 @dataclasses.dataclass(frozen=True)
 class CG(Backend[CGState]):
-    """`(C + λI) x = v` by conjugate gradients, one Krylov space per right-hand side, all in lockstep.
+    """`(C + λI) x = v` by block conjugate gradients (`linalg.block_cg`): the draws of an example share a Krylov space.
 
     Exact up to `tolerance` at any number of parameters; the cost is one product with C per iteration and right-hand
     side. A form is taken as `gᵀx + xᵀr`, r the true residual: its error `rᵀ(C + λI)⁻¹r` is of second order in r.
@@ -50,6 +53,8 @@ class CG(Backend[CGState]):
         iterations: Stop after so many; what is not solved by then shows in `Form.residual`.
         preconditioner: Another backend, fitted to the same problem, whose `solve` at the same damping takes the place of
             the identity. The solution does not depend on it, the number of iterations does.
+        shared: Examples that share a Krylov space. With more of them there are fewer iterations, and a score depends on
+            the examples beside it: within `tolerance`, or by what is missing where `iterations` end before.
         probes: Random vectors for the mean eigenvalue.
         lanczos_steps: Steps of the estimate of the smallest eigenvalue, for `hessian` curvature alone.
     """
@@ -57,11 +62,14 @@ class CG(Backend[CGState]):
     tolerance: float = 1e-5
     iterations: int = 200
     preconditioner: Backend | None = None
+    shared: int = 1
     probes: int = 16
     lanczos_steps: int = 40
 
     def __post_init__(self) -> None:
-        """Refuse a preconditioner that drops directions."""
+        """Refuse a preconditioner that drops directions, and blocks of nothing."""
+        if self.shared < 1:
+            raise InfluenceError(f"An example is solved in the company of at least itself, got shared={self.shared}.")
         if self.preconditioner is not None and not self.preconditioner.definite:
             raise InfluenceError(
                 f"A preconditioner must be positive definite, and {self.preconditioner} drops what lies outside its "
@@ -76,7 +84,7 @@ class CG(Backend[CGState]):
         if problem.curvature == "hessian":
             like = trees.ravel(problem.params)
             steps = self.lanczos_steps
-            smallest = leading_eigenpairs(flat_matvec(problem), start_key, like, 1, 1, steps).smallest
+            smallest = leading_eigenpairs(flat_products(problem), start_key, like, 1, 1, steps).smallest
         other = None if self.preconditioner is None else self.preconditioner.fit(problem, other_key)
         return CGState(problem, mean, smallest, other)
 
@@ -89,16 +97,14 @@ class CG(Backend[CGState]):
         return state.smallest
 
     def solve(self, state: CGState, vector: Params, damping: Resolved) -> Params:
-        """Iterate from zero."""
+        """A block of one, from zero."""
         check_structure(state.problem.params, vector)
-        return self._solve(state, vector, damping)[0]
+        found = self._solve(state, trees.ravel(vector)[None], damping)
+        return trees.unravel(vector, found.solutions[0])
 
     def draw_gram(self, state: CGState, gradients: ExampleGradients, damping: Resolved) -> Form:
         """`⟨g_k, x_l⟩ + ⟨x_k, r_l⟩` with every `x_l` solved for, and the worst true residual of each example."""
-        rows, solved, missing = (
-            trees.ravel_batch(tree).reshape(gradients.draws, -1, trees.size(state.problem.params))
-            for tree in self._solve_rows(state, gradients, damping)
-        )
+        rows, solved, missing = self._solve_all(state, gradients, damping)
         values = jnp.einsum("kbp,lbp->bkl", rows, solved) + jnp.einsum("kbp,lbp->bkl", solved, missing)
         size = jnp.linalg.norm(rows, axis=2)
         relative = jnp.linalg.norm(missing, axis=2) / jnp.where(size > 0, size, 1.0)
@@ -108,27 +114,40 @@ class CG(Backend[CGState]):
         self, state: CGState, left: ExampleGradients, right: ExampleGradients, damping: Resolved
     ) -> Float[Array, "left right"]:
         """`⟨g_i, x_j⟩` with every `x_j` of the right solved for."""
-        _, solved, _ = self._solve_rows(state, right, damping)
-        return trees.ravel_batch(left.full()) @ trees.ravel_batch(solved).T
+        _, solved, _ = self._solve_all(state, right, damping)
+        return trees.ravel_batch(left.full()) @ solved.reshape(-1, solved.shape[-1]).T
 
-    def _solve_rows(
-        self, state: CGState, gradients: ExampleGradients, damping: Resolved
-    ) -> tuple[Params, Params, Params]:
+    def _solve_all(self, state: CGState, gradients: ExampleGradients, damping: Resolved) -> tuple[Draws, Draws, Draws]:
         """Every gradient, its solution and its residual."""
-        rows = gradients.full()
-        return rows, *jax.vmap(lambda v: self._solve(state, v, damping))(rows)
+        rows = trees.ravel_batch(gradients.full())
+        rows = rows.reshape(gradients.draws, -1, rows.shape[1])
+        draws, batch, size = rows.shape
+        groups = -(-batch // self.shared)
+        even = jnp.pad(rows, ((0, 0), (0, groups * self.shared - batch), (0, 0)))
 
-    def _solve(self, state: CGState, vector: Params, damping: Resolved) -> tuple[Params, Params]:
-        """The solution and its true residual, from one more product."""
-        product, value = matvec(state.problem), whole(damping)
+        def ungrouped(blocks: Array) -> Draws:
+            apart = blocks.reshape(groups, draws, self.shared, size)
+            return jnp.moveaxis(apart, 1, 0).reshape(draws, -1, size)[:, :batch]
 
-        def damped(x: Params) -> Params:
-            return jax.tree.map(lambda cx, leaf: cx + value * leaf, product(x), x)
+        blocks = jnp.moveaxis(even.reshape(draws, groups, self.shared, size), 0, 1).reshape(groups, -1, size)
+        found = jax.vmap(lambda block: self._solve(state, block, damping))(blocks)
+        return rows, ungrouped(found.solutions), ungrouped(found.residuals)
 
-        def precondition(v: Params) -> Params:
-            return v if self.preconditioner is None else self.preconditioner.solve(state.preconditioner, v, value)
-
-        solution, _ = jax.scipy.sparse.linalg.cg(
-            damped, vector, tol=self.tolerance, atol=0.0, maxiter=self.iterations, M=precondition
+    def _solve(self, state: CGState, rows: Float[Array, "rows size"], damping: Resolved) -> Solutions:
+        """One block."""
+        value, product, unravel = (
+            whole(damping),
+            flat_products(state.problem),
+            partial(trees.unravel, state.problem.params),
         )
-        return solution, jax.tree.map(jnp.subtract, vector, damped(solution))
+
+        def damped(rows: Float[Array, "rows size"]) -> Float[Array, "rows size"]:
+            return product(rows) + value * rows
+
+        def precondition(rows: Float[Array, "rows size"]) -> Float[Array, "rows size"]:
+            other = self.preconditioner
+            if other is None:
+                return rows
+            return jax.vmap(lambda row: trees.ravel(other.solve(state.preconditioner, unravel(row), value)))(rows)
+
+        return block_cg(damped, rows, self.tolerance, self.iterations, precondition)

@@ -1,5 +1,6 @@
-"""CG: preconditioned or not, the same solution."""
+"""CG: preconditioned or not, alone or in company, the same solution."""
 
+import dataclasses
 import functools
 
 import jax
@@ -41,6 +42,43 @@ def test_a_good_preconditioner_saves_steps():
         state = jax.jit(backend.fit)(problem, jax.random.key(0))
         residual[name] = float(jax.jit(backend.draw_gram)(state, gradients, jnp.asarray(damping)).residual.max())
     assert residual["arnoldi"] < 0.1 * residual["none"]
+
+
+@functools.cache
+def formed(shared, iterations):
+    """Forms and residuals of four examples in two draws each after so many iterations, and a way to ask again."""
+    problem, gradients, damping = setting()
+    backend = CG(tolerance=1e-11, iterations=iterations, shared=shared, probes=2)
+    state = jax.jit(backend.fit)(problem, jax.random.key(0))
+    ask = jax.jit(lambda gradients: backend.draw_gram(state, gradients, jnp.asarray(damping)))
+    return ask(gradients), ask
+
+
+def test_examples_that_share_a_space_are_solved_in_fewer_steps():
+    """Three of four share one; the fourth has the empty places of the second block to itself."""
+    _, _, damping = setting()
+    want = truth(damping).reshape(2, 4, 2, 4)[:, np.arange(4), :, np.arange(4)]
+    few, _ = formed(3, 12)
+    assert float(few.residual.max()) < 0.1 * float(formed(1, 12)[0].residual.max())
+    np.testing.assert_allclose(formed(3, 1000)[0].values, want, rtol=1e-9)
+
+
+def test_alone_an_example_does_not_know_the_others():
+    """To the bit, however early the iteration ends: a run that is resumed gives what it would have given."""
+    (one, ask), (_, gradients, _) = formed(1, 12), setting()
+    cotangents = np.array(gradients.cotangents)
+    cotangents[:, [1, 5]] *= -7.0
+    cotangents[:, [2, 6]] = 0.0
+    other = ask(dataclasses.replace(gradients, cotangents=jnp.asarray(cotangents)))
+    for before, after in zip(one, other, strict=True):
+        np.testing.assert_array_equal(np.asarray(before)[[0, 3]], np.asarray(after)[[0, 3]])
+    assert not np.any(other.values[2])
+    assert float(other.residual[2]) == 0.0
+
+
+def test_an_example_alone_is_the_least():
+    with pytest.raises(InfluenceError, match="shared=0"):
+        CG(shared=0)
 
 
 def test_what_drops_directions_is_no_preconditioner():
