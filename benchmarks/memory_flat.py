@@ -29,7 +29,6 @@ import matplotlib.pyplot as plt
 
 from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.commands.fill import fill
-from influence_ssl_jax.commands.run_log import RunLog
 from influence_ssl_jax.commands.scoring_settings import Parts
 from influence_ssl_jax.data import Example, OpenSource, Skipped, ToInput, resident
 from influence_ssl_jax.ihvp import LoGra
@@ -41,6 +40,7 @@ from influence_ssl_jax.losses import CosineDistance
 from influence_ssl_jax.nets.network import Network
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.provenance import device, versions
+from influence_ssl_jax.run_log import RunLog
 from influence_ssl_jax.store import ScoreStore
 
 SIZE = 32

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
 
-from influence_ssl_jax.errors import InfluenceError
+from influence_ssl_jax.errors import InfluenceError, disk_of
 from influence_ssl_jax.provenance import tree_digest
 from influence_ssl_jax.types import PyTree
 
@@ -60,13 +60,17 @@ def save(path: str | Path, variables: PyTree, settings: Mapping, storage: Storag
         variables: Any tree of arrays.
         settings: What is needed to rebuild the network, and whatever else is worth knowing; plain JSON.
         storage: The type in which parameters are stored.
+
+    Raises:
+        FullDiskError: The disk takes no more.
     """
     files = Files.of(path)
     arrays = {name: _stored(name, np.asarray(leaf), storage) for name, leaf in named(variables).items()}
     text = json.dumps({"format": FORMAT, "digest": tree_digest(arrays), **settings}, indent=1, ensure_ascii=False)
     files.arrays.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(files.arrays, allow_pickle=False, **arrays)
-    files.description.write_text(text + "\n")
+    with disk_of(files.arrays):
+        np.savez_compressed(files.arrays, allow_pickle=False, **arrays)
+        files.description.write_text(text + "\n")
     return files
 
 

@@ -1,5 +1,12 @@
 """The errors that a user can mend: what was wrong, what was got, what to do."""
 
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
 
 class InfluenceError(Exception):
     """Base of every documented error; the command line prints its message without a traceback."""
@@ -36,3 +43,29 @@ class DataError(InfluenceError):
 
 class StoreError(InfluenceError):
     """An output folder that belongs to another run, is in use, or does not hold what is asked of it."""
+
+
+class FullDiskError(InfluenceError):
+    """A disk that takes no more bytes."""
+
+
+@contextlib.contextmanager
+def disk_of(path: Path) -> Iterator[None]:
+    """Where the disk that `path` is written to is full, says which one it is and what to do.
+
+    Raises:
+        FullDiskError: No space is left, a quota is used up, or a file may not grow further.
+    """
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:  # orbax's own writer reports it as one of the latter two
+        number = getattr(error, "errno", None)
+        if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if os.strerror(errno.ENOSPC) not in str(error):
+                raise
+            number = errno.ENOSPC
+        free = shutil.disk_usage(path.parent).free
+        raise FullDiskError(
+            f"The disk of {path} takes no more: {os.strerror(number)}, {free:,} bytes are free. Make room there, then "
+            "give the same command again: what was finished is kept."
+        ) from error

@@ -1,8 +1,10 @@
-"""What a result was made with: versions, device, parameters."""
+"""What a result was made with: command, versions, device, parameters."""
 
 import hashlib
 import importlib.metadata
 import platform
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,6 +20,12 @@ RECORDED = (*DECISIVE, "optax", "orbax-checkpoint", "pillow", "pyarrow", "scikit
 def versions(packages: tuple[str, ...] = RECORDED) -> dict[str, str]:
     """The installed version of each package, and of Python."""
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def command() -> list[str]:
+    """The command line that is running; empty where it is not this program's."""
+    ours = Path(sys.argv[0]).name == "influence-ssl"
+    return ["influence-ssl", *(word for word in sys.argv[1:] if word != "--debug")] if ours else []
 
 
 def device() -> dict[str, str | int | bool]:

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Array, Float, Key
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from influence_ssl_jax import provenance, trees
 from influence_ssl_jax.augment.views import Views
@@ -18,9 +17,11 @@ from influence_ssl_jax.commands.score import Score
 from influence_ssl_jax.commands.score_run import Prepared, problem_over
 from influence_ssl_jax.configuration import Plain, describe
 from influence_ssl_jax.errors import InfluenceError
-from influence_ssl_jax.influence.audit import absolute_damping, certified, sample
+from influence_ssl_jax.influence.audit import Audited, absolute_damping, certified, sample
 from influence_ssl_jax.problem import Objective, Problem
+from influence_ssl_jax.provenance import command
 from influence_ssl_jax.report.scored_run import ScoredRun
+from influence_ssl_jax.run_log import Pace, RunLog, Watch, watched
 from influence_ssl_jax.store.files import lock
 from influence_ssl_jax.store.identity import claim
 from influence_ssl_jax.store.manifest import Manifest
@@ -57,11 +58,13 @@ class Bounds(NamedTuple):
             included, in order of index.
         damping: λ.
         resumed: Examples that were there already.
+        recomputed: Examples that were there and damaged.
     """
 
     table: pa.Table
     damping: float
     resumed: int
+    recomputed: int
 
 
 def bounds(settings: "AuditCommand", scored: ScoredRun, made: Score, prepared: Prepared, out: Console) -> Bounds:
@@ -76,43 +79,44 @@ def bounds(settings: "AuditCommand", scored: ScoredRun, made: Score, prepared: P
     wide = jax.enable_x64(True) if settings.precision == "float64" else contextlib.nullcontext()
     with lock(folder), wide:
         claim(folder, _identity(settings, scored))
-        manifest = Manifest.load(folder / "parts")
-        done = [index for part in manifest.parts for index in manifest.read(part, ["index"])["index"].to_pylist()]
+        manifest, log = Manifest.load(folder / "parts"), RunLog(folder)
         chosen = sample(settings.audit, len(prepared.source))
-        todo = chosen[~np.isin(chosen, done)]
+        listed = int(np.isin(chosen, manifest.indices()).sum())
+        manifest.check(np.zeros(len(prepared.source), bool))
+        there = np.isin(chosen, manifest.indices())
+        resumed, recomputed = int(there.sum()), listed - int(there.sum())
+        log.event("start", todo=len(chosen) - resumed, total=len(chosen), recomputed=recomputed, command=command())
         problem, measurement = _in_precision(problem_over(made, prepared), prepared.measurement, settings.precision)
         damping = _damping(scored.record["damping"]["resolved"], problem, made, settings)
-        if len(todo):
-            _announce(settings, problem, made, len(todo), len(chosen), out)
-            _certify(manifest, settings, problem, measurement, prepared, todo, len(chosen), damping, made, out)
-        return Bounds(_collected(manifest, chosen), float(damping), len(chosen) - len(todo))
+        if resumed < len(chosen):
+            _announce(settings, problem, made, len(chosen), resumed, recomputed, out)
+            todo = _in_place(chosen, there, settings.audit.batch_size)
+            given = (problem, prepared.source, prepared.transform, todo, damping, made.scoring)
+            with watched(out, log, "certifying", Pace(len(chosen), resumed)) as watch:
+                log.beat("certifying", total=len(chosen), done=resumed)
+                for part in certified(*given, settings.audit, measurement):
+                    _keep(part, manifest, log, watch)
+        log.event("finished", sample=len(chosen), resumed=resumed, recomputed=recomputed)
+        return Bounds(_collected(manifest, chosen), float(damping), resumed, recomputed)
 
 
-def _certify(
-    manifest: Manifest,
-    settings: "AuditCommand",
-    problem: Problem,
-    measurement: Objective,
-    prepared: Prepared,
-    todo: np.ndarray,
-    size: int,
-    damping: Float[Array, ""],
-    made: Score,
-    out: Console,
-) -> None:
-    """Write every batch as a part, with a bar."""
-    found = certified(
-        problem, prepared.source, prepared.transform, todo, damping, made.scoring, settings.audit, measurement
-    )
-    columns = (TextColumn("certifying"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=out, refresh_per_second=2) as progress:
-        task = progress.add_task("", total=size, completed=size - len(todo))
-        for part in found:
-            if part.table.num_rows:
-                manifest.add("scored", part.table, 0.0, "")
-            if part.skipped:
-                manifest.add("skipped", skipped_table(part.skipped), 0.0, "")
-            progress.advance(task, part.table.num_rows + len(part.skipped))
+def _in_place(chosen: np.ndarray, there: np.ndarray, size: int) -> np.ndarray:
+    """The sample in its batches, those left out that are whole; −1 for what is there, so that the rest keeps its rows.
+
+    What was damaged is so computed again to the same bits.
+    """
+    rows = np.where(there, -1, chosen)
+    return np.concatenate([rows[k : k + size] for k in range(0, len(rows), size) if (rows[k : k + size] >= 0).any()])
+
+
+def _keep(part: Audited, manifest: Manifest, log: RunLog, watch: Watch) -> None:
+    """Write a batch, and say so."""
+    if part.table.num_rows:
+        manifest.add("scored", part.table, 0.0, "")
+    if part.skipped:
+        manifest.add("skipped", skipped_table(part.skipped), 0.0, "")
+    watch.advance(part.table.num_rows + len(part.skipped))
+    log.event("part", rows=part.table.num_rows, skipped=len(part.skipped), **watch.pace.facts())
 
 
 def _collected(manifest: Manifest, chosen: np.ndarray) -> pa.Table:
@@ -129,14 +133,18 @@ def _collected(manifest: Manifest, chosen: np.ndarray) -> pa.Table:
     return table.filter(np.isin(table["index"].to_numpy(), chosen)).sort_by("index")
 
 
-def _announce(settings: "AuditCommand", problem: Problem, made: Score, todo: int, size: int, out: Console) -> None:
+def _announce(
+    settings: "AuditCommand", problem: Problem, made: Score, size: int, resumed: int, recomputed: int, out: Console
+) -> None:
     """What there is to do, in products with C."""
-    if todo < size:
-        out.print(f"Going on: {size - todo} of {size} images are certified.", highlight=False)
+    if recomputed:
+        out.print(f"{recomputed} certificates were damaged; they are computed again.", highlight=False)
+    if resumed:
+        out.print(f"Going on: {resumed} of {size} images are certified.", highlight=False)
     draws, images = made.scoring.draws, problem.batches.index.size
     out.print(
-        f"{todo} images, {draws} draws each, at most {settings.audit.steps} products with C over {images:,} images and "
-        f"{trees.size(problem.params):,} parameters a draw, in {settings.precision}.",
+        f"{size - resumed} images, {draws} draws each, at most {settings.audit.steps} products with C over {images:,} "
+        f"images and {trees.size(problem.params):,} parameters a draw, in {settings.precision}.",
         highlight=False,
         style="dim",
     )

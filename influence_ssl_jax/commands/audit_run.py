@@ -96,6 +96,7 @@ def counts(found: Bounds) -> dict[str, Plain]:
         "certified": int(np.isfinite(lower).sum()),
         "narrow": reasons.count(""),
         "resumed": found.resumed,
+        "recomputed": found.recomputed,
         "reasons": dict(kinds.most_common()),
     }
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -14,14 +15,16 @@ from influence_ssl_jax.commands.score import Score
 from influence_ssl_jax.commands.score_run import Prepared, prepare, problem_over
 from influence_ssl_jax.configuration import Plain, describe
 from influence_ssl_jax.data.loader import batches
-from influence_ssl_jax.ihvp import Backend
+from influence_ssl_jax.ihvp import CG, Backend
 from influence_ssl_jax.influence.audit import sample
 from influence_ssl_jax.influence.comparison import Examples, compared
 from influence_ssl_jax.influence.contenders import contenders, label
+from influence_ssl_jax.influence.memory import fitting
 from influence_ssl_jax.influence.nulls import nulls
 from influence_ssl_jax.influence.truth import Truth, kind_for, truths
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.report.backends import null_rows, plain, say, write_figures
+from influence_ssl_jax.run_log import RunLog
 from influence_ssl_jax.store.files import lock, write_atomically
 from influence_ssl_jax.store.identity import claim, refuse_foreign
 
@@ -44,20 +47,26 @@ def run(settings: "CompareCommand", out: Console) -> None:
     refuse_foreign(settings.out)
     with lock(settings.out):
         claim(settings.out, _identity(settings, prepared))
-        problem = problem_over(made, prepared)
-        examples = _examples(settings, prepared)
-        known = _truths(settings, problem, examples, out)
+        log, every = RunLog(settings.out), contenders(settings.knobs)
         (settings.out / PARTS).mkdir(exist_ok=True)
+        there = sum(_part(settings, backend).exists() for backend in every)
+        log.event("start", todo=len(every) - there, total=len(every), command=provenance.command())
+        problem = problem_over(made, prepared)
+        examples = _examples(settings, prepared, problem)
+        log.beat("exact scores")
+        known = _truths(settings, problem, examples, out)
         rows = _nulls(settings, problem, examples, known)
-        every = contenders(settings.knobs)
         for number, backend in enumerate(every, 1):
-            path = settings.out / PARTS / f"{_name(backend)}.json"
+            path = _part(settings, backend)
             if not path.exists():
                 out.print(f"{number} of {len(every)}: {label(backend)}", highlight=False)
+                log.beat(label(backend), done=number - 1, total=len(every))
                 found = [plain(row) for row in compared([backend], problem, examples, known, settings.calibration)]
                 write_atomically(path, json.dumps(found).encode())
+                log.event("part", backend=label(backend), done=number, total=len(every))
             rows += json.loads(path.read_text(encoding="utf-8"))
         _finish(settings, prepared, known, rows, out)
+        log.event("finished", backends=len(every), resumed=there)
 
 
 def _nulls(
@@ -108,10 +117,12 @@ def _identity(settings: "CompareCommand", prepared: Prepared) -> Plain:
     }
 
 
-def _examples(settings: "CompareCommand", prepared: Prepared) -> Examples:
-    """The sample, read."""
+def _examples(settings: "CompareCommand", prepared: Prepared, problem: Problem) -> Examples:
+    """The sample, read in batches that the backend which takes most, one that forms whole gradients, has room for."""
     chosen, key = sample(settings.audit, len(prepared.source)), jax.random.key(settings.scoring.seed)
-    size = min(settings.scoring.batch_size or len(chosen), len(chosen))
+    shape, draws = problem.batches.image.shape[2:], settings.scoring.draws
+    held = (prepared.measurement, problem.params, problem.frozen, CG(), problem.params, shape, draws)
+    size = min(fitting(settings.scoring.batch_size, *held), len(chosen))
     loaded = list(batches(prepared.source, prepared.transform, size, key, chosen))
     valid = np.concatenate([part.valid for part in loaded])
     return Examples(prepared.measurement, [part.batch for part in loaded], valid, settings.scoring)
@@ -136,7 +147,7 @@ def _truths(settings: "CompareCommand", problem: Problem, examples: Examples, ou
     return [Truth(float(a), float(b), low, high) for a, b, low, high in zip(*columns, strict=True)]
 
 
-def _name(backend: Backend) -> str:
-    """A file name of one backend's settings."""
+def _part(settings: "CompareCommand", backend: Backend) -> Path:
+    """The file of one backend's rows, named by its settings."""
     digest = hashlib.sha256(json.dumps(describe(backend), sort_keys=True).encode()).hexdigest()
-    return f"{label(backend).replace(' ', '_')}_{digest[:8]}"
+    return settings.out / PARTS / f"{label(backend).replace(' ', '_')}_{digest[:8]}.json"

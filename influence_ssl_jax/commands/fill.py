@@ -6,10 +6,10 @@ from collections.abc import Iterable
 import pyarrow as pa
 from rich.console import Console
 
-from influence_ssl_jax.commands.run_log import Pace, RunLog, bar
 from influence_ssl_jax.commands.scoring_settings import Parts
 from influence_ssl_jax.data.source import Skipped
 from influence_ssl_jax.influence.stream import Scored
+from influence_ssl_jax.run_log import Pace, RunLog, watched
 from influence_ssl_jax.store import ScoreStore
 
 
@@ -32,13 +32,11 @@ def fill(store: ScoreStore, scored: Iterable[Scored], size: int, parts: Parts, l
         tables.clear()
         skipped.clear()
 
-    with bar(out, "scoring", pace) as progress:
+    with watched(out, log, "scoring", pace) as watch:
         for batch in scored:
             tables.append(batch.table)
             skipped.extend(batch.skipped)
-            pace.advance(batch.table.num_rows + len(batch.skipped))
-            progress.update(progress.task_ids[0], completed=pace.done, speed=pace.speed)
-            log.beat("scoring", **pace.facts())
+            watch.advance(batch.table.num_rows + len(batch.skipped))
             if sum(map(len, tables)) >= parts.rows or time.monotonic() - written > parts.seconds:
                 write()
                 written = time.monotonic()

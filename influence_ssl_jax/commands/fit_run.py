@@ -7,13 +7,13 @@ import jax
 from jax.sharding import Mesh
 from rich.console import Console
 
-from influence_ssl_jax.commands.run_log import RunLog
 from influence_ssl_jax.configuration import fingerprint
 from influence_ssl_jax.errors import StoreError
 from influence_ssl_jax.influence.fitting import SplitProblem, fitted, shapes
 from influence_ssl_jax.influence.scores import Scorer
 from influence_ssl_jax.parallel import agreed, all_devices, first_only, local_devices, replicated
 from influence_ssl_jax.problem import Objective, Problem
+from influence_ssl_jax.run_log import RunLog
 from influence_ssl_jax.store import ScoreStore, digest_of, load_fitted, save_fitted
 from influence_ssl_jax.types import PyTree
 

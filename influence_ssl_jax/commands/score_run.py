@@ -2,10 +2,8 @@
 
 import dataclasses
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -17,7 +15,6 @@ from influence_ssl_jax import checkpoint, provenance
 from influence_ssl_jax.commands import problem_of
 from influence_ssl_jax.commands.fill import fill
 from influence_ssl_jax.commands.fit_run import fitted_scorer, scoring_mesh
-from influence_ssl_jax.commands.run_log import RunLog
 from influence_ssl_jax.configuration import Plain, describe, restore
 from influence_ssl_jax.data import ToInput, resident
 from influence_ssl_jax.data.source import OpenSource
@@ -37,6 +34,7 @@ from influence_ssl_jax.parallel import (
     start,
 )
 from influence_ssl_jax.problem import Objective, Problem
+from influence_ssl_jax.run_log import RunLog
 from influence_ssl_jax.store import RUN, SCORES, ScoreStore
 from influence_ssl_jax.train.export import Trained, load
 
@@ -65,7 +63,7 @@ def score(settings: "Score", out: Console) -> None:
         if agreed(not len(todo) and (settings.out / RUN).exists()):
             out.print(f"Nothing to do: {settings.out / SCORES} is finished.", highlight=False, markup=False)
             return
-        log.event("start", todo=len(todo), total=len(source), recomputed=store.lost, command=command())
+        log.event("start", todo=len(todo), total=len(source), recomputed=store.lost, command=provenance.command())
         if len(todo) < len(source):
             out.print(f"Going on: {len(source) - len(todo)} of {len(source)} images are done.", highlight=False)
         problem = problem_over(settings, given, batches_of(all_devices()) if all_devices().size > 1 else None)
@@ -177,19 +175,13 @@ def facts(settings: "Score", transform: ToInput, scorer: Scorer) -> dict[str, Pl
     """What `run.json` says of how the scores were made."""
     return {
         "configuration": {**describe(settings), "input": describe(transform)},
-        "command": command(),
+        "command": provenance.command(),
         "seeds": {"seed": settings.scoring.seed},
         "batch_size": scorer.batch_size,
         "damping": {"relative": settings.scoring.damping.relative, "resolved": resolved(scorer.damping)},
         "device": provenance.device(),
         "versions": provenance.versions(),
     }
-
-
-def command() -> list[str]:
-    """The command line that is running; empty where it is not this program's."""
-    ours = Path(sys.argv[0]).name == "influence-ssl"
-    return ["influence-ssl", *(word for word in sys.argv[1:] if word != "--debug")] if ours else []
 
 
 def resolved(damping: Resolved) -> Plain:

@@ -61,7 +61,7 @@ def certified(
     settings: Audit = Audit(),
     measurement: Objective | None = None,
 ) -> Iterator[Audited]:
-    """Certify the examples named by `indices`, a batch at a time, in their order.
+    """Certify the examples named by `indices`, a batch at a time, in their order; −1 leaves a row empty.
 
     Columns: `index, id, lower, upper, products, reason`. `reason` is empty where the bounds are as narrow as asked for
     and says otherwise what is the matter; where there is no score, the bounds are NaN. Example by example the draws are

@@ -13,8 +13,9 @@ from influence_ssl_jax.data.loader import batches
 from influence_ssl_jax.data.source import OpenSource
 from influence_ssl_jax.data.transform import ToInput
 from influence_ssl_jax.errors import InfluenceError
-from influence_ssl_jax.ihvp.arnoldi import ArnoldiState, galerkin_interval
+from influence_ssl_jax.ihvp.arnoldi import Arnoldi, ArnoldiState, galerkin_interval
 from influence_ssl_jax.influence.certificate import keyed
+from influence_ssl_jax.influence.memory import fitting
 from influence_ssl_jax.influence.scores import Scoring
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.types import Batch
@@ -47,7 +48,9 @@ def galerkin(
         lower, upper = (jnp.mean(side.reshape(scoring.draws, -1), axis=0) for side in interval)
         return jnp.where(found.degenerate, jnp.nan, lower), jnp.where(found.degenerate, jnp.nan, upper)
 
-    for loaded in batches(source, transform, scoring.batch_size or 64, jax.random.key(scoring.seed)):
+    shape = problem.batches.image.shape[2:]
+    held = (measurement, problem.params, problem.frozen, Arnoldi(), state, shape, scoring.draws)
+    for loaded in batches(source, transform, fitting(scoring.batch_size, *held), jax.random.key(scoring.seed)):
         lower, upper = run(problem, state, loaded.batch)
         yield pa.table(
             {

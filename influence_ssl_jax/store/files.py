@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from influence_ssl_jax.errors import StoreError
+from influence_ssl_jax.errors import StoreError, disk_of
 
 TEMPORARY = ".tmp"
 LOCK = "lock"
@@ -18,19 +18,23 @@ LOCK = "lock"
 def replacing(path: Path) -> Iterator[Path]:
     """A file to write that takes the place of `path` when the block ends well; until then `path` is what it was.
 
-    Nothing is left behind where the block fails, a full disk included.
+    Nothing is left behind where the block fails.
+
+    Raises:
+        FullDiskError: The disk takes no more.
     """
     temporary = path.with_name(path.name + TEMPORARY)
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    temporary.replace(path)
-    sync_folder(path.parent)
+    with disk_of(path):
+        try:
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        temporary.replace(path)
+        sync_folder(path.parent)
 
 
 def write_atomically(path: Path, content: bytes) -> str:
@@ -42,7 +46,7 @@ def write_atomically(path: Path, content: bytes) -> str:
 
 def append_line(path: Path, line: str) -> None:
     """Append one line and wait until it is on disk; a crash can leave it torn, never any line before it."""
-    with path.open("a", encoding="utf-8") as file:
+    with disk_of(path), path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
         file.flush()
         os.fsync(file.fileno())
@@ -62,6 +66,7 @@ def lock(folder: Path) -> TextIO:
 
     Raises:
         StoreError: Another process holds it.
+        FullDiskError: The disk takes no more.
     """
     file = (folder / LOCK).open("a+")
     try:
@@ -73,8 +78,11 @@ def lock(folder: Path) -> TextIO:
         raise StoreError(
             f"{folder} is being written by another run (process {holder}). Wait for it, or choose another folder."
         ) from None
-    file.seek(0)
-    file.truncate()
-    file.write(f"{os.getpid()}\n")
-    file.flush()
+    try:
+        with disk_of(folder / LOCK):
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), f"{os.getpid()}\n".encode())  # at once: a buffer would try again when it is closed
+    except BaseException:
+        file.close()
+        raise
     return file

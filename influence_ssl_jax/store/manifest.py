@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from influence_ssl_jax.errors import StoreError
 from influence_ssl_jax.store.files import append_line, write_atomically
@@ -65,6 +65,30 @@ class Manifest:
         """What is listed; the files are not looked at."""
         folder.mkdir(parents=True, exist_ok=True)
         return cls(folder, _listed(folder / LIST))
+
+    def indices(self) -> Int[np.ndarray, " rows"]:
+        """Numbers of the examples of all parts, in the order of writing."""
+        return np.concatenate([np.zeros(0, np.int64), *(part.indices() for part in self.parts)])
+
+    def check(self, finished: Bool[np.ndarray, " size"]) -> int:
+        """Keep the parts whose checksum holds and whose examples no earlier one has; delete everything else.
+
+        Args:
+            finished: Which examples are in earlier parts; those of the parts that are kept are added.
+
+        Returns:
+            Rows of the parts that were listed and are not kept.
+        """
+        sound, lost = [], 0
+        for part in self.parts:
+            indices = part.indices()
+            if indices[-1] < len(finished) and not finished[indices].any() and self.sound(part):
+                finished[indices] = True
+                sound.append(part)
+            else:
+                lost += part.rows
+        self.keep(sound)
+        return lost
 
     def keep(self, sound: list[Part]) -> None:
         """Forget all other parts and delete every other file."""

@@ -39,23 +39,13 @@ class Parts:
         """Keep the parts whose checksum holds and whose examples no earlier one has; delete everything else."""
         finished = np.zeros(self.size, bool)
         for manifest in self.manifests.values():
-            sound = []
-            for part in manifest.parts:
-                indices = part.indices()
-                fits = indices[-1] < self.size and not finished[indices].any()
-                if fits and manifest.sound(part):
-                    finished[indices] = True
-                    sound.append(part)
-                else:
-                    self.lost += part.rows
-            manifest.keep(sound)
+            self.lost += manifest.check(finished)
 
     def finished(self) -> Bool[np.ndarray, " size"]:
         """Which examples are in some part."""
         found = np.zeros(self.size, bool)
         for manifest in self.manifests.values():
-            for part in manifest.parts:
-                found[part.indices()] = True
+            found[manifest.indices()] = True
         return found
 
     def all(self) -> list[Part]:

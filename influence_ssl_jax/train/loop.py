@@ -1,5 +1,6 @@
 """The training loop: epochs of steps, probed, recorded and resumable."""
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -8,13 +9,14 @@ from pathlib import Path
 import jax
 from rich.console import Console
 
-from influence_ssl_jax import configuration
+from influence_ssl_jax import configuration, provenance
 from influence_ssl_jax.data import LoadedBatch, OpenSource, ToInput, epoch
 from influence_ssl_jax.errors import DataError
 from influence_ssl_jax.parallel import first_only, is_first, summed
+from influence_ssl_jax.run_log import Pace, RunLog, Watch, watched
 from influence_ssl_jax.train.evaluation import Evaluation, Probe
 from influence_ssl_jax.train.export import Trained
-from influence_ssl_jax.train.journal import Bar, Journal, Row, progress
+from influence_ssl_jax.train.journal import Journal, Row
 from influence_ssl_jax.train.layout import Layout
 from influence_ssl_jax.train.resume import Checkpoints, TrainingError, claim
 from influence_ssl_jax.train.settings import Pretrain
@@ -34,9 +36,9 @@ def pretrain(
     """Train, or go on with, the run in `folder`.
 
     Written there: `settings.json`; `metrics.jsonl`, one row per epoch; `checkpoints/`, the states after the last `keep`
-    epochs. A run that was killed goes on from its last whole epoch to the result that it would have had, bit for bit. A
-    source smaller than a batch is trained on as one smaller batch; examples that cannot be read are replaced and
-    counted in the journal (`skipped`).
+    epochs; `log.jsonl` and `heartbeat.json`, as scoring writes them. A run that was killed goes on from its last whole
+    epoch to the result that it would have had, bit for bit. A source smaller than a batch is trained on as one smaller
+    batch; examples that cannot be read are replaced and counted in the journal (`skipped`).
 
     Every batch is split over the devices of all processes, each of which reads its own rows of it; parameters are whole
     on each. What a batch couples (BatchNorm's statistics, the loss) is that of the whole batch, as on one device.
@@ -55,6 +57,7 @@ def pretrain(
         TrainingError: The folder holds another run, the source has fewer than two examples, a batch cannot be split
             evenly over the processes, or the loss became NaN or infinite.
         DataError: The source is empty, or a batch cannot be filled.
+        StoreError: The run in the folder is under way.
     """
     console = console or Console()
     if not len(source):
@@ -62,50 +65,73 @@ def pretrain(
     if len(source) == 1:
         raise TrainingError("Training compares examples of a batch and needs at least 2, the source has 1.")
     description = {"pretrain": configuration.describe(settings), "data": source.fingerprint()}
-    first_only(lambda: claim(folder, description))
     shape = (transform.height, transform.width, transform.channels)
     size = min(settings.batch_size, len(source))
     steps, layout = len(source) // size, Layout.of(size)
     evaluate = Evaluation(probe or Probe(), settings, source, test, transform)
-    checkpoints, journal = Checkpoints(folder, keep), Journal(folder / "metrics.jsonl")
-    try:
+    with contextlib.ExitStack() as until_the_end:
+        held = first_only(lambda: claim(folder, description))
+        until_the_end.enter_context(held or contextlib.nullcontext())
+        checkpoints = until_the_end.enter_context(contextlib.closing(Checkpoints(folder, keep)))
+        log, journal = RunLog(folder), Journal(folder / "metrics.jsonl")
         done, state = checkpoints.latest(layout.everywhere(initial(settings, shape)))
+        log.event("start", **_extent(settings, steps), resumed_at_step=done * steps, command=provenance.command())
         history = journal.keep(done) if is_first() else []
-        step = make_step(settings, steps)
-        with progress(console, settings.epochs * steps, done * steps) as bar:
-            if not history and is_first():
-                history.append(_record(journal, bar, {"epoch": 0, **evaluate(layout.here(state))}))
+        step, pace = make_step(settings, steps), Pace(settings.epochs * steps * size, done * steps * size)
+        with watched(console, log, "training", pace) as watch:
+
+            def record(row: Row) -> None:
+                watch.pause("probing")
+                if is_first():
+                    row = {**row, **evaluate(layout.here(state))}
+                    journal.append(row)
+                    history.append(row)
+                    _say(row, watch)
+                log.event("epoch", **row, **pace.facts())
+
+            if done == 0 and not history:
+                record({"epoch": 0})
             for number in range(done + 1, settings.epochs + 1):
                 loaded = epoch(
                     source, transform, settings.batch_size, settings.seed, number, part=layout.part, place=layout.place
                 )
-                state, summary = _epoch(step, state, loaded, number, steps, bar)
-                if is_first():
-                    probed = evaluate(layout.here(state))
-                    history.append(_record(journal, bar, {"epoch": number, **summary, **probed}))
+                state, summary = _epoch(step, state, loaded, number, steps, watch, log)
+                record({"epoch": number, **summary})
+                watch.pause("saving")
                 checkpoints.save(number, state)
-    finally:
-        checkpoints.close()
+        if is_first():
+            _finish({**_extent(settings, steps), "resumed_at_step": done * steps}, history, log, console)
     state = layout.here(state)
     return Trained(settings, shape, state.params, state.frozen, tuple(history))
 
 
 def _epoch(
-    step: Step, state: TrainState, batches: Iterator[LoadedBatch], number: int, steps: int, bar: Bar
+    step: Step,
+    state: TrainState,
+    batches: Iterator[LoadedBatch],
+    number: int,
+    steps: int,
+    watch: Watch,
+    log: RunLog,
 ) -> tuple[TrainState, Row]:
     """One pass over the data: the state after it, and means over its steps."""
-    clock, losses, norms, rate, skipped = _Clock(), [], [], 0.0, 0
+    began, pace, losses, norms, rate, skipped = time.perf_counter(), Pace(0, 0), [], [], 0.0, 0
     behind: list[tuple[Metrics, LoadedBatch]] = []
 
     def look(metrics: Metrics, loaded: LoadedBatch) -> float:
         loss, norm = float(metrics["loss"]), float(metrics["gradient_norm"])
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise TrainingError(_diverged(loss, norm, float(metrics["learning_rate"]), number, len(losses), steps))
+            reason = _diverged(loss, norm, float(metrics["learning_rate"]), number, len(losses), steps)
+            log.event("diverged", epoch=number, step=(number - 1) * steps + len(losses) + 1, reason=reason)
+            raise TrainingError(reason)
         losses.append(loss)
         norms.append(norm)
-        bar.advance(number, loss, clock.tick(len(loaded.ids) * jax.process_count()))
+        images = len(loaded.ids) * jax.process_count()
+        pace.advance(images)
+        watch.advance(images, epoch=number, loss=loss)
         return float(metrics["learning_rate"])
 
+    watch.pause("training")
     for loaded in batches:
         state, metrics = step(state, loaded.batch)
         skipped += len(loaded.skipped)
@@ -114,38 +140,34 @@ def _epoch(
             rate = look(*behind.pop())
         behind.append((metrics, loaded))
     rate = look(*behind.pop())
+    speed, seconds = pace.speed, time.perf_counter() - began
     row = {"loss": _mean(losses), "gradient_norm": _mean(norms), "learning_rate": rate, "skipped": summed(skipped)}
-    return state, {**row, "images_per_second": clock.speed, "seconds": clock.seconds}
+    return state, {**row, "images_per_second": speed, "seconds": seconds}
 
 
-class _Clock:
-    """Throughput since the first step, which compiles."""
-
-    def __init__(self) -> None:
-        self._began, self._first, self._images, self.speed = time.perf_counter(), 0.0, 0, 0.0
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self._began
-
-    def tick(self, images: int) -> float:
-        """Count a step that is done."""
-        if self._first == 0.0:
-            self._first = time.perf_counter()
-        else:
-            self._images += images
-            self.speed = self._images / (time.perf_counter() - self._first)
-        return self.speed
+def _extent(settings: Pretrain, steps: int) -> dict[str, int]:
+    return {"epochs": settings.epochs, "steps": settings.epochs * steps}
 
 
-def _record(journal: Journal, bar: Bar, row: Row) -> Row:
-    journal.append(row)
+def _say(row: Row, watch: Watch) -> None:
     shown = {name: value for name, value in row.items() if name in ("loss", "knn", "linear", "images_per_second")}
     if row.get("skipped"):
         shown["images that could not be used"] = row["skipped"]
     if shown:
-        bar.say(f"epoch {row['epoch']}: " + " · ".join(f"{name} {value:.4g}" for name, value in shown.items()))
-    return row
+        watch.say(f"epoch {row['epoch']}: " + " · ".join(f"{name} {value:.4g}" for name, value in shown.items()))
+
+
+def _finish(counts: dict[str, int], history: list[Row], log: RunLog, console: Console) -> None:
+    """The last line of the log and of the terminal: what was done, by how many runs, and what went wrong on the way."""
+    counts["runs"] = len(log.events("start"))
+    counts["nan"] = len(log.events("diverged"))
+    counts["skipped"] = sum(int(row.get("skipped", 0)) for row in history)
+    log.event("finished", **counts)
+    console.print(
+        f"{counts['epochs']} epochs, {counts['steps']} steps in {counts['runs']} runs, the last from step "
+        f"{counts['resumed_at_step']}; {counts['nan']} losses not finite, {counts['skipped']} images could not be used.",
+        highlight=False,
+    )
 
 
 def _mean(values: list[float]) -> float:

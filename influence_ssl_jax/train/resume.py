@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import TextIO
 
 import jax
 import orbax.checkpoint as ocp
 
 from influence_ssl_jax import configuration
-from influence_ssl_jax.errors import InfluenceError
+from influence_ssl_jax.errors import InfluenceError, disk_of
+from influence_ssl_jax.store.files import LOCK, TEMPORARY, lock, write_atomically
 from influence_ssl_jax.train.state import TrainState
 
 
@@ -15,11 +17,12 @@ class TrainingError(InfluenceError):
     """A run that cannot start, go on, or end well."""
 
 
-def claim(folder: Path, description: dict) -> None:
-    """Record in `folder` what is run there.
+def claim(folder: Path, description: dict) -> TextIO:
+    """Record in `folder` what is run there, and hold it until the returned file is closed or the process ends.
 
     Raises:
         TrainingError: A run with other settings is there already (every difference is listed), or something else.
+        StoreError: It is under way.
     """
     file = folder / "settings.json"
     if file.exists():
@@ -29,14 +32,14 @@ def claim(folder: Path, description: dict) -> None:
                 f"{folder} holds a run with other settings; choose another folder, or delete it to start anew:\n  "
                 + "\n  ".join(differing)
             )
-        return
+        return lock(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".tmp")
-    foreign = sorted(each.name for each in folder.iterdir() if each != unfinished)
+    foreign = sorted(each.name for each in folder.iterdir() if each.name not in (LOCK, file.name + TEMPORARY))
     if foreign:
         raise TrainingError(f"{folder} is not empty and holds no run ({foreign[0]}, …). Choose a new or empty folder.")
-    unfinished.write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n")
-    unfinished.replace(file)
+    held = lock(folder)
+    write_atomically(file, (json.dumps(description, indent=1, ensure_ascii=False) + "\n").encode())
+    return held
 
 
 class Checkpoints:
@@ -44,12 +47,18 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int) -> None:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(folder.resolve() / "checkpoints", options=options)
+        self._folder = folder.resolve() / "checkpoints"
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def save(self, epoch: int, state: TrainState) -> None:
-        """Keep the state after `epoch` epochs, and forget the oldest one."""
-        self._manager.save(epoch, args=ocp.args.StandardSave(dict(vars(state))))
-        self._manager.wait_until_finished()
+        """Keep the state after `epoch` epochs, and forget the oldest one.
+
+        Raises:
+            FullDiskError: The disk takes no more; the ones before are kept.
+        """
+        with disk_of(self._folder):
+            self._manager.save(epoch, args=ocp.args.StandardSave(dict(vars(state))))
+            self._manager.wait_until_finished()
 
     def latest(self, like: TrainState) -> tuple[int, TrainState]:
         """(epochs done, state) of the newest checkpoint; (0, `like`) where there is none."""

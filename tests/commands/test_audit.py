@@ -29,6 +29,7 @@ from influence_ssl_jax.influence import Scoring, self_influence
 from influence_ssl_jax.influence.calibration import Calibration
 from influence_ssl_jax.influence.certificate import Audit
 from influence_ssl_jax.losses import CosineDistance
+from influence_ssl_jax.run_log import json_lines
 from influence_ssl_jax.store import ScoreStore
 from influence_ssl_jax.store.manifest import Manifest
 
@@ -144,6 +145,26 @@ def test_a_stopped_audit_goes_on_and_a_larger_one_adds(folder, monkeypatch):
     assert json.loads((folder / "audit.json").read_text())["counts"]["sample"] == SIZE
     with pytest.raises(StoreError, match=r"audit.seed: 0 → 1"):
         run(command(folder, seed=1))
+
+
+@pytest.mark.parametrize("kind", ["scored", "skipped"])
+def test_damaged_certificates_are_computed_again_to_the_same_bits_and_counted(folder, kind):
+    run(command(folder))
+    whole, counts = ((folder / name).read_bytes() for name in ("audit.parquet", "audit.json"))
+    assert json.loads(counts)["counts"]["recomputed"] == 0
+    parts = Manifest.load(folder / "audit" / "parts").parts
+    skipped = next(n for n, part in enumerate(parts) if part.kind == "skipped")
+    damaged = parts[skipped - 1 if kind == "scored" else skipped]  # of one batch, which is written in two parts
+    path = folder / "audit" / "parts" / damaged.name
+    path.write_bytes(path.read_bytes()[:-7])
+    text = run(command(folder))
+    assert f"{damaged.rows} certificates were damaged; they are computed again." in text
+    assert f"Going on: {SIZE - damaged.rows} of {SIZE}" in text
+    assert (folder / "audit.parquet").read_bytes() == whole
+    assert json.loads((folder / "audit.json").read_text())["counts"]["recomputed"] == damaged.rows
+    starts = [line["recomputed"] for line in json_lines(folder / "audit" / "log.jsonl") if line["event"] == "start"]
+    assert starts == [0, damaged.rows]
+    assert json.loads((folder / "audit" / "heartbeat.json").read_text())["doing"] == "certifying"
 
 
 def test_a_sample_too_small_to_calibrate_says_so_and_leaves_no_older_calibration(folder):

@@ -17,6 +17,7 @@ from influence_ssl_jax.influence.certificate import Audit
 from influence_ssl_jax.influence.contenders import Knobs
 from influence_ssl_jax.influence.scores import Scoring
 from influence_ssl_jax.losses import CosineDistance, SimCLR
+from influence_ssl_jax.run_log import json_lines
 from influence_ssl_jax.train import tiny
 from influence_ssl_jax.train.export import Trained
 
@@ -84,6 +85,11 @@ def test_the_record_the_table_and_the_figures(command, monkeypatch):
     assert again[2]["scores"] == rows[2]["scores"]
     assert len(again) == 10
     assert "unconverged: relative residual" in text
+
+    lines = json_lines(folder / "log.jsonl")
+    assert [line["todo"] for line in lines if line["event"] == "start"] == [4, 2]
+    assert [line["backend"] for line in lines if line["event"] == "part"][4:] == ["Diagonal", "CG 3"]
+    assert lines[-1]["resumed"] == 3
 
     with pytest.raises(StoreError, match=r"configuration.dampings"):
         run(command(dampings=(0.1,)))

@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 
 from influence_ssl_jax.commands.fill import fill
-from influence_ssl_jax.commands.run_log import RunLog
 from influence_ssl_jax.commands.scoring_settings import Parts
 from influence_ssl_jax.data.source import Skipped
 from influence_ssl_jax.influence.stream import Scored
+from influence_ssl_jax.run_log import RunLog
 from influence_ssl_jax.store import ScoreStore
 
 QUIET = Console(quiet=True)

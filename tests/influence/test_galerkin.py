@@ -10,6 +10,7 @@ from influence_ssl_jax import trees
 from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.ihvp import Arnoldi, Damping, Exact
+from influence_ssl_jax.influence import memory
 from influence_ssl_jax.influence.galerkin import galerkin
 from influence_ssl_jax.influence.scores import Scoring
 from influence_ssl_jax.influence.stream import self_influence
@@ -18,12 +19,13 @@ from influence_ssl_jax.losses import CosineDistance
 TRANSFORM = ToInput(problems.SIZE, problems.SIZE, 3)
 
 
-def test_intervals_hold_the_score_of_every_example():
+def test_intervals_hold_the_score_of_every_example(monkeypatch):
     problem = problems.problem(CosineDistance(), module=problems.Small(), channels=3)
     source = Arrays(
         np.random.default_rng(1).integers(0, 256, (7, problems.SIZE, problems.SIZE, 3), dtype=np.uint8)
     ).open()
-    scoring = Scoring(Damping(absolute=0.05), draws=2, batch_size=4)
+    scoring = Scoring(Damping(absolute=0.05), draws=2)
+    monkeypatch.setitem(memory.LARGEST, "cpu", 4)
     want = self_influence(problem, Exact(), source, TRANSFORM, scoring)["score"].to_numpy()
     for rank in (6, trees.size(problem.params)):
         state = jax.jit(Arnoldi(rank, block=2, probes=2).fit)(problem, jax.random.key(0))

@@ -1,21 +1,34 @@
 """Run by `test_devices.py` in a process with eight simulated devices; prints what it found as JSON."""
 
+import dataclasses
 import json
+import tempfile
+from contextlib import ExitStack, nullcontext, suppress
+from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow.parquet as pq
+from rich.console import Console
 
 from influence_ssl_jax import trees
-from influence_ssl_jax.data import epoch
-from influence_ssl_jax.influence.scores import Scorer
+from influence_ssl_jax.commands.score import Score
+from influence_ssl_jax.commands.scoring_settings import CurvatureSet, Parts
+from influence_ssl_jax.data import Synthetic, epoch
+from influence_ssl_jax.ihvp import LoGra
+from influence_ssl_jax.influence.scores import Scorer, Scoring
 from influence_ssl_jax.losses import SimCLR
 from influence_ssl_jax.losses.loss import Embeddings
 from influence_ssl_jax.parallel import all_devices, batches_of, local_devices, spread
+from influence_ssl_jax.run_log import json_lines
+from influence_ssl_jax.store import ScoreStore
+from influence_ssl_jax.train import export
 from influence_ssl_jax.train import state as training
 from influence_ssl_jax.train.layout import Layout
 from tests.parallel import rig
-from tests.train.small import INPUT, coloured, small
+from tests.train.small import INPUT, Small, coloured, saved, small
 
 
 def scored() -> dict:
@@ -31,6 +44,63 @@ def scored() -> dict:
         shapes = [leaf.shape for leaf in divided.shapes(backend, 0).leaves]
         found[name]["shapes"] = shapes == [leaf.shape for leaf in jax.tree.leaves(state)]
     return found
+
+
+def continued(folder: Path) -> dict:
+    """The command on one device, stopped after its first part and gone on with on eight, and the other way round."""
+    export.Pretrain = Small
+    with first_device():
+        encoder = saved(folder / "encoder", small(SimCLR(0.5)))
+    whole = Score(
+        encoder,
+        folder / "whole",
+        Synthetic(count=203, size=8),
+        curvature=CurvatureSet(examples=24, batch_size=8),
+        backend=LoGra(rank=2),
+        scoring=Scoring(draws=2, batch_size=5),
+        parts=Parts(40),
+    )
+    with first_device():
+        whole.run(Console(quiet=True))
+    found = {"whole": told(whole.out)}
+    for name, begin, go_on in (("grown", first_device, nullcontext), ("shrunk", nullcontext, first_device)):
+        run = dataclasses.replace(whole, out=folder / name)
+        with begin(), mock.patch.object(ScoreStore, "append", append_once), suppress(KeyboardInterrupt):
+            run.run(Console(quiet=True))
+        with go_on():
+            run.run(Console(quiet=True))
+        found[name] = told(run.out)
+    return found
+
+
+def first_device() -> ExitStack:
+    """As if there were but one."""
+    stack, real = ExitStack(), jax.devices()[:1]
+    for name, value in (("devices", real), ("local_devices", real), ("device_count", 1), ("local_device_count", 1)):
+        stack.enter_context(mock.patch.object(jax, name, lambda *_, value=value: value))
+    return stack
+
+
+_append = ScoreStore.append
+
+
+def append_once(store, table):
+    if len(store.done()):
+        raise KeyboardInterrupt
+    _append(store, table)
+
+
+def told(folder: Path) -> dict:
+    """What is in a finished folder."""
+    table = pq.read_table(folder / "scores.parquet")
+    parts = (folder / "parts" / "0000").glob("*.parquet")
+    return {
+        "index": table["index"].to_pylist(),
+        "score": table["score"].to_pylist(),
+        "rows": sum(pq.read_metadata(part).num_rows for part in parts),
+        "resumed": json.loads((folder / "run.json").read_text())["counts"]["resumed"],
+        "devices": [line["devices"] for line in json_lines(folder / "log.jsonl") if line["event"].startswith("fit")],
+    }
 
 
 def trained() -> list[float]:
@@ -75,8 +145,16 @@ def main() -> None:
     """Everything, printed."""
     jax.config.update("jax_disable_most_optimizations", True)
     found = scored()
+    with tempfile.TemporaryDirectory() as folder:
+        moved = continued(Path(folder))
     with jax.enable_x64(True):
-        report = {"devices": jax.device_count(), "scored": found, "trained": trained(), "decomposed": decomposed()}
+        report = {
+            "devices": jax.device_count(),
+            "scored": found,
+            "continued": moved,
+            "trained": trained(),
+            "decomposed": decomposed(),
+        }
     print(json.dumps(report))
 
 

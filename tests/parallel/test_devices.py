@@ -45,6 +45,19 @@ def test_scores_in_float32_are_those_of_one_device_and_rank_alike(report, name, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("name", "devices"), [("grown", [1, 8]), ("shrunk", [8, 1])])
+def test_a_run_goes_on_with_another_number_of_devices_and_differs_by_rounding(report, name, devices):
+    whole, found = report["continued"]["whole"], report["continued"][name]
+    assert (whole["devices"], found["devices"]) == ([1], devices)
+    assert found["index"] == whole["index"] == list(range(203))
+    assert found["rows"] == whole["rows"] == 203  # nothing twice
+    assert found["resumed"] == 40
+    np.testing.assert_allclose(found["score"], whole["score"], rtol=1e-5)
+    if name == "grown":  # fitted and begun as the whole run
+        assert found["score"][:40] == whole["score"][:40]
+
+
+@pytest.mark.slow
 def test_a_pretraining_gradient_is_that_of_one_device(report):
     assert max(report["trained"]) < 1e-12
 

@@ -14,6 +14,7 @@ import pytest
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.parallel import Distributed
 from influence_ssl_jax.parallel.processes import resolved
+from influence_ssl_jax.run_log import json_lines
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -56,6 +57,12 @@ def test_two_processes_pretrain_and_score_as_one(tmp_path):
         parts = (tmp_path / "two" / "scores" / "parts" / number).glob("*.parquet")
         rows.append(sum(pq.read_metadata(part).num_rows for part in parts))
     assert rows == [120, 110]  # each wrote its own batches of ten: 12 and 11
+    logs = [json_lines(tmp_path / "two" / "encoder" / name) for name in ("log.jsonl", "log-1.jsonl")]
+    assert [[line["event"] for line in log] for log in logs] == [
+        ["start", "epoch", "epoch", "finished"],
+        ["start", "epoch", "epoch"],  # the first process speaks for all
+    ]
+    assert {line["process"] for line in logs[1]} == {1}
     histories = [
         json.loads((tmp_path / each / "encoder" / "encoder.json").read_text())["history"] for each in ("one", "two")
     ]

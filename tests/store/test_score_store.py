@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from influence_ssl_jax.data.source import Skipped
-from influence_ssl_jax.errors import StoreError
+from influence_ssl_jax.errors import FullDiskError, StoreError
 from influence_ssl_jax.influence.rows import embedding_matrix
 from influence_ssl_jax.store import COLUMNS, ScoreStore, files, parts, result
 
@@ -162,19 +162,49 @@ def test_parts_of_other_processes_count_and_an_example_in_two_parts_counts_once(
     assert run_json(tmp_path / "out")["counts"]["recomputed"] == 4
 
 
-def test_a_disk_that_is_full_stops_the_run_and_loses_nothing(tmp_path):
+def test_a_file_that_may_not_grow_stops_the_run_and_loses_nothing(tmp_path):
     fresh = fill(tmp_path / "fresh", BATCHES).read_bytes()
     with ScoreStore.open(tmp_path / "out", IDENTITY, SIZE) as store:
         store.append(part(BATCHES[0]))
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))  # the kernel refuses to write further, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))  # the kernel refuses to write further
         try:
-            with pytest.raises(OSError, match="File too large"):
+            with pytest.raises(FullDiskError, match="File too large"):
                 store.append(part(BATCHES[1]))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [file.name for file in (tmp_path / "out" / "parts" / "0000").glob("*.tmp")] == []
     assert fill(tmp_path / "out", BATCHES).read_bytes() == fresh
+
+
+def go_on(store):
+    """The batches after the first, and the table."""
+    for batch in BATCHES[1:]:
+        store.append(part(batch[batch != 6]))
+        store.skip([Skipped(6, "image_6", "truncated")] if 6 in batch else [])
+    store.finish(ATTRIBUTES, {"knn_distance": np.zeros(SIZE - 1)}, {})
+
+
+@pytest.mark.parametrize("file", ["parts/0000/000001.parquet.tmp", "parts/0000/manifest.jsonl", "scores.parquet.tmp"])
+def test_a_full_disk_is_named_and_loses_nothing(tmp_path, file):
+    """What is written through a link to /dev/full meets the kernel's own ENOSPC, without privileges."""
+    fresh, out = fill(tmp_path / "fresh", BATCHES).read_bytes(), tmp_path / "out"
+    fill(out, BATCHES[:1], finish=False)
+    here = out / file
+    held = here.read_bytes() if here.exists() else None
+    store = ScoreStore.open(out, IDENTITY, SIZE)  # before the disk is full: opening tidies up
+    here.unlink(missing_ok=True)
+    here.symlink_to("/dev/full")
+    with store, pytest.raises(FullDiskError) as error:
+        go_on(store)
+    named = str(here).removesuffix(".tmp")
+    assert f"The disk of {named} takes no more: No space left on device" in str(error.value)
+    assert "give the same command again" in str(error.value)
+    here.unlink(missing_ok=True)
+    if held is not None:
+        here.write_bytes(held)
+    assert list(out.rglob("*.tmp")) == []
+    assert fill(out, BATCHES).read_bytes() == fresh
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

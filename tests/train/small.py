@@ -7,12 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from influence_ssl_jax.augment.noise import GaussianNoise
+from influence_ssl_jax.configuration import describe
 from influence_ssl_jax.data import Arrays, ToInput, epoch
 from influence_ssl_jax.losses import Supervised
 from influence_ssl_jax.nets.heads import Classifier, Predictor, Projector
 from influence_ssl_jax.nets.self_supervised import SelfSupervised
+from influence_ssl_jax.train.export import Trained, save
 from influence_ssl_jax.train.recipes import tiny
 from influence_ssl_jax.train.settings import Pretrain
+from influence_ssl_jax.train.state import initial
 
 INPUT = ToInput(8, 8, 3)
 
@@ -57,3 +60,10 @@ def coloured(count, seed=0):
 
 def a_batch(settings, count=16):
     return next(epoch(coloured(count), INPUT, settings.batch_size, settings.seed, 1)).batch
+
+
+def saved(path, settings):
+    """An untrained network as a file, which a command scores as it does a trained one."""
+    state = initial(settings, (INPUT.height, INPUT.width, INPUT.channels))
+    made = Trained(settings, (INPUT.height, INPUT.width, INPUT.channels), state.params, state.frozen)
+    return save(path, made, input=describe(INPUT)).arrays

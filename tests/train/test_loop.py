@@ -18,8 +18,10 @@ from rich.console import Console
 
 from influence_ssl_jax.data import Arrays
 from influence_ssl_jax.data.arrays import InMemory
-from influence_ssl_jax.errors import DataError
+from influence_ssl_jax.errors import DataError, FullDiskError, StoreError, disk_of
 from influence_ssl_jax.losses import BYOL, SimCLR
+from influence_ssl_jax.run_log import RunLog, json_lines
+from influence_ssl_jax.store.files import lock
 from influence_ssl_jax.train import Probe, Sgd, TrainingError, export, pretrain
 from influence_ssl_jax.train.journal import Journal
 from tests.train.small import INPUT, a_batch, coloured, small
@@ -39,6 +41,10 @@ def run(settings, folder, source=None, **changes):
     return pretrain(
         settings, coloured(48) if source is None else source, INPUT, folder, probe=PROBE, console=silent(), **changes
     )
+
+
+def log_of(folder):
+    return json_lines(folder / "log.jsonl")
 
 
 class Interrupted(Exception):
@@ -73,6 +79,9 @@ def test_a_run_learns_and_reports(tmp_path):
         "epoch", "loss", "gradient_norm", "learning_rate", "skipped", "images_per_second", "seconds", "knn", "linear"
     }  # fmt: skip
     assert "images/s" in shown.file.getvalue()
+    assert "3 epochs, 9 steps in 1 runs, the last from step 0; 0 losses not finite" in shown.file.getvalue()
+    beat = json.loads((tmp_path / "heartbeat.json").read_text())
+    assert (beat["doing"], beat["done"], beat["total"]) == ("saving", 3 * 48, 3 * 48)
     assert json.loads((tmp_path / "settings.json").read_text())["pretrain"]["epochs"] == 3
 
 
@@ -94,6 +103,12 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path):
     ]
     assert timeless[0] == timeless[1]
     equal(run(settings, tmp_path / "broken").params, whole.params)
+    told = [(line["event"], line.get("resumed_at_step", line.get("epoch"))) for line in log_of(tmp_path / "broken")]
+    before, between, after = [("start", 0), ("epoch", 0), ("epoch", 1)], [("epoch", 2), ("epoch", 3)], ("finished", 3)
+    assert told == [*before, ("start", 3), *between, after, ("start", 9), ("finished", 9)]
+    last = log_of(tmp_path / "broken")[-1]
+    names = ("epochs", "steps", "resumed_at_step", "runs", "nan", "skipped")
+    assert [last[name] for name in names] == [3, 9, 9, 3, 0, 0]
 
 
 @pytest.mark.slow
@@ -118,7 +133,18 @@ def test_a_killed_process_goes_on_where_it_was(tmp_path):
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
+    beat, epochs = json.loads((tmp_path / "killed" / "heartbeat.json").read_text()), len(journal.rows()) - 1
+    assert (beat["pid"], beat["total"]) == (process.pid, 6 * 48)
+    assert [line["event"] for line in log_of(tmp_path / "killed")].count("finished") == 0
     resumed, whole = run(settings, tmp_path / "killed"), run(settings, tmp_path / "whole")
+    starts = [line for line in log_of(tmp_path / "killed") if line["event"] == "start"]
+    assert [start["pid"] for start in starts] == [process.pid, os.getpid()]
+    assert starts[1]["resumed_at_step"] in (
+        3 * (epochs - 1),
+        3 * epochs,
+    )  # the last epoch's state may not have been kept
+    assert log_of(tmp_path / "killed")[-1]["runs"] == 2
+    assert json.loads((tmp_path / "killed" / "heartbeat.json").read_text())["pid"] == os.getpid()
     equal(resumed.params, whole.params)
     equal(resumed.frozen, whole.frozen)
     assert [row["epoch"] for row in resumed.history] == list(range(7))
@@ -143,6 +169,16 @@ def test_a_folder_of_something_else_is_refused_untouched(tmp_path):
 def test_a_diverging_run_names_the_step_and_what_to_do(tmp_path):
     settings = small(SimCLR(0.5), epochs=1, optimiser=Sgd(1e30, momentum=0.0))
     with pytest.raises(TrainingError, match=r"step [23] of 3 in epoch 1: loss nan.*Lower the learning rate"):
+        run(settings, tmp_path)
+    last = log_of(tmp_path)[-1]
+    assert (last["event"], last["epoch"]) == ("diverged", 1)
+    assert "Lower the learning rate" in last["reason"]
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    settings = small(SimCLR(0.5), epochs=1)
+    run(settings, tmp_path)
+    with lock(tmp_path), pytest.raises(StoreError, match="being written by another run"):
         run(settings, tmp_path)
 
 
@@ -187,3 +223,27 @@ def test_a_torn_line_of_the_journal_is_no_row(tmp_path):
     assert [row["epoch"] for row in journal.rows()] == [0, 1]
     assert journal.keep(0) == [{"epoch": 0, "knn": 0.5}]
     assert journal.rows() == [{"epoch": 0, "knn": 0.5}]
+
+
+def test_a_full_disk_is_named_and_the_journal_stays_what_it_was(tmp_path):
+    journal = Journal(tmp_path / "metrics.jsonl")
+    journal.append({"epoch": 0})
+    (tmp_path / "metrics.jsonl.tmp").symlink_to("/dev/full")  # the kernel's own ENOSPC, without privileges
+    with pytest.raises(FullDiskError, match=r"The disk of .*metrics.jsonl takes no more: No space left on device"):
+        journal.keep(0)
+    assert journal.rows() == [{"epoch": 0}]
+    log = RunLog(tmp_path)
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")  # written to only: it never ends when it is read
+    with pytest.raises(FullDiskError, match="give the same command again"):
+        log.event("start")
+    with pytest.raises(FullDiskError), disk_of(tmp_path / "a"):
+        raise ValueError("RESOURCE_EXHAUSTED: a/b: No space left on device")  # as orbax's writer reports it
+    with pytest.raises(ValueError, match="anything else"), disk_of(tmp_path / "a"):
+        raise ValueError("anything else")
+
+
+def test_a_line_that_a_kill_cut_short_does_not_spoil_the_next_one(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"event": "start"}\n{"event": "epo')
+    log = RunLog(tmp_path)
+    log.event("start")
+    assert len(log.events("start")) == 2

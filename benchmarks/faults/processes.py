@@ -1,0 +1,85 @@
+"""The command line in processes of its own, which may be killed."""
+
+import contextlib
+import io
+import os
+import random
+import resource
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from influence_ssl_jax import cli
+from influence_ssl_jax.errors import InfluenceError
+
+Action = Callable[[], int | None]
+
+
+def started(action: Action, said: Path) -> int:
+    """A process of its own for `action`, which nothing of JAX has run in before; its id."""
+    process = os.fork()
+    if process:
+        return process
+    status = 1
+    with contextlib.suppress(BaseException), said.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        status = action() or 0
+    os._exit(status)
+
+
+def command(arguments: list[str], limit: int | None = None) -> Action:
+    """The command line as an action, maybe in a process that can write no file beyond `limit` bytes."""
+
+    def action() -> int:
+        if limit is not None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        plain = Console(
+            width=200, force_terminal=False, file=io.TextIOWrapper(os.fdopen(os.dup(1), "wb"), write_through=True)
+        )
+        return cli.run(arguments, plain, plain)
+
+    return action
+
+
+def ended(process: int) -> int:
+    """Its exit status, −9 where it was killed."""
+    status = os.waitpid(process, 0)[1]
+    return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def told(action: Callable[[], None]) -> Action:
+    """An action whose documented errors are said as the command line says them."""
+
+    def telling() -> int:
+        try:
+            action()
+        except InfluenceError as error:
+            print(f"error: {error}", flush=True)
+            return cli.WRONG
+        return 0
+
+    return telling
+
+
+def killed_until_through(action: Action, said: Path, draw: random.Random, seconds: float, at_most: int) -> int:
+    """Start an action again and again, killing it at random moments; the number of kills until it came through."""
+    for kills in range(at_most + 1):
+        process = started(action, said)
+        if kills == at_most:
+            assert ended(process) == 0, said.read_text()
+            return kills
+        deadline = time.monotonic() + draw.uniform(0.1, 0.9) * seconds
+        while time.monotonic() < deadline:
+            done, status = os.waitpid(process, os.WNOHANG)
+            if done:
+                assert status == 0, said.read_text()
+                return kills
+            time.sleep(0.002)
+        os.kill(process, signal.SIGKILL)
+        ended(process)
+    raise AssertionError("unreachable")

@@ -1,0 +1,45 @@
+"""Scoring in 16 bits ranks the bundled images as float32 does, and says how far."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+from rich.console import Console
+from scipy.stats import spearmanr
+
+from influence_ssl_jax.commands.score import Score
+from influence_ssl_jax.commands.scoring_settings import CurvatureSet
+from influence_ssl_jax.data import Digits
+from influence_ssl_jax.ihvp import LoGra
+from influence_ssl_jax.influence.scores import Scoring
+from influence_ssl_jax.losses import SimCLR
+from influence_ssl_jax.train import export
+from tests.train.small import Small, saved, small
+
+SOURCE = Digits(size=8, digits=240)
+
+
+def test_bfloat16_scores_of_real_images_rank_as_float32_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "Pretrain", Small)
+    encoder = saved(tmp_path / "encoder", small(SimCLR(0.5)))
+    single = Score(
+        encoder,
+        tmp_path / "float32",
+        SOURCE,
+        curvature=CurvatureSet(examples=32, batch_size=32),
+        backend=LoGra(rank=2),
+        scoring=Scoring(draws=1, batch_size=32),
+    )
+    half = dataclasses.replace(single, out=tmp_path / "bfloat16", precision="bfloat16")
+    told = Console(width=200)
+    with told.capture() as said:
+        half.run(told)
+    single.run(Console(quiet=True))
+    scores = [pq.read_table(each.out / "scores.parquet")["score"].to_numpy() for each in (half, single)]
+    found = json.loads((half.out / "run.json").read_text())["bfloat16"]
+    assert found["images"] == len(SOURCE.open()) == len(scores[0])
+    np.testing.assert_allclose(found["rank_correlation"], spearmanr(*scores).statistic, rtol=1e-3)
+    assert not np.array_equal(*scores)
+    assert 0.99 < found["rank_correlation"] < 1
+    assert f"rank correlation {found['rank_correlation']:.4f}" in said.get()
