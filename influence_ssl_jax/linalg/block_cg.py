@@ -40,7 +40,11 @@ class _Iterate(NamedTuple):
 
 
 def block_cg(
-    products: Rows, right: Float[Array, "rows size"], tolerance: float | Array, iterations: int | Array, precondition: Rows
+    products: Rows,
+    right: Float[Array, "rows size"],
+    tolerance: float | Array,
+    iterations: int | Array,
+    precondition: Rows,
 ) -> Solutions:
     """Solve `A x = b` for every row b, from `x = 0`, each x the best of one Krylov space that all of them span.
 
