@@ -21,7 +21,7 @@ from benchmarks.conventions import differences, questions
 from benchmarks.results import Finding, write
 from benchmarks.shared import MEAN, STD, Setting, Shared, random_vector, shared
 from influence_ssl_jax.curvature import blocks as cut
-from influence_ssl_jax.curvature.contributions import contributed, measured
+from influence_ssl_jax.curvature.contributions import contributed
 from influence_ssl_jax.curvature.matvec import matvec
 from influence_ssl_jax.curvature.moments import factor_moments
 from influence_ssl_jax.ihvp import EKFAC, KFAC, LoGra
@@ -90,7 +90,8 @@ def ours(given: Shared, config: Config) -> Ours:
 
     @jax.jit
     def of_batch(batch: Batch) -> dict[str, Any]:
-        gradients = measured(given.objective, given.params, given.frozen, batch).gradients
+        parts = contributed(problem, batch)  # 1/√b of each gradient, in the very views that the peers are given
+        gradients = dataclasses.replace(parts, cotangents=parts.cotangents * len(batch.index) ** 0.5)
         return {
             "squared_norms": gradients.squared_norms(blocks),
             "gradient": jax.grad(given.objective)(given.params, given.frozen, batch),

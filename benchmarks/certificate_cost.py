@@ -25,7 +25,7 @@ jax.config.update("jax_enable_x64", True)
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
 
 from influence_ssl_jax import trees
-from influence_ssl_jax.curvature.flat import flat_matvec
+from influence_ssl_jax.curvature.flat import flat_products
 from influence_ssl_jax.ihvp import EKFAC, Arnoldi, Backend, Deflated, Exact
 from influence_ssl_jax.ihvp.certificate import refined, solved_by
 from influence_ssl_jax.linalg.quadrature import Bounds, quadratic_form_bounds
@@ -53,8 +53,7 @@ def bounds_from(backend: Backend | None) -> Bound:
     @jax.jit
     def bounds(problem: Problem, rows: jax.Array, damping: jax.Array, width: jax.Array) -> Bounds:
         if backend is None:
-            product = flat_matvec(problem)
-            return quadratic_form_bounds(lambda v: jax.lax.map(product, v), rows, damping, KEY, width, STEPS)
+            return quadratic_form_bounds(flat_products(problem), rows, damping, KEY, width, STEPS)
         found = solved_by(backend, backend.fit(problem, KEY), problem, rows, damping)
         return refined(found, problem, damping, KEY, width, STEPS)
 

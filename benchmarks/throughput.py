@@ -1,11 +1,12 @@
 """Scores per second of ResNet-18 with every scalable backend, as multiples of one plain gradient over the same images.
 
-    python benchmarks/throughput.py --widths 16 64 --batch 16
+    python benchmarks/throughput.py --widths 16 64
 
 A score is what the command line computes: one draw of noise, the form, the gradient's norm and the baselines of a batch.
 Fitted states are filled with ones: their values cost nothing. Interleaved repetitions in one process, medians of ratios.
 With `--precision bfloat16` layers compute in 16 bits. On two cores some ten minutes, most of them compiling; on a GPU
-give a larger batch.
+give a larger batch. Expected: what takes no product with a vector costs about a gradient, gradient norms included;
+forward mode (Arnoldi, Nystrom) costs half a gradient for each vector.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ import numpy as np
 import tyro
 
 from influence_ssl_jax.augment.noise import GaussianNoise
-from influence_ssl_jax.ihvp import EKFAC, KFAC, Backend, Diagonal, Identity, LoGra
+from influence_ssl_jax.ihvp import EKFAC, KFAC, Arnoldi, Backend, Deflated, Diagonal, Identity, LoGra, Nystrom
 from influence_ssl_jax.influence.fitting import shapes
 from influence_ssl_jax.influence.scores import Scorer, Scoring
 from influence_ssl_jax.losses import CosineDistance
@@ -39,6 +40,9 @@ BACKENDS: dict[str, Backend] = {
     "K-FAC": KFAC(),
     "diagonal": Diagonal(),
     "identity": Identity(),
+    "Arnoldi, rank 16": Arnoldi(rank=16),
+    "Nystrom, rank 16": Nystrom(rank=16),
+    "Deflated, rank 16": Deflated(rank=16),
 }
 
 
@@ -55,7 +59,7 @@ class Config:
     """
 
     widths: tuple[int, ...] = (16, 64)
-    batch: int = 16
+    batch: int = 32
     precision: Precision = "float32"
     repeats: int = 5
     out: Path = Path(__file__).parent / "results" / "throughput.json"

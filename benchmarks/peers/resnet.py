@@ -39,8 +39,8 @@ class ResNet18(nn.Module):
 
     def __init__(self, width: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float64).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float64).view(1, -1, 1, 1), persistent=False)
         self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         for stage in range(4):
@@ -85,7 +85,7 @@ def converted(params: Params, frozen: Frozen) -> dict[str, torch.Tensor]:
 
 def network(params: Params, frozen: Frozen, mean: tuple[float, ...], std: tuple[float, ...]) -> ResNet18:
     """The torch network with these weights, in evaluation mode and channels-last."""
-    found = ResNet18(params["conv1"]["kernel"].shape[-1], mean, std)
+    found = ResNet18(params["conv1"]["kernel"].shape[-1], mean, std).double()
     missing, unexpected = found.load_state_dict(converted(params, frozen), strict=False)
     left = [name for name in missing if not name.endswith("num_batches_tracked")]
     if left or unexpected:

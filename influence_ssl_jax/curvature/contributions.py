@@ -1,6 +1,7 @@
 """Which gradients an objective gives its examples: of a measurement, of a batch-coupled loss, or drawn."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ from influence_ssl_jax.curvature.sampling import output_samples
 from influence_ssl_jax.losses.alignment import Measurement
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.types import Batch, Frozen, Params
+
+Statistic = TypeVar("Statistic")
 
 
 class Measured(NamedTuple):
@@ -70,29 +73,46 @@ def sampled(problem: Problem, batch: Batch, samples: int) -> ExampleGradients:
     """
     if not problem.objective.loss.separable:
         raise TypeError(f"{type(problem.objective.loss).__name__} couples the examples of a batch; use `pooled`.")
-    return own_parts(problem, batch, samples)
-
-
-def own_parts(problem: Problem, batch: Batch, samples: int) -> ExampleGradients:
-    """`J_iᵀ (∂y/∂z_i)ᵀ w` with w ~ N(0, ∇²head) over the batch: what each example adds to a draw, for any loss.
-
-    Over the examples they sum to the draws of `pooled`; for a loss that couples examples, the sum of their outer
-    products leaves the coupling out.
-    """
-    objective = problem.objective
-    images = objective.images(batch, jax.tree.leaves(problem.params)[0].dtype)
-    z = objective.embed(problem.params, problem.frozen, images)
-    y, backward = jax.vjp(lambda z: objective.loss.outputs(objective.complete(z, problem.frozen, batch)), z)
-    cotangents = jax.vmap(lambda w: backward(w)[0], out_axes=1)(output_samples(objective.loss, y, batch, samples))
+    images, drawn = _own_parts(problem, batch, samples)
     repeated = jnp.broadcast_to(images[:, None], (images.shape[0], samples, *images.shape[1:]))
     return ExampleGradients(
         problem.params,
         problem.frozen,
         repeated.reshape(images.shape[0], -1, *images.shape[2:]),
-        cotangents.reshape(images.shape[0], -1, z.shape[2]),
-        objective.network,
+        jnp.moveaxis(drawn, 0, 1).reshape(images.shape[0], -1, drawn.shape[-1]),
+        problem.objective.network,
         samples,
     )
+
+
+def sum_over_draws(
+    problem: Problem, batch: Batch, samples: int, statistic: Callable[[ExampleGradients], Statistic]
+) -> Statistic:
+    """`Σ_k q(g of draw k)` with `g_i = J_iᵀ (∂y/∂z_i)ᵀ w` and w ~ N(0, ∇²head) over the batch, for any loss.
+
+    Over the examples the parts of a draw sum to that of `pooled`; for a loss that couples examples, the sum of their
+    outer products leaves the coupling out. One draw is in memory at a time: what a fit needs does not grow with the
+    number of draws.
+    """
+    images, drawn = _own_parts(problem, batch, samples)
+
+    def of(cotangents: Array) -> Statistic:
+        network = problem.objective.network
+        return statistic(ExampleGradients(problem.params, problem.frozen, images, cotangents, network))
+
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(of, drawn[0]))
+    return jax.lax.scan(lambda total, one: (jax.tree.map(jnp.add, total, of(one)), None), zero, drawn)[0]
+
+
+def _own_parts(
+    problem: Problem, batch: Batch, samples: int
+) -> tuple[Float[Array, "views batch height width channels"], Float[Array, "samples views batch embedding"]]:
+    """The images, and the cotangents of their embeddings in every draw."""
+    objective = problem.objective
+    images = objective.images(batch, jax.tree.leaves(problem.params)[0].dtype)
+    z = objective.embed(problem.params, problem.frozen, images)
+    y, backward = jax.vjp(lambda z: objective.loss.outputs(objective.complete(z, problem.frozen, batch)), z)
+    return images, jax.vmap(lambda w: backward(w)[0])(output_samples(objective.loss, y, batch, samples))
 
 
 def pooled(problem: Problem, batch: Batch, samples: int) -> Params:

@@ -1,18 +1,24 @@
-"""Curvature × vector on plain vectors: what the matrix-free algorithms of `linalg` take."""
+"""Curvature × vectors on plain rows: what the matrix-free algorithms of `linalg` take."""
 
+from functools import partial
+
+import jax
 from jaxtyping import Array, Float
 
 from influence_ssl_jax import trees
-from influence_ssl_jax.curvature.matvec import matvec
-from influence_ssl_jax.linalg.krylov import FlatMatvec
+from influence_ssl_jax.curvature.matvec import block_matvec
+from influence_ssl_jax.linalg.krylov import Rows
 from influence_ssl_jax.problem import Problem
 
 
-def flat_matvec(problem: Problem) -> FlatMatvec:
-    """The map v ↦ C v on parameters ravelled into one vector (`trees.ravel`)."""
-    product = matvec(problem)
+def flat_products(problem: Problem) -> Rows:
+    """The map V ↦ V C of rows, each the parameters ravelled into one vector (`trees.ravel`).
 
-    def flat(vector: Float[Array, " size"]) -> Float[Array, " size"]:
-        return trees.ravel(product(trees.unravel(problem.params, vector)))
+    Every batch of the curvature set is linearised once for all rows.
+    """
+    product, unravel = block_matvec(problem), partial(trees.unravel, problem.params)
 
-    return flat
+    def rows(vectors: Float[Array, "rows size"]) -> Float[Array, "rows size"]:
+        return trees.ravel_batch(product(jax.vmap(unravel)(vectors)))
+
+    return rows

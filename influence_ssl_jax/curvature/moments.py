@@ -1,8 +1,7 @@
 """Second moments over the curvature set: of gradients' features, and of a layer's inputs and output-gradients."""
 
-import dataclasses
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +9,18 @@ from jaxtyping import Array
 
 from influence_ssl_jax.curvature.accumulate import mean_over_batches
 from influence_ssl_jax.curvature.blocks import Blocks, MatrixBlock
-from influence_ssl_jax.curvature.contributions import contributed, own_parts, pooled
+from influence_ssl_jax.curvature.contributions import contributed, pooled, sum_over_draws
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Batch, Params
 
 Statistic = TypeVar("Statistic")
+Sides: TypeAlias = dict[str, tuple[Array, Array]]
+"""`A` = mean of ā āᵀ over examples and positions and `S` = Σ s sᵀ over both, [groups, size, size], of every layer.
+
+Were ā and s independent of each other and across positions, A ⊗ S would be the second moment of the layer's gradients
+(Grosse & Martens, arXiv 1602.01407, eq. 25–27).
+"""
 
 
 def sum_over_samples(
@@ -40,7 +45,7 @@ def sum_over_samples(
         if problem.curvature == "empirical_fisher":
             return of_gradients(contributed(problem, batch))
         if problem.objective.loss.separable:
-            total = of_gradients(dataclasses.replace(own_parts(problem, batch, samples), draws=1))
+            total = sum_over_draws(problem, batch, samples, of_gradients)
         else:
             total = of_trees(pooled(problem, batch, samples))
         return jax.tree.map(lambda leaf: leaf / samples, total)
@@ -48,36 +53,32 @@ def sum_over_samples(
     return mean_over_batches(problem, of_batch)
 
 
-def side_moments(
-    problem: Problem, blocks: Blocks, gradients_of: Callable[[Batch], ExampleGradients]
-) -> dict[str, tuple[Array, Array]]:
-    """`A` = mean of ā āᵀ over examples and positions and `S` = Σ s sᵀ over both, [groups, size, size], of every layer.
-
-    Were ā and s independent of each other and across positions, A ⊗ S would be the second moment of the layer's
-    gradients (Grosse & Martens, arXiv 1602.01407, eq. 25–27).
-    """
-    matrices = [block for block in blocks if isinstance(block, MatrixBlock)]
-
-    def of_batch(batch: Batch) -> dict[str, tuple[Array, Array]]:
-        gradients = gradients_of(batch)
-        rows = {block.name: block.rows(gradients) for block in matrices}
-        return {
-            name: (
-                jnp.einsum("ntgi,ntgj->gij", a, a) / (a.shape[0] * a.shape[1]),
-                jnp.einsum("ntgi,ntgj->gij", s, s),
-            )
-            for name, (a, s) in rows.items()
-        }
-
-    return mean_over_batches(problem, of_batch)
+def side_moments(problem: Problem, blocks: Blocks) -> Sides:
+    """The side moments of every example's contribution to the gradient."""
+    return mean_over_batches(problem, lambda batch: _sides(blocks, contributed(problem, batch)))
 
 
-def factor_moments(problem: Problem, blocks: Blocks, samples: int) -> dict[str, tuple[Array, Array]]:
+def factor_moments(problem: Problem, blocks: Blocks, samples: int) -> Sides:
     """The side moments of curvature samples: Kronecker factors of every layer's block of C.
 
     A factor holds one example's rows at a time, so what a batch-coupled loss puts between examples is left out of it.
     """
     if problem.curvature == "empirical_fisher":
-        return side_moments(problem, blocks, lambda batch: contributed(problem, batch))
-    found = side_moments(problem, blocks, lambda batch: own_parts(problem, batch, samples))
-    return {name: (inputs, outputs / samples) for name, (inputs, outputs) in found.items()}
+        return side_moments(problem, blocks)
+
+    def of_batch(batch: Batch) -> Sides:
+        total = sum_over_draws(problem, batch, samples, lambda gradients: _sides(blocks, gradients))
+        return jax.tree.map(lambda leaf: leaf / samples, total)
+
+    return mean_over_batches(problem, of_batch)
+
+
+def _sides(blocks: Blocks, gradients: ExampleGradients) -> Sides:
+    """`A` and `S` of every layer."""
+    found: Sides = {}
+    for block in blocks:
+        if isinstance(block, MatrixBlock):
+            a, s = block.rows(gradients)
+            inputs = jnp.einsum("ntgi,ntgj->gij", a, a) / (a.shape[0] * a.shape[1])
+            found[block.name] = inputs, jnp.einsum("ntgi,ntgj->gij", s, s)
+    return found

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature import blocks as cut
-from influence_ssl_jax.curvature.flat import flat_matvec
+from influence_ssl_jax.curvature.flat import flat_products
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.errors import CurvatureError
 from influence_ssl_jax.ihvp.backend import Backend, Form, Interval, Resolved, whole
@@ -81,17 +81,14 @@ class Arnoldi(Backend[ArnoldiState]):
 
     def fit(self, problem: Problem, key: Key[Array, ""]) -> ArnoldiState:
         """Find the Ritz pairs, then estimate the trace that they leave."""
-        product, like = flat_matvec(problem), trees.ravel(problem.params)
+        products, like = flat_products(problem), trees.ravel(problem.params)
         krylov_key, trace_key = jax.random.split(key)
         dimension = round(self.rank * self.expansion)
-        found = leading_eigenpairs(product, krylov_key, like, self.rank, self.block, dimension, self.restarts)
+        found = leading_eigenpairs(products, krylov_key, like, self.rank, self.block, dimension, self.restarts)
 
-        def outside(key: Key[Array, ""]) -> Float[Array, ""]:
-            signs = jax.random.rademacher(key, like.shape, like.dtype)
-            rest = signs - (found.vectors @ signs) @ found.vectors
-            return rest @ product(rest)
-
-        trace = jnp.mean(jax.lax.map(outside, jax.random.split(trace_key, self.probes)))
+        signs = jax.random.rademacher(trace_key, (self.probes, like.size), like.dtype)
+        rest = signs - (signs @ found.vectors.T) @ found.vectors
+        trace = jnp.sum(rest * products(rest)) / self.probes
         semidefinite = problem.curvature != "hessian"
         level = trace / jnp.maximum(
             like.size - jnp.sum(found.vectors**2), 0.5

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from influence_ssl_jax import trees
-from influence_ssl_jax.curvature.flat import flat_matvec
+from influence_ssl_jax.curvature.flat import flat_products
 from influence_ssl_jax.errors import CurvatureError
 from influence_ssl_jax.ihvp.backend import Backend, Interval, State
-from influence_ssl_jax.linalg.krylov import FlatMatvec
+from influence_ssl_jax.linalg.krylov import Rows
 from influence_ssl_jax.linalg.power import largest_eigenvalue
 from influence_ssl_jax.linalg.quadrature import Bounds, Offset, quadratic_form_bounds
 from influence_ssl_jax.problem import Problem
@@ -77,15 +77,15 @@ def solved_by(
             "Bounds take a C that is positive semi-definite by construction: 'ggn', 'fisher' or 'empirical_fisher', got "
             "curvature='hessian', whose smallest eigenvalue is only ever estimated."
         )
-    product, like = flat_matvec(problem), problem.params
+    products, like = flat_products(problem), problem.params
     solutions = jax.vmap(lambda v: trees.ravel(backend.solve(state, trees.unravel(like, v), damping)))(rows)
-    products = jax.lax.map(product, solutions) + damping * solutions
+    moved = products(solutions) + damping * solutions
     # A power iteration rises from below; twice its value after a few steps is above.
-    size = 2 * largest_eigenvalue(product, jax.random.key(0), rows[0], _POWER_STEPS)
+    size = 2 * largest_eigenvalue(products, jax.random.key(0), rows[0], _POWER_STEPS)
     unit = rounding * jnp.finfo(rows.dtype).eps
-    per_unit = unit * (size + damping) + 4 * _nonlinearity(product, rows[0])
+    per_unit = unit * (size + damping) + 4 * _nonlinearity(products, rows[0])
     doubt = unit * jnp.linalg.norm(rows, axis=1)
-    return Solved(rows, solutions, products, doubt, per_unit * jnp.linalg.norm(solutions, axis=1))
+    return Solved(rows, solutions, moved, doubt, per_unit * jnp.linalg.norm(solutions, axis=1))
 
 
 def certificate(found: Solved, damping: Float[Array, ""]) -> Certificate:
@@ -126,15 +126,12 @@ def refined(
     `Arnoldi(complement="drop")`: its residual has next to nothing along the large eigenvalues, so that Lanczos does not
     see them, as if the matrix were deflated. Other backends' residuals have parts everywhere, and save nothing.
     """
-    product = flat_matvec(problem)
     scale = _ratio(_dot(found.rows, found.solutions), _dot(found.solutions, found.products))
     rest, known = _left(found, scale)
-    return quadratic_form_bounds(
-        lambda rows: jax.lax.map(product, rows), rest, damping, key, width, steps, rounding, known
-    )
+    return quadratic_form_bounds(flat_products(problem), rest, damping, key, width, steps, rounding, known)
 
 
-def _nonlinearity(product: FlatMatvec, like: Float[Array, " size"]) -> Float[Array, ""]:
+def _nonlinearity(products: Rows, like: Float[Array, " size"]) -> Float[Array, ""]:
     """`‖C(u + w) − Cu − Cw‖` of random unit vectors, the larger of two: what rounding does to products.
 
     Where views are nearly equal, a measurement's Jacobian is a small difference of large ones, and products lose digits
@@ -144,7 +141,7 @@ def _nonlinearity(product: FlatMatvec, like: Float[Array, " size"]) -> Float[Arr
     def one(key: Key[Array, ""]) -> Float[Array, ""]:
         drawn = jax.random.normal(key, (2, like.size), like.dtype)
         u, w = drawn / jnp.linalg.norm(drawn, axis=1, keepdims=True)
-        both, first, second = jax.lax.map(product, jnp.stack([u + w, u, w]))
+        both, first, second = products(jnp.stack([u + w, u, w]))
         return jnp.linalg.norm(both - first - second)
 
     return jnp.max(jax.lax.map(one, jax.random.split(jax.random.key(1))))

@@ -10,9 +10,8 @@ from jaxtyping import Array, Float, Key
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.blocks import check_structure
-from influence_ssl_jax.curvature.flat import flat_matvec
+from influence_ssl_jax.curvature.flat import flat_products
 from influence_ssl_jax.curvature.gradients import ExampleGradients
-from influence_ssl_jax.curvature.matvec import block_matvec
 from influence_ssl_jax.curvature.trace import mean_eigenvalue
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved, whole
@@ -86,7 +85,7 @@ class CG(Backend[CGState]):
         if problem.curvature == "hessian":
             like = trees.ravel(problem.params)
             steps = self.lanczos_steps
-            smallest = leading_eigenpairs(flat_matvec(problem), start_key, like, 1, 1, steps).smallest
+            smallest = leading_eigenpairs(flat_products(problem), start_key, like, 1, 1, steps).smallest
         other = None if self.preconditioner is None else self.preconditioner.fit(problem, other_key)
         return CGState(problem, mean, smallest, other)
 
@@ -138,11 +137,11 @@ class CG(Backend[CGState]):
 
     def _solve(self, state: CGState, rows: Float[Array, "rows size"], damping: Resolved) -> Solutions:
         """One block."""
-        value, product = whole(damping), block_matvec(state.problem)
+        value, product = whole(damping), flat_products(state.problem)
         unravel = partial(trees.unravel, state.problem.params)
 
         def damped(rows: Float[Array, "rows size"]) -> Float[Array, "rows size"]:
-            return trees.ravel_batch(product(jax.vmap(unravel)(rows))) + value * rows
+            return product(rows) + value * rows
 
         def precondition(rows: Float[Array, "rows size"]) -> Float[Array, "rows size"]:
             if self.preconditioner is None:

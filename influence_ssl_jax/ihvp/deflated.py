@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature import blocks as cut
-from influence_ssl_jax.curvature.flat import flat_matvec
+from influence_ssl_jax.curvature.flat import flat_products
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.ihvp import bases as basis
 from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved, gram_of_features, whole
@@ -70,7 +70,7 @@ class Deflated(Backend[DeflatedState]):
         refuse_hessian(problem, self)
         like = trees.ravel(problem.params)
         dimension = round(self.rank * self.expansion)
-        found = leading_eigenpairs(flat_matvec(problem), key, like, self.rank, self.block, dimension, self.restarts)
+        found = leading_eigenpairs(flat_products(problem), key, like, self.rank, self.block, dimension, self.restarts)
         blocks = basis.discover_blocks(problem, self.unexplained)
         bases = kronecker_bases(problem, blocks, self.samples, None).bases
         directions = jax.vmap(lambda row: trees.unravel(problem.params, row))(found.vectors)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.blocks import check_structure
-from influence_ssl_jax.curvature.flat import flat_matvec
+from influence_ssl_jax.curvature.flat import flat_products
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.matvec import matvec
 from influence_ssl_jax.curvature.trace import mean_eigenvalue
@@ -78,20 +78,20 @@ class LiSSA(Backend[LiSSAState]):
         mean = mean_eigenvalue(problem, mean_key, self.probes)
         if self.steps == "all":
             orders = jnp.zeros((1, 0), jnp.int32)
-            largest = largest_eigenvalue(flat_matvec(problem), power_key, like, self.power_steps)
+            largest = largest_eigenvalue(flat_products(problem), power_key, like, self.power_steps)
         else:
             orders = jax.random.randint(order_key, (self.repeats, self.depth), 0, count)
             largest = jnp.max(
                 jax.lax.map(
                     lambda i: largest_eigenvalue(
-                        flat_matvec(_only(problem, i)), jax.random.fold_in(power_key, i), like, self.power_steps
+                        flat_products(_only(problem, i)), jax.random.fold_in(power_key, i), like, self.power_steps
                     ),
                     jnp.arange(count),
                 )
             )
         smallest = jnp.zeros_like(mean)
         if problem.curvature == "hessian":
-            smallest = leading_eigenpairs(flat_matvec(problem), start_key, like, 1, 1, self.lanczos_steps).smallest
+            smallest = leading_eigenpairs(flat_products(problem), start_key, like, 1, 1, self.lanczos_steps).smallest
         return LiSSAState(problem, mean, largest, smallest, orders)
 
     def mean_eigenvalue(self, state: LiSSAState) -> Resolved:

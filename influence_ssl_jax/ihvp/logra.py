@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from influence_ssl_jax.curvature import blocks as cut
-from influence_ssl_jax.curvature.contributions import contributed
 from influence_ssl_jax.curvature.moments import side_moments
 from influence_ssl_jax.ihvp.bases import Bases, discover_blocks
 from influence_ssl_jax.ihvp.eigenbasis import (
@@ -72,7 +71,7 @@ class LoGra(EigenbasisBackend):
         draw = {"drop": random_basis, "keep": random_orthonormal}[self.complement]
         moments = {}
         if self.bases == "pca":
-            moments = side_moments(problem, blocks, lambda batch: contributed(problem, batch))
+            moments = side_moments(problem, blocks)
         found: Bases = {}
         for block, block_key in zip(blocks, jax.random.split(key, len(blocks)), strict=True):
             if isinstance(block, cut.VectorBlock):

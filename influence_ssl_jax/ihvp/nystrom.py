@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature import blocks as cut
-from influence_ssl_jax.curvature.flat import flat_matvec
+from influence_ssl_jax.curvature.flat import flat_products
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved, whole
 from influence_ssl_jax.ihvp.bases import discover_blocks, inner_products
@@ -64,15 +64,13 @@ class Nystrom(Backend[NystromState]):
     def fit(self, problem: Problem, key: Key[Array, ""]) -> NystromState:
         """Multiply, factorise, and estimate what is left."""
         refuse_hessian(problem, self)
-        product, like = flat_matvec(problem), trees.ravel(problem.params)
+        products, like = flat_products(problem), trees.ravel(problem.params)
         draw_key, trace_key = jax.random.split(key)
-        found = nystrom(product, draw_key, like, min(self.rank, like.size))
+        found = nystrom(products, draw_key, like, min(self.rank, like.size))
 
-        def remainder(key: Key[Array, ""]) -> Float[Array, ""]:
-            signs = jax.random.rademacher(key, like.shape, like.dtype)
-            return signs @ product(signs) - jnp.sum(found.eigenvalues * (found.vectors @ signs) ** 2)
-
-        rest = jnp.maximum(jnp.mean(jax.lax.map(remainder, jax.random.split(trace_key, self.probes))), 0.0)
+        signs = jax.random.rademacher(trace_key, (self.probes, like.size), like.dtype)
+        held = jnp.sum((signs @ found.vectors.T) ** 2 * found.eigenvalues[None], axis=1)
+        rest = jnp.maximum(jnp.mean(jnp.sum(signs * products(signs), axis=1) - held), 0.0)
         level = {"zero": jnp.zeros_like(rest), "mean": rest / max(like.size - self.rank, 1)}[self.complement]
         mean = (jnp.sum(found.eigenvalues) + rest) / like.size
         blocks = discover_blocks(problem, self.unexplained)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.contributions import measured
-from influence_ssl_jax.curvature.flat import flat_matvec
+from influence_ssl_jax.curvature.flat import flat_products
 from influence_ssl_jax.errors import CurvatureError
 from influence_ssl_jax.ihvp.arnoldi import Arnoldi, ArnoldiState
 from influence_ssl_jax.ihvp.certificate import certificate, refined, solved_by
@@ -145,8 +145,7 @@ def _bounds(
     """Quadrature started at the gradients, or at what the shared subspace leaves of them."""
     width, steps, rounding = settings.width, settings.steps, settings.rounding
     if shared is None:
-        product = flat_matvec(problem)
-        return quadratic_form_bounds(lambda v: jax.lax.map(product, v), starts, damping, key, width, steps, rounding)
+        return quadratic_form_bounds(flat_products(problem), starts, damping, key, width, steps, rounding)
     found = solved_by(_shared(settings), shared, problem, starts, damping, rounding)
     bounds, sure = (
         refined(found, problem, damping, key, width, steps, rounding),

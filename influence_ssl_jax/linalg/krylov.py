@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-FlatMatvec: TypeAlias = Callable[[Float[Array, " size"]], Float[Array, " size"]]
+Rows: TypeAlias = Callable[[Float[Array, "rows size"]], Float[Array, "rows size"]]
+"""A symmetric matrix A as the map V ↦ V A of rows: several products at once."""
 
 
 class Subspace(NamedTuple):
@@ -36,7 +37,7 @@ class _Basis(NamedTuple):
 
 
 def leading_eigenpairs(
-    matvec: FlatMatvec,
+    products: Rows,
     key: Key[Array, ""],
     like: Float[Array, " size"],
     rank: int,
@@ -52,7 +53,7 @@ def leading_eigenpairs(
     Reference: Golub & Van Loan, Matrix Computations, section 10.3; thick restart: Wu & Simon (2000).
 
     Args:
-        matvec: v ↦ A v, A symmetric.
+        products: V ↦ V A.
         key: Draws the first block, and new directions after a breakdown.
         like: Any vector of A's size and dtype.
         rank: Pairs to keep, at most the size.
@@ -70,23 +71,23 @@ def leading_eigenpairs(
     basis = _Basis(
         rows.at[:block].set(start), jnp.zeros((full, full), like.dtype), jnp.zeros((block, block), like.dtype)
     )
-    basis = _expand(matvec, keys[0], basis, 0, block)
+    basis = _expand(products, keys[0], basis, 0, block)
     for cycle in range(restarts if kept + block <= full else 0):
-        basis = _expand(matvec, keys[cycle + 1], _restarted(basis, kept, block), kept, block)
+        basis = _expand(products, keys[cycle + 1], _restarted(basis, kept, block), kept, block)
     values, vectors, coupling, smallest = _ritz(basis, rank, block)
     return Subspace(values, vectors @ basis.rows[:full], coupling, smallest)
 
 
-def _expand(matvec: FlatMatvec, key: Key[Array, ""], basis: _Basis, filled: int, block: int) -> _Basis:
+def _expand(products: Rows, key: Key[Array, ""], basis: _Basis, filled: int, block: int) -> _Basis:
     """Multiply block after block until the space is full."""
     full = basis.projected.shape[0]
 
     def step(i: Array, basis: _Basis) -> _Basis:
         begin = filled + i * block
         rows = jax.lax.dynamic_slice_in_dim(basis.rows, begin, block)
-        products = jax.lax.map(matvec, rows)
-        coefficients = products @ basis.rows.T
-        remainder = products - coefficients @ basis.rows
+        moved = products(rows)
+        coefficients = moved @ basis.rows.T
+        remainder = moved - coefficients @ basis.rows
         # The second pass restores orthogonality to rounding: twice is enough.
         remainder = remainder - (remainder @ basis.rows.T) @ basis.rows
         following = _orthonormal(jax.random.fold_in(key, i), remainder, basis.rows, jnp.max(jnp.abs(coefficients)))

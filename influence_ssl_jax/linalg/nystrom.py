@@ -2,12 +2,11 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from influence_ssl_jax.linalg.kronecker import eigenpairs
-from influence_ssl_jax.linalg.krylov import FlatMatvec
+from influence_ssl_jax.linalg.krylov import Rows
 from influence_ssl_jax.linalg.projection import random_orthonormal
 
 
@@ -23,7 +22,7 @@ class LowRank(NamedTuple):
     vectors: Float[Array, "rank size"]
 
 
-def nystrom(matvec: FlatMatvec, key: Key[Array, ""], like: Float[Array, " size"], rank: int) -> LowRank:
+def nystrom(products: Rows, key: Key[Array, ""], like: Float[Array, " size"], rank: int) -> LowRank:
     """`AΩ (ΩᵀAΩ)⁻¹ ΩᵀA` for orthonormal random Ω, as eigenpairs.
 
     The factorisation is that of `A + νI`, ν a rounding error of AΩ, and ν is taken off again: the core of a singular A is
@@ -31,15 +30,15 @@ def nystrom(matvec: FlatMatvec, key: Key[Array, ""], like: Float[Array, " size"]
     Reference: arXiv 2110.02820, algorithm 2.1.
 
     Args:
-        matvec: The map v ↦ A v.
+        products: V ↦ V A.
         key: Where Ω is drawn from.
         like: A vector of A's size and dtype.
         rank: Columns of Ω.
     """
     test = random_orthonormal(key, like.size, rank, like.dtype)
-    products = jax.lax.map(matvec, test.T).T
-    shift = jnp.finfo(like.dtype).eps * jnp.linalg.norm(products)
-    shifted = products + shift * test
+    moved = products(test.T).T
+    shift = jnp.finfo(like.dtype).eps * jnp.linalg.norm(moved)
+    shifted = moved + shift * test
     core, turn = eigenpairs(test.T @ shifted)
     # Rounding alone brings an eigenvalue of the core below ν; of a zero matrix nothing is divided by zero.
     root = jnp.maximum(core, jnp.maximum(shift, jnp.finfo(like.dtype).tiny))

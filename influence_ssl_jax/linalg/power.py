@@ -4,17 +4,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from influence_ssl_jax.linalg.krylov import FlatMatvec
+from influence_ssl_jax.linalg.krylov import Rows
 
 
 def largest_eigenvalue(
-    matvec: FlatMatvec, key: Key[Array, ""], like: Float[Array, " size"], steps: int
+    products: Rows, key: Key[Array, ""], like: Float[Array, " size"], steps: int
 ) -> Float[Array, ""]:
     """`‖A u‖` after `steps` steps `u ← A u / ‖A u‖` from a random start: rises to the largest |eigenvalue| from below."""
 
     def step(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
         unit, _size = carry
-        product = matvec(unit)
+        product = products(unit[None])[0]
         size = jnp.linalg.norm(product)
         return (product / jnp.where(size > 0, size, 1.0), size), None
 

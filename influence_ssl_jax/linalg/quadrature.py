@@ -1,15 +1,14 @@
 """Gauss and Gauss–Radau quadrature: two-sided bounds of `gᵀ(C + λI)⁻¹g` from products with C alone."""
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from influence_ssl_jax.linalg.krylov import Rows
 from influence_ssl_jax.linalg.tridiagonal import Tridiagonal, gauss, radau, size_of
 
-BlockMatvec: TypeAlias = Callable[[Float[Array, "n size"]], Float[Array, "n size"]]
 _PROBES = 2
 
 
@@ -51,7 +50,7 @@ class _Lanczos(NamedTuple):
 
 
 def quadratic_form_bounds(
-    products: BlockMatvec,
+    products: Rows,
     starts: Float[Array, "n size"],
     damping: Float[Array, ""],
     key: Key[Array, ""],
@@ -112,7 +111,7 @@ def quadratic_form_bounds(
     return Bounds(*bounds(found.t, slack), slack, found.t.taken)
 
 
-def _step(products: BlockMatvec, found: _Lanczos) -> _Lanczos:
+def _step(products: Rows, found: _Lanczos) -> _Lanczos:
     """One step with full reorthogonalisation, twice; zeros after a breakdown."""
     alphas, betas, i = found.t
     vector = found.rows[:, i]
@@ -129,7 +128,7 @@ def _step(products: BlockMatvec, found: _Lanczos) -> _Lanczos:
     return _Lanczos(found.rows.at[:, i + 1].set(following), grown)
 
 
-def _measured_slack(products: BlockMatvec, found: _Lanczos, key: Key[Array, ""]) -> Float[Array, " n"]:
+def _measured_slack(products: Rows, found: _Lanczos, key: Key[Array, ""]) -> Float[Array, " n"]:
     """`2 (2 ‖F s‖ + 2 √2 ‖T‖ ‖QQᵀ − I‖_F)`, see `quadratic_form_bounds`."""
     (alpha, beta, taken), (n, steps) = found.t, found.t.alpha.shape
     used = jnp.arange(steps) < taken

@@ -9,7 +9,7 @@ import pytest
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.contributions import measured
-from influence_ssl_jax.curvature.flat import flat_matvec
+from influence_ssl_jax.curvature.flat import flat_products
 from influence_ssl_jax.errors import CurvatureError, InfluenceError
 from influence_ssl_jax.influence.function_space import function_space, materialised, rank_of
 from influence_ssl_jax.losses import CosineDistance, SimCLR
@@ -18,9 +18,8 @@ from influence_ssl_jax.losses import CosineDistance, SimCLR
 @functools.cache
 def case(curvature, loss):
     problem = problems.problem(loss, curvature, module=problems.Small())
-    product = flat_matvec(problem)
     size = trees.size(problem.params)
-    matrix = np.asarray(jax.jit(lambda: jax.lax.map(product, jax.numpy.eye(size)))())
+    matrix = np.asarray(jax.jit(flat_products(problem))(jax.numpy.eye(size)))
     measurement = problems.objective(CosineDistance(), problems.Small())
     batch = problems.first_batch(problem)
     found = jax.jit(measured, static_argnums=(0, 4))(measurement, problem.params, problem.frozen, batch, 2).gradients

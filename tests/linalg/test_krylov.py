@@ -28,7 +28,9 @@ SPECTRA = {
 
 @functools.partial(jax.jit, static_argnames=("rank", "block", "dimension", "restarts"))
 def found_in(matrix, seed, rank, block, dimension, restarts=0):
-    return leading_eigenpairs(lambda v: matrix @ v, jax.random.key(seed), matrix[0], rank, block, dimension, restarts)
+    return leading_eigenpairs(
+        lambda rows: rows @ matrix, jax.random.key(seed), matrix[0], rank, block, dimension, restarts
+    )
 
 
 @pytest.mark.parametrize("spectrum", SPECTRA)

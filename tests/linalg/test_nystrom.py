@@ -27,7 +27,9 @@ def test_against_the_pseudo_inverse_and_exact_at_full_rank(name):
     size = max(np.abs(dense).max(), 1e-300)
     key, like = jax.random.key(1), jnp.zeros(12)
     for rank in (5, 12):
-        found = jax.jit(lambda rank: nystrom(lambda v: jnp.asarray(dense) @ v, key, like, rank), static_argnums=0)(rank)
+        found = jax.jit(
+            lambda rank: nystrom(lambda rows: rows @ jnp.asarray(dense), key, like, rank), static_argnums=0
+        )(rank)
         got = np.asarray((found.vectors.T * found.eigenvalues[None]) @ found.vectors)
         test = np.asarray(random_orthonormal(key, 12, rank, jnp.float64))
         want = dense @ test @ np.linalg.pinv(test.T @ dense @ test, rcond=1e-12, hermitian=True) @ test.T @ dense

@@ -12,7 +12,9 @@ from influence_ssl_jax.linalg.power import largest_eigenvalue
 def test_rises_to_the_largest_eigenvalue(spectrum):
     rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(4, 4)))[0]
     dense = jnp.asarray((rotation * np.asarray(spectrum)) @ rotation.T)
-    found = [float(largest_eigenvalue(lambda v: dense @ v, jax.random.key(0), jnp.zeros(4), n)) for n in (2, 5, 60)]
+    found = [
+        float(largest_eigenvalue(lambda rows: rows @ dense, jax.random.key(0), jnp.zeros(4), n)) for n in (2, 5, 60)
+    ]
     assert found[0] <= found[1] + 1e-12
     assert found[1] <= found[2] + 1e-12
     np.testing.assert_allclose(found[2], np.abs(spectrum).max(), rtol=1e-9, atol=1e-12)
