@@ -56,6 +56,10 @@ def block_cg(
     Reference: Dubrulle, Retooling the method of block conjugate gradients, ETNA 12 (2001), algorithm BCGrQ; here with
     the Gram matrix of the basis in the preconditioner's norm, so that no square root of the preconditioner is needed.
 
+    In single precision what rounding of the products leaves in x is, in A's norm, some times what it leaves with a space
+    for each b (2 to 7 times at condition numbers 1e4 to 1e6), in a tenth of the products. Forms `bᵀx + xᵀr` are as near
+    either way: there the rounding of r decides.
+
     Args:
         products: V ↦ V A, A symmetric positive definite.
         right: b, one a row.

@@ -34,6 +34,14 @@ def test_the_curvature_set_is_a_random_set_of_whole_batches():
     assert (other.index != batch.index).any()
 
 
+def test_every_example_is_as_likely_to_be_in_the_curvature_set():
+    """Whatever its place in the source: 3 of 12, over seeds, within five standard errors."""
+    source, seeds = numbered(12), 160
+    drawn = [resident(source, INPUT, count=3, batch_size=3, seed=seed).index for seed in range(seeds)]
+    counts = np.bincount(np.ravel(drawn), minlength=12)
+    assert (np.abs(counts - seeds / 4) < 5 * (seeds * 3 / 16) ** 0.5).all()
+
+
 def test_unusable_examples_are_passed_over_and_counted(caplog):
     batch = resident(numbered(12, broken=(2, 3, 5)), INPUT, count=12, batch_size=3, seed=0)
     assert sorted(batch.index.ravel().tolist()) == [0, 1, 4, 6, 7, 8, 9, 10, 11]

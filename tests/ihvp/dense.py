@@ -18,7 +18,7 @@ from influence_ssl_jax.losses import CosineDistance, SquaredEuclid
 def dense(curvature="ggn", module="conv"):
     """A small problem, its matrix and gradients of a measurement, all dense."""
     linear = module == "linear"
-    net = problems.Linear() if linear else problems.ConvNet(width=2, outputs=3)
+    net = problems.Linear() if linear else problems.Small()
     loss = SquaredEuclid() if linear else CosineDistance()
     problem = problems.problem(loss, curvature, module=net, image=3 if linear else 6)
     state = jax.jit(Exact().fit)(problem, jax.random.key(0))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import problems
 
+from influence_ssl_jax import trees
 from influence_ssl_jax.augment.views import Views
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.losses import Loss
@@ -80,6 +81,12 @@ def with_spectrum(eigenvalues, seed):
     rng = np.random.default_rng(seed)
     rotation = np.linalg.qr(rng.normal(size=(len(eigenvalues),) * 2))[0]
     return np.sqrt(len(eigenvalues) * np.asarray(eigenvalues))[:, None] * rotation
+
+
+def places(problem: Problem, block):
+    """A block's own parameters, row by row, as positions in the ravelled vector of all."""
+    numbered = trees.unravel(problem.params, jnp.arange(trees.size(problem.params), dtype=float))
+    return np.asarray(block.read(numbered)).astype(int).ravel()
 
 
 def example_gradients(problem: Problem):

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.errors import InfluenceError, StructureError
-from influence_ssl_jax.ihvp import BACKENDS, Damping, LiSSA
+from influence_ssl_jax.ihvp import BACKENDS, EKFAC, KFAC, Damping, Diagonal, LiSSA, LoGra
 from tests.ihvp.fitted import PROBLEMS, SMALL, asking, fitted, gradient_rows
+from tests.ihvp.grid import places
 
 
 def test_the_list_is_covered():
@@ -72,13 +73,28 @@ def test_forms_fall_with_damping_and_tend_to_the_identity(kind, name):
     backend, _, state, _ = fitted(kind, name)
     ask, rows = asking(kind, name), gradient_rows(name)
     values = [ask(rows, backend.resolve(state, Damping(10.0**p))).quadratic for p in range(-2, 3)]
-    assert all((a >= b).all() and (b >= 0).all() for a, b in itertools.pairwise(values))
+    assert all((a > b).all() and (b > 0).all() for a, b in itertools.pairwise(values))  # a damping ignored would tie
     large = 1e9 * float(max(jax.tree.leaves(backend.resolve(state, Damping(1.0)))))
     limit = large * np.asarray(ask(rows, backend.resolve(state, Damping(absolute=large))).solved)
     if backend.definite:
         np.testing.assert_allclose(limit, rows, atol=1e-6 * np.linalg.norm(rows, axis=1).max())
     else:  # what lies outside its bases is dropped
         assert (np.sum(limit * rows, axis=1) > 0).all()
+
+
+@pytest.mark.parametrize("kind", [EKFAC, KFAC, LoGra, Diagonal], ids=lambda kind: kind.__name__)
+def test_every_block_has_a_damping_of_its_own(kind):
+    """What one block's damping is changes its own part of a solution and no other."""
+    backend, problem, state, _ = fitted(kind, "cosine")
+    rows, damping = gradient_rows("cosine"), backend.resolve(state, Damping())
+    assert len(set(map(float, damping.values()))) == len(damping) == 3
+    before = np.asarray(asking(kind, "cosine")(rows, damping).solved)
+    for block in state.blocks:
+        at = places(problem, block)
+        other = {**damping, block.name: 2 * damping[block.name]}
+        moved = np.asarray(asking(kind, "cosine")(rows, other).solved) != before
+        assert moved[:, at].any()
+        assert not np.delete(moved, at, axis=1).any()
 
 
 @every

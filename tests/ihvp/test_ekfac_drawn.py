@@ -1,0 +1,68 @@
+"""Factored and diagonal backends of drawn curvature, against the dense Fisher of the very same draws."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import problems
+import pytest
+
+from influence_ssl_jax.ihvp import EKFAC, KFAC, Diagonal, Exact
+from influence_ssl_jax.losses import CosineDistance, SimCLR
+from tests.ihvp.grid import places
+
+KEY = jax.random.key(0)
+
+
+@functools.cache
+def fisher(loss):
+    """A problem and its dense Fisher, made of the very draws that a backend with three samples uses."""
+    problem = problems.problem(loss, "fisher", module=problems.Small(), samples=3)
+    state = jax.jit(Exact().fit)(problem, KEY)
+    return problem, np.asarray((state.eigenvectors * state.eigenvalues[None]) @ state.eigenvectors.T)
+
+
+@pytest.mark.parametrize("loss", [CosineDistance(), SimCLR(0.5)], ids=["separable", "coupled"])
+def test_drawn_curvature_has_the_trace_of_every_block_and_batchnorm_exactly(loss):
+    problem, dense = fisher(loss)
+    states = {kind: jax.jit(kind(samples=3).fit)(problem, KEY) for kind in (EKFAC, KFAC, Diagonal)}
+    for block in states[EKFAC].blocks:
+        at = places(problem, block)
+        part = dense[np.ix_(at, at)]
+        for state in states.values():
+            np.testing.assert_allclose(state.mean[block.name] * len(at), np.trace(part), rtol=1e-10)
+        np.testing.assert_allclose(states[EKFAC].eigenvalues[block.name].sum(), np.trace(part), rtol=1e-10)
+        np.testing.assert_allclose(states[Diagonal].eigenvalues[block.name], np.diag(part), rtol=1e-9, atol=1e-15)
+        if block.name == "norm":
+            for kind in (EKFAC, KFAC):
+                np.testing.assert_allclose(block_matrix(states[kind], block), part, atol=1e-12 * np.trace(part))
+    unlimited = jax.jit(EKFAC(samples=3, exact_limit=3).fit)(problem, KEY)
+    np.testing.assert_allclose(unlimited.eigenvalues["norm"], states[Diagonal].eigenvalues["norm"], rtol=1e-12)
+
+
+def block_matrix(state, block):
+    """The matrix that a state stands for, by applying `(C + I)⁻¹` to every direction and inverting that."""
+    eye = jnp.eye(block.size).reshape(block.size, *block.read(state.params).shape)
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+
+    def solved(part):
+        values = block.write(part)
+        tree = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: values.get(tuple(key.key for key in path), leaf), zeros
+        )
+        return block.read(EKFAC().solve(state, tree, jnp.asarray(1.0))).reshape(-1)
+
+    return np.linalg.inv(np.asarray(jax.jit(jax.vmap(solved))(eye))) - np.eye(block.size)
+
+
+def test_corrected_eigenvalues_are_the_nearest_in_their_basis():
+    """The correction never lies farther from the block than K-FAC does (arXiv 1806.03884, theorem 1)."""
+    problem, dense = fisher(CosineDistance())
+    corrected, product = (jax.jit(kind(samples=3).fit)(problem, KEY) for kind in (EKFAC, KFAC))
+    for block in corrected.blocks:
+        if block.name != "norm":
+            at = places(problem, block)
+            part = dense[np.ix_(at, at)]
+            errors = [np.linalg.norm(block_matrix(state, block) - part) for state in (corrected, product)]
+            assert errors[0] < errors[1]
