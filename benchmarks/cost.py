@@ -23,6 +23,7 @@ from jaxtyping import Array
 from benchmarks.measure import Compiled, Operation, peak_megabytes, rows
 from benchmarks.results import write
 from benchmarks.shared import MEAN, STD, Setting, Shared, shared
+from influence_ssl_jax.commands.cpu_kernels import keep_convolutions_whole
 from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.ihvp import EKFAC, Backend, Damping, Identity, LoGra, Resolved
 from influence_ssl_jax.types import Batch, Params
@@ -138,6 +139,7 @@ def main() -> None:
         print(memory_of(sys.argv[2]))
         return
     config = tyro.cli(Config)
+    keep_convolutions_whole()
     found = run(config)
     for row in found["operations"]:
         print(

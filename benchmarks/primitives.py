@@ -17,6 +17,7 @@ import tyro
 from benchmarks.measure import Compiled, Operation, rows
 from benchmarks.results import write
 from benchmarks.shared import MEAN, STD, Setting, Shared, random_vector, shared
+from influence_ssl_jax.commands.cpu_kernels import keep_convolutions_whole
 from influence_ssl_jax.curvature.matvec import block_matvec, matvec
 from influence_ssl_jax.types import Params
 
@@ -114,6 +115,7 @@ def run(config: Config) -> dict:
 def main() -> None:
     """Measure, print, write."""
     config = tyro.cli(Config)
+    keep_convolutions_whole()
     found = run(config)
     for row in found["operations"]:
         print(

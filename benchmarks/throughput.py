@@ -22,6 +22,7 @@ import numpy as np
 import tyro
 
 from influence_ssl_jax.augment.noise import GaussianNoise
+from influence_ssl_jax.commands.cpu_kernels import keep_convolutions_whole
 from influence_ssl_jax.ihvp import EKFAC, KFAC, Arnoldi, Backend, Deflated, Diagonal, Identity, LoGra, Nystrom
 from influence_ssl_jax.influence.fitting import shapes
 from influence_ssl_jax.influence.scores import Scorer, Scoring
@@ -117,6 +118,7 @@ def measure(width: int, config: Config) -> dict[str, dict[str, float]]:
 def main() -> None:
     """Measure, print, write."""
     config = tyro.cli(Config)
+    keep_convolutions_whole()
     found = {str(width): measure(width, config) for width in config.widths}
     settings = {**dataclasses.asdict(config), "out": config.out.name}
     config.out.parent.mkdir(exist_ok=True)

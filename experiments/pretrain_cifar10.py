@@ -15,13 +15,12 @@ with float32 running statistics.
 """
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Literal
 
-import jax
 import tyro
 
+from influence_ssl_jax.commands.cpu_kernels import keep_convolutions_whole
 from influence_ssl_jax.data import Digits, OpenSource, Tfds, ToInput
 from influence_ssl_jax.losses import BYOL, BarlowTwins, SimCLR
 from influence_ssl_jax.train import Architecture, Lars, Pretrain, Probe, Trained, pretrain, save, tiny
@@ -123,7 +122,5 @@ def run(config: Config) -> Trained:
 
 
 if __name__ == "__main__":
-    if jax.__version__ == "0.10.2":
-        # Without this CPU fusion the step is about a third faster. Other versions may not know the flag, and abort.
-        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=")
+    keep_convolutions_whole()
     run(tyro.cli(Config))

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import os
 import platform
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ def command() -> list[str]:
 
 
 def device() -> dict[str, str | int | bool]:
-    """The accelerator that arrays live on; starts it where nothing has yet."""
+    """The accelerator that arrays live on, and how it is compiled for; starts it where nothing has yet."""
     first = jax.devices()[0]
     return {
         "platform": first.platform,
@@ -37,6 +38,7 @@ def device() -> dict[str, str | int | bool]:
         "devices": jax.device_count(),
         "processes": jax.process_count(),
         "float64": bool(jax.config.read("jax_enable_x64")),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
 
 
