@@ -19,7 +19,7 @@ from influence_ssl_jax.ihvp import CG, Backend
 from influence_ssl_jax.influence.audit import sample
 from influence_ssl_jax.influence.comparison import Examples, compared
 from influence_ssl_jax.influence.contenders import contenders, label
-from influence_ssl_jax.influence.memory import fitting
+from influence_ssl_jax.influence.memory import available, memory_of
 from influence_ssl_jax.influence.nulls import nulls
 from influence_ssl_jax.influence.truth import Truth, kind_for, truths
 from influence_ssl_jax.problem import Problem
@@ -122,7 +122,7 @@ def _examples(settings: "CompareCommand", prepared: Prepared, problem: Problem) 
     chosen, key = sample(settings.audit, len(prepared.source)), jax.random.key(settings.scoring.seed)
     shape, draws = problem.batches.image.shape[2:], settings.scoring.draws
     held = (prepared.measurement, problem.params, problem.frozen, CG(), problem.params, shape, draws)
-    size = min(fitting(settings.scoring.batch_size, *held), len(chosen))
+    size = min(settings.scoring.batch_size or memory_of(*held).batch_size(*available()), len(chosen))
     loaded = list(batches(prepared.source, prepared.transform, size, key, chosen))
     valid = np.concatenate([part.valid for part in loaded])
     return Examples(prepared.measurement, [part.batch for part in loaded], valid, settings.scoring)

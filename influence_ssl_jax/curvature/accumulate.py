@@ -1,16 +1,18 @@
-"""The loop over the batches of a curvature set: the one place that chooses how it runs."""
+"""Sums of trees over batches or draws: the one place that chooses how such a loop runs."""
 
 from collections.abc import Callable
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
 from influence_ssl_jax.parallel import devices, sum_over_devices
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Batch
 
 Tree = TypeVar("Tree")
+Item = TypeVar("Item")
 
 
 def mean_over_batches(problem: Problem, of_batch: Callable[[Batch], Tree]) -> Tree:
@@ -22,21 +24,36 @@ def mean_over_batches(problem: Problem, of_batch: Callable[[Batch], Tree]) -> Tr
     Under a mesh every device takes whole batches, so that a loss that couples the examples of a batch is none the wiser,
     and one all-reduce adds up the results. Batches whose every index is −1 fill up the devices and are passed over.
     """
-    first = jax.tree.map(lambda leaf: leaf[0], problem.batches)
-    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(of_batch, first))
-
-    def add(total: Tree, batch: Batch) -> tuple[Tree, None]:
-        return jax.tree.map(jnp.add, total, of_batch(batch)), None
-
     if devices() == 1:
-        total, _ = jax.lax.scan(add, zero, problem.batches)
+        total = sum_over(of_batch, problem.batches)
         return jax.tree.map(lambda leaf: leaf / problem.batches.index.shape[0], total)
 
     def total_of(batches: Batch) -> Tree:
-        def add_real(total: Tree, batch: Batch) -> tuple[Tree, None]:
-            return jax.lax.cond(jnp.any(batch.index >= 0), lambda: add(total, batch), lambda: (total, None))
-
-        return jax.lax.scan(add_real, zero, batches)[0]
+        return sum_over(of_batch, batches, lambda batch: jnp.any(batch.index >= 0))
 
     count = jnp.sum(jnp.any(problem.batches.index >= 0, axis=1))
     return jax.tree.map(lambda leaf: leaf / count, sum_over_devices(total_of, problem.batches))
+
+
+def sum_over(
+    compute: Callable[[Item], Tree], items: Item, counts: Callable[[Item], Bool[Array, ""]] | None = None
+) -> Tree:
+    """The sum of a tree of arrays over the leading axis of `items`, one item in memory at a time.
+
+    Args:
+        compute: The tree of one item.
+        items: A tree of arrays with one leading axis.
+        counts: Whether an item is computed at all; every one is where None.
+    """
+    first = jax.tree.map(lambda leaf: leaf[0], items)
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(compute, first))
+
+    def add(total: Tree, item: Item) -> Tree:
+        return jax.tree.map(jnp.add, total, compute(item))
+
+    def step(total: Tree, item: Item) -> tuple[Tree, None]:
+        if counts is None:
+            return add(total, item), None
+        return jax.lax.cond(counts(item), lambda: add(total, item), lambda: total), None
+
+    return jax.lax.scan(step, zero, items)[0]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from influence_ssl_jax.curvature.accumulate import sum_over
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.sampling import output_samples
 from influence_ssl_jax.losses.alignment import Measurement
@@ -100,8 +101,7 @@ def sum_over_draws(
         network = problem.objective.network
         return statistic(ExampleGradients(problem.params, problem.frozen, images, cotangents, network))
 
-    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(of, drawn[0]))
-    return jax.lax.scan(lambda total, one: (jax.tree.map(jnp.add, total, of(one)), None), zero, drawn)[0]
+    return sum_over(of, drawn)
 
 
 def _own_parts(

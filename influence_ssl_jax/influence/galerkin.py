@@ -15,7 +15,7 @@ from influence_ssl_jax.data.transform import ToInput
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.ihvp.arnoldi import Arnoldi, ArnoldiState, galerkin_interval
 from influence_ssl_jax.influence.certificate import keyed
-from influence_ssl_jax.influence.memory import fitting
+from influence_ssl_jax.influence.memory import available, memory_of
 from influence_ssl_jax.influence.scores import Scoring
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.types import Batch
@@ -50,7 +50,8 @@ def galerkin(
 
     shape = problem.batches.image.shape[2:]
     held = (measurement, problem.params, problem.frozen, Arnoldi(), state, shape, scoring.draws)
-    for loaded in batches(source, transform, fitting(scoring.batch_size, *held), jax.random.key(scoring.seed)):
+    size = scoring.batch_size or memory_of(*held).batch_size(*available())
+    for loaded in batches(source, transform, size, jax.random.key(scoring.seed)):
         lower, upper = run(problem, state, loaded.batch)
         yield pa.table(
             {

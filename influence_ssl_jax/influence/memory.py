@@ -71,22 +71,6 @@ def memory_of(
     return Memory(_bytes((params, frozen, state)) + width * ENTRIES, per_example)
 
 
-def fitting(
-    asked: int | None,
-    measurement: Objective,
-    params: Params,
-    frozen: Frozen,
-    backend: Backend,
-    state: PyTree,
-    image_shape: tuple[int, ...],
-    draws: int,
-) -> int:
-    """The batch size that is asked for; where that is None, what the formula lets each device of this process take."""
-    if asked is not None:
-        return asked
-    return memory_of(measurement, params, frozen, backend, state, image_shape, draws).batch_size(*available())
-
-
 def available() -> tuple[int, str]:
     """Bytes of memory that each device of this process has, and the platform."""
     device = jax.local_devices()[0]
