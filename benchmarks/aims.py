@@ -57,8 +57,7 @@ def _products(result: dict[str, Any]) -> Iterator[Aim]:
 def _scoring(result: dict[str, Any]) -> Iterator[Aim]:
     where = _where(result)
     for operation, limit in (
-        ("LoGra, rank 16, score", 0.8),
-        ("LoGra, rank 64, score", 0.8),
+        *((f"LoGra, rank {rank}, score", 0.8) for rank in result["config"]["ranks"]),
         ("EK-FAC, rank 32, score", 1.5),
     ):
         yield Aim(f"{operation}, in gradients ({where})", limit, _gradients(result, "jax", operation))
@@ -72,7 +71,7 @@ def _peers(result: dict[str, Any]) -> Iterator[Aim]:
         ("squared gradient norm, score", "dattri identity, score"),
         *[
             (f"LoGra, rank {rank}, {what}", f"LogIX's definition, rank {rank}, {what}")
-            for rank in (16, 64)
+            for rank in result["config"]["ranks"]
             for what in ("fit", "score")
         ],
     ]

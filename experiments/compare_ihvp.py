@@ -126,7 +126,7 @@ class Pretrained:
     curvature: int = 64
     samples: int = 16
     dampings: tuple[float, ...] = (0.1, 10.0, 1000.0)
-    knobs: Knobs = dataclasses.field(default_factory=lambda: Knobs((24,), (8, 16), (), (), samples=16, probes=8))
+    knobs: Knobs = dataclasses.field(default_factory=lambda: Knobs((24,), (8, 16, 32), (), (), 16, 8, (96,)))
 
     def run(self, out: Console) -> None:
         """Compare; the same command goes on where it was stopped."""

@@ -81,7 +81,7 @@ class LogIX:
                 self.modules[name] = Bottleneck(module, *found)
                 parent, _, own = name.rpartition(".")
                 setattr(network.get_submodule(parent), own, self.modules[name])
-        self.covariance: dict[str, torch.Tensor] = {}
+        self.inverses: dict[str, torch.Tensor] = {}
 
     def gradients(self, pairs: torch.Tensor) -> dict[str, torch.Tensor]:
         """Projected gradients of a batch by module, [batch, rank²]; the two views of an example are summed."""
@@ -94,25 +94,20 @@ class LogIX:
         return found
 
     def fit(self) -> None:
-        """`C = (1/n) Σ g gᵀ` of every module's projected gradients."""
+        """`(C + 0.1 tr(C)/rank² I)⁻¹` of every module, `C = (1/n) Σ g gᵀ` of its projected gradients."""
         total: dict[str, torch.Tensor] = {}
         for pairs in self.pairs.split(self.batch):
             for name, rows in self.gradients(pairs).items():
                 total[name] = total.get(name, 0) + rows.T @ rows
-        self.covariance = {name: matrix / len(self.pairs) for name, matrix in total.items()}
-
-    def inverses(self) -> dict[str, torch.Tensor]:
-        """`(C + 0.1 tr(C)/rank² I)⁻¹` of every module."""
-        damped = {
-            name: matrix + 0.1 * matrix.trace() / len(matrix) * torch.eye(len(matrix), dtype=matrix.dtype)
-            for name, matrix in self.covariance.items()
-        }
-        return {name: torch.linalg.inv(matrix) for name, matrix in damped.items()}
+        for name, matrix in total.items():
+            mean = matrix / len(self.pairs)
+            damped = mean + 0.1 * mean.trace() / len(mean) * torch.eye(len(mean), dtype=mean.dtype)
+            self.inverses[name] = torch.linalg.inv(damped)
 
     def scores(self) -> np.ndarray:
         """`Σ_modules gᵀ (C + λI)⁻¹ g` of every example."""
-        inverses, found = self.inverses(), []
+        found = []
         for pairs in self.pairs.split(self.batch):
             rows = self.gradients(pairs)
-            found.append(sum(((g @ inverses[name]) * g).sum(1) for name, g in rows.items()))
+            found.append(sum(((g @ self.inverses[name]) * g).sum(1) for name, g in rows.items()))
         return torch.cat(found).detach().numpy()

@@ -47,13 +47,13 @@ def primitives(given: Shared, scale: tuple, blocks: tuple[int, ...]) -> dict[str
     return operations
 
 
-def costs(given: Shared, scale: tuple, batch: int, folder: Path) -> dict[str, Operation]:
+def costs(given: Shared, scale: tuple, batch: int, ranks: tuple[int, ...], folder: Path) -> dict[str, Operation]:
     """The plain gradient, and fitting and scoring by every peer, over all examples of `given`."""
     net, pairs = network(given.params, given.frozen, *scale), as_pairs(given.views)
     model = Residuals(net)
     parameters = dict(model.named_parameters())
     kronfluence = Kronfluence(copy.deepcopy(net), pairs, batch, folder, "ekfac")
-    logix = {rank: LogIX(copy.deepcopy(net), pairs, batch, rank) for rank in (16, 64)}
+    logix = {rank: LogIX(copy.deepcopy(net), pairs, batch, rank) for rank in ranks}
     dattri = Dattri(copy.deepcopy(net), pairs, batch)
 
     def gradient() -> None:

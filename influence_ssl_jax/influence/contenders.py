@@ -30,6 +30,7 @@ class Knobs:
         depths: Steps of LiSSA; as CG.
         samples: Draws per example of EK-FAC, K-FAC, LoGra, the diagonal and Deflated.
         probes: Random vectors for what Arnoldi and Nyström leave out.
+        deflated: Further ranks of Deflated alone, whose scores take no product with C: only fitting gets longer.
     """
 
     ranks: tuple[int, ...] = (16, 64)
@@ -38,6 +39,7 @@ class Knobs:
     depths: tuple[int, ...] = (100,)
     samples: int = 4
     probes: int = 16
+    deflated: tuple[int, ...] = ()
 
 
 def contenders(knobs: Knobs) -> list[Backend]:
@@ -50,6 +52,7 @@ def contenders(knobs: Knobs) -> list[Backend]:
     for rank in knobs.ranks:
         found += [Arnoldi(rank, probes=probes), Arnoldi(rank, complement="drop", probes=probes)]
         found += [Nystrom(rank, complement="mean"), Deflated(rank, samples=samples)]
+    found += [Deflated(rank, samples=samples) for rank in knobs.deflated]
     found += [CG(tolerance=0.0, iterations=steps, probes=probes) for steps in knobs.iterations]
     return found + [LiSSA(depth, probes=probes) for depth in knobs.depths]
 
