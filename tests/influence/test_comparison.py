@@ -9,7 +9,7 @@ import pytest
 
 from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.data.loader import batches
-from influence_ssl_jax.ihvp import CG, Damping, Diagonal, Exact, Identity, LiSSA
+from influence_ssl_jax.ihvp import CG, Damping, Deflated, Diagonal, Exact, Identity, LiSSA
 from influence_ssl_jax.influence.certificate import Audit
 from influence_ssl_jax.influence.comparison import Examples, compared
 from influence_ssl_jax.influence.contenders import Knobs, contenders, label
@@ -96,7 +96,8 @@ def test_what_fails_is_a_row_with_the_reason():
 
 
 def test_contenders_are_told_apart_by_their_labels():
-    every = contenders(Knobs())
+    every = contenders(Knobs(deflated=(96,)))
+    assert Deflated(96, samples=4) in every
     assert len({label(backend) for backend in every}) == len(every)
     assert label(CG(iterations=7, preconditioner=Identity())) == "CG 7 by Identity"
     assert {type(backend).__name__ for backend in every} >= {"EKFAC", "KFAC", "LoGra", "Deflated", "LiSSA", "CG"}
