@@ -26,6 +26,7 @@ from benchmarks.shared import MEAN, STD, Setting, Shared, shared
 from influence_ssl_jax.commands.cpu_kernels import keep_convolutions_whole
 from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.ihvp import EKFAC, Backend, Damping, Identity, LoGra, Resolved
+from influence_ssl_jax.ihvp.bases import discover_blocks
 from influence_ssl_jax.types import Batch, Params
 
 
@@ -58,6 +59,7 @@ class Config:
 
 ROOT = Path(__file__).parents[1]
 NORM = "squared gradient norm"
+CAPTURE = "layers' inputs and output-gradients alone"
 
 
 def backends(config: Config) -> dict[str, Backend]:
@@ -74,6 +76,7 @@ def jax_operations(given: Shared, asked: dict[str, Backend]) -> dict[str, Operat
     batches = [jax.tree.map(lambda leaf, i=i: leaf[i], given.batches) for i in range(len(given.batches.index))]
     gradient = jax.jit(lambda params, batch: jax.grad(given.objective)(params, given.frozen, batch))
     found: dict[str, Operation] = {"gradient": Compiled(gradient, tuple((given.params, batch) for batch in batches))}
+    found[CAPTURE] = Compiled(jax.jit(_captures(given)), tuple((given.params, batch) for batch in batches))
     for name, backend in asked.items():
         fit = jax.jit(backend.fit)
         state = fit(problem, key)
@@ -83,6 +86,17 @@ def jax_operations(given: Shared, asked: dict[str, Backend]) -> dict[str, Operat
         arguments = tuple((given.params, state, damping, batch) for batch in batches)
         found[f"{name}, score"] = Compiled(jax.jit(_scores(given, backend)), arguments)
     return found
+
+
+def _captures(given: Shared) -> Callable[..., list[Array]]:
+    """The floor of every backend that reads layers: one forward pass, one backward pass without weight gradients."""
+    paths = [block.paths[0][:-1] for block in discover_blocks(given.problem(), "error")]
+
+    def captures(params: Params, batch: Batch) -> list[Array]:
+        gradients = measured(given.objective, params, given.frozen, batch).gradients
+        return [array for path in paths for pair in gradients.taps(path) for array in pair]
+
+    return captures
 
 
 def _scores(given: Shared, backend: Backend) -> Callable[..., Array]:
