@@ -55,7 +55,7 @@ class Config:
         seeds: Initial points of the convnet.
         size: Height and width of an image.
         backends: Which backends.
-        peers: Whether dattri takes part, on the logistic regression.
+        peers: Whether dattri, kronfluence and LogIX's definition take part, on the logistic regression.
     """
 
     tasks: tuple[str, ...] = ("linear", "logistic", "convnet")
@@ -182,9 +182,10 @@ def of_task(name: str, config: Config) -> dict[str, Any]:
         others.append(spearman(actual.left_out, other.left_out))
     predicted = predictions(given, config)
     if name == "logistic" and config.peers:
-        from benchmarks.peers.dattri_logistic import predictions as peers  # torch is an extra
+        from benchmarks.peers import dattri_logistic, logistic  # torch is an extra
 
-        predicted |= peers(given, config.left_out)
+        for peer in (dattri_logistic, logistic):
+            predicted |= peer.predictions(given, config.left_out)
     return {
         "task": name,
         "parameters": trees.size(given.problem.params),
