@@ -1,4 +1,4 @@
-"""kronfluence (one draw of a label an example), and LogIX's definition, on the softmax regression of `benchmarks.fidelity`."""
+"""kronfluence (a drawn label an example) and LogIX's definition on the softmax regression of `benchmarks.fidelity`."""
 
 import logging
 import tempfile
