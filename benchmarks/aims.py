@@ -101,6 +101,6 @@ def _seconds(result: dict[str, Any], framework: str, operation: str) -> float | 
 
 def _median(result: dict[str, Any], framework: str, operation: str, kind: str) -> float | None:
     for row in result["operations"]:
-        if (row["framework"], row["operation"]) == (framework, operation):
+        if (row["framework"], row["operation"]) == (framework, operation) and kind in row:
             return float(row[kind][0])
     return None

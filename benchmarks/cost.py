@@ -20,7 +20,7 @@ import jax
 import tyro
 from jaxtyping import Array
 
-from benchmarks.measure import Compiled, Operation, peak_megabytes, rows
+from benchmarks.measure import Compiled, Operation, peak_megabytes, rows, times
 from benchmarks.results import write
 from benchmarks.shared import MEAN, STD, Setting, Shared, shared
 from influence_ssl_jax.commands.cpu_kernels import keep_convolutions_whole
@@ -157,12 +157,11 @@ def main() -> None:
     config = tyro.cli(Config)
     keep_convolutions_whole()
     found, name = run(config), f"cost_w{config.setting.width}_b{config.setting.batch}"
+    timed = [row for row in found["operations"] if "failed" not in row]
     for row in found["operations"]:
-        print(
-            f"{row['framework']:6} {row['operation']:46} {row['seconds'][0]:8.2f} s {row['gradients'][0]:7.2f} gradients"
-        )
+        print(f"{row['framework']:6} {row['operation']:46} {row.get('failed') or times(row)}")
     write(name, config, found)
-    for row in found["operations"] if config.memory else ():
+    for row in timed if config.memory else ():
         row["megabytes"] = memory(config, row["framework"], row["operation"])
         print(f"{row['framework']:6} {row['operation']:46} {row['megabytes']:8.0f} MB", flush=True)
         write(name, config, found)  # what has been measured is not lost with what has not

@@ -50,16 +50,27 @@ class Spread(NamedTuple):
     high: float
 
 
-def interleaved(operations: Mapping[Name, Operation], repeats: int) -> dict[Name, list[float]]:
+def interleaved(
+    operations: Mapping[Name, Operation], repeats: int, failed: dict[Name, str] | None = None
+) -> dict[Name, list[float]]:
     """Seconds of every repetition of every operation; a first one, which compiles, is not counted.
 
-    All operations run once before any runs again, so that what else the machine does falls on all of them.
+    All operations run once before any runs again, so that what else the machine does falls on all of them. One that
+    cannot run at all is entered in `failed` with the reason, and has no repetition; without `failed` it is an error.
     """
     seconds: dict[Name, list[float]] = {name: [] for name in operations}
     for repeat in range(repeats + 1):
         for name, operation in operations.items():
+            if failed and name in failed:
+                continue
             begin = time.perf_counter()
-            operation()
+            try:
+                operation()
+            except Exception as error:
+                if failed is None or repeat:
+                    raise
+                failed[name] = str(error).splitlines()[0]
+                continue
             if repeat:
                 seconds[name].append(time.perf_counter() - begin)
     return seconds
@@ -79,23 +90,28 @@ def rows(sides: dict[str, dict[str, Operation]], repeats: int, scale: float = 1.
     """Seconds times `scale`, multiples of the same framework's `gradient`, and the arithmetic behind them, by operation.
 
     `arithmetic` is the ratio of XLA's counts of operations, for what runs no loop over vectors: noise does not touch it.
+    An operation that cannot run has the reason instead, as `failed`.
     """
     together = {(side, name): operation for side, named in sides.items() for name, operation in named.items()}
-    seconds = interleaved(together, repeats)
+    failed: dict[tuple[str, str], str] = {}
+    seconds = interleaved(together, repeats, failed)
     found = []
     for (side, name), operation in together.items():
+        row: dict[str, Any] = {"framework": side, "operation": name}
+        if (side, name) in failed:
+            found.append(row | {"failed": failed[side, name]})
+            continue
         own = together[side, "gradient"]
         counted = isinstance(operation, Compiled) and isinstance(own, Compiled) and "block of" not in name
-        found.append(
-            {
-                "framework": side,
-                "operation": name,
-                "seconds": spread([value * scale for value in seconds[side, name]]),
-                "gradients": ratios(seconds[side, name], seconds[side, "gradient"]),
-                "arithmetic": operation.flops() / own.flops() if counted else None,
-            }
-        )
+        row["seconds"] = spread([value * scale for value in seconds[side, name]])
+        row["gradients"] = ratios(seconds[side, name], seconds[side, "gradient"])
+        found.append(row | {"arithmetic": operation.flops() / own.flops() if counted else None})
     return found
+
+
+def times(row: dict[str, Any]) -> str:
+    """A row of `rows` in words."""
+    return f"{row['seconds'][0]:8.3f} s {row['gradients'][0]:7.2f} gradients"
 
 
 def peak_megabytes(operation: Operation) -> float:

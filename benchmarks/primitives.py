@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from benchmarks.measure import Compiled, Operation, rows
+from benchmarks.measure import Compiled, Operation, rows, times
 from benchmarks.results import write
 from benchmarks.shared import MEAN, STD, Setting, Shared, random_vector, shared
 from influence_ssl_jax.commands.cpu_kernels import keep_convolutions_whole
@@ -118,9 +118,7 @@ def main() -> None:
     keep_convolutions_whole()
     found = run(config)
     for row in found["operations"]:
-        print(
-            f"{row['framework']:6} {row['operation']:50} {row['seconds'][0]:8.3f} s {row['gradients'][0]:7.2f} gradients"
-        )
+        print(f"{row['framework']:6} {row['operation']:50} {row.get('failed') or times(row)}")
     write(f"primitives_w{config.setting.width}", config, found)
 
 

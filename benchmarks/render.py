@@ -65,7 +65,7 @@ def per_vector(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     def divided(row: dict[str, Any]) -> dict[str, Any]:
         block = re.search(r"block of (\d+)", row["operation"])
         count = int(block.group(1)) if block else 1
-        return row | {kind: [value / count for value in row[kind]] for kind in ("seconds", "gradients")}
+        return row | {kind: [value / count for value in row[kind]] for kind in ("seconds", "gradients") if kind in row}
 
     return [divided(row) for row in rows]
 
@@ -75,7 +75,7 @@ def plot_costs(found: Results, path: Path) -> None:
     costs = every(found, "cost")
     figure, panels = plt.subplots(1, len(costs), figsize=(6.5 * len(costs), 5), squeeze=False, layout="constrained")
     for panel, result in zip(panels[0], costs, strict=True):
-        rows = [row for row in reversed(result["operations"]) if row["operation"] != "gradient"]
+        rows = [row for row in reversed(result["operations"]) if row["operation"] != "gradient" and "failed" not in row]
         colours = ["tab:blue" if row["framework"] == "jax" else "tab:orange" for row in rows]
         panel.barh([row["operation"] for row in rows], [row["gradients"][0] for row in rows], color=colours)
         panel.axvline(1, color="black", linewidth=0.8)

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import agreement, convolutions, cost, fidelity, primitives, render, results
 from benchmarks.aims import Aim, aims
-from benchmarks.measure import interleaved, ratios, spread
+from benchmarks.measure import interleaved, ratios, rows, spread
 
 
 def test_every_operation_takes_its_turn_and_the_first_one_is_not_counted():
@@ -20,15 +20,26 @@ def test_every_operation_takes_its_turn_and_the_first_one_is_not_counted():
     assert ratios([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == spread([2.0, 3.0, 1.0]) == (2.0, 1.0, 3.0)
 
 
+def test_an_operation_that_cannot_run_is_a_row_with_the_reason():
+    def broken():
+        raise ValueError("did not converge\nin 30 steps")
+
+    with pytest.raises(ValueError, match="converge"):
+        interleaved({"broken": broken}, repeats=1)
+    good, bad = rows({"torch": {"gradient": lambda: None, "fit": broken}}, repeats=1)
+    assert good["gradients"] == (1.0, 1.0, 1.0)
+    assert bad == {"framework": "torch", "operation": "fit", "failed": "did not converge"}
+
+
 @pytest.mark.slow
 def test_costs_are_multiples_of_the_same_frameworks_gradient():
     found = cost.run(cost.Config.tiny())
-    rows = {row["operation"]: row for row in found["operations"]}
+    named = {row["operation"]: row for row in found["operations"]}
     fitted = {"LoGra, rank 2, fit", "LoGra, rank 2, score", "squared gradient norm, score"}
-    assert set(rows) == {"gradient", cost.CAPTURE} | fitted
-    assert rows["gradient"]["gradients"] == (1.0, 1.0, 1.0)
-    assert all(min(row["seconds"]) > 0 for row in rows.values())
-    assert rows["gradient"]["arithmetic"] == 1
+    assert set(named) == {"gradient", cost.CAPTURE} | fitted
+    assert named["gradient"]["gradients"] == (1.0, 1.0, 1.0)
+    assert all(min(row["seconds"]) > 0 for row in named.values())
+    assert named["gradient"]["arithmetic"] == 1
 
 
 @pytest.mark.slow
