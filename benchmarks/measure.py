@@ -69,7 +69,7 @@ def interleaved(
             except Exception as error:
                 if failed is None or repeat:
                     raise
-                failed[name] = str(error).splitlines()[0]
+                failed[name] = (str(error) or type(error).__name__).splitlines()[0]
                 continue
             if repeat:
                 seconds[name].append(time.perf_counter() - begin)
