@@ -72,7 +72,7 @@ def _peers(result: dict[str, Any]) -> Iterator[Aim]:
         *[
             (f"LoGra, rank {rank}, {what}", f"LogIX's definition, rank {rank}, {what}")
             for rank in result["config"]["ranks"]
-            for what in ("fit", "score")
+            for what in ("fit", "fit: the pass over the examples", "score")
         ],
     ]
     kinds: tuple[tuple[str, Callable[..., float | None]], ...] = (

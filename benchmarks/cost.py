@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import tyro
 from jaxtyping import Array
 
@@ -27,6 +28,8 @@ from influence_ssl_jax.commands.cpu_kernels import keep_convolutions_whole
 from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.ihvp import EKFAC, Backend, Damping, Identity, LoGra, Resolved
 from influence_ssl_jax.ihvp.bases import discover_blocks
+from influence_ssl_jax.ihvp.eigenbasis import EigenbasisState, in_bases, second_moments
+from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Batch, Params
 
 
@@ -60,6 +63,7 @@ class Config:
 ROOT = Path(__file__).parents[1]
 NORM = "squared gradient norm"
 CAPTURE = "layers' inputs and output-gradients alone"
+PASS = "fit: the pass over the examples"
 
 
 def backends(config: Config) -> dict[str, Backend]:
@@ -70,8 +74,14 @@ def backends(config: Config) -> dict[str, Backend]:
     return {**found, NORM: Identity(probes=1)}
 
 
-def jax_operations(given: Shared, asked: dict[str, Backend]) -> dict[str, Operation]:
-    """The plain gradient, and fitting and scoring by every backend, over all examples."""
+def jax_operations(given: Shared, asked: dict[str, Backend], fitted: bool = True) -> dict[str, Operation]:
+    """The plain gradient, and fitting and scoring by every backend, over all examples.
+
+    Args:
+        given: Network and images.
+        asked: The backends, by name.
+        fitted: Whether scores get a fitted state, or for the sake of time one of the same shapes.
+    """
     problem, key = given.problem(), jax.random.key(0)
     batches = [jax.tree.map(lambda leaf, i=i: leaf[i], given.batches) for i in range(len(given.batches.index))]
     gradient = jax.jit(lambda params, batch: jax.grad(given.objective)(params, given.frozen, batch))
@@ -79,13 +89,19 @@ def jax_operations(given: Shared, asked: dict[str, Backend]) -> dict[str, Operat
     found[CAPTURE] = Compiled(jax.jit(_captures(given)), tuple((given.params, batch) for batch in batches))
     for name, backend in asked.items():
         fit = jax.jit(backend.fit)
-        state = fit(problem, key)
+        state = fit(problem, key) if fitted else jax.tree.map(_ones, jax.eval_shape(backend.fit, problem, key))
         damping = backend.resolve(state, Damping())
         if name != NORM:
             found[f"{name}, fit"] = Compiled(fit, ((problem, key),))
+        if isinstance(backend, LoGra):
+            found[f"{name}, {PASS}"] = Compiled(jax.jit(_moments(backend, state)), ((problem,),))
         arguments = tuple((given.params, state, damping, batch) for batch in batches)
         found[f"{name}, score"] = Compiled(jax.jit(_scores(given, backend)), arguments)
     return found
+
+
+def _ones(like: jax.ShapeDtypeStruct) -> Array:
+    return jnp.ones(like.shape, like.dtype)
 
 
 def _captures(given: Shared) -> Callable[..., list[Array]]:
@@ -97,6 +113,16 @@ def _captures(given: Shared) -> Callable[..., list[Array]]:
         return [array for path in paths for pair in gradients.taps(path) for array in pair]
 
     return captures
+
+
+def _moments(backend: LoGra, state: EigenbasisState) -> Callable[..., tuple]:
+    """What fitting does for every example; the rest is done once, however many there are."""
+    every = frozenset(block.name for block in state.blocks)
+
+    def moments(problem: Problem) -> tuple:
+        return second_moments(problem, backend.samples, every, *in_bases(state.blocks, state.bases))
+
+    return moments
 
 
 def _scores(given: Shared, backend: Backend) -> Callable[..., Array]:
@@ -146,7 +172,7 @@ def memory_of(request: str) -> float:
             operations.get(name.replace(", score", ", fit"), operations[name])()  # scores take what fitting leaves
             return peak_megabytes(operations[name])
         needed = {each: backend for each, backend in backends(config).items() if name.startswith(each)}
-        return peak_megabytes(jax_operations(given, needed)[name])
+        return peak_megabytes(jax_operations(given, needed, fitted=False)[name])
 
 
 def main() -> None:

@@ -93,14 +93,17 @@ class LogIX:
             module.B.grad = None
         return found
 
-    def fit(self) -> None:
-        """`(C + 0.1 tr(C)/rank² I)⁻¹` of every module, `C = (1/n) Σ g gᵀ` of its projected gradients."""
+    def moments(self) -> dict[str, torch.Tensor]:
+        """`C = (1/n) Σ g gᵀ` of every module's projected gradients."""
         total: dict[str, torch.Tensor] = {}
         for pairs in self.pairs.split(self.batch):
             for name, rows in self.gradients(pairs).items():
                 total[name] = total.get(name, 0) + rows.T @ rows
-        for name, matrix in total.items():
-            mean = matrix / len(self.pairs)
+        return {name: matrix / len(self.pairs) for name, matrix in total.items()}
+
+    def fit(self) -> None:
+        """`(C + 0.1 tr(C)/rank² I)⁻¹` of every module."""
+        for name, mean in self.moments().items():
             damped = mean + 0.1 * mean.trace() / len(mean) * torch.eye(len(mean), dtype=mean.dtype)
             self.inverses[name] = torch.linalg.inv(damped)
 

@@ -67,6 +67,7 @@ def costs(given: Shared, scale: tuple, batch: int, ranks: tuple[int, ...], folde
     }
     for rank, peer in logix.items():
         found[f"LogIX's definition, rank {rank}, fit"] = peer.fit
+        found[f"LogIX's definition, rank {rank}, fit: the pass over the examples"] = peer.moments
         found[f"LogIX's definition, rank {rank}, score"] = peer.scores
     found["dattri identity, score"] = dattri.scores
     return found

@@ -18,6 +18,10 @@ Pairs: TypeAlias = list[tuple[Array, Array]]
 ENTRIES = 2**24
 """Entries of patches or gradients of one layer that are in memory together."""
 
+SLOWER = 3
+"""What a multiplication of forming a gradient takes of one of projecting it (2 to 4 on two CPU cores): small products,
+one an image, against one convolution."""
+
 
 @dataclasses.dataclass(frozen=True)
 class MatrixBlock(Block):
@@ -60,15 +64,20 @@ class MatrixBlock(Block):
     def projected(
         self, gradients: Captured, left: Float[Array, "groups inputs k"], right: Float[Array, "groups outputs l"]
     ) -> Float[Array, "n groups k l"]:
-        """`leftᵀ G right` per example, `G = Σ_t ā_t s_tᵀ` never formed."""
-        pairs = gradients.taps(self.layer.path)
-        inputs = [_by_example(self.layer.project_inputs(merged(a), left), a) for a, _ in pairs]
-        outputs = [
+        """`leftᵀ G right` per example, `G = Σ_t ā_t s_tᵀ` formed only where that is less work.
+
+        It is with a large basis and many positions: then G goes through the bases once, instead of every position.
+        """
+        pairs, rank, other = gradients.taps(self.layer.path), left.shape[-1], right.shape[-1]
+        inputs, outputs, positions = self.layer.inputs, self.layer.outputs, _positions_of(pairs)
+        by_position = positions * (inputs * rank + outputs * other + rank * other)
+        if SLOWER * (positions * inputs * outputs + (inputs + other) * rank * outputs) < by_position:
+            return jnp.einsum("gik,ngio,gol->ngkl", left, self._gradient(pairs), right)
+        reads = [_by_example(self.layer.project_inputs(merged(a), left), a) for a, _ in pairs]
+        writes = [
             _by_example(jnp.einsum("ntgo,gol->ntgl", self.layer.output_rows(merged(s)), right), s) for _, s in pairs
         ]
-        return _contract(
-            self._positions(gradients, inputs, left.shape[-1]), self._positions(gradients, outputs, right.shape[-1])
-        )
+        return _contract(self._positions(gradients, reads, rank), self._positions(gradients, writes, other))
 
     def materialised(self, gradients: Captured) -> Float[Array, "n groups inputs outputs"]:
         """`Σ_t ā_t s_tᵀ` per example; zero where the network does not call the layer."""
@@ -84,7 +93,7 @@ class MatrixBlock(Block):
         if not pairs:  # the network does not call the layer
             return jnp.zeros((batch, draws, draws), gradients.cotangents.dtype)
         layer = self.layer
-        positions = draws * sum(s.shape[0] * math.prod(s.shape[2:-1]) for _, s in pairs)
+        positions = draws * _positions_of(pairs)
         ghost = positions * (layer.inputs + layer.outputs) < layer.inputs * layer.outputs
         formed = 0 if ghost else draws * pairs[0][1].shape[0] * layer.inputs * layer.outputs
         entries = layer.groups * (positions * layer.inputs + formed)
@@ -130,6 +139,11 @@ class MatrixBlock(Block):
         """The rows of all calls; no position at all, hence gradients of zero, where the layer is not called."""
         like = gradients.cotangents
         return jnp.concatenate([jnp.zeros((like.shape[1], 0, self.layer.groups, width), like.dtype), *calls], axis=1)
+
+
+def _positions_of(pairs: Pairs) -> int:
+    """Of one example, in all calls and views."""
+    return sum(s.shape[0] * math.prod(s.shape[2:-1]) for _, s in pairs)
 
 
 def _by_example(rows: Array, like: Array) -> Array:

@@ -77,11 +77,18 @@ def test_blocks_materialise_project_and_norm_the_gradients_of_vmap(module):
         whole = jax.vmap(block.read)(whole_gradients)
         np.testing.assert_allclose(got, whole, rtol=1e-9, atol=1e-13)
         if isinstance(block, cut.MatrixBlock):
-            left = jax.random.normal(jax.random.key(1), (block.layer.groups, block.layer.inputs, 2), jnp.float64)
-            right = jax.random.normal(jax.random.key(2), (block.layer.groups, block.layer.outputs, 3), jnp.float64)
-            want = jnp.einsum("gik,ngio,gol->ngkl", left, whole, right)
-            projected = jax.jit(lambda found: block.projected(found, left, right))(found)
-            np.testing.assert_allclose(projected, want, rtol=1e-9, atol=1e-12)
+            layer = block.layer  # narrow bases project every position, bases as wide as the sides the gradient formed
+            bases = [
+                [
+                    jax.random.normal(jax.random.key(side), (layer.groups, size, rank), jnp.float64)
+                    for side, (size, rank) in enumerate(zip((layer.inputs, layer.outputs), ranks, strict=True))
+                ]
+                for ranks in ((1, 1), (layer.inputs, layer.outputs))
+            ]
+            both = jax.jit(lambda found, bases: [block.projected(found, *pair) for pair in bases])(found, bases)
+            for (left, right), projected in zip(bases, both, strict=True):
+                want = jnp.einsum("gik,ngio,gol->ngkl", left, whole, right)
+                np.testing.assert_allclose(projected, want, rtol=1e-9, atol=1e-12)
     rows = trees.ravel_batch(whole_gradients).reshape(DRAWS, n // DRAWS, -1)
     np.testing.assert_allclose(gram(found, blocks), np.einsum("kbp,lbp->bkl", rows, rows), rtol=1e-9)
     one = cut.assemble(problem.params, blocks, {block.name: block.read(problem.params) for block in blocks})
