@@ -13,6 +13,8 @@ from dattri.algorithm.influence_function import (
 )
 from dattri.task import AttributionTask
 
+from benchmarks.peers.logistic import regression
+
 if TYPE_CHECKING:
     from benchmarks.fidelity_tasks import Task
 
@@ -22,22 +24,16 @@ def predictions(given: "Task", left_out: int) -> dict[str, tuple[np.ndarray, np.
 
     In float32: dattri's Arnoldi iteration draws its start in that type alone.
     """
-    batch = given.problem.batches
-    x = torch.tensor(np.asarray(batch.image[0]).reshape(len(batch.image[0]), -1), dtype=torch.float32)
-    y = torch.tensor(np.asarray(batch.label[0]).astype(np.int64))
-    dense = given.problem.params["Dense_0"]
-    model = torch.nn.Linear(x.shape[1], 10)
-    state = {
-        "weight": torch.tensor(np.asarray(dense["kernel"]).T.copy(), dtype=torch.float32),
-        "bias": torch.tensor(np.asarray(dense["bias"]), dtype=torch.float32),
-    }
+    double, train, _ = regression(given)
+    model, x, y = double.float(), train.tensors[0].float(), train.tensors[1]
+    state = {name: value.detach() for name, value in model.state_dict().items()}
 
     def loss(params: dict[str, torch.Tensor], data: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         logits = torch.func.functional_call(model, params, (data[0],))
         return torch.nn.functional.cross_entropy(logits, data[1])
 
     everything = torch.utils.data.TensorDataset(x, y)
-    train = torch.utils.data.DataLoader(everything, batch_size=len(x))
+    all_at_once = torch.utils.data.DataLoader(everything, batch_size=len(x))
     first = torch.utils.data.DataLoader(torch.utils.data.Subset(everything, range(left_out)), batch_size=left_out)
     ridge = given.ridge
     attributors = {
@@ -50,7 +46,7 @@ def predictions(given: "Task", left_out: int) -> dict[str, tuple[np.ndarray, np.
     for name, attributor in attributors.items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            attributor.cache(train)
+            attributor.cache(all_at_once)
             scores = attributor.self_attribute(first)
         found[name] = (scores.detach().numpy() / len(x), np.zeros(0))
     return found

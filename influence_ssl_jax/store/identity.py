@@ -42,7 +42,7 @@ def claim(folder: Path, identity: Plain) -> Plain:
     if differing:
         listed = "\n".join(f"  {line}" for line in differing[:20])
         raise StoreError(
-            f"{folder} holds scores of another run. What differs (there → now):\n{listed}\n"
+            f"{folder} holds the results of another run. What differs (there → now):\n{listed}\n"
             "Choose another folder, or delete this one to start anew."
         )
     return identity
