@@ -48,7 +48,7 @@ def page(found: Results) -> str:
 
 
 def every(found: Results, kind: str) -> list[dict[str, Any]]:
-    """The results of one benchmark, narrow networks first."""
+    """The results of one benchmark, narrow networks and small batches first."""
     return [result for name, result in sorted(found.items(), key=_order) if name.startswith(f"{kind}_")]
 
 
@@ -117,9 +117,10 @@ def main() -> None:
         plot_fidelity(found, plots / "fidelity.svg")
 
 
-def _order(item: tuple[str, dict[str, Any]]) -> tuple[int, str]:
-    parameters = item[1].get("parameters", 0)  # of a fidelity task
-    return item[1]["config"].get("setting", {}).get("width", parameters), item[0]
+def _order(item: tuple[str, dict[str, Any]]) -> tuple[int, int, str]:
+    name, result = item
+    setting = result["config"].get("setting", {"width": result.get("parameters", 0)})  # none for a fidelity task
+    return setting["width"], setting.get("batch", 0), name
 
 
 if __name__ == "__main__":
