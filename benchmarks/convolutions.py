@@ -64,8 +64,8 @@ def own(setting: Setting, framework: str, repeats: int) -> dict[str, float]:
         named = primitives(given, (MEAN, STD), ())
     else:
         named = jax_operations(given, ())
-    seconds = interleaved({name: named[name] for name in PASSES}, repeats)
-    return {name: min(values) for name, values in seconds.items()}
+    seconds = interleaved({name: (named[name],) for name in PASSES}, repeats)
+    return {name: min(values)[0] for name, values in seconds.items()}
 
 
 def run(config: Config) -> dict:

@@ -3,8 +3,9 @@
     python -m benchmarks.cost --setting.width 16
 
 The shared ResNet-18, the same images and views in both frameworks; all operations take turns. A multiple is relative to
-the *same framework's* forward and backward pass over the same examples in the same batches, so that the speed of
-convolutions drops out. Seconds are per 1,000 examples. Memory is that of an operation alone, in a process of its own.
+the *same framework's* forward and backward pass over the same examples in the same batches, run right before, so that
+the speed of convolutions drops out. Seconds are per 1,000 examples. Memory is that of an operation alone, in a process
+of its own.
 """
 
 import dataclasses
@@ -42,6 +43,7 @@ class Config:
         ranks: Of LoGra.
         ekfac_ranks: Of EK-FAC; 0 keeps every eigenvector.
         repeats: Repetitions.
+        patience: Seconds of repetitions after which an operation is not repeated again.
         peers: Whether torch takes part.
         memory: Whether every operation's memory is measured too, each in a fresh process.
     """
@@ -49,7 +51,8 @@ class Config:
     setting: Setting = dataclasses.field(default_factory=lambda: Setting(examples=128, batch=64))
     ranks: tuple[int, ...] = (16, 64)
     ekfac_ranks: tuple[int, ...] = (32, 0)
-    repeats: int = 3
+    repeats: int = 5
+    patience: float = 60.0
     peers: bool = True
     memory: bool = False
 
@@ -147,7 +150,7 @@ def run(config: Config) -> dict:
         sides = {"jax": jax_operations(given, backends(config))}
         if config.peers:
             sides["torch"] = torch_operations(given, config, Path(folder))
-        found = rows(sides, config.repeats, scale=1000 / config.setting.examples)
+        found = rows(sides, config.repeats, 1000 / config.setting.examples, config.patience)
     for row in found:
         row["megabytes"] = None
     return {"data": given.data, "operations": found}

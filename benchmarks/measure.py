@@ -2,6 +2,7 @@
 
 import ctypes
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping
@@ -51,29 +52,39 @@ class Spread(NamedTuple):
 
 
 def interleaved(
-    operations: Mapping[Name, Operation], repeats: int, failed: dict[Name, str] | None = None
-) -> dict[Name, list[float]]:
-    """Seconds of every repetition of every operation; a first one, which compiles, is not counted.
+    turns: Mapping[Name, tuple[Operation, ...]],
+    repeats: int,
+    failed: dict[Name, str] | None = None,
+    patience: float = math.inf,
+) -> dict[Name, list[tuple[float, ...]]]:
+    """Seconds of every operation of every repetition of every turn; a first repetition, which compiles, is not counted.
 
-    All operations run once before any runs again, so that what else the machine does falls on all of them. One that
-    cannot run at all is entered in `failed` with the reason, and has no repetition; without `failed` it is an error.
+    The operations of a turn run one right after another, and all turns run once before any runs again: what else the
+    machine does falls on all of them. A turn that cannot run at all is entered in `failed` with the reason, and has no
+    repetition; without `failed` it is an error. One whose last operation has taken `patience` seconds in all
+    repetitions together is not repeated again.
     """
-    seconds: dict[Name, list[float]] = {name: [] for name in operations}
+    seconds: dict[Name, list[tuple[float, ...]]] = {name: [] for name in turns}
     for repeat in range(repeats + 1):
-        for name, operation in operations.items():
-            if failed and name in failed:
+        for name, turn in turns.items():
+            if (failed and name in failed) or sum(taken[-1] for taken in seconds[name]) >= patience:
                 continue
-            begin = time.perf_counter()
             try:
-                operation()
+                taken = tuple(_seconds(operation) for operation in turn)
             except Exception as error:
                 if failed is None or repeat:
                     raise
                 failed[name] = (str(error) or type(error).__name__).splitlines()[0]
                 continue
             if repeat:
-                seconds[name].append(time.perf_counter() - begin)
+                seconds[name].append(taken)
     return seconds
+
+
+def _seconds(operation: Operation) -> float:
+    begin = time.perf_counter()
+    operation()
+    return time.perf_counter() - begin
 
 
 def spread(values: list[float]) -> Spread:
@@ -81,20 +92,22 @@ def spread(values: list[float]) -> Spread:
     return Spread(statistics.median(values), min(values), max(values))
 
 
-def ratios(over: list[float], under: list[float]) -> Spread:
-    """Ratios of repetitions that ran one after the other."""
-    return spread([a / b for a, b in zip(over, under, strict=True)])
-
-
-def rows(sides: dict[str, dict[str, Operation]], repeats: int, scale: float = 1.0) -> list[dict[str, Any]]:
+def rows(
+    sides: dict[str, dict[str, Operation]], repeats: int, scale: float = 1.0, patience: float = math.inf
+) -> list[dict[str, Any]]:
     """Seconds times `scale`, multiples of the same framework's `gradient`, and the arithmetic behind them, by operation.
 
-    `arithmetic` is the ratio of XLA's counts of operations, for what runs no loop over vectors: noise does not touch it.
-    An operation that cannot run has the reason instead, as `failed`.
+    A gradient runs right before every repetition of every operation, which is that repetition's unit. `arithmetic` is
+    the ratio of XLA's counts of operations, for what runs no loop over vectors: noise does not touch it. An operation
+    that cannot run has the reason instead, as `failed`.
     """
     together = {(side, name): operation for side, named in sides.items() for name, operation in named.items()}
+    turns = {
+        (side, name): (operation,) if name == "gradient" else (sides[side]["gradient"], operation)
+        for (side, name), operation in together.items()
+    }
     failed: dict[tuple[str, str], str] = {}
-    seconds = interleaved(together, repeats, failed)
+    seconds = interleaved(turns, repeats, failed, patience)
     found = []
     for (side, name), operation in together.items():
         row: dict[str, Any] = {"framework": side, "operation": name}
@@ -103,8 +116,8 @@ def rows(sides: dict[str, dict[str, Operation]], repeats: int, scale: float = 1.
             continue
         own = together[side, "gradient"]
         counted = isinstance(operation, Compiled) and isinstance(own, Compiled) and "block of" not in name
-        row["seconds"] = spread([value * scale for value in seconds[side, name]])
-        row["gradients"] = ratios(seconds[side, name], seconds[side, "gradient"])
+        row["seconds"] = spread([taken[-1] * scale for taken in seconds[side, name]])
+        row["gradients"] = spread([taken[-1] / taken[0] for taken in seconds[side, name]])
         found.append(row | {"arithmetic": operation.flops() / own.flops() if counted else None})
     return found
 

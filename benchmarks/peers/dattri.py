@@ -12,17 +12,22 @@ class Identity(BaseInnerProductAttributor):
     """Inner products of per-example gradients: the base class as it is."""
 
 
+GIGABYTE = 2**30
+"""What the gradients of one loader may take: dattri holds them several times over."""
+
+
 class Dattri:
     """`‖g‖²` of every example, over every parameter.
 
     Args:
         network: The ResNet-18.
         pairs: Both views of every example.
-        batch: Examples at a time.
+        batch: Examples at a time, at most: fewer where their gradients take more than a gigabyte.
     """
 
     def __init__(self, network: ResNet18, pairs: torch.Tensor, batch: int) -> None:
         model = Residuals(network)
+        gradient = sum(value.numel() * value.element_size() for value in model.parameters())
 
         def loss(params: dict[str, torch.Tensor], data: tuple[torch.Tensor, ...]) -> torch.Tensor:
             return torch.func.functional_call(model, params, (data[0],)).square().sum() / 2
@@ -32,7 +37,7 @@ class Dattri:
         # Its `self_attribute` adds a batch's values to those of the whole loader: it takes loaders of one batch only.
         self.loaders = [
             torch.utils.data.DataLoader(torch.utils.data.TensorDataset(part), batch_size=len(part))
-            for part in pairs.split(batch)
+            for part in pairs.split(min(batch, max(1, GIGABYTE // gradient)))
         ]
 
     def scores(self) -> np.ndarray:

@@ -2,22 +2,55 @@
 
 import importlib.util
 import json
+import types
 
 import jax
 import numpy as np
 import pytest
 
-from benchmarks import agreement, convolutions, cost, fidelity, primitives, render, results
+from benchmarks import agreement, convolutions, cost, fidelity, measure, primitives, render, results
 from benchmarks.aims import Aim, aims
-from benchmarks.measure import interleaved, ratios, rows, spread
+from benchmarks.measure import interleaved, rows, spread
 
 
-def test_every_operation_takes_its_turn_and_the_first_one_is_not_counted():
+def test_every_turn_is_taken_and_the_first_one_is_not_counted():
     calls = []
-    found = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=2)
-    assert calls == ["a", "b"] * 3
-    assert [len(values) for values in found.values()] == [2, 2]
-    assert ratios([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == spread([2.0, 3.0, 1.0]) == (2.0, 1.0, 3.0)
+    a, b, own = (lambda name=name: calls.append(name) for name in ("a", "b", "own"))
+    found = interleaved({"a": (a,), "b": (own, b)}, repeats=2)
+    assert calls == ["a", "own", "b"] * 3
+    assert {name: [len(taken) for taken in turns] for name, turns in found.items()} == {"a": [1, 1], "b": [2, 2]}
+    assert spread([2.0, 3.0, 1.0]) == (2.0, 1.0, 3.0)
+
+
+@pytest.fixture
+def takes(monkeypatch):
+    """Operations that take as long as they are told, by a clock that nothing else moves."""
+    now = [0.0]
+    monkeypatch.setattr(measure, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def takes(*seconds):
+        left = iter(seconds)
+
+        def operation():
+            now[0] += next(left)
+
+        return operation
+
+    return takes
+
+
+def test_what_takes_long_is_repeated_less_but_once_at_least(takes):
+    turns = {"long": (takes(9, 4, 5),), "longer": (takes(9, 8),), "short": (takes(9, 1, 1, 1, 1),)}
+    found = interleaved(turns, repeats=4, patience=8)
+    assert found == {"long": [(4,), (5,)], "longer": [(8,)], "short": [(1,)] * 4}
+
+
+def test_a_ratio_is_to_the_gradient_right_before(takes):
+    gradient = takes(9, 9, 2, 4, 5, 10)  # two that compile; then alone and before a fit, twice
+    own, fit = rows({"torch": {"gradient": gradient, "fit": takes(9, 12, 40)}}, repeats=2, scale=10)
+    assert own["seconds"] == (35, 20, 50)
+    assert fit["seconds"] == (260, 120, 400)
+    assert (own["gradients"], fit["gradients"]) == ((1, 1, 1), (3.5, 3, 4))
 
 
 def test_an_operation_that_cannot_run_is_a_row_with_the_reason():
@@ -25,7 +58,7 @@ def test_an_operation_that_cannot_run_is_a_row_with_the_reason():
         raise ValueError("did not converge\nin 30 steps")
 
     with pytest.raises(ValueError, match="converge"):
-        interleaved({"broken": broken}, repeats=1)
+        interleaved({"broken": (broken,)}, repeats=1)
     good, bad = rows({"torch": {"gradient": lambda: None, "fit": broken}}, repeats=1)
     assert good["gradients"] == (1.0, 1.0, 1.0)
     assert bad == {"framework": "torch", "operation": "fit", "failed": "did not converge"}
