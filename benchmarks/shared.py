@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.augment.noise import GaussianNoise
@@ -16,10 +17,10 @@ from influence_ssl_jax.data import Digits, Tfds, ToInput, resident
 from influence_ssl_jax.losses import CosineDistance
 from influence_ssl_jax.nets.linear import Linear
 from influence_ssl_jax.nets.network import Network
-from influence_ssl_jax.nets.resnet import ResNet18
+from influence_ssl_jax.nets.resnet import MOMENTUM, ResNet18
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.train.export import load
-from influence_ssl_jax.types import Batch, Frozen, Params, PyTree
+from influence_ssl_jax.types import Batch, Frozen, Params
 
 ENCODER = Path(__file__).parents[1] / "experiments" / "encoders" / "simclr_w16_cifar10"
 PREPARED = "INFLUENCE_SSL_TFDS"
@@ -34,7 +35,8 @@ class Setting:
 
     Attributes:
         network: The ResNet-18 of every table, or one linear layer, which the tests compile in seconds.
-        width: Of the ResNet-18. At 16 its weights are the committed SimCLR encoder's, otherwise drawn.
+        width: Of the ResNet-18. At 16 its weights are the committed SimCLR encoder's, otherwise those that training
+            would start from, with the running statistics of the first batch.
         examples: Images.
         batch: Images at a time; two views each.
         size: Height and width of an image.
@@ -75,12 +77,17 @@ class Shared(NamedTuple):
 
 def shared(setting: Setting, dtype: jax.typing.DTypeLike = jnp.float32) -> Shared:
     """Weights, images and views of a setting."""
-    module = module_of(setting)
-    params, frozen = (trees.astype(tree, dtype) for tree in weights(setting))
-    objective = Objective(Network(module, mean=MEAN, std=STD), GaussianNoise(setting.sigma), CosineDistance())
+    network = Network({"resnet18": ResNet18, "linear": Linear}[setting.network](setting.width), mean=MEAN, std=STD)
+    objective = Objective(network, GaussianNoise(setting.sigma), CosineDistance())
     batches, data = images(setting)
     draw = jax.jit(lambda batch: objective.images(batch, dtype))
-    views = [np.asarray(draw(jax.tree.map(lambda leaf, i=i: leaf[i], batches))) for i in range(len(batches.index))]
+    views = [draw(jax.tree.map(lambda leaf, i=i: leaf[i], batches)) for i in range(len(batches.index))]
+    if setting.network == "resnet18" and setting.width == TRAINED_WIDTH:
+        trained = load(ENCODER)
+        params, frozen = trained.params["backbone"], {"batch_stats": trained.frozen["batch_stats"]["backbone"]}
+    else:
+        params, frozen = initial(network.module, network.standardise(views[0][0].astype(jnp.float32)))
+    params, frozen = (trees.astype(tree, dtype) for tree in (params, frozen))
     return Shared(objective, params, frozen, batches, np.concatenate(views, axis=1), data)
 
 
@@ -93,36 +100,20 @@ def images(setting: Setting) -> tuple[Batch, str]:
     return batches, "CIFAR-10" if prepared else "digits"
 
 
-def module_of(setting: Setting) -> nn.Module:
-    """The network."""
-    return {"resnet18": ResNet18, "linear": Linear}[setting.network](setting.width)
+def initial(module: nn.Module, standardised: Array) -> tuple[Params, Frozen]:
+    """The module's own initial parameters, and running statistics that are those of a batch.
 
-
-def weights(setting: Setting) -> tuple[Params, Frozen]:
-    """Parameters and running statistics of the backbone."""
-    if setting.network == "resnet18" and setting.width == TRAINED_WIDTH:
-        trained = load(ENCODER)
-        return trained.params["backbone"], {"batch_stats": trained.frozen["batch_stats"]["backbone"]}
-    module, image = module_of(setting), jnp.zeros((1, setting.size, setting.size, 3))
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), image, train=False))
-    return drawn(shapes)
-
-
-def drawn(shapes: PyTree) -> tuple[Params, Frozen]:
-    """Kaiming kernels, and running variances that keep activations near one."""
-    rng = np.random.default_rng(0)
-
-    def parameter(leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        if leaf.ndim == 1:
-            return jnp.asarray(rng.uniform(0.5, 1.0, leaf.shape), jnp.float32)
-        fan_out = leaf.size // leaf.shape[-2]
-        return jnp.asarray(rng.normal(size=leaf.shape) * (2 / fan_out) ** 0.5, jnp.float32)
-
-    params = jax.tree.map(parameter, shapes["params"])
-    statistics = jax.tree.map(
-        lambda leaf: jnp.asarray(rng.uniform(1.5, 3.0, leaf.shape), jnp.float32), shapes.get("batch_stats", {})
+    With the statistics of a fresh module, activations would shrink from layer to layer until gradients are next to
+    nothing, which no solver of eigenvalues is made for.
+    """
+    variables = module.init(jax.random.key(0), standardised[:1], train=False)
+    if "batch_stats" not in variables:
+        return variables["params"], {}
+    nothing = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
+    _, updated = module.apply(
+        {"params": variables["params"], "batch_stats": nothing}, standardised, train=True, mutable=["batch_stats"]
     )
-    return params, {"batch_stats": statistics} if statistics else {}
+    return variables["params"], jax.tree.map(lambda leaf: leaf / (1 - MOMENTUM), updated)
 
 
 def random_vector(like: Params) -> Params:

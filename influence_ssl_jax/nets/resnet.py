@@ -10,10 +10,13 @@ from jaxtyping import Array, Float
 # torch's fan-out Kaiming initialisation of convolutions, which ResNets are trained from everywhere.
 kaiming = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
+MOMENTUM = 0.9
+"""What a batch in training leaves of BatchNorm's running statistics."""
+
 
 def batch_norm(train: bool, dtype: jax.typing.DTypeLike | None, name: str) -> nn.BatchNorm:
     """BatchNorm as torch has it: ε = 1e-5, a tenth of the batch's statistics enters the running ones."""
-    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name=name)
+    return nn.BatchNorm(use_running_average=not train, momentum=MOMENTUM, epsilon=1e-5, dtype=dtype, name=name)
 
 
 class BasicBlock(nn.Module):

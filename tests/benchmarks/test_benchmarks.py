@@ -11,6 +11,7 @@ import pytest
 from benchmarks import agreement, convolutions, cost, fidelity, measure, primitives, render, results
 from benchmarks.aims import Aim, aims
 from benchmarks.measure import interleaved, rows, spread
+from benchmarks.shared import Setting, shared
 
 
 def test_every_turn_is_taken_and_the_first_one_is_not_counted():
@@ -62,6 +63,18 @@ def test_an_operation_that_cannot_run_is_a_row_with_the_reason():
     good, bad = rows({"torch": {"gradient": lambda: None, "fit": broken}}, repeats=1)
     assert good["gradients"] == (1.0, 1.0, 1.0)
     assert bad == {"framework": "torch", "operation": "fit", "failed": "did not converge"}
+
+
+@pytest.mark.slow
+def test_an_untrained_network_has_the_statistics_of_the_first_batch():
+    given = shared(Setting(width=2, examples=8, batch=8, size=8))
+    network, images = given.objective.network, jax.numpy.asarray(given.views[0])
+    collections = {"params": given.params, **given.frozen}
+    own, _ = network.module.apply(collections, network.standardise(images), train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(network(given.params, given.frozen, images), own, rtol=1e-3, atol=1e-4)
+    first = jax.tree.map(lambda leaf: leaf[0], given.batches)
+    gradient = jax.grad(given.objective)(given.params, given.frozen, first)
+    assert min(np.linalg.norm(leaf) for leaf in jax.tree.leaves(gradient)) > 1e-4
 
 
 @pytest.mark.slow
