@@ -30,13 +30,15 @@ class Config:
         setting: Network and images; one batch of them.
         blocks: Numbers of vectors.
         repeats: Repetitions.
+        patience: Seconds of repetitions after which an operation is not repeated again.
         largest_peer_block: The largest block that curvlinops is given.
         peers: Whether torch takes part.
     """
 
     setting: Setting = dataclasses.field(default_factory=lambda: Setting(examples=64, batch=64))
     blocks: tuple[int, ...] = (1, 8, 32)
-    repeats: int = 2
+    repeats: int = 3
+    patience: float = 60.0
     largest_peer_block: int = 8
     peers: bool = True
 
@@ -109,7 +111,7 @@ def run(config: Config) -> dict:
         # curvlinops holds the activations of every vector of a block at once: 32 of them do not fit
         small = tuple(count for count in config.blocks if count <= config.largest_peer_block)
         sides["torch"] = primitives(given, (MEAN, STD), small)
-    return {"data": given.data, "operations": rows(sides, config.repeats)}
+    return {"data": given.data, "operations": rows(sides, config.repeats, patience=config.patience)}
 
 
 def main() -> None:
