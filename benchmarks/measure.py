@@ -57,12 +57,12 @@ def interleaved(
     failed: dict[Name, str] | None = None,
     patience: float = math.inf,
 ) -> dict[Name, list[tuple[float, ...]]]:
-    """Seconds of every operation of every repetition of every turn; a first repetition, which compiles, is not counted.
+    """Seconds of every operation of every repetition of every turn, without a first one that compiles.
 
     The operations of a turn run one right after another, and all turns run once before any runs again: what else the
     machine does falls on all of them. A turn that cannot run at all is entered in `failed` with the reason, and has no
     repetition; without `failed` it is an error. One whose last operation has taken `patience` seconds in all
-    repetitions together is not repeated again.
+    repetitions together is not repeated again; where that is so at once and nothing was compiled, the first one counts.
     """
     seconds: dict[Name, list[tuple[float, ...]]] = {name: [] for name in turns}
     for repeat in range(repeats + 1):
@@ -76,7 +76,7 @@ def interleaved(
                     raise
                 failed[name] = (str(error) or type(error).__name__).splitlines()[0]
                 continue
-            if repeat:
+            if repeat or (taken[-1] >= patience and not isinstance(turn[-1], Compiled)):
                 seconds[name].append(taken)
     return seconds
 

@@ -41,9 +41,15 @@ def takes(monkeypatch):
 
 
 def test_what_takes_long_is_repeated_less_but_once_at_least(takes):
-    turns = {"long": (takes(9, 4, 5),), "longer": (takes(9, 8),), "short": (takes(9, 1, 1, 1, 1),)}
+    turns = {"long": (takes(7, 4, 5),), "longer": (takes(7, 8),), "short": (takes(7, 1, 1, 1, 1),)}
     found = interleaved(turns, repeats=4, patience=8)
     assert found == {"long": [(4,), (5,)], "longer": [(8,)], "short": [(1,)] * 4}
+
+
+def test_a_first_run_that_takes_long_counts_unless_it_compiled(takes):
+    longest, compiled = takes(9), measure.Compiled(takes(9, 8), ((),))
+    found = interleaved({"longest": (longest,), "compiled": (compiled,)}, repeats=4, patience=8)
+    assert found == {"longest": [(9,)], "compiled": [(8,)]}
 
 
 def test_a_ratio_is_to_the_gradient_right_before(takes):
