@@ -91,11 +91,11 @@ def jax_operations(given: Shared, asked: dict[str, Backend], fitted: bool = True
     found: dict[str, Operation] = {"gradient": Compiled(gradient, tuple((given.params, batch) for batch in batches))}
     found[CAPTURE] = Compiled(jax.jit(_captures(given)), tuple((given.params, batch) for batch in batches))
     for name, backend in asked.items():
-        fit = jax.jit(backend.fit)
-        state = fit(problem, key) if fitted else jax.tree.map(_ones, jax.eval_shape(backend.fit, problem, key))
+        fit = Compiled(jax.jit(backend.fit), ((problem, key),))
+        state = fit.result(*fit.arguments) if fitted else jax.tree.map(_ones, jax.eval_shape(backend.fit, problem, key))
         damping = backend.resolve(state, Damping())
         if name != NORM:
-            found[f"{name}, fit"] = Compiled(fit, ((problem, key),))
+            found[f"{name}, fit"] = fit
         if isinstance(backend, LoGra):
             found[f"{name}, {PASS}"] = Compiled(jax.jit(_moments(backend, state)), ((problem,),))
         arguments = tuple((given.params, state, damping, batch) for batch in batches)

@@ -46,10 +46,21 @@ def test_what_takes_long_is_repeated_less_but_once_at_least(takes):
     assert found == {"long": [(4,), (5,)], "longer": [(8,)], "short": [(1,)] * 4}
 
 
-def test_a_first_run_that_takes_long_counts_unless_it_compiled(takes):
-    longest, compiled = takes(9), measure.Compiled(takes(9, 8), ((),))
-    found = interleaved({"longest": (longest,), "compiled": (compiled,)}, repeats=4, patience=8)
-    assert found == {"longest": [(9,)], "compiled": [(8,)]}
+def test_a_first_run_that_takes_long_counts_unless_it_compiled(takes, monkeypatch):
+    longest, compiled = takes(9), takes(9, 8)
+    monkeypatch.setattr(measure.Compiled, "__call__", lambda _: compiled())
+    turns = {"longest": (longest,), "compiled": (measure.Compiled(jax.jit(lambda x: x), ((0,),)),)}
+    assert interleaved(turns, repeats=4, patience=8) == {"longest": [(9,)], "compiled": [(8,)]}
+
+
+def test_arithmetic_is_that_of_the_program_that_runs():
+    def twice(x):
+        return x @ x.T + x @ x.T, x @ jax.numpy.ones((7, 9))  # the second is not asked for
+
+    once, x = jax.jit(lambda x: x @ x.T), np.ones((5, 7), np.float32)
+    counted = measure.Compiled(jax.jit(lambda x: twice(x)[0]), ((x,),)).flops()
+    assert measure.Compiled(once, ((x,),)).flops() == 2 * 5 * 7 * 5
+    assert counted == 2 * 5 * 7 * 5 + 5 * 5  # and one sum
 
 
 def test_a_ratio_is_to_the_gradient_right_before(takes):
