@@ -103,8 +103,8 @@ def images(setting: Setting) -> tuple[Batch, str]:
 def initial(module: nn.Module, standardised: Array) -> tuple[Params, Frozen]:
     """The module's own initial parameters, and running statistics that are those of a batch.
 
-    With the statistics of a fresh module, activations would shrink from layer to layer until gradients are next to
-    nothing, which no solver of eigenvalues is made for.
+    With statistics that are not the activations' own, these can shrink from layer to layer until gradients are next to
+    nothing, and a peer's eigendecomposition of what is left fails.
     """
     variables = module.init(jax.random.key(0), standardised[:1], train=False)
     if "batch_stats" not in variables:
