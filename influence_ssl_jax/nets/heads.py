@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from influence_ssl_jax.nets.resnet import batch_norm
+
 
 class Projector(nn.Module):
     """(Dense–BatchNorm–ReLU) × `hidden_layers`, then Dense: the head whose output an SSL loss compares.
@@ -34,7 +36,7 @@ class Projector(nn.Module):
         for layer in range(self.hidden_layers):
             x = nn.Dense(self.hidden, dtype=self.dtype, name=f"dense{layer}")(x)
             if self.normalisation == "batch":
-                x = nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, name=f"bn{layer}")(x)
+                x = batch_norm(train, self.dtype, f"bn{layer}")(x)
             x = nn.relu(x)
         x = nn.Dense(self.output, dtype=self.dtype, name="output")(x)
         # A loss takes differences of nearly equal embeddings: at least float32.
