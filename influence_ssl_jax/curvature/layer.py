@@ -60,6 +60,15 @@ class MatrixLayer(Layer):
         """`s_t` at every position."""
         return gradients.reshape(gradients.shape[0], -1, self.groups, self.outputs)
 
+    def project_outputs(
+        self, gradients: Float[Array, "images *written"], basis: Float[Array, "groups outputs rank"]
+    ) -> Float[Array, "images positions groups rank"]:
+        """`s_tᵀ basis` at every position.
+
+        Rows times a matrix: of an einsum XLA makes the transposed product, from a transposed copy of the whole map.
+        """
+        return (self.output_rows(gradients)[..., None, :] @ basis)[..., 0, :]
+
 
 def with_one(rows: Float[Array, "*rows inputs"]) -> Float[Array, "*rows inputs_and_one"]:
     """Homogeneous coordinates: a last 1, whose weight is the bias."""

@@ -1,6 +1,7 @@
 """The block of a Dense or Conv layer: its weight matrix."""
 
 import dataclasses
+import functools
 import math
 from typing import TypeAlias
 
@@ -69,15 +70,18 @@ class MatrixBlock(Block):
         It is with a large basis and many positions: then G goes through the bases once, instead of every position.
         """
         pairs, rank, other = gradients.taps(self.layer.path), left.shape[-1], right.shape[-1]
+        if not pairs:  # the network does not call the layer
+            like = gradients.cotangents
+            return jnp.zeros((like.shape[1], self.layer.groups, rank, other), like.dtype)
         inputs, outputs, positions = self.layer.inputs, self.layer.outputs, _positions_of(pairs)
         by_position = positions * (inputs * rank + outputs * other + rank * other)
         if SLOWER * positions * inputs * outputs + (inputs + other) * rank * outputs < by_position:
             return jnp.einsum("gik,ngio,gol->ngkl", left, self._gradient(pairs), right)
-        reads = [_by_example(self.layer.project_inputs(merged(a), left), a) for a, _ in pairs]
-        writes = [
-            _by_example(jnp.einsum("ntgo,gol->ntgl", self.layer.output_rows(merged(s)), right), s) for _, s in pairs
+        calls = [
+            _outer(self.layer.project_inputs(merged(a), left), self.layer.project_outputs(merged(s), right))
+            for a, s in pairs
         ]
-        return _contract(self._positions(gradients, reads, rank), self._positions(gradients, writes, other))
+        return _total(calls, pairs)
 
     def materialised(self, gradients: Captured) -> Float[Array, "n groups inputs outputs"]:
         """`Σ_t ā_t s_tᵀ` per example; zero where the network does not call the layer."""
@@ -121,8 +125,7 @@ class MatrixBlock(Block):
 
     def _gradient(self, pairs: Pairs) -> Float[Array, "n groups inputs outputs"]:
         """`Σ_t ā_t s_tᵀ` over all calls and views."""
-        found = [self.layer.gradient(merged(a), merged(s)).reshape(*s.shape[:2], *self._shape) for a, s in pairs]
-        return sum((jnp.sum(one, axis=0) for one in found[1:]), jnp.sum(found[0], axis=0))
+        return _total([self.layer.gradient(merged(a), merged(s)) for a, s in pairs], pairs)
 
     def _rows(self, pairs: Pairs) -> tuple[list[Array], list[Array]]:
         """Rows of every call, views and positions merged."""
@@ -153,5 +156,11 @@ def _by_example(rows: Array, like: Array) -> Array:
     return split.reshape(n, -1, *rows.shape[2:])
 
 
-def _contract(inputs: Array, outputs: Array) -> Float[Array, "n groups inputs outputs"]:
+def _outer(inputs: Array, outputs: Array) -> Float[Array, "images groups inputs outputs"]:
     return jnp.einsum("ntgi,ntgo->ngio", inputs, outputs)
+
+
+def _total(calls: list[Array], pairs: Pairs) -> Float[Array, "n groups inputs outputs"]:
+    """The sum over calls and views of what is computed image by image."""
+    split = [one.reshape(*s.shape[:2], *one.shape[1:]) for one, (_, s) in zip(calls, pairs, strict=True)]
+    return functools.reduce(jnp.add, [jnp.sum(one, axis=0) for one in split])
