@@ -73,3 +73,10 @@ class MatrixLayer(Layer):
 def with_one(rows: Float[Array, "*rows inputs"]) -> Float[Array, "*rows inputs_and_one"]:
     """Homogeneous coordinates: a last 1, whose weight is the bias."""
     return jnp.concatenate([rows, jnp.ones_like(rows[..., :1])], axis=-1)
+
+
+def outer_products(
+    inputs: Float[Array, "images positions groups inputs"], outputs: Float[Array, "images positions groups outputs"]
+) -> Float[Array, "images groups inputs outputs"]:
+    """`Σ_t a_t s_tᵀ` of every image, from rows."""
+    return jnp.einsum("ntgi,ntgo->ngio", inputs, outputs)

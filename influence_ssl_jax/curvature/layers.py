@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from influence_ssl_jax.curvature.conv_layer import ConvLayer
-from influence_ssl_jax.curvature.layer import Layer, MatrixLayer, with_one
+from influence_ssl_jax.curvature.layer import Layer, MatrixLayer, outer_products, with_one
 
 __all__ = ["AffineLayer", "ConvLayer", "DenseLayer", "Layer", "MatrixLayer", "layer_of"]
 
@@ -38,7 +38,7 @@ class DenseLayer(MatrixLayer):
         self, inputs: Float[Array, "images *pixels"], gradients: Float[Array, "images *written"]
     ) -> Float[Array, "images groups inputs outputs"]:
         """One matrix product per image."""
-        return jnp.einsum("ntgi,ntgo->ngio", self.input_rows(inputs), self.output_rows(gradients))
+        return outer_products(self.input_rows(inputs), self.output_rows(gradients))
 
     def project_inputs(
         self, inputs: Float[Array, "images *pixels"], basis: Float[Array, "groups inputs rank"]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from influence_ssl_jax.curvature.block import Block, Captured, Path, at, draw_gram, merged
-from influence_ssl_jax.curvature.layer import MatrixLayer
+from influence_ssl_jax.curvature.layer import MatrixLayer, outer_products
 from influence_ssl_jax.types import Params
 
 Pairs: TypeAlias = list[tuple[Array, Array]]
@@ -70,23 +70,22 @@ class MatrixBlock(Block):
         It is with a large basis and many positions: then G goes through the bases once, instead of every position.
         """
         pairs, rank, other = gradients.taps(self.layer.path), left.shape[-1], right.shape[-1]
-        if not pairs:  # the network does not call the layer
-            like = gradients.cotangents
-            return jnp.zeros((like.shape[1], self.layer.groups, rank, other), like.dtype)
+        if not pairs:
+            return _nothing(gradients, self.layer.groups, rank, other)
         inputs, outputs, positions = self.layer.inputs, self.layer.outputs, _positions_of(pairs)
         by_position = positions * (inputs * rank + outputs * other + rank * other)
         if SLOWER * positions * inputs * outputs + (inputs + other) * rank * outputs < by_position:
             return jnp.einsum("gik,ngio,gol->ngkl", left, self._gradient(pairs), right)
         calls = [
-            _outer(self.layer.project_inputs(merged(a), left), self.layer.project_outputs(merged(s), right))
+            outer_products(self.layer.project_inputs(merged(a), left), self.layer.project_outputs(merged(s), right))
             for a, s in pairs
         ]
         return _total(calls, pairs)
 
     def materialised(self, gradients: Captured) -> Float[Array, "n groups inputs outputs"]:
         """`Σ_t ā_t s_tᵀ` per example; zero where the network does not call the layer."""
-        pairs, like = gradients.taps(self.layer.path), gradients.cotangents
-        return self._gradient(pairs) if pairs else jnp.zeros((like.shape[1], *self._shape), like.dtype)
+        pairs = gradients.taps(self.layer.path)
+        return self._gradient(pairs) if pairs else _nothing(gradients, *self._shape)
 
     def inner_products(self, gradients: Captured, draws: int) -> Float[Array, "examples {draws} {draws}"]:
         """By the gradients themselves, or by the rows' inner products (ghost norms), whichever is less work.
@@ -156,8 +155,9 @@ def _by_example(rows: Array, like: Array) -> Array:
     return split.reshape(n, -1, *rows.shape[2:])
 
 
-def _outer(inputs: Array, outputs: Array) -> Float[Array, "images groups inputs outputs"]:
-    return jnp.einsum("ntgi,ntgo->ngio", inputs, outputs)
+def _nothing(gradients: Captured, *shape: int) -> Float[Array, "n *shape"]:
+    """The gradients of a layer that the network does not call."""
+    return jnp.zeros((gradients.cotangents.shape[1], *shape), gradients.cotangents.dtype)
 
 
 def _total(calls: list[Array], pairs: Pairs) -> Float[Array, "n groups inputs outputs"]:
