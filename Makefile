@@ -29,7 +29,7 @@ bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.primitives --setting.width 16
 	$(BIN)/python -m benchmarks.primitives --setting.width 64
 	$(BIN)/python -m benchmarks.cost --setting.width 16 --memory
-	$(BIN)/python -m benchmarks.cost --setting.width 16 --setting.examples 256 --setting.batch 256 --ranks 16 --repeats 3
+	$(BIN)/python -m benchmarks.cost --setting.width 16 --setting.examples 256 --setting.batch 256 --ranks 16 --repeats 3 --memory
 	$(BIN)/python -m benchmarks.cost --setting.width 64 --setting.examples 64 --ranks 16 32 --repeats 3 --memory
 	$(BIN)/python -m benchmarks.render
 
