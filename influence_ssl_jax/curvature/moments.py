@@ -5,7 +5,7 @@ from typing import TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from influence_ssl_jax.curvature.accumulate import mean_over_batches
 from influence_ssl_jax.curvature.blocks import Blocks, MatrixBlock
@@ -79,6 +79,11 @@ def _sides(blocks: Blocks, gradients: ExampleGradients) -> Sides:
     for block in blocks:
         if isinstance(block, MatrixBlock):
             a, s = block.rows(gradients)
-            inputs = jnp.einsum("ntgi,ntgj->gij", a, a) / (a.shape[0] * a.shape[1])
-            found[block.name] = inputs, jnp.einsum("ntgi,ntgj->gij", s, s)
+            found[block.name] = _moment(a) / (a.shape[0] * a.shape[1]), _moment(s)
     return found
+
+
+def _moment(rows: Float[Array, "n positions groups size"]) -> Float[Array, "groups size size"]:
+    """`Σ r rᵀ` over examples and positions: of one group as a product of two matrices, which XLA computes sooner."""
+    flat = rows.reshape(-1, *rows.shape[2:])
+    return (flat[:, 0].T @ flat[:, 0])[None] if flat.shape[1] == 1 else jnp.einsum("rgi,rgj->gij", flat, flat)
