@@ -88,7 +88,13 @@ def _peers(result: dict[str, Any]) -> Iterator[Aim]:
 
 def _where(result: dict[str, Any]) -> str:
     setting = result["config"]["setting"]
-    return f"width {setting['width']}, batch {setting['batch']}"
+    return f"width {setting['width']}, batch {setting['batch']}{elsewhere(result)}"
+
+
+def elsewhere(result: dict[str, Any]) -> str:
+    """The kind of device, where it is not a CPU."""
+    device = result.get("made", {}).get("device", {"platform": "cpu"})
+    return "" if device["platform"] == "cpu" else f", {device['kind']}"
 
 
 def _gradients(result: dict[str, Any], framework: str, operation: str) -> float | None:

@@ -5,7 +5,7 @@
 The shared ResNet-18, the same images and views in both frameworks; all operations take turns. A multiple is relative to
 the *same framework's* forward and backward pass over the same examples in the same batches, run right before, so that
 the speed of convolutions drops out. Seconds are per 1,000 examples. Memory is that of an operation alone, in a process
-of its own.
+of its own; on a GPU the device's, which torch's allocator counts and XLA lays out beforehand.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import tyro
 from jaxtyping import Array
 
-from benchmarks.measure import Compiled, Operation, peak_megabytes, rows, times
-from benchmarks.results import write
+from benchmarks.measure import Compiled, Operation, gpu_megabytes, peak_megabytes, rows, times
+from benchmarks.results import named, on_gpu, write
 from benchmarks.shared import MEAN, STD, Setting, Shared, shared
 from influence_ssl_jax.commands.cpu_kernels import keep_convolutions_whole
 from influence_ssl_jax.curvature.contributions import measured
@@ -151,8 +151,10 @@ def run(config: Config) -> dict:
         if config.peers:
             sides["torch"] = torch_operations(given, config, Path(folder))
         found = rows(sides, config.repeats, 1000 / config.setting.examples, config.patience)
-    for row in found:
-        row["megabytes"] = None
+        for row in found:
+            row["megabytes"] = None
+            if on_gpu() and config.memory and "failed" not in row:
+                row["megabytes"] = gpu_megabytes(sides[row["framework"]][row["operation"]])
     return {"data": given.data, "operations": found}
 
 
@@ -186,12 +188,12 @@ def main() -> None:
         return
     config = tyro.cli(Config)
     keep_convolutions_whole()
-    found, name = run(config), f"cost_w{config.setting.width}_b{config.setting.batch}"
+    found, name = run(config), named(f"cost_w{config.setting.width}_b{config.setting.batch}")
     timed = [row for row in found["operations"] if "failed" not in row]
     for row in found["operations"]:
         print(f"{row['framework']:6} {row['operation']:46} {row.get('failed') or times(row)}")
     write(name, config, found)
-    for row in timed if config.memory else ():
+    for row in timed if config.memory and not on_gpu() else ():
         row["megabytes"] = memory(config, row["framework"], row["operation"])
         print(f"{row['framework']:6} {row['operation']:46} {row['megabytes']:8.0f} MB", flush=True)
         write(name, config, found)  # what has been measured is not lost with what has not

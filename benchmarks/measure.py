@@ -59,6 +59,11 @@ class Compiled:
         """
         return float(self.program[0].cost_analysis()["flops"])
 
+    def megabytes(self) -> float:
+        """What one call takes of the device's memory beside its arguments, as the compiler laid it out."""
+        used = self.program[0].memory_analysis()
+        return (used.temp_size_in_bytes + used.output_size_in_bytes) / 2**20
+
 
 class Spread(NamedTuple):
     """A median, and the lowest and highest of the repetitions."""
@@ -132,7 +137,8 @@ def rows(
             found.append(row | {"failed": failed[side, name]})
             continue
         own = together[side, "gradient"]
-        counted = isinstance(operation, Compiled) and isinstance(own, Compiled) and "block of" not in name
+        counts = "block of" not in name and jax.default_backend() == "cpu"  # elsewhere libraries compute uncounted
+        counted = counts and isinstance(operation, Compiled) and isinstance(own, Compiled)
         row["seconds"] = spread([taken[-1] * scale for taken in seconds[side, name]])
         row["gradients"] = spread([taken[-1] / taken[0] for taken in seconds[side, name]])
         found.append(row | {"arithmetic": operation.flops() / own.flops() if counted else None})
@@ -155,6 +161,15 @@ def peak_megabytes(operation: Operation) -> float:
     before = _status("VmRSS")
     operation()
     return (_status("VmHWM") - before) / 1024
+
+
+def gpu_megabytes(operation: Operation) -> float:
+    """Of an operation on a GPU; what it takes of the main memory is not asked."""
+    if isinstance(operation, Compiled):
+        return operation.megabytes()
+    from benchmarks.peers.operations import megabytes  # torch is an extra
+
+    return megabytes(operation)
 
 
 def _status(field: str) -> int:

@@ -13,7 +13,7 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
-from benchmarks.aims import Results, aims
+from benchmarks.aims import Results, aims, elsewhere
 from benchmarks.results import FOLDER, number, read, spread
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -56,7 +56,10 @@ def machine(made: dict[str, Any]) -> str:
     """Where, with what, when."""
     names = ("jax", "torch", "kronfluence", "dattri", "curvlinops-for-pytorch")
     versions = ", ".join(f"{name} {made['versions'][name]}" for name in names if name in made["versions"])
-    return f"{made['date']}, {made['cores']} cores of {made['processor']}; {versions}"
+    where = f"{made['cores']} cores of {made['processor']}"
+    if made["device"]["platform"] != "cpu":
+        where = f"{made['device']['kind']}, float32 products at precision `{made['device']['matmul_precision']}`"
+    return f"{made['date']}, {where}; {versions}"
 
 
 def per_vector(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -80,7 +83,8 @@ def plot_costs(found: Results, path: Path) -> None:
         panel.barh([row["operation"] for row in rows], [row["gradients"][0] for row in rows], color=colours)
         panel.axvline(1, color="black", linewidth=0.8)
         setting = result["config"]["setting"]
-        panel.set(xscale="log", xlabel="own gradients", title=f"width {setting['width']}, batch {setting['batch']}")
+        title = f"width {setting['width']}, batch {setting['batch']}{elsewhere(result)}"
+        panel.set(xscale="log", xlabel="own gradients", title=title)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 

@@ -9,6 +9,7 @@ import platform
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jinja2
 
 from influence_ssl_jax.provenance import device, versions
@@ -36,6 +37,16 @@ class Finding(NamedTuple):
     def holds(self) -> bool:
         """Whether the error is a number within its tolerance."""
         return self.value <= self.tolerance
+
+
+def on_gpu() -> bool:
+    """Whether JAX computes on a GPU."""
+    return jax.default_backend() == "gpu"
+
+
+def named(name: str) -> str:
+    """The name of a result on the device that JAX computes on: one machine's figures do not overwrite another's."""
+    return f"{name}_gpu" if on_gpu() else name
 
 
 def write(name: str, config: Any, found: dict[str, Any], folder: Path = FOLDER) -> Path:

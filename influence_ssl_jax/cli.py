@@ -15,6 +15,7 @@ from rich.text import Text
 from influence_ssl_jax.commands.command import Command
 from influence_ssl_jax.commands.compile_cache import keep_compiled_programs
 from influence_ssl_jax.commands.cpu_kernels import keep_convolutions_whole
+from influence_ssl_jax.commands.matmul_precision import keep_float32
 from influence_ssl_jax.errors import InfluenceError
 
 PROGRAM = "influence-ssl"
@@ -69,6 +70,7 @@ Start with:  {PROGRAM} demo --out demo
 def main() -> None:
     """The console script."""
     keep_compiled_programs()
+    keep_float32()
     keep_convolutions_whole()
     sys.exit(run(sys.argv[1:]))
 

@@ -38,6 +38,7 @@ def device() -> dict[str, str | int | bool]:
         "devices": jax.device_count(),
         "processes": jax.process_count(),
         "float64": bool(jax.config.read("jax_enable_x64")),
+        "matmul_precision": jax.default_matmul_precision.value or "default",
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
 

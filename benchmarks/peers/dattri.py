@@ -5,7 +5,7 @@ import torch
 from dattri.algorithm.base import BaseInnerProductAttributor
 from dattri.task import AttributionTask
 
-from benchmarks.peers.resnet import Residuals, ResNet18
+from benchmarks.peers.resnet import DEVICE, Residuals, ResNet18
 
 
 class Identity(BaseInnerProductAttributor):
@@ -33,7 +33,7 @@ class Dattri:
             return torch.func.functional_call(model, params, (data[0],)).square().sum() / 2
 
         state = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
-        self.attributor = Identity(AttributionTask(loss, model, state), device="cpu")
+        self.attributor = Identity(AttributionTask(loss, model, state), device=DEVICE.type)
         # Its `self_attribute` adds a batch's values to those of the whole loader: it takes loaders of one batch only.
         self.loaders = [
             torch.utils.data.DataLoader(torch.utils.data.TensorDataset(part), batch_size=len(part))
@@ -46,4 +46,4 @@ class Dattri:
         for loader in self.loaders:
             self.attributor.full_train_dataloader = loader
             found.append(self.attributor.self_attribute(loader))
-        return torch.cat(found).detach().numpy()
+        return torch.cat(found).detach().cpu().numpy()

@@ -9,7 +9,7 @@ from kronfluence.analyzer import Analyzer, prepare_model
 from kronfluence.arguments import FactorArguments, ScoreArguments
 from kronfluence.task import Task
 
-from benchmarks.peers.resnet import Residuals, ResNet18
+from benchmarks.peers.resnet import DEVICE, Residuals, ResNet18
 
 
 class CosineDistance(Task):
@@ -42,7 +42,9 @@ class Kronfluence:
         logging.getLogger("kronfluence").setLevel(logging.ERROR)
         task = CosineDistance()
         model = prepare_model(Residuals(network, calls=2), task)
-        self.analyzer = Analyzer("shared", model, task, cpu=True, disable_tqdm=True, output_dir=str(folder))
+        self.analyzer = Analyzer(
+            "shared", model, task, cpu=DEVICE.type == "cpu", disable_tqdm=True, output_dir=str(folder)
+        )
         self.data, self.batch, self.strategy = torch.utils.data.TensorDataset(pairs), batch, strategy
         self.dtype = pairs.dtype
 

@@ -25,7 +25,7 @@ class Bottleneck(nn.Module):
         self.convolution = convolution
         self.register_buffer("reads", reads)
         self.register_buffer("writes", writes)
-        self.B = nn.Parameter(torch.zeros(writes.shape[1], reads.shape[0], 1, 1, dtype=reads.dtype))
+        self.B = nn.Parameter(reads.new_zeros(writes.shape[1], reads.shape[0], 1, 1))
         self.calls: list[torch.Tensor] = []
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -44,8 +44,8 @@ class Bottleneck(nn.Module):
 def random_projections(convolution: nn.Conv2d, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     """LogIX's: of rank at most the channels on either side, uniform of variance 1/(3 · fan-in)."""
     rank = min(rank, convolution.in_channels, convolution.out_channels)
-    reads = torch.empty(rank, *convolution.weight.shape[1:], dtype=convolution.weight.dtype)
-    writes = torch.empty(convolution.out_channels, rank, 1, 1, dtype=convolution.weight.dtype)
+    reads = convolution.weight.new_empty(rank, *convolution.weight.shape[1:])
+    writes = convolution.weight.new_empty(convolution.out_channels, rank, 1, 1)
     for weight in (reads, writes):
         nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
     return reads, writes
@@ -104,7 +104,7 @@ class LogIX:
     def fit(self) -> None:
         """`(C + 0.1 tr(C)/rank² I)⁻¹` of every module."""
         for name, mean in self.moments().items():
-            damped = mean + 0.1 * mean.trace() / len(mean) * torch.eye(len(mean), dtype=mean.dtype)
+            damped = mean + 0.1 * mean.trace() / len(mean) * torch.eye(len(mean), dtype=mean.dtype, device=mean.device)
             self.inverses[name] = torch.linalg.inv(damped)
 
     def scores(self) -> np.ndarray:
@@ -113,4 +113,4 @@ class LogIX:
         for pairs in self.pairs.split(self.batch):
             rows = self.gradients(pairs)
             found.append(sum(((g @ self.inverses[name]) * g).sum(1) for name, g in rows.items()))
-        return torch.cat(found).detach().numpy()
+        return torch.cat(found).detach().cpu().numpy()

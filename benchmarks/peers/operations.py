@@ -10,7 +10,7 @@ from benchmarks.peers import products
 from benchmarks.peers.dattri import Dattri
 from benchmarks.peers.kronfluence import Kronfluence
 from benchmarks.peers.logix import LogIX
-from benchmarks.peers.resnet import Residuals, as_pairs, network
+from benchmarks.peers.resnet import DEVICE, Residuals, as_pairs, network
 from benchmarks.shared import Shared
 
 
@@ -19,7 +19,7 @@ def primitives(given: Shared, scale: tuple, blocks: tuple[int, ...]) -> dict[str
     model, pairs = Residuals(network(given.params, given.frozen, *scale)), as_pairs(given.views)
     parameters = dict(model.named_parameters())
     generator = torch.Generator().manual_seed(0)
-    vector = {name: torch.randn(value.shape, generator=generator) for name, value in parameters.items()}
+    vector = {name: torch.randn(value.shape, generator=generator).to(DEVICE) for name, value in parameters.items()}
     tree = products.detached(model)
 
     def forward() -> None:
@@ -44,7 +44,7 @@ def primitives(given: Shared, scale: tuple, blocks: tuple[int, ...]) -> dict[str
         for count in blocks:
             block = [torch.stack([value] * count, dim=-1) for value in vector.values()]
             operations[f"{words} × block of {count}"] = lambda o=operator, b=block: o @ b
-    return operations
+    return _to_the_end(operations)
 
 
 def costs(given: Shared, scale: tuple, batch: int, ranks: tuple[int, ...], folder: Path) -> dict[str, Operation]:
@@ -70,4 +70,27 @@ def costs(given: Shared, scale: tuple, batch: int, ranks: tuple[int, ...], folde
         found[f"LogIX's definition, rank {rank}, fit: the pass over the examples"] = peer.moments
         found[f"LogIX's definition, rank {rank}, score"] = peer.scores
     found["dattri identity, score"] = dattri.scores
-    return found
+    return _to_the_end(found)
+
+
+def megabytes(operation: Operation) -> float:
+    """What one run takes of a GPU's memory at its peak, above what is allocated before it."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    operation()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def _to_the_end(operations: dict[str, Operation]) -> dict[str, Operation]:
+    """A GPU is waited for."""
+    if DEVICE.type == "cpu":
+        return operations
+
+    def waited(operation: Operation) -> Operation:
+        def run() -> None:
+            operation()
+            torch.cuda.synchronize()
+
+        return run
+
+    return {name: waited(operation) for name, operation in operations.items()}

@@ -10,6 +10,10 @@ from torch import nn
 
 from influence_ssl_jax.types import Frozen, Params
 
+DEVICE = torch.device("cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu")
+"""Where torch computes: where JAX does."""
+EXACT = jax.default_matmul_precision.value in ("highest", "float32")
+torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = not EXACT  # as JAX does
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _SHORTCUT = {"shortcut_conv": "downsample.0", "shortcut_bn": "downsample.1"}
 
@@ -91,7 +95,7 @@ def network(params: Params, frozen: Frozen, mean: tuple[float, ...], std: tuple[
     if left or unexpected:
         raise ValueError(f"The two networks differ: torch misses {left}, flax has {unexpected} beside it.")
     dtype = torch.float64 if jax.tree.leaves(params)[0].dtype == np.float64 else torch.float32
-    return found.eval().to(dtype=dtype, memory_format=torch.channels_last)
+    return found.eval().to(DEVICE, dtype, memory_format=torch.channels_last)
 
 
 def module_name(path: Sequence[str]) -> str:
@@ -101,7 +105,7 @@ def module_name(path: Sequence[str]) -> str:
 
 def as_pairs(views: np.ndarray) -> torch.Tensor:
     """Views [2, examples, height, width, channels] as pairs [examples, 2, channels, height, width]."""
-    return torch.tensor(views.transpose(1, 0, 4, 2, 3).copy())
+    return torch.tensor(views.transpose(1, 0, 4, 2, 3).copy(), device=DEVICE)
 
 
 def _name(path: tuple[str, ...]) -> str:

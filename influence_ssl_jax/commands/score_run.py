@@ -167,7 +167,7 @@ def identity(settings: "Score", encoder: Trained, transform: ToInput, source: Op
         "input": describe(transform),
         "data": source.fingerprint(),
         "versions": provenance.versions(provenance.DECISIVE),
-        "device": {name: value for name, value in provenance.device().items() if name in ("platform", "float64")},
+        "device": {name: provenance.device()[name] for name in ("platform", "float64", "matmul_precision")},
     }
 
 
