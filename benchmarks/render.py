@@ -76,15 +76,18 @@ def per_vector(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def plot_costs(found: Results, path: Path) -> None:
     """One panel a setting: fitting and scoring in gradients of the same framework."""
     costs = every(found, "cost")
-    figure, panels = plt.subplots(1, len(costs), figsize=(6.5 * len(costs), 5), squeeze=False, layout="constrained")
-    for panel, result in zip(panels[0], costs, strict=True):
+    down, across = -(-len(costs) // 2), min(2, len(costs))
+    figure, panels = plt.subplots(down, across, figsize=(6.5 * across, 5 * down), squeeze=False, layout="constrained")
+    for panel in panels.flat[len(costs) :]:
+        panel.set_axis_off()
+    for panel, result in zip(panels.flat, costs, strict=False):
         rows = [row for row in reversed(result["operations"]) if row["operation"] != "gradient" and "failed" not in row]
         colours = ["tab:blue" if row["framework"] == "jax" else "tab:orange" for row in rows]
         panel.barh([row["operation"] for row in rows], [row["gradients"][0] for row in rows], color=colours)
         panel.axvline(1, color="black", linewidth=0.8)
         setting = result["config"]["setting"]
         title = f"width {setting['width']}, batch {setting['batch']}{elsewhere(result)}"
-        panel.set(xscale="log", xlabel="own gradients", title=title)
+        panel.set(xscale="log", xlabel="own gradients (blue: jax, orange: torch)", title=title)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
