@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import tyro
 from jaxtyping import Array
 
-from benchmarks.measure import Compiled, Operation, gpu_megabytes, peak_megabytes, rows, times
-from benchmarks.results import named, on_gpu, write
+from benchmarks.measure import Compiled, Operation, gpu_megabytes, on_gpu, peak_megabytes, rows, times
+from benchmarks.results import write
 from benchmarks.shared import MEAN, STD, Setting, Shared, shared
 from influence_ssl_jax.commands.cpu_kernels import keep_convolutions_whole
 from influence_ssl_jax.curvature.contributions import measured
@@ -188,7 +188,7 @@ def main() -> None:
         return
     config = tyro.cli(Config)
     keep_convolutions_whole()
-    found, name = run(config), named(f"cost_w{config.setting.width}_b{config.setting.batch}")
+    found, name = run(config), f"cost_w{config.setting.width}_b{config.setting.batch}"
     timed = [row for row in found["operations"] if "failed" not in row]
     for row in found["operations"]:
         print(f"{row['framework']:6} {row['operation']:46} {row.get('failed') or times(row)}")

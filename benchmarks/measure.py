@@ -137,7 +137,7 @@ def rows(
             found.append(row | {"failed": failed[side, name]})
             continue
         own = together[side, "gradient"]
-        counts = "block of" not in name and jax.default_backend() == "cpu"  # elsewhere libraries compute uncounted
+        counts = "block of" not in name and not on_gpu()  # where libraries compute what is not counted
         counted = counts and isinstance(operation, Compiled) and isinstance(own, Compiled)
         row["seconds"] = spread([taken[-1] * scale for taken in seconds[side, name]])
         row["gradients"] = spread([taken[-1] / taken[0] for taken in seconds[side, name]])
@@ -161,6 +161,11 @@ def peak_megabytes(operation: Operation) -> float:
     before = _status("VmRSS")
     operation()
     return (_status("VmHWM") - before) / 1024
+
+
+def on_gpu() -> bool:
+    """Whether JAX computes on a GPU."""
+    return jax.default_backend() == "gpu"
 
 
 def gpu_megabytes(operation: Operation) -> float:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import tyro
 
 from benchmarks.measure import Compiled, Operation, rows, times
-from benchmarks.results import named, write
+from benchmarks.results import write
 from benchmarks.shared import MEAN, STD, Setting, Shared, random_vector, shared
 from influence_ssl_jax.commands.cpu_kernels import keep_convolutions_whole
 from influence_ssl_jax.curvature.matvec import block_matvec, matvec
@@ -121,7 +121,7 @@ def main() -> None:
     found = run(config)
     for row in found["operations"]:
         print(f"{row['framework']:6} {row['operation']:50} {row.get('failed') or times(row)}")
-    write(named(f"primitives_w{config.setting.width}"), config, found)
+    write(f"primitives_w{config.setting.width}", config, found)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import platform
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jinja2
 
 from influence_ssl_jax.provenance import device, versions
@@ -39,21 +38,12 @@ class Finding(NamedTuple):
         return self.value <= self.tolerance
 
 
-def on_gpu() -> bool:
-    """Whether JAX computes on a GPU."""
-    return jax.default_backend() == "gpu"
-
-
-def named(name: str) -> str:
-    """The name of a result on the device that JAX computes on: one machine's figures do not overwrite another's."""
-    return f"{name}_gpu" if on_gpu() else name
-
-
 def write(name: str, config: Any, found: dict[str, Any], folder: Path = FOLDER) -> Path:
-    """Write `<name>.json`."""
+    """Write `<name>.json`, on an accelerator `<name>_<platform>.json`: no figures of a CPU are replaced by others."""
     record = {"config": dataclasses.asdict(config), **found, "made": made()}
+    platform = record["made"]["device"]["platform"]
     folder.mkdir(exist_ok=True)
-    path = folder / f"{name}.json"
+    path = folder / f"{name}{'' if platform == 'cpu' else f'_{platform}'}.json"
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return path
 

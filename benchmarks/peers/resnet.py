@@ -8,9 +8,10 @@ import torch
 from flax.traverse_util import flatten_dict
 from torch import nn
 
+from benchmarks.measure import on_gpu
 from influence_ssl_jax.types import Frozen, Params
 
-DEVICE = torch.device("cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu")
+DEVICE = torch.device("cuda" if on_gpu() and torch.cuda.is_available() else "cpu")
 """Where torch computes: where JAX does."""
 EXACT = jax.default_matmul_precision.value in ("highest", "float32")
 torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = not EXACT  # as JAX does

@@ -9,7 +9,8 @@ VARIABLE = "JAX_DEFAULT_MATMUL_PRECISION"
 def keep_float32(environment: MutableMapping[str, str] = os.environ) -> None:
     """Let float32 mean float32 on an accelerator too; a choice that `JAX_DEFAULT_MATMUL_PRECISION` holds is left.
 
-    Without it GPUs round the factors of products and convolutions to 10 bits (TF32), TPUs to 7, which a certificate or a
-    solve to 1e-5 does not survive. On a CPU it changes no bit. `--precision bfloat16` is where speed is asked for.
+    Without it GPUs round the factors of products and convolutions to 10 bits (TF32), TPUs to 7 (`jax.lax.Precision`): far
+    more than a certificate allows for, or a solve to 1e-5. On a CPU it changes no bit. `--precision bfloat16` is where
+    speed is asked for.
     """
     environment.setdefault(VARIABLE, "highest")

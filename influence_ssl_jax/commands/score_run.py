@@ -160,6 +160,7 @@ def problem_over(settings: "Score", given: Prepared, part: Callable[[int], range
 def identity(settings: "Score", encoder: Trained, transform: ToInput, source: OpenSource) -> Plain:
     """Everything that a score depends on; where the encoder, the data and the scores lie is not among it."""
     places = ("out", "encoder", "source", "parts", "distributed")
+    device = provenance.device()
     return {
         "configuration": {name: value for name, value in describe(settings).items() if name not in places},
         "encoder": provenance.tree_digest({"params": encoder.params, "frozen": encoder.frozen}),
@@ -167,7 +168,7 @@ def identity(settings: "Score", encoder: Trained, transform: ToInput, source: Op
         "input": describe(transform),
         "data": source.fingerprint(),
         "versions": provenance.versions(provenance.DECISIVE),
-        "device": {name: provenance.device()[name] for name in ("platform", "float64", "matmul_precision")},
+        "device": {name: device[name] for name in ("platform", "float64", "matmul_precision")},
     }
 
 

@@ -187,6 +187,16 @@ def test_what_is_written_is_read_back(tmp_path):
     json.dumps(found)
 
 
+def test_figures_of_an_accelerator_do_not_replace_those_of_a_cpu(tmp_path, monkeypatch):
+    kind = {"platform": "gpu", "kind": "H100", "matmul_precision": "highest"}
+    monkeypatch.setattr(results, "device", lambda: kind)
+    written = results.write("cost_w4", cost.Config.tiny(), {"operations": []}, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [written.name] == ["cost_w4_gpu.json"]
+    found = json.loads(written.read_text())
+    assert all("H100" in aim.text for aim in aims({"cost_w4_gpu": found}))
+    assert "H100, float32 products at precision `highest`" in render.page({"cost_w4_gpu": found})
+
+
 def test_an_aim_is_met_missed_or_not_measured():
     assert [Aim("", 1.0, value).verdict for value in (1.0, 1.01, None)] == ["met", "missed", "not measured"]
     row = {"framework": "jax", "operation": "Gauss–Newton × block of 8", "gradients": [8.0, 8, 8], "seconds": [1, 1, 1]}
