@@ -26,8 +26,8 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / 
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.flat import flat_products
+from influence_ssl_jax.evaluation.certificate import refined, solved_by
 from influence_ssl_jax.ihvp import EKFAC, Arnoldi, Backend, Deflated, Exact
-from influence_ssl_jax.ihvp.certificate import refined, solved_by
 from influence_ssl_jax.linalg.quadrature import Bounds, quadratic_form_bounds
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.provenance import versions

@@ -36,6 +36,7 @@ from curvature.dense import dense
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.errors import CurvatureError
+from influence_ssl_jax.evaluation.certificate import certificate, solved_by
 from influence_ssl_jax.ihvp import (
     BACKENDS,
     CG,
@@ -51,7 +52,6 @@ from influence_ssl_jax.ihvp import (
     LoGra,
     Nystrom,
 )
-from influence_ssl_jax.ihvp.certificate import certificate, solved_by
 from influence_ssl_jax.losses import CosineDistance, SimCLR, SquaredEuclid
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.provenance import versions

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Array
 
 from influence_ssl_jax.curvature import blocks as cut
+from influence_ssl_jax.evaluation.statistics import spearman
 from influence_ssl_jax.ihvp.eigenbasis import EigenbasisState
-from influence_ssl_jax.influence.agreement import spearman
 
 
 def questions(

@@ -25,7 +25,7 @@ from jaxtyping import Array
 from benchmarks.measure import Compiled, Operation, gpu_megabytes, on_gpu, peak_megabytes, rows, times
 from benchmarks.results import write
 from benchmarks.shared import MEAN, STD, Setting, Shared, shared
-from influence_ssl_jax.commands.cpu_kernels import keep_convolutions_whole
+from influence_ssl_jax.cli.environment import keep_convolutions_whole
 from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.ihvp import EKFAC, Backend, Damping, Identity, LoGra, Resolved
 from influence_ssl_jax.ihvp.bases import discover_blocks

@@ -23,10 +23,10 @@ from benchmarks.fidelity_tasks import Task, task
 from benchmarks.results import spread, write
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.contributions import contributed
+from influence_ssl_jax.evaluation.statistics import bootstrap, spearman
 from influence_ssl_jax.ihvp import EKFAC, KFAC, Backend, Damping, Diagonal, Exact, Identity, LoGra
-from influence_ssl_jax.influence.agreement import bootstrap, spearman
-from influence_ssl_jax.influence.baselines import pixel_variance
 from influence_ssl_jax.problem import Problem
+from influence_ssl_jax.scoring.scores import pixel_variance
 from influence_ssl_jax.types import Batch
 
 BACKENDS: dict[str, tuple[Backend, str]] = {

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from benchmarks.retrain import Trainer
 from influence_ssl_jax.augment.noise import GaussianNoise
-from influence_ssl_jax.augment.views import Views
+from influence_ssl_jax.augment.transform import Views
 from influence_ssl_jax.data import Digits, ToInput, resident
 from influence_ssl_jax.ihvp import Exact
 from influence_ssl_jax.losses import CosineDistance, Loss, SquaredEuclid, Supervised

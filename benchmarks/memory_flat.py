@@ -28,19 +28,18 @@ mpl.use("agg")
 import matplotlib.pyplot as plt
 
 from influence_ssl_jax.augment.noise import GaussianNoise
-from influence_ssl_jax.commands.fill import fill
-from influence_ssl_jax.commands.scoring_settings import Parts
 from influence_ssl_jax.data import Example, OpenSource, Skipped, ToInput, resident
 from influence_ssl_jax.ihvp import LoGra
-from influence_ssl_jax.influence.neighbours import streamed_knn_distance
-from influence_ssl_jax.influence.rows import embedding_matrix
-from influence_ssl_jax.influence.scores import Scorer, Scoring
-from influence_ssl_jax.influence.stream import stream
 from influence_ssl_jax.losses import CosineDistance
 from influence_ssl_jax.nets.network import Network
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.provenance import device, versions
 from influence_ssl_jax.run_log import RunLog
+from influence_ssl_jax.runs.score import fill
+from influence_ssl_jax.runs.settings import Parts
+from influence_ssl_jax.scoring.neighbours import streamed_knn_distance
+from influence_ssl_jax.scoring.scores import Scorer, Scoring
+from influence_ssl_jax.scoring.stream import embedding_matrix, stream
 from influence_ssl_jax.store import ScoreStore
 
 SIZE = 32

@@ -30,7 +30,7 @@ from influence_ssl_jax.losses import SimCLR
 from influence_ssl_jax.problem import Objective
 from influence_ssl_jax.train import state as training
 from influence_ssl_jax.train import tiny
-from influence_ssl_jax.train.layout import Layout
+from influence_ssl_jax.train.resume import Layout
 from influence_ssl_jax.train.settings import Pretrain
 from influence_ssl_jax.types import Batch, Params
 

@@ -49,10 +49,10 @@ def scorer_and_images(batch: int):
 
     from influence_ssl_jax.augment.noise import GaussianNoise
     from influence_ssl_jax.ihvp import LoGra
-    from influence_ssl_jax.influence.scores import Scorer, Scoring
     from influence_ssl_jax.losses import CosineDistance
     from influence_ssl_jax.nets.network import Network
     from influence_ssl_jax.problem import Objective, Problem
+    from influence_ssl_jax.scoring.scores import Scorer, Scoring
     from influence_ssl_jax.types import Batch
 
     class Net(nn.Module):

@@ -25,12 +25,12 @@ from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.ihvp import LoGra
-from influence_ssl_jax.influence.scores import Scorer, Scoring
 from influence_ssl_jax.losses import CosineDistance
 from influence_ssl_jax.nets.network import Network
 from influence_ssl_jax.nets.resnet import ResNet18
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.provenance import device, versions
+from influence_ssl_jax.scoring.scores import Scorer, Scoring
 from influence_ssl_jax.types import Batch, Params
 
 

@@ -22,15 +22,15 @@ import numpy as np
 import tyro
 
 from influence_ssl_jax.augment.noise import GaussianNoise
-from influence_ssl_jax.commands.cpu_kernels import keep_convolutions_whole
+from influence_ssl_jax.cli.environment import keep_convolutions_whole
 from influence_ssl_jax.ihvp import EKFAC, KFAC, Arnoldi, Backend, Deflated, Diagonal, Identity, LoGra, Nystrom
-from influence_ssl_jax.influence.fitting import shapes
-from influence_ssl_jax.influence.scores import Scorer, Scoring
 from influence_ssl_jax.losses import CosineDistance
 from influence_ssl_jax.nets.network import Network
 from influence_ssl_jax.nets.resnet import ResNet18
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.provenance import device, versions
+from influence_ssl_jax.scoring.fitting import shapes
+from influence_ssl_jax.scoring.scores import Scorer, Scoring
 from influence_ssl_jax.train.settings import Precision
 from influence_ssl_jax.types import Batch
 

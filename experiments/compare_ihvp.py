@@ -29,23 +29,19 @@ from sklearn.datasets import load_digits
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.augment.noise import GaussianNoise
-from influence_ssl_jax.commands.compare import CompareCommand
-from influence_ssl_jax.commands.scoring_settings import CurvatureSet
 from influence_ssl_jax.configuration import describe
 from influence_ssl_jax.data import Arrays, ToInput, resident
 from influence_ssl_jax.data.loader import batches
 from influence_ssl_jax.data.tfds import Tfds
-from influence_ssl_jax.influence.certificate import Audit
-from influence_ssl_jax.influence.comparison import Examples, compared
-from influence_ssl_jax.influence.contenders import Knobs, contenders
-from influence_ssl_jax.influence.nulls import nulls
-from influence_ssl_jax.influence.rankings import rankings
-from influence_ssl_jax.influence.scores import Scoring
-from influence_ssl_jax.influence.truth import truths
+from influence_ssl_jax.evaluation.certificate import Audit
+from influence_ssl_jax.evaluation.comparison import Examples, Knobs, compared, contenders, nulls, rankings
+from influence_ssl_jax.evaluation.exact import truths
 from influence_ssl_jax.losses import CosineDistance, SimCLR
 from influence_ssl_jax.nets import Network
 from influence_ssl_jax.problem import Curvature, Objective, Problem
 from influence_ssl_jax.report.backends import null_rows, plain, say, write_figures
+from influence_ssl_jax.runs.settings import CompareCommand, CurvatureSet
+from influence_ssl_jax.scoring.scores import Scoring
 from influence_ssl_jax.types import Batch, Params
 
 

@@ -20,7 +20,7 @@ from typing import Literal
 
 import tyro
 
-from influence_ssl_jax.commands.cpu_kernels import keep_convolutions_whole
+from influence_ssl_jax.cli.environment import keep_convolutions_whole
 from influence_ssl_jax.data import Digits, OpenSource, Tfds, ToInput
 from influence_ssl_jax.losses import BYOL, BarlowTwins, SimCLR
 from influence_ssl_jax.train import Architecture, Lars, Pretrain, Probe, Trained, pretrain, save, tiny

@@ -35,12 +35,11 @@ import tyro
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from influence_ssl_jax.commands.score import Score
-from influence_ssl_jax.commands.scoring_settings import CurvatureSet
 from influence_ssl_jax.data import AnySource, Digits, Tfds
-from influence_ssl_jax.influence.agreement import spearman
-from influence_ssl_jax.influence.scores import Scoring
+from influence_ssl_jax.evaluation.statistics import spearman
 from influence_ssl_jax.report.scored_run import ScoredRun
+from influence_ssl_jax.runs.settings import CurvatureSet, Score
+from influence_ssl_jax.scoring.scores import Scoring
 from influence_ssl_jax.store import BASELINES
 
 HERE = Path(__file__).parent

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from influence_ssl_jax.augment.views import Views
+from influence_ssl_jax.augment.transform import Views
 from influence_ssl_jax.losses.loss import Embeddings, Loss
 from influence_ssl_jax.nets.network import Network
 from influence_ssl_jax.types import Batch, Frozen, Params

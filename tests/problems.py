@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from influence_ssl_jax.augment.views import Views
+from influence_ssl_jax.augment.transform import Views
 from influence_ssl_jax.losses import BYOL, BarlowTwins, CosineDistance, Loss, SimCLR, SquaredEuclid, Supervised
 from influence_ssl_jax.nets.network import Network
 from influence_ssl_jax.problem import Curvature, Objective, Problem

@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 from scored import write_run
 
-from influence_ssl_jax import cli
+from influence_ssl_jax.cli import main
 from influence_ssl_jax.errors import InfluenceError
 
 
@@ -23,7 +23,7 @@ class Said:
     def __init__(self, *arguments):
         out, err = Console(width=200, force_terminal=False), Console(width=200, force_terminal=False)
         with out.capture() as said, err.capture() as complained:
-            self.status = cli.run(arguments, out, err)
+            self.status = main.run(arguments, out, err)
         self.out, self.err = said.get(), complained.get()
 
 
@@ -31,19 +31,19 @@ class Said:
 def test_help_lists_every_command(arguments):
     said = Said(*arguments)
     assert said.status == 0
-    for name, entry in cli.COMMANDS.items():
+    for name, entry in main.COMMANDS.items():
         assert f"  {name}" in said.out
         assert entry.summary in said.out
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize("name", main.COMMANDS)
 def test_every_command_is_a_frozen_dataclass_whose_help_says_what_each_option_does(name, capsys):
-    entry = cli.COMMANDS[name]
+    entry = main.COMMANDS[name]
     command = getattr(importlib.import_module(entry.module), entry.name)
     assert callable(command.run)
     assert command.__dataclass_params__.frozen
     with pytest.raises(SystemExit) as left:
-        cli.run([name, "--help"])
+        main.run([name, "--help"])
     assert left.value.code == 0
     said = " ".join(capsys.readouterr().out.split())
     assert f"usage: influence-ssl {name}" in said
@@ -53,7 +53,7 @@ def test_every_command_is_a_frozen_dataclass_whose_help_says_what_each_option_do
 def test_version_is_the_packages():
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     assert Said("--version").out == f"influence-ssl {project['version']}\n"
-    assert project["scripts"]["influence-ssl"] == "influence_ssl_jax.cli:main"
+    assert project["scripts"]["influence-ssl"] == "influence_ssl_jax.cli.main:main"
 
 
 def test_an_unknown_command_is_told_the_known_ones():
@@ -82,7 +82,7 @@ def test_a_bad_setting_is_said_plainly():
 
 def test_a_wrong_option_is_tyros_to_explain(capsys):
     with pytest.raises(SystemExit) as left:
-        cli.run(["report", "x", "--tial", "0.1"])
+        main.run(["report", "x", "--tial", "0.1"])
     assert left.value.code == 2
     assert "--tial" in capsys.readouterr().err
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from influence_ssl_jax.cli import COMMANDS
+from influence_ssl_jax.cli.main import COMMANDS
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

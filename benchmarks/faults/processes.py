@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from influence_ssl_jax import cli
+from influence_ssl_jax.cli import main
 from influence_ssl_jax.errors import InfluenceError
 
 Action = Callable[[], int | None]
@@ -41,7 +41,7 @@ def command(arguments: list[str], limit: int | None = None) -> Action:
         plain = Console(
             width=200, force_terminal=False, file=io.TextIOWrapper(os.fdopen(os.dup(1), "wb"), write_through=True)
         )
-        return cli.run(arguments, plain, plain)
+        return main.run(arguments, plain, plain)
 
     return action
 
@@ -60,7 +60,7 @@ def told(action: Callable[[], None]) -> Action:
             action()
         except InfluenceError as error:
             print(f"error: {error}", flush=True)
-            return cli.WRONG
+            return main.WRONG
         return 0
 
     return telling

@@ -15,15 +15,12 @@ from PIL import Image
 from rich.console import Console
 
 from benchmarks.faults.processes import Action, ended, started
-from influence_ssl_jax.commands import pretrain as pretrain_command
-from influence_ssl_jax.commands import score_run  # noqa: F401  imported once, before the processes divide
 from influence_ssl_jax.data import Folder, ToInput
 from influence_ssl_jax.losses import SimCLR
-from influence_ssl_jax.nets.heads import Projector
-from influence_ssl_jax.nets.self_supervised import SelfSupervised
+from influence_ssl_jax.nets.heads import Projector, SelfSupervised
+from influence_ssl_jax.runs import settings as pretrain_command
 from influence_ssl_jax.train import Probe, export
-from influence_ssl_jax.train.recipes import tiny
-from influence_ssl_jax.train.settings import Pretrain
+from influence_ssl_jax.train.settings import Pretrain, tiny
 
 Kind: TypeAlias = Literal["kills", "damage", "disk", "refusals"]
 SIZE = 8

@@ -80,8 +80,7 @@ def _weights(given: Shared, scale: tuple) -> list[Finding]:
 
 
 def _as_backbone(given: Shared):
-    from influence_ssl_jax.nets.heads import Projector
-    from influence_ssl_jax.nets.self_supervised import SelfSupervised
+    from influence_ssl_jax.nets.heads import Projector, SelfSupervised
 
     return SelfSupervised(given.objective.network.module, Projector(4, 4))
 

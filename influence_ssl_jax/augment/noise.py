@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from influence_ssl_jax.augment.views import Views
+from influence_ssl_jax.augment.transform import Views
 
 
 @dataclasses.dataclass(frozen=True)

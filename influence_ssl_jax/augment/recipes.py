@@ -2,11 +2,9 @@
 
 from influence_ssl_jax.augment.blur import GaussianBlur
 from influence_ssl_jax.augment.colour import ColourJitter, Grayscale, Solarise
-from influence_ssl_jax.augment.compare import AgainstClean, Augmented
 from influence_ssl_jax.augment.crop import HorizontalFlip, RandomResizedCrop, RandomShift
 from influence_ssl_jax.augment.noise import GaussianNoise
-from influence_ssl_jax.augment.transform import Randomly, Sequential, Transform
-from influence_ssl_jax.augment.views import Views
+from influence_ssl_jax.augment.transform import AgainstClean, Augmented, Randomly, Sequential, Transform, Views
 
 STRONG = ColourJitter(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)
 WEAK = ColourJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)

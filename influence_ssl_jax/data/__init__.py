@@ -6,11 +6,10 @@ A source that is added here is known to the command line and to the contract tes
 from typing import TypeAlias, get_args
 
 from influence_ssl_jax.data.arrays import Arrays
-from influence_ssl_jax.data.cache import Cached, cached
 from influence_ssl_jax.data.digits import Digits
 from influence_ssl_jax.data.draw import epoch, resident
 from influence_ssl_jax.data.folder import Folder
-from influence_ssl_jax.data.loader import LoadedBatch, batches
+from influence_ssl_jax.data.loader import Cached, LoadedBatch, batches, cached
 from influence_ssl_jax.data.source import Example, OpenSource, Skipped, Source, UnreadableExample, repeated_ids
 from influence_ssl_jax.data.synthetic import Synthetic
 from influence_ssl_jax.data.tfds import Tfds

@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from influence_ssl_jax.data.pixels import EXTENSIONS, UndecodableImage, decode
 from influence_ssl_jax.data.source import Example, OpenSource, Source, UnreadableExample, counted, digest
 from influence_ssl_jax.data.table import Matched, classes, match, read_table
+from influence_ssl_jax.data.transform import EXTENSIONS, UndecodableImage, decode
 from influence_ssl_jax.errors import DataError
 
 

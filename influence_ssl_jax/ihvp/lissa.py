@@ -15,8 +15,7 @@ from influence_ssl_jax.curvature.matvec import matvec
 from influence_ssl_jax.curvature.trace import mean_eigenvalue
 from influence_ssl_jax.errors import DivergenceError
 from influence_ssl_jax.ihvp.backend import Backend, Damping, Form, Resolved, whole
-from influence_ssl_jax.linalg.krylov import leading_eigenpairs
-from influence_ssl_jax.linalg.power import largest_eigenvalue
+from influence_ssl_jax.linalg.krylov import largest_eigenvalue, leading_eigenpairs
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Params
 

@@ -6,8 +6,8 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from influence_ssl_jax.losses.functions import standardised
 from influence_ssl_jax.losses.loss import Embeddings, Loss
-from influence_ssl_jax.losses.normalise import standardised
 
 
 @dataclasses.dataclass(frozen=True)

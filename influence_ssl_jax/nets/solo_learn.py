@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from influence_ssl_jax.nets.self_supervised import SelfSupervised
+from influence_ssl_jax.nets.heads import SelfSupervised
 from influence_ssl_jax.types import PyTree
 
 _LAYER = re.compile(r"layer(\d)\.(\d)\.(.+)")

@@ -1,6 +1,14 @@
 """Many devices and many processes: the mesh, what is split over it, and how processes find each other and agree."""
 
-from influence_ssl_jax.parallel.mesh import AXIS, all_devices, devices, local_devices, over_examples, sum_over_devices
+from influence_ssl_jax.parallel.mesh import (
+    AXIS,
+    all_devices,
+    devices,
+    local_devices,
+    over_examples,
+    spread,
+    sum_over_devices,
+)
 from influence_ssl_jax.parallel.placement import batches_of, everywhere, replicated, split
 from influence_ssl_jax.parallel.processes import (
     Distributed,
@@ -12,7 +20,6 @@ from influence_ssl_jax.parallel.processes import (
     start,
     summed,
 )
-from influence_ssl_jax.parallel.spread import spread
 
 __all__ = [
     "AXIS",

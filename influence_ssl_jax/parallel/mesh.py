@@ -1,13 +1,10 @@
-"""One axis of devices, and the two ways in which a computation is split along it.
-
-A program that asks for neither knows nothing of devices: without a mesh (`jax.set_mesh(all_devices())`) every function
-here is the plain computation.
-"""
+"""Meshes of devices, and arrays spread over them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
@@ -67,3 +64,49 @@ def sum_over_devices(total: Callable[[Items], Rows], items: Items) -> Rows:
         return jax.lax.psum(total(part), AXIS)
 
     return jax.shard_map(of_part, in_specs=PartitionSpec(AXIS), out_specs=PartitionSpec(), check_vma=False)(items)
+
+
+Task = TypeVar("Task", bound=PyTree)
+Result = TypeVar("Result", bound=PyTree)
+
+
+def spread(function: Callable[[Task], Result], tasks: Sequence[Task], costs: Sequence[float | int]) -> list[Result]:
+    """`[function(task) for task in tasks]`, each computed on one device of the mesh and then known to all.
+
+    Args:
+        function: Traceable; its result's shapes depend on the task's shapes alone.
+        tasks: Trees of arrays.
+        costs: What each task takes, in any unit: the longest are given out first, each to the least busy device.
+    """
+    if devices() == 1 or not tasks:
+        return [function(task) for task in tasks]
+    owner = owners(costs, devices())
+
+    def share(device: int) -> Callable[[list[Task]], list[Result]]:
+        def of(given: list[Task]) -> list[Result]:
+            return [
+                function(task) if owner[k] == device else _zeros(jax.eval_shape(function, task))
+                for k, task in enumerate(given)
+            ]
+
+        return of
+
+    def of_device(given: list[Task]) -> list[Result]:
+        mine = jax.lax.switch(jax.lax.axis_index(AXIS), [share(device) for device in range(devices_of)], given)
+        return jax.lax.psum(mine, AXIS)  # all others add zeros
+
+    devices_of = devices()
+    return jax.shard_map(of_device, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False)(list(tasks))
+
+
+def owners(costs: Sequence[float | int], workers: int) -> list[int]:
+    """Which worker does each task: in order of falling cost, each to the one with the least work so far."""
+    load, owner = [0.0] * workers, [0] * len(costs)
+    for task in sorted(range(len(costs)), key=lambda k: -costs[k]):
+        owner[task] = min(range(workers), key=lambda worker: load[worker])
+        load[owner[task]] += costs[task]
+    return owner
+
+
+def _zeros(shapes: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

@@ -12,12 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from influence_ssl_jax.configuration import Plain, describe
-from influence_ssl_jax.influence.agreement import Estimate
-from influence_ssl_jax.influence.calibration import Calibration, Coverage
-from influence_ssl_jax.influence.comparison import Row
-from influence_ssl_jax.influence.contenders import label
-from influence_ssl_jax.influence.deviation import Deviation, Errors, deviation
-from influence_ssl_jax.influence.truth import Truth
+from influence_ssl_jax.evaluation.calibration import Calibration, Coverage, Deviation, Errors, deviation
+from influence_ssl_jax.evaluation.comparison import Row, label
+from influence_ssl_jax.evaluation.exact import Truth
+from influence_ssl_jax.evaluation.statistics import Estimate
 from influence_ssl_jax.report.words import decimal, number, percent
 
 Rows = Sequence[dict[str, Plain]]

@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 import pyarrow as pa
 
-from influence_ssl_jax.influence.agreement import Estimate, bootstrap, share, spearman
+from influence_ssl_jax.evaluation.statistics import Estimate, bootstrap, share, spearman
 from influence_ssl_jax.report.scored_run import ScoredRun
 
 LEVELS = 12

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Float
 
-from influence_ssl_jax.influence.agreement import auroc, average_precision, partial_spearman
-from influence_ssl_jax.report.comparison import NAMES
+from influence_ssl_jax.evaluation.statistics import auroc, average_precision, partial_spearman
+from influence_ssl_jax.report.baselines import NAMES
 from influence_ssl_jax.report.scored_run import ScoredRun
 
 LOW = frozenset({"exact_duplicate", "near_duplicate"})

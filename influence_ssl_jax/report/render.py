@@ -12,12 +12,11 @@ from markupsafe import Markup
 
 from influence_ssl_jax.configuration import flatten
 from influence_ssl_jax.report import audited, plots
+from influence_ssl_jax.report.baselines import compare, explained_by_baselines, signal_share
 from influence_ssl_jax.report.breakdown import Categories, Names, Quantity, breakdown
-from influence_ssl_jax.report.comparison import compare, explained_by_baselines, signal_share
-from influence_ssl_jax.report.extent import Extent
 from influence_ssl_jax.report.gallery import Images, images_of, tiles
 from influence_ssl_jax.report.recovery import kinds, members, recoveries
-from influence_ssl_jax.report.scored_run import ScoredRun
+from influence_ssl_jax.report.scored_run import Extent, ScoredRun
 from influence_ssl_jax.report.words import decimal, duration, interval, number, percent
 from influence_ssl_jax.store.files import write_atomically
 

@@ -1,4 +1,4 @@
-"""A finished run as the report reads it: one row per example, and how it was made."""
+"""Read a finished folder of scores."""
 
 import dataclasses
 import json
@@ -12,6 +12,29 @@ from jaxtyping import Float, Int
 
 from influence_ssl_jax.errors import StoreError
 from influence_ssl_jax.store import BASELINES, RUN, SCORES
+
+
+@dataclasses.dataclass(frozen=True)
+class Extent:
+    """How much a report shows.
+
+    Attributes:
+        images: Most, and least, influential images shown.
+        tail: Share of the examples that counts as most, and as least, influential in tables.
+        resamples: Bootstrap draws behind an interval.
+    """
+
+    images: int = 24
+    tail: float = 0.05
+    resamples: int = 200
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be shown."""
+        if self.images < 1 or not 0 < self.tail <= 0.5 or self.resamples < 1:
+            raise ValueError(
+                f"images and resamples are at least 1 and tail is above 0 and at most 0.5, got {self.images}, "
+                f"{self.resamples} and {self.tail}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import math
 
-from influence_ssl_jax.influence.agreement import Estimate
+from influence_ssl_jax.evaluation.statistics import Estimate
 
 
 def number(value: float | int | None) -> str:

@@ -1,4 +1,4 @@
-"""Scores on disk while they are made: what is finished survives, what is not is made again, nothing is made twice."""
+"""Keep scores as they are made, and resume from them."""
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,12 +14,35 @@ from influence_ssl_jax.configuration import Plain, fingerprint
 from influence_ssl_jax.data.source import Skipped
 from influence_ssl_jax.errors import StoreError
 from influence_ssl_jax.parallel import first_only
-from influence_ssl_jax.store import score_table
-from influence_ssl_jax.store.entry import enter
+from influence_ssl_jax.store import result
 from influence_ssl_jax.store.files import lock
-from influence_ssl_jax.store.manifest import Kind, Manifest
-from influence_ssl_jax.store.parts import Parts
-from influence_ssl_jax.store.result import write_result
+from influence_ssl_jax.store.identity import claim, refuse_foreign
+from influence_ssl_jax.store.manifest import Kind, Manifest, Parts
+from influence_ssl_jax.store.result import RUN, SCORES, write_result
+
+
+def enter(folder: Path, identity: Plain, size: int) -> tuple[TextIO, int]:
+    """Hold the folder for the whole run and check every part in it: the lock, and how many listed rows are lost.
+
+    Raises:
+        StoreError: The folder is a file, is in use, or holds another run or something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise StoreError(f"{folder} is a file; the output is a folder. Choose another --out.")
+    folder.mkdir(parents=True, exist_ok=True)
+    refuse_foreign(folder)
+    held = lock(folder)
+    try:
+        claim(folder, identity)
+        parts = Parts.load(folder / "parts", size)
+        parts.check()
+        if not parts.finished().all():  # an earlier result that is no longer whole must not pass for one
+            for name in (SCORES, RUN):
+                (folder / name).unlink(missing_ok=True)
+    except BaseException:
+        held.close()
+        raise
+    return held, parts.lost
 
 
 class ScoreStore:
@@ -143,7 +166,7 @@ class ScoreStore:
         Raises:
             ValueError: An example is there already.
         """
-        table = score_table.skipped_table(rows)
+        table = result.skipped_table(rows)
         if table.num_rows:
             self._add("skipped", table)
 

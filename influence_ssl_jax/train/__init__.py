@@ -4,9 +4,8 @@ from influence_ssl_jax.train.evaluation import Probe
 from influence_ssl_jax.train.export import Trained, load, save
 from influence_ssl_jax.train.loop import pretrain
 from influence_ssl_jax.train.optimisers import Lars, Sgd
-from influence_ssl_jax.train.recipes import RECIPES, tiny
 from influence_ssl_jax.train.resume import TrainingError
-from influence_ssl_jax.train.settings import Architecture, Pretrain
+from influence_ssl_jax.train.settings import RECIPES, Architecture, Pretrain, tiny
 
 __all__ = [
     "RECIPES",

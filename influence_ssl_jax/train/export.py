@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 
 from influence_ssl_jax import checkpoint, configuration
-from influence_ssl_jax.train.journal import Row
+from influence_ssl_jax.train.resume import Row
 from influence_ssl_jax.train.settings import Pretrain
 from influence_ssl_jax.train.state import TrainState, initial
 from influence_ssl_jax.types import Frozen, Params, PyTree

@@ -16,9 +16,7 @@ from influence_ssl_jax.parallel import first_only, is_first, summed
 from influence_ssl_jax.run_log import Pace, RunLog, Watch, watched
 from influence_ssl_jax.train.evaluation import Evaluation, Probe
 from influence_ssl_jax.train.export import Trained
-from influence_ssl_jax.train.journal import Journal, Row
-from influence_ssl_jax.train.layout import Layout
-from influence_ssl_jax.train.resume import Checkpoints, TrainingError, claim
+from influence_ssl_jax.train.resume import Checkpoints, Journal, Layout, Row, TrainingError, claim
 from influence_ssl_jax.train.settings import Pretrain
 from influence_ssl_jax.train.state import Metrics, Step, TrainState, initial, make_step
 

@@ -1,6 +1,9 @@
-"""Checkpoints of a run under way: what it needs to go on as if it had never stopped."""
+"""Checkpoints and metrics of a training run, and how it resumes."""
 
+import dataclasses
 import json
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -9,8 +12,34 @@ import orbax.checkpoint as ocp
 
 from influence_ssl_jax import configuration
 from influence_ssl_jax.errors import InfluenceError, disk_of
-from influence_ssl_jax.store.files import LOCK, TEMPORARY, lock, write_atomically
+from influence_ssl_jax.parallel import all_devices, batches_of, replicated, split
+from influence_ssl_jax.run_log import json_lines
+from influence_ssl_jax.store.files import LOCK, TEMPORARY, append_line, lock, write_atomically
 from influence_ssl_jax.train.state import TrainState
+from influence_ssl_jax.types import Batch
+
+Row = dict[str, float | int]
+
+
+class Journal:
+    """A JSON-lines file of one row per epoch, whole lines only."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def rows(self) -> list[Row]:
+        """The rows written so far; a line that a kill cut short is no row."""
+        return json_lines(self._file)
+
+    def keep(self, epochs: int) -> list[Row]:
+        """Drop what was reported beyond `epochs`, as a run that goes on from there will report it again."""
+        kept = [row for row in self.rows() if row["epoch"] <= epochs]
+        write_atomically(self._file, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        return kept
+
+    def append(self, row: Mapping[str, float | int]) -> None:
+        """Add a row, on disk when this returns."""
+        append_line(self._file, json.dumps(dict(row)))
 
 
 class TrainingError(InfluenceError):
@@ -71,3 +100,45 @@ class Checkpoints:
     def close(self) -> None:
         """Release what orbax holds."""
         self._manager.close()
+
+
+def _same(state: TrainState) -> TrainState:
+    return state
+
+
+def _on_this_device(state: TrainState) -> TrainState:
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), state)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How rows and states get to where they are computed on.
+
+    Attributes:
+        part: From the size of a batch to the rows that this process reads.
+        place: Brings those rows to the devices, as one batch of all.
+        everywhere: Brings a state to every device.
+        here: A state on one device of this process.
+    """
+
+    part: Callable[[int], range] = range
+    place: Callable[[Batch], Batch] = jax.device_put
+    everywhere: Callable[[TrainState], TrainState] = _same
+    here: Callable[[TrainState], TrainState] = _same
+
+    @classmethod
+    def of(cls, batch_size: int) -> "Layout":
+        """Over as many devices as divide a batch evenly.
+
+        Raises:
+            TrainingError: There are several processes, and that leaves some of their devices out.
+        """
+        mesh = all_devices(dividing=batch_size)
+        if jax.process_count() > 1 and mesh.size < jax.device_count():
+            raise TrainingError(
+                f"A batch of {batch_size} cannot be split evenly over the {jax.device_count()} devices of "
+                f"{jax.process_count()} processes. Take a batch size that is a multiple of {jax.device_count()}."
+            )
+        if mesh.size == 1:
+            return cls()
+        return cls(batches_of(mesh), partial(split, mesh=mesh), partial(replicated, mesh=mesh), _on_this_device)

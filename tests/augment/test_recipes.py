@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from influence_ssl_jax.augment.colour import ColourJitter, Solarise
-from influence_ssl_jax.augment.compare import AgainstClean, Augmented
 from influence_ssl_jax.augment.crop import HorizontalFlip, RandomResizedCrop
 from influence_ssl_jax.augment.recipes import PERTURBATIONS, PRETRAINING, pretraining_transform
-from influence_ssl_jax.augment.transform import Randomly, Sequential
+from influence_ssl_jax.augment.transform import AgainstClean, Augmented, Randomly, Sequential
 
 RECIPES = PRETRAINING | PERTURBATIONS
 IMAGES = np.random.default_rng(0).uniform(size=(4, 9, 8, 3))

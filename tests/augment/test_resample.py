@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from influence_ssl_jax.augment.crop import HorizontalFlip, RandomResizedCrop, RandomShift
-from influence_ssl_jax.augment.resample import resample
+from influence_ssl_jax.augment.crop import HorizontalFlip, RandomResizedCrop, RandomShift, resample
 
 IMAGE = np.random.default_rng(0).uniform(size=(12, 10, 3)).astype(np.float32)
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}

@@ -16,20 +16,19 @@ import tyro
 from rich.console import Console
 
 from influence_ssl_jax.augment.noise import GaussianNoise
-from influence_ssl_jax.commands import audit_bounds, audit_run
-from influence_ssl_jax.commands.audit import AuditCommand
-from influence_ssl_jax.commands.score import Score
-from influence_ssl_jax.commands.score_run import Prepared
 from influence_ssl_jax.configuration import describe
 from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.data.source import Skipped
 from influence_ssl_jax.errors import InfluenceError, StoreError
+from influence_ssl_jax.evaluation.calibration import Calibration
+from influence_ssl_jax.evaluation.certificate import Audit
 from influence_ssl_jax.ihvp import Arnoldi, Damping, Exact
-from influence_ssl_jax.influence import Scoring, self_influence
-from influence_ssl_jax.influence.calibration import Calibration
-from influence_ssl_jax.influence.certificate import Audit
 from influence_ssl_jax.losses import CosineDistance
 from influence_ssl_jax.run_log import json_lines
+from influence_ssl_jax.runs import audit
+from influence_ssl_jax.runs.score import Prepared
+from influence_ssl_jax.runs.settings import AuditCommand, Score
+from influence_ssl_jax.scoring import Scoring, self_influence
 from influence_ssl_jax.store import ScoreStore
 from influence_ssl_jax.store.manifest import Manifest
 
@@ -52,7 +51,7 @@ def the_problem():
     """Its views are drawn in float32, as those of every scoring run on real data are."""
     found = problems.problem(CosineDistance(), module=problems.Small(), channels=3)
     return dataclasses.replace(
-        found, objective=dataclasses.replace(found.objective, views=audit_bounds.DrawnInSingle(problems.Noisy()))
+        found, objective=dataclasses.replace(found.objective, views=audit.DrawnInSingle(problems.Noisy()))
     )
 
 
@@ -65,8 +64,8 @@ def exact():
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Scores of which half is missing, and more or less by chance."""
-    monkeypatch.setattr(audit_run, "prepare", lambda *_: Prepared(None, TRANSFORM, the_problem().objective, source()))
-    monkeypatch.setattr(audit_bounds, "problem_over", lambda *_: the_problem())
+    monkeypatch.setattr(audit, "prepare", lambda *_: Prepared(None, TRANSFORM, the_problem().objective, source()))
+    monkeypatch.setattr(audit, "problem_over", lambda *_: the_problem())
     table = exact().filter(np.arange(SIZE) != BROKEN)
     noise = np.exp(0.1 * np.random.default_rng(0).normal(size=SIZE - 1))
     table = table.set_column(2, "score", pa.array(0.5 * noise * table["score"].to_numpy()))
@@ -175,7 +174,7 @@ def test_a_sample_too_small_to_calibrate_says_so_and_leaves_no_older_calibration
 
 
 def test_scores_from_a_shared_subspace_have_rigorous_intervals_for_every_image(folder, monkeypatch):
-    monkeypatch.setattr(audit_run, "problem_over", lambda *_: the_problem())
+    monkeypatch.setattr(audit, "problem_over", lambda *_: the_problem())
     record = json.loads((folder / "run.json").read_text())
     record["configuration"]["backend"] = describe(Arnoldi(12, block=2, probes=2))
     (folder / "run.json").write_text(json.dumps(record))
@@ -191,7 +190,7 @@ def test_scores_from_a_shared_subspace_have_rigorous_intervals_for_every_image(f
 def test_images_that_have_changed_are_refused(folder, monkeypatch):
     other = Arrays(np.zeros((SIZE, 6, 6, 3), np.uint8)).open()
     prepared = Prepared(None, TRANSFORM, the_problem().objective, other)
-    monkeypatch.setattr(audit_run, "prepare", lambda *_: prepared)
+    monkeypatch.setattr(audit, "prepare", lambda *_: prepared)
     with pytest.raises(InfluenceError, match="have changed since they were scored"):
         run(command(folder))
 
@@ -200,7 +199,7 @@ def test_noise_is_that_of_float32_whatever_the_precision():
     image = jnp.asarray(np.random.default_rng(0).uniform(size=(4, 4, 3)))
     key = jax.random.key(3)
     want = GaussianNoise()(key, image.astype(jnp.float32))
-    got = audit_bounds.DrawnInSingle(GaussianNoise())(key, image)
+    got = audit.DrawnInSingle(GaussianNoise())(key, image)
     assert got.dtype == jnp.float64
     np.testing.assert_array_equal(got.astype(jnp.float32), want)
 

@@ -7,17 +7,17 @@ import problems
 import pytest
 from rich.console import Console
 
-from influence_ssl_jax.commands import compare_run
-from influence_ssl_jax.commands.compare import CompareCommand
-from influence_ssl_jax.commands.score_run import Prepared
 from influence_ssl_jax.data import Digits, ToInput
 from influence_ssl_jax.errors import StoreError
-from influence_ssl_jax.influence import comparison
-from influence_ssl_jax.influence.certificate import Audit
-from influence_ssl_jax.influence.contenders import Knobs
-from influence_ssl_jax.influence.scores import Scoring
+from influence_ssl_jax.evaluation import comparison
+from influence_ssl_jax.evaluation.certificate import Audit
+from influence_ssl_jax.evaluation.comparison import Knobs
 from influence_ssl_jax.losses import CosineDistance, SimCLR
 from influence_ssl_jax.run_log import json_lines
+from influence_ssl_jax.runs import compare
+from influence_ssl_jax.runs.score import Prepared
+from influence_ssl_jax.runs.settings import CompareCommand
+from influence_ssl_jax.scoring.scores import Scoring
 from influence_ssl_jax.train import tiny
 from influence_ssl_jax.train.export import Trained
 
@@ -35,8 +35,8 @@ def command(tmp_path, monkeypatch):
     """The command over a small net in place of a pretrained one."""
     network = Trained(tiny(SimCLR()), (6, 6, 3), the_problem().params, the_problem().frozen)
     prepared = Prepared(network, ToInput(6, 6, 3), the_problem().objective, SOURCE.open())
-    monkeypatch.setattr(compare_run, "prepare", lambda *_: prepared)
-    monkeypatch.setattr(compare_run, "problem_over", lambda *_: the_problem())
+    monkeypatch.setattr(compare, "prepare", lambda *_: prepared)
+    monkeypatch.setattr(compare, "problem_over", lambda *_: the_problem())
 
     def made(knobs=NONE, dampings=(0.1, 1.0)):
         scoring, audit = Scoring(draws=1, batch_size=10), Audit(examples=20)

@@ -2,7 +2,7 @@
 
 import platform
 
-from influence_ssl_jax.commands.compile_cache import FOLDER, LEAST, keep_compiled_programs
+from influence_ssl_jax.cli.environment import FOLDER, LEAST, keep_compiled_programs
 
 
 def test_they_are_kept_in_the_users_cache(tmp_path):

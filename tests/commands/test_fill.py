@@ -8,11 +8,11 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from influence_ssl_jax.commands.fill import fill
-from influence_ssl_jax.commands.scoring_settings import Parts
 from influence_ssl_jax.data.source import Skipped
-from influence_ssl_jax.influence.stream import Scored
 from influence_ssl_jax.run_log import RunLog
+from influence_ssl_jax.runs.score import fill
+from influence_ssl_jax.runs.settings import Parts
+from influence_ssl_jax.scoring.stream import Scored
 from influence_ssl_jax.store import ScoreStore
 
 QUIET = Console(quiet=True)

@@ -3,10 +3,10 @@
 import subprocess
 import sys
 
-from influence_ssl_jax.commands.matmul_precision import VARIABLE, keep_float32
+from influence_ssl_jax.cli.environment import VARIABLE, keep_float32
 
 PROGRAM = """
-from influence_ssl_jax.commands.matmul_precision import keep_float32
+from influence_ssl_jax.cli.environment import keep_float32
 keep_float32()
 from influence_ssl_jax.provenance import device
 print(device()["matmul_precision"])

@@ -8,12 +8,10 @@ import tyro
 from influence_ssl_jax import data, ihvp, losses
 from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.augment.recipes import PERTURBATIONS
-from influence_ssl_jax.commands.pretrain import PretrainCommand
-from influence_ssl_jax.commands.score import Score
-from influence_ssl_jax.commands.scoring_settings import Augmentation, views
 from influence_ssl_jax.configuration import describe, restore
 from influence_ssl_jax.ihvp import BACKENDS, Damping
-from influence_ssl_jax.train.recipes import RECIPES
+from influence_ssl_jax.runs.settings import Augmentation, PretrainCommand, Score, views
+from influence_ssl_jax.train.settings import RECIPES
 
 REQUIRED = ["--encoder", "e", "--out", "o"]
 

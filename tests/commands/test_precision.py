@@ -8,12 +8,11 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from scipy.stats import spearmanr
 
-from influence_ssl_jax.commands.score import Score
-from influence_ssl_jax.commands.scoring_settings import CurvatureSet
 from influence_ssl_jax.data import Digits
 from influence_ssl_jax.ihvp import LoGra
-from influence_ssl_jax.influence.scores import Scoring
 from influence_ssl_jax.losses import SimCLR
+from influence_ssl_jax.runs.settings import CurvatureSet, Score
+from influence_ssl_jax.scoring.scores import Scoring
 from influence_ssl_jax.train import export
 from tests.train.small import Small, saved, small
 

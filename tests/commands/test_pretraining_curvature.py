@@ -13,8 +13,6 @@ from train.small import small
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.augment.noise import GaussianNoise
-from influence_ssl_jax.commands import problem_of
-from influence_ssl_jax.commands.scoring_settings import CurvatureSet
 from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.ihvp import (
@@ -33,6 +31,8 @@ from influence_ssl_jax.ihvp import (
     Nystrom,
 )
 from influence_ssl_jax.losses import BYOL, BarlowTwins, CosineDistance, SimCLR
+from influence_ssl_jax.runs import objectives
+from influence_ssl_jax.runs.settings import CurvatureSet
 from influence_ssl_jax.train import Trained
 from influence_ssl_jax.train.state import initial
 from influence_ssl_jax.types import Batch
@@ -90,9 +90,9 @@ def matrix(name, curvature):
 
 
 def asked(name, output, curvature):
-    measurement = problem_of.measurement(trained(name), output, GaussianNoise(0.3), CosineDistance())
+    measurement = objectives.measurement(trained(name), output, GaussianNoise(0.3), CosineDistance())
     chosen = CurvatureSet("pretraining", curvature)
-    return problem_of.problem(trained(name), output, measurement, chosen, batches()), measurement
+    return objectives.problem(trained(name), output, measurement, chosen, batches()), measurement
 
 
 @functools.cache

@@ -8,14 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from influence_ssl_jax import cli, data
-from influence_ssl_jax.commands.pretrain import PretrainCommand
-from influence_ssl_jax.commands.score import Score
-from influence_ssl_jax.commands.scoring_settings import CurvatureSet, Parts
+from influence_ssl_jax import data
+from influence_ssl_jax.cli import main
 from influence_ssl_jax.errors import StoreError
 from influence_ssl_jax.ihvp import Identity
-from influence_ssl_jax.influence.scores import Scoring
 from influence_ssl_jax.losses import SimCLR
+from influence_ssl_jax.runs.settings import CurvatureSet, Parts, PretrainCommand, Score
+from influence_ssl_jax.scoring.scores import Scoring
 from influence_ssl_jax.store import COLUMNS, ScoreStore
 from influence_ssl_jax.train import Probe, tiny
 
@@ -84,7 +83,7 @@ def test_the_whole_way(encoder, tmp_path, monkeypatch):
     with pytest.raises(StoreError, match=r"configuration.scoring.draws: 2 → 3"):
         command(encoder, tmp_path / "fresh", scoring=Scoring(draws=3, batch_size=13)).run(told)
 
-    assert cli.run(["report", str(tmp_path / "fresh"), "--images", "4", "--resamples", "5"]) == 0
+    assert main.run(["report", str(tmp_path / "fresh"), "--images", "4", "--resamples", "5"]) == 0
     page = (tmp_path / "fresh" / "report.html").read_text()
     assert page.count("data:image/png") == 8
     assert "Recovery of what was planted" in page
@@ -93,6 +92,6 @@ def test_the_whole_way(encoder, tmp_path, monkeypatch):
 def test_an_encoder_that_is_not_there_is_named(tmp_path):
     told = Console(width=300)
     with told.capture() as said:
-        assert cli.run(["score", "--encoder", str(tmp_path), "--out", str(tmp_path / "o")], err=told) == 2
+        assert main.run(["score", "--encoder", str(tmp_path), "--out", str(tmp_path / "o")], err=told) == 2
     assert "No saved network at" in said.get()
     assert not (tmp_path / "o").exists()

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from influence_ssl_jax.data import pixels
-from influence_ssl_jax.data.pixels import UndecodableImage, decode
+from influence_ssl_jax.data import transform
+from influence_ssl_jax.data.transform import UndecodableImage, decode
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
@@ -93,7 +93,7 @@ def test_damage_is_named(content, reason):
 
 
 def test_too_many_pixels_are_refused_before_decoding(monkeypatch):
-    monkeypatch.setattr(pixels, "MAX_PIXELS", 50)
+    monkeypatch.setattr(transform, "MAX_PIXELS", 50)
     with pytest.raises(UndecodableImage, match="9×6 pixels, more than the 50"):
         decode(encoded(Image.fromarray(COLOUR), "PNG"))
 

@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from influence_ssl_jax.data import Tfds, UnreadableExample
-from influence_ssl_jax.data.tfds_features import column, image_feature
+from influence_ssl_jax.data.tfds import column, image_feature
 from influence_ssl_jax.errors import DataError
 
 

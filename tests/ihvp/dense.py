@@ -8,7 +8,7 @@ import numpy as np
 import problems
 
 from influence_ssl_jax import trees
-from influence_ssl_jax.augment.views import Views
+from influence_ssl_jax.augment.transform import Views
 from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.ihvp import Exact
 from influence_ssl_jax.losses import CosineDistance, SquaredEuclid

@@ -10,7 +10,7 @@ import numpy as np
 import problems
 
 from influence_ssl_jax import trees
-from influence_ssl_jax.augment.views import Views
+from influence_ssl_jax.augment.transform import Views
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.losses import Loss
 from influence_ssl_jax.nets.network import Network

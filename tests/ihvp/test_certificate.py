@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from influence_ssl_jax.errors import CurvatureError
+from influence_ssl_jax.evaluation.certificate import Solved, certificate, refined, solved_by
 from influence_ssl_jax.ihvp import BACKENDS, CG, Arnoldi, Exact, Identity, LiSSA
-from influence_ssl_jax.ihvp.certificate import Solved, certificate, refined, solved_by
 from tests.ihvp.dense import dense, single
 from tests.ihvp.fitted import fitted, gradient_rows
 

@@ -10,15 +10,15 @@ import problems
 import pytest
 
 from influence_ssl_jax import trees
-from influence_ssl_jax.commands.audit_bounds import DrawnInSingle
 from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.errors import CurvatureError
+from influence_ssl_jax.evaluation.certificate import Audit
+from influence_ssl_jax.evaluation.sample import absolute_damping, audit, certified, sample
 from influence_ssl_jax.ihvp import Damping, Exact
-from influence_ssl_jax.influence.audit import absolute_damping, audit, certified, sample
-from influence_ssl_jax.influence.certificate import Audit
-from influence_ssl_jax.influence.scores import Scorer, Scoring
-from influence_ssl_jax.influence.stream import stream
 from influence_ssl_jax.losses import CosineDistance
+from influence_ssl_jax.runs.audit import DrawnInSingle
+from influence_ssl_jax.scoring.scores import Scorer, Scoring
+from influence_ssl_jax.scoring.stream import stream
 
 TRANSFORM = ToInput(problems.SIZE, problems.SIZE, 3)
 SETTINGS = Audit(examples=6, steps=60, batch_size=3, width=0.05)

@@ -5,8 +5,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from influence_ssl_jax.influence.baselines import pixel_variance
-from influence_ssl_jax.influence.neighbours import knn_distance, streamed_knn_distance
+from influence_ssl_jax.scoring.neighbours import knn_distance, streamed_knn_distance
+from influence_ssl_jax.scoring.scores import pixel_variance
 
 
 @given(seed=st.integers(0, 10**6), neighbours=st.integers(1, 3))

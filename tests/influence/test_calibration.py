@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from influence_ssl_jax.errors import InfluenceError
-from influence_ssl_jax.influence.calibration import Calibration
+from influence_ssl_jax.evaluation.calibration import Calibration
 
 FORMS = ["proportional", "log_linear", "monotone"]
 

@@ -9,16 +9,13 @@ import pytest
 
 from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.data.loader import batches
+from influence_ssl_jax.evaluation.certificate import Audit
+from influence_ssl_jax.evaluation.comparison import Examples, Knobs, compared, contenders, label, nulls, rankings
+from influence_ssl_jax.evaluation.exact import kind_for, truths
 from influence_ssl_jax.ihvp import CG, Damping, Deflated, Diagonal, Exact, Identity, LiSSA
-from influence_ssl_jax.influence.certificate import Audit
-from influence_ssl_jax.influence.comparison import Examples, compared
-from influence_ssl_jax.influence.contenders import Knobs, contenders, label
-from influence_ssl_jax.influence.nulls import nulls
-from influence_ssl_jax.influence.rankings import rankings
-from influence_ssl_jax.influence.scores import Scoring
-from influence_ssl_jax.influence.stream import self_influence
-from influence_ssl_jax.influence.truth import kind_for, truths
 from influence_ssl_jax.losses import CosineDistance
+from influence_ssl_jax.scoring.scores import Scoring
+from influence_ssl_jax.scoring.stream import self_influence
 
 TRANSFORM = ToInput(problems.SIZE, problems.SIZE, 3)
 SCORING = Scoring(draws=2, seed=3)

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from influence_ssl_jax.influence.calibration import Calibration
-from influence_ssl_jax.influence.deviation import deviation
+from influence_ssl_jax.evaluation.calibration import Calibration, deviation
 
 
 def planted(n=160):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from influence_ssl_jax.influence import estimands
+from influence_ssl_jax.scoring import estimands
 
 estimate = jax.jit(estimands.estimate, static_argnums=1)
 

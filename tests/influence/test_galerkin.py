@@ -9,12 +9,12 @@ import pytest
 from influence_ssl_jax import trees
 from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.errors import InfluenceError
+from influence_ssl_jax.evaluation.certificate import galerkin
 from influence_ssl_jax.ihvp import Arnoldi, Damping, Exact
-from influence_ssl_jax.influence import memory
-from influence_ssl_jax.influence.galerkin import galerkin
-from influence_ssl_jax.influence.scores import Scoring
-from influence_ssl_jax.influence.stream import self_influence
 from influence_ssl_jax.losses import CosineDistance
+from influence_ssl_jax.scoring import memory
+from influence_ssl_jax.scoring.scores import Scoring
+from influence_ssl_jax.scoring.stream import self_influence
 
 TRANSFORM = ToInput(problems.SIZE, problems.SIZE, 3)
 

@@ -14,11 +14,11 @@ from influence_ssl_jax.curvature import matrix_block
 from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.ihvp import CG, LoGra
-from influence_ssl_jax.influence.fitting import shapes
-from influence_ssl_jax.influence.memory import Memory, memory_of
-from influence_ssl_jax.influence.scores import Scorer, Scoring
-from influence_ssl_jax.influence.stream import stream
 from influence_ssl_jax.losses import CosineDistance
+from influence_ssl_jax.scoring.fitting import shapes
+from influence_ssl_jax.scoring.memory import Memory, memory_of
+from influence_ssl_jax.scoring.scores import Scorer, Scoring
+from influence_ssl_jax.scoring.stream import stream
 
 SIZE, CHANNELS, DRAWS = 12, 32, 2
 

@@ -8,8 +8,8 @@ from influence_ssl_jax import trees
 from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.errors import DataError, IndefiniteError, InfluenceError
 from influence_ssl_jax.ihvp import CG, Damping, Exact, LoGra
-from influence_ssl_jax.influence import Scorer, Scoring, self_influence
 from influence_ssl_jax.losses import CosineDistance
+from influence_ssl_jax.scoring import Scorer, Scoring, self_influence
 
 TRANSFORM = ToInput(problems.SIZE, problems.SIZE, 3)
 

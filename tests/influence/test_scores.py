@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from influence_ssl_jax import trees
-from influence_ssl_jax.augment.views import Views
+from influence_ssl_jax.augment.transform import Views
 from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.ihvp import Damping, Exact, LoGra
-from influence_ssl_jax.influence.scores import Scorer, Scoring
-from influence_ssl_jax.influence.stream import in_slots, self_influence, stream
 from influence_ssl_jax.losses import CosineDistance
+from influence_ssl_jax.scoring.scores import Scorer, Scoring
+from influence_ssl_jax.scoring.stream import in_slots, self_influence, stream
 from influence_ssl_jax.types import Batch
 
 TRANSFORM = ToInput(problems.SIZE, problems.SIZE, 3)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from influence_ssl_jax.linalg.power import largest_eigenvalue
+from influence_ssl_jax.linalg.krylov import largest_eigenvalue
 
 
 @pytest.mark.parametrize("spectrum", [(3.0, 1.0, 0.2, 0.0), (2.0, 2.0, 1.0, 0.5), (-4.0, 1.0, 0.3, 0.1), (0.0,) * 4])

@@ -1,8 +1,7 @@
 """Small networks with every kind of head."""
 
-from influence_ssl_jax.nets.heads import Classifier, Predictor, Projector
+from influence_ssl_jax.nets.heads import Classifier, Predictor, Projector, SelfSupervised
 from influence_ssl_jax.nets.resnet import ResNet18
-from influence_ssl_jax.nets.self_supervised import SelfSupervised
 
 
 def simclr(width, hidden=7, output=5):

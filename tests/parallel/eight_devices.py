@@ -14,19 +14,18 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from influence_ssl_jax import trees
-from influence_ssl_jax.commands.score import Score
-from influence_ssl_jax.commands.scoring_settings import CurvatureSet, Parts
 from influence_ssl_jax.data import Synthetic, epoch
 from influence_ssl_jax.ihvp import LoGra
-from influence_ssl_jax.influence.scores import Scorer, Scoring
 from influence_ssl_jax.losses import SimCLR
 from influence_ssl_jax.losses.loss import Embeddings
 from influence_ssl_jax.parallel import all_devices, batches_of, local_devices, spread
 from influence_ssl_jax.run_log import json_lines
+from influence_ssl_jax.runs.settings import CurvatureSet, Parts, Score
+from influence_ssl_jax.scoring.scores import Scorer, Scoring
 from influence_ssl_jax.store import ScoreStore
 from influence_ssl_jax.train import export
 from influence_ssl_jax.train import state as training
-from influence_ssl_jax.train.layout import Layout
+from influence_ssl_jax.train.resume import Layout
 from tests.parallel import rig
 from tests.train.small import INPUT, Small, coloured, saved, small
 

@@ -12,11 +12,11 @@ import pyarrow as pa
 from influence_ssl_jax import trees
 from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.ihvp import CG, EKFAC, Damping, LoGra
-from influence_ssl_jax.influence.fitting import SplitProblem
-from influence_ssl_jax.influence.scores import Scorer, Scoring
-from influence_ssl_jax.influence.stream import stream
 from influence_ssl_jax.losses import CosineDistance, SimCLR
 from influence_ssl_jax.parallel import all_devices, local_devices, replicated
+from influence_ssl_jax.scoring.fitting import SplitProblem
+from influence_ssl_jax.scoring.scores import Scorer, Scoring
+from influence_ssl_jax.scoring.stream import stream
 
 TRANSFORM = ToInput(problems.SIZE, problems.SIZE, 3)
 SETTINGS = Scoring(Damping(0.5), draws=2, batch_size=5, seed=5)

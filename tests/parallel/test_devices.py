@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from influence_ssl_jax.parallel.spread import owners
+from influence_ssl_jax.parallel.mesh import owners
 
 ROOT = pathlib.Path(__file__).parents[2]
 

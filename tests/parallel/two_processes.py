@@ -6,14 +6,12 @@ from pathlib import Path
 import jax
 from rich.console import Console
 
-from influence_ssl_jax.commands.pretrain import PretrainCommand
-from influence_ssl_jax.commands.score import Score
-from influence_ssl_jax.commands.scoring_settings import CurvatureSet, Parts
 from influence_ssl_jax.data import Synthetic
 from influence_ssl_jax.ihvp import LoGra
-from influence_ssl_jax.influence.scores import Scoring
 from influence_ssl_jax.losses import SimCLR
 from influence_ssl_jax.parallel import Distributed
+from influence_ssl_jax.runs.settings import CurvatureSet, Parts, PretrainCommand, Score
+from influence_ssl_jax.scoring.scores import Scoring
 from influence_ssl_jax.train import Probe, export
 from tests.train.small import INPUT, Small, small
 

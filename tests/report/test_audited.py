@@ -5,12 +5,11 @@ import shutil
 
 import numpy as np
 
-from influence_ssl_jax.influence.calibration import Calibration
-from influence_ssl_jax.influence.deviation import deviation
+from influence_ssl_jax.evaluation.calibration import Calibration, deviation
 from influence_ssl_jax.report import audited
 from influence_ssl_jax.report.backends import as_json
-from influence_ssl_jax.report.extent import Extent
 from influence_ssl_jax.report.render import render
+from influence_ssl_jax.report.scored_run import Extent
 
 
 def record(**changes):

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 from scipy import stats
 
+from influence_ssl_jax.report.baselines import compare, explained_by_baselines, signal_share
 from influence_ssl_jax.report.breakdown import Categories, Names, Quantity, breakdown
-from influence_ssl_jax.report.comparison import compare, explained_by_baselines, signal_share
 from influence_ssl_jax.report.recovery import LOW, kinds, recoveries
 from influence_ssl_jax.report.render import affordable
 from influence_ssl_jax.report.scored_run import ScoredRun

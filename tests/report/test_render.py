@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 from influence_ssl_jax.errors import StoreError
-from influence_ssl_jax.report.extent import Extent
 from influence_ssl_jax.report.render import condensed, render
+from influence_ssl_jax.report.scored_run import Extent
 from influence_ssl_jax.store import ScoreStore
 
 VOID = {"meta", "img", "line", "rect", "path", "use", "br", "link"}

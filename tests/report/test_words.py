@@ -1,6 +1,6 @@
 """Numbers on the page."""
 
-from influence_ssl_jax.influence.agreement import Estimate
+from influence_ssl_jax.evaluation.statistics import Estimate
 from influence_ssl_jax.report.words import decimal, duration, interval, number, percent
 
 

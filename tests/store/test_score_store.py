@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from influence_ssl_jax.data.source import Skipped
 from influence_ssl_jax.errors import FullDiskError, StoreError
-from influence_ssl_jax.influence.rows import embedding_matrix
-from influence_ssl_jax.store import COLUMNS, ScoreStore, files, parts, result
+from influence_ssl_jax.scoring.stream import embedding_matrix
+from influence_ssl_jax.store import COLUMNS, ScoreStore, files, manifest, result
 
 IDENTITY = {"configuration": {"class": "Score", "draws": 4, "backend": {"class": "LoGra", "rank": 8}}, "data": "abc"}
 SIZE = 10
@@ -51,8 +51,8 @@ def fill(folder, batches, finish=True):
             store.append(part(todo[todo != 6]))
             store.skip([Skipped(6, "image_6", "truncated")] if 6 in todo else [])
         if finish:
-            parts = [embedding_matrix(table["embedding"]) for table in store.windows(["embedding"])]
-            squares = np.concatenate(parts)[:, 1].astype(float)
+            manifest = [embedding_matrix(table["embedding"]) for table in store.windows(["embedding"])]
+            squares = np.concatenate(manifest)[:, 1].astype(float)
             return store.finish(ATTRIBUTES, {"knn_distance": squares}, {"damping": 0.5})
     return None
 
@@ -92,7 +92,7 @@ def test_the_record_counts_every_example(tmp_path):
 
 def test_a_table_of_many_windows_is_the_table_of_one(tmp_path, monkeypatch):
     whole = pq.read_table(fill(tmp_path / "one", BATCHES))
-    monkeypatch.setattr(parts, "WINDOW", 3)
+    monkeypatch.setattr(manifest, "WINDOW", 3)
     monkeypatch.setattr(result, "WINDOW", 3)
     cut = fill(tmp_path / "many", [BATCHES[1], BATCHES[0], BATCHES[2]])
     assert pq.ParquetFile(cut).num_row_groups == 4

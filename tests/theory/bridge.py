@@ -11,11 +11,11 @@ import problems
 from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.ihvp import CG, Damping
-from influence_ssl_jax.influence.scores import Scoring
-from influence_ssl_jax.influence.stream import self_influence
 from influence_ssl_jax.nets.linear import Linear
 from influence_ssl_jax.nets.network import Network
 from influence_ssl_jax.problem import Objective, Problem
+from influence_ssl_jax.scoring.scores import Scoring
+from influence_ssl_jax.scoring.stream import self_influence
 from influence_ssl_jax.types import Batch
 
 EXAMPLES, SIDE, OUTPUTS = 5, 2, 3

@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from influence_ssl_jax import cli
+from influence_ssl_jax.cli import main
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.theory import document, verdict
 from influence_ssl_jax.theory.command import Theory
@@ -56,7 +56,7 @@ def test_a_failed_check_is_an_exit_status_after_everything_is_written(tmp_path, 
     strict = dataclasses.replace(item, checks=(dataclasses.replace(item.checks[0], limit=AtMost(-1.0)),))
     monkeypatch.setattr(verdict, "ITEMS", (strict,))
     out, err = (Console(file=io.StringIO(), width=120) for _ in range(2))
-    status = cli.run(["theory", "--draws", "3", "--json", str(tmp_path / "theory.json")], out, err)
+    status = main.run(["theory", "--draws", "3", "--json", str(tmp_path / "theory.json")], out, err)
     assert status != 0
     assert "1 of 1 checks failed: lemma-3" in err.file.getvalue()
     assert "FAIL" in out.file.getvalue()

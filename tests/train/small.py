@@ -10,11 +10,9 @@ from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.configuration import describe
 from influence_ssl_jax.data import Arrays, ToInput, epoch
 from influence_ssl_jax.losses import Supervised
-from influence_ssl_jax.nets.heads import Classifier, Predictor, Projector
-from influence_ssl_jax.nets.self_supervised import SelfSupervised
+from influence_ssl_jax.nets.heads import Classifier, Predictor, Projector, SelfSupervised
 from influence_ssl_jax.train.export import Trained, save
-from influence_ssl_jax.train.recipes import tiny
-from influence_ssl_jax.train.settings import Pretrain
+from influence_ssl_jax.train.settings import Pretrain, tiny
 from influence_ssl_jax.train.state import initial
 
 INPUT = ToInput(8, 8, 3)

@@ -23,7 +23,7 @@ from influence_ssl_jax.losses import BYOL, SimCLR
 from influence_ssl_jax.run_log import RunLog, json_lines
 from influence_ssl_jax.store.files import lock
 from influence_ssl_jax.train import Probe, Sgd, TrainingError, export, pretrain
-from influence_ssl_jax.train.journal import Journal
+from influence_ssl_jax.train.resume import Journal
 from tests.train.small import INPUT, a_batch, coloured, small
 
 PROBE = Probe(bank=16, queries=16, neighbours=3, linear=20)

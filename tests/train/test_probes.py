@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 
-from influence_ssl_jax.train.probes import Labelled, embed_all, knn_accuracy, linear_accuracy
+from influence_ssl_jax.train.evaluation import Labelled, embed_all, knn_accuracy, linear_accuracy
 from influence_ssl_jax.types import Batch
 
 

@@ -1,0 +1,114 @@
+"""Run the whole way on bundled images, and say what was found."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from influence_ssl_jax.report.baselines import explained_by_baselines
+from influence_ssl_jax.report.recovery import Recovery, recoveries
+from influence_ssl_jax.report.scored_run import ScoredRun
+from influence_ssl_jax.report.words import decimal, percent
+from influence_ssl_jax.runs.settings import Report
+
+
+def summarise(folder: Path, out: Console) -> None:
+    """Print how well the score and each baseline recover what was planted, and how much of the score is its own.
+
+    Raises:
+        StoreError: The folder holds no finished run.
+    """
+    run = ScoredRun.load(folder)
+    found = recoveries(run)
+    if found:
+        aurocs = [[detector.auroc for detector in item.detectors] for item in found]
+        precisions = [[detector.average_precision for detector in item.detectors] for item in found]
+        out.print(table("AUROC", found, aurocs, [0.5] * len(found)))
+        out.print(table("Average precision", found, precisions, [item.chance for item in found]))
+        out.print("low, high: the end of the list that is taken for suspicious; * expected beforehand.", style="dim")
+    counts, own = run.record["counts"], explained_by_baselines(run)
+    out.print(
+        f"{counts['scored']} images scored, {counts['nan']} not finite, {counts['skipped']} skipped. Together the "
+        f"baselines explain {percent(own)} of the variance of the scores' ranks.",
+        highlight=False,
+    )
+
+
+def table(title: str, found: Sequence[Recovery], values: Sequence[Sequence[float]], chance: Sequence[float]) -> Table:
+    """One row for each kind and end, one column for the score and each baseline."""
+    shown = Table(
+        box=SIMPLE_HEAD,
+        padding=(0, 0),
+        pad_edge=False,
+        show_edge=False,
+        title=title,
+        title_justify="left",
+        title_style="bold",
+    )
+    shown.add_column("planted", no_wrap=True)
+    for name in (*(detector.name for detector in found[0].detectors), "at random"):
+        shown.add_column(name.replace(" ", "\n"), justify="right")
+    for item, row, random in zip(found, values, chance, strict=True):
+        end = f"{'low' if item.low else 'high'}{'*' if item.expected else ''}"
+        name = f"{item.planted} {item.kind.replace('_', ' ')}, {end}"
+        shown.add_row(name, *(decimal(value) for value in row), decimal(random))
+    return shown
+
+
+@dataclasses.dataclass(frozen=True)
+class Demo:
+    """The whole way on bundled images, in minutes, without network or accelerator: pretrain, score, report.
+
+    The images are handwritten digits among which exact and near duplicates, blank images and noise were planted, so
+    that it can be told how well the scores find them, beside simpler measures. What is finished is kept: the same
+    command given again goes on where it stopped.
+
+    influence-ssl demo --out demo
+
+    Attributes:
+        out: Folder for everything: encoder/, scores/ and report.html.
+        epochs: Passes over the images in pretraining.
+        draws: Noise draws per image.
+        seed: Fixes everything random but the bundled images.
+    """
+
+    out: Path = Path("demo")
+    epochs: int = 30
+    draws: int = 4
+    seed: int = 0
+
+    def run(self, out: Console) -> None:
+        """Pretrain, score, report, and say what was found."""
+        from influence_ssl_jax.cli.demo import summarise
+        from influence_ssl_jax.data import Digits, ToInput
+        from influence_ssl_jax.losses import SimCLR
+        from influence_ssl_jax.runs.settings import (
+            CurvatureSet,
+            PretrainCommand,  # loads the networks: seconds
+            Score,
+        )
+        from influence_ssl_jax.scoring.scores import Scoring
+        from influence_ssl_jax.train import Architecture, Lars, Pretrain, Probe
+
+        source = Digits()
+        training = Pretrain(
+            "simclr",
+            SimCLR(0.2),
+            Architecture(width=8, hidden=128, output=64, normalisation="none"),
+            Lars(0.4, warmup_epochs=min(3, self.epochs - 1)),
+            epochs=self.epochs,
+            batch_size=128,
+            seed=self.seed,
+        )
+        encoder, scores = self.out / "encoder", self.out / "scores"
+        out.rule("1  Pretrain without labels", align="left")
+        PretrainCommand(encoder, source, training, ToInput(source.size, source.size), Probe(linear=0)).run(out)
+        out.rule("2  Score every image", align="left")
+        scoring = Scoring(draws=self.draws, seed=self.seed)
+        Score(encoder, scores, source, curvature=CurvatureSet(examples=512), scoring=scoring).run(out)
+        out.rule("3  Report", align="left")
+        Report(scores, out=self.out / "report.html").run(out)
+        summarise(scores, out)

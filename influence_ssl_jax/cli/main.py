@@ -1,0 +1,146 @@
+"""`influence-ssl`: one command with sub-commands, each imported only when it is asked for."""
+
+import contextlib
+import importlib
+import importlib.metadata
+import inspect
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.text import Text
+
+from influence_ssl_jax.cli.command import Command
+from influence_ssl_jax.cli.environment import keep_compiled_programs, keep_convolutions_whole, keep_float32
+from influence_ssl_jax.errors import InfluenceError
+
+PROGRAM = "influence-ssl"
+WRONG, INTERRUPTED = 2, 130
+
+
+class Entry(NamedTuple):
+    """A sub-command by name, so that its module is imported when it runs and not before.
+
+    Attributes:
+        module: Where it is defined.
+        name: The dataclass that is its configuration.
+        summary: What it does, in the list of commands.
+    """
+
+    module: str
+    name: str
+    summary: str
+
+
+COMMANDS = {
+    "demo": Entry("influence_ssl_jax.cli.demo", "Demo", "all of it on bundled images with planted truth"),
+    "pretrain": Entry("influence_ssl_jax.runs.settings", "PretrainCommand", "train an encoder without labels"),
+    "score": Entry("influence_ssl_jax.runs.settings", "Score", "score every image of a data set by its influence"),
+    "audit": Entry("influence_ssl_jax.runs.settings", "AuditCommand", "certify a sample of scores, calibrate them all"),
+    "compare": Entry(
+        "influence_ssl_jax.runs.settings", "CompareCommand", "race the inverse-Hessian backends against exact scores"
+    ),
+    "report": Entry("influence_ssl_jax.runs.settings", "Report", "write the HTML report of a folder of scores"),
+    "theory": Entry("influence_ssl_jax.theory.command", "Theory", "check every statement of the theory"),
+}
+
+USAGE = f"""\
+Influence-SSL: which images shape what a model learns without labels.
+
+Usage: {PROGRAM} COMMAND [OPTIONS]      {PROGRAM} COMMAND --help
+
+Commands:
+{{commands}}
+
+Options:
+  --help, -h    this text; after a command, all its options
+  --version     the installed version
+  --debug       after an error, show where it came from
+
+Start with:  {PROGRAM} demo --out demo
+"""
+
+
+def main() -> None:
+    """The console script."""
+    keep_compiled_programs()
+    keep_float32()
+    keep_convolutions_whole()
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str], out: Console | None = None, err: Console | None = None) -> int:
+    """Run one command line and return the exit status: 0, 2 for what the user can mend, 130 when interrupted.
+
+    Args:
+        arguments: What follows the program's name.
+        out: Where results are said; standard output where None.
+        err: Where errors are said; standard error where None.
+    """
+    out, err = out or Console(), err or Console(stderr=True)
+    rest = [argument for argument in arguments if argument != "--debug"]
+    if not rest or rest[0] in ("--help", "-h", "help"):
+        listed = "\n".join(f"  {name:<10}{entry.summary}" for name, entry in COMMANDS.items())
+        out.print(Text(USAGE.format(commands=listed)), soft_wrap=True, end="")
+        return 0
+    if rest[0] == "--version":
+        out.print(Text(f"{PROGRAM} {importlib.metadata.version('influence-ssl-jax')}"))
+        return 0
+    try:
+        with _notes_said(err):
+            _execute(rest, out)
+    except KeyboardInterrupt:
+        err.print(Text("Interrupted. What was finished is kept: the same command goes on from there."), soft_wrap=True)
+        return INTERRUPTED
+    except (InfluenceError, ValueError, OSError) as error:
+        if len(rest) < len(arguments):
+            raise
+        said = Text.assemble(("error: ", "bold red"), str(error) or type(error).__name__)
+        if not isinstance(error, InfluenceError):
+            said.append(f"\n({type(error).__name__}; --debug shows where it came from)", style="dim")
+        err.print(said, soft_wrap=True)
+        return WRONG
+    return 0
+
+
+class _Notes(logging.Handler):
+    """Says what the package logs as the notes that they are, without the name of a module."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.WARNING)
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line."""
+        self.console.print(Text(f"note: {record.getMessage()}"), soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _notes_said(console: Console) -> Iterator[None]:
+    """While a command runs, its warnings go to the console and nowhere else."""
+    ours, handler = logging.getLogger("influence_ssl_jax"), _Notes(console)
+    ours.addHandler(handler)
+    ours.propagate = False
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
+        ours.propagate = True
+
+
+def _execute(arguments: Sequence[str], out: Console) -> None:
+    """Parse the options of a sub-command and run it."""
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        raise InfluenceError(f"There is no command {name!r}; there are {', '.join(COMMANDS)}. Try {PROGRAM} --help.")
+    import tyro
+
+    entry = COMMANDS[name]
+    command: type[Command] = getattr(importlib.import_module(entry.module), entry.name)
+    # The docstring up to its list of fields, as it is written: examples keep their lines.
+    said = inspect.cleandoc(command.__doc__ or "").partition("\n\nAttributes:")[0]
+    options = (tyro.conf.CascadeSubcommandArgs,)
+    settings = tyro.cli(command, prog=f"{PROGRAM} {name}", description=said, args=rest, config=options)
+    settings.run(out)

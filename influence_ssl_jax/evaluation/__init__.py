@@ -1,0 +1,1 @@
+"""Exact scores, certificates, calibration, and comparisons of backends."""

@@ -1,0 +1,377 @@
+"""Enclose exact scores between two bounds that hold, by Lanczos quadrature."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from influence_ssl_jax import trees
+from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.curvature.flat import flat_products
+from influence_ssl_jax.data.loader import batches
+from influence_ssl_jax.data.source import OpenSource
+from influence_ssl_jax.data.transform import ToInput
+from influence_ssl_jax.errors import CurvatureError, InfluenceError
+from influence_ssl_jax.ihvp.arnoldi import Arnoldi, ArnoldiState, galerkin_interval
+from influence_ssl_jax.ihvp.backend import Backend, Interval, State
+from influence_ssl_jax.linalg.krylov import Rows, largest_eigenvalue
+from influence_ssl_jax.linalg.quadrature import Bounds, Offset, quadratic_form_bounds
+from influence_ssl_jax.problem import Objective, Problem
+from influence_ssl_jax.scoring.estimands import Estimand
+from influence_ssl_jax.scoring.memory import available, memory_of
+from influence_ssl_jax.scoring.scores import Scoring
+from influence_ssl_jax.types import Batch
+
+_POWER_STEPS = 8
+
+
+class Solved(NamedTuple):
+    """What a backend makes of gradients g, and the products that judge it: `x`, and `A x` with `A = C + λI`.
+
+    Attributes:
+        rows: g.
+        solutions: x.
+        products: A x.
+        doubt: Bound of the rounding error of g, in norm.
+        product_doubt: Bound of the rounding error of A x, in norm.
+    """
+
+    rows: Float[Array, "n size"]
+    solutions: Float[Array, "n size"]
+    products: Float[Array, "n size"]
+    doubt: Float[Array, " n"]
+    product_doubt: Float[Array, " n"]
+
+
+class Certificate(NamedTuple):
+    """What a backend says of each gradient, and how wrong it can be.
+
+    Attributes:
+        value: `gᵀx`, the backend's own form.
+        residual: `‖g − (C + λI)x‖ / ‖g‖`; zero where g is.
+        interval: Bounds of the exact form.
+    """
+
+    value: Float[Array, " n"]
+    residual: Float[Array, " n"]
+    interval: Interval
+
+
+def solved_by(
+    backend: Backend[State],
+    state: State,
+    problem: Problem,
+    rows: Float[Array, "n size"],
+    damping: Float[Array, ""],
+    rounding: float = 32.0,
+) -> Solved:
+    """Solve for every gradient and multiply the solution by the matrix itself: one product with C a gradient.
+
+    Args:
+        backend: Any, fitted to the problem; its `solve` need not be near the inverse.
+        state: What `fit` returned.
+        problem: Whose curvature.
+        rows: The gradients g, each ravelled (`trees.ravel_batch(gradients.full())`).
+        damping: λ, one for the whole matrix.
+        rounding: Unit roundoffs to allow for, relative to ‖g‖ in g and to (‖C‖ + λ)‖x‖ in products; what products are
+            seen to lose comes on top.
+
+    Raises:
+        CurvatureError: C is a Hessian, which has no known lower bound.
+    """
+    if problem.curvature == "hessian":
+        raise CurvatureError(
+            "Bounds take a C that is positive semi-definite by construction: 'ggn', 'fisher' or 'empirical_fisher', got "
+            "curvature='hessian', whose smallest eigenvalue is only ever estimated."
+        )
+    products, like = flat_products(problem), problem.params
+    solutions = jax.vmap(lambda v: trees.ravel(backend.solve(state, trees.unravel(like, v), damping)))(rows)
+    moved = products(solutions) + damping * solutions
+    # A power iteration rises from below; twice its value after a few steps is above.
+    size = 2 * largest_eigenvalue(products, jax.random.key(0), rows[0], _POWER_STEPS)
+    unit = rounding * jnp.finfo(rows.dtype).eps
+    per_unit = unit * (size + damping) + 4 * _nonlinearity(products, rows[0])
+    doubt = unit * jnp.linalg.norm(rows, axis=1)
+    return Solved(rows, solutions, moved, doubt, per_unit * jnp.linalg.norm(solutions, axis=1))
+
+
+def certificate(found: Solved, damping: Float[Array, ""]) -> Certificate:
+    """Bounds from no more than a solution and its residual, whatever the solution's length.
+
+    For every t, `r = g − t A x` gives `gᵀA⁻¹g = 2t gᵀx − t² xᵀAx + rᵀA⁻¹r` with `0 ≤ rᵀA⁻¹r ≤ ‖r‖²/λ`, as no eigenvalue
+    of A is below λ. The lower bound is largest at `t = gᵀx / xᵀAx`, the upper one smallest where
+    `t (‖Ax‖²/λ − xᵀAx) = gᵀAx/λ − gᵀx`: a backend's bias by a common factor costs nothing.
+    """
+    along, energy = _dot(found.rows, found.solutions), _dot(found.solutions, found.products)
+    steep, curved = _dot(found.rows, found.products), _dot(found.products, found.products)
+    below, (rest, above) = (
+        _left(found, _ratio(along, energy))[1],
+        _left(found, _ratio(steep / damping - along, curved / damping - energy)),
+    )
+    upper = above.values + above.error + (jnp.linalg.norm(rest, axis=1) + above.doubt) ** 2 / damping
+    length = jnp.linalg.norm(found.rows, axis=1)
+    missing = jnp.linalg.norm(found.rows - found.products, axis=1)
+    return Certificate(
+        along,
+        missing / jnp.where(length > 0, length, 1.0),
+        Interval(jnp.maximum(below.values - below.error, 0.0), upper),
+    )
+
+
+def refined(
+    found: Solved,
+    problem: Problem,
+    damping: Float[Array, ""],
+    key: Key[Array, ""],
+    width: float | Float[Array, ""] = 0.05,
+    steps: int = 60,
+    rounding: float = 32.0,
+) -> Bounds:
+    """Bounds as narrow as asked: Gauss and Gauss–Radau quadrature of what the solution leaves, `rᵀA⁻¹r`.
+
+    The bounds hold whatever the backend. Products are saved by the Galerkin solution in a shared Krylov subspace,
+    `Arnoldi(complement="drop")`: its residual has next to nothing along the large eigenvalues, so that Lanczos does not
+    see them, as if the matrix were deflated. Other backends' residuals have parts everywhere, and save nothing.
+    """
+    scale = _ratio(_dot(found.rows, found.solutions), _dot(found.solutions, found.products))
+    rest, known = _left(found, scale)
+    return quadratic_form_bounds(flat_products(problem), rest, damping, key, width, steps, rounding, known)
+
+
+def _nonlinearity(products: Rows, like: Float[Array, " size"]) -> Float[Array, ""]:
+    """`‖C(u + w) − Cu − Cw‖` of random unit vectors, the larger of two: what rounding does to products.
+
+    Where views are nearly equal, a measurement's Jacobian is a small difference of large ones, and products lose digits
+    in proportion, a thousand times as many as ‖C‖ would tell.
+    """
+
+    def one(key: Key[Array, ""]) -> Float[Array, ""]:
+        drawn = jax.random.normal(key, (2, like.size), like.dtype)
+        u, w = drawn / jnp.linalg.norm(drawn, axis=1, keepdims=True)
+        both, first, second = products(jnp.stack([u + w, u, w]))
+        return jnp.linalg.norm(both - first - second)
+
+    return jnp.max(jax.lax.map(one, jax.random.split(jax.random.key(1))))
+
+
+def _left(found: Solved, scale: Float[Array, " n"]) -> tuple[Float[Array, "n size"], Offset]:
+    """`r = g − t A x`, and `2t gᵀx − t² xᵀAx` with what rounding can have done to both."""
+    values = 2 * scale * _dot(found.rows, found.solutions) - scale**2 * _dot(found.solutions, found.products)
+    length = jnp.abs(scale) * jnp.linalg.norm(found.solutions, axis=1)
+    product_doubt = jnp.abs(scale) * found.product_doubt
+    error = length * (2 * found.doubt + product_doubt)
+    return found.rows - scale[:, None] * found.products, Offset(values, error, found.doubt + product_doubt)
+
+
+def _ratio(above: Float[Array, " n"], below: Float[Array, " n"]) -> Float[Array, " n"]:
+    """A factor for a solution, 1 where there is none to choose."""
+    return jnp.where(below > 0, above / jnp.where(below > 0, below, 1.0), 1.0)
+
+
+def _dot(left: Float[Array, "n size"], right: Float[Array, "n size"]) -> Float[Array, " n"]:
+    return jnp.sum(left * right, axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """How examples are certified.
+
+    Attributes:
+        examples: Size of the random sample; all where there are fewer. A larger one later contains a smaller one.
+        width: Iterate until (upper − lower) is at most so much of their mean.
+        steps: Stop after so many products with C, however wide the interval then is. Memory: steps + 1 vectors of the
+            parameters' size for each example of a batch.
+        batch_size: Examples at a time.
+        subspace: Rank of a Krylov subspace that is shared by all examples: about twice as many products with C once,
+            then fewer steps for each example, because the large eigenvalues are known; 0 for none.
+        rounding: Unit roundoffs that C and the gradients may be off by (`linalg.quadrature`).
+        probes: Random vectors for the mean eigenvalue, from which relative damping is resolved.
+        seed: Chooses the sample.
+    """
+
+    examples: int = 200
+    width: float = 0.05
+    steps: int = 100
+    batch_size: int = 4
+    subspace: int = 0
+    rounding: float = 32.0
+    probes: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse settings that certify nothing."""
+        if self.subspace < 0:
+            raise ValueError(f"subspace is a rank, 0 for none, got {self.subspace}.")
+        for name in ("examples", "steps", "batch_size", "probes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"An audit takes at least one of {name}, got {name}={getattr(self, name)}.")
+        if not self.width >= 0:
+            raise ValueError(f"width is a share of the score, 0 or more, got {self.width}.")
+
+
+class Certified(NamedTuple):
+    """Bounds of a batch's scores; NaN where there is no score.
+
+    Attributes:
+        lower: Never above the exact score.
+        upper: Never below it; infinite where rounding leaves no bound.
+        degenerate: Examples for which the measurement is undefined.
+        steps: Products with C that each example took, over all its draws.
+    """
+
+    lower: Float[Array, " batch"]
+    upper: Float[Array, " batch"]
+    degenerate: Bool[Array, " batch"]
+    steps: Int[Array, ""]
+
+
+def certify(
+    problem: Problem,
+    measurement: Objective,
+    batch: Batch,
+    damping: Float[Array, ""],
+    key: Key[Array, ""],
+    scoring: Scoring,
+    settings: Audit,
+    shared: ArnoldiState | None = None,
+) -> Certified:
+    """Bounds of the scores of one batch, by Gauss and Gauss–Radau quadrature (`linalg.quadrature`).
+
+    The draws, and what they are averaged into, are those of the score: bounds of `gᵀ(C + λI)⁻¹g` for every draw's
+    gradient, for that of the averaged loss, or (`u_statistic`) for both.
+
+    Args:
+        problem: Whose curvature; positive semi-definite by construction.
+        measurement: What is scored.
+        batch: The examples.
+        damping: λ.
+        key: For the measurement of rounding.
+        scoring: Draws, their noise and the estimand.
+        settings: How narrow.
+        shared: The Krylov subspace that is shared, where there is one (`shared_subspace`).
+
+    Raises:
+        CurvatureError: The curvature is a Hessian, of which no eigenvalue is known to be the smallest.
+    """
+    if problem.curvature == "hessian":
+        raise CurvatureError(
+            "A certificate needs a lower bound of C's eigenvalues, and a Hessian's is not known: audit 'ggn', 'fisher' "
+            "or 'empirical_fisher', got curvature='hessian'."
+        )
+    found = measured(measurement, problem.params, problem.frozen, keyed(batch, scoring), scoring.draws)
+    rows = trees.ravel_batch(found.gradients.full()).reshape(scoring.draws, batch.index.shape[0], -1)
+    starts = _starts(rows, scoring.estimand)
+
+    def one(entry: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+        bounds = _bounds(problem, *entry, damping, settings, shared)
+        return bounds.lower, bounds.upper, bounds.steps
+
+    lower, upper, steps = jax.lax.map(one, (starts, jax.random.split(key, starts.shape[0])))
+    low, high = _combined(lower, upper, scoring.estimand)
+    unusable = found.degenerate | ~jnp.isfinite(low)
+    return Certified(
+        jnp.where(unusable, jnp.nan, low), jnp.where(unusable, jnp.nan, high), found.degenerate, jnp.sum(steps)
+    )
+
+
+def shared_subspace(problem: Problem, settings: Audit) -> ArnoldiState | None:
+    """The dominant Ritz pairs of C, from a key of their own; None where the settings ask for none."""
+    if not settings.subspace:
+        return None
+    backend = _shared(settings)
+    return jax.jit(backend.fit)(problem, jax.random.fold_in(jax.random.key(settings.seed), 2))
+
+
+def _shared(settings: Audit) -> Arnoldi:
+    return Arnoldi(settings.subspace, complement="drop", probes=1, unexplained="materialise")
+
+
+def _bounds(
+    problem: Problem,
+    starts: Float[Array, "n size"],
+    key: Key[Array, ""],
+    damping: Float[Array, ""],
+    settings: Audit,
+    shared: ArnoldiState | None,
+) -> Bounds:
+    """Quadrature started at the gradients, or at what the shared subspace leaves of them."""
+    width, steps, rounding = settings.width, settings.steps, settings.rounding
+    if shared is None:
+        return quadratic_form_bounds(flat_products(problem), starts, damping, key, width, steps, rounding)
+    found = solved_by(_shared(settings), shared, problem, starts, damping, rounding)
+    bounds, sure = (
+        refined(found, problem, damping, key, width, steps, rounding),
+        certificate(found, damping).interval,
+    )
+    # What the subspace leaves may be rounding alone, of which quadrature says nothing; both pairs of bounds hold.
+    return bounds._replace(lower=jnp.maximum(bounds.lower, sure.lower), upper=jnp.minimum(bounds.upper, sure.upper))
+
+
+def keyed(batch: Batch, scoring: Scoring) -> Batch:
+    """The batch with the keys that its draws come from."""
+    if scoring.noise == "own":
+        return batch
+    return dataclasses.replace(batch, key=jnp.broadcast_to(jax.random.key(scoring.seed), batch.key.shape))
+
+
+def _starts(rows: Float[Array, "draws batch size"], estimand: Estimand) -> Float[Array, "starts batch size"]:
+    """The gradients whose forms make up the estimand: of every draw, and the mean over draws."""
+    mean = jnp.mean(rows, axis=0, keepdims=True)
+    return {"mean_of_scores": rows, "score_of_mean": mean, "u_statistic": jnp.concatenate([rows, mean])}[estimand]
+
+
+def _combined(
+    lower: Float[Array, "starts batch"], upper: Float[Array, "starts batch"], estimand: Estimand
+) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
+    """Bounds of the estimand. Of K draws, `u = (K · form of the mean − mean of forms) / (K − 1)`."""
+    if estimand != "u_statistic":
+        return jnp.mean(lower, axis=0), jnp.mean(upper, axis=0)
+    draws = lower.shape[0] - 1
+    own = jnp.mean(lower[:-1], axis=0), jnp.mean(upper[:-1], axis=0)
+    return (draws * lower[-1] - own[1]) / (draws - 1), (draws * upper[-1] - own[0]) / (draws - 1)
+
+
+def galerkin(
+    problem: Problem,
+    state: ArnoldiState,
+    source: OpenSource,
+    transform: ToInput,
+    damping: Float[Array, ""],
+    scoring: Scoring,
+    measurement: Objective,
+) -> Iterator[pa.Table]:
+    """Columns `index, galerkin_lo, galerkin_hi`, a batch at a time: the mean over draws of `ihvp.arnoldi`'s interval.
+
+    Wide where the subspace leaves much of a gradient; what cannot be read has no row, and an undefined score NaN.
+
+    Raises:
+        InfluenceError: The estimand is not a mean of scores.
+        CurvatureError: The curvature is a Hessian.
+    """
+    if scoring.estimand != "mean_of_scores":
+        raise InfluenceError(f"Galerkin intervals are of a mean_of_scores, got estimand={scoring.estimand!r}.")
+
+    @jax.jit
+    def run(problem: Problem, state: ArnoldiState, batch: Batch) -> tuple[Array, Array]:
+        found = measured(measurement, problem.params, problem.frozen, keyed(batch, scoring), scoring.draws)
+        interval = galerkin_interval(state, found.gradients, damping)
+        lower, upper = (jnp.mean(side.reshape(scoring.draws, -1), axis=0) for side in interval)
+        return jnp.where(found.degenerate, jnp.nan, lower), jnp.where(found.degenerate, jnp.nan, upper)
+
+    shape = problem.batches.image.shape[2:]
+    held = (measurement, problem.params, problem.frozen, Arnoldi(), state, shape, scoring.draws)
+    size = scoring.batch_size or memory_of(*held).batch_size(*available())
+    for loaded in batches(source, transform, size, jax.random.key(scoring.seed)):
+        lower, upper = run(problem, state, loaded.batch)
+        yield pa.table(
+            {
+                "index": pa.array(np.asarray(loaded.batch.index)[loaded.valid].astype(np.int64)),
+                "galerkin_lo": np.asarray(lower, np.float64)[loaded.valid],
+                "galerkin_hi": np.asarray(upper, np.float64)[loaded.valid],
+            }
+        )

@@ -1,0 +1,310 @@
+"""Compare backends, over a grid of settings, with exact scores of one sample."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from influence_ssl_jax import trees
+from influence_ssl_jax.configuration import Plain, describe
+from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.errors import InfluenceError
+from influence_ssl_jax.evaluation.calibration import Calibration, Deviation, deviation
+from influence_ssl_jax.evaluation.certificate import keyed
+from influence_ssl_jax.evaluation.exact import Truth
+from influence_ssl_jax.evaluation.statistics import spearman
+from influence_ssl_jax.ihvp import (
+    CG,
+    EKFAC,
+    KFAC,
+    Arnoldi,
+    Deflated,
+    Diagonal,
+    Identity,
+    LiSSA,
+    LoGra,
+    Nystrom,
+)
+from influence_ssl_jax.ihvp.backend import Backend, Damping, whole
+from influence_ssl_jax.ihvp.exact import Exact
+from influence_ssl_jax.problem import Objective, Problem
+from influence_ssl_jax.scoring.estimands import estimate
+from influence_ssl_jax.scoring.scores import Scoring, pixel_variance
+from influence_ssl_jax.types import Batch, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Knobs:
+    """What is varied.
+
+    Attributes:
+        ranks: Eigenpairs of Arnoldi, Nyström and Deflated.
+        projections: Size of each side's basis of LoGra.
+        iterations: Steps of CG. A product with C for each step and draw: name none on a large network without an
+            accelerator.
+        depths: Steps of LiSSA; as CG.
+        samples: Draws per example of EK-FAC, K-FAC, LoGra, the diagonal and Deflated.
+        probes: Random vectors for what Arnoldi and Nyström leave out.
+        deflated: Further ranks of Deflated alone, whose scores take no product with C: only fitting gets longer.
+    """
+
+    ranks: tuple[int, ...] = (16, 64)
+    projections: tuple[int, ...] = (8, 16)
+    iterations: tuple[int, ...] = (10, 30)
+    depths: tuple[int, ...] = (100,)
+    samples: int = 4
+    probes: int = 16
+    deflated: tuple[int, ...] = ()
+
+
+def contenders(knobs: Knobs) -> list[Backend]:
+    """Every scalable backend, cheap ones first."""
+    samples, probes = knobs.samples, knobs.probes
+    found: list[Backend] = [Identity(probes=probes), Diagonal(samples=samples), KFAC(samples=samples)]
+    found += [EKFAC(samples=samples)]
+    for rank in knobs.projections:
+        found += [LoGra(rank, samples=samples), LoGra(rank, complement="keep", samples=samples)]
+    for rank in knobs.ranks:
+        found += [Arnoldi(rank, probes=probes), Arnoldi(rank, complement="drop", probes=probes)]
+        found += [Nystrom(rank, complement="mean"), Deflated(rank, samples=samples)]
+    found += [Deflated(rank, samples=samples) for rank in knobs.deflated]
+    found += [CG(tolerance=0.0, iterations=steps, probes=probes) for steps in knobs.iterations]
+    return found + [LiSSA(depth, probes=probes) for depth in knobs.depths]
+
+
+def label(backend: Backend) -> str:
+    """A backend in a word or two: its name, its knob, and what it does with the rest."""
+    return _words(describe(backend))
+
+
+def _words(settings: Plain) -> str:
+    words = [
+        settings["class"],
+        *(str(settings[name]) for name in ("rank", "iterations", "depth") if settings.get(name)),
+    ]
+    if settings.get("complement") == "drop":
+        words.append("dropped")
+    if settings.get("preconditioner"):
+        words.append(f"by {_words(settings['preconditioner'])}")
+    return " ".join(words)
+
+
+UNCONVERGED = 1e-2
+"""Relative residual of a solve above which a row says so."""
+
+
+class Row(NamedTuple):
+    """One backend at one damping.
+
+    Attributes:
+        backend: Which, with its settings; or the name of a baseline.
+        damping: λ over the mean eigenvalue.
+        fit_seconds: Time to fit, compilation not counted; NaN where it failed.
+        fit_megabytes: Memory that fitting takes beside the problem: what it works in and what it keeps.
+        seconds_per_thousand: Time for 1,000 scores, compilation not counted.
+        megabytes: Memory that scoring one batch takes beside problem and state.
+        residual: Median over examples of the worst relative residual of a solve; zero where the inverse is applied directly.
+        deviation: How far the scores are from the truth; None where there are none.
+        scores: One per example; empty where there are none.
+        reason: Why there are none, or what is the matter with them; empty for good ones.
+    """
+
+    backend: Backend | str
+    damping: float
+    fit_seconds: float = float("nan")
+    fit_megabytes: float = float("nan")
+    seconds_per_thousand: float = float("nan")
+    megabytes: float = float("nan")
+    residual: float = float("nan")
+    deviation: Deviation | None = None
+    scores: Float[np.ndarray, " examples"] = np.zeros(0)
+    reason: str = ""
+
+
+class Examples(NamedTuple):
+    """What is scored.
+
+    Attributes:
+        measurement: What is measured of them.
+        batches: The examples, in batches of one shape.
+        valid: Which rows of all batches together are examples.
+        scoring: Draws, their noise and the estimand.
+    """
+
+    measurement: Objective
+    batches: Sequence[Batch]
+    valid: np.ndarray
+    scoring: Scoring
+
+
+def compared(
+    backends: Sequence[Backend],
+    problem: Problem,
+    examples: Examples,
+    truths: Sequence[Truth],
+    calibration: Calibration = Calibration(),
+) -> Iterator[Row]:
+    """Every backend, fitted once, at the damping of every truth; what fails is a row with the reason.
+
+    The damping is one number for the whole matrix in every backend, so that all of them approximate the same inverse.
+    """
+    for backend in backends:
+        try:
+            race = _Race.of(backend, problem, examples)
+        except InfluenceError as error:
+            yield from (Row(backend, truth.relative, reason=str(error)) for truth in truths)
+            continue
+        for truth in truths:
+            yield race.row(truth, calibration)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Race:
+    """A fitted backend, compiled to score."""
+
+    backend: Backend
+    problem: Problem
+    examples: Examples
+    state: PyTree
+    run: "_Compiled"
+    fit_seconds: float
+    fit_megabytes: float
+    megabytes: float
+
+    @classmethod
+    def of(cls, backend: Backend, problem: Problem, examples: Examples) -> "_Race":
+        """Compile, then fit once and take the time."""
+        key = jax.random.key(examples.scoring.seed)
+        fit = _Compiled.of(backend.fit, problem, key)
+        state, seconds = _timed(fit, problem, key)
+        one = jnp.ones((), jax.tree.leaves(problem.params)[0].dtype)
+        run = _Compiled.of(functools.partial(_score, backend, examples), problem, state, examples.batches[0], one)
+        return cls(backend, problem, examples, state, run, seconds, fit.megabytes, run.megabytes)
+
+    def row(self, truth: Truth, calibration: Calibration) -> Row:
+        """Scores at one damping, and how good they are."""
+        costs = Row(self.backend, truth.relative, self.fit_seconds, self.fit_megabytes, megabytes=self.megabytes)
+        try:
+            damping = self.backend.resolve(self.state, Damping(absolute=truth.damping))
+            found = [_timed(self.run, self.problem, self.state, batch, damping) for batch in self.examples.batches]
+            scores, loss, residual = (
+                np.concatenate([np.asarray(part[i], np.float64) for part, _ in found])[self.examples.valid]
+                for i in range(3)
+            )
+            seconds = 1000 * sum(taken for _, taken in found) / len(self.examples.valid)
+            left = float(np.median(residual))
+            costs = costs._replace(seconds_per_thousand=seconds, residual=left, scores=scores, reason=_doubt(left))
+            return costs._replace(deviation=deviation(scores, truth.lower, truth.upper, loss, calibration))
+        except InfluenceError as error:
+            return costs._replace(reason=str(error))
+
+
+def _score(
+    backend: Backend, examples: Examples, problem: Problem, state: PyTree, batch: Batch, damping: Array
+) -> tuple[Array, Array, Array]:
+    """Score, alignment loss and residual of every example of a batch."""
+    scoring = examples.scoring
+    if scoring.noise == "common":
+        batch = dataclasses.replace(batch, key=jnp.broadcast_to(jax.random.key(scoring.seed), batch.key.shape))
+    found = measured(examples.measurement, problem.params, problem.frozen, batch, scoring.draws)
+    form = backend.draw_gram(state, found.gradients, damping)
+    return estimate(form.values, scoring.estimand).score, jnp.mean(found.values, axis=0), form.residual
+
+
+def _doubt(residual: float) -> str:
+    return f"unconverged: relative residual {residual:.2g}" if not residual <= UNCONVERGED else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Compiled:
+    """A function compiled for arguments of one shape, and the memory that it says it takes.
+
+    It is compiled on leaves: a tree of what stands for arrays while compiling is none of the trees that types describe.
+    """
+
+    executable: Any
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], *arguments: Any) -> "_Compiled":
+        """Compile for arguments like these."""
+        leaves, structure = jax.tree.flatten(arguments)
+        run = jax.jit(lambda leaves: function(*jax.tree.unflatten(structure, leaves)))
+        return cls(run.lower(leaves).compile())
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Run."""
+        return self.executable(jax.tree.leaves(arguments))
+
+    @property
+    def megabytes(self) -> float:
+        """Temporary and output memory; NaN where the platform does not say."""
+        used = self.executable.memory_analysis()
+        return float("nan") if used is None else (used.temp_size_in_bytes + used.output_size_in_bytes) / 1e6
+
+
+def _timed(run: _Compiled, *arguments: Any) -> tuple[Any, float]:
+    begun = time.perf_counter()
+    found = jax.block_until_ready(run(*arguments))
+    return found, time.perf_counter() - begun
+
+
+def nulls(problem: Problem, examples: Examples) -> dict[str, Float[np.ndarray, " examples"]]:
+    """Alignment loss, gradient norm (root mean square over draws) and pixel variance of every example."""
+
+    @jax.jit
+    def run(problem: Problem, batch: Batch) -> tuple[Array, Array, Array]:
+        drawn, draws = keyed(batch, examples.scoring), examples.scoring.draws
+        found = measured(examples.measurement, problem.params, problem.frozen, drawn, draws)
+        squared = jnp.sum(trees.ravel_batch(found.gradients.full()) ** 2, axis=1).reshape(draws, -1)
+        return jnp.mean(found.values, axis=0), jnp.sqrt(jnp.mean(squared, axis=0)), pixel_variance(batch.image)
+
+    columns = zip(*(run(problem, batch) for batch in examples.batches), strict=True)
+    names = ("alignment loss", "gradient norm", "pixel variance")
+    return {
+        name: np.concatenate([np.asarray(part, np.float64) for part in column])[examples.valid]
+        for name, column in zip(names, columns, strict=True)
+    }
+
+
+def rankings(
+    problems: Mapping[str, Problem], examples: Examples, damping: Damping = Damping()
+) -> dict[str, dict[str, float]]:
+    """Spearman's correlation between the exact scores by every curvature and by the baselines.
+
+    Where `C + λI` is not positive definite, λ is 1.1 times the most negative eigenvalue instead, and the name says so.
+
+    Args:
+        problems: Curvatures by name, at the same parameters.
+        examples: What is scored, one draw each.
+        damping: λ.
+    """
+    scores: dict[str, np.ndarray] = {}
+    for name, problem in problems.items():
+        said, values = _exact(problem, examples, damping)
+        scores[name + said] = values
+    scores |= nulls(next(iter(problems.values())), examples)
+    return {left: {right: spearman(a, b) for right, b in scores.items()} for left, a in scores.items()}
+
+
+def _exact(problem: Problem, examples: Examples, damping: Damping) -> tuple[str, Float[np.ndarray, " examples"]]:
+    """A remark on the damping, and the scores."""
+    backend = Exact()
+    state = jax.jit(backend.fit)(problem, jax.random.key(0))
+    smallest, said = float(backend.smallest_eigenvalue(state)), ""
+    if smallest + float(whole(damping.resolve(backend.mean_eigenvalue(state)))) <= 0:
+        damping, said = Damping(absolute=-1.1 * smallest), ", λ = 1.1 |least eigenvalue|"
+    resolved = backend.resolve(state, damping)
+
+    @jax.jit
+    def run(batch: Batch) -> Array:
+        drawn = keyed(batch, examples.scoring)
+        found = measured(examples.measurement, problem.params, problem.frozen, drawn, 1)
+        return backend.quadratic_form(state, found.gradients, resolved)
+
+    return said, np.concatenate([np.asarray(run(batch)) for batch in examples.batches])[examples.valid]

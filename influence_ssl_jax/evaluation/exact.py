@@ -1,0 +1,259 @@
+"""Exact scores: from the dense matrix, from function space, or from certificates."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from influence_ssl_jax import trees
+from influence_ssl_jax.curvature.contributions import contributed, measured, pooled, sampled
+from influence_ssl_jax.curvature.gradients import ExampleGradients
+from influence_ssl_jax.errors import CurvatureError, InfluenceError
+from influence_ssl_jax.evaluation.certificate import Audit, certify, keyed, shared_subspace
+from influence_ssl_jax.evaluation.sample import absolute_damping
+from influence_ssl_jax.ihvp.backend import Damping, whole
+from influence_ssl_jax.ihvp.exact import Exact, ExactState
+from influence_ssl_jax.problem import Objective, Problem
+from influence_ssl_jax.scoring.estimands import estimate
+from influence_ssl_jax.scoring.scores import Scoring
+from influence_ssl_jax.types import Batch
+
+Rows = Float[np.ndarray, "n size"]
+_CHUNK = 1 << 15
+
+
+class FunctionSpace(NamedTuple):
+    """`C = AᵀA` by the eigenvectors of `AAᵀ`, and gradients g in them.
+
+    Attributes:
+        eigenvalues: μ of `AAᵀ`, which are those of C that are not zero.
+        coordinates: `Vᵀ A g` of every gradient, V the eigenvectors of `AAᵀ`.
+        squared_norms: ‖g‖².
+        size: Number of parameters.
+    """
+
+    eigenvalues: Float[np.ndarray, " rank"]
+    coordinates: Float[np.ndarray, "n rank"]
+    squared_norms: Float[np.ndarray, " n"]
+    size: int
+
+    @property
+    def mean_eigenvalue(self) -> float:
+        """tr(C)/P."""
+        return float(self.eigenvalues.sum()) / self.size
+
+    def forms(self, damping: float) -> Float[np.ndarray, " n"]:
+        """`gᵀ(C + λI)⁻¹g = (‖g‖² − (Ag)ᵀ(AAᵀ + λI)⁻¹Ag) / λ` of every gradient (Woodbury)."""
+        inside = np.sum(self.coordinates**2 / (self.eigenvalues + damping), axis=1)
+        return (self.squared_norms - inside) / damping
+
+
+def rank_of(problem: Problem) -> int:
+    """How many outer products C is a sum of.
+
+    Raises:
+        CurvatureError: It is none, or of too many to count on.
+    """
+    batches, size = problem.batches.index.shape
+    if problem.curvature == "empirical_fisher":
+        return batches * size
+    if problem.curvature == "fisher":
+        return batches * problem.samples * (size if problem.objective.loss.separable else 1)
+    raise CurvatureError(
+        "Exact scores in function space take a curvature that is a sum of outer products of gradients, 'fisher' or "
+        f"'empirical_fisher', got curvature={problem.curvature!r}."
+    )
+
+
+def function_space(problem: Problem, gradients: Rows, max_rank: int = 4096) -> FunctionSpace:
+    """Take C apart in function space, with the gradients whose forms are wanted.
+
+    The gradients that C is made of are formed one batch at a time and kept, in the type of the parameters: memory is
+    (rank + n) vectors of their size. Gram matrices are accumulated in float64, so that the forms are exact up to the
+    rounding of those gradients.
+
+    Args:
+        problem: C, a sampled or empirical Fisher.
+        gradients: The vectors g, as rows.
+        max_rank: Refuse more outer products than this.
+
+    Raises:
+        CurvatureError: C is of another kind.
+        InfluenceError: C is a sum of more outer products.
+    """
+    rank = rank_of(problem)
+    if rank > max_rank:
+        raise InfluenceError(
+            f"This curvature is a sum of {rank:,} outer products, over the limit of {max_rank:,} for exact scores in "
+            "function space. Take fewer curvature examples or samples, or certify scores by audit."
+        )
+    rows = np.concatenate([_rows(problem), gradients])
+    gram = np.zeros((len(rows), len(rows)))
+    for begin in range(0, rows.shape[1], _CHUNK):
+        part = rows[:, begin : begin + _CHUNK].astype(np.float64)
+        gram += part @ part.T
+    values, vectors = np.linalg.eigh(gram[:rank, :rank])
+    return FunctionSpace(
+        np.maximum(values, 0.0), gram[rank:, :rank] @ vectors, np.diagonal(gram)[rank:].copy(), rows.shape[1]
+    )
+
+
+def _rows(problem: Problem) -> Rows:
+    """The rows of A, `C = AᵀA`."""
+    count = problem.batches.index.shape[0]
+
+    def of_batch(problem: Problem, batch: Batch) -> Float[Array, "n size"]:
+        if problem.curvature == "empirical_fisher":
+            return materialised(contributed(problem, batch))
+        if problem.objective.loss.separable:
+            return materialised(sampled(problem, batch, problem.samples))
+        return trees.ravel_batch(pooled(problem, batch, problem.samples))
+
+    run = jax.jit(of_batch)
+    draws = problem.samples if problem.curvature == "fisher" else 1
+    parts = [
+        np.asarray(run(problem, jax.tree.map(lambda leaf, i=i: leaf[i], problem.batches))) / math.sqrt(draws * count)
+        for i in range(count)
+    ]
+    return np.concatenate(parts)
+
+
+def materialised(gradients: ExampleGradients) -> Float[Array, "n size"]:
+    """Every gradient as a row, a few at a time."""
+
+    def one(pair: tuple[Array, Array]) -> Float[Array, " size"]:
+        images, cotangents = pair
+        _, backward = jax.vjp(lambda params: gradients.network(params, gradients.frozen, images), gradients.params)
+        return trees.ravel(backward(cotangents)[0])
+
+    pairs = jax.numpy.swapaxes(gradients.images, 0, 1), jax.numpy.swapaxes(gradients.cotangents, 0, 1)
+    return jax.lax.map(one, pairs)
+
+
+Kind = Literal["dense", "function_space", "certified"]
+
+
+class Truth(NamedTuple):
+    """What the exact scores of some examples lie between, at one damping.
+
+    Attributes:
+        relative: λ over the mean eigenvalue.
+        damping: λ.
+        lower: A bound from below.
+        upper: A bound from above; equal to it where the score is exact up to rounding.
+    """
+
+    relative: float
+    damping: float
+    lower: Float[np.ndarray, " examples"]
+    upper: Float[np.ndarray, " examples"]
+
+
+class _Given(NamedTuple):
+    problem: Problem
+    measurement: Objective
+    batches: Sequence[Batch]
+    relative: Sequence[float]
+    scoring: Scoring
+    settings: Audit
+
+
+def truths(
+    kind: Kind,
+    problem: Problem,
+    measurement: Objective,
+    batches: Sequence[Batch],
+    valid: np.ndarray,
+    relative: Sequence[float],
+    scoring: Scoring,
+    settings: Audit = Audit(),
+) -> list[Truth]:
+    """The scores of given examples at several dampings.
+
+    Args:
+        kind: `dense` takes the matrix of all parameters apart; `function_space` the Gram matrix of the outer products
+            that a Fisher is made of; `certified` bounds every score by Lanczos quadrature, at any size.
+        problem: C.
+        measurement: What is scored.
+        batches: The examples, in batches of one shape.
+        valid: Which rows of all batches together are examples.
+        relative: Dampings over the mean eigenvalue.
+        scoring: Draws, their noise and the estimand.
+        settings: How narrow certificates are.
+
+    Raises:
+        InfluenceError: The problem is too large, or of another curvature, for that kind.
+    """
+    of = {"dense": _dense, "function_space": _function_space, "certified": _certified}[kind]
+    found = of(_Given(problem, measurement, batches, relative, scoring, settings))
+    return [each._replace(lower=each.lower[valid], upper=each.upper[valid]) for each in found]
+
+
+def _dense(given: _Given) -> list[Truth]:
+    problem, measurement, batches, relative, scoring, _ = given
+    backend = Exact()
+    state = jax.jit(backend.fit)(problem, jax.random.key(scoring.seed))
+
+    def run(state: ExactState, problem: Problem, batch: Batch, damping: Array) -> Array:
+        found = measured(measurement, problem.params, problem.frozen, keyed(batch, scoring), scoring.draws)
+        return estimate(backend.draw_gram(state, found.gradients, damping).values, scoring.estimand).score
+
+    score = jax.jit(run)
+    every = []
+    for share in relative:
+        damping = whole(backend.resolve(state, Damping(share)))
+        scores = np.concatenate([np.asarray(score(state, problem, batch, damping), np.float64) for batch in batches])
+        every.append(Truth(share, float(damping), scores, scores))
+    return every
+
+
+def _function_space(given: _Given) -> list[Truth]:
+    problem, measurement, batches, relative, scoring, _ = given
+    if scoring.estimand != "mean_of_scores":
+        raise InfluenceError(f"Exact scores in function space are a mean_of_scores, got estimand={scoring.estimand!r}.")
+    rank_of(problem)
+
+    @jax.jit
+    def gradients(problem: Problem, batch: Batch) -> Float[Array, "n size"]:
+        found = measured(measurement, problem.params, problem.frozen, keyed(batch, scoring), scoring.draws)
+        return materialised(found.gradients)
+
+    rows = [np.asarray(gradients(problem, batch)) for batch in batches]
+    space = function_space(problem, np.concatenate(rows))
+    every = []
+    for share in relative:
+        damping = share * space.mean_eigenvalue
+        forms = np.split(space.forms(damping), len(batches))
+        scores = np.concatenate([np.mean(each.reshape(scoring.draws, -1), axis=0) for each in forms])
+        every.append(Truth(share, damping, scores, scores))
+    return every
+
+
+def _certified(given: _Given) -> list[Truth]:
+    problem, measurement, batches, relative, scoring, settings = given
+    run = jax.jit(certify, static_argnums=(1, 5, 6))
+    every, shared = [], shared_subspace(problem, settings)
+    for share in relative:
+        damping = absolute_damping(problem, Damping(share), settings)
+        found = [
+            run(problem, measurement, batch, damping, jax.random.key(number), scoring, settings, shared)
+            for number, batch in enumerate(batches)
+        ]
+        lower, upper = (
+            np.concatenate([np.asarray(getattr(part, side), np.float64) for part in found])
+            for side in ("lower", "upper")
+        )
+        every.append(Truth(share, float(damping), lower, upper))
+    return every
+
+
+def kind_for(problem: Problem, dense: int = 3000, rank: int = 4096) -> Kind:
+    """The cheapest kind that the problem allows."""
+    if trees.size(problem.params) <= dense:
+        return "dense"
+    if problem.curvature in ("fisher", "empirical_fisher") and rank_of(problem) <= rank:
+        return "function_space"
+    return "certified"

@@ -1,0 +1,147 @@
+"""Certify a random sample of a data set."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Array, Float, Int
+
+from influence_ssl_jax.curvature.trace import mean_eigenvalue
+from influence_ssl_jax.data.loader import LoadedBatch, batches
+from influence_ssl_jax.data.source import OpenSource, Skipped
+from influence_ssl_jax.data.transform import ToInput
+from influence_ssl_jax.errors import CurvatureError, InfluenceError
+from influence_ssl_jax.evaluation.certificate import Audit, Certified, certify, shared_subspace
+from influence_ssl_jax.ihvp.backend import Damping
+from influence_ssl_jax.problem import Objective, Problem
+from influence_ssl_jax.scoring.scores import Scoring
+
+
+class Audited(NamedTuple):
+    """One certified batch: a table of its examples, and those that could not be read."""
+
+    table: pa.Table
+    skipped: tuple[Skipped, ...]
+
+
+def sample(settings: Audit, population: int) -> Int[np.ndarray, " examples"]:
+    """Which examples are audited: drawn without replacement, in the order drawn, so that more begin with fewer."""
+    return np.random.default_rng(settings.seed).permutation(population)[: settings.examples]
+
+
+def absolute_damping(problem: Problem, damping: Damping, settings: Audit) -> Float[Array, ""]:
+    """λ as one number for the whole matrix: the certificates' own, and to give every backend as `Damping(absolute=…)`.
+
+    A backend that is block-diagonal takes relative damping block by block, and then has another matrix to invert.
+
+    Raises:
+        CurvatureError: The curvature is zero or not finite.
+    """
+    key = jax.random.fold_in(jax.random.key(settings.seed), 1)
+    mean = jax.jit(mean_eigenvalue, static_argnums=2)(problem, key, settings.probes)
+    resolved = damping.resolve(mean)
+    assert not isinstance(resolved, dict)
+    if not 0 < float(resolved) < np.inf:
+        raise CurvatureError(
+            f"The mean eigenvalue of the curvature is {float(mean)}: damping relative to it has no meaning. Check the "
+            "perturbation and the checkpoint, or give an absolute damping."
+        )
+    return resolved
+
+
+def certified(
+    problem: Problem,
+    source: OpenSource,
+    transform: ToInput,
+    indices: Int[np.ndarray, " count"],
+    damping: Float[Array, ""],
+    scoring: Scoring,
+    settings: Audit = Audit(),
+    measurement: Objective | None = None,
+) -> Iterator[Audited]:
+    """Certify the examples named by `indices`, a batch at a time, in their order; −1 leaves a row empty.
+
+    Columns: `index, id, lower, upper, products, reason`. `reason` is empty where the bounds are as narrow as asked for
+    and says otherwise what is the matter; where there is no score, the bounds are NaN. Example by example the draws are
+    those of `scores.stream` with the same `scoring`, whose `damping` is not read: the certificate is of `damping`, one
+    number for the whole matrix.
+
+    Raises:
+        CurvatureError: The curvature is a Hessian.
+    """
+    measurement = problem.objective if measurement is None else measurement
+    run = jax.jit(certify, static_argnums=(1, 5, 6))
+    shared = shared_subspace(problem, settings)
+    key, noise = jax.random.key(scoring.seed), jax.random.key(settings.seed)
+    size = min(settings.batch_size, max(1, len(indices)))
+    for loaded in batches(source, transform, size, key, indices):
+        own = jax.random.fold_in(noise, loaded.batch.index[0])
+        found = run(problem, measurement, loaded.batch, damping, own, scoring, settings, shared)
+        yield Audited(_table(loaded, found, settings), loaded.skipped)
+
+
+def audit(
+    problem: Problem,
+    source: OpenSource,
+    transform: ToInput,
+    damping: Float[Array, ""],
+    scoring: Scoring,
+    settings: Audit = Audit(),
+    measurement: Objective | None = None,
+) -> pa.Table:
+    """Certify a random sample of a source: the columns of `certified`, in the order of `index`.
+
+    Raises:
+        CurvatureError: The curvature is a Hessian.
+        InfluenceError: No example of the sample could be read.
+    """
+    chosen = sample(settings, len(source))
+    parts = [
+        part.table
+        for part in certified(problem, source, transform, chosen, damping, scoring, settings, measurement)
+        if part.table.num_rows
+    ]
+    if not parts:
+        raise InfluenceError(f"None of the {len(chosen)} examples of the sample could be read; see the source's notes.")
+    return pa.concat_tables(parts).sort_by("index")
+
+
+def relative_width(lower: Float[np.ndarray, " n"], upper: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """(upper − lower) over their mean; infinite without an upper bound, zero where both are zero."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = (upper - lower) / ((upper + lower) / 2)
+    return np.where(np.isinf(upper), np.inf, np.where(upper == lower, 0.0, found))
+
+
+def _table(loaded: LoadedBatch, found: Certified, settings: Audit) -> pa.Table:
+    """The valid rows of a certified batch."""
+    valid = loaded.valid
+    lower, upper, degenerate = (np.asarray(side)[valid] for side in found[:3])
+    width = relative_width(lower.astype(np.float64), upper.astype(np.float64))
+    # A width that is met up to rounding of the comparison is met.
+    reasons = [
+        _reason(float(w), bool(undefined), settings.width * (1 + 1e-3))
+        for w, undefined in zip(width, degenerate, strict=True)
+    ]
+    return pa.table(
+        {
+            "index": pa.array(np.asarray(loaded.batch.index)[valid].astype(np.int64)),
+            "id": pa.array([name for name, ok in zip(loaded.ids, valid, strict=True) if ok], pa.string()),
+            "lower": lower.astype(np.float64),
+            "upper": upper.astype(np.float64),
+            "products": pa.array(np.full(len(lower), int(found.steps), np.int64)),
+            "reason": pa.array(reasons, pa.string()),
+        }
+    )
+
+
+def _reason(width: float, undefined: bool, asked: float) -> str:
+    if undefined:
+        return "zero embedding: the cosine distance is undefined"
+    if np.isnan(width):
+        return "the score is not finite"
+    if np.isinf(width):
+        return "no upper bound: rounding is as large as the damping"
+    return f"too wide: {100 * width:.2g} %" if width > asked else ""

@@ -1,0 +1,310 @@
+"""Audit a folder of scores: certify a sample, calibrate every score."""
+
+import collections
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Array, Float, Key
+from rich.console import Console
+
+from influence_ssl_jax import provenance, trees
+from influence_ssl_jax.augment.transform import Views
+from influence_ssl_jax.configuration import Plain, describe, restore
+from influence_ssl_jax.errors import InfluenceError
+from influence_ssl_jax.evaluation.calibration import Calibration, Deviation, deviation
+from influence_ssl_jax.evaluation.certificate import galerkin
+from influence_ssl_jax.evaluation.sample import Audited, absolute_damping, certified, relative_width, sample
+from influence_ssl_jax.ihvp import Arnoldi
+from influence_ssl_jax.problem import Objective, Problem
+from influence_ssl_jax.provenance import command
+from influence_ssl_jax.report.audited import AUDIT, say
+from influence_ssl_jax.report.backends import as_json
+from influence_ssl_jax.report.scored_run import ScoredRun
+from influence_ssl_jax.run_log import Pace, RunLog, Watch, watched
+from influence_ssl_jax.runs.score import Prepared, prepare, problem_over
+from influence_ssl_jax.runs.settings import Score
+from influence_ssl_jax.store.files import lock, write_atomically
+from influence_ssl_jax.store.identity import claim
+from influence_ssl_jax.store.manifest import Manifest, to_bytes
+from influence_ssl_jax.store.result import skipped_table
+
+if TYPE_CHECKING:
+    from influence_ssl_jax.runs.settings import AuditCommand
+
+WORK = "audit"
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawnInSingle(Views):
+    """Other views, drawn in float32 whatever the type of the image: the pixels that a float32 run scored.
+
+    Attributes:
+        views: What draws.
+    """
+
+    views: Views
+
+    def __call__(
+        self, key: Key[Array, ""], image: Float[Array, "height width channels"]
+    ) -> Float[Array, "views out_height out_width channels"]:
+        """Draw in float32."""
+        return self.views(key, image.astype(jnp.float32)).astype(image.dtype)
+
+
+class Bounds(NamedTuple):
+    """What certifying a sample gives.
+
+    Attributes:
+        table: `index, id, lower, upper, products, reason` of every example of the sample, those that could not be read
+            included, in order of index.
+        damping: λ.
+        resumed: Examples that were there already.
+        recomputed: Examples that were there and damaged.
+    """
+
+    table: pa.Table
+    damping: float
+    resumed: int
+    recomputed: int
+
+
+def bounds(settings: "AuditCommand", scored: ScoredRun, made: Score, prepared: Prepared, out: Console) -> Bounds:
+    """Certify the examples of the sample that have not been, batch by batch.
+
+    Raises:
+        StoreError: The folder holds certificates of other settings, or is in use.
+        InfluenceError: None of the sample could be read.
+    """
+    folder = settings.folder / WORK
+    folder.mkdir(exist_ok=True)
+    wide = jax.enable_x64(True) if settings.precision == "float64" else contextlib.nullcontext()
+    with lock(folder), wide:
+        claim(folder, _identity(settings, scored))
+        manifest, log = Manifest.load(folder / "parts"), RunLog(folder)
+        chosen = sample(settings.audit, len(prepared.source))
+        listed = int(np.isin(chosen, manifest.indices()).sum())
+        manifest.check(np.zeros(len(prepared.source), bool))
+        there = np.isin(chosen, manifest.indices())
+        resumed, recomputed = int(there.sum()), listed - int(there.sum())
+        log.event("start", todo=len(chosen) - resumed, total=len(chosen), recomputed=recomputed, command=command())
+        problem, measurement = _in_precision(problem_over(made, prepared), prepared.measurement, settings.precision)
+        damping = _damping(scored.record["damping"]["resolved"], problem, made, settings)
+        if resumed < len(chosen):
+            _announce(settings, problem, made, len(chosen), resumed, recomputed, out)
+            todo = _in_place(chosen, there, settings.audit.batch_size)
+            given = (problem, prepared.source, prepared.transform, todo, damping, made.scoring)
+            with watched(out, log, "certifying", Pace(len(chosen), resumed)) as watch:
+                log.beat("certifying", total=len(chosen), done=resumed)
+                for part in certified(*given, settings.audit, measurement):
+                    _keep(part, manifest, log, watch)
+        log.event("finished", sample=len(chosen), resumed=resumed, recomputed=recomputed)
+        return Bounds(_collected(manifest, chosen), float(damping), resumed, recomputed)
+
+
+def _in_place(chosen: np.ndarray, there: np.ndarray, size: int) -> np.ndarray:
+    """The sample in its batches, those left out that are whole; −1 for what is there, so that the rest keeps its rows.
+
+    What was damaged is so computed again to the same bits.
+    """
+    rows = np.where(there, -1, chosen)
+    return np.concatenate([rows[k : k + size] for k in range(0, len(rows), size) if (rows[k : k + size] >= 0).any()])
+
+
+def _keep(part: Audited, manifest: Manifest, log: RunLog, watch: Watch) -> None:
+    """Write a batch, and say so."""
+    if part.table.num_rows:
+        manifest.add("scored", part.table, 0.0, "")
+    if part.skipped:
+        manifest.add("skipped", skipped_table(part.skipped), 0.0, "")
+    watch.advance(part.table.num_rows + len(part.skipped))
+    log.event("part", rows=part.table.num_rows, skipped=len(part.skipped), **watch.pace.facts())
+
+
+def _collected(manifest: Manifest, chosen: np.ndarray) -> pa.Table:
+    """Every row of the sample; an example that could not be read has no bounds, and the reason."""
+    scored = [manifest.read(part) for part in manifest.parts if part.kind == "scored"]
+    skipped = [manifest.read(part) for part in manifest.parts if part.kind == "skipped"]
+    if not scored:
+        raise InfluenceError(f"None of the {len(chosen)} examples of the sample could be read; see the source's notes.")
+    table = pa.concat_tables(scored)
+    for part in skipped:
+        nothing = {"lower": [np.nan] * len(part), "upper": [np.nan] * len(part), "products": [0] * len(part)}
+        named = {name: part[name].to_pylist() for name in ("index", "id", "reason")}
+        table = pa.concat_tables([table, pa.table({**named, **nothing}, schema=table.schema)])
+    return table.filter(np.isin(table["index"].to_numpy(), chosen)).sort_by("index")
+
+
+def _announce(
+    settings: "AuditCommand", problem: Problem, made: Score, size: int, resumed: int, recomputed: int, out: Console
+) -> None:
+    """What there is to do, in products with C."""
+    if recomputed:
+        out.print(f"{recomputed} certificates were damaged; they are computed again.", highlight=False)
+    if resumed:
+        out.print(f"Going on: {resumed} of {size} images are certified.", highlight=False)
+    draws, images = made.scoring.draws, problem.batches.index.size
+    out.print(
+        f"{size - resumed} images, {draws} draws each, at most {settings.audit.steps} products with C over {images:,} "
+        f"images and {trees.size(problem.params):,} parameters a draw, in {settings.precision}.",
+        highlight=False,
+        style="dim",
+    )
+
+
+def _identity(settings: "AuditCommand", scored: ScoredRun) -> Plain:
+    """Everything that a certificate depends on; the size of the sample is not among it."""
+    return {
+        "scores": scored.record["fingerprint"],
+        "audit": {name: value for name, value in describe(settings.audit).items() if name != "examples"},
+        "precision": settings.precision,
+        "versions": provenance.versions(provenance.DECISIVE),
+    }
+
+
+def _in_precision(problem: Problem, measurement: Objective, precision: str) -> tuple[Problem, Objective]:
+    """The problem and the measurement in float64, over the same pixels."""
+    if precision == "float32":
+        return problem, measurement
+    single = dataclasses.replace(problem.objective, views=DrawnInSingle(problem.objective.views))
+    measured = dataclasses.replace(measurement, views=DrawnInSingle(measurement.views))
+    params, frozen = trees.astype((problem.params, problem.frozen), jnp.float64)
+    return dataclasses.replace(problem, params=params, frozen=frozen, objective=single), measured
+
+
+def _damping(resolved: Plain, problem: Problem, made: Score, settings: "AuditCommand") -> Float[Array, ""]:
+    """The backend's own λ where that is one number; else, from the mean eigenvalue of the whole matrix."""
+    if isinstance(resolved, dict):
+        return absolute_damping(problem, made.scoring.damping, settings.audit)
+    return jnp.asarray(resolved, jax.tree.leaves(problem.params)[0].dtype)
+
+
+if TYPE_CHECKING:
+    from influence_ssl_jax.runs.settings import AuditCommand
+
+BOUNDS, CALIBRATED = "audit.parquet", "calibrated.parquet"
+
+
+def run(settings: "AuditCommand", out: Console) -> None:
+    """Certify a sample, compare score and baselines with it, calibrate every score.
+
+    Raises:
+        StoreError: The folder holds no finished run, or certificates of other settings.
+        InfluenceError: The images have changed since they were scored, or nothing of them can be certified.
+    """
+    scored = ScoredRun.load(settings.folder)
+    recorded = scored.record["configuration"]
+    made = restore({name: value for name, value in recorded.items() if name != "input"}, [Score])
+    prepared = prepare(made, out)
+    if prepared.source.fingerprint() != scored.record["identity"]["data"]:
+        raise InfluenceError(
+            f"The images of {settings.folder} have changed since they were scored. Score them again, then audit."
+        )
+    found = bounds(settings, scored, made, prepared, out)
+    compared = judged(scored, found.table, settings.calibration)
+    write_atomically(settings.folder / BOUNDS, to_bytes(found.table))
+    record = {
+        "configuration": describe(settings),
+        "damping": found.damping,
+        "damping_by_block": isinstance(scored.record["damping"]["resolved"], dict),
+        "counts": counts(found),
+        "relative_width": _median_width(found.table),
+        "deviation": {name: as_json(item) for name, item in compared.items()},
+    }
+    write_atomically(settings.folder / AUDIT, json.dumps(record, indent=2).encode())
+    say(record, out)
+    beside = enclosed(scored, made, prepared, out)
+    calibrate(settings.folder, scored, found.table, beside, settings.calibration, out)
+
+
+def enclosed(scored: ScoredRun, made: Score, prepared: Prepared, out: Console) -> pa.Table | None:
+    """The rigorous interval of every example, where the scores came from one shared Krylov subspace; else None."""
+    resolved = scored.record["damping"]["resolved"]
+    if not isinstance(made.backend, Arnoldi) or made.scoring.estimand != "mean_of_scores":
+        return None
+    problem = problem_over(made, prepared)
+    with out.status("Galerkin intervals of every image"):
+        state = jax.jit(made.backend.fit)(problem, jax.random.key(made.scoring.seed))
+        damping = jnp.asarray(resolved, jax.tree.leaves(problem.params)[0].dtype)
+        given = (prepared.source, prepared.transform, damping, made.scoring, prepared.measurement)
+        return pa.concat_tables(galerkin(problem, state, *given)).sort_by("index")
+
+
+def judged(scored: ScoredRun, table: pa.Table, calibration: Calibration) -> dict[str, Deviation]:
+    """The score and each baseline against the bounds."""
+    rows, lower, upper = _placed(scored, table)
+    loss = scored.numbers("alignment_loss")[rows]
+    names = ("score", *scored.baselines)
+    return {name: deviation(scored.numbers(name)[rows], lower, upper, loss, calibration) for name in names}
+
+
+def counts(found: Bounds) -> dict[str, Plain]:
+    """How many of the sample have which outcome, and the reasons."""
+    reasons = [reason or "" for reason in found.table["reason"].to_pylist()]
+    lower = found.table["lower"].to_numpy()
+    kinds = collections.Counter(reason.partition(":")[0] for reason in reasons if reason)
+    return {
+        "sample": found.table.num_rows,
+        "certified": int(np.isfinite(lower).sum()),
+        "narrow": reasons.count(""),
+        "resumed": found.resumed,
+        "recomputed": found.recomputed,
+        "reasons": dict(kinds.most_common()),
+    }
+
+
+def calibrate(
+    folder: Path,
+    scored: ScoredRun,
+    table: pa.Table,
+    beside: pa.Table | None,
+    calibration: Calibration,
+    out: Console,
+) -> None:
+    """Write a calibrated score with its interval for every example; say why not where the sample is too small.
+
+    Args:
+        folder: Where to.
+        scored: The scores.
+        table: The bounds of the sample.
+        beside: Galerkin intervals of every example, where there are any.
+        calibration: How.
+        out: Where it is said.
+    """
+    rows, lower, upper = _placed(scored, table)
+    try:
+        every = calibration.fit(scored.score[rows], lower, upper)(scored.score)
+    except InfluenceError as error:
+        (folder / CALIBRATED).unlink(missing_ok=True)  # one of an earlier, larger sample must not pass for this one's
+        out.print(f"No calibrated scores: {error}", highlight=False, markup=False)
+        return
+    calibrated = scored.table.select(["index", "id"])
+    for name, values in (("score", every.score), ("score_lo", every.low), ("score_hi", every.high)):
+        calibrated = calibrated.append_column(name, pa.array(values))
+    if beside is not None:
+        place = np.searchsorted(beside["index"].to_numpy(), calibrated["index"].to_numpy())
+        here = np.isin(calibrated["index"].to_numpy(), beside["index"].to_numpy())
+        for name in ("galerkin_lo", "galerkin_hi"):
+            column = np.append(beside[name].to_numpy(), np.nan)[np.where(here, place, -1)]
+            calibrated = calibrated.append_column(name, pa.array(column))
+    write_atomically(folder / CALIBRATED, to_bytes(calibrated))
+    out.print(f"Calibrated scores: {folder / CALIBRATED}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _placed(scored: ScoredRun, table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The rows of the audited examples in the run, and their bounds."""
+    place = {index: row for row, index in enumerate(scored.table["index"].to_pylist())}
+    rows = np.array([place[index] for index in table["index"].to_pylist()])
+    return rows, table["lower"].to_numpy(), table["upper"].to_numpy()
+
+
+def _median_width(table: pa.Table) -> Plain:
+    width = relative_width(table["lower"].to_numpy(), table["upper"].to_numpy())
+    known = width[~np.isnan(width)]
+    return as_json(float(np.median(known))) if len(known) else None

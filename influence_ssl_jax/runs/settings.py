@@ -1,0 +1,335 @@
+"""Settings of every run: plain frozen dataclasses, described and restored as JSON."""
+
+import dataclasses
+import functools
+import operator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+
+import tyro
+from rich.console import Console
+
+from influence_ssl_jax.augment.noise import GaussianNoise
+from influence_ssl_jax.augment.recipes import PERTURBATIONS
+from influence_ssl_jax.augment.transform import Views
+from influence_ssl_jax.data import AnySource, Digits, ToInput
+from influence_ssl_jax.evaluation.calibration import Calibration
+from influence_ssl_jax.evaluation.certificate import Audit
+from influence_ssl_jax.evaluation.comparison import Knobs
+from influence_ssl_jax.ihvp import BACKENDS, Backend, LoGra
+from influence_ssl_jax.losses import MEASUREMENTS, CosineDistance, Measurement
+from influence_ssl_jax.parallel import Distributed
+from influence_ssl_jax.problem import Curvature
+from influence_ssl_jax.report.scored_run import Extent
+from influence_ssl_jax.scoring.scores import Scoring
+from influence_ssl_jax.train.evaluation import Probe
+from influence_ssl_jax.train.settings import RECIPES, Precision, Pretrain
+
+if TYPE_CHECKING:
+    AnyBackend: TypeAlias = Backend
+    AnyMeasurement: TypeAlias = Measurement
+else:  # one sub-command for each entry of the one list
+    _named = (Annotated[each, tyro.conf.subcommand(each.__name__.lower())] for each in BACKENDS)
+    AnyBackend = functools.reduce(operator.or_, _named)
+    AnyMeasurement = functools.reduce(operator.or_, MEASUREMENTS)
+Output: TypeAlias = Literal["encoder", "projector", "predictor"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """A named perturbation in place of noise.
+
+    Attributes:
+        name: crop, flip_blur, flip_jitter_blur, flip_jitter_gray, flip_gray_blur, or noise of σ = 0.2.
+    """
+
+    name: str = "crop"
+
+    def __post_init__(self) -> None:
+        """Refuse a name that is not known."""
+        if self.name not in PERTURBATIONS:
+            raise ValueError(f"There is no perturbation {self.name!r}; there are {', '.join(PERTURBATIONS)}.")
+
+
+AnyPerturbation: TypeAlias = GaussianNoise | Augmentation
+
+
+def views(perturbation: AnyPerturbation) -> Views:
+    """The pair of clean and perturbed image."""
+    return PERTURBATIONS[perturbation.name] if isinstance(perturbation, Augmentation) else perturbation
+
+
+@dataclasses.dataclass(frozen=True)
+class CurvatureSet:
+    """Which matrix is inverted.
+
+    Attributes:
+        objective: The curvature of the measurement itself, or of the loss that the network was pretrained with, heads
+            included, whichever output is scored.
+        kind: `ggn` (positive semi-definite by construction), `fisher`, `empirical_fisher`, or the exact `hessian`,
+            which is indefinite away from a minimum and then refused.
+        examples: Random images that the matrix is averaged over.
+        batch_size: Images at a time; a pretraining loss couples those of one batch. SimCLR's and Barlow Twins' `ggn` is
+            seen by drawn gradients of whole batches: give a backend that draws them more `samples` then, such as 16.
+        samples: Draws per batch of the sampled `fisher`.
+    """
+
+    objective: Literal["measurement", "pretraining"] = "measurement"
+    kind: Curvature = "ggn"
+    examples: int = 1024
+    batch_size: int = 64
+    samples: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """When finished scores are written: what a kill can cost.
+
+    Attributes:
+        rows: After so many images,
+        seconds: or after so many seconds, whichever comes first; whole batches.
+    """
+
+    rows: int = 2048
+    seconds: float = 20.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """Score every image of a data set by its influence on the representation: g·(C + λI)⁻¹g.
+
+    Scores are kept as they are made: the same command given again goes on where it stopped. The folder then holds
+    scores.parquet (one row an image, the baselines beside each score) and run.json (how it was made).
+
+    influence-ssl score --encoder runs/simclr --out runs/simclr/scores source:tfds --source.name cifar10
+
+    influence-ssl score --encoder runs/simclr --out scores --draws 8 backend:logra --backend.rank 32
+
+    Attributes:
+        encoder: The folder of a `pretrain` run, or its encoder.npz.
+        out: The folder of the scores; an existing one is gone on with if it was made by the same settings.
+        source: The images.
+        output: Which embedding is compared: the encoder's representation or the projector's output.
+        perturbation: What an image is compared with: itself under noise, or under a named augmentation.
+        measurement: How two embeddings are compared, and through which of them the gradient goes.
+        curvature: Which matrix is inverted.
+        backend: How it is inverted.
+        scoring: Damping, draws and what they are averaged into.
+        precision: What layers compute in; gradients, curvature and scores are added up in float32 either way. With bfloat16
+            the rank correlation with float32, over some hundred images, is measured and said.
+        parts: How often finished scores are written.
+        distributed: For a run of several processes, where no scheduler says who they are.
+    """
+
+    encoder: Path
+    out: Path
+    source: AnySource = dataclasses.field(default_factory=Digits)
+    output: Output = "encoder"
+    perturbation: AnyPerturbation = dataclasses.field(default_factory=GaussianNoise)
+    measurement: AnyMeasurement = dataclasses.field(default_factory=CosineDistance)
+    curvature: CurvatureSet = dataclasses.field(default_factory=CurvatureSet)
+    backend: AnyBackend = dataclasses.field(default_factory=LoGra)
+    scoring: Annotated[Scoring, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Scoring)
+    precision: Precision = "float32"
+    parts: Parts = dataclasses.field(default_factory=Parts)
+    distributed: Distributed = dataclasses.field(default_factory=Distributed)
+
+    def run(self, out: Console) -> None:
+        """Score what has no score yet."""
+        from influence_ssl_jax.runs.score import score  # loads the networks: seconds
+
+        score(self, out)
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareCommand:
+    """Which inverse is good enough, and what does it cost: every backend against exact scores of one sample of images.
+
+    All backends approximate the same (C + λI)⁻¹, over their main knob and over the damping. The folder then holds
+    comparison.json, pareto.png (error against time), damping.png (error against λ), and a table is printed. A backend
+    that cannot do it (it diverges, or needs layers that are not there) is a row with the reason. The same command given
+    again goes on with the backends that are missing.
+
+    influence-ssl compare --encoder runs/simclr --out runs/simclr/compare source:tfds --source.name cifar10
+
+    influence-ssl compare --encoder runs/simclr --out compare --examples 50 --dampings 0.1 1 --knobs.ranks 32
+    --knobs.iterations --knobs.depths
+
+    Exact scores come from the dense matrix of up to 3,000 parameters; at any size from the outer products of a Fisher
+    (--curvature.kind fisher --curvature.examples 64 --curvature.samples 16: at most 4,096 products of examples and
+    samples); and otherwise from Lanczos quadrature, some 20 to 100 products with C for each image and draw.
+
+    Attributes:
+        encoder: The folder of a `pretrain` run, or its encoder.npz.
+        out: The folder of the comparison.
+        source: The images.
+        output: Which embedding is compared: the encoder's representation or the projector's output.
+        perturbation: What an image is compared with: itself under noise, or under a named augmentation.
+        measurement: How two embeddings are compared, and through which of them the gradient goes.
+        curvature: Which matrix is inverted.
+        knobs: How the backends are varied.
+        dampings: λ over the mean eigenvalue of C; one number for the whole matrix in every backend.
+        truth: Where exact scores come from.
+        scoring: Draws and what they are averaged into; `damping` is not read.
+        audit: How many images, and how narrow where their scores are certified.
+        calibration: How scores are brought to the exact scale.
+    """
+
+    encoder: Path
+    out: Path
+    source: AnySource = dataclasses.field(default_factory=Digits)
+    output: Output = "encoder"
+    perturbation: AnyPerturbation = dataclasses.field(default_factory=GaussianNoise)
+    measurement: AnyMeasurement = dataclasses.field(default_factory=CosineDistance)
+    curvature: CurvatureSet = dataclasses.field(default_factory=CurvatureSet)
+    knobs: Knobs = dataclasses.field(default_factory=Knobs)
+    dampings: tuple[float, ...] = (0.01, 0.1, 1.0)
+    truth: Literal["auto", "dense", "function_space", "certified"] = "auto"
+    scoring: Scoring = dataclasses.field(default_factory=lambda: Scoring(draws=1, batch_size=20))
+    audit: Annotated[Audit, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Audit)
+    calibration: Calibration = dataclasses.field(default_factory=Calibration)
+
+    def run(self, out: Console) -> None:
+        """Compare, write, and say what was found."""
+        from influence_ssl_jax.runs.compare import run  # loads the networks: seconds
+
+        run(self, out)
+
+
+@dataclasses.dataclass(frozen=True)
+class AuditCommand:
+    """Certify a random sample of a scored data set, and calibrate every score by it.
+
+    Of each sampled image the exact score g·(C + λI)⁻¹g is enclosed between two bounds that hold at any size of network
+    (Gauss and Gauss–Radau quadrature by Lanczos, rounding allowed for). The sample says how far the scores are from
+    exact ones, beside the trivial baselines, and turns each into a calibrated score with an interval that holds the
+    exact one with a known probability (split conformal prediction).
+
+    The folder then also holds audit.parquet (the bounds, and a reason where there are none or too wide ones),
+    calibrated.parquet (score, score_lo and score_hi of every image; galerkin_lo and galerkin_hi too, which always hold,
+    where the scores came from `backend:arnoldi`) and audit.json (how good the scores are). scores.parquet is not
+    touched. Certificates are kept as they are made: the same command given again goes on where it stopped, and a larger
+    --examples adds to the sample.
+
+    influence-ssl audit runs/simclr/scores
+
+    influence-ssl audit runs/simclr/scores --examples 50 --width 0.02 --calibration.level 0.95
+
+    What it costs: up to --steps products with C for each image and draw, a product being some two gradients of the whole
+    curvature set. Certificates get narrow in fewer steps with more damping; with little (λ below about 1e-5 of the
+    largest eigenvalue) float32 leaves no bound, and audit.parquet says so: take --precision float64 then.
+
+    Attributes:
+        folder: A finished folder of scores.
+        audit: How many images, and how narrow.
+        precision: In which the certificates are computed; the noise is that of the scores in either.
+        calibration: How scores are brought to the certified scale, and the coverage of their intervals.
+    """
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    audit: Annotated[Audit, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Audit)
+    precision: Literal["float32", "float64"] = "float32"
+    calibration: Calibration = dataclasses.field(default_factory=Calibration)
+
+    def run(self, out: Console) -> None:
+        """Certify, calibrate, write, and say what was found."""
+        from influence_ssl_jax.runs.audit import run  # loads the networks: seconds
+
+        run(self, out)
+
+
+if TYPE_CHECKING:
+    Recipe: TypeAlias = Pretrain
+else:  # one sub-command for each entry of the one list; loss and optimiser are the recipe's
+    _named = (
+        Annotated[
+            tyro.conf.AvoidSubcommands[Pretrain],
+            tyro.conf.subcommand(
+                name.replace("_", "-"),
+                default=recipe,
+                description=f"{type(recipe.loss).__name__}, views {recipe.views}, {recipe.epochs} epochs in batches of "
+                f"{recipe.batch_size}.",
+            ),
+        ]
+        for name, recipe in RECIPES.items()
+    )
+    Recipe = functools.reduce(operator.or_, _named)
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainCommand:
+    """Train an encoder without labels, by SimCLR, BYOL or Barlow Twins (or with labels, the supervised baseline).
+
+    A run that was stopped goes on from its last whole epoch when the same command is given again.
+
+    influence-ssl pretrain --out runs/simclr source:tfds --source.name cifar10
+
+    influence-ssl pretrain --out runs/byol source:folder --source.path faces training:table3-byol --training.epochs 100
+
+    Attributes:
+        out: Folder of the run: checkpoints, metrics.jsonl (one line an epoch), and the encoder that `score` reads.
+        source: The images. Labels, where there are any, are read by the accuracy probe alone.
+        training: A recipe, by name: loss, views, network, optimiser and duration, each of which can be changed.
+        input: How an image becomes the network's input.
+        probe: The nearest-neighbour and linear accuracy after each epoch.
+        distributed: For a run of several processes, where no scheduler says who they are.
+    """
+
+    out: Path
+    source: AnySource = dataclasses.field(default_factory=Digits)
+    training: Recipe = dataclasses.field(default_factory=lambda: RECIPES["solo_learn_simclr"])
+    input: ToInput = dataclasses.field(default_factory=ToInput)
+    probe: Probe = dataclasses.field(default_factory=Probe)
+    distributed: Distributed = dataclasses.field(default_factory=Distributed)
+
+    def run(self, out: Console) -> None:
+        """Train or go on, then write the encoder."""
+        import jax
+
+        from influence_ssl_jax import provenance  # what follows loads orbax: seconds
+        from influence_ssl_jax.configuration import describe
+        from influence_ssl_jax.data import cached
+        from influence_ssl_jax.parallel import first_only, is_first, start
+        from influence_ssl_jax.train import pretrain, save
+
+        start(self.distributed)
+        out = out if is_first() else Console(quiet=True)
+        opened = self.source.open()
+        for note in opened.notes():
+            out.print(f"note: {note}", highlight=False, markup=False)
+        small = len(opened) * self.input.height * self.input.width * self.input.channels < 2**30
+        alone = jax.process_count() == 1  # of several processes none holds the whole set
+        images = cached(opened, self.input) if small and alone else opened
+        trained = pretrain(self.training, images, self.input, self.out, probe=self.probe, console=out)
+        made = {"input": describe(self.input), "source": describe(self.source), "data": opened.fingerprint()}
+        where = {"versions": provenance.versions(), "device": provenance.device()}
+        files = first_only(lambda: save(self.out / "encoder", trained, **made, **where))
+        if files is not None:
+            out.print(f"Encoder: {files.arrays}", highlight=False, markup=False, soft_wrap=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Write the report of a scored data set: one HTML page that needs nothing but itself.
+
+    influence-ssl report runs/cifar10
+
+    influence-ssl report runs/cifar10 --images 60 --tail 0.01 --out cifar10.html
+
+    Attributes:
+        folder: A finished folder of scores: it holds scores.parquet and run.json. Pictures are read again from the data
+            set that it names.
+        extent: How much is shown.
+        out: The page to write; report.html in the folder where it is not given.
+    """
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    extent: Annotated[Extent, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Extent)
+    out: Path | None = None
+
+    def run(self, out: Console) -> None:
+        """Render, and say where."""
+        from influence_ssl_jax.report.render import render  # matplotlib and scikit-learn: slow to import
+
+        page = render(self.folder, self.out, extent=self.extent)
+        out.print(f"Report: {page}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,158 @@
+"""Score the examples of a batch: draws, estimand, baselines."""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Num
+
+from influence_ssl_jax.curvature import blocks as cut
+from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.ihvp.backend import Backend, Damping, Resolved
+from influence_ssl_jax.parallel import over_examples
+from influence_ssl_jax.problem import Objective, Problem
+from influence_ssl_jax.scoring.estimands import Estimand, estimate
+from influence_ssl_jax.scoring.fitting import fitted
+from influence_ssl_jax.scoring.memory import available, memory_of
+from influence_ssl_jax.types import Batch, PyTree
+
+
+def pixel_variance(images: Num[Array, "batch height width channels"]) -> Float[Array, " batch"]:
+    """Variance over all pixels and channels, pixels in [0, 1]: zero for a uniform image."""
+    pixels = images / 255 if jnp.issubdtype(images.dtype, jnp.integer) else images
+    return jnp.var(pixels, axis=(1, 2, 3))
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """How examples are scored, given a problem and a backend.
+
+    Attributes:
+        damping: λ.
+        draws: Perturbations per example. One draw gives no standard error; 8 or more for a ranking by `u_statistic`.
+        estimand: What the draws are averaged into.
+        noise: `own` draws for every example, or the same for all (`common`), which leaves less noise in a ranking.
+        batch_size: Examples at a time on each device; as many as fit its memory where None. A score does not depend on
+            it beyond rounding.
+        seed: Fixes the draws, the random bases and the probes.
+        neighbours: Neighbours of the baseline `knn_distance`.
+    """
+
+    damping: Damping = Damping()
+    draws: int = 4
+    estimand: Estimand = "mean_of_scores"
+    noise: Literal["own", "common"] = "own"
+    batch_size: int | None = None
+    seed: int = 0
+    neighbours: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse settings that give no score."""
+        least = 2 if self.estimand == "u_statistic" else 1
+        if self.draws < least:
+            raise ValueError(f"{self.estimand} takes at least {least} draws, got draws={self.draws}.")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"A batch has at least one example, got batch_size={self.batch_size}.")
+
+
+class Columns(NamedTuple):
+    """What is computed for every example of a batch."""
+
+    score: Float[Array | np.ndarray, " batch"]
+    score_se: Float[Array | np.ndarray, " batch"]
+    alignment_loss: Float[Array | np.ndarray, " batch"]
+    gradient_norm: Float[Array | np.ndarray, " batch"]
+    pixel_variance: Float[Array | np.ndarray, " batch"]
+    residual: Float[Array | np.ndarray, " batch"]
+    degenerate: Bool[Array | np.ndarray, " batch"]
+    embedding: Float[Array | np.ndarray, "batch embedding"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Scorer:
+    """A fitted backend, ready to score batches; a pytree.
+
+    Attributes:
+        problem: Where gradients and curvature are taken.
+        state: The fitted backend's.
+        damping: λ in numbers.
+        measurement: What is scored.
+        backend: Which inverse.
+        settings: How; the batch size is a number here.
+        blocks: The layers, for gradient norms.
+    """
+
+    problem: Problem
+    state: PyTree
+    damping: Resolved
+    measurement: Objective = dataclasses.field(metadata={"static": True})
+    backend: Backend = dataclasses.field(metadata={"static": True})
+    settings: Scoring = dataclasses.field(metadata={"static": True})
+    blocks: cut.Blocks = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def fit(
+        cls, problem: Problem, backend: Backend, settings: Scoring = Scoring(), measurement: Objective | None = None
+    ) -> "Scorer":
+        """Fit the backend to the problem and resolve the damping.
+
+        Args:
+            problem: Which matrix is inverted.
+            backend: How.
+            settings: How examples are scored.
+            measurement: Whose gradient is scored; the problem's own objective where None.
+
+        Raises:
+            IndefiniteError: C + λI is not positive definite.
+            CurvatureError: The backend cannot represent the problem's curvature.
+            StructureError: A parameter belongs to no known layer.
+        """
+        return cls.of(problem, fitted(problem, backend, settings.seed), backend, settings, measurement)
+
+    @classmethod
+    def of(
+        cls, problem: Problem, state: PyTree, backend: Backend, settings: Scoring, measurement: Objective | None = None
+    ) -> "Scorer":
+        """As `fit`, of a backend that was fitted before."""
+        measurement = problem.objective if measurement is None else measurement
+        shape = problem.batches.image.shape[2:]
+        blocks = cut.discover(measurement.network, problem.params, problem.frozen, shape, "materialise")
+        damping = backend.resolve(state, settings.damping)
+        if settings.batch_size is None:
+            need = memory_of(measurement, problem.params, problem.frozen, backend, state, shape, settings.draws)
+            settings = dataclasses.replace(settings, batch_size=need.batch_size(*available()))
+        return cls(problem, state, damping, measurement, backend, settings, blocks)
+
+    @property
+    def batch_size(self) -> int:
+        """Examples at a time on each device."""
+        assert self.settings.batch_size is not None  # `of` has chosen
+        return self.settings.batch_size
+
+    @jax.jit
+    def __call__(self, batch: Batch) -> Columns:
+        """Score one batch; every row depends on its own example alone, and under a mesh every device has its rows."""
+        return over_examples(Scorer._rows)(self, batch)
+
+    def _rows(self, batch: Batch) -> Columns:
+        settings = self.settings
+        if settings.noise == "common":
+            one = jax.random.key(settings.seed)
+            batch = dataclasses.replace(batch, key=jnp.broadcast_to(one, batch.key.shape))
+        found = measured(self.measurement, self.problem.params, self.problem.frozen, batch, settings.draws)
+        form = self.backend.draw_gram(self.state, found.gradients, self.damping)
+        score, error = estimate(form.values, settings.estimand)
+        squared = found.gradients.squared_norms(self.blocks).reshape(settings.draws, -1)
+        return Columns(
+            score=score,
+            score_se=error,
+            alignment_loss=jnp.mean(found.values, axis=0),
+            gradient_norm=jnp.sqrt(jnp.mean(squared, axis=0)),
+            pixel_variance=pixel_variance(batch.image),
+            residual=form.residual,
+            degenerate=found.degenerate,
+            embedding=found.embeddings,
+        )

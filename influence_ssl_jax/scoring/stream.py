@@ -1,0 +1,194 @@
+"""Stream scores over a data set, as tables of one row an example."""
+
+import contextlib
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pyarrow as pa
+from jax.sharding import Mesh
+from jaxtyping import Float, Int
+
+from influence_ssl_jax.data.loader import LoadedBatch, batches
+from influence_ssl_jax.data.source import OpenSource, Skipped
+from influence_ssl_jax.data.transform import ToInput
+from influence_ssl_jax.errors import DataError
+from influence_ssl_jax.ihvp.backend import Backend
+from influence_ssl_jax.parallel import split
+from influence_ssl_jax.problem import Objective, Problem
+from influence_ssl_jax.scoring.neighbours import knn_distance
+from influence_ssl_jax.scoring.scores import Columns, Scorer, Scoring
+
+UNCONVERGED = 1e-2
+"""A relative residual above which a solve is called unconverged."""
+
+
+def table_of(loaded: LoadedBatch, columns: Columns) -> pa.Table:
+    """The valid rows of a scored batch: `index, id`, the numbers, `reason, embedding`."""
+    valid = loaded.valid
+    found = Columns(*(np.asarray(column)[valid] for column in columns))
+    reason = reasons(found)
+    unusable = found.degenerate | ~np.isfinite(found.score)
+    score = np.where(unusable, np.nan, found.score)
+    width = found.embedding.shape[1]
+    with np.errstate(over="ignore"):  # an embedding too large for float32 has its reason already
+        flat = pa.array(found.embedding.astype(np.float32).reshape(-1))
+    return pa.table(
+        {
+            "index": pa.array(np.asarray(loaded.batch.index)[valid].astype(np.int64)),
+            "id": pa.array([name for name, ok in zip(loaded.ids, valid, strict=True) if ok], pa.string()),
+            "score": score.astype(np.float64),
+            "score_se": np.where(unusable, np.nan, found.score_se).astype(np.float64),
+            "alignment_loss": np.asarray(found.alignment_loss, np.float64),
+            "gradient_norm": np.asarray(found.gradient_norm, np.float64),
+            "pixel_variance": np.asarray(found.pixel_variance, np.float64),
+            "reason": pa.array(reason, pa.string()),
+            "embedding": pa.FixedSizeListArray.from_arrays(flat, width),
+        }
+    )
+
+
+def reasons(found: Columns) -> list[str]:
+    """Per example, what is the matter with its score; empty where nothing is."""
+
+    def one(i: int) -> str:
+        if not np.isfinite(found.embedding[i]).all():
+            return "the network's embedding is not finite"
+        if found.degenerate[i]:
+            return "zero embedding: the cosine distance is undefined"
+        if not np.isfinite(found.alignment_loss[i]):
+            return "the alignment loss is not finite"
+        if not np.isfinite(found.score[i]):
+            return "the score is not finite: a gradient overflowed or the solve diverged"
+        if found.residual[i] > UNCONVERGED:
+            return f"unconverged solve: relative residual {found.residual[i]:.2g}"
+        return ""
+
+    return [one(i) for i in range(len(found.score))]
+
+
+def embedding_matrix(column: pa.ChunkedArray) -> Float[np.ndarray, "examples width"]:
+    """A column of fixed-size lists as a matrix."""
+    values = column.combine_chunks()
+    return values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), -1)
+
+
+IN_FLIGHT = 2
+"""Batches that devices have been given before the host reads the oldest one's numbers."""
+
+
+class Scored(NamedTuple):
+    """One scored batch: a table of its examples, and those that could not be read."""
+
+    table: pa.Table
+    skipped: tuple[Skipped, ...]
+
+
+def stream(
+    scorer: Scorer,
+    source: OpenSource,
+    transform: ToInput,
+    indices: Int[np.ndarray, " count"] | None = None,
+    mesh: Mesh | None = None,
+    spent: defaultdict[str, float] | None = None,
+) -> Iterator[Scored]:
+    """Score the examples named by `indices` (all where None), a batch at a time.
+
+    Example `i` is always computed in row `i mod batch_size` of a batch of its neighbours, whatever else is asked for:
+    going on after an interruption gives the bits that an uninterrupted run gives. Decoding, transfer and computation
+    overlap. Columns: `index, id, score, score_se, alignment_loss, gradient_norm, pixel_variance, reason, embedding`.
+    `reason` is empty for a good score and says otherwise what is the matter; where there is no number, the score is NaN.
+
+    Args:
+        scorer: What is fitted; on every device of the mesh where there is one.
+        source: The examples.
+        transform: How an image becomes the input.
+        indices: Which examples.
+        mesh: Devices of this process; each takes `batch_size` examples at a time. The default device where None.
+        spent: Filled with the seconds that the host waited for `images` and for the `device`.
+    """
+    spent = defaultdict(float) if spent is None else spent
+    size = scorer.batch_size
+    order = in_slots(np.arange(len(source)) if indices is None else np.asarray(indices), size)
+    key = jax.random.key(scorer.settings.seed)
+    devices = 1 if mesh is None else mesh.size
+    place = jax.device_put if mesh is None else partial(split, mesh=mesh)
+    pending: deque[tuple[LoadedBatch, Columns]] = deque()
+    for loaded in _timed(batches(source, transform, size * devices, key, order, place=place), spent):
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+            pending.append((loaded, scorer(loaded.batch)))
+        if len(pending) > IN_FLIGHT:
+            yield _scored(*pending.popleft(), spent)
+    while pending:
+        yield _scored(*pending.popleft(), spent)
+
+
+def in_slots(indices: Int[np.ndarray, " count"], size: int) -> Int[np.ndarray, " rows"]:
+    """Batches of `size` rows, one after the other, with index `i` in row `i mod size` of batch `i // size`.
+
+    Batches stand in the order in which `indices` names them first; a row that is not asked for holds −1.
+    """
+    numbers, first = np.unique(indices // size, return_index=True)
+    position = np.empty(len(numbers), np.int64)
+    position[np.argsort(first)] = np.arange(len(numbers))
+    rows = np.full((len(numbers), size), -1, np.int64)
+    rows[position[np.searchsorted(numbers, indices // size)], indices % size] = indices
+    return rows.reshape(-1)
+
+
+def self_influence(
+    problem: Problem,
+    backend: Backend,
+    source: OpenSource,
+    transform: ToInput,
+    settings: Scoring = Scoring(),
+    measurement: Objective | None = None,
+) -> pa.Table:
+    """Scores of a whole source as one table in memory, with `knn_distance` and the source's attributes.
+
+    Unreadable examples have a row without a score (NaN) and the reason. For a run that is written to disk and can be
+    resumed, use the command line's `score`.
+
+    Raises:
+        DataError: The source is empty.
+    """
+    if not len(source):
+        raise DataError("The source holds no example, so there is nothing to score; check the path or the split.")
+    parts = list(stream(Scorer.fit(problem, backend, settings, measurement), source, transform))
+    table = pa.concat_tables([part.table for part in parts]).sort_by("index")
+    embeddings = embedding_matrix(table["embedding"])
+    table = table.drop_columns("embedding")
+    distance = knn_distance(embeddings, settings.neighbours, settings.seed)
+    table = table.add_column(table.schema.get_field_index("reason"), "knn_distance", pa.array(distance))
+    skipped = [row for part in parts for row in part.skipped]
+    if skipped:
+        rows = {name: [getattr(row, name) for row in skipped] for name in ("index", "id", "reason")}
+        nothing = {name: [float("nan")] * len(skipped) for name in table.column_names if name not in rows}
+        table = pa.concat_tables([table, pa.table({**rows, **nothing}, schema=table.schema)]).sort_by("index")
+    attributes = source.attributes()
+    if attributes is not None:
+        taken = attributes.take(table["index"])
+        for name in taken.column_names:
+            table = table.append_column(name if name not in table.column_names else f"source_{name}", taken[name])
+    return table
+
+
+def _scored(loaded: LoadedBatch, columns: Columns, spent: defaultdict[str, float]) -> Scored:
+    began = time.perf_counter()
+    jax.block_until_ready(columns)
+    spent["device"] += time.perf_counter() - began
+    return Scored(table_of(loaded, columns), loaded.skipped)
+
+
+def _timed(loading: Iterator[LoadedBatch], spent: defaultdict[str, float]) -> Iterator[LoadedBatch]:
+    while True:
+        began = time.perf_counter()
+        loaded = next(loading, None)
+        spent["images"] += time.perf_counter() - began
+        if loaded is None:
+            return
+        yield loaded
