@@ -40,7 +40,8 @@ from influence_ssl_jax.losses import CosineDistance, SimCLR
 from influence_ssl_jax.nets import Network
 from influence_ssl_jax.problem import Curvature, Objective, Problem
 from influence_ssl_jax.report.backends import null_rows, plain, say, write_figures
-from influence_ssl_jax.runs.settings import CompareCommand, CurvatureSet
+from influence_ssl_jax.runs.compare import compare
+from influence_ssl_jax.runs.settings import CompareRun, CurvatureSet
 from influence_ssl_jax.scoring.scores import Scoring
 from influence_ssl_jax.types import Batch, Params
 
@@ -126,18 +127,21 @@ class Pretrained:
 
     def run(self, out: Console) -> None:
         """Compare; the same command goes on where it was stopped."""
-        CompareCommand(
-            encoder=Path(__file__).parent / "encoders" / f"{self.method}_w16_cifar10.npz",
-            out=self.out / f"compare_{self.method}_w16_cifar10",
-            source=Tfds(
-                "cifar10", split="train[:10000]", data_dir=None if self.data_dir is None else str(self.data_dir)
+        compare(
+            CompareRun(
+                encoder=Path(__file__).parent / "encoders" / f"{self.method}_w16_cifar10.npz",
+                out=self.out / f"compare_{self.method}_w16_cifar10",
+                source=Tfds(
+                    "cifar10", split="train[:10000]", data_dir=None if self.data_dir is None else str(self.data_dir)
+                ),
+                curvature=CurvatureSet(kind="fisher", examples=self.curvature, batch_size=16, samples=self.samples),
+                knobs=self.knobs,
+                dampings=self.dampings,
+                truth="function_space",
+                audit=Audit(examples=self.examples),
             ),
-            curvature=CurvatureSet(kind="fisher", examples=self.curvature, batch_size=16, samples=self.samples),
-            knobs=self.knobs,
-            dampings=self.dampings,
-            truth="function_space",
-            audit=Audit(examples=self.examples),
-        ).run(out)
+            out,
+        )
 
 
 def trained(config: Net) -> tuple[Problem, Examples]:

@@ -38,7 +38,8 @@ from rich.console import Console
 from influence_ssl_jax.data import AnySource, Digits, Tfds
 from influence_ssl_jax.evaluation.statistics import spearman
 from influence_ssl_jax.report.scored_run import ScoredRun
-from influence_ssl_jax.runs.settings import CurvatureSet, Score
+from influence_ssl_jax.runs.score import score
+from influence_ssl_jax.runs.settings import CurvatureSet, ScoreRun
 from influence_ssl_jax.scoring.scores import Scoring
 from influence_ssl_jax.store import BASELINES
 
@@ -97,7 +98,7 @@ def run(config: Config) -> Path:
     """Score, and keep a small table with how it was made; returns the folder of the run."""
     encoder = config.encoder or HERE / "encoders" / f"{config.method}_w16_cifar10.npz"
     folder = config.runs / config.method
-    Score(encoder, folder, config.source(), curvature=config.curvature, scoring=config.scoring).run(Console())
+    score(ScoreRun(encoder, folder, config.source(), curvature=config.curvature, scoring=config.scoring), Console())
     config.results.mkdir(parents=True, exist_ok=True)
     condense(ScoredRun.load(folder), config.results / f"scores_{encoder.stem}", f"--method {config.method}")
     return folder

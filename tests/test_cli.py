@@ -1,6 +1,5 @@
 """The command line as a person meets it: help, mistakes, exit statuses."""
 
-import importlib
 import logging
 import os
 import subprocess
@@ -39,8 +38,8 @@ def test_help_lists_every_command(arguments):
 @pytest.mark.parametrize("name", main.COMMANDS)
 def test_every_command_is_a_frozen_dataclass_whose_help_says_what_each_option_does(name, capsys):
     entry = main.COMMANDS[name]
-    command = getattr(importlib.import_module(entry.module), entry.name)
-    assert callable(command.run)
+    command = main.load(entry.settings)
+    assert callable(main.load(entry.run))
     assert command.__dataclass_params__.frozen
     with pytest.raises(SystemExit) as left:
         main.run([name, "--help"])
@@ -124,7 +123,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
 
 
 def test_help_starts_nothing_heavy():
-    script = "import sys; from influence_ssl_jax import cli; cli.run(['--help']); print(sorted(sys.modules))"
+    script = "import sys; from influence_ssl_jax.cli import main; main.run(['--help']); print(sorted(sys.modules))"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=os.environ)
     loaded = set(run.stdout.splitlines()[-1].strip("[]").replace("'", "").split(", "))
     assert not {"jax", "flax", "matplotlib", "sklearn", "pyarrow", "tensorflow_datasets"} & loaded

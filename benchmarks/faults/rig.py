@@ -18,7 +18,8 @@ from benchmarks.faults.processes import Action, ended, started
 from influence_ssl_jax.data import Folder, ToInput
 from influence_ssl_jax.losses import SimCLR
 from influence_ssl_jax.nets.heads import Projector, SelfSupervised
-from influence_ssl_jax.runs import settings as pretrain_command
+from influence_ssl_jax.runs.pretrain import pretrain
+from influence_ssl_jax.runs.settings import PretrainRun
 from influence_ssl_jax.train import Probe, export
 from influence_ssl_jax.train.settings import Pretrain, tiny
 
@@ -98,8 +99,8 @@ class Rig:
         fields = {field.name: getattr(tiny(SimCLR()), field.name) for field in dataclasses.fields(Pretrain)}
         training = Small(**{**fields, "epochs": 5, "batch_size": 50})
         probe, source = Probe(bank=8, queries=8, neighbours=1, linear=0), Folder(str(self.root / "images"))
-        command = pretrain_command.PretrainCommand(self.root / out, source, training, ToInput(SIZE, SIZE), probe)
-        command.run(Console(quiet=True))
+        settings = PretrainRun(self.root / out, source, training, ToInput(SIZE, SIZE), probe)
+        pretrain(settings, Console(quiet=True))
 
     def run(self, action: Action, said: str = "said.txt") -> tuple[int, str]:
         """The exit status of an action in a process of its own, and what it said."""

@@ -8,11 +8,18 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from influence_ssl_jax.data import Digits, ToInput
+from influence_ssl_jax.losses import SimCLR
 from influence_ssl_jax.report.baselines import explained_by_baselines
 from influence_ssl_jax.report.recovery import Recovery, recoveries
 from influence_ssl_jax.report.scored_run import ScoredRun
 from influence_ssl_jax.report.words import decimal, percent
-from influence_ssl_jax.runs.settings import Report
+from influence_ssl_jax.runs.pretrain import pretrain
+from influence_ssl_jax.runs.report import report
+from influence_ssl_jax.runs.score import score
+from influence_ssl_jax.runs.settings import CurvatureSet, PretrainRun, ReportRun, ScoreRun
+from influence_ssl_jax.scoring.scores import Scoring
+from influence_ssl_jax.train import Architecture, Lars, Pretrain, Probe
 
 
 def summarise(folder: Path, out: Console) -> None:
@@ -80,35 +87,25 @@ class Demo:
     draws: int = 4
     seed: int = 0
 
-    def run(self, out: Console) -> None:
-        """Pretrain, score, report, and say what was found."""
-        from influence_ssl_jax.cli.demo import summarise
-        from influence_ssl_jax.data import Digits, ToInput
-        from influence_ssl_jax.losses import SimCLR
-        from influence_ssl_jax.runs.settings import (
-            CurvatureSet,
-            PretrainCommand,  # loads the networks: seconds
-            Score,
-        )
-        from influence_ssl_jax.scoring.scores import Scoring
-        from influence_ssl_jax.train import Architecture, Lars, Pretrain, Probe
 
-        source = Digits()
-        training = Pretrain(
-            "simclr",
-            SimCLR(0.2),
-            Architecture(width=8, hidden=128, output=64, normalisation="none"),
-            Lars(0.4, warmup_epochs=min(3, self.epochs - 1)),
-            epochs=self.epochs,
-            batch_size=128,
-            seed=self.seed,
-        )
-        encoder, scores = self.out / "encoder", self.out / "scores"
-        out.rule("1  Pretrain without labels", align="left")
-        PretrainCommand(encoder, source, training, ToInput(source.size, source.size), Probe(linear=0)).run(out)
-        out.rule("2  Score every image", align="left")
-        scoring = Scoring(draws=self.draws, seed=self.seed)
-        Score(encoder, scores, source, curvature=CurvatureSet(examples=512), scoring=scoring).run(out)
-        out.rule("3  Report", align="left")
-        Report(scores, out=self.out / "report.html").run(out)
-        summarise(scores, out)
+def demo(settings: Demo, out: Console) -> None:
+    """Pretrain, score, report, and say what was found."""
+    source = Digits()
+    training = Pretrain(
+        "simclr",
+        SimCLR(0.2),
+        Architecture(width=8, hidden=128, output=64, normalisation="none"),
+        Lars(0.4, warmup_epochs=min(3, settings.epochs - 1)),
+        epochs=settings.epochs,
+        batch_size=128,
+        seed=settings.seed,
+    )
+    encoder, scores = settings.out / "encoder", settings.out / "scores"
+    out.rule("1  Pretrain without labels", align="left")
+    pretrain(PretrainRun(encoder, source, training, ToInput(source.size, source.size), Probe(linear=0)), out)
+    out.rule("2  Score every image", align="left")
+    scoring = Scoring(draws=settings.draws, seed=settings.seed)
+    score(ScoreRun(encoder, scores, source, curvature=CurvatureSet(examples=512), scoring=scoring), out)
+    out.rule("3  Report", align="left")
+    report(ReportRun(scores, out=settings.out / "report.html"), out)
+    summarise(scores, out)

@@ -1,18 +1,18 @@
 """`influence-ssl`: one command with sub-commands, each imported only when it is asked for."""
 
 import contextlib
+import functools
 import importlib
 import importlib.metadata
 import inspect
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.text import Text
 
-from influence_ssl_jax.cli.command import Command
 from influence_ssl_jax.cli.environment import keep_compiled_programs, keep_convolutions_whole, keep_float32
 from influence_ssl_jax.errors import InfluenceError
 
@@ -20,31 +20,61 @@ PROGRAM = "influence-ssl"
 WRONG, INTERRUPTED = 2, 130
 
 
-class Entry(NamedTuple):
-    """A sub-command by name, so that its module is imported when it runs and not before.
+class Command(NamedTuple):
+    """A sub-command by name, so that its modules are imported when it runs and not before.
 
     Attributes:
-        module: Where it is defined.
-        name: The dataclass that is its configuration.
+        settings: `module:class` of the dataclass whose fields are the options and whose docstring is the help.
+        run: `module:function` of `(settings, console) -> None`.
         summary: What it does, in the list of commands.
     """
 
-    module: str
-    name: str
+    settings: str
+    run: str
     summary: str
 
 
+_SETTINGS = "influence_ssl_jax.runs.settings"
 COMMANDS = {
-    "demo": Entry("influence_ssl_jax.cli.demo", "Demo", "all of it on bundled images with planted truth"),
-    "pretrain": Entry("influence_ssl_jax.runs.settings", "PretrainCommand", "train an encoder without labels"),
-    "score": Entry("influence_ssl_jax.runs.settings", "Score", "score every image of a data set by its influence"),
-    "audit": Entry("influence_ssl_jax.runs.settings", "AuditCommand", "certify a sample of scores, calibrate them all"),
-    "compare": Entry(
-        "influence_ssl_jax.runs.settings", "CompareCommand", "race the inverse-Hessian backends against exact scores"
+    "demo": Command(
+        "influence_ssl_jax.cli.demo:Demo",
+        "influence_ssl_jax.cli.demo:demo",
+        "all of it on bundled images with planted truth",
     ),
-    "report": Entry("influence_ssl_jax.runs.settings", "Report", "write the HTML report of a folder of scores"),
-    "theory": Entry("influence_ssl_jax.theory.command", "Theory", "check every statement of the theory"),
+    "pretrain": Command(
+        f"{_SETTINGS}:PretrainRun", "influence_ssl_jax.runs.pretrain:pretrain", "train an encoder without labels"
+    ),
+    "score": Command(
+        f"{_SETTINGS}:ScoreRun",
+        "influence_ssl_jax.runs.score:score",
+        "score every image of a data set by its influence",
+    ),
+    "audit": Command(
+        f"{_SETTINGS}:AuditRun", "influence_ssl_jax.runs.audit:audit", "certify a sample of scores, calibrate them all"
+    ),
+    "compare": Command(
+        f"{_SETTINGS}:CompareRun",
+        "influence_ssl_jax.runs.compare:compare",
+        "compare the inverse-Hessian backends with exact scores",
+    ),
+    "report": Command(
+        f"{_SETTINGS}:ReportRun",
+        "influence_ssl_jax.runs.report:report",
+        "write the HTML report of a folder of scores",
+    ),
+    "theory": Command(
+        "influence_ssl_jax.theory.command:Theory",
+        "influence_ssl_jax.theory.command:Theory.run",
+        "check every statement of the theory",
+    ),
 }
+
+
+def load(place: str) -> Any:
+    """Import what `module:attribute` names."""
+    module, _, path = place.partition(":")
+    return functools.reduce(getattr, path.split("."), importlib.import_module(module))
+
 
 USAGE = f"""\
 Influence-SSL: which images shape what a model learns without labels.
@@ -135,12 +165,11 @@ def _execute(arguments: Sequence[str], out: Console) -> None:
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
         raise InfluenceError(f"There is no command {name!r}; there are {', '.join(COMMANDS)}. Try {PROGRAM} --help.")
-    import tyro
+    from influence_ssl_jax.cli.options import parse  # loads JAX
 
-    entry = COMMANDS[name]
-    command: type[Command] = getattr(importlib.import_module(entry.module), entry.name)
+    command = COMMANDS[name]
+    settings = load(command.settings)
     # The docstring up to its list of fields, as it is written: examples keep their lines.
-    said = inspect.cleandoc(command.__doc__ or "").partition("\n\nAttributes:")[0]
-    options = (tyro.conf.CascadeSubcommandArgs,)
-    settings = tyro.cli(command, prog=f"{PROGRAM} {name}", description=said, args=rest, config=options)
-    settings.run(out)
+    text = inspect.cleandoc(settings.__doc__ or "").partition("\n\nAttributes:")[0]
+    parsed = parse(settings, rest, f"{PROGRAM} {name}", text)
+    load(command.run)(parsed, out)

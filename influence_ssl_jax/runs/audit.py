@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,14 +29,11 @@ from influence_ssl_jax.report.backends import as_json
 from influence_ssl_jax.report.scored_run import ScoredRun
 from influence_ssl_jax.run_log import Pace, RunLog, Watch, watched
 from influence_ssl_jax.runs.score import Prepared, prepare, problem_over
-from influence_ssl_jax.runs.settings import Score
+from influence_ssl_jax.runs.settings import AuditRun, ScoreRun
 from influence_ssl_jax.store.files import lock, write_atomically
 from influence_ssl_jax.store.identity import claim
 from influence_ssl_jax.store.manifest import Manifest, to_bytes
 from influence_ssl_jax.store.result import skipped_table
-
-if TYPE_CHECKING:
-    from influence_ssl_jax.runs.settings import AuditCommand
 
 WORK = "audit"
 
@@ -75,7 +72,7 @@ class Bounds(NamedTuple):
     recomputed: int
 
 
-def bounds(settings: "AuditCommand", scored: ScoredRun, made: Score, prepared: Prepared, out: Console) -> Bounds:
+def bounds(settings: AuditRun, scored: ScoredRun, made: ScoreRun, prepared: Prepared, out: Console) -> Bounds:
     """Certify the examples of the sample that have not been, batch by batch.
 
     Raises:
@@ -142,7 +139,7 @@ def _collected(manifest: Manifest, chosen: np.ndarray) -> pa.Table:
 
 
 def _announce(
-    settings: "AuditCommand", problem: Problem, made: Score, size: int, resumed: int, recomputed: int, out: Console
+    settings: AuditRun, problem: Problem, made: ScoreRun, size: int, resumed: int, recomputed: int, out: Console
 ) -> None:
     """What there is to do, in products with C."""
     if recomputed:
@@ -158,7 +155,7 @@ def _announce(
     )
 
 
-def _identity(settings: "AuditCommand", scored: ScoredRun) -> Plain:
+def _identity(settings: AuditRun, scored: ScoredRun) -> Plain:
     """Everything that a certificate depends on; the size of the sample is not among it."""
     return {
         "scores": scored.record["fingerprint"],
@@ -178,20 +175,17 @@ def _in_precision(problem: Problem, measurement: Objective, precision: str) -> t
     return dataclasses.replace(problem, params=params, frozen=frozen, objective=single), measured
 
 
-def _damping(resolved: Plain, problem: Problem, made: Score, settings: "AuditCommand") -> Float[Array, ""]:
+def _damping(resolved: Plain, problem: Problem, made: ScoreRun, settings: AuditRun) -> Float[Array, ""]:
     """The backend's own λ where that is one number; else, from the mean eigenvalue of the whole matrix."""
     if isinstance(resolved, dict):
         return absolute_damping(problem, made.scoring.damping, settings.audit)
     return jnp.asarray(resolved, jax.tree.leaves(problem.params)[0].dtype)
 
 
-if TYPE_CHECKING:
-    from influence_ssl_jax.runs.settings import AuditCommand
-
 BOUNDS, CALIBRATED = "audit.parquet", "calibrated.parquet"
 
 
-def run(settings: "AuditCommand", out: Console) -> None:
+def audit(settings: AuditRun, out: Console) -> None:
     """Certify a sample, compare score and baselines with it, calibrate every score.
 
     Raises:
@@ -200,7 +194,7 @@ def run(settings: "AuditCommand", out: Console) -> None:
     """
     scored = ScoredRun.load(settings.folder)
     recorded = scored.record["configuration"]
-    made = restore({name: value for name, value in recorded.items() if name != "input"}, [Score])
+    made = restore({name: value for name, value in recorded.items() if name != "input"}, [ScoreRun])
     prepared = prepare(made, out)
     if prepared.source.fingerprint() != scored.record["identity"]["data"]:
         raise InfluenceError(
@@ -223,7 +217,7 @@ def run(settings: "AuditCommand", out: Console) -> None:
     calibrate(settings.folder, scored, found.table, beside, settings.calibration, out)
 
 
-def enclosed(scored: ScoredRun, made: Score, prepared: Prepared, out: Console) -> pa.Table | None:
+def enclosed(scored: ScoredRun, made: ScoreRun, prepared: Prepared, out: Console) -> pa.Table | None:
     """The rigorous interval of every example, where the scores came from one shared Krylov subspace; else None."""
     resolved = scored.record["damping"]["resolved"]
     if not isinstance(made.backend, Arnoldi) or made.scoring.estimand != "mean_of_scores":

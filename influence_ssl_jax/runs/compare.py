@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,18 +21,15 @@ from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.report.backends import null_rows, plain, say, write_figures
 from influence_ssl_jax.run_log import RunLog
 from influence_ssl_jax.runs.score import Prepared, prepare, problem_over
-from influence_ssl_jax.runs.settings import Score
+from influence_ssl_jax.runs.settings import CompareRun, ScoreRun
 from influence_ssl_jax.scoring.memory import available, memory_of
 from influence_ssl_jax.store.files import lock, write_atomically
 from influence_ssl_jax.store.identity import claim, refuse_foreign
 
-if TYPE_CHECKING:
-    from influence_ssl_jax.runs.settings import CompareCommand
-
 COMPARISON, TRUTH, PARTS = "comparison.json", "truth.npz", "parts"
 
 
-def run(settings: "CompareCommand", out: Console) -> None:
+def compare(settings: CompareRun, out: Console) -> None:
     """Find exact scores, race every backend that has not been, write table and figures.
 
     Raises:
@@ -67,9 +64,7 @@ def run(settings: "CompareCommand", out: Console) -> None:
         log.event("finished", backends=len(every), resumed=there)
 
 
-def _nulls(
-    settings: "CompareCommand", problem: Problem, examples: Examples, known: list[Truth]
-) -> list[dict[str, Plain]]:
+def _nulls(settings: CompareRun, problem: Problem, examples: Examples, known: list[Truth]) -> list[dict[str, Plain]]:
     """Rows of the baselines, from the folder where they are there."""
     path = settings.out / PARTS / "baselines.json"
     if not path.exists():
@@ -78,7 +73,7 @@ def _nulls(
 
 
 def _finish(
-    settings: "CompareCommand", prepared: Prepared, known: list[Truth], rows: list[dict[str, Plain]], out: Console
+    settings: CompareRun, prepared: Prepared, known: list[Truth], rows: list[dict[str, Plain]], out: Console
 ) -> None:
     """Table, figures and record."""
     record = {
@@ -98,13 +93,13 @@ def _finish(
     out.print(f"Comparison: {settings.out / COMPARISON}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _as_score(settings: "CompareCommand") -> Score:
+def _as_score(settings: CompareRun) -> ScoreRun:
     """The scoring run whose problem this is."""
     shared = ("encoder", "out", "source", "output", "perturbation", "measurement", "curvature", "scoring")
-    return Score(**{name: getattr(settings, name) for name in shared})
+    return ScoreRun(**{name: getattr(settings, name) for name in shared})
 
 
-def _identity(settings: "CompareCommand", prepared: Prepared) -> Plain:
+def _identity(settings: CompareRun, prepared: Prepared) -> Plain:
     """Everything that a row depends on; more knobs add rows, and change none that is there."""
     places = ("out", "encoder", "source", "knobs")
     return {
@@ -115,7 +110,7 @@ def _identity(settings: "CompareCommand", prepared: Prepared) -> Plain:
     }
 
 
-def _examples(settings: "CompareCommand", prepared: Prepared, problem: Problem) -> Examples:
+def _examples(settings: CompareRun, prepared: Prepared, problem: Problem) -> Examples:
     """The sample, read in batches that the backend which takes most, one that forms whole gradients, has room for."""
     chosen, key = sample(settings.audit, len(prepared.source)), jax.random.key(settings.scoring.seed)
     shape, draws = problem.batches.image.shape[2:], settings.scoring.draws
@@ -126,7 +121,7 @@ def _examples(settings: "CompareCommand", prepared: Prepared, problem: Problem) 
     return Examples(prepared.measurement, [part.batch for part in loaded], valid, settings.scoring)
 
 
-def _truths(settings: "CompareCommand", problem: Problem, examples: Examples, out: Console) -> list[Truth]:
+def _truths(settings: CompareRun, problem: Problem, examples: Examples, out: Console) -> list[Truth]:
     """Exact scores, from the folder where they are there."""
     path = settings.out / TRUTH
     if not path.exists():
@@ -145,7 +140,7 @@ def _truths(settings: "CompareCommand", problem: Problem, examples: Examples, ou
     return [Truth(float(a), float(b), low, high) for a, b, low, high in zip(*columns, strict=True)]
 
 
-def _part(settings: "CompareCommand", backend: Backend) -> Path:
+def _part(settings: CompareRun, backend: Backend) -> Path:
     """The file of one backend's rows, named by its settings."""
     digest = hashlib.sha256(json.dumps(describe(backend), sort_keys=True).encode()).hexdigest()
     return settings.out / PARTS / f"{label(backend).replace(' ', '_')}_{digest[:8]}.json"

@@ -5,7 +5,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -36,7 +36,7 @@ from influence_ssl_jax.parallel import (
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.run_log import Pace, RunLog, watched
 from influence_ssl_jax.runs import objectives
-from influence_ssl_jax.runs.settings import Parts
+from influence_ssl_jax.runs.settings import Parts, ScoreRun
 from influence_ssl_jax.scoring.fitting import SplitProblem, fitted, shapes
 from influence_ssl_jax.scoring.neighbours import streamed_knn_distance
 from influence_ssl_jax.scoring.scores import Scorer
@@ -78,12 +78,8 @@ def fill(store: ScoreStore, scored: Iterable[Scored], size: int, parts: Parts, l
     return spent
 
 
-if TYPE_CHECKING:
-    from influence_ssl_jax.runs.settings import Score
-
-
 def fitted_scorer(
-    settings: "Score", problem: Problem, measurement: Objective, store: ScoreStore, log: RunLog, out: Console
+    settings: ScoreRun, problem: Problem, measurement: Objective, store: ScoreStore, log: RunLog, out: Console
 ) -> Scorer:
     """Fit, or take up the fit that an earlier run left in the folder, and get ready to score on this process's devices.
 
@@ -110,7 +106,7 @@ def scoring_mesh() -> Mesh | None:
 
 
 def _state(
-    settings: "Score", problem: Problem, split: SplitProblem | None, store: ScoreStore
+    settings: ScoreRun, problem: Problem, split: SplitProblem | None, store: ScoreStore
 ) -> tuple[PyTree, int | None]:
     """The state, and the batch size that was settled with it where an earlier run fitted it."""
     backend, seed, local = settings.backend, settings.scoring.seed, local_devices()
@@ -134,14 +130,11 @@ def _for_scoring(problem: Problem) -> Problem:
     return dataclasses.replace(problem, params=params, frozen=frozen, batches=batches)
 
 
-if TYPE_CHECKING:
-    from influence_ssl_jax.runs.settings import Score
-
 AGREEMENT = 512
 """Images that are scored in float32 too where layers compute in 16 bits."""
 
 
-def score(settings: "Score", out: Console) -> None:
+def score(settings: ScoreRun, out: Console) -> None:
     """Score every example of the source that has no score yet, then write the table and the record.
 
     Raises:
@@ -173,7 +166,7 @@ def score(settings: "Score", out: Console) -> None:
         first_only(lambda: finish(settings, given, recorded, store, log, out))
 
 
-def rank_agreement(settings: "Score", given: "Prepared", scorer: Scorer, out: Console) -> dict[str, Plain]:
+def rank_agreement(settings: ScoreRun, given: "Prepared", scorer: Scorer, out: Console) -> dict[str, Plain]:
     """Spearman's correlation of 16-bit scores with those in float32, over the first images; nothing for float32."""
     if settings.precision == "float32":
         return {}
@@ -196,7 +189,7 @@ def share(todo: Int[np.ndarray, " todo"], scorer: Scorer) -> Int[np.ndarray, " s
 
 
 def finish(
-    settings: "Score", given: "Prepared", recorded: dict[str, Plain], store: ScoreStore, log: RunLog, out: Console
+    settings: ScoreRun, given: "Prepared", recorded: dict[str, Plain], store: ScoreStore, log: RunLog, out: Console
 ) -> None:
     """Put the parts of all processes together, with the distance to the nearest neighbours."""
     store.refresh()
@@ -231,7 +224,7 @@ class Prepared(NamedTuple):
     source: OpenSource
 
 
-def prepare(settings: "Score", out: Console) -> Prepared:
+def prepare(settings: ScoreRun, out: Console) -> Prepared:
     """Load the encoder and open the images, saying what is noteworthy about them."""
     path = settings.encoder / "encoder" if settings.encoder.is_dir() else settings.encoder
     encoder, recorded = load(path), checkpoint.describe(path).get("input")
@@ -246,14 +239,14 @@ def prepare(settings: "Score", out: Console) -> Prepared:
     return Prepared(encoder, transform, measured, source)
 
 
-def problem_over(settings: "Score", given: Prepared, part: Callable[[int], range] | None = None) -> Problem:
+def problem_over(settings: ScoreRun, given: Prepared, part: Callable[[int], range] | None = None) -> Problem:
     """The matrix that is inverted, over random images of the source; with those batches alone that `part` names."""
     chosen, seed = settings.curvature, settings.scoring.seed
     batches = resident(given.source, given.transform, chosen.examples, chosen.batch_size, seed, part)
     return objectives.problem(given.encoder, settings.output, given.measurement, chosen, batches)
 
 
-def identity(settings: "Score", encoder: Trained, transform: ToInput, source: OpenSource) -> Plain:
+def identity(settings: ScoreRun, encoder: Trained, transform: ToInput, source: OpenSource) -> Plain:
     """Everything that a score depends on; where the encoder, the data and the scores lie is not among it."""
     places = ("out", "encoder", "source", "parts", "distributed")
     device = provenance.device()
@@ -268,7 +261,7 @@ def identity(settings: "Score", encoder: Trained, transform: ToInput, source: Op
     }
 
 
-def facts(settings: "Score", transform: ToInput, scorer: Scorer) -> dict[str, Plain]:
+def facts(settings: ScoreRun, transform: ToInput, scorer: Scorer) -> dict[str, Plain]:
     """What `run.json` says of how the scores were made."""
     return {
         "configuration": {**describe(settings), "input": describe(transform)},

@@ -4,10 +4,7 @@ import dataclasses
 import functools
 import operator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
-
-import tyro
-from rich.console import Console
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.augment.recipes import PERTURBATIONS
@@ -28,11 +25,15 @@ from influence_ssl_jax.train.settings import RECIPES, Precision, Pretrain
 if TYPE_CHECKING:
     AnyBackend: TypeAlias = Backend
     AnyMeasurement: TypeAlias = Measurement
-else:  # one sub-command for each entry of the one list
-    _named = (Annotated[each, tyro.conf.subcommand(each.__name__.lower())] for each in BACKENDS)
-    AnyBackend = functools.reduce(operator.or_, _named)
+else:
+    AnyBackend = functools.reduce(operator.or_, BACKENDS)
     AnyMeasurement = functools.reduce(operator.or_, MEASUREMENTS)
 Output: TypeAlias = Literal["encoder", "projector", "predictor"]
+
+INLINE: dict[str, Any] = {"inline": True}
+"""Metadata of a group of settings whose options stand without the group's name on a command line."""
+POSITIONAL: dict[str, Any] = {"positional": True}
+"""Metadata of a setting that stands without a name on a command line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Parts:
 
 
 @dataclasses.dataclass(frozen=True)
-class Score:
+class ScoreRun:
     """Score every image of a data set by its influence on the representation: g·(C + λI)⁻¹g.
 
     Scores are kept as they are made: the same command given again goes on where it stopped. The folder then holds
@@ -129,20 +130,14 @@ class Score:
     measurement: AnyMeasurement = dataclasses.field(default_factory=CosineDistance)
     curvature: CurvatureSet = dataclasses.field(default_factory=CurvatureSet)
     backend: AnyBackend = dataclasses.field(default_factory=LoGra)
-    scoring: Annotated[Scoring, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Scoring)
+    scoring: Scoring = dataclasses.field(default_factory=Scoring, metadata=INLINE)
     precision: Precision = "float32"
     parts: Parts = dataclasses.field(default_factory=Parts)
     distributed: Distributed = dataclasses.field(default_factory=Distributed)
 
-    def run(self, out: Console) -> None:
-        """Score what has no score yet."""
-        from influence_ssl_jax.runs.score import score  # loads the networks: seconds
-
-        score(self, out)
-
 
 @dataclasses.dataclass(frozen=True)
-class CompareCommand:
+class CompareRun:
     """Which inverse is good enough, and what does it cost: every backend against exact scores of one sample of images.
 
     All backends approximate the same (C + λI)⁻¹, over their main knob and over the damping. The folder then holds
@@ -186,18 +181,12 @@ class CompareCommand:
     dampings: tuple[float, ...] = (0.01, 0.1, 1.0)
     truth: Literal["auto", "dense", "function_space", "certified"] = "auto"
     scoring: Scoring = dataclasses.field(default_factory=lambda: Scoring(draws=1, batch_size=20))
-    audit: Annotated[Audit, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Audit)
+    audit: Audit = dataclasses.field(default_factory=Audit, metadata=INLINE)
     calibration: Calibration = dataclasses.field(default_factory=Calibration)
-
-    def run(self, out: Console) -> None:
-        """Compare, write, and say what was found."""
-        from influence_ssl_jax.runs.compare import run  # loads the networks: seconds
-
-        run(self, out)
 
 
 @dataclasses.dataclass(frozen=True)
-class AuditCommand:
+class AuditRun:
     """Certify a random sample of a scored data set, and calibrate every score by it.
 
     Of each sampled image the exact score g·(C + λI)⁻¹g is enclosed between two bounds that hold at any size of network
@@ -226,38 +215,14 @@ class AuditCommand:
         calibration: How scores are brought to the certified scale, and the coverage of their intervals.
     """
 
-    folder: Annotated[Path, tyro.conf.Positional]
-    audit: Annotated[Audit, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Audit)
+    folder: Path = dataclasses.field(metadata=POSITIONAL)
+    audit: Audit = dataclasses.field(default_factory=Audit, metadata=INLINE)
     precision: Literal["float32", "float64"] = "float32"
     calibration: Calibration = dataclasses.field(default_factory=Calibration)
 
-    def run(self, out: Console) -> None:
-        """Certify, calibrate, write, and say what was found."""
-        from influence_ssl_jax.runs.audit import run  # loads the networks: seconds
-
-        run(self, out)
-
-
-if TYPE_CHECKING:
-    Recipe: TypeAlias = Pretrain
-else:  # one sub-command for each entry of the one list; loss and optimiser are the recipe's
-    _named = (
-        Annotated[
-            tyro.conf.AvoidSubcommands[Pretrain],
-            tyro.conf.subcommand(
-                name.replace("_", "-"),
-                default=recipe,
-                description=f"{type(recipe.loss).__name__}, views {recipe.views}, {recipe.epochs} epochs in batches of "
-                f"{recipe.batch_size}.",
-            ),
-        ]
-        for name, recipe in RECIPES.items()
-    )
-    Recipe = functools.reduce(operator.or_, _named)
-
 
 @dataclasses.dataclass(frozen=True)
-class PretrainCommand:
+class PretrainRun:
     """Train an encoder without labels, by SimCLR, BYOL or Barlow Twins (or with labels, the supervised baseline).
 
     A run that was stopped goes on from its last whole epoch when the same command is given again.
@@ -277,39 +242,14 @@ class PretrainCommand:
 
     out: Path
     source: AnySource = dataclasses.field(default_factory=Digits)
-    training: Recipe = dataclasses.field(default_factory=lambda: RECIPES["solo_learn_simclr"])
+    training: Pretrain = dataclasses.field(default_factory=lambda: RECIPES["solo_learn_simclr"])
     input: ToInput = dataclasses.field(default_factory=ToInput)
     probe: Probe = dataclasses.field(default_factory=Probe)
     distributed: Distributed = dataclasses.field(default_factory=Distributed)
 
-    def run(self, out: Console) -> None:
-        """Train or go on, then write the encoder."""
-        import jax
-
-        from influence_ssl_jax import provenance  # what follows loads orbax: seconds
-        from influence_ssl_jax.configuration import describe
-        from influence_ssl_jax.data import cached
-        from influence_ssl_jax.parallel import first_only, is_first, start
-        from influence_ssl_jax.train import pretrain, save
-
-        start(self.distributed)
-        out = out if is_first() else Console(quiet=True)
-        opened = self.source.open()
-        for note in opened.notes():
-            out.print(f"note: {note}", highlight=False, markup=False)
-        small = len(opened) * self.input.height * self.input.width * self.input.channels < 2**30
-        alone = jax.process_count() == 1  # of several processes none holds the whole set
-        images = cached(opened, self.input) if small and alone else opened
-        trained = pretrain(self.training, images, self.input, self.out, probe=self.probe, console=out)
-        made = {"input": describe(self.input), "source": describe(self.source), "data": opened.fingerprint()}
-        where = {"versions": provenance.versions(), "device": provenance.device()}
-        files = first_only(lambda: save(self.out / "encoder", trained, **made, **where))
-        if files is not None:
-            out.print(f"Encoder: {files.arrays}", highlight=False, markup=False, soft_wrap=True)
-
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class ReportRun:
     """Write the report of a scored data set: one HTML page that needs nothing but itself.
 
     influence-ssl report runs/cifar10
@@ -323,13 +263,6 @@ class Report:
         out: The page to write; report.html in the folder where it is not given.
     """
 
-    folder: Annotated[Path, tyro.conf.Positional]
-    extent: Annotated[Extent, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Extent)
+    folder: Path = dataclasses.field(metadata=POSITIONAL)
+    extent: Extent = dataclasses.field(default_factory=Extent, metadata=INLINE)
     out: Path | None = None
-
-    def run(self, out: Console) -> None:
-        """Render, and say where."""
-        from influence_ssl_jax.report.render import render  # matplotlib and scikit-learn: slow to import
-
-        page = render(self.folder, self.out, extent=self.extent)
-        out.print(f"Report: {page}", highlight=False, markup=False, soft_wrap=True)

@@ -12,10 +12,10 @@ import problems
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import tyro
 from rich.console import Console
 
 from influence_ssl_jax.augment.noise import GaussianNoise
+from influence_ssl_jax.cli.options import parse
 from influence_ssl_jax.configuration import describe
 from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.data.source import Skipped
@@ -27,7 +27,7 @@ from influence_ssl_jax.losses import CosineDistance
 from influence_ssl_jax.run_log import json_lines
 from influence_ssl_jax.runs import audit
 from influence_ssl_jax.runs.score import Prepared
-from influence_ssl_jax.runs.settings import AuditCommand, Score
+from influence_ssl_jax.runs.settings import AuditRun, ScoreRun
 from influence_ssl_jax.scoring import Scoring, self_influence
 from influence_ssl_jax.store import ScoreStore
 from influence_ssl_jax.store.manifest import Manifest
@@ -71,7 +71,7 @@ def folder(tmp_path, monkeypatch):
     table = table.set_column(2, "score", pa.array(0.5 * noise * table["score"].to_numpy()))
     state = jax.jit(Exact().fit)(the_problem(), jax.random.key(0))
     facts = {
-        "configuration": describe(Score(tmp_path, tmp_path, scoring=Scoring(draws=1))),
+        "configuration": describe(ScoreRun(tmp_path, tmp_path, scoring=Scoring(draws=1))),
         "damping": {"resolved": 0.1 * float(jnp.mean(state.eigenvalues))},
     }
     with ScoreStore.open(tmp_path, {"data": source().fingerprint()}, SIZE) as store:
@@ -82,13 +82,13 @@ def folder(tmp_path, monkeypatch):
 
 
 def command(folder, examples=SIZE, **changes):
-    return AuditCommand(folder, Audit(examples, 0.02, 60, 8, **changes), "float64")
+    return AuditRun(folder, Audit(examples, 0.02, 60, 8, **changes), "float64")
 
 
 def run(settings):
     said = Console(width=300)
     with said.capture() as text:
-        settings.run(said)
+        audit.audit(settings, said)
     return text.get()
 
 
@@ -206,5 +206,5 @@ def test_noise_is_that_of_float32_whatever_the_precision():
 
 def test_what_is_typed_is_what_is_run():
     typed = ["runs/x", "--examples", "50", "--width", "0.02", "--calibration.level", "0.95", "--precision", "float64"]
-    found = tyro.cli(AuditCommand, args=typed)
-    assert found == AuditCommand(Path("runs/x"), Audit(50, 0.02), "float64", Calibration(level=0.95))
+    found = parse(AuditRun, typed, "influence-ssl audit", "")
+    assert found == AuditRun(Path("runs/x"), Audit(50, 0.02), "float64", Calibration(level=0.95))

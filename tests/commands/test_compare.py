@@ -16,7 +16,7 @@ from influence_ssl_jax.losses import CosineDistance, SimCLR
 from influence_ssl_jax.run_log import json_lines
 from influence_ssl_jax.runs import compare
 from influence_ssl_jax.runs.score import Prepared
-from influence_ssl_jax.runs.settings import CompareCommand
+from influence_ssl_jax.runs.settings import CompareRun
 from influence_ssl_jax.scoring.scores import Scoring
 from influence_ssl_jax.train import tiny
 from influence_ssl_jax.train.export import Trained
@@ -40,7 +40,7 @@ def command(tmp_path, monkeypatch):
 
     def made(knobs=NONE, dampings=(0.1, 1.0)):
         scoring, audit = Scoring(draws=1, batch_size=10), Audit(examples=20)
-        return CompareCommand(
+        return CompareRun(
             tmp_path, tmp_path / "out", SOURCE, knobs=knobs, dampings=dampings, scoring=scoring, audit=audit
         )
 
@@ -50,7 +50,7 @@ def command(tmp_path, monkeypatch):
 def run(settings):
     said = Console(width=300)
     with said.capture() as text:
-        settings.run(said)
+        compare.compare(settings, said)
     return text.get()
 
 

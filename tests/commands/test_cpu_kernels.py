@@ -21,7 +21,7 @@ def test_the_flag_is_added_to_those_that_are_there(monkeypatch, flags):
     monkeypatch.setenv("XLA_FLAGS", flags)
     monkeypatch.setattr(environment, "UNDERSTOOD_BY", (importlib.metadata.version("jaxlib"),))
     assert environment.keep_convolutions_whole()
-    assert environment.os.environ["XLA_FLAGS"].split() == [*flags.split(), f"{cpu_kernels.FLAG}="]
+    assert environment.os.environ["XLA_FLAGS"].split() == [*flags.split(), f"{environment.FLAG}="]
     assert not environment.keep_convolutions_whole()
 
 

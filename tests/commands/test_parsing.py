@@ -3,26 +3,26 @@
 from pathlib import Path
 
 import pytest
-import tyro
 
 from influence_ssl_jax import data, ihvp, losses
 from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.augment.recipes import PERTURBATIONS
+from influence_ssl_jax.cli.options import parse
 from influence_ssl_jax.configuration import describe, restore
 from influence_ssl_jax.ihvp import BACKENDS, Damping
-from influence_ssl_jax.runs.settings import Augmentation, PretrainCommand, Score, views
+from influence_ssl_jax.runs.settings import Augmentation, PretrainRun, ScoreRun, views
 from influence_ssl_jax.train.settings import RECIPES
 
 REQUIRED = ["--encoder", "e", "--out", "o"]
 
 
 def parsed(command, *arguments):
-    return tyro.cli(command, args=arguments, config=(tyro.conf.CascadeSubcommandArgs,))
+    return parse(command, arguments, "influence-ssl", "")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_backend_of_the_list_can_be_asked_for(backend):
-    found = parsed(Score, *REQUIRED, f"backend:{backend.__name__.lower()}")
+    found = parsed(ScoreRun, *REQUIRED, f"backend:{backend.__name__.lower()}")
     assert found.backend == backend()
 
 
@@ -30,34 +30,34 @@ def test_every_backend_of_the_list_can_be_asked_for(backend):
 def test_every_measurement_of_the_list_can_be_asked_for(measurement):
     name = {"CosineDistance": "cosine-distance", "SquaredEuclid": "squared-euclid"}[measurement.__name__]
     assert parsed(
-        Score, *REQUIRED, f"measurement:{name}", "--measurement.gradient", "clean"
+        ScoreRun, *REQUIRED, f"measurement:{name}", "--measurement.gradient", "clean"
     ).measurement == measurement("clean")
 
 
 @pytest.mark.parametrize("name", [source.__name__.lower() for source in data.SOURCES])
 def test_every_source_of_the_list_can_be_asked_for(name):
     needed = ["--source.path", "p"] if name == "folder" else []
-    assert type(parsed(Score, *REQUIRED, f"source:{name}", *needed).source).__name__.lower() == name
+    assert type(parsed(ScoreRun, *REQUIRED, f"source:{name}", *needed).source).__name__.lower() == name
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_can_be_asked_for_and_changed(name):
     typed = ["--out", "o", f"training:{name.replace('_', '-')}"]
-    assert parsed(PretrainCommand, *typed).training == RECIPES[name]
-    changed = parsed(PretrainCommand, *typed, "--training.architecture.width", "16", "--training.seed", "42").training
+    assert parsed(PretrainRun, *typed).training == RECIPES[name]
+    changed = parsed(PretrainRun, *typed, "--training.architecture.width", "16", "--training.seed", "42").training
     assert (changed.architecture.width, changed.seed, changed.loss) == (16, 42, RECIPES[name].loss)
 
 
 def test_options_stand_in_any_order():
-    first = parsed(Score, *REQUIRED, "--draws", "8", "source:tfds", "--source.name", "mnist", "backend:cg")
-    second = parsed(Score, "backend:cg", "source:tfds", "--source.name", "mnist", "--draws", "8", *REQUIRED)
+    first = parsed(ScoreRun, *REQUIRED, "--draws", "8", "source:tfds", "--source.name", "mnist", "backend:cg")
+    second = parsed(ScoreRun, "backend:cg", "source:tfds", "--source.name", "mnist", "--draws", "8", *REQUIRED)
     assert first == second
     assert first.source == data.Tfds("mnist")
     assert first.backend == ihvp.CG()
 
 
 def test_the_documented_examples_parse():
-    for command in (Score, PretrainCommand):
+    for command in (ScoreRun, PretrainRun):
         shown = [line.strip() for line in command.__doc__.splitlines() if line.strip().startswith("influence-ssl ")]
         assert shown
         for line in shown:
@@ -65,14 +65,14 @@ def test_the_documented_examples_parse():
 
 
 def test_defaults_are_the_studys():
-    found = parsed(Score, *REQUIRED)
+    found = parsed(ScoreRun, *REQUIRED)
     assert found.perturbation == GaussianNoise(0.2)
     assert found.scoring.damping == Damping(0.1)
     assert found.curvature.kind == "ggn"
 
 
 def test_a_perturbation_may_be_named():
-    found = parsed(Score, *REQUIRED, "perturbation:augmentation", "--perturbation.name", "flip_blur").perturbation
+    found = parsed(ScoreRun, *REQUIRED, "perturbation:augmentation", "--perturbation.name", "flip_blur").perturbation
     assert views(found) == PERTURBATIONS["flip_blur"]
     assert views(GaussianNoise(0.3)) == GaussianNoise(0.3)
     with pytest.raises(ValueError, match="There is no perturbation 'rain'; there are noise, crop"):
@@ -81,7 +81,7 @@ def test_a_perturbation_may_be_named():
 
 def test_what_was_typed_survives_the_record():
     found = parsed(
-        Score, *REQUIRED, "source:folder", "--source.path", "faces", "backend:cg", "--backend.iterations", "9"
+        ScoreRun, *REQUIRED, "source:folder", "--source.path", "faces", "backend:cg", "--backend.iterations", "9"
     )
     description = describe(found)
     assert restore(description["source"], data.SOURCES) == found.source

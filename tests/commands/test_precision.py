@@ -11,7 +11,8 @@ from scipy.stats import spearmanr
 from influence_ssl_jax.data import Digits
 from influence_ssl_jax.ihvp import LoGra
 from influence_ssl_jax.losses import SimCLR
-from influence_ssl_jax.runs.settings import CurvatureSet, Score
+from influence_ssl_jax.runs.score import score
+from influence_ssl_jax.runs.settings import CurvatureSet, ScoreRun
 from influence_ssl_jax.scoring.scores import Scoring
 from influence_ssl_jax.train import export
 from tests.train.small import Small, saved, small
@@ -22,7 +23,7 @@ SOURCE = Digits(size=8, digits=240)
 def test_bfloat16_scores_of_real_images_rank_as_float32_ones(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "Pretrain", Small)
     encoder = saved(tmp_path / "encoder", small(SimCLR(0.5)))
-    single = Score(
+    single = ScoreRun(
         encoder,
         tmp_path / "float32",
         SOURCE,
@@ -33,8 +34,8 @@ def test_bfloat16_scores_of_real_images_rank_as_float32_ones(tmp_path, monkeypat
     half = dataclasses.replace(single, out=tmp_path / "bfloat16", precision="bfloat16")
     told = Console(width=200)
     with told.capture() as said:
-        half.run(told)
-    single.run(Console(quiet=True))
+        score(half, told)
+    score(single, Console(quiet=True))
     scores = [pq.read_table(each.out / "scores.parquet")["score"].to_numpy() for each in (half, single)]
     found = json.loads((half.out / "run.json").read_text())["bfloat16"]
     assert found["images"] == len(SOURCE.open()) == len(scores[0])

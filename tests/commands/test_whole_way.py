@@ -13,7 +13,9 @@ from influence_ssl_jax.cli import main
 from influence_ssl_jax.errors import StoreError
 from influence_ssl_jax.ihvp import Identity
 from influence_ssl_jax.losses import SimCLR
-from influence_ssl_jax.runs.settings import CurvatureSet, Parts, PretrainCommand, Score
+from influence_ssl_jax.runs.pretrain import pretrain
+from influence_ssl_jax.runs.score import score
+from influence_ssl_jax.runs.settings import CurvatureSet, Parts, PretrainRun, ScoreRun
 from influence_ssl_jax.scoring.scores import Scoring
 from influence_ssl_jax.store import COLUMNS, ScoreStore
 from influence_ssl_jax.train import Probe, tiny
@@ -26,14 +28,16 @@ SIZE = 26
 def encoder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("encoder")
     training = dataclasses.replace(tiny(SimCLR()), epochs=1, batch_size=13)
-    PretrainCommand(folder, SOURCE, training, data.ToInput(8, 8), Probe(linear=0)).run(Console(quiet=True))
+    pretrain(PretrainRun(folder, SOURCE, training, data.ToInput(8, 8), Probe(linear=0)), Console(quiet=True))
     return folder
 
 
 def command(encoder, out, **changes):
     """A scoring run of two batches of draws, cheap to compile."""
     chosen = CurvatureSet(examples=13, batch_size=13)
-    score = Score(encoder, out, SOURCE, curvature=chosen, backend=Identity(), scoring=Scoring(draws=2, batch_size=13))
+    score = ScoreRun(
+        encoder, out, SOURCE, curvature=chosen, backend=Identity(), scoring=Scoring(draws=2, batch_size=13)
+    )
     return dataclasses.replace(score, **changes)
 
 
@@ -42,7 +46,7 @@ def test_the_whole_way(encoder, tmp_path, monkeypatch):
     told = Console(width=200)
     fresh = command(encoder, tmp_path / "fresh")
     with told.capture() as said:
-        fresh.run(told)
+        score(fresh, told)
     assert f"Scores: {tmp_path / 'fresh' / 'scores.parquet'}" in said.get()
     table = pq.read_table(tmp_path / "fresh" / "scores.parquet")
     assert table.column_names == [*COLUMNS, "label", "planted", "original"]
@@ -65,10 +69,10 @@ def test_the_whole_way(encoder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(ScoreStore, "append", append_once)
     with pytest.raises(KeyboardInterrupt):
-        command(encoder, tmp_path / "resumed", parts=Parts(1)).run(told)
+        score(command(encoder, tmp_path / "resumed", parts=Parts(1)), told)
     monkeypatch.setattr(ScoreStore, "append", appended)
     with told.capture() as said:
-        command(encoder, tmp_path / "resumed", parts=Parts(1)).run(told)
+        score(command(encoder, tmp_path / "resumed", parts=Parts(1)), told)
     assert f"Going on: 13 of {SIZE} images are done." in said.get()
     both = [(tmp_path / name / "scores.parquet").read_bytes() for name in ("fresh", "resumed")]
     assert both[0] == both[1]
@@ -78,10 +82,10 @@ def test_the_whole_way(encoder, tmp_path, monkeypatch):
 
     # finished: nothing to do; other settings: refused
     with told.capture() as said:
-        fresh.run(told)
+        score(fresh, told)
     assert "Nothing to do" in said.get()
     with pytest.raises(StoreError, match=r"configuration.scoring.draws: 2 → 3"):
-        command(encoder, tmp_path / "fresh", scoring=Scoring(draws=3, batch_size=13)).run(told)
+        score(command(encoder, tmp_path / "fresh", scoring=Scoring(draws=3, batch_size=13)), told)
 
     assert main.run(["report", str(tmp_path / "fresh"), "--images", "4", "--resamples", "5"]) == 0
     page = (tmp_path / "fresh" / "report.html").read_text()

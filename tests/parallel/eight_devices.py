@@ -20,7 +20,8 @@ from influence_ssl_jax.losses import SimCLR
 from influence_ssl_jax.losses.loss import Embeddings
 from influence_ssl_jax.parallel import all_devices, batches_of, local_devices, spread
 from influence_ssl_jax.run_log import json_lines
-from influence_ssl_jax.runs.settings import CurvatureSet, Parts, Score
+from influence_ssl_jax.runs.score import score
+from influence_ssl_jax.runs.settings import CurvatureSet, Parts, ScoreRun
 from influence_ssl_jax.scoring.scores import Scorer, Scoring
 from influence_ssl_jax.store import ScoreStore
 from influence_ssl_jax.train import export
@@ -50,7 +51,7 @@ def continued(folder: Path) -> dict:
     export.Pretrain = Small
     with first_device():
         encoder = saved(folder / "encoder", small(SimCLR(0.5)))
-    whole = Score(
+    whole = ScoreRun(
         encoder,
         folder / "whole",
         Synthetic(count=203, size=8),
@@ -60,14 +61,14 @@ def continued(folder: Path) -> dict:
         parts=Parts(40),
     )
     with first_device():
-        whole.run(Console(quiet=True))
+        score(whole, Console(quiet=True))
     found = {"whole": told(whole.out)}
     for name, begin, go_on in (("grown", first_device, nullcontext), ("shrunk", nullcontext, first_device)):
         run = dataclasses.replace(whole, out=folder / name)
         with begin(), mock.patch.object(ScoreStore, "append", append_once), suppress(KeyboardInterrupt):
-            run.run(Console(quiet=True))
+            score(run, Console(quiet=True))
         with go_on():
-            run.run(Console(quiet=True))
+            score(run, Console(quiet=True))
         found[name] = told(run.out)
     return found
 

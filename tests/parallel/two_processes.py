@@ -10,7 +10,9 @@ from influence_ssl_jax.data import Synthetic
 from influence_ssl_jax.ihvp import LoGra
 from influence_ssl_jax.losses import SimCLR
 from influence_ssl_jax.parallel import Distributed
-from influence_ssl_jax.runs.settings import CurvatureSet, Parts, PretrainCommand, Score
+from influence_ssl_jax.runs.pretrain import pretrain
+from influence_ssl_jax.runs.score import score
+from influence_ssl_jax.runs.settings import CurvatureSet, Parts, PretrainRun, ScoreRun
 from influence_ssl_jax.scoring.scores import Scoring
 from influence_ssl_jax.train import Probe, export
 from tests.train.small import INPUT, Small, small
@@ -26,8 +28,8 @@ def main(folder: Path, encoder: Path, coordinator: str, processes: int, process:
     training = small(SimCLR(0.5), epochs=1, batch_size=46)
     quiet = Console(quiet=True)
     probe = Probe(bank=8, queries=8, neighbours=1, linear=0)
-    PretrainCommand(folder / "encoder", SOURCE, training, INPUT, probe, who).run(quiet)
-    scored = Score(
+    pretrain(PretrainRun(folder / "encoder", SOURCE, training, INPUT, probe, who), quiet)
+    scored = ScoreRun(
         encoder,
         folder / "scores",
         SOURCE,
@@ -37,8 +39,8 @@ def main(folder: Path, encoder: Path, coordinator: str, processes: int, process:
         parts=Parts(32),
         distributed=who,
     )
-    scored.run(quiet)
-    scored.run(quiet)  # nothing is left to do, and every process knows
+    score(scored, quiet)
+    score(scored, quiet)  # nothing is left to do, and every process knows
 
 
 if __name__ == "__main__":

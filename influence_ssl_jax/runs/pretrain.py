@@ -1,0 +1,39 @@
+"""Pretrain an encoder into a folder."""
+
+import jax
+from rich.console import Console
+
+from influence_ssl_jax import provenance
+from influence_ssl_jax.configuration import describe
+from influence_ssl_jax.data import cached
+from influence_ssl_jax.parallel import first_only, is_first, start
+from influence_ssl_jax.runs.settings import PretrainRun
+from influence_ssl_jax.train import save
+from influence_ssl_jax.train.loop import pretrain as train
+
+CACHED = 2**30
+"""Bytes of pixels up to which a process that is alone keeps the whole data set in memory."""
+
+
+def pretrain(settings: PretrainRun, out: Console) -> None:
+    """Train, or resume training, then write the encoder.
+
+    Raises:
+        DataError: The source cannot be read.
+        DivergenceError: The loss is not finite.
+        TrainingError: The folder holds another run.
+    """
+    start(settings.distributed)
+    out = out if is_first() else Console(quiet=True)
+    source = settings.source.open()
+    for note in source.notes():
+        out.print(f"note: {note}", highlight=False, markup=False)
+    size = len(source) * settings.input.height * settings.input.width * settings.input.channels
+    alone = jax.process_count() == 1  # of several processes none holds the whole set
+    images = cached(source, settings.input) if size < CACHED and alone else source
+    trained = train(settings.training, images, settings.input, settings.out, probe=settings.probe, console=out)
+    made = {"input": describe(settings.input), "source": describe(settings.source), "data": source.fingerprint()}
+    where = {"versions": provenance.versions(), "device": provenance.device()}
+    files = first_only(lambda: save(settings.out / "encoder", trained, **made, **where))
+    if files is not None:
+        out.print(f"Encoder: {files.arrays}", highlight=False, markup=False, soft_wrap=True)
