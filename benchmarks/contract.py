@@ -28,10 +28,7 @@ import numpy as np
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_disable_most_optimizations", True)  # compiles three times as fast, computes the same
-sys.path[:0] = [str(Path(__file__).parents[1] / "tests")]
-
-import problems
-from curvature.dense import dense
+sys.path[:0] = [str(Path(__file__).parents[1])]
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.contributions import measured
@@ -55,6 +52,8 @@ from influence_ssl_jax.ihvp import (
 from influence_ssl_jax.losses import CosineDistance, SimCLR, SquaredEuclid
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.provenance import versions
+from tests import problems
+from tests.curvature.dense import dense
 
 OUT = Path(__file__).parent / "results" / "contract.json"
 EXACT_REGIME = (Exact, CG, Arnoldi, Deflated, Nystrom)

@@ -1,16 +1,35 @@
 """Strict by default: float64, no silent rank promotion, shapes checked at run time, drawn inputs that repeat."""
 
+import json
 import os
+import tempfile
+from pathlib import Path
 
+# Tests compile longer than they compute. The variables are for the processes that tests start; a plugin may have
+# imported JAX here already, so this process is told again below.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
+import pytest
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
+# Kernels written straight to LLVM in place of by way of MLIR, all in one module: the same formulas, compiled in a third
+# of the time. Later releases have no such choice, and abort on a flag that they do not know.
+if jax.__version_info__ < (0, 11):
+    quick = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}".strip()
+
 jax.config.update("jax_enable_x64", True)
-jax.config.update("jax_disable_most_optimizations", True)  # tests compile far longer than they compute
+jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# A program that this process compiles twice is compiled once. The folder is its own and empty at first: entries are not
+# written atomically, so two processes must not share one, and no run reads what an earlier run compiled.
+compiled = tempfile.TemporaryDirectory(prefix="compiled-for-tests-")
+jax.config.update("jax_compilation_cache_dir", compiled.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 install_import_hook("influence_ssl_jax", "beartype.beartype")
 
@@ -18,3 +37,50 @@ settings.register_profile(
     "house", max_examples=25, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("house")
+
+SECONDS = Path(__file__).parent / "seconds.json"
+"""Measured seconds of every test file; `pytest --write-seconds` writes it anew."""
+
+
+def pytest_addoption(parser):
+    parser.addoption("--write-seconds", action="store_true", help="write the seconds of every file to seconds.json")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Order the files by their measured seconds, longest first, and keep a file on one worker.
+
+    Files that share fitted states name a common group by `pytest.mark.xdist_group`. `make test` distributes groups in
+    this order, so that a run ends with short files. A file that was not measured counts as a long one.
+    """
+    seconds = json.loads(SECONDS.read_text())
+    groups, weights = {}, {}
+    for item in items:
+        file = item.nodeid.split("::")[0]
+        shared = item.get_closest_marker("xdist_group")
+        if shared is None:
+            item.add_marker(pytest.mark.xdist_group(file))
+        groups[item] = (shared.args[0] if shared else file), file
+    for group, file in set(groups.values()):
+        weights[group] = weights.get(group, 0.0) + seconds.get(file, 60.0)
+    items.sort(key=lambda item: (-weights[groups[item][0]], groups[item]))
+
+
+def pytest_configure(config):
+    if config.getoption("--write-seconds") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Stopwatch())
+
+
+class Stopwatch:
+    """Adds up the seconds of each file and writes them when the session ends."""
+
+    def __init__(self):
+        self.seconds = {}
+
+    def pytest_runtest_logreport(self, report):
+        file = report.nodeid.split("::")[0]
+        self.seconds[file] = self.seconds.get(file, 0.0) + report.duration
+
+    def pytest_sessionfinish(self):
+        ordered = sorted(self.seconds.items(), key=lambda pair: -pair[1])
+        SECONDS.write_text(json.dumps({file: round(value, 1) for file, value in ordered}, indent=1) + "\n")

@@ -1,7 +1,6 @@
 """The command line as a person meets it: help, mistakes, exit statuses."""
 
 import logging
-import os
 import subprocess
 import sys
 import tomllib
@@ -10,10 +9,10 @@ from pathlib import Path
 import pytest
 import tyro
 from rich.console import Console
-from scored import write_run
 
 from influence_ssl_jax.cli import main
 from influence_ssl_jax.errors import InfluenceError
+from tests.scored import write_run
 
 
 class Said:
@@ -124,7 +123,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
 
 def test_help_starts_nothing_heavy():
     script = "import sys; from influence_ssl_jax.cli import main; main.run(['--help']); print(sorted(sys.modules))"
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=os.environ)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     loaded = set(run.stdout.splitlines()[-1].strip("[]").replace("'", "").split(", "))
     assert not {"jax", "flax", "matplotlib", "sklearn", "pyarrow", "tensorflow_datasets"} & loaded
 

@@ -16,6 +16,8 @@ from influence_ssl_jax.cli import main
 from influence_ssl_jax.errors import InfluenceError
 
 Action = Callable[[], int | None]
+LONGEST = 600
+"""Seconds after which a process that hangs is ended by its own alarm."""
 
 
 def started(action: Action, said: Path) -> int:
@@ -24,6 +26,7 @@ def started(action: Action, said: Path) -> int:
     if process:
         return process
     status = 1
+    signal.alarm(LONGEST)
     with contextlib.suppress(BaseException), said.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -10,7 +10,9 @@ from benchmarks.faults.rig import Rig, lost_or_repeated, table
 def refusals(rig: Rig, fresh: str) -> int:
     """Two runs at once, other settings, images taken away, images renamed: refused with the reason, scores untouched."""
     first = started(command(rig.score("twice")), rig.root / "first.txt")
+    deadline = time.monotonic() + 120
     while not (rig.root / "twice" / "identity.json").exists():
+        assert time.monotonic() < deadline, (rig.root / "first.txt").read_text()
         time.sleep(0.01)
     status, said = rig.run(command(rig.score("twice")))
     survived = status == 2 and "being written by another run" in said and ended(first) == 0

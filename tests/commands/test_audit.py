@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import problems
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -31,6 +30,7 @@ from influence_ssl_jax.runs.settings import AuditRun, ScoreRun
 from influence_ssl_jax.scoring import Scoring, self_influence
 from influence_ssl_jax.store import ScoreStore
 from influence_ssl_jax.store.manifest import Manifest
+from tests import problems
 
 SIZE, BROKEN = 40, 7
 TRANSFORM = ToInput(problems.SIZE, problems.SIZE, 3)

@@ -3,7 +3,6 @@
 import functools
 import json
 
-import problems
 import pytest
 from rich.console import Console
 
@@ -20,6 +19,7 @@ from influence_ssl_jax.runs.settings import CompareRun
 from influence_ssl_jax.scoring.scores import Scoring
 from influence_ssl_jax.train import tiny
 from influence_ssl_jax.train.export import Trained
+from tests import problems
 
 SOURCE = Digits(size=6, digits=40, exact_duplicates=0.1, near_duplicates=0.0, blanks=0.0, noise=0.1)
 NONE = Knobs((), (), (), (), samples=2, probes=2)

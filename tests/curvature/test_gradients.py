@@ -4,7 +4,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import problems
 import pytest
 
 from influence_ssl_jax import trees
@@ -13,6 +12,7 @@ from influence_ssl_jax.curvature.contributions import contributed, measured, sam
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.errors import StructureError
 from influence_ssl_jax.losses import CosineDistance, SimCLR
+from tests import problems
 
 DRAWS = 3
 

@@ -5,13 +5,13 @@ import functools
 
 import jax
 import numpy as np
-import problems
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.augment.transform import Views
 from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.ihvp import Exact
 from influence_ssl_jax.losses import CosineDistance, SquaredEuclid
+from tests import problems
 
 
 @functools.cache

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import problems
 from jaxtyping import Array
 
 from influence_ssl_jax import trees
@@ -26,6 +25,7 @@ from influence_ssl_jax.ihvp import (
     Nystrom,
 )
 from influence_ssl_jax.losses import CosineDistance, SimCLR, SquaredEuclid
+from tests import problems
 
 SMALL = {
     Exact: Exact(),

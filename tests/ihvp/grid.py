@@ -7,7 +7,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import problems
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.augment.transform import Views
@@ -16,6 +15,7 @@ from influence_ssl_jax.losses import Loss
 from influence_ssl_jax.nets.network import Network
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.types import Batch
+from tests import problems
 
 
 @dataclasses.dataclass(frozen=True)

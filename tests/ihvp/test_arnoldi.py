@@ -10,6 +10,8 @@ from influence_ssl_jax.ihvp import Arnoldi, Damping
 from influence_ssl_jax.ihvp.arnoldi import galerkin_interval
 from tests.ihvp.dense import dense, single
 
+pytestmark = pytest.mark.xdist_group("small problems")  # fitted once, in `fitted.py` and `dense.py`
+
 
 @pytest.mark.parametrize("module", ["conv", "linear"])
 def test_exact_at_full_rank(module):

@@ -13,6 +13,8 @@ from influence_ssl_jax.ihvp import BACKENDS, CG, Arnoldi, Exact, Identity, LiSSA
 from tests.ihvp.dense import dense, single
 from tests.ihvp.fitted import fitted, gradient_rows
 
+pytestmark = pytest.mark.xdist_group("small problems")  # fitted once, in `fitted.py` and `dense.py`
+
 certified = jax.jit(certificate)
 solved = jax.jit(solved_by, static_argnums=0)
 

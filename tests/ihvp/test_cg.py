@@ -13,6 +13,8 @@ from influence_ssl_jax.ihvp import CG, EKFAC, Arnoldi, LoGra
 from influence_ssl_jax.ihvp.cg import CGState
 from tests.ihvp.dense import dense
 
+pytestmark = pytest.mark.xdist_group("small problems")  # fitted once, in `fitted.py` and `dense.py`
+
 
 def truth(damping):
     _, matrix, _, rows = dense()

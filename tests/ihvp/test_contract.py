@@ -16,6 +16,8 @@ from influence_ssl_jax.ihvp import BACKENDS, EKFAC, KFAC, Damping, Diagonal, LiS
 from tests.ihvp.fitted import PROBLEMS, SMALL, asking, fitted, gradient_rows
 from tests.ihvp.grid import places
 
+pytestmark = pytest.mark.xdist_group("small problems")  # fitted once, in `fitted.py` and `dense.py`
+
 
 def test_the_list_is_covered():
     assert set(SMALL) == set(BACKENDS)

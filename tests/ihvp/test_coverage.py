@@ -4,7 +4,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import problems
 import pytest
 
 from influence_ssl_jax import trees
@@ -12,6 +11,7 @@ from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.errors import CurvatureError, StructureError
 from influence_ssl_jax.ihvp import BACKENDS, CG, Arnoldi, Diagonal, Exact, Identity, LiSSA, LoGra
 from influence_ssl_jax.losses import CosineDistance, SimCLR, SquaredEuclid
+from tests import problems
 from tests.ihvp.fitted import SMALL
 
 TAKE_HESSIANS = {Exact, CG, LiSSA, Arnoldi, Identity}
@@ -38,9 +38,9 @@ def fitted_shapes(backend, problem):
 @pytest.mark.parametrize("curvature", ["ggn", "fisher", "empirical_fisher", "hessian"])
 def test_every_loss_and_curvature_is_taken(kind, curvature):
     """Every loss with the default curvature; every curvature with a separable and with a batch-coupled loss."""
-    losses = problems.LOSSES if curvature == "ggn" else (CosineDistance(), SimCLR(0.5))
-    for loss in losses:
-        problem = problems.problem(loss, curvature, module=problems.Small())
+    layers = {CosineDistance(): problems.Small(), SimCLR(0.5): problems.Small()}  # of every kind
+    for loss in problems.LOSSES if curvature == "ggn" else layers:
+        problem = problems.problem(loss, curvature, module=layers.get(loss, problems.Linear()))
         if curvature == "hessian" and kind not in TAKE_HESSIANS:
             with pytest.raises(CurvatureError, match=kind.__name__):
                 fitted_shapes(SMALL[kind], problem)

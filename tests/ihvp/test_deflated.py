@@ -11,6 +11,8 @@ from influence_ssl_jax.ihvp import EKFAC, Arnoldi, Deflated, Exact
 from tests.ihvp.dense import dense
 from tests.ihvp.trained import scored, trained
 
+pytestmark = pytest.mark.xdist_group("small problems")  # fitted once, in `fitted.py` and `dense.py`
+
 
 def test_exact_at_full_rank():
     problem, matrix, gradients, rows = dense()

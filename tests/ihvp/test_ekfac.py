@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import problems
 import pytest
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.errors import CurvatureError
 from influence_ssl_jax.ihvp import EKFAC, KFAC, Damping, Diagonal
 from influence_ssl_jax.losses import CosineDistance
+from tests import problems
 from tests.ihvp.grid import Deep, example_gradients, given, grid, measured_by, places, with_spectrum
 
 KEY = jax.random.key(0)

@@ -5,11 +5,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import problems
 import pytest
 
 from influence_ssl_jax.ihvp import EKFAC, KFAC, Diagonal, Exact
 from influence_ssl_jax.losses import CosineDistance, SimCLR
+from tests import problems
 from tests.ihvp.grid import places
 
 KEY = jax.random.key(0)

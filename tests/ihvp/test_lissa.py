@@ -10,6 +10,8 @@ from influence_ssl_jax.errors import DivergenceError
 from influence_ssl_jax.ihvp import Damping, LiSSA
 from tests.ihvp.dense import dense
 
+pytestmark = pytest.mark.xdist_group("small problems")  # fitted once, in `fitted.py` and `dense.py`
+
 KEY = jax.random.key(0)
 
 

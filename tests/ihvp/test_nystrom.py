@@ -3,13 +3,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import problems
 import pytest
 
 from influence_ssl_jax.errors import CurvatureError
 from influence_ssl_jax.ihvp import Nystrom
 from influence_ssl_jax.losses import SquaredEuclid
+from tests import problems
 from tests.ihvp.dense import dense
+
+pytestmark = pytest.mark.xdist_group("small problems")  # fitted once, in `fitted.py` and `dense.py`
 
 
 def test_exact_once_rank_reaches_that_of_the_matrix():

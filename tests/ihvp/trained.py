@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import problems
 from sklearn.datasets import load_digits
 
 from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.losses import CosineDistance, SimCLR
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Batch
+from tests import problems
 
 
 class Encoder(nn.Module):

@@ -6,7 +6,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import problems
 import pytest
 
 from influence_ssl_jax import trees
@@ -19,6 +18,7 @@ from influence_ssl_jax.losses import CosineDistance
 from influence_ssl_jax.runs.audit import DrawnInSingle
 from influence_ssl_jax.scoring.scores import Scorer, Scoring
 from influence_ssl_jax.scoring.stream import stream
+from tests import problems
 
 TRANSFORM = ToInput(problems.SIZE, problems.SIZE, 3)
 SETTINGS = Audit(examples=6, steps=60, batch_size=3, width=0.05)

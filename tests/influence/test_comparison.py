@@ -4,7 +4,6 @@ import functools
 
 import jax
 import numpy as np
-import problems
 import pytest
 
 from influence_ssl_jax.data import Arrays, ToInput
@@ -16,6 +15,7 @@ from influence_ssl_jax.ihvp import CG, Damping, Deflated, Diagonal, Exact, Ident
 from influence_ssl_jax.losses import CosineDistance
 from influence_ssl_jax.scoring.scores import Scoring
 from influence_ssl_jax.scoring.stream import self_influence
+from tests import problems
 
 TRANSFORM = ToInput(problems.SIZE, problems.SIZE, 3)
 SCORING = Scoring(draws=2, seed=3)

@@ -4,7 +4,6 @@ import functools
 
 import jax
 import numpy as np
-import problems
 import pytest
 
 from influence_ssl_jax import trees
@@ -13,6 +12,7 @@ from influence_ssl_jax.curvature.flat import flat_products
 from influence_ssl_jax.errors import CurvatureError, InfluenceError
 from influence_ssl_jax.evaluation.exact import function_space, materialised, rank_of
 from influence_ssl_jax.losses import CosineDistance, SimCLR
+from tests import problems
 
 
 @functools.cache

@@ -2,7 +2,6 @@
 
 import jax
 import numpy as np
-import problems
 import pyarrow as pa
 import pytest
 
@@ -15,6 +14,7 @@ from influence_ssl_jax.losses import CosineDistance
 from influence_ssl_jax.scoring import memory
 from influence_ssl_jax.scoring.scores import Scoring
 from influence_ssl_jax.scoring.stream import self_influence
+from tests import problems
 
 TRANSFORM = ToInput(problems.SIZE, problems.SIZE, 3)
 

@@ -6,7 +6,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import problems
 import pytest
 
 from influence_ssl_jax import trees
@@ -19,6 +18,7 @@ from influence_ssl_jax.scoring.fitting import shapes
 from influence_ssl_jax.scoring.memory import Memory, memory_of
 from influence_ssl_jax.scoring.scores import Scorer, Scoring
 from influence_ssl_jax.scoring.stream import stream
+from tests import problems
 
 SIZE, CHANNELS, DRAWS = 12, 32, 2
 

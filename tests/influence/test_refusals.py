@@ -1,7 +1,6 @@
 """What gives no score is refused, or named, by the whole way from an image to a table."""
 
 import numpy as np
-import problems
 import pytest
 
 from influence_ssl_jax import trees
@@ -10,6 +9,7 @@ from influence_ssl_jax.errors import DataError, IndefiniteError, InfluenceError
 from influence_ssl_jax.ihvp import CG, Damping, Exact, LoGra
 from influence_ssl_jax.losses import CosineDistance
 from influence_ssl_jax.scoring import Scorer, Scoring, self_influence
+from tests import problems
 
 TRANSFORM = ToInput(problems.SIZE, problems.SIZE, 3)
 

@@ -1,11 +1,11 @@
 """Streamed scores against the dense formula, one example at a time; what must not change them does not."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import problems
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -19,6 +19,7 @@ from influence_ssl_jax.losses import CosineDistance
 from influence_ssl_jax.scoring.scores import Scorer, Scoring
 from influence_ssl_jax.scoring.stream import in_slots, self_influence, stream
 from influence_ssl_jax.types import Batch
+from tests import problems
 
 TRANSFORM = ToInput(problems.SIZE, problems.SIZE, 3)
 SETTINGS = Scoring(Damping(0.5), draws=2, batch_size=3, seed=5)
@@ -41,8 +42,14 @@ class Proportional(Views):
         return jnp.stack([image, image + (image - 0.4) * noise])
 
 
+@functools.cache
 def the_problem():
-    return problems.problem(CosineDistance(), module=problems.ConvNet(width=3, outputs=3), channels=3)
+    return problems.problem(CosineDistance(), module=problems.Small(), channels=3)
+
+
+@functools.cache
+def fitted():
+    return Scorer.fit(the_problem(), LoGra(rank=2), SETTINGS)
 
 
 def test_scores_are_the_dense_formula():
@@ -70,8 +77,7 @@ def test_scores_are_the_dense_formula():
 
 
 def test_batch_size_and_order_do_not_change_a_score():
-    problem, pixels = the_problem(), images()
-    scorer = Scorer.fit(problem, LoGra(rank=2), SETTINGS)
+    scorer, pixels = fitted(), images()
     whole = {row["index"]: row for part in stream(scorer, source(pixels), TRANSFORM) for row in part.table.to_pylist()}
     other = dataclasses.replace(scorer, settings=dataclasses.replace(SETTINGS, batch_size=4))
     order = np.array([6, 0, 3, 2, 5])
@@ -96,8 +102,7 @@ def test_an_example_has_the_same_row_whatever_else_is_asked_for(count, size, see
 
 
 def test_what_is_scored_after_an_interruption_has_the_bits_of_an_uninterrupted_run():
-    problem, pixels = the_problem(), images()
-    scorer = Scorer.fit(problem, LoGra(rank=2), SETTINGS)
+    scorer, pixels = fitted(), images()
     whole = pa.concat_tables([part.table for part in stream(scorer, source(pixels), TRANSFORM)])
     some = pa.concat_tables([part.table for part in stream(scorer, source(pixels), TRANSFORM, np.array([1, 2, 5]))])
     assert some.equals(whole.take([1, 2, 5]))

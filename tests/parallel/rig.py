@@ -6,7 +6,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import problems
 import pyarrow as pa
 
 from influence_ssl_jax import trees
@@ -17,6 +16,7 @@ from influence_ssl_jax.parallel import all_devices, local_devices, replicated
 from influence_ssl_jax.scoring.fitting import SplitProblem
 from influence_ssl_jax.scoring.scores import Scorer, Scoring
 from influence_ssl_jax.scoring.stream import stream
+from tests import problems
 
 TRANSFORM = ToInput(problems.SIZE, problems.SIZE, 3)
 SETTINGS = Scoring(Damping(0.5), draws=2, batch_size=5, seed=5)

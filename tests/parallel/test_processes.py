@@ -23,26 +23,36 @@ def begin(folder, encoder, processes, process, port):
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        "PYTHONPATH": str(ROOT),
     }
     arguments = [str(folder), str(encoder), f"localhost:{port}", str(processes), str(process)]
     command = [sys.executable, "-m", "tests.parallel.two_processes", *arguments]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def ended(process):
-    said = process.communicate()[1]
-    assert process.returncode == 0, said
+def ended(*processes):
+    """Wait until all have ended well; kill those that are left over."""
+    try:
+        for process in processes:
+            said = process.communicate(timeout=600)[1]
+            assert process.returncode == 0, said
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.fixture
+def port():
+    """A port that nobody else is given while it is held: the coordinator shares it, as gRPC's servers do."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind(("localhost", 0))
+        yield held.getsockname()[1]
 
 
 @pytest.mark.slow
-def test_two_processes_pretrain_and_score_as_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    together = [begin(tmp_path / "two", tmp_path / "two" / "encoder", 2, number, port) for number in range(2)]
-    for process in together:
-        ended(process)
+def test_two_processes_pretrain_and_score_as_one(tmp_path, port):
+    ended(*[begin(tmp_path / "two", tmp_path / "two" / "encoder", 2, number, port) for number in range(2)])
     ended(begin(tmp_path / "one", tmp_path / "two" / "encoder", 1, 0, 0))
 
     one, two = (pq.read_table(tmp_path / name / "scores" / "scores.parquet") for name in ("one", "two"))

@@ -1,7 +1,8 @@
 """Finished runs to report on."""
 
 import pytest
-from scored import write_bare, write_run
+
+from tests.scored import write_bare, write_run
 
 
 @pytest.fixture(scope="session")

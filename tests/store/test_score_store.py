@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import resource
 import shutil
 import signal
@@ -262,15 +263,16 @@ def test_a_crash_at_any_write_loses_nothing_that_was_finished(tmp_path, monkeypa
 
 def test_a_killed_process_leaves_the_folder_free_and_its_parts_whole(tmp_path):
     script = textwrap.dedent(f"""
-        import sys, time
-        sys.path.insert(0, {os.path.dirname(__file__)!r})
-        from test_score_store import *
+        import time
+        from tests.store.test_score_store import *
         store = ScoreStore.open({str(tmp_path / "out")!r}, IDENTITY, SIZE)
         store.append(part(BATCHES[0]))
         print("ready", flush=True)
         time.sleep(60)
     """)
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         with pytest.raises(StoreError, match=f"another run .process {process.pid}"):

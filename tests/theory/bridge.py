@@ -6,7 +6,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import problems
 
 from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.data import Arrays, ToInput
@@ -17,6 +16,7 @@ from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.scoring.scores import Scoring
 from influence_ssl_jax.scoring.stream import self_influence
 from influence_ssl_jax.types import Batch
+from tests import problems
 
 EXAMPLES, SIDE, OUTPUTS = 5, 2, 3
 DAMPING = 0.02

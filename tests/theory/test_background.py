@@ -2,9 +2,9 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from theory.cases import decades, generators
 
 from influence_ssl_jax.theory import background, empirical_fisher
+from tests.theory.cases import decades, generators
 
 
 @given(generators, st.sampled_from((1, 3, 6)), decades(-3, 3))

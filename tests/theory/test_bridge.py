@@ -5,14 +5,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import problems
 import pytest
 from jax.flatten_util import ravel_pytree
-from theory.bridge import CONJUGATE, DAMPING, EXAMPLES, SETTINGS, Tanh, only, problem, scores, views
 
 from influence_ssl_jax.ihvp import Damping, Exact
 from influence_ssl_jax.losses import CosineDistance, SquaredEuclid
 from influence_ssl_jax.theory import background, cosine_derivatives, gauss_newton, leverage, linear
+from tests import problems
+from tests.theory.bridge import CONJUGATE, DAMPING, EXAMPLES, SETTINGS, Tanh, only, problem, scores, views
 
 PATHS = ("both", "clean", "perturbed")
 SHALLOW = [(form(gradient=path), Exact()) for form in (SquaredEuclid, CosineDistance) for path in PATHS]

@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from theory.cases import decades, generators
 
 from influence_ssl_jax.theory import cosine, cosine_derivatives, gauss_newton
+from tests.theory.cases import decades, generators
 
 DIMENSIONS = st.sampled_from((1, 2, 6))
 

@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from theory.cases import decades, generators
 
 from influence_ssl_jax.theory import gaussian
+from tests.theory.cases import decades, generators
 
 SHAPES = st.sampled_from(((1, 1), (2, 3), (4, 6)))
 

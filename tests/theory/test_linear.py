@@ -2,9 +2,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
-from theory.cases import alignment, cases, decades, generators, quadratic
 
 from influence_ssl_jax.theory import linear, properties
+from tests.theory.cases import alignment, cases, decades, generators, quadratic
 
 
 @given(cases())

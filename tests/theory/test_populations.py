@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from theory.cases import alignment, generators, populations, quadratic
 
 from influence_ssl_jax.theory import deviation, groups, leave_out, leverage
+from tests.theory.cases import alignment, generators, populations, quadratic
 
 
 def arrays(population):

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from theory.bridge import CONJUGATE, DAMPING, EXAMPLES, OUTPUTS, SIDE, moved_to, problem, scores, views
 
 from influence_ssl_jax.ihvp import Exact
 from influence_ssl_jax.losses import SquaredEuclid
 from influence_ssl_jax.theory import leave_out, leverage
+from tests.theory.bridge import CONJUGATE, DAMPING, EXAMPLES, OUTPUTS, SIDE, moved_to, problem, scores, views
 
 ANCHOR = np.random.default_rng(2).normal(size=(SIDE**2, OUTPUTS))
 

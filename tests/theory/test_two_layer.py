@@ -2,9 +2,9 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from theory.cases import decades, generators, quadratic
 
 from influence_ssl_jax.theory import gauss_newton, homogeneous, two_layer
+from tests.theory.cases import decades, generators, quadratic
 
 SIZES = st.sampled_from(((1, 1, 1), (2, 3, 4), (3, 1, 6)))
 

@@ -127,8 +127,10 @@ def test_a_killed_process_goes_on_where_it_was(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "killed")], env=environment)
     journal = Journal(tmp_path / "killed" / "metrics.jsonl")
     try:
+        deadline = time.monotonic() + 120
         while len(journal.rows()) < 3:
             assert process.poll() is None
+            assert time.monotonic() < deadline
             time.sleep(0.02)
     finally:
         process.send_signal(signal.SIGKILL)
