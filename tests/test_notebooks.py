@@ -9,6 +9,13 @@ from nbclient import NotebookClient
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
+def test_there_are_notebooks_and_each_has_code():
+    assert {path.name for path in NOTEBOOKS} >= {"compare_ihvp.ipynb", "theory.ipynb"}
+    for path in NOTEBOOKS:
+        cells = nbformat.read(path, as_version=4).cells
+        assert any(cell.cell_type == "code" and cell.source.strip() for cell in cells), path.name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

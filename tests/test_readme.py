@@ -1,5 +1,6 @@
 """The README's Python runs as it stands, and the commands that it shows exist."""
 
+import math
 import re
 import subprocess
 import sys
@@ -23,7 +24,28 @@ def test_snippet_runs(snippet, tmp_path):
     command = [sys.executable, "-c", snippet]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "score" in done.stdout
+    assert_scores_are_shown(done.stdout)
+
+
+def assert_scores_are_shown(said):
+    """A table of three numbers a column: scores that are finite, positive and fall, and what stands beside them."""
+    rows = dict(re.findall(r"^(\w+): \[\[(.*)\]\]$", said, re.MULTILINE))
+    columns = {name: [float(value) for value in row.split(",")] for name, row in rows.items() if name != "id"}
+    assert set(columns) == {"score", "score_se", "alignment_loss"}
+    for values in columns.values():
+        assert len(values) == 3
+        assert all(math.isfinite(value) and value > 0 for value in values)
+    assert columns["score"] == sorted(columns["score"], reverse=True)
+    assert len(set(rows["id"].split(","))) == 3
+
+
+@pytest.mark.parametrize("wrong", ["nan", "0.5", "-1"])
+def test_a_table_without_scores_is_noticed(wrong):
+    """Scores that are not numbers, do not fall, or are negative."""
+    good = 'id: [["7","2","9"]]\nscore: [[0.4,0.3,0.2]]\nscore_se: [[0.1,0.1,0.1]]\nalignment_loss: [[0.2,0.2,0.1]]\n'
+    assert_scores_are_shown(good)
+    with pytest.raises(AssertionError):
+        assert_scores_are_shown(good.replace("0.3", wrong))
 
 
 def test_commands_exist():

@@ -103,7 +103,9 @@ def distribution(run: ScoredRun, tail: int) -> Markup:
     values = run.score[run.ranked()]
     wide = is_wide(values)
     edges = np.histogram_bin_edges(np.log10(values) if wide else values, bins=min(60, max(8, len(values) // 12)))
-    edges = 10**edges if wide else edges
+    if wide:
+        edges = 10**edges
+        edges[[0, -1]] = values[-1], values[0]  # as rounded powers they would leave the extremes out
     with themed(5.4, 3.1) as figure:
         axes = figure.subplots()
         for part, colour in ((values, MUTED), (values[:tail], HIGH), (values[-tail:], LOW)):

@@ -1,0 +1,93 @@
+"""What a command says and records beside its numbers: notes, seeds, versions, and that a folder is taken."""
+
+import functools
+import importlib.metadata
+import json
+import platform
+
+import pytest
+from rich.console import Console
+
+from influence_ssl_jax import checkpoint
+from influence_ssl_jax.data import Digits, ToInput
+from influence_ssl_jax.data.arrays import InMemory
+from influence_ssl_jax.errors import StoreError
+from influence_ssl_jax.ihvp import Identity
+from influence_ssl_jax.losses import CosineDistance, SimCLR
+from influence_ssl_jax.provenance import RECORDED
+from influence_ssl_jax.runs import compare, objectives, pretrain, score
+from influence_ssl_jax.runs.score import Prepared
+from influence_ssl_jax.runs.settings import CompareRun, PretrainRun, ScoreRun
+from influence_ssl_jax.scoring.scores import Scoring
+from influence_ssl_jax.store.files import lock
+from influence_ssl_jax.train import tiny
+from influence_ssl_jax.train.export import Trained
+from tests import problems
+
+SOURCE = Digits(size=3, digits=12, exact_duplicates=0.0, near_duplicates=0.0, blanks=0.0, noise=0.0)
+NOTE = "two images have one name [a, b]"
+
+
+@functools.cache
+def the_problem():
+    return problems.problem(CosineDistance(), module=problems.Linear(), image=3, channels=3)
+
+
+@functools.cache
+def trained():
+    return Trained(tiny(SimCLR()), (3, 3, 3), the_problem().params, the_problem().frozen)
+
+
+@pytest.fixture(autouse=True)
+def _a_small_network_and_a_note(monkeypatch):
+    """A linear net in place of a pretrained one, over a source that has something to say."""
+    monkeypatch.setattr(InMemory, "notes", lambda _: (NOTE,))
+    monkeypatch.setattr(score, "load", lambda _: trained())
+    monkeypatch.setattr(checkpoint, "describe", lambda _: {})
+    monkeypatch.setattr(objectives, "measurement", lambda *_: the_problem().objective)
+    monkeypatch.setattr(score, "problem_over", lambda *_: the_problem())
+
+
+def said(run, settings):
+    out = Console(width=200)
+    with out.capture() as text:
+        run(settings, out)
+    return text.get()
+
+
+def test_a_run_of_scores_says_the_notes_and_records_seeds_and_versions(tmp_path):
+    scoring = Scoring(draws=1, batch_size=12, seed=7)
+    text = said(score.score, ScoreRun(tmp_path, tmp_path / "out", SOURCE, backend=Identity(probes=1), scoring=scoring))
+    assert f"note: {NOTE}" in text
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["seeds"] == {"seed": 7}
+    assert record["configuration"]["scoring"]["seed"] == 7
+    installed = {name: importlib.metadata.version(name) for name in RECORDED}
+    assert record["versions"] == {"python": platform.python_version(), **installed}
+    assert record["device"]["platform"] == "cpu"
+    assert record["counts"]["scored"] == 12
+
+
+def test_pretraining_says_the_notes(tmp_path, monkeypatch):
+    class Begun(Exception):
+        pass
+
+    def begin(*_, **__):
+        raise Begun
+
+    monkeypatch.setattr(pretrain, "train", begin)
+    out = Console(width=200)
+    with out.capture() as text, pytest.raises(Begun):
+        pretrain.pretrain(PretrainRun(tmp_path / "out", SOURCE, tiny(SimCLR()), ToInput(3, 3)), out)
+    assert f"note: {NOTE}" in text.get()
+
+
+def test_a_comparison_refuses_a_folder_that_is_written_by_another(tmp_path, monkeypatch):
+    prepared = Prepared(trained(), ToInput(3, 3), the_problem().objective, SOURCE.open())
+    monkeypatch.setattr(compare, "prepare", lambda *_: prepared)
+    monkeypatch.setattr(compare, "problem_over", lambda *_: the_problem())
+    monkeypatch.setattr(compare, "claim", lambda *_: pytest.fail("a folder in use was taken"))
+    (tmp_path / "out").mkdir()
+    with lock(tmp_path / "out"), pytest.raises(StoreError, match="is being written by another run"):
+        said(compare.compare, CompareRun(tmp_path, tmp_path / "out", SOURCE))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["lock"]
