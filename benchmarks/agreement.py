@@ -22,8 +22,8 @@ from benchmarks.results import Finding, write
 from benchmarks.shared import MEAN, STD, Setting, Shared, random_vector, shared
 from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.contributions import contributed
-from influence_ssl_jax.curvature.matvec import matvec
 from influence_ssl_jax.curvature.moments import factor_moments
+from influence_ssl_jax.curvature.products import matvec
 from influence_ssl_jax.ihvp import EKFAC, KFAC, LoGra
 from influence_ssl_jax.ihvp.bases import project
 from influence_ssl_jax.types import Batch

@@ -25,7 +25,7 @@ jax.config.update("jax_enable_x64", True)
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
 from influence_ssl_jax import trees
-from influence_ssl_jax.curvature.flat import flat_products
+from influence_ssl_jax.curvature.products import flat_products
 from influence_ssl_jax.evaluation.certificate import refined, solved_by
 from influence_ssl_jax.ihvp import EKFAC, Arnoldi, Backend, Deflated, Exact
 from influence_ssl_jax.linalg.quadrature import Bounds, quadratic_form_bounds

@@ -108,12 +108,13 @@ def _ones(like: jax.ShapeDtypeStruct) -> Array:
 
 
 def _captures(given: Shared) -> Callable[..., list[Array]]:
-    """The floor of every backend that reads layers: one forward pass, one backward pass without weight gradients."""
-    paths = [block.paths[0][:-1] for block in discover_blocks(given.problem(), "error")]
+    """The floor of every backend that reads sites: one forward pass, one backward pass without weight gradients."""
+    leaves = [leaf for block in discover_blocks(given.problem(), "error") for leaf in block.leaves]
 
     def captures(params: Params, batch: Batch) -> list[Array]:
         gradients = measured(given.objective, params, given.frozen, batch).gradients
-        return [array for path in paths for pair in gradients.taps(path) for array in pair]
+        taps = [tap for leaf in leaves for tap in gradients.taps(leaf)]
+        return [array for tap in taps for array in (*tap.operands, tap.gradients)]
 
     return captures
 

@@ -23,7 +23,7 @@ sys.path[:0] = [str(Path(__file__).parents[1])]
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.contributions import measured
-from influence_ssl_jax.curvature.matvec import matvec
+from influence_ssl_jax.curvature.products import matvec
 from influence_ssl_jax.ihvp import CG, Damping, LoGra
 from influence_ssl_jax.losses import CosineDistance, SquaredEuclid
 from influence_ssl_jax.problem import Problem

@@ -18,7 +18,7 @@ from benchmarks.measure import Compiled, Operation, rows, times
 from benchmarks.results import write
 from benchmarks.shared import MEAN, STD, Setting, Shared, random_vector, shared
 from influence_ssl_jax.cli.environment import keep_convolutions_whole
-from influence_ssl_jax.curvature.matvec import block_matvec, matvec
+from influence_ssl_jax.curvature.products import block_matvec, matvec
 from influence_ssl_jax.types import Params
 
 

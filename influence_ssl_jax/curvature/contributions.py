@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from influence_ssl_jax.curvature.accumulate import sum_over
-from influence_ssl_jax.curvature.gradients import ExampleGradients
+from influence_ssl_jax.curvature.gradients import ExampleGradients, embed
 from influence_ssl_jax.curvature.sampling import output_samples
 from influence_ssl_jax.losses.alignment import Measurement
 from influence_ssl_jax.problem import Objective, Problem
@@ -40,7 +40,7 @@ def measured(objective: Objective, params: Params, frozen: Frozen, batch: Batch,
         raise TypeError(f"Only a measurement has a value per example, got {type(loss).__name__}.")
     repeated = _drawn(batch, draws)
     images = objective.images(repeated, jax.tree.leaves(params)[0].dtype)
-    z = objective.embed(params, frozen, images)
+    z = embed(objective.network, params, frozen, images)
 
     def total(z: Array) -> tuple[Array, tuple[Array, Array]]:
         embeddings = objective.complete(z, frozen, repeated)
@@ -61,7 +61,7 @@ def contributed(problem: Problem, batch: Batch) -> ExampleGradients:
     """
     objective = problem.objective
     images = objective.images(batch, jax.tree.leaves(problem.params)[0].dtype)
-    z = objective.embed(problem.params, problem.frozen, images)
+    z = embed(objective.network, problem.params, problem.frozen, images)
     cotangents = jax.grad(lambda z: objective.loss(objective.complete(z, problem.frozen, batch)))(z)
     scaled = cotangents * z.shape[1] ** 0.5
     return ExampleGradients(problem.params, problem.frozen, images, scaled, objective.network)
@@ -110,7 +110,7 @@ def _own_parts(
     """The images, and the cotangents of their embeddings in every draw."""
     objective = problem.objective
     images = objective.images(batch, jax.tree.leaves(problem.params)[0].dtype)
-    z = objective.embed(problem.params, problem.frozen, images)
+    z = embed(objective.network, problem.params, problem.frozen, images)
     y, backward = jax.vjp(lambda z: objective.loss.outputs(objective.complete(z, problem.frozen, batch)), z)
     return images, jax.vmap(lambda w: backward(w)[0])(output_samples(objective.loss, y, batch, samples))
 

@@ -2,16 +2,32 @@
 
 import dataclasses
 import functools
+import math
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Var
 from jaxtyping import Array, Float
 
-from influence_ssl_jax.curvature.blocks import Blocks, Captured, Path, leaf_paths
-from influence_ssl_jax.curvature.taps import Tap, record
-from influence_ssl_jax.nets.network import Network
+from influence_ssl_jax.curvature import blocks as cut
+from influence_ssl_jax.curvature.accumulate import sum_over
+from influence_ssl_jax.curvature.blocks import Blocks, Captured, Tap, merged
+from influence_ssl_jax.curvature.sites import Embed, Program, Values, program_of
 from influence_ssl_jax.types import Frozen, Params
+
+Tree = TypeVar("Tree")
+
+
+def embed(
+    network: Embed, params: Params, frozen: Frozen, images: Float[Array, "views n height width channels"]
+) -> Float[Array, "views n embedding"]:
+    """Embed every view of every example, operation for operation as gradients do, so that XLA computes it once."""
+    program = program_of(network, params, frozen, images.shape[2:])
+    fixed = program.fixed(params, frozen)
+    zeros = [jnp.zeros(program.shape(slot), program.dtype(slot)) for slot in program.slots]
+    found = jax.vmap(lambda image: program.forward(fixed, image, zeros)[0])(merged(images))
+    return found.reshape(*images.shape[:2], -1)
 
 
 @jax.tree_util.register_dataclass
@@ -34,7 +50,7 @@ class ExampleGradients(Captured):
     frozen: Frozen
     images: Float[Array, "views n height width channels"]
     cotangents: Float[Array, "views n embedding"]
-    network: Network = dataclasses.field(metadata={"static": True})
+    network: Embed = dataclasses.field(metadata={"static": True})
     draws: int = dataclasses.field(default=1, metadata={"static": True})
 
     def full(self) -> Params:
@@ -48,9 +64,7 @@ class ExampleGradients(Captured):
 
     def along(self, directions: Params) -> Float[Array, "n rank"]:
         """⟨g_n, q_k⟩ for directions with a leading rank axis, by forward mode: one pass a direction, any network."""
-        views, n = self.cotangents.shape[:2]
-        images = self.images.reshape(views * n, *self.images.shape[2:])
-        _, push = jax.linearize(lambda params: self.network(params, self.frozen, images), self.params)
+        _, push = jax.linearize(lambda params: self.network(params, self.frozen, merged(self.images)), self.params)
 
         def one(direction: Params) -> Float[Array, " n"]:
             return jnp.sum(push(direction).reshape(self.cotangents.shape) * self.cotangents, axis=(0, 2))
@@ -59,38 +73,119 @@ class ExampleGradients(Captured):
 
     def summed(self) -> Params:
         """Σ_n g_n, one ordinary backward pass."""
-        views, n = self.cotangents.shape[:2]
-        images = self.images.reshape(views * n, *self.images.shape[2:])
-        _, backward = jax.vjp(lambda params: self.network(params, self.frozen, images), self.params)
-        return backward(self.cotangents.reshape(views * n, -1))[0]
+        _, backward = jax.vjp(lambda params: self.network(params, self.frozen, merged(self.images)), self.params)
+        return backward(merged(self.cotangents))[0]
 
     def gram(self, blocks: Blocks) -> Float[Array, "batch draws draws"]:
         """⟨g_k, g_l⟩ over all pairs of draws of each example; its diagonal are the squared norms."""
-        return functools.reduce(jnp.add, [block.gram(self) for block in blocks])
+
+        def compute(part: "ExampleGradients") -> Float[Array, "batch draws draws"]:
+            return functools.reduce(jnp.add, [block.gram(part) for block in blocks])
+
+        return self.by_example(compute, blocks)
 
     def squared_norms(self, blocks: Blocks) -> Float[Array, " n"]:
         """‖g_n‖² of every draw."""
-        return functools.reduce(jnp.add, [block.squared_norms(self) for block in blocks])
 
-    def taps(self, path: Path) -> list[tuple[Array, Array]]:
-        """(inputs, output-gradients) of every call of the layer at `path`, leading axes [views, n]."""
-        split = self.cotangents.shape[:2]
+        def compute(part: "ExampleGradients") -> Float[Array, "batch draws"]:
+            norms = functools.reduce(jnp.add, [block.squared_norms(part) for block in blocks])
+            return norms.reshape(part.draws, -1).T
+
+        return self.by_example(compute, blocks).T.reshape(-1)
+
+    def by_example(self, compute: Callable[["ExampleGradients"], Tree], blocks: Blocks) -> Tree:
+        """`compute` of all examples, of a few at a time where gradients that have to be formed whole are large.
+
+        Args:
+            compute: Arrays with a leading axis of examples, from their gradients.
+            blocks: The blocks that it reads: together they have about ENTRIES numbers in memory.
+        """
+        entries, batch = self.draws * self._formed(blocks), self.cotangents.shape[1] // self.draws
+        if entries * batch <= cut.ENTRIES or batch == 1:
+            return compute(self)
+        size = max(1, cut.ENTRIES // entries)
+        return jax.lax.map(
+            lambda one: jax.tree.map(lambda leaf: leaf[0], compute(self._of(one))), self._examples, batch_size=size
+        )
+
+    def total(self, compute: Callable[["ExampleGradients"], Tree], blocks: Blocks) -> Tree:
+        """The sum over examples of `compute`, one example at a time where gradients formed whole are large."""
+        entries, batch = self.draws * self._formed(blocks), self.cotangents.shape[1] // self.draws
+        if entries * batch <= cut.ENTRIES or batch == 1:
+            return compute(self)
+        return sum_over(lambda one: compute(self._of(one)), self._examples)
+
+    @property
+    def program(self) -> Program:
+        """The network's operations, and the sites among them."""
+        return self._program
+
+    @functools.cached_property
+    def _program(self) -> Program:
+        return program_of(self.network, self.params, self.frozen, self.images.shape[2:])
+
+    def taps(self, leaf: int) -> list[Tap]:
+        """Every use of a parameter, leading axes [views, n]; none if it is unread or loose."""
+        operands, gradients, program = *self._recorded, self.program
         return [
-            (tap.inputs.reshape(*split, *tap.inputs.shape[1:]), tap.gradients.reshape(*split, *tap.gradients.shape[1:]))
-            for tap in self._captured
-            if tap.layer.path == path
+            Tap(tuple(operands[v] for v in program.operands(site) if v in operands), gradients[site.slot], site)
+            for site in program.sites
+            if site.leaf == leaf
         ]
 
-    def reads(self, path: Path) -> bool:
-        """Whether the network reads the parameter at `path`."""
-        return path in self._read
+    def leaf(self, leaf: int) -> Float[Array, "n *shape"]:
+        """Every example's gradient of one parameter, whole; zero where it is unread."""
+        if leaf in self.program.loose:
+            return self._loose[leaf]
+        found = [self._through(tap) for tap in self.taps(leaf)]
+        if not found:
+            like = jax.tree.leaves(self.params)[leaf]
+            return jnp.zeros((self.cotangents.shape[1], *like.shape), self.cotangents.dtype)
+        return functools.reduce(jnp.add, found)
 
-    def leaves(self, paths: tuple[Path, ...]) -> Float[Array, "n size"]:
-        """The gradients of single parameters, formed one example at a time."""
+    def _through(self, tap: Tap) -> Float[Array, "n *shape"]:
+        """A parameter's gradient through one site."""
+        program, fixed = self.program, self._fixed
+        names = program.operands(tap.site)
+
+        def one(operands: tuple[Array, ...], gradient: Array) -> Array:
+            read = iter(operands)
+            every = [next(read) if number in program.depends else fixed[number] for number in names]
+            return program.gradient(tap.site, fixed, every, gradient)
+
+        return jnp.sum(jax.vmap(jax.vmap(one))(tap.operands, tap.gradients), axis=0)
+
+    @functools.cached_property
+    def _fixed(self) -> Values:
+        """What no image enters."""
+        return self.program.fixed(self.params, self.frozen)
+
+    @functools.cached_property
+    def _recorded(self) -> tuple[dict[int, Array], list[Array]]:
+        """Operands by number and gradients by slot, leading axes [views, n]: one batched backward pass for all.
+
+        Zeros are added to the results of the sites; the gradients with respect to them are what is wanted. Weights are
+        not differentiated, so no weight gradient is computed.
+        """
+        program, fixed = self.program, self._fixed
+        zeros = [jnp.zeros(program.shape(slot), program.dtype(slot)) for slot in program.slots]
+
+        def one(image: Array, cotangent: Array) -> tuple[list[Array], list[Array]]:
+            embedding, backward, read = jax.vjp(lambda zeros: program.forward(fixed, image, zeros), zeros, has_aux=True)
+            return read, backward(cotangent.astype(embedding.dtype))[0]
+
+        read, gradients = jax.vmap(one)(merged(self.images), merged(self.cotangents))
+        split = self.cotangents.shape[:2]
+        operands = {n: _split(array, split) for n, array in zip(program.recorded, read, strict=True)}
+        return operands, [_split(array, split) for array in gradients]
+
+    @functools.cached_property
+    def _loose(self) -> dict[int, Float[Array, "n *shape"]]:
+        """Gradients of the loose parameters, all in one backward pass."""
         flat, structure = jax.tree.flatten(self.params)
-        places = [leaf_paths(self.params).index(path) for path in paths]
+        places = sorted(self.program.loose)
 
-        def one(images: Array, cotangents: Array) -> Float[Array, " size"]:
+        def one(images: Array, cotangents: Array) -> list[Array]:
             def embed(chosen: list[Array]) -> Array:
                 held = list(flat)
                 for place, value in zip(places, chosen, strict=True):
@@ -98,21 +193,54 @@ class ExampleGradients(Captured):
                 return self.network(jax.tree.unflatten(structure, held), self.frozen, images)
 
             _, backward = jax.vjp(embed, [flat[place] for place in places])
-            return jnp.concatenate([leaf.reshape(-1) for leaf in backward(cotangents)[0]])
+            return backward(cotangents)[0]
 
-        return jax.vmap(one, in_axes=1)(self.images, self.cotangents)
+        return dict(zip(places, jax.vmap(one, in_axes=1)(self.images, self.cotangents), strict=True))
 
-    @functools.cached_property
-    def _read(self) -> frozenset[Path]:
-        """The parameters that appear in the traced network."""
-        traced = jax.make_jaxpr(lambda params: self.network(params, self.frozen, self.images[:, 0]))(self.params).jaxpr
-        used = {name for equation in traced.eqns for name in equation.invars if isinstance(name, Var)}
-        return frozenset(p for p, name in zip(leaf_paths(self.params), traced.invars, strict=True) if name in used)
+    def _formed(self, blocks: Blocks) -> int:
+        """Numbers of one gradient that have to be formed whole, beside what is recorded."""
+        program, found = self.program, 0
+        for block in blocks:
+            if block.formed(program):
+                found += sum(formed(program, leaf) for leaf in block.leaves)
+        return found
 
-    @functools.cached_property
-    def _captured(self) -> list[Tap]:
-        """Taps of every layer, leading axis [views · n]: one batched backward pass, shared by all who ask."""
-        views, n = self.cotangents.shape[:2]
-        images = self.images.reshape(views * n, *self.images.shape[2:])
-        _, pullback = record(self.network, self.params, self.frozen, images)
-        return pullback(self.cotangents.reshape(views * n, -1))
+    @property
+    def _examples(self) -> tuple[Array, Array]:
+        """Images and cotangents with a leading axis of examples: [batch, views, draws, …]."""
+
+        def first(array: Array) -> Array:
+            views, n, *rest = array.shape
+            return jnp.moveaxis(array.reshape(views, self.draws, n // self.draws, *rest), 2, 0)
+
+        return first(self.images), first(self.cotangents)
+
+    def _of(self, example: tuple[Array, Array]) -> "ExampleGradients":
+        """The gradients of one example alone."""
+        return dataclasses.replace(self, images=example[0], cotangents=example[1])
+
+
+def formed(program: Program, leaf: int) -> int:
+    """Numbers of a parameter's gradient, beside those that its sites record anyway."""
+    shape = program.avals[program.parameters[leaf]].shape
+    sites = [site for site in program.sites if site.leaf == leaf]
+    if leaf not in program.loose and not sites:
+        return 0
+    return max(0, math.prod(shape) - sum(math.prod(program.shape(program.slots[site.slot])) for site in sites))
+
+
+def recorded_size(network: Embed, params: Params, frozen: Frozen, image_shape: tuple[int, ...]) -> int:
+    """Numbers that are recorded of one view of one example."""
+    program = program_of(network, params, frozen, image_shape)
+    read = sum(math.prod(program.avals[number].shape) for number in program.recorded)
+    return read + sum(math.prod(program.shape(slot)) for slot in program.slots)
+
+
+def _split(array: Array, split: tuple[int, ...]) -> Array:
+    """[views · n, …] → [views, n, …], in at least 32 bits: what is computed in 16 is added up in 32."""
+    wide = (
+        array.astype(jnp.promote_types(array.dtype, jnp.float32))
+        if jnp.issubdtype(array.dtype, jnp.floating)
+        else array
+    )
+    return wide.reshape(*split, *array.shape[1:])

@@ -11,6 +11,7 @@ from influence_ssl_jax.curvature.accumulate import mean_over_batches
 from influence_ssl_jax.curvature.blocks import Blocks, MatrixBlock
 from influence_ssl_jax.curvature.contributions import contributed, pooled, sum_over_draws
 from influence_ssl_jax.curvature.gradients import ExampleGradients
+from influence_ssl_jax.errors import StructureError
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Batch, Params
 
@@ -21,6 +22,9 @@ Sides: TypeAlias = dict[str, tuple[Array, Array]]
 Were ā and s independent of each other and across positions, A ⊗ S would be the second moment of the layer's gradients
 (Grosse & Martens, arXiv 1602.01407, eq. 25–27).
 """
+
+WIDEST = 2**14
+"""Rows of the largest Kronecker factor that is taken apart: 1 GiB in float32."""
 
 
 def sum_over_samples(
@@ -55,7 +59,7 @@ def sum_over_samples(
 
 def side_moments(problem: Problem, blocks: Blocks) -> Sides:
     """The side moments of every example's contribution to the gradient."""
-    return mean_over_batches(problem, lambda batch: _sides(blocks, contributed(problem, batch)))
+    return mean_over_batches(problem, lambda batch: sides(blocks, contributed(problem, batch)))
 
 
 def factor_moments(problem: Problem, blocks: Blocks, samples: int) -> Sides:
@@ -67,20 +71,48 @@ def factor_moments(problem: Problem, blocks: Blocks, samples: int) -> Sides:
         return side_moments(problem, blocks)
 
     def of_batch(batch: Batch) -> Sides:
-        total = sum_over_draws(problem, batch, samples, lambda gradients: _sides(blocks, gradients))
+        total = sum_over_draws(problem, batch, samples, lambda gradients: sides(blocks, gradients))
         return jax.tree.map(lambda leaf: leaf / samples, total)
 
     return mean_over_batches(problem, of_batch)
 
 
-def _sides(blocks: Blocks, gradients: ExampleGradients) -> Sides:
-    """`A` and `S` of every layer."""
+def sides(blocks: Blocks, gradients: ExampleGradients) -> Sides:
+    """`A` and `S` of every matrix.
+
+    Of a matrix that the network transforms or shares, where the gradient G is no sum over its rows, they are
+    `A = E[G Gᵀ] / E‖G‖²` and `S = Σ Gᵀ G`: the same where G is one row's, and of the same trace.
+
+    Raises:
+        StructureError: A factor is too large to be taken apart.
+    """
     found: Sides = {}
     for block in blocks:
-        if isinstance(block, MatrixBlock):
+        if not isinstance(block, MatrixBlock):
+            continue
+        if max(block.inputs, block.outputs) > WIDEST:
+            raise StructureError(
+                f"A Kronecker factor of {block.name} would be a matrix of {max(block.inputs, block.outputs):,} rows, more "
+                f"than {WIDEST:,} can be taken apart in no reasonable time. Use LoGra with random bases, or Diagonal."
+            )
+        if block.calls(gradients) is None:
+            found[block.name] = _whole_sides(block, gradients)
+        else:
             a, s = block.rows(gradients)
-            found[block.name] = _moment(a) / (a.shape[0] * a.shape[1]), _moment(s)
+            found[block.name] = _moment(a) / max(a.shape[0] * a.shape[1], 1), _moment(s)
     return found
+
+
+def _whole_sides(block: MatrixBlock, gradients: ExampleGradients) -> tuple[Array, Array]:
+    """Of gradients that are formed whole."""
+
+    def moments(part: ExampleGradients) -> tuple[Array, Array]:
+        whole = block.materialised(part)
+        return jnp.einsum("ngio,ngjo->gij", whole, whole), jnp.einsum("ngio,ngip->gop", whole, whole)
+
+    a, s = gradients.total(moments, (block,))
+    traces = jnp.einsum("gii->g", a)[:, None, None]
+    return a / jnp.where(traces > 0, traces, 1), s
 
 
 def _moment(rows: Float[Array, "n positions groups size"]) -> Float[Array, "groups size size"]:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.contributions import measured
-from influence_ssl_jax.curvature.flat import flat_products
+from influence_ssl_jax.curvature.products import flat_products
 from influence_ssl_jax.data.loader import batches
 from influence_ssl_jax.data.source import OpenSource
 from influence_ssl_jax.data.transform import ToInput

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Array, Float, Int
 
-from influence_ssl_jax.curvature.trace import mean_eigenvalue
+from influence_ssl_jax.curvature.products import mean_eigenvalue
 from influence_ssl_jax.data.loader import LoadedBatch, batches
 from influence_ssl_jax.data.source import OpenSource, Skipped
 from influence_ssl_jax.data.transform import ToInput

@@ -27,13 +27,19 @@ def discover_blocks(problem: Problem, unexplained: Unexplained) -> Blocks:
 
 def project(gradients: ExampleGradients, blocks: Blocks, bases: Bases) -> Coordinates:
     """`Bᵀ g` of every block, flattened; of a weight matrix without forming its gradient."""
-    found = {}
-    for block in blocks:
-        if isinstance(block, MatrixBlock) and bases[block.name]:
-            found[block.name] = _flat(block.projected(gradients, *bases[block.name]))
-        else:
-            found[block.name] = into(block.materialised(gradients), bases[block.name])
-    return found
+
+    def of(part: ExampleGradients) -> dict[str, Float[Array, "batch draws _"]]:
+        found = {}
+        for block in blocks:
+            if isinstance(block, MatrixBlock) and bases[block.name]:
+                rows = _flat(block.projected(part, *bases[block.name]))
+            else:
+                rows = into(block.materialised(part), bases[block.name])
+            found[block.name] = jnp.swapaxes(rows.reshape(part.draws, -1, rows.shape[1]), 0, 1)
+        return found
+
+    found = gradients.by_example(of, blocks)
+    return {name: jnp.swapaxes(rows, 0, 1).reshape(-1, rows.shape[2]) for name, rows in found.items()}
 
 
 def project_trees(trees: Params, blocks: Blocks, bases: Bases) -> Coordinates:
@@ -43,7 +49,11 @@ def project_trees(trees: Params, blocks: Blocks, bases: Bases) -> Coordinates:
 
 def squared_norms(gradients: ExampleGradients, blocks: Blocks) -> Scalars:
     """`Σ_i ‖g_i‖²` of every block."""
-    return {block.name: jnp.sum(jnp.einsum("bkk->b", block.gram(gradients))) for block in blocks}
+
+    def of(part: ExampleGradients) -> Scalars:
+        return {block.name: jnp.sum(block.squared_norms(part)) for block in blocks}
+
+    return gradients.total(of, blocks)
 
 
 def squared_norms_of_trees(trees: Params, blocks: Blocks) -> Scalars:

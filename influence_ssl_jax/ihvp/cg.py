@@ -10,9 +10,8 @@ from jaxtyping import Array, Float, Key
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.blocks import check_structure
-from influence_ssl_jax.curvature.flat import flat_products
 from influence_ssl_jax.curvature.gradients import ExampleGradients
-from influence_ssl_jax.curvature.trace import mean_eigenvalue
+from influence_ssl_jax.curvature.products import flat_products, mean_eigenvalue
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved, whole
 from influence_ssl_jax.linalg.block_cg import Solutions, block_cg

@@ -9,8 +9,8 @@ from jaxtyping import Array, Float, Key
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature import blocks as cut
-from influence_ssl_jax.curvature.flat import flat_products
 from influence_ssl_jax.curvature.gradients import ExampleGradients
+from influence_ssl_jax.curvature.products import flat_products
 from influence_ssl_jax.ihvp import bases as basis
 from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved, gram_of_features, whole
 from influence_ssl_jax.ihvp.eigenbasis import EigenbasisState, refuse_hessian, second_moments, taken_apart

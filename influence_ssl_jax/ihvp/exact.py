@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.blocks import check_structure
 from influence_ssl_jax.curvature.gradients import ExampleGradients
-from influence_ssl_jax.curvature.matvec import matvec
+from influence_ssl_jax.curvature.products import matvec
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved, gram_of_features, whole
 from influence_ssl_jax.problem import Problem

@@ -9,10 +9,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.blocks import check_structure
-from influence_ssl_jax.curvature.flat import flat_products
 from influence_ssl_jax.curvature.gradients import ExampleGradients
-from influence_ssl_jax.curvature.matvec import matvec
-from influence_ssl_jax.curvature.trace import mean_eigenvalue
+from influence_ssl_jax.curvature.products import flat_products, matvec, mean_eigenvalue
 from influence_ssl_jax.errors import DivergenceError
 from influence_ssl_jax.ihvp.backend import Backend, Damping, Form, Resolved, whole
 from influence_ssl_jax.linalg.krylov import largest_eigenvalue, leading_eigenpairs

@@ -78,12 +78,12 @@ class LoGra(EigenbasisBackend):
                 found[block.name] = (draw(block_key, block.size, min(self.rank**2, block.size), dtype),)
                 continue
             sides = []
-            for side, size in enumerate((block.layer.inputs, block.layer.outputs)):
+            for side, size in enumerate((block.inputs, block.outputs)):
                 rank = min(self.rank, size)
                 if self.bases == "pca":
                     chosen = [leading_eigenvectors(moment, rank) for moment in moments[block.name][side]]
                 else:
-                    keys = jax.random.split(jax.random.fold_in(block_key, side), block.layer.groups)
+                    keys = jax.random.split(jax.random.fold_in(block_key, side), block.groups)
                     chosen = [draw(k, size, rank, dtype) for k in keys]
                 sides.append(jnp.stack(chosen))
             found[block.name] = tuple(sides)

@@ -1,7 +1,7 @@
 """A linen module in evaluation mode as a pure function of parameters, frozen variables and pixels."""
 
 import dataclasses
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from influence_ssl_jax.errors import StructureError
 from influence_ssl_jax.nets.convolution import canonical_convolutions
 from influence_ssl_jax.types import Frozen, Params
 
@@ -37,7 +38,12 @@ class Network:
     def __call__(
         self, params: Params, frozen: Frozen, images: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch embedding"]:
-        """Embed a batch of images with pixels in [0, 1]."""
+        """Embed a batch of images with pixels in [0, 1].
+
+        Raises:
+            StructureError: `frozen` holds an entry "params", which would replace the parameters.
+        """
+        refuse_params_in(frozen)
         collections = {name: value for name, value in frozen.items() if name != "target"}
         apply: Callable[..., Any] = self.module.apply
         with canonical_convolutions():
@@ -61,3 +67,16 @@ class Network:
         """`(images − mean) / std`, channel by channel."""
         mean, std = (jnp.asarray(value, images.dtype).reshape(1, 1, 1, -1) for value in (self.mean, self.std))
         return (images - mean) / std
+
+
+def refuse_params_in(frozen: Frozen) -> None:
+    """Refuse frozen variables that hold parameters.
+
+    Raises:
+        StructureError: There is an entry "params".
+    """
+    if isinstance(frozen, Mapping) and "params" in frozen:
+        raise StructureError(
+            "frozen holds an entry 'params', which would be read in place of the parameters that are scored. Pass only "
+            "the other collections of variables (such as 'batch_stats') as frozen."
+        )

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from influence_ssl_jax.curvature.check import check_gradients
 from influence_ssl_jax.ihvp.backend import Backend
 from influence_ssl_jax.parallel import everywhere, replicated, split
 from influence_ssl_jax.problem import Problem
@@ -21,8 +22,9 @@ def fitted(problem: Problem, backend: Backend, seed: int) -> PyTree:
 
     Raises:
         CurvatureError: The backend cannot represent the problem's curvature.
-        StructureError: A parameter belongs to no known layer.
+        StructureError: A parameter is loose or unread, or its gradient fails the check against `jax.grad`.
     """
+    check_gradients(problem.objective.network, problem)
     return jax.jit(backend.fit)(problem, jax.random.key(seed))
 
 
@@ -90,8 +92,9 @@ class SplitProblem:
 
         Raises:
             CurvatureError: The backend cannot represent the problem's curvature.
-            StructureError: A parameter belongs to no known layer.
+            StructureError: A parameter is loose or unread, or its gradient fails the check against `jax.grad`.
         """
+        check_gradients(self._mine.objective.network, self._mine)
         with jax.set_mesh(self.mesh):
             state = jax.jit(lambda problem, key: self._unpadded(backend.fit(problem, key)))(
                 self.problem, jax.random.key(seed)

@@ -5,10 +5,9 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array
 
-from influence_ssl_jax.curvature.matrix_block import ENTRIES
-from influence_ssl_jax.curvature.taps import record
+from influence_ssl_jax.curvature.blocks import ENTRIES
+from influence_ssl_jax.curvature.gradients import recorded_size
 from influence_ssl_jax.ihvp.backend import Backend
 from influence_ssl_jax.ihvp.eigenbasis import EigenbasisBackend
 from influence_ssl_jax.problem import Objective
@@ -56,16 +55,9 @@ def memory_of(
 ) -> Memory:
     """The formula for a measurement and a fitted backend, from shapes alone."""
     dtype = jax.tree.leaves(params)[0].dtype
-    passed: list[int] = []
-
-    def trace(images: Array) -> Array:
-        embeddings, pullback = record(measurement.network, params, frozen, images)
-        passed.extend(tap.inputs.size + tap.gradients.size for tap in pullback(embeddings))
-        return embeddings
-
-    jax.eval_shape(trace, jax.ShapeDtypeStruct((1, *image_shape), dtype))
+    passed = recorded_size(measurement.network, params, frozen, image_shape)
     width = dtype.itemsize
-    per_view = LIVE * width * (sum(passed) + np.prod(image_shape))
+    per_view = LIVE * width * (passed + np.prod(image_shape))
     whole = 0 if isinstance(backend, EigenbasisBackend) else 4 * _bytes(params)
     per_example = int(np.prod(image_shape)) + draws * (measurement.loss.views * int(per_view) + whole)
     return Memory(_bytes((params, frozen, state)) + width * ENTRIES, per_example)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Num
 
 from influence_ssl_jax.curvature import blocks as cut
+from influence_ssl_jax.curvature.check import check_gradients
 from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.ihvp.backend import Backend, Damping, Resolved
 from influence_ssl_jax.parallel import over_examples
@@ -108,7 +109,7 @@ class Scorer:
         Raises:
             IndefiniteError: C + λI is not positive definite.
             CurvatureError: The backend cannot represent the problem's curvature.
-            StructureError: A parameter belongs to no known layer.
+            StructureError: A parameter is loose or unread, or its gradient fails the check against `jax.grad`.
         """
         return cls.of(problem, fitted(problem, backend, settings.seed), backend, settings, measurement)
 
@@ -119,6 +120,7 @@ class Scorer:
         """As `fit`, of a backend that was fitted before."""
         measurement = problem.objective if measurement is None else measurement
         shape = problem.batches.image.shape[2:]
+        check_gradients(measurement.network, problem)
         blocks = cut.discover(measurement.network, problem.params, problem.frozen, shape, "materialise")
         damping = backend.resolve(state, settings.damping)
         if settings.batch_size is None:

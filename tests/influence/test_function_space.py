@@ -8,7 +8,7 @@ import pytest
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.contributions import measured
-from influence_ssl_jax.curvature.flat import flat_products
+from influence_ssl_jax.curvature.products import flat_products
 from influence_ssl_jax.errors import CurvatureError, InfluenceError
 from influence_ssl_jax.evaluation.exact import function_space, materialised, rank_of
 from influence_ssl_jax.losses import CosineDistance, SimCLR

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from influence_ssl_jax import trees
-from influence_ssl_jax.curvature import matrix_block
+from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.ihvp import CG, LoGra
@@ -79,7 +79,7 @@ def test_gradient_norms_form_patches_of_few_examples_at_a_time(monkeypatch):
 
     whole = jax.jit(norms)(batch)
     patches = DRAWS * 2 * SIZE * SIZE * (9 * 3 + 1)
-    monkeypatch.setattr(matrix_block, "ENTRIES", patches)  # one example of the first layer, fewer of the second
+    monkeypatch.setattr(cut, "ENTRIES", patches)  # one example of the first layer, fewer of the second
     largest = max(sizes(jax.make_jaxpr(lambda batch: norms(batch))(batch).jaxpr))
     np.testing.assert_allclose(jax.jit(lambda batch: norms(batch))(batch), whole, rtol=1e-5)
     assert largest <= 2 * DRAWS * 8 * SIZE * SIZE * CHANNELS
@@ -87,7 +87,7 @@ def test_gradient_norms_form_patches_of_few_examples_at_a_time(monkeypatch):
 
 @pytest.mark.slow
 def test_the_formula_bounds_what_the_compiled_program_allocates(monkeypatch):
-    monkeypatch.setattr(matrix_block, "ENTRIES", 1)
+    monkeypatch.setattr(cut, "ENTRIES", 1)
     scorer, batch = scorer_of(32)
     held = scorer.problem.params, scorer.problem.frozen
     need = memory_of(scorer.measurement, *held, scorer.backend, scorer.state, (SIZE, SIZE, 3), DRAWS)

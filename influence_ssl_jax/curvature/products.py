@@ -1,14 +1,17 @@
-"""Curvature × vector, for every curvature, without ever forming the matrix."""
+"""Curvature × vectors without ever forming the matrix: of trees, of plain rows, and the trace from them."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float, Key
 
+from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.accumulate import mean_over_batches
 from influence_ssl_jax.curvature.sampling import output_samples
+from influence_ssl_jax.linalg.krylov import Rows
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Batch, Params
 
@@ -37,6 +40,33 @@ def block_matvec(problem: Problem) -> Matvec:
     vector at a time, beside the block itself.
     """
     return lambda vectors: mean_over_batches(problem, lambda batch: jax.lax.map(_product(problem, batch), vectors))
+
+
+def flat_products(problem: Problem) -> Rows:
+    """The map V ↦ V C of rows, each the parameters ravelled into one vector (`trees.ravel`).
+
+    Every batch of the curvature set is linearised once for all rows.
+    """
+    product, unravel = block_matvec(problem), partial(trees.unravel, problem.params)
+
+    def rows(vectors: Float[Array, "rows size"]) -> Float[Array, "rows size"]:
+        return trees.ravel_batch(product(jax.vmap(unravel)(vectors)))
+
+    return rows
+
+
+def mean_eigenvalue(problem: Problem, key: Key[Array, ""], probes: int) -> Float[Array, ""]:
+    """tr(C) / P by Hutchinson's estimator: the mean of ⟨v, C v⟩ over random signs v, divided by the parameter count.
+
+    Its relative standard error is below √(2 / (probes · r)), `r = tr(C)² / ‖C‖_F²` the effective rank of C.
+    """
+    product = matvec(problem)
+
+    def one(key: Key[Array, ""]) -> Float[Array, ""]:
+        signs = trees.rademacher_like(key, problem.params)
+        return trees.dot(signs, product(signs))
+
+    return jnp.mean(jax.lax.map(one, jax.random.split(key, probes))) / trees.size(problem.params)
 
 
 def _product(problem: Problem, batch: Batch) -> Matvec:

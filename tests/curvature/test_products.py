@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from influence_ssl_jax import trees
-from influence_ssl_jax.curvature.matvec import block_matvec, matvec
+from influence_ssl_jax.curvature.products import block_matvec, matvec
 from influence_ssl_jax.losses import CosineDistance, SimCLR
 from tests import problems
 from tests.curvature.dense import dense

@@ -1,0 +1,364 @@
+"""Operations that multiply the rows that they read by a matrix of parameters: products and convolutions."""
+
+import abc
+import dataclasses
+import itertools
+import math
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from influence_ssl_jax.curvature.layout import LayoutStep, Shape
+from influence_ssl_jax.nets.convolution import conv_general_dilated
+
+Axes: TypeAlias = tuple[int, ...]
+
+
+class Matrix(abc.ABC):
+    """`y_t = Wᵀ a_t` at every position t of an example, in groups that share nothing.
+
+    The gradient of an example is `Σ_t a_t s_tᵀ`, [groups, inputs, outputs], `s` the gradient with respect to `y`.
+    Arrays have a leading axis of images. Subclasses are frozen dataclasses, static under `jit`.
+    """
+
+    @property
+    @abc.abstractmethod
+    def groups(self) -> int:
+        """Number of groups."""
+
+    @property
+    @abc.abstractmethod
+    def inputs(self) -> int:
+        """Length of a row `a_t` of a group."""
+
+    @property
+    @abc.abstractmethod
+    def outputs(self) -> int:
+        """Length of a row `y_t` of a group."""
+
+    @property
+    @abc.abstractmethod
+    def kernel_steps(self) -> tuple[LayoutStep, ...]:
+        """From the operand to the matrix [groups, inputs, outputs]."""
+
+    @abc.abstractmethod
+    def input_rows(self, read: Float[Array, "images *read"]) -> Float[Array, "images positions groups inputs"]:
+        """`a_t` at every position."""
+
+    @abc.abstractmethod
+    def output_rows(self, written: Any) -> Any:
+        """`s_t` at every position, [images, positions, groups, outputs]; of NumPy's arrays too."""
+
+    @abc.abstractmethod
+    def project_inputs(
+        self, read: Float[Array, "images *read"], basis: Float[Array, "groups inputs rank"]
+    ) -> Float[Array, "images positions groups rank"]:
+        """`a_tᵀ basis` at every position, without forming `a`."""
+
+    @abc.abstractmethod
+    def gradient(
+        self, read: Float[Array, "images *read"], gradients: Float[Array, "images *written"]
+    ) -> Float[Array, "images groups inputs outputs"]:
+        """`Σ_t a_t s_tᵀ` of every image."""
+
+    def project_outputs(
+        self, gradients: Float[Array, "images *written"], basis: Float[Array, "groups outputs rank"]
+    ) -> Float[Array, "images positions groups rank"]:
+        """`s_tᵀ basis` at every position.
+
+        Rows times a matrix: of an einsum XLA makes the transposed product, from a transposed copy of the whole map.
+        """
+        return _times(self.output_rows(gradients), basis)
+
+
+def _times(rows: Array, basis: Array) -> Array:
+    return (rows[..., None, :] @ basis)[..., 0, :]
+
+
+def outer_products(
+    inputs: Float[Array, "images positions groups inputs"], outputs: Float[Array, "images positions groups outputs"]
+) -> Float[Array, "images groups inputs outputs"]:
+    """`Σ_t a_t s_tᵀ` of every image, from rows."""
+    return jnp.einsum("ntgi,ntgo->ngio", inputs, outputs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Product(Matrix):
+    """A `dot_general`: shared batch axes are groups, contracted axes inputs, other axes of the kernel outputs.
+
+    Attributes:
+        kernel: Shape of the kernel.
+        read: Shape of the other operand.
+        contracted: Contracted axes, of the kernel and of the other operand.
+        batch: Shared axes, of the kernel and of the other operand.
+        first: Whether the kernel is the left operand.
+    """
+
+    kernel: Shape
+    read: Shape
+    contracted: tuple[Axes, Axes]
+    batch: tuple[Axes, Axes]
+    first: bool
+
+    @property
+    def groups(self) -> int:
+        """Size of the shared axes."""
+        return math.prod(self.kernel[k] for k in self.batch[0])
+
+    @property
+    def inputs(self) -> int:
+        """Size of the contracted axes."""
+        return math.prod(self.kernel[k] for k in self.contracted[0])
+
+    @property
+    def outputs(self) -> int:
+        """Size of the kernel's own axes."""
+        return math.prod(self.kernel[k] for k in self._free(0))
+
+    @property
+    def kernel_steps(self) -> tuple[LayoutStep, ...]:
+        """Shared axes first, then contracted ones."""
+        order = (*self.batch[0], *self.contracted[0], *self._free(0))
+        moved = tuple(self.kernel[k] for k in order)
+        found = [] if order == tuple(range(len(order))) else [LayoutStep("transpose", self.kernel, moved, order)]
+        return (*found, LayoutStep("reshape", moved, (self.groups, self.inputs, self.outputs)))
+
+    def input_rows(self, read: Float[Array, "images *read"]) -> Float[Array, "images positions groups inputs"]:
+        """The inputs themselves."""
+        order = (*self._free(1), *self.batch[1], *self.contracted[1])
+        rows = read.transpose(0, *(k + 1 for k in order))
+        return rows.reshape(rows.shape[0], -1, self.groups, self.inputs)
+
+    def output_rows(self, written: Any) -> Any:
+        """The gradients themselves."""
+        batch, own, other = len(self.batch[0]), len(self._free(0)), len(self._free(1))
+        shared, rest = range(1, 1 + batch), range(1 + batch, 1 + batch + own + other)
+        ours, theirs = (rest[:own], rest[own:]) if self.first else (rest[other:], rest[:other])
+        rows = written.transpose(0, *theirs, *shared, *ours)
+        return rows.reshape(rows.shape[0], -1, self.groups, self.outputs)
+
+    def project_inputs(
+        self, read: Float[Array, "images *read"], basis: Float[Array, "groups inputs rank"]
+    ) -> Float[Array, "images positions groups rank"]:
+        """One matrix product."""
+        return _times(self.input_rows(read), basis)
+
+    def gradient(
+        self, read: Float[Array, "images *read"], gradients: Float[Array, "images *written"]
+    ) -> Float[Array, "images groups inputs outputs"]:
+        """One matrix product per image."""
+        return outer_products(self.input_rows(read), self.output_rows(gradients))
+
+    def _free(self, side: int) -> Axes:
+        """The axes of the kernel (0) or of the other operand (1) that are neither shared nor contracted."""
+        shape = self.kernel if side == 0 else self.read
+        return tuple(k for k in range(len(shape)) if k not in self.contracted[side] and k not in self.batch[side])
+
+
+@dataclasses.dataclass(frozen=True)
+class Convolution(Matrix):
+    """A convolution of any geometry: a matrix on patches, inputs ordered window first, then channels.
+
+    Attributes:
+        kernel: Shape of the kernel.
+        kernel_axes: Its axes: outputs, inputs, then the window.
+        read_axes: Axes of the images: batch, channels, then space.
+        written_axes: Axes of the result: batch, channels, then space.
+        channel_groups: Groups of channels.
+        strides: One per spatial axis.
+        padding: (low, high) per spatial axis.
+        dilation: Zeros put between pixels, factor per spatial axis.
+        kernel_dilation: Zeros put between kernel entries, factor per spatial axis.
+    """
+
+    kernel: Shape
+    kernel_axes: Axes
+    read_axes: Axes
+    written_axes: Axes
+    channel_groups: int
+    strides: Axes
+    padding: tuple[tuple[int, int], ...]
+    dilation: Axes
+    kernel_dilation: Axes
+
+    @property
+    def groups(self) -> int:
+        """Groups of channels."""
+        return self.channel_groups
+
+    @property
+    def inputs(self) -> int:
+        """Window times the channels of a group."""
+        return math.prod(self.window) * self.kernel[self.kernel_axes[1]]
+
+    @property
+    def outputs(self) -> int:
+        """Channels that a group writes."""
+        return self.kernel[self.kernel_axes[0]] // self.groups
+
+    @property
+    def window(self) -> Shape:
+        """Sizes of the window."""
+        return tuple(self.kernel[k] for k in self.kernel_axes[2:])
+
+    @property
+    def kernel_steps(self) -> tuple[LayoutStep, ...]:
+        """Window first, then inputs, then outputs; groups come from the outputs."""
+        order = (*self.kernel_axes[2:], self.kernel_axes[1], self.kernel_axes[0])
+        moved = tuple(self.kernel[k] for k in order)
+        found = [] if order == tuple(range(len(order))) else [LayoutStep("transpose", self.kernel, moved, order)]
+        if self.groups == 1:
+            return (*found, LayoutStep("reshape", moved, (1, self.inputs, self.outputs)))
+        split = self.inputs, self.groups, self.outputs
+        turned = LayoutStep("transpose", split, (self.groups, self.inputs, self.outputs), (1, 0, 2))
+        return (*found, LayoutStep("reshape", moved, split), turned)
+
+    def output_rows(self, written: Any) -> Any:
+        """The gradients, channels last."""
+        batch, channels, *space = (k + 1 for k in self.written_axes)
+        rows = written.transpose(0, batch, *space, channels)
+        return rows.reshape(rows.shape[0], -1, self.groups, self.outputs)
+
+    def project_inputs(
+        self, read: Float[Array, "images *read"], basis: Float[Array, "groups inputs rank"]
+    ) -> Float[Array, "images positions groups rank"]:
+        """A convolution with the basis as its kernel: `rank` output channels per group, no patches in memory."""
+        rank = basis.shape[-1]
+        kernel = jnp.moveaxis(basis, 0, 1).reshape(*self.window, -1, self.groups * rank)
+        projected = conv_general_dilated(
+            self._channels_last(read),
+            kernel,
+            self.strides,
+            self.padding,
+            self.dilation,
+            self.kernel_dilation,
+            dimension_numbers=self._numbers(read.ndim - 1),
+            feature_group_count=self.groups,
+        )
+        return projected.reshape(read.shape[0], -1, self.groups, rank)
+
+    def gradient(
+        self, read: Float[Array, "images *read"], gradients: Float[Array, "images *written"]
+    ) -> Float[Array, "images groups inputs outputs"]:
+        """`Σ_t a_t s_tᵀ` without the patches: one line of the window at a time.
+
+        Whole patches take the window's area in memory, and on a CPU filling them costs ten times what the products do.
+        """
+        if self._tiled:
+            return outer_products(self.input_rows(read), self.output_rows(gradients))
+        images, rows, shifted = read.shape[0], self.output_rows(gradients), self._shifted(read)
+        width = self.window[-1] if self.window else 1
+        lines = []
+        for start in range(0, len(shifted), width):
+            # The barrier keeps XLA from fusing the slices into the product, element by element.
+            line = jax.lax.optimization_barrier(jnp.stack(shifted[start : start + width], axis=-2))
+            line = line.reshape(images, -1, width, self.groups, line.shape[-1] // self.groups)
+            found = jnp.einsum("ntgo,ntwgc->ngowc", rows, line)
+            lines.append(found.reshape(images, self.groups, self.outputs, -1))
+        return jnp.swapaxes(jnp.concatenate(lines, axis=-1), -1, -2)
+
+    def input_rows(self, read: Float[Array, "images *read"]) -> Float[Array, "images positions groups inputs"]:
+        """The patches, by strided slices, each ordered as the kernel: window, then channels of the group.
+
+        (`jax.lax.conv_general_dilated_patches` is itself a convolution, with as many output channels as a patch has
+        entries, and costs many times as much.)
+        """
+        area = math.prod(self.window)
+        patches = self._tiles(read) if self._tiled else jnp.concatenate(self._shifted(read), axis=-1)
+        rows = patches.reshape(read.shape[0], -1, area, self.groups, self.inputs // area)
+        return jnp.swapaxes(rows, 2, 3).reshape(read.shape[0], -1, self.groups, self.inputs)
+
+    def _numbers(self, ndim: int) -> jax.lax.ConvDimensionNumbers:
+        images = (0, ndim - 1, *range(1, ndim - 1))
+        return jax.lax.ConvDimensionNumbers(images, (ndim - 1, ndim - 2, *range(ndim - 2)), images)
+
+    def _channels_last(self, read: Array) -> Array:
+        """[images, batch, …] → [images · batch, *space, channels]."""
+        batch, channels, *space = (k + 1 for k in self.read_axes)
+        moved = read.transpose(0, batch, *space, channels)
+        return moved.reshape(-1, *moved.shape[2:])
+
+    @property
+    def _tiled(self) -> bool:
+        """Whether windows lie side by side, so that patches are a change of layout: a vision transformer's first layer."""
+        ones, none = (1,) * len(self.window), ((0, 0),) * len(self.window)
+        plain = self.padding == none and self.dilation == ones and self.kernel_dilation == ones
+        return plain and tuple(self.strides) == self.window
+
+    def _tiles(self, read: Array) -> Float[Array, "rows *positions patch"]:
+        """The patches of windows that lie side by side; what is left over at the end of an axis is read by none."""
+        images = self._channels_last(read)
+        counts = [size // width for size, width in zip(images.shape[1:-1], self.window, strict=True)]
+        whole = tuple(slice(count * width) for count, width in zip(counts, self.window, strict=True))
+        cut = [size for pair in zip(counts, self.window, strict=True) for size in pair]
+        split = images[(slice(None), *whole)].reshape(len(images), *cut, images.shape[-1])
+        axes = range(1, split.ndim - 1)
+        return split.transpose(0, *axes[::2], *axes[1::2], split.ndim - 1).reshape(len(images), *counts, -1)
+
+    def _shifted(self, read: Array) -> list[Float[Array, "rows *positions channels"]]:
+        """What each place of the window reads at every position, in the order of a kernel."""
+        images, window = self._channels_last(read), self.window
+        edges = [(low, high, factor - 1) for (low, high), factor in zip(self.padding, self.dilation, strict=True)]
+        padded = jax.lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+        sizes = [
+            (total - 1 - factor * (size - 1)) // stride + 1
+            for total, factor, size, stride in zip(
+                padded.shape[1:-1], self.kernel_dilation, window, self.strides, strict=True
+            )
+        ]
+        slices = []
+        for offset in itertools.product(*map(range, window)):
+            starts = [place * factor for place, factor in zip(offset, self.kernel_dilation, strict=True)]
+            stops = [s + (n - 1) * stride + 1 for s, n, stride in zip(starts, sizes, self.strides, strict=True)]
+            steps = (1, *self.strides, 1)
+            slices.append(jax.lax.slice(padded, (0, *starts, 0), (len(images), *stops, images.shape[-1]), steps))
+        return slices
+
+
+def matrix_of(name: str, params: dict[str, Any], position: int, kernel: Shape, read: Shape) -> Matrix | None:
+    """The matrix that an operation multiplies with, None where its kernel is no matrix on rows.
+
+    Args:
+        name: The primitive.
+        params: Its settings.
+        position: Which operand is the kernel.
+        kernel: Shape of that operand.
+        read: Shape of the other.
+    """
+    if name == "dot_general":
+        contracted, batch = (tuple(tuple(map(int, axes)) for axes in part) for part in params["dimension_numbers"])
+        ours, theirs = (position, 1 - position)
+        pair = (contracted[ours], contracted[theirs]), (batch[ours], batch[theirs])
+        return Product(kernel, read, *pair, position == 0)
+    if position != 1:
+        return None
+    if name == "canonical_convolution":
+        space = range(1, len(read) - 1)
+        images = (0, len(read) - 1, *space)
+        return Convolution(
+            kernel,
+            (len(read) - 1, len(read) - 2, *range(len(read) - 2)),
+            images,
+            images,
+            1,
+            params["strides"],
+            params["padding"],
+            params["lhs_dilation"],
+            params["rhs_dilation"],
+        )
+    if name == "conv_general_dilated" and params["batch_group_count"] == 1:
+        numbers = params["dimension_numbers"]
+        return Convolution(
+            kernel,
+            tuple(numbers.rhs_spec),
+            tuple(numbers.lhs_spec),
+            tuple(numbers.out_spec),
+            params["feature_group_count"],
+            tuple(params["window_strides"]),
+            tuple((int(low), int(high)) for low, high in params["padding"]),
+            tuple(params["lhs_dilation"]),
+            tuple(params["rhs_dilation"]),
+        )
+    return None
