@@ -2,12 +2,15 @@
 
     python -m benchmarks.fault_injection
     python -m benchmarks.fault_injection --faults disk
+    python -m benchmarks.fault_injection --faults images products states stops
 
 Runs of the real command line, each in a process of its own, on a small network and a folder of images: killed (SIGKILL)
 at random moments and gone on with until they are through; stopped by files that may not grow, and by a file system without
 a free page, at many sizes of it; with parts, manifest and fitted curvature cut short, flipped by a bit or deleted in
-between; begun twice at once; with other settings; over images that were taken away or renamed. Whatever happened, the
-table must have the bytes of an undisturbed run's, or the command must refuse with a reason and leave the scores alone.
+between; begun twice at once; with other settings; over images that were taken away, renamed, overwritten by others of the
+same size or swapped; audited with another encoder; given parts of another run; with random bits of finished files flipped,
+and with every state file holding what it never should; asked to stop by Ctrl-C and SIGTERM. Whatever happened, the table
+must have the bytes of an undisturbed run's, or the command must refuse with a reason and leave the scores alone.
 About ten minutes on two cores. Expected: 0 examples lost or repeated.
 """
 
@@ -24,10 +27,14 @@ import tyro
 
 from benchmarks.faults.damage import damages
 from benchmarks.faults.disk import full_disks, no_growth
+from benchmarks.faults.images import images
 from benchmarks.faults.kills import kills, training_kills
 from benchmarks.faults.processes import command
+from benchmarks.faults.products import products
 from benchmarks.faults.refusals import refusals
 from benchmarks.faults.rig import Config, Rig, table
+from benchmarks.faults.states import states
+from benchmarks.faults.stops import stops
 
 
 def undisturbed(rig: Rig) -> tuple[str, float, float]:
@@ -65,9 +72,20 @@ def run(config: Config) -> dict:
             lost += no_growth(rig, fresh) + full_disks(rig, fresh)
         if "refusals" in config.faults:
             lost += refusals(rig, fresh)
+        if "images" in config.faults:
+            lost += images(rig, fresh)
+        if "products" in config.faults:
+            lost += products(rig, fresh)
+        if "states" in config.faults:
+            lost += states(rig, fresh)
+        if "stops" in config.faults:
+            lost += stops(rig, fresh, scoring)
         killed = sum(int(line.get("kills", 0)) for line in rig.log)
         return {
             "kills": killed,
+            "stops": sum(int(line.get("stops", 0)) for line in rig.log),
+            "bits flipped in finished files": sum(int(line.get("tries", 0)) for line in rig.log),
+            "silently other": sum(int(line.get("silently other", 0)) for line in rig.log),
             "faults tried": len(rig.log),
             "faults survived": sum(line["survived"] for line in rig.log),
             "examples lost or repeated": lost,

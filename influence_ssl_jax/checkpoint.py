@@ -1,10 +1,11 @@
 """A trained network in plain files: `<name>.npz` holds named arrays, `<name>.json` says what they are.
 
+The description holds the digest of the arrays and a checksum of all that it says: a changed bit in either is noticed.
+
 Nothing is pickled, so a file from elsewhere can be opened without running its code.
 """
 
 import dataclasses
-import json
 import math
 import zipfile
 from collections.abc import Mapping
@@ -15,12 +16,15 @@ import jax
 import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
 
-from influence_ssl_jax.errors import InfluenceError, disk_of
+from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.provenance import tree_digest
+from influence_ssl_jax.store import DamagedError, read_sealed, write_sealed
+from influence_ssl_jax.store.files import replacing
+from influence_ssl_jax.store.sealed import read_object
 from influence_ssl_jax.types import PyTree
 
 Storage: TypeAlias = Literal["float32", "float16"]
-FORMAT = 1
+FORMAT = 2
 SHOWN = 12
 """Differing arrays that an error names."""
 
@@ -66,11 +70,11 @@ def save(path: str | Path, variables: PyTree, settings: Mapping, storage: Storag
     """
     files = Files.of(path)
     arrays = {name: _stored(name, np.asarray(leaf), storage) for name, leaf in named(variables).items()}
-    text = json.dumps({"format": FORMAT, "digest": tree_digest(arrays), **settings}, indent=1, ensure_ascii=False)
+    described = {"format": FORMAT, "digest": tree_digest(arrays), **settings}
     files.arrays.parent.mkdir(parents=True, exist_ok=True)
-    with disk_of(files.arrays):
-        np.savez_compressed(files.arrays, allow_pickle=False, **arrays)
-        files.description.write_text(text + "\n")
+    with replacing(files.arrays) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+    write_sealed(files.description, described, indent=1)
     return files
 
 
@@ -78,19 +82,18 @@ def describe(path: str | Path) -> dict:
     """What `<name>.json` says.
 
     Raises:
-        CheckpointError: It is absent, not JSON, or of another format.
+        CheckpointError: It is absent, damaged, or of another format.
     """
     file = Files.of(path).description
     try:
-        description = json.loads(file.read_text())
+        stated = read_object(file).get("format")
+        if stated != FORMAT:
+            raise CheckpointError(f"{file} has format {stated}, this version reads format {FORMAT}; export it again.")
+        return read_sealed(file)
     except FileNotFoundError as error:
         raise CheckpointError(f"No saved network at {file}; check the path, or train one with `pretrain`.") from error
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not readable JSON ({error}); copy it again or train anew.") from error
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        got = description.get("format") if isinstance(description, dict) else type(description).__name__
-        raise CheckpointError(f"{file} has format {got}, this version reads format {FORMAT}; export it again.")
-    return description
+    except DamagedError as error:
+        raise CheckpointError(f"{error} Copy it again or train anew.") from error
 
 
 def load(path: str | Path, like: PyTree) -> PyTree:
@@ -143,7 +146,9 @@ def _read(file: Path, most: int) -> dict[str, np.ndarray]:
             return {name: archive[name] for name in sorted(archive.files)}
     except FileNotFoundError as error:
         raise CheckpointError(f"No saved network at {file}; check the path, or train one with `pretrain`.") from error
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError, AttributeError, MemoryError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # zip, zlib and numpy raise whatever the damage makes them raise
         raise CheckpointError(f"{file} is truncated or damaged ({error}); copy it again or train anew.") from error
 
 

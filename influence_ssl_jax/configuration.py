@@ -54,7 +54,10 @@ def restore(description: Plain, classes: Sequence[type[Settings]]) -> Settings:
     unknown = values.keys() - hints.keys()
     if unknown:
         raise InfluenceError(f"Cannot restore {name}: it has no {', '.join(sorted(unknown))} in this version.")
-    return known[name](**{key: _as_annotated(value, hints[key]) for key, value in values.items()})
+    try:
+        return known[name](**{key: _as_annotated(value, hints[key]) for key, value in values.items()})
+    except TypeError as error:  # a field is missing, or has a value that is no setting
+        raise InfluenceError(f"Cannot restore {name}: {error}.") from error
 
 
 def _as_annotated(value: Plain, hint: Any) -> Any:

@@ -9,7 +9,13 @@ from pathlib import Path
 
 
 class InfluenceError(Exception):
-    """Base of every documented error; the command line prints its message without a traceback."""
+    """Base of every documented error; the command line prints its message without a traceback.
+
+    Attributes:
+        status: The exit status of a command that it ends.
+    """
+
+    status = 2
 
 
 class IndefiniteError(InfluenceError):
@@ -43,6 +49,18 @@ class DataError(InfluenceError):
 
 class StoreError(InfluenceError):
     """An output folder that belongs to another run, is in use, or does not hold what is asked of it."""
+
+
+class SkippedError(InfluenceError):
+    """A finished run that could not use more of its images than its user allows; what it made is whole."""
+
+    status = 3
+
+
+class PartnerError(InfluenceError):
+    """Another process of a run of several has died."""
+
+    status = 4
 
 
 class FullDiskError(InfluenceError):

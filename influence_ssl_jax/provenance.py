@@ -6,15 +6,16 @@ import os
 import platform
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from influence_ssl_jax.types import PyTree
 
-DECISIVE = ("influence-ssl-jax", "jax", "jaxlib", "flax", "numpy")
-"""Packages whose version can change a number."""
-RECORDED = (*DECISIVE, "optax", "orbax-checkpoint", "pillow", "pyarrow", "scikit-learn", "scipy", "tensorflow-datasets")
+DECISIVE = ("influence-ssl-jax", "jax", "jaxlib", "flax", "numpy", "pillow")
+"""Packages whose version can change a score: Pillow decodes and resizes."""
+RECORDED = (*DECISIVE, "optax", "orbax-checkpoint", "pyarrow", "scikit-learn", "scipy", "tensorflow-datasets")
 """Packages whose version is recorded."""
 
 
@@ -23,13 +24,30 @@ def versions(packages: tuple[str, ...] = RECORDED) -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
 
 
+def decisive(*further: str) -> dict[str, dict[str, Any]]:
+    """What an identity says of software and device: all that can change a number, and nothing that cannot.
+
+    Python counts by its minor version, the device by its platform and the arithmetic that it is asked for.
+
+    Args:
+        *further: Packages beside DECISIVE.
+    """
+    here = device()
+    python = ".".join(platform.python_version_tuple()[:2])
+    return {
+        "versions": {**versions((*DECISIVE, *further)), "python": python},
+        "device": {name: here[name] for name in ("platform", "float64", "matmul_precision")},
+    }
+
+
 def command() -> list[str]:
     """The command line that is running; empty where it is not this program's."""
-    ours = Path(sys.argv[0]).name == "influence-ssl"
+    program = Path(sys.argv[0])
+    ours = program.name == "influence-ssl" or program.parts[-2:] == ("influence_ssl_jax", "__main__.py")
     return ["influence-ssl", *(word for word in sys.argv[1:] if word != "--debug")] if ours else []
 
 
-def device() -> dict[str, str | int | bool]:
+def device() -> dict[str, Any]:
     """The accelerator that arrays live on, and how it is compiled for; starts it where nothing has yet."""
     first = jax.devices()[0]
     return {

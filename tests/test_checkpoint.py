@@ -105,14 +105,61 @@ def test_of_many_differences_the_first_are_named_and_the_rest_counted(tmp_path):
     assert lines[-1] == f"  … and {30 - checkpoint.SHOWN} more"
 
 
-@pytest.mark.parametrize("text", ["[1]", '{"format": 99}', "{}"])
-def test_another_format_is_refused(saved, text):
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[1]", "holds list, not an object"),
+        ("null", "holds NoneType"),
+        ("[" * 100_000, "no JSON"),
+        ('{"format": 99}', "has format 99, this version reads format 2"),
+        ("{}", "has format None"),
+        ('{"format": 2}', "does not have the checksum"),
+    ],
+)
+def test_what_is_no_description_of_this_format_is_refused(saved, text, said):
     saved.with_name("net.json").write_text(text)
-    with pytest.raises(CheckpointError, match="reads format 1"):
+    with pytest.raises(CheckpointError, match=said):
         checkpoint.describe(saved)
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_a_bit_flipped_anywhere_in_either_file_is_noticed_or_changes_nothing(tmp_path_factory, seed):
+    path, draw = tmp_path_factory.mktemp("net") / "net", np.random.default_rng(seed)
+    files = checkpoint.save(path, float32(variables()), {"width": 4, "note": "a setting", "history": [{"epoch": 0}]})
+    before, file = checkpoint.describe(path), (files.arrays, files.description)[draw.integers(2)]
+    content = bytearray(file.read_bytes())
+    content[draw.integers(len(content))] ^= 1 << draw.integers(8)
+    file.write_bytes(content)
+    try:
+        described, found = checkpoint.describe(path), checkpoint.load(path, float32(variables()))
+    except CheckpointError:
+        return
+    assert described == before
+    jax.tree.map(np.testing.assert_array_equal, found, float32(variables()))
+
+
+def test_a_failed_write_leaves_the_network_that_was_there(saved, monkeypatch):
+    before = [saved.with_name(name).read_bytes() for name in ("net.npz", "net.json")]
+
+    def torn(file, **_):
+        file.write(b"half an archive")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint.np, "savez_compressed", torn)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(saved, float32(variables(1)), {"width": 5})
+    assert [saved.with_name(name).read_bytes() for name in ("net.npz", "net.json")] == before
+    assert len(list(saved.parent.iterdir())) == 2
+
+
+def test_a_description_is_utf8_whatever_the_locale_and_holds_any_path(tmp_path, monkeypatch):
+    monkeypatch.setattr("locale.getpreferredencoding", lambda *_: "latin-1")
+    said = {"path": "bilder/größer/\udce9t\u00e9.png", "greek": "λ"}
+    checkpoint.save(tmp_path / "net", float32(variables()), said)
+    assert checkpoint.describe(tmp_path / "net") | said == checkpoint.describe(tmp_path / "net")
 
 
 def test_the_description_is_plain_json(saved):
     description = json.loads(saved.with_name("net.json").read_text())
     assert description["width"] == 4
-    assert set(description) == {"format", "digest", "width"}
+    assert set(description) == {"format", "digest", "width", "sum"}

@@ -11,7 +11,7 @@ import tyro
 from rich.console import Console
 
 from influence_ssl_jax.cli import main
-from influence_ssl_jax.errors import InfluenceError
+from influence_ssl_jax.errors import InfluenceError, PartnerError, SkippedError
 from tests.scored import write_run
 
 
@@ -52,6 +52,34 @@ def test_version_is_the_packages():
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     assert Said("--version").out == f"influence-ssl {project['version']}\n"
     assert project["scripts"]["influence-ssl"] == "influence_ssl_jax.cli.main:main"
+
+
+def test_the_package_is_a_program():
+    command = [sys.executable, "-m", "influence_ssl_jax"]
+    run = subprocess.run([*command, "reprot"], capture_output=True, text=True, check=False, timeout=120)
+    assert run.returncode == 2
+    assert "There is no command 'reprot'" in run.stderr
+
+
+def test_of_processes_that_a_scheduler_starts_together_one_does_the_work_of_one(tmp_path, monkeypatch):
+    for name, value in (("SLURM_STEP_NUM_TASKS", "4"), ("SLURM_PROCID", "0")):
+        monkeypatch.setenv(name, value)
+    assert Said("report", str(tmp_path)).status == 2  # it looks, and finds no scores
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    said = Said("report", str(tmp_path))
+    assert said.status == 0
+    assert "report is the work of one process; process 3 of those that were started together does nothing" in said.err
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(SkippedError("x"), 3), (PartnerError("x"), 4), (InfluenceError("x"), 2)]
+)
+def test_an_error_has_the_exit_status_of_its_kind(monkeypatch, error, status):
+    def failing(*_):
+        raise error
+
+    monkeypatch.setattr(main, "_execute", failing)
+    assert Said("report").status == status
 
 
 def test_an_unknown_command_is_told_the_known_ones():
@@ -123,7 +151,9 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
 
 def test_help_starts_nothing_heavy():
     script = "import sys; from influence_ssl_jax.cli import main; main.run(['--help']); print(sorted(sys.modules))"
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=os.environ, timeout=300
+    )
     loaded = set(run.stdout.splitlines()[-1].strip("[]").replace("'", "").split(", "))
     assert not {"jax", "flax", "matplotlib", "sklearn", "pyarrow", "tensorflow_datasets"} & loaded
 

@@ -23,7 +23,7 @@ from influence_ssl_jax.runs.settings import PretrainRun
 from influence_ssl_jax.train import Probe, export
 from influence_ssl_jax.train.settings import Pretrain, tiny
 
-Kind: TypeAlias = Literal["kills", "damage", "disk", "refusals"]
+Kind: TypeAlias = Literal["kills", "damage", "disk", "refusals", "images", "products", "states", "stops"]
 SIZE = 8
 
 
@@ -36,6 +36,8 @@ class Config:
         kills: Of scoring runs, at least.
         training_kills: Of pretraining runs, at least.
         at_most: Kills of one run, before it is left alone to come through.
+        stops: Signals to scoring runs, at least.
+        flips: Bits flipped in each finished file, one at a time.
         images: Images in the folder.
         seed: Of the moments.
         out: The file that the record is added to.
@@ -45,6 +47,8 @@ class Config:
     kills: int = 36
     training_kills: int = 6
     at_most: int = 12
+    stops: int = 12
+    flips: int = 1500
     images: int = 600
     seed: int = 0
     out: Path = Path(__file__).parents[1] / "results" / "fault_injection.json"
@@ -94,10 +98,10 @@ class Rig:
         fixed = ["--encoder", str(self.root / "encoder"), "--curvature.examples", "64", "--parts.rows", "40"]
         return ["score", "--out", str(self.root / out), *fixed, "--batch-size", "20", "--draws", "2", *more, *folder]
 
-    def train(self, out: str) -> None:
+    def train(self, out: str, seed: int = 0) -> None:
         """Pretrain a small network, or go on with it."""
         fields = {field.name: getattr(tiny(SimCLR()), field.name) for field in dataclasses.fields(Pretrain)}
-        training = Small(**{**fields, "epochs": 5, "batch_size": 50})
+        training = Small(**{**fields, "epochs": 5, "batch_size": 50, "seed": seed})
         probe, source = Probe(bank=8, queries=8, neighbours=1, linear=0), Folder(str(self.root / "images"))
         settings = PretrainRun(self.root / out, source, training, ToInput(SIZE, SIZE), probe)
         pretrain(settings, Console(quiet=True))

@@ -17,7 +17,10 @@ def keep_compiled_programs(environment: MutableMapping[str, str] = os.environ) -
     """
     if FOLDER in environment:
         return
-    home = environment.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    try:
+        home = environment.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    except RuntimeError:  # a user without a home, as in some containers
+        return
     folder = Path(home) / "influence-ssl" / "jax" / platform.node()  # a program is made for the machine's own processor
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import inspect
 import logging
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -14,10 +15,12 @@ from rich.console import Console
 from rich.text import Text
 
 from influence_ssl_jax.cli.environment import keep_compiled_programs, keep_convolutions_whole, keep_float32
-from influence_ssl_jax.errors import InfluenceError
+from influence_ssl_jax.errors import InfluenceError, PartnerError
+from influence_ssl_jax.signals import Terminated, leave_at_once, orderly, status_of
 
 PROGRAM = "influence-ssl"
-WRONG, INTERRUPTED = 2, 130
+WRONG, SIGNALLED = 2, 128
+"""The exit status of what the user can mend, and the number that a signal's own is added to."""
 
 
 class Command(NamedTuple):
@@ -98,11 +101,19 @@ def main() -> None:
     keep_compiled_programs()
     keep_float32()
     keep_convolutions_whole()
-    sys.exit(run(sys.argv[1:]))
+    with orderly():
+        status = run(sys.argv[1:])
+    # XLA's threads may still compile, or wait for a dead partner: leaving through the interpreter's end would crash in them.
+    if status > SIGNALLED or status == PartnerError.status:
+        leave_at_once(status, "")
+    sys.exit(status)
 
 
 def run(arguments: Sequence[str], out: Console | None = None, err: Console | None = None) -> int:
-    """Run one command line and return the exit status: 0, 2 for what the user can mend, 130 when interrupted.
+    """Run one command line and return the exit status.
+
+    0; 2 for what the user can mend; 3 where more images were skipped than allowed; 4 where another process of the run has
+    died; 130 when interrupted, 143 on SIGTERM.
 
     Args:
         arguments: What follows the program's name.
@@ -121,18 +132,36 @@ def run(arguments: Sequence[str], out: Console | None = None, err: Console | Non
     try:
         with _notes_said(err):
             _execute(rest, out)
-    except KeyboardInterrupt:
-        err.print(Text("Interrupted. What was finished is kept: the same command goes on from there."), soft_wrap=True)
-        return INTERRUPTED
-    except (InfluenceError, ValueError, OSError) as error:
+    except KeyboardInterrupt as stop:
+        ended = isinstance(stop, Terminated)
+        said = "Terminated" if ended else "Interrupted"
+        err.print(Text(f"{said}. What was finished is kept: the same command goes on from there."), soft_wrap=True)
+        return status_of(signal.SIGTERM if ended else signal.SIGINT)
+    except (InfluenceError, ValueError, OSError, RuntimeError) as error:
         if len(rest) < len(arguments):
             raise
+        if isinstance(error, RuntimeError):
+            error = _of_a_partner(error)
         said = Text.assemble(("error: ", "bold red"), str(error) or type(error).__name__)
         if not isinstance(error, InfluenceError):
             said.append(f"\n({type(error).__name__}; --debug shows where it came from)", style="dim")
         err.print(said, soft_wrap=True)
-        return WRONG
+        return error.status if isinstance(error, InfluenceError) else WRONG
     return 0
+
+
+def _of_a_partner(error: RuntimeError) -> InfluenceError:
+    """What to say where another process of the run has died.
+
+    Raises:
+        RuntimeError: It is another error.
+    """
+    from influence_ssl_jax.parallel import lost_partner
+
+    lost = lost_partner(error)
+    if lost is None:
+        raise error
+    return lost
 
 
 class _Notes(logging.Handler):
@@ -172,4 +201,14 @@ def _execute(arguments: Sequence[str], out: Console) -> None:
     # The docstring up to its list of fields, as it is written: examples keep their lines.
     text = inspect.cleandoc(settings.__doc__ or "").partition("\n\nAttributes:")[0]
     parsed = parse(settings, rest, f"{PROGRAM} {name}", text)
+    if not hasattr(parsed, "distributed"):
+        from influence_ssl_jax.parallel import rank
+
+        if rank():
+            logging.getLogger(__name__).warning(
+                "%s is the work of one process; process %s of those that were started together does nothing",
+                name,
+                rank(),
+            )
+            return
     load(command.run)(parsed, out)

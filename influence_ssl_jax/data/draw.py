@@ -1,8 +1,10 @@
 """Random examples: the resident curvature set, and shuffled epochs for training."""
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,18 @@ from influence_ssl_jax.types import Batch
 _log = logging.getLogger(__name__)
 
 
+class Drawn(NamedTuple):
+    """The curvature set and what it was read from.
+
+    Attributes:
+        batches: The examples, with leading axes [num_batches, batch].
+        contents: The digest of every example of the set, by its index; those of other processes included.
+    """
+
+    batches: Batch
+    contents: dict[int, bytes]
+
+
 def resident(
     source: OpenSource,
     transform: ToInput,
@@ -26,6 +40,18 @@ def resident(
     seed: int,
     part: Callable[[int], range] | None = None,
 ) -> Batch:
+    """The batches of `drawn`, with the same arguments."""
+    return drawn(source, transform, count, batch_size, seed, part).batches
+
+
+def drawn(
+    source: OpenSource,
+    transform: ToInput,
+    count: int,
+    batch_size: int,
+    seed: int,
+    part: Callable[[int], range] | None = None,
+) -> Drawn:
     """The curvature set: `count` random examples as batches with leading axes [num_batches, batch].
 
     The order is a permutation fixed by `seed`; what cannot be used is passed over, logged and replaced by what follows
@@ -51,11 +77,13 @@ def resident(
     wanted = min(count, total)
     kept = (part or range)(max(1, wanted // batch_size))
     examples: dict[int, Example] = {}  # by place in the set, those of the kept batches alone
+    contents: dict[int, bytes] = {}
     skipped: list[Skipped] = []
     found = 0
     for usable, missed in in_order(partial(load, source, transform), chunks(order, batch_size)):
         skipped += missed
         for example in usable[: wanted - found]:
+            contents[example.index] = example.content
             if found // batch_size in kept or wanted < batch_size:
                 examples[found] = example
             found += 1
@@ -70,7 +98,8 @@ def resident(
         kept = range(found // size)
     whole = [[examples[k] for k in range(n * size, (n + 1) * size)] if n < found // size else [] for n in kept]
     loaded = [stacked(rows, (), transform, size, jax.random.key(seed)).batch for rows in whole]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *loaded)
+    used = itertools.islice(contents.items(), found // size * size)
+    return Drawn(jax.tree.map(lambda *leaves: jnp.stack(leaves), *loaded), dict(used))
 
 
 def epoch(

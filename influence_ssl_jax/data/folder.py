@@ -11,7 +11,16 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from influence_ssl_jax.data.source import Example, OpenSource, Source, UnreadableExample, counted, digest
+from influence_ssl_jax.data.source import (
+    Example,
+    OpenSource,
+    Source,
+    UnreadableExample,
+    content_digest,
+    counted,
+    digest,
+    passing,
+)
 from influence_ssl_jax.data.table import Matched, classes, match, read_table
 from influence_ssl_jax.data.transform import EXTENSIONS, UndecodableImage, decode
 from influence_ssl_jax.errors import DataError
@@ -63,7 +72,12 @@ class Folder(Source):
         table = None if self.table is None else Path(self.table).expanduser().resolve()
         strange = [name for name in others if (root / name).resolve() != table]
         notes = (*matched.notes, *counted("files that are no images by their name, passed over", strange))
-        return OpenFolder(root, files, matched.columns, labels, notes, self.links)
+        return OpenFolder(root, files, matched.columns, labels, notes, self.links, self.label_column)
+
+    def absolute(self) -> "Folder":
+        """The same folder and table by absolute paths."""
+        table = None if self.table is None else str(Path(self.table).expanduser().absolute())
+        return dataclasses.replace(self, path=str(Path(self.path).expanduser().absolute()), table=table)
 
     def _matched(self, root: Path, files: list[str]) -> Matched:
         if self.table is None:
@@ -85,8 +99,10 @@ class OpenFolder(OpenSource):
         labels: np.ndarray | None,
         notes: tuple[str, ...],
         links: Literal["skip", "follow"],
+        label_column: str | None,
     ) -> None:
         self._root, self._files, self._columns, self._labels, self._notes = root, files, columns, labels, notes
+        self._label_column = label_column
         self._within = root.resolve() if links == "skip" else None
 
     def __len__(self) -> int:
@@ -94,15 +110,37 @@ class OpenFolder(OpenSource):
 
     def read(self, index: int) -> Example:
         """Decode one file."""
+        name, stored = self._files[index], self._stored(index)
+        try:
+            image = decode(stored)
+        except UndecodableImage as error:
+            raise UnreadableExample(index, name, str(error)) from error
+        label = -1 if self._labels is None else int(self._labels[index])
+        return Example(index, name, image, label if label >= 0 else None, content_digest(stored))
+
+    def content(self, index: int) -> bytes:
+        """The digest of one file's bytes; nothing is decoded."""
+        return content_digest(self._stored(index))
+
+    def _stored(self, index: int) -> bytes:
+        """One file's bytes."""
         name = self._files[index]
         if self._within is not None and not (self._root / name).resolve().is_relative_to(self._within):
             raise UnreadableExample(index, name, "a link that leads out of the folder (links='follow' would follow it)")
         try:
-            image = decode(self._root / name)
-        except UndecodableImage as error:
-            raise UnreadableExample(index, name, str(error)) from error
-        label = -1 if self._labels is None else int(self._labels[index])
-        return Example(index, name, image, label if label >= 0 else None)
+            return (self._root / name).read_bytes()
+        except FileNotFoundError:
+            raise UnreadableExample(index, name, "the file is gone") from None
+        except OSError as error:
+            if passing(error):
+                raise
+            raise UnreadableExample(index, name, error.strerror or str(error)) from error
+
+    def class_names(self) -> tuple[str, ...] | None:
+        """The texts of the class column, in the order in which they are numbered."""
+        if self._label_column is None or pa.types.is_integer(self._columns[self._label_column].type):
+            return None
+        return tuple(str(each) for each in sorted(set(self._columns[self._label_column].to_pylist()) - {None}))
 
     def attributes(self) -> pa.Table | None:
         """The table's other columns, or the subfolder."""
@@ -111,10 +149,13 @@ class OpenFolder(OpenSource):
     @functools.cached_property
     def _identity(self) -> str:
         files = [f"{name} {(self._root / name).stat().st_size}" for name in self._files]
-        return digest("folder", *files, str(self._columns.schema), *(str(c.to_pylist()) for c in self._columns.columns))
+        columns = (str(column.to_pylist()) for column in self._columns.columns)
+        labels = b"" if self._labels is None else self._labels.tobytes()
+        links = "skip" if self._within is not None else "follow"
+        return digest("folder", *files, str(self._columns.schema), *columns, labels, links)
 
     def fingerprint(self) -> str:
-        """Names and sizes of the files, in order, and the attributes; not the place of the folder."""
+        """Names and sizes of the files in order, attributes, classes, and what is done with links; not the place."""
         return self._identity
 
     def notes(self) -> tuple[str, ...]:

@@ -12,7 +12,15 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Array, Bool, Int, Key
 
-from influence_ssl_jax.data.source import Example, OpenSource, Skipped, UnreadableExample, digest
+from influence_ssl_jax.data.source import (
+    Example,
+    OpenSource,
+    Skipped,
+    UnreadableExample,
+    content_of,
+    digest,
+    persistently,
+)
 from influence_ssl_jax.data.transform import ToInput, UnusableImage
 from influence_ssl_jax.errors import DataError
 from influence_ssl_jax.types import Batch
@@ -34,12 +42,14 @@ class LoadedBatch(NamedTuple):
         ids: The examples' names, empty for padding.
         valid: Which rows are examples and not padding.
         skipped: The examples that belong here and could not be used.
+        contents: The digests of what the examples were read from, empty for padding.
     """
 
     batch: Batch
     ids: tuple[str, ...]
     valid: Bool[np.ndarray, " batch"]
     skipped: tuple[Skipped, ...]
+    contents: tuple[bytes, ...]
 
 
 def batches(
@@ -96,14 +106,18 @@ def checked(source: OpenSource, batch_size: int) -> int:
 def load(
     source: OpenSource, transform: ToInput, indices: Int[np.ndarray, " count"]
 ) -> tuple[list[Example], list[Skipped]]:
-    """The transformed examples, and those that cannot be used."""
+    """The transformed examples with the digests of what they were read from, and those that cannot be used.
+
+    Raises:
+        DataError: Reading failed again and again for a reason that is not an image's.
+    """
     examples, skipped = [], []
-    for read in source.read_many(indices.tolist()):
+    for read in persistently(source.read_many, indices.tolist()):
         if isinstance(read, Skipped):
             skipped.append(read)
             continue
         try:
-            examples.append(dataclasses.replace(read, image=transform(read.image)))
+            examples.append(dataclasses.replace(read, image=transform(read.image), content=content_of(read)))
         except UnusableImage as error:
             skipped.append(Skipped(read.index, read.id, str(error)))
     return examples, skipped
@@ -155,8 +169,9 @@ def stacked(
     """
     padding = examples[-1] if examples else Example(0, "", np.zeros(_shape(transform), np.uint8))
     rows, ids, valid = [padding] * batch_size, [""] * batch_size, np.zeros(batch_size, bool)
+    contents = [b""] * batch_size
     for place, example in zip(range(len(examples)) if places is None else places, examples, strict=True):
-        rows[place], ids[place], valid[place] = example, example.id, True
+        rows[place], ids[place], valid[place], contents[place] = example, example.id, True, example.content
     named = np.array([row.index for row in rows], np.int32)
     labels = np.array([-1 if row.label is None else row.label for row in rows], np.int32)
     batch = Batch(
@@ -165,7 +180,7 @@ def stacked(
         index=_host(np.where(valid, named, np.int32(-1))),
         label=_host(np.where(valid, labels, np.int32(-1))),
     )
-    return LoadedBatch(batch, tuple(ids), valid, tuple(skipped))
+    return LoadedBatch(batch, tuple(ids), valid, tuple(skipped), tuple(contents))
 
 
 def _host(array: np.ndarray) -> Any:
@@ -194,6 +209,21 @@ class Cached(OpenSource):
         self._source, self._transform = source, transform
         self._examples = examples
 
+    @property
+    def source(self) -> OpenSource:
+        """Where the images were read from."""
+        return self._source
+
+    @property
+    def transform(self) -> ToInput:
+        """What they went through."""
+        return self._transform
+
+    @property
+    def examples(self) -> list[Example | Skipped]:
+        """Every example as it was read, or why it could not be used."""
+        return self._examples
+
     def __len__(self) -> int:
         return len(self._examples)
 
@@ -203,6 +233,10 @@ class Cached(OpenSource):
         if isinstance(example, Skipped):
             raise UnreadableExample(example.index, example.id, example.reason)
         return example
+
+    def class_names(self) -> tuple[str, ...] | None:
+        """Those of the source."""
+        return self._source.class_names()
 
     def attributes(self) -> pa.Table | None:
         """Those of the source."""

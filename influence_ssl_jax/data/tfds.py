@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from influence_ssl_jax.data.source import Example, OpenSource, Skipped, Source, UnreadableExample, attempt, digest
+from influence_ssl_jax.data.source import (
+    Example,
+    OpenSource,
+    Skipped,
+    Source,
+    UnreadableExample,
+    attempt,
+    content_digest,
+    digest,
+)
 from influence_ssl_jax.data.transform import UndecodableImage, decode
 from influence_ssl_jax.errors import DataError
 
@@ -130,6 +139,11 @@ class Tfds(Source):
             )
         return OpenTfds(builder, self.split, features, image, label)
 
+    def absolute(self) -> "Tfds":
+        """The same data set, its folder by an absolute path."""
+        folder = None if self.data_dir is None else str(Path(self.data_dir).expanduser().absolute())
+        return dataclasses.replace(self, data_dir=folder)
+
     def _builder(self) -> Any:
         import tensorflow_datasets as tfds  # slow to import
         from tensorflow_datasets.core.registered import DatasetNotFoundError
@@ -196,7 +210,15 @@ class OpenTfds(OpenSource):
             image = decode(record[self._image])
         except UndecodableImage as error:
             raise UnreadableExample(index, name, str(error)) from error
-        return Example(index, name, image, int(record[self._label]) if self._label else None)
+        label = int(record[self._label]) if self._label else None
+        return Example(index, name, image, label, content_digest(record[self._image]))
+
+    def content(self, index: int) -> bytes:
+        """The digest of the encoded image; nothing is decoded."""
+        try:
+            return content_digest(flat(self._records[index])[self._image])
+        except _DAMAGE as error:
+            raise UnreadableExample(index, f"{self._split}/{index}", f"the record is damaged: {error}") from error
 
     @functools.cached_property
     def _columns(self) -> dict[str, list[Any]]:

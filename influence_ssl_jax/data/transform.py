@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from influence_ssl_jax.data.source import passing
 from influence_ssl_jax.errors import DataError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -35,6 +36,7 @@ def decode(stored: Path | bytes) -> np.ndarray:
 
     Raises:
         UndecodableImage: The file is missing, truncated, too large or no image.
+        MemoryError, OSError: There is no memory, or no access, for now: no damage of the image.
     """
     try:
         with Image.open(io.BytesIO(stored) if isinstance(stored, bytes) else stored) as image:
@@ -47,6 +49,8 @@ def decode(stored: Path | bytes) -> np.ndarray:
     except UndecodableImage:
         raise
     except Exception as error:  # Pillow's decoders raise whatever the damage makes them raise
+        if passing(error):
+            raise
         reason = str(error) if not isinstance(error, Image.UnidentifiedImageError) else "not an image that Pillow knows"
         raise UndecodableImage(reason or type(error).__name__) from error
 

@@ -18,8 +18,11 @@ Rows = TypeVar("Rows")
 
 
 def all_devices(dividing: int | None = None) -> Mesh:
-    """The devices of all processes; where a size is given, as many of them as divide it evenly."""
-    found = jax.devices()
+    """The devices of all processes, those of each next to one another; as many as divide a size evenly, where one is given.
+
+    `jax.devices()` need not have that order: on a TPU slice one process owns the devices 0–3 and 8–11.
+    """
+    found = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     if dividing is not None:
         found = found[: next(count for count in range(len(found), 0, -1) if dividing % count == 0)]
     return _mesh(found)
@@ -27,7 +30,7 @@ def all_devices(dividing: int | None = None) -> Mesh:
 
 def local_devices() -> Mesh:
     """The devices of this process."""
-    return _mesh(jax.local_devices())
+    return _mesh(sorted(jax.local_devices(), key=lambda device: device.id))
 
 
 def _mesh(found: Sequence[Any]) -> Mesh:

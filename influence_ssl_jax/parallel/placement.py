@@ -15,8 +15,15 @@ def split(tree: PyTree, mesh: Mesh) -> PyTree:
     """A tree of this process's rows as one tree of global arrays, split along the first axis over the mesh.
 
     Each process gives the rows of its own devices, in order; no process sees the others'.
+
+    Raises:
+        ValueError: The rows are not equally many for each device of this process, or its devices do not stand together.
     """
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    mine = owned(mesh)
+    uneven = {leaf.shape[0] for leaf in jax.tree.leaves(tree) if leaf.shape[0] % len(mine)}
+    if uneven:
+        raise ValueError(f"rows are split evenly over {len(mine)} devices of this process, got {sorted(uneven)} rows.")
     return _through_key_data(tree, lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)))
 
 
@@ -41,11 +48,25 @@ def batches_of(mesh: Mesh) -> Callable[[int], range]:
     """
 
     def part(count: int) -> range:
-        each = -(-count // mesh.size)
-        mine = [place for place, device in enumerate(mesh.devices) if device.process_index == jax.process_index()]
-        return range(each * mine[0], each * (mine[-1] + 1))
+        each, mine = -(-count // mesh.size), owned(mesh)
+        return range(each * mine.start, each * mine.stop)
 
     return part
+
+
+def owned(mesh: Mesh) -> range:
+    """The places of this process's devices in the mesh.
+
+    Raises:
+        ValueError: They do not stand next to one another, so that no run of rows is theirs.
+    """
+    mine = [place for place, device in enumerate(mesh.devices) if device.process_index == jax.process_index()]
+    if not mine or mine != list(range(mine[0], mine[-1] + 1)):
+        raise ValueError(
+            f"the devices of a process stand together in a mesh, got places {mine} for process {jax.process_index()}; "
+            "make the mesh by all_devices()."
+        )
+    return range(mine[0], mine[-1] + 1)
 
 
 def _through_key_data(tree: PyTree, place: Callable[[jax.Array | np.ndarray], jax.Array]) -> PyTree:

@@ -1,6 +1,5 @@
 """An audit as it is printed and as the report shows it."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from influence_ssl_jax.configuration import Plain
+from influence_ssl_jax.errors import StoreError
 from influence_ssl_jax.report.words import decimal, percent
+from influence_ssl_jax.store import DamagedError, recorded
 
 AUDIT = "audit.json"
 HEADS = (
@@ -29,11 +30,20 @@ _RANKS = ("spearman", "partial")
 
 
 def section(folder: Path) -> dict[str, Any] | None:
-    """What the report says of a run's audit; None where it has not been audited."""
-    path = folder / AUDIT
-    if not path.is_file():
+    """What the report says of a run's audit; None where it has not been audited.
+
+    Raises:
+        StoreError: A file of the audit is damaged, or it is an audit of other scores than those that are there.
+    """
+    if not (folder / AUDIT).is_file():
         return None
-    record = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        record = recorded(folder, AUDIT)
+    except (DamagedError, FileNotFoundError) as error:
+        raise StoreError(
+            f"{error} Give the same `influence-ssl audit` command again (it goes on from its certificates), or delete "
+            f"{folder / AUDIT}."
+        ) from error
     return {"record": record, "heads": HEADS, "rows": table(record), "remarks": remarks(record)}
 
 

@@ -11,10 +11,11 @@ from PIL import Image
 
 from influence_ssl_jax import data
 from influence_ssl_jax.configuration import restore
-from influence_ssl_jax.data.source import UnreadableExample
+from influence_ssl_jax.data.source import UnreadableExample, content_of
 from influence_ssl_jax.data.transform import UnusableImage
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.report.scored_run import ScoredRun
+from influence_ssl_jax.store import CONTENT
 
 Images: TypeAlias = Callable[[int], np.ndarray]
 """From the number of an example to its pixels."""
@@ -30,7 +31,8 @@ class Tile:
     """One example of a gallery.
 
     Attributes:
-        picture: A PNG as a data URI; empty where the image could not be read.
+        picture: A PNG as a data URI; empty where there is none.
+        missing: Why there is none.
         id: Its name.
         index: Its number.
         score: Its score.
@@ -39,6 +41,7 @@ class Tile:
     """
 
     picture: str
+    missing: str
     id: str
     index: int
     score: float
@@ -47,12 +50,22 @@ class Tile:
 
 
 def images_of(run: ScoredRun) -> tuple[Images | None, str]:
-    """The images of the source that the run names, or none and why."""
+    """The images of the source that the run names, or none and why; one that has changed since it was scored is none."""
     try:
         source = restore(run.record.get("configuration", {}).get("source"), data.SOURCES).open()
     except InfluenceError as error:
         return None, str(error)
-    return (lambda index: source.read(index).image), ""
+    scored = run.table[CONTENT].to_pylist() if CONTENT in run.table.column_names else [None] * run.table.num_rows
+
+    def image(index: int) -> np.ndarray:
+        if index >= len(source):
+            raise UnusableImage("the source has fewer images now")
+        example = source.read(index)
+        if scored[index] is not None and content_of(example) != scored[index]:
+            raise UnusableImage("it has changed since it was scored")
+        return example.image
+
+    return image, ""
 
 
 def tiles(run: ScoredRun, rows: Sequence[int], images: Images | None, known: Sequence[str]) -> list[Tile]:
@@ -62,8 +75,10 @@ def tiles(run: ScoredRun, rows: Sequence[int], images: Images | None, known: Seq
 
 def _tile(row: dict, known: Sequence[str], images: Images | None) -> Tile:
     planted = row.get("planted") or "none"
+    picture, missing = _picture(row["index"], images)
     return Tile(
-        picture=_picture(row["index"], images),
+        picture=picture,
+        missing=missing,
         id=row["id"],
         index=row["index"],
         score=row["score"],
@@ -78,14 +93,16 @@ def _shortened(name: str, value: object) -> str:
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
-def _picture(index: int, images: Images | None) -> str:
-    """The image as a PNG of at most LARGEST pixels a side, in its own proportions."""
+def _picture(index: int, images: Images | None) -> tuple[str, str]:
+    """The image as a PNG of at most LARGEST pixels a side, in its own proportions; or nothing, and why."""
     if images is None:
-        return ""
+        return "", ""
     try:
-        return data_uri(np.asarray(images(index)))
-    except (UnreadableExample, UnusableImage):
-        return ""
+        return data_uri(np.asarray(images(index))), ""
+    except UnusableImage as error:
+        return "", str(error)
+    except UnreadableExample:
+        return "", "not readable"
 
 
 def data_uri(image: np.ndarray) -> str:

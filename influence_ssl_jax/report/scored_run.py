@@ -1,7 +1,6 @@
 """Read a finished folder of scores."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
 from influence_ssl_jax.errors import StoreError
-from influence_ssl_jax.store import BASELINES, RUN, SCORES
+from influence_ssl_jax.store import BASELINES, RUN, SCORES, DamagedError, recorded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +64,11 @@ class ScoredRun:
                     "the same `influence-ssl score` command, or name another folder."
                 )
         try:
-            return cls(folder, pq.read_table(folder / SCORES), json.loads((folder / RUN).read_text(encoding="utf-8")))
-        except (ValueError, OSError) as error:  # pyarrow's and json's errors are both
+            record = recorded(folder, RUN)
+            return cls(folder, pq.read_table(folder / SCORES), record)
+        except (DamagedError, ValueError, OSError) as error:  # pyarrow's errors are the latter two
             raise StoreError(
-                f"{folder} is damaged ({error}); run the same `influence-ssl score` command again."
+                f"{error} Give the same `influence-ssl score` command again: it makes table and record from the parts."
             ) from error
 
     def numbers(self, name: str) -> Float[np.ndarray, " examples"]:

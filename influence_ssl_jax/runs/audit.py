@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,9 @@ from rich.console import Console
 
 from influence_ssl_jax import provenance, trees
 from influence_ssl_jax.augment.transform import Views
-from influence_ssl_jax.configuration import Plain, describe, restore
+from influence_ssl_jax.configuration import Plain, describe, differences, fingerprint, restore
+from influence_ssl_jax.data.contents import Change, changes, refuse_changes
+from influence_ssl_jax.data.source import OpenSource
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.evaluation.calibration import Calibration, Deviation, deviation
 from influence_ssl_jax.evaluation.certificate import galerkin
@@ -28,12 +31,13 @@ from influence_ssl_jax.report.audited import AUDIT, say
 from influence_ssl_jax.report.backends import as_json
 from influence_ssl_jax.report.scored_run import ScoredRun
 from influence_ssl_jax.run_log import Pace, RunLog, Watch, watched
-from influence_ssl_jax.runs.score import Prepared, prepare, problem_over
+from influence_ssl_jax.runs.score import Prepared, curvature_of, identity, prepare, problem_over
 from influence_ssl_jax.runs.settings import AuditRun, ScoreRun
+from influence_ssl_jax.store import CONTENT, SCORES, file_digest, write_sealed
 from influence_ssl_jax.store.files import lock, write_atomically
 from influence_ssl_jax.store.identity import claim
 from influence_ssl_jax.store.manifest import Manifest, to_bytes
-from influence_ssl_jax.store.result import skipped_table
+from influence_ssl_jax.store.result import FILES, skipped_table
 
 WORK = "audit"
 
@@ -80,18 +84,20 @@ def bounds(settings: AuditRun, scored: ScoredRun, made: ScoreRun, prepared: Prep
         InfluenceError: None of the sample could be read.
     """
     folder = settings.folder / WORK
-    folder.mkdir(exist_ok=True)
     wide = jax.enable_x64(True) if settings.precision == "float64" else contextlib.nullcontext()
-    with lock(folder), wide:
-        claim(folder, _identity(settings, scored))
-        manifest, log = Manifest.load(folder / "parts"), RunLog(folder)
+    with RunLog(folder) as log, wide:
+        owner = claim(folder, _identity(settings, scored))
+        manifest = Manifest.load(folder / "parts", fingerprint(owner))
         chosen = sample(settings.audit, len(prepared.source))
         listed = int(np.isin(chosen, manifest.indices()).sum())
         manifest.check(np.zeros(len(prepared.source), bool))
         there = np.isin(chosen, manifest.indices())
         resumed, recomputed = int(there.sum()), listed - int(there.sum())
         log.event("start", todo=len(chosen) - resumed, total=len(chosen), recomputed=recomputed, command=command())
-        problem, measurement = _in_precision(problem_over(made, prepared), prepared.measurement, settings.precision)
+        refuse_rescored(scored, prepared.source, chosen)
+        averaged, used = curvature_of(made, prepared)
+        refuse_rescored(scored, prepared.source, np.array(sorted(used), np.int64), used)
+        problem, measurement = _in_precision(averaged, prepared.measurement, settings.precision)
         damping = _damping(scored.record["damping"]["resolved"], problem, made, settings)
         if resumed < len(chosen):
             _announce(settings, problem, made, len(chosen), resumed, recomputed, out)
@@ -161,8 +167,40 @@ def _identity(settings: AuditRun, scored: ScoredRun) -> Plain:
         "scores": scored.record["fingerprint"],
         "audit": {name: value for name, value in describe(settings.audit).items() if name != "examples"},
         "precision": settings.precision,
-        "versions": provenance.versions(provenance.DECISIVE),
+        "images": hashlib.sha256(b"".join(content or b"-" for content in _contents(scored))).hexdigest(),
+        **provenance.decisive(),
     }
+
+
+def refuse_rescored(
+    scored: ScoredRun, source: OpenSource, rows: np.ndarray, known: dict[int, bytes] | None = None
+) -> None:
+    """Check that images are those that were scored.
+
+    Args:
+        scored: The run.
+        source: The images as they are now.
+        rows: Which, by index.
+        known: Digests of what they are now, where they have just been read.
+
+    Raises:
+        DataError: One has changed; the first are named.
+    """
+    ids, contents = scored.table["id"].to_pylist(), _contents(scored)
+    if known is None:
+        found = changes(source, rows, [ids[row] for row in rows], [contents[row] for row in rows])
+    else:
+        differing = [int(row) for row in rows if contents[row] != known[int(row)]]
+        found = [Change(row, ids[row], "its bytes are others") for row in differing]
+    refuse_changes(
+        found, "since they were scored", "Put them back, or score them again (--rescore-changed), then audit."
+    )
+
+
+def _contents(scored: ScoredRun) -> list[bytes | None]:
+    """The digest of every image as it was scored; None where there is none."""
+    known = CONTENT in scored.table.column_names
+    return scored.table[CONTENT].to_pylist() if known else [None] * scored.table.num_rows
 
 
 def _in_precision(problem: Problem, measurement: Objective, precision: str) -> tuple[Problem, Objective]:
@@ -196,10 +234,31 @@ def audit(settings: AuditRun, out: Console) -> None:
     recorded = scored.record["configuration"]
     made = restore({name: value for name, value in recorded.items() if name != "input"}, [ScoreRun])
     prepared = prepare(made, out)
-    if prepared.source.fingerprint() != scored.record["identity"]["data"]:
+    refuse_other(scored, identity(made, prepared.encoder, prepared.transform, prepared.source))
+    (settings.folder / WORK).mkdir(exist_ok=True)
+    with lock(settings.folder / WORK):
+        _audit(settings, scored, made, prepared, out)
+
+
+def refuse_other(scored: ScoredRun, now: Plain) -> None:
+    """Check that everything an audit reads is what the scores were made by; versions and device are the audit's own.
+
+    Raises:
+        InfluenceError: The network, its input, the images or a setting is another one; each difference is listed.
+    """
+    own = ("size", "versions", "device")
+    before, after = ({k: v for k, v in each.items() if k not in own} for each in (scored.record["identity"], now))
+    differing = differences(before, json.loads(json.dumps(after)))
+    if differing:
+        listed = "\n".join(f"  {line}" for line in differing[:20])
         raise InfluenceError(
-            f"The images of {settings.folder} have changed since they were scored. Score them again, then audit."
+            f"The scores of {scored.folder} were made by something else than what is there now (then → now):\n{listed}\n"
+            "Put it back, or score again and then audit."
         )
+
+
+def _audit(settings: AuditRun, scored: ScoredRun, made: ScoreRun, prepared: Prepared, out: Console) -> None:
+    """Everything that is done while the folder is held."""
     found = bounds(settings, scored, made, prepared, out)
     compared = judged(scored, found.table, settings.calibration)
     write_atomically(settings.folder / BOUNDS, to_bytes(found.table))
@@ -211,10 +270,12 @@ def audit(settings: AuditRun, out: Console) -> None:
         "relative_width": _median_width(found.table),
         "deviation": {name: as_json(item) for name, item in compared.items()},
     }
-    write_atomically(settings.folder / AUDIT, json.dumps(record, indent=2).encode())
-    say(record, out)
     beside = enclosed(scored, made, prepared, out)
-    calibrate(settings.folder, scored, found.table, beside, settings.calibration, out)
+    calibrated = calibrate(settings.folder, scored, found.table, beside, settings.calibration, out)
+    files = (SCORES, BOUNDS, *([CALIBRATED] if calibrated else []))
+    files_written = {name: file_digest(settings.folder / name) for name in files}
+    write_sealed(settings.folder / AUDIT, {**record, FILES: files_written})
+    say(record, out)
 
 
 def enclosed(scored: ScoredRun, made: ScoreRun, prepared: Prepared, out: Console) -> pa.Table | None:
@@ -223,6 +284,7 @@ def enclosed(scored: ScoredRun, made: ScoreRun, prepared: Prepared, out: Console
     if not isinstance(made.backend, Arnoldi) or made.scoring.estimand != "mean_of_scores":
         return None
     problem = problem_over(made, prepared)
+    refuse_rescored(scored, prepared.source, np.arange(scored.table.num_rows))
     with out.status("Galerkin intervals of every image"):
         state = jax.jit(made.backend.fit)(problem, jax.random.key(made.scoring.seed))
         damping = jnp.asarray(resolved, jax.tree.leaves(problem.params)[0].dtype)
@@ -260,8 +322,8 @@ def calibrate(
     beside: pa.Table | None,
     calibration: Calibration,
     out: Console,
-) -> None:
-    """Write a calibrated score with its interval for every example; say why not where the sample is too small.
+) -> bool:
+    """Write a calibrated score with its interval for every example, or say why the sample is too small; whether it did.
 
     Args:
         folder: Where to.
@@ -277,7 +339,7 @@ def calibrate(
     except InfluenceError as error:
         (folder / CALIBRATED).unlink(missing_ok=True)  # one of an earlier, larger sample must not pass for this one's
         out.print(f"No calibrated scores: {error}", highlight=False, markup=False)
-        return
+        return False
     calibrated = scored.table.select(["index", "id"])
     for name, values in (("score", every.score), ("score_lo", every.low), ("score_hi", every.high)):
         calibrated = calibrated.append_column(name, pa.array(values))
@@ -289,6 +351,7 @@ def calibrate(
             calibrated = calibrated.append_column(name, pa.array(column))
     write_atomically(folder / CALIBRATED, to_bytes(calibrated))
     out.print(f"Calibrated scores: {folder / CALIBRATED}", highlight=False, markup=False, soft_wrap=True)
+    return True
 
 
 def _placed(scored: ScoredRun, table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -2,9 +2,9 @@
 
 import hashlib
 import json
+import logging
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -20,13 +20,17 @@ from influence_ssl_jax.ihvp import CG, Backend
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.report.backends import null_rows, plain, say, write_figures
 from influence_ssl_jax.run_log import RunLog
-from influence_ssl_jax.runs.score import Prepared, prepare, problem_over
+from influence_ssl_jax.runs.images import refuse_other_images, texts
+from influence_ssl_jax.runs.score import Prepared, curvature_of, prepare
 from influence_ssl_jax.runs.settings import CompareRun, ScoreRun
 from influence_ssl_jax.scoring.memory import available, memory_of
-from influence_ssl_jax.store.files import lock, write_atomically
+from influence_ssl_jax.store import DamagedError, read_sealed, write_sealed
+from influence_ssl_jax.store.files import lock
 from influence_ssl_jax.store.identity import claim, refuse_foreign
 
-COMPARISON, TRUTH, PARTS = "comparison.json", "truth.npz", "parts"
+COMPARISON, TRUTH, IMAGES, PARTS = "comparison.json", "truth.json", "images.json", "parts"
+ROWS = "rows"
+_log = logging.getLogger(__name__)
 
 
 def compare(settings: CompareRun, out: Console) -> None:
@@ -40,26 +44,27 @@ def compare(settings: CompareRun, out: Console) -> None:
     prepared = prepare(made, out)
     settings.out.mkdir(parents=True, exist_ok=True)
     refuse_foreign(settings.out)
-    with lock(settings.out):
+    with lock(settings.out), RunLog(settings.out) as log:
         claim(settings.out, _identity(settings, prepared))
-        log, every = RunLog(settings.out), contenders(settings.knobs)
+        every = contenders(settings.knobs)
         (settings.out / PARTS).mkdir(exist_ok=True)
-        there = sum(_part(settings, backend).exists() for backend in every)
+        there = sum(_whole(_part(settings, backend)) for backend in every)
         log.event("start", todo=len(every) - there, total=len(every), command=provenance.command())
-        problem = problem_over(made, prepared)
-        examples = _examples(settings, prepared, problem)
+        problem, used = curvature_of(made, prepared)
+        examples, read = _examples(settings, prepared, problem)
+        _same_images(settings.out / IMAGES, texts({**used, **read}))
         log.beat("exact scores")
         known = _truths(settings, problem, examples, out)
         rows = _nulls(settings, problem, examples, known)
         for number, backend in enumerate(every, 1):
             path = _part(settings, backend)
-            if not path.exists():
+            if not _whole(path):
                 out.print(f"{number} of {len(every)}: {label(backend)}", highlight=False)
                 log.beat(label(backend), done=number - 1, total=len(every))
                 found = [plain(row) for row in compared([backend], problem, examples, known, settings.calibration)]
-                write_atomically(path, json.dumps(found).encode())
+                write_sealed(path, {ROWS: found}, indent=None)
                 log.event("part", backend=label(backend), done=number, total=len(every))
-            rows += json.loads(path.read_text(encoding="utf-8"))
+            rows += read_sealed(path)[ROWS]
         _finish(settings, prepared, known, rows, out)
         log.event("finished", backends=len(every), resumed=there)
 
@@ -67,9 +72,33 @@ def compare(settings: CompareRun, out: Console) -> None:
 def _nulls(settings: CompareRun, problem: Problem, examples: Examples, known: list[Truth]) -> list[dict[str, Plain]]:
     """Rows of the baselines, from the folder where they are there."""
     path = settings.out / PARTS / "baselines.json"
-    if not path.exists():
-        write_atomically(path, json.dumps(null_rows(nulls(problem, examples), known)).encode())
-    return json.loads(path.read_text(encoding="utf-8"))
+    if not _whole(path):
+        write_sealed(path, {ROWS: null_rows(nulls(problem, examples), known)}, indent=None)
+    return read_sealed(path)[ROWS]
+
+
+def _whole(path: Path) -> bool:
+    """Whether a sealed file is there and is what was written; a damaged one is made again."""
+    try:
+        read_sealed(path)
+    except FileNotFoundError:
+        return False
+    except DamagedError as error:
+        _log.warning("%s It is computed again.", error)
+        return False
+    return True
+
+
+def _same_images(path: Path, now: dict[str, str]) -> None:
+    """Write which images a comparison reads, or compare with those that it was begun with.
+
+    Raises:
+        DataError: One has changed.
+    """
+    if _whole(path):
+        refuse_other_images(now, read_sealed(path))
+    else:
+        write_sealed(path, now, indent=None)
 
 
 def _finish(
@@ -87,7 +116,7 @@ def _finish(
         "versions": provenance.versions(),
         "rows": rows,
     }
-    write_atomically(settings.out / COMPARISON, json.dumps(record, indent=1).encode())
+    write_sealed(settings.out / COMPARISON, record, indent=1)
     write_figures(rows, settings.out)
     say(rows, out)
     out.print(f"Comparison: {settings.out / COMPARISON}", highlight=False, markup=False, soft_wrap=True)
@@ -105,39 +134,42 @@ def _identity(settings: CompareRun, prepared: Prepared) -> Plain:
     return {
         "configuration": {name: value for name, value in describe(settings).items() if name not in places},
         "encoder": provenance.tree_digest({"params": prepared.encoder.params, "frozen": prepared.encoder.frozen}),
+        "pretrain": describe(prepared.encoder.settings),
+        "input": describe(prepared.transform),
         "data": prepared.source.fingerprint(),
-        "versions": provenance.versions(provenance.DECISIVE),
+        **provenance.decisive(),
     }
 
 
-def _examples(settings: CompareRun, prepared: Prepared, problem: Problem) -> Examples:
-    """The sample, read in batches that the backend which takes most, one that forms whole gradients, has room for."""
+def _examples(settings: CompareRun, prepared: Prepared, problem: Problem) -> tuple[Examples, dict[int, bytes]]:
+    """The sample and its digests by index; its batches have room in what takes most, a backend of whole gradients."""
     chosen, key = sample(settings.audit, len(prepared.source)), jax.random.key(settings.scoring.seed)
     shape, draws = problem.batches.image.shape[2:], settings.scoring.draws
     held = (prepared.measurement, problem.params, problem.frozen, CG(), problem.params, shape, draws)
     size = min(settings.scoring.batch_size or memory_of(*held).batch_size(*available()), len(chosen))
     loaded = list(batches(prepared.source, prepared.transform, size, key, chosen))
     valid = np.concatenate([part.valid for part in loaded])
-    return Examples(prepared.measurement, [part.batch for part in loaded], valid, settings.scoring)
+    index = np.concatenate([np.asarray(part.batch.index) for part in loaded])[valid].tolist()
+    contents = [content for part in loaded for content in part.contents if content]
+    found = Examples(prepared.measurement, [part.batch for part in loaded], valid, settings.scoring)
+    return found, dict(zip(index, contents, strict=True))
 
 
 def _truths(settings: CompareRun, problem: Problem, examples: Examples, out: Console) -> list[Truth]:
     """Exact scores, from the folder where they are there."""
     path = settings.out / TRUTH
-    if not path.exists():
+    if not _whole(path):
         kind = kind_for(problem) if settings.truth == "auto" else settings.truth
         begun = time.monotonic()
         with out.status(f"exact scores of {int(examples.valid.sum())} images: {kind}"):
             found = truths(kind, problem, *examples[:3], settings.dampings, examples.scoring, settings.audit)
-        arrays: dict[str, Any] = {
-            name: np.stack([np.asarray(getattr(truth, name)) for truth in found]) for name in Truth._fields
-        }
-        np.savez(path.with_suffix(".tmp.npz"), **arrays)
-        path.with_suffix(".tmp.npz").replace(path)
+        lists = [{name: np.asarray(getattr(truth, name)).tolist() for name in Truth._fields} for truth in found]
+        write_sealed(path, {ROWS: lists}, indent=None)
         out.print(f"Exact scores ({kind}): {time.monotonic() - begun:.0f} s", highlight=False)
-    with np.load(path, allow_pickle=False) as held:
-        columns = [held[name] for name in Truth._fields]
-    return [Truth(float(a), float(b), low, high) for a, b, low, high in zip(*columns, strict=True)]
+    return [
+        Truth(row["relative"], row["damping"], np.array(row["lower"]), np.array(row["upper"]))
+        for row in read_sealed(path)[ROWS]
+    ]
 
 
 def _part(settings: CompareRun, backend: Backend) -> Path:

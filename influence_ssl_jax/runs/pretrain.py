@@ -33,6 +33,8 @@ def pretrain(settings: PretrainRun, out: Console) -> None:
     images = cached(source, settings.input) if size < CACHED and alone else source
     trained = train(settings.training, images, settings.input, settings.out, probe=settings.probe, console=out)
     made = {"input": describe(settings.input), "source": describe(settings.source), "data": source.fingerprint()}
+    names = source.class_names()
+    made["classes"] = None if names is None else list(names)
     where = {"versions": provenance.versions(), "device": provenance.device()}
     files = first_only(lambda: save(settings.out / "encoder", trained, **made, **where))
     if files is not None:

@@ -1,13 +1,15 @@
 """Score a data set into a folder."""
 
+import contextlib
 import dataclasses
-import json
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 from jax.sharding import Mesh
@@ -17,10 +19,12 @@ from scipy.stats import spearmanr
 
 from influence_ssl_jax import checkpoint, provenance
 from influence_ssl_jax.configuration import Plain, describe, fingerprint, restore
-from influence_ssl_jax.data import ToInput, resident
+from influence_ssl_jax.data import ToInput
+from influence_ssl_jax.data.draw import drawn
 from influence_ssl_jax.data.source import OpenSource, Skipped
-from influence_ssl_jax.errors import StoreError
+from influence_ssl_jax.errors import DataError, InfluenceError, StoreError
 from influence_ssl_jax.ihvp.backend import Resolved
+from influence_ssl_jax.losses import Supervised
 from influence_ssl_jax.parallel import (
     agreed,
     all_devices,
@@ -31,17 +35,27 @@ from influence_ssl_jax.parallel import (
     local_devices,
     part_of,
     replicated,
+    smallest,
+    split,
     start,
+    summed,
 )
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.run_log import Pace, RunLog, watched
 from influence_ssl_jax.runs import objectives
+from influence_ssl_jax.runs.images import (
+    refuse_many_skipped,
+    refuse_other_images,
+    refuse_two_versions,
+    take_up,
+    texts,
+)
 from influence_ssl_jax.runs.settings import Parts, ScoreRun
 from influence_ssl_jax.scoring.fitting import SplitProblem, fitted, shapes
 from influence_ssl_jax.scoring.neighbours import streamed_knn_distance
 from influence_ssl_jax.scoring.scores import Scorer
 from influence_ssl_jax.scoring.stream import Scored, embedding_matrix, stream
-from influence_ssl_jax.store import RUN, SCORES, ScoreStore, digest_of, load_fitted, save_fitted
+from influence_ssl_jax.store import RUN, SCORES, ScoreStore, digest_of, load_fitted, read_sealed, save_fitted
 from influence_ssl_jax.train.export import Trained, load
 from influence_ssl_jax.types import PyTree
 
@@ -57,47 +71,127 @@ def fill(store: ScoreStore, scored: Iterable[Scored], size: int, parts: Parts, l
     def write() -> None:
         nonlocal spent
         began = time.monotonic()
-        if tables:
-            store.append(pa.concat_tables(tables))
-        store.skip(skipped)
-        spent += time.monotonic() - began
-        log.event("part", rows=sum(map(len, tables)), skipped=len(skipped), **pace.facts())
-        tables.clear()
+        rows, unusable = list(tables), list(skipped)
+        tables.clear()  # first, so that a stop in the middle of it writes nothing twice
         skipped.clear()
+        if rows:
+            store.append(pa.concat_tables(rows))
+        store.skip(unusable)
+        spent += time.monotonic() - began
+        log.event("part", rows=sum(map(len, rows)), skipped=len(unusable), **pace.facts())
 
-    with watched(out, log, "scoring", pace) as watch:
-        for batch in scored:
-            tables.append(batch.table)
-            skipped.extend(batch.skipped)
-            watch.advance(batch.table.num_rows + len(batch.skipped))
-            if sum(map(len, tables)) >= parts.rows or time.monotonic() - written > parts.seconds:
+    with watched(out, log, "scoring", pace, log.of_others) as watch:
+        try:
+            for batch in scored:
+                tables.append(batch.table)
+                skipped.extend(batch.skipped)
+                watch.advance(batch.table.num_rows + len(batch.skipped))
+                if sum(map(len, tables)) >= parts.rows or time.monotonic() - written > parts.seconds:
+                    write()
+                    written = time.monotonic()
+        finally:  # a signal, a lost disk of images: what is finished is kept whatever ends the run
+            if tables or skipped:
                 write()
-                written = time.monotonic()
-        if tables or skipped:
-            write()
     return spent
 
 
+_log = logging.getLogger(__name__)
+
+
 def fitted_scorer(
-    settings: ScoreRun, problem: Problem, measurement: Objective, store: ScoreStore, log: RunLog, out: Console
+    settings: ScoreRun,
+    problem: Problem,
+    used: dict[int, bytes],
+    measurement: Objective,
+    store: ScoreStore,
+    log: RunLog,
+    out: Console,
 ) -> Scorer:
     """Fit, or take up the fit that an earlier run left in the folder, and get ready to score on this process's devices.
 
+    Args:
+        settings: The run's.
+        problem: Which matrix is inverted.
+        used: Digests of the images that it is averaged over, by index.
+        measurement: What is scored.
+        store: Where the fit is kept.
+        log: The run's.
+        out: Where it is said.
+
     Raises:
-        StoreError: Scores of another fit are in the folder.
+        StoreError: Scores of another fit are in the folder, or processes have different ones.
+        DataError: Images of the curvature set have changed since the fit.
         IndefiniteError: C + λI is not positive definite.
     """
     with out.status("fitting the curvature"):
         log.beat("fitting")
-        split = SplitProblem(problem, all_devices()) if all_devices().size > 1 else None
-        state, size = _state(settings, problem, split, store)
+        divided = SplitProblem(problem, all_devices()) if all_devices().size > 1 else None
+        state, notes = _state(settings, problem, divided, store)
+        size = None if notes is None else notes["batch_size"]
         log.event("fitted" if size is None else "fit taken up", devices=jax.device_count(), batch_size=size)
         scoring = settings.scoring if size is None else dataclasses.replace(settings.scoring, batch_size=size)
         scorer = Scorer.of(_for_scoring(problem), state, settings.backend, scoring, measurement)
+        if notes is not None:
+            refuse_other_images(texts(used), notes["images"])
+        elif settings.scoring.batch_size is None:
+            log.beat("choosing the batch size")
+            scorer = with_room(scorer, scoring_mesh())
         store.bind(f"{digest_of(state)} in batches of {scorer.batch_size}")
-        if size is None:
-            first_only(lambda: save_fitted(store.folder, state, fingerprint(store.identity), scorer.batch_size))
+        if notes is None:
+            kept = {"batch_size": scorer.batch_size, "images": texts(used)}
+            first_only(lambda: save_fitted(store.folder, state, fingerprint(store.identity), kept))
     return scorer
+
+
+def with_room(scorer: Scorer, mesh: Mesh | None) -> Scorer:
+    """Halve the batch until one is scored without running out of memory; the same size in all processes.
+
+    The batch that is tried compiles the program that scores.
+
+    Raises:
+        InfluenceError: Not even one image at a time has room.
+    """
+    size = smallest(scorer.batch_size)
+    while True:
+        tried = dataclasses.replace(scorer, settings=dataclasses.replace(scorer.settings, batch_size=size))
+        fits = smallest(int(_fits(tried, mesh)))
+        if fits:
+            return tried
+        if size == 1:
+            raise InfluenceError(
+                "The device runs out of memory while it scores one image at a time. Take fewer --draws, a smaller rank, or "
+                "a device with more memory."
+            )
+        _log.warning("batches of %s images run out of memory; trying %s", size, size // 2)
+        size //= 2
+
+
+def _fits(scorer: Scorer, mesh: Mesh | None) -> bool:
+    """Whether one batch is scored within the memory of this process's devices."""
+    first = jax.tree.map(lambda leaf: leaf[0, :1], scorer.problem.batches)
+    rows = scorer.batch_size * (1 if mesh is None else mesh.size)
+    words = np.broadcast_to(
+        np.asarray(jax.random.key_data(first.key)), (rows, *jax.random.key_data(first.key).shape[1:])
+    )
+    batch = dataclasses.replace(
+        first,
+        image=np.zeros((rows, *first.image.shape[1:]), first.image.dtype),
+        key=jax.random.wrap_key_data(jnp.asarray(words), impl=jax.random.key_impl(first.key)),
+        index=np.zeros(rows, np.int32),
+        label=None if first.label is None else np.full(rows, -1, np.int32),
+    )
+    try:
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+            jax.block_until_ready(scorer(jax.device_put(batch) if mesh is None else split(batch, mesh)))
+    except (RuntimeError, MemoryError) as error:
+        if (
+            isinstance(error, MemoryError)
+            or "RESOURCE_EXHAUSTED" in str(error)
+            or "out of memory" in str(error).lower()
+        ):
+            return False
+        raise
+    return True
 
 
 def scoring_mesh() -> Mesh | None:
@@ -106,18 +200,18 @@ def scoring_mesh() -> Mesh | None:
 
 
 def _state(
-    settings: ScoreRun, problem: Problem, split: SplitProblem | None, store: ScoreStore
-) -> tuple[PyTree, int | None]:
-    """The state, and the batch size that was settled with it where an earlier run fitted it."""
+    settings: ScoreRun, problem: Problem, divided: SplitProblem | None, store: ScoreStore
+) -> tuple[PyTree, dict[str, Plain] | None]:
+    """The state, and what was settled with it where an earlier run fitted it."""
     backend, seed, local = settings.backend, settings.scoring.seed, local_devices()
-    expected = shapes(problem, backend, seed) if split is None else split.shapes(backend, seed)
+    expected = shapes(problem, backend, seed) if divided is None else divided.shapes(backend, seed)
     held = load_fitted(store.folder, *expected, fingerprint(store.identity))
     if agreed(held is not None):
         if held is None:
             raise StoreError(f"This process cannot read the fitted curvature in {store.folder}; is the folder shared?")
-        state, size = held
-        return (state if split is None else replicated(state, local)), size
-    return (fitted(problem, backend, seed) if split is None else split.fitted(backend, seed, local)), None
+        state, notes = held
+        return (state if divided is None else replicated(state, local)), notes
+    return (fitted(problem, backend, seed) if divided is None else divided.fitted(backend, seed, local)), None
 
 
 def _for_scoring(problem: Problem) -> Problem:
@@ -130,6 +224,20 @@ def _for_scoring(problem: Problem) -> Problem:
     return dataclasses.replace(problem, params=params, frozen=frozen, batches=batches)
 
 
+ASIDE = frozenset(
+    {
+        "out",
+        "encoder",
+        "source",
+        "parts",
+        "distributed",
+        "scored_images",
+        "rescore_changed",
+        "retry_skipped",
+        "most_skipped",
+    }
+)
+"""Settings that change no score: places, and how a run is written and gone on with."""
 AGREEMENT = 512
 """Images that are scored in float32 too where layers compute in 16 bits."""
 
@@ -140,30 +248,37 @@ def score(settings: ScoreRun, out: Console) -> None:
     Raises:
         StoreError: The folder holds something else, or is in use.
         CheckpointError: The encoder is absent or damaged.
-        DataError: The source is.
+        DataError: The source is, or images have changed since they were scored.
+        SkippedError: More images were skipped than allowed; the table is written.
         IndefiniteError: C + λI is not positive definite.
     """
     start(settings.distributed)
     out = out if is_first() else Console(quiet=True)
     encoder, transform, measured, source = given = prepare(settings, out)
-    with ScoreStore.open(settings.out, identity(settings, encoder, transform, source), len(source)) as store:
-        log = RunLog(settings.out)
+    owner = identity(settings, encoder, transform, source)
+    with ScoreStore.open(settings.out, owner, len(source)) as store, RunLog(settings.out) as log:
+        log.beat("comparing images")
+        take_up(settings, source, store, log, out)
         todo = store.todo()
         if agreed(not len(todo) and (settings.out / RUN).exists()):
             out.print(f"Nothing to do: {settings.out / SCORES} is finished.", highlight=False, markup=False)
+            refuse_many_skipped(settings, len(store.skipped()), len(source))
             return
         log.event("start", todo=len(todo), total=len(source), recomputed=store.lost, command=provenance.command())
         if len(todo) < len(source):
             out.print(f"Going on: {len(source) - len(todo)} of {len(source)} images are done.", highlight=False)
-        problem = problem_over(settings, given, batches_of(all_devices()) if all_devices().size > 1 else None)
-        scorer = fitted_scorer(settings, problem, measured, store, log, out)
+        log.beat("reading the curvature set")
+        problem, used = curvature_of(settings, given, batches_of(all_devices()) if all_devices().size > 1 else None)
+        scorer = fitted_scorer(settings, problem, used, measured, store, log, out)
         recorded = {**facts(settings, transform, scorer), **rank_agreement(settings, given, scorer, out)}
         spent: defaultdict[str, float] = defaultdict(float)
         scored = stream(scorer, source, transform, share(todo, scorer), scoring_mesh(), spent)
         spent["disk"] = fill(store, scored, len(source), settings.parts, log, out)
         recorded["seconds_waiting_for"] = {name: round(seconds, 3) for name, seconds in spent.items()}
+        written = summed(store.rows())
         barrier("scored")
-        first_only(lambda: finish(settings, given, recorded, store, log, out))
+        first_only(lambda: finish(settings, given, recorded, used, written, store, log, out))
+    refuse_many_skipped(settings, len(store.skipped()), len(source))
 
 
 def rank_agreement(settings: ScoreRun, given: "Prepared", scorer: Scorer, out: Console) -> dict[str, Plain]:
@@ -189,10 +304,29 @@ def share(todo: Int[np.ndarray, " todo"], scorer: Scorer) -> Int[np.ndarray, " s
 
 
 def finish(
-    settings: ScoreRun, given: "Prepared", recorded: dict[str, Plain], store: ScoreStore, log: RunLog, out: Console
+    settings: ScoreRun,
+    given: "Prepared",
+    recorded: dict[str, Plain],
+    used: dict[int, bytes],
+    written: int,
+    store: ScoreStore,
+    log: RunLog,
+    out: Console,
 ) -> None:
-    """Put the parts of all processes together, with the distance to the nearest neighbours."""
-    store.refresh()
+    """Put the parts of all processes together, with the distance to the nearest neighbours.
+
+    Args:
+        settings: The run's.
+        given: What it reads.
+        recorded: What `run.json` says of it.
+        used: Digests of the curvature set, by index.
+        written: Rows that all processes have written.
+        store: Where they are.
+        log: The run's.
+        out: Where the end is said.
+    """
+    store.refresh(written)
+    refuse_two_versions(used, store)
     with out.status("nearest neighbours"):
         log.beat("nearest neighbours")
         distance = streamed_knn_distance(
@@ -200,8 +334,9 @@ def finish(
             settings.scoring.neighbours,
             settings.scoring.seed,
         )
+    log.beat("writing the table")
     table = store.finish(given.source.attributes(), {"knn_distance": distance}, recorded)
-    counts = json.loads((settings.out / RUN).read_text())["counts"]
+    counts = read_sealed(settings.out / RUN)["counts"]
     log.event("finished", **counts, seconds_waiting_for=recorded["seconds_waiting_for"])
     said = ", ".join(f"{count} {name}" for name, count in counts.items() if name != "size")
     out.print(f"{counts['size']} images: {said}.", highlight=False)
@@ -227,44 +362,74 @@ class Prepared(NamedTuple):
 def prepare(settings: ScoreRun, out: Console) -> Prepared:
     """Load the encoder and open the images, saying what is noteworthy about them."""
     path = settings.encoder / "encoder" if settings.encoder.is_dir() else settings.encoder
-    encoder, recorded = load(path), checkpoint.describe(path).get("input")
+    encoder, described = load(path), checkpoint.describe(path)
+    recorded = described.get("input")
     height, width, channels = encoder.image_shape
     transform = restore(recorded, [ToInput]) if recorded else ToInput(height, width, 1 if channels == 1 else 3)
     measured = objectives.measurement(
         encoder, settings.output, settings.perturbation, settings.measurement, settings.precision
     )
     source = settings.source.open()
+    if settings.curvature.objective == "pretraining" and isinstance(encoder.settings.loss, Supervised):
+        refuse_other_classes(described.get("classes"), source.class_names())
     for note in source.notes():
         out.print(f"note: {note}", highlight=False, markup=False)
     return Prepared(encoder, transform, measured, source)
 
 
+def refuse_other_classes(trained: Plain, here: tuple[str, ...] | None) -> None:
+    """Check that a supervised loss, whose curvature reads labels, numbers classes as in training.
+
+    Args:
+        trained: The classes' names in training; None where they were numbers.
+        here: Those of the images.
+
+    Raises:
+        DataError: They differ.
+    """
+    now = None if here is None else list(here)
+    if trained != now:
+        raise DataError(
+            f"The network was trained on the classes {trained or 'that its data numbered'} and these images have "
+            f"{now or 'classes that are numbers'}: the same number would mean another class. Take the table of the "
+            "training, or --curvature.objective measurement, which reads no labels."
+        )
+
+
 def problem_over(settings: ScoreRun, given: Prepared, part: Callable[[int], range] | None = None) -> Problem:
     """The matrix that is inverted, over random images of the source; with those batches alone that `part` names."""
+    return curvature_of(settings, given, part)[0]
+
+
+def curvature_of(
+    settings: ScoreRun, given: Prepared, part: Callable[[int], range] | None = None
+) -> tuple[Problem, dict[int, bytes]]:
+    """As `problem_over`, with the digests of the images that the matrix is averaged over, by index."""
     chosen, seed = settings.curvature, settings.scoring.seed
-    batches = resident(given.source, given.transform, chosen.examples, chosen.batch_size, seed, part)
-    return objectives.problem(given.encoder, settings.output, given.measurement, chosen, batches)
+    found = drawn(given.source, given.transform, chosen.examples, chosen.batch_size, seed, part)
+    problem = objectives.problem(given.encoder, settings.output, given.measurement, chosen, found.batches)
+    return problem, found.contents
 
 
 def identity(settings: ScoreRun, encoder: Trained, transform: ToInput, source: OpenSource) -> Plain:
     """Everything that a score depends on; where the encoder, the data and the scores lie is not among it."""
-    places = ("out", "encoder", "source", "parts", "distributed")
-    device = provenance.device()
     return {
-        "configuration": {name: value for name, value in describe(settings).items() if name not in places},
+        "configuration": {name: value for name, value in describe(settings).items() if name not in ASIDE},
         "encoder": provenance.tree_digest({"params": encoder.params, "frozen": encoder.frozen}),
         "pretrain": describe(encoder.settings),
         "input": describe(transform),
         "data": source.fingerprint(),
-        "versions": provenance.versions(provenance.DECISIVE),
-        "device": {name: device[name] for name in ("platform", "float64", "matmul_precision")},
+        **provenance.decisive(),
     }
 
 
 def facts(settings: ScoreRun, transform: ToInput, scorer: Scorer) -> dict[str, Plain]:
-    """What `run.json` says of how the scores were made."""
+    """What `run.json` says of how the scores were made; places are absolute, so that a later step finds them."""
+    placed = dataclasses.replace(
+        settings, encoder=settings.encoder.absolute(), out=settings.out.absolute(), source=settings.source.absolute()
+    )
     return {
-        "configuration": {**describe(settings), "input": describe(transform)},
+        "configuration": {**describe(placed), "input": describe(transform)},
         "command": provenance.command(),
         "seeds": {"seed": settings.scoring.seed},
         "batch_size": scorer.batch_size,

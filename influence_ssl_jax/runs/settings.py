@@ -120,6 +120,12 @@ class ScoreRun:
             the rank correlation with float32, over some hundred images, is measured and said.
         parts: How often finished scores are written.
         distributed: For a run of several processes, where no scheduler says who they are.
+        scored_images: Whether a run that goes on reads the images that have a score again and compares their bytes with
+            those that were scored (`compare`; nothing is decoded), or takes it that they are the same (`trust`).
+        rescore_changed: Give images whose bytes have changed a new score, where the run would else be refused.
+        retry_skipped: Read the images again that could not be used before.
+        most_skipped: Largest share of skipped images with which a finished run counts as a success; beyond it the exit
+            status is 3.
     """
 
     encoder: Path
@@ -134,6 +140,10 @@ class ScoreRun:
     precision: Precision = "float32"
     parts: Parts = dataclasses.field(default_factory=Parts)
     distributed: Distributed = dataclasses.field(default_factory=Distributed)
+    scored_images: Literal["compare", "trust"] = "compare"
+    rescore_changed: bool = False
+    retry_skipped: bool = False
+    most_skipped: float = 0.1
 
 
 @dataclasses.dataclass(frozen=True)

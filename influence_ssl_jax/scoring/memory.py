@@ -1,6 +1,7 @@
 """How much memory scoring takes, known before it runs, and the batch size that fits."""
 
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -64,13 +65,57 @@ def memory_of(
 
 
 def available() -> tuple[int, str]:
-    """Bytes of memory that each device of this process has, and the platform."""
+    """Bytes of memory that each device of this process may use, and the platform.
+
+    A host's memory is shared by the devices that live in it, bounded by the control group of the process (a container, a
+    job of a scheduler), and what other processes hold is not there.
+    """
     device = jax.local_devices()[0]
     found = device.memory_stats() or {}
     if "bytes_limit" in found:
         return int(found["bytes_limit"]), device.platform
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return total // jax.local_device_count(), device.platform
+    return host_memory() // jax.local_device_count(), device.platform
+
+
+def host_memory(root: Path = Path("/")) -> int:
+    """Return the bytes of a Linux host that this process may use, what it holds already included.
+
+    The smallest of: the host's memory; what is free of it for programs; the limit of every control group, of either
+    version, that the process is in.
+
+    Args:
+        root: Where `proc` and `sys` are.
+    """
+    bounds = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    own = next(iter(_numbers(root / "proc/self/statm")[1:2]), 0) * os.sysconf("SC_PAGE_SIZE")
+    for line in _lines(root / "proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            bounds.append(int(line.split()[1]) * 1024 + own)
+    groups = root / "sys/fs/cgroup"
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        base, name = (groups, "memory.max") if not controllers else (groups / "memory", "memory.limit_in_bytes")
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        place = base / path.lstrip("/")
+        for group in (place, *place.parents):  # a limit of any group above holds too
+            bounds += _numbers(group / name)
+            if group == base:
+                break
+    return min(bound for bound in bounds if bound > 0)
+
+
+def _lines(file: Path) -> list[str]:
+    """The lines of a file of the kernel's; none where it is not there."""
+    try:
+        return file.read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _numbers(file: Path) -> list[int]:
+    """The whole numbers of the first line of a file; a limit of `max` is none."""
+    return [int(word) for line in _lines(file)[:1] for word in line.split() if word.isdecimal()]
 
 
 def _bytes(tree: PyTree) -> int:

@@ -28,7 +28,7 @@ UNCONVERGED = 1e-2
 
 
 def table_of(loaded: LoadedBatch, columns: Columns) -> pa.Table:
-    """The valid rows of a scored batch: `index, id`, the numbers, `reason, embedding`."""
+    """The valid rows of a scored batch: `index, id`, the numbers, `reason, content, embedding`."""
     valid = loaded.valid
     found = Columns(*(np.asarray(column)[valid] for column in columns))
     reason = reasons(found)
@@ -47,6 +47,7 @@ def table_of(loaded: LoadedBatch, columns: Columns) -> pa.Table:
             "gradient_norm": np.asarray(found.gradient_norm, np.float64),
             "pixel_variance": np.asarray(found.pixel_variance, np.float64),
             "reason": pa.array(reason, pa.string()),
+            "content": pa.array([c for c, ok in zip(loaded.contents, valid, strict=True) if ok], pa.binary(16)),
             "embedding": pa.FixedSizeListArray.from_arrays(flat, width),
         }
     )
@@ -100,7 +101,8 @@ def stream(
 
     Example `i` is always computed in row `i mod batch_size` of a batch of its neighbours, whatever else is asked for:
     going on after an interruption gives the bits that an uninterrupted run gives. Decoding, transfer and computation
-    overlap. Columns: `index, id, score, score_se, alignment_loss, gradient_norm, pixel_variance, reason, embedding`.
+    overlap. Columns: `index, id, score, score_se, alignment_loss, gradient_norm, pixel_variance, reason, content,
+    embedding`.
     `reason` is empty for a good score and says otherwise what is the matter; where there is no number, the score is NaN.
 
     Args:
@@ -167,7 +169,11 @@ def self_influence(
     skipped = [row for part in parts for row in part.skipped]
     if skipped:
         rows = {name: [getattr(row, name) for row in skipped] for name in ("index", "id", "reason")}
-        nothing = {name: [float("nan")] * len(skipped) for name in table.column_names if name not in rows}
+        nothing: dict[str, list[float | None]] = {
+            name: [None if name == "content" else float("nan")] * len(skipped)
+            for name in table.column_names
+            if name not in rows
+        }
         table = pa.concat_tables([table, pa.table({**rows, **nothing}, schema=table.schema)]).sort_by("index")
     attributes = source.attributes()
     if attributes is not None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from influence_ssl_jax.configuration import Plain
 from influence_ssl_jax.store.files import write_atomically
+from influence_ssl_jax.store.sealed import DamagedError, read_sealed, write_sealed
 from influence_ssl_jax.types import PyTree
 
 ARRAYS, DESCRIPTION = "fitted.npz", "fitted.json"
@@ -33,8 +33,7 @@ def save_fitted(folder: Path, state: PyTree, owner: str, notes: Plain = None) ->
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **{f"{number:05d}": array for number, array in enumerate(arrays)})
     checksum = write_atomically(folder / ARRAYS, buffer.getvalue())
-    described = {"owner": owner, "sha256": checksum, "notes": notes}
-    write_atomically(folder / DESCRIPTION, json.dumps(described, indent=1).encode())
+    write_sealed(folder / DESCRIPTION, {"owner": owner, "sha256": checksum, "notes": notes})
 
 
 def load_fitted(
@@ -49,12 +48,12 @@ def load_fitted(
         owner: As given when it was written: a state of anything else is never returned.
     """
     try:
-        described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        described = read_sealed(folder / DESCRIPTION)
         content = (folder / ARRAYS).read_bytes()
     except FileNotFoundError:
         return None
-    except ValueError:
-        _log.warning("%s is damaged; the curvature is fitted again", folder / DESCRIPTION)
+    except DamagedError as error:
+        _log.warning("%s The curvature is fitted again.", error)
         return None
     if described.get("owner") != owner or hashlib.sha256(content).hexdigest() != described.get("sha256"):
         _log.warning("%s is damaged or of another run; the curvature is fitted again", folder / ARRAYS)

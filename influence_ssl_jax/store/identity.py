@@ -5,9 +5,13 @@ from pathlib import Path
 
 from influence_ssl_jax.configuration import Plain, differences
 from influence_ssl_jax.errors import StoreError
-from influence_ssl_jax.store.files import LOCK, TEMPORARY, write_atomically
+from influence_ssl_jax.parallel import gathered
+from influence_ssl_jax.store.files import LOCK, TEMPORARY
+from influence_ssl_jax.store.sealed import DamagedError, read_sealed, write_sealed
 
 IDENTITY = "identity.json"
+SHOWN = 20
+"""Differences that a message lists."""
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -23,6 +27,22 @@ def refuse_foreign(folder: Path) -> None:
         raise StoreError(f"{folder} is not empty and holds no scores ({foreign[0]}, …). Choose a new or empty folder.")
 
 
+def refuse_disagreement(identity: Plain) -> None:
+    """Check that all processes of a run were started for the same work; every one of them raises where they were not.
+
+    Raises:
+        StoreError: Two differ; the message lists in what.
+    """
+    held = [json.loads(text) for text in gathered(json.dumps(identity))]
+    for number, other in enumerate(held):
+        listed = _listed(held[0], other)
+        if listed:
+            raise StoreError(
+                f"The processes of this run were not started for the same work. What differs (process 0 → process "
+                f"{number}):\n{listed}\nGive every process the same command, the same data and the same versions."
+            )
+
+
 def claim(folder: Path, identity: Plain) -> Plain:
     """Write the identity, or compare with the one that is there; returns it as JSON has it.
 
@@ -32,17 +52,23 @@ def claim(folder: Path, identity: Plain) -> Plain:
     identity = json.loads(json.dumps(identity))
     path = folder / IDENTITY
     if not path.exists():
-        write_atomically(path, json.dumps(identity, indent=2).encode())
+        write_sealed(path, identity)
         return identity
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise StoreError(f"{path} is damaged, so nothing says whose scores these are. Choose another folder.") from None
-    differing = differences(held, identity)
-    if differing:
-        listed = "\n".join(f"  {line}" for line in differing[:20])
+        held = read_sealed(path)
+    except DamagedError as error:
+        raise StoreError(f"{error} So nothing says whose scores these are. Choose another folder.") from None
+    listed = _listed(held, identity)
+    if listed:
         raise StoreError(
             f"{folder} holds the results of another run. What differs (there → now):\n{listed}\n"
             "Choose another folder, or delete this one to start anew."
         )
     return identity
+
+
+def _listed(before: Plain, after: Plain) -> str:
+    """The first differences, one a line."""
+    differing = differences(before, after)
+    more = [f"  … and {len(differing) - SHOWN} more"] if len(differing) > SHOWN else []
+    return "\n".join([*(f"  {line}" for line in differing[:SHOWN]), *more])

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -14,10 +15,11 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Int
 
 from influence_ssl_jax.errors import StoreError
-from influence_ssl_jax.store.files import append_line, write_atomically
+from influence_ssl_jax.store.files import TEMPORARY, append_line, write_atomically
 
 Kind: TypeAlias = Literal["scored", "skipped"]
 LIST, SUM = "manifest.jsonl", "sum"
+_WRITTEN = re.compile(r"\d{6,}\.parquet")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Part:
         seconds: Time since the part before it, or since the run began.
         runs: The examples, as [first, last + 1] of each unbroken run of numbers.
         fitted: Digest of the fitted curvature that the scores were made with.
+        owner: Fingerprint of the run that the rows belong to.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Part:
     seconds: float
     runs: list[list[int]]
     fitted: str
+    owner: str
 
     def indices(self) -> Int[np.ndarray, " rows"]:
         """Numbers of the examples, ascending."""
@@ -56,16 +60,30 @@ class Manifest:
     Attributes:
         folder: Where the parts are.
         parts: The listed ones, in the order of writing.
+        owner: Fingerprint of the run whose parts these are.
     """
 
     folder: Path
     parts: list[Part]
+    owner: str
 
     @classmethod
-    def load(cls, folder: Path) -> "Manifest":
-        """What is listed; the files are not looked at."""
+    def load(cls, folder: Path, owner: str) -> "Manifest":
+        """What is listed; the files are not looked at.
+
+        Raises:
+            StoreError: Parts of another run are among them.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        return cls(folder, _listed(folder / LIST))
+        parts = _listed(folder / LIST)
+        foreign = [part for part in parts if part.owner != owner]
+        if foreign:
+            raise StoreError(
+                f"{folder} holds {len(foreign)} parts of another run ({sum(part.rows for part in foreign)} rows; the first "
+                f"is {foreign[0].name}): other settings, other images or another network made them. Move {folder} away; "
+                "what is then missing is computed."
+            )
+        return cls(folder, parts, owner)
 
     def indices(self) -> Int[np.ndarray, " rows"]:
         """Numbers of the examples of all parts, in the order of writing."""
@@ -92,13 +110,31 @@ class Manifest:
         return lost
 
     def keep(self, sound: list[Part]) -> None:
-        """Forget all other parts and delete every other file."""
+        """Forget all other parts, then delete their files and those that a kill left unfinished."""
         names = {part.name for part in sound}
-        for file in self.folder.iterdir():
-            if file.is_file() and file.name not in names and file.name != LIST:
-                file.unlink()
         write_atomically(self.folder / LIST, "".join(_line(part) + "\n" for part in sound).encode())
         self.parts = sound
+        for file in self.folder.iterdir():
+            if file.name not in names and (_WRITTEN.fullmatch(file.name) or file.name.endswith(TEMPORARY)):
+                file.unlink()
+
+    def forget(self, indices: Int[np.ndarray, " count"]) -> int:
+        """Drop some examples from the parts that hold them; returns how many there were.
+
+        A kill on the way loses no other example: a part is rewritten under a new name before the old one is dropped.
+        """
+        sound, new = [], []
+        for part in self.parts:
+            kept = ~np.isin(self.read(part, ["index"])["index"].to_numpy(), indices)
+            if kept.all():
+                sound.append(part)
+            elif kept.any():
+                new.append((part, self.read(part).filter(kept)))
+        before, first = sum(part.rows for part in self.parts), self._next()
+        for number, (part, table) in enumerate(new, first):
+            sound.append(self._written(number, part.kind, table, part.seconds, part.fitted))
+        self.keep(sound)
+        return before - sum(part.rows for part in sound)
 
     def sound(self, part: Part) -> bool:
         """Whether the file is there and is what was written."""
@@ -107,12 +143,20 @@ class Manifest:
 
     def add(self, kind: Kind, table: pa.Table, seconds: float, fitted: str) -> None:
         """Write the file, then its line."""
-        number = 1 + max((int(part.name.split(".")[0]) for part in self.parts), default=-1)
-        name = f"{number:06d}.parquet"
-        checksum = write_atomically(self.folder / name, to_bytes(table))
-        part = Part(name, kind, table.num_rows, checksum, seconds, runs_of(table["index"].to_numpy()), fitted)
+        part = self._written(self._next(), kind, table, seconds, fitted)
         append_line(self.folder / LIST, _line(part))
         self.parts.append(part)
+
+    def _next(self) -> int:
+        """The number of the next file."""
+        return 1 + max((int(part.name.split(".")[0]) for part in self.parts), default=-1)
+
+    def _written(self, number: int, kind: Kind, table: pa.Table, seconds: float, fitted: str) -> Part:
+        """Write the file of a part, and say what its line must be."""
+        name = f"{number:06d}.parquet"
+        checksum = write_atomically(self.folder / name, to_bytes(table))
+        runs = runs_of(table["index"].to_numpy())
+        return Part(name, kind, table.num_rows, checksum, seconds, runs, fitted, self.owner)
 
     def read(self, part: Part, columns: list[str] | None = None) -> pa.Table:
         """Rows of a part, checked again.
@@ -159,7 +203,7 @@ def _listed(path: Path) -> list[Part]:
             plain = json.loads(line)
             if plain.pop(SUM) == _sum(plain):
                 parts.append(Part(**plain))
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             continue  # torn by a kill, or changed: never promised
     return parts
 
@@ -183,11 +227,14 @@ class Parts:
     lost: int = 0
 
     @classmethod
-    def load(cls, folder: Path, size: int) -> "Parts":
-        """What is listed."""
+    def load(cls, folder: Path, size: int, owner: str) -> "Parts":
+        """What is listed.
+
+        Raises:
+            StoreError: Parts of another run are among them.
+        """
         folder.mkdir(exist_ok=True)
-        writers = sorted(int(each.name) for each in folder.iterdir() if each.is_dir() and each.name.isdecimal())
-        return cls({writer: Manifest.load(folder / f"{writer:04d}") for writer in writers}, size)
+        return cls({int(each.name): Manifest.load(each, owner) for each in writers(folder)}, size)
 
     def check(self) -> None:
         """Keep the parts whose checksum holds and whose examples no earlier one has; delete everything else."""
@@ -201,6 +248,37 @@ class Parts:
         for manifest in self.manifests.values():
             found[manifest.indices()] = True
         return found
+
+    def rows(self) -> int:
+        """How many rows are listed, whatever their examples."""
+        return sum(part.rows for part in self.all())
+
+    def refuse_gaps(self) -> None:
+        """Check that the listed rows are every example once.
+
+        Raises:
+            StoreError: An example is missing, or in two parts.
+        """
+        times = np.zeros(self.size, np.int64)
+        for manifest in self.manifests.values():
+            np.add.at(times, manifest.indices(), 1)
+        missing, repeated = np.flatnonzero(times == 0), np.flatnonzero(times > 1)
+        if len(missing):
+            raise StoreError(f"{len(missing)} of {self.size} examples have no score yet, {missing[0]} first.")
+        if len(repeated):
+            raise StoreError(
+                f"{len(repeated)} of {self.size} examples are in two parts, {repeated[0]} first: two processes did the same "
+                "work. Give the same command again: the second of each two parts is dropped, and what is then missing is "
+                "computed."
+            )
+
+    def forget(self, indices: Int[np.ndarray, " count"]) -> int:
+        """Drop some examples from whichever parts hold them; returns how many there were."""
+        return sum(manifest.forget(indices) for manifest in self.manifests.values())
+
+    def seconds(self) -> float:
+        """Time that the parts took: that of the process that took longest, since they worked side by side."""
+        return max((sum(part.seconds for part in each.parts) for each in self.manifests.values()), default=0.0)
 
     def all(self) -> list[Part]:
         """Every part."""
@@ -233,3 +311,10 @@ class Parts:
                     index = table["index"].to_numpy()
                     tables.append(table.filter((index >= start) & (index < end)))
         return pa.concat_tables(tables).sort_by("index") if tables else pa.table({})
+
+
+def writers(folder: Path) -> list[Path]:
+    """The sub-folders of the processes that ever wrote below `folder`, in order."""
+    return sorted(
+        (each for each in folder.iterdir() if each.is_dir() and each.name.isdecimal()), key=lambda f: int(f.name)
+    )

@@ -1,8 +1,7 @@
 """Write the finished table of scores and its record."""
 
 import collections
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +11,17 @@ from jaxtyping import Real
 
 from influence_ssl_jax.configuration import Plain
 from influence_ssl_jax.data.source import Skipped
-from influence_ssl_jax.store.files import replacing, write_atomically
+from influence_ssl_jax.store.files import replacing
 from influence_ssl_jax.store.manifest import WINDOW, Parts
+from influence_ssl_jax.store.sealed import DamagedError, file_digest, read_sealed, write_sealed
 
 BASELINES = ("alignment_loss", "gradient_norm", "pixel_variance", "knn_distance")
 """Columns that a score must be better than, in order."""
 MEASUREMENTS = ("score", "score_se", *BASELINES)
 """Numbers of an example, in order."""
-COLUMNS = ("index", "id", *MEASUREMENTS, "reason")
+CONTENT = "content"
+"""16 bytes of BLAKE2b over what the image was read from (`data.source.content_digest`); null for a skipped example."""
+COLUMNS = ("index", "id", *MEASUREMENTS, "reason", CONTENT)
 """The columns that every `scores.parquet` begins with."""
 EMBEDDING = "embedding"
 """A column of fixed-size lists that parts may have and `scores.parquet` has not."""
@@ -67,6 +69,12 @@ def assemble(
     return table.combine_chunks()
 
 
+def renamed(columns: Sequence[str], attributes: pa.Table | None) -> dict[str, str]:
+    """The columns of the table that hold an attribute under another name, by the attribute's own name."""
+    names = [] if attributes is None else attributes.column_names
+    return {name: f"source_{name}" for name in names if f"source_{name}" in columns and f"source_{name}" not in names}
+
+
 def count_outcomes(table: pa.Table) -> dict[str, int]:
     """How many examples there are, and of each kind: `scored + nan + skipped = size`."""
     skipped = table["score"].null_count
@@ -75,6 +83,8 @@ def count_outcomes(table: pa.Table) -> dict[str, int]:
 
 
 SCORES, RUN = "scores.parquet", "run.json"
+FILES = "files"
+"""The key of a record that holds the SHA-256 of the files beside it, by name."""
 
 
 def write_result(
@@ -88,6 +98,8 @@ def write_result(
     wall: float,
 ) -> Path:
     """Write `scores.parquet`, then `run.json`, each whole or not at all; the bytes of the table depend on rows alone.
+
+    The record has a checksum of its own and holds that of the table.
 
     Args:
         folder: Where to.
@@ -103,7 +115,7 @@ def write_result(
     empty = pa.schema([schema.field(name) for name in names]).empty_table()
     counts: collections.Counter[str] = collections.Counter()
     writer: pq.ParquetWriter | None = None
-    behind = 0
+    behind, columns = 0, list[str]()
     with replacing(folder / SCORES) as temporary:
         for start in range(0, parts.size, WINDOW):
             scored = parts.window("scored", names, start)
@@ -117,13 +129,46 @@ def write_result(
             counts.update(count_outcomes(table))
             writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
             writer.write_table(table)
+            columns = table.column_names
         if writer is not None:
             writer.close()
+        written = file_digest(temporary)
     run = {
         **record,
         "counts": {**counts, **further},
         "attributes": attributes.column_names if attributes is not None else [],
+        "renamed": renamed(columns, attributes),
         "wall_seconds": wall,
+        FILES: {SCORES: written},
     }
-    write_atomically(folder / RUN, json.dumps(run, indent=2).encode())
+    write_sealed(folder / RUN, run)
     return folder / SCORES
+
+
+def recorded(folder: Path, record: str) -> dict[str, Plain]:
+    """Read a record whose files are the ones that it was written beside.
+
+    Args:
+        folder: Where record and files are.
+        record: The record's name.
+
+    Raises:
+        FileNotFoundError: The record or one of its files is not there.
+        DamagedError: One of them is not what was written.
+    """
+    content = read_sealed(folder / record)
+    for name, digest in content.get(FILES, {}).items():
+        if file_digest(folder / name) != digest:
+            raise DamagedError(f"{folder / name} is damaged, or is not the file that {record} was written for.")
+    return content
+
+
+def damage(folder: Path) -> str:
+    """Say what is wrong with the table and its record; empty where nothing is, or where neither is there."""
+    if not (folder / RUN).exists() and not (folder / SCORES).exists():
+        return ""
+    try:
+        recorded(folder, RUN)
+    except (FileNotFoundError, DamagedError) as error:
+        return str(error)
+    return ""

@@ -1,9 +1,10 @@
 """Keep scores as they are made, and resume from them."""
 
+import os
+import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TextIO
 
 import jax
 import numpy as np
@@ -13,16 +14,18 @@ from jaxtyping import Int, Real
 from influence_ssl_jax.configuration import Plain, fingerprint
 from influence_ssl_jax.data.source import Skipped
 from influence_ssl_jax.errors import StoreError
-from influence_ssl_jax.parallel import first_only
+from influence_ssl_jax.parallel import first_only, in_every
 from influence_ssl_jax.store import result
-from influence_ssl_jax.store.files import lock
-from influence_ssl_jax.store.identity import claim, refuse_foreign
-from influence_ssl_jax.store.manifest import Kind, Manifest, Parts
-from influence_ssl_jax.store.result import RUN, SCORES, write_result
+from influence_ssl_jax.store.files import LOCK, Held, holder_of, living, lock
+from influence_ssl_jax.store.identity import claim, refuse_disagreement, refuse_foreign
+from influence_ssl_jax.store.manifest import Kind, Manifest, Parts, writers
+from influence_ssl_jax.store.result import RUN, SCORES, damage, write_result
 
 
-def enter(folder: Path, identity: Plain, size: int) -> tuple[TextIO, int]:
+def enter(folder: Path, identity: Plain, size: int) -> tuple[Held, int]:
     """Hold the folder for the whole run and check every part in it: the lock, and how many listed rows are lost.
+
+    A table or a record that is damaged, deleted or of other parts is removed: it is made again from the parts.
 
     Raises:
         StoreError: The folder is a file, is in use, or holds another run or something else.
@@ -34,15 +37,39 @@ def enter(folder: Path, identity: Plain, size: int) -> tuple[TextIO, int]:
     held = lock(folder)
     try:
         claim(folder, identity)
-        parts = Parts.load(folder / "parts", size)
+        refuse_writers(folder / "parts")
+        parts = Parts.load(folder / "parts", size, fingerprint(identity))
         parts.check()
-        if not parts.finished().all():  # an earlier result that is no longer whole must not pass for one
-            for name in (SCORES, RUN):
+        if not parts.finished().all() or damage(folder):
+            for name in (SCORES, RUN):  # an earlier result that is no longer whole must not pass for one
                 (folder / name).unlink(missing_ok=True)
     except BaseException:
         held.close()
         raise
     return held, parts.lost
+
+
+def refuse_writers(parts: Path) -> None:
+    """Check that no process of an earlier run still writes its parts; the locks of those that have ended are cleared.
+
+    Raises:
+        StoreError: One does.
+    """
+    parts.mkdir(exist_ok=True)
+    locks = [each / LOCK for each in writers(parts) if (each / LOCK).exists()]
+    alive = living(locks)
+    if alive:
+        raise StoreError(
+            f"A process of an earlier run still writes {alive[0].parent}. Wait for it, end it, or choose another folder."
+        )
+    for each in locks:
+        if holder_of(each).get("host") != socket.gethostname():
+            os.truncate(each, 0)  # it was watched, and has ended
+        lock(each.parent).close()
+
+
+LATE = 90.0
+"""Seconds for which a shared file system may show what a folder was before."""
 
 
 class ScoreStore:
@@ -60,7 +87,7 @@ class ScoreStore:
             store.finish(source.attributes())
     """
 
-    def __init__(self, folder: Path, identity: Plain, held: list[TextIO], parts: Parts) -> None:
+    def __init__(self, folder: Path, identity: Plain, held: list[Held], parts: Parts) -> None:
         self.folder = folder
         self.identity = identity
         self._held = held
@@ -81,19 +108,23 @@ class ScoreStore:
             size: Number of examples of the source.
 
         Raises:
-            StoreError: The folder holds another run (the differences are listed), something else, or is in use.
+            StoreError: The folder holds another run (the differences are listed), something else, or is in use; or the
+                processes of this run were given different work.
         """
         folder = Path(folder)
         identity = {"size": size, **identity}
+        refuse_disagreement(identity)
         entered = first_only(lambda: enter(folder, identity, size))
         held, lost = ([entered[0]], entered[1]) if entered is not None else ([], 0)
         try:
             mine = folder / "parts" / f"{jax.process_index():04d}"
             mine.mkdir(parents=True, exist_ok=True)
             held.append(lock(mine))
-            parts = Parts.load(folder / "parts", size)
+            parts = Parts.load(folder / "parts", size, fingerprint(identity))
             parts.lost = lost
-            return cls(folder, identity, held, parts)
+            store = cls(folder, identity, held, parts)
+            in_every(f"{parts.rows()} finished rows", f"The processes see {folder} differently")
+            return store
         except BaseException:
             for file in held:
                 file.close()
@@ -123,12 +154,38 @@ class ScoreStore:
         """Rows of parts that were found damaged when the folder was opened."""
         return self._parts.lost
 
+    def contents(self) -> Iterator[pa.Table]:
+        """`index, id, content` of the scored rows in order, a bounded number at a time; nothing where parts have none."""
+        known = self._schema is not None and result.CONTENT in self._schema.names
+        return self.windows(["id", result.CONTENT]) if known else iter(())
+
+    def skipped(self) -> Int[np.ndarray, " skipped"]:
+        """Numbers of the examples that could not be used, ascending."""
+        parts = [part.indices() for part in self._parts.all() if part.kind == "skipped"]
+        return np.sort(np.concatenate([np.zeros(0, np.int64), *parts]))
+
+    def forget(self, indices: Int[np.ndarray, " count"]) -> None:
+        """Drop the rows of some examples, so that they are made again; all processes of a run together.
+
+        The table and the record go too: they are made again from what there is then.
+        """
+
+        def drop() -> None:
+            for name in (SCORES, RUN):
+                (self.folder / name).unlink(missing_ok=True)
+            self._parts.forget(indices)
+
+        first_only(drop)
+        self._look()
+        self._resumed = int(self._finished.sum())
+
     def bind(self, fitted: str) -> None:
         """Say with which fitted curvature scores are made from here on, by its digest.
 
         Raises:
-            StoreError: Those that are there were made with another.
+            StoreError: Those that are there were made with another, or the processes of this run have different ones.
         """
+        in_every(fitted, "The processes of this run have different fitted curvatures")
         others = {part.fitted for part in self._parts.all()} - {fitted}
         if others:
             raise StoreError(
@@ -186,10 +243,34 @@ class ScoreStore:
     def _mine(self) -> Manifest:
         return self._parts.manifests[jax.process_index()]
 
-    def refresh(self) -> None:
-        """Look again at what the other processes have written; for the first one, when all are through."""
+    def rows(self) -> int:
+        """Rows that this process has written, in this run and before."""
+        return sum(part.rows for part in self._mine().parts)
+
+    def refresh(self, expected: int = 0) -> None:
+        """Look again at what the other processes have written; for the first one, when all are through.
+
+        Args:
+            expected: Rows that they say they wrote. A shared file system may show old folders for a while: it is asked
+                again for LATE seconds.
+
+        Raises:
+            StoreError: It still does not show as many.
+        """
+        end = time.monotonic() + LATE
+        self._look()
+        while self._parts.rows() < expected:
+            if time.monotonic() > end:
+                raise StoreError(
+                    f"{self.folder} shows {self._parts.rows()} finished rows and the processes wrote {expected}. Is it one "
+                    "folder on a disk that all of them share? Give the same command again: nothing is lost."
+                )
+            time.sleep(1.0)
+            self._look()
+
+    def _look(self) -> None:
         lost = self._parts.lost
-        self._parts = Parts.load(self.folder / "parts", len(self._finished))
+        self._parts = Parts.load(self.folder / "parts", len(self._finished), fingerprint(self.identity))
         self._parts.lost, self._finished, self._schema = lost, self._parts.finished(), self._parts.schema()
 
     def windows(self, columns: list[str]) -> Iterator[pa.Table]:
@@ -210,14 +291,12 @@ class ScoreStore:
             facts: What `run.json` records beside identity, counts and wall time.
 
         Raises:
-            StoreError: Examples are missing, or none could be scored.
+            StoreError: Examples are missing or in two parts, or none could be scored.
         """
-        missing = self.todo()
-        if len(missing):
-            raise StoreError(f"{len(missing)} of {len(self._finished)} examples have no score yet, {missing[0]} first.")
+        self._parts.refuse_gaps()
         if self._schema is None:
             raise StoreError(f"None of the {len(self._finished)} examples could be read; there is nothing to score.")
-        wall = sum(part.seconds for part in self._parts.all()) + time.monotonic() - self._since
+        wall = self._parts.seconds() + time.monotonic() - self._since
         record = {"identity": self.identity, "fingerprint": fingerprint(self.identity), **(facts or {})}
         further = {"resumed": self._resumed, "recomputed": self._parts.lost}
         return write_result(self.folder, self._parts, self._schema, attributes, extra or {}, record, further, wall)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import TypeGuard
 
 import jax
 
@@ -59,13 +60,21 @@ def load(path: str | Path) -> Trained:
         CheckpointError: A file is absent, truncated, or does not hold the network that its settings describe.
     """
     description = checkpoint.describe(path)
+    shape, history = description.get("image_shape"), description.get("history")
+    if not _is_shape(shape) or not isinstance(history, list) or not all(isinstance(row, dict) for row in history):
+        raise checkpoint.CheckpointError(
+            f"{checkpoint.Files.of(path).description} does not say what image_shape (three whole numbers) and history (a "
+            "list of rows) are; export the network again."
+        )
     settings = configuration.restore(description.get("pretrain"), [Pretrain])
-    height, width, channels = description["image_shape"]
+    height, width, channels = shape
     shapes = jax.eval_shape(lambda: _variables(initial(settings, (height, width, channels))))
     variables = checkpoint.load(path, shapes)
-    return Trained(
-        settings, (height, width, channels), variables["params"], variables["frozen"], tuple(description["history"])
-    )
+    return Trained(settings, (height, width, channels), variables["params"], variables["frozen"], tuple(history))
+
+
+def _is_shape(value: configuration.Plain) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and len(value) == 3 and all(type(size) is int and size > 0 for size in value)
 
 
 def _variables(holder: Trained | TrainState) -> PyTree:

@@ -10,13 +10,14 @@ import jax
 from rich.console import Console
 
 from influence_ssl_jax import configuration, provenance
-from influence_ssl_jax.data import LoadedBatch, OpenSource, ToInput, epoch
+from influence_ssl_jax.data import Cached, LoadedBatch, OpenSource, ToInput, epoch
 from influence_ssl_jax.errors import DataError
 from influence_ssl_jax.parallel import first_only, is_first, summed
 from influence_ssl_jax.run_log import Pace, RunLog, Watch, watched
+from influence_ssl_jax.store.identity import refuse_disagreement
 from influence_ssl_jax.train.evaluation import Evaluation, Probe
 from influence_ssl_jax.train.export import Trained
-from influence_ssl_jax.train.resume import Checkpoints, Journal, Layout, Row, TrainingError, claim
+from influence_ssl_jax.train.resume import Checkpoints, Journal, Layout, Row, TrainingError, claim, same_images
 from influence_ssl_jax.train.settings import Pretrain
 from influence_ssl_jax.train.state import Metrics, Step, TrainState, initial, make_step
 
@@ -62,7 +63,13 @@ def pretrain(
         raise DataError("The data set has no images; there is nothing to train on. Check its path, split or filter.")
     if len(source) == 1:
         raise TrainingError("Training compares examples of a batch and needs at least 2, the source has 1.")
-    description = {"pretrain": configuration.describe(settings), "data": source.fingerprint()}
+    description = {
+        "pretrain": configuration.describe(settings),
+        "input": configuration.describe(transform),
+        "data": _data(source, transform),
+        **provenance.decisive("optax"),
+    }
+    refuse_disagreement(description)
     shape = (transform.height, transform.width, transform.channels)
     size = min(settings.batch_size, len(source))
     steps, layout = len(source) // size, Layout.of(size)
@@ -70,12 +77,15 @@ def pretrain(
     with contextlib.ExitStack() as until_the_end:
         held = first_only(lambda: claim(folder, description))
         until_the_end.enter_context(held or contextlib.nullcontext())
+        if isinstance(source, Cached):
+            same_images(folder, source.examples)
         checkpoints = until_the_end.enter_context(contextlib.closing(Checkpoints(folder, keep)))
-        log, journal = RunLog(folder), Journal(folder / "metrics.jsonl")
+        log, journal = until_the_end.enter_context(RunLog(folder)), Journal(folder / "metrics.jsonl")
         done, state = checkpoints.latest(layout.everywhere(initial(settings, shape)))
         log.event("start", **_extent(settings, steps), resumed_at_step=done * steps, command=provenance.command())
         history = journal.keep(done) if is_first() else []
         step, pace = make_step(settings, steps), Pace(settings.epochs * steps * size, done * steps * size)
+        log.beat("compiling")
         with watched(console, log, "training", pace) as watch:
 
             def record(row: Row) -> None:
@@ -101,6 +111,13 @@ def pretrain(
             _finish({**_extent(settings, steps), "resumed_at_step": done * steps}, history, log, console)
     state = layout.here(state)
     return Trained(settings, shape, state.params, state.frozen, tuple(history))
+
+
+def _data(source: OpenSource, transform: ToInput) -> str:
+    """The fingerprint of what is trained on, the same whether one process holds it decoded or several read it as it is."""
+    if isinstance(source, Cached) and source.transform == transform:
+        return source.source.fingerprint()
+    return source.fingerprint()
 
 
 def _epoch(

@@ -15,20 +15,21 @@ from rich.console import Console
 
 from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.cli.options import parse
-from influence_ssl_jax.configuration import describe
+from influence_ssl_jax.configuration import describe, fingerprint
 from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.data.source import Skipped
-from influence_ssl_jax.errors import InfluenceError, StoreError
+from influence_ssl_jax.errors import DataError, InfluenceError, StoreError
 from influence_ssl_jax.evaluation.calibration import Calibration
 from influence_ssl_jax.evaluation.certificate import Audit
 from influence_ssl_jax.ihvp import Arnoldi, Damping, Exact
 from influence_ssl_jax.losses import CosineDistance
+from influence_ssl_jax.report import audited
 from influence_ssl_jax.run_log import json_lines
 from influence_ssl_jax.runs import audit
 from influence_ssl_jax.runs.score import Prepared
 from influence_ssl_jax.runs.settings import AuditRun, ScoreRun
 from influence_ssl_jax.scoring import Scoring, self_influence
-from influence_ssl_jax.store import ScoreStore
+from influence_ssl_jax.store import ScoreStore, file_digest, read_sealed, write_sealed
 from influence_ssl_jax.store.manifest import Manifest
 from tests import problems
 
@@ -65,7 +66,8 @@ def exact():
 def folder(tmp_path, monkeypatch):
     """Scores of which half is missing, and more or less by chance."""
     monkeypatch.setattr(audit, "prepare", lambda *_: Prepared(None, TRANSFORM, the_problem().objective, source()))
-    monkeypatch.setattr(audit, "problem_over", lambda *_: the_problem())
+    monkeypatch.setattr(audit, "curvature_of", lambda *_: (the_problem(), {}))
+    monkeypatch.setattr(audit, "identity", lambda *given: {"data": given[-1].fingerprint()})
     table = exact().filter(np.arange(SIZE) != BROKEN)
     noise = np.exp(0.1 * np.random.default_rng(0).normal(size=SIZE - 1))
     table = table.set_column(2, "score", pa.array(0.5 * noise * table["score"].to_numpy()))
@@ -151,7 +153,8 @@ def test_damaged_certificates_are_computed_again_to_the_same_bits_and_counted(fo
     run(command(folder))
     whole, counts = ((folder / name).read_bytes() for name in ("audit.parquet", "audit.json"))
     assert json.loads(counts)["counts"]["recomputed"] == 0
-    parts = Manifest.load(folder / "audit" / "parts").parts
+    owner = fingerprint(read_sealed(folder / "audit" / "identity.json"))
+    parts = Manifest.load(folder / "audit" / "parts", owner).parts
     skipped = next(n for n, part in enumerate(parts) if part.kind == "skipped")
     damaged = parts[skipped - 1 if kind == "scored" else skipped]  # of one batch, which is written in two parts
     path = folder / "audit" / "parts" / damaged.name
@@ -163,7 +166,7 @@ def test_damaged_certificates_are_computed_again_to_the_same_bits_and_counted(fo
     assert json.loads((folder / "audit.json").read_text())["counts"]["recomputed"] == damaged.rows
     starts = [line["recomputed"] for line in json_lines(folder / "audit" / "log.jsonl") if line["event"] == "start"]
     assert starts == [0, damaged.rows]
-    assert json.loads((folder / "audit" / "heartbeat.json").read_text())["doing"] == "certifying"
+    assert json.loads((folder / "audit" / "heartbeat.json").read_text())["doing"] == "finished"
 
 
 def test_a_sample_too_small_to_calibrate_says_so_and_leaves_no_older_calibration(folder):
@@ -175,9 +178,9 @@ def test_a_sample_too_small_to_calibrate_says_so_and_leaves_no_older_calibration
 
 def test_scores_from_a_shared_subspace_have_rigorous_intervals_for_every_image(folder, monkeypatch):
     monkeypatch.setattr(audit, "problem_over", lambda *_: the_problem())
-    record = json.loads((folder / "run.json").read_text())
+    record = read_sealed(folder / "run.json")
     record["configuration"]["backend"] = describe(Arnoldi(12, block=2, probes=2))
-    (folder / "run.json").write_text(json.dumps(record))
+    write_sealed(folder / "run.json", record)
     run(command(folder, 12))
     table = pq.read_table(folder / "calibrated.parquet")
     good, want = np.arange(SIZE) != BROKEN, exact()["score"].to_numpy()
@@ -191,8 +194,44 @@ def test_images_that_have_changed_are_refused(folder, monkeypatch):
     other = Arrays(np.zeros((SIZE, 6, 6, 3), np.uint8)).open()
     prepared = Prepared(None, TRANSFORM, the_problem().objective, other)
     monkeypatch.setattr(audit, "prepare", lambda *_: prepared)
-    with pytest.raises(InfluenceError, match="have changed since they were scored"):
+    with pytest.raises(InfluenceError, match=r"(?s)made by something else than what is there now.*data: "):
         run(command(folder))
+
+
+def test_of_the_curvature_set_no_image_may_have_changed(folder, monkeypatch):
+    monkeypatch.setattr(audit, "curvature_of", lambda *_: (the_problem(), {4: source().content(4), 5: b"other"}))
+    with pytest.raises(DataError, match=r"1 images have changed since they were scored:\n  5 .example 5.: its bytes"):
+        run(command(folder))
+
+
+@pytest.mark.parametrize("name", ["audit.parquet", "calibrated.parquet", "audit.json", "scores.parquet"])
+def test_a_damaged_product_is_refused_by_the_report_and_made_again_by_the_same_command(folder, name):
+    run(command(folder, 24))
+    section = audited.section(folder)
+    whole = (folder / name).read_bytes()
+    middle = len(whole) // 2
+    (folder / name).write_bytes(whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1 :])
+    with pytest.raises(StoreError, match=r"Give the same `influence-ssl audit` command again"):
+        audited.section(folder)
+    if name == "scores.parquet":
+        with pytest.raises(StoreError, match="Give the same `influence-ssl score` command again"):
+            run(command(folder, 24))
+        return
+    run(command(folder, 24))
+    if name != "audit.json":  # which counts what was resumed
+        assert (folder / name).read_bytes() == whole
+    assert audited.section(folder)["rows"] == section["rows"]
+
+
+def test_an_audit_of_scores_that_were_made_again_since_is_none_of_theirs(folder):
+    run(command(folder, 24))
+    table = pq.read_table(folder / "scores.parquet")
+    pq.write_table(table.set_column(2, "score", pa.array(2 * table["score"].to_numpy())), folder / "scores.parquet")
+    record = read_sealed(folder / "run.json")
+    record["files"]["scores.parquet"] = file_digest(folder / "scores.parquet")
+    write_sealed(folder / "run.json", record)
+    with pytest.raises(StoreError, match=r"is not the file that audit.json was written for"):
+        audited.section(folder)
 
 
 def test_noise_is_that_of_float32_whatever_the_precision():

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from influence_ssl_jax.data import Digits, ToInput
-from influence_ssl_jax.errors import StoreError
+from influence_ssl_jax.errors import DataError, StoreError
 from influence_ssl_jax.evaluation import comparison
 from influence_ssl_jax.evaluation.certificate import Audit
 from influence_ssl_jax.evaluation.comparison import Knobs
@@ -17,6 +17,7 @@ from influence_ssl_jax.runs import compare
 from influence_ssl_jax.runs.score import Prepared
 from influence_ssl_jax.runs.settings import CompareRun
 from influence_ssl_jax.scoring.scores import Scoring
+from influence_ssl_jax.store import read_sealed, write_sealed
 from influence_ssl_jax.train import tiny
 from influence_ssl_jax.train.export import Trained
 from tests import problems
@@ -36,7 +37,7 @@ def command(tmp_path, monkeypatch):
     network = Trained(tiny(SimCLR()), (6, 6, 3), the_problem().params, the_problem().frozen)
     prepared = Prepared(network, ToInput(6, 6, 3), the_problem().objective, SOURCE.open())
     monkeypatch.setattr(compare, "prepare", lambda *_: prepared)
-    monkeypatch.setattr(compare, "problem_over", lambda *_: the_problem())
+    monkeypatch.setattr(compare, "curvature_of", lambda *_: (the_problem(), {}))
 
     def made(knobs=NONE, dampings=(0.1, 1.0)):
         scoring, audit = Scoring(draws=1, batch_size=10), Audit(examples=20)
@@ -93,3 +94,20 @@ def test_the_record_the_table_and_the_figures(command, monkeypatch):
 
     with pytest.raises(StoreError, match=r"configuration.dampings"):
         run(command(dampings=(0.1,)))
+
+    # a bit in the exact scores or in a part is noticed: they are computed again, to what they were
+    before = json.loads((folder / "comparison.json").read_text())["rows"]
+    parts = folder / "parts"
+    for file in (folder / "truth.json", parts / "baselines.json", next(parts.glob("Diagonal*"))):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    run(command(Knobs((), (), (3,), (), samples=2, probes=2)))
+    after = json.loads((folder / "comparison.json").read_text())["rows"]
+    assert [row["scores"] for row in after[6:]] == [row["scores"] for row in before[6:]]
+
+    # images that are others since it was begun
+    held = read_sealed(folder / "images.json")
+    write_sealed(folder / "images.json", {**held, next(iter(held)): "00"})
+    with pytest.raises(DataError, match="1 images that the curvature or exact scores were computed from have changed"):
+        run(command())

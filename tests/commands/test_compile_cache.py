@@ -1,6 +1,7 @@
 """Compiled programs are kept where the user can find, move and forbid them."""
 
 import platform
+from pathlib import Path
 
 from influence_ssl_jax.cli.environment import FOLDER, LEAST, keep_compiled_programs
 
@@ -19,6 +20,16 @@ def test_another_folder_or_none_is_left_as_it_is(tmp_path):
         environment = {FOLDER: chosen}
         keep_compiled_programs(environment)
         assert environment == {FOLDER: chosen}
+
+
+def test_a_user_without_a_home_keeps_nothing(monkeypatch):
+    def homeless(_):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", classmethod(homeless))
+    environment = {}
+    keep_compiled_programs(environment)
+    assert environment == {}
 
 
 def test_a_home_that_cannot_be_written_stops_nothing(tmp_path):

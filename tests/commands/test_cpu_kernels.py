@@ -33,5 +33,5 @@ def test_a_jaxlib_that_may_not_know_the_flag_is_left_alone(monkeypatch):
 
 
 def test_the_installed_compiler_starts_with_it():
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=300)
     assert done.stdout.split()[-1] == "6.0"

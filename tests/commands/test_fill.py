@@ -13,6 +13,7 @@ from influence_ssl_jax.run_log import RunLog
 from influence_ssl_jax.runs.score import fill
 from influence_ssl_jax.runs.settings import Parts
 from influence_ssl_jax.scoring.stream import Scored
+from influence_ssl_jax.signals import Terminated
 from influence_ssl_jax.store import ScoreStore
 
 QUIET = Console(quiet=True)
@@ -53,16 +54,17 @@ def test_the_log_and_the_heartbeat_say_how_far_it_is(tmp_path):
     assert abs(beat["time"] - time.time()) < 60
 
 
-def test_a_stop_between_parts_costs_what_was_not_written(tmp_path):
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, Terminated, ValueError])
+def test_a_stop_between_parts_costs_nothing_that_was_scored(tmp_path, stop):
 
     def stopped():
         yield scored(0, 4)
         yield scored(4, 3)
-        raise KeyboardInterrupt
+        raise stop
 
-    with pytest.raises(KeyboardInterrupt), ScoreStore.open(tmp_path, {}, 8) as store:
+    with pytest.raises(stop), ScoreStore.open(tmp_path, {}, 8) as store:
         fill(store, stopped(), 8, Parts(4), RunLog(tmp_path), QUIET)
     with ScoreStore.open(tmp_path, {}, 8) as store:
-        assert store.done().tolist() == [0, 1, 2, 3]
-        fill(store, [scored(4, 4)], 8, Parts(4), RunLog(tmp_path), QUIET)
+        assert store.done().tolist() == list(range(7))
+        fill(store, [scored(7, 1)], 8, Parts(4), RunLog(tmp_path), QUIET)
         store.finish()

@@ -78,7 +78,7 @@ def test_the_whole_way(encoder, tmp_path, monkeypatch):
     assert both[0] == both[1]
     assert json.loads((tmp_path / "resumed" / "run.json").read_text())["counts"]["resumed"] == 13
     events = [json.loads(line)["event"] for line in (tmp_path / "resumed" / "log.jsonl").read_text().splitlines()]
-    assert events == ["start", "fitted", "part", "start", "fit taken up", "part", "finished"]
+    assert events == ["start", "fitted", "part", "stopped", "start", "fit taken up", "part", "finished"]
 
     # finished: nothing to do; other settings: refused
     with told.capture() as said:

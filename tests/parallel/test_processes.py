@@ -1,8 +1,11 @@
 """Two real processes that talk over CPU collectives give what one gives; how processes find each other."""
 
+import concurrent.futures
+import contextlib
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -11,49 +14,64 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from influence_ssl_jax.errors import InfluenceError
-from influence_ssl_jax.parallel import Distributed
+from influence_ssl_jax.errors import InfluenceError, PartnerError
+from influence_ssl_jax.parallel import Distributed, rank
 from influence_ssl_jax.parallel.processes import resolved
 from influence_ssl_jax.run_log import json_lines
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def begin(folder, encoder, processes, process, port):
+TIMEOUT = 600
+
+
+@contextlib.contextmanager
+def reserved_port():
+    """A free port that stays this test's until gRPC uses it: bound and not listening, as SO_REUSEPORT lets two be."""
+    with socket.socket(socket.AF_INET6) as free:
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        free.bind(("::", 0))
+        yield free.getsockname()[1]
+
+
+def begin(module, *arguments, devices=1):
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}",
     }
-    arguments = [str(folder), str(encoder), f"localhost:{port}", str(processes), str(process)]
-    command = [sys.executable, "-m", "tests.parallel.two_processes", *arguments]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", f"tests.parallel.{module}", *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
-def ended(*processes):
-    """Wait until all have ended well; kill those that are left over."""
-    try:
-        for process in processes:
-            said = process.communicate(timeout=600)[1]
-            assert process.returncode == 0, said
-    finally:
-        for process in processes:
-            process.kill()
-
-
-@pytest.fixture
-def port():
-    """A port that nobody else is given while it is held: the coordinator shares it, as gRPC's servers do."""
-    with socket.socket() as held:
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        held.bind(("localhost", 0))
-        yield held.getsockname()[1]
+def ended(processes, limit=TIMEOUT):
+    """What each said on standard error, and its exit status; when one fails or time is up, the others are ended too."""
+    said = {}
+    with concurrent.futures.ThreadPoolExecutor(len(processes)) as pool:
+        waiting = {pool.submit(process.communicate, timeout=limit): process for process in processes}
+        try:
+            for done in concurrent.futures.as_completed(waiting, timeout=limit):
+                said[waiting[done]] = done.result()[1]
+                assert waiting[done].returncode == 0, said[waiting[done]]
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    process.kill()
+    return said
 
 
 @pytest.mark.slow
-def test_two_processes_pretrain_and_score_as_one(tmp_path, port):
-    ended(*[begin(tmp_path / "two", tmp_path / "two" / "encoder", 2, number, port) for number in range(2)])
-    ended(begin(tmp_path / "one", tmp_path / "two" / "encoder", 1, 0, 0))
+def test_two_processes_pretrain_and_score_as_one_whatever_the_order_of_their_devices(tmp_path):
+    with reserved_port() as port:
+        given = (tmp_path / "two", tmp_path / "two" / "encoder", f"localhost:{port}", 2)
+        ended([begin("two_processes", *given, number, devices=2) for number in range(2)])
+    # One process goes on with what two began: nothing of the training is left, and nothing is refused.
+    ended([begin("two_processes", tmp_path / "two", tmp_path / "two" / "encoder", "", 1, 0)])
+    assert [line["resumed_at_step"] for line in json_lines(tmp_path / "two" / "encoder" / "log.jsonl")[4:5]] == [4]
+    ended([begin("two_processes", tmp_path / "one", tmp_path / "two" / "encoder", "", 1, 0)])
 
     one, two = (pq.read_table(tmp_path / name / "scores" / "scores.parquet") for name in ("one", "two"))
     assert two["index"].to_pylist() == list(range(230))
@@ -69,7 +87,7 @@ def test_two_processes_pretrain_and_score_as_one(tmp_path, port):
     assert rows == [120, 110]  # each wrote its own batches of ten: 12 and 11
     logs = [json_lines(tmp_path / "two" / "encoder" / name) for name in ("log.jsonl", "log-1.jsonl")]
     assert [[line["event"] for line in log] for log in logs] == [
-        ["start", "epoch", "epoch", "finished"],
+        ["start", "epoch", "epoch", "finished", "start", "finished"],
         ["start", "epoch", "epoch"],  # the first process speaks for all
     ]
     assert {line["process"] for line in logs[1]} == {1}
@@ -77,6 +95,47 @@ def test_two_processes_pretrain_and_score_as_one(tmp_path, port):
         json.loads((tmp_path / each / "encoder" / "encoder.json").read_text())["history"] for each in ("one", "two")
     ]
     np.testing.assert_allclose(histories[1][1]["loss"], histories[0][1]["loss"], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_processes_agree_compare_what_they_were_started_for_and_all_stop_where_it_differs(tmp_path):
+    with reserved_port() as port:
+        said = ended(
+            [begin("unequal_processes", "other", tmp_path, f"localhost:{port}", number) for number in range(2)]
+        )
+    for text in said.values():
+        assert "not started for the same work" in text
+        assert "size: 100 → 90" in text
+        assert "draws: 4 → 2" in text
+        assert "different fitted curvatures:\n  process 0: fit 0\n  process 1: fit 1" in text
+        assert "smallest 7 gathered ['größer 0', 'g1']" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("waits", "dies"), [("barrier", 1), ("collective", 1), ("work", 1), ("work", 0)])
+def test_where_one_process_dies_the_other_says_so_in_a_sentence_and_ends(tmp_path, waits, dies):
+    with reserved_port() as port:
+        both = [begin("unequal_processes", waits, dies, f"localhost:{port}", number) for number in range(2)]
+        try:
+            said = both[1 - dies].communicate(timeout=TIMEOUT)[1]
+        finally:
+            for process in both:
+                process.kill()
+        both[dies].communicate(timeout=TIMEOUT)
+    assert both[dies].returncode == -signal.SIGKILL
+    assert both[1 - dies].returncode == PartnerError.status, said
+    assert "A process of this run has died or cannot be reached, so the others stop." in said
+    assert "Traceback" not in said
+    assert dies == 0 or "*** Check failure" not in said
+
+
+def test_the_number_of_a_process_is_the_schedulers():
+    assert rank({}) == 0
+    assert rank({"SLURM_PROCID": "3"}) == 0  # of a job whose step has one task
+    assert rank({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"}) == 3
+    assert rank({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}) == 1
+    assert rank({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"}) == 1
 
 
 def test_flags_come_before_variables_and_variables_before_a_scheduler():

@@ -1,5 +1,6 @@
 """Run by `test_processes.py` as each of several processes: pretrain for an epoch, then score, on CPU collectives."""
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from rich.console import Console
 from influence_ssl_jax.data import Synthetic
 from influence_ssl_jax.ihvp import LoGra
 from influence_ssl_jax.losses import SimCLR
-from influence_ssl_jax.parallel import Distributed
+from influence_ssl_jax.parallel import Distributed, mesh
 from influence_ssl_jax.runs.pretrain import pretrain
 from influence_ssl_jax.runs.score import score
 from influence_ssl_jax.runs.settings import CurvatureSet, Parts, PretrainRun, ScoreRun
@@ -20,12 +21,26 @@ from tests.train.small import INPUT, Small, small
 SOURCE = Synthetic(count=230, size=8)
 
 
+class Interleaved:
+    """JAX on a platform that lists devices as a TPU slice may: those of a process do not stand together."""
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(jax, name)
+
+    def devices(self) -> list:
+        """One of each process, then the next one of each."""
+        listed = sorted(jax.devices(), key=lambda each: each.process_index)
+        of_process = [list(group) for _, group in itertools.groupby(listed, lambda each: each.process_index)]
+        return [each for row in zip(*of_process, strict=True) for each in row]
+
+
 def main(folder: Path, encoder: Path, coordinator: str, processes: int, process: int) -> None:
     """Both commands, as one process of several or as the only one; an encoder that is there is scored as it is."""
     jax.config.update("jax_disable_most_optimizations", True)
     export.Pretrain = Small
     who = Distributed(coordinator, processes, process) if processes > 1 else Distributed()
-    training = small(SimCLR(0.5), epochs=1, batch_size=46)
+    mesh.jax = Interleaved()  # in this package alone: JAX's own helpers count on its order
+    training = small(SimCLR(0.5), epochs=1, batch_size=48)
     quiet = Console(quiet=True)
     probe = Probe(bank=8, queries=8, neighbours=1, linear=0)
     pretrain(PretrainRun(folder / "encoder", SOURCE, training, INPUT, probe, who), quiet)

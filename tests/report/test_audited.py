@@ -1,6 +1,5 @@
 """What the report and the command say of an audit: every number in its column, every doubt in words."""
 
-import json
 import shutil
 
 import numpy as np
@@ -10,6 +9,7 @@ from influence_ssl_jax.report import audited
 from influence_ssl_jax.report.backends import as_json
 from influence_ssl_jax.report.render import render
 from influence_ssl_jax.report.scored_run import Extent
+from influence_ssl_jax.store import write_sealed
 
 
 def record(**changes):
@@ -49,7 +49,7 @@ def test_doubts_are_said():
 def test_the_report_has_a_section_where_there_was_an_audit(scored_folder, tmp_path):
     shutil.copytree(scored_folder, tmp_path / "run")
     before = render(tmp_path / "run", extent=Extent(images=2, resamples=5)).read_text()
-    (tmp_path / "run" / "audit.json").write_text(json.dumps(record()))
+    write_sealed(tmp_path / "run" / "audit.json", record())
     after = render(tmp_path / "run", extent=Extent(images=2, resamples=5)).read_text()
     assert "Against certified scores" not in before
     assert after.count("Against certified scores") == 1

@@ -11,7 +11,7 @@ import pytest
 from influence_ssl_jax.errors import StoreError
 from influence_ssl_jax.report.render import condensed, render
 from influence_ssl_jax.report.scored_run import Extent
-from influence_ssl_jax.store import ScoreStore
+from influence_ssl_jax.store import ScoreStore, read_sealed, write_sealed
 
 VOID = {"meta", "img", "line", "rect", "path", "use", "br", "link"}
 QUICK = Extent(images=6, tail=0.1, resamples=20)
@@ -122,8 +122,9 @@ def test_a_damping_for_each_block_is_told_as_its_range():
 
 def test_images_that_are_gone_cost_the_pictures_alone(scored_folder, tmp_path):
     shutil.copytree(scored_folder, tmp_path / "moved")
-    record = (tmp_path / "moved" / "run.json").read_text()
-    (tmp_path / "moved" / "run.json").write_text(record.replace('"class": "Digits"', '"class": "Lost"'))
+    record = read_sealed(tmp_path / "moved" / "run.json")
+    record["configuration"]["source"]["class"] = "Lost"
+    write_sealed(tmp_path / "moved" / "run.json", record)
     page = Page(render(tmp_path / "moved", extent=QUICK).read_text())
     assert "img" not in page.tags
     assert "The images could not be shown: Cannot restore 'Lost'" in page.text

@@ -17,7 +17,7 @@ def test_killed_runs_end_with_the_bytes_of_an_undisturbed_one(tmp_path):
     few = ["--faults", "kills", "--kills", "3", "--training-kills", "1", "--at-most", "3", "--images", "120"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "benchmarks.fault_injection", *few, "--out", str(out)]
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=800)
     assert run.returncode == 0, run.stdout + run.stderr
     (found,) = json.loads(out.read_text())
     assert found["kills"] >= 4

@@ -1,5 +1,7 @@
 """The store under every interruption that a disk and a scheduler can think of."""
 
+import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -20,8 +22,10 @@ from hypothesis import strategies as st
 
 from influence_ssl_jax.data.source import Skipped
 from influence_ssl_jax.errors import FullDiskError, StoreError
+from influence_ssl_jax.report.scored_run import ScoredRun
 from influence_ssl_jax.scoring.stream import embedding_matrix
-from influence_ssl_jax.store import COLUMNS, ScoreStore, files, manifest, result
+from influence_ssl_jax.store import COLUMNS, ScoreStore, files, identity, manifest, result, score_store
+from influence_ssl_jax.store.manifest import Manifest
 
 IDENTITY = {"configuration": {"class": "Score", "draws": 4, "backend": {"class": "LoGra", "rank": 8}}, "data": "abc"}
 SIZE = 10
@@ -39,6 +43,7 @@ def part(indices, scale=1.0):
             "id": [f"image_{index}" for index in indices],
             **numbers,
             "reason": pa.nulls(len(indices), pa.string()),
+            "content": pa.array([bytes([index]) * 16 for index in indices], pa.binary(16)),
             "embedding": pa.FixedSizeListArray.from_arrays(embedding.ravel(), 2),
         }
     )
@@ -75,6 +80,8 @@ def test_a_run_writes_every_example_once_in_order(tmp_path):
     assert table["reason"].to_pylist() == ["truncated" if k == 6 else None for k in range(SIZE)]
     assert table["label"].to_pylist() == [k % 3 for k in range(SIZE)]
     assert table["source_score"].to_pylist() == [k / 2 for k in range(SIZE)]
+    assert table["content"].to_pylist() == [None if k == 6 else bytes([k]) * 16 for k in range(SIZE)]
+    assert run_json(tmp_path / "out")["renamed"] == {"score": "source_score"}
 
 
 def test_the_record_counts_every_example(tmp_path):
@@ -139,6 +146,115 @@ def test_a_bit_flipped_anywhere_in_parts_or_manifest_costs_time_and_nothing_else
     files_of_parts = sorted((folder / "parts" / "0000").glob("*.*"))
     flipped(files_of_parts[rng.integers(len(files_of_parts))], rng)
     assert fill(folder, BATCHES).read_bytes() == fresh
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=60)
+def test_a_bit_flipped_anywhere_in_table_or_record_is_noticed_and_made_again(tmp_path_factory, seed):
+    folder, rng = tmp_path_factory.mktemp("store"), np.random.default_rng(seed)
+    fresh, record = fill(folder, BATCHES).read_bytes(), ScoredRun.load(folder).record
+    name = ("scores.parquet", "run.json")[rng.integers(2)]
+    flipped(folder / name, rng)
+    try:
+        read = ScoredRun.load(folder)
+    except StoreError as error:
+        assert "Give the same `influence-ssl score` command again" in str(error)  # noqa: PT017
+    else:  # white space between two values
+        assert name == "run.json"
+        assert read.record == record
+    assert fill(folder, []).read_bytes() == fresh
+    assert ScoredRun.load(folder).record["counts"] == {**record["counts"], "resumed": SIZE}
+
+
+@pytest.mark.parametrize("name", ["scores.parquet", "run.json"])
+def test_a_deleted_table_or_record_is_made_again_from_the_parts(tmp_path, name):
+    fresh = fill(tmp_path, BATCHES).read_bytes()
+    (tmp_path / name).unlink()
+    with ScoreStore.open(tmp_path, IDENTITY, SIZE):
+        assert not (tmp_path / "run.json").exists()  # so that nobody says that there is nothing to do
+    assert fill(tmp_path, []).read_bytes() == fresh
+
+
+def test_parts_of_another_run_are_refused_and_stay(tmp_path):
+    fill(tmp_path / "two", BATCHES, finish=False)
+    with ScoreStore.open(tmp_path / "four", {**IDENTITY, "draws": 2}, SIZE) as store:
+        store.append(part([0, 1]))
+    shutil.copytree(tmp_path / "two" / "parts" / "0000", tmp_path / "four" / "parts" / "0001")
+    with pytest.raises(StoreError, match=r"0001 holds 4 parts of another run \(10 rows"):
+        ScoreStore.open(tmp_path / "four", {**IDENTITY, "draws": 2}, SIZE)
+    assert len(list((tmp_path / "four" / "parts" / "0001").glob("*.parquet"))) == 4
+
+
+def test_rows_that_two_processes_made_stop_the_table_and_are_dropped_by_the_next_run(tmp_path, monkeypatch):
+    fresh = fill(tmp_path / "fresh", BATCHES).read_bytes()
+    first = ScoreStore.open(tmp_path / "out", IDENTITY, SIZE)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    mine = files.lock
+    monkeypatch.setattr(score_store, "first_only", lambda _: None)  # it joins the first one's run
+    second = ScoreStore.open(tmp_path / "out", IDENTITY, SIZE)
+    monkeypatch.undo()
+    assert files.lock is mine
+    with first, second:
+        for batch in BATCHES:
+            first.append(part(batch[batch != 6]))
+        first.skip([Skipped(6, "image_6", "truncated")])
+        monkeypatch.setattr(jax, "process_index", lambda: 1)
+        second.append(part([2, 3]))
+        monkeypatch.undo()
+        first.refresh(12)
+        with pytest.raises(StoreError, match="2 of 10 examples are in two parts, 2 first"):
+            first.finish(ATTRIBUTES, {"knn_distance": np.zeros(11)}, {})
+    assert not (tmp_path / "out" / "scores.parquet").exists()
+    assert fill(tmp_path / "out", []).read_bytes() == fresh
+
+
+def test_rows_that_a_shared_disk_does_not_show_stop_the_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(score_store, "LATE", 0.0)
+    with ScoreStore.open(tmp_path, IDENTITY, SIZE) as store:
+        store.append(part([0, 1]))
+        with pytest.raises(StoreError, match="shows 2 finished rows and the processes wrote 5"):
+            store.refresh(5)
+
+
+def test_processes_that_were_given_different_work_are_refused_with_the_difference(tmp_path, monkeypatch):
+    other = json.dumps({"size": SIZE - 1, **IDENTITY})
+    monkeypatch.setattr(identity, "gathered", lambda text: [text, other])
+    with pytest.raises(StoreError, match=r"(?s)not started for the same work.*process 0 → process 1.*size: 10 → 9"):
+        ScoreStore.open(tmp_path, IDENTITY, SIZE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wall_time_is_that_of_processes_side_by_side(tmp_path):
+    with ScoreStore.open(tmp_path, IDENTITY, SIZE) as store:
+        store.append(part(np.arange(SIZE)))
+        for writer in (0, 1):
+            row = dataclasses.replace(store._parts.manifests[0].parts[0], seconds=100.0)
+            store._parts.manifests[writer] = Manifest(tmp_path, [row], "")
+        assert store._parts.seconds() == 100
+
+
+def test_examples_that_are_forgotten_are_made_again(tmp_path):
+    fresh = fill(tmp_path, BATCHES).read_bytes()
+    with ScoreStore.open(tmp_path, IDENTITY, SIZE) as store:
+        store.forget(np.array([1, 6, 8, 9]))
+        assert store.todo().tolist() == [1, 6, 8, 9]
+        assert not (tmp_path / "scores.parquet").exists()
+    with ScoreStore.open(tmp_path, IDENTITY, SIZE) as store:
+        assert (store.todo().tolist(), store.lost) == ([1, 6, 8, 9], 0)
+    assert fill(tmp_path, BATCHES).read_bytes() == fresh
+
+
+@pytest.mark.parametrize("crash_at", range(6))
+def test_a_crash_while_examples_are_forgotten_costs_no_other_one(tmp_path, monkeypatch, crash_at):
+    fresh = fill(tmp_path, BATCHES).read_bytes()
+    with ScoreStore.open(tmp_path, IDENTITY, SIZE) as store:
+        crash(monkeypatch, crash_at)
+        with contextlib.suppress(KeyboardInterrupt):
+            store.forget(np.array([1]))
+        monkeypatch.undo()
+    with ScoreStore.open(tmp_path, IDENTITY, SIZE) as store:
+        assert set(store.todo().tolist()) <= {1}
+    assert fill(tmp_path, BATCHES).read_bytes() == fresh
 
 
 def test_scores_of_two_fits_are_not_mixed(tmp_path):
@@ -243,18 +359,22 @@ def test_files_that_no_line_promises_do_not_count(tmp_path):
     assert len(pq.read_table(fill(tmp_path, BATCHES))) == SIZE
 
 
-@pytest.mark.parametrize("crash_at", range(15))
-def test_a_crash_at_any_write_loses_nothing_that_was_finished(tmp_path, monkeypatch, crash_at):
-    fresh = fill(tmp_path / "fresh", BATCHES).read_bytes()
-    synced = os.fsync
-    calls = iter(range(10**6))
+def crash(monkeypatch, at):
+    """Stop at that wait for the disk."""
+    synced, calls = os.fsync, iter(range(10**6))
 
     def fsync(descriptor):
-        if next(calls) == crash_at:
+        if next(calls) == at:
             raise KeyboardInterrupt
         synced(descriptor)
 
     monkeypatch.setattr(files.os, "fsync", fsync)
+
+
+@pytest.mark.parametrize("crash_at", range(15))
+def test_a_crash_at_any_write_loses_nothing_that_was_finished(tmp_path, monkeypatch, crash_at):
+    fresh = fill(tmp_path / "fresh", BATCHES).read_bytes()
+    crash(monkeypatch, crash_at)
     with pytest.raises(KeyboardInterrupt):
         fill(tmp_path / "out", BATCHES)
     monkeypatch.undo()
@@ -278,7 +398,7 @@ def test_a_killed_process_leaves_the_folder_free_and_its_parts_whole(tmp_path):
         with pytest.raises(StoreError, match=f"another run .process {process.pid}"):
             ScoreStore.open(tmp_path / "out", IDENTITY, SIZE)
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.wait(timeout=60)
     with ScoreStore.open(tmp_path / "out", IDENTITY, SIZE) as store:
         assert store.done().tolist() == [0, 1, 2, 3]
 

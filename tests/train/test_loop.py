@@ -81,7 +81,7 @@ def test_a_run_learns_and_reports(tmp_path):
     assert "images/s" in shown.file.getvalue()
     assert "3 epochs, 9 steps in 1 runs, the last from step 0; 0 losses not finite" in shown.file.getvalue()
     beat = json.loads((tmp_path / "heartbeat.json").read_text())
-    assert (beat["doing"], beat["done"], beat["total"]) == ("saving", 3 * 48, 3 * 48)
+    assert (beat["doing"], beat["done"], beat["total"]) == ("finished", 3 * 48, 3 * 48)
     assert json.loads((tmp_path / "settings.json").read_text())["pretrain"]["epochs"] == 3
 
 
@@ -134,7 +134,7 @@ def test_a_killed_process_goes_on_where_it_was(tmp_path):
             time.sleep(0.02)
     finally:
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.wait(timeout=60)
     beat, epochs = json.loads((tmp_path / "killed" / "heartbeat.json").read_text()), len(journal.rows()) - 1
     assert (beat["pid"], beat["total"]) == (process.pid, 6 * 48)
     assert [line["event"] for line in log_of(tmp_path / "killed")].count("finished") == 0
@@ -172,8 +172,8 @@ def test_a_diverging_run_names_the_step_and_what_to_do(tmp_path):
     settings = small(SimCLR(0.5), epochs=1, optimiser=Sgd(1e30, momentum=0.0))
     with pytest.raises(TrainingError, match=r"step [23] of 3 in epoch 1: loss nan.*Lower the learning rate"):
         run(settings, tmp_path)
-    last = log_of(tmp_path)[-1]
-    assert (last["event"], last["epoch"]) == ("diverged", 1)
+    last, stopped = log_of(tmp_path)[-2:]
+    assert (last["event"], last["epoch"], stopped["event"]) == ("diverged", 1, "stopped")
     assert "Lower the learning rate" in last["reason"]
 
 

@@ -1,0 +1,218 @@
+"""Images and encoders that are not what was scored: named and refused by every later step, or scored again on request."""
+
+import contextlib
+import dataclasses
+import os
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from influence_ssl_jax.cli import main
+from influence_ssl_jax.data import Folder
+from influence_ssl_jax.data.draw import drawn
+from influence_ssl_jax.errors import DataError, InfluenceError, SkippedError
+from influence_ssl_jax.evaluation.certificate import Audit
+from influence_ssl_jax.ihvp import Identity
+from influence_ssl_jax.losses import SimCLR
+from influence_ssl_jax.report.render import render
+from influence_ssl_jax.report.scored_run import Extent
+from influence_ssl_jax.runs.audit import audit
+from influence_ssl_jax.runs.score import score
+from influence_ssl_jax.runs.settings import AuditRun, CurvatureSet, Parts, ScoreRun
+from influence_ssl_jax.scoring.scores import Scoring
+from influence_ssl_jax.store import CONTENT, ScoreStore
+from influence_ssl_jax.train import export
+from tests.train.small import INPUT, Small, saved, small
+
+SIZE = 12
+QUIET = Console(quiet=True)
+
+
+def written(folder, seed=0):
+    """Bitmaps, whose files all have one size whatever their pixels."""
+    folder.mkdir(exist_ok=True)
+    draw = np.random.default_rng(seed)
+    for number in range(SIZE):
+        Image.fromarray(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{number}.bmp")
+    return folder
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """A scoring run of three parts over a folder of images."""
+    monkeypatch.setattr(export, "Pretrain", Small)
+    encoder = saved(tmp_path / "encoder", small(SimCLR(0.5)))
+    return ScoreRun(
+        encoder,
+        tmp_path / "scores",
+        Folder(str(written(tmp_path / "images"))),
+        curvature=CurvatureSet(examples=4, batch_size=4),
+        backend=Identity(),
+        scoring=Scoring(draws=2, batch_size=4),
+        parts=Parts(4),
+    )
+
+
+def half(command, monkeypatch):
+    """The run, stopped after its first part."""
+    append = ScoreStore.append
+
+    def once(store, table):
+        if len(store.done()):
+            raise KeyboardInterrupt
+        append(store, table)
+
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(ScoreStore, "append", once)
+        score(command, QUIET)
+
+
+def in_curvature_set(command):
+    """Numbers of the images that the matrix is averaged over."""
+    return drawn(command.source.open(), INPUT, 4, 4, 0).contents.keys()
+
+
+def swap(folder, one, other):
+    a, b = folder / f"{one}.bmp", folder / f"{other}.bmp"
+    a.rename(folder / "aside")
+    b.rename(a)
+    (folder / "aside").rename(b)
+
+
+def test_the_digest_of_each_file_stands_in_its_row(command):
+    score(command, QUIET)
+    source = command.source.open()
+    contents = pq.read_table(command.out / "scores.parquet")[CONTENT].to_pylist()
+    assert contents == [source.content(index) for index in range(SIZE)]
+    assert {len(content) for content in contents} == {16}
+    assert len(set(contents)) == SIZE
+
+
+@pytest.mark.parametrize("change", ["overwritten", "swapped"])
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_run_over_changed_images_is_refused_and_names_them(command, tmp_path, monkeypatch, change, finished):
+    if finished:
+        score(command, QUIET)
+    else:
+        half(command, monkeypatch)
+    before = sorted(command.out.rglob("*.parquet"))
+    if change == "overwritten":
+        written(tmp_path / "images", seed=1)
+    else:
+        swap(tmp_path / "images", 0, 1)
+    with pytest.raises(
+        DataError, match=r"images have changed since they were scored:\n  0.bmp \(example 0\): its bytes"
+    ):
+        score(command, QUIET)
+    assert sorted(command.out.rglob("*.parquet")) == before
+
+
+def test_a_changed_time_stamp_alone_is_no_change(command, tmp_path, monkeypatch):
+    half(command, monkeypatch)
+    for file in (tmp_path / "images").iterdir():
+        os.utime(file, (0, 0))
+    score(command, QUIET)
+    assert pq.read_table(command.out / "scores.parquet").num_rows == SIZE
+
+
+def test_changed_images_are_scored_again_on_request_with_the_bytes_of_a_fresh_run(command, tmp_path):
+    score(command, QUIET)
+    changed = next(index for index in range(SIZE) if index not in in_curvature_set(command))
+    Image.fromarray(np.full((8, 8, 3), 7, np.uint8)).save(tmp_path / "images" / f"{changed}.bmp")
+    score(dataclasses.replace(command, rescore_changed=True), QUIET)
+    fresh = dataclasses.replace(command, out=tmp_path / "fresh")
+    score(fresh, QUIET)
+    assert (command.out / "scores.parquet").read_bytes() == (fresh.out / "scores.parquet").read_bytes()
+
+
+def test_a_changed_image_of_the_curvature_set_is_refused_even_then(command, tmp_path, monkeypatch):
+    half(command, monkeypatch)
+    late = max(in_curvature_set(command))
+    Image.fromarray(np.full((8, 8, 3), 7, np.uint8)).save(tmp_path / "images" / f"{late}.bmp")
+    with pytest.raises(DataError, match=rf"images that the curvature .* have changed: examples {late}"):
+        score(dataclasses.replace(command, rescore_changed=True), QUIET)
+
+
+def test_an_image_that_changes_between_fit_and_score_is_noticed(command, tmp_path, monkeypatch):
+    from influence_ssl_jax.runs import score
+
+    late, fitted = max(in_curvature_set(command)), score.fitted_scorer
+
+    def then_changed(*arguments):
+        scorer = fitted(*arguments)
+        Image.fromarray(np.full((8, 8, 3), 7, np.uint8)).save(tmp_path / "images" / f"{late}.bmp")
+        return scorer
+
+    monkeypatch.setattr(score, "fitted_scorer", then_changed)
+    with pytest.raises(DataError, match="between fitting the curvature and scoring"):
+        score(command, QUIET)
+    assert not (command.out / "scores.parquet").exists()
+
+
+def test_skipped_images_are_read_again_on_request_and_too_many_are_an_exit_status(command, tmp_path):
+    spared = [index for index in range(SIZE) if index not in in_curvature_set(command)][:2]
+    good = {index: (tmp_path / "images" / f"{index}.bmp").read_bytes() for index in spared}
+    for index in spared:
+        (tmp_path / "images" / f"{index}.bmp").write_bytes(bytes(len(good[index])))
+    with pytest.raises(SkippedError, match="2 of 12 images could not be used"):
+        score(command, QUIET)
+    assert SkippedError.status == 3
+    score(dataclasses.replace(command, most_skipped=0.5), QUIET)
+    for index in spared:
+        (tmp_path / "images" / f"{index}.bmp").write_bytes(good[index])
+    score(dataclasses.replace(command, retry_skipped=True), QUIET)
+    assert pq.read_table(command.out / "scores.parquet")["score"].null_count == 0
+
+
+def audited(command):
+    audit(AuditRun(command.out, Audit(examples=4, steps=20, batch_size=4)), QUIET)
+
+
+def test_an_audit_refuses_images_and_an_encoder_that_are_not_those_of_the_scores(command, tmp_path):
+    score(command, QUIET)
+    said = r"(?s)made by something else.*encoder: "
+    with another_encoder(command, seed=1), pytest.raises(InfluenceError, match=said):
+        audited(command)
+    assert not (command.out / "calibrated.parquet").exists()
+    swap(tmp_path / "images", 0, 1)
+    with pytest.raises(DataError, match=r"since they were scored:\n  \d+.bmp"):
+        audit(AuditRun(command.out, Audit(examples=SIZE, steps=20, batch_size=4)), QUIET)
+    swap(tmp_path / "images", 0, 1)
+    audited(command)
+    assert (command.out / "audit.json").exists()
+
+
+@contextlib.contextmanager
+def another_encoder(command, seed):
+    """In the encoder's place another of the same architecture."""
+    kept = {each: each.read_bytes() for each in command.encoder.parent.glob("encoder.*")}
+    saved(command.encoder.with_suffix(""), small(SimCLR(0.5), seed=seed))
+    try:
+        yield
+    finally:
+        for file, content in kept.items():
+            file.write_bytes(content)
+
+
+def test_a_report_shows_no_picture_of_another_image(command, tmp_path):
+    score(command, QUIET)
+    all_shown = Extent(images=SIZE, resamples=5)
+    before = render(command.out, extent=all_shown).read_text()
+    assert "no image" not in before
+    swap(tmp_path / "images", 0, 1)
+    page = render(command.out, extent=all_shown).read_text()
+    assert page.count("it has changed since it was scored") == 2
+
+
+def test_paths_in_the_record_lead_there_from_any_folder(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    near = dataclasses.replace(command, source=Folder("images"), encoder=command.encoder.relative_to(tmp_path))
+    score(near, QUIET)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    audited(command)
+    assert main.run(["report", str(command.out), "--resamples", "5"], QUIET, QUIET) == 0
+    assert "data:image/png;base64" in (command.out / "report.html").read_text()

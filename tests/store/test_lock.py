@@ -1,0 +1,146 @@
+"""Folders that one process writes: with the kernel's locks, without them, and beside processes of other hosts."""
+
+import errno
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from influence_ssl_jax.errors import StoreError
+from influence_ssl_jax.store import ScoreStore, files
+from influence_ssl_jax.store.files import LOCK, holder_of, lock
+
+TIMEOUT = 60
+
+
+@pytest.fixture(autouse=True)
+def _hurried(monkeypatch):
+    monkeypatch.setattr(files, "BEAT", 0.02)
+    monkeypatch.setattr(files, "PATIENCE", 0.3)
+    monkeypatch.setattr(files, "SETTLE", 0.05)
+
+
+@pytest.fixture(params=["ENOLCK", "ENOSYS", "EOPNOTSUPP"])
+def no_kernel_locks(request, monkeypatch):
+    """A file system that says so."""
+
+    def refuse(*_):
+        raise OSError(getattr(errno, request.param), os.strerror(getattr(errno, request.param)))
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+
+
+def said_by(folder, host, pid, beat=1):
+    (folder / LOCK).write_text(json.dumps({"host": host, "pid": pid, "beat": beat, "token": "x"}))
+
+
+def dead():
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait(timeout=TIMEOUT)
+    return process.pid
+
+
+def test_a_held_folder_is_refused_by_name_of_host_and_process_and_free_when_it_is_closed(tmp_path):
+    with lock(tmp_path) as held:
+        said = rf"being written by another run \(process {os.getpid()} on {socket.gethostname()}\)"
+        with pytest.raises(StoreError, match=said):
+            lock(tmp_path)
+    held.close()  # twice does no harm
+    assert holder_of(tmp_path / LOCK) == {}
+    lock(tmp_path).close()
+
+
+def test_without_locks_of_the_kernel_a_living_holder_is_refused(tmp_path, no_kernel_locks):
+    with lock(tmp_path), pytest.raises(StoreError, match="being written by another run"):
+        lock(tmp_path)
+    lock(tmp_path).close()
+
+
+def test_without_locks_of_the_kernel_a_dead_holder_is_none(tmp_path, no_kernel_locks):
+    said_by(tmp_path, socket.gethostname(), dead())
+    lock(tmp_path).close()
+
+
+def test_without_locks_of_the_kernel_one_of_two_that_come_at_once_has_the_folder(tmp_path, no_kernel_locks):
+    got, gate = [], threading.Barrier(2)
+
+    def come():
+        gate.wait(timeout=TIMEOUT)
+        try:
+            got.append(lock(tmp_path))
+        except StoreError:
+            got.append(None)
+
+    threads = [threading.Thread(target=come) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=TIMEOUT)
+    holders = [held for held in got if held is not None]
+    assert len(holders) <= 1
+    for held in holders:
+        held.close()
+
+
+def test_a_holder_on_another_host_that_still_beats_is_refused_and_one_that_does_not_is_none(tmp_path):
+    """As on a file system whose locks each host keeps for itself: the kernel gives the lock."""
+    said_by(tmp_path, "another host", 1)
+    lock(tmp_path).close()
+    stop = threading.Event()
+
+    def beat():
+        for number in range(10**6):
+            if stop.wait(0.02):
+                return
+            said_by(tmp_path, "another host", 1, number)
+
+    living = threading.Thread(target=beat)
+    living.start()
+    try:
+        time.sleep(0.05)
+        with pytest.raises(StoreError, match=r"process 1 on another host"):
+            lock(tmp_path)
+    finally:
+        stop.set()
+        living.join(timeout=TIMEOUT)
+
+
+def test_a_new_run_leaves_a_living_writer_its_lock_and_its_parts(tmp_path):
+    """A process of an earlier run that is still at work, after the first one was killed."""
+    with ScoreStore.open(tmp_path, {}, 4):
+        pass
+    other = tmp_path / "parts" / "0001"
+    other.mkdir()
+    with lock(other):
+        (other / "000000.parquet.tmp").write_bytes(b"half a part")
+        with pytest.raises(StoreError, match=r"0001 is being written by another run"):
+            ScoreStore.open(tmp_path, {}, 4)
+        assert {file.name for file in other.iterdir()} == {LOCK, "000000.parquet.tmp"}
+    with ScoreStore.open(tmp_path, {}, 4):
+        assert {file.name for file in other.iterdir()} == {LOCK, "manifest.jsonl"}
+
+
+def test_a_folder_that_cannot_be_synced_is_no_reason_to_stop(tmp_path, monkeypatch):
+    synced = os.fsync
+
+    def fsync(descriptor):
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EINVAL, "no such thing here")
+        synced(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    files.write_atomically(tmp_path / "a", b"whole")
+    assert (tmp_path / "a").read_bytes() == b"whole"
+
+    def broken(_):
+        raise OSError(errno.EIO, "the disk is broken")
+
+    monkeypatch.setattr(files.os, "fsync", broken)
+    with pytest.raises(OSError, match="broken"):
+        files.sync_folder(tmp_path)

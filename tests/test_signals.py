@@ -1,0 +1,95 @@
+"""Ctrl-C and SIGTERM in processes of their own: a word, the right exit status, in time, nothing lost."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TIMEOUT = 60
+
+COMMAND = """
+import hashlib, pathlib, sys, time
+from influence_ssl_jax import cli, signals
+from influence_ssl_jax.run_log import RunLog
+
+signals.GRACE = {grace}
+
+class Busy:
+    def run(self, out):
+        with RunLog(pathlib.Path(sys.argv[1])) as log:
+            log.beat("busy")
+            print("ready", flush=True)
+            {body}
+
+def execute(arguments, out):
+    Busy().run(out)
+
+cli._execute = execute
+sys.argv = ["influence-ssl", sys.argv[1]]
+cli.main()
+"""
+IN_PYTHON = "while True: time.sleep(0.01)"
+IN_C = "hashlib.pbkdf2_hmac('sha256', b'', b'', 2_000_000_000)  # as a compiler: minutes without a step of Python"
+
+
+def started(folder, body, grace):
+    script = COMMAND.format(body=body, grace=grace)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script), str(folder)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "word", "reason"),
+    [
+        (signal.SIGINT, 130, "Interrupted. What was finished is kept", "interrupted (Ctrl-C)"),
+        (signal.SIGTERM, 143, "Terminated. What was finished is kept", "terminated (SIGTERM)"),
+    ],
+)
+def test_a_signal_ends_a_run_with_its_status_and_a_line_in_the_log(tmp_path, number, status, word, reason):
+    process = started(tmp_path, IN_PYTHON, 10.0)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    _, said = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == status, said
+    assert word in said
+    assert "Traceback" not in said
+    last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert (last["event"], last["reason"]) == ("stopped", reason)
+    assert json.loads((tmp_path / "heartbeat.json").read_text())["doing"] == f"stopped: {reason}"
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_process_that_python_cannot_interrupt_ends_in_time_all_the_same(tmp_path, number, status):
+    process = started(tmp_path, IN_C, 1.0)
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.2)
+    began = time.monotonic()
+    process.send_signal(number)
+    _, said = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == status, said
+    assert 1.0 <= time.monotonic() - began < 10
+    assert "stopping, within 1 seconds" in said
+    assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["event"] == "stopped"
+
+
+def test_a_second_signal_does_not_wait(tmp_path):
+    process = started(tmp_path, IN_C, 50.0)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert "stopping, within 50 seconds" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=TIMEOUT / 2)
+    assert process.returncode == 130
