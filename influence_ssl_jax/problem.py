@@ -40,11 +40,15 @@ class Objective:
             )
 
     def images(self, batch: Batch, dtype: jax.typing.DTypeLike) -> Float[Array, "views batch height width channels"]:
-        """The views of every example, pixels in [0, 1], in the dtype of the parameters."""
-        pixels = batch.image.astype(dtype)
+        """Draw the views of every example, pixels in [0, 1], and cast them to `dtype`.
+
+        They are computed in float32, or in the pixels' own type where that is wider, whatever `dtype` is: parameters in
+        float64 or in 16 bits see the views that parameters in float32 see.
+        """
+        pixels = batch.image.astype(jnp.promote_types(batch.image.dtype, jnp.float32))
         if jnp.issubdtype(batch.image.dtype, jnp.integer):
             pixels = pixels / 255
-        return jax.vmap(self.views, out_axes=1)(batch.key, pixels)
+        return jax.vmap(self.views, out_axes=1)(batch.key, pixels).astype(dtype)
 
     def embed(
         self, params: Params, frozen: Frozen, images: Float[Array, "views batch height width channels"]

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Inexact, Key
 
+from influence_ssl_jax import randomness
 from influence_ssl_jax.types import PyTree
 
 
@@ -47,7 +48,7 @@ def normal_like(key: Key[Array, ""], tree: PyTree) -> PyTree:
     """Independent standard normal entries in the structure, shapes and dtypes of `tree`."""
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(key, len(leaves))
-    drawn = [jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
+    drawn = [randomness.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
     return jax.tree.unflatten(structure, drawn)
 
 
@@ -55,7 +56,7 @@ def rademacher_like(key: Key[Array, ""], tree: PyTree) -> PyTree:
     """Independent ±1 entries in the structure, shapes and dtypes of `tree`."""
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(key, len(leaves))
-    drawn = [jax.random.rademacher(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
+    drawn = [randomness.signs(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
     return jax.tree.unflatten(structure, drawn)
 
 

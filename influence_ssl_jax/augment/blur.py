@@ -2,11 +2,11 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from influence_ssl_jax import randomness
 from influence_ssl_jax.augment.transform import Transform
 
 
@@ -34,7 +34,7 @@ class GaussianBlur(Transform):
     ) -> Float[Array, "height width channels"]:
         """Draw the width and blur."""
         low, high = self.sigma
-        return blur(image, jax.random.uniform(key, (), image.dtype, low, high), self.kernel_size)
+        return blur(image, randomness.uniform(key, (), image.dtype, low, high), self.kernel_size)
 
 
 def blur(

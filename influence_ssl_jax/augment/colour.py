@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from influence_ssl_jax import randomness
 from influence_ssl_jax.augment.transform import Transform
 
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
@@ -85,7 +86,7 @@ class ColourJitter(Transform):
     ) -> Float[Array, "height width channels"]:
         """Draw factors and order."""
         strengths = jnp.asarray([self.brightness, self.contrast, self.saturation], image.dtype)
-        draws = jax.random.uniform(key, (8,), image.dtype)
+        draws = randomness.uniform(key, (8,), image.dtype)
         low = jnp.maximum(1 - strengths, 0)
         factors = low + (1 + strengths - low) * draws[:3]
         shift = self.hue * (2 * draws[3] - 1)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from influence_ssl_jax import randomness
 from influence_ssl_jax.augment.transform import Transform
 
 Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
@@ -112,7 +113,7 @@ class RandomResizedCrop(Transform):
     ) -> tuple[Int[Array, ""], Int[Array, ""], Int[Array, ""], Int[Array, ""]]:
         """Draw (top, left, height, width) in pixels."""
         # One flat draw: with two axes XLA compiles four times as long.
-        draws = jax.random.uniform(key, (4 * _ATTEMPTS,), jnp.float32).reshape(4, _ATTEMPTS)
+        draws = randomness.uniform(key, (4 * _ATTEMPTS,), jnp.float32).reshape(4, _ATTEMPTS)
         area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * draws[0])
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
         ratio = jnp.exp(low + (high - low) * draws[1])
@@ -158,7 +159,7 @@ class RandomShift(Transform):
         """Draw a shift of at most `padding` pixels either way."""
         frame = (self.padding, self.padding)
         padded = jnp.pad(image, (frame, frame, (0, 0)))
-        top, left = jax.random.randint(key, (2,), 0, 2 * self.padding + 1)
+        top, left = randomness.integers(key, (2,), 0, 2 * self.padding + 1)
         return jax.lax.dynamic_slice(padded, (top, left, jnp.zeros_like(top)), image.shape)
 
 

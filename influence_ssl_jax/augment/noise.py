@@ -3,10 +3,10 @@
 import dataclasses
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from influence_ssl_jax import randomness
 from influence_ssl_jax.augment.transform import Views
 
 
@@ -46,7 +46,7 @@ class GaussianNoise(Views):
             raise ValueError(f"std needs 1 or {image.shape[-1]} entries for this image, got {len(self.std)}.")
         unit = jnp.asarray(self.std, image.dtype)[None, None, :]
         # One flat draw, the same numbers: with several axes XLA compiles several times as long.
-        drawn = jax.random.normal(key, (image.size,), image.dtype).reshape(image.shape)
+        drawn = randomness.normal(key, (image.size,), image.dtype).reshape(image.shape)
         noisy = image + unit * (self.mean + self.sigma * drawn)
         if self.clip == "unit":
             noisy = jnp.clip(noisy, 0, 1)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from influence_ssl_jax import randomness
+
 
 class Transform(abc.ABC):
     """A random map from one image to one image, pixels in [0, 1] on both sides.
@@ -63,7 +65,7 @@ class Randomly(Transform):
     ) -> Float[Array, "height width channels"]:
         """Apply the transform or not."""
         coin, own = jax.random.split(key)
-        return jnp.where(jax.random.bernoulli(coin, self.probability), self.transform(own, image), image)
+        return jnp.where(randomness.coin(coin, self.probability), self.transform(own, image), image)
 
 
 class Views(abc.ABC):

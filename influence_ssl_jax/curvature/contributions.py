@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from influence_ssl_jax import randomness
 from influence_ssl_jax.curvature.accumulate import sum_over
 from influence_ssl_jax.curvature.gradients import ExampleGradients, embed
 from influence_ssl_jax.curvature.sampling import output_samples
 from influence_ssl_jax.losses.alignment import Measurement
 from influence_ssl_jax.problem import Objective, Problem
+from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.types import Batch, Frozen, Params
 
 Statistic = TypeVar("Statistic")
@@ -34,7 +36,7 @@ class Measured(NamedTuple):
 
 
 def measured(objective: Objective, params: Params, frozen: Frozen, batch: Batch, draws: int = 1) -> Measured:
-    """Measure every example `draws` times; draw k of an example uses the key `fold_in(example's key, k)`."""
+    """Measure every example `draws` times; draw k of an example has the k-th key of its own stream."""
     loss = objective.loss
     if not isinstance(loss, Measurement):
         raise TypeError(f"Only a measurement has a value per example, got {type(loss).__name__}.")
@@ -128,7 +130,8 @@ def pooled(problem: Problem, batch: Batch, samples: int) -> Params:
 
 def _drawn(batch: Batch, draws: int) -> Batch:
     """The batch `draws` times over, each with its own keys."""
-    keys = jax.vmap(lambda k: jax.vmap(lambda key: jax.random.fold_in(key, k))(batch.key))(jnp.arange(draws))
+    own = jax.vmap(lambda key: randomness.branch(key, Stream.PERTURBATIONS))(batch.key)
+    keys = jax.vmap(lambda k: jax.vmap(lambda key: jax.random.fold_in(key, k))(own))(jnp.arange(draws))
 
     def repeat(leaf: Array) -> Array:
         return jnp.broadcast_to(leaf[None], (draws, *leaf.shape)).reshape(draws * leaf.shape[0], *leaf.shape[1:])

@@ -3,10 +3,10 @@
 import jax
 from jaxtyping import Array, Float
 
+from influence_ssl_jax import randomness
 from influence_ssl_jax.losses.loss import Loss
+from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.types import Batch
-
-_STREAM = 0x5F15  # any constant: keeps these draws apart from those of the views, which use the key itself
 
 
 def output_samples(
@@ -18,9 +18,11 @@ def output_samples(
     a batch-coupled loss they come from the first key of the batch.
     """
     if loss.separable:
-        keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, _STREAM), samples), out_axes=1)(batch.key)
-        noise = jax.vmap(jax.vmap(lambda key: jax.random.normal(key, outputs.shape[1:], outputs.dtype)))(keys)
+        keys = jax.vmap(lambda key: jax.random.split(randomness.branch(key, Stream.FISHER), samples), out_axes=1)(
+            batch.key
+        )
+        noise = jax.vmap(jax.vmap(lambda key: randomness.normal(key, outputs.shape[1:], outputs.dtype)))(keys)
     else:
-        key = jax.random.fold_in(batch.key[0], _STREAM)
-        noise = jax.random.normal(key, (samples, *outputs.shape), outputs.dtype)
+        key = randomness.branch(batch.key[0], Stream.FISHER)
+        noise = randomness.normal(key, (samples, *outputs.shape), outputs.dtype)
     return jax.vmap(lambda draw: loss.head_square_root(outputs, draw))(noise)

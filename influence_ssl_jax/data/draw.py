@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
+from influence_ssl_jax import randomness
 from influence_ssl_jax.data.loader import LoadedBatch, checked, chunks, in_order, load, stacked
 from influence_ssl_jax.data.source import Example, OpenSource, Skipped, counted
 from influence_ssl_jax.data.transform import ToInput
 from influence_ssl_jax.errors import DataError
+from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.types import Batch
 
 _log = logging.getLogger(__name__)
@@ -56,7 +58,7 @@ def drawn(
 
     The order is a permutation fixed by `seed`; what cannot be used is passed over, logged and replaced by what follows
     it. The number of batches is `count // batch_size`. Where the source or `count` has less than one batch, there is
-    one smaller batch. An example's key is `fold_in(jax.random.key(seed), index)`.
+    one smaller batch. An example's key is numbered below a stream of the seed.
 
     Args:
         source: Where the examples are drawn from.
@@ -73,7 +75,7 @@ def drawn(
     total = checked(source, batch_size)
     if count < 1:
         raise DataError(f"A curvature set has at least one example, got count={count}.")
-    order = np.random.default_rng(seed).permutation(total)
+    order = randomness.generator(seed, Stream.CURVATURE_ORDER).permutation(total)
     wanted = min(count, total)
     kept = (part or range)(max(1, wanted // batch_size))
     examples: dict[int, Example] = {}  # by place in the set, those of the kept batches alone
@@ -97,7 +99,8 @@ def drawn(
     if part is None:
         kept = range(found // size)
     whole = [[examples[k] for k in range(n * size, (n + 1) * size)] if n < found // size else [] for n in kept]
-    loaded = [stacked(rows, (), transform, size, jax.random.key(seed)).batch for rows in whole]
+    key = randomness.root(seed, Stream.CURVATURE_EXAMPLES)
+    loaded = [stacked(rows, (), transform, size, key).batch for rows in whole]
     used = itertools.islice(contents.items(), found // size * size)
     return Drawn(jax.tree.map(lambda *leaves: jnp.stack(leaves), *loaded), dict(used))
 
@@ -117,7 +120,7 @@ def epoch(
     The order depends on `(seed, epoch_number)` alone, and batch `k` on nothing but its number: a run that stopped goes
     on with the batches it would have had. The remainder is dropped; a source smaller than a batch is one smaller batch.
     What cannot be used is listed in `skipped`, and another example, drawn with the same seed for that row of that batch,
-    takes its place. An example's key is `fold_in(fold_in(jax.random.key(seed), epoch_number), index)`.
+    takes its place. An example's key is numbered below the epoch's, and the epoch's below a stream of the seed.
 
     Args:
         source: The examples.
@@ -134,14 +137,15 @@ def epoch(
     """
     total = checked(source, batch_size)
     size = min(batch_size, total)
-    order = np.random.default_rng([seed, epoch_number]).permutation(total)
-    key = jax.random.fold_in(jax.random.key(seed), epoch_number)
+    order = randomness.generator(seed, Stream.TRAINING_ORDER, epoch_number).permutation(total)
+    key = jax.random.fold_in(randomness.root(seed, Stream.TRAINING_EXAMPLES), epoch_number)
 
     rows = part(size)
 
     def filled(step: int) -> LoadedBatch:
         chosen = order[step * size : (step + 1) * size]
-        examples, skipped = _filled(source, transform, chosen, rows, np.random.default_rng([seed, epoch_number, step]))
+        rng = randomness.generator(seed, Stream.TRAINING_SUBSTITUTES, epoch_number, step)
+        examples, skipped = _filled(source, transform, chosen, rows, rng)
         must_be_full = total > batch_size or len(rows) < size
         if not examples or (len(examples) < len(rows) and must_be_full):
             raise DataError(

@@ -10,24 +10,23 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from influence_ssl_jax import trees
+from influence_ssl_jax import randomness, trees
 from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.curvature.products import flat_products
 from influence_ssl_jax.data.loader import batches
 from influence_ssl_jax.data.source import OpenSource
 from influence_ssl_jax.data.transform import ToInput
 from influence_ssl_jax.errors import CurvatureError, InfluenceError
-from influence_ssl_jax.ihvp.arnoldi import Arnoldi, ArnoldiState, galerkin_interval
+from influence_ssl_jax.ihvp.arnoldi import Arnoldi, ArnoldiState, galerkin_interval, with_measured_residuals
 from influence_ssl_jax.ihvp.backend import Backend, Interval, State
-from influence_ssl_jax.linalg.krylov import Rows, largest_eigenvalue
+from influence_ssl_jax.ihvp.rounding import gradient_lengths, product_doubt
 from influence_ssl_jax.linalg.quadrature import Bounds, Offset, quadratic_form_bounds
 from influence_ssl_jax.problem import Objective, Problem
+from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.scoring.estimands import Estimand
 from influence_ssl_jax.scoring.memory import available, memory_of
-from influence_ssl_jax.scoring.scores import Scoring
+from influence_ssl_jax.scoring.scores import Scoring, keyed
 from influence_ssl_jax.types import Batch
-
-_POWER_STEPS = 8
 
 
 class Solved(NamedTuple):
@@ -69,6 +68,7 @@ def solved_by(
     rows: Float[Array, "n size"],
     damping: Float[Array, ""],
     rounding: float = 32.0,
+    doubt: Float[Array, " n"] | None = None,
 ) -> Solved:
     """Solve for every gradient and multiply the solution by the matrix itself: one product with C a gradient.
 
@@ -78,8 +78,10 @@ def solved_by(
         problem: Whose curvature.
         rows: The gradients g, each ravelled (`trees.ravel_batch(gradients.full())`).
         damping: λ, one for the whole matrix.
-        rounding: Unit roundoffs to allow for, relative to ‖g‖ in g and to (‖C‖ + λ)‖x‖ in products; what products are
-            seen to lose comes on top.
+        rounding: Unit roundoffs to allow for, relative to (‖C‖ + λ)‖x‖ in products; what products are seen to lose comes
+            on top (`ihvp.rounding`).
+        doubt: Bound of the rounding error of g, in norm (`ihvp.rounding.gradient_lengths`); `rounding` unit roundoffs of
+            ‖g‖ where None, which gradients of a score exceed where views are nearly equal.
 
     Raises:
         CurvatureError: C is a Hessian, which has no known lower bound.
@@ -92,12 +94,9 @@ def solved_by(
     products, like = flat_products(problem), problem.params
     solutions = jax.vmap(lambda v: trees.ravel(backend.solve(state, trees.unravel(like, v), damping)))(rows)
     moved = products(solutions) + damping * solutions
-    # A power iteration rises from below; twice its value after a few steps is above.
-    size = 2 * largest_eigenvalue(products, jax.random.key(0), rows[0], _POWER_STEPS)
-    unit = rounding * jnp.finfo(rows.dtype).eps
-    per_unit = unit * (size + damping) + 4 * _nonlinearity(products, rows[0])
-    doubt = unit * jnp.linalg.norm(rows, axis=1)
-    return Solved(rows, solutions, moved, doubt, per_unit * jnp.linalg.norm(solutions, axis=1))
+    known = rounding * jnp.finfo(rows.dtype).eps * jnp.linalg.norm(rows, axis=1) if doubt is None else doubt
+    per_unit = product_doubt(products, rows[0], damping, rounding)
+    return Solved(rows, solutions, moved, known, per_unit * jnp.linalg.norm(solutions, axis=1))
 
 
 def certificate(found: Solved, damping: Float[Array, ""]) -> Certificate:
@@ -143,22 +142,6 @@ def refined(
     return quadratic_form_bounds(flat_products(problem), rest, damping, key, width, steps, rounding, known)
 
 
-def _nonlinearity(products: Rows, like: Float[Array, " size"]) -> Float[Array, ""]:
-    """`‖C(u + w) − Cu − Cw‖` of random unit vectors, the larger of two: what rounding does to products.
-
-    Where views are nearly equal, a measurement's Jacobian is a small difference of large ones, and products lose digits
-    in proportion, a thousand times as many as ‖C‖ would tell.
-    """
-
-    def one(key: Key[Array, ""]) -> Float[Array, ""]:
-        drawn = jax.random.normal(key, (2, like.size), like.dtype)
-        u, w = drawn / jnp.linalg.norm(drawn, axis=1, keepdims=True)
-        both, first, second = products(jnp.stack([u + w, u, w]))
-        return jnp.linalg.norm(both - first - second)
-
-    return jnp.max(jax.lax.map(one, jax.random.split(jax.random.key(1))))
-
-
 def _left(found: Solved, scale: Float[Array, " n"]) -> tuple[Float[Array, "n size"], Offset]:
     """`r = g − t A x`, and `2t gᵀx − t² xᵀAx` with what rounding can have done to both."""
     values = 2 * scale * _dot(found.rows, found.solutions) - scale**2 * _dot(found.solutions, found.products)
@@ -189,7 +172,8 @@ class Audit:
         batch_size: Examples at a time.
         subspace: Rank of a Krylov subspace that is shared by all examples: about twice as many products with C once,
             then fewer steps for each example, because the large eigenvalues are known; 0 for none.
-        rounding: Unit roundoffs that C and the gradients may be off by (`linalg.quadrature`).
+        rounding: Unit roundoffs that C, and the gradient of each view, may be off by beside what is measured
+            (`ihvp.rounding`).
         probes: Random vectors for the mean eigenvalue, from which relative damping is resolved.
         seed: Chooses the sample.
     """
@@ -218,7 +202,7 @@ class Certified(NamedTuple):
     """Bounds of a batch's scores; NaN where there is no score.
 
     Attributes:
-        lower: Never above the exact score.
+        lower: Never above the exact score; −∞ for a `u_statistic` where rounding leaves no bound.
         upper: Never below it; infinite where rounding leaves no bound.
         degenerate: Examples for which the measurement is undefined.
         steps: Products with C that each example took, over all its draws.
@@ -265,15 +249,16 @@ def certify(
         )
     found = measured(measurement, problem.params, problem.frozen, keyed(batch, scoring), scoring.draws)
     rows = trees.ravel_batch(found.gradients.full()).reshape(scoring.draws, batch.index.shape[0], -1)
-    starts = _starts(rows, scoring.estimand)
+    doubt = gradient_lengths(measurement, found.gradients, settings.rounding).doubt.reshape(scoring.draws, -1, 1)
+    starts, doubts = (_starts(side, scoring.estimand) for side in (rows, doubt))
 
-    def one(entry: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+    def one(entry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         bounds = _bounds(problem, *entry, damping, settings, shared)
         return bounds.lower, bounds.upper, bounds.steps
 
-    lower, upper, steps = jax.lax.map(one, (starts, jax.random.split(key, starts.shape[0])))
+    lower, upper, steps = jax.lax.map(one, (starts, doubts[..., 0], jax.random.split(key, starts.shape[0])))
     low, high = _combined(lower, upper, scoring.estimand)
-    unusable = found.degenerate | ~jnp.isfinite(low)
+    unusable = found.degenerate | jnp.isnan(low) | jnp.isnan(high)
     return Certified(
         jnp.where(unusable, jnp.nan, low), jnp.where(unusable, jnp.nan, high), found.degenerate, jnp.sum(steps)
     )
@@ -284,7 +269,7 @@ def shared_subspace(problem: Problem, settings: Audit) -> ArnoldiState | None:
     if not settings.subspace:
         return None
     backend = _shared(settings)
-    return jax.jit(backend.fit)(problem, jax.random.fold_in(jax.random.key(settings.seed), 2))
+    return jax.jit(backend.fit)(problem, randomness.root(settings.seed, Stream.SHARED_SUBSPACE))
 
 
 def _shared(settings: Audit) -> Arnoldi:
@@ -294,6 +279,7 @@ def _shared(settings: Audit) -> Arnoldi:
 def _bounds(
     problem: Problem,
     starts: Float[Array, "n size"],
+    doubt: Float[Array, " n"],
     key: Key[Array, ""],
     damping: Float[Array, ""],
     settings: Audit,
@@ -302,21 +288,15 @@ def _bounds(
     """Quadrature started at the gradients, or at what the shared subspace leaves of them."""
     width, steps, rounding = settings.width, settings.steps, settings.rounding
     if shared is None:
-        return quadratic_form_bounds(flat_products(problem), starts, damping, key, width, steps, rounding)
-    found = solved_by(_shared(settings), shared, problem, starts, damping, rounding)
+        offset = Offset(jnp.zeros_like(doubt), jnp.zeros_like(doubt), doubt)
+        return quadratic_form_bounds(flat_products(problem), starts, damping, key, width, steps, rounding, offset)
+    found = solved_by(_shared(settings), shared, problem, starts, damping, rounding, doubt)
     bounds, sure = (
         refined(found, problem, damping, key, width, steps, rounding),
         certificate(found, damping).interval,
     )
     # What the subspace leaves may be rounding alone, of which quadrature says nothing; both pairs of bounds hold.
     return bounds._replace(lower=jnp.maximum(bounds.lower, sure.lower), upper=jnp.minimum(bounds.upper, sure.upper))
-
-
-def keyed(batch: Batch, scoring: Scoring) -> Batch:
-    """The batch with the keys that its draws come from."""
-    if scoring.noise == "own":
-        return batch
-    return dataclasses.replace(batch, key=jnp.broadcast_to(jax.random.key(scoring.seed), batch.key.shape))
 
 
 def _starts(rows: Float[Array, "draws batch size"], estimand: Estimand) -> Float[Array, "starts batch size"]:
@@ -347,6 +327,8 @@ def galerkin(
 ) -> Iterator[pa.Table]:
     """Columns `index, galerkin_lo, galerkin_hi`, a batch at a time: the mean over draws of `ihvp.arnoldi`'s interval.
 
+    They hold the exact score under the assumptions about rounding that `ihvp.rounding` states, as a certificate does: what
+    the subspace leaves of C, what products lose and how far gradients are off is measured, in the type of the problem.
     Wide where the subspace leaves much of a gradient; what cannot be read has no row, and an undefined score NaN.
 
     Raises:
@@ -356,17 +338,21 @@ def galerkin(
     if scoring.estimand != "mean_of_scores":
         raise InfluenceError(f"Galerkin intervals are of a mean_of_scores, got estimand={scoring.estimand!r}.")
 
+    state = jax.jit(with_measured_residuals)(state, problem)
+    moved = jax.jit(lambda problem, row: product_doubt(flat_products(problem), row, damping))(problem, state.vectors[0])
+
     @jax.jit
     def run(problem: Problem, state: ArnoldiState, batch: Batch) -> tuple[Array, Array]:
         found = measured(measurement, problem.params, problem.frozen, keyed(batch, scoring), scoring.draws)
-        interval = galerkin_interval(state, found.gradients, damping)
+        lengths = gradient_lengths(measurement, found.gradients)
+        interval = galerkin_interval(state, found.gradients, damping, measured=lengths, products=moved)
         lower, upper = (jnp.mean(side.reshape(scoring.draws, -1), axis=0) for side in interval)
         return jnp.where(found.degenerate, jnp.nan, lower), jnp.where(found.degenerate, jnp.nan, upper)
 
     shape = problem.batches.image.shape[2:]
     held = (measurement, problem.params, problem.frozen, Arnoldi(), state, shape, scoring.draws)
     size = scoring.batch_size or memory_of(*held).batch_size(*available())
-    for loaded in batches(source, transform, size, jax.random.key(scoring.seed)):
+    for loaded in batches(source, transform, size, scoring.key):
         lower, upper = run(problem, state, loaded.batch)
         yield pa.table(
             {

@@ -11,12 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from influence_ssl_jax import trees
+from influence_ssl_jax import randomness, trees
 from influence_ssl_jax.configuration import Plain, describe
 from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.evaluation.calibration import Calibration, Deviation, deviation
-from influence_ssl_jax.evaluation.certificate import keyed
 from influence_ssl_jax.evaluation.exact import Truth
 from influence_ssl_jax.evaluation.statistics import spearman
 from influence_ssl_jax.ihvp import (
@@ -34,8 +33,9 @@ from influence_ssl_jax.ihvp import (
 from influence_ssl_jax.ihvp.backend import Backend, Damping, whole
 from influence_ssl_jax.ihvp.exact import Exact
 from influence_ssl_jax.problem import Objective, Problem
+from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.scoring.estimands import estimate
-from influence_ssl_jax.scoring.scores import Scoring, pixel_variance
+from influence_ssl_jax.scoring.scores import Scoring, keyed, pixel_variance
 from influence_ssl_jax.types import Batch, PyTree
 
 
@@ -180,7 +180,7 @@ class _Race:
     @classmethod
     def of(cls, backend: Backend, problem: Problem, examples: Examples) -> "_Race":
         """Compile, then fit once and take the time."""
-        key = jax.random.key(examples.scoring.seed)
+        key = randomness.root(examples.scoring.seed, Stream.BACKEND)
         fit = _Compiled.of(backend.fit, problem, key)
         state, seconds = _timed(fit, problem, key)
         one = jnp.ones((), jax.tree.leaves(problem.params)[0].dtype)
@@ -210,9 +210,7 @@ def _score(
 ) -> tuple[Array, Array, Array]:
     """Score, alignment loss and residual of every example of a batch."""
     scoring = examples.scoring
-    if scoring.noise == "common":
-        batch = dataclasses.replace(batch, key=jnp.broadcast_to(jax.random.key(scoring.seed), batch.key.shape))
-    found = measured(examples.measurement, problem.params, problem.frozen, batch, scoring.draws)
+    found = measured(examples.measurement, problem.params, problem.frozen, keyed(batch, scoring), scoring.draws)
     form = backend.draw_gram(state, found.gradients, damping)
     return estimate(form.values, scoring.estimand).score, jnp.mean(found.values, axis=0), form.residual
 
@@ -295,7 +293,7 @@ def rankings(
 def _exact(problem: Problem, examples: Examples, damping: Damping) -> tuple[str, Float[np.ndarray, " examples"]]:
     """A remark on the damping, and the scores."""
     backend = Exact()
-    state = jax.jit(backend.fit)(problem, jax.random.key(0))
+    state = jax.jit(backend.fit)(problem, randomness.root(examples.scoring.seed, Stream.BACKEND))
     smallest, said = float(backend.smallest_eigenvalue(state)), ""
     if smallest + float(whole(damping.resolve(backend.mean_eigenvalue(state)))) <= 0:
         damping, said = Damping(absolute=-1.1 * smallest), ", λ = 1.1 |least eigenvalue|"

@@ -8,17 +8,18 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from influence_ssl_jax import trees
+from influence_ssl_jax import randomness, trees
 from influence_ssl_jax.curvature.contributions import contributed, measured, pooled, sampled
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.errors import CurvatureError, InfluenceError
-from influence_ssl_jax.evaluation.certificate import Audit, certify, keyed, shared_subspace
+from influence_ssl_jax.evaluation.certificate import Audit, certify, shared_subspace
 from influence_ssl_jax.evaluation.sample import absolute_damping
 from influence_ssl_jax.ihvp.backend import Damping, whole
 from influence_ssl_jax.ihvp.exact import Exact, ExactState
 from influence_ssl_jax.problem import Objective, Problem
+from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.scoring.estimands import estimate
-from influence_ssl_jax.scoring.scores import Scoring
+from influence_ssl_jax.scoring.scores import Scoring, keyed
 from influence_ssl_jax.types import Batch
 
 Rows = Float[np.ndarray, "n size"]
@@ -195,7 +196,7 @@ def truths(
 def _dense(given: _Given) -> list[Truth]:
     problem, measurement, batches, relative, scoring, _ = given
     backend = Exact()
-    state = jax.jit(backend.fit)(problem, jax.random.key(scoring.seed))
+    state = jax.jit(backend.fit)(problem, randomness.root(scoring.seed, Stream.BACKEND))
 
     def run(state: ExactState, problem: Problem, batch: Batch, damping: Array) -> Array:
         found = measured(measurement, problem.params, problem.frozen, keyed(batch, scoring), scoring.draws)
@@ -236,12 +237,10 @@ def _certified(given: _Given) -> list[Truth]:
     problem, measurement, batches, relative, scoring, settings = given
     run = jax.jit(certify, static_argnums=(1, 5, 6))
     every, shared = [], shared_subspace(problem, settings)
+    rounding = randomness.root(settings.seed, Stream.ROUNDING)
     for share in relative:
         damping = absolute_damping(problem, Damping(share), settings)
-        found = [
-            run(problem, measurement, batch, damping, jax.random.key(number), scoring, settings, shared)
-            for number, batch in enumerate(batches)
-        ]
+        found = [run(problem, measurement, batch, damping, rounding, scoring, settings, shared) for batch in batches]
         lower, upper = (
             np.concatenate([np.asarray(getattr(part, side), np.float64) for part in found])
             for side in ("lower", "upper")

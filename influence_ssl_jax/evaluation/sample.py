@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Array, Float, Int
 
+from influence_ssl_jax import randomness
 from influence_ssl_jax.curvature.products import mean_eigenvalue
 from influence_ssl_jax.data.loader import LoadedBatch, batches
 from influence_ssl_jax.data.source import OpenSource, Skipped
@@ -16,6 +17,7 @@ from influence_ssl_jax.errors import CurvatureError, InfluenceError
 from influence_ssl_jax.evaluation.certificate import Audit, Certified, certify, shared_subspace
 from influence_ssl_jax.ihvp.backend import Damping
 from influence_ssl_jax.problem import Objective, Problem
+from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.scoring.scores import Scoring
 
 
@@ -28,7 +30,7 @@ class Audited(NamedTuple):
 
 def sample(settings: Audit, population: int) -> Int[np.ndarray, " examples"]:
     """Which examples are audited: drawn without replacement, in the order drawn, so that more begin with fewer."""
-    return np.random.default_rng(settings.seed).permutation(population)[: settings.examples]
+    return randomness.generator(settings.seed, Stream.AUDITED).permutation(population)[: settings.examples]
 
 
 def absolute_damping(problem: Problem, damping: Damping, settings: Audit) -> Float[Array, ""]:
@@ -39,7 +41,7 @@ def absolute_damping(problem: Problem, damping: Damping, settings: Audit) -> Flo
     Raises:
         CurvatureError: The curvature is zero or not finite.
     """
-    key = jax.random.fold_in(jax.random.key(settings.seed), 1)
+    key = randomness.root(settings.seed, Stream.MEAN_EIGENVALUE)
     mean = jax.jit(mean_eigenvalue, static_argnums=2)(problem, key, settings.probes)
     resolved = damping.resolve(mean)
     assert not isinstance(resolved, dict)
@@ -74,11 +76,10 @@ def certified(
     measurement = problem.objective if measurement is None else measurement
     run = jax.jit(certify, static_argnums=(1, 5, 6))
     shared = shared_subspace(problem, settings)
-    key, noise = jax.random.key(scoring.seed), jax.random.key(settings.seed)
+    key, noise = scoring.key, randomness.root(settings.seed, Stream.ROUNDING)
     size = min(settings.batch_size, max(1, len(indices)))
     for loaded in batches(source, transform, size, key, indices):
-        own = jax.random.fold_in(noise, loaded.batch.index[0])
-        found = run(problem, measurement, loaded.batch, damping, own, scoring, settings, shared)
+        found = run(problem, measurement, loaded.batch, damping, noise, scoring, settings, shared)
         yield Audited(_table(loaded, found, settings), loaded.skipped)
 
 
@@ -109,10 +110,14 @@ def audit(
 
 
 def relative_width(lower: Float[np.ndarray, " n"], upper: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """(upper − lower) over their mean; infinite without an upper bound, zero where both are zero."""
+    """Return (upper − lower) over the mean of their magnitudes.
+
+    Infinite without a bound on either side, zero where both are equal, never negative; NaN without a score.
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
-        found = (upper - lower) / ((upper + lower) / 2)
-    return np.where(np.isinf(upper), np.inf, np.where(upper == lower, 0.0, found))
+        found = (upper - lower) / ((np.abs(upper) + np.abs(lower)) / 2)
+    endless = np.isinf(upper) | np.isinf(lower)
+    return np.where(endless, np.inf, np.where(upper == lower, 0.0, found))
 
 
 def _table(loaded: LoadedBatch, found: Certified, settings: Audit) -> pa.Table:
@@ -143,5 +148,5 @@ def _reason(width: float, undefined: bool, asked: float) -> str:
     if np.isnan(width):
         return "the score is not finite"
     if np.isinf(width):
-        return "no upper bound: rounding is as large as the damping"
+        return "no bound: rounding is as large as the damping"
     return f"too wide: {100 * width:.2g} %" if width > asked else ""

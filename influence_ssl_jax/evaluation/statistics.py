@@ -8,6 +8,9 @@ from jaxtyping import Bool, Real, Shaped
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from influence_ssl_jax import randomness
+from influence_ssl_jax.randomness import Stream
+
 Vector = Real[np.ndarray, " examples"]
 Members = Bool[np.ndarray, " examples"]
 
@@ -133,7 +136,7 @@ def bootstrap(
 
     Draws on which the statistic is undefined (no positive drawn) are left out.
     """
-    generator = np.random.default_rng(seed)
+    generator = randomness.generator(seed, Stream.BOOTSTRAP)
     size = len(samples[0])
     drawn = np.array(
         [

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from influence_ssl_jax import trees
+from influence_ssl_jax import randomness, trees
 from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.products import flat_products
 from influence_ssl_jax.errors import CurvatureError
 from influence_ssl_jax.ihvp.backend import Backend, Form, Interval, Resolved, whole
 from influence_ssl_jax.ihvp.bases import discover_blocks, inner_products
+from influence_ssl_jax.ihvp.rounding import Lengths
 from influence_ssl_jax.linalg.krylov import leading_eigenpairs
 from influence_ssl_jax.problem import Curvature, Problem
 from influence_ssl_jax.types import Params
@@ -86,7 +87,7 @@ class Arnoldi(Backend[ArnoldiState]):
         dimension = round(self.rank * self.expansion)
         found = leading_eigenpairs(products, krylov_key, like, self.rank, self.block, dimension, self.restarts)
 
-        signs = jax.random.rademacher(trace_key, (self.probes, like.size), like.dtype)
+        signs = randomness.signs(trace_key, (self.probes, like.size), like.dtype)
         rest = signs - (signs @ found.vectors.T) @ found.vectors
         trace = jnp.sum(rest * products(rest)) / self.probes
         semidefinite = problem.curvature != "hessian"
@@ -151,13 +152,28 @@ class Arnoldi(Backend[ArnoldiState]):
         return inside - outside, outside
 
 
+def with_measured_residuals(state: ArnoldiState, problem: Problem) -> ArnoldiState:
+    """Return the state with `C q_k − θ_k q_k` of every Ritz pair as products show it, rounding included: rank products.
+
+    The residuals stand in `coupling`, in a basis of their own: `‖Kᵀy‖` is `‖Σ y_k (C q_k − θ_k q_k)‖`.
+    """
+    left = flat_products(problem)(state.vectors) - state.values[:, None] * state.vectors
+    values, vectors = jnp.linalg.eigh(left @ left.T)
+    return dataclasses.replace(state, coupling=vectors * jnp.sqrt(jnp.maximum(values, 0.0))[None])
+
+
 def coordinates(state: ArnoldiState, gradients: ExampleGradients) -> Float[Array, "n rank"]:
     """`Q g` of every gradient, by forward mode."""
     return gradients.along(jax.vmap(lambda row: trees.unravel(state.params, row))(state.vectors))
 
 
 def galerkin_interval(
-    state: ArnoldiState, gradients: ExampleGradients, damping: Float[Array, ""], rounding: float = 32.0
+    state: ArnoldiState,
+    gradients: ExampleGradients,
+    damping: Float[Array, ""],
+    rounding: float = 32.0,
+    measured: Lengths | None = None,
+    products: Float[Array, ""] | None = None,
 ) -> Interval:
     """Bounds from the one shared subspace: no further product with C.
 
@@ -168,8 +184,10 @@ def galerkin_interval(
         state: A fitted `Arnoldi`'s.
         gradients: The gradients g.
         damping: λ.
-        rounding: Unit roundoffs to allow for, relative to ‖g‖ in g and to (‖C‖ + λ)‖x‖ in `(C + λI)x`. Single-precision
-            products of nearly equal views can lose a thousand times as many; `certificate` measures that, this does not.
+        rounding: Unit roundoffs to allow for where nothing is measured: relative to ‖g‖ in g and to (‖C‖ + λ)‖x‖ in
+            `(C + λI)x`. Single-precision gradients and products of nearly equal views lose a thousand times as many.
+        measured: The gradients' lengths, and how far rounding can have moved them (`ihvp.rounding.gradient_lengths`).
+        products: Bound of the rounding error of `(C + λI)x`, ‖x‖ = 1 (`ihvp.rounding.product_doubt`).
 
     Raises:
         CurvatureError: C is not positive semi-definite by construction.
@@ -179,12 +197,17 @@ def galerkin_interval(
             "Bounds take a positive semi-definite C, and a Hessian may be indefinite; use curvature 'ggn', 'fisher' or "
             "'empirical_fisher'."
         )
-    found, norms = coordinates(state, gradients), gradients.squared_norms(state.blocks)
-    unit = rounding * jnp.finfo(state.vectors.dtype).eps  # norms may have been summed in a wider type
+    unit = rounding * jnp.finfo(state.vectors.dtype).eps
+    if measured is None:
+        length = jnp.sqrt(gradients.squared_norms(state.blocks))
+        measured = Lengths(length, unit * length)
+    found, (length, off) = coordinates(state, gradients), measured
     y = found / (state.values + damping)[None]
     value, reach = jnp.sum(found * y, axis=1), jnp.linalg.norm(y, axis=1)
-    doubt = unit * (jnp.sqrt(norms) + (jnp.max(state.values) + damping) * reach)
-    error = reach * (doubt + unit * jnp.sqrt(norms))
-    outside = jnp.sqrt(jnp.maximum(norms - jnp.sum(found**2, axis=1), 0.0) + unit * norms)
-    left = outside + jnp.linalg.norm(y @ state.coupling, axis=1) + doubt
+    moved = (unit * (jnp.max(state.values) + damping) if products is None else products) * reach
+    error = reach * (2 * off + moved)
+    # ‖g‖ and ‖Qg‖ are each off by as much: what is left of a difference of squares is not known better than this.
+    within = jnp.linalg.norm(found, axis=1)
+    outside = jnp.sqrt(jnp.maximum(length**2 - within**2, 0.0) + 2 * off * (length + within))
+    left = outside + jnp.linalg.norm(y @ state.coupling, axis=1) + off + moved
     return Interval(jnp.maximum(value - error, 0.0), value + error + left**2 / damping)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from influence_ssl_jax import trees
+from influence_ssl_jax import randomness, trees
 from influence_ssl_jax.curvature.blocks import check_structure
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.products import flat_products, matvec, mean_eigenvalue
@@ -77,7 +77,7 @@ class LiSSA(Backend[LiSSAState]):
             orders = jnp.zeros((1, 0), jnp.int32)
             largest = largest_eigenvalue(flat_products(problem), power_key, like, self.power_steps)
         else:
-            orders = jax.random.randint(order_key, (self.repeats, self.depth), 0, count)
+            orders = randomness.integers(order_key, (self.repeats, self.depth), 0, count)
             largest = jnp.max(
                 jax.lax.map(
                     lambda i: largest_eigenvalue(

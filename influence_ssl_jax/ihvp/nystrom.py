@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from influence_ssl_jax import trees
+from influence_ssl_jax import randomness, trees
 from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.products import flat_products
@@ -68,7 +68,7 @@ class Nystrom(Backend[NystromState]):
         draw_key, trace_key = jax.random.split(key)
         found = nystrom(products, draw_key, like, min(self.rank, like.size))
 
-        signs = jax.random.rademacher(trace_key, (self.probes, like.size), like.dtype)
+        signs = randomness.signs(trace_key, (self.probes, like.size), like.dtype)
         held = jnp.sum((signs @ found.vectors.T) ** 2 * found.eigenvalues[None], axis=1)
         rest = jnp.maximum(jnp.mean(jnp.sum(signs * products(signs), axis=1) - held), 0.0)
         level = {"zero": jnp.zeros_like(rest), "mean": rest / max(like.size - self.rank, 1)}[self.complement]

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
+from influence_ssl_jax import randomness
+
 Rows: TypeAlias = Callable[[Float[Array, "rows size"]], Float[Array, "rows size"]]
 """A symmetric matrix A as the map V ↦ V A of rows: several products at once."""
 
@@ -138,7 +140,7 @@ def _orthonormal(key: Key[Array, ""], block: Array, against: Array, scale: Array
 
 def _random_rows(key: Key[Array, ""], against: Array, count: int) -> Array:
     """What random unit vectors hold orthogonal to the rows of `against`; rounding alone where there is no room."""
-    drawn = jax.random.normal(key, (count, against.shape[1]), against.dtype)
+    drawn = randomness.normal(key, (count, against.shape[1]), against.dtype)
     drawn = drawn / jnp.linalg.norm(drawn, axis=1, keepdims=True)
     for _ in range(2):
         drawn = drawn - (drawn @ against.T) @ against
@@ -178,6 +180,6 @@ def largest_eigenvalue(
         size = jnp.linalg.norm(product)
         return (product / jnp.where(size > 0, size, 1.0), size), None
 
-    start = jax.random.normal(key, like.shape, like.dtype)
+    start = randomness.normal(key, like.shape, like.dtype)
     (_, size), _ = jax.lax.scan(step, (start / jnp.linalg.norm(start), jnp.zeros((), like.dtype)), None, steps)
     return size

@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from influence_ssl_jax import randomness
+
 
 def random_orthonormal(
     key: Key[Array, ""], size: int, rank: int, dtype: jax.typing.DTypeLike
 ) -> Float[Array, "size rank"]:
     """Orthonormal columns in a uniformly random position."""
-    gaussian = jax.random.normal(key, (size, rank), dtype)
+    gaussian = randomness.normal(key, (size, rank), dtype)
     orthonormal, triangular = jnp.linalg.qr(gaussian)
     # QR fixes the signs of the columns; undone, the position is uniform (Mezzadri, arXiv math-ph/0609050).
     signs = jnp.where(jnp.diagonal(triangular) < 0, -1.0, 1.0).astype(dtype)

@@ -28,6 +28,10 @@ class Measurement(Loss):
     def degenerate(self, embeddings: Embeddings) -> Bool[Array, " batch"]:
         """Examples for which the measurement is undefined; their residual, value and gradient are zero."""
 
+    @abc.abstractmethod
+    def rounding(self, embedding: Float[Array, "batch width"]) -> Float[Array, " batch"]:
+        """Return the value that rounding alone gives two equal views with this embedding, at most."""
+
     def values(self, residuals: Float[Array, "batch width"]) -> Float[Array, " batch"]:
         """`½‖r‖²` per example."""
         return jnp.sum(residuals**2, axis=1) / 2
@@ -67,6 +71,10 @@ class CosineDistance(Measurement):
         undefined = self.degenerate(embeddings)[:, None]
         return jnp.where(undefined, 0.0, unit(clean) - unit(perturbed))
 
+    def rounding(self, embedding: Float[Array, "batch width"]) -> Float[Array, " batch"]:
+        """`½ (32 u)²`, u the unit roundoff: two unit vectors, each off by at most 16 of them."""
+        return jnp.full(embedding.shape[0], _noise(embedding) / 2, embedding.dtype)
+
     def degenerate(self, embeddings: Embeddings) -> Bool[Array, " batch"]:
         """Where either embedding is zero."""
         clean, perturbed = embeddings.pair()
@@ -88,9 +96,18 @@ class SquaredEuclid(Measurement):
         clean, perturbed = _constant_except(self.gradient, *embeddings.pair())
         return 2**0.5 * (clean - perturbed)
 
+    def rounding(self, embedding: Float[Array, "batch width"]) -> Float[Array, " batch"]:
+        """`(32 u ‖z‖)²`, u the unit roundoff."""
+        return _noise(embedding) * jnp.sum(embedding**2, axis=1)
+
     def degenerate(self, embeddings: Embeddings) -> Bool[Array, " batch"]:
         """Nowhere."""
         return jnp.zeros(embeddings.online.shape[1], bool)
+
+
+def _noise(embedding: Array) -> float:
+    """`(32 u)²`, u the unit roundoff of the embedding's type, or of float32 where that is finer."""
+    return (32 * min(float(jnp.finfo(dtype).eps) for dtype in (embedding.dtype, jnp.float32))) ** 2
 
 
 def _constant_except(path: Path, clean: Array, perturbed: Array) -> tuple[Array, Array]:

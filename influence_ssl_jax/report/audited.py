@@ -70,7 +70,13 @@ def remarks(record: dict[str, Any]) -> list[str]:
         f"{percent(_number(record['relative_width']))}; calibrated ones, their 90th percentile and the coverage are of "
         "images that the calibration has not seen.",
         f"Coverage of the score's {percent(level)} intervals: {percent(_number(coverage['share']))} of held-out images, "
-        f"expected {percent(_number(coverage['expected']))} ± {percent(2 * _number(coverage['standard_error']))}.",
+        f"expected {percent(_number(coverage['expected']))} ± {percent(2 * _number(coverage['standard_error']))}; of "
+        f"the lowest tenth of scores {percent(_number(coverage.get('lowest')))}, of the highest "
+        f"{percent(_number(coverage.get('highest')))}.",
+        f"{percent(level)} is the share of exact scores that intervals hold on average over audits, in every group of "
+        "scores. One audit of this size holds less than that, over all images, with probability "
+        f"{percent(_number(coverage.get('chance_below')))}, and about one of 20 less than "
+        f"{percent(_number(coverage.get('floor')))}; audit more images to come closer.",
     ]
     if record["damping_by_block"]:
         found.append(

@@ -12,11 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 from rich.console import Console
 
 from influence_ssl_jax import provenance, trees
-from influence_ssl_jax.augment.transform import Views
 from influence_ssl_jax.configuration import Plain, describe, differences, fingerprint, restore
 from influence_ssl_jax.data.contents import Change, changes, refuse_changes
 from influence_ssl_jax.data.source import OpenSource
@@ -25,7 +24,7 @@ from influence_ssl_jax.evaluation.calibration import Calibration, Deviation, dev
 from influence_ssl_jax.evaluation.certificate import galerkin
 from influence_ssl_jax.evaluation.sample import Audited, absolute_damping, certified, relative_width, sample
 from influence_ssl_jax.ihvp import Arnoldi
-from influence_ssl_jax.problem import Objective, Problem
+from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.provenance import command
 from influence_ssl_jax.report.audited import AUDIT, say
 from influence_ssl_jax.report.backends import as_json
@@ -33,6 +32,8 @@ from influence_ssl_jax.report.scored_run import ScoredRun
 from influence_ssl_jax.run_log import Pace, RunLog, Watch, watched
 from influence_ssl_jax.runs.score import Prepared, curvature_of, identity, prepare, problem_over
 from influence_ssl_jax.runs.settings import AuditRun, ScoreRun
+from influence_ssl_jax.scoring.fitting import fitted
+from influence_ssl_jax.scoring.stream import UNRESOLVED
 from influence_ssl_jax.store import CONTENT, SCORES, file_digest, write_sealed
 from influence_ssl_jax.store.files import lock, write_atomically
 from influence_ssl_jax.store.identity import claim
@@ -40,23 +41,6 @@ from influence_ssl_jax.store.manifest import Manifest, to_bytes
 from influence_ssl_jax.store.result import FILES, skipped_table
 
 WORK = "audit"
-
-
-@dataclasses.dataclass(frozen=True)
-class DrawnInSingle(Views):
-    """Other views, drawn in float32 whatever the type of the image: the pixels that a float32 run scored.
-
-    Attributes:
-        views: What draws.
-    """
-
-    views: Views
-
-    def __call__(
-        self, key: Key[Array, ""], image: Float[Array, "height width channels"]
-    ) -> Float[Array, "views out_height out_width channels"]:
-        """Draw in float32."""
-        return self.views(key, image.astype(jnp.float32)).astype(image.dtype)
 
 
 class Bounds(NamedTuple):
@@ -97,7 +81,7 @@ def bounds(settings: AuditRun, scored: ScoredRun, made: ScoreRun, prepared: Prep
         refuse_rescored(scored, prepared.source, chosen)
         averaged, used = curvature_of(made, prepared)
         refuse_rescored(scored, prepared.source, np.array(sorted(used), np.int64), used)
-        problem, measurement = _in_precision(averaged, prepared.measurement, settings.precision)
+        problem = _in_precision(averaged, settings.precision)
         damping = _damping(scored.record["damping"]["resolved"], problem, made, settings)
         if resumed < len(chosen):
             _announce(settings, problem, made, len(chosen), resumed, recomputed, out)
@@ -105,7 +89,7 @@ def bounds(settings: AuditRun, scored: ScoredRun, made: ScoreRun, prepared: Prep
             given = (problem, prepared.source, prepared.transform, todo, damping, made.scoring)
             with watched(out, log, "certifying", Pace(len(chosen), resumed)) as watch:
                 log.beat("certifying", total=len(chosen), done=resumed)
-                for part in certified(*given, settings.audit, measurement):
+                for part in certified(*given, settings.audit, prepared.measurement):
                     _keep(part, manifest, log, watch)
         log.event("finished", sample=len(chosen), resumed=resumed, recomputed=recomputed)
         return Bounds(_collected(manifest, chosen), float(damping), resumed, recomputed)
@@ -203,14 +187,12 @@ def _contents(scored: ScoredRun) -> list[bytes | None]:
     return scored.table[CONTENT].to_pylist() if known else [None] * scored.table.num_rows
 
 
-def _in_precision(problem: Problem, measurement: Objective, precision: str) -> tuple[Problem, Objective]:
-    """The problem and the measurement in float64, over the same pixels."""
+def _in_precision(problem: Problem, precision: str) -> Problem:
+    """The problem in float64, over the same views."""
     if precision == "float32":
-        return problem, measurement
-    single = dataclasses.replace(problem.objective, views=DrawnInSingle(problem.objective.views))
-    measured = dataclasses.replace(measurement, views=DrawnInSingle(measurement.views))
+        return problem
     params, frozen = trees.astype((problem.params, problem.frozen), jnp.float64)
-    return dataclasses.replace(problem, params=params, frozen=frozen, objective=single), measured
+    return dataclasses.replace(problem, params=params, frozen=frozen)
 
 
 def _damping(resolved: Plain, problem: Problem, made: ScoreRun, settings: AuditRun) -> Float[Array, ""]:
@@ -279,14 +261,14 @@ def _audit(settings: AuditRun, scored: ScoredRun, made: ScoreRun, prepared: Prep
 
 
 def enclosed(scored: ScoredRun, made: ScoreRun, prepared: Prepared, out: Console) -> pa.Table | None:
-    """The rigorous interval of every example, where the scores came from one shared Krylov subspace; else None."""
+    """The Galerkin interval of every example, where the scores came from one shared Krylov subspace; else None."""
     resolved = scored.record["damping"]["resolved"]
     if not isinstance(made.backend, Arnoldi) or made.scoring.estimand != "mean_of_scores":
         return None
     problem = problem_over(made, prepared)
     refuse_rescored(scored, prepared.source, np.arange(scored.table.num_rows))
     with out.status("Galerkin intervals of every image"):
-        state = jax.jit(made.backend.fit)(problem, jax.random.key(made.scoring.seed))
+        state = fitted(problem, made.backend, made.scoring.seed)
         damping = jnp.asarray(resolved, jax.tree.leaves(problem.params)[0].dtype)
         given = (prepared.source, prepared.transform, damping, made.scoring, prepared.measurement)
         return pa.concat_tables(galerkin(problem, state, *given)).sort_by("index")
@@ -297,7 +279,15 @@ def judged(scored: ScoredRun, table: pa.Table, calibration: Calibration) -> dict
     rows, lower, upper = _placed(scored, table)
     loss = scored.numbers("alignment_loss")[rows]
     names = ("score", *scored.baselines)
-    return {name: deviation(scored.numbers(name)[rows], lower, upper, loss, calibration) for name in names}
+    known = ~np.isnan(resolved_scores(scored))[rows]
+    given = lower[known], upper[known], loss[known], calibration
+    return {name: deviation(scored.numbers(name)[rows][known], *given) for name in names}
+
+
+def resolved_scores(scored: ScoredRun) -> np.ndarray:
+    """The scores of a run, NaN where they are rounding noise: no calibration can learn from those."""
+    reasons = np.array([reason or "" for reason in scored.table["reason"].to_pylist()])
+    return np.where(reasons == UNRESOLVED, np.nan, scored.score)
 
 
 def counts(found: Bounds) -> dict[str, Plain]:
@@ -335,7 +325,8 @@ def calibrate(
     """
     rows, lower, upper = _placed(scored, table)
     try:
-        every = calibration.fit(scored.score[rows], lower, upper)(scored.score)
+        scores = resolved_scores(scored)
+        every = calibration.fit(scores[rows], lower, upper, scores)(scores)
     except InfluenceError as error:
         (folder / CALIBRATED).unlink(missing_ok=True)  # one of an earlier, larger sample must not pass for this one's
         out.print(f"No calibrated scores: {error}", highlight=False, markup=False)

@@ -6,7 +6,6 @@ import logging
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 from rich.console import Console
 
@@ -143,7 +142,7 @@ def _identity(settings: CompareRun, prepared: Prepared) -> Plain:
 
 def _examples(settings: CompareRun, prepared: Prepared, problem: Problem) -> tuple[Examples, dict[int, bytes]]:
     """The sample and its digests by index; its batches have room in what takes most, a backend of whole gradients."""
-    chosen, key = sample(settings.audit, len(prepared.source)), jax.random.key(settings.scoring.seed)
+    chosen, key = sample(settings.audit, len(prepared.source)), settings.scoring.key
     shape, draws = problem.batches.image.shape[2:], settings.scoring.draws
     held = (prepared.measurement, problem.params, problem.frozen, CG(), problem.params, shape, draws)
     size = min(settings.scoring.batch_size or memory_of(*held).batch_size(*available()), len(chosen))

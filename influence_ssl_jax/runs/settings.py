@@ -199,16 +199,17 @@ class CompareRun:
 class AuditRun:
     """Certify a random sample of a scored data set, and calibrate every score by it.
 
-    Of each sampled image the exact score g·(C + λI)⁻¹g is enclosed between two bounds that hold at any size of network
-    (Gauss and Gauss–Radau quadrature by Lanczos, rounding allowed for). The sample says how far the scores are from
+    Of each sampled image the exact score g·(C + λI)⁻¹g is enclosed between two bounds, at any size of network (Gauss and
+    Gauss–Radau quadrature by Lanczos; rounding is measured and allowed for, by the assumptions that `ihvp.rounding`
+    states). The sample says how far the scores are from
     exact ones, beside the trivial baselines, and turns each into a calibrated score with an interval that holds the
     exact one with a known probability (split conformal prediction).
 
     The folder then also holds audit.parquet (the bounds, and a reason where there are none or too wide ones),
-    calibrated.parquet (score, score_lo and score_hi of every image; galerkin_lo and galerkin_hi too, which always hold,
-    where the scores came from `backend:arnoldi`) and audit.json (how good the scores are). scores.parquet is not
-    touched. Certificates are kept as they are made: the same command given again goes on where it stopped, and a larger
-    --examples adds to the sample.
+    calibrated.parquet (score, score_lo and score_hi of every image; where the scores came from `backend:arnoldi`,
+    galerkin_lo and galerkin_hi too, which hold as the certificates do) and audit.json (how good the scores are).
+    scores.parquet is not touched. Certificates are kept as they are made: the same command given again goes on where it
+    stopped, and a larger --examples adds to the sample.
 
     influence-ssl audit runs/simclr/scores
 

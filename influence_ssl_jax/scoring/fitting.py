@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from influence_ssl_jax import randomness
 from influence_ssl_jax.curvature.check import check_gradients
 from influence_ssl_jax.ihvp.backend import Backend
 from influence_ssl_jax.parallel import everywhere, replicated, split
 from influence_ssl_jax.problem import Problem
+from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.types import PyTree
 
 Structure: TypeAlias = Any
@@ -25,7 +27,7 @@ def fitted(problem: Problem, backend: Backend, seed: int) -> PyTree:
         StructureError: A parameter is loose or unread, or its gradient fails the check against `jax.grad`.
     """
     check_gradients(problem.objective.network, problem)
-    return jax.jit(backend.fit)(problem, jax.random.key(seed))
+    return jax.jit(backend.fit)(problem, randomness.root(seed, Stream.BACKEND))
 
 
 class Shapes(NamedTuple):
@@ -49,7 +51,7 @@ def shapes(problem: Problem, backend: Backend, seed: int) -> Shapes:
         structures.append(structure)
         return flat
 
-    return Shapes(jax.eval_shape(leaves, problem, jax.random.key(seed)), structures[0])
+    return Shapes(jax.eval_shape(leaves, problem, randomness.root(seed, Stream.BACKEND)), structures[0])
 
 
 class SplitProblem:
@@ -97,7 +99,7 @@ class SplitProblem:
         check_gradients(self._mine.objective.network, self._mine)
         with jax.set_mesh(self.mesh):
             state = jax.jit(lambda problem, key: self._unpadded(backend.fit(problem, key)))(
-                self.problem, jax.random.key(seed)
+                self.problem, randomness.root(seed, Stream.BACKEND)
             )
             return everywhere(state, self.mesh, local)
 

@@ -9,6 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int
 
+from influence_ssl_jax import randomness
+from influence_ssl_jax.randomness import Stream
+
 Chunks: TypeAlias = Callable[[], Iterable[Float32[np.ndarray, "chunk width"]]]
 """Embeddings a piece at a time, from the beginning whenever they are asked for."""
 
@@ -56,7 +59,7 @@ def streamed_knn_distance(
     size = min(len(usable), max_reference, max(max_pairs // len(usable), neighbours + 1))
     chosen = usable
     if len(usable) > size:
-        chosen = usable[np.sort(np.random.default_rng(seed).choice(len(usable), size, replace=False))]
+        chosen = usable[np.sort(randomness.generator(seed, Stream.NEIGHBOURS).choice(len(usable), size, replace=False))]
     numbered = _numbered(chunks, directed)
     reference = np.concatenate([units[np.isin(index, chosen, assume_unique=True)] for index, units in numbered])
     held = jax.device_put(reference)

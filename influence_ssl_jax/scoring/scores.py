@@ -6,14 +6,17 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Num
+from jaxtyping import Array, Bool, Float, Key, Num
 
+from influence_ssl_jax import randomness
 from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.check import check_gradients
 from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.ihvp.backend import Backend, Damping, Resolved
+from influence_ssl_jax.losses.alignment import Measurement
 from influence_ssl_jax.parallel import over_examples
 from influence_ssl_jax.problem import Objective, Problem
+from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.scoring.estimands import Estimand, estimate
 from influence_ssl_jax.scoring.fitting import fitted
 from influence_ssl_jax.scoring.memory import available, memory_of
@@ -23,7 +26,8 @@ from influence_ssl_jax.types import Batch, PyTree
 def pixel_variance(images: Num[Array, "batch height width channels"]) -> Float[Array, " batch"]:
     """Variance over all pixels and channels, pixels in [0, 1]: zero for a uniform image."""
     pixels = images / 255 if jnp.issubdtype(images.dtype, jnp.integer) else images
-    return jnp.var(pixels, axis=(1, 2, 3))
+    # Less the first pixel, a uniform image is zero to its last digit; its mean would leave rounding.
+    return jnp.var(pixels - pixels[:, :1, :1, :1], axis=(1, 2, 3))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +61,19 @@ class Scoring:
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"A batch has at least one example, got batch_size={self.batch_size}.")
 
+    @property
+    def key(self) -> Key[Array, ""]:
+        """The key below which every scored example has its own."""
+        return randomness.root(self.seed, Stream.SCORED_EXAMPLES)
+
+
+def keyed(batch: Batch, settings: Scoring) -> Batch:
+    """Return the batch with the keys that its draws come from: its own, or one for all examples."""
+    if settings.noise == "own":
+        return batch
+    one = randomness.root(settings.seed, Stream.COMMON_NOISE)
+    return dataclasses.replace(batch, key=jnp.broadcast_to(one, batch.key.shape))
+
 
 class Columns(NamedTuple):
     """What is computed for every example of a batch."""
@@ -68,6 +85,7 @@ class Columns(NamedTuple):
     pixel_variance: Float[Array | np.ndarray, " batch"]
     residual: Float[Array | np.ndarray, " batch"]
     degenerate: Bool[Array | np.ndarray, " batch"]
+    unresolved: Bool[Array | np.ndarray, " batch"]
     embedding: Float[Array | np.ndarray, "batch embedding"]
 
 
@@ -141,10 +159,9 @@ class Scorer:
 
     def _rows(self, batch: Batch) -> Columns:
         settings = self.settings
-        if settings.noise == "common":
-            one = jax.random.key(settings.seed)
-            batch = dataclasses.replace(batch, key=jnp.broadcast_to(one, batch.key.shape))
-        found = measured(self.measurement, self.problem.params, self.problem.frozen, batch, settings.draws)
+        drawn, loss = keyed(batch, settings), self.measurement.loss
+        assert isinstance(loss, Measurement)
+        found = measured(self.measurement, self.problem.params, self.problem.frozen, drawn, settings.draws)
         form = self.backend.draw_gram(self.state, found.gradients, self.damping)
         score, error = estimate(form.values, settings.estimand)
         squared = found.gradients.squared_norms(self.blocks).reshape(settings.draws, -1)
@@ -156,5 +173,6 @@ class Scorer:
             pixel_variance=pixel_variance(batch.image),
             residual=form.residual,
             degenerate=found.degenerate,
+            unresolved=jnp.all(found.values <= loss.rounding(found.embeddings)[None], axis=0),
             embedding=found.embeddings,
         )

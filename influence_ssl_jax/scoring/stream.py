@@ -25,6 +25,8 @@ from influence_ssl_jax.scoring.scores import Columns, Scorer, Scoring
 
 UNCONVERGED = 1e-2
 """A relative residual above which a solve is called unconverged."""
+UNRESOLVED = "the views agree to rounding: the score is zero or rounding noise"
+"""The reason of a score that is no more than what rounding leaves of equal views, such as those of a blank image."""
 
 
 def table_of(loaded: LoadedBatch, columns: Columns) -> pa.Table:
@@ -63,6 +65,8 @@ def reasons(found: Columns) -> list[str]:
             return "zero embedding: the cosine distance is undefined"
         if not np.isfinite(found.alignment_loss[i]):
             return "the alignment loss is not finite"
+        if found.unresolved[i]:
+            return UNRESOLVED
         if not np.isfinite(found.score[i]):
             return "the score is not finite: a gradient overflowed or the solve diverged"
         if found.residual[i] > UNCONVERGED:
@@ -116,7 +120,7 @@ def stream(
     spent = defaultdict(float) if spent is None else spent
     size = scorer.batch_size
     order = in_slots(np.arange(len(source)) if indices is None else np.asarray(indices), size)
-    key = jax.random.key(scorer.settings.seed)
+    key = scorer.settings.key
     devices = 1 if mesh is None else mesh.size
     place = jax.device_put if mesh is None else partial(split, mesh=mesh)
     pending: deque[tuple[LoadedBatch, Columns]] = deque()
@@ -152,6 +156,9 @@ def self_influence(
 ) -> pa.Table:
     """Scores of a whole source as one table in memory, with `knn_distance` and the source's attributes.
 
+    `in_curvature_set` marks the examples that the problem's matrix is averaged over: their own gradient is a part of it, and
+    they score lower than they would outside.
+
     Unreadable examples have a row without a score (NaN) and the reason. For a run that is written to disk and can be
     resumed, use the command line's `score`.
 
@@ -166,14 +173,17 @@ def self_influence(
     table = table.drop_columns("embedding")
     distance = knn_distance(embeddings, settings.neighbours, settings.seed)
     table = table.add_column(table.schema.get_field_index("reason"), "knn_distance", pa.array(distance))
+    inside = np.isin(table["index"].to_numpy(), np.asarray(problem.batches.index))
+    table = table.append_column("in_curvature_set", pa.array(inside))
     skipped = [row for part in parts for row in part.skipped]
     if skipped:
         rows = {name: [getattr(row, name) for row in skipped] for name in ("index", "id", "reason")}
-        nothing: dict[str, list[float | None]] = {
+        nothing: dict[str, list[float | bool | None]] = {
             name: [None if name == "content" else float("nan")] * len(skipped)
             for name in table.column_names
             if name not in rows
         }
+        nothing["in_curvature_set"] = [False] * len(skipped)
         table = pa.concat_tables([table, pa.table({**rows, **nothing}, schema=table.schema)]).sort_by("index")
     attributes = source.attributes()
     if attributes is not None:

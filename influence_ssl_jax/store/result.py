@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Real
+from jaxtyping import Shaped
 
 from influence_ssl_jax.configuration import Plain
 from influence_ssl_jax.data.source import Skipped
@@ -43,7 +43,7 @@ def skipped_table(rows: Iterable[Skipped]) -> pa.Table:
 def assemble(
     scored: pa.Table,
     skipped: pa.Table,
-    extra: Mapping[str, Real[np.ndarray, " scored"]],
+    extra: Mapping[str, Shaped[np.ndarray, " scored"]],
     attributes: pa.Table | None,
 ) -> pa.Table:
     """Scored and skipped rows in order of index, then the source's attributes.
@@ -52,7 +52,7 @@ def assemble(
     whose name is taken becomes `source_<name>`.
     """
     for name, values in extra.items():
-        scored = scored.append_column(name, pa.array(values, pa.float64()))
+        scored = scored.append_column(name, pa.array(values, pa.bool_() if values.dtype == bool else pa.float64()))
     if "reason" not in scored.column_names:
         scored = scored.append_column("reason", pa.nulls(scored.num_rows, pa.string()))
     finite = np.isfinite(scored["score"].to_numpy())
@@ -92,7 +92,7 @@ def write_result(
     parts: Parts,
     schema: pa.Schema,
     attributes: pa.Table | None,
-    extra: Mapping[str, Real[np.ndarray, " scored"]],
+    extra: Mapping[str, Shaped[np.ndarray, " scored"]],
     record: Mapping[str, Plain],
     further: Mapping[str, int],
     wall: float,

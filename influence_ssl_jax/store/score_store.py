@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int, Real
+from jaxtyping import Int, Shaped
 
 from influence_ssl_jax.configuration import Plain, fingerprint
 from influence_ssl_jax.data.source import Skipped
@@ -280,7 +280,7 @@ class ScoreStore:
     def finish(
         self,
         attributes: pa.Table | None = None,
-        extra: Mapping[str, Real[np.ndarray, " scored"]] | None = None,
+        extra: Mapping[str, Shaped[np.ndarray, " scored"]] | None = None,
         facts: Mapping[str, Plain] | None = None,
     ) -> Path:
         """Write `scores.parquet` and `run.json`, and return the former.

@@ -4,8 +4,9 @@ Nothing measured is in it, so it changes only where the list of items does.
 """
 
 from collections.abc import Sequence
+from typing import get_args
 
-from influence_ssl_jax.theory.item import Check, Item
+from influence_ssl_jax.theory.item import Check, Item, Origin, Status
 from influence_ssl_jax.theory.items import FAMILIES, Family
 
 _HEAD = """# The theory of Influence-SSL
@@ -26,11 +27,27 @@ def markdown() -> str:
 
 def _table(families: Sequence[Family]) -> list[str]:
     rows = [
-        f"| [{item.title}](#{item.name}) | {item.status} | {len(item.all_checks())} |"
+        f"| [{item.title}](#{item.name}) | {item.origin} | {item.status} | {len(item.all_checks())} |"
         for family in families
         for item in family.items
     ]
-    return ["| statement | verdict | checks |", "|---|---|---|", *rows]
+    items = [item for family in families for item in family.items]
+    return [*_counts(items), "", "| statement | of | verdict | checks |", "|---|---|---|---|", *rows]
+
+
+def _counts(items: Sequence[Item]) -> list[str]:
+    """The verdicts on the paper's statements, and on those that are derived here, which are none of the paper's errors."""
+
+    def counted(origin: Origin) -> str:
+        own = [item.status for item in items if item.origin == origin]
+        verdicts = ", ".join(f"{own.count(status)} {status}" for status in get_args(Status))
+        return f"{len(own)}: {verdicts}"
+
+    return [
+        f"Statements of the paper, {counted('paper')}.",
+        f"Statements derived here, {counted('derived here')}; one that is false as stated is an expectation that suggests "
+        "itself and fails, and no error of the paper's.",
+    ]
 
 
 def _section(family: Family) -> list[str]:

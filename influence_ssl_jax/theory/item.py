@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
@@ -14,6 +15,9 @@ _FAST_COMPILATION = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expe
 """Every item is compiled once and run once, so compilation is all of its time."""
 
 Status: TypeAlias = Literal["true", "true under conditions", "false as stated"]
+Origin: TypeAlias = Literal["paper", "derived here"]
+FEWEST = {"worst": 1, "median": 200, "mean": 200}
+"""Draws that a statistic takes at least: a fraction of fewer would pass or fail by chance."""
 Measure: TypeAlias = Callable[[Draw], Float[Array, ""]]
 """Draws one random instance and measures one number on it (an error, a ratio, a slope); `vmap`s over rows of a pool."""
 
@@ -71,12 +75,18 @@ class Check:
         measure: One instance to one number.
         limit: What the numbers of all draws must satisfy.
         most: Never more draws than this; 1 where the instance is fixed.
+
+    A median or a mean is of 200 draws at least, whatever number is asked for: of fewer, it would pass or fail by chance.
     """
 
     name: str
     measure: Measure
     limit: AtMost | AtLeast
     most: int | None = None
+
+    def draws(self, asked: int) -> int:
+        """How many draws are counted where so many are asked for."""
+        return min(max(asked, FEWEST[self.limit.statistic]), self.most or asked + FEWEST["mean"])
 
     def judge(self, measured: np.ndarray) -> "Outcome":
         """Compares the measured numbers, one per draw."""
@@ -110,24 +120,27 @@ class CounterExample:
 
     Attributes:
         instance: The instance and what happens there, with LaTeX between dollars.
-        stated: The value, or the bound, of the statement.
+        stated: The value, or the bound, of the statement, evaluated at the instance.
         actual: The value there.
-        margin: By how much the two must differ; over a bound, by how much it must be exceeded.
+        gap: `actual − stated` as the instance has it, with its sign: over an upper bound positive, and not zero.
     """
 
     instance: str
     stated: Callable[[], Float[Array, ""]]
     actual: Callable[[], Float[Array, ""]]
-    margin: float
+    gap: float
 
     def check(self) -> Check:
-        """The comparison that keeps the statement refuted: `|actual − stated| ≥ margin`."""
+        """The comparison that keeps the statement refuted: `actual − stated` is the gap, on its side, to a thousandth.
 
-        def gap(draw: Draw) -> Float[Array, ""]:
+        A closed form that is changed changes one of the two, so that nothing but the instance as it is written passes.
+        """
+
+        def error(draw: Draw) -> Float[Array, ""]:
             del draw
-            return abs(self.actual() - self.stated())
+            return jnp.abs((self.actual() - self.stated()) / self.gap - 1)
 
-        return Check("counter-example: |actual − stated|", gap, AtLeast(self.margin, "worst"), most=1)
+        return Check(f"counter-example: actual − stated = {self.gap:.3g}, rel. error", error, AtMost(1e-3), most=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +153,7 @@ class Item:
         source: Where it stands, and how sure the reconstruction is.
         statement: The statement, LaTeX between dollars.
         status: The verdict on the statement as given.
+        origin: Whether the statement is the paper's; one that is derived here is no error of the paper's where it fails.
         checks: What carries the verdict.
         conditions: What the statement needs.
         correction: What holds instead, or in addition.
@@ -155,20 +169,23 @@ class Item:
     conditions: str = ""
     correction: str = ""
     counter_example: CounterExample | None = None
+    origin: Origin = "paper"
 
     def all_checks(self) -> tuple[Check, ...]:
         """The checks, the counter-example's first."""
         return (*(() if self.counter_example is None else (self.counter_example.check(),)), *self.checks)
 
     def run(self, key: Key[Array, ""], draws: int) -> tuple[Outcome, ...]:
-        """All checks on `draws` instances each, in one compiled call; needs float64 (`jax_enable_x64`)."""
+        """All checks on `draws` instances each, or more (`Check.draws`), in one compiled call; needs float64."""
         checks = self.all_checks()
+        counted = [check.draws(draws) for check in checks]
 
         def measure(row: Pool) -> list[Float[Array, ""]]:
             return [check.measure(Draw(row)) for check in checks]
 
         # One draw after another: on CPU, batched LAPACK calls that run side by side can wait for each other for ever.
         measured = jax.jit(lambda rows: jax.lax.map(measure, rows), compiler_options=_FAST_COMPILATION)(
-            pool(key, draws)
+            pool(key, max(counted))
         )
-        return tuple(check.judge(np.asarray(values)) for check, values in zip(checks, measured, strict=True))
+        every = zip(checks, measured, counted, strict=True)
+        return tuple(check.judge(np.asarray(values)[:count]) for check, values, count in every)

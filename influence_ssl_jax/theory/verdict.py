@@ -62,6 +62,7 @@ def plain(verdict: Verdict) -> dict:
         "item": item.name,
         "title": item.title,
         "source": item.source,
+        "origin": item.origin,
         "status": item.status,
         "statement": item.statement,
         "conditions": item.conditions,

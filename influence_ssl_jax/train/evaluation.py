@@ -11,9 +11,11 @@ from jaxtyping import Array, Float, Int
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
+from influence_ssl_jax import randomness
 from influence_ssl_jax.data import OpenSource, ToInput, batches
 from influence_ssl_jax.losses.functions import unit
 from influence_ssl_jax.nets.network import Network
+from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.train.settings import Pretrain
 from influence_ssl_jax.train.state import TrainState
 from influence_ssl_jax.types import Batch, Frozen, Params
@@ -116,13 +118,16 @@ class Evaluation:
     ) -> None:
         self._probe, self._transform, self._batch_size = probe, transform, settings.batch_size
         self._bank, self._queries = train, train if test is None else test
-        order = np.random.default_rng(settings.seed).permutation(len(train))
+        order = randomness.generator(settings.seed, Stream.PROBE_TRAIN).permutation(len(train))
         # Without a test source at most half of the training examples are asked about, the others answer.
         bank = min(probe.bank, len(train) if test is not None else max(1, len(train) // 2))
         self._bank_indices = order[:bank]
-        rest = order[bank:] if test is None else np.random.default_rng(settings.seed).permutation(len(test))
+        rest = order[bank:]
+        if test is not None:
+            rest = randomness.generator(settings.seed, Stream.PROBE_TEST).permutation(len(test))
         self._query_indices = rest[: probe.queries]
         self._network = settings.network("encode")
+        self._key = randomness.root(settings.seed, Stream.PROBE_TEST)
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         """Accuracies of the representation by `knn` and, where asked for, `linear`; empty without labels."""
@@ -140,7 +145,7 @@ class Evaluation:
         return accuracies
 
     def _read(self, source: OpenSource, indices: Int[np.ndarray, " count"]) -> Iterator[Batch]:
-        loaded = batches(source, self._transform, self._batch_size, jax.random.key(0), indices)
+        loaded = batches(source, self._transform, self._batch_size, self._key, indices)
         return (each.batch for each in loaded)
 
 

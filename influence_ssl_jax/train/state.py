@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from influence_ssl_jax import trees
+from influence_ssl_jax import randomness, trees
 from influence_ssl_jax.losses.loss import Embeddings
 from influence_ssl_jax.nets.convolution import canonical_convolutions
 from influence_ssl_jax.nets.network import Network
+from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.train.settings import Pretrain
 from influence_ssl_jax.types import Batch, Frozen, Params, PyTree
 
@@ -129,7 +130,7 @@ def _initialise(network: Network, seed: int, image_shape: tuple[int, int, int]) 
     images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
     # Shapes alone go through the network, so that nothing but the drawing of parameters is compiled.
     method = getattr(type(network.module), network.method)
-    return network.module.lazy_init(jax.random.key(seed), images, method=method, train=False)
+    return network.module.lazy_init(randomness.root(seed, Stream.INITIALISATION), images, method=method, train=False)
 
 
 def _own(variables: PyTree) -> PyTree:

@@ -1,6 +1,5 @@
 """An audit through the command: certificates that hold, stopped on the way and gone on with, scores untouched."""
 
-import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -13,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.cli.options import parse
 from influence_ssl_jax.configuration import describe, fingerprint
 from influence_ssl_jax.data import Arrays, ToInput
@@ -49,11 +47,7 @@ def source():
 
 @functools.cache
 def the_problem():
-    """Its views are drawn in float32, as those of every scoring run on real data are."""
-    found = problems.problem(CosineDistance(), module=problems.Small(), channels=3)
-    return dataclasses.replace(
-        found, objective=dataclasses.replace(found.objective, views=audit.DrawnInSingle(problems.Noisy()))
-    )
+    return problems.problem(CosineDistance(), module=problems.Small(), channels=3)
 
 
 @functools.cache
@@ -232,15 +226,6 @@ def test_an_audit_of_scores_that_were_made_again_since_is_none_of_theirs(folder)
     write_sealed(folder / "run.json", record)
     with pytest.raises(StoreError, match=r"is not the file that audit.json was written for"):
         audited.section(folder)
-
-
-def test_noise_is_that_of_float32_whatever_the_precision():
-    image = jnp.asarray(np.random.default_rng(0).uniform(size=(4, 4, 3)))
-    key = jax.random.key(3)
-    want = GaussianNoise()(key, image.astype(jnp.float32))
-    got = audit.DrawnInSingle(GaussianNoise())(key, image)
-    assert got.dtype == jnp.float64
-    np.testing.assert_array_equal(got.astype(jnp.float32), want)
 
 
 def test_what_is_typed_is_what_is_run():

@@ -49,7 +49,7 @@ def test_the_whole_way(encoder, tmp_path, monkeypatch):
         score(fresh, told)
     assert f"Scores: {tmp_path / 'fresh' / 'scores.parquet'}" in said.get()
     table = pq.read_table(tmp_path / "fresh" / "scores.parquet")
-    assert table.column_names == [*COLUMNS, "label", "planted", "original"]
+    assert table.column_names == [*COLUMNS, "in_curvature_set", "label", "planted", "original"]
     assert table["index"].to_pylist() == list(range(SIZE))
     for name in COLUMNS[2:8]:
         assert np.isfinite(table[name].to_numpy()).all(), name

@@ -2,8 +2,10 @@ import jax
 import numpy as np
 import pytest
 
+from influence_ssl_jax import randomness
 from influence_ssl_jax.data import Arrays, ToInput, epoch, resident
 from influence_ssl_jax.errors import DataError
+from influence_ssl_jax.randomness import Stream
 
 INPUT = ToInput(4, 4)
 
@@ -26,7 +28,7 @@ def test_the_curvature_set_is_a_random_set_of_whole_batches():
     assert len(set(index.tolist())) == 20
     np.testing.assert_array_equal(np.asarray(batch.image)[..., 0, 0, 0].ravel(), index)
     np.testing.assert_array_equal(batch.label.ravel(), index % 3)
-    expected = jax.random.fold_in(jax.random.key(3), batch.index[2, 1])
+    expected = jax.random.fold_in(randomness.root(3, Stream.CURVATURE_EXAMPLES), batch.index[2, 1])
     np.testing.assert_array_equal(jax.random.key_data(batch.key[2, 1]), jax.random.key_data(expected))
     again = resident(numbered(50), INPUT, count=21, batch_size=4, seed=3)
     np.testing.assert_array_equal(again.index, batch.index)
@@ -91,7 +93,9 @@ def test_views_differ_from_epoch_to_epoch():
     keys = []
     for number in (0, 1):
         (first, _) = epoch(source, INPUT, 4, 1, number)
-        expected = jax.random.fold_in(jax.random.fold_in(jax.random.key(1), number), first.batch.index[0])
+        expected = jax.random.fold_in(
+            jax.random.fold_in(randomness.root(1, Stream.TRAINING_EXAMPLES), number), first.batch.index[0]
+        )
         np.testing.assert_array_equal(jax.random.key_data(first.batch.key[0]), jax.random.key_data(expected))
         keys.append(jax.random.key_data(expected))
     assert (keys[0] != keys[1]).any()

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from influence_ssl_jax.curvature.trace import mean_eigenvalue
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.augment.transform import Views
+from influence_ssl_jax.curvature.products import mean_eigenvalue
 from influence_ssl_jax.ihvp import BACKENDS, KFAC, Damping
 from influence_ssl_jax.losses import SquaredEuclid
 from influence_ssl_jax.nets.network import Network

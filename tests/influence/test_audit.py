@@ -12,10 +12,9 @@ from influence_ssl_jax import trees
 from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.errors import CurvatureError
 from influence_ssl_jax.evaluation.certificate import Audit
-from influence_ssl_jax.evaluation.sample import absolute_damping, audit, certified, sample
+from influence_ssl_jax.evaluation.sample import absolute_damping, audit, certified, relative_width, sample
 from influence_ssl_jax.ihvp import Damping, Exact
 from influence_ssl_jax.losses import CosineDistance
-from influence_ssl_jax.runs.audit import DrawnInSingle
 from influence_ssl_jax.scoring.scores import Scorer, Scoring
 from influence_ssl_jax.scoring.stream import stream
 from tests import problems
@@ -32,10 +31,7 @@ def source():
 
 @functools.cache
 def the_problem(curvature="ggn"):
-    """Its views are drawn in float32, so that a float32 copy of it has the same gradients up to rounding."""
-    found = problems.problem(CosineDistance(), curvature, module=problems.ConvNet(width=2, outputs=3), channels=3)
-    single = DrawnInSingle(found.objective.views)
-    return dataclasses.replace(found, objective=dataclasses.replace(found.objective, views=single))
+    return problems.problem(CosineDistance(), curvature, module=problems.ConvNet(width=2, outputs=3), channels=3)
 
 
 def exact_scores(scoring, damping):
@@ -131,8 +127,23 @@ def test_what_has_no_narrow_certificate_says_why():
     none = list(
         certified(single, source(), TRANSFORM, chosen, jnp.asarray(1e-9, jnp.float32), Scoring(draws=1), settings)
     )
-    assert set(none[0].table["reason"].to_pylist()) == {"no upper bound: rounding is as large as the damping"}
+    assert set(none[0].table["reason"].to_pylist()) == {"no bound: rounding is as large as the damping"}
     assert np.isinf(none[0].table["upper"].to_numpy()).all()
+
+
+def test_widths_are_relative_to_the_magnitude_of_the_bounds():
+    """Of a U-statistic bounds can be negative: [−3, 1] is no narrow interval, and [−1, 1] no infinite one."""
+    lower, upper = np.array([-3.0, -1, 1, 0, -np.inf, 2, np.nan]), np.array([1.0, 1, 2, 0, 1, np.inf, np.nan])
+    np.testing.assert_allclose(relative_width(lower, upper), [2, 2, 2 / 3, 0, np.inf, np.inf, np.nan])
+
+
+def test_a_u_statistic_without_bounds_says_so():
+    """No bound is another matter than no score."""
+    single = trees.astype(the_problem(), jnp.float32)
+    scoring, chosen = Scoring(draws=2, estimand="u_statistic"), np.arange(3)
+    found = next(certified(single, source(), TRANSFORM, chosen, jnp.asarray(1e-9, jnp.float32), scoring, SETTINGS))
+    assert set(found.table["reason"].to_pylist()) == {"no bound: rounding is as large as the damping"}
+    assert np.isneginf(found.table["lower"].to_numpy()).all()
 
 
 def test_settings_that_certify_nothing_are_refused():

@@ -2,7 +2,6 @@
 
 import functools
 
-import jax
 import numpy as np
 import pytest
 
@@ -35,7 +34,7 @@ def the_problem(curvature="fisher"):
 
 @functools.cache
 def examples():
-    loaded = list(batches(source(), TRANSFORM, 4, jax.random.key(SCORING.seed), np.arange(10)))
+    loaded = list(batches(source(), TRANSFORM, 4, SCORING.key, np.arange(10)))
     valid = np.concatenate([part.valid for part in loaded])
     return Examples(the_problem().objective, [part.batch for part in loaded], valid, SCORING)
 

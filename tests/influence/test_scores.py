@@ -11,13 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from influence_ssl_jax import trees
-from influence_ssl_jax.augment.transform import Views
+from influence_ssl_jax import randomness, trees
+from influence_ssl_jax.augment.crop import HorizontalFlip
+from influence_ssl_jax.augment.transform import AgainstClean, Views
 from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.ihvp import Damping, Exact, LoGra
-from influence_ssl_jax.losses import CosineDistance
+from influence_ssl_jax.losses import MEASUREMENTS, CosineDistance
+from influence_ssl_jax.losses.loss import Embeddings
+from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.scoring.scores import Scorer, Scoring
-from influence_ssl_jax.scoring.stream import in_slots, self_influence, stream
+from influence_ssl_jax.scoring.stream import UNRESOLVED, in_slots, self_influence, stream
 from influence_ssl_jax.types import Batch
 from tests import problems
 
@@ -63,7 +66,8 @@ def test_scores_are_the_dense_formula():
     for i in range(len(pixels)):
         scores, values, norms = [], [], []
         for draw in range(2):
-            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(SETTINGS.seed), i), draw)
+            own = randomness.branch(jax.random.fold_in(SETTINGS.key, i), Stream.PERTURBATIONS)
+            key = jax.random.fold_in(own, draw)
             one = Batch(jnp.asarray(pixels[i : i + 1]), key[None], jnp.array([i]), jnp.array([-1]))
             value, g = gradient(problem.params, problem.frozen, one)
             g = np.asarray(trees.ravel(g))
@@ -134,6 +138,49 @@ def test_a_zero_embedding_and_a_network_that_overflows_are_named():
     broken = dataclasses.replace(scorer, problem=huge)
     (part,) = list(stream(broken, source(pixels), TRANSFORM))
     assert "not finite" in part.table["reason"][0].as_py()
+
+
+def test_images_of_the_curvature_set_are_marked():
+    """Their own gradient is a part of the matrix: they score lower than the same images would outside."""
+    pixels = images(6)
+    inside = problems.batches(1, 3, channels=3)
+    inside = dataclasses.replace(inside, index=jnp.asarray([[4, 1, 5]]))
+    problem = dataclasses.replace(
+        problems.problem(CosineDistance(), module=problems.Linear(), channels=3), batches=inside
+    )
+    table = self_influence(problem, LoGra(rank=2), source(pixels), TRANSFORM, SETTINGS)
+    assert table["in_curvature_set"].to_pylist() == [False, True, False, False, True, True]
+
+
+def test_views_that_agree_have_a_reason_and_other_images_none():
+    """A uniform image is its own mirror image: its score is zero, and what is printed would be rounding."""
+    problem = problems.problem(CosineDistance(), module=problems.Linear(), channels=3)
+    views = AgainstClean(HorizontalFlip())
+    problem = dataclasses.replace(problem, objective=dataclasses.replace(problem.objective, views=views))
+    pixels = images(4)
+    pixels[2] = 200
+    table = self_influence(problem, LoGra(rank=2), source(pixels), TRANSFORM, SETTINGS)
+    assert [reason == UNRESOLVED for reason in table["reason"].to_pylist()] == [False, False, True, False]
+    assert table["score"][2].as_py() < 1e-20
+    assert table["pixel_variance"][2].as_py() == 0
+
+
+@pytest.mark.parametrize("loss", MEASUREMENTS, ids=lambda loss: loss.__name__)
+def test_equal_views_are_within_the_rounding_that_a_measurement_allows(loss):
+    """Embeddings computed twice, in two orders of summation, in float32; and views that differ by far more."""
+    rng = np.random.default_rng(0)
+    weights, inputs = rng.normal(size=(64, 8)).astype(np.float32), rng.normal(size=(50, 64)).astype(np.float32)
+    order = rng.permutation(64)
+    first, second = jnp.asarray(inputs @ weights), jnp.asarray(inputs[:, order] @ weights[order])
+    values, allowed = (
+        loss().values(loss().outputs(Embeddings(jnp.stack([first, second])))),
+        loss().rounding(first),
+    )
+    assert (np.asarray(values) <= np.asarray(allowed)).all()
+    moved = first * (1 + 1e-3 * jnp.asarray(rng.normal(size=first.shape), jnp.float32))
+    assert (
+        np.asarray(loss().values(loss().outputs(Embeddings(jnp.stack([first, moved]))))) > np.asarray(allowed)
+    ).all()
 
 
 def test_a_u_statistic_takes_two_draws():

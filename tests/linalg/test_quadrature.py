@@ -72,6 +72,79 @@ def test_each_bound_is_the_textbook_quadrature(steps):
     np.testing.assert_allclose(found.upper[0], corner(extended), rtol=1e-10)
 
 
+@functools.partial(jax.jit, static_argnames="width")
+def cancelling_bounds(one, other, starts, damping, key, width):
+    """C = DᵀD with D the small difference of two large matrices, as the Jacobians of nearly equal views are."""
+
+    def products(rows):
+        moved = rows @ one.T - rows @ other.T
+        return moved @ one - moved @ other
+
+    return quadratic_form_bounds(products, starts, damping, key, width, 48)
+
+
+def cancelling(seed, rank=12, size=48, apart=1e-2):
+    rng = np.random.default_rng(seed)
+    one = rng.normal(size=(rank, size)).astype(np.float32)
+    other = one + (apart * np.logspace(0, -1.5, rank)[:, None] * rng.normal(size=(rank, size))).astype(np.float32)
+    difference = one.astype(float) - other.astype(float)
+    starts = (rng.normal(size=(4, rank)) @ difference).astype(np.float32)
+    return one, other, starts, difference.T @ difference
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_asking_for_a_narrower_interval_does_not_lose_a_wider_one(seed):
+    """Once the space is exhausted, further steps are rounding and their slack grows; earlier bounds still hold."""
+    one, other, starts, matrix = cancelling(seed)
+    damping = np.float32(0.3 * np.linalg.eigvalsh(matrix).mean())
+    want, found = truth(matrix, starts.astype(float), damping), {}
+    for width in (0.5, 0.05, 1e-3, 1e-6):
+        got = cancelling_bounds(*map(jnp.asarray, (one, other, starts)), damping, jax.random.key(seed), width)
+        assert (got.lower <= want * (1 + 1e-6)).all()
+        assert (want <= got.upper * (1 + 1e-6)).all()
+        found[width] = np.asarray((got.upper - got.lower) / want)
+    assert np.isfinite(found[0.5]).all()
+    for narrower, wider in ((0.05, 0.5), (1e-3, 0.05), (1e-6, 0.05)):
+        assert (found[narrower] <= 1.001 * np.maximum(found[wider], narrower)).all(), found
+
+
+def test_a_large_eigenvalue_that_is_seen_late_does_not_make_a_finite_bound_infinite():
+    """Of a part of 1e-9 of g: 32 roundoffs of it are more than λ, so that once it is seen nothing is known any more."""
+    values = np.append(np.linspace(0.5, 1.5, SIZE - 1), 1e6)
+    start = np.append(np.random.default_rng(0).normal(size=SIZE - 1), 1e-8)
+    want, found = truth(np.diag(values), start[None], 0.5), {}
+    for width in (0.5, 1e-6):
+        got = bounds(*(jnp.asarray(side, jnp.float32) for side in (np.diag(values), start[None], 0.5)), width=width)
+        assert got.lower <= want
+        assert want <= got.upper
+        found[width] = float((got.upper - got.lower)[0] / want[0])
+    assert found[0.5] < 0.5
+    assert found[1e-6] <= found[0.5]
+
+
+def test_a_rounding_error_of_rank_one_is_not_overlooked():
+    """Random signs miss F = e(e₁ + e₂)ᵀ half of the time, two of them a quarter; normal ones say |s₁ + s₂|."""
+    size, hidden = 36, 3e-3
+    matrix = with_spectrum(np.linspace(0.1, 1, size), 0)
+    start = np.random.default_rng(1).normal(size=(1, size))
+    krylov = np.stack([start[0], matrix @ start[0], matrix @ matrix @ start[0]])
+    basis, triangular = np.linalg.qr(krylov.T)
+    basis = (basis * np.sign(np.diagonal(triangular))).T  # Lanczos' own vectors, signs included
+    pair, onto = basis[0] + basis[1], np.linalg.svd(basis)[2][-1]
+
+    @jax.jit
+    def slack(key):
+        def products(rows):
+            kink = hidden * (rows @ pair)[:, None] * onto[None]
+            exact = jnp.min(jnp.linalg.norm(rows[:, None] - basis[None], axis=2), axis=1) < 1e-8
+            return rows @ matrix + jnp.where(exact[:, None], 0.0, kink)  # single Lanczos vectors show none of it
+
+        return quadratic_form_bounds(products, jnp.asarray(start), jnp.asarray(0.1), key, 0.0, 2).slack[0]
+
+    found = jax.lax.map(slack, jax.random.split(jax.random.key(0), 400))
+    assert np.mean(np.asarray(found) < 2 * hidden * 2**0.5) < 0.02
+
+
 def test_a_zero_vector_has_the_interval_zero():
     found = bounds(with_spectrum(SPECTRA["linear"], 0), np.zeros((6, SIZE)), jnp.asarray(0.1))
     assert (found.lower == 0).all()

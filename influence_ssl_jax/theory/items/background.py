@@ -168,7 +168,7 @@ ITEMS = (
             instance=r"$C = -1$, $\lambda = 1/2$, $g = 1$: the magnitude is $-2$; a magnitude would be at least $0$.",
             stated=lambda: jnp.zeros(()),
             actual=_indefinite,
-            margin=2.0,
+            gap=-2.0,
         ),
         checks=(
             Check("against the eigen-decomposition, both signs: rel. error", _dense_score, AtMost(1e-9)),

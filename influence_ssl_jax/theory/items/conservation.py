@@ -50,7 +50,7 @@ ITEMS = (
             instance=r"$W = [1, 0]$, $\varepsilon = 1$, $k = 1$: $\delta = e_1$ gives $2$, $\delta = e_2$ gives $0$.",
             stated=lambda: linear.influence_limit(jnp.asarray([[1.0, 0.0]]), jnp.asarray([1.0, 0.0]), 1.0),
             actual=lambda: linear.influence_limit(jnp.asarray([[1.0, 0.0]]), jnp.asarray([0.0, 1.0]), 1.0),
-            margin=2.0,
+            gap=-2.0,
         ),
         checks=(
             Check("complete basis, any λ: rel. error", _conserved, AtMost(1e-12)),

@@ -108,7 +108,7 @@ ITEMS = (
             r"cosine distance is $0$; the stated value is $0.005$.",
             stated=lambda: cosine.stated_leading(jnp.asarray([1.0, 2.0]), jnp.asarray([0.1, 0.2]), 1.0),
             actual=lambda: cosine.moved_distance(jnp.asarray([1.0, 2.0]), jnp.asarray([0.1, 0.2]), 1.0),
-            margin=0.005 - 1e-12,
+            gap=-0.005,
         ),
         checks=(
             Check("exact form and half-chord form against the definition: rel. error", _exact, AtMost(1e-9)),

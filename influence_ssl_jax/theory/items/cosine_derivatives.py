@@ -115,6 +115,7 @@ ITEMS = (
         name="cosine-gradient",
         title="Cosine distance · gradient",
         source="derived here",
+        origin="derived here",
         statement=r"$G = -P x^\top / \|u\| - q\, x'^\top / \|v\|$ with $u = Wx$, $v = Wx'$, $P = \hat v - c\,\hat u$, $q "
         r"= \hat u - c\,\hat v$, $c = \hat u \cdot \hat v$; with the branch of $x'$ held fixed, the first term alone.",
         status="true",
@@ -139,6 +140,7 @@ ITEMS = (
         name="cosine-hessian",
         title="Cosine distance · Hessian",
         source="derived here",
+        origin="derived here",
         statement=r"$H = B_{uu} \otimes xx^\top + B_{uv} \otimes xx'^\top + B_{uv}^\top \otimes x'x^\top + B_{vv} \otimes "
         r"x'x'^\top$ with $B_{uu} = (P\hat u^\top + \hat u P^\top + c(I - \hat u\hat u^\top))/\|u\|^2$ and $B_{uv} = "
         r"-(I - \hat v\hat v^\top - \hat u q^\top)/(\|u\|\|v\|)$.",

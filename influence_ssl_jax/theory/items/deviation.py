@@ -1,5 +1,8 @@
 """Definition 1, Proposition 2, and the reliability of a score."""
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -9,6 +12,8 @@ from influence_ssl_jax.theory.draw import Draw
 from influence_ssl_jax.theory.item import AtLeast, AtMost, Check, CounterExample, Item
 
 _INPUTS, _DRAWS = 5, 3
+Augmentation: TypeAlias = Callable[[Array, Array], Array]
+"""From an input and noise to the augmented input."""
 
 
 class _Population:
@@ -55,8 +60,14 @@ def _concentrated(draw: Draw) -> Float[Array, ""]:
     return jnp.max(jnp.abs(drawn.between) / bound)
 
 
-def _flattest(moment: Float[Array, "p p"]) -> Float[Array, ""]:
-    values = jnp.linalg.eigvalsh(moment)
+def _conditioning(x: Float[Array, " p"], augmentation: Augmentation) -> Float[Array, ""]:
+    """Smallest over largest eigenvalue of `Σ_x = E[δδᵀ | x]`, δ = a(x, z) − x, z standard normal."""
+
+    def outer(noise: Float[Array, " p"]) -> Float[Array, "p p"]:
+        delta = augmentation(x, noise) - x
+        return jnp.outer(delta, delta)
+
+    values = jnp.linalg.eigvalsh(oracle.normal_expectation(outer, x.size))
     return values[0] / values[-1]
 
 
@@ -145,7 +156,7 @@ ITEMS = (
             r"right-hand side is $0$, the deviations are $\pm 1$.",
             stated=lambda: _deterministic(0),
             actual=lambda: _deterministic(1),
-            margin=1.0,
+            gap=1.0,
         ),
         checks=(
             Check("within + between, and E[within | x] = 0: rel. error", _split, AtMost(1e-10)),
@@ -164,11 +175,12 @@ ITEMS = (
         r"$2\varepsilon^2\,\sigma_{\max}(W)^2\,\|\Sigma_x - \Sigma\|_*$ (sum of absolute eigenvalues). Were it true of "
         r"every $x$, nothing would be left to detect.",
         counter_example=CounterExample(
-            instance=r"One fixed perturbation per input: $\Sigma_x = \delta\delta^\top$ has rank one, so its smallest "
-            r"eigenvalue over its largest is $0$; for isotropic noise it is $1$.",
-            stated=lambda: _flattest(jnp.eye(2)),
-            actual=lambda: _flattest(jnp.outer(jnp.asarray([1.0, 2.0]), jnp.asarray([1.0, 2.0]))),
-            margin=1 - 1e-12,
+            instance=r"(i) at $x = (1, 3)$ whose augmentation swaps the two pixels: $\delta = (2, -2)$ in every draw, "
+            r"$\Sigma_x = \delta\delta^\top$ has rank one, and its smallest eigenvalue over its largest is $0$. Of the same "
+            r"$x$ with noise in place of the swap it is $1$, as (i) says.",
+            stated=lambda: _conditioning(jnp.asarray([1.0, 3.0]), lambda x, noise: x + noise),
+            actual=lambda: _conditioning(jnp.asarray([1.0, 3.0]), lambda x, noise: x[::-1] + 0 * noise),
+            gap=-1.0,
         ),
         checks=(Check("between term over its bound", _concentrated, AtMost(1 + 1e-12)),),
     ),
@@ -176,6 +188,7 @@ ITEMS = (
         name="reliability",
         title="Reliability · how much of a score is the example",
         source="derived here",
+        origin="derived here",
         statement=r"Two independent scorings with $K$ draws each correlate as $\frac{V_b}{V_b + V_w / K}$, with the "
         r"variances $V_b$ between and $V_w$ within examples.",
         status="true",

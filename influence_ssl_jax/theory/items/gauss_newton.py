@@ -147,6 +147,7 @@ ITEMS = (
         name="gauss-newton",
         title="Gauss–Newton identity · what Theorem 1 is for any encoder",
         source="derived here",
+        origin="derived here",
         statement=r"For any differentiable encoder and $l = \frac{1}{2}\|r(\theta)\|^2$, $g = J^\top r$, "
         r"$K = JJ^\top$: $g^\top (J^\top J + \lambda I)^{-1} g = r^\top K (K + \lambda I)^{-1} r$, which tends to "
         r"$\|P_J\, r\|^2$ as $\lambda \to 0$, with $P_J$ the projector on the range of $J$.",
@@ -163,6 +164,7 @@ ITEMS = (
         name="theorem-1-gauss-newton",
         title="Theorem 1 in (W₁, W₂) with the Gauss–Newton matrix",
         source="derived here",
+        origin="derived here",
         statement=r"With the Gauss–Newton matrix in $(W_1, W_2)$ the score of Theorem 1 is that of the product "
         r"$W = W_2 W_1$.",
         status="true under conditions",
@@ -173,7 +175,7 @@ ITEMS = (
             instance=r"$w_1 = w_2 = \delta = \varepsilon = \lambda = 1$: $8/5$ in the two layers, $4/3$ in their product.",
             stated=lambda: linear.influence(jnp.ones((1, 1)), jnp.ones(1), 1.0, 1.0),
             actual=lambda: two_layer.alignment_influence(jnp.ones((1, 1)), jnp.ones((1, 1)), jnp.ones(1), 1.0, 1.0),
-            margin=0.266,
+            gap=4 / 15,
         ),
         checks=(
             Check("K and I_λ against the dense Jacobian: rel. error", _two_layer, AtMost(1e-9)),
@@ -185,6 +187,7 @@ ITEMS = (
         name="empirical-fisher",
         title="Empirical Fisher · scores that forget the loss",
         source="derived here",
+        origin="derived here",
         statement=r"With $C = \frac{1}{n}\sum_i g_i g_i^\top$ and $\lambda \to 0$: $I_i \leq n$ and $\sum_i I_i = n\, "
         r"\mathrm{rank}\, C$, which for a linear encoder of rank $r$ and generic $\delta_i$ is $n \min(n,\ rp - "
         r"\frac{r(r-1)}{2})$. A single point has $I = 1$ whatever it is.",

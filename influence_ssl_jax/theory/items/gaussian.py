@@ -106,6 +106,7 @@ ITEMS = (
         name="gaussian-moments",
         title="Gaussian noise · moments of the score",
         source="the experiments' perturbation; derived here",
+        origin="derived here",
         statement=r"For $\eta \sim N(m, \sigma^2 I)$, $\Gamma = W^\top W$: $E\|W\eta\|^2 = \sigma^2\|W\|_F^2 + \|Wm\|^2$ "
         r"and $\mathrm{Var}\|W\eta\|^2 = 2\sigma^4\|\Gamma\|_F^2 + 4\sigma^2\, m^\top\Gamma^2 m$.",
         status="true",
@@ -121,6 +122,7 @@ ITEMS = (
         name="gaussian-estimators",
         title="Gaussian noise · what averaging estimates",
         source="derived here",
+        origin="derived here",
         statement=r"With a fixed curvature $A$, averaging scores over draws and scoring the averaged gradient estimate the "
         r"same quantity.",
         status="false as stated",
@@ -131,7 +133,7 @@ ITEMS = (
             instance=r"$W = I$, $A = I$, $p = 2$, $\sigma = 1$: $E_s = 32$, $E_m = 8$.",
             stated=lambda: gaussian.mean_gradient_score(jnp.eye(2), jnp.eye(2), 1.0),
             actual=lambda: gaussian.single_draw_score(jnp.eye(2), jnp.eye(2), 1.0),
-            margin=24.0,
+            gap=24.0,
         ),
         checks=(
             Check("four estimators by exact quadrature: rel. error", _estimators, AtMost(1e-9)),

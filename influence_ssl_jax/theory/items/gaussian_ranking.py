@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from influence_ssl_jax.theory import deviation, gaussian, oracle
@@ -46,11 +47,39 @@ def _signal(draw: Draw) -> Float[Array, ""]:
     return oracle.relative(second, first)
 
 
+_EXAMPLES = np.asarray([0.0, 1.0, 2.0, 10.0])
+
+
+def _expected_scores(examples: np.ndarray) -> Float[Array, " n"]:
+    """`E gᵀH⁺g` over noise of every example, of the alignment loss as it is written at W = 1, by differentiation."""
+
+    def score(x: Float[Array, ""], noise: Float[Array, "1"]) -> Float[Array, ""]:
+        def loss(weight: Float[Array, "1 1"]) -> Float[Array, ""]:
+            return oracle.alignment(weight, x[None], x[None] + noise)
+
+        gradient, hessian = oracle.derivatives(loss, jnp.ones((1, 1)))
+        return oracle.pseudo_quadratic(hessian, gradient)
+
+    return jnp.stack([oracle.normal_expectation(lambda z, x=x: score(jnp.asarray(x), z), 1) for x in examples])
+
+
+def _kendall(left: Float[Array, " n"], right: Float[Array, " n"]) -> Float[Array, ""]:
+    """Kendall's τ: concordant less discordant pairs over all pairs; what differs by rounding alone is tied."""
+
+    def order(values: Float[Array, " n"]) -> Float[Array, "n n"]:
+        difference = values[:, None] - values[None, :]
+        return jnp.where(jnp.abs(difference) > 1e-9, jnp.sign(difference), 0.0)
+
+    pairs = left.size * (left.size - 1)
+    return jnp.sum(order(left) * order(right)) / pairs
+
+
 ITEMS = (
     Item(
         name="gaussian-ranking",
         title="Gaussian noise · what is left to rank",
         source="Assumption 1 and Sec. 4.4; derived here",
+        origin="derived here",
         statement=r"Under isotropic noise the linear theory ranks examples by how atypical they are.",
         status="false as stated",
         correction=r"$\Sigma_x = \Sigma$ for every $x$: the between term of Proposition 2 is $0$, and differences are "
@@ -58,11 +87,11 @@ ITEMS = (
         r"\sigma^2\|J_f(x)\|_F^2 + O(\sigma^4)$, and $\frac{\sigma^2\|P_\perp J_f(x)\|_F^2}{2\|f(x)\|^2}$ for the cosine "
         r"distance.",
         counter_example=CounterExample(
-            instance=r"$f(x) = \tanh x$ in one dimension: the Jacobian is $1$ at $x = 0$ and $0.18$ at $x = 1.5$; a "
-            r"linear encoder has one Jacobian.",
-            stated=lambda: gaussian.local_distance(jnp.ones((1, 1)), 1.0),
-            actual=lambda: gaussian.local_distance(jnp.asarray([[1 - jnp.tanh(1.5) ** 2]]), 1.0),
-            margin=0.9,
+            instance=r"$f(x) = x$ in one dimension, $\sigma = 1$, examples at $0, 1, 2, 10$: all four have expected score "
+            r"$2$, so that scores and distances from the mean have Kendall's rank correlation $0$, not $1$.",
+            stated=lambda: _kendall(jnp.abs(_EXAMPLES - _EXAMPLES.mean()), jnp.abs(_EXAMPLES - _EXAMPLES.mean())),
+            actual=lambda: _kendall(_expected_scores(_EXAMPLES), jnp.abs(_EXAMPLES - _EXAMPLES.mean())),
+            gap=-1.0,
         ),
         checks=(
             Check("linear encoder: between term, relative", _between, AtMost(1e-12)),

@@ -146,7 +146,7 @@ ITEMS = (
             r"$8$, and $4$ without the kernel.",
             stated=lambda: groups.pooled_remainder(jnp.ones((1, 1)), jnp.ones((2, 1)), 1.0),
             actual=lambda: groups.shared_remainder(jnp.ones((1, 1)), jnp.ones((2, 1)), 1.0, jnp.ones((2, 2))),
-            margin=4.0,
+            gap=4.0,
         ),
         checks=(
             Check("pooled reading, an identity: rel. error", _pooled, AtMost(1e-12)),
@@ -169,7 +169,7 @@ ITEMS = (
             instance=r"$W = [1, 1]$, $\delta = e_1, e_2$, $\varepsilon = 1$: orthogonal perturbations, and $R = 4$.",
             stated=lambda: jnp.zeros(()),
             actual=lambda: groups.pooled_remainder(jnp.ones((1, 2)), jnp.eye(2), 1.0),
-            margin=4.0,
+            gap=4.0,
         ),
         checks=(Check("orthogonal images: remainder, relative", _orthogonal_images, AtMost(1e-12)),),
     ),

@@ -121,6 +121,7 @@ ITEMS = (
         name="leave-one-out",
         title="Leave-one-out, exactly",
         source="derived here",
+        origin="derived here",
         statement=r"Self-influence is the loss that removing an example adds to it: $l_i(W_{-i}) - l_i(W^*) = "
         r"\frac{1}{n} I_i = 2 h_i l_i$.",
         status="false as stated",
@@ -132,7 +133,7 @@ ITEMS = (
             instance=r"$l = 1$, $h = 1/2$: the loss grows by $3$, influence says $1$.",
             stated=lambda: leave_out.predicted_loss_change(jnp.ones(1), jnp.ones(1) / 2)[0],
             actual=lambda: leave_out.exact_loss_change(jnp.ones(1), jnp.ones(1) / 2)[0],
-            margin=2.0,
+            gap=2.0,
         ),
         checks=(
             Check("W* against a refit: rel. error", _optimum, AtMost(1e-9)),
@@ -148,6 +149,7 @@ ITEMS = (
         name="leave-group-out",
         title="Leave-group-out, exactly",
         source="derived here",
+        origin="derived here",
         statement=r"$W_{-S} D_S = W^* D_S (I - H_{SS})^{-1}$ with $H_{SS} = \frac{2\varepsilon^2}{n} D_S^\top A^{-1} D_S$, "
         r"$A = 2\varepsilon^2 S + \lambda I$, the columns of $D_S$ being the $\delta_i$ of the group.",
         status="true",

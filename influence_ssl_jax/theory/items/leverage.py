@@ -72,6 +72,7 @@ ITEMS = (
         name="leverage",
         title="Leverage · the score with the data set's Hessian",
         source="derived here from Eq. 6",
+        origin="derived here",
         statement=r"With $H = 2\varepsilon^2\, I_d \otimes S$, $S = \frac{1}{n}\sum_i \delta_i\delta_i^\top$: $I_i = 2\,n\, "
         r"h_i\, l_i$ with the ridge leverage $h_i = \frac{1}{n}\delta_i^\top (S + \mu I)^{-1}\delta_i$, $\mu = "
         r"\frac{\lambda}{2\varepsilon^2}$.",
@@ -88,6 +89,7 @@ ITEMS = (
         name="duplicates",
         title="Duplicates · why they score low",
         source="the paper's finding, Sec. 5; mechanism derived here",
+        origin="derived here",
         statement=r"The closed form of Theorem 1 makes duplicates score low.",
         status="false as stated",
         correction=r"It does not see them: a point's own Hessian knows no other point. With the data set's Hessian a "
@@ -97,7 +99,7 @@ ITEMS = (
             r"for one copy; next to an orthogonal point the same $\delta$ alone has $2\,n\,l = 4$.",
             stated=lambda: leverage.influences(jnp.ones((1, 2)), jnp.asarray([[1.0, 0.0], [1.0, 0.0]]), 1.0, 1e-12)[0],
             actual=lambda: leverage.influences(jnp.ones((1, 2)), jnp.eye(2), 1.0, 1e-12)[0],
-            margin=2 - 1e-6,
+            gap=2.0,
         ),
         checks=(
             Check("three copies: h = s/(1 + 3s), rel. error", _copies, AtMost(1e-9)),

@@ -158,7 +158,7 @@ ITEMS = (
                 linear.influence(jnp.ones((1, 1)), jnp.ones(1), 0.1, 0.01)
                 / linear.influence_limit(jnp.ones((1, 1)), jnp.ones(1), 0.1)
             ),
-            margin=0.333,
+            gap=-1 / 3,
         ),
         checks=(
             *_over_shapes(_dense, "dense solve, six decades of λ: rel. error", 1e-9),

@@ -159,7 +159,7 @@ ITEMS = (
             r"the eigenvalues are $3$ and $-1$.",
             stated=lambda: jnp.ones(()),
             actual=lambda: two_layer.hessian(jnp.ones((1, 1)), jnp.ones((1, 1)), jnp.ones(1), jnp.zeros(1)).cross[0, 0],
-            margin=1.0,
+            gap=1.0,
         ),
         checks=(
             Check("automatic differentiation, all blocks: rel. error", _blocks, AtMost(1e-12)),
@@ -182,7 +182,7 @@ ITEMS = (
             instance=r"$w_1 = w_2 = \delta = \varepsilon = 1$: the limit is $4/3$, and $2\,l = 2$.",
             stated=lambda: linear.influence_limit(jnp.ones((1, 1)), jnp.ones(1), 1.0),
             actual=lambda: scalar_influence(1.0, 1.0, 1e-9),
-            margin=0.666,
+            gap=-2 / 3,
         ),
         checks=(
             Check("one to three layers: gᵀH⁺g = m/(m − 1)·l, rel. error", _limit, AtMost(1e-9)),
