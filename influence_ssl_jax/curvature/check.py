@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from influence_ssl_jax import randomness
 from influence_ssl_jax.curvature.blocks import Blocks, assemble, discover, leaf_paths
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.sites import Embed, program_of
 from influence_ssl_jax.errors import StructureError
 from influence_ssl_jax.problem import Problem
+from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.types import Frozen, Params
 
 EXAMPLES = 2
@@ -41,7 +43,7 @@ def check_gradients(network: Embed, problem: Problem) -> None:
     first = jax.tree.map(lambda leaf: leaf[0, :EXAMPLES], problem.batches)
     images = problem.objective.images(first, jax.tree.leaves(problem.params)[0].dtype)[0]
     width = jax.eval_shape(network, problem.params, problem.frozen, images).shape[1]
-    cotangents = jnp.asarray(np.random.default_rng(0).normal(size=(len(images), width)), images.dtype)
+    cotangents = randomness.normal(randomness.root(0, Stream.GRADIENT_CHECK), (len(images), width), images.dtype)
     compare_gradients(network, problem.params, problem.frozen, images, cotangents, blocks)
     _checked.add(key)
 
