@@ -44,6 +44,7 @@ from influence_ssl_jax.ihvp import (
     Deflated,
     Diagonal,
     Exact,
+    Gram,
     Identity,
     LiSSA,
     LoGra,
@@ -56,13 +57,14 @@ from tests import problems
 from tests.curvature.dense import dense
 
 OUT = Path(__file__).parent / "results" / "contract.json"
-EXACT_REGIME = (Exact, CG, Arnoldi, Deflated, Nystrom)
+EXACT_REGIME = (Exact, Gram, CG, Arnoldi, Deflated, Nystrom)
 
 
 def backends(size: int) -> dict[type[Backend], Backend]:
     """Every backend in the list, set for a matrix of this size."""
     found = {
         Exact: Exact(),
+        Gram: Gram(samples=None),
         CG: CG(tolerance=1e-13, iterations=2000),
         Arnoldi: Arnoldi(rank=size, block=4, expansion=1.0),
         Deflated: Deflated(rank=size, block=4, expansion=1.0),

@@ -64,10 +64,17 @@ def _as_annotated(value: Plain, hint: Any) -> Any:
     """Undo what JSON does to paths, tuples and nested dataclasses."""
     choices = typing.get_args(hint) if _is_union(hint) else (hint,)
     if isinstance(value, Mapping):
-        return restore(value, [choice for choice in choices if isinstance(choice, type)])
+        return restore(value, [each for choice in choices if isinstance(choice, type) for each in _subclasses(choice)])
     if isinstance(value, str) and Path in choices:
         return Path(value)
     return tuple(value) if isinstance(value, list) else value
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    """A class and all that derive from it: a field of an abstract class holds one of these."""
+    yield cls
+    for derived in cls.__subclasses__():
+        yield from _subclasses(derived)
 
 
 def _is_union(hint: Any) -> bool:

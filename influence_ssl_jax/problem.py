@@ -96,6 +96,7 @@ class Problem:
             `empirical_fisher` second moment of per-example gradient contributions · `hessian` the exact second
             derivative (indefinite away from a minimum).
         samples: Draws per batch of the sampled `fisher`.
+        padding: How many of the last batches are padding (index −1 throughout), which fills up the devices of a mesh.
     """
 
     params: Params
@@ -104,3 +105,4 @@ class Problem:
     objective: Objective = dataclasses.field(metadata={"static": True})
     curvature: Curvature = dataclasses.field(default="ggn", metadata={"static": True})
     samples: int = dataclasses.field(default=1, metadata={"static": True})
+    padding: int = dataclasses.field(default=0, metadata={"static": True})

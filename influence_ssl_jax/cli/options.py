@@ -9,11 +9,32 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from influence_ssl_jax.ihvp import BACKENDS
+from influence_ssl_jax.ihvp import BACKENDS, Backend
 from influence_ssl_jax.runs.settings import AnyBackend
 from influence_ssl_jax.train.settings import RECIPES, Pretrain
 
 Settings = TypeVar("Settings")
+NAMED = {each.__name__.lower(): each for each in BACKENDS}
+"""Backends by the names that the command line gives them."""
+REGISTRY = tyro.constructors.ConstructorRegistry()
+"""What the command line makes of fields of settings, beyond numbers, texts and choices."""
+
+
+@REGISTRY.primitive_rule
+def _backend_by_name(
+    info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[Backend] | None:
+    """Read a backend within a backend (CG's preconditioner) by its name, with its default settings."""
+    if info.type is not Backend:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{" + ",".join(NAMED) + "}",
+        instance_from_str=lambda words: NAMED[words[0]](),
+        is_instance=lambda value: isinstance(value, Backend),
+        str_from_instance=lambda backend: [type(backend).__name__.lower()],
+        choices=tuple(NAMED),
+    )
 
 
 def parse(settings: type[Settings], arguments: Sequence[str], program: str, description: str) -> Settings:
@@ -31,7 +52,7 @@ def parse(settings: type[Settings], arguments: Sequence[str], program: str, desc
     """
     config = (tyro.conf.CascadeSubcommandArgs,)
     options: Any = options_of(settings)
-    parsed = tyro.cli(options, prog=program, description=description, args=arguments, config=config)
+    parsed = tyro.cli(options, prog=program, description=description, args=arguments, config=config, registry=REGISTRY)
     return settings(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(options)})
 
 
@@ -46,7 +67,7 @@ def options_of(settings: type[Settings]) -> type:
 
 def _annotated(hint: Any, metadata: Mapping[str, Any]) -> Any:
     if hint == AnyBackend:
-        named = (Annotated[each, tyro.conf.subcommand(each.__name__.lower())] for each in BACKENDS)
+        named = (Annotated[each, tyro.conf.subcommand(name)] for name, each in NAMED.items())
         hint = functools.reduce(operator.or_, named)
     elif hint is Pretrain:
         hint = functools.reduce(operator.or_, map(_recipe, RECIPES))

@@ -4,8 +4,8 @@ import abc
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,8 @@ from influence_ssl_jax.errors import StructureError
 from influence_ssl_jax.types import Frozen, Params, PyTree
 
 Path: TypeAlias = tuple[str, ...]
+Beside = TypeVar("Beside")
+Computed = TypeVar("Computed")
 
 Unexplained: TypeAlias = Literal["error", "materialise"]
 """What to do with parameters that no site explains: refuse, or form their per-example gradients whole."""
@@ -111,6 +113,22 @@ class Block(abc.ABC):
     @abc.abstractmethod
     def formed(self, program: Program) -> bool:
         """Whether the network's gradients of this block have to be formed whole."""
+
+    def of_examples(
+        self,
+        gradients: Captured,
+        compute: Callable[[Float[Array, "some draws size"], Beside], Computed],
+        beside: Beside,
+    ) -> Computed:
+        """Compute something from every example's gradients of the block, never holding those of a large batch.
+
+        Args:
+            gradients: The gradients of a batch.
+            compute: From the gradients of some examples, in all their draws, and the same examples' part of `beside`,
+                to arrays whose leading axis is those examples. It may be traced for one example under `vmap`.
+            beside: A tree of arrays with a leading axis of examples.
+        """
+        return compute(by_example(self.materialised(gradients), gradients.draws), beside)
 
     def gram(self, gradients: Captured) -> Float[Array, "batch draws draws"]:
         """⟨g_k, g_l⟩ over all pairs of draws of each example."""
@@ -282,6 +300,29 @@ class MatrixBlock(Block):
             return jnp.zeros((batch, draws, draws), gradients.cotangents.dtype)
         return functools.reduce(jnp.add, found)
 
+    def of_examples(
+        self,
+        gradients: Captured,
+        compute: Callable[[Float[Array, "some draws size"], Beside], Computed],
+        beside: Beside,
+    ) -> Computed:
+        """As `Block.of_examples`, with about ENTRIES numbers of patches and gradients in memory together."""
+        calls, draws = self.calls(gradients), gradients.draws
+        if calls is None or len(calls) != 1 or not calls[0]:
+            return compute(by_example(self.materialised(gradients), draws), beside)
+        taps, batch = calls[0], gradients.cotangents.shape[1] // draws
+        formed = draws * taps[0].gradients.shape[0] * self.inputs * self.outputs
+        entries = self.groups * (draws * _positions_of(taps) * self.inputs + formed)
+        if entries * batch <= ENTRIES:
+            return compute(by_example(self._gradient(taps), draws), beside)
+
+        def of_one(one: tuple[Calls, Beside]) -> Computed:
+            taps, beside = one
+            computed = compute(by_example(self._gradient(taps), draws), jax.tree.map(lambda leaf: leaf[None], beside))
+            return jax.tree.map(lambda leaf: leaf[0], computed)
+
+        return jax.lax.map(of_one, (_apart(taps, draws), beside), batch_size=max(1, ENTRIES // entries))
+
     def formed(self, program: Program) -> bool:
         """Whether the kernel is loose, or used in another layout or without its bias."""
         return self._places(program) is None
@@ -335,13 +376,7 @@ class MatrixBlock(Block):
         if entries * batch <= ENTRIES:
             return of_examples(taps)
 
-        def by_example(array: Array) -> Array:
-            views, _, *rest = array.shape
-            return jnp.moveaxis(array.reshape(views, draws, batch, *rest), 2, 0)
-
-        return jax.lax.map(
-            lambda one: of_examples(one)[0], jax.tree.map(by_example, taps), batch_size=max(1, ENTRIES // entries)
-        )
+        return jax.lax.map(lambda one: of_examples(one)[0], _apart(taps, draws), batch_size=max(1, ENTRIES // entries))
 
     def _ghost_gram(self, taps: Calls, draws: int) -> Float[Array, "examples {draws} {draws}"]:
         pairs = [_turned(self._call_rows(tap), tap.gradients.shape[0]) for tap in taps]
@@ -533,6 +568,11 @@ def check_structure(like: Params, vector: PyTree) -> None:
         )
 
 
+def by_example(gradients: Float[Array, "n *shape"], draws: int) -> Float[Array, "examples draws size"]:
+    """Return gradients that stand draw-major, flattened, example by example."""
+    return jnp.swapaxes(gradients.reshape(draws, gradients.shape[0] // draws, -1), 0, 1)
+
+
 def draw_gram(gradients: Float[Array, "n *shape"], draws: int) -> Float[Array, "batch draws draws"]:
     """Inner products of the draws of each example, from vectors that stand draw-major."""
     vectors = gradients.reshape(draws, gradients.shape[0] // draws, -1)
@@ -542,6 +582,16 @@ def draw_gram(gradients: Float[Array, "n *shape"], draws: int) -> Float[Array, "
 def merged(array: Array) -> Array:
     """[views, n, …] → [views · n, …]."""
     return array.reshape(-1, *array.shape[2:])
+
+
+def _apart(taps: Calls, draws: int) -> Calls:
+    """Return arrays [views, draws · batch, …] of all calls as [batch, views, draws, …]."""
+
+    def one(array: Array) -> Array:
+        views, n, *rest = array.shape
+        return jnp.moveaxis(array.reshape(views, draws, n // draws, *rest), 2, 0)
+
+    return jax.tree.map(one, taps)
 
 
 def _turned(sides: tuple[Array, Array], views: int) -> tuple[Array, Array]:

@@ -1,5 +1,6 @@
 """Which gradients an objective gives its examples: of a measurement, of a batch-coupled loss, or drawn."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
@@ -69,22 +70,23 @@ def contributed(problem: Problem, batch: Batch) -> ExampleGradients:
     return ExampleGradients(problem.params, problem.frozen, images, scaled, objective.network)
 
 
-def sampled(problem: Problem, batch: Batch, samples: int) -> ExampleGradients:
+def sampled(problem: Problem, batch: Batch, samples: int | None) -> ExampleGradients:
     """`J_iᵀ (∂y/∂z_i)ᵀ w` with w ~ N(0, ∇²head) per example, `samples` draws, for a separable loss.
 
     The sum over examples, averaged over draws, of their outer products has the Gauss–Newton matrix as its expectation.
+    With `samples=None` w is every column of a square root of ∇²head, and the plain sum is that matrix itself.
     """
     if not problem.objective.loss.separable:
         raise TypeError(f"{type(problem.objective.loss).__name__} couples the examples of a batch; use `pooled`.")
     images, drawn = _own_parts(problem, batch, samples)
-    repeated = jnp.broadcast_to(images[:, None], (images.shape[0], samples, *images.shape[1:]))
+    repeated = jnp.broadcast_to(images[:, None], (images.shape[0], len(drawn), *images.shape[1:]))
     return ExampleGradients(
         problem.params,
         problem.frozen,
         repeated.reshape(images.shape[0], -1, *images.shape[2:]),
         jnp.moveaxis(drawn, 0, 1).reshape(images.shape[0], -1, drawn.shape[-1]),
         problem.objective.network,
-        samples,
+        len(drawn),
     )
 
 
@@ -106,8 +108,27 @@ def sum_over_draws(
     return sum_over(of, drawn)
 
 
+def row_count(problem: Problem, samples: int | None) -> int:
+    """Count the gradients whose outer products sum to C: an upper bound of its rank.
+
+    Args:
+        problem: Whose curvature, no Hessian.
+        samples: Draws of a `ggn` per example (per batch, where the loss couples examples); None for every output.
+    """
+    number, size = problem.batches.index.shape
+    number, units = number - problem.padding, size if problem.objective.loss.separable else 1
+    if problem.curvature == "empirical_fisher":
+        return number * size
+    draws = problem.samples if problem.curvature == "fisher" else samples
+    if draws is not None:
+        return number * units * draws
+    first = jax.tree.map(lambda leaf: leaf[0], problem.batches)
+    outputs = jax.eval_shape(lambda batch: problem.objective.outputs(problem.params, problem.frozen, batch), first)
+    return number * math.prod(outputs.shape)
+
+
 def _own_parts(
-    problem: Problem, batch: Batch, samples: int
+    problem: Problem, batch: Batch, samples: int | None
 ) -> tuple[Float[Array, "views batch height width channels"], Float[Array, "samples views batch embedding"]]:
     """The images, and the cotangents of their embeddings in every draw."""
     objective = problem.objective
@@ -117,11 +138,12 @@ def _own_parts(
     return images, jax.vmap(lambda w: backward(w)[0])(output_samples(objective.loss, y, batch, samples))
 
 
-def pooled(problem: Problem, batch: Batch, samples: int) -> Params:
+def pooled(problem: Problem, batch: Batch, samples: int | None) -> Params:
     """`J_yᵀ w` with w ~ N(0, ∇²head) over the whole batch: leaves [samples, …], for any loss.
 
     The mean of their outer products has the batch's Gauss–Newton matrix as its expectation, the coupling between the
-    examples of a batch included. One forward pass, one backward pass per sample.
+    examples of a batch included. One forward pass, one backward pass per sample. With `samples=None` w is every column
+    of a square root of ∇²head, and the plain sum is that matrix itself.
     """
     objective = problem.objective
     y, backward = jax.vjp(lambda params: objective.outputs(params, problem.frozen, batch), problem.params)

@@ -9,13 +9,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from influence_ssl_jax import randomness, trees
-from influence_ssl_jax.curvature.contributions import contributed, measured, pooled, sampled
+from influence_ssl_jax.curvature.contributions import measured, row_count
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.errors import CurvatureError, InfluenceError
 from influence_ssl_jax.evaluation.certificate import Audit, certify, shared_subspace
 from influence_ssl_jax.evaluation.sample import absolute_damping
 from influence_ssl_jax.ihvp.backend import Damping, whole
 from influence_ssl_jax.ihvp.exact import Exact, ExactState
+from influence_ssl_jax.ihvp.gram import batch_gradients
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.scoring.estimands import estimate
@@ -58,11 +59,8 @@ def rank_of(problem: Problem) -> int:
     Raises:
         CurvatureError: It is none, or of too many to count on.
     """
-    batches, size = problem.batches.index.shape
-    if problem.curvature == "empirical_fisher":
-        return batches * size
-    if problem.curvature == "fisher":
-        return batches * problem.samples * (size if problem.objective.loss.separable else 1)
+    if problem.curvature in ("empirical_fisher", "fisher"):
+        return row_count(problem, problem.samples)
     raise CurvatureError(
         "Exact scores in function space take a curvature that is a sum of outer products of gradients, 'fisher' or "
         f"'empirical_fisher', got curvature={problem.curvature!r}."
@@ -91,27 +89,29 @@ def function_space(problem: Problem, gradients: Rows, max_rank: int = 4096) -> F
             f"This curvature is a sum of {rank:,} outer products, over the limit of {max_rank:,} for exact scores in "
             "function space. Take fewer curvature examples or samples, or certify scores by audit."
         )
-    rows = np.concatenate([_rows(problem), gradients])
+    gram = inner_products(np.concatenate([curvature_rows(problem), gradients]))
+    values, vectors = np.linalg.eigh(gram[:rank, :rank])
+    return FunctionSpace(
+        np.maximum(values, 0.0), gram[rank:, :rank] @ vectors, np.diagonal(gram)[rank:].copy(), gradients.shape[1]
+    )
+
+
+def inner_products(rows: Rows) -> Float[np.ndarray, "n n"]:
+    """The Gram matrix of rows, every product and sum in float64."""
     gram = np.zeros((len(rows), len(rows)))
     for begin in range(0, rows.shape[1], _CHUNK):
         part = rows[:, begin : begin + _CHUNK].astype(np.float64)
         gram += part @ part.T
-    values, vectors = np.linalg.eigh(gram[:rank, :rank])
-    return FunctionSpace(
-        np.maximum(values, 0.0), gram[rank:, :rank] @ vectors, np.diagonal(gram)[rank:].copy(), rows.shape[1]
-    )
+    return gram
 
 
-def _rows(problem: Problem) -> Rows:
-    """The rows of A, `C = AᵀA`."""
+def curvature_rows(problem: Problem) -> Rows:
+    """The rows of A, `C = AᵀA`, in the order of `trees.ravel`; batch by batch, within one draw by draw."""
     count = problem.batches.index.shape[0]
 
     def of_batch(problem: Problem, batch: Batch) -> Float[Array, "n size"]:
-        if problem.curvature == "empirical_fisher":
-            return materialised(contributed(problem, batch))
-        if problem.objective.loss.separable:
-            return materialised(sampled(problem, batch, problem.samples))
-        return trees.ravel_batch(pooled(problem, batch, problem.samples))
+        found = batch_gradients(problem, batch, problem.samples)
+        return materialised(found) if isinstance(found, ExampleGradients) else trees.ravel_batch(found)
 
     run = jax.jit(of_batch)
     draws = problem.samples if problem.curvature == "fisher" else 1

@@ -15,7 +15,8 @@ from influence_ssl_jax.data.source import OpenSource, Skipped
 from influence_ssl_jax.data.transform import ToInput
 from influence_ssl_jax.errors import CurvatureError, InfluenceError
 from influence_ssl_jax.evaluation.certificate import Audit, Certified, certify, shared_subspace
-from influence_ssl_jax.ihvp.backend import Damping
+from influence_ssl_jax.ihvp.backend import Damping, whole
+from influence_ssl_jax.ihvp.cg import CG, spectrum_by_products
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.scoring.scores import Scoring
@@ -41,6 +42,9 @@ def absolute_damping(problem: Problem, damping: Damping, settings: Audit) -> Flo
     Raises:
         CurvatureError: The curvature is zero or not finite.
     """
+    if damping.of_spectrum:
+        backend = CG(probes=settings.probes)
+        return whole(damping.resolve_by_spectrum(spectrum_by_products(problem, backend.probes, backend.lanczos_steps)))
     key = randomness.root(settings.seed, Stream.MEAN_EIGENVALUE)
     mean = jax.jit(mean_eigenvalue, static_argnums=2)(problem, key, settings.probes)
     resolved = damping.resolve(mean)

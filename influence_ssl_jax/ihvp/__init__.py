@@ -7,6 +7,7 @@ from influence_ssl_jax.ihvp.deflated import Deflated
 from influence_ssl_jax.ihvp.diagonal import Diagonal
 from influence_ssl_jax.ihvp.ekfac import EKFAC
 from influence_ssl_jax.ihvp.exact import Exact
+from influence_ssl_jax.ihvp.gram import Gram
 from influence_ssl_jax.ihvp.identity import Identity
 from influence_ssl_jax.ihvp.kfac import KFAC
 from influence_ssl_jax.ihvp.lissa import LiSSA
@@ -23,6 +24,7 @@ BACKENDS: tuple[type[Backend], ...] = (
     Nystrom,
     LiSSA,
     CG,
+    Gram,
     Exact,
     Identity,
 )
@@ -39,6 +41,7 @@ __all__ = [
     "Diagonal",
     "Exact",
     "Form",
+    "Gram",
     "Identity",
     "Interval",
     "LiSSA",

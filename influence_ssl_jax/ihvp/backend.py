@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import math
-from typing import Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,26 +21,69 @@ Resolved: TypeAlias = Float[Array, ""] | dict[str, Float[Array, ""]]
 """Damping as a number: one for the whole matrix, or one per block of a backend that is block-diagonal."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Damping:
-    """λ in `(C + λI)⁻¹`, the same in every backend.
+class Spectrum(NamedTuple):
+    """Eigenvalues of a matrix, or of one block of it, as often as they occur.
 
     Attributes:
-        relative: λ as a multiple of the mean eigenvalue of C (of each block's own, where a backend is block-diagonal).
-        absolute: λ itself; replaces `relative` where given.
+        values: The eigenvalues, or points that stand for them.
+        counts: How many eigenvalues stand at each.
+        rank: How many of all are not zero; counted where None.
+        resolution: Eigenvalues are counted as zero up to this share of the largest; the number of eigenvalues times the
+            relative spacing of their type where None.
+    """
+
+    values: Float[Array, " points"]
+    counts: Float[Array, " points"]
+    rank: int | None = None
+    resolution: float | None = None
+
+
+Spectra: TypeAlias = Spectrum | dict[str, Spectrum]
+"""The spectrum of the whole matrix, or of each block of a backend that is block-diagonal."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Damping:
+    """λ in `(C + λI)⁻¹`, the same in every backend; of a block-diagonal backend each block's own where it is relative.
+
+    Attributes:
+        relative: λ as a multiple of the mean eigenvalue of C.
+        absolute: λ itself; replaces the others where given.
+        effective_dimension: ρ between 0 and 1: λ for which `tr C(C + λI)⁻¹ = ρ · rank C`, which replaces `relative` where
+            given. The share of C's directions whose curvature exceeds λ, counted smoothly: the same for every network and
+            curvature set, whatever the number of parameters.
+        relative_to: The mean over "all" eigenvalues, tr(C)/P, or over those that are not zero, "nonzero", tr(C)/rank C.
+            With more parameters than curvature gradients most are zero, and the first says little about the others.
     """
 
     relative: float = 0.1
     absolute: float | None = None
+    effective_dimension: float | None = None
+    relative_to: Literal["all", "nonzero"] = "all"
 
     def __post_init__(self) -> None:
-        """Refuse damping that is not a positive number."""
+        """Refuse damping that is not a positive number, and a share of the rank that is none."""
         for name, value in (("relative", self.relative), ("absolute", self.absolute)):
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise InfluenceError(
                     f"Damping must be positive and finite, got {name}={value}. Without it C is singular for every network "
                     "with more parameters than data, and the score is undefined; 0.1 × the mean eigenvalue is customary."
                 )
+        share = self.effective_dimension
+        if share is not None and not 0 < share < 1:
+            raise InfluenceError(
+                f"The effective dimension is a share of the rank of C, between 0 (λ infinite) and 1 (λ zero), both "
+                f"excluded; got effective_dimension={share}."
+            )
+        if share is not None and self.absolute is not None:
+            raise InfluenceError(
+                f"Damping is given twice, as absolute={self.absolute} and as effective_dimension={share}; give one."
+            )
+
+    @property
+    def of_spectrum(self) -> bool:
+        """Whether the eigenvalues themselves are needed to find λ, beyond their mean."""
+        return self.absolute is None and (self.effective_dimension is not None or self.relative_to == "nonzero")
 
     def resolve(self, mean_eigenvalue: Resolved) -> Resolved:
         """λ for a matrix, or for each block of one, with these mean eigenvalues.
@@ -50,8 +93,39 @@ class Damping:
         means = jax.tree.leaves(mean_eigenvalue)
         if self.absolute is not None:
             return jnp.asarray(self.absolute, means[0].dtype)
-        floor = 1e-6 * jnp.max(jnp.stack(means))
-        return jax.tree.map(lambda mean: self.relative * jnp.maximum(mean, floor), mean_eigenvalue)
+        return _floored(jax.tree.map(lambda mean: self.relative * mean, mean_eigenvalue))
+
+    def resolve_by_spectrum(self, spectra: Spectra) -> Resolved:
+        """λ for a matrix, or for each block of one, with these eigenvalues; a block without curvature as in `resolve`."""
+        if isinstance(spectra, Spectrum):
+            return jnp.asarray(self._of(spectra), spectra.values.dtype)
+        return _floored({name: jnp.asarray(self._of(each), each.values.dtype) for name, each in spectra.items()})
+
+    def _of(self, spectrum: Spectrum) -> float:
+        """λ of one spectrum, in float64; zero where there is no curvature, NaN where it is not finite."""
+        values, counts = (np.asarray(each, np.float64) for each in spectrum[:2])
+        if not np.isfinite(values).all():
+            return float("nan")
+        if not (values > 0).any():
+            return 0.0
+        spacing = float(counts.sum()) * float(jnp.finfo(spectrum.values.dtype).eps)
+        nonzero = values > values.max() * (spacing if spectrum.resolution is None else spectrum.resolution)
+        rank = float(counts[nonzero].sum()) if spectrum.rank is None else float(spectrum.rank)
+        if self.effective_dimension is None:
+            return self.relative * float(values @ counts) / rank
+        values, counts = values[nonzero], counts[nonzero]
+        low, high = np.log(values.min()) - 60.0, np.log(values.max()) + 60.0
+        for _ in range(100):  # bisection: the effective dimension falls with λ
+            middle = (low + high) / 2
+            dimension = float(np.sum(counts * values / (values + np.exp(middle))))
+            low, high = (middle, high) if dimension > self.effective_dimension * rank else (low, middle)
+        return float(np.exp((low + high) / 2))
+
+
+def _floored(resolved: Resolved) -> Resolved:
+    """Each block's λ, at least 1e-6 of the largest."""
+    floor = 1e-6 * jnp.max(jnp.stack(jax.tree.leaves(resolved)))
+    return jax.tree.map(lambda value: jnp.maximum(value, floor), resolved)
 
 
 class Form(NamedTuple):
@@ -64,6 +138,22 @@ class Form(NamedTuple):
 
     values: Float[Array, "*shape"]
     residual: Float[Array, " batch"]
+
+
+class Assessed(NamedTuple):
+    """Forms over all pairs of draws, with what is known of their errors.
+
+    Attributes:
+        form: Values [batch, draws, draws] and residuals.
+        rounding: A bound of |value − exact form of the fitted C|, where the backend has one.
+        left_out: The values by the curvature set without each of m equal parts, at the same λ, where the backend can tell.
+        halves: The values by the first and by the second half of the curvature set alone, likewise.
+    """
+
+    form: Form
+    rounding: Float[Array, "batch draws draws"] | None = None
+    left_out: Float[Array, "parts batch draws draws"] | None = None
+    halves: Float[Array, "2 batch draws draws"] | None = None
 
 
 class Interval(NamedTuple):
@@ -121,14 +211,34 @@ class Backend(abc.ABC, Generic[State]):
         single = dataclasses.replace(gradients, draws=1)
         return self.draw_gram(state, single, damping).values[:, 0, 0]
 
+    def assess(self, state: State, gradients: ExampleGradients, damping: Resolved) -> Assessed:
+        """`draw_gram`, with bounds of rounding and with what the choice of the curvature set leaves open, where known."""
+        return Assessed(self.draw_gram(state, gradients, damping))
+
+    def spectrum(self, state: State) -> Spectra:
+        """The eigenvalues of the fitted matrix, from which damping by effective dimension follows.
+
+        Raises:
+            InfluenceError: This backend does not know them.
+        """
+        del state
+        raise InfluenceError(
+            f"{type(self).__name__} does not know the eigenvalues of C, which damping by effective_dimension or "
+            "relative_to='nonzero' takes. Give relative or absolute damping, or use Gram, CG, EKFAC or LoGra."
+        )
+
     def resolve(self, state: State, damping: Damping) -> Resolved:
         """λ in numbers for a fitted matrix.
 
         Raises:
             CurvatureError: The curvature is zero, or not finite.
             IndefiniteError: C + λI is not positive definite.
+            InfluenceError: The damping takes eigenvalues that this backend does not know.
         """
-        resolved = damping.resolve(self.mean_eigenvalue(state))
+        if damping.of_spectrum:
+            resolved = damping.resolve_by_spectrum(self.spectrum(state))
+        else:
+            resolved = damping.resolve(self.mean_eigenvalue(state))
         least = min(float(value) for value in jax.tree.leaves(resolved))
         smallest = float(self.smallest_eigenvalue(state))
         if not np.isfinite(least + smallest):

@@ -10,12 +10,14 @@ from jaxtyping import Array, Float, Key
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.blocks import check_structure
+from influence_ssl_jax.curvature.contributions import row_count
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.products import flat_products, mean_eigenvalue
-from influence_ssl_jax.errors import InfluenceError
-from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved, whole
+from influence_ssl_jax.errors import CurvatureError, InfluenceError
+from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved, Spectrum, whole
 from influence_ssl_jax.linalg.block_cg import Solutions, block_cg
 from influence_ssl_jax.linalg.krylov import leading_eigenpairs
+from influence_ssl_jax.linalg.quadrature import Density, spectral_density
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Params
 
@@ -51,12 +53,14 @@ class CG(Backend[CGState]):
         tolerance: Stop where ‖residual‖ ≤ tolerance · ‖v‖. Below about 1e-6 it takes float64.
         iterations: Stop after so many; what is not solved by then shows in `Form.residual`.
         preconditioner: Another backend, fitted to the same problem, whose `solve` at the same damping takes the place of
-            the identity. The solution does not depend on it, the number of iterations does.
+            the identity; on the command line its name, in lower case. The solution does not depend on it, the number of
+            iterations does.
         shared: Examples that share a Krylov space. More of them take fewer iterations (an encoder of digits, 4 draws, to
             1e-5: 88 for a gradient alone, 57 for an example's draws, 29 for 4 examples, 13 for 16), and a score depends
             on the examples beside it: within `tolerance`, or by what is missing where `iterations` end before.
         probes: Random vectors for the mean eigenvalue.
-        lanczos_steps: Steps of the estimate of the smallest eigenvalue, for `hessian` curvature alone.
+        lanczos_steps: Steps of the estimate of the smallest eigenvalue, for `hessian` curvature alone, and of the spectrum,
+            for damping by effective dimension alone.
     """
 
     tolerance: float = 1e-5
@@ -95,6 +99,10 @@ class CG(Backend[CGState]):
     def smallest_eigenvalue(self, state: CGState) -> Float[Array, ""]:
         """Estimated by Lanczos for a Hessian, zero otherwise."""
         return state.smallest
+
+    def spectrum(self, state: CGState) -> Spectrum:
+        """Estimated by Lanczos quadrature, `lanczos_steps` products with C for each of `probes` random vectors."""
+        return spectrum_by_products(state.problem, self.probes, self.lanczos_steps)
 
     def solve(self, state: CGState, vector: Params, damping: Resolved) -> Params:
         """A block of one, from zero."""
@@ -149,3 +157,25 @@ class CG(Backend[CGState]):
             return trees.ravel_batch(jax.vmap(lambda row: solve(unravel(row)))(rows))
 
         return block_cg(damped, rows, self.tolerance, self.iterations, precondition)
+
+
+def spectrum_by_products(problem: Problem, probes: int, steps: int) -> Spectrum:
+    """The eigenvalues of C from products alone, and its rank: the number of outer products that it is a sum of.
+
+    Raises:
+        CurvatureError: C is a Hessian, which is indefinite.
+    """
+    if problem.curvature == "hessian":
+        raise CurvatureError(
+            "An effective dimension, or a mean over nonzero eigenvalues, takes a positive semi-definite C, got "
+            "curvature='hessian'; use 'ggn', 'fisher' or 'empirical_fisher', or give relative or absolute damping."
+        )
+
+    @jax.jit
+    def density(problem: Problem) -> Density:
+        like = trees.ravel(problem.params)
+        return spectral_density(flat_products(problem), jax.random.key(0), like, probes, steps)
+
+    rank = min(row_count(problem, None), trees.size(problem.params))
+    found = density(problem)
+    return Spectrum(found.values, found.counts, rank)

@@ -13,7 +13,7 @@ from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.moments import sum_over_samples
 from influence_ssl_jax.errors import CurvatureError
 from influence_ssl_jax.ihvp import bases as basis
-from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved
+from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved, Spectrum
 from influence_ssl_jax.linalg.kronecker import eigenpairs
 from influence_ssl_jax.parallel import spread
 from influence_ssl_jax.problem import Problem
@@ -61,6 +61,18 @@ class EigenbasisBackend(Backend[EigenbasisState]):  # abstract: `fit` is its sub
     def smallest_eigenvalue(self, state: EigenbasisState) -> Float[Array, ""]:
         """Zero: a second moment."""
         return jnp.zeros_like(jax.tree.leaves(state.mean)[0])
+
+    def spectrum(self, state: EigenbasisState) -> dict[str, Spectrum]:
+        """μ of every block, and its level as often as there are parameters outside its basis."""
+        return {block.name: self._spectrum_of(state, block) for block in state.blocks}
+
+    def _spectrum_of(self, state: EigenbasisState, block: cut.Block) -> Spectrum:
+        values = state.eigenvalues[block.name]
+        counts = jnp.ones_like(values)
+        if block.name in state.level:
+            values = jnp.append(values, state.level[block.name])
+            counts = jnp.append(counts, block.size - counts.size)
+        return Spectrum(values, counts)
 
     def solve(self, state: EigenbasisState, vector: Params, damping: Resolved) -> Params:
         """`B (μ + λ)⁻¹ Bᵀ v` and, where a level is kept, `(v − B Bᵀ v) / (level + λ)`, block by block."""

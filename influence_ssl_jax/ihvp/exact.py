@@ -10,8 +10,8 @@ from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.blocks import check_structure
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.products import matvec
-from influence_ssl_jax.errors import InfluenceError
-from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved, gram_of_features, whole
+from influence_ssl_jax.errors import CurvatureError, InfluenceError
+from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved, Spectrum, gram_of_features, whole
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Params
 
@@ -71,6 +71,21 @@ class Exact(Backend[ExactState]):
     def smallest_eigenvalue(self, state: ExactState) -> Float[Array, ""]:
         """The first of μ."""
         return state.eigenvalues[0]
+
+    def spectrum(self, state: ExactState) -> Spectrum:
+        """μ.
+
+        Raises:
+            CurvatureError: C is indefinite, and an effective dimension counts positive eigenvalues.
+        """
+        least, most = float(state.eigenvalues[0]), float(state.eigenvalues[-1])
+        if least < -float(jnp.finfo(state.eigenvalues.dtype).eps) * state.eigenvalues.size * most:
+            raise CurvatureError(
+                "An effective dimension, or a mean over nonzero eigenvalues, takes a positive semi-definite C; the "
+                f"smallest eigenvalue of this one is {least:.3g}. Use curvature 'ggn', 'fisher' or 'empirical_fisher', or "
+                "give relative or absolute damping."
+            )
+        return Spectrum(state.eigenvalues, jnp.ones_like(state.eigenvalues))
 
     def solve(self, state: ExactState, vector: Params, damping: Resolved) -> Params:
         """`V (μ + λ)⁻¹ Vᵀ v`."""

@@ -12,7 +12,8 @@ from influence_ssl_jax.curvature.blocks import check_structure
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.products import flat_products, matvec, mean_eigenvalue
 from influence_ssl_jax.errors import DivergenceError
-from influence_ssl_jax.ihvp.backend import Backend, Damping, Form, Resolved, whole
+from influence_ssl_jax.ihvp.backend import Backend, Damping, Form, Resolved, Spectrum, whole
+from influence_ssl_jax.ihvp.cg import spectrum_by_products
 from influence_ssl_jax.linalg.krylov import largest_eigenvalue, leading_eigenpairs
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Params
@@ -57,7 +58,8 @@ class LiSSA(Backend[LiSSAState]):
         repeats: Independent runs to average, of steps that take "one" batch.
         power_steps: Steps of that power iteration.
         probes: Random vectors for the mean eigenvalue.
-        lanczos_steps: Steps of the estimate of the smallest eigenvalue, for `hessian` curvature alone.
+        lanczos_steps: Steps of the estimate of the smallest eigenvalue, for `hessian` curvature alone, and of the spectrum,
+            for damping by effective dimension alone.
     """
 
     depth: int = 1000
@@ -98,6 +100,10 @@ class LiSSA(Backend[LiSSAState]):
     def smallest_eigenvalue(self, state: LiSSAState) -> Float[Array, ""]:
         """Estimated by Lanczos for a Hessian, zero otherwise."""
         return state.smallest
+
+    def spectrum(self, state: LiSSAState) -> Spectrum:
+        """Estimated by Lanczos quadrature, `lanczos_steps` products with C for each of `probes` random vectors."""
+        return spectrum_by_products(state.problem, self.probes, self.lanczos_steps)
 
     def resolve(self, state: LiSSAState, damping: Damping) -> Resolved:
         """λ in numbers.

@@ -109,6 +109,18 @@ class Offset(NamedTuple):
     doubt: Float[Array, " n"]
 
 
+class Density(NamedTuple):
+    """Points that stand for the eigenvalues of C: `tr f(C) ≈ Σ counts · f(values)`.
+
+    Attributes:
+        values: Ritz values of every probe.
+        counts: How many eigenvalues stand at each; they add up to the size of C.
+    """
+
+    values: Float[Array, " points"]
+    counts: Float[Array, " points"]
+
+
 class _Lanczos(NamedTuple):
     """`C Qᵀ = Qᵀ T + β q eᵀ` of every start in lockstep; q stands after Q."""
 
@@ -215,6 +227,33 @@ def _leading(t: Tridiagonal, count: Array) -> Tridiagonal:
     """The matrices of the first `count` steps."""
     used = (jnp.arange(t.alpha.shape[1]) < count)[None]
     return Tridiagonal(jnp.where(used, t.alpha, 0.0), jnp.where(used, t.beta, 0.0), jnp.asarray(count))
+
+
+def spectral_density(
+    products: Rows, key: Key[Array, ""], like: Float[Array, " size"], probes: int, steps: int
+) -> Density:
+    """The eigenvalues of C as Gauss quadrature sees them from random signs (stochastic Lanczos quadrature).
+
+    Unbiased but for the quadrature, which is exact for polynomials of degree 2 steps − 1 and once `steps` reaches the
+    number of different eigenvalues. Memory: (steps + 1) vectors; `steps · probes` products with C.
+    Reference: Ubaru, Chen & Saad, SIAM J. Matrix Anal. Appl. 38 (2017).
+    """
+    size = like.shape[0]
+    steps = min(steps, size)
+
+    def of_probe(key: Key[Array, ""]) -> Density:
+        start = jax.random.rademacher(key, (1, size), like.dtype) / size**0.5
+        zeros = jnp.zeros((1, steps), like.dtype)
+        rows = jnp.zeros((1, steps + 1, size), like.dtype).at[:, 0].set(start)
+        begin = _Lanczos(rows, Tridiagonal(zeros, zeros, jnp.zeros((), int)))
+        found = jax.lax.fori_loop(0, steps, lambda _, found: _step(products, found), begin).t
+        coupling = found.beta[0, :-1]
+        matrix = jnp.diag(found.alpha[0]) + jnp.diag(coupling, 1) + jnp.diag(coupling, -1)
+        values, vectors = jnp.linalg.eigh(matrix)
+        return Density(jnp.maximum(values, 0.0), vectors[0] ** 2 * (size / probes))
+
+    found = jax.lax.map(of_probe, jax.random.split(key, probes))
+    return Density(found.values.reshape(-1), found.counts.reshape(-1))
 
 
 def _step(products: Rows, found: _Lanczos) -> _Lanczos:

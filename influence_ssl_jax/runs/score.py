@@ -24,6 +24,7 @@ from influence_ssl_jax.data import ToInput
 from influence_ssl_jax.data.draw import drawn
 from influence_ssl_jax.data.source import OpenSource, Skipped
 from influence_ssl_jax.errors import DataError, InfluenceError, StoreError
+from influence_ssl_jax.evaluation.statistics import spearman, top_overlap
 from influence_ssl_jax.ihvp.backend import Resolved
 from influence_ssl_jax.losses import Supervised
 from influence_ssl_jax.parallel import (
@@ -54,6 +55,7 @@ from influence_ssl_jax.runs.images import (
 )
 from influence_ssl_jax.runs.settings import Parts, ScoreRun
 from influence_ssl_jax.scoring.fitting import SplitProblem, fitted, shapes
+from influence_ssl_jax.scoring.memory import check_fit
 from influence_ssl_jax.scoring.neighbours import streamed_knn_distance
 from influence_ssl_jax.scoring.scores import Scorer
 from influence_ssl_jax.scoring.stream import Scored, embedding_matrix, stream
@@ -207,6 +209,7 @@ def _state(
     """The state, and what was settled with it where an earlier run fitted it."""
     backend, seed, local = settings.backend, settings.scoring.seed, local_devices()
     expected = shapes(problem, backend, seed) if divided is None else divided.shapes(backend, seed)
+    check_fit(expected.leaves, backend)
     held = load_fitted(store.folder, *expected, fingerprint(store.identity))
     if agreed(held is not None):
         if held is None:
@@ -345,12 +348,35 @@ def finish(
     log.beat("writing the table")
     scored = np.concatenate([table["index"].to_numpy() for table in store.windows([])])
     further = {"knn_distance": distance, "in_curvature_set": np.isin(scored, inside)}
-    table = store.finish(given.source.attributes(), further, recorded)
+    table = store.finish(given.source.attributes(), further, {**recorded, **curvature_set_agreement(store)})
     counts = read_sealed(settings.out / RUN)["counts"]
     log.event("finished", **counts, seconds_waiting_for=recorded["seconds_waiting_for"])
     said = ", ".join(f"{count} {name}" for name, count in counts.items() if name != "size")
     out.print(f"{counts['size']} images: {said}.", highlight=False)
     out.print(f"Scores: {table}", highlight=False, markup=False, soft_wrap=True)
+
+
+def curvature_set_agreement(store: ScoreStore) -> dict[str, Plain]:
+    """How alike images rank by either half of the curvature set, and by a half and all of it, where halves were scored."""
+    names = ["score", "score_first_half", "score_second_half", "score_se_curvature"]
+    if not set(names) <= set(store.columns()):
+        return {}
+    table = pa.concat_tables(list(store.windows(names)))
+    score, first, second, error = (table[name].to_numpy() for name in names)
+    if not np.isfinite(score).any():
+        return {}
+    top = max(1, round(0.01 * int(np.isfinite(score).sum())))
+
+    def agreement(left: np.ndarray, right: np.ndarray) -> dict[str, float]:
+        return {"spearman": spearman(left, right), "highest 1 %": top_overlap(left, right, top)}
+
+    return {
+        "curvature_set": {
+            "halves": agreement(first, second),
+            "half and whole": agreement(first, score),
+            "median relative standard error": float(np.nanmedian(error / score)),
+        }
+    }
 
 
 class Prepared(NamedTuple):
@@ -443,7 +469,7 @@ def facts(settings: ScoreRun, transform: ToInput, scorer: Scorer) -> dict[str, P
         "command": provenance.command(),
         "seeds": {"seed": settings.scoring.seed},
         "batch_size": scorer.batch_size,
-        "damping": {"relative": settings.scoring.damping.relative, "resolved": resolved(scorer.damping)},
+        "damping": {**dataclasses.asdict(settings.scoring.damping), "resolved": resolved(scorer.damping)},
         "device": provenance.device(),
         "versions": provenance.versions(),
     }

@@ -2,6 +2,7 @@
 
 from typing import Literal, NamedTuple, TypeAlias
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -51,6 +52,40 @@ def estimate(gram: Float[Array, "batch draws draws"], estimand: Estimand) -> Est
     off_without = total_without - (own[:, None] - diagonal)
     without = off_without / max((draws - 1) * (draws - 2), 1)
     return Estimate((total - own) / (draws * (draws - 1)), _jackknife(without) if draws > 2 else nothing)
+
+
+def bounds(
+    gram: Float[Array, "batch draws draws"], rounding: Float[Array, "batch draws draws"], estimand: Estimand
+) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
+    """Bounds of the score from bounds of the error of each B_kl: every estimand weighs these with positive numbers.
+
+    The sum over the draws is itself rounded, by at most one unit roundoff of the sum of sizes for each of K² numbers.
+
+    Args:
+        gram: B_kl.
+        rounding: Bounds of the error of each.
+        estimand: What the draws are averaged into.
+    """
+    score, sizes = estimate(gram, estimand).score, estimate(jnp.abs(gram), estimand).score
+    spacing = float(jnp.finfo(gram.dtype).eps) * (gram.shape[1] ** 2 + 2)
+    error = (1 + spacing) * (estimate(rounding, estimand).score + spacing * sizes)
+    lower, upper = score - error, score + error
+    return (lower if estimand == "u_statistic" else jnp.maximum(lower, 0.0)), upper
+
+
+def curvature_error(left_out: Float[Array, "parts batch draws draws"], estimand: Estimand) -> Float[Array, " batch"]:
+    """The standard error that the choice of the curvature set leaves: a jackknife over its parts.
+
+    Args:
+        left_out: Every B_kl by the curvature set without each of its parts.
+        estimand: What the draws are averaged into.
+    """
+    return _jackknife(each_estimate(left_out, estimand).T)
+
+
+def each_estimate(grams: Float[Array, "sets batch draws draws"], estimand: Estimand) -> Float[Array, "sets batch"]:
+    """The scores by each of several curvature sets."""
+    return jax.vmap(lambda gram: estimate(gram, estimand).score)(grams)
 
 
 def reliability(between: Float[Array, ""], within: Float[Array, ""], draws: int) -> Float[Array, ""]:

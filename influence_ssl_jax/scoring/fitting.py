@@ -80,6 +80,8 @@ class SplitProblem:
         )
         held = jax.jit(lambda index: jnp.sum(jnp.any(index >= 0, axis=1)))(self.problem.batches.index)
         self.count = int(held)
+        padding = self.problem.batches.index.shape[0] - self.count
+        self.problem = dataclasses.replace(self.problem, padding=padding)
 
     def shapes(self, backend: Backend, seed: int) -> Shapes:
         """Shapes of what `fitted` returns."""
@@ -109,6 +111,7 @@ class SplitProblem:
         def one(node: PyTree) -> PyTree:
             if not isinstance(node, Problem):
                 return node
-            return dataclasses.replace(node, batches=jax.tree.map(lambda leaf: leaf[: self.count], node.batches))
+            held = jax.tree.map(lambda leaf: leaf[: self.count], node.batches)
+            return dataclasses.replace(node, batches=held, padding=0)
 
         return jax.tree.map(one, state, is_leaf=lambda node: isinstance(node, Problem))

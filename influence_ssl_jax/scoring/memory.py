@@ -1,6 +1,7 @@
 """How much memory scoring takes, known before it runs, and the batch size that fits."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,8 +10,10 @@ import numpy as np
 
 from influence_ssl_jax.curvature.blocks import ENTRIES
 from influence_ssl_jax.curvature.gradients import recorded_size
+from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.ihvp.backend import Backend
 from influence_ssl_jax.ihvp.eigenbasis import EigenbasisBackend
+from influence_ssl_jax.ihvp.gram import Gram
 from influence_ssl_jax.problem import Objective
 from influence_ssl_jax.types import Frozen, Params, PyTree
 
@@ -24,10 +27,12 @@ class Memory(NamedTuple):
     """Peak memory of scoring b examples at a time on one device: `fixed + b · per_example` bytes.
 
     `fixed = |parameters| + |fitted state| + 4 ENTRIES`, the fitted state being rank² numbers and their eigenvectors for
-    each layer of a low-rank backend; `per_example = |image| + draws · views · LIVE · 4 Σ_layers (read + written)`, over
-    the numbers that a layer reads and writes for one view. Neither holds a number of examples times a number of
+    each layer of a low-rank backend, and rows × |parameters| numbers of Gram;
+    `per_example = |image| + draws · views · LIVE · 4 Σ_layers (read + written)`, over the numbers that a layer reads and
+    writes for one view. Neither holds a number of examples times a number of
     parameters, nor times a number of patches: patches exist for a few examples, ENTRIES numbers at most. Only a backend
-    that forms whole gradients (Exact, CG and their like) adds `draws · 4 |parameters|` to each example.
+    that forms whole gradients (Exact, CG and their like) adds `draws · 4 |parameters|` to each example; Gram, which forms
+    them layer by layer, adds the 12 ENTRIES bytes of a few examples to what is fixed.
     """
 
     fixed: int
@@ -59,9 +64,29 @@ def memory_of(
     passed = recorded_size(measurement.network, params, frozen, image_shape)
     width = dtype.itemsize
     per_view = LIVE * width * (passed + np.prod(image_shape))
-    whole = 0 if isinstance(backend, EigenbasisBackend) else 4 * _bytes(params)
+    whole = 0 if isinstance(backend, EigenbasisBackend | Gram) else 4 * _bytes(params)
     per_example = int(np.prod(image_shape)) + draws * (measurement.loss.views * int(per_view) + whole)
-    return Memory(_bytes((params, frozen, state)) + width * ENTRIES, per_example)
+    entries = (4 if isinstance(backend, Gram) else 1) * ENTRIES
+    return Memory(_bytes((params, frozen, state)) + width * entries, per_example)
+
+
+def check_fit(leaves: Sequence[jax.ShapeDtypeStruct], backend: Backend) -> None:
+    """Refuse a fitted state that takes more memory than a device has, before anything is computed.
+
+    Args:
+        leaves: Shapes of the state's arrays (`influence.fitting.shapes`).
+        backend: Whose.
+
+    Raises:
+        InfluenceError: It does not fit.
+    """
+    needed, (there, platform) = _bytes(leaves), available()
+    if needed > there:
+        raise InfluenceError(
+            f"{type(backend).__name__} keeps {needed / 2**30:.1f} GiB for this network and curvature set, and a device "
+            f"({platform}) has {there / 2**30:.1f} GiB. Take fewer curvature examples or samples (Gram keeps one gradient "
+            "for each), Gram with storage='bfloat16', or a backend that keeps less, such as LoGra."
+        )
 
 
 def available() -> tuple[int, str]:

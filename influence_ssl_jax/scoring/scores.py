@@ -17,7 +17,7 @@ from influence_ssl_jax.losses.alignment import Measurement
 from influence_ssl_jax.parallel import over_examples
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.randomness import Stream
-from influence_ssl_jax.scoring.estimands import Estimand, estimate
+from influence_ssl_jax.scoring.estimands import Estimand, bounds, curvature_error, each_estimate, estimate
 from influence_ssl_jax.scoring.fitting import fitted
 from influence_ssl_jax.scoring.memory import available, memory_of
 from influence_ssl_jax.types import Batch, PyTree
@@ -76,7 +76,12 @@ def keyed(batch: Batch, settings: Scoring) -> Batch:
 
 
 class Columns(NamedTuple):
-    """What is computed for every example of a batch."""
+    """What is computed for every example of a batch.
+
+    The last five where the backend knows them (`Backend.assess`): between which bounds the score of the fitted C lies
+    whatever rounding has done; the standard error that the choice of the curvature set leaves, by the jackknife over
+    parts of it; and the scores by either half of it.
+    """
 
     score: Float[Array | np.ndarray, " batch"]
     score_se: Float[Array | np.ndarray, " batch"]
@@ -87,6 +92,11 @@ class Columns(NamedTuple):
     degenerate: Bool[Array | np.ndarray, " batch"]
     unresolved: Bool[Array | np.ndarray, " batch"]
     embedding: Float[Array | np.ndarray, "batch embedding"]
+    score_lo: Float[Array | np.ndarray, " batch"] | None = None
+    score_hi: Float[Array | np.ndarray, " batch"] | None = None
+    score_se_curvature: Float[Array | np.ndarray, " batch"] | None = None
+    score_first_half: Float[Array | np.ndarray, " batch"] | None = None
+    score_second_half: Float[Array | np.ndarray, " batch"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -162,8 +172,11 @@ class Scorer:
         drawn, loss = keyed(batch, settings), self.measurement.loss
         assert isinstance(loss, Measurement)
         found = measured(self.measurement, self.problem.params, self.problem.frozen, drawn, settings.draws)
-        form = self.backend.draw_gram(self.state, found.gradients, self.damping)
+        form, rounding, left_out, halves = self.backend.assess(self.state, found.gradients, self.damping)
         score, error = estimate(form.values, settings.estimand)
+        lower, upper = (None, None) if rounding is None else bounds(form.values, rounding, settings.estimand)
+        curvature = None if left_out is None else curvature_error(left_out, settings.estimand)
+        first, second = (None, None) if halves is None else each_estimate(halves, settings.estimand)
         squared = found.gradients.squared_norms(self.blocks).reshape(settings.draws, -1)
         return Columns(
             score=score,
@@ -175,4 +188,9 @@ class Scorer:
             degenerate=found.degenerate,
             unresolved=jnp.all(found.values <= loss.rounding(found.embeddings)[None], axis=0),
             embedding=found.embeddings,
+            score_lo=lower,
+            score_hi=upper,
+            score_se_curvature=curvature,
+            score_first_half=first,
+            score_second_half=second,
         )

@@ -23,6 +23,8 @@ from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.scoring.neighbours import knn_distance
 from influence_ssl_jax.scoring.scores import Columns, Scorer, Scoring
 
+ERRORS = ("score_lo", "score_hi", "score_se_curvature", "score_first_half", "score_second_half")
+"""Numbers of an example that some backends know of its score: see `scores.Columns`."""
 UNCONVERGED = 1e-2
 """A relative residual above which a solve is called unconverged."""
 UNRESOLVED = "the views agree to rounding: the score is zero or rounding noise"
@@ -30,9 +32,12 @@ UNRESOLVED = "the views agree to rounding: the score is zero or rounding noise"
 
 
 def table_of(loaded: LoadedBatch, columns: Columns) -> pa.Table:
-    """The valid rows of a scored batch: `index, id`, the numbers, `reason, content, embedding`."""
+    """The valid rows of a scored batch: `index, id`, the numbers, `reason, content, embedding`.
+
+    `ERRORS` are among the numbers where the backend knows them.
+    """
     valid = loaded.valid
-    found = Columns(*(np.asarray(column)[valid] for column in columns))
+    found: Columns = jax.tree.map(lambda column: np.asarray(column)[valid], columns)
     reason = reasons(found)
     unusable = found.degenerate | ~np.isfinite(found.score)
     score = np.where(unusable, np.nan, found.score)
@@ -45,6 +50,11 @@ def table_of(loaded: LoadedBatch, columns: Columns) -> pa.Table:
             "id": pa.array([name for name, ok in zip(loaded.ids, valid, strict=True) if ok], pa.string()),
             "score": score.astype(np.float64),
             "score_se": np.where(unusable, np.nan, found.score_se).astype(np.float64),
+            **{
+                name: np.where(unusable, np.nan, getattr(found, name)).astype(np.float64)
+                for name in ERRORS
+                if getattr(found, name) is not None
+            },
             "alignment_loss": np.asarray(found.alignment_loss, np.float64),
             "gradient_norm": np.asarray(found.gradient_norm, np.float64),
             "pixel_variance": np.asarray(found.pixel_variance, np.float64),

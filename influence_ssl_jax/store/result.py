@@ -11,6 +11,7 @@ from jaxtyping import Shaped
 
 from influence_ssl_jax.configuration import Plain
 from influence_ssl_jax.data.source import Skipped
+from influence_ssl_jax.scoring.stream import ERRORS
 from influence_ssl_jax.store.files import replacing
 from influence_ssl_jax.store.manifest import WINDOW, Parts
 from influence_ssl_jax.store.sealed import DamagedError, file_digest, read_sealed, write_sealed
@@ -18,11 +19,13 @@ from influence_ssl_jax.store.sealed import DamagedError, file_digest, read_seale
 BASELINES = ("alignment_loss", "gradient_norm", "pixel_variance", "knn_distance")
 """Columns that a score must be better than, in order."""
 MEASUREMENTS = ("score", "score_se", *BASELINES)
-"""Numbers of an example, in order."""
+"""Numbers that every example has, in order."""
 CONTENT = "content"
 """16 bytes of BLAKE2b over what the image was read from (`data.source.content_digest`); null for a skipped example."""
 COLUMNS = ("index", "id", *MEASUREMENTS, "reason", CONTENT)
-"""The columns that every `scores.parquet` begins with."""
+"""The columns that every `scores.parquet` has."""
+ORDER = ("index", "id", "score", "score_se", *ERRORS, *BASELINES, "reason", CONTENT)
+"""The order of its first columns."""
 EMBEDDING = "embedding"
 """A column of fixed-size lists that parts may have and `scores.parquet` has not."""
 NOT_FINITE = "the score is not finite"
@@ -60,8 +63,8 @@ def assemble(
     reasons = [said or (None if fine else NOT_FINITE) for said, fine in zip(given, finite, strict=True)]
     scored = scored.set_column(scored.column_names.index("reason"), "reason", pa.array(reasons, pa.string()))
     table = pa.concat_tables([scored, skipped], promote_options="default").sort_by("index")
-    further = [name for name in scored.column_names if name not in COLUMNS]
-    table = table.select([*(name for name in COLUMNS if name in table.column_names), *further])
+    further = [name for name in scored.column_names if name not in ORDER]
+    table = table.select([*(name for name in ORDER if name in table.column_names), *further])
     if attributes is not None:
         for name in attributes.column_names:
             taken = name in table.column_names

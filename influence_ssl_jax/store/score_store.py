@@ -273,6 +273,11 @@ class ScoreStore:
         self._parts = Parts.load(self.folder / "parts", len(self._finished), fingerprint(self.identity))
         self._parts.lost, self._finished, self._schema = lost, self._parts.finished(), self._parts.schema()
 
+    def columns(self) -> list[str]:
+        """What is known of scored rows; nothing where none is scored."""
+        schema = self._parts.schema()
+        return [] if schema is None else schema.names
+
     def windows(self, columns: list[str]) -> Iterator[pa.Table]:
         """Scored rows in order of index, a bounded number at a time."""
         return (table for table in self._parts.windows("scored", ["index", *columns]) if table.num_rows)

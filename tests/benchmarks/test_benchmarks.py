@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import agreement, convolutions, cost, fidelity, measure, primitives, render, results
+from benchmarks import agreement, convolutions, cost, fidelity, gram, measure, primitives, render, results
 from benchmarks.aims import Aim, aims
 from benchmarks.measure import interleaved, rows, spread
 from benchmarks.shared import Setting, shared
@@ -129,6 +129,27 @@ def test_convolutions_are_timed_in_a_process_of_their_own():
     (row,) = convolutions.run(convolutions.Config.tiny())["operations"]
     assert row["forward"] > 0
     assert row["gradient"] > 0
+
+
+def test_bounds_of_rounding_are_judged_by_float64():
+    found = gram.Bounds.tiny().run()
+    assert (found["rows"], found["parameters"]) == (2, 192)
+    for row in found["bounds"]:
+        assert row["draws"] == 8
+        assert row["violations"] == 0
+        assert 0 < row["relative error, largest"] <= row["relative bound, largest"]
+
+
+def test_gram_is_timed():
+    found = gram.Cost.tiny().run()
+    assert {row["operation"] for row in found["operations"]} == {
+        "gradient",
+        "fit",
+        "norms",
+        "score",
+        "score with bounds and jackknife",
+    }
+    assert found["rows"] == 4
 
 
 def test_under_a_strong_ridge_the_score_is_what_retraining_does():

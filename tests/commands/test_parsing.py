@@ -7,23 +7,38 @@ import pytest
 from influence_ssl_jax import data, ihvp, losses
 from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.augment.recipes import PERTURBATIONS
-from influence_ssl_jax.cli.options import parse
 from influence_ssl_jax.configuration import describe, restore
 from influence_ssl_jax.ihvp import BACKENDS, Damping
-from influence_ssl_jax.runs.settings import Augmentation, PretrainRun, ScoreRun, views
+from influence_ssl_jax.runs.settings import REGISTRY, Augmentation, PretrainRun, ScoreRun, views
 from influence_ssl_jax.train.settings import RECIPES
 
 REQUIRED = ["--encoder", "e", "--out", "o"]
 
 
 def parsed(command, *arguments):
-    return parse(command, arguments, "influence-ssl", "")
+    return tyro.cli(command, args=arguments, config=(tyro.conf.CascadeSubcommandArgs,), registry=REGISTRY)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_backend_of_the_list_can_be_asked_for(backend):
     found = parsed(ScoreRun, *REQUIRED, f"backend:{backend.__name__.lower()}")
     assert found.backend == backend()
+
+
+@pytest.mark.parametrize("backend", [each for each in BACKENDS if each is not ihvp.CG and each().definite])
+def test_every_backend_can_precondition_conjugate_gradients(backend):
+    name = backend.__name__.lower()
+    found = parsed(ScoreRun, *REQUIRED, "backend:cg", "--backend.preconditioner", name).backend
+    assert found == ihvp.CG(preconditioner=backend())
+    assert restore(describe(found), BACKENDS) == found
+
+
+def test_damping_is_given_in_its_ways():
+    for typed, damping in (
+        (("--damping.effective-dimension", "0.5"), Damping(effective_dimension=0.5)),
+        (("--damping.relative-to", "nonzero", "--damping.relative", "0.2"), Damping(0.2, relative_to="nonzero")),
+    ):
+        assert parsed(ScoreRun, *REQUIRED, *typed, "backend:gram").scoring.damping == damping
 
 
 @pytest.mark.parametrize("measurement", losses.MEASUREMENTS)

@@ -23,6 +23,7 @@ from influence_ssl_jax.ihvp import (
     Deflated,
     Diagonal,
     Exact,
+    Gram,
     Identity,
     LiSSA,
     LoGra,
@@ -43,6 +44,7 @@ CASES = [(loss, output) for loss in LOSSES for output in ("encoder", "projector"
 # Exact where every eigenpair is kept and C is a sum of outer products of the examples' own contributions.
 BACKENDS_AND_CURVATURES = {
     Exact: (Exact(), "ggn"),
+    Gram: (Gram(samples=None), "ggn"),
     CG: (CG(tolerance=1e-14, iterations=3000), "ggn"),
     Identity: (Identity(), "empirical_fisher"),
     LoGra: (LoGra(rank=1000), "empirical_fisher"),
@@ -165,6 +167,7 @@ def test_a_score_at_any_depth_is_the_dense_formula(name, output):
     level = np.trace(second) / len(second)
     wanted = {
         Exact: c,
+        Gram: c,
         CG: c,
         LoGra: block_by_block(name, lambda block: block),
         Diagonal: np.diag(np.diag(second)),

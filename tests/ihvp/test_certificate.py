@@ -9,7 +9,7 @@ import pytest
 
 from influence_ssl_jax.errors import CurvatureError
 from influence_ssl_jax.evaluation.certificate import Solved, certificate, refined, solved_by
-from influence_ssl_jax.ihvp import BACKENDS, CG, Arnoldi, Exact, Identity, LiSSA
+from influence_ssl_jax.ihvp import BACKENDS, CG, Arnoldi, Exact, Gram, Identity, LiSSA
 from tests.ihvp.dense import dense, single
 from tests.ihvp.fitted import fitted, gradient_rows
 
@@ -47,7 +47,7 @@ def test_every_backend_states_its_residual_and_an_interval_that_holds(kind):
     np.testing.assert_allclose(got.value, np.einsum("np,np->n", rows, found.solutions), rtol=1e-12)
     assert (got.interval.lower <= want).all()
     assert (want <= got.interval.upper).all()
-    if kind in (Exact, CG):
+    if kind in (Exact, CG, Gram):
         assert (got.interval.upper - got.interval.lower <= 1e-9 * want).all()
         assert float(got.residual.max()) < 1e-10
     elif kind is Identity:

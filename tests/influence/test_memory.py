@@ -12,10 +12,12 @@ from influence_ssl_jax import trees
 from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.data import Arrays, ToInput
-from influence_ssl_jax.ihvp import CG, LoGra
+from influence_ssl_jax.errors import InfluenceError
+from influence_ssl_jax.ihvp import CG, Gram, LoGra
 from influence_ssl_jax.losses import CosineDistance
+from influence_ssl_jax.scoring import memory
 from influence_ssl_jax.scoring.fitting import shapes
-from influence_ssl_jax.scoring.memory import Memory, memory_of
+from influence_ssl_jax.scoring.memory import Memory, check_fit, memory_of
 from influence_ssl_jax.scoring.scores import Scorer, Scoring
 from influence_ssl_jax.scoring.stream import stream
 from tests import problems
@@ -103,6 +105,39 @@ def test_the_formula_bounds_what_the_compiled_program_allocates(monkeypatch):
     found = jax.jit(scored).lower(leaves).compile().memory_analysis()
     took = found.temp_size_in_bytes + found.argument_size_in_bytes
     assert took <= fixed + 32 * need.per_example <= 3 * took
+
+
+@pytest.mark.parametrize(("storage", "width"), [("working", 4), ("bfloat16", 2)])
+def test_gram_keeps_a_number_for_each_row_and_parameter_and_is_refused_beforehand(monkeypatch, storage, width):
+    problem = problems.problem(CosineDistance(), "fisher", module=Wide(), size=8, image=SIZE, channels=3, samples=2)
+    problem = dataclasses.replace(problem, params=trees.astype(problem.params, jnp.float32))
+    backend, rows, parameters = Gram(storage=storage), 2 * 8 * 2, trees.size(problem.params)
+    leaves = shapes(problem, backend, 0).leaves
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    assert 0 <= held - rows * parameters * width - 4 * (parameters + 4 * rows**2) < 100 * width * rows
+    monkeypatch.setattr(memory, "available", lambda: (held, "cpu"))
+    check_fit(leaves, backend)
+    monkeypatch.setattr(memory, "available", lambda: (held - 1, "cpu"))
+    with pytest.raises(InfluenceError, match="Gram keeps"):
+        check_fit(leaves, backend)
+
+
+def test_gram_forms_the_gradients_of_few_examples_at_a_time(monkeypatch):
+    """With room for two examples' patches and gradients of the second layer no array holds all eight's gradients."""
+    data = {"num_batches": 1, "size": 8, "image": SIZE, "channels": 3}
+    problem = problems.problem(CosineDistance(), "empirical_fisher", module=Wide(), **data)
+    backend, batch = Gram(), problems.first_batch(problem)
+    positions, inputs = 2 * DRAWS * 36, 9 * CHANNELS + 1
+    monkeypatch.setattr(matrix_block, "ENTRIES", 2 * (positions * inputs + 2 * DRAWS * inputs * CHANNELS))
+
+    def forms(problem, batch):
+        leaves, structure = shapes(problem, backend, 0)
+        state = jax.tree.unflatten(structure, [jnp.ones(leaf.shape, leaf.dtype) for leaf in leaves])
+        found = measured(problem.objective, problem.params, problem.frozen, batch, DRAWS).gradients
+        return backend.draw_gram(state, found, jnp.ones((), jnp.float64)).values
+
+    largest = max(sizes(jax.make_jaxpr(forms)(problem, batch).jaxpr))
+    assert largest < 8 * DRAWS * inputs * CHANNELS
 
 
 def test_the_batch_is_the_largest_power_of_two_in_half_of_the_memory():

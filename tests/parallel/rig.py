@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.data import Arrays, ToInput
-from influence_ssl_jax.ihvp import CG, EKFAC, Damping, LoGra
+from influence_ssl_jax.ihvp import CG, EKFAC, Damping, Gram, LoGra
 from influence_ssl_jax.losses import CosineDistance, SimCLR
 from influence_ssl_jax.parallel import all_devices, local_devices, replicated
 from influence_ssl_jax.scoring.fitting import SplitProblem
@@ -35,6 +35,7 @@ class OneConvolution(nn.Module):
 CASES = {
     "LoGra": (LoGra(rank=2), CosineDistance(), OneConvolution()),
     "EKFAC": (EKFAC(), CosineDistance(), OneConvolution()),
+    "Gram": (Gram(), CosineDistance(), OneConvolution()),
     "CG": (CG(probes=2, iterations=20), SimCLR(0.5), problems.Linear()),
 }
 

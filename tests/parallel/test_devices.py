@@ -35,7 +35,7 @@ def report(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "rounding"), [("LoGra", 1e-5), ("EKFAC", 1e-5), ("CG", 1e-4)])
+@pytest.mark.parametrize(("name", "rounding"), [("LoGra", 1e-5), ("EKFAC", 1e-5), ("Gram", 1e-5), ("CG", 1e-4)])
 def test_scores_in_float32_are_those_of_one_device_and_rank_alike(report, name, rounding):
     found = report["scored"][name]
     plain, sharded = np.array(found["plain"]), np.array(found["sharded"])

@@ -1,0 +1,682 @@
+"""Exact inverses of a curvature that is a sum of few outer products, through the Gram matrix of its rows (Woodbury)."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from influence_ssl_jax import trees
+from influence_ssl_jax.curvature import blocks as cut
+from influence_ssl_jax.curvature.contributions import contributed, pooled, row_count, sampled
+from influence_ssl_jax.curvature.gradients import ExampleGradients
+from influence_ssl_jax.errors import InfluenceError
+from influence_ssl_jax.ihvp.backend import Assessed, Backend, Form, Resolved, Spectrum, whole
+from influence_ssl_jax.ihvp.bases import discover_blocks
+from influence_ssl_jax.ihvp.eigenbasis import refuse_hessian
+from influence_ssl_jax.parallel import devices, sum_over_devices
+from influence_ssl_jax.problem import Problem
+from influence_ssl_jax.types import Batch, Params, PyTree
+
+SPAN = 256
+"""Products that are added up in the working precision at most; sums of these sums are taken in float64."""
+_UNIT = 2.0**-53
+"""The unit roundoff of float64."""
+_PAIR = 2.0**-47
+"""Relative error of a float64 number that is kept as two of float32."""
+
+
+class Wide(NamedTuple):
+    """A float64 array as the sum of two of the working type, which a program without float64 can keep and pass on."""
+
+    high: Float[Array, "*shape"]
+    low: Float[Array, "*shape"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GramState:
+    """`C = AᵀA` by its rows, with `K = AAᵀ = V diag(μ) Vᵀ`.
+
+    Attributes:
+        params: Gives vectors their structure.
+        rows: A, block by block, in spans of at most SPAN parameters: [spans, rows, span], with zeros at the end.
+        lost: `E Eᵀ`, E what rounding to bfloat16 took from the rows; None where they are kept as they were formed.
+        gram: K.
+        eigenvalues: μ, ascending, not below zero.
+        eigenvectors: V.
+        order: The rows in the order of the curvature set's examples (of its batches, where the loss couples examples).
+        units: How many examples (batches, where the loss couples examples) the curvature set holds.
+        parts: How many equal parts of these the jackknife leaves out in turn; 1 where the set cannot be cut.
+        blocks: The layers.
+    """
+
+    params: Params
+    rows: dict[str, Float[Array, "spans rows span"]]
+    lost: Float[Array, "rows rows"] | None
+    gram: Wide
+    eigenvalues: Wide
+    eigenvectors: Wide
+    order: Int[Array, " rows"]
+    units: int = dataclasses.field(metadata={"static": True})
+    parts: int = dataclasses.field(metadata={"static": True})
+    blocks: cut.Blocks = dataclasses.field(metadata={"static": True})
+
+    @property
+    def unexact(self) -> float:
+        """Relative error of the numbers of K, in the norms of the rows."""
+        kept = _PAIR if self.gram.high.dtype == jnp.float32 else 0.0
+        return kept + _UNIT * (SPAN + self.spans + 8)
+
+    @property
+    def spans(self) -> int:
+        """Spans of all blocks together."""
+        return sum(part.shape[0] for part in self.rows.values())
+
+
+class _Products(NamedTuple):
+    """`k = A g` and `⟨g_k, g_l⟩` of the draws of every example, and their relative error in the norms.
+
+    Attributes:
+        along: k, [examples, draws, rows].
+        between: Inner products of the draws.
+        error: η: no entry of k is off by more than η ‖a_r‖ ‖g‖, no inner product by more than η ‖g_k‖ ‖g_l‖.
+    """
+
+    along: Wide
+    between: Wide
+    error: float
+
+
+class _Solved(NamedTuple):
+    """The systems in function space, in float64.
+
+    Attributes:
+        along: k.
+        coefficients: c ≈ (K + λI)⁻¹ k.
+        residual: k − (K + λI) c, as computed.
+    """
+
+    along: Float[Array, "*n rows"]
+    coefficients: Float[Array, "*n rows"]
+    residual: Float[Array, "*n rows"]
+
+
+class _Sizes(NamedTuple):
+    """Norms of every gradient from which bounds of rounding are made, in float64.
+
+    Attributes:
+        gradient: ‖g‖.
+        weight: Σ_r |c_r| ‖a_r‖.
+        residual: A bound of ‖k − (K + λI) c‖.
+    """
+
+    gradient: Float[Array, "*n"]
+    weight: Float[Array, "*n"]
+    residual: Float[Array, "*n"]
+
+
+class _Judged(NamedTuple):
+    """Forms of every pair of draws, times λ, and a bound of their rounding; float64 kept as two numbers.
+
+    Attributes:
+        values: The forms.
+        rounding: The bound.
+        coefficients: c.
+        residual: The bound of ‖k − (K + λI) c‖.
+    """
+
+    values: Wide
+    rounding: Wide
+    coefficients: Wide
+    residual: Wide
+
+
+@dataclasses.dataclass(frozen=True)
+class Gram(Backend[GramState]):
+    """`(C + λI)⁻¹ = (I − Aᵀ(AAᵀ + λI)⁻¹A) / λ`, A the R gradients whose outer products sum to C: exact at any size.
+
+    A form is `(gᵀg' − kᵀ(K + λI)⁻¹k') / λ` with `k = A g` and `K = AAᵀ` (Woodbury): one product of every gradient with R
+    rows. Where that difference cancels (g nearly in the span of the rows, small λ) it is computed as
+    `(⟨v, v'⟩ + λ cᵀc') / λ` with `c = (K + λI)⁻¹k` and `v = g − Aᵀc`, in float64 throughout. Any λ, no second fit.
+
+    Rows: of an `empirical_fisher` the examples' contributions; of a `fisher` its draws (over a whole batch where the loss
+    couples examples); of a `ggn` draws too, or with `samples=None` every column of a square root of the head's Hessian,
+    which makes C the Gauss–Newton matrix itself. Memory: R · P numbers of `storage`, and 4 R² of the working type (5 with
+    bfloat16).
+
+    Every form comes with a bound of its rounding (`assess`): that of products in the working precision, of rows kept in
+    bfloat16, of K, and of the solve. It holds for C and g as they were computed: backpropagation itself is not bounded.
+    Sums of n products are off by at most n unit roundoffs of the product of the norms, in any order, where products are
+    rounded to nearest and none underflows: on a CPU, and on a GPU in full float32.
+
+    Attributes:
+        samples: Rows of a `ggn`: draws per example (per batch of a batch-coupled loss), or every output where None.
+        max_rows: Refuse more rows than this: K takes R² numbers and its eigenvectors R³ operations.
+        storage: What rows are kept in. bfloat16 halves the memory of scoring (fitting takes that of float32) and widens
+            the intervals; otherwise the type of the parameters.
+        parts: Parts of the curvature set that are left out in turn, for the standard error that its choice leaves.
+        accuracy: The relative bound of rounding above which the forms of a batch are computed in the way that does not
+            cancel, at two to three times the cost; 2¹⁷ unit roundoffs where None (0.8 % in float32).
+        unexplained: What to do with parameters that no known layer explains.
+    """
+
+    samples: int | None = 1
+    max_rows: int = 4096
+    storage: Literal["working", "bfloat16"] = "working"
+    parts: int = 16
+    accuracy: float | None = None
+    unexplained: cut.Unexplained = "error"
+
+    def __post_init__(self) -> None:
+        """Refuse settings that make no matrix, or no jackknife."""
+        if self.samples is not None and self.samples < 1:
+            raise InfluenceError(f"Gram draws at least one row for each example, got samples={self.samples}.")
+        if self.parts < 2:
+            raise InfluenceError(f"A jackknife leaves out one of at least two parts, got parts={self.parts}.")
+
+    def fit(self, problem: Problem, key: Key[Array, ""]) -> GramState:
+        """Form the rows batch by batch, their Gram matrix in float64, and its eigenvectors.
+
+        Raises:
+            CurvatureError: The curvature is a Hessian, which is no sum of outer products.
+            InfluenceError: It is a sum of more than `max_rows`.
+        """
+        del key
+        refuse_hessian(problem, self)
+        count, dtype = row_count(problem, self.samples), jax.tree.leaves(problem.params)[0].dtype
+        if count > self.max_rows:
+            raise InfluenceError(
+                f"This curvature ({problem.curvature!r}) is a sum of {count:,} outer products, over Gram's limit of "
+                f"{self.max_rows:,} rows. Take fewer curvature examples or samples (a 'ggn' with samples=None has a row "
+                "for every output of every example), raise max_rows where memory allows it, or use EKFAC or LoGra."
+            )
+        blocks = discover_blocks(problem, self.unexplained)
+        formed = curvature_rows(problem, self.samples, blocks)
+        rows, lost = formed, None
+        if self.storage == "bfloat16":
+            rows = {name: part.astype(jnp.bfloat16) for name, part in formed.items()}
+            left = {name: (part - rows[name].astype(part.dtype)).astype(jnp.bfloat16) for name, part in formed.items()}
+            lost = _gram_of(left, dtype).high
+        gram = _gram_of(rows, dtype)
+        with jax.enable_x64(True):
+            values, vectors = jnp.linalg.eigh(_joined(gram))
+            eigenvalues, eigenvectors = _split(jnp.maximum(values, 0.0), dtype), _split(vectors, dtype)
+        order, units = _order(problem, self.samples)
+        parts = max(n for n in range(1, min(self.parts, units) + 1) if units % n == 0)
+        return GramState(
+            params=problem.params,
+            rows=rows,
+            lost=lost,
+            gram=gram,
+            eigenvalues=eigenvalues,
+            eigenvectors=eigenvectors,
+            order=jnp.asarray(order),
+            units=units,
+            parts=parts,
+            blocks=blocks,
+        )
+
+    def mean_eigenvalue(self, state: GramState) -> Resolved:
+        """tr(K)/P, which is tr(C)/P."""
+        return jnp.trace(state.gram.high) / trees.size(state.params)
+
+    def smallest_eigenvalue(self, state: GramState) -> Float[Array, ""]:
+        """Zero: a sum of outer products."""
+        return jnp.zeros_like(state.gram.high[0, 0])
+
+    def spectrum(self, state: GramState) -> Spectrum:
+        """The eigenvalues of K: those of C that are not zero.
+
+        Rows that are off by a relative ε leave eigenvalues of dependent rows at ε² of the largest, in each of R directions;
+        ε is 16 times the spacing of the working type here.
+        """
+        values = state.eigenvalues.high
+        spacing = 16 * float(jnp.finfo(values.dtype).eps)
+        return Spectrum(values, jnp.ones_like(values), resolution=len(values) * (spacing**2 + 2 * _UNIT))
+
+    def solve(self, state: GramState, vector: Params, damping: Resolved) -> Params:
+        """`(v − Aᵀ(K + λI)⁻¹ A v) / λ`, in float64."""
+        cut.check_structure(state.params, vector)
+        parts = {block.name: block.read(vector) for block in state.blocks}
+        flat = {name: part.reshape(1, 1, -1) for name, part in parts.items()}
+        products = [_inner(state.rows[name], True, part, None)[0] for name, part in flat.items()]
+        with jax.enable_x64(True):
+            value = _double(whole(damping))
+            solved = _split(_solve(state, _total(products), value).coefficients, whole(damping).dtype)
+            found = {}
+            for name, part in flat.items():
+                left = _over_spans(
+                    lambda total, a, v: (total, _double(v) - _joined(solved)[0] @ _double(a)),
+                    jnp.zeros(()),
+                    state.rows[name],
+                    part[0],
+                )[1]
+                joined = jnp.moveaxis(left, 0, 1).reshape(-1)[: part.shape[-1]] / value
+                found[name] = jax.lax.convert_element_type(joined, part.dtype).reshape(parts[name].shape)
+        return cut.assemble(vector, state.blocks, found)
+
+    def draw_gram(self, state: GramState, gradients: ExampleGradients, damping: Resolved) -> Form:
+        """The Woodbury identity, for all pairs of draws."""
+        return self.assess(state, gradients, damping).form
+
+    def assess(self, state: GramState, gradients: ExampleGradients, damping: Resolved) -> Assessed:
+        """Forms, bounds of their rounding, and what leaving out a part of the curvature set changes.
+
+        The exact form of C lies within `rounding` of each value. Let `q(c) = ‖g‖² − 2cᵀk + cᵀ(K + λI)c`, which is
+        `‖g − Aᵀc‖² + λ‖c‖²`; whatever c, `q(c) − ρᵀ(K + λI)⁻¹ρ` is λ times the form, `ρ = k − (K + λI)c`. So an error of the
+        solve counts squared, and what remains is the rounding of k, of ‖g‖² and of K where they enter q.
+        """
+        value = whole(damping)
+        fast = self._subtracted(state, self._products(state, gradients, False), value)
+        accuracy = 2.0**17 * float(jnp.finfo(value.dtype).eps) / 2 if self.accuracy is None else self.accuracy
+        own, bound = (jnp.einsum("bkk->bk", each.high) for each in (fast.values, fast.rounding))
+        judged = jax.lax.cond(
+            jnp.any(bound > accuracy * own),
+            lambda: self._positive(state, gradients, value),
+            lambda: fast,
+        )
+        return _assessed(state, judged, value)
+
+    def bilinear_form(
+        self, state: GramState, left: ExampleGradients, right: ExampleGradients, damping: Resolved
+    ) -> Float[Array, "left right"]:
+        """The Woodbury identity between two batches, without the difference that cancels."""
+        value = whole(damping)
+        sides = [dataclasses.replace(side, draws=1) for side in (left, right)]
+        coefficients: list[Wide] = []
+        for side in sides:
+            products = self._products(state, side, True)
+            with jax.enable_x64(True):
+                solved = _solve(state, _joined(products.along)[:, 0], _double(value))
+                coefficients.append(_split(solved.coefficients, value.dtype))
+        parts = []
+        for block in state.blocks:
+            a, b = (block.materialised(side).reshape(side.cotangents.shape[1], -1) for side in sides)
+            parts.append(_between(state.rows[block.name], a, b, coefficients[0], coefficients[1]))
+        with jax.enable_x64(True):
+            a, b = map(_joined, coefficients)
+            total = _total(parts) / _double(value) + a @ b.T
+            return jax.lax.convert_element_type(total, value.dtype)
+
+    def _products(self, state: GramState, gradients: ExampleGradients, precise: bool) -> _Products:
+        """k and the inner products of the draws, layer by layer; in float64 throughout where `precise`."""
+        dtype, read = state.gram.high.dtype, []
+        for block in state.blocks:
+            if not gradients.program.read.isdisjoint(block.leaves):
+                read.append(block.of_examples(gradients, partial(_inner, state.rows[block.name], precise), None))
+        with jax.enable_x64(True):
+            along, between = (_split(_total(each), dtype) for each in zip(*read, strict=True))
+        unit = _UNIT if precise else float(jnp.finfo(dtype).eps) / 2
+        kept = _PAIR if dtype == jnp.float32 else 0.0
+        return _Products(along, between, 1.01 * (SPAN + 2) * unit + _UNIT * (state.spans + 2) + kept)
+
+    def _subtracted(self, state: GramState, products: _Products, damping: Float[Array, ""]) -> _Judged:
+        """λ times the forms as `⟨g, g'⟩ − kᵀc' − cᵀρ'`."""
+        with jax.enable_x64(True):
+            value = _double(damping)
+            solved = _solve(state, _joined(products.along), value)
+            sizes = _sizes(state, solved, _squares(_joined(products.between)), products.error)
+            values = (
+                _joined(products.between)
+                - jnp.einsum("bkr,blr->bkl", solved.along, solved.coefficients)
+                - jnp.einsum("bkr,blr->bkl", solved.coefficients, solved.residual)
+            )
+            rows = solved.along.shape[-1]
+            error = products.error + 4 * rows * _UNIT
+            n, w = sizes.gradient, sizes.weight
+            rounding = error * (_pairs(n, n) + _pairs(n, w) + _pairs(w, n)) + (
+                state.unexact + 4 * rows * _UNIT
+            ) * _pairs(w, w)
+            rounding = rounding + _of_solve(state, sizes.residual, value)
+            return _judged(values, rounding, solved, sizes.residual, damping.dtype)
+
+    def _positive(self, state: GramState, gradients: ExampleGradients, damping: Float[Array, ""]) -> _Judged:
+        """λ times the forms as `⟨v, v'⟩ + λ cᵀc'`, `v = g − Aᵀc`: every gradient formed twice more, float64 throughout."""
+        products = self._products(state, gradients, True)
+        with jax.enable_x64(True):
+            value = _double(damping)
+            found = _solve(state, _joined(products.along), value)
+            sizes = _sizes(state, found, _squares(_joined(products.between)), products.error)
+            coefficients = _split(found.coefficients, damping.dtype)
+        left = [
+            block.of_examples(gradients, partial(_outside, state.rows[block.name]), coefficients)
+            for block in state.blocks
+            if not gradients.program.read.isdisjoint(block.leaves)
+        ]
+        # Blocks that the gradients do not reach have v = −Aᵀc.
+        unread = [block.name for block in state.blocks if gradients.program.read.isdisjoint(block.leaves)]
+        with jax.enable_x64(True):
+            c = _joined(coefficients)
+            outside = _total(left)
+            for name in unread:
+                outside = outside + _joined(
+                    _outside(
+                        state.rows[name], jnp.zeros((*c.shape[:2], _width(state, name)), damping.dtype), coefficients
+                    )
+                )
+            values = outside + value * jnp.einsum("bkr,blr->bkl", c, c)
+            rows = c.shape[-1]
+            doubt = (rows + 4) * _UNIT * (sizes.gradient + sizes.weight)
+            length = _squares(outside) + doubt
+            relative = (SPAN + state.spans + rows + 8) * _UNIT + (_PAIR if damping.dtype == jnp.float32 else 0.0)
+            rounding = _pairs(length, doubt) + _pairs(doubt, length) + relative * jnp.abs(values)
+            rounding = rounding + relative * _pairs(length, length)
+            rounding = rounding + _of_solve(state, sizes.residual, value)
+            return _judged(values, rounding, found, sizes.residual, damping.dtype)
+
+
+def curvature_rows(
+    problem: Problem, samples: int | None, blocks: cut.Blocks
+) -> dict[str, Float[Array, "spans rows span"]]:
+    """The gradients whose outer products sum to C, block by block.
+
+    Batch by batch; under a mesh every device forms those of its own batches, and all devices get all.
+    """
+    number, dtype = problem.batches.index.shape[0], jax.tree.leaves(problem.params)[0].dtype
+    each = row_count(problem, samples) // (number - problem.padding)
+    scale = 1 / math.sqrt((number - problem.padding) * (_draws(problem, samples) or 1))
+
+    def step(held: dict[str, Array], item: tuple[Array, Batch]) -> tuple[dict[str, Array], None]:
+        place, batch = item
+
+        def add() -> dict[str, Array]:
+            formed = {name: _spans(scale * part) for name, part in batch_rows(problem, batch, samples, blocks).items()}
+            return {
+                name: jax.lax.dynamic_update_slice_in_dim(held[name], part.astype(dtype), place * each, 1)
+                for name, part in formed.items()
+            }
+
+        if alone:
+            return add(), None
+        return jax.lax.cond(jnp.any(batch.index >= 0), add, lambda: held), None
+
+    def of_batches(items: tuple[Array, Batch]) -> dict[str, Array]:
+        empty = {}
+        for block in blocks:
+            spans, span = _cut(block.size)
+            empty[block.name] = jnp.zeros((spans, number * each, span), dtype)
+        return jax.lax.scan(step, empty, items)[0]
+
+    alone = devices() == 1  # then no batch is padding
+    rows = sum_over_devices(of_batches, (jnp.arange(number), problem.batches))
+    return {name: part[:, : each * (number - problem.padding)] for name, part in rows.items()}
+
+
+def batch_rows(
+    problem: Problem, batch: Batch, samples: int | None, blocks: cut.Blocks
+) -> dict[str, Float[Array, "rows size"]]:
+    """The gradients of one batch whose outer products sum, over the number of draws, to the batch's curvature."""
+    found = batch_gradients(problem, batch, samples)
+    if isinstance(found, ExampleGradients):
+        return {block.name: block.materialised(found).reshape(found.cotangents.shape[1], -1) for block in blocks}
+    rows = {block.name: jax.vmap(block.read)(found) for block in blocks}
+    return {name: part.reshape(len(part), -1) for name, part in rows.items()}
+
+
+def batch_gradients(problem: Problem, batch: Batch, samples: int | None) -> ExampleGradients | Params:
+    """The same gradients: of examples, or whole (leaves with a leading axis) where the loss couples examples."""
+    if problem.curvature == "empirical_fisher":
+        return contributed(problem, batch)
+    draws = _draws(problem, samples)
+    return (sampled if problem.objective.loss.separable else pooled)(problem, batch, draws)
+
+
+def _draws(problem: Problem, samples: int | None) -> int | None:
+    """Draws that an average is taken over; None where nothing is drawn."""
+    return {"fisher": problem.samples, "ggn": samples, "empirical_fisher": None}[problem.curvature]
+
+
+def _order(problem: Problem, samples: int | None) -> tuple[Int[np.ndarray, " rows"], int]:
+    """The rows example by example (batch by batch, for a loss that couples examples), and how many of these there are."""
+    number, size = problem.batches.index.shape
+    number, count = number - problem.padding, row_count(problem, samples)
+    rows = np.arange(count)
+    if not problem.objective.loss.separable:  # even a contribution depends on the other examples of its batch
+        return rows, number
+    return rows.reshape(number, -1, size).swapaxes(1, 2).reshape(-1), number * size
+
+
+def _cut(size: int) -> tuple[int, int]:
+    """How many spans a block of this size is cut into, and how long they are."""
+    spans = -(-size // SPAN)
+    return spans, -(-size // spans)
+
+
+def _spans(rows: Float[Array, "n size"]) -> Float[Array, "spans n span"]:
+    """Rows in spans, zeros at the end."""
+    spans, span = _cut(rows.shape[1])
+    even = jnp.pad(rows, ((0, 0), (0, spans * span - rows.shape[1])))
+    return jnp.swapaxes(even.reshape(-1, spans, span), 0, 1)
+
+
+def _width(state: GramState, name: str) -> int:
+    """Parameters of a block."""
+    return next(block.size for block in state.blocks if block.name == name)
+
+
+def _over_spans(
+    step: Callable[..., tuple[PyTree, PyTree]],
+    start: PyTree,
+    rows: Float[Array, "spans rows span"],
+    *vectors: Float[Array, "_ size"],
+) -> tuple[PyTree, PyTree]:
+    """Fold `step(total, A_s, g_s, …)` over the spans s of a block and stack its second results."""
+    return jax.lax.scan(lambda total, item: step(total, *item), start, (rows, *map(_spans, vectors)))
+
+
+def _gram_of(rows: dict[str, Float[Array, "spans rows span"]], dtype: jax.typing.DTypeLike) -> Wide:
+    """`AAᵀ`, every product and sum in float64."""
+    with jax.enable_x64(True):
+
+        def step(total: Array, part: Array) -> tuple[Array, None]:
+            wide = _double(part)
+            return total + wide @ wide.T, None
+
+        count = next(iter(rows.values())).shape[1]
+        total = jnp.zeros((count, count), jnp.float64)
+        for part in rows.values():
+            total = jax.lax.scan(step, total, part)[0]
+        return _split(total, dtype)
+
+
+def _inner(
+    rows: Float[Array, "spans rows span"], precise: bool, gradients: Float[Array, "some draws size"], _: None
+) -> tuple[Wide, Wide]:
+    """`A g` and `⟨g_k, g_l⟩` of some examples' gradients of one block."""
+    some, draws, size = gradients.shape
+    dtype = gradients.dtype
+    with jax.enable_x64(True):
+
+        def step(total: tuple[Array, Array], a: Array, g: Array) -> tuple[tuple[Array, Array], None]:
+            kind = jnp.float64 if precise else dtype
+            a, g = (jax.lax.convert_element_type(each, kind) for each in (a, g))
+            along = jnp.matmul(g, a.T, precision="highest")
+            apart = g.reshape(some, draws, -1)
+            between = jnp.einsum("mks,mls->mkl", apart, apart, precision="highest")
+            return (total[0] + _double(along), total[1] + _double(between)), None
+
+        start = jnp.zeros((some * draws, rows.shape[1]), jnp.float64), jnp.zeros((some, draws, draws), jnp.float64)
+        along, between = _over_spans(step, start, rows, gradients.reshape(-1, size))[0]
+        return _split(along.reshape(some, draws, -1), dtype), _split(between, dtype)
+
+
+def _outside(
+    rows: Float[Array, "spans rows span"], gradients: Float[Array, "some draws size"], coefficients: Wide
+) -> Wide:
+    """`⟨v_k, v_l⟩`, `v = g − Aᵀc`, of some examples' gradients of one block."""
+    some, draws, size = gradients.shape
+    with jax.enable_x64(True):
+        c = _joined(coefficients).reshape(some * draws, -1)
+
+        def step(total: Array, a: Array, g: Array) -> tuple[Array, None]:
+            v = (_double(g) - c @ _double(a)).reshape(some, draws, -1)
+            return total + jnp.einsum("mks,mls->mkl", v, v), None
+
+        start = jnp.zeros((some, draws, draws), jnp.float64)
+        return _split(_over_spans(step, start, rows, gradients.reshape(-1, size))[0], gradients.dtype)
+
+
+def _between(
+    rows: Float[Array, "spans rows span"],
+    left: Float[Array, "left size"],
+    right: Float[Array, "right size"],
+    of_left: Wide,
+    of_right: Wide,
+) -> Wide:
+    """`⟨v, v'⟩`, `v = g − Aᵀc`, between the gradients of one block of two batches."""
+    with jax.enable_x64(True):
+        a, b = _joined(of_left), _joined(of_right)
+
+        def step(total: Array, part: Array, g: Array, h: Array) -> tuple[Array, None]:
+            wide = _double(part)
+            return total + (_double(g) - a @ wide) @ (_double(h) - b @ wide).T, None
+
+        start = jnp.zeros((len(left), len(right)), jnp.float64)
+        return _split(_over_spans(step, start, rows, left, right)[0], left.dtype)
+
+
+def _solve(state: GramState, along: Float[Array, "*n rows"], damping: Float[Array, ""]) -> _Solved:
+    """c = V (μ + λ)⁻¹ Vᵀ k, as two numbers of the working type keep it, and what it leaves; in float64."""
+    values, vectors, gram = map(_joined, (state.eigenvalues, state.eigenvectors, state.gram))
+    coefficients = _joined(_split(_scaled(along @ vectors, 1 / (values + damping)) @ vectors.T, state.gram.high.dtype))
+    return _Solved(along, coefficients, along - coefficients @ gram - damping * coefficients)
+
+
+def _sizes(state: GramState, solved: _Solved, gradient: Float[Array, "*n"], error: float) -> _Sizes:
+    """Norms, with the rounding of k in that of the residual."""
+    lengths = jnp.sqrt(jnp.diagonal(_joined(state.gram)))
+    weight = jnp.abs(solved.coefficients) @ lengths
+    trace = jnp.sqrt(jnp.sum(lengths**2))
+    rounded = trace * (error * gradient + (state.unexact + 4 * len(lengths) * _UNIT) * weight)
+    return _Sizes(gradient, weight, jnp.linalg.norm(solved.residual, axis=-1) + rounded)
+
+
+def _of_solve(state: GramState, residual: Float[Array, "batch draws"], damping: Float[Array, ""]) -> Array:
+    """A bound of `ρᵀ(K + λI)⁻¹ρ'` for all pairs of draws."""
+    return _pairs(residual, residual) / (_least(state) + damping)
+
+
+def _least(state: GramState) -> Float[Array, ""]:
+    """A number that the smallest eigenvalue of K is not below."""
+    return jnp.maximum(_joined(state.eigenvalues)[0] - _slack(state), 0.0)
+
+
+def _slack(state: GramState) -> Float[Array, ""]:
+    """A bound of the error of an eigenvalue of K."""
+    return 16 * len(state.gram.high) * (_UNIT + state.unexact) * _top(state)
+
+
+def _top(state: GramState) -> Float[Array, ""]:
+    """A number that the largest eigenvalue of K is not above."""
+    return jnp.trace(_joined(state.gram))
+
+
+def _judged(values: Array, rounding: Array, solved: _Solved, residual: Array, dtype: jax.typing.DTypeLike) -> _Judged:
+    return _Judged(*(_split(each, dtype) for each in (values, rounding, solved.coefficients, residual)))
+
+
+def _assessed(state: GramState, judged: _Judged, damping: Float[Array, ""]) -> Assessed:
+    """Forms with everything that is known of them."""
+    dtype, eps = damping.dtype, float(jnp.finfo(damping.dtype).eps)
+    with jax.enable_x64(True):
+        value, forms = _double(damping), _joined(judged.values) / _double(damping)
+        rounding = _joined(judged.rounding) / value
+        if state.lost is not None:
+            rounding = rounding + _of_storage(state, judged, value)
+        values = _narrowed(forms, dtype)
+        bound = _narrowed((rounding + eps * jnp.abs(forms)) * (1 + 2 * eps), dtype)
+        left_out = None if state.parts == 1 else _narrowed(_left_out(state, judged, value, state.parts), dtype)
+        # Without its first half the set is its second.
+        halves = None if state.units % 2 else _narrowed(_left_out(state, judged, value, 2)[::-1], dtype)
+    return Assessed(Form(values, jnp.zeros(values.shape[0], dtype)), bound, left_out, halves)
+
+
+def _of_storage(state: GramState, judged: _Judged, damping: Float[Array, ""]) -> Float[Array, "batch draws draws"]:
+    """A bound of what rounding the rows to bfloat16 changes in the forms.
+
+    With Â the rows kept, `A = Â + E`, `x̂ = (ÂᵀÂ + λI)⁻¹g` and `ĉ = Âx̂`, the forms differ by `x̂ᵀΔx̂' − x̂ᵀΔ(C + λI)⁻¹Δx̂'`,
+    `Δ = C − Ĉ = ÂᵀE + EᵀÂ + EᵀE = AᵀE + EᵀÂ`, and ‖(C + λI)^{-½}Aᵀ‖ ≤ 1.
+    """
+    assert state.lost is not None
+    c, lost = _joined(judged.coefficients), _double(state.lost)
+    lengths = jnp.sqrt(jnp.diagonal(lost))
+    inexact = 2.0**-7 * (jnp.abs(c) @ lengths)  # E itself is kept in bfloat16
+    most = jnp.sqrt(jnp.max(jnp.sum(jnp.abs(lost), axis=1))) + 2.0**-7 * jnp.sqrt(jnp.sum(lengths**2))  # ≥ ‖E‖
+    off = _joined(judged.residual) / (_least(state) + damping)
+    pulled = jnp.sqrt(jnp.maximum(jnp.einsum("bkr,rs,bks->bk", c, lost, c), 0.0)) + inexact + most * off
+    highest = jnp.einsum("bkk->bk", _joined(judged.values) + _joined(judged.rounding)) / damping
+    reach = jnp.sqrt(jnp.maximum(highest, 0.0) / damping)
+    second = most * reach + pulled / jnp.sqrt(damping)
+    first = _pairs(pulled, reach) + _pairs(reach, pulled) + most**2 * _pairs(reach, reach)
+    return first + _pairs(second, second)
+
+
+def _left_out(
+    state: GramState, judged: _Judged, damping: Float[Array, ""], parts: int
+) -> Float[Array, "parts batch draws draws"]:
+    """Forms of the curvature set without each of its parts, in float64.
+
+    Without a part J of the rows C is `f A_{−J}ᵀA_{−J}`, f = parts / (parts − 1). With `M = (K + (λ/f) I)⁻¹` the form is
+    `(⟨g, g'⟩ − kᵀMk' + (Mk)_Jᵀ (M_JJ)⁻¹ (Mk')_J) / λ` (Schur complement): only its last term depends on J.
+    """
+    values, vectors, gram = map(_joined, (state.eigenvalues, state.eigenvectors, state.gram))
+    c, less = _joined(judged.coefficients), damping * (parts - 1) / parts
+    turned = (c @ gram + damping * c) @ vectors
+    weights = 1 / (values + less)
+    rest = _joined(judged.values) - jnp.einsum(
+        "bkr,r,blr->bkl", turned, (damping - less) * weights / (values + damping), turned
+    )
+    solved = _scaled(turned, weights) @ vectors.T
+
+    def of_part(part: tuple[Array, Array]) -> Float[Array, "batch draws draws"]:
+        own, places = part
+        factor = jnp.linalg.cholesky(_scaled(own, weights) @ own.T)
+        chosen = solved[..., places]
+        back = jax.scipy.linalg.solve_triangular(factor, chosen.reshape(-1, len(places)).T, lower=True).T
+        back = back.reshape(chosen.shape)
+        return jnp.einsum("bkr,blr->bkl", back, back)
+
+    places = state.order.reshape(parts, -1)
+    return (rest[None] + jax.lax.map(of_part, (vectors[places], places))) / damping
+
+
+def _pairs(left: Float[Array, "batch draws"], right: Float[Array, "batch draws"]) -> Float[Array, "batch draws draws"]:
+    return left[:, :, None] * right[:, None, :]
+
+
+def _squares(between: Float[Array, "batch draws draws"]) -> Float[Array, "batch draws"]:
+    """Norms from inner products."""
+    return jnp.sqrt(jnp.maximum(jnp.einsum("bkk->bk", between), 0.0))
+
+
+def _scaled(vectors: Float[Array, "*n rows"], weights: Float[Array, " rows"]) -> Float[Array, "*n rows"]:
+    """Every vector times the weights, entry by entry."""
+    return jnp.einsum("...r,r->...r", vectors, weights)
+
+
+def _narrowed(array: Array, dtype: jax.typing.DTypeLike) -> Array:
+    return jax.lax.convert_element_type(array, dtype)
+
+
+def _double(array: Array) -> Array:
+    return jax.lax.convert_element_type(array, jnp.float64)
+
+
+def _split(array: Array, dtype: jax.typing.DTypeLike) -> Wide:
+    high = jax.lax.convert_element_type(array, dtype)
+    return Wide(high, jax.lax.convert_element_type(array - _double(high), dtype))
+
+
+def _total(pairs: Iterable[Wide]) -> Array:
+    return functools.reduce(jnp.add, map(_joined, pairs))
+
+
+def _joined(pair: Wide) -> Array:
+    return _double(pair.high) + _double(pair.low)

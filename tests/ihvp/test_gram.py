@@ -1,0 +1,291 @@
+"""The Woodbury inverse against dense formulas: decades of λ, certified rounding, leave-a-part-out, effective dimension."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from influence_ssl_jax import trees
+from influence_ssl_jax.curvature.blocks import leaf_paths
+from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.curvature.products import flat_products
+from influence_ssl_jax.errors import CurvatureError, InfluenceError
+from influence_ssl_jax.ihvp import CG, EKFAC, Arnoldi, Damping, Exact, Gram
+from influence_ssl_jax.ihvp.gram import Wide
+from influence_ssl_jax.losses import CosineDistance, SimCLR, SquaredEuclid
+from influence_ssl_jax.scoring.estimands import bounds, curvature_error, estimate
+from tests import problems
+from tests.ihvp.fitted import fitted
+
+COSINE = CosineDistance()
+assess = jax.jit(Gram.assess, static_argnums=0)
+
+
+def joined(pair: Wide):
+    return np.asarray(pair.high, np.float64) + np.asarray(pair.low, np.float64)
+
+
+def flattened(state, parts):
+    """Vectors that are given block by block, in the order of the parameters, in float64."""
+    found = {}
+    for block in state.blocks:
+        shape = block.read(state.params).shape
+        each = [block.write(jnp.asarray(row.reshape(shape))) for row in np.asarray(parts[block.name], np.float64)]
+        found |= {path: np.stack([np.asarray(one[path]).reshape(-1) for one in each]) for path in block.paths}
+    return np.concatenate([found[path] for path in leaf_paths(state.params)], axis=1)
+
+
+def rows_of(state):
+    """A, from the state's spans."""
+    spans = {name: np.swapaxes(np.asarray(part), 0, 1) for name, part in state.rows.items()}
+    return flattened(
+        state, {block.name: spans[block.name].reshape(len(state.order), -1)[:, : block.size] for block in state.blocks}
+    )
+
+
+def solved(matrix, right):
+    """`matrix⁻¹ right` by Gauss–Jordan elimination in extended precision; positive definite matrices."""
+    a = np.concatenate([matrix, right], axis=1).astype(np.longdouble)
+    for i in range(len(a)):
+        a[i] /= a[i, i]
+        others = np.arange(len(a)) != i
+        a[others] -= a[others, i : i + 1] * a[i]
+    return a[:, len(a) :]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def with_gradients(backend, state, gradients, damping):
+    """What the backend says, and the very gradients that it says it of, block by block."""
+    vectors = {
+        block.name: jnp.swapaxes(block.of_examples(gradients, lambda each, _: each, None), 0, 1)
+        for block in state.blocks
+    }
+    return backend.assess(state, gradients, damping), vectors
+
+
+def judged(backend, state, gradients, damping):
+    """Forms, bounds of their rounding, and the gradients, as NumPy's."""
+    found, vectors = with_gradients(backend, state, gradients, jnp.asarray(damping))
+    flat = {name: part.reshape(-1, part.shape[-1]) for name, part in vectors.items()}
+    return (
+        np.asarray(found.form.values, np.float64),
+        np.asarray(found.rounding, np.float64),
+        flattened(state, flat),
+    )
+
+
+def forms_of(rows, gradients, damping):
+    """`g_kᵀ(AᵀA + λI)⁻¹g_l` of two draws, from the dense matrix in extended precision."""
+    a, g = rows.astype(np.longdouble), gradients.astype(np.longdouble)
+    every = g @ solved(a.T @ a + np.longdouble(damping) * np.eye(a.shape[1]), g.T)
+    half = len(g) // 2
+    return every.reshape(2, half, 2, half)[:, np.arange(half), :, np.arange(half)]
+
+
+@functools.cache
+def case(curvature="fisher", loss=COSINE, dtype=jnp.float64, storage="working", samples=3):
+    """A fitted Gram, its rows, gradients of a measurement in two draws and the same whole, in float64."""
+    problem = problems.problem(loss, curvature, module=problems.Small(), samples=samples)
+    params, frozen = trees.astype(problem.params, dtype), trees.astype(problem.frozen, dtype)
+    problem = dataclasses.replace(problem, params=params, frozen=frozen)
+    backend = Gram(samples=None, storage=storage, parts=4)
+    state = jax.jit(backend.fit)(problem, jax.random.key(0))
+    measurement = problems.objective(CosineDistance(), problems.Small())
+    batch = problems.first_batch(problem)
+    found = jax.jit(measured, static_argnums=(0, 4))(measurement, params, frozen, batch, 2).gradients
+    return backend, problem, state, found, np.asarray(trees.ravel_batch(found.full()), np.float64)
+
+
+CURVATURES = [("ggn", CosineDistance()), ("fisher", SimCLR(0.5)), ("empirical_fisher", SimCLR(0.5))]
+
+
+@pytest.mark.parametrize(("curvature", "loss"), CURVATURES, ids=lambda value: str(value)[:6])
+def test_rows_make_the_matrix(curvature, loss):
+    backend, problem, state, _, _ = case(curvature, loss)
+    rows = rows_of(state)
+    matrix = np.asarray(jax.jit(flat_products(problem))(jnp.eye(rows.shape[1])))
+    np.testing.assert_allclose(rows.T @ rows, matrix, atol=1e-12 * np.abs(matrix).max())
+    np.testing.assert_allclose(joined(state.gram), rows @ rows.T, atol=1e-14 * np.abs(matrix).max() * len(rows))
+    np.testing.assert_allclose(backend.mean_eigenvalue(state), np.trace(matrix) / len(matrix), rtol=1e-12)
+
+
+@pytest.mark.parametrize("decade", range(-6, 3))
+def test_forms_are_exact_over_eight_decades_of_damping(decade):
+    """80 rows of 51 parameters: every gradient is in their span, K is singular, and with little damping all cancels."""
+    backend, _, state, gradients, _ = case(samples=10)
+    rows = rows_of(state)
+    damping = 10.0**decade * np.sum(rows**2) / rows.shape[1]
+    values, rounding, whole = judged(backend, state, gradients, damping)
+    want = forms_of(rows, whole, damping)
+    size = np.sqrt(np.einsum("bkk->bk", want).astype(float))
+    scale = size[:, :, None] * size[:, None]
+    error = np.abs(values - want)
+    assert (error <= 1e-10 * scale).all()
+    assert (error <= rounding).all()
+    assert (rounding <= 1e-7 * scale).all()
+
+
+@pytest.mark.parametrize(("decade", "careful"), [(-6, True), (3, False)])
+def test_both_ways_of_computing_a_form_are_taken_where_they_are_needed(decade, careful):
+    """With little damping the difference of the Woodbury identity has no digit left in float32, the sum has all."""
+    backend, _, state, gradients, _ = case(dtype=jnp.float32, samples=10)
+    rows = rows_of(state)
+    damping = jnp.float32(10.0**decade * np.sum(rows**2) / rows.shape[1])
+    values, _, whole = judged(backend, state, gradients, damping)
+    want = forms_of(rows, whole, float(damping)).astype(float)
+    own = np.einsum("bkk->bk", want)
+    np.testing.assert_allclose(np.einsum("bkk->bk", values), own, rtol=1e-5)
+    forced, rounding, whole = judged(dataclasses.replace(backend, accuracy=1e9), state, gradients, damping)
+    want = forms_of(rows, whole, float(damping)).astype(float)
+    assert np.array_equal(values, forced) != careful
+    assert (np.abs(forced - want) <= rounding).all()  # it says what it has lost
+    assert (np.einsum("bkk->bk", rounding) > 0.01 * own).any() == careful
+
+
+@pytest.mark.parametrize("storage", ["working", "bfloat16"])
+@pytest.mark.parametrize("relative", [1e-4, 0.1, 100.0])
+def test_bounds_hold_in_float32_and_for_rows_kept_in_bfloat16(storage, relative):
+    """C is that of the rows before they are rounded to bfloat16: the interval holds its forms, and is of use."""
+    backend, _, state, gradients, _ = case(dtype=jnp.float32, storage=storage)
+    rows = rows_of(case(dtype=jnp.float32)[2])
+    damping = jnp.float32(relative * np.sum(rows**2) / rows.shape[1])
+    values, rounding, whole = judged(backend, state, gradients, damping)
+    want = forms_of(rows, whole, float(damping)).astype(float)
+    assert (np.abs(values - want) <= rounding).all()
+    assert state.rows["head"].dtype == (jnp.bfloat16 if storage == "bfloat16" else jnp.float32)
+    own, width = (np.einsum("bkk->bk", each) for each in (want, rounding))
+    if relative >= 100:
+        assert (width <= {"working": 1e-2, "bfloat16": 0.2}[storage] * own).all()
+
+
+def test_k_is_a_float64_matrix_where_the_working_type_is_float32():
+    """A squared number of float32 has more digits than float32: K must hold them."""
+    state = case(dtype=jnp.float32)[2]
+    rows = rows_of(state)
+    np.testing.assert_allclose(joined(state.gram), rows @ rows.T, rtol=0, atol=1e-13 * np.sum(rows**2))
+    assert np.abs(np.asarray(state.gram.high, np.float64) - rows @ rows.T).max() > 1e-10 * np.sum(rows**2)
+
+
+@pytest.mark.parametrize(("curvature", "loss", "units"), [("fisher", COSINE, 8), ("fisher", SimCLR(0.5), 2)])
+def test_leaving_out_a_part_is_refitting_without_it(curvature, loss, units):
+    """Eight examples in four parts and in two; of a loss that couples examples, two batches in two."""
+    backend, problem, state, gradients, whole = case(curvature, loss)
+    rows = rows_of(state)
+    assert (state.units, state.parts) == (units, min(4, units))
+    damping = 0.1 * np.sum(rows**2) / rows.shape[1]
+    found = assess(backend, state, gradients, jnp.asarray(damping))
+    batches, size = problem.batches.index.shape
+    unit = np.arange(len(rows)) // (len(rows) // batches)
+    if loss.separable:  # within a batch, draw by draw, example by example
+        unit = unit * size + np.arange(len(rows)) % size
+
+    def without(part, parts):
+        kept = rows[unit // (units // parts) != part]
+        return forms_of(kept * (parts / (parts - 1)) ** 0.5, whole, damping).astype(float)
+
+    want = np.stack([without(part, state.parts) for part in range(state.parts)])
+    np.testing.assert_allclose(np.asarray(found.left_out), want, rtol=1e-8, atol=1e-9 * np.abs(want).max())
+    scores = np.mean(np.einsum("pbkk->pbk", want), axis=2)
+    error = np.sqrt((state.parts - 1) / state.parts * np.sum((scores - scores.mean(axis=0)) ** 2, axis=0))
+    np.testing.assert_allclose(curvature_error(found.left_out, "mean_of_scores"), error, rtol=1e-6)
+    halves = np.stack([without(1, 2), without(0, 2)])
+    np.testing.assert_allclose(np.asarray(found.halves), halves, rtol=1e-8, atol=1e-9 * np.abs(halves).max())
+
+
+@pytest.mark.parametrize("estimand", ["mean_of_scores", "u_statistic", "score_of_mean"])
+def test_bounds_of_every_estimand_follow_from_those_of_the_forms(estimand):
+    """Whatever the errors within their bounds, the estimate stays within its own; the largest errors reach them."""
+    rng = np.random.default_rng(0)
+    gram, rounding = (jnp.asarray(rng.uniform(low, 1, (3, 4, 4))) for low in (0.5, 0))
+    low, high = bounds(gram, rounding, estimand)
+    for signs in (np.ones((3, 4, 4)), -np.ones((3, 4, 4)), rng.uniform(-1, 1, (3, 4, 4))):
+        score = estimate(gram + signs * rounding, estimand).score
+        assert (score <= high).all()
+        assert ((score >= low) | (low == 0)).all()
+    np.testing.assert_allclose(high, estimate(gram + rounding, estimand).score, rtol=1e-13)
+    tiny = bounds(0.01 * gram, rounding, estimand)[0]
+    assert (tiny < 0).all() if estimand == "u_statistic" else (tiny == 0).all()  # a positive form is never below zero
+
+
+def test_what_it_cannot_represent_is_refused_by_name():
+    problem = problems.problem(CosineDistance(), "hessian", module=problems.Small())
+    with pytest.raises(CurvatureError, match=r"Gram .* got curvature='hessian'"):
+        Gram().fit(problem, jax.random.key(0))
+    problem = problems.problem(CosineDistance(), "fisher", module=problems.Small())
+    with pytest.raises(InfluenceError, match="24 outer products, over Gram's limit of 8 rows"):
+        Gram(max_rows=8).fit(problem, jax.random.key(0))
+    with pytest.raises(InfluenceError, match="samples=0"):
+        Gram(samples=0)
+    with pytest.raises(InfluenceError, match="parts=1"):
+        Gram(parts=1)
+
+
+def effective_dimension(matrix, damping):
+    return np.trace(matrix @ np.linalg.inv(matrix + damping * np.eye(len(matrix))))
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.9])
+def test_damping_by_effective_dimension(share):
+    """λ of the dense matrix, from K, from all eigenvalues, and from products alone."""
+    _, _, state, _, _ = case("ggn")
+    rows = rows_of(state)
+    matrix, rank = rows.T @ rows, np.linalg.matrix_rank(rows)
+    damping = Damping(effective_dimension=share)
+    found = float(Gram().resolve(state, damping))
+    np.testing.assert_allclose(effective_dimension(matrix, found), share * rank, rtol=1e-8)
+    exact = fitted(Exact, "cosine")
+    np.testing.assert_allclose(Exact().resolve(exact[2], damping), found, rtol=1e-6)
+
+
+def test_damping_by_effective_dimension_from_products_alone():
+    """Stochastic, but for the quadrature: within four standard errors of the trace that random signs give."""
+    _, _, state, _, _ = case("ggn")
+    rows, share = rows_of(state), 0.3
+    matrix = rows.T @ rows
+    backend = CG(probes=64, lanczos_steps=60)
+    spectrum = backend.spectrum(fitted(CG, "cosine")[2])
+    found = float(Damping(effective_dimension=share).resolve_by_spectrum(spectrum))
+    shrunk = matrix @ np.linalg.inv(matrix + found * np.eye(len(matrix)))
+    error = np.sqrt(2 * np.sum((shrunk - np.diag(np.diag(shrunk))) ** 2) / 64)
+    rank = min(spectrum.rank, len(matrix))
+    assert abs(np.trace(shrunk) - share * rank) <= 4 * error + 1e-6
+
+
+def test_damping_by_effective_dimension_block_by_block():
+    """Of a block-diagonal backend every block has its own, by its own corrected eigenvalues."""
+    backend, _, state, _ = fitted(EKFAC, "cosine")
+    found = backend.resolve(state, Damping(effective_dimension=0.5))
+    for name, each in backend.spectrum(state).items():
+        values, counts = np.asarray(each.values), np.asarray(each.counts)
+        assert counts.sum() == next(block.size for block in state.blocks if block.name == name)
+        fine = values > counts.sum() * np.finfo(float).eps * values.max()
+        np.testing.assert_allclose(
+            np.sum(counts * values / (values + float(found[name]))), 0.5 * counts[fine].sum(), rtol=1e-6
+        )
+
+
+def test_damping_over_the_mean_of_nonzero_eigenvalues():
+    _, _, state, _, _ = case("ggn")
+    rows = rows_of(state)
+    found = Gram().resolve(state, Damping(0.1, relative_to="nonzero"))
+    np.testing.assert_allclose(found, 0.1 * np.sum(rows**2) / np.linalg.matrix_rank(rows), rtol=1e-10)
+
+
+def test_damping_that_takes_eigenvalues_is_refused_where_there_are_none():
+    backend, _, state, _ = fitted(Arnoldi, "cosine")
+    with pytest.raises(InfluenceError, match="Arnoldi does not know the eigenvalues"):
+        backend.resolve(state, Damping(effective_dimension=0.5))
+    for share in (0.0, 1.0, float("nan")):
+        with pytest.raises(InfluenceError, match="between 0"):
+            Damping(effective_dimension=share)
+    with pytest.raises(InfluenceError, match="given twice"):
+        Damping(absolute=1.0, effective_dimension=0.5)
+    problem = problems.problem(SquaredEuclid(), "hessian", module=problems.Linear(), image=3)
+    indefinite = dataclasses.replace(fitted(Exact, "linear")[2], eigenvalues=jnp.linspace(-1.0, 1.0, 54))
+    with pytest.raises(CurvatureError, match="smallest eigenvalue of this one is -1"):
+        Exact().resolve(indefinite, Damping(effective_dimension=0.5))
+    with pytest.raises(CurvatureError, match="curvature='hessian'"):
+        CG().spectrum(dataclasses.replace(fitted(CG, "linear")[2], problem=problem))
