@@ -36,8 +36,11 @@ def test_every_measurement_of_the_list_can_be_asked_for(measurement):
 
 @pytest.mark.parametrize("name", [source.__name__.lower() for source in data.SOURCES])
 def test_every_source_of_the_list_can_be_asked_for(name):
-    needed = ["--source.path", "p"] if name == "folder" else []
-    assert type(parsed(ScoreRun, *REQUIRED, f"source:{name}", *needed).source).__name__.lower() == name
+    needed = ["--source.path", "p"] if name in ("folder", "parquet", "shards") else []
+    for command, required in ((ScoreRun, REQUIRED), (PretrainRun, ["--out", "o"])):
+        source = parsed(command, *required, f"source:{name}", *needed, "--source.only", "ids.csv").source
+        assert type(source).__name__.lower() == name
+        assert source.only == "ids.csv"
 
 
 @pytest.mark.parametrize("name", RECIPES)
