@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,3 +88,26 @@ def disk_of(path: Path) -> Iterator[None]:
             f"The disk of {path} takes no more: {os.strerror(number)}, {free:,} bytes are free. Make room there, then "
             "give the same command again: what was finished is kept."
         ) from error
+
+
+_TURNS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Characters that change the direction in which text around them is shown."""
+
+
+def printable(text: str) -> str:
+    r"""Return `text` with everything that a terminal would obey, or could not show, as an escape.
+
+    Control characters, line separators and changes of direction become `\x1b` or `\u202e`, a byte of a file name that is
+    not UTF-8 becomes `\xff`.
+    """
+    if text.isprintable():
+        return text
+    return "".join(map(_escaped, text))
+
+
+def _escaped(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # how Python writes a byte of a file name that is not UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _TURNS:
+        return character.encode("unicode_escape").decode("ascii")
+    return character

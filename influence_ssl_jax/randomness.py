@@ -34,6 +34,7 @@ class Stream(enum.Enum):
     PERTURBATIONS = "perturbations of an example"
     FISHER = "draws of a sampled Fisher"
     BACKEND = "a backend's bases and probes"
+    SPECTRUM = "probes of a curvature's spectrum"
     GRADIENT_CHECK = "cotangents of the check of gradients"
     NEIGHBOURS = "examples that neighbours are searched among"
     AUDITED = "choice of the audited examples"

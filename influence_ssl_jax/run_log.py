@@ -20,6 +20,8 @@ from influence_ssl_jax.signals import Terminated, last_word
 
 BEAT = 5.0
 """Seconds between heartbeats."""
+EVERY = 60.0
+"""Seconds between lines where there is no terminal."""
 
 
 def json_lines(file: Path) -> list[dict]:
@@ -139,7 +141,7 @@ def _word(error: BaseException) -> str:
 
 
 class Pace:
-    """Examples per second since the first batch, which compiles.
+    """Examples per second since the first batch, which compiles; what comes between batches counts.
 
     Attributes:
         total: Examples of the whole work.
@@ -164,6 +166,22 @@ class Pace:
         """Examples per second; zero until there are two batches."""
         return self._counted / max(time.monotonic() - self._first, 1e-9) if self._counted else 0.0
 
+    def together(self, others: int) -> float:
+        """Examples per second of this process and the others, which have done `others` examples in this run."""
+        return self.speed * (self.advanced + others) / self.advanced if self.advanced else 0.0
+
+    def said(self, others: int = 0) -> str:
+        """The speed of all processes in words: there is none while the first batch compiles."""
+        if not self._first:
+            return "compiling …"
+        return f"{self.together(others):,.4g} images/s" if self.speed else "first batch done"
+
+    def line(self, others: int = 0) -> str:
+        """How far all are, how fast, and how long it will take: what is said where there is no bar."""
+        done, speed = self.done + others, self.together(others)
+        ahead = f", {duration(max(self.total - done, 0) / speed)} left" if speed else ""
+        return f"{done:,} of {self.total:,} images, {self.said(others)}{ahead}"
+
     def facts(self) -> dict[str, float | int | None]:
         """For the log: done, total, examples per second, seconds left."""
         left = (self.total - self.done) / self.speed if self.speed else None
@@ -182,7 +200,7 @@ class Watch:
     def __init__(self, progress: Progress, log: RunLog, doing: str, pace: Pace, others: Callable[[], int]) -> None:
         self.pace, self._progress, self._log, self._doing = pace, progress, log, doing
         self._ask, self._others, self._asked = others, 0, 0.0
-        self._task = progress.add_task(doing, total=pace.total, completed=pace.done, speed=0.0)
+        self._task = progress.add_task(doing, total=pace.total, completed=pace.done, said=pace.said())
 
     def advance(self, examples: int, **facts: float | int) -> None:
         """So many more are done; further numbers stand beside the bar and in the heartbeat."""
@@ -190,10 +208,13 @@ class Watch:
         shown = " · ".join([self._doing, *(f"{name} {value:.4g}" for name, value in facts.items())])
         if time.monotonic() - self._asked > BEAT:  # the bar is of the whole, of which other processes do their part
             self._others, self._asked = self._ask(), time.monotonic()
-        done, alone = self.pace.done + self._others, self.pace.advanced / max(self.pace.advanced + self._others, 1)
-        speed = self.pace.speed / alone if alone else 0.0
-        self._progress.update(self._task, description=shown, completed=done, speed=speed)
+        done = self.pace.done + self._others
+        self._progress.update(self._task, description=shown, completed=done, said=self.pace.said(self._others))
         self._log.beat(self._doing, **self.pace.facts(), **facts)
+
+    def line(self) -> str:
+        """How far it is, in words."""
+        return self.pace.line(self._others)
 
     def pause(self, doing: str) -> None:
         """Something else is being done between two batches."""
@@ -210,6 +231,8 @@ def watched(
 ) -> Iterator[Watch]:
     """Show a bar of examples with speed and time left, beside a heartbeat, while the block works.
 
+    Where there is no terminal: a line at the beginning, and one a minute.
+
     Args:
         out: Where the bar is shown.
         log: Whose heartbeat it is.
@@ -221,9 +244,50 @@ def watched(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]:.4g} images/s"),
+        TextColumn("{task.fields[said]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=out, refresh_per_second=2) as progress:
-        yield Watch(progress, log, doing, pace, others)
+        watch = Watch(progress, log, doing, pace, others)
+        with _lines(out, doing, watch.line):
+            yield watch
+
+
+@contextlib.contextmanager
+def under_way(out: Console, doing: str) -> Iterator[None]:
+    """Say what is done while the block does it: with a moving sign, or without a terminal a line, then one a minute."""
+    began = time.monotonic()
+    sign = out.status(doing) if out.is_terminal else contextlib.nullcontext()
+    with sign, _lines(out, doing, lambda: f"{duration(time.monotonic() - began)} so far"):
+        yield
+
+
+@contextlib.contextmanager
+def _lines(out: Console, doing: str, line: Callable[[], str]) -> Iterator[None]:
+    """Print a line now and every EVERY seconds while the block works, where there is no terminal."""
+    if out.is_terminal or out.quiet:
+        yield
+        return
+    ended = threading.Event()
+
+    def speak() -> None:
+        while not ended.wait(EVERY):
+            out.print(f"{doing}: {line()}", highlight=False, markup=False, soft_wrap=True)
+
+    out.print(f"{doing} …", highlight=False, markup=False)
+    thread = threading.Thread(target=speak, name="lines", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as people say them."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

@@ -130,6 +130,15 @@ def test_a_warning_on_the_way_is_a_note(monkeypatch):
     assert not logging.getLogger("influence_ssl_jax").handlers
 
 
+def test_nothing_that_is_said_reaches_the_terminal_as_a_command(monkeypatch):
+    def fail(*_, **__):
+        logging.getLogger("influence_ssl_jax.data.draw").warning("\x1b[2Jgone")
+        raise InfluenceError("\x1b]0;title\x07 in\ntwo lines \u202e")
+
+    monkeypatch.setattr(tyro, "cli", fail)
+    assert Said("report", "x").err == "note: \\x1b[2Jgone\nerror: \\x1b]0;title\\x07 in\ntwo lines \\u202e\n"
+
+
 def test_an_interrupt_says_that_nothing_is_lost(monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from influence_ssl_jax.cli.environment import keep_compiled_programs, keep_convolutions_whole, keep_float32
-from influence_ssl_jax.errors import InfluenceError, PartnerError
+from influence_ssl_jax.errors import InfluenceError, PartnerError, printable
 from influence_ssl_jax.signals import Terminated, leave_at_once, orderly, status_of
 
 PROGRAM = "influence-ssl"
@@ -142,7 +142,8 @@ def run(arguments: Sequence[str], out: Console | None = None, err: Console | Non
             raise
         if isinstance(error, RuntimeError):
             error = _of_a_partner(error)
-        said = Text.assemble(("error: ", "bold red"), str(error) or type(error).__name__)
+        lines = (printable(line) for line in (str(error) or type(error).__name__).split("\n"))
+        said = Text.assemble(("error: ", "bold red"), "\n".join(lines))
         if not isinstance(error, InfluenceError):
             said.append(f"\n({type(error).__name__}; --debug shows where it came from)", style="dim")
         err.print(said, soft_wrap=True)
@@ -173,7 +174,7 @@ class _Notes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """One line."""
-        self.console.print(Text(f"note: {record.getMessage()}"), soft_wrap=True)
+        self.console.print(Text(f"note: {printable(record.getMessage())}"), soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -6,16 +6,27 @@ A source that is added here is known to the command line and to the contract tes
 from typing import TypeAlias, get_args
 
 from influence_ssl_jax.data.arrays import Arrays
+from influence_ssl_jax.data.depth import depth_notes
 from influence_ssl_jax.data.digits import Digits
 from influence_ssl_jax.data.draw import epoch, resident
 from influence_ssl_jax.data.folder import Folder
 from influence_ssl_jax.data.loader import Cached, LoadedBatch, batches, cached
-from influence_ssl_jax.data.source import Example, OpenSource, Skipped, Source, UnreadableExample, repeated_ids
+from influence_ssl_jax.data.parquet import Parquet
+from influence_ssl_jax.data.shards import Shards
+from influence_ssl_jax.data.source import (
+    Example,
+    OpenSource,
+    Skipped,
+    Source,
+    UnreadableExample,
+    repeated_ids,
+    require_classes,
+)
 from influence_ssl_jax.data.synthetic import Synthetic
 from influence_ssl_jax.data.tfds import Tfds
 from influence_ssl_jax.data.transform import ToInput
 
-AnySource: TypeAlias = Digits | Tfds | Folder | Synthetic
+AnySource: TypeAlias = Digits | Tfds | Folder | Parquet | Shards | Synthetic
 """What the command line offers: the one list of sources that can be described in words."""
 
 SOURCES: tuple[type[Source], ...] = get_args(AnySource)
@@ -30,6 +41,8 @@ __all__ = [
     "Folder",
     "LoadedBatch",
     "OpenSource",
+    "Parquet",
+    "Shards",
     "Skipped",
     "Source",
     "Synthetic",
@@ -38,7 +51,9 @@ __all__ = [
     "UnreadableExample",
     "batches",
     "cached",
+    "depth_notes",
     "epoch",
     "repeated_ids",
+    "require_classes",
     "resident",
 ]

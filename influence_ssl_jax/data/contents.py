@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from influence_ssl_jax.data.loader import WORKERS, in_order
+from influence_ssl_jax.data.loader import in_order
 from influence_ssl_jax.data.source import OpenSource, UnreadableExample, persistently
 from influence_ssl_jax.errors import DataError
 
@@ -36,7 +36,7 @@ def changes(
     indices: Int[np.ndarray, " count"],
     ids: Sequence[str],
     contents: Sequence[bytes | None],
-    workers: int = WORKERS,
+    workers: int | None = None,
 ) -> list[Change]:
     """List the examples whose bytes are not those of a digest taken before.
 
@@ -48,7 +48,7 @@ def changes(
         indices: Which to compare.
         ids: Their names then.
         contents: Their digests then.
-        workers: Threads.
+        workers: Threads; as many as `in_order` takes where None.
 
     Raises:
         DataError: Reading failed again and again for a reason that is not an image's.

@@ -59,7 +59,7 @@ class Digits(Source):
                 "keep exact_duplicates + near_duplicates at 1 or less."
             )
 
-    def open(self) -> InMemory:
+    def _open(self) -> InMemory:
         """Enlarge, plant and shuffle."""
         choice, pixels = np.random.default_rng(self.seed).spawn(
             2
@@ -77,7 +77,8 @@ class Digits(Source):
             "original": pa.array(originals, pa.int32()),
         }
         labels = np.array([row.label for row in rows], np.int32)
-        return InMemory(np.stack([row.image for row in rows]), labels, [row.id for row in rows], pa.table(columns))
+        ids, truth = [row.id for row in rows], ("planted", "original")
+        return InMemory(np.stack([row.image for row in rows]), labels, ids, pa.table(columns), truth)
 
     def _originals(self, rng: np.random.Generator) -> list[_Row]:
         from sklearn.datasets import load_digits  # slow to import, and only this source needs it

@@ -167,26 +167,45 @@ def _filled(
 ) -> tuple[list[Example], list[Skipped]]:
     """The chosen examples of some rows; in the place of one that cannot be used, another, random and fixed by its row.
 
-    A row looks for its substitute among every `batch`-th of the other examples first, so that two rows find two, and
-    what a row finds does not depend on which other rows are loaded beside it.
+    A row draws its substitute, again until one can be used, from every `batch`-th example first, so that two rows find
+    two, and what a row finds does not depend on which other rows are loaded beside it. The cost is that of the draws,
+    whatever the size of the source.
     """
     examples, skipped = load(source, transform, chosen[rows.start : rows.stop])
     if not skipped:
         return examples, skipped
     loaded = {example.index: example for example in examples}
-    others = rng.permutation(np.setdiff1d(np.arange(len(source)), chosen))
+    unusable = {each.index for each in skipped}
+    taken, size = set(chosen.tolist()), len(chosen)
+    of_rows = rng.spawn(size)
     filled: list[Example] = []
     for row in rows:
-        tried = np.concatenate([others[row :: len(chosen)], others])
         found = loaded.get(int(chosen[row]))
-        for index in tried:
+        drawn = of_rows[row]
+        own = (row + size * k for k in _shuffled(len(range(row, len(source), size)), drawn))
+        for index in itertools.chain(own, _shuffled(len(source), drawn)):
             if found is not None:
                 break
-            usable, missed = load(source, transform, index[None])
-            skipped += [each for each in missed if each not in skipped]
+            if index in taken or index in unusable:
+                continue
+            usable, missed = load(source, transform, np.array([index]))
+            skipped += missed
+            unusable |= {each.index for each in missed}
             found = usable[0] if usable else None
         filled += [] if found is None else [found]
     return filled, skipped
+
+
+def _shuffled(count: int, rng: np.random.Generator) -> Iterator[int]:
+    """Yield a random permutation of `range(count)` one number at a time, in the memory of those that were drawn.
+
+    The shuffle of Fisher and Yates, whose exchanges alone are kept.
+    """
+    moved: dict[int, int] = {}
+    for place in range(count):
+        drawn = int(rng.integers(place, count))
+        yield moved.get(drawn, drawn)
+        moved[drawn] = moved.get(place, place)
 
 
 def _named(skipped: Sequence[Skipped]) -> list[str]:

@@ -1,10 +1,12 @@
 """Batches of examples, read ahead, in order, or from memory."""
 
 import dataclasses
+import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -19,7 +21,7 @@ from influence_ssl_jax.data.source import (
     UnreadableExample,
     content_of,
     digest,
-    persistently,
+    read_all,
 )
 from influence_ssl_jax.data.transform import ToInput, UnusableImage
 from influence_ssl_jax.errors import DataError
@@ -28,10 +30,12 @@ from influence_ssl_jax.types import Batch
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-WORKERS = 2
-"""Threads that decode."""
+THREADS = "INFLUENCE_SSL_THREADS"
+"""The environment variable that sets the number of threads that decode."""
+MOST_THREADS = 32
 AHEAD = 4
-"""Batches that are held ready beside the one in use."""
+"""Batches that are held ready beside the one in use, or one for each thread where there are more."""
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 class LoadedBatch(NamedTuple):
@@ -58,8 +62,8 @@ def batches(
     batch_size: int,
     key: Key[Array, ""],
     indices: Int[np.ndarray, " count"] | None = None,
-    workers: int = WORKERS,
-    ahead: int = AHEAD,
+    workers: int | None = None,
+    ahead: int | None = None,
     place: Callable[[Batch], Batch] = jax.device_put,
 ) -> Iterator[LoadedBatch]:
     """Every example once, in the order of `indices` (all, in order, where None), in batches of one shape.
@@ -75,8 +79,8 @@ def batches(
         batch_size: Rows of a batch.
         key: Of all examples together.
         indices: Which examples, in which order; −1 for an empty row.
-        workers: Threads.
-        ahead: Batches in advance.
+        workers: Threads; `decoding_threads()` where None.
+        ahead: Batches in advance; as many as threads, and at least AHEAD, where None.
         place: Brings a batch to where it is computed on.
 
     Raises:
@@ -92,6 +96,32 @@ def batches(
         return loaded._replace(batch=place(loaded.batch))
 
     yield from in_order(ready, chunks(order, batch_size), workers, ahead)
+
+
+def decoding_threads(environment: Mapping[str, str] = os.environ, quota: Path = _QUOTA) -> int:
+    """Return how many threads decode: as many as this process has cores, at most MOST_THREADS.
+
+    Cores are those that the process may run on, or fewer where a control group grants less time. The environment
+    variable INFLUENCE_SSL_THREADS sets another number, as for several processes that share a machine.
+
+    Raises:
+        DataError: The variable is no whole number of at least 1.
+    """
+    asked = environment.get(THREADS)
+    if asked is not None:
+        if not asked.isdecimal() or int(asked) < 1:
+            raise DataError(f"{THREADS} is a number of threads, at least 1, got {asked!r}.")
+        return int(asked)
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS has no such call
+        cores = os.cpu_count() or 1
+    try:
+        granted, period = quota.read_text().split()
+        cores = min(cores, -(-int(granted) // int(period)))
+    except (OSError, ValueError):  # no control group, or one without a limit ("max")
+        pass
+    return max(1, min(cores, MOST_THREADS))
 
 
 def checked(source: OpenSource, batch_size: int) -> int:
@@ -112,7 +142,7 @@ def load(
         DataError: Reading failed again and again for a reason that is not an image's.
     """
     examples, skipped = [], []
-    for read in persistently(source.read_many, indices.tolist()):
+    for read in read_all(source, indices.tolist()):
         if isinstance(read, Skipped):
             skipped.append(read)
             continue
@@ -129,13 +159,18 @@ def chunks(order: Int[np.ndarray, " count"], size: int) -> Iterator[Int[np.ndarr
 
 
 def in_order(
-    function: Callable[[Task], Result], tasks: Iterable[Task], workers: int = WORKERS, ahead: int = AHEAD
+    function: Callable[[Task], Result],
+    tasks: Iterable[Task],
+    workers: int | None = None,
+    ahead: int | None = None,
 ) -> Iterator[Result]:
-    """`map(function, tasks)` on threads that work at most `ahead` results in advance.
+    """`map(function, tasks)` on threads that work at most `ahead` results in advance; None as in `batches`.
 
     An exception of `function` is raised in its place. Leaving the iterator cancels what has not begun and waits for the
     rest.
     """
+    workers = workers or decoding_threads()
+    ahead = max(AHEAD, workers) if ahead is None else ahead
     pool = ThreadPoolExecutor(workers, thread_name_prefix="load")
     pending: deque[Future[Result]] = deque()
     try:
@@ -237,6 +272,18 @@ class Cached(OpenSource):
     def class_names(self) -> tuple[str, ...] | None:
         """Those of the source."""
         return self._source.class_names()
+
+    def ids(self) -> Sequence[str]:
+        """Those of the source."""
+        return self._source.ids()
+
+    def labels(self) -> Int[np.ndarray, " examples"]:
+        """Those of the source."""
+        return self._source.labels()
+
+    def truth(self) -> tuple[str, ...]:
+        """Those of the source."""
+        return self._source.truth()
 
     def attributes(self) -> pa.Table | None:
         """Those of the source."""

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Int
 
 from influence_ssl_jax.data.source import Example, OpenSource, Source, digest
 from influence_ssl_jax.errors import DataError
@@ -33,9 +34,9 @@ class Synthetic(Source):
         if min(self.count, self.size, self.classes) < 1:
             raise DataError(f"count, size and classes are at least 1, got {self.count}, {self.size}, {self.classes}.")
 
-    def open(self) -> "OpenSynthetic":
+    def _open(self) -> "OpenSynthetic":
         """Nothing to find."""
-        return OpenSynthetic(self)
+        return OpenSynthetic(dataclasses.replace(self, only=None))
 
 
 class OpenSynthetic(OpenSource):
@@ -60,9 +61,17 @@ class OpenSynthetic(OpenSource):
         image = np.round(255 * levels.clip(0, 1)).astype(np.uint8)
         return Example(index, str(index), image, index % recipe.classes)
 
+    def ids(self) -> list[str]:
+        """Return the numbers."""
+        return [str(index) for index in range(len(self))]
+
+    def labels(self) -> Int[np.ndarray, " examples"]:
+        """Return the orientations."""
+        return (np.arange(len(self)) % self._recipe.classes).astype(np.int32)
+
     def attributes(self) -> pa.Table:
         """The class."""
-        return pa.table({"label": (np.arange(len(self)) % self._recipe.classes).astype(np.int32)})
+        return pa.table({"label": self.labels()})
 
     def fingerprint(self) -> str:
         """The recipe."""

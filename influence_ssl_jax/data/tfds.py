@@ -3,12 +3,13 @@
 import dataclasses
 import difflib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Int
 
 from influence_ssl_jax.data.source import (
     Example,
@@ -16,12 +17,14 @@ from influence_ssl_jax.data.source import (
     Skipped,
     Source,
     UnreadableExample,
+    absolute_path,
     attempt,
     content_digest,
     digest,
 )
+from influence_ssl_jax.data.table import Classes, classes
 from influence_ssl_jax.data.transform import UndecodableImage, decode
-from influence_ssl_jax.errors import DataError
+from influence_ssl_jax.errors import DataError, printable
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -72,6 +75,17 @@ def is_scalar(feature: Any) -> bool:
     return feature.shape == () and any(np.issubdtype(feature.np_dtype, kind) for kind in (np.number, np.bool_))
 
 
+def is_text(feature: Any) -> bool:
+    """Whether a feature is one text."""
+    return feature.shape == () and type(feature).__name__ == "Text"
+
+
+def class_values(values: list[Any]) -> pa.ChunkedArray:
+    """Return the values of a feature as a column, text as text."""
+    plain = [text(value) if isinstance(value, bytes) else value for value in values]
+    return pa.chunked_array([pa.array([value.item() if isinstance(value, np.generic) else value for value in plain])])
+
+
 def column(feature: Any, values: list[Any]) -> pa.Array:
     """One value per example, None where there is none; classes by name."""
     names = dict(enumerate(getattr(feature, "names", None) or ()))
@@ -103,7 +117,8 @@ class Tfds(Source):
         split: The split, with a slice where wanted: `train`, `train[:1000]`, `train+test`.
         data_dir: Where the prepared files are; tensorflow-datasets' own default where None.
         image: The image feature; found where None.
-        label: The feature that is the class; found where None.
+        label: The feature that is the class; found where None. A feature that is no class label, such as a text or a year,
+            is numbered by its values in sorted order.
     """
 
     name: str = "cifar10"
@@ -112,7 +127,11 @@ class Tfds(Source):
     image: str | None = None
     label: str | None = None
 
-    def open(self) -> "OpenTfds":
+    def absolute(self) -> "Source":
+        """Return the same data set by absolute paths."""
+        return dataclasses.replace(super().absolute(), data_dir=absolute_path(self.data_dir))
+
+    def _open(self) -> "OpenTfds":
         """Find the prepared files and the features.
 
         Raises:
@@ -127,11 +146,13 @@ class Tfds(Source):
         features = flat(builder.info.features)
         image = image_feature(features, self.image)
         label = first_class(features) if self.label is None else known("label", self.label, features)
-        try:
-            builder.info.splits[self.split]
-        except (ValueError, KeyError) as error:
-            splits = ", ".join(builder.info.splits)
-            raise DataError(f"{self.name!r} has the splits {splits}, got {self.split!r} ({error}).") from error
+        if label is not None and not is_scalar(features[label]) and not is_text(features[label]):
+            raise DataError(f"The label feature {label!r} is {features[label]}: name one with one value an example.")
+        if self._count(builder.info) < 1:
+            splits = ", ".join(
+                f"{name} ({split.num_examples:,} examples)" for name, split in builder.info.splits.items()
+            )
+            raise DataError(f"The split {self.split!r} of {self.name!r} has no examples; there are {splits}.")
         gone = [name for name, _ in _files(builder.info, self.split) if not Path(name).is_file()]
         if gone:
             raise DataError(
@@ -139,10 +160,22 @@ class Tfds(Source):
             )
         return OpenTfds(builder, self.split, features, image, label)
 
-    def absolute(self) -> "Tfds":
-        """The same data set, its folder by an absolute path."""
-        folder = None if self.data_dir is None else str(Path(self.data_dir).expanduser().absolute())
-        return dataclasses.replace(self, data_dir=folder)
+    def _count(self, info: Any) -> int:
+        """Return how many examples the split names; nothing and less of a slice from behind its end.
+
+        Raises:
+            DataError: There is no such split.
+        """
+        from tensorflow_datasets.core import ReadInstruction
+
+        try:
+            parts = ReadInstruction.from_spec(self.split).to_absolute(info.splits)
+            info.splits[self.split]  # some slices are refused only here
+            ends = [info.splits[each.splitname].num_examples if each.to is None else each.to for each in parts]
+            return sum(max(0, end - (each.from_ or 0)) for each, end in zip(parts, ends, strict=True))
+        except (ValueError, KeyError, AssertionError) as error:
+            splits = ", ".join(info.splits)
+            raise DataError(f"{self.name!r} has the splits {splits}, got {self.split!r} ({error}).") from error
 
     def _builder(self) -> Any:
         import tensorflow_datasets as tfds  # slow to import
@@ -172,6 +205,13 @@ class Tfds(Source):
         )
 
 
+class _Through(NamedTuple):
+    """What is known of every example beside its image: ids, and the values of scalar features, None where damaged."""
+
+    ids: list[str]
+    columns: dict[str, list[Any]]
+
+
 class OpenTfds(OpenSource):
     """A split whose image feature is known."""
 
@@ -195,23 +235,23 @@ class OpenTfds(OpenSource):
             raise UnreadableExample(index, f"{self._split}/{index}", f"the record is damaged: {error}") from error
         return self._example(index, record)
 
-    def read_many(self, indices: Sequence[int]) -> list[Example | Skipped]:
-        """Fetched together, which costs a fraction of one by one; one by one where a record is damaged."""
+    def read_many(self, indices: Sequence[int]) -> Iterator[Example | Skipped]:
+        """Fetch together, which costs a fraction of one by one; one by one where a record is damaged."""
         try:
-            records = self._records.__getitems__(list(indices))
+            records = self._records.__getitems__(list(indices)) if len(indices) else []
         except _DAMAGE:
-            return [attempt(self.read, index) for index in indices]
-        return [attempt(self._example, *pair) for pair in zip(indices, records, strict=True)]
+            return (attempt(self.read, index) for index in indices)
+        return (attempt(self._example, *pair) for pair in zip(indices, records, strict=True))
 
     def _example(self, index: int, nested_record: dict[str, Any]) -> Example:
         record = flat(nested_record)
-        name = text(record[self._name]) if self._name else f"{self._split}/{index}"
+        name = self._id(index, record)
         try:
             image = decode(record[self._image])
         except UndecodableImage as error:
             raise UnreadableExample(index, name, str(error)) from error
-        label = int(record[self._label]) if self._label else None
-        return Example(index, name, image, label, content_digest(record[self._image]))
+        label = -1 if self._label is None else self._numbered(index, record[self._label])
+        return Example(index, name, image, label if label >= 0 else None, content_digest(record[self._image]))
 
     def content(self, index: int) -> bytes:
         """The digest of the encoded image; nothing is decoded."""
@@ -220,15 +260,41 @@ class OpenTfds(OpenSource):
         except _DAMAGE as error:
             raise UnreadableExample(index, f"{self._split}/{index}", f"the record is damaged: {error}") from error
 
+    def class_names(self) -> tuple[str, ...] | None:
+        """The values of a label that is no class label, as they are numbered."""
+        return None if self._label is None or self._is_class else self._classes.values
+
+    def _id(self, index: int, record: dict[str, Any]) -> str:
+        name = text(record[self._name]) if self._name and record else f"{self._split}/{index}"
+        return printable(name)
+
+    def _numbered(self, index: int, value: Any) -> int:
+        """Return the class of an example: its own number, or the place of its value among all."""
+        return int(value) if self._is_class else int(self._classes.labels[index])
+
+    @property
+    def _is_class(self) -> bool:
+        return bool(self._label) and type(self._features[self._label]).__name__ == "ClassLabel"
+
     @functools.cached_property
-    def _columns(self) -> dict[str, list[Any]]:
-        kept = [name for name, feature in self._features.items() if is_scalar(feature) and name != self._name]
-        columns: dict[str, list[Any]] = {name: [] for name in kept}
-        for start in range(0, len(self) if kept else 0, _CHUNK):
+    def _classes(self) -> Classes:
+        """The values of a label that is no class label, numbered."""
+        name = str(self._label)
+        return classes(class_values(self._through.columns[name]), f"The label feature {name!r}")
+
+    @functools.cached_property
+    def _through(self) -> "_Through":
+        """What one pass over the records gives, without decoding images."""
+        wanted = [name for name, feature in self._features.items() if is_scalar(feature) and name != self._name]
+        wanted += [self._label] if self._label is not None and self._label not in wanted else []
+        columns: dict[str, list[Any]] = {name: [] for name in wanted}
+        ids: list[str] = []
+        for start in range(0, len(self), _CHUNK):
             for record in self._undecoded(range(start, min(start + _CHUNK, len(self)))):
-                for name in kept:
+                ids.append(self._id(len(ids), record))
+                for name in wanted:
                     columns[name].append(record.get(name))
-        return columns
+        return _Through(ids, columns)
 
     def _undecoded(self, indices: range) -> list[dict[str, Any]]:
         """Records without their image decoded; an empty one for each that is damaged."""
@@ -240,14 +306,32 @@ class OpenTfds(OpenSource):
             half = len(indices) // 2
             return self._undecoded(indices[:half]) + self._undecoded(indices[half:])
 
+    def ids(self) -> list[str]:
+        """Return the data set's own ids, or split and number; one pass over the records, as for the attributes."""
+        return self._through.ids if self._name else [f"{self._split}/{index}" for index in range(len(self))]
+
+    def labels(self) -> Int[np.ndarray, " examples"]:
+        """Return the class of every example, −1 where it has none or its record is damaged."""
+        if self._label is None:
+            return np.full(len(self), -1, np.int32)
+        if not self._is_class:
+            return self._classes.labels
+        values = self._through.columns[self._label]
+        return np.array([-1 if value is None else int(value) for value in values], np.int32)
+
     def attributes(self) -> pa.Table | None:
-        """Classes by name, and every other scalar; one pass over the records, without decoding images."""
-        if not self._columns:
+        """Return classes by name, and every other scalar; one pass over the records, without decoding images."""
+        columns = self._through.columns
+        scalar = {name: values for name, values in columns.items() if is_scalar(self._features[name])}
+        if not scalar:
             return None
-        return pa.table({name: column(self._features[name], values) for name, values in self._columns.items()})
+        return pa.table({name: column(self._features[name], values) for name, values in scalar.items()})
 
     def fingerprint(self) -> str:
-        """Data set, configuration, version, split, and the names, sizes and shares of its files."""
+        """Hash data set, configuration, version, split, features, and the names, sizes and shares of its files.
+
+        What is in the files does not count: a record that was replaced by one of the same size goes unseen.
+        """
         info = self._builder.info
         files = [f"{Path(name).name} {Path(name).stat().st_size} {part}" for name, part in _files(info, self._split)]
         return digest("tfds", info.full_name, self._image, str(self._label), *files)

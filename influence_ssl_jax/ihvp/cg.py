@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from influence_ssl_jax import trees
+from influence_ssl_jax import randomness, trees
 from influence_ssl_jax.curvature.blocks import check_structure
 from influence_ssl_jax.curvature.contributions import row_count
 from influence_ssl_jax.curvature.gradients import ExampleGradients
@@ -19,6 +19,7 @@ from influence_ssl_jax.linalg.block_cg import Solutions, block_cg
 from influence_ssl_jax.linalg.krylov import leading_eigenpairs
 from influence_ssl_jax.linalg.quadrature import Density, spectral_density
 from influence_ssl_jax.problem import Problem
+from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.types import Params
 
 Draws: TypeAlias = Float[Array, "draws batch size"]
@@ -174,7 +175,7 @@ def spectrum_by_products(problem: Problem, probes: int, steps: int) -> Spectrum:
     @jax.jit
     def density(problem: Problem) -> Density:
         like = trees.ravel(problem.params)
-        return spectral_density(flat_products(problem), jax.random.key(0), like, probes, steps)
+        return spectral_density(flat_products(problem), randomness.root(0, Stream.SPECTRUM), like, probes, steps)
 
     rank = min(row_count(problem, None), trees.size(problem.params))
     found = density(problem)

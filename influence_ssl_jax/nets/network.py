@@ -1,6 +1,7 @@
 """A linen module in evaluation mode as a pure function of parameters, frozen variables and pixels."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
@@ -44,6 +45,7 @@ class Network:
             StructureError: `frozen` holds an entry "params", which would replace the parameters.
         """
         refuse_params_in(frozen)
+        self._refuse_unknown_arguments()
         collections = {name: value for name, value in frozen.items() if name != "target"}
         apply: Callable[..., Any] = self.module.apply
         with canonical_convolutions():
@@ -60,6 +62,20 @@ class Network:
                 "Pool or flatten the features, or name another method."
             )
         return embeddings
+
+    def _refuse_unknown_arguments(self) -> None:
+        """Refuse keyword arguments that the method does not take.
+
+        Raises:
+            StructureError: There is one; the message names those that it takes.
+        """
+        known = inspect.signature(getattr(type(self.module), self.method)).parameters
+        wrong = [name for name, _ in self.arguments if name not in known]
+        if wrong and not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in known.values()):
+            raise StructureError(
+                f"{type(self.module).__name__}.{self.method} takes no argument {wrong[0]!r}, but {', '.join(known)}. Say "
+                "what puts it into evaluation mode: arguments=() if nothing must, else such as (('deterministic', True),)."
+            )
 
     def standardise(
         self, images: Float[Array, "batch height width channels"]

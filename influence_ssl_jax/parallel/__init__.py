@@ -9,6 +9,7 @@ from influence_ssl_jax.parallel.mesh import (
     spread,
     sum_over_devices,
 )
+from influence_ssl_jax.parallel.messages import from_first
 from influence_ssl_jax.parallel.placement import batches_of, everywhere, replicated, split
 from influence_ssl_jax.parallel.processes import (
     Distributed,
@@ -36,6 +37,7 @@ __all__ = [
     "devices",
     "everywhere",
     "first_only",
+    "from_first",
     "gathered",
     "in_every",
     "is_first",

@@ -50,18 +50,28 @@ class Tile:
 
 
 def images_of(run: ScoredRun) -> tuple[Images | None, str]:
-    """The images of the source that the run names, or none and why; one that has changed since it was scored is none."""
+    """The images of the source that the run names, or none and why.
+
+    Those of a changed source are other images, and an image that has changed since it was scored is none.
+    """
     try:
         source = restore(run.record.get("configuration", {}).get("source"), data.SOURCES).open()
+        scored = (run.record.get("identity") or {}).get("data")
+        if scored is not None and source.fingerprint() != scored:
+            return None, "the data set has changed since it was scored, so its images may be others"
     except InfluenceError as error:
         return None, str(error)
-    scored = run.table[CONTENT].to_pylist() if CONTENT in run.table.column_names else [None] * run.table.num_rows
+    names = dict(zip(run.table["index"].to_pylist(), run.table["id"].to_pylist(), strict=True))
+    known = run.table[CONTENT].to_pylist() if CONTENT in run.table.column_names else [None] * run.table.num_rows
+    contents = dict(zip(run.table["index"].to_pylist(), known, strict=True))
 
     def image(index: int) -> np.ndarray:
         if index >= len(source):
             raise UnusableImage("the source has fewer images now")
         example = source.read(index)
-        if scored[index] is not None and content_of(example) != scored[index]:
+        if example.id != names[index]:
+            raise UnusableImage(f"scored under another name, {names[index]!r}")
+        if contents[index] is not None and content_of(example) != contents[index]:
             raise UnusableImage("it has changed since it was scored")
         return example.image
 

@@ -29,7 +29,7 @@ from influence_ssl_jax.provenance import command
 from influence_ssl_jax.report.audited import AUDIT, say
 from influence_ssl_jax.report.backends import as_json
 from influence_ssl_jax.report.scored_run import ScoredRun
-from influence_ssl_jax.run_log import Pace, RunLog, Watch, watched
+from influence_ssl_jax.run_log import Pace, RunLog, Watch, under_way, watched
 from influence_ssl_jax.runs.score import Prepared, curvature_of, identity, prepare, problem_over
 from influence_ssl_jax.runs.settings import AuditRun, ScoreRun
 from influence_ssl_jax.scoring.fitting import fitted
@@ -267,7 +267,7 @@ def enclosed(scored: ScoredRun, made: ScoreRun, prepared: Prepared, out: Console
         return None
     problem = problem_over(made, prepared)
     refuse_rescored(scored, prepared.source, np.arange(scored.table.num_rows))
-    with out.status("Galerkin intervals of every image"):
+    with under_way(out, "Galerkin intervals of every image"):
         state = fitted(problem, made.backend, made.scoring.seed)
         damping = jnp.asarray(resolved, jax.tree.leaves(problem.params)[0].dtype)
         given = (prepared.source, prepared.transform, damping, made.scoring, prepared.measurement)

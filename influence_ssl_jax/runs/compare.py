@@ -18,7 +18,7 @@ from influence_ssl_jax.evaluation.sample import sample
 from influence_ssl_jax.ihvp import CG, Backend
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.report.backends import null_rows, plain, say, write_figures
-from influence_ssl_jax.run_log import RunLog
+from influence_ssl_jax.run_log import RunLog, under_way
 from influence_ssl_jax.runs.images import refuse_other_images, texts
 from influence_ssl_jax.runs.score import Prepared, curvature_of, prepare
 from influence_ssl_jax.runs.settings import CompareRun, ScoreRun
@@ -160,7 +160,7 @@ def _truths(settings: CompareRun, problem: Problem, examples: Examples, out: Con
     if not _whole(path):
         kind = kind_for(problem) if settings.truth == "auto" else settings.truth
         begun = time.monotonic()
-        with out.status(f"exact scores of {int(examples.valid.sum())} images: {kind}"):
+        with under_way(out, f"exact scores of {int(examples.valid.sum())} images: {kind}"):
             found = truths(kind, problem, *examples[:3], settings.dampings, examples.scoring, settings.audit)
         lists = [{name: np.asarray(getattr(truth, name)).tolist() for name in Truth._fields} for truth in found]
         write_sealed(path, {ROWS: lists}, indent=None)

@@ -5,7 +5,8 @@ from rich.console import Console
 
 from influence_ssl_jax import provenance
 from influence_ssl_jax.configuration import describe
-from influence_ssl_jax.data import cached
+from influence_ssl_jax.data import cached, depth_notes, require_classes
+from influence_ssl_jax.losses import Supervised
 from influence_ssl_jax.parallel import first_only, is_first, start
 from influence_ssl_jax.runs.settings import PretrainRun
 from influence_ssl_jax.train import save
@@ -19,20 +20,26 @@ def pretrain(settings: PretrainRun, out: Console) -> None:
     """Train, or resume training, then write the encoder.
 
     Raises:
-        DataError: The source cannot be read.
+        DataError: The source cannot be read, or a supervised loss lacks classes.
         DivergenceError: The loss is not finite.
         TrainingError: The folder holds another run.
     """
     start(settings.distributed)
     out = out if is_first() else Console(quiet=True)
     source = settings.source.open()
-    for note in source.notes():
+    if isinstance(settings.training.loss, Supervised):
+        require_classes(source, settings.training.architecture.output)
+    for note in (*source.notes(), *depth_notes(source, settings.input)):
         out.print(f"note: {note}", highlight=False, markup=False)
     size = len(source) * settings.input.height * settings.input.width * settings.input.channels
     alone = jax.process_count() == 1  # of several processes none holds the whole set
     images = cached(source, settings.input) if size < CACHED and alone else source
     trained = train(settings.training, images, settings.input, settings.out, probe=settings.probe, console=out)
-    made = {"input": describe(settings.input), "source": describe(settings.source), "data": source.fingerprint()}
+    made = {
+        "input": describe(settings.input),
+        "source": describe(settings.source.absolute()),
+        "data": source.fingerprint(),
+    }
     names = source.class_names()
     made["classes"] = None if names is None else list(names)
     where = {"versions": provenance.versions(), "device": provenance.device()}

@@ -20,9 +20,10 @@ from scipy.stats import spearmanr
 
 from influence_ssl_jax import checkpoint, provenance
 from influence_ssl_jax.configuration import Plain, describe, fingerprint, restore
-from influence_ssl_jax.data import ToInput
+from influence_ssl_jax.data import ToInput, depth_notes
 from influence_ssl_jax.data.draw import drawn
 from influence_ssl_jax.data.source import OpenSource, Skipped
+from influence_ssl_jax.data.table import renamed
 from influence_ssl_jax.errors import DataError, InfluenceError, StoreError
 from influence_ssl_jax.evaluation.statistics import spearman, top_overlap
 from influence_ssl_jax.ihvp.backend import Resolved
@@ -44,7 +45,8 @@ from influence_ssl_jax.parallel import (
     summed,
 )
 from influence_ssl_jax.problem import Objective, Problem
-from influence_ssl_jax.run_log import Pace, RunLog, watched
+from influence_ssl_jax.report.breakdown import TRUTH
+from influence_ssl_jax.run_log import Pace, RunLog, under_way, watched
 from influence_ssl_jax.runs import objectives
 from influence_ssl_jax.runs.images import (
     refuse_many_skipped,
@@ -58,8 +60,9 @@ from influence_ssl_jax.scoring.fitting import SplitProblem, fitted, shapes
 from influence_ssl_jax.scoring.memory import check_fit
 from influence_ssl_jax.scoring.neighbours import streamed_knn_distance
 from influence_ssl_jax.scoring.scores import Scorer
-from influence_ssl_jax.scoring.stream import Scored, embedding_matrix, stream
+from influence_ssl_jax.scoring.stream import IN_CURVATURE_SET, Scored, embedding_matrix, stream
 from influence_ssl_jax.store import RUN, SCORES, ScoreStore, digest_of, load_fitted, read_sealed, save_fitted
+from influence_ssl_jax.store.result import EMBEDDING, ORDER
 from influence_ssl_jax.train.export import Trained, load
 from influence_ssl_jax.types import PyTree
 
@@ -127,7 +130,7 @@ def fitted_scorer(
         DataError: Images of the curvature set have changed since the fit.
         IndefiniteError: C + λI is not positive definite.
     """
-    with out.status("fitting the curvature"):
+    with under_way(out, "fitting the curvature (the first time, it compiles)"):
         log.beat("fitting")
         divided = SplitProblem(problem, all_devices()) if all_devices().size > 1 else None
         state, notes = _state(settings, problem, divided, store)
@@ -338,17 +341,21 @@ def finish(
     """
     store.refresh(written)
     refuse_two_versions(used, store)
-    with out.status("nearest neighbours"):
+    with under_way(out, "nearest neighbours"):
         log.beat("nearest neighbours")
         distance = streamed_knn_distance(
             lambda: (embedding_matrix(table["embedding"]) for table in store.windows(["embedding"])),
             settings.scoring.neighbours,
             settings.scoring.seed,
         )
+    attributes, changes = distinguished(given.source)
+    for old, new in changes.items():
+        out.print(f"note: the attribute {old!r} is in the table as {new!r}", highlight=False, markup=False)
     log.beat("writing the table")
     scored = np.concatenate([table["index"].to_numpy() for table in store.windows([])])
-    further = {"knn_distance": distance, "in_curvature_set": np.isin(scored, inside)}
-    table = store.finish(given.source.attributes(), further, {**recorded, **curvature_set_agreement(store)})
+    further = {"knn_distance": distance, IN_CURVATURE_SET: np.isin(scored, inside)}
+    found = {**recorded, **curvature_set_agreement(store), "renamed_attributes": changes}
+    table = store.finish(attributes, further, found)
     counts = read_sealed(settings.out / RUN)["counts"]
     log.event("finished", **counts, seconds_waiting_for=recorded["seconds_waiting_for"])
     said = ", ".join(f"{count} {name}" for name, count in counts.items() if name != "size")
@@ -377,6 +384,18 @@ def curvature_set_agreement(store: ScoreStore) -> dict[str, Plain]:
             "median relative standard error": float(np.nanmedian(error / score)),
         }
     }
+
+
+def distinguished(source: OpenSource) -> tuple[pa.Table | None, dict[str, str]]:
+    """Return the attributes, those renamed that have the name of a column or of planted truth; and the changes.
+
+    Planted truth is what the source says that it planted: a user's own column of that name is an attribute like others.
+    """
+    attributes = source.attributes()
+    if attributes is None:
+        return None, {}
+    taken = (*ORDER, IN_CURVATURE_SET, EMBEDDING, *(name for name in TRUTH if name not in source.truth()))
+    return renamed(attributes, taken)
 
 
 class Prepared(NamedTuple):
@@ -408,7 +427,7 @@ def prepare(settings: ScoreRun, out: Console) -> Prepared:
     source = settings.source.open()
     if settings.curvature.objective == "pretraining" and isinstance(encoder.settings.loss, Supervised):
         refuse_other_classes(described.get("classes"), source.class_names())
-    for note in source.notes():
+    for note in (*source.notes(), *depth_notes(source, transform)):
         out.print(f"note: {note}", highlight=False, markup=False)
     return Prepared(encoder, transform, measured, source)
 

@@ -27,6 +27,8 @@ ERRORS = ("score_lo", "score_hi", "score_se_curvature", "score_first_half", "sco
 """Numbers of an example that some backends know of its score: see `scores.Columns`."""
 UNCONVERGED = 1e-2
 """A relative residual above which a solve is called unconverged."""
+IN_CURVATURE_SET = "in_curvature_set"
+"""The column that marks the examples whose gradients are part of the curvature."""
 UNRESOLVED = "the views agree to rounding: the score is zero or rounding noise"
 """The reason of a score that is no more than what rounding leaves of equal views, such as those of a blank image."""
 
@@ -184,7 +186,7 @@ def self_influence(
     distance = knn_distance(embeddings, settings.neighbours, settings.seed)
     table = table.add_column(table.schema.get_field_index("reason"), "knn_distance", pa.array(distance))
     inside = np.isin(table["index"].to_numpy(), np.asarray(problem.batches.index))
-    table = table.append_column("in_curvature_set", pa.array(inside))
+    table = table.append_column(IN_CURVATURE_SET, pa.array(inside))
     skipped = [row for part in parts for row in part.skipped]
     if skipped:
         rows = {name: [getattr(row, name) for row in skipped] for name in ("index", "id", "reason")}
@@ -193,7 +195,7 @@ def self_influence(
             for name in table.column_names
             if name not in rows
         }
-        nothing["in_curvature_set"] = [False] * len(skipped)
+        nothing[IN_CURVATURE_SET] = [False] * len(skipped)
         table = pa.concat_tables([table, pa.table({**rows, **nothing}, schema=table.schema)]).sort_by("index")
     attributes = source.attributes()
     if attributes is not None:

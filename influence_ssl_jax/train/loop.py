@@ -155,9 +155,9 @@ def _epoch(
             rate = look(*behind.pop())
         behind.append((metrics, loaded))
     rate = look(*behind.pop())
-    speed, seconds = pace.speed, time.perf_counter() - began
+    seconds = time.perf_counter() - began
     row = {"loss": _mean(losses), "gradient_norm": _mean(norms), "learning_rate": rate, "skipped": summed(skipped)}
-    return state, {**row, "images_per_second": speed, "seconds": seconds}
+    return state, {**row, "images_per_second": pace.done / seconds, "seconds": seconds}
 
 
 def _extent(settings: Pretrain, steps: int) -> dict[str, int]:
@@ -165,7 +165,7 @@ def _extent(settings: Pretrain, steps: int) -> dict[str, int]:
 
 
 def _say(row: Row, watch: Watch) -> None:
-    shown = {name: value for name, value in row.items() if name in ("loss", "knn", "linear", "images_per_second")}
+    shown = {name: value for name, value in row.items() if name in ("loss", "knn", "linear")}
     if row.get("skipped"):
         shown["images that could not be used"] = row["skipped"]
     if shown:

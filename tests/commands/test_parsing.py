@@ -7,16 +7,17 @@ import pytest
 from influence_ssl_jax import data, ihvp, losses
 from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.augment.recipes import PERTURBATIONS
+from influence_ssl_jax.cli.options import parse
 from influence_ssl_jax.configuration import describe, restore
 from influence_ssl_jax.ihvp import BACKENDS, Damping
-from influence_ssl_jax.runs.settings import REGISTRY, Augmentation, PretrainRun, ScoreRun, views
+from influence_ssl_jax.runs.settings import Augmentation, PretrainRun, ScoreRun, views
 from influence_ssl_jax.train.settings import RECIPES
 
 REQUIRED = ["--encoder", "e", "--out", "o"]
 
 
 def parsed(command, *arguments):
-    return tyro.cli(command, args=arguments, config=(tyro.conf.CascadeSubcommandArgs,), registry=REGISTRY)
+    return parse(command, arguments, "influence-ssl", "")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -51,8 +52,11 @@ def test_every_measurement_of_the_list_can_be_asked_for(measurement):
 
 @pytest.mark.parametrize("name", [source.__name__.lower() for source in data.SOURCES])
 def test_every_source_of_the_list_can_be_asked_for(name):
-    needed = ["--source.path", "p"] if name == "folder" else []
-    assert type(parsed(ScoreRun, *REQUIRED, f"source:{name}", *needed).source).__name__.lower() == name
+    needed = ["--source.path", "p"] if name in ("folder", "parquet", "shards") else []
+    for command, required in ((ScoreRun, REQUIRED), (PretrainRun, ["--out", "o"])):
+        source = parsed(command, *required, f"source:{name}", *needed, "--source.only", "ids.csv").source
+        assert type(source).__name__.lower() == name
+        assert source.only == "ids.csv"
 
 
 @pytest.mark.parametrize("name", RECIPES)

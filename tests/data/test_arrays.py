@@ -47,5 +47,8 @@ def test_lengths_and_types_that_do_not_fit_are_refused():
         Arrays(IMAGES, ids=["a"]).open()
     with pytest.raises(DataError, match="column 'age' has 2 values for 5 images"):
         Arrays(IMAGES, columns={"age": [1, 2]}).open()
+    for labels in ([0, 1, 2, 3, 2**31], [-2, 0, 0, 0, 0]):
+        with pytest.raises(DataError, match=f"from 0 to {2**31 - 1}, got {min(labels)} to {max(labels)}"):
+            Arrays(IMAGES, labels=np.array(labels)).open()
     with pytest.raises(DataError, match="labels are whole numbers, got dtype float64"):
         Arrays(IMAGES, labels=np.ones(5)).open()

@@ -116,15 +116,15 @@ def test_a_failure_that_is_not_the_images_is_tried_again_and_then_stops_the_run(
 def test_a_file_that_cannot_be_opened_for_now_is_no_skipped_image(images, monkeypatch, error):
     """The error of the system call itself, below every decoder."""
     source, left = Folder(str(images)).open(), [2]
-    opened = type(images).open
+    opened = os.open
 
     def failing(path, *arguments, **options):
-        if path.name == "3.png" and left[0]:
+        if str(path).endswith("3.png") and left[0]:
             left[0] -= 1
             raise error
         return opened(path, *arguments, **options)
 
-    monkeypatch.setattr(type(images), "open", failing)
+    monkeypatch.setattr(os, "open", failing)
     assert len(loaded(source)) == 6
     left[0] = 99
     with pytest.raises(DataError, match="no damage of an image"):
@@ -151,14 +151,14 @@ def test_damage_of_the_image_itself_is_a_skip(images):
     assert [each.index for each in skipped] == [2, 3, 5]
 
 
-def test_text_classes_have_names_in_the_order_of_their_numbers(images):
+def test_classes_have_names_in_the_order_of_their_numbers(images):
     (images / "t.csv").write_text(
         "file,a,b\n" + "".join(f"{k}.png,{'zebra' if k % 2 else 'ant'},{k}\n" for k in range(6))
     )
     named = Folder(str(images), str(images / "t.csv"), label_column="a").open()
     assert named.class_names() == cached(named, INPUT).class_names() == ("ant", "zebra")
     assert [named.read(k).label for k in range(2)] == [0, 1]
-    assert Folder(str(images), str(images / "t.csv"), label_column="b").open().class_names() is None
+    assert Folder(str(images), str(images / "t.csv"), label_column="b").open().class_names() == tuple("012345")
     refuse_other_classes(["ant", "zebra"], ("ant", "zebra"))
     with pytest.raises(DataError, match=r"trained on the classes \['ant', 'bee', 'zebra'\] and these images have"):
         refuse_other_classes(["ant", "bee", "zebra"], named.class_names())

@@ -1,9 +1,11 @@
+import collections
+
 import jax
 import numpy as np
 import pytest
 
 from influence_ssl_jax import randomness
-from influence_ssl_jax.data import Arrays, ToInput, epoch, resident
+from influence_ssl_jax.data import Arrays, Example, OpenSource, ToInput, UnreadableExample, draw, epoch, resident
 from influence_ssl_jax.errors import DataError
 from influence_ssl_jax.randomness import Stream
 
@@ -109,6 +111,51 @@ def test_others_take_the_place_of_what_cannot_be_used():
         assert each.valid.all()
         assert len(set(index)) == 4
         assert not {3, 9, 17} & set(index)
+
+
+class Endless(OpenSource):
+    """A billion images, of which every third cannot be read."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def __len__(self) -> int:
+        return 10**9
+
+    def read(self, index: int) -> Example:
+        self.reads += 1
+        if index % 3 == 0:
+            raise UnreadableExample(index, str(index), "broken")
+        return Example(index, str(index), np.zeros((4, 4, 3), np.uint8))
+
+    def attributes(self) -> None:
+        return None
+
+    def fingerprint(self) -> str:
+        return ""
+
+
+def test_a_substitute_costs_a_draw_and_not_a_pass_over_the_source():
+    source, chosen = Endless(), np.array([3, 1, 9, 30, 600])
+    found, skipped = draw._filled(source, INPUT, chosen, range(5), np.random.default_rng(0))
+    assert [example.index % 3 for example in found].count(0) == 0
+    assert found[1].index == 1
+    assert len({example.index for example in found}) == 5
+    assert [example.index % 5 for example in found[2:]] == [2, 3, 4]  # each row draws from its own fifth
+    assert source.reads == 5 + 4 + len(skipped) - 4
+    assert source.reads < 60
+    alone, _ = draw._filled(source, INPUT, chosen, range(3, 5), np.random.default_rng(0))
+    assert [example.index for example in alone] == [example.index for example in found[3:]]
+
+
+def test_a_shuffle_one_at_a_time_is_a_uniform_permutation():
+    seen = collections.Counter()
+    for seed in range(1200):
+        order = tuple(draw._shuffled(4, np.random.default_rng(seed)))
+        assert sorted(order) == [0, 1, 2, 3]
+        seen[order] += 1
+    assert len(seen) == 24
+    assert max(abs(count - 50) for count in seen.values()) < 5 * 50**0.5
 
 
 def test_a_small_source_is_one_smaller_batch():

@@ -1,11 +1,13 @@
+import dataclasses
 import threading
+import weakref
 
 import jax
 import numpy as np
 import pytest
 
 from influence_ssl_jax.data import Arrays, Synthetic, ToInput, batches
-from influence_ssl_jax.data.loader import in_order
+from influence_ssl_jax.data.loader import decoding_threads, in_order
 from influence_ssl_jax.errors import DataError
 
 INPUT = ToInput(4, 4)
@@ -88,6 +90,58 @@ def test_only_a_bounded_part_is_read_ahead_and_leaving_stops_the_threads(key):
     iterator.close()
     assert len(reads) <= (2 + 3) * 10
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("load")]
+
+
+def test_decoding_threads_follow_cores_quota_and_the_variable(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
+    quota = tmp_path / "cpu.max"
+    assert decoding_threads({}, quota) == 16
+    for said, threads in (("max 100000", 16), ("250000 100000", 3), ("1000 100000", 1)):
+        quota.write_text(said)
+        assert decoding_threads({}, quota) == threads
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(256)))
+    assert decoding_threads({}, tmp_path / "absent") == 32
+    assert decoding_threads({"INFLUENCE_SSL_THREADS": "48"}, quota) == 48
+    for wrong in ("0", "-1", "many", ""):
+        with pytest.raises(DataError, match="INFLUENCE_SSL_THREADS is a number of threads, at least 1"):
+            decoding_threads({"INFLUENCE_SSL_THREADS": wrong})
+
+
+def test_every_thread_that_there_is_decodes(key, monkeypatch):
+    """Twelve batches meet, each in its own thread: with fewer threads, or fewer batches ahead, none could go on."""
+    monkeypatch.setenv("INFLUENCE_SSL_THREADS", "12")
+    together, opened = threading.Barrier(12, timeout=20), Synthetic(count=24, size=4).open()
+    read = opened.read
+
+    def meet(index: int):
+        if index % 2 == 0:
+            together.wait()
+        return read(index)
+
+    opened.read = meet
+    assert len(list(batches(opened, INPUT, 2, key))) == 12
+
+
+def test_one_decoded_image_of_a_batch_is_in_memory_at_a_time(key):
+    held = []
+
+    class Photograph(np.ndarray):
+        pass
+
+    opened = Synthetic(count=6, size=4).open()
+    read = opened.read
+
+    def counted(index: int):
+        example = read(index)
+        held.append(sum(reference() is not None for reference in alive))
+        image = example.image.view(Photograph)
+        alive.append(weakref.ref(image))
+        return dataclasses.replace(example, image=image)
+
+    alive: list[weakref.ref] = []
+    opened.read = counted
+    list(batches(opened, ToInput(3, 3), 6, key, workers=1))
+    assert max(held) <= 1
 
 
 def test_results_come_in_order_and_errors_in_their_place():

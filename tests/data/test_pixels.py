@@ -1,13 +1,20 @@
+import errno
 import io
+import os
+import pathlib
 import struct
+import sys
+import threading
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from influence_ssl_jax.data import source as sources
 from influence_ssl_jax.data import transform
 from influence_ssl_jax.data.transform import UndecodableImage, decode
+from influence_ssl_jax.errors import DataError
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
@@ -79,8 +86,8 @@ def test_an_animation_is_its_first_frame():
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "not an image that Pillow knows"),
-        (b"file,age\n1.jpg,3\n", "not an image that Pillow knows"),
+        (b"", "not an image of a format that is read"),
+        (b"file,age\n1.jpg,3\n", "not an image of a format that is read"),
         (encoded(Image.fromarray(np.tile(COLOUR, (9, 9, 1))), "JPEG")[:900], "truncated"),
         (encoded(Image.fromarray(COLOUR), "PNG")[:80], "truncated|broken"),
         (header(30_000, 30_000), "exceeds limit|decompression bomb"),
@@ -92,10 +99,108 @@ def test_damage_is_named(content, reason):
         decode(content)
 
 
-def test_too_many_pixels_are_refused_before_decoding(monkeypatch):
-    monkeypatch.setattr(transform, "MAX_PIXELS", 50)
-    with pytest.raises(UndecodableImage, match="9×6 pixels, more than the 50"):
+def test_too_many_bytes_are_refused_before_decoding(monkeypatch):
+    monkeypatch.setattr(transform, "MAX_BYTES", 12 * 54 - 1)
+    with pytest.raises(UndecodableImage, match="9×6 pixels take 648 bytes to decode, more than the 647"):
         decode(encoded(Image.fromarray(COLOUR), "PNG"))
+    assert decode(encoded(Image.fromarray(COLOUR[..., 0]), "PNG")).shape == (6, 9)  # grey takes a quarter
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak of memory is read from /proc")
+@pytest.mark.parametrize("kind", ["transparent", "palette", "turned"])
+def test_the_bound_of_bytes_holds(kind):
+    """Of 3000 × 3000 pixels: what decoding adds to the process's peak is at most what it was estimated to take."""
+    image, options = Image.new("RGB", (3000, 3000), (1, 2, 3)), {}
+    if kind == "turned":
+        options["exif"] = Image.Exif()
+        options["exif"][0x0112] = 6
+    content = encoded(image.convert({"transparent": "RGBA", "palette": "P"}.get(kind, "RGB")), "PNG", **options)
+    with Image.open(io.BytesIO(content)) as opened:
+        estimate = transform._decoding_bytes(opened)
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = peak()
+    decode(content)
+    assert 0.3 * estimate < peak() - before < 1.05 * estimate + 2**22
+
+
+def peak() -> int:
+    """The largest memory of this process so far, in bytes."""
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    (line,) = (each for each in lines if each.startswith("VmHWM"))
+    return 1024 * int(line.split()[1])
+
+
+def test_no_format_that_starts_a_program_is_tried(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr("subprocess.check_call", lambda *given, **_: started.append(given))
+    monkeypatch.setattr("PIL.EpsImagePlugin.has_ghostscript", lambda: True)
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", "gs")
+    (tmp_path / "x.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EndProlog\nshowpage\n%%EOF\n"
+    )
+    with pytest.raises(UndecodableImage, match="not an image of a format that is read"):
+        decode(tmp_path / "x.png")
+    assert started == []
+
+
+def test_a_photograph_of_several_pictures_is_its_first():
+    both = [Image.fromarray(np.full((16, 16, 3), level, np.uint8)) for level in (50, 200)]
+    decoded = decode(encoded(both[0], "MPO", save_all=True, append_images=both[1:]))
+    assert decoded.shape == (16, 16, 3)
+    assert np.abs(decoded.astype(int) - 50).max() < 4
+
+
+def test_decoding_waits_where_all_threads_together_would_hold_too_much(monkeypatch):
+    monkeypatch.setattr(transform, "MAX_BYTES", 10)
+    order = []
+    with transform._memory.holding(6):
+        waiting = threading.Thread(target=lambda: order.append("in") if _held(6) else None)
+        waiting.start()
+        waiting.join(0.05)
+        assert order == []
+        order.append("out")
+    waiting.join(5)
+    assert order == ["out", "in"]
+
+
+def _held(size: int) -> bool:
+    with transform._memory.holding(size):
+        return True
+
+
+def test_levels_beyond_16_bits_are_refused_and_not_cut_off():
+    deep = Image.fromarray(np.array([[0, 70_000]], np.int32))
+    with pytest.raises(UndecodableImage, match=r"grey levels 0…70000, more than 16 bits hold"):
+        decode(encoded(deep, "TIFF"))
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE, errno.ESTALE, errno.EIO])
+def test_a_file_that_cannot_be_read_now_is_tried_again_and_then_stops_the_run(number, tmp_path, monkeypatch):
+    (tmp_path / "x.png").write_bytes(encoded(Image.fromarray(COLOUR), "PNG"))
+    monkeypatch.setattr(sources, "WAITS", (0, 0))
+    opened, failures = os.open, [number] * 3
+
+    def failing(path, *given, **named):
+        if failures and str(path).endswith("x.png"):
+            raise OSError(failures.pop(), os.strerror(number))
+        return opened(path, *given, **named)
+
+    monkeypatch.setattr(os, "open", failing)
+    with pytest.raises(DataError, match=r"cannot be read: .*x\.png', 3 times in a row\. That is no damage of an image"):
+        sources.persistently(decode, tmp_path / "x.png")
+    assert not failures
+    failures.append(number)
+    np.testing.assert_array_equal(sources.persistently(decode, tmp_path / "x.png"), COLOUR)
+
+
+def test_running_out_of_memory_is_no_damage(monkeypatch):
+    def exhausted(*given, **named):
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", exhausted)
+    monkeypatch.setattr(sources, "WAITS", (0, 0))
+    with pytest.raises(DataError, match="no memory left"):
+        sources.persistently(decode, encoded(Image.fromarray(COLOUR), "PNG"))
 
 
 def test_a_file_that_vanished_is_named(tmp_path):

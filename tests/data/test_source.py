@@ -1,25 +1,45 @@
 """What every source promises, over the one list."""
 
 import dataclasses
+import os
 
 import jax
 import numpy as np
 import pytest
 
-from influence_ssl_jax.data import SOURCES, Arrays, Digits, Folder, Source, Synthetic, Tfds, ToInput, batches
-from influence_ssl_jax.data.source import counted, digest, repeated_ids
+from influence_ssl_jax.data import (
+    SOURCES,
+    Arrays,
+    Digits,
+    Folder,
+    Parquet,
+    Shards,
+    Source,
+    Synthetic,
+    Tfds,
+    ToInput,
+    batches,
+)
+from influence_ssl_jax.data.source import Skipped, counted, digest, repeated_ids
+from influence_ssl_jax.errors import DataError, printable
+from tests.data.kept import write_parquet, write_shards
 
 KINDS = [*SOURCES, Arrays]
 
 
 @pytest.fixture(params=KINDS, ids=[kind.__name__ for kind in KINDS])
-def source(request, prepared, photos) -> Source:
+def source(request, prepared, photos, tmp_path, monkeypatch) -> Source:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (10, 4, 4, 3), dtype=np.uint8)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_parquet(tmp_path / "rows", broken=4)
+    write_shards(tmp_path / "tars", broken=4)
     described = {
         Digits: Digits(size=8, digits=20, blanks=0.1, noise=0.1),
         Tfds: Tfds("tiny_shapes", "train", str(prepared)),
         Folder: Folder(str(photos / "train"), str(photos / "fairface_label_train.csv")),
+        Parquet: Parquet(str(tmp_path / "rows")),
+        Shards: Shards(str(tmp_path / "tars")),
         Synthetic: Synthetic(count=12, size=5),
         Arrays: Arrays(images, labels=np.arange(10), columns={"even": [k % 2 == 0 for k in range(10)]}),
     }
@@ -30,7 +50,7 @@ def test_a_source_is_a_frozen_dataclass_with_help_for_every_field(source):
     assert hash(source) == hash(source)
     assert dataclasses.is_dataclass(source)
     for field in dataclasses.fields(source):
-        assert f"{field.name}: " in type(source).__doc__
+        assert any(f"{field.name}: " in (kind.__doc__ or "") for kind in type(source).__mro__)
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(source, field.name, None)
 
@@ -52,7 +72,7 @@ def test_attributes_have_one_row_per_example_in_its_order(source):
     attributes = opened.attributes()
     assert attributes is not None
     assert len(attributes) == len(opened)
-    if not isinstance(source, Tfds | Folder | Arrays):
+    if isinstance(source, Digits | Synthetic):
         label = opened.read(5).label
         assert attributes["label"][5].as_py() == (-1 if label is None else label)
 
@@ -65,12 +85,66 @@ def test_every_example_arrives_once_or_is_named(source):
         seen += [int(k) for k in np.asarray(loaded.batch.index)[loaded.valid]]
         missed += [each.index for each in loaded.skipped]
     assert sorted(seen + missed) == list(range(len(opened)))
-    assert len(missed) == (1 if isinstance(source, Tfds) else 0)
+    assert len(missed) == (1 if isinstance(source, Tfds | Parquet | Shards) else 0)
+
+
+def test_ids_and_classes_are_known_without_decoding_and_are_those_of_the_examples(source):
+    opened = source.open()
+    read = list(opened.read_many(range(len(opened))))
+    assert list(opened.ids()) == [each.id for each in read]
+    labels = opened.labels()
+    for each in read:
+        assert isinstance(each, Skipped) or labels[each.index] == (-1 if each.label is None else each.label)
+
+
+def test_only_what_a_file_names_is_used_and_read_as_it_was(source, tmp_path):
+    whole = source.open()
+    kept = [1, 2, 6, len(whole) - 1]
+    (tmp_path / "only.txt").write_text("".join(f"{whole.ids()[k]}\n" for k in reversed(kept)))
+    opened = dataclasses.replace(source, only=str(tmp_path / "only.txt")).open()
+    assert len(opened) == 4
+    for here, there in enumerate(kept):
+        a, b = opened.read(here), whole.read(there)
+        assert (a.index, a.id, a.label) == (here, b.id, b.label)
+        np.testing.assert_array_equal(a.image, b.image)
+    assert opened.labels().tolist() == whole.labels()[kept].tolist()
+    assert opened.attributes().drop_columns(list(opened.truth())) == whole.attributes().drop_columns(
+        list(whole.truth())
+    ).take(kept)
+    assert opened.fingerprint() != whole.fingerprint()
+    assert f"4 of {len(whole)} examples are used" in opened.notes()[-1]
+
+
+def test_a_data_set_by_absolute_paths_is_found_from_any_folder(source, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    whole = source.open()
+    (tmp_path / "only.txt").write_text("".join(f"{name}\n" for name in whole.ids()[:5]))
+    paths = {f.name: getattr(source, f.name) for f in dataclasses.fields(source)}
+    relative = {k: os.path.relpath(v) for k, v in paths.items() if isinstance(v, str) and os.path.isabs(v)}
+    given = dataclasses.replace(source, **relative, only="../only.txt")
+    expected, placed = given.open().fingerprint(), given.absolute()
+    monkeypatch.chdir("/")
+    assert placed.open().fingerprint() == expected
+    if relative:
+        with pytest.raises(DataError):
+            dataclasses.replace(source, **relative).open()
+
+
+def test_only_the_source_that_plants_something_tells_the_truth(source):
+    assert source.open().truth() == (("planted", "original") if isinstance(source, Digits) else ())
 
 
 def test_digest_tells_the_boundaries_of_its_parts():
     assert digest("ab", "c") != digest("a", "bc")
     assert digest("ab") == digest(b"ab")
+
+
+def test_text_is_printable_and_unchanged_where_it_was():
+    assert printable("a/ü 中 \u200d.png") == "a/ü 中 \u200d.png"
+    assert printable("\x1b]0;x\x07\r\n\u202egnp") == "\\x1b]0;x\\x07\\r\\n\\u202egnp"
+    assert printable("\udcff.png") == "\\xff.png"
+    assert counted("files", ["\x1b[2J"]) == ("files: 1 (\\x1b[2J)",)
 
 
 def test_counted_names_the_first_and_counts_all():

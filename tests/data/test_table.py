@@ -2,7 +2,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from influence_ssl_jax.data.table import classes, match, read_table
+from influence_ssl_jax.data.table import classes, match, read_table, renamed
 from influence_ssl_jax.errors import DataError
 
 FILES = ["1.jpg", "2.jpg", "sub/3.jpg"]
@@ -64,8 +64,99 @@ def test_tables_that_cannot_be_read_are_refused(tmp_path):
             read_table(tmp_path / name)
 
 
-def test_classes_number_text_in_sorted_order_and_keep_numbers():
-    text = pa.chunked_array([["b", "a", None, "b"]])
-    assert classes(text).tolist() == [1, 0, -1, 1]
-    assert classes(pa.chunked_array([[7, None, 3]])).tolist() == [7, -1, 3]
-    assert classes(pa.chunked_array([["only", "only"]])).tolist() == [0, 0]
+def test_columns_that_cannot_be_told_apart_are_refused(tmp_path):
+    (tmp_path / "twice.csv").write_text("file,age,age\n1.jpg,1,2\n")
+    (tmp_path / "none.csv").write_text(",file,age\n0,1.jpg,2\n")
+    parquet.write_table(pa.Table.from_arrays([pa.array([1])] * 3, ["file", "x", "x"]), tmp_path / "twice.parquet")
+    with pytest.raises(DataError, match=r"2 columns named 'age' \(columns 2, 3\)"):
+        read_table(tmp_path / "twice.csv")
+    with pytest.raises(DataError, match=r"2 columns named 'x' \(columns 2, 3\)"):
+        read_table(tmp_path / "twice.parquet")
+    with pytest.raises(DataError, match="no name for column 1 of 3"):
+        read_table(tmp_path / "none.csv")
+
+
+def test_another_encoding_is_refused_with_its_line_or_stated(tmp_path):
+    (tmp_path / "t.csv").write_bytes("file,who\n1.jpg,Ann\n2.jpg,René\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"Line 3 of the table .*t\.csv is not utf-8 \('.*2\.jpg,Ren.*'\)"):
+        read_table(tmp_path / "t.csv")
+    assert read_table(tmp_path / "t.csv", encoding="latin-1")["who"].to_pylist() == ["Ann", "René"]
+    (tmp_path / "w.csv").write_text("file,who\n1.jpg,René\n", encoding="utf-16")
+    assert read_table(tmp_path / "w.csv", encoding="utf-16").to_pydict() == {"file": ["1.jpg"], "who": ["René"]}
+    (tmp_path / "b.csv").write_text("file,who\n1.jpg,René\n", encoding="utf-8-sig")
+    assert read_table(tmp_path / "b.csv").column_names == ["file", "who"]
+    with pytest.raises(DataError, match="no encoding 'utf-9'"):
+        read_table(tmp_path / "t.csv", encoding="utf-9")
+
+
+def test_newlines_between_quotes_are_read_whatever_the_size(tmp_path):
+    note = "two\nlines, " * 10
+    rows = 25_000  # 3 MB: more than one block
+    (tmp_path / "t.csv").write_text("file,note\n" + "".join(f'{k}.jpg,"{note}{k}"\n' for k in range(rows)))
+    assert (tmp_path / "t.csv").stat().st_size > 2**21
+    assert read_table(tmp_path / "t.csv")["note"].to_pylist() == [f"{note}{k}" for k in range(rows)]
+
+
+def test_names_are_text_whatever_they_look_like(tmp_path):
+    (tmp_path / "t.csv").write_text("file,row\n007,1\n010,2\n")
+    given = read_table(tmp_path / "t.csv", ("file",))
+    assert match(given, "file", ["007", "010"], ".").columns.to_pydict() == {"row": [1, 2]}
+    as_bytes = pa.table({"file": [b"1.jpg", b"2.jpg"], "row": [1, 2]})
+    assert match(as_bytes, "file", ["2.jpg", "1.jpg"], ".").columns.to_pydict() == {"row": [2, 1]}
+    as_codes = pa.table({"file": pa.array(["1.jpg", "2.jpg"]).dictionary_encode(), "row": [1, 2]})
+    assert match(as_codes, "file", ["2.jpg", "1.jpg"], ".").columns.to_pydict() == {"row": [2, 1]}
+    with pytest.raises(DataError, match=r"column 'file' is not text in row 1: .* Write it as UTF-8"):
+        match(pa.table({"file": [b"1.jpg", b"\xff"]}), "file", ["1.jpg"], ".")
+    with pytest.raises(DataError, match=r"column 'file' holds list<"):
+        match(pa.table({"file": [["1.jpg"]]}), "file", ["1.jpg"], ".")
+
+
+def test_letters_with_accents_are_alike_however_they_are_composed():
+    one, two = "caf\u00e9.jpg", "cafe\u0301.jpg"
+    assert match(table(one, "1.jpg"), "file", [two, "1.jpg"], ".").columns.to_pydict() == {"row": [0, 1]}
+    assert match(table(two), "file", [one], ".").notes == ()
+
+
+def test_rows_without_a_name_are_counted():
+    matched = match(pa.table({"file": ["1.jpg", None], "row": [1, 2]}), "file", ["1.jpg"], ".")
+    assert matched.notes == ("table rows without a file name, left out: 1 (row 1)",)
+
+
+def test_no_match_at_all_is_refused_with_both_forms():
+    with pytest.raises(DataError, match=r"No row .* has names such as '1', the images have names such as '1\.jpg'"):
+        match(table("1", "2"), "file", FILES, ".")
+
+
+def test_classes_number_values_of_every_type_in_sorted_order():
+    def numbered(values: list, kind: pa.DataType | None = None) -> list[int]:
+        return classes(pa.chunked_array([pa.array(values, kind)]), "x").labels.tolist()
+
+    assert numbered(["b", "a", None, "b", ""]) == [1, 0, -1, 1, -1]
+    assert numbered(["only", "only"], pa.large_string()) == [0, 0]
+    assert numbered([0, 1, 2, 1]) == [0, 1, 2, 1]
+    assert numbered([2**40, None, 3]) == [1, -1, 0]
+    assert numbered([-1, 1, -1]) == [0, 1, 0]
+    assert numbered([100_000_000, 5]) == [1, 0]
+    assert numbered([1.5, float("nan"), 0.5, None]) == [1, -1, 0, -1]
+    assert numbered([True, None, False]) == [1, -1, 0]
+    assert numbered([b"x", b"", None]) == [0, -1, -1]
+    coded = pa.chunked_array([pa.array(["b", "a", None]).dictionary_encode()])
+    assert classes(coded, "x").labels.tolist() == [1, 0, -1]
+    assert classes(pa.chunked_array([["b", "a", None]]), "x").values == ("a", "b")
+
+
+def test_what_gives_no_class_is_refused_by_name():
+    for values in ([[1, 0], [0, 1]], [{"a": 1}, None]):
+        with pytest.raises(DataError, match=r"^The label column 'y' holds (list|struct)<"):
+            classes(pa.chunked_array([pa.array(values)]), "The label column 'y'")
+    for values in ([None, None], ["", None], [float("nan")]):
+        with pytest.raises(DataError, match=r"^x has no value"):
+            classes(pa.chunked_array([pa.array(values)]), "x")
+
+
+def test_attributes_of_taken_names_are_renamed_and_told():
+    given = pa.table({"score": [1], "age": [2], "source_score": [3], "id": [4]})
+    new, changes = renamed(given, ("index", "id", "score"))
+    assert changes == {"score": "source_source_score", "id": "source_id"}
+    assert new.to_pydict() == {"source_source_score": [1], "age": [2], "source_score": [3], "source_id": [4]}
+    assert renamed(new, ("index", "id", "score")) == (new, {})

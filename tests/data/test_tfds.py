@@ -53,7 +53,12 @@ def test_splits_and_slices(prepared):
 
 def test_features_may_be_named(prepared):
     opened = Tfds("tiny_shapes", "test", str(prepared), image="image", label="taken/year").open()
-    assert sorted(opened.read(k).label for k in range(3)) == [2100, 2101, 2102]
+    assert sorted(opened.read(k).label for k in range(3)) == [0, 1, 2]  # numbered: a year is no class of its own
+    assert sorted(opened.labels()) == [0, 1, 2]
+    captions = Tfds("tiny_shapes", "test", str(prepared), label="caption").open()
+    assert {captions.read(k).label for k in range(3)} == {0}
+    with pytest.raises(DataError, match="label feature 'image' is Image"):
+        Tfds("tiny_shapes", "test", str(prepared), label="image").open()
     with pytest.raises(
         DataError, match="no label feature 'colour'; the data set has image_id, image, label, taken/year"
     ):
@@ -89,6 +94,15 @@ def test_a_data_set_without_images_is_refused(prepared):
 def test_an_unknown_split_names_the_others(prepared):
     with pytest.raises(DataError, match="got 'val'"):
         Tfds("tiny_shapes", "val", str(prepared)).open()
+
+
+@pytest.mark.parametrize("split", ["train[50000:]", "train[10:5]", "train[10:9]", "train[:0]"])
+def test_a_split_without_examples_is_refused_with_the_sizes(prepared, split):
+    with pytest.raises(
+        DataError,
+        match=r"(has no examples; there are train \(11 examples\), test \(3 examples\)|incompatible with 11 examples)",
+    ):
+        Tfds("tiny_shapes", split, str(prepared)).open()
 
 
 def test_an_unknown_data_set_names_the_nearest(tmp_path):

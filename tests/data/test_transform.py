@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -84,6 +86,35 @@ def test_every_depth_of_the_same_picture_is_the_same_input(dtype):
     else:
         stored = image.astype(dtype)
     np.testing.assert_array_equal(ToInput(5, 6)(stored), image)
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_sixteen_bit_images_may_hold_fewer_bits(bits):
+    image = drawn(5, 6, 3)
+    highest = 2**bits - 1
+    stored = np.round(image.astype(np.float64) * highest / 255).astype(np.uint16)
+    np.testing.assert_array_equal(ToInput(5, 6, bits=bits)(stored), image)
+    stored[0, 0, 0] = highest + 1 if bits < 16 else highest
+    if bits < 16:
+        with pytest.raises(UnusableImage, match=f"values up to {highest + 1}, more than {bits} bits hold"):
+            ToInput(5, 6, bits=bits)(stored)
+
+
+def test_what_rounds_into_the_range_is_in_it():
+    image = np.array([[-1e-7, 1.0000002, 0.5]], np.float32)
+    assert ToInput(1, 3, channels=1)(image)[0, :, 0].tolist() == [0, 255, 128]
+    with pytest.raises(UnusableImage, match=r"lie in 0…1, got 0…1\.002"):
+        ToInput(1, 3)(np.array([[0, 1.002, 0.5]]))
+
+
+def test_no_step_makes_arrays_that_are_larger_than_the_image():
+    """Of a transparent image and of one of 16 bits, each of 12 MB: at most twice that on top (float64: ten times)."""
+    for image in (np.zeros((1500, 2000, 4), np.uint8), np.zeros((1500, 2000, 2), np.uint16)):
+        tracemalloc.start()
+        ToInput(8, 8)(image)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 2 * image.nbytes + 2**25
 
 
 def test_booleans_are_black_and_white():

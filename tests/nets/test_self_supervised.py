@@ -1,10 +1,12 @@
 """Every depth of a network is a method; what gives no embedding is refused."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from influence_ssl_jax.errors import StructureError
 from influence_ssl_jax.nets.heads import Classifier
 from influence_ssl_jax.nets.linear import Linear
 from influence_ssl_jax.nets.network import Network
@@ -32,6 +34,22 @@ def test_linear_network_is_a_matrix():
     network = Network(Linear(5), mean=(0.5,), std=(2.0,))
     embedded = network({"dense": {"kernel": jnp.asarray(matrix)}}, {}, jnp.asarray(images))
     np.testing.assert_allclose(embedded, (images.reshape(4, 6) - 0.5) / 2 @ matrix, rtol=1e-12)
+
+
+class Plain(nn.Module):
+    """A network that knows nothing of training."""
+
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(2)(images.reshape(images.shape[0], -1))
+
+
+def test_arguments_that_a_network_does_not_take_are_named():
+    images = jnp.ones((1, 2, 2, 1))
+    params = Plain().init(jax.random.key(0), images)["params"]
+    with pytest.raises(StructureError, match=r"Plain\.__call__ takes no argument 'train', but self, images\. Say what"):
+        Network(Plain())(params, {}, images)
+    assert Network(Plain(), arguments=())(params, {}, images).shape == (1, 2)
 
 
 def test_network_refuses_what_is_no_embedding():

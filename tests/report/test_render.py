@@ -1,6 +1,7 @@
 """The page as a browser would read it: whole, self-contained, harmless, and true to the run."""
 
 import html.parser
+import json
 import re
 import shutil
 
@@ -98,7 +99,23 @@ def test_every_section_is_there(page):
         "jax 1.2.3",
     ):
         assert said in page.text, said
-    assert page.tags.count("img") == 12
+    assert page.tags.count("img") == 11  # one of twelve was scored under another name than the image has now
+
+
+def test_the_page_forbids_itself_everything_but_its_own_pictures_and_style(text):
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    assert text.index(f'content="{policy}"') < text.index("<title>")
+
+
+def test_a_changed_data_set_gives_no_pictures(scored_folder, tmp_path):
+    shutil.copytree(scored_folder, tmp_path / "scores")
+    file = tmp_path / "scores" / "run.json"
+    record = json.loads(file.read_text())
+    record["identity"]["data"] = "what it was"
+    file.write_text(json.dumps(record))
+    page = Page(render(tmp_path / "scores", extent=QUICK).read_text())
+    assert page.tags.count("img") == 0
+    assert "the data set has changed since it was scored" in page.text
 
 
 def test_the_colours_are_the_pages_own(text):

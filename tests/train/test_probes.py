@@ -44,6 +44,15 @@ def test_separated_classes_are_read_and_a_small_bank_is_enough():
     assert linear_accuracy(given_, given_) == 1
 
 
+def test_numbers_of_classes_may_have_gaps_of_any_size():
+    bank, queries = drawn(0, 40), drawn(1, 30)
+    far = np.array([7, 100_000_000, 2**31 - 1])
+    apart = Labelled(bank.embeddings, far[bank.labels]), Labelled(queries.embeddings, far[queries.labels])
+    assert knn_accuracy(*apart) == knn_accuracy(bank, queries)
+    unseen = Labelled(queries.embeddings, np.full(30, 5))
+    assert knn_accuracy(bank, unseen) == 0
+
+
 def test_a_bank_of_one_class_and_a_constant_feature():
     bank = Labelled(np.ones((4, 2)), np.zeros(4, int))
     queries = Labelled(np.ones((4, 2)), np.array([0, 0, 0, 1]))

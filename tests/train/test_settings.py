@@ -17,13 +17,24 @@ from influence_ssl_jax.train.state import initial
     [
         ({"epochs": 0}, "at least 1 epoch"),
         ({"batch_size": 1}, "at least 2"),
-        ({"epochs": 10}, "Warm-up must end"),
         ({"views": "unknown"}, "known are"),
     ],
 )
 def test_what_cannot_run_is_refused(changes, said):
     with pytest.raises(ValueError, match=said):
         Pretrain(**changes)
+
+
+@pytest.mark.parametrize(("epochs", "shortened"), [(1, 0), (3, 1), (10, 1), (11, 10)])
+def test_a_warm_up_that_would_not_end_is_shortened_and_said_to_be(epochs, shortened, caplog):
+    settings = Pretrain(epochs=epochs)
+    assert settings.optimiser.warmup_epochs == shortened
+    assert ("--training.epochs" in caplog.text) == (shortened < 10)
+    assert configuration.describe(settings)["optimiser"]["warmup_epochs"] == shortened
+    assert float(settings.schedule(5)(5 * epochs)) == pytest.approx(0, abs=1e-9)
+    caplog.clear()
+    assert configuration.restore(configuration.describe(settings), [Pretrain]) == settings
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -1,0 +1,378 @@
+"""Images in the rows of parquet or arrow files, as Hugging Face's data sets are kept."""
+
+import collections
+import dataclasses
+import functools
+import json
+import threading
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Int
+from pyarrow import compute, ipc, parquet
+
+from influence_ssl_jax.data.encoded import Encoded
+from influence_ssl_jax.data.places import Stored, stored
+from influence_ssl_jax.data.source import (
+    Source,
+    UnreachableError,
+    absolute_path,
+    counted,
+    digest,
+    passing,
+    repeated_ids,
+)
+from influence_ssl_jax.data.table import check_names, classes, scalars, texts
+from influence_ssl_jax.data.transform import UndecodableImage, unreachable
+from influence_ssl_jax.errors import DataError, printable
+
+pc: Any = compute  # its functions are made when it is imported: no type checker knows them
+
+Group: TypeAlias = tuple[int, int]
+"""A file, and the number of a row group in it."""
+
+ENDINGS = (".parquet", ".pq", ".arrow")
+
+
+@dataclasses.dataclass(frozen=True)
+class Parquet(Source):
+    """Parquet or arrow files with a column of encoded images: bytes, or records {bytes, path} as Hugging Face writes them.
+
+    The other columns are attributes; columns of lists and records are left out and named. Rows are read by row groups, of
+    which the last used are kept in memory. In order, that costs nothing; in random order (training) over more than is
+    kept, each example reads its whole row group: write groups of some 100 rows then. The id of an example is what the
+    column `id` says, else its image's path, else file and row.
+
+    Attributes:
+        path: A file, a folder, or a pattern such as `data/train-*.parquet`; local or an address that fsspec knows.
+        image: The column of images; found where None.
+        label: The column of classes; `label`, or the first that Hugging Face calls a class label, where None.
+        id: The column of ids.
+        kept_mib: Mebibytes of row groups that are kept in memory.
+    """
+
+    path: str
+    image: str | None = None
+    label: str | None = None
+    id: str | None = None
+    kept_mib: int = 1024
+
+    def absolute(self) -> "Source":
+        """Return the same data set by absolute paths."""
+        return dataclasses.replace(super().absolute(), path=absolute_path(self.path))
+
+    def _open(self) -> "OpenParquet":
+        """Read the footers and every column but the images.
+
+        Raises:
+            DataError: There are no such files, one is damaged, their columns differ, or a column cannot be used.
+        """
+        files = [_file(each) for each in stored(self.path, ENDINGS)]
+        schema = files[0].schema
+        for file in files[1:]:
+            if not file.schema.equals(schema):
+                raise DataError(
+                    f"{file.stored.name} has other columns than {files[0].stored.name}: {_described(file.schema)}, and not "
+                    f"{_described(schema)}. Name files of one kind."
+                )
+        check_names(files[0].stored.name, schema.names)
+        return OpenParquet(self, files, schema, _image_column(schema, self.image))
+
+
+def _described(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name}: {field.type}" for field in schema)
+
+
+def _holds_images(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" and _holds_images(field.type) for field in kind)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _image_column(schema: pa.Schema, wanted: str | None) -> str:
+    """Return the column of images: the one that is wanted, the one called image, or the only one."""
+    columns = [field.name for field in schema if _holds_images(field.type)]
+    if wanted is not None:
+        if wanted not in columns:
+            raise DataError(f"There is no column {wanted!r} of encoded images; the columns are {_described(schema)}.")
+        return wanted
+    if "image" in columns or len(columns) == 1:
+        return "image" if "image" in columns else columns[0]
+    found = f"several: {', '.join(columns)}; name one with image=…" if columns else f"none: {_described(schema)}"
+    raise DataError(f"One column of encoded images is needed, found {found}.")
+
+
+class _File:
+    """A file whose footer has been read; one thread at a time reads from it."""
+
+    def __init__(self, file: Stored, reader: Any, sizes: list[int]) -> None:
+        self.stored, self.sizes = file, sizes
+        self._reader, self._lock = reader, threading.Lock()
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Its columns."""
+        return self._reader.schema_arrow if isinstance(self._reader, parquet.ParquetFile) else self._reader.schema
+
+    def group(self, number: int, columns: list[str]) -> pa.Table:
+        """Read some columns of a row group."""
+        with self._lock:
+            if isinstance(self._reader, parquet.ParquetFile):
+                return self._reader.read_row_group(number, columns)
+            return pa.Table.from_batches([self._reader.to_batches()[number]]).select(columns)
+
+    def layout(self) -> str:
+        """Say how the rows lie in the file: what tells it from another of one size, as far as the footer does."""
+        if not isinstance(self._reader, parquet.ParquetFile):
+            return str(self.sizes)
+        groups = (self._reader.metadata.row_group(k) for k in range(len(self.sizes)))
+        return str([[group.column(c).total_compressed_size for c in range(group.num_columns)] for group in groups])
+
+
+def _file(file: Stored) -> _File:
+    """Read a footer.
+
+    Raises:
+        DataError: The file is damaged, or cannot be read.
+    """
+    try:
+        if file.path.lower().endswith(".arrow"):
+            table = _mapped(file)
+            return _File(file, table, [batch.num_rows for batch in table.to_batches()])
+        reader = parquet.ParquetFile(file.path, memory_map=True) if file.is_local else parquet.ParquetFile(file.open())
+        return _File(file, reader, [reader.metadata.row_group(k).num_rows for k in range(reader.num_row_groups)])
+    except (pa.ArrowInvalid, OSError) as error:
+        if not _is_damage(error):
+            raise unreachable(repr(file.path), error) from error
+        raise DataError(f"{file.path!r} is damaged or no {file.path.rpartition('.')[2]} file: {error}") from error
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether an error says that a file is damaged, and not that it cannot be read: arrow gives those no number."""
+    return not isinstance(error, OSError) or (error.errno is None and not passing(error))
+
+
+def _mapped(file: Stored) -> pa.Table:
+    """Map an arrow file, of either of its two formats, into memory."""
+    if not file.is_local:
+        raise DataError(f"{file.path!r} is an arrow file elsewhere: copy it to this machine, or write it as parquet.")
+    try:
+        with ipc.open_file(pa.memory_map(file.path)) as reader:
+            return reader.read_all()
+    except pa.ArrowInvalid:  # the format without a footer, which `datasets` keeps its cache in
+        with ipc.open_stream(pa.memory_map(file.path)) as reader:
+            return reader.read_all()
+
+
+class _Kept:
+    """The image columns of the row groups used last; a group that is damaged is remembered as such."""
+
+    def __init__(self, files: Sequence[_File], column: str, limit: int) -> None:
+        self._files, self._column, self._limit = files, column, limit
+        self._groups: collections.OrderedDict[Group, pa.ChunkedArray | str] = collections.OrderedDict()
+        self._lock, self._reading = threading.Lock(), [threading.Lock() for _ in files]
+
+    def column(self, group: Group) -> pa.ChunkedArray | str:
+        """Return the images of a row group, or why they cannot be read."""
+        with self._reading[group[0]]:
+            with self._lock:
+                if group in self._groups:
+                    self._groups.move_to_end(group)
+                    return self._groups[group]
+            found = self._read(group)
+            with self._lock:
+                self._groups[group] = found
+                while sum(map(_bytes, self._groups.values())) > self._limit and len(self._groups) > 1:
+                    self._groups.popitem(last=False)
+            return found
+
+    def _read(self, group: Group) -> pa.ChunkedArray | str:
+        file = self._files[group[0]]
+        try:
+            return file.group(group[1], [self._column])[self._column]
+        except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
+            if not _is_damage(error):
+                raise UnreachableError(f"{file.stored.path!r}: {error}") from error
+            return f"row group {group[1]} of {file.stored.name} is damaged: {error}"
+
+
+def _bytes(held: pa.ChunkedArray | str) -> int:
+    return len(held) if isinstance(held, str) else held.nbytes
+
+
+class _Labels(NamedTuple):
+    """Classes as numbers, and under which column."""
+
+    numbers: Int[np.ndarray, " rows"]
+    values: tuple[str, ...]
+
+
+class OpenParquet(Encoded):
+    """Rows of one or more files, one after the other."""
+
+    def __init__(self, settings: Parquet, files: Sequence[_File], schema: pa.Schema, image: str) -> None:
+        self._files, self._image, self._settings = files, image, settings
+        self._groups = [(f, g) for f, file in enumerate(files) for g in range(len(file.sizes))]
+        self._ends = np.cumsum([files[f].sizes[g] for f, g in self._groups], dtype=np.int64)
+        self._kept = _Kept(files, image, settings.kept_mib * 2**20)
+        self._names = _class_names(schema)
+        further = [field for field in schema if field.name != image]
+        left = [field.name for field in further if pa.types.is_nested(field.type) or _holds_images(field.type)]
+        self._table = self._read([field.name for field in further if field.name not in left])
+        if settings.id is not None and settings.id not in self._table.column_names:
+            raise DataError(f"There is no column {settings.id!r} of ids; the columns are {_described(schema)}.")
+        self._ids = self._read_ids(schema)
+        self._labels = self._read_labels(schema)
+        self._notes = (*counted("columns that are no attributes, left out", left), *repeated_ids(self._ids))
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def _id(self, index: int) -> str:
+        return self._ids[index]
+
+    def _class(self, index: int) -> int:
+        return int(self._labels.numbers[index])
+
+    def class_names(self) -> tuple[str, ...] | None:
+        """The names or values of the classes, in the order of their numbers."""
+        return self._labels.values or None
+
+    def _stored(self, index: int) -> bytes:
+        """Return the encoded image of one row."""
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        held = self._kept.column(self._groups[number])
+        if isinstance(held, str):
+            raise UndecodableImage(held)
+        start = int(self._ends[number - 1]) if number else 0
+        return _encoded(held[index - start].as_py())
+
+    def ids(self) -> Sequence[str]:
+        """Return the ids, or paths, or file and row."""
+        return self._ids
+
+    def labels(self) -> Int[np.ndarray, " examples"]:
+        """Return the class of every row, −1 where it has none."""
+        return self._labels.numbers
+
+    def attributes(self) -> pa.Table | None:
+        """Return every column but images and ids, classes of Hugging Face by name."""
+        table = self._table.drop_columns([self._settings.id] if self._settings.id else [])
+        for name in table.column_names:
+            if name in self._names:
+                names = pa.array(self._names[name])
+                known = pc.if_else(_between(table[name], len(names)), table[name], None)
+                table = table.set_column(table.column_names.index(name), name, names.take(known.combine_chunks()))
+        return table if table.column_names else None
+
+    @functools.cached_property
+    def _identity(self) -> str:
+        files = [f"{file.stored.name} {file.stored.size} {file.layout()}" for file in self._files]
+        known = digest(*self._labels.values, self._labels.numbers.tobytes())
+        columns = (str(column.to_pylist()) for column in self._table.columns)
+        return digest("parquet", self._image, *files, known, str(self._table.schema.remove_metadata()), *columns)
+
+    def fingerprint(self) -> str:
+        """Hash the names and sizes of the files, how their row groups lie, every attribute and class.
+
+        The bytes of the images do not count: one that was replaced by another which compresses to as much goes unseen.
+        """
+        return self._identity
+
+    def notes(self) -> tuple[str, ...]:
+        """Columns that are left out, ids that repeat."""
+        return self._notes
+
+    def _read(self, columns: list[str]) -> pa.Table:
+        """Read some columns of all rows.
+
+        Raises:
+            DataError: They are damaged.
+        """
+        try:
+            return pa.concat_tables([self._files[f].group(g, columns) for f, g in self._groups])
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError(
+                f"The columns {', '.join(columns)} of {self._settings.path!r} cannot be read: {error}"
+            ) from error
+
+    def _read_ids(self, schema: pa.Schema) -> list[str]:
+        ids: list[str | None] = [None] * len(self)
+        kind = schema.field(self._image).type
+        if self._settings.id is not None:
+            ids = texts(self._table[self._settings.id], f"The column {self._settings.id!r}")
+        elif pa.types.is_struct(kind) and any(field.name == "path" for field in kind):
+            ids = self._paths()
+        places = (
+            f"{self._files[f].stored.name}/{k}" for f, file in enumerate(self._files) for k in range(sum(file.sizes))
+        )
+        return [printable(name or place) for name, place in zip(ids, places, strict=True)]
+
+    def _paths(self) -> list[str | None]:
+        """Return the path of every image, without reading the images where the format allows."""
+        paths: list[str | None] = []
+        for f, g in self._groups:
+            try:
+                column = self._files[f].group(g, [f"{self._image}.path"])[self._image]
+            except (pa.ArrowInvalid, KeyError):  # an arrow file has no columns within columns
+                column = self._files[f].group(g, [self._image])[self._image]
+            paths += pc.struct_field(column, "path").to_pylist()
+        return paths
+
+    def _read_labels(self, schema: pa.Schema) -> _Labels:
+        named = self._settings.label
+        if named is None:
+            found = [name for name in ("label", *self._names) if name in self._table.column_names]
+            if not found:
+                return _Labels(np.full(len(self), -1, np.int32), ())
+            named = found[0]
+        elif named not in schema.names:
+            raise DataError(f"There is no column {named!r} of classes; the columns are {_described(schema)}.")
+        elif named not in self._table.column_names:
+            raise DataError(
+                f"The label column {named!r} holds {schema.field(named).type}: give one with one value a row."
+            )
+        what = f"The label column {named!r}"
+        if named not in self._names:
+            known = classes(self._table[named], what)
+            return _Labels(known.labels, known.values)
+        column, names = scalars(self._table[named], what), self._names[named]
+        numbers = pc.fill_null(pc.if_else(_between(column, len(names)), column, -1), -1)
+        return _Labels(numbers.to_numpy().astype(np.int32), tuple(names))
+
+
+def _between(column: pa.ChunkedArray, count: int) -> pa.ChunkedArray:
+    return pc.and_(pc.greater_equal(column, 0), pc.less(column, count))
+
+
+def _encoded(value: Any) -> bytes:
+    """Return the bytes of an image.
+
+    Raises:
+        UndecodableImage: The row has none.
+    """
+    content = value.get("bytes") if isinstance(value, dict) else value
+    if content is None:
+        path = value.get("path") if isinstance(value, dict) else None
+        raise UndecodableImage(
+            "the row holds no image" if path is None else "the row holds a path and not the image itself"
+        )
+    return content
+
+
+def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """Return the names of the classes of each column that Hugging Face calls a class label."""
+    try:
+        described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = described["info"]["features"]
+        found = {name: feature["names"] for name, feature in features.items() if feature.get("_type") == "ClassLabel"}
+    except (ValueError, KeyError, TypeError, AttributeError):  # written by somebody else, or not at all
+        return {}
+    plain = {name: [printable(str(each)) for each in names] for name, names in found.items() if isinstance(names, list)}
+    return {
+        name: names
+        for name, names in plain.items()
+        if name in schema.names and pa.types.is_integer(schema.field(name).type)
+    }

@@ -1,0 +1,142 @@
+import pathlib
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import ipc, parquet
+
+from influence_ssl_jax.data import Parquet, UnreadableExample
+from influence_ssl_jax.data.source import Skipped
+from influence_ssl_jax.errors import DataError
+from tests.data.kept import NAMES, encoded, pixels, write_parquet
+
+
+@pytest.fixture
+def folder(tmp_path) -> pathlib.Path:
+    write_parquet(tmp_path / "rows")
+    return tmp_path / "rows"
+
+
+def test_rows_are_examples_in_the_order_of_files_and_rows(folder):
+    opened = Parquet(str(folder)).open()
+    assert len(opened) == 10
+    for index in (9, 0, 4, 5):
+        example = opened.read(index)
+        np.testing.assert_array_equal(example.image, pixels(index))
+        assert (example.id, example.label) == (f"{index}.png", index % 3 if index else None)
+    assert [opened.read(k).id for k in range(10)] == list(opened.ids())
+    assert opened.labels().tolist() == [-1, 1, 2, 0, 1, 2, 0, 1, 2, 0]
+    assert opened.attributes().to_pydict() == {
+        "label": [None, *(NAMES[k % 3] for k in range(1, 10))],
+        "age": [float(k) for k in range(10)],
+    }
+    assert opened.notes() == ("columns that are no attributes, left out: 1 (boxes)",)
+
+
+def test_a_pattern_an_address_and_one_file_name_the_same_rows(folder):
+    whole = Parquet(str(folder)).open()
+    for path in (f"{folder}/train-*.parquet", f"file://{folder}", f"{folder}/train-{{00000..00001}}.parquet"):
+        assert Parquet(path).open().fingerprint() == whole.fingerprint()
+    assert len(Parquet(str(folder / "train-00001.parquet")).open()) == 5
+
+
+def test_files_elsewhere_are_read_through_fsspec(folder):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    for file in folder.iterdir():
+        memory.pipe_file(f"/elsewhere/{file.name}", file.read_bytes())
+    try:
+        opened = Parquet("memory://elsewhere").open()
+        assert opened.fingerprint() == Parquet(str(folder)).open().fingerprint()
+        np.testing.assert_array_equal(opened.read(7).image, pixels(7))
+    finally:
+        memory.rm("/elsewhere", recursive=True)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_arrow_files_of_both_kinds_hold_plain_bytes(tmp_path, stream):
+    table = pa.table({"picture": [encoded(k) for k in range(4)], "name": list("abcd"), "kind": ["x", None, "y", ""]})
+    kind = ipc.new_stream if stream else ipc.new_file
+    with pa.OSFile(str(tmp_path / "t.arrow"), "wb") as file, kind(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=3)
+    opened = Parquet(str(tmp_path / "t.arrow"), id="name", label="kind").open()
+    assert list(opened.ids()) == list("abcd")
+    assert opened.labels().tolist() == [0, -1, 1, -1]
+    assert opened.attributes().column_names == ["kind"]
+    np.testing.assert_array_equal(opened.read(3).image, pixels(3))
+    assert Parquet(str(tmp_path / "t.arrow")).open().read(3).id == "t.arrow/3"
+
+
+def test_few_row_groups_are_kept_and_each_is_read_once_in_order(folder, monkeypatch):
+    opened = Parquet(str(folder), kept_mib=0).open()
+    reads = []
+    file = type(opened._files[0])
+    group = file.group
+    monkeypatch.setattr(
+        file, "group", lambda self, number, columns: reads.append(number) or group(self, number, columns)
+    )
+    for index in range(10):
+        opened.read(index)
+    assert reads == [0, 1, 0, 1]
+    assert len(opened._kept._groups) == 1
+
+
+def test_damaged_rows_and_groups_are_named_and_the_rest_is_read(tmp_path):
+    write_parquet(tmp_path / "rows", broken=3)
+    file = tmp_path / "rows" / "train-00001.parquet"
+    content = bytearray(file.read_bytes())
+    inside = content.find(b"\x89PNG")
+    content[4:inside] = b"\xff" * (inside - 4)  # the header of the first page of images
+    file.write_bytes(content)
+    opened = Parquet(str(tmp_path / "rows")).open()
+    read = list(opened.read_many(range(10)))
+    reasons = {each.index: each for each in read if isinstance(each, Skipped)}
+    assert set(reasons) == {3, 5, 6, 7}
+    assert reasons[3].id == "3.png"
+    assert "row group 0 of train-00001.parquet is damaged" in reasons[6].reason
+    np.testing.assert_array_equal(read[8].image, pixels(8))
+
+
+def test_rows_without_an_image_say_so(tmp_path):
+    rows = [{"bytes": None, "path": "/photos/1.jpg"}, None, {"bytes": encoded(2), "path": None}]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    parquet.write_table(pa.table({"image": pa.array(rows, kind)}), tmp_path / "t.parquet")
+    opened = Parquet(str(tmp_path / "t.parquet")).open()
+    assert list(opened.ids()) == ["/photos/1.jpg", "t.parquet/1", "t.parquet/2"]
+    with pytest.raises(UnreadableExample, match="a path and not the image itself"):
+        opened.read(0)
+    with pytest.raises(UnreadableExample, match="the row holds no image"):
+        opened.read(1)
+
+
+def test_the_fingerprint_follows_rows_attributes_and_classes_but_not_the_place(folder, tmp_path):
+    first = Parquet(str(folder)).open().fingerprint()
+    write_parquet(tmp_path / "again")
+    assert Parquet(str(tmp_path / "again")).open().fingerprint() == first
+    prints = {first, Parquet(str(folder), label="age").open().fingerprint()}
+    write_parquet(tmp_path / "fewer", count=9)
+    prints.add(Parquet(str(tmp_path / "fewer")).open().fingerprint())
+    assert len(prints) == 3
+
+
+def test_what_cannot_be_used_is_refused_by_name(tmp_path, folder):
+    with pytest.raises(DataError, match="no files"):
+        Parquet(str(tmp_path / "none-*.parquet")).open()
+    with pytest.raises(DataError, match="cannot be listed"):
+        Parquet(str(tmp_path / "none.parquet")).open()
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 nothing PAR1")
+    with pytest.raises(DataError, match=r"broken\.parquet' is damaged or no parquet file"):
+        Parquet(str(tmp_path / "broken.parquet")).open()
+    with pytest.raises(DataError, match="no column 'age' of encoded images; the columns are image: struct"):
+        Parquet(str(folder), image="age").open()
+    with pytest.raises(DataError, match="label column 'boxes' holds list<"):
+        Parquet(str(folder), label="boxes").open()
+    with pytest.raises(DataError, match="no column 'name' of ids"):
+        Parquet(str(folder), id="name").open()
+    parquet.write_table(pa.table({"left": [b""], "right": [b""]}), tmp_path / "two.parquet")
+    with pytest.raises(DataError, match="found several: left, right"):
+        Parquet(str(tmp_path / "two.parquet")).open()
+    parquet.write_table(pa.table({"image": [b"", b""], "age": ["a", "b"]}), folder / "train-00002.parquet")
+    with pytest.raises(DataError, match=r"train-00002\.parquet has other columns than train-00000\.parquet"):
+        Parquet(str(folder)).open()
