@@ -32,7 +32,8 @@ from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.cli.environment import keep_convolutions_whole
 from influence_ssl_jax.configuration import describe
 from influence_ssl_jax.curvature.contributions import measured
-from influence_ssl_jax.data import AnySource, Digits, Tfds, ToInput, resident
+from influence_ssl_jax.data import AnySource, Digits, Tfds, resident
+from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.evaluation.exact import inner_products, materialised
 from influence_ssl_jax.evaluation.statistics import spearman, top_overlap
 from influence_ssl_jax.ihvp.backend import Damping, Spectrum, whole
@@ -42,7 +43,6 @@ from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.provenance import versions
 from influence_ssl_jax.runs import objectives
 from influence_ssl_jax.runs.settings import CurvatureSet
-from influence_ssl_jax.train.export import load
 from influence_ssl_jax.types import Batch
 
 HERE = Path(__file__).parent
@@ -105,12 +105,10 @@ def gradients(config: Config) -> dict[str, np.ndarray]:
     if done.exists():
         return dict(np.load(done))
     path = config.encoder or HERE / "encoders" / f"{config.method}_w16_cifar10.npz"
-    encoder = load(path)
-    height, width, channels = encoder.image_shape
+    encoder = Encoder.load(path)
     measurement = objectives.measurement(encoder, "encoder", GaussianNoise(), CosineDistance())
     count = config.rows + -(-config.scored // config.batch_size) * config.batch_size
-    transform = ToInput(height, width, 1 if channels == 1 else 3)
-    batches = resident(config.source().open(), transform, count, config.batch_size, 0)
+    batches = resident(config.source().open(), encoder.input, count, config.batch_size, 0)
     curvature = CurvatureSet(kind="fisher", examples=config.rows, batch_size=config.batch_size)
     problem = objectives.problem(encoder, "encoder", measurement, curvature, batches)
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from influence_ssl_jax.augment.transform import Views
 from influence_ssl_jax.losses.loss import Embeddings, Loss
-from influence_ssl_jax.nets.network import Network
+from influence_ssl_jax.nets.network import EmbeddingFunction
 from influence_ssl_jax.types import Batch, Frozen, Params
 
 Curvature: TypeAlias = Literal["ggn", "fisher", "empirical_fisher", "hessian"]
@@ -26,10 +26,10 @@ class Objective:
         target: The network that makes `Embeddings.target` from `frozen["target"]`, for losses that compare with one.
     """
 
-    network: Network
+    network: EmbeddingFunction
     views: Views
     loss: Loss
-    target: Network | None = None
+    target: EmbeddingFunction | None = None
 
     def __post_init__(self) -> None:
         """Refuse a loss that compares with a target network where none is given."""

@@ -35,6 +35,7 @@ class Stream(enum.Enum):
     FISHER = "draws of a sampled Fisher"
     BACKEND = "a backend's bases and probes"
     SPECTRUM = "probes of a curvature's spectrum"
+    ENCODER_CHECK = "images that an encoder is tried on"
     GRADIENT_CHECK = "cotangents of the check of gradients"
     NEIGHBOURS = "examples that neighbours are searched among"
     AUDITED = "choice of the audited examples"

@@ -1,4 +1,7 @@
-"""Vectors that are pytrees: inner product, norm, random draws, ravelling."""
+"""Vectors that are pytrees: inner product, norm, random draws, ravelling, two complementary parts."""
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,3 +77,23 @@ def ravel_batch(trees: PyTree) -> Inexact[Array, "batch size"]:
     """A tree whose leaves share a leading axis, as one row per entry of that axis."""
     leaves = jax.tree.leaves(trees)
     return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in leaves], axis=1)
+
+
+def partition(tree: PyTree, chosen: Callable[[str, Any], bool]) -> tuple[PyTree, PyTree]:
+    """Split a tree into its chosen leaves and the others, each with None where the other one has a leaf.
+
+    Args:
+        tree: Any tree.
+        chosen: Whether a leaf is, by its name (the path joined by slashes) and itself.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    kept = [chosen(name, leaf) for name, (_, leaf) in zip(names, leaves, strict=True)]
+    first = [leaf if keep else None for keep, (_, leaf) in zip(kept, leaves, strict=True)]
+    second = [None if keep else leaf for keep, (_, leaf) in zip(kept, leaves, strict=True)]
+    return jax.tree.unflatten(structure, first), jax.tree.unflatten(structure, second)
+
+
+def merge(first: PyTree, second: PyTree) -> PyTree:
+    """Put the two parts of `partition` together again."""
+    return jax.tree.map(lambda a, b: b if a is None else a, first, second, is_leaf=lambda leaf: leaf is None)

@@ -1,6 +1,7 @@
 """The command line as a person meets it: help, mistakes, exit statuses."""
 
 import logging
+import os
 import subprocess
 import sys
 import tomllib

@@ -17,7 +17,10 @@ from benchmarks.peers.resnet import Residuals, ResNet18, as_pairs, converted, mo
 from benchmarks.results import Finding
 from benchmarks.shared import Shared
 from influence_ssl_jax import trees
-from influence_ssl_jax.nets.solo_learn import lone_backbone, variables
+from influence_ssl_jax.checkpoints.layout import filled, shapes_of
+from influence_ssl_jax.checkpoints.resnet import backbone_source
+from influence_ssl_jax.checkpoints.tensor import Tensor
+from influence_ssl_jax.data import ToInput
 from influence_ssl_jax.types import Params
 
 if TYPE_CHECKING:
@@ -61,13 +64,13 @@ def against(given: Shared, ours: "Ours", scale: tuple, config: "Config", folder:
 
 def _weights(given: Shared, scale: tuple) -> list[Finding]:
     """There and back, and the forward pass in float32."""
-    state = lone_backbone({name: value.numpy() for name, value in converted(given.params, given.frozen).items()})
-    module, shape = _as_backbone(given), given.batches.image.shape[2:]
-    back = variables(state, module, shape, "encode")
+    held = converted(given.params, given.frozen)
+    state = {name: Tensor.of(value.numpy()) for name, value in held.items() if "num_batches" not in name}
+    module, (height, width, channels) = given.objective.network.module, given.batches.image.shape[2:]
+    shapes = dict(shapes_of(module, ToInput(height, width, channels)))
+    back, _ = filled(shapes, state, lambda path: backbone_source(path[1:]), {}, "the network that they are of")
     single = trees.astype({"params": given.params, "batch_stats": given.frozen["batch_stats"]}, jnp.float32)
-    same = jax.tree.map(
-        lambda a, b: worst(a, b), {name: back[name]["backbone"] for name in ("params", "batch_stats")}, single
-    )
+    same = jax.tree.map(lambda a, b: worst(a, b), back, single)
     frozen = {"batch_stats": single["batch_stats"]}
     images = given.views.reshape(-1, *given.views.shape[2:]).astype(np.float32)
     want = given.objective.network(single["params"], frozen, jnp.asarray(images))
@@ -77,12 +80,6 @@ def _weights(given: Shared, scale: tuple) -> list[Finding]:
         Finding("torch", "weights, to torch and back", max(jax.tree.leaves(same)), 0.0),
         Finding("torch", "forward pass, float32", worst(got, want), SINGLE),
     ]
-
-
-def _as_backbone(given: Shared):
-    from influence_ssl_jax.nets.heads import Projector, SelfSupervised
-
-    return SelfSupervised(given.objective.network.module, Projector(4, 4))
 
 
 def _torch(ours: "Ours", net: ResNet18, pairs: torch.Tensor) -> list[Finding]:

@@ -83,7 +83,7 @@ class Residuals(nn.Module):
 
 
 def converted(params: Params, frozen: Frozen) -> dict[str, torch.Tensor]:
-    """Flax variables of the backbone as a state dict: the inverse of `nets.solo_learn.variables`."""
+    """Flax variables of the backbone as a state dict: the inverse of `checkpoints.resnet.backbone_source`."""
     leaves = flatten_dict({**params}) | flatten_dict({**frozen["batch_stats"]})
     return {_name(path): torch.tensor(_layout(np.asarray(leaf))) for path, leaf in leaves.items()}
 

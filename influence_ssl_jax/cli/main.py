@@ -47,6 +47,11 @@ COMMANDS = {
     "pretrain": Command(
         f"{_SETTINGS}:PretrainRun", "influence_ssl_jax.runs.pretrain:pretrain", "train an encoder without labels"
     ),
+    "import": Command(
+        "influence_ssl_jax.runs.import_encoder:ImportRun",
+        "influence_ssl_jax.runs.import_encoder:import_encoder",
+        "make an encoder of a file of weights (.pth, .ckpt, …)",
+    ),
     "score": Command(
         f"{_SETTINGS}:ScoreRun",
         "influence_ssl_jax.runs.score:score",

@@ -73,7 +73,8 @@ def _annotated(hint: Any, metadata: Mapping[str, Any]) -> Any:
         hint = functools.reduce(operator.or_, map(_recipe, RECIPES))
     if metadata.get("positional"):
         return Annotated[hint, tyro.conf.Positional]
-    return Annotated[hint, tyro.conf.arg(name="")] if metadata.get("inline") else hint
+    name = "" if metadata.get("inline") else metadata.get("name")
+    return hint if name is None else Annotated[hint, tyro.conf.arg(name=name)]
 
 
 def _recipe(name: str) -> Any:

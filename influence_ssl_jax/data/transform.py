@@ -192,6 +192,8 @@ class ToInput:
         background: Grey level 0…255 behind transparent pixels and beside padded ones.
         bits: Bits that the values of images with a 16-bit type really have: 12 for most medical and raw ones, 8 for 8-bit
             values in a wider type.
+        shorter: With `center`: the shorter side is first resized to so many pixels, and the input is cut from the centre
+            (256 before 224 for most networks of photographs). An image of the input's own size passes unchanged still.
     """
 
     height: int = 32
@@ -201,6 +203,7 @@ class ToInput:
     crop: Fit = "center"
     background: int = 0
     bits: Literal[8, 10, 12, 14, 16] = 16
+    shorter: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse sizes without pixels and grey levels that do not exist."""
@@ -208,6 +211,11 @@ class ToInput:
             raise DataError(f"The input needs at least one pixel, got height={self.height}, width={self.width}.")
         if not 0 <= self.background <= 255:
             raise DataError(f"background is a grey level 0…255, got {self.background}.")
+        if self.shorter is not None and (self.crop != "center" or self.shorter < max(self.height, self.width)):
+            raise DataError(
+                f"shorter={self.shorter} belongs to crop='center' and is no smaller than the input, got crop={self.crop!r} "
+                f"and {self.height}×{self.width}."
+            )
 
     def __call__(self, image: np.ndarray) -> UInt8[np.ndarray, "{self.height} {self.width} {self.channels}"]:
         """The image as the model reads it.
@@ -227,7 +235,12 @@ class ToInput:
     def _resized(self, image: Image.Image) -> UInt8[np.ndarray, "height width channels"]:
         scales = (self.width / image.width, self.height / image.height)
         size = (self.width, self.height)
-        if self.crop == "center":
+        if self.shorter is not None:
+            smallest = min(image.width, image.height)
+            whole = (int(self.shorter * image.width / smallest), int(self.shorter * image.height / smallest))
+            left, top = (round((length - cut) / 2) for length, cut in zip(whole, size, strict=True))
+            image = image.resize(whole, _FILTERS[self.resize]).crop((left, top, left + size[0], top + size[1]))
+        elif self.crop == "center":
             kept = [max(1, round(length / max(scales))) for length in size]
             left, top = (image.width - kept[0]) // 2, (image.height - kept[1]) // 2
             image = image.crop((left, top, left + kept[0], top + kept[1]))

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -222,6 +223,29 @@ def canonical_convolutions() -> Iterator[None]:
             yield
     else:
         yield
+
+
+def with_canonical_convolutions(model: nnx.Module) -> nnx.Module:
+    """Let every ordinary `nnx.Conv` inside a model use `conv_general_dilated` above, on a CPU.
+
+    Args:
+        model: A model that nobody else holds, as `nnx.merge` returns: it is changed.
+    """
+    if jax.default_backend() == "cpu":
+        for _, layer in nnx.iter_modules(model):
+            if isinstance(layer, nnx.Conv) and layer.conv_general_dilated is lax.conv_general_dilated:
+                layer.conv_general_dilated = _of_nnx
+    return model
+
+
+def _of_nnx(
+    *args: Any, out_sharding: Any = None, preferred_element_type: Any = None, **kwargs: Any
+) -> Num[Array, "..."]:
+    """Call `conv_general_dilated` with the arguments that `nnx.Conv` gives; those that it has not go to `jax.lax`."""
+    if out_sharding is None and preferred_element_type is None:
+        return conv_general_dilated(*args, **kwargs)
+    given = {"out_sharding": out_sharding, "preferred_element_type": preferred_element_type}
+    return lax.conv_general_dilated(*args, **kwargs, **given)
 
 
 def _with_canonical_convolution(

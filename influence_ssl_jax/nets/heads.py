@@ -22,6 +22,8 @@ class Projector(nn.Module):
         hidden_layers: Number of hidden layers.
         normalisation: Of the hidden layers; solo-learn's SimCLR projector has none.
         dtype: The dtype to compute in (`None`: that of inputs and parameters); parameters are float32.
+        hidden_bias: Whether hidden layers have a bias; those of Barlow Twins' own checkpoints have none.
+        output_bias: Whether the last layer has a bias; that of VICReg has none.
     """
 
     hidden: int
@@ -29,16 +31,18 @@ class Projector(nn.Module):
     hidden_layers: int = 1
     normalisation: Literal["batch", "none"] = "batch"
     dtype: jax.typing.DTypeLike | None = None
+    hidden_bias: bool = True
+    output_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch features"], train: bool) -> Float[Array, "batch output"]:
         """Project representations; `train` uses the batch's own statistics and updates `batch_stats`."""
         for layer in range(self.hidden_layers):
-            x = nn.Dense(self.hidden, dtype=self.dtype, name=f"dense{layer}")(x)
+            x = nn.Dense(self.hidden, self.hidden_bias, self.dtype, name=f"dense{layer}")(x)
             if self.normalisation == "batch":
                 x = batch_norm(train, self.dtype, f"bn{layer}")(x)
             x = nn.relu(x)
-        x = nn.Dense(self.output, dtype=self.dtype, name="output")(x)
+        x = nn.Dense(self.output, self.output_bias, self.dtype, name="output")(x)
         # A loss takes differences of nearly equal embeddings: at least float32.
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 

@@ -1,18 +1,98 @@
-"""A linen module in evaluation mode as a pure function of parameters, frozen variables and pixels."""
+"""Networks in evaluation mode as pure functions `(parameters, frozen, images) -> embeddings`: linen, nnx, any function."""
 
 import dataclasses
 import inspect
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float
 
+from influence_ssl_jax import trees
 from influence_ssl_jax.errors import StructureError
-from influence_ssl_jax.nets.convolution import canonical_convolutions
-from influence_ssl_jax.types import Frozen, Params
+from influence_ssl_jax.nets.convolution import canonical_convolutions, with_canonical_convolutions
+from influence_ssl_jax.types import Frozen, Params, PyTree
+
+EmbeddingFunction: TypeAlias = Callable[[Params, Frozen, Float[Array, "batch height width channels"]], Any]
+"""A hashable function from parameters, frozen state and pixels in [0, 1] to embeddings [batch, width]."""
+
+Pool: TypeAlias = Literal["mean", "first"]
+"""How features at several positions become one embedding: their mean, or the first of a sequence (a class token)."""
+
+FIXED = "fixed"
+"""The entry of `frozen` that holds parameters which are not trained."""
+
+
+def standardised(
+    images: Float[Array, "batch height width channels"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float[Array, "batch height width channels"]:
+    """Return `(images − mean) / std`, channel by channel."""
+    shifts, scales = (jnp.asarray(value, images.dtype).reshape(1, 1, 1, -1) for value in (mean, std))
+    return (images - shifts) / scales
+
+
+def embedding_of(
+    outputs: PyTree, output: str | int | None, pool: Pool | None, name: str
+) -> Float[Array, "batch width"]:
+    """Take one embedding an image out of what a network returns.
+
+    Args:
+        outputs: An array, or several in a dict, tuple or object with named fields.
+        output: Which of several: a name or a position.
+        pool: How [batch, *positions, width] becomes [batch, width].
+        name: Of the network, for errors.
+
+    Raises:
+        ValueError: There are several outputs and none is named, there is none of that name, or an output is not
+            [batch, width] and no pooling is asked for.
+    """
+    if output is not None:
+        outputs = _entry(outputs, output, name)
+    elif not isinstance(outputs, jax.Array):
+        raise ValueError(
+            f"{name} must return one embedding per image, an array [batch, width]; it returns "
+            f"{_entries(outputs)}. Pass output= with one of them."
+        )
+    if not isinstance(outputs, jax.Array):
+        raise ValueError(
+            f"The output {output!r} of {name} is a {type(outputs).__name__}, not an array; name another one."
+        )
+    if pool is not None and outputs.ndim > 2:
+        positions = tuple(range(1, outputs.ndim - 1))
+        if pool == "first" and outputs.ndim != 3:
+            raise ValueError(f"pool='first' reads [batch, tokens, width], got {outputs.shape}; pass pool='mean'.")
+        outputs = outputs[:, 0] if pool == "first" else jnp.mean(outputs, axis=positions)
+    if outputs.ndim != 2:
+        raise ValueError(
+            f"{name} must return one embedding per image, an array [batch, width]; got {outputs.shape}. "
+            "Pool or flatten the features (pool='mean' averages positions, pool='first' takes the first token), or name "
+            "another method or output."
+        )
+    return outputs
+
+
+def _entry(outputs: PyTree, output: str | int, name: str) -> Any:
+    """One of several outputs: a key of a dict, a field of an object, or a position in a tuple."""
+    if isinstance(outputs, dict) and output in outputs:
+        return outputs[output]
+    if isinstance(output, str) and output in getattr(outputs, "_fields", ()):
+        return getattr(outputs, output)
+    if isinstance(outputs, tuple | list) and isinstance(output, int) and -len(outputs) <= output < len(outputs):
+        return outputs[output]
+    raise ValueError(f"{name} has no output {output!r}; it returns {_entries(outputs)}.")
+
+
+def _entries(outputs: PyTree) -> str:
+    if isinstance(outputs, dict):
+        return f"a dict of {', '.join(map(repr, outputs))}"
+    if hasattr(outputs, "_fields"):
+        return f"a {type(outputs).__name__} of {', '.join(map(repr, outputs._fields))}"
+    if isinstance(outputs, tuple | list):
+        return f"a {type(outputs).__name__} of positions 0 … {len(outputs) - 1}"
+    return f"a {type(outputs).__name__}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +108,8 @@ class Network:
         arguments: Keyword arguments of that method that put it into evaluation mode.
         mean: Per-channel mean subtracted from pixels in [0, 1].
         std: Per-channel standard deviation they are divided by.
+        output: Which output is the embedding, where the method returns several: a name or a position.
+        pool: How features at several positions become one embedding.
     """
 
     module: nn.Module
@@ -35,6 +117,8 @@ class Network:
     arguments: tuple[tuple[str, Hashable], ...] = (("train", False),)
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+    output: str | int | None = None
+    pool: Pool | None = None
 
     def __call__(
         self, params: Params, frozen: Frozen, images: Float[Array, "batch height width channels"]
@@ -42,26 +126,20 @@ class Network:
         """Embed a batch of images with pixels in [0, 1].
 
         Raises:
-            StructureError: `frozen` holds an entry "params", which would replace the parameters.
+            StructureError: `frozen` holds parameters, which would take the place of the differentiated ones.
         """
         refuse_params_in(frozen)
         self._refuse_unknown_arguments()
         collections = {name: value for name, value in frozen.items() if name != "target"}
         apply: Callable[..., Any] = self.module.apply
         with canonical_convolutions():
-            embeddings = apply(
+            outputs = apply(
                 {"params": params, **collections},
                 self.standardise(images),
                 method=self.method,
                 **dict(self.arguments),
             )
-        if not isinstance(embeddings, jax.Array) or embeddings.ndim != 2:
-            raise ValueError(
-                f"{type(self.module).__name__}.{self.method} must return one embedding per image, an array "
-                f"[batch, width]; got {getattr(embeddings, 'shape', type(embeddings).__name__)}. "
-                "Pool or flatten the features, or name another method."
-            )
-        return embeddings
+        return embedding_of(outputs, self.output, self.pool, f"{type(self.module).__name__}.{self.method}")
 
     def _refuse_unknown_arguments(self) -> None:
         """Refuse keyword arguments that the method does not take.
@@ -81,18 +159,106 @@ class Network:
         self, images: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch height width channels"]:
         """`(images − mean) / std`, channel by channel."""
-        mean, std = (jnp.asarray(value, images.dtype).reshape(1, 1, 1, -1) for value in (self.mean, self.std))
-        return (images - mean) / std
+        return standardised(images, self.mean, self.std)
+
+
+@dataclasses.dataclass(frozen=True)
+class NnxNetwork:
+    """An nnx model in evaluation mode: parameters are its `nnx.Param`s, everything else is in `frozen`.
+
+    Attributes:
+        graph: The model without its arrays.
+        name: Of the model's class, for errors.
+        method: The model's method to call.
+        arguments: Keyword arguments of that method.
+        mean: Per-channel mean subtracted from pixels in [0, 1].
+        std: Per-channel standard deviation they are divided by.
+        output: Which output is the embedding, where the method returns several: a name or a position.
+        pool: How features at several positions become one embedding.
+    """
+
+    graph: Any
+    name: str
+    method: str = "__call__"
+    arguments: tuple[tuple[str, Hashable], ...] = ()
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    output: str | int | None = None
+    pool: Pool | None = None
+
+    def __call__(
+        self, params: Params, frozen: Frozen, images: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch embedding"]:
+        """Embed a batch of images with pixels in [0, 1].
+
+        Raises:
+            StructureError: `frozen` holds parameters, which would take the place of the differentiated ones.
+        """
+        refuse_params_in(frozen)
+        keys = jax.tree.map(jax.random.wrap_key_data, frozen["keys"])
+        merged = nnx.merge(self.graph, *(nnx.State(part) for part in (params, keys, frozen["state"])))
+        model = with_canonical_convolutions(merged)
+        outputs = getattr(model, self.method)(standardised(images, self.mean, self.std), **dict(self.arguments))
+        return embedding_of(outputs, self.output, self.pool, f"{self.name}.{self.method}")
+
+
+@dataclasses.dataclass(frozen=True)
+class FunctionNetwork:
+    """Any pure function `(params, images)`, or `(params, frozen, images)`, as a network.
+
+    Attributes:
+        function: The function.
+        reads_frozen: Whether frozen state is its second argument.
+        mean: Per-channel mean subtracted from pixels in [0, 1].
+        std: Per-channel standard deviation they are divided by.
+        output: Which output is the embedding, where the function returns several: a name or a position.
+        pool: How features at several positions become one embedding.
+    """
+
+    function: Callable[..., Any]
+    reads_frozen: bool = False
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    output: str | int | None = None
+    pool: Pool | None = None
+
+    def __call__(
+        self, params: Params, frozen: Frozen, images: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch embedding"]:
+        """Embed a batch of images with pixels in [0, 1]."""
+        state = (frozen["state"],) if self.reads_frozen else ()
+        outputs = self.function(params, *state, standardised(images, self.mean, self.std))
+        return embedding_of(outputs, self.output, self.pool, getattr(self.function, "__qualname__", "The function"))
+
+
+@dataclasses.dataclass(frozen=True)
+class PartlyTrained:
+    """A network some of whose parameters are fixed: they are read from `frozen["fixed"]` and never differentiated.
+
+    Attributes:
+        network: The network of all parameters.
+    """
+
+    network: EmbeddingFunction
+
+    def __call__(
+        self, params: Params, frozen: Frozen, images: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch embedding"]:
+        """Embed a batch of images with pixels in [0, 1]."""
+        fixed, rest = frozen[FIXED], {name: value for name, value in frozen.items() if name != FIXED}
+        if isinstance(params, dict):  # heads that this network does not read may be fixed too
+            fixed = {name: fixed[name] for name in params}
+        return self.network(trees.merge(params, fixed), rest, images)
 
 
 def refuse_params_in(frozen: Frozen) -> None:
-    """Refuse frozen variables that hold parameters.
+    """Refuse frozen state that holds parameters.
 
     Raises:
         StructureError: There is an entry "params".
     """
     if isinstance(frozen, Mapping) and "params" in frozen:
         raise StructureError(
-            "frozen holds an entry 'params', which would be read in place of the parameters that are scored. Pass only "
-            "the other collections of variables (such as 'batch_stats') as frozen."
+            "frozen holds an entry 'params', which would take the place of the parameters that are scored. Pass frozen "
+            "state alone, such as {'batch_stats': …}; parameters that are not trained are chosen by trainable=."
         )

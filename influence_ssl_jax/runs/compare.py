@@ -20,7 +20,7 @@ from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.report.backends import null_rows, plain, say, write_figures
 from influence_ssl_jax.run_log import RunLog, under_way
 from influence_ssl_jax.runs.images import refuse_other_images, texts
-from influence_ssl_jax.runs.score import Prepared, curvature_of, prepare
+from influence_ssl_jax.runs.score import Prepared, curvature_of, of_encoder, prepare
 from influence_ssl_jax.runs.settings import CompareRun, ScoreRun
 from influence_ssl_jax.scoring.memory import available, memory_of
 from influence_ssl_jax.store import DamagedError, read_sealed, write_sealed
@@ -123,7 +123,7 @@ def _finish(
 
 def _as_score(settings: CompareRun) -> ScoreRun:
     """The scoring run whose problem this is."""
-    shared = ("encoder", "out", "source", "output", "perturbation", "measurement", "curvature", "scoring")
+    shared = ["encoder", "out", "source", "output", "trainable", "perturbation", "measurement", "curvature", "scoring"]
     return ScoreRun(**{name: getattr(settings, name) for name in shared})
 
 
@@ -132,9 +132,7 @@ def _identity(settings: CompareRun, prepared: Prepared) -> Plain:
     places = ("out", "encoder", "source", "knobs")
     return {
         "configuration": {name: value for name, value in describe(settings).items() if name not in places},
-        "encoder": provenance.tree_digest({"params": prepared.encoder.params, "frozen": prepared.encoder.frozen}),
-        "pretrain": describe(prepared.encoder.settings),
-        "input": describe(prepared.transform),
+        **of_encoder(prepared.encoder, prepared.transform),
         "data": prepared.source.fingerprint(),
         **provenance.decisive(),
     }

@@ -18,12 +18,13 @@ from jaxtyping import Int
 from rich.console import Console
 from scipy.stats import spearmanr
 
-from influence_ssl_jax import checkpoint, provenance
-from influence_ssl_jax.configuration import Plain, describe, fingerprint, restore
+from influence_ssl_jax import provenance
+from influence_ssl_jax.configuration import Plain, describe, fingerprint
 from influence_ssl_jax.data import ToInput, depth_notes
 from influence_ssl_jax.data.draw import drawn
 from influence_ssl_jax.data.source import OpenSource, Skipped
 from influence_ssl_jax.data.table import renamed
+from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.errors import DataError, InfluenceError, StoreError
 from influence_ssl_jax.evaluation.statistics import spearman, top_overlap
 from influence_ssl_jax.ihvp.backend import Resolved
@@ -48,6 +49,7 @@ from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.report.breakdown import TRUTH
 from influence_ssl_jax.run_log import Pace, RunLog, under_way, watched
 from influence_ssl_jax.runs import objectives
+from influence_ssl_jax.runs.encoder_of import absolute, encoder_of
 from influence_ssl_jax.runs.images import (
     refuse_many_skipped,
     refuse_other_images,
@@ -63,7 +65,6 @@ from influence_ssl_jax.scoring.scores import Scorer
 from influence_ssl_jax.scoring.stream import IN_CURVATURE_SET, Scored, embedding_matrix, stream
 from influence_ssl_jax.store import RUN, SCORES, ScoreStore, digest_of, load_fitted, read_sealed, save_fitted
 from influence_ssl_jax.store.result import EMBEDDING, ORDER
-from influence_ssl_jax.train.export import Trained, load
 from influence_ssl_jax.types import PyTree
 
 
@@ -279,7 +280,7 @@ def score(settings: ScoreRun, out: Console) -> None:
         problem, used = curvature_of(settings, given, batches_of(all_devices()) if all_devices().size > 1 else None)
         scorer = fitted_scorer(settings, problem, used, measured, store, log, out)
         inside = sorted({index for text in gathered(json.dumps(sorted(used))) for index in json.loads(text)})
-        recorded = {**facts(settings, transform, scorer), **rank_agreement(settings, given, scorer, out)}
+        recorded = {**facts(settings, given, scorer), **rank_agreement(settings, given, scorer, out)}
         spent: defaultdict[str, float] = defaultdict(float)
         scored = stream(scorer, source, transform, share(todo, scorer), scoring_mesh(), spent)
         spent["disk"] = fill(store, scored, len(source), settings.parts, log, out)
@@ -402,13 +403,13 @@ class Prepared(NamedTuple):
     """What a scoring run reads.
 
     Attributes:
-        encoder: The trained network.
+        encoder: The network.
         transform: From an image to its input.
         measurement: What is scored.
         source: The images.
     """
 
-    encoder: Trained
+    encoder: Encoder
     transform: ToInput
     measurement: Objective
     source: OpenSource
@@ -416,20 +417,30 @@ class Prepared(NamedTuple):
 
 def prepare(settings: ScoreRun, out: Console) -> Prepared:
     """Load the encoder and open the images, saying what is noteworthy about them."""
-    path = settings.encoder / "encoder" if settings.encoder.is_dir() else settings.encoder
-    encoder, described = load(path), checkpoint.describe(path)
-    recorded = described.get("input")
-    height, width, channels = encoder.image_shape
-    transform = restore(recorded, [ToInput]) if recorded else ToInput(height, width, 1 if channels == 1 else 3)
+    encoder = encoder_of(settings.encoder)
+    if settings.trainable:
+        encoder = encoder.with_trainable(settings.trainable)
+    trained, every = encoder.sizes()
+    if trained < every:
+        out.print(
+            f"Parameters: {trained:,} of {every:,} count ({', '.join(encoder.trainable) or 'the floating-point ones'}).",
+            highlight=False,
+            markup=False,
+        )
     measured = objectives.measurement(
         encoder, settings.output, settings.perturbation, settings.measurement, settings.precision
     )
     source = settings.source.open()
-    if settings.curvature.objective == "pretraining" and isinstance(encoder.settings.loss, Supervised):
-        refuse_other_classes(described.get("classes"), source.class_names())
-    for note in (*source.notes(), *depth_notes(source, transform)):
+    if settings.curvature.objective == "pretraining" and supervised(encoder):
+        refuse_other_classes(encoder.notes.get("classes"), source.class_names())
+    for note in (*source.notes(), *depth_notes(source, encoder.input)):
         out.print(f"note: {note}", highlight=False, markup=False)
-    return Prepared(encoder, transform, measured, source)
+    return Prepared(encoder, encoder.input, measured, source)
+
+
+def supervised(encoder: Encoder) -> bool:
+    """Whether an encoder was trained by a loss that reads labels."""
+    return encoder.heads is not None and isinstance(encoder.heads.loss, Supervised)
 
 
 def refuse_other_classes(trained: Plain, here: tuple[str, ...] | None) -> None:
@@ -466,25 +477,35 @@ def curvature_of(
     return problem, found.contents
 
 
-def identity(settings: ScoreRun, encoder: Trained, transform: ToInput, source: OpenSource) -> Plain:
+def of_encoder(encoder: Encoder, transform: ToInput) -> dict[str, Plain]:
+    """What of an encoder a result depends on: arrays, network, which parameters count, and input, but no name."""
+    described = encoder.describe()
+    return {
+        "encoder": encoder.digest(),
+        "network": {name: described[name] for name in ("network", "heads", "trainable")},
+        "input": describe(transform),
+    }
+
+
+def identity(settings: ScoreRun, encoder: Encoder, transform: ToInput, source: OpenSource) -> Plain:
     """Everything that a score depends on; where the encoder, the data and the scores lie is not among it."""
     return {
         "configuration": {name: value for name, value in describe(settings).items() if name not in ASIDE},
-        "encoder": provenance.tree_digest({"params": encoder.params, "frozen": encoder.frozen}),
-        "pretrain": describe(encoder.settings),
-        "input": describe(transform),
+        **of_encoder(encoder, transform),
         "data": source.fingerprint(),
         **provenance.decisive(),
     }
 
 
-def facts(settings: ScoreRun, transform: ToInput, scorer: Scorer) -> dict[str, Plain]:
+def facts(settings: ScoreRun, given: Prepared, scorer: Scorer) -> dict[str, Plain]:
     """What `run.json` says of how the scores were made; places are absolute, so that a later step finds them."""
     placed = dataclasses.replace(
-        settings, encoder=settings.encoder.absolute(), out=settings.out.absolute(), source=settings.source.absolute()
+        settings, encoder=absolute(settings.encoder), out=settings.out.absolute(), source=settings.source.absolute()
     )
+    trained, every = given.encoder.sizes()
     return {
-        "configuration": {**describe(placed), "input": describe(transform)},
+        "configuration": {**describe(placed), "input": describe(given.transform)},
+        "encoder": {"name": given.encoder.name, "parameters": every, "trained_parameters": trained},
         "command": provenance.command(),
         "seeds": {"seed": settings.scoring.seed},
         "batch_size": scorer.batch_size,

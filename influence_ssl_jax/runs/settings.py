@@ -10,6 +10,7 @@ from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.augment.recipes import PERTURBATIONS
 from influence_ssl_jax.augment.transform import Views
 from influence_ssl_jax.data import AnySource, Digits, ToInput
+from influence_ssl_jax.encoder import Output
 from influence_ssl_jax.evaluation.calibration import Calibration
 from influence_ssl_jax.evaluation.certificate import Audit
 from influence_ssl_jax.evaluation.comparison import Knobs
@@ -28,12 +29,16 @@ if TYPE_CHECKING:
 else:
     AnyBackend = functools.reduce(operator.or_, BACKENDS)
     AnyMeasurement = functools.reduce(operator.or_, MEASUREMENTS)
-Output: TypeAlias = Literal["encoder", "projector", "predictor"]
 
 INLINE: dict[str, Any] = {"inline": True}
 """Metadata of a group of settings whose options stand without the group's name on a command line."""
 POSITIONAL: dict[str, Any] = {"positional": True}
 """Metadata of a setting that stands without a name on a command line."""
+
+
+def called(name: str) -> dict[str, Any]:
+    """Metadata of a setting that has another name on a command line."""
+    return {"name": name}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,10 +112,13 @@ class ScoreRun:
     influence-ssl score --encoder runs/simclr --out scores --draws 8 backend:logra --backend.rank 32
 
     Attributes:
-        encoder: The folder of a `pretrain` run, or its encoder.npz.
+        encoder: The folder of a `pretrain` run or of an imported encoder; a file of weights (`influence-ssl import` says
+            which are known); or package.module:function, which returns an Encoder.
         out: The folder of the scores; an existing one is gone on with if it was made by the same settings.
         source: The images.
         output: Which embedding is compared: the encoder's representation or the projector's output.
+        trainable: Which parameters count, by name, part of a path or glob (`layer4_1`, `*/bias`; `!` takes away); all
+            where none is named.
         perturbation: What an image is compared with: itself under noise, or under a named augmentation.
         measurement: How two embeddings are compared, and through which of them the gradient goes.
         curvature: Which matrix is inverted.
@@ -132,6 +140,7 @@ class ScoreRun:
     out: Path
     source: AnySource = dataclasses.field(default_factory=Digits)
     output: Output = "encoder"
+    trainable: tuple[str, ...] = ()
     perturbation: AnyPerturbation = dataclasses.field(default_factory=GaussianNoise)
     measurement: AnyMeasurement = dataclasses.field(default_factory=CosineDistance)
     curvature: CurvatureSet = dataclasses.field(default_factory=CurvatureSet)
@@ -165,10 +174,13 @@ class CompareRun:
     samples); and otherwise from Lanczos quadrature, some 20 to 100 products with C for each image and draw.
 
     Attributes:
-        encoder: The folder of a `pretrain` run, or its encoder.npz.
+        encoder: The folder of a `pretrain` run or of an imported encoder; a file of weights (`influence-ssl import` says
+            which are known); or package.module:function, which returns an Encoder.
         out: The folder of the comparison.
         source: The images.
         output: Which embedding is compared: the encoder's representation or the projector's output.
+        trainable: Which parameters count, by name, part of a path or glob (`layer4_1`, `*/bias`; `!` takes away); all
+            where none is named.
         perturbation: What an image is compared with: itself under noise, or under a named augmentation.
         measurement: How two embeddings are compared, and through which of them the gradient goes.
         curvature: Which matrix is inverted.
@@ -184,6 +196,7 @@ class CompareRun:
     out: Path
     source: AnySource = dataclasses.field(default_factory=Digits)
     output: Output = "encoder"
+    trainable: tuple[str, ...] = ()
     perturbation: AnyPerturbation = dataclasses.field(default_factory=GaussianNoise)
     measurement: AnyMeasurement = dataclasses.field(default_factory=CosineDistance)
     curvature: CurvatureSet = dataclasses.field(default_factory=CurvatureSet)

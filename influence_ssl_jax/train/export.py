@@ -1,4 +1,4 @@
-"""A trained run as a saved network, and back."""
+"""A trained run as a saved network and as an encoder, and back."""
 
 import dataclasses
 from pathlib import Path
@@ -7,6 +7,9 @@ from typing import TypeGuard
 import jax
 
 from influence_ssl_jax import checkpoint, configuration
+from influence_ssl_jax.augment.recipes import PRETRAINING
+from influence_ssl_jax.data.transform import ToInput
+from influence_ssl_jax.encoder import PARTS, Encoder, Heads
 from influence_ssl_jax.train.resume import Row
 from influence_ssl_jax.train.settings import Pretrain
 from influence_ssl_jax.train.state import TrainState, initial
@@ -30,6 +33,23 @@ class Trained:
     params: Params
     frozen: Frozen
     history: tuple[Row, ...] = ()
+
+    def encoder(self, input: ToInput | None = None) -> Encoder:
+        """Return the encoder with its heads, the loss it was trained with, and its views.
+
+        Args:
+            input: How an image becomes its input; the size of its images alone where None.
+        """
+        height, width, channels = self.image_shape
+        taken = input or ToInput(height, width, 1 if channels == 1 else 3)
+        loss = self.settings.loss
+        parts = PARTS["predictor" if loss.compares_with_target else "projector"][1:]
+        named, views = self.settings.views, self.settings.objective().views
+        held = {part: self.params[part] for part in parts if part in self.params}
+        heads = Heads(held, loss, named if PRETRAINING[named] == views else views)
+        name = f"{type(loss).__name__}, ResNet-18 of width {self.settings.architecture.width}"
+        own = {"backbone": self.params["backbone"]}
+        return Encoder(self.settings.network("encode"), own, self.frozen, taken, name, heads)
 
 
 def save(

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from influence_ssl_jax import randomness, trees
 from influence_ssl_jax.losses.loss import Embeddings
 from influence_ssl_jax.nets.convolution import canonical_convolutions
-from influence_ssl_jax.nets.network import Network
+from influence_ssl_jax.nets.network import EmbeddingFunction, Network
 from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.train.settings import Pretrain
 from influence_ssl_jax.types import Batch, Frozen, Params, PyTree
@@ -47,12 +47,12 @@ def initial(settings: Pretrain, image_shape: tuple[int, int, int]) -> TrainState
         image_shape: (height, width, channels) of the input.
     """
     objective = settings.objective()
-    variables = _initialise(objective.network, settings.seed, image_shape)
+    variables = _initialise(_linen(objective.network), settings.seed, image_shape)
     frozen = {name: value for name, value in variables.items() if name != "params"}
     target = objective.target
     if target is not None:
         # The target network lacks the predictor: it takes the part of the online parameters that its method reads.
-        reads = jax.eval_shape(lambda: _initialise(target, settings.seed, image_shape))
+        reads = jax.eval_shape(lambda: _initialise(_linen(target), settings.seed, image_shape))
         frozen["target"] = jax.tree.map(jnp.copy, _restricted(variables, reads))
     optimiser = settings.optimiser.transformation(settings.schedule(1)).init(variables["params"])
     return TrainState(jnp.zeros((), jnp.int32), variables["params"], frozen, optimiser)
@@ -74,11 +74,11 @@ def make_step(settings: Pretrain, steps_per_epoch: int) -> Step:
 
     def loss(params: Params, frozen: Frozen, batch: Batch) -> tuple[Float[Array, ""], Frozen]:
         images = objective.images(batch, jnp.float32)
-        online, updated = _embed_in_training(objective.network, params, _own(frozen), images)
+        online, updated = _embed_in_training(_linen(objective.network), params, _own(frozen), images)
         target = None
         if objective.target is not None:
             held = frozen["target"]
-            target, moved = _embed_in_training(objective.target, held["params"], _own(held), images)
+            target, moved = _embed_in_training(_linen(objective.target), held["params"], _own(held), images)
             updated = {**updated, "target": {"params": held["params"], **moved}}
         return objective.loss(Embeddings(online, target, batch.label)), updated
 
@@ -116,6 +116,17 @@ def _embed_in_training(
     # One view after the other: on a CPU two small batches stay in the cache where one large one does not.
     embedded, moved = jax.lax.map(one, images)
     return embedded, jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), moved)
+
+
+def _linen(network: EmbeddingFunction) -> Network:
+    """Return a network that is trained: a linen one, whose module has a training mode.
+
+    Raises:
+        TypeError: It is another one.
+    """
+    if not isinstance(network, Network):
+        raise TypeError(f"Training needs a linen network, got a {type(network).__name__}.")
+    return network
 
 
 def _follow(frozen: Frozen, params: Params, momentum: Float[Array, ""]) -> Frozen:

@@ -7,19 +7,18 @@ import pytest
 from rich.console import Console
 
 from influence_ssl_jax.data import Digits, ToInput
+from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.errors import DataError, StoreError
 from influence_ssl_jax.evaluation import comparison
 from influence_ssl_jax.evaluation.certificate import Audit
 from influence_ssl_jax.evaluation.comparison import Knobs
-from influence_ssl_jax.losses import CosineDistance, SimCLR
+from influence_ssl_jax.losses import CosineDistance
 from influence_ssl_jax.run_log import json_lines
 from influence_ssl_jax.runs import compare
 from influence_ssl_jax.runs.score import Prepared
 from influence_ssl_jax.runs.settings import CompareRun
 from influence_ssl_jax.scoring.scores import Scoring
 from influence_ssl_jax.store import read_sealed, write_sealed
-from influence_ssl_jax.train import tiny
-from influence_ssl_jax.train.export import Trained
 from tests import problems
 
 SOURCE = Digits(size=6, digits=40, exact_duplicates=0.1, near_duplicates=0.0, blanks=0.0, noise=0.1)
@@ -34,7 +33,9 @@ def the_problem():
 @pytest.fixture
 def command(tmp_path, monkeypatch):
     """The command over a small net in place of a pretrained one."""
-    network = Trained(tiny(SimCLR()), (6, 6, 3), the_problem().params, the_problem().frozen)
+    network = Encoder(
+        the_problem().objective.network, the_problem().params, the_problem().frozen, ToInput(6, 6), "small"
+    )
     prepared = Prepared(network, ToInput(6, 6, 3), the_problem().objective, SOURCE.open())
     monkeypatch.setattr(compare, "prepare", lambda *_: prepared)
     monkeypatch.setattr(compare, "curvature_of", lambda *_: (the_problem(), {}))

@@ -13,6 +13,7 @@ from influence_ssl_jax import trees
 from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.ihvp import (
     BACKENDS,
     CG,
@@ -69,7 +70,7 @@ def test_the_list_is_covered():
 
 
 @functools.cache
-def trained(name) -> Trained:
+def trained(name) -> Encoder:
     """Random parameters and running statistics, the target network another one than the online network."""
     settings = small(LOSSES[name])
     shapes = jax.eval_shape(lambda: (state := initial(settings, (8, 8, 3))) and (state.params, state.frozen))
@@ -81,7 +82,7 @@ def trained(name) -> Trained:
         return jnp.asarray(values)
 
     params, frozen = (jax.tree_util.tree_map_with_path(draw, tree) for tree in shapes)
-    return Trained(settings, (8, 8, 3), params, frozen)
+    return Trained(settings, (8, 8, 3), params, frozen).encoder()
 
 
 def batches() -> Batch:

@@ -17,7 +17,7 @@ BATCHES = Batch(jnp.zeros((1, 2, 8, 8, 3)), jax.random.split(jax.random.key(0), 
 
 
 def trained(loss):
-    return Trained(tiny(loss), (8, 8, 3), PARTS, {})
+    return Trained(tiny(loss), (8, 8, 3), PARTS, {}).encoder()
 
 
 def measured(loss, output):

@@ -8,9 +8,9 @@ import platform
 import pytest
 from rich.console import Console
 
-from influence_ssl_jax import checkpoint
 from influence_ssl_jax.data import Digits, ToInput
 from influence_ssl_jax.data.arrays import InMemory
+from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.errors import StoreError
 from influence_ssl_jax.ihvp import Identity
 from influence_ssl_jax.losses import CosineDistance, SimCLR
@@ -21,7 +21,6 @@ from influence_ssl_jax.runs.settings import CompareRun, PretrainRun, ScoreRun
 from influence_ssl_jax.scoring.scores import Scoring
 from influence_ssl_jax.store.files import lock
 from influence_ssl_jax.train import tiny
-from influence_ssl_jax.train.export import Trained
 from tests import problems
 
 SOURCE = Digits(size=3, digits=12, exact_duplicates=0.0, near_duplicates=0.0, blanks=0.0, noise=0.0)
@@ -35,17 +34,17 @@ def the_problem():
 
 @functools.cache
 def trained():
-    return Trained(tiny(SimCLR()), (3, 3, 3), the_problem().params, the_problem().frozen)
+    network = the_problem().objective.network
+    return Encoder(network, the_problem().params, the_problem().frozen, ToInput(3, 3), "linear")
 
 
 @pytest.fixture(autouse=True)
 def _a_small_network_and_a_note(monkeypatch):
     """A linear net in place of a pretrained one, over a source that has something to say."""
     monkeypatch.setattr(InMemory, "notes", lambda _: (NOTE,))
-    monkeypatch.setattr(score, "load", lambda _: trained())
-    monkeypatch.setattr(checkpoint, "describe", lambda _: {})
+    monkeypatch.setattr(score, "encoder_of", lambda _: trained())
     monkeypatch.setattr(objectives, "measurement", lambda *_: the_problem().objective)
-    monkeypatch.setattr(score, "problem_over", lambda *_: the_problem())
+    monkeypatch.setattr(score, "curvature_of", lambda *_: (the_problem(), {}))
 
 
 def said(run, settings):
@@ -85,7 +84,7 @@ def test_pretraining_says_the_notes(tmp_path, monkeypatch):
 def test_a_comparison_refuses_a_folder_that_is_written_by_another(tmp_path, monkeypatch):
     prepared = Prepared(trained(), ToInput(3, 3), the_problem().objective, SOURCE.open())
     monkeypatch.setattr(compare, "prepare", lambda *_: prepared)
-    monkeypatch.setattr(compare, "problem_over", lambda *_: the_problem())
+    monkeypatch.setattr(compare, "curvature_of", lambda *_: (the_problem(), {}))
     monkeypatch.setattr(compare, "claim", lambda *_: pytest.fail("a folder in use was taken"))
     (tmp_path / "out").mkdir()
     with lock(tmp_path / "out"), pytest.raises(StoreError, match="is being written by another run"):

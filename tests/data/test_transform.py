@@ -152,3 +152,21 @@ def test_impossible_settings_are_refused():
         ToInput(0, 4)
     with pytest.raises(DataError, match="grey level 0…255, got 256"):
         ToInput(4, 4, background=256)
+
+
+@pytest.mark.parametrize("size", [(30, 50), (50, 30), (37, 37), (9, 8)])
+def test_the_shorter_side_is_resized_before_the_centre_is_cut(size):
+    """As torchvision's Resize(16) and CenterCrop(12): the longer side is rounded down, the margin to the nearest."""
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    height, width = (int(16 * length / min(size)) for length in size)
+    whole = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    top, left = round((height - 12) / 2), round((width - 12) / 2)
+    want = whole[top : top + 12, left : left + 12]
+    np.testing.assert_array_equal(ToInput(12, 12, resize="bicubic", shorter=16)(image), want)
+    assert (ToInput(12, 12, resize="bicubic")(image) != want).any()
+
+
+def test_a_shorter_side_belongs_to_a_centre_that_it_holds():
+    for settings in ({"shorter": 11}, {"shorter": 16, "crop": "pad"}, {"shorter": 16, "crop": "stretch"}):
+        with pytest.raises(DataError, match=r"shorter=.* belongs to crop='center' and is no smaller than the input"):
+            ToInput(12, 12, **settings)

@@ -31,8 +31,8 @@ def basic_block(state: State, name: str, x: np.ndarray, stride: int) -> np.ndarr
     return np.maximum(x + y, 0)
 
 
-def resnet18(state: State, images: np.ndarray) -> np.ndarray:
-    x = convolution(images.transpose(0, 3, 1, 2), state["backbone.conv1.weight"], 1, 1)
+def resnet18(state: State, images: np.ndarray, padding: int = 1) -> np.ndarray:
+    x = convolution(images.transpose(0, 3, 1, 2), state["backbone.conv1.weight"], 1, padding)
     x = np.maximum(batch_norm(state, "backbone.bn1", x), 0)
     for stage in range(4):
         for block in range(2):

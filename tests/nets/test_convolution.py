@@ -9,12 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from influence_ssl_jax.nets.convolution import canonical_convolutions, conv_general_dilated
+from influence_ssl_jax.nets.convolution import (
+    canonical_convolutions,
+    conv_general_dilated,
+    with_canonical_convolutions,
+)
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 
@@ -259,3 +264,17 @@ def test_accelerators_are_left_alone(monkeypatch):
             return layer.apply(params, images)
 
     assert "canonical_convolution" not in str(jax.make_jaxpr(apply)(params))
+
+
+@pytest.mark.parametrize("options", [{}, {"feature_group_count": 2}, {"preferred_element_type": jnp.float64}])
+def test_convolutions_of_nnx_use_it_where_it_has_what_they_ask_for(options):
+    layer = nnx.Conv(4, 6, (3, 3), strides=2, padding=1, rngs=nnx.Rngs(0), **options)
+    graph, state = nnx.split(layer)
+    images = draw((2, 7, 8, 4), 0, jnp.float32)
+
+    def apply(state: Any, images: jax.Array) -> jax.Array:
+        return with_canonical_convolutions(nnx.merge(graph, state))(images)
+
+    np.testing.assert_array_equal(apply(state, images), layer(images))
+    assert layer.conv_general_dilated is lax.conv_general_dilated
+    assert ("canonical_convolution" in str(jax.make_jaxpr(apply)(state, images))) == (not options)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from influence_ssl_jax import trees
+from influence_ssl_jax.checkpoints import FORMATS, Choices
 from influence_ssl_jax.nets.resnet import ResNet18
-from influence_ssl_jax.nets.solo_learn import variables
-from tests.nets import networks, reference
+from tests.checkpoints.memory import file_of
+from tests.nets import reference
 
 STATE = reference.random_state(2, {}, seed=4)
 IMAGES = np.random.default_rng(6).normal(size=(3, 8, 8, 3))
@@ -18,8 +19,9 @@ IMAGES = np.random.default_rng(6).normal(size=(3, 8, 8, 3))
 
 @pytest.fixture
 def weights():
-    held = variables(STATE, networks.simclr(2), (8, 8, 3), method="encode")
-    return {name: value["backbone"] for name, value in held.items()}
+    choices = Choices(size=8, mean=(0.0,), std=(1.0,))
+    held = FORMATS["resnet_cifar"].read(file_of({"state_dict": STATE}), choices).encoder
+    return {"params": held.params, **held.frozen}
 
 
 def test_training_normalises_by_the_batch_and_updates_the_running_statistics(weights):

@@ -1,0 +1,120 @@
+"""ConvNeXts under the names of their authors (DINOv3's too) and of timm."""
+
+import dataclasses
+import re
+from typing import Literal
+
+import numpy as np
+
+from influence_ssl_jax.checkpoint import CheckpointError
+from influence_ssl_jax.checkpoints.layout import (
+    IMAGENET,
+    Choices,
+    Format,
+    Imported,
+    Source,
+    State,
+    WeightsFile,
+    beside,
+    filled,
+    grouped,
+    input_of,
+    leaf_source,
+    located,
+    normalisation,
+    said,
+    shapes_of,
+    within,
+)
+from influence_ssl_jax.encoder import Encoder
+from influence_ssl_jax.nets.convnext import ConvNeXt
+from influence_ssl_jax.nets.network import Network
+
+MARKERS = {"authors": "downsample_layers.0.0.weight", "timm": "stem.0.weight"}
+"""The kernel of the stem, in each way of naming."""
+DEPTHWISE = {
+    "authors": r"stages\.(\d+)\.(\d+)\.dwconv\.weight",
+    "timm": r"stages\.(\d+)\.blocks\.(\d+)\.conv_dw\.weight",
+}
+BESIDE = {r"head\.(weight|bias|fc\.)": "classifier", r"norms\.3\.": "the last normalisation again"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvNeXtNames(Format):
+    """A ConvNeXt.
+
+    Attributes:
+        name: What `--as` calls it.
+        summary: What it is.
+    """
+
+    name: str = "convnext"
+    summary: str = "ConvNeXt"
+
+    def recognises(self, file: WeightsFile) -> bool:
+        """Tell whether names in the file are those of a ConvNeXt."""
+        return any(
+            marker in file.group(group) and any(re.match(DEPTHWISE[kind], name) for name in file.group(group))
+            for group in ("", "model", "state_dict")
+            for kind, marker in MARKERS.items()
+        )
+
+    def read(self, file: WeightsFile, choices: Choices) -> Imported:
+        """Read the network."""
+        groups, prefixes = ("", "model", "state_dict"), ("", "module.", "backbone.")
+        timm = any(f"{prefix}{MARKERS['timm']}" in file.group(group) for group in groups for prefix in prefixes)
+        naming: Literal["authors", "timm"] = "timm" if timm else "authors"
+        group, prefix, state = located(file, groups, prefixes, MARKERS[naming], self.name)
+        own = within(state, prefix)
+        module = _module(own, naming)
+        taken = input_of(choices, 224, 256, "bicubic")
+        mean, std = normalisation(choices, IMAGENET)
+        name = f"ConvNeXt, widths {module.widths}, blocks {module.blocks}{', scaled branches' if module.scaled else ''}"
+        shapes = dict(shapes_of(module, taken))
+        held, left = filled(shapes, own, lambda path: _source(path[1:], naming), BESIDE, name)
+        for leaf in ("weight", "bias"):
+            again = own.get(f"norms.3.{leaf}")
+            if again is not None and not np.array_equal(again.numpy(), own[f"norm.{leaf}"].numpy()):
+                raise CheckpointError(f"norms.3.{leaf} differs from norm.{leaf}; networks of this kind are unknown.")
+        encoder = Encoder(Network(module, mean=mean, std=std), held["params"], {}, taken, file.path.stem)
+        recognised = {
+            "layout": f"{self.summary} under the names of {'timm' if timm else 'its authors'} (--as {self.name})",
+            "network": name,
+            "input": said(taken, mean, std),
+        }
+        outside = beside(key for key in state if not key.startswith(prefix))
+        return Imported(encoder, recognised, {**grouped(left), **outside, **file.others(group)})
+
+
+def _module(state: State, naming: Literal["authors", "timm"]) -> ConvNeXt:
+    """Find out widths and blocks from names and shapes."""
+    widths, blocks = {}, {}
+    for name, tensor in state.items():
+        if match := re.fullmatch(DEPTHWISE[naming], name):
+            stage, number = int(match[1]), int(match[2])
+            widths[stage] = tensor.shape[0]
+            blocks[stage] = max(blocks.get(stage, 0), number + 1)
+    if sorted(blocks) != list(range(len(blocks))) or not blocks:
+        raise CheckpointError("The file lacks stages of a ConvNeXt.")
+    scale = "stages.0.0.gamma" if naming == "authors" else "stages.0.blocks.0.gamma"
+    order = sorted(blocks)
+    return ConvNeXt(tuple(widths[s] for s in order), tuple(blocks[s] for s in order), scale in state)
+
+
+def _source(path: tuple[str, ...], naming: Literal["authors", "timm"]) -> Source:
+    """Return the torch name of a variable, and how it is converted."""
+    *layers, leaf = path
+    first = layers[0]
+    if match := re.fullmatch(r"reduce(\d+)_(conv|norm)", first):
+        stage, conv = int(match[1]), match[2] == "conv"
+        place = int(conv == (stage > 0))  # the stem normalises after its convolution, the others before
+        if naming == "authors":
+            return leaf_source(f"downsample_layers.{stage}.{place}", leaf)
+        return leaf_source(f"stages.{stage}.downsample.{place}" if stage else f"stem.{place}", leaf)
+    if match := re.fullmatch(r"stage(\d+)_(\d+)", first):
+        block = f"stages.{match[1]}.{match[2]}" if naming == "authors" else f"stages.{match[1]}.blocks.{match[2]}"
+        if leaf == "gamma":
+            return f"{block}.gamma", np.asarray
+        names = {"dwconv": "conv_dw", "pwconv1": "mlp.fc1", "pwconv2": "mlp.fc2"} if naming == "timm" else {}
+        return leaf_source(f"{block}.{names.get(layers[1], layers[1])}", leaf)
+    return leaf_source("head.norm" if naming == "timm" else "norm", leaf)

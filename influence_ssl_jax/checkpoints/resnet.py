@@ -1,0 +1,360 @@
+"""ResNets under torchvision's names: bare, and as Barlow Twins, VICReg, MoCo, SwAV and DINO save them."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from influence_ssl_jax.checkpoint import CheckpointError
+from influence_ssl_jax.checkpoints.layout import (
+    IMAGENET,
+    Choices,
+    Format,
+    Imported,
+    Source,
+    State,
+    WeightsFile,
+    beside,
+    filled,
+    grouped,
+    input_of,
+    leaf_source,
+    located,
+    loss_of,
+    normalisation,
+    said,
+    shapes_of,
+    within,
+)
+from influence_ssl_jax.data.transform import ToInput
+from influence_ssl_jax.encoder import Encoder, Heads
+from influence_ssl_jax.losses import Loss
+from influence_ssl_jax.nets.heads import Predictor, Projector, SelfSupervised
+from influence_ssl_jax.nets.network import Network
+from influence_ssl_jax.nets.resnet import ResNet, Stem
+from influence_ssl_jax.types import Frozen, Params, PyTree
+
+MARKER = "layer1.0.conv1.weight"
+"""An array that every ResNet has."""
+BESIDE = {
+    r"fc\.": "classifier",
+    r"classifier\.": "classifier",
+    r"head\.": "head that this package has no form for",
+    r"prototypes": "prototypes",
+    r"projection_head\.": "head that this package has no form for",
+    r"encoder_k\.": "momentum encoder",
+    r"queue": "queue of negatives",
+}
+"""Arrays beside a backbone that are no part of a representation, and what they are."""
+_LAYER = re.compile(r"layer(\d)_(\d+)")
+_SHORTCUT = {"shortcut_conv": "downsample.0", "shortcut_bn": "downsample.1"}
+NAMES: dict[tuple[str, tuple[int, ...]], str] = {("basic", (2, 2, 2, 2)): "18", ("basic", (3, 4, 6, 3)): "34"} | {
+    ("bottleneck", (3, 4, 6, 3)): "50",
+    ("bottleneck", (3, 4, 23, 3)): "101",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TorchvisionResNet(Format):
+    """A ResNet-18/34/50/101 under torchvision's names.
+
+    Attributes:
+        name: What `--as` calls it.
+        summary: What it is.
+        groups: Entries of the file that can hold it, the first that does.
+        prefixes: What can stand before its names.
+        sign: A regular expression for names that only this layout has; None where it is only taken if it is named.
+        stem: `imagenet`, or the 3×3 stem with which this layout reads a 3×3 kernel.
+        projectors: The prefixes that its projector can have.
+        resize: How images are resized.
+    """
+
+    name: str
+    summary: str
+    groups: tuple[str, ...]
+    prefixes: tuple[str, ...]
+    sign: str | None = None
+    stem: Stem = "imagenet"
+    projectors: tuple[str, ...] = ()
+    resize: Literal["bilinear", "bicubic"] = "bilinear"
+
+    def recognises(self, file: WeightsFile) -> bool:
+        """Tell whether names in the file belong to this format and to no other."""
+        if self.sign is None:
+            return False
+        for group in self._groups(Choices()):
+            state = file.group(group)
+            if any(f"{prefix}{MARKER}" in state for prefix in self.prefixes):
+                return any(re.match(self.sign, name) for name in state)
+        return False
+
+    def read(self, file: WeightsFile, choices: Choices) -> Imported:
+        """Read backbone and projector."""
+        group, prefix, state = located(file, self._groups(choices), self.prefixes, MARKER, self.name)
+        projector = next((p for p in self.projectors if any(name.startswith(p) for name in state)), None)
+        head = {} if projector is None else within(state, projector)
+        if head.keys() <= {"weight", "bias"}:  # one layer alone, as MoCo's first version has it
+            head = {f"0.{name}": tensor for name, tensor in head.items()}
+        heads = {"projector": head} if head else {}
+        inside = within(state, prefix)
+        backbone = {
+            name: t for name, t in inside.items() if not (projector and f"{prefix}{name}".startswith(projector))
+        }
+        module = module_of(backbone, self.stem, self.name)
+        small = module.stem != "imagenet"
+        taken = input_of(choices, 32 if small else 224, None if small else 256, "bicubic" if small else self.resize)
+        if small and choices.mean is None:
+            raise CheckpointError(
+                f"{file.path} has a 3×3 stem, and does not say how its images were normalised; pass --mean and --std."
+            )
+        mean, std = normalisation(choices, IMAGENET)
+        made = encoder_of(module, backbone, heads, taken, mean, std, file, *loss_of(choices))
+        outside = beside(name for name in state if not name.startswith((prefix, *filter(None, [projector]))))
+        recognised = {"layout": f"{self.summary} (--as {self.name})", **made.recognised}
+        return Imported(made.encoder, recognised, {**made.unread, **outside, **file.others(group)})
+
+    def _groups(self, choices: Choices) -> tuple[str, ...]:
+        """Entries to look into; of teacher and student, the chosen one."""
+        pair = {"teacher", "student"}
+        return tuple(name for name in self.groups if name not in pair - {choices.part})
+
+
+def module_of(state: State, stem: Stem, name: str) -> ResNet:
+    """Find out the architecture of a ResNet from the names and shapes of its arrays.
+
+    Args:
+        state: The backbone's arrays.
+        stem: The stem of the layout: a 3×3 kernel has two stems, and the layout says which.
+        name: Of the layout, for errors.
+
+    Raises:
+        CheckpointError: The layout has another stem.
+    """
+    if "conv1.weight" not in state:
+        raise CheckpointError(f"The layout {name} has an array conv1.weight, which is not in the file.")
+    kernel = state["conv1.weight"].shape
+    if kernel[2:] == (7, 7):
+        if stem == "cifar":
+            raise CheckpointError(
+                f"The layout {name} has a 3×3 stem; conv1.weight is {list(kernel)}. Use --as torchvision."
+            )
+        stem = "imagenet"
+    elif kernel[2:] != (3, 3) or stem == "imagenet":
+        raise CheckpointError(
+            f"The layout {name} has a 7×7 stem; conv1.weight is {list(kernel)}. A 3×3 stem has two forms that give "
+            "different embeddings: --as solo_learn has padding 2, --as resnet_cifar padding 1."
+        )
+    blocks: dict[int, int] = {}
+    for key in state:
+        match = re.match(r"layer(\d)\.(\d+)\.", key)
+        if match:
+            stage, number = int(match[1]), int(match[2])
+            blocks[stage] = max(blocks.get(stage, 0), number + 1)
+    counts = tuple(blocks[stage] for stage in sorted(blocks))
+    block = "bottleneck" if "layer1.0.conv3.weight" in state else "basic"
+    return ResNet(kernel[0], None, counts, block, stem)
+
+
+def backbone_source(path: tuple[str, ...]) -> Source:
+    """Return the torch name of a ResNet's variable."""
+    *layers, leaf = path
+    names = [_LAYER.sub(r"layer\1.\2", _SHORTCUT.get(layer, layer)) for layer in layers]
+    return leaf_source(".".join(names), leaf)
+
+
+def encoder_of(
+    module: ResNet,
+    backbone: State,
+    heads: Mapping[str, State],
+    taken: ToInput,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    file: WeightsFile,
+    loss: Loss | None,
+    views: str | None,
+    target: Callable[[Params, Frozen], Frozen] | None = None,
+) -> Imported:
+    """Make an encoder of a ResNet and the heads that stand on it.
+
+    Args:
+        module: The backbone.
+        backbone: Its arrays.
+        heads: Arrays of `projector` and `predictor`, where the file has them.
+        taken: The input.
+        mean: Of a channel.
+        std: Of a channel.
+        file: Where they come from.
+        loss: What it was pretrained with.
+        views: What the loss compared.
+        target: From parameters and statistics to the target network, for a loss that compares with one.
+    """
+    shapes = shapes_of(module, taken)
+    held, left = filled(dict(shapes), backbone, lambda path: backbone_source(path[1:]), BESIDE, described(module))
+    params, statistics = held["params"], held["batch_stats"]
+    unread, tops, found, running = grouped(left), {}, {}, {}
+    into = module.width * 2 ** (len(module.blocks) - 1) * (4 if module.block == "bottleneck" else 1)
+    for part, state in heads.items():
+        top, why = head_of(state, into, part) if into else (None, "what it stands on was not read")
+        if top is None:
+            unread[f"{part}.… ({len(state)} arrays)"] = why
+            into = 0
+            continue
+        tops[part] = top
+        found[part], batch_stats = filled_head(top, state, part)
+        running |= {part: batch_stats} if batch_stats else {}
+        into = getattr(top, "output", into)
+    recognised = {"network": described(module)}
+    if not tops:
+        network = Network(module, mean=mean, std=std)
+        encoder = Encoder(network, params, {"batch_stats": statistics}, taken, file.path.stem)
+    else:
+        whole = SelfSupervised(module, tops["projector"], tops.get("predictor"))
+        frozen: Frozen = {"batch_stats": {"backbone": statistics, **running}}
+        if loss is not None and loss.compares_with_target:
+            if target is None or "predictor" not in tops:
+                raise CheckpointError(
+                    f"{type(loss).__name__} compares with a target network and has a predictor; not both are there."
+                )
+            frozen["target"] = target({"backbone": params, **found}, frozen["batch_stats"])
+        network = Network(whole, "encode", mean=mean, std=std)
+        kept = Heads(found, loss, views if loss else None)
+        encoder = Encoder(network, {"backbone": params}, frozen, taken, file.path.stem, kept)
+        recognised |= {part: _said_of_head(top) for part, top in tops.items()}
+        recognised["pretraining loss"] = f"{loss}, views {views}" if loss else "not known (name it with --loss)"
+    recognised["input"] = said(taken, mean, std)
+    return Imported(encoder, recognised, unread)
+
+
+def described(module: ResNet) -> str:
+    """Describe a ResNet in words."""
+    number = NAMES.get((module.block, module.blocks), f"of {module.block} blocks {module.blocks}")
+    stem = {
+        "imagenet": "7×7 stem with max-pooling",
+        "cifar": "3×3 stem, padding 1",
+        "solo_learn": "3×3 stem, padding 2",
+    }[module.stem]
+    return f"ResNet-{number}, width {module.width}, {stem}"
+
+
+def head_of(state: State, into: int, part: str) -> tuple[Any, str]:
+    """Find out the form of a head saved as torch's `Sequential` of Linear, BatchNorm1d and ReLU.
+
+    Returns:
+        The module, or None and why it cannot be one of this package's.
+    """
+    numbers = {name.split(".")[0] for name in state}
+    if not all(number.isdigit() for number in numbers):
+        return None, "no sequence of linear layers"
+    layers = sorted(map(int, numbers))
+    linear = [n for n in layers if f"{n}.weight" in state and len(state[f"{n}.weight"].shape) == 2]
+    if not linear:
+        return None, "no sequence of linear layers"
+    norms = [n for n in layers if n not in linear]
+    hidden = {state[f"{n}.weight"].shape[0] for n in linear[:-1]}
+    biased = {f"{n}.bias" in state for n in linear[:-1]}
+    follows = [n + 1 for n in linear[:-1]]
+    if (
+        (norms and norms != follows)
+        or len(hidden) > 1
+        or len(biased) > 1
+        or state[f"{linear[0]}.weight"].shape[1] != into
+    ):
+        return None, "its layers are not Linear–(BatchNorm)–ReLU of one hidden width"
+    top = Projector(
+        hidden=hidden.pop() if hidden else 1,
+        output=state[f"{linear[-1]}.weight"].shape[0],
+        hidden_layers=len(linear) - 1,
+        normalisation="batch" if norms else "none",
+        hidden_bias=biased.pop() if biased else True,
+        output_bias=f"{linear[-1]}.bias" in state,
+    )
+    if part == "projector":
+        return top, ""
+    form = (top.output, top.hidden_layers, top.normalisation, top.hidden_bias, top.output_bias)
+    if form != (into, 1, "batch", True, True):
+        return None, "no predictor of the form Linear–BatchNorm–ReLU–Linear"
+    return Predictor(top.hidden), ""
+
+
+def filled_head(top: Projector | Predictor, state: State, part: str) -> tuple[Params, PyTree]:
+    """Fill a head; its parameters and its running statistics."""
+    linear = sorted(int(n.split(".")[0]) for n, t in state.items() if n.endswith(".weight") and len(t.shape) == 2)
+
+    def source(path: tuple[str, ...]) -> Source:
+        layer, leaf = path[-2:]
+        if layer == "output":
+            return leaf_source(str(linear[-1]), leaf)
+        kind, number = re.fullmatch(r"(dense|bn)(\d+)", layer).groups()  # type: ignore[union-attr]
+        return leaf_source(str(linear[int(number)] + (kind == "bn")), leaf)
+
+    first = state[f"{linear[0]}.weight"].shape[1]
+    features = jax.ShapeDtypeStruct((1, first), np.float32)
+    shapes = jax.eval_shape(lambda x: top.init(jax.random.key(0), x, train=False), features)
+    held, _ = filled(dict(shapes), state, source, {}, f"the {part}")
+    return held["params"], held.get("batch_stats")
+
+
+def _said_of_head(top: Projector | Predictor) -> str:
+    if isinstance(top, Predictor):
+        return f"Linear–BatchNorm–ReLU–Linear, hidden {top.hidden}"
+    step = "Linear–BatchNorm–ReLU" if top.normalisation == "batch" else "Linear–ReLU"
+    return f"({step}) × {top.hidden_layers}, Linear: hidden {top.hidden}, output {top.output}"
+
+
+TORCHVISION = TorchvisionResNet(
+    "torchvision",
+    "ResNet under torchvision's names",
+    ("", "state_dict", "model"),
+    ("", "module."),
+    sign=r"(module\.)?(conv1|fc)\.",
+)
+RESNET_CIFAR = TorchvisionResNet(
+    "resnet_cifar",
+    "ResNet under torchvision's names with a 3×3 stem of padding 1",
+    ("", "state_dict", "model"),
+    ("", "module.", "backbone.", "encoder."),
+    stem="cifar",
+)
+BARLOW_TWINS = TorchvisionResNet(
+    "barlow_twins",
+    "Barlow Twins' checkpoint",
+    ("model", ""),
+    ("module.backbone.", "backbone."),
+    sign=r"(module\.)?bn\.running_mean",
+    projectors=("module.projector.", "projector."),
+)
+VICREG = TorchvisionResNet(
+    "vicreg",
+    "VICReg's checkpoint",
+    ("model", ""),
+    ("module.backbone.", "backbone."),
+    sign=r"module\.projector\.",
+    projectors=("module.projector.", "projector."),
+)
+MOCO = TorchvisionResNet(
+    "moco",
+    "MoCo's checkpoint, query encoder",
+    ("state_dict", ""),
+    ("module.encoder_q.", "encoder_q."),
+    sign=r"(module\.)?encoder_q\.",
+    projectors=("module.encoder_q.fc.", "encoder_q.fc."),
+)
+SWAV = TorchvisionResNet(
+    "swav",
+    "SwAV's checkpoint",
+    ("state_dict", ""),
+    ("module.", ""),
+    sign=r"(module\.)?(prototypes|projection_head)\.",
+    projectors=("module.projection_head.", "projection_head."),
+)
+DINO_RESNET = TorchvisionResNet(
+    "dino_resnet",
+    "DINO's checkpoint of a ResNet",
+    ("teacher", "student", ""),
+    ("module.backbone.", "backbone.", "module.", ""),
+    sign=r"(module\.)?(backbone\.)?head\.(mlp|last_layer)",
+    resize="bicubic",
+)

@@ -1,0 +1,329 @@
+"""Vision transformers as DINO, DINOv2, DINOv3, MAE and timm save them."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+
+from influence_ssl_jax.checkpoint import CheckpointError
+from influence_ssl_jax.checkpoints.layout import (
+    IMAGENET,
+    Choices,
+    Format,
+    Imported,
+    Source,
+    State,
+    WeightsFile,
+    beside,
+    filled,
+    grouped,
+    input_of,
+    leaf_source,
+    located,
+    normalisation,
+    said,
+    shapes_of,
+    within,
+)
+from influence_ssl_jax.encoder import Encoder
+from influence_ssl_jax.nets.network import Network
+from influence_ssl_jax.nets.vit import VisionTransformer
+
+MARKER = "patch_embed.proj.weight"
+"""An array that every vision transformer has."""
+REGISTERS = ("register_tokens", "storage_tokens", "reg_token")
+"""What registers are called."""
+BESIDE = {
+    r"mask_token": "token of masked patches, read in pretraining alone",
+    r"decoder_": "decoder, read in pretraining alone",
+    r"decoder\.": "decoder, read in pretraining alone",
+    r"(head|fc|classifier)\.": "classifier",
+    r"(dino_head|ibot_head)\.": "head of pretraining",
+    r"rope_embed\.periods": "periods of the rotation, a setting of the network",
+    r"blocks\.\d+\.attn\.qkv\.bias_mask": "mask of the bias, a setting of the network",
+    r"local_cls_norm\.": "normalisation of local crops, read in pretraining alone",
+}
+"""Arrays beside a transformer that are no part of a representation, and what they are."""
+PER_HEAD = 64
+"""Channels of a head where nobody says otherwise: those of every published network but MAE's ViT-H (80) and the largest
+DINOv3 (128), whose periods say it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Transformer(Format):
+    """A vision transformer.
+
+    Attributes:
+        name: What `--as` calls it.
+        summary: What it is.
+        groups: Entries of the file that can hold it.
+        prefixes: What can stand before its names.
+        recognised_by: Tells the layout from the arrays' names, the entry's name, and the arrays; None where nothing does.
+        epsilon: ε of its LayerNorm, which no file says.
+        offset: Of the interpolation of positions; see `VisionTransformer`.
+        antialias: Of the interpolation of positions.
+        shorter: Length in pixels of the images' shorter side before the centre is cut out, at 224.
+        parts: What networks of this layout can have beside the plain ones: registers, LayerScale, SwiGLU, rotary
+            positions, patches averaged. What a network has by another layout means something else.
+    """
+
+    name: str
+    summary: str
+    groups: tuple[str, ...]
+    prefixes: tuple[str, ...]
+    recognised_by: Callable[[State, str], bool] | None
+    epsilon: float = 1e-6
+    offset: float = 0.0
+    antialias: bool = False
+    shorter: int = 256
+    parts: frozenset[str] = frozenset()
+
+    def recognises(self, file: WeightsFile) -> bool:
+        """Tell whether names in the file belong to this format and to no other."""
+        if self.recognised_by is None:
+            return False
+        for group in self.groups:
+            state = file.group(group)
+            for prefix in self.prefixes:
+                if f"{prefix}{MARKER}" in state:
+                    return self.recognised_by(within(state, prefix), group)
+        return False
+
+    def read(self, file: WeightsFile, choices: Choices) -> Imported:
+        """Read the transformer."""
+        pair = {"teacher", "student"}
+        groups = [name for name in self.groups if name not in pair - {choices.part}]
+        group, prefix, state = located(file, groups, self.prefixes, MARKER, self.name)
+        own = {_unchunked(name): tensor for name, tensor in within(state, prefix).items()}
+        module, assumed = self._module(own, choices)
+        size = choices.size or (224 if 224 % module.patch == 0 else module.patch * max(1, 224 // module.patch))
+        taken = input_of(dataclasses.replace(choices, size=size), 224, self.shorter, "bicubic")
+        mean, std = normalisation(choices, IMAGENET)
+        shapes = dict(shapes_of(module, taken))
+        held, left = filled(shapes, own, lambda path: _source(path[1:], own, module), BESIDE, _described(module))
+        encoder = Encoder(Network(module, mean=mean, std=std), held["params"], {}, taken, file.path.stem)
+        recognised = {
+            "layout": f"{self.summary} (--as {self.name})" + (f", {group}" if group in pair else ""),
+            "network": _described(module) + assumed,
+            "positions": _positions(module),
+            "output": "normalised class token" if module.output == "class" else "normalised mean of the patches",
+            "input": said(taken, mean, std),
+        }
+        outside = beside(name for name in state if not name.startswith(prefix))
+        return Imported(encoder, recognised, {**grouped(left), **outside, **file.others(group)})
+
+    def _module(self, state: State, choices: Choices) -> tuple[VisionTransformer, str]:
+        """Find out the architecture from names and shapes, and what had to be assumed."""
+        width, _, patch, _ = state[MARKER].shape
+        numbers = {int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))}
+        if "cls_token" not in state or not numbers:
+            raise CheckpointError(
+                f"The layout {self.name} has a class token and blocks, which are not both in the file."
+            )
+        heads, periods, assumed = self._heads(state, width, choices)
+        registers = next((state[name].shape[1] for name in REGISTERS if name in state), 0)
+        gated, fused = "blocks.0.mlp.w3.weight" in state, "blocks.0.mlp.w12.weight" in state
+        first = state.get("blocks.0.mlp.w12.weight" if fused else f"blocks.0.mlp.{'w1' if gated else 'fc1'}.weight")
+        if first is None:
+            raise CheckpointError(
+                f"The layout {self.name} has arrays blocks.0.mlp.fc1 or .w1, which are not in the file."
+            )
+        grid, positions = (0, "rotary") if periods else _grid(state)
+        old = self.name == "dinov2" and not registers  # the first DINOv2 models interpolate as DINO does
+        module = VisionTransformer(
+            patch,
+            width,
+            heads,
+            max(numbers) + 1,
+            first.shape[0] // (2 if fused else 1),
+            grid,
+            positions,
+            registers,
+            feed_forward="swiglu" if gated else "mlp",
+            qkv_bias=_qkv_bias(state),
+            layer_scale="blocks.0.ls1.gamma" in state,
+            epsilon=self.epsilon,
+            output="mean" if "fc_norm.weight" in state else "class",
+            periods=periods,
+            offset=0.1 if old else self.offset,
+            antialias=bool(registers) if self.name == "dinov2" else self.antialias,
+        )
+        self._refuse_parts(module)
+        return module, assumed
+
+    def _refuse_parts(self, module: VisionTransformer) -> None:
+        """Refuse a network with parts that this layout does not know, or without the positions that it has."""
+        there = {
+            "registers": module.registers > 0,
+            "LayerScale": module.layer_scale,
+            "SwiGLU": module.feed_forward == "swiglu",
+            "rotary positions": module.positions == "rotary",
+            "patches averaged": module.output == "mean",
+            "positions of patches alone": module.positions == "patches",
+        }
+        strange = [part for part, is_there in there.items() if is_there and part not in self.parts]
+        if strange:
+            raise CheckpointError(
+                f"Networks of the layout {self.name} have no {', '.join(strange)}, and this file has; name its own layout "
+                "with --as."
+            )
+        if "rotary positions" in self.parts and not there["rotary positions"]:
+            raise CheckpointError(f"Networks of the layout {self.name} have rotary positions, and this file has none.")
+
+    def _heads(self, state: State, width: int, choices: Choices) -> tuple[int, tuple[float, ...], str]:
+        """Number of heads, periods of the rotation, and what was assumed."""
+        periods: tuple[float, ...] = ()
+        if "rope_embed.periods" in state:
+            periods = tuple(float(value) for value in state["rope_embed.periods"].numpy())
+            heads = width // (4 * len(periods))
+            if choices.heads not in (None, heads):
+                raise CheckpointError(
+                    f"The rotation is one of {heads} heads, got --heads {choices.heads}; leave it out."
+                )
+            return heads, periods, ""
+        if choices.heads is not None:
+            return choices.heads, periods, ""
+        if width % PER_HEAD:
+            raise CheckpointError(
+                f"A file does not say how many attention heads there are, and the width {width} is no multiple of "
+                f"{PER_HEAD}; pass --heads."
+            )
+        return width // PER_HEAD, periods, f" ({PER_HEAD} channels a head assumed: --heads says otherwise)"
+
+
+def _grid(state: State) -> tuple[int, Literal["with_class", "patches"]]:
+    """Side of the square grid of stored positions, and whether the class token has one."""
+    if "pos_embed" not in state:
+        raise CheckpointError("The file has neither pos_embed nor rope_embed.periods: its positions are not known.")
+    count = state["pos_embed"].shape[1]
+    for own in (1, 0):
+        side = math.isqrt(count - own)
+        if side * side == count - own:
+            return side, "with_class" if own else "patches"
+    raise CheckpointError(
+        f"pos_embed has {count} positions, neither a square nor one more; networks of this kind are unknown."
+    )
+
+
+def _qkv_bias(state: State) -> Literal["full", "no_key", "none"]:
+    """Whether queries, keys and values have a bias; a mask that takes away the keys' must take away just that."""
+    if "blocks.0.attn.qkv.bias" not in state:
+        return "none"
+    if "blocks.0.attn.qkv.bias_mask" not in state:
+        return "full"
+    for name in state:
+        if name.endswith("bias_mask"):
+            query, key, value = np.split(state[name].numpy().astype(np.float64), 3)
+            if not ((query == 1).all() and (key == 0).all() and (value == 1).all()):
+                raise CheckpointError(
+                    f"{name} masks something else than the bias of the keys; networks of this kind are unknown."
+                )
+    return "no_key"
+
+
+def _unchunked(name: str) -> str:
+    """Drop the number of a chunk of blocks (`blocks.0.3.` → `blocks.3.`)."""
+    return re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)
+
+
+def _source(path: tuple[str, ...], state: State, module: VisionTransformer) -> Source:
+    """Return the torch name of a transformer's variable, and how it is converted."""
+    if path == ("registers",):
+        return next((name for name in REGISTERS if name in state), REGISTERS[0]), np.asarray
+    if len(path) == 1:
+        return path[0], np.asarray
+    *layers, leaf = path
+    layers = [re.sub(r"blocks_(\d+)", r"blocks.\1", layer) for layer in layers]
+    name = ".".join(layers)
+    third, hidden = module.width, module.hidden
+    if leaf == "query_bias":
+        return f"{name}.qkv.bias", lambda bias: bias[:third]
+    if leaf == "value_bias":
+        return f"{name}.qkv.bias", lambda bias: bias[2 * third :]
+    if name.endswith(("mlp.w1", "mlp.w2")) and f"{name[:-2]}w12.weight" in state:
+        fused, convert = leaf_source(f"{name[:-2]}w12", leaf)
+        if name.endswith("w1"):
+            return fused, lambda array: convert(array[:hidden])
+        return fused, lambda array: convert(array[hidden:])
+    if name == "patch_embed":
+        name = "patch_embed.proj"
+    if name == "norm" and module.output == "mean":
+        name = "fc_norm"
+    return leaf_source(name, leaf)
+
+
+def _described(module: VisionTransformer) -> str:
+    extras = [
+        f"{module.registers} registers" if module.registers else "",
+        "LayerScale" if module.layer_scale else "",
+        "SwiGLU" if module.feed_forward == "swiglu" else "",
+    ]
+    added = "".join(f", {extra}" for extra in extras if extra)
+    return (
+        f"ViT, patch {module.patch}, width {module.width}, {module.depth} blocks, {module.heads} heads, "
+        f"hidden {module.hidden}{added}, ε {module.epsilon:g}"
+    )
+
+
+def _positions(module: VisionTransformer) -> str:
+    if module.positions == "rotary":
+        return f"rotary, {len(module.periods)} periods"
+    return (
+        f"stored for {module.grid * module.patch} pixels ({module.grid}×{module.grid} patches); other sizes bicubic, offset "
+        f"{module.offset:g}, {'with' if module.antialias else 'without'} antialiasing"
+    )
+
+
+def _any(names: State, *starts: str) -> bool:
+    return any(name.startswith(starts) for name in names)
+
+
+PREFIXES = ("", "module.", "backbone.", "module.backbone.")
+DINO = Transformer(
+    "dino",
+    "DINO's ViT",
+    ("teacher", "student", "", "state_dict"),
+    PREFIXES[::-1],
+    lambda state, group: group in ("teacher", "student") and not _any(state, "rope_embed.", "blocks.0.ls1."),
+    offset=0.1,
+)
+DINOV2 = Transformer(
+    "dinov2",
+    "DINOv2's ViT",
+    ("", "teacher", "model"),
+    PREFIXES,
+    lambda state, _: (
+        "mask_token" in state and "blocks.0.ls1.gamma" in {_unchunked(n) for n in state} and "pos_embed" in state
+    ),
+    parts=frozenset({"registers", "LayerScale", "SwiGLU"}),
+)
+DINOV3 = Transformer(
+    "dinov3",
+    "DINOv3's ViT",
+    ("", "teacher", "model"),
+    PREFIXES,
+    lambda state, _: "rope_embed.periods" in state,
+    epsilon=1e-5,
+    parts=frozenset({"registers", "LayerScale", "SwiGLU", "rotary positions"}),
+)
+MAE = Transformer(
+    "mae",
+    "MAE's ViT",
+    ("model", ""),
+    PREFIXES,
+    lambda state, _: _any(state, "decoder_embed.", "decoder_blocks."),
+    parts=frozenset({"patches averaged"}),
+)
+TIMM = Transformer(
+    "timm",
+    "timm's ViT",
+    ("", "state_dict", "model"),
+    PREFIXES,
+    None,
+    antialias=True,
+    shorter=248,
+    parts=frozenset({"registers", "LayerScale", "patches averaged", "positions of patches alone"}),
+)

@@ -1,0 +1,91 @@
+"""Make an encoder of a file of weights."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from rich.console import Console
+from rich.text import Text
+
+from influence_ssl_jax import checkpoints, provenance
+from influence_ssl_jax.checkpoint import Storage
+from influence_ssl_jax.errors import InfluenceError
+from influence_ssl_jax.runs.settings import POSITIONAL, called
+
+if TYPE_CHECKING:
+    Layout: TypeAlias = str
+else:  # one value for each entry of the one list
+    Layout = Literal[tuple(checkpoints.FORMATS)]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportRun:
+    """Make an encoder of a file of weights that somebody trained elsewhere (.pth, .ckpt, .safetensors).
+
+    Nothing in the file is executed. What was recognised is printed, and everything left unread is named. The folder can then
+    be scored: influence-ssl score --encoder FOLDER.
+
+    influence-ssl import dinov2_vits14_pretrain.pth --out dinov2
+
+    influence-ssl import simclr.ckpt --out simclr --dataset cifar10 --loss simclr --temperature 0.2
+
+    Attributes:
+        file: The file.
+        out: The folder of the encoder; it must not hold another one.
+        layout: The layout of the file, where its names do not say.
+        size: Height and width of the input in pixels; the layout's own where not given.
+        mean: Per-channel mean of pixels in [0, 1]; the layout's own where not given.
+        std: Per-channel standard deviation of pixels; the layout's own where not given.
+        heads: Attention heads of a transformer; its width / 64 where not given.
+        part: Which network of a file that holds a teacher and a student.
+        dataset: What a solo-learn network was trained on: its normalisation.
+        loss: What the network was pretrained with, so that the curvature of that loss can be used.
+        temperature: Of SimCLR's loss; 0.2 where not given.
+        storage: The type of stored parameters.
+        notes: A JSON file that is kept in the encoder's description, such as the history of its training.
+    """
+
+    file: Path = dataclasses.field(metadata=POSITIONAL)
+    out: Path
+    layout: Layout | None = dataclasses.field(default=None, metadata=called("as"))
+    size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    heads: int | None = None
+    part: Literal["teacher", "student"] = "teacher"
+    dataset: Literal["cifar10", "cifar100", "imagenet"] | None = None
+    loss: Literal["simclr", "byol", "barlow_twins"] | None = None
+    temperature: float | None = None
+    storage: Storage = "float32"
+    notes: Path | None = None
+
+
+def import_encoder(settings: ImportRun, out: Console) -> None:
+    """Read the file, embed an image, save the encoder, and say what was found.
+
+    Raises:
+        InfluenceError: The file is damaged or of no known layout, or the folder holds an encoder.
+    """
+    if (settings.out / "encoder.json").exists():
+        raise InfluenceError(f"{settings.out} already holds an encoder; choose another folder, or delete it.")
+    names = [field.name for field in dataclasses.fields(checkpoints.Choices)]
+    choices = checkpoints.Choices(**{name: getattr(settings, name) for name in names})
+    found = checkpoints.read(settings.file, settings.layout, choices)
+    notes = {} if settings.notes is None else {"history": _json(settings.notes)}
+    made = {"source": settings.file.name, "command": provenance.command(), **notes}
+    encoder = dataclasses.replace(found.encoder, notes={**made, "unread": dict(found.unread)}).checked()
+    for name, value in found.recognised.items():
+        out.print(Text(f"{name}: {value}"), soft_wrap=True)
+    out.print(Text(f"parameters: {encoder.sizes()[1]:,}"), soft_wrap=True)
+    for name, reason in found.unread.items():
+        out.print(Text(f"left unread: {name}: {reason}"), soft_wrap=True)
+    files = encoder.save(settings.out, settings.storage)
+    out.print(Text(f"Encoder: {files.arrays}"), soft_wrap=True)
+
+
+def _json(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InfluenceError(f"--notes {path} is no readable JSON file: {error}") from error

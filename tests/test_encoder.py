@@ -1,0 +1,503 @@
+"""One encoder of everything: linen, nnx, a function, a folder; what counts of it; what is refused, and in which words."""
+
+import functools
+import sys
+import types
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from influence_ssl_jax import trees
+from influence_ssl_jax.augment import GaussianNoise
+from influence_ssl_jax.checkpoint import CheckpointError
+from influence_ssl_jax.curvature.blocks import discover
+from influence_ssl_jax.curvature.gradients import ExampleGradients
+from influence_ssl_jax.data import ToInput
+from influence_ssl_jax.encoder import Encoder, Heads
+from influence_ssl_jax.errors import InfluenceError, StructureError
+from influence_ssl_jax.ihvp import Exact
+from influence_ssl_jax.losses import BYOL, CosineDistance, SimCLR
+from influence_ssl_jax.nets import Network
+from influence_ssl_jax.nets.heads import Predictor, Projector, SelfSupervised
+from influence_ssl_jax.nets.resnet import ResNet
+from influence_ssl_jax.problem import Objective, Problem
+from influence_ssl_jax.store import read_sealed, write_sealed
+from influence_ssl_jax.types import Batch
+
+INPUT = ToInput(6, 6)
+IMAGES = jnp.asarray(np.random.default_rng(0).uniform(size=(3, 6, 6, 3)))
+SCALE = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4)}
+
+
+class Outputs(NamedTuple):
+    features: jax.Array
+    logits: jax.Array
+
+
+class Small(nn.Module):
+    """A network whose training differs from its evaluation, with several outputs."""
+
+    returns: str = "embedding"
+
+    @nn.compact
+    def __call__(self, x, train: bool = True, deterministic: bool | None = None):
+        x = nn.Conv(4, (3, 3), name="conv")(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, name="bn")(x))
+        x = nn.Dropout(0.5)(x, deterministic=deterministic)
+        z = nn.Dense(5, name="dense")(x.mean((1, 2)))
+        return {
+            "embedding": z,
+            "map": x,
+            "dict": {"z": z, "map": x},
+            "tuple": (x, z),
+            "named": Outputs(z, z[:, :2]),
+            "text": {"z": "no array"},
+        }[self.returns]
+
+
+@functools.cache
+def small_variables():
+    held = Small().init(jax.random.key(0), IMAGES, train=False, deterministic=True)
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape)), held)
+
+
+def small(returns="embedding", **options):
+    return Encoder.from_linen(Small(returns), small_variables(), input=INPUT, **options)
+
+
+def by_hand(x):
+    held = jax.tree.map(np.asarray, small_variables())
+    stats, p = held["batch_stats"]["bn"], held["params"]
+    padded = np.pad(np.asarray(x), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
+    y = np.einsum("nhwcab,abco->nhwo", windows, p["conv"]["kernel"]) + p["conv"]["bias"]
+    y = (y - stats["mean"]) / np.sqrt(stats["var"] + 1e-5) * p["bn"]["scale"] + p["bn"]["bias"]
+    y = np.maximum(y, 0)
+    return y, y.mean((1, 2)) @ p["dense"]["kernel"] + p["dense"]["bias"]
+
+
+def embedded(encoder):
+    return jax.jit(encoder.network)(encoder.params, encoder.frozen, IMAGES)
+
+
+def test_linen_is_put_into_evaluation_mode_and_standardised():
+    encoder = small(**SCALE)
+    mean, std = (np.asarray(SCALE[name]) for name in ("mean", "std"))
+    np.testing.assert_allclose(encoder(IMAGES), by_hand((np.asarray(IMAGES) - mean) / std)[1], rtol=1e-12)
+    assert encoder.network.arguments == (("deterministic", True), ("train", False))
+    assert (encoder.name, encoder.params.keys(), encoder.frozen.keys()) == (
+        "Small",
+        {"conv", "bn", "dense"},
+        {"batch_stats"},
+    )
+    assert hash(encoder.network) == hash(small(**SCALE).network)
+    assert encoder.sizes() == (3 * 9 * 4 + 4 + 8 + 25, 3 * 9 * 4 + 4 + 8 + 25)
+
+
+@pytest.mark.parametrize(
+    ("returns", "options", "which"),
+    [
+        ("map", {"pool": "mean"}, "mean"),
+        ("dict", {"output": "z"}, "z"),
+        ("dict", {"output": "map", "pool": "mean"}, "mean"),
+        ("tuple", {"output": 1}, "z"),
+        ("tuple", {"output": -1}, "z"),
+        ("named", {"output": "features"}, "z"),
+    ],
+)
+def test_an_output_is_named_and_pooled(returns, options, which):
+    features, z = by_hand(IMAGES)
+    want = {"mean": features.mean((1, 2)), "z": z}[which]
+    np.testing.assert_allclose(small(returns, **options)(IMAGES), want, rtol=1e-12)
+
+
+def test_the_first_token_is_an_embedding():
+    tokens = jnp.arange(24.0).reshape(2, 3, 4)
+    encoder = Encoder.from_function(
+        lambda p, x: tokens[: len(x)] * p["a"], {"a": jnp.ones(())}, input=INPUT, pool="first"
+    )
+    np.testing.assert_array_equal(encoder(IMAGES[:2]), tokens[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("returns", "options", "said"),
+    [
+        ("map", {}, r"one embedding per image.*got \(2, 6, 6, 4\).*pool='mean'"),
+        ("map", {"pool": "first"}, r"pool='first' reads \[batch, tokens, width\], got \(2, 6, 6, 4\)"),
+        ("dict", {}, "it returns a dict of 'z', 'map'. Pass output="),
+        ("dict", {"output": "y"}, "has no output 'y'; it returns a dict of 'z', 'map'"),
+        ("tuple", {"output": 2}, "has no output 2; it returns a tuple of positions 0 … 1"),
+        ("named", {}, "returns a Outputs of 'features', 'logits'"),
+    ],
+)
+def test_an_output_that_is_no_embedding_is_refused_with_what_there_is(returns, options, said):
+    with pytest.raises(ValueError, match=said):
+        small(returns, **options)
+
+
+class Asks(nn.Module):
+    """A network whose modes have names of its own."""
+
+    @nn.compact
+    def __call__(self, x, mode, *, phase: int = 1):
+        x = nn.Dense(2)(x.reshape(len(x), -1))
+        return nn.BatchNorm(use_running_average=mode == "test")(x) * phase
+
+
+def test_an_unknown_argument_is_asked_for():
+    variables = Asks().init(jax.random.key(0), IMAGES, mode="test")
+    with pytest.raises(StructureError, match=r"asks for the argument 'mode'.*arguments=\{'mode': value\}"):
+        Encoder.from_linen(Asks(), variables, input=INPUT)
+    with pytest.raises(StructureError, match="has no argument 'train'; it has mode, phase"):
+        Encoder.from_linen(Asks(), variables, input=INPUT, arguments={"mode": "test", "train": False})
+    encoder = Encoder.from_linen(Asks(), variables, input=INPUT, arguments={"mode": "test", "phase": 2})
+    assert encoder.network.arguments == (("mode", "test"), ("phase", 2))
+    with pytest.raises(StructureError, match=r"Asks is in training mode: .*arguments="):
+        Encoder.from_linen(Asks(), variables, input=INPUT, arguments={"mode": "train"})
+    with pytest.raises(StructureError, match="no 'params'"):
+        Encoder.from_linen(Asks(), variables["params"], input=INPUT, arguments={"mode": "test"})
+    with pytest.raises(StructureError, match="The variables do not fit Asks"):
+        Encoder.from_linen(Asks(), {"params": {"other": jnp.ones(2)}}, input=INPUT, arguments={"mode": "test"})
+    with pytest.raises(StructureError, match="The collection name 'fixed' is used"):
+        Encoder.from_linen(Asks(), {**variables, "fixed": {}}, input=INPUT, arguments={"mode": "test"})
+
+
+class Model(nnx.Module):
+    """An nnx network with a list of layers, statistics, and dropout."""
+
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(3, 4, (3, 3), rngs=rngs)
+        self.bn = nnx.BatchNorm(4, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+        self.layers = nnx.List([nnx.Linear(4, 4, rngs=rngs), nnx.Linear(4, 5, rngs=rngs)])
+
+    def __call__(self, x):
+        x = self.drop(nnx.relu(self.bn(self.conv(x)))).mean((1, 2))
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_nnx_in_evaluation_mode_while_the_model_stays_as_it_is():
+    model = Model(nnx.Rngs(0))
+    encoder = Encoder.from_nnx(model, input=INPUT, **SCALE)
+    assert (model.bn.use_running_average, model.drop.deterministic) == (False, False)
+    assert encoder.params.keys() == {"conv", "bn", "layers"}
+    mean, std = (jnp.asarray(SCALE[name]).reshape(1, 1, 1, 3) for name in ("mean", "std"))
+    quiet = nnx.clone(model)
+    quiet.eval()
+    np.testing.assert_allclose(encoder(IMAGES), quiet((IMAGES - mean) / std), rtol=1e-6)
+    doubled = {**encoder.params, "layers": jax.tree.map(lambda leaf: 2 * leaf, encoder.params["layers"])}
+    quiet.layers[0].kernel[...] *= 2
+    quiet.layers[1].kernel[...] *= 2
+    np.testing.assert_allclose(
+        encoder.network(doubled, encoder.frozen, IMAGES), quiet((IMAGES - mean) / std), rtol=1e-6
+    )
+    gradient = jax.jit(jax.grad(lambda p: encoder.network(p, encoder.frozen, IMAGES).sum()))(encoder.params)
+    assert jnp.linalg.norm(gradient["layers"][1]["kernel"]) > 0
+    assert hash(encoder.network) == hash(Encoder.from_nnx(model, input=INPUT, **SCALE).network)
+    fixed = encoder.with_trainable(["layers/1"])
+    assert fixed.sizes() == (25, 3 * 9 * 4 + 4 + 8 + 20 + 25)
+    np.testing.assert_array_equal(fixed(IMAGES), encoder(IMAGES))
+
+
+class Coupled(nnx.Module):
+    """BatchNorm that is told to use the statistics of its batch, whatever the mode."""
+
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(108, 3, rngs=rngs)
+        self.bn = nnx.BatchNorm(3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.bn(self.linear(x.reshape(len(x), -1)), use_running_average=False)
+
+
+def test_an_embedding_that_depends_on_its_neighbours_is_refused():
+    with pytest.raises(StructureError, match="Coupled embeds an image differently beside another one"):
+        Encoder.from_nnx(Coupled(nnx.Rngs(0)), input=INPUT)
+
+
+def test_functions_of_any_tree_with_and_without_frozen_state():
+    params = (jnp.ones((108, 2)), [{"bias": jnp.arange(2.0)}, jnp.asarray(3)])
+
+    def function(params, images):
+        return images.reshape(len(images), -1) @ params[0] + params[1][0]["bias"].reshape(1, -1) * params[1][1]
+
+    encoder = Encoder.from_function(function, params, input=INPUT)
+    np.testing.assert_allclose(encoder(IMAGES), function(params, IMAGES))
+    assert encoder.sizes() == (218, 219)  # the whole number is not differentiated
+    assert [leaf.shape for leaf in jax.tree.leaves(encoder.params)] == [(108, 2), (2,)]
+
+    def scaled(params, frozen, images):
+        return function(params, images) * frozen["scale"]
+
+    beside = Encoder.from_function(scaled, params, {"scale": jnp.asarray(2.0)}, input=INPUT, name="mine")
+    np.testing.assert_allclose(beside(IMAGES), 2 * encoder(IMAGES))
+    assert beside.name == "mine"
+    with pytest.raises(StructureError, match=r"params/1 is a function, not an array.*equinox"):
+        Encoder.from_function(function, (params, lambda x: x), input=INPUT)
+    with pytest.raises(StructureError, match="as NaN or infinity"):
+        Encoder.from_function(lambda p, x: x[:, 0, 0] * p / 0, jnp.ones(()), input=INPUT)
+
+
+def test_frozen_state_that_holds_parameters_is_refused():
+    encoder = small()
+    held = {**encoder.frozen, "params": encoder.params}
+    for make in (
+        lambda: Encoder(encoder.network, encoder.params, held, INPUT, "x"),
+        lambda: encoder.network(encoder.params, held, IMAGES),
+        lambda: Network(Small())(encoder.params, held, IMAGES),
+    ):
+        with pytest.raises(StructureError, match=r"entry 'params'.*take the place of the parameters that are scored"):
+            make()
+
+
+@pytest.mark.parametrize(
+    ("patterns", "kept"),
+    [
+        (["dense"], ["dense/bias", "dense/kernel"]),
+        (["*/bias"], ["bn/bias", "conv/bias", "dense/bias"]),
+        (["bias"], ["bn/bias", "conv/bias", "dense/bias"]),
+        (["!conv"], ["bn/bias", "bn/scale", "dense/bias", "dense/kernel"]),
+        (["conv", "dense", "!bias"], ["conv/kernel", "dense/kernel"]),
+        (["conv/ker*"], ["conv/kernel"]),
+    ],
+)
+def test_trainable_parameters_are_chosen_by_pattern(patterns, kept):
+    encoder = small(trainable=patterns)
+    names = ["/".join(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(encoder.params)]
+    assert names == kept
+    whole = small()
+    np.testing.assert_array_equal(encoder(IMAGES), whole(IMAGES))
+    assert encoder.digest() == whole.digest()
+    gradient = jax.grad(lambda p: jnp.sum(encoder.network(p, encoder.frozen, IMAGES) ** 2))(encoder.params)
+    every = jax.grad(lambda p: jnp.sum(whole.network(p, whole.frozen, IMAGES) ** 2))(whole.params)
+    np.testing.assert_allclose(
+        trees.ravel(gradient), trees.ravel(trees.partition(every, lambda name, _: name in kept)[0]), rtol=1e-12
+    )
+    again = encoder.with_trainable([])
+    jax.tree.map(np.testing.assert_array_equal, (again.params, again.frozen), (whole.params, whole.frozen))
+
+
+def test_a_pattern_that_names_nothing_or_leaves_nothing_is_refused():
+    with pytest.raises(StructureError, match=r"trainable='desne' names no parameter. There are bn/bias, bn/scale"):
+        small(trainable=["desne"])
+    with pytest.raises(StructureError, match="leaves no parameter"):
+        small(trainable=["!*"])
+
+
+class Tiny(nn.Module):
+    """Two dense layers on the mean colours."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2, name="last")(jnp.tanh(nn.Dense(3, name="first")(x.mean((1, 2)))))
+
+
+def tiny(**options):
+    rng = np.random.default_rng(2)
+    shapes = {"first": {"kernel": (3, 3), "bias": (3,)}, "last": {"kernel": (3, 2), "bias": (2,)}}
+    params = jax.tree.map(
+        lambda shape: jnp.asarray(rng.normal(size=shape)), shapes, is_leaf=lambda x: isinstance(x, tuple)
+    )
+    return Encoder.from_linen(Tiny(), {"params": params}, input=INPUT, **options)
+
+
+KEYS = jax.random.split(jax.random.key(3), (2, 3))
+BATCHES = Batch(jnp.stack([IMAGES, 1 - IMAGES]), KEYS, jnp.arange(6).reshape(2, 3))
+
+
+def score(encoder, backend):
+    """The scores of the first batch at λ = 0.3."""
+    objective = Objective(encoder.network, GaussianNoise(0.3), CosineDistance())
+    first = jax.tree.map(lambda leaf: leaf[0], BATCHES)
+
+    @jax.jit
+    def scored(params, frozen):
+        problem = Problem(params, frozen, BATCHES, objective)
+        images = objective.images(first, jnp.float64)
+        values = lambda z: jnp.sum(objective.loss.values(objective.loss.outputs(objective.complete(z, frozen, first))))  # noqa: E731
+        cotangents = jax.grad(values)(objective.embed(params, frozen, images))
+        gradients = ExampleGradients(params, frozen, images, cotangents, encoder.network)
+        return backend.quadratic_form(backend.fit(problem, jax.random.key(0)), gradients, jnp.asarray(0.3))
+
+    return scored(encoder.params, encoder.frozen)
+
+
+def test_the_score_is_that_of_the_trained_parameters_alone():
+    """gᵀ(C + λI)⁻¹g over the chosen parameters, from rows and columns of the dense matrix of all of them."""
+    whole, part = tiny(), tiny(trainable=["last"])
+    loss = CosineDistance()
+    objective = Objective(whole.network, GaussianNoise(0.3), loss)
+    start = trees.ravel(whole.params)
+
+    def residuals(vector, batch):
+        params = trees.unravel(whole.params, vector)
+        z = objective.embed(params, whole.frozen, objective.images(batch, jnp.float64))
+        return z[0] / jnp.linalg.norm(z[0], axis=1, keepdims=True) - z[1] / jnp.linalg.norm(z[1], axis=1, keepdims=True)
+
+    jacobian = jax.jit(jax.jacobian(residuals))
+    first, second = (jax.tree.map(lambda leaf, i=i: leaf[i], BATCHES) for i in range(2))
+    jacobians = [np.asarray(jacobian(start, batch)) for batch in (first, second)]
+    dense = np.mean([np.einsum("bri,brj->ij", j, j) / 3 for j in jacobians], axis=0)
+    g = np.einsum("bri,br->bi", jacobians[0], residuals(start, first))
+    names = [
+        "/".join(k.key for k in p) for p, x in jax.tree_util.tree_leaves_with_path(whole.params) for _ in range(x.size)
+    ]
+    kept = np.array([name.startswith("last") for name in names])
+    assert kept.sum() == 8
+    inverse = np.linalg.inv(dense[np.ix_(kept, kept)] + 0.3 * np.eye(8))
+    want = np.einsum("ni,ij,nj->n", g[:, kept], inverse, g[:, kept])
+    np.testing.assert_allclose(score(part, Exact()), want, rtol=1e-9)
+    every = np.einsum("ni,ij,nj->n", g, np.linalg.inv(dense + 0.3 * np.eye(len(dense))), g)
+    np.testing.assert_allclose(score(whole, Exact()), every, rtol=1e-9)
+    assert np.abs(want / every - 1).max() > 1e-3
+
+
+def test_layers_whose_parameters_are_fixed_are_no_blocks():
+    part = small(trainable=["dense", "bn"])
+    assert {block.name for block in discover(part.network, part.params, part.frozen, (6, 6, 3))} == {"dense", "bn"}
+
+
+def test_a_layer_that_is_trained_in_part_is_a_block_of_that_part():
+    whole, half = small(), small(trainable=["dense/kernel", "bn/bias"])
+    blocks = discover(half.network, half.params, half.frozen, (6, 6, 3))
+    assert {path for block in blocks for path in block.paths} == {("dense", "kernel"), ("bn", "bias")}
+    cotangents = jnp.asarray(np.random.default_rng(4).normal(size=(1, 3, embedded(half).shape[1])))
+    gradients = ExampleGradients(half.params, half.frozen, IMAGES[None], cotangents, half.network)
+
+    def gradient(params, image, cotangent):
+        return jax.grad(lambda p: whole.network(p, whole.frozen, image[None])[0] @ cotangent)(params)
+
+    every = jax.vmap(gradient, (None, 0, 0))(whole.params, IMAGES, cotangents[0])
+    kept = [every["dense"]["kernel"], every["bn"]["bias"]]
+    want = sum(jnp.sum(leaf.reshape(3, -1) ** 2, axis=1) for leaf in kept)
+    np.testing.assert_allclose(gradients.squared_norms(blocks), want, rtol=1e-10)
+
+
+@functools.cache
+def byol():
+    module = SelfSupervised(ResNet(1, None, (1, 1)), Projector(3, 4), Predictor(5))
+    held = jax.jit(module.init, static_argnames="train")(jax.random.key(0), IMAGES, train=False)
+    params, stats = held["params"], held["batch_stats"]
+    slow = {
+        "params": {name: jax.tree.map(lambda leaf: leaf + 0.1, params[name]) for name in ("backbone", "projector")},
+        "batch_stats": {name: stats[name] for name in ("backbone", "projector")},
+    }
+    heads = Heads({name: params[name] for name in ("projector", "predictor")}, BYOL(), "byol")
+    network = Network(module, "encode", **SCALE)
+    frozen = {"batch_stats": stats, "target": slow}
+    return Encoder(network, {"backbone": params["backbone"]}, frozen, ToInput(6, 6, resize="bicubic"), "byol", heads)
+
+
+def test_what_is_saved_is_what_is_loaded(tmp_path):
+    encoder = byol()
+    files = encoder.save(tmp_path / "net")
+    assert sorted(path.name for path in (tmp_path / "net").iterdir()) == ["encoder.json", "encoder.npz"]
+    for place in (tmp_path / "net", files.arrays, str(tmp_path / "net" / "encoder")):
+        loaded = Encoder.load(place)
+        assert loaded.describe() == encoder.describe()
+        assert (loaded.network, loaded.input, loaded.name) == (encoder.network, encoder.input, encoder.name)
+        jax.tree.map(np.testing.assert_array_equal, loaded.variables(), encoder.variables())
+        assert loaded.pretraining()[0] == encoder.pretraining()[0]
+    part = encoder.with_trainable(["layer2_0", "projector"])
+    part.save(tmp_path / "part")
+    again = Encoder.load(tmp_path / "part")
+    assert again.trainable == ("layer2_0", "projector")
+    jax.tree.map(np.testing.assert_array_equal, (again.params, again.frozen), (part.params, part.frozen))
+    assert again.sizes() == part.sizes()
+    objective, params = again.pretraining()
+    assert trees.size(params) == part.sizes()[0] + trees.size(part.heads.params["projector"])
+    assert (objective.network.network, objective.loss) == (encoder.pretraining()[0].network, BYOL())
+
+
+def test_outputs_are_those_of_the_heads():
+    encoder = byol()
+    z, projected, predicted = (embedded(encoder.at(output)) for output in ("encoder", "projector", "predictor"))
+    assert (z.shape, projected.shape, predicted.shape) == ((3, 2), (3, 4), (3, 4))
+    np.testing.assert_array_equal(embedded(encoder.at("predictor").at("encoder")), z)
+    half = embedded(encoder.computing_in("bfloat16").at("projector"))
+    assert 0 < jnp.linalg.norm(half - projected) < 0.1 * jnp.linalg.norm(projected)
+    with pytest.raises(InfluenceError, match="Small has no projector; use encoder"):
+        small().at("projector")
+    with pytest.raises(
+        InfluenceError, match="Small has no heads, so the curvature of the pretraining loss is not defined"
+    ):
+        small().pretraining()
+    with pytest.raises(StructureError, match=r"Small has no field dtype.*cannot be told to compute in another type"):
+        small().computing_in("bfloat16")
+
+
+def test_what_a_file_cannot_rebuild_is_refused(tmp_path):
+    with pytest.raises(StructureError, match=r"Small is no network of this package.*package.module:function"):
+        small().save(tmp_path)
+    inside = Network(SelfSupervised(Small(), Projector(3, 4)), "encode")
+    mixed = Encoder(inside, {"backbone": small().params}, {}, INPUT, "mixed")
+    assert mixed.describe()["network"]["module"] == "SelfSupervised"
+    with pytest.raises(StructureError, match="Small is no network of this package"):
+        mixed.save(tmp_path)
+    function = Encoder.from_function(lambda p, x: x[:, 0, 0] * p, jnp.ones(()), input=INPUT)
+    with pytest.raises(StructureError, match=r"a function or model of yours.*package.module:function"):
+        function.save(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda held: held.pop("encoder"), "describes no encoder"),
+        (lambda held: held["encoder"].pop("input"), "describes its encoder wrongly"),
+        (lambda held: held["encoder"].update(network=3), "describes its encoder wrongly"),
+        (
+            lambda held: held["encoder"]["network"]["module"].update({"class": "os.system"}),
+            "names the network 'os.system'",
+        ),
+        (
+            lambda held: held["encoder"]["network"]["module"]["backbone"].update(command="x"),
+            "fields command, which it has not",
+        ),
+        (
+            lambda held: held["encoder"]["network"]["module"]["backbone"].update(width=2),
+            "belongs to another architecture",
+        ),
+        (lambda held: held["encoder"]["input"].update(height="6"), "Cannot restore ToInput"),
+    ],
+)
+def test_a_changed_description_is_refused(tmp_path, change, said):
+    files = byol().save(tmp_path)
+    held = read_sealed(files.description)
+    change(held)
+    write_sealed(files.description, held)
+    with pytest.raises((CheckpointError, InfluenceError), match=said):
+        Encoder.load(tmp_path)
+
+
+def test_a_function_of_a_module_returns_the_encoder(tmp_path, monkeypatch):
+    module = types.ModuleType("mine")
+    module.encoder, module.made, module.other = small, small(), lambda: 3
+    monkeypatch.setitem(sys.modules, "mine", module)
+    for place in ("mine:encoder", "mine:made"):
+        np.testing.assert_array_equal(Encoder.load(place)(IMAGES), small()(IMAGES))
+    for place, said in {
+        "mine:absent": "mine has no 'absent'",
+        "mine:other": "must be or return an Encoder, got a int",
+        "nowhere.at_all:encoder": "neither a file nor package.module:function: No module named 'nowhere'",
+    }.items():
+        with pytest.raises(InfluenceError, match=said):
+            Encoder.load(place)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "beside_me.py").write_text("from mine import encoder\n")
+    np.testing.assert_array_equal(Encoder.load("beside_me:encoder")(IMAGES), small()(IMAGES))
+
+
+def test_a_loss_without_views_is_not_guessed():
+    heads = Heads(byol().heads.params, SimCLR(), None)
+    encoder = Encoder(byol().network, byol().params, byol().frozen, INPUT, "x", heads)
+    with pytest.raises(InfluenceError, match="no known pretraining loss"):
+        encoder.pretraining()
