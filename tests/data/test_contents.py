@@ -134,7 +134,7 @@ def test_a_file_that_cannot_be_opened_for_now_is_no_skipped_image(images, monkey
 def test_a_decoder_without_memory_is_no_skipped_image(images, monkeypatch):
     from influence_ssl_jax.data import transform
 
-    def without(*_):
+    def without(*_, **__):
         raise MemoryError
 
     monkeypatch.setattr(transform.ImageOps, "exif_transpose", without)

@@ -1,7 +1,6 @@
 """The page as a browser would read it: whole, self-contained, harmless, and true to the run."""
 
 import html.parser
-import json
 import re
 import shutil
 
@@ -110,9 +109,9 @@ def test_the_page_forbids_itself_everything_but_its_own_pictures_and_style(text)
 def test_a_changed_data_set_gives_no_pictures(scored_folder, tmp_path):
     shutil.copytree(scored_folder, tmp_path / "scores")
     file = tmp_path / "scores" / "run.json"
-    record = json.loads(file.read_text())
+    record = read_sealed(file)
     record["identity"]["data"] = "what it was"
-    file.write_text(json.dumps(record))
+    write_sealed(file, record)
     page = Page(render(tmp_path / "scores", extent=QUICK).read_text())
     assert page.tags.count("img") == 0
     assert "the data set has changed since it was scored" in page.text

@@ -18,9 +18,8 @@ from influence_ssl_jax.report.render import render
 from influence_ssl_jax.report.scored_run import Extent, ScoredRun
 from tests.scored import SOURCE
 
-TILE = re.compile(
-    r'<li class="tile" title="[^"]* · index (\d+)">.*?<img src="data:image/png;base64,([^"]*)"', re.DOTALL
-)
+TILE = re.compile(r'<li class="tile" title="[^"]* · index (\d+)">((?:(?!<li class="tile").)*)', re.DOTALL)
+PICTURE = re.compile(r'<img src="data:image/png;base64,([^"]*)"')
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +61,18 @@ def test_the_galleries_hold_the_highest_and_the_lowest_scores_in_order_each_unde
     ranked = sorted((-s, i) for s, i in zip(table["score"], table["index"], strict=True) if s is not None and s == s)
     order = [index for _, index in ranked]
     _, high, low = re.split(r'<p class="end (?:high|low)">', page)
-    source = SOURCE.open()
+    source, names = SOURCE.open(), dict(zip(table["index"], table["id"], strict=True))
     for part, want in ((high, order[:6]), (low, order[::-1][:6])):
         tiles = TILE.findall(part)
         assert [int(index) for index, _ in tiles] == want
-        for index, picture in tiles:
-            pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))))
-            np.testing.assert_array_equal(pixels, source.read(int(index)).image)
+        for index, tile in tiles:
+            example, picture = source.read(int(index)), PICTURE.search(tile)
+            if example.id != names[int(index)]:  # scored under another name
+                assert picture is None
+                continue
+            assert picture is not None
+            pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture[1]))))
+            np.testing.assert_array_equal(pixels, example.image)
 
 
 def test_bars_of_a_score_reach_two_standard_errors_either_way(run, scored, drawn):
