@@ -52,7 +52,8 @@ PACKAGE = "influence_ssl_jax"
 TESTS: dict[str, tuple[str, ...]] = {
     "curvature": ("tests/curvature", "tests/ihvp"),
     "ihvp": ("tests/ihvp",),
-    "influence": ("tests/influence", "tests/parallel/test_devices.py"),
+    "scoring": ("tests/influence", "tests/parallel/test_devices.py"),
+    "evaluation": ("tests/influence",),
     "losses": ("tests/losses", "tests/curvature"),
     "linalg": ("tests/linalg", "tests/ihvp"),
     "data": ("tests/data",),
@@ -60,10 +61,11 @@ TESTS: dict[str, tuple[str, ...]] = {
     "train": ("tests/train",),
     "report": ("tests/report", "tests/commands"),
     "augment": ("tests/augment",),
-    "commands": ("tests/commands",),
+    "runs": ("tests/commands",),
+    "cli": ("tests/commands",),
 }
 """The tests that a fault in a folder of the package must be noticed by, the folder's own first."""
-SAMPLED = ("curvature", "ihvp", "influence", "losses", "linalg", "data", "store", "train", "report")
+SAMPLED = ("curvature", "ihvp", "scoring", "evaluation", "losses", "linalg", "data", "store", "train", "report")
 """Folders that faults are made in by rule."""
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv*", "__pycache__", "*.pyc", "demo", ".pytest_cache", "results", "*.svg")
 LOADED = (

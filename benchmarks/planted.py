@@ -9,8 +9,8 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "Kronecker factors are not divided by the number of samples",
-        "lambda gradients: _sides(blocks, gradients))\n        return jax.tree.map(lambda leaf: leaf / samples, total)",
-        "lambda gradients: _sides(blocks, gradients))\n        return total",
+        "lambda gradients: sides(blocks, gradients))\n        return jax.tree.map(lambda leaf: leaf / samples, total)",
+        "lambda gradients: sides(blocks, gradients))\n        return total",
     ),
     (
         "draws of the Fisher are doubled",
@@ -19,23 +19,23 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "a coupled Fisher is drawn from the last key of a batch",
-        "jax.random.fold_in(batch.key[0], _STREAM)",
-        "jax.random.fold_in(batch.key[-1], _STREAM)",
+        "randomness.branch(batch.key[0], Stream.FISHER)",
+        "randomness.branch(batch.key[-1], Stream.FISHER)",
     ),
     (
         "a coupled Fisher is drawn from the view's own key",
-        "key = jax.random.fold_in(batch.key[0], _STREAM)",
+        "key = randomness.branch(batch.key[0], Stream.FISHER)",
         "key = batch.key[0]",
     ),
     (
         "a separable Fisher is drawn from the view's own key",
-        "jax.random.split(jax.random.fold_in(key, _STREAM), samples)",
+        "jax.random.split(randomness.branch(key, Stream.FISHER), samples)",
         "jax.random.split(key, samples)",
     ),
     (
         "all examples draw from the first one's key",
-        "samples), out_axes=1)(batch.key)",
-        "samples), out_axes=1)(batch.key[batch.index * 0])",
+        "samples), out_axes=1)(\n            batch.key\n",
+        "samples), out_axes=1)(\n            batch.key[batch.index * 0]\n",
     ),
     (
         "the sum over batches is not divided by their number",
@@ -49,8 +49,8 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "the moment of a layer's inputs is a sum over positions",
-        "_moment(a) / (a.shape[0] * a.shape[1])",
-        "_moment(a) / a.shape[0]",
+        "_moment(a) / max(a.shape[0] * a.shape[1], 1)",
+        "_moment(a) / max(a.shape[0], 1)",
     ),
     ("contributions lack √b", "scaled = cotangents * z.shape[1] ** 0.5", "scaled = cotangents"),
     (
@@ -60,13 +60,13 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "draws are numbered from one",
-        "(key, k))(batch.key))(jnp.arange(draws))",
-        "(key, k))(batch.key))(1 + jnp.arange(draws))",
+        "(key, k))(own))(jnp.arange(draws))",
+        "(key, k))(own))(1 + jnp.arange(draws))",
     ),
     (
         "every draw of an example is the same",
-        "jax.random.fold_in(key, k))(batch.key)",
-        "jax.random.fold_in(key, 0 * k))(batch.key)",
+        "jax.random.fold_in(key, k))(own)",
+        "jax.random.fold_in(key, 0 * k))(own)",
     ),
     (
         "the embedding kept is that of the perturbed view",
@@ -81,8 +81,8 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ("the bias reads 0 in place of 1", "[rows, jnp.ones_like(rows[..., :1])]", "[rows, jnp.zeros_like(rows[..., :1])]"),
     (
         "a projected convolution leaves its bias out",
-        "return rows + basis[:, -1][None, None] if self.module.use_bias else rows",
-        "return rows",
+        "rows = rows + left[:, -1][None, None]",
+        "rows = rows * 1.0",
     ),
     (
         "ghost norms add what they should multiply",
@@ -97,13 +97,13 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     # ihvp
     (
         "relative damping is used as absolute",
-        "self.relative * jnp.maximum(mean, floor)",
-        "self.relative * jnp.ones_like(mean)",
+        "lambda mean: self.relative * mean, mean_eigenvalue",
+        "lambda mean: self.relative * jnp.ones_like(mean), mean_eigenvalue",
     ),
     (
         "a dead block has no damping",
-        "floor = 1e-6 * jnp.max(jnp.stack(means))",
-        "floor = 0.0 * jnp.max(jnp.stack(means))",
+        "floor = 1e-6 * jnp.max(jnp.stack(jax.tree.leaves(resolved)))",
+        "floor = 0.0 * jnp.max(jnp.stack(jax.tree.leaves(resolved)))",
     ),
     (
         "absolute damping is multiplied by the mean eigenvalue",
@@ -163,8 +163,8 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "LoGra draws both sides of a layer from one key",
-        "jax.random.split(jax.random.fold_in(block_key, side), block.layer.groups)",
-        "jax.random.split(block_key, block.layer.groups)",
+        "jax.random.split(jax.random.fold_in(block_key, side), block.groups)",
+        "jax.random.split(block_key, block.groups)",
     ),
     (
         "Arnoldi's level is that of the whole matrix",
@@ -178,16 +178,20 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "Galerkin's interval leaves the coupling out",
-        "left = outside + jnp.linalg.norm(y @ state.coupling, axis=1) + doubt",
-        "left = outside + doubt",
+        "left = outside + jnp.linalg.norm(y @ state.coupling, axis=1) + off + moved",
+        "left = outside + off + moved",
     ),
     (
         "Galerkin's interval leaves the outside out",
-        "left = outside + jnp.linalg.norm(y @ state.coupling, axis=1) + doubt",
-        "left = jnp.linalg.norm(y @ state.coupling, axis=1) + doubt",
+        "left = outside + jnp.linalg.norm(y @ state.coupling, axis=1) + off + moved",
+        "left = jnp.linalg.norm(y @ state.coupling, axis=1) + off + moved",
     ),
     ("Nyström's level is averaged over the whole space", "rest / max(like.size - self.rank, 1)", "rest / like.size"),
-    ("the doubt of a certificate does not measure its products", " + 4 * _nonlinearity(products, rows[0])", ""),
+    (
+        "the doubt of a certificate does not measure its products",
+        " + 4 * _nonlinearity(products, like)",
+        "",
+    ),
     (
         "the form of a scaled solution has the wrong sign",
         "_dot(found.rows, found.solutions) - scale**2",
@@ -217,16 +221,24 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ("an indefinite matrix is not refused", "if smallest + least <= 0:", "if smallest + least <= -1e9:"),
     (
         "Galerkin's interval allows for no rounding",
-        'damping: Float[Array, ""], rounding: float = 32.0\n) -> Interval',
-        'damping: Float[Array, ""], rounding: float = 0.0\n) -> Interval',
+        "rounding: float = 32.0,\n    measured: Lengths | None = None",
+        "rounding: float = 0.0,\n    measured: Lengths | None = None",
     ),
     # influence
-    ("scores ignore common noise", 'if settings.noise == "common":', 'if settings.noise == "none":'),
-    ("comparisons ignore common noise", 'if scoring.noise == "common":', 'if scoring.noise == "none":'),
+    (
+        "scores ignore common noise",
+        "drawn, loss = keyed(batch, settings), self.measurement.loss",
+        "drawn, loss = batch, self.measurement.loss",
+    ),
+    (
+        "comparisons ignore common noise",
+        "keyed(batch, scoring), scoring.draws)\n    form = backend.draw_gram",
+        "batch, scoring.draws)\n    form = backend.draw_gram",
+    ),
     (
         "certificates ignore common noise",
-        'if scoring.noise == "own":\n        return batch',
-        "if scoring.noise:\n        return batch",
+        "keyed(batch, scoring), scoring.draws)\n    rows = trees.ravel_batch",
+        "batch, scoring.draws)\n    rows = trees.ravel_batch",
     ),
     ("an unconverged solve is not said", "if found.residual[i] > UNCONVERGED:", "if found.residual[i] > 1e9:"),
     (
@@ -256,8 +268,8 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "the conformal quantile forgets its own example",
-        "math.ceil((len(judged) + 1) * self.level)",
-        "math.ceil(len(judged) * self.level)",
+        "math.ceil((count + 1) * level - 1e-9)",
+        "math.ceil(count * level - 1e-9)",
     ),
     (
         "a calibration error counts to the nearer bound",
@@ -266,8 +278,8 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "bounds half inside an interval count as covered",
-        "(found.low <= lower[parts[2]]) & (upper",
-        "(found.low <= lower[parts[2]]) | (upper",
+        "(found.low <= lower[out]) & (upper",
+        "(found.low <= lower[out]) | (upper",
     ),
     (
         "AUROC reads the list from the other end",
@@ -292,7 +304,7 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ("function space forgets the number of batches", "math.sqrt(draws * count)", "math.sqrt(draws)"),
     (
         "an audit takes the first images",
-        "np.random.default_rng(settings.seed).permutation(population)[: settings.examples]",
+        "randomness.generator(settings.seed, Stream.AUDITED).permutation(population)[: settings.examples]",
         "np.arange(population)[: settings.examples]",
     ),
     (
@@ -300,7 +312,11 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
         "calibration.fit(scores[other], lower[other], upper[other])",
         "calibration.fit(scores[own], lower[own], upper[own])",
     ),
-    ("a factor is the mean ratio", "ratio / np.median(ratio)", "ratio / np.mean(ratio)"),
+    (
+        "a factor is the mean ratio",
+        "known / np.median(known)",
+        "known / np.mean(known)",
+    ),
     ("a wide certificate is not said", 'return f"too wide: {100 * width:.2g} %" if width > asked else ""', 'return ""'),
     (
         "partial correlations are plain ones",
@@ -349,7 +365,11 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
         "coupled / last + slack + damping - slack",
     ),
     ("the slack of Radau is not added to the diagonal", "alpha + slack - coupled / pivot", "alpha - coupled / pivot"),
-    ("the measured slack is dropped", " + _measured_slack(products, found, key)", ""),
+    (
+        "the measured slack is dropped",
+        " + _measured_slack(products, reached, key)",
+        "",
+    ),
     (
         "the known part of a form is added to one bound",
         "return jnp.maximum(known.values - known.error + low, 0.0)",
@@ -383,13 +403,13 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ("an example has its neighbour's key", "in_axes=(None, 0))(key, index)", "in_axes=(None, 0))(key, index + 1)"),
     (
         "every epoch has the same order",
-        "np.random.default_rng([seed, epoch_number]).permutation(total)",
-        "np.random.default_rng([seed]).permutation(total)",
+        "randomness.generator(seed, Stream.TRAINING_ORDER, epoch_number).permutation(total)",
+        "randomness.generator(seed, Stream.TRAINING_ORDER).permutation(total)",
     ),
     (
         "every epoch has the same keys",
-        "key = jax.random.fold_in(jax.random.key(seed), epoch_number)",
-        "key = jax.random.key(seed)",
+        "key = jax.random.fold_in(randomness.root(seed, Stream.TRAINING_EXAMPLES), epoch_number)",
+        "key = randomness.root(seed, Stream.TRAINING_EXAMPLES)",
     ),
     (
         "an epoch goes on one batch too late",
@@ -406,7 +426,11 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
         "kept = range(found // size)",
         "kept = range(max(1, found // size - 1))",
     ),
-    ("16-bit pixels are divided by 256", "np.round(pixels / 257)", "np.round(pixels / 256)"),
+    (
+        "16-bit pixels are divided by 256",
+        "np.round(rows * (255 / highest))",
+        "np.round(rows * (256 / (highest + 1)))",
+    ),
     ("a copy names its original before shuffling", "int(place[row.original])", "int(row.original)"),
     (
         "the middle of an image is its upper left corner",
@@ -415,8 +439,8 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "transparent pixels keep their colour",
-        "pixels[..., :-1] * alpha + background * (1 - alpha)",
-        "pixels[..., :-1] + 0 * alpha",
+        "rows[..., :-1] * alpha + background * (1 - alpha)",
+        "rows[..., :-1] + 0 * alpha",
     ),
     # store
     (
@@ -426,7 +450,11 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ),
     ("runs of numbers end one too early", "[int(run[0]), int(run[-1]) + 1]", "[int(run[0]), int(run[-1])]"),
     ("windows of rows overlap by one", "(index >= start) & (index < end)", "(index >= start) & (index <= end)"),
-    ("another run's folder is gone on with", "if differing:\n        listed", "if not held:\n        listed"),
+    (
+        "another run's folder is gone on with",
+        "listed = _listed(held, identity)\n    if listed:",
+        "listed = _listed(held, identity)\n    if not held:",
+    ),
     (
         "two runs may write one folder",
         "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)",
@@ -472,7 +500,11 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
         "(1 - jnp.cos(jnp.pi * step / total)) / 2",
     ),
     ("steps are not counted", "return TrainState(state.step + 1, params", "return TrainState(state.step, params"),
-    ("the probe asks about its own bank", "rest = order[bank:] if test is None", "rest = order if test is None"),
+    (
+        "the probe asks about its own bank",
+        "rest = order[bank:]",
+        "rest = order",
+    ),
     ("LARS does not cap its step", "/ rate, 1)", "/ rate, 1e9)"),
     ("a step goes uphill", "jax.tree.map(lambda v: -rate * v, velocity)", "jax.tree.map(lambda v: rate * v, velocity)"),
     (
@@ -491,7 +523,11 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
         '"top": tiles(run, rows[:shown].tolist(), images, telling)',
         '"top": tiles(run, rows[::-1][:shown].tolist(), images, telling)',
     ),
-    ("every picture is that of image 0", 'picture=_picture(row["index"], images)', "picture=_picture(0, images)"),
+    (
+        "every picture is that of image 0",
+        '_picture(row["index"], images)',
+        "_picture(0, images)",
+    ),
     (
         "upper error bars are of nine standard errors",
         "axes.vlines(place, low, values + 2 * errors",
@@ -554,18 +590,18 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     # commands
     (
         "notes of a source are not printed",
-        'source = settings.source.open()\n    for note in source.notes():\n        out.print(f"note: {note}"',
-        'source = settings.source.open()\n    for note in source.notes():\n        dict(a=f"note: {note}"',
+        '*depth_notes(source, encoder.input)):\n        out.print(f"note: {note}"',
+        '*depth_notes(source, encoder.input)):\n        dict(a=f"note: {note}"',
     ),
     (
         "notes of a source are not printed before training",
-        'opened = self.source.open()\n        for note in opened.notes():\n            out.print(f"note: {note}"',
-        'opened = self.source.open()\n        for note in opened.notes():\n            dict(a=f"note: {note}"',
+        '*depth_notes(source, settings.input)):\n        out.print(f"note: {note}"',
+        '*depth_notes(source, settings.input)):\n        dict(a=f"note: {note}"',
     ),
     (
         "the demo scores with another encoder",
-        "Score(encoder, scores, source, curvature",
-        "Score(self.out, scores, source, curvature",
+        "ScoreRun(encoder, scores, source, curvature",
+        "ScoreRun(settings.out, scores, source, curvature",
     ),
     ("seeds are not recorded", '"seeds": {"seed": settings.scoring.seed},', ""),
     (
@@ -573,7 +609,11 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
         '"versions": provenance.versions(),\n    }\n\n\ndef resolved',
         "}\n\n\ndef resolved",
     ),
-    ("a comparison does not lock its folder", "with lock(settings.out):", "if settings.out:"),
+    (
+        "a comparison does not lock its folder",
+        "with lock(settings.out), RunLog(settings.out) as log:",
+        "with RunLog(settings.out) as log:",
+    ),
 )
 """(name, the text in the package, the text in its place)."""
 
