@@ -6,12 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from influence_ssl_jax import trees
+from influence_ssl_jax import randomness, trees
 from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.contributions import contributed, measured, sampled
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.errors import StructureError
 from influence_ssl_jax.losses import CosineDistance, SimCLR
+from influence_ssl_jax.randomness import Stream
 from tests import problems
 
 DRAWS = 3
@@ -58,7 +59,7 @@ def test_a_measured_gradient_is_that_of_the_examples_own_value():
     whole_gradients = full(found)
     for draw in range(DRAWS):
         for i in range(batch.index.size):
-            key = jax.random.fold_in(batch.key[i], draw)
+            key = jax.random.fold_in(randomness.branch(batch.key[i], Stream.PERTURBATIONS), draw)
             alone = jax.tree.map(lambda leaf: leaf[i : i + 1], batch)
             alone = type(batch)(alone.image, key[None], alone.index, alone.label)
             value, gradient = alone_gradient(problem.params, problem.frozen, alone)

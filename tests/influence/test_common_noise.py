@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from influence_ssl_jax import randomness
 from influence_ssl_jax.evaluation.calibration import Calibration
-from influence_ssl_jax.evaluation.certificate import keyed
 from influence_ssl_jax.evaluation.comparison import Examples, compared
 from influence_ssl_jax.evaluation.exact import Truth
 from influence_ssl_jax.ihvp import Damping, Identity
 from influence_ssl_jax.losses import CosineDistance
-from influence_ssl_jax.scoring.scores import Scorer, Scoring
+from influence_ssl_jax.randomness import Stream
+from influence_ssl_jax.scoring.scores import Scorer, Scoring, keyed
 from tests import problems
 
 OWN = Scoring(Damping(absolute=0.1), draws=2, batch_size=4, seed=9)
@@ -35,7 +36,8 @@ def test_scores():
     np.testing.assert_allclose(common.score[0], common.score[2], rtol=1e-12)
     weights, losses = np.asarray(problem.params["linear"]["kernel"]), []
     for draw in range(2):
-        noise = jax.random.normal(jax.random.fold_in(jax.random.key(9), draw), (1, 3, 3, 2), jnp.float64)
+        key = jax.random.fold_in(randomness.branch(randomness.root(9, Stream.COMMON_NOISE), Stream.PERTURBATIONS), draw)
+        noise = jax.random.normal(key, (1, 3, 3, 2), batch.image.dtype)
         noisy = batch.image + 0.3 * np.asarray(noise)
         z, other = (((np.asarray(pixels).reshape(4, -1) - 0.4) / 0.5) @ weights for pixels in (batch.image, noisy))
         cosine = np.sum(z * other, axis=1) / np.linalg.norm(z, axis=1) / np.linalg.norm(other, axis=1)
@@ -61,5 +63,6 @@ def test_certificates():
     _, batch = given()
     assert keyed(batch, OWN) is batch
     common = keyed(batch, COMMON)
-    np.testing.assert_array_equal(jax.random.key_data(common.key), [jax.random.key_data(jax.random.key(9))] * 4)
+    one = jax.random.key_data(randomness.root(9, Stream.COMMON_NOISE))
+    np.testing.assert_array_equal(jax.random.key_data(common.key), [one] * 4)
     np.testing.assert_array_equal(common.image, batch.image)
