@@ -176,7 +176,7 @@ def _assessed(given: Shared, backend: Gram) -> Callable[..., tuple]:
     def assessed(state: GramState, damping: Array, batch: Batch) -> tuple:
         gradients = measured(given.objective, given.params, given.frozen, batch).gradients
         found = backend.assess(state, gradients, damping)
-        return found.form.values, found.rounding, found.shifts
+        return found.form.values, found.rounding, found.left_out
 
     return jax.jit(assessed)
 

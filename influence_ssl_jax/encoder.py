@@ -481,10 +481,10 @@ class Encoder:
         dtype = next((x.dtype for x in jax.tree.leaves(self.params) if jnp.issubdtype(x.dtype, jnp.floating)), None)
         if dtype is None:
             raise StructureError(f"{self.name} has no floating-point parameters.")
-        pixels = randomness.generator(0, Stream.ENCODER_CHECK).uniform(size=(3, *shape[1:])).astype(dtype)
+        pixels = randomness.generator(0, Stream.ENCODER_CHECK).uniform(size=(5, *shape[1:])).astype(dtype)
         embed = jax.jit(self.network)
         try:
-            first = embed(self.params, self.frozen, pixels[:2])
+            first = embed(self.params, self.frozen, pixels[:3])
         except (flax.errors.ModifyScopeVariableError, flax.errors.InvalidRngError) as error:
             raise StructureError(
                 f"{self.name} is in training mode: it draws random numbers or updates its statistics ({_brief(error)}). "
@@ -493,7 +493,7 @@ class Encoder:
         except flax.errors.FlaxError as error:
             raise StructureError(f"The variables do not fit {self.name}: {_brief(error)}.") from error
         alone = np.asarray(first[0], np.float64)
-        beside = np.asarray(embed(self.params, self.frozen, pixels[[0, 2]])[0], np.float64)
+        beside = np.asarray(embed(self.params, self.frozen, pixels[[0, 3, 4]])[0], np.float64)
         if not np.isfinite(alone).all():
             raise StructureError(
                 f"{self.name} embeds an image of random pixels as NaN or infinity; check its parameters."

@@ -2,7 +2,8 @@
 
 Two rules keep results apart from each other and from float precision. A seed is never used as a key itself: every purpose
 has its own stream of it, and below a stream keys are either numbered (`fold_in`, `split`) or drawn from, never both.
-Everything is drawn in float32 or in 32-bit integers and cast afterwards, because JAX draws other numbers in float64.
+Everything is made of 32-bit integers, because JAX draws other numbers in float64, and transformed in the type that is asked
+for, because float32 rounds a transformation in one program otherwise than in another.
 """
 
 import enum
@@ -86,15 +87,23 @@ def generator(seed: int, stream: Stream, *numbers: int) -> np.random.Generator:
 
 
 def normal(key: Key[Array, ""], shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Float[Array, "*shape"]:
-    """Draw standard normal numbers in float32 and cast them."""
-    return jax.random.normal(key, shape, jnp.float32).astype(dtype)
+    """Draw standard normal numbers, the same in every type up to its rounding."""
+    centred = 2 * _fraction(key, shape, dtype) - 1  # in (−1, 1), exact in float32
+    return jnp.asarray(2**0.5, dtype) * jax.lax.erf_inv(centred)
 
 
 def uniform(
     key: Key[Array, ""], shape: tuple[int, ...], dtype: jax.typing.DTypeLike, low: float = 0.0, high: float = 1.0
 ) -> Float[Array, "*shape"]:
-    """Draw uniform numbers of [low, high) in float32 and cast them."""
-    return jax.random.uniform(key, shape, jnp.float32, low, high).astype(dtype)
+    """Draw uniform numbers of (low, high), the same in every type up to its rounding."""
+    return low + (high - low) * _fraction(key, shape, dtype)
+
+
+def _fraction(key: Key[Array, ""], shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Float[Array, "*shape"]:
+    """Draw odd multiples of 2⁻²⁴ in (0, 1): exact in float32, and so in every wider type."""
+    odd = 2 * (jax.random.bits(key, shape, jnp.uint32) >> 9) + 1
+    wide = jnp.promote_types(dtype, jnp.float32)
+    return (odd.astype(wide) * jnp.asarray(2.0**-24, wide)).astype(dtype)
 
 
 def signs(key: Key[Array, ""], shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Float[Array, "*shape"]:

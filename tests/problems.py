@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from influence_ssl_jax import randomness
 from influence_ssl_jax.augment.transform import Views
 from influence_ssl_jax.losses import BYOL, BarlowTwins, CosineDistance, Loss, SimCLR, SquaredEuclid, Supervised
 from influence_ssl_jax.nets.network import Network
@@ -70,7 +71,7 @@ class Noisy(Views):
     sigma: float = 0.3
 
     def __call__(self, key, image):
-        noise = jax.random.normal(key, (self.copies - 1, *image.shape), image.dtype)
+        noise = randomness.normal(key, (self.copies - 1, *image.shape), image.dtype)
         return jnp.concatenate([image[None], image[None] + self.sigma * noise])
 
 

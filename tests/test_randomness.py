@@ -42,7 +42,10 @@ def test_draws_are_the_same_numbers_in_every_type(name):
             key = randomness.root(2**40 + 5, Stream.BACKEND)
             drawn.append(np.asarray(DRAWS[name](key, jnp.float64 if wide else jnp.float32)))
     assert drawn[1].dtype == np.float64
-    np.testing.assert_array_equal(*drawn)
+    if name in ("normal", "uniform"):  # transformed in either type from the same bits
+        np.testing.assert_allclose(*drawn, rtol=1e-6)
+    else:
+        np.testing.assert_array_equal(*drawn)
 
 
 def test_draws_have_their_distribution():

@@ -16,7 +16,8 @@ TIMEOUT = 60
 
 COMMAND = """
 import hashlib, pathlib, sys, time
-from influence_ssl_jax import cli, signals
+from influence_ssl_jax import signals
+from influence_ssl_jax.cli import main as cli
 from influence_ssl_jax.run_log import RunLog
 
 signals.GRACE = {grace}

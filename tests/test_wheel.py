@@ -52,9 +52,8 @@ def test_the_wheel_says_what_it_needs_and_what_it_runs(wheel):
 
 def test_the_command_runs_out_of_the_wheel(wheel, tmp_path):
     """From the archive itself, in an empty folder: nothing of the tree is beside it."""
-    code = (
-        f"import sys; sys.path.insert(0, {str(wheel)!r}); from influence_ssl_jax import cli; sys.exit(cli.run(['-h']))"
-    )
+    code = f"import sys; sys.path.insert(0, {str(wheel)!r}); "
+    code += "from influence_ssl_jax.cli import main; sys.exit(main.run(['-h']))"
     run = [sys.executable, "-P", "-c", code]
     told = subprocess.run(run, cwd=tmp_path, env={}, capture_output=True, text=True, check=False, timeout=120)
     assert told.returncode == 0, told.stderr

@@ -227,9 +227,10 @@ class Convolution(Matrix):
         """A convolution with the basis as its kernel: `rank` output channels per group, no patches in memory."""
         rank = basis.shape[-1]
         kernel = jnp.moveaxis(basis, 0, 1).reshape(*self.window, -1, self.groups * rank)
+        dtype = jnp.result_type(read, kernel)
         projected = conv_general_dilated(
-            self._channels_last(read),
-            kernel,
+            self._channels_last(read).astype(dtype),
+            kernel.astype(dtype),
             self.strides,
             self.padding,
             self.dilation,

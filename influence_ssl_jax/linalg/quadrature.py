@@ -242,7 +242,7 @@ def spectral_density(
     steps = min(steps, size)
 
     def of_probe(key: Key[Array, ""]) -> Density:
-        start = jax.random.rademacher(key, (1, size), like.dtype) / size**0.5
+        start = randomness.signs(key, (1, size), like.dtype) / size**0.5
         zeros = jnp.zeros((1, steps), like.dtype)
         rows = jnp.zeros((1, steps + 1, size), like.dtype).at[:, 0].set(start)
         begin = _Lanczos(rows, Tridiagonal(zeros, zeros, jnp.zeros((), int)))

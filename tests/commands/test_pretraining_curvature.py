@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from influence_ssl_jax import trees
+from influence_ssl_jax import randomness, trees
 from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.contributions import measured
@@ -31,6 +31,7 @@ from influence_ssl_jax.ihvp import (
     Nystrom,
 )
 from influence_ssl_jax.losses import BYOL, BarlowTwins, CosineDistance, SimCLR
+from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.runs import objectives
 from influence_ssl_jax.runs.settings import CurvatureSet
 from influence_ssl_jax.train import Trained
@@ -112,7 +113,8 @@ def gradients(name, output):
 
     @jax.jit
     def alone(example):
-        key = jax.random.fold_in(example.key, 0)  # that of the first draw
+        own = randomness.branch(example.key, Stream.PERTURBATIONS)
+        key = jax.random.fold_in(own, 0)  # that of the first draw
         one = jax.tree.map(lambda leaf: leaf[None], dataclasses.replace(example, key=key))
         return jax.flatten_util.ravel_pytree(jax.grad(measurement)(problem.params, problem.frozen, one))[0]
 

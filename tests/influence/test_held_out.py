@@ -3,8 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 
+from influence_ssl_jax import randomness
 from influence_ssl_jax.evaluation.calibration import Calibration, deviation
 from influence_ssl_jax.evaluation.certificate import _combined
+from influence_ssl_jax.randomness import Stream
 
 
 def skewed(count=40):
@@ -27,11 +29,11 @@ def test_each_half_is_calibrated_by_the_other():
     scores, exact, lower, upper = skewed()
     calibration = Calibration(form="proportional", seed=4)
     found = deviation(scores, lower, upper, exact, calibration).calibrated
-    halves = np.array_split(np.random.default_rng(4).permutation(40), 2)
+    halves = np.array_split(randomness.generator(4, Stream.HELD_OUT).permutation(40), 2)
     errors = []
     for own, other in (halves, halves[::-1]):
         # The factor is that of the first half of the other half; bounds are equally wide about the exact score.
-        order = np.random.default_rng(4).permutation(np.arange(20))[:10]
+        order = randomness.generator(4, Stream.CALIBRATION).permutation(np.arange(20))[:10]
         middle = np.sqrt(lower * upper)[other][order]
         factor = np.exp(np.median(np.log(middle / scores[other][order])))
         errors.append(np.abs(scores[own] * factor / exact[own] - 1))

@@ -105,7 +105,7 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path):
     equal(run(settings, tmp_path / "broken").params, whole.params)
     told = [(line["event"], line.get("resumed_at_step", line.get("epoch"))) for line in log_of(tmp_path / "broken")]
     before, between, after = [("start", 0), ("epoch", 0), ("epoch", 1)], [("epoch", 2), ("epoch", 3)], ("finished", 3)
-    assert told == [*before, ("start", 3), *between, after, ("start", 9), ("finished", 9)]
+    assert told == [*before, ("stopped", None), ("start", 3), *between, after, ("start", 9), ("finished", 9)]
     last = log_of(tmp_path / "broken")[-1]
     names = ("epochs", "steps", "resumed_at_step", "runs", "nan", "skipped")
     assert [last[name] for name in names] == [3, 9, 9, 3, 0, 0]
