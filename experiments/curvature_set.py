@@ -103,7 +103,7 @@ def gradients(config: Config) -> dict[str, np.ndarray]:
     folder.mkdir(parents=True, exist_ok=True)
     done = folder / "products.npz"
     if done.exists():
-        return dict(np.load(done))
+        return dict(np.load(done, allow_pickle=False))
     path = config.encoder or HERE / "encoders" / f"{config.method}_w16_cifar10.npz"
     encoder = Encoder.load(path)
     measurement = objectives.measurement(encoder, "encoder", GaussianNoise(), CosineDistance())
@@ -131,7 +131,7 @@ def gradients(config: Config) -> dict[str, np.ndarray]:
             part.with_suffix(".tmp.npz").unlink(missing_ok=True)
             np.savez(part.with_suffix(".tmp.npz"), vectors=np.asarray(vectors), loss=np.asarray(loss))
             part.with_suffix(".tmp.npz").rename(part)
-        held = np.load(part)
+        held = np.load(part, allow_pickle=False)
         rows.append(held["vectors"] * (config.batch_size**0.5 if inside else 1.0))  # of a mean over a batch: undone
         losses.append(held["loss"])
     found = {

@@ -128,12 +128,13 @@ def test_a_zero_embedding_and_a_network_that_overflows_are_named():
     # Noise that scales with the image's distance from the mean leaves a uniform image uniform.
     problem = problems.problem(CosineDistance(), module=problems.Linear(), channels=3)
     problem = dataclasses.replace(problem, objective=dataclasses.replace(problem.objective, views=Proportional()))
-    pixels = images(3)
-    pixels[1] = 102  # the network subtracts 0.4: 102/255 is exactly that
+    problem = trees.astype(problem, jnp.float32)
+    pixels = images(3).astype(np.float32) / 255
+    pixels[1] = 0.4  # what the network subtracts
     table = self_influence(problem, LoGra(rank=2), source(pixels), TRANSFORM, SETTINGS)
     assert "zero embedding" in table["reason"][1].as_py()
     assert np.isnan(table["score"][1].as_py())
-    huge = dataclasses.replace(problem, params=trees.scale(1e308, problem.params))
+    huge = dataclasses.replace(problem, params=trees.scale(1e38, problem.params))
     scorer = Scorer.fit(problem, LoGra(rank=2), SETTINGS)
     broken = dataclasses.replace(scorer, problem=huge)
     (part,) = list(stream(broken, source(pixels), TRANSFORM))
