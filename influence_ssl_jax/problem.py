@@ -42,10 +42,11 @@ class Objective:
     def images(self, batch: Batch, dtype: jax.typing.DTypeLike) -> Float[Array, "views batch height width channels"]:
         """Draw the views of every example, pixels in [0, 1], and cast them to `dtype`.
 
-        They are computed in float32, or in the pixels' own type where that is wider, whatever `dtype` is: parameters in
-        float64 or in 16 bits see the views that parameters in float32 see.
+        They are computed in the widest of float32, the pixels' type and `dtype`: parameters in 16 bits see the views that
+        parameters in float32 see, and those in float64 see them without float32's rounding.
         """
-        pixels = batch.image.astype(jnp.promote_types(batch.image.dtype, jnp.float32))
+        wide = jnp.promote_types(jnp.promote_types(batch.image.dtype, jnp.float32), dtype)
+        pixels = batch.image.astype(wide)
         if jnp.issubdtype(batch.image.dtype, jnp.integer):
             pixels = pixels / 255
         return jax.vmap(self.views, out_axes=1)(batch.key, pixels).astype(dtype)

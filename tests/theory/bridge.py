@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from influence_ssl_jax import randomness
 from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.ihvp import CG, Damping
 from influence_ssl_jax.nets.linear import Linear
 from influence_ssl_jax.nets.network import Network
 from influence_ssl_jax.problem import Objective, Problem
+from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.scoring.scores import Scoring
 from influence_ssl_jax.scoring.stream import self_influence
 from influence_ssl_jax.types import Batch
@@ -40,8 +42,8 @@ def problem(loss, module=None, curvature="ggn", seed=1) -> Problem:
     module = Linear(OUTPUTS) if module is None else module
     params, frozen = problems.variables(module, seed, SIDE, 1)
     objective = Objective(Network(module), GaussianNoise(sigma=0.3), loss)
-    seed = jax.random.key(SETTINGS.seed)
-    keys = jnp.stack([jax.random.fold_in(jax.random.fold_in(seed, i), 0) for i in range(EXAMPLES)])
+    own = [randomness.branch(jax.random.fold_in(SETTINGS.key, i), Stream.PERTURBATIONS) for i in range(EXAMPLES)]
+    keys = jnp.stack([jax.random.fold_in(key, 0) for key in own])
     batch = Batch(jnp.asarray(PIXELS), keys, jnp.arange(EXAMPLES), jnp.full(EXAMPLES, -1))
     return Problem(params, frozen, jax.tree.map(lambda leaf: leaf[None], batch), objective, curvature)
 
