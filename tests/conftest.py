@@ -1,5 +1,6 @@
 """Strict by default: float64, no silent rank promotion, shapes checked at run time, drawn inputs that repeat."""
 
+import gc
 import json
 import os
 import tempfile
@@ -38,6 +39,9 @@ settings.register_profile(
 )
 settings.load_profile("house")
 
+MAPS = Path("/proc/self/maps")
+"""The memory maps of this process, a line each, where the system lists them."""
+
 SECONDS = Path(__file__).parent / "seconds.json"
 """Measured seconds of every test file; `pytest --write-seconds` writes it anew."""
 
@@ -64,6 +68,18 @@ def pytest_collection_modifyitems(items):
     for group, file in set(groups.values()):
         weights[group] = weights.get(group, 0.0) + seconds.get(file, 60.0)
     items.sort(key=lambda item: (-weights[groups[item][0]], groups[item]))
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """Forget compiled programs before they are too many.
+
+    Every program holds several memory maps. Linux allows a process 65,530 of them, and a compiler that gets no more
+    ends the process by a segmentation fault.
+    """
+    last_of_file = nextitem is None or nextitem.path != item.path
+    if last_of_file and MAPS.exists() and MAPS.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 def pytest_configure(config):
