@@ -1,4 +1,7 @@
-"""Pages in headless Chromium, over its debugging pipe: what a reader's browser would complain of."""
+"""Pages in headless Chromium, over its debugging pipe: what a reader's browser would complain of.
+
+`python -m tests.chromium PAGE PICTURE` writes a picture of the top of a page as a PNG with a palette.
+"""
 
 import base64
 import contextlib
@@ -7,6 +10,8 @@ import os
 import select
 import shutil
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,14 +126,15 @@ def browser(profile: Path) -> Iterator[Browser]:
         os.close(answers)
 
 
-def look(opened: Browser, page: Path, width: int, picture: Path | None = None) -> list[str]:
+def look(opened: Browser, page: Path, width: int, height: int = 800, picture: Path | None = None) -> list[str]:
     """Open a page in a window of a width in pixels and list what is wrong with it.
 
     Args:
         opened: The browser.
         page: The file; whatever lies in its folder may be asked for, and nothing else.
-        width: Of the window.
-        picture: Where a picture of the first 800 rows of pixels is written, where given.
+        width: Of the window, in pixels.
+        height: Of the window, in pixels.
+        picture: Where a picture of the window is written, where given.
 
     Returns:
         Console errors, requests that leave the page's folder, images that have not loaded, and what is wider than the
@@ -139,7 +145,7 @@ def look(opened: Browser, page: Path, width: int, picture: Path | None = None) -
     opened.events.clear()
     for domain in ("Page", "Runtime", "Log", "Network"):
         opened.ask(f"{domain}.enable", session)
-    screen = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
     opened.ask("Emulation.setDeviceMetricsOverride", session, **screen)
     opened.ask("Page.navigate", session, url=page.resolve().as_uri())
     opened.wait("Page.loadEventFired")
@@ -172,3 +178,17 @@ def complaint(event: dict[str, Any], folder: str) -> str:
         url = told["request"]["url"]
         return "" if url.startswith((folder, "data:", "blob:")) else f"request: {url[:120]}"
     return ""
+
+
+def main(page: Path, picture: Path) -> None:
+    """Write a picture of the top of a page, of 128 colours, so that it is small."""
+    from PIL import Image
+
+    with tempfile.TemporaryDirectory() as profile, browser(Path(profile)) as opened:
+        look(opened, page, 1180, 1240, picture)
+    Image.open(picture).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(picture, optimize=True)
+    print(f"{picture}: {picture.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
