@@ -38,7 +38,7 @@ suite: $(VENV)/dev      # files in the order of tests/seconds.json, a file on on
 	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 docs: $(VENV)/dev
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 fix: $(VENV)/dev
 	$(BIN)/ruff check --fix .

@@ -5,6 +5,7 @@ mkdocs reads this file (`hooks` in mkdocs.yml). Nothing that it makes is committ
 
 import json
 import re
+from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,6 @@ from mkdocs.structure.pages import Page
 import influence_ssl_jax
 
 ROOT = Path(__file__).parents[1]
-LEFT_OUT = ("site.py",)
-"""Files in docs/ that are no pages."""
 MODULES = {
     "Runs": ("runs.settings", "runs.pretrain", "runs.score", "runs.audit", "runs.compare", "runs.report"),
     "Problems and curvature": ("problem", "curvature.products", "curvature.gradients", "curvature.blocks", "types"),
@@ -36,10 +35,6 @@ MODULES = {
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the tutorials, the reference and pictures that lie outside docs/."""
-    for name in LEFT_OUT:
-        left = files.get_file_from_path(name)
-        if left is not None:
-            files.remove(left)
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         files.append(File.generated(config, f"tutorials/{path.stem}.md", content=tutorial(path)))
     for name, content in reference().items():
@@ -54,6 +49,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Write formulas as MathML, and point at the site's own copies of what lies outside docs/."""
     del config, files
+    if page.file.src_uri.startswith("reference/"):
+        return markdown
     up = "../" * page.file.src_uri.count("/")
     markdown = markdown.replace("](../benchmarks/results/", f"]({up}plots/")
     if page.file.src_uri in ("changes.md", "contributing.md"):  # they stand above docs/
@@ -72,7 +69,14 @@ def parts(cell: dict[str, Any]) -> list[str]:
     source = "".join(cell["source"])
     if cell["cell_type"] == "markdown":
         return [source]
-    return [f"```python\n{source}\n```", *map(shown, cell["outputs"])]
+    outputs = groupby(cell["outputs"], key=lambda output: output["output_type"] == "stream")
+    said = [part for printed, group in outputs for part in ([printed_text(group)] if printed else map(shown, group))]
+    return [f"```python\n{source}\n```", *said]
+
+
+def printed_text(outputs: Iterable[dict[str, Any]]) -> str:
+    """Return what a cell printed, however many pieces it came in, as one block."""
+    return "```text\n" + "".join("".join(each["text"]) for each in outputs).rstrip() + "\n```"
 
 
 def shown(output: dict[str, Any]) -> str:
@@ -81,8 +85,6 @@ def shown(output: dict[str, Any]) -> str:
     Raises:
         ValueError: It is of a kind that is not known here.
     """
-    if output["output_type"] == "stream":
-        return "```text\n" + "".join(output["text"]).rstrip() + "\n```"
     data = output.get("data", {})
     if "image/png" in data:
         return f"![Output of the code above](data:image/png;base64,{data['image/png'].replace(chr(10), '')})"
@@ -102,8 +104,11 @@ def reference() -> dict[str, str]:
         lines += [f"::: influence_ssl_jax.{module}.{name}\n    options:\n      heading_level: 3\n" for _, name in names]
     pages = {"index": "\n".join(lines)}
     for topic, modules in MODULES.items():
-        blocks = [f"::: influence_ssl_jax.{module}\n    options:\n      heading_level: 2\n" for module in modules]
-        pages[topic.lower().replace(" ", "-")] = "\n".join([f"# {topic}", "", *blocks])
+        elsewhere = "|".join(sorted(influence_ssl_jax._MODULES))
+        options = f"heading_level: 2\n      filters: ['!^_', '!^({elsewhere})$']"
+        blocks = [f"::: influence_ssl_jax.{module}\n    options:\n      {options}\n" for module in modules]
+        said = "What is at the top of the package is under [public names](index.md)."
+        pages[topic.lower().replace(" ", "-")] = "\n".join([f"# {topic}", "", said, "", *blocks])
     return pages
 
 
@@ -120,5 +125,6 @@ def formulas(text: str) -> str:
 
 
 def mathml(formula: str, display: str) -> str:
-    """Return a formula as MathML on one line."""
-    return convert(" ".join(formula.split()), display=display).replace("\n", "")
+    """Return a formula as MathML on one line, inside an element that Markdown leaves in its paragraph."""
+    written = convert(" ".join(formula.split()), display=display).replace("\n", "")
+    return f'<span class="formula">{written}</span>' if display == "inline" else written

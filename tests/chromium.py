@@ -126,18 +126,21 @@ def browser(profile: Path) -> Iterator[Browser]:
         os.close(answers)
 
 
-def look(opened: Browser, page: Path, width: int, height: int = 800, picture: Path | None = None) -> list[str]:
+def look(
+    opened: Browser, page: Path, width: int, height: int = 800, picture: Path | None = None, root: Path | None = None
+) -> list[str]:
     """Open a page in a window of a width in pixels and list what is wrong with it.
 
     Args:
         opened: The browser.
-        page: The file; whatever lies in its folder may be asked for, and nothing else.
+        page: The file.
         width: Of the window, in pixels.
         height: Of the window, in pixels.
         picture: Where a picture of the window is written, where given.
+        root: The folder whose files the page may ask for; its own where None.
 
     Returns:
-        Console errors, requests that leave the page's folder, images that have not loaded, and what is wider than the
+        Console errors, requests that leave the folder, images that have not loaded, and what is wider than the
         window.
     """
     target = opened.ask("Target.createTarget", url="about:blank")["targetId"]
@@ -158,7 +161,8 @@ def look(opened: Browser, page: Path, width: int, height: int = 800, picture: Pa
         taken = opened.ask("Page.captureScreenshot", session, format="png")
         picture.write_bytes(base64.b64decode(taken["data"]))
     opened.ask("Target.closeTarget", targetId=target)
-    wrong = [said for each in opened.events if (said := complaint(each, page.resolve().parent.as_uri()))]
+    folder = (root or page.parent).resolve().as_uri()
+    wrong = [said for each in opened.events if (said := complaint(each, folder))]
     wrong += [f"image not loaded: {each}" for each in seen["missing"]]
     if seen["width"] > seen["wide"] or seen["beyond"]:
         wrong.append(f"wider than the window: {seen['width']} pixels of {seen['wide']}: {', '.join(seen['beyond'])}")
