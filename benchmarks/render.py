@@ -74,7 +74,10 @@ def summary(found: Results) -> list[str]:
                 "definition in torch."
             )
     effects = [
-        row["left_out"][0] for task in every(found, "fidelity") for row in task["rows"] if row["method"] == "Exact, Hessian"
+        row["left_out"][0]
+        for task in every(found, "fidelity")
+        for row in task["rows"]
+        if row["method"] == "Exact, Hessian"
     ]
     if effects:
         said.append(
