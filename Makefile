@@ -16,7 +16,7 @@ define ENVIRONMENT
 test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 endef
 
-.PHONY: demo test check lint types suite docs fix bench clean
+.PHONY: demo test check lint types suite docs picture fix bench clean
 
 demo: $(VENV)/run
 	$(BIN)/influence-ssl demo --out demo
@@ -39,6 +39,9 @@ suite: $(VENV)/dev      # files in the order of tests/seconds.json, a file on on
 
 docs: $(VENV)/dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+picture: $(VENV)/dev demo      # the README's, of the report; takes Chromium
+	$(BIN)/python -m tests.chromium demo/report.html docs/plots/report.png
 
 fix: $(VENV)/dev
 	$(BIN)/ruff check --fix .
