@@ -1,11 +1,12 @@
 # make demo: set up, then pretrain, score and report on the bundled data.   make test: set up, then every check.
 # make docs: build the site, strictly, into site/.
 # make bench: set up with the peers, measure, render docs/benchmarks.md. INFLUENCE_SSL_TFDS=… names prepared CIFAR-10.
-# The first interpreter that is found, starts, is new enough and can make environments. Another one: make PYTHON=… VENV=….
+# The first interpreter that is found, starts, is new enough and can make environments; looked for once, and only if needed.
+# Another one: make PYTHON=… VENV=….
 SUITABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 FIRST = $(shell for each in python3.13 python3.12 python3.11 python3; do \
 	"$$each" -c '$(SUITABLE)' >/dev/null 2>&1 && { echo "$$each"; break; }; done)
-PYTHON ?= $(FIRST)
+PYTHON ?= $(eval PYTHON := $(FIRST))$(PYTHON)
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
@@ -38,7 +39,7 @@ suite: $(VENV)/dev      # files in the order of tests/seconds.json, a file on on
 	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 docs: $(VENV)/dev
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 picture: $(VENV)/dev demo      # the README's, of the report; takes Chromium
 	$(BIN)/python -m tests.chromium demo/report.html docs/plots/report.png

@@ -52,8 +52,6 @@ for words in json.loads(sys.argv[1]):
     try:
         if words[0] == "influence-ssl":
             from influence_ssl_jax.cli import main
-from tests import chromium
-from tests.test_readme import assert_scores_are_shown
             main.run(words[1:])
         elif words[0] == "-m":
             sys.argv = words[1:]
@@ -211,7 +209,7 @@ def site(tmp_path_factory) -> Path:
 
 def mkdocs(configuration: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     """Build a site strictly."""
-    run = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-f", str(configuration), "-d", str(folder)]
+    run = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(configuration), "-d", str(folder)]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     return subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
 
