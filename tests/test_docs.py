@@ -255,3 +255,46 @@ def test_a_link_that_leads_nowhere_stops_the_build(tmp_path):
     for wrong in ("absent.md", "other.md#absent"):
         (pages / "index.md").write_text(f"# Start\n\n[there]({wrong})\n")
         assert mkdocs(tmp_path / "mkdocs.yml", tmp_path / "site").returncode == 1
+
+
+def test_make_takes_the_first_interpreter_that_starts(tmp_path):
+    """One that is found and does not start, as the stand-ins of a version manager, is passed over."""
+    found = tmp_path / "bin"
+    found.mkdir()
+
+    def interpreter(name: str, does: str) -> None:
+        (found / name).write_text(f"#!/bin/sh\n{does}\n")
+        (found / name).chmod(0o755)
+
+    def make(*options: str) -> subprocess.CompletedProcess[str]:
+        run = ["make", "demo", f"VENV={tmp_path / 'none'}", *options]
+        environment = {"PATH": f"{found}:/usr/bin:/bin"}
+        return subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60)
+
+    for name in ("python3.13", "python3.12", "python3.11", "python3"):
+        interpreter(name, "exit 127")
+    assert "No Python from 3.11 on" in make().stderr
+    interpreter("python3.12", f'exec "{sys.executable}" "$@"')
+    assert "|| python3.12 -m venv" in make("--dry-run").stdout
+
+
+def test_files_and_names_of_the_instructions_for_contributors_are_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    spans = [
+        span for span in re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+    ]
+    files = {span for span in spans if re.fullmatch(r"[\w./]+(\.py|\.toml|\.md|/)", span)}
+    absent = [each for each in files if not any((base / each).exists() for base in (ROOT, ROOT / "influence_ssl_jax"))]
+    assert (len(files) > 30, absent) == (True, [])
+    sources = [path for top in ("influence_ssl_jax", "tests", "benchmarks") for path in (ROOT / top).rglob("*.py")]
+    code = "\n".join(path.read_text() for path in sources if path != Path(__file__))
+    names = {span for span in spans if re.fullmatch(r"[A-Z]\w+|[a-z]+_\w+", span)}
+    assert (len(names) > 20, [each for each in names if not re.search(rf"\b{each}\b", code)]) == (True, [])
+
+
+def test_the_tree_lists_every_part_of_the_package():
+    tree = (ROOT / "CONTRIBUTING.md").read_text().split("```\n")[2]
+    package = tree.split("tests/", 1)[0]
+    parts = {path.name + "/" * path.is_dir() for path in (ROOT / "influence_ssl_jax").iterdir()}
+    parts -= {"__pycache__/", "__main__.py", "py.typed"}
+    assert parts <= set(re.findall(r"[a-z_]+(?:/|\.py)", package))
