@@ -280,9 +280,7 @@ def test_make_takes_the_first_interpreter_that_starts(tmp_path):
 
 def test_files_and_names_of_the_instructions_for_contributors_are_there():
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    spans = [
-        span for span in re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
-    ]
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
     files = {span for span in spans if re.fullmatch(r"[\w./]+(\.py|\.toml|\.md|/)", span)}
     absent = [each for each in files if not any((base / each).exists() for base in (ROOT, ROOT / "influence_ssl_jax"))]
     assert (len(files) > 30, absent) == (True, [])
