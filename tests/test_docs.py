@@ -198,9 +198,14 @@ def test_python_of_the_pages_runs(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
-    """The site, built strictly: a link, an anchor or a name that leads nowhere is an error."""
+def material() -> None:
+    """Skip where what builds the site is not installed."""
     pytest.importorskip("material", reason="mkdocs-material is not installed: pip install '.[docs]'")
+
+
+@pytest.fixture(scope="module")
+def site(material, tmp_path_factory) -> Path:
+    """The site, built strictly: a link, an anchor or a name that leads nowhere is an error."""
     folder = tmp_path_factory.mktemp("built") / "site"
     built = mkdocs(ROOT / "mkdocs.yml", folder)
     assert built.returncode == 0, built.stderr[-3000:]
@@ -242,7 +247,7 @@ def test_pages_of_the_site_have_nothing_to_complain_of(site, tmp_path, width):
             assert chromium.look(opened, site / page, width, root=site) == [], page
 
 
-def test_a_link_that_leads_nowhere_stops_the_build(tmp_path):
+def test_a_link_that_leads_nowhere_stops_the_build(material, tmp_path):
     """With the settings of the site, on two pages of their own."""
     pages = tmp_path / "docs"
     pages.mkdir()
