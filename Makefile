@@ -1,12 +1,23 @@
 # make demo: set up, then pretrain, score and report on the bundled data.   make test: set up, then every check.
+# make docs: build the site, strictly, into site/.
 # make bench: set up with the peers, measure, render docs/benchmarks.md. INFLUENCE_SSL_TFDS=… names prepared CIFAR-10.
-PYTHON ?= python3.11
+# The first interpreter that is found, starts, is new enough and can make environments; looked for once, and only if needed.
+# Another one: make PYTHON=… VENV=….
+SUITABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
+FIRST = $(shell for each in python3.13 python3.12 python3.11 python3; do \
+	"$$each" -c '$(SUITABLE)' >/dev/null 2>&1 && { echo "$$each"; break; }; done)
+PYTHON ?= $(eval PYTHON := $(FIRST))$(PYTHON)
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 COMPILE := $(BIN)/python -m compileall -q -j 0 -x '/tests?/' $(VENV)/lib    # on every core, where pip takes one
 
-.PHONY: demo test check lint types suite fix bench clean
+define ENVIRONMENT
+@test -n '$(PYTHON)' || { echo 'No Python from 3.11 on with venv and ensurepip is found. Name one: make PYTHON=/path/to/python3.13' >&2; exit 1; }
+test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+endef
+
+.PHONY: demo test check lint types suite docs picture fix bench clean
 
 demo: $(VENV)/run
 	$(BIN)/influence-ssl demo --out demo
@@ -27,6 +38,12 @@ types: $(VENV)/dev
 suite: $(VENV)/dev      # files in the order of tests/seconds.json, a file on one worker; --write-seconds measures them anew
 	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
+docs: $(VENV)/dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+picture: $(VENV)/dev demo      # the README's, of the report; takes Chromium
+	$(BIN)/python -m tests.chromium demo/report.html docs/plots/report.png
+
 fix: $(VENV)/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -43,22 +60,22 @@ bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.render
 
 $(VENV)/run: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(INSTALL) -e .
+	$(ENVIRONMENT)
+	$(INSTALL) -e '.[all]'
 	$(COMPILE)
 	touch $@
 
 $(VENV)/dev: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(ENVIRONMENT)
 	$(INSTALL) -e '.[dev]'
 	$(COMPILE)
 	touch $@
 
 $(VENV)/bench: pyproject.toml constraints.txt constraints-bench.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(ENVIRONMENT)
 	$(INSTALL) -c constraints-bench.txt -e '.[bench]'
 	$(COMPILE)
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo dist
+	rm -rf $(VENV) demo dist site

@@ -1,4 +1,4 @@
-"""`docs/benchmarks.md` and its plots from `benchmarks/results/*.json`.
+"""`docs/benchmarks.md`, `docs/benchmarks-aims.md` and plots from `benchmarks/results/*.json`.
 
 python -m benchmarks.render
 """
@@ -18,6 +18,7 @@ from benchmarks.results import FOLDER, number, read, spread
 
 DOCS = Path(__file__).parents[1] / "docs"
 TEMPLATES = Path(__file__).parent / "templates"
+PAGES = ("benchmarks", "benchmarks-aims")
 BENCHMARKS = ("agreement", "cost", "primitives", "fidelity", "convolutions")
 
 
@@ -28,8 +29,8 @@ def results(folder: Path = FOLDER) -> Results:
     return {name: result for name, result in found.items() if result is not None}
 
 
-def page(found: Results) -> str:
-    """The text of the page."""
+def page(found: Results, name: str = "benchmarks") -> str:
+    """Return the text of a page, `benchmarks` or `benchmarks-aims`."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.ChainableUndefined, trim_blocks=True
     )
@@ -40,11 +41,50 @@ def page(found: Results) -> str:
         "machine": machine,
         "per_vector": per_vector,
     }
-    return environment.get_template("benchmarks.md.jinja").render(
+    return environment.get_template(f"{name}.md.jinja").render(
+        summary=" ".join(summary(found)),
         aims=aims(found),
         agreement=found.get("agreement"),
         **{kind: every(found, kind) for kind in BENCHMARKS[1:]},
     )
+
+
+def summary(found: Results) -> list[str]:
+    """Return what was measured, in a sentence each for agreement, cost and retraining; nothing of what was not."""
+    said = []
+    agreement = found.get("agreement")
+    if agreement:
+        holds = sum(row["value"] <= row["tolerance"] for row in agreement["findings"])
+        said.append(
+            f"Asked in the same convention, this package and its peers compute the same numbers: {holds} of "
+            f"{len(agreement['findings'])} comparisons hold."
+        )
+    costs = [result for result in every(found, "cost") if result["made"]["device"]["platform"] == "cpu"]
+    if costs:
+        result = max(costs, key=lambda each: each["config"]["setting"]["batch"])
+        cost = {row["operation"]: row["gradients"][0] for row in result["operations"] if "failed" not in row}
+        ours, theirs = "EK-FAC, every eigenvector, score", "kronfluence EK-FAC, score"
+        ours_projected, theirs_projected = "LoGra, rank 16, score", "LogIX's definition, rank 16, score"
+        if {ours, theirs, ours_projected, theirs_projected} <= cost.keys():
+            setting = result["config"]["setting"]
+            said.append(
+                f"In gradients of its own framework (ResNet-18 of width {setting['width']}, batches of {setting['batch']}, "
+                f"CPU), a score by EK-FAC costs {number(cost[ours])} here and {number(cost[theirs])} in kronfluence, by "
+                f"LoGra of rank 16 {number(cost[ours_projected])} here and {number(cost[theirs_projected])} by LogIX's "
+                "definition in torch."
+            )
+    effects = [
+        row["left_out"][0]
+        for task in every(found, "fidelity")
+        for row in task["rows"]
+        if row["method"] == "Exact, Hessian"
+    ]
+    if effects:
+        said.append(
+            f"On {len(effects)} small problems, trained again without one example at a time, exact scores by the "
+            f"Hessian rank the effects with Spearman's ρ from {number(min(effects))} to {number(max(effects))}."
+        )
+    return said
 
 
 def every(found: Results, kind: str) -> list[dict[str, Any]]:
@@ -112,12 +152,13 @@ def plot_fidelity(found: Results, path: Path) -> None:
 
 
 def main() -> None:
-    """Write the page and the plots."""
+    """Write the pages and the plots."""
     plt.rcParams["svg.hashsalt"] = "benchmarks"  # the same file for the same figures
     found = results()
     plots = DOCS / "plots"
     plots.mkdir(parents=True, exist_ok=True)
-    (DOCS / "benchmarks.md").write_text(page(found))
+    for name in PAGES:
+        (DOCS / f"{name}.md").write_text(page(found, name))
     if every(found, "cost"):
         plot_costs(found, plots / "cost.svg")
     if every(found, "fidelity"):

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import importlib.util
 import os
 import shutil
 import unicodedata
@@ -62,6 +63,36 @@ class PartnerError(InfluenceError):
     """Another process of a run of several has died."""
 
     status = 4
+
+
+class MissingExtraError(InfluenceError, ImportError):
+    """A part of the package was imported whose packages are not installed."""
+
+
+EXTRAS = {
+    "data": ("pyarrow", "PIL", "fsspec", "scipy", "sklearn"),
+    "tfds": ("tensorflow_datasets", "array_record", "importlib_resources"),
+    "train": ("optax", "orbax", "rich"),
+    "report": ("matplotlib", "jinja2", "rich"),
+    "cli": ("tyro",),
+}
+"""The packages that each extra installs, by the names under which Python imports them."""
+
+
+def require(extra: str) -> None:
+    """Check that the packages of an extra are installed, without importing them.
+
+    Args:
+        extra: A key of `EXTRAS`.
+
+    Raises:
+        MissingExtraError: One is not; the message names the extra.
+    """
+    absent = [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
+    if absent:
+        raise MissingExtraError(
+            f"This part of influence_ssl_jax needs {', '.join(absent)}: pip install 'influence-ssl-jax[{extra}]'."
+        )
 
 
 class FullDiskError(InfluenceError):

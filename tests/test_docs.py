@@ -1,7 +1,11 @@
-"""Every command line of README, docs and Makefile is one that the program takes: its options are read, nothing is run."""
+"""Every command line of the documentation is one that the program takes, its Python runs, and its site builds.
+
+Of command lines the options are read; nothing is run.
+"""
 
 import functools
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -10,10 +14,19 @@ from pathlib import Path
 
 import pytest
 
+import influence_ssl_jax
 from influence_ssl_jax.cli import main
+from tests import chromium
+from tests.test_readme import assert_scores_are_shown
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
+SNIPPETS = {
+    f"{page.relative_to(ROOT)} {number}": snippet
+    for page in DOCS
+    for number, snippet in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE))
+}
 LEFT_OUT = {
     "score": ["--encoder", "e", "--out", "o"],
     "audit": ["scores"],
@@ -51,6 +64,16 @@ for words in json.loads(sys.argv[1]):
     except BaseException as error:
         wrong.append([words, repr(error) + traceback.format_exc()[-300:]])
 print(json.dumps(wrong))
+"""
+RUN = """
+import contextlib, io, json, sys
+
+said = {}
+for name, snippet in json.loads(sys.argv[1]).items():
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(compile(snippet, name, "exec"), {"__name__": "snippet"})
+    said[name] = out.getvalue()
+print(json.dumps(said))
 """
 WRONG = (("influence-ssl", "report", "--no-such-option"), ("influence-ssl", "skore"), ("experiments/none.py",))
 WITHOUT_OPTIONS = ("benchmarks.agreement", "benchmarks.render")
@@ -97,7 +120,7 @@ def targets() -> list[str]:
 
 
 def test_the_documented_targets_are_there():
-    assert {"demo", "test", "bench", "check"} <= set(targets())
+    assert {"demo", "test", "bench", "check", "docs", "fix"} <= set(targets())
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert phony is not None
     for target in sorted({*targets(), *phony[1].split()}):
@@ -162,3 +185,119 @@ def test_benchmarks_and_experiments_take_their_documented_options(refused):
 
 def test_a_command_line_that_is_wrong_is_noticed(refused):
     assert set(WRONG) <= refused.keys()
+
+
+def test_python_of_the_pages_runs(tmp_path):
+    """All in one process of its own: the reader has no float64 and no checks of shapes."""
+    assert {"docs/concepts.md 0", "docs/networks.md 0"} <= SNIPPETS.keys()
+    run = [sys.executable, "-c", RUN, json.dumps(SNIPPETS)]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    for said in json.loads(done.stdout.splitlines()[-1]).values():
+        assert_scores_are_shown(said)
+
+
+@pytest.fixture(scope="module")
+def material() -> None:
+    """Skip where what builds the site is not installed."""
+    pytest.importorskip("material", reason="mkdocs-material is not installed: pip install '.[docs]'")
+
+
+@pytest.fixture(scope="module")
+def site(material, tmp_path_factory) -> Path:
+    """The site, built strictly: a link, an anchor or a name that leads nowhere is an error."""
+    folder = tmp_path_factory.mktemp("built") / "site"
+    built = mkdocs(ROOT / "mkdocs.yml", folder)
+    assert built.returncode == 0, built.stderr[-3000:]
+    return folder
+
+
+def mkdocs(configuration: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Build a site strictly."""
+    run = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(configuration), "-d", str(folder)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    return subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_the_site_holds_every_page_and_every_public_name(site):
+    pages = [page.relative_to(ROOT / "docs").with_suffix(".html") for page in DOCS]
+    assert [str(page) for page in pages if not (site / page).is_file()] == []
+    assert {page.stem for page in (ROOT / "notebooks").glob("*.ipynb")} == {
+        page.stem for page in (site / "tutorials").glob("*.html")
+    }
+    reference = (site / "reference" / "index.html").read_text()
+    for name in influence_ssl_jax.__all__:
+        assert re.search(rf'id="influence_ssl_jax\.[\w.]*\b{name}"', reference), name
+
+
+def test_formulas_are_written_out_and_outputs_of_notebooks_shown(site):
+    theory = (site / "theory.html").read_text()
+    assert theory.count("<math") > 300
+    assert not re.search(r"\$[^$<]*\\\\(frac|lambda|top)", theory)
+    tutorial = (site / "tutorials" / "compare_ihvp.html").read_text()
+    assert tutorial.count('src="data:image/png;base64,') == 2
+    assert "Coverage of 90 % intervals is expected to be" in tutorial
+
+
+@pytest.mark.skipif(chromium.PROGRAM is None, reason="no Chromium is installed")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_pages_of_the_site_have_nothing_to_complain_of(site, tmp_path, width):
+    with chromium.browser(tmp_path / "profile") as opened:
+        for page in ("index.html", "theory.html", "tutorials/compare_ihvp.html"):
+            assert chromium.look(opened, site / page, width, root=site) == [], page
+
+
+def test_a_link_that_leads_nowhere_stops_the_build(material, tmp_path):
+    """With the settings of the site, on two pages of their own."""
+    pages = tmp_path / "docs"
+    pages.mkdir()
+    (pages / "index.md").write_text("# Start\n\n[there](other.md#here)\n")
+    (pages / "other.md").write_text("# Other\n\n## Here\n")
+    settings = (ROOT / "mkdocs.yml").read_text()
+    kept = [settings[settings.index("validation:") : settings.index("nav:")], "site_name: two pages"]
+    (tmp_path / "mkdocs.yml").write_text("\n".join(kept))
+    assert mkdocs(tmp_path / "mkdocs.yml", tmp_path / "site").returncode == 0
+    for wrong in ("absent.md", "other.md#absent"):
+        (pages / "index.md").write_text(f"# Start\n\n[there]({wrong})\n")
+        assert mkdocs(tmp_path / "mkdocs.yml", tmp_path / "site").returncode == 1
+
+
+def test_make_takes_the_first_interpreter_that_starts(tmp_path):
+    """One that is found and does not start, as the stand-ins of a version manager, is passed over."""
+    found = tmp_path / "bin"
+    found.mkdir()
+
+    def interpreter(name: str, does: str) -> None:
+        (found / name).write_text(f"#!/bin/sh\n{does}\n")
+        (found / name).chmod(0o755)
+
+    def make(*options: str) -> subprocess.CompletedProcess[str]:
+        run = ["make", "demo", f"VENV={tmp_path / 'none'}", *options]
+        environment = {"PATH": f"{found}:/usr/bin:/bin"}
+        return subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60)
+
+    for name in ("python3.13", "python3.12", "python3.11", "python3"):
+        interpreter(name, "exit 127")
+    assert "No Python from 3.11 on" in make().stderr
+    interpreter("python3.12", f'exec "{sys.executable}" "$@"')
+    assert "|| python3.12 -m venv" in make("--dry-run").stdout
+
+
+def test_files_and_names_of_the_instructions_for_contributors_are_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+    files = {span for span in spans if re.fullmatch(r"[\w./]+(\.py|\.toml|\.md|/)", span)}
+    absent = [each for each in files if not any((base / each).exists() for base in (ROOT, ROOT / "influence_ssl_jax"))]
+    assert (len(files) > 30, absent) == (True, [])
+    sources = [path for top in ("influence_ssl_jax", "tests", "benchmarks") for path in (ROOT / top).rglob("*.py")]
+    code = "\n".join(path.read_text() for path in sources if path != Path(__file__))
+    names = {span for span in spans if re.fullmatch(r"[A-Z]\w+|[a-z]+_\w+", span)}
+    assert (len(names) > 20, [each for each in names if not re.search(rf"\b{each}\b", code)]) == (True, [])
+
+
+def test_the_tree_lists_every_part_of_the_package():
+    tree = (ROOT / "CONTRIBUTING.md").read_text().split("```\n")[2]
+    package = tree.split("tests/", 1)[0]
+    parts = {path.name + "/" * path.is_dir() for path in (ROOT / "influence_ssl_jax").iterdir()}
+    parts -= {"__pycache__/", "__main__.py", "py.typed"}
+    assert parts <= set(re.findall(r"[a-z_]+(?:/|\.py)", package))

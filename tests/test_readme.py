@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands, and the commands that it shows exist."""
+"""The README is short, its Python runs as it stands, its commands, links and picture exist."""
 
 import math
 import re
@@ -10,7 +10,8 @@ import pytest
 
 from influence_ssl_jax.cli.main import COMMANDS
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -46,6 +47,19 @@ def test_a_table_without_scores_is_noticed(wrong):
     assert_scores_are_shown(good)
     with pytest.raises(AssertionError):
         assert_scores_are_shown(good.replace("0.3", wrong))
+
+
+def test_it_is_read_in_three_minutes():
+    assert len(README.split()) <= 700
+
+
+def test_links_lead_to_files_and_the_picture_is_small():
+    links = [each for each in re.findall(r"\]\(([^)#]+)", README) if "://" not in each]
+    assert len(links) >= 12
+    assert [each for each in links if not (ROOT / each).is_file()] == []
+    (picture,) = re.findall(r"!\[.+\]\((.*)\)", README)
+    assert (ROOT / picture).read_bytes().startswith(b"\x89PNG")
+    assert (ROOT / picture).stat().st_size < 150_000
 
 
 def test_commands_exist():

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from influence_ssl_jax.cli.environment import keep_compiled_programs, keep_convolutions_whole, keep_float32
-from influence_ssl_jax.errors import InfluenceError, PartnerError, printable
+from influence_ssl_jax.errors import InfluenceError, PartnerError, printable, require
 from influence_ssl_jax.signals import Terminated, leave_at_once, orderly, status_of
 
 PROGRAM = "influence-ssl"
@@ -200,6 +200,7 @@ def _execute(arguments: Sequence[str], out: Console) -> None:
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
         raise InfluenceError(f"There is no command {name!r}; there are {', '.join(COMMANDS)}. Try {PROGRAM} --help.")
+    require("cli")
     from influence_ssl_jax.cli.options import parse  # loads JAX
 
     command = COMMANDS[name]

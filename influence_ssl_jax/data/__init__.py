@@ -5,6 +5,10 @@ A source that is added here is known to the command line and to the contract tes
 
 from typing import TypeAlias, get_args
 
+from influence_ssl_jax.errors import require
+
+require("data")
+
 from influence_ssl_jax.data.arrays import Arrays
 from influence_ssl_jax.data.depth import depth_notes
 from influence_ssl_jax.data.digits import Digits

@@ -24,7 +24,7 @@ from influence_ssl_jax.data.source import (
 )
 from influence_ssl_jax.data.table import Classes, classes
 from influence_ssl_jax.data.transform import UndecodableImage, decode
-from influence_ssl_jax.errors import DataError, printable
+from influence_ssl_jax.errors import DataError, printable, require
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -178,6 +178,7 @@ class Tfds(Source):
             raise DataError(f"{self.name!r} has the splits {splits}, got {self.split!r} ({error}).") from error
 
     def _builder(self) -> Any:
+        require("tfds")
         import tensorflow_datasets as tfds  # slow to import
         from tensorflow_datasets.core.registered import DatasetNotFoundError
 

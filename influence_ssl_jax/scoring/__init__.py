@@ -1,7 +1,25 @@
-"""Scores: a problem, a backend and a measurement joined and streamed over a data set."""
+"""Scores: a problem, a backend and a measurement joined and streamed over a data set.
 
+`self_influence` reads a data set, for which the extra `data` must be installed; nothing else here needs it.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from influence_ssl_jax.errors import require
 from influence_ssl_jax.scoring.estimands import Estimand, Estimate, estimate, reliability
 from influence_ssl_jax.scoring.scores import Scorer, Scoring
-from influence_ssl_jax.scoring.stream import self_influence, stream
 
-__all__ = ["Estimand", "Estimate", "Scorer", "Scoring", "estimate", "reliability", "self_influence", "stream"]
+if TYPE_CHECKING:
+    from influence_ssl_jax.scoring.stream import self_influence
+
+__all__ = ["Estimand", "Estimate", "Scorer", "Scoring", "estimate", "reliability", "self_influence"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `self_influence` when it is first used."""
+    if name != "self_influence":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}.")
+    require("data")
+    from influence_ssl_jax.scoring.stream import self_influence
+
+    return self_influence

@@ -1,5 +1,9 @@
 """The resumable score store: parts with checksums while scores are made, one table when they all are."""
 
+from influence_ssl_jax.errors import require
+
+require("data")
+
 from influence_ssl_jax.store.fitted import digest_of, load_fitted, save_fitted
 from influence_ssl_jax.store.result import BASELINES, COLUMNS, CONTENT, MEASUREMENTS, RUN, SCORES, recorded
 from influence_ssl_jax.store.score_store import ScoreStore

@@ -1,5 +1,9 @@
 """Self-supervised pretraining: settings and recipes, the loop, and trained networks as files."""
 
+from influence_ssl_jax.errors import require
+
+require("train")
+
 from influence_ssl_jax.train.evaluation import Probe
 from influence_ssl_jax.train.export import Trained, load, save
 from influence_ssl_jax.train.loop import pretrain

@@ -189,8 +189,18 @@ def test_every_number_agrees_with_the_peers():
     assert not wrong
 
 
-def test_the_page_is_what_the_committed_figures_render_to():
-    assert render.page(render.results()) == (render.DOCS / "benchmarks.md").read_text()
+@pytest.mark.parametrize("name", render.PAGES)
+def test_a_page_is_what_the_committed_figures_render_to(name):
+    assert render.page(render.results(), name) == (render.DOCS / f"{name}.md").read_text()
+
+
+def test_the_page_opens_with_three_sentences_and_the_aims_are_on_their_own():
+    page, found = render.page(render.results()), render.results()
+    assert len(render.summary(found)) == 3
+    assert page.split("\n\n")[1].strip() == " ".join(render.summary(found))
+    assert "| aim |" not in page
+    table = render.page(found, "benchmarks-aims")
+    assert table.count("\n| ") == len(aims(found)) + 1
 
 
 def test_a_page_without_figures_says_what_to_run():
