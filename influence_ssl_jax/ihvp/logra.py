@@ -1,10 +1,12 @@
 """LoGra: every layer's gradient projected on both sides, its projected curvature inverted exactly."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Key
 
 from influence_ssl_jax.curvature import blocks as cut
@@ -69,22 +71,52 @@ class LoGra(EigenbasisBackend):
         dtype = jax.tree.leaves(problem.params)[0].dtype
         # A scaled basis keeps norms in expectation where the rest is dropped; kept, there is nothing to make up for.
         draw = {"drop": random_basis, "keep": random_orthonormal}[self.complement]
-        moments = {}
-        if self.bases == "pca":
-            moments = side_moments(problem, blocks)
-        found: Bases = {}
+        moments = side_moments(problem, blocks) if self.bases == "pca" else {}
+        wanted: dict[tuple[str, int], _Wanted] = {}
+        bases: dict[tuple[str, int], Array] = {}
         for block, block_key in zip(blocks, jax.random.split(key, len(blocks)), strict=True):
             if isinstance(block, cut.VectorBlock):
-                found[block.name] = (draw(block_key, block.size, min(self.rank**2, block.size), dtype),)
+                wanted[block.name, 0] = _Wanted(block.size, min(self.rank**2, block.size), block_key[None])
                 continue
-            sides = []
             for side, size in enumerate((block.inputs, block.outputs)):
                 rank = min(self.rank, size)
                 if self.bases == "pca":
                     chosen = [leading_eigenvectors(moment, rank) for moment in moments[block.name][side]]
+                    bases[block.name, side] = jnp.stack(chosen)
                 else:
                     keys = jax.random.split(jax.random.fold_in(block_key, side), block.groups)
-                    chosen = [draw(k, size, rank, dtype) for k in keys]
-                sides.append(jnp.stack(chosen))
-            found[block.name] = tuple(sides)
-        return found
+                    wanted[block.name, side] = _Wanted(size, rank, keys)
+        bases |= _draw_together(draw, wanted, dtype)
+        return {
+            block.name: (bases[block.name, 0][0],)
+            if isinstance(block, cut.VectorBlock)
+            else (bases[block.name, 0], bases[block.name, 1])
+            for block in blocks
+        }
+
+
+class _Wanted(NamedTuple):
+    """Random bases to draw: one for each key."""
+
+    size: int
+    rank: int
+    keys: Key[Array, " groups"]
+
+
+def _draw_together(
+    draw: Callable[[Key[Array, ""], int, int, jax.typing.DTypeLike], Array],
+    wanted: dict[tuple[str, int], _Wanted],
+    dtype: jax.typing.DTypeLike,
+) -> dict[tuple[str, int], Array]:
+    """Draw the bases of one size and rank in one operation: a network has few sizes, and a draw compiles slowly."""
+    alike: dict[tuple[int, int], list[tuple[str, int]]] = {}
+    for place, (size, rank, _) in wanted.items():
+        alike.setdefault((size, rank), []).append(place)
+    drawn = {}
+    for (size, rank), places in alike.items():
+        keys = jnp.concatenate([wanted[place].keys for place in places])
+        # One after another: on CPU batched LAPACK calls can wait for each other for ever.
+        together = jax.lax.map(lambda key, size=size, rank=rank: draw(key, size, rank, dtype), keys)
+        ends = np.cumsum([len(wanted[place].keys) for place in places])[:-1]
+        drawn |= dict(zip(places, jnp.split(together, ends), strict=True))
+    return drawn
