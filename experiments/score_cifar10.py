@@ -35,6 +35,7 @@ import tyro
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from influence_ssl_jax.cli.console import Renderer
 from influence_ssl_jax.data import AnySource, Digits, Tfds
 from influence_ssl_jax.evaluation.statistics import spearman
 from influence_ssl_jax.report.scored_run import ScoredRun
@@ -98,7 +99,10 @@ def run(config: Config) -> Path:
     """Score, and keep a small table with how it was made; returns the folder of the run."""
     encoder = config.encoder or HERE / "encoders" / f"{config.method}_w16_cifar10.npz"
     folder = config.runs / config.method
-    score(ScoreRun(encoder, folder, config.source(), curvature=config.curvature, scoring=config.scoring), Console())
+    score(
+        ScoreRun(encoder, folder, config.source(), curvature=config.curvature, scoring=config.scoring),
+        Renderer(Console()),
+    )
     config.results.mkdir(parents=True, exist_ok=True)
     condense(ScoredRun.load(folder), config.results / f"scores_{encoder.stem}", f"--method {config.method}")
     return folder

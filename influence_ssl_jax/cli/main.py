@@ -37,42 +37,38 @@ class Command(NamedTuple):
     summary: str
 
 
-_SETTINGS = "influence_ssl_jax.runs.settings"
+_SETTINGS, _COMMANDS = "influence_ssl_jax.runs.settings", "influence_ssl_jax.cli.commands"
 COMMANDS = {
     "demo": Command(
         "influence_ssl_jax.cli.demo:Demo",
         "influence_ssl_jax.cli.demo:demo",
         "all of it on bundled images with planted truth",
     ),
-    "pretrain": Command(
-        f"{_SETTINGS}:PretrainRun", "influence_ssl_jax.runs.pretrain:pretrain", "train an encoder without labels"
-    ),
+    "pretrain": Command(f"{_SETTINGS}:PretrainRun", f"{_COMMANDS}:pretrain", "train an encoder without labels"),
     "import": Command(
         "influence_ssl_jax.runs.import_encoder:ImportRun",
-        "influence_ssl_jax.runs.import_encoder:import_encoder",
+        f"{_COMMANDS}:import_encoder",
         "make an encoder of a file of weights (.pth, .ckpt, …)",
     ),
     "score": Command(
         f"{_SETTINGS}:ScoreRun",
-        "influence_ssl_jax.runs.score:score",
+        f"{_COMMANDS}:score",
         "score every image of a data set by its influence",
     ),
-    "audit": Command(
-        f"{_SETTINGS}:AuditRun", "influence_ssl_jax.runs.audit:audit", "certify a sample of scores, calibrate them all"
-    ),
+    "audit": Command(f"{_SETTINGS}:AuditRun", f"{_COMMANDS}:audit", "certify a sample of scores, calibrate them all"),
     "compare": Command(
         f"{_SETTINGS}:CompareRun",
-        "influence_ssl_jax.runs.compare:compare",
+        f"{_COMMANDS}:compare",
         "compare the inverse-Hessian backends with exact scores",
     ),
     "report": Command(
         f"{_SETTINGS}:ReportRun",
-        "influence_ssl_jax.runs.report:report",
+        f"{_COMMANDS}:report",
         "write the HTML report of a folder of scores",
     ),
     "theory": Command(
-        "influence_ssl_jax.theory.command:Theory",
-        "influence_ssl_jax.theory.command:Theory.run",
+        "influence_ssl_jax.cli.theory:Theory",
+        "influence_ssl_jax.cli.theory:theory",
         "check every statement of the theory",
     ),
 }

@@ -5,17 +5,22 @@ import functools
 import operator
 import typing
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from influence_ssl_jax.data import SOURCES, Source
+from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.ihvp import BACKENDS, Backend
-from influence_ssl_jax.runs.settings import AnyBackend
+from influence_ssl_jax.losses import MEASUREMENTS, Measurement
 from influence_ssl_jax.train.settings import RECIPES, Pretrain
 
 Settings = TypeVar("Settings")
 NAMED = {each.__name__.lower(): each for each in BACKENDS}
 """Backends by the names that the command line gives them."""
+CHOICES: dict[Any, tuple[type, ...]] = {Source: SOURCES, Measurement: MEASUREMENTS}
+"""What stands for an abstract class of settings: every entry of its list is a sub-command."""
 REGISTRY = tyro.constructors.ConstructorRegistry()
 """What the command line makes of fields of settings, beyond numbers, texts and choices."""
 
@@ -66,11 +71,15 @@ def options_of(settings: type[Settings]) -> type:
 
 
 def _annotated(hint: Any, metadata: Mapping[str, Any]) -> Any:
-    if hint == AnyBackend:
+    if hint is Backend:
         named = (Annotated[each, tyro.conf.subcommand(name)] for name, each in NAMED.items())
         hint = functools.reduce(operator.or_, named)
     elif hint is Pretrain:
         hint = functools.reduce(operator.or_, map(_recipe, RECIPES))
+    elif hint in CHOICES:
+        hint = functools.reduce(operator.or_, CHOICES[hint])
+    elif hint == Path | Encoder:  # an object can be given in Python alone
+        hint = Path
     if metadata.get("positional"):
         return Annotated[hint, tyro.conf.Positional]
     name = "" if metadata.get("inline") else metadata.get("name")

@@ -6,6 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
+from influence_ssl_jax.cli import commands
 from influence_ssl_jax.data import Digits, ToInput
 from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.errors import DataError, StoreError
@@ -52,7 +53,7 @@ def command(tmp_path, monkeypatch):
 def run(settings):
     said = Console(width=300)
     with said.capture() as text:
-        compare.compare(settings, said)
+        commands.compare(settings, said)
     return text.get()
 
 
