@@ -35,11 +35,12 @@ from influence_ssl_jax.runs.score import Prepared, curvature_of, identity, prepa
 from influence_ssl_jax.runs.settings import AuditRun, ScoreRun
 from influence_ssl_jax.scoring.fitting import fitted
 from influence_ssl_jax.scoring.stream import UNRESOLVED
+from influence_ssl_jax.scoring.table import skipped_table
 from influence_ssl_jax.store import CONTENT, SCORES, file_digest, write_sealed
 from influence_ssl_jax.store.files import lock, write_atomically
 from influence_ssl_jax.store.identity import claim
 from influence_ssl_jax.store.manifest import Manifest, to_bytes
-from influence_ssl_jax.store.result import FILES, skipped_table
+from influence_ssl_jax.store.result import FILES
 
 WORK = "audit"
 

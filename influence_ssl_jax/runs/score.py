@@ -62,9 +62,9 @@ from influence_ssl_jax.scoring.fitting import SplitProblem, fitted, shapes
 from influence_ssl_jax.scoring.memory import check_fit
 from influence_ssl_jax.scoring.neighbours import streamed_knn_distance
 from influence_ssl_jax.scoring.scores import Scorer
-from influence_ssl_jax.scoring.stream import IN_CURVATURE_SET, Scored, embedding_matrix, stream
+from influence_ssl_jax.scoring.stream import Scored, embedding_matrix, stream
+from influence_ssl_jax.scoring.table import EMBEDDING, IN_CURVATURE_SET, ORDER
 from influence_ssl_jax.store import RUN, SCORES, ScoreStore, digest_of, load_fitted, read_sealed, save_fitted
-from influence_ssl_jax.store.result import EMBEDDING, ORDER
 from influence_ssl_jax.types import PyTree
 
 

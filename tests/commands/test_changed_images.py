@@ -212,5 +212,5 @@ def test_paths_in_the_record_lead_there_from_any_folder(command, tmp_path, monke
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     audited(command)
-    assert main.run(["report", str(command.out), "--resamples", "5"], QUIET) == 0
+    assert main.run(["report", str(command.out), "--resamples", "5"]) == 0
     assert "data:image/png;base64" in (command.out / "report.html").read_text()
