@@ -19,6 +19,8 @@ from influence_ssl_jax.errors import InfluenceError, PartnerError, printable
 from influence_ssl_jax.signals import Terminated, leave_at_once, orderly, status_of
 
 PROGRAM = "influence-ssl"
+HELP, WIDEST = frozenset({"--help", "-h"}), 100
+"""The words that ask for help, and the columns of it at most."""
 WRONG, SIGNALLED = 2, 128
 """The exit status of what the user can mend, and the number that a signal's own is added to."""
 
@@ -89,7 +91,8 @@ Commands:
 {{commands}}
 
 Options:
-  --help, -h    this text; after a command, all its options
+  --help, -h    this text; after a command, its options
+  --help-all    after a command, all its options at length
   --version     the installed version
   --debug       after an error, show where it came from
 
@@ -196,12 +199,22 @@ def _execute(arguments: Sequence[str], out: Console) -> None:
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
         raise InfluenceError(f"There is no command {name!r}; there are {', '.join(COMMANDS)}. Try {PROGRAM} --help.")
+    from influence_ssl_jax.cli.help import has_choices, short_help, topic_help
     from influence_ssl_jax.cli.options import parse  # loads JAX
 
     command = COMMANDS[name]
     settings = load(command.settings)
     # The docstring up to its list of fields, as it is written: examples keep their lines.
     text = inspect.cleandoc(settings.__doc__ or "").partition("\n\nAttributes:")[0]
+    if not HELP.isdisjoint(rest) and has_choices(settings):
+        topic, width = next((word for word in rest if ":" in word), None), min(out.width, WIDEST)
+        program = f"{PROGRAM} {name}"
+        said = (
+            short_help(settings, program, text, width) if topic is None else topic_help(settings, topic, program, width)
+        )
+        out.print(Text(said), soft_wrap=True, end="")
+        return
+    rest = ["--help" if word == "--help-all" else word for word in rest]
     parsed = parse(settings, rest, f"{PROGRAM} {name}", text)
     if not hasattr(parsed, "distributed"):
         from influence_ssl_jax.parallel import rank

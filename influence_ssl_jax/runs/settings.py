@@ -45,7 +45,7 @@ class Augmentation:
     """A named perturbation in place of noise.
 
     Attributes:
-        name: crop, flip_blur, flip_jitter_blur, flip_jitter_gray, flip_gray_blur, or noise of σ = 0.2.
+        name: {names}; noise has σ = 0.2.
     """
 
     name: str = "crop"
@@ -56,6 +56,7 @@ class Augmentation:
             raise ValueError(f"There is no perturbation {self.name!r}; there are {', '.join(PERTURBATIONS)}.")
 
 
+Augmentation.__doc__ = cast(str, Augmentation.__doc__).format(names=", ".join(PERTURBATIONS))  # of the one list
 AnyPerturbation: TypeAlias = GaussianNoise | Augmentation
 
 
