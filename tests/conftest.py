@@ -19,7 +19,7 @@ from jaxtyping import install_import_hook
 # Kernels written straight to LLVM in place of by way of MLIR, all in one module: the same formulas, compiled in a third
 # of the time. Later releases have no such choice, and abort on a flag that they do not know.
 if jax.__version_info__ < (0, 11):
-    quick = "--xla_cpu_parallel_codegen_split_count=1"
+    quick = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}".strip()
 
 jax.config.update("jax_enable_x64", True)

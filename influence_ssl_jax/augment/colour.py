@@ -47,10 +47,11 @@ def shift_hue(
     value, least = image.max(axis=-1), image.min(axis=-1)
     chroma = value - least
     divisor = jnp.where(chroma == 0, 1, chroma)
+    # Compared with each other, not with their maximum: a compiler may compute a channel twice, rounded in two ways.
     sixth = jnp.where(
-        value == red,
+        (red >= green) & (red >= blue),
         (green - blue) / divisor,
-        jnp.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
+        jnp.where(green >= blue, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
     )
     # Each channel is a trapezoid wave of the hue, of height `chroma`, a third of the circle apart.
     phase = (jnp.asarray([[[5, 3, 1]]], image.dtype) + sixth[..., None] + 6 * shift) % 6
