@@ -21,7 +21,7 @@ from influence_ssl_jax.report.backends import null_rows, plain, write_figures
 from influence_ssl_jax.run_log import RunLog
 from influence_ssl_jax.runs.images import refuse_other_images, texts
 from influence_ssl_jax.runs.score import Prepared, curvature_of, of_encoder, prepare
-from influence_ssl_jax.runs.settings import CompareRun, described
+from influence_ssl_jax.runs.settings import CompareRun, describe_without
 from influence_ssl_jax.scoring.memory import available, memory_of
 from influence_ssl_jax.store import DamagedError, read_sealed, write_sealed
 from influence_ssl_jax.store.files import lock
@@ -131,7 +131,7 @@ def _identity(settings: CompareRun, prepared: Prepared) -> Plain:
     """Everything that a row depends on; more knobs add rows, and change none that is there."""
     aside = {"out", "encoder", "source", "knobs"}
     return {
-        "configuration": described(settings, aside),
+        "configuration": describe_without(settings, aside),
         **of_encoder(prepared.encoder, prepared.transform),
         "data": prepared.source.fingerprint(),
         **provenance.decisive(),

@@ -57,7 +57,7 @@ from influence_ssl_jax.runs.images import (
     take_up,
     texts,
 )
-from influence_ssl_jax.runs.settings import CompareRun, Parts, ScoreRun, described
+from influence_ssl_jax.runs.settings import CompareRun, Parts, ScoreRun, describe_without
 from influence_ssl_jax.scoring.fitting import SplitProblem, fitted, shapes
 from influence_ssl_jax.scoring.memory import check_fit
 from influence_ssl_jax.scoring.neighbours import streamed_knn_distance
@@ -490,21 +490,21 @@ def of_encoder(encoder: Encoder, transform: ToInput) -> dict[str, Plain]:
 def identity(settings: ScoreRun, encoder: Encoder, transform: ToInput, source: OpenSource) -> Plain:
     """Everything that a score depends on; where the encoder, the data and the scores lie is not among it."""
     return {
-        "configuration": described(settings, ASIDE),
+        "configuration": describe_without(settings, ASIDE),
         **of_encoder(encoder, transform),
         "data": source.fingerprint(),
         **provenance.decisive(),
     }
 
 
-def recorded(settings: ScoreRun) -> dict[str, Plain]:
+def placed_configuration(settings: ScoreRun) -> dict[str, Plain]:
     """Describe the settings for `run.json`; places are absolute, so that a later step finds them.
 
     An encoder or a data set that was given as an object has no place: null stands for it.
     """
     described_here = type(settings.source) in SOURCES
     return {
-        **described(settings, {"encoder", "out", "source"}),
+        **describe_without(settings, {"encoder", "out", "source"}),
         "encoder": None if isinstance(settings.encoder, Encoder) else str(absolute(settings.encoder)),
         "out": str(settings.out.absolute()),
         "source": describe(settings.source.absolute()) if described_here else None,
@@ -542,7 +542,7 @@ def facts(settings: ScoreRun, given: Prepared, scorer: Scorer) -> dict[str, Plai
     """Return what `run.json` says of how the scores were made."""
     trained, every = given.encoder.sizes()
     return {
-        "configuration": {**recorded(settings), "input": describe(given.transform)},
+        "configuration": {**placed_configuration(settings), "input": describe(given.transform)},
         "encoder": {"name": given.encoder.name, "parameters": every, "trained_parameters": trained},
         "command": provenance.command(),
         "seeds": {"seed": settings.scoring.seed},

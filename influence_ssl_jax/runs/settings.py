@@ -29,7 +29,7 @@ POSITIONAL: dict[str, Any] = {"positional": True}
 """Metadata of a setting that stands without a name on a command line."""
 
 
-def described(settings: object, aside: Collection[str]) -> dict[str, Plain]:
+def describe_without(settings: object, aside: Collection[str]) -> dict[str, Plain]:
     """Describe settings as JSON, without the fields that are named."""
     fields = [field.name for field in dataclasses.fields(cast(Any, settings)) if field.name not in aside]
     return {CLASS: type(settings).__name__, **{name: describe(getattr(settings, name)) for name in fields}}
@@ -56,7 +56,7 @@ class Augmentation:
             raise ValueError(f"There is no perturbation {self.name!r}; there are {', '.join(PERTURBATIONS)}.")
 
 
-Augmentation.__doc__ = cast(str, Augmentation.__doc__).format(names=", ".join(PERTURBATIONS))  # of the one list
+Augmentation.__doc__ = (Augmentation.__doc__ or "").format(names=", ".join(PERTURBATIONS))  # of the one list
 AnyPerturbation: TypeAlias = GaussianNoise | Augmentation
 
 
