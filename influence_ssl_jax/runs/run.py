@@ -37,7 +37,7 @@ from influence_ssl_jax.runs.settings import (
     ScoreRun,
 )
 from influence_ssl_jax.scoring.scores import Scoring
-from influence_ssl_jax.store import SCORES
+from influence_ssl_jax.store import RUN, SCORES, recorded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Run:
 
     Example:
         ```python
-        run = isj.Run("runs/simclr/scores")  # of the command line, or of `score(…, out="runs/simclr/scores")`
+        run = isj.Run(Path("runs/simclr/scores"))  # of the command line, or of `score(…, out="runs/simclr/scores")`
         ```
 
     Attributes:
@@ -89,7 +89,7 @@ class Run:
     @property
     def record(self) -> dict[str, Plain]:
         """How the scores were made: what `run.json` holds."""
-        return ScoredRun.load(self.folder).record
+        return recorded(self.folder, RUN)
 
     def audit(
         self,
