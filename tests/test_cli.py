@@ -67,7 +67,7 @@ def test_the_help_of_a_command_with_choices_fits_two_screens(name):
     required = {"score": ["--encoder", "--out"], "compare": ["--encoder", "--out"], "pretrain": ["--out"]}[name]
     flat = " ".join(said.get().split())
     for option in required:
-        assert "(required)" in flat.partition(option)[2].partition(" --")[0]
+        assert "(required)" in flat.partition("Options:")[2].partition(f" {option} ")[2].partition(" --")[0]
     assert f"influence-ssl {name} --help-all" in flat
 
 
