@@ -20,6 +20,7 @@ class Renderer:
 
     Example:
         >>> from pathlib import Path
+        >>> from influence_ssl_jax.progress import Written
         >>> Renderer(Console(width=80))(Written("Scores", Path("runs/x/scores.parquet")))
         Scores: runs/x/scores.parquet
 
@@ -134,7 +135,7 @@ def duration(seconds: float) -> str:
     """Write seconds as people say them.
 
     Example:
-        >>> duration(7300)
+        >>> duration(7300.0)
         '2 h 2 min'
     """
     if seconds < 120:

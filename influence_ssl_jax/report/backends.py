@@ -117,7 +117,9 @@ def stability(rows: Rows) -> Figure:
     for name in dict.fromkeys(row["name"] for row in rows):
         own = sorted((row["damping"], _error(row, "calibrated")) for row in rows if row["name"] == name)
         axes.plot(*zip(*own, strict=True), marker="o", markersize=3, label=name)
-    axes.set(xscale="log", yscale="log", xlabel="λ / mean eigenvalue", ylabel="median relative error, calibrated")
+    positive = any(_error(row, "calibrated") > 0 for row in rows)  # none where the sample is too small to calibrate
+    axes.set(xscale="log", yscale="log" if positive else "linear")
+    axes.set(xlabel="λ / mean eigenvalue", ylabel="median relative error, calibrated")
     axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
