@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import matplotlib as mpl
 import numpy as np
 import tyro
-from rich.console import Console
 
 mpl.use("agg")
 import matplotlib.pyplot as plt
@@ -33,6 +32,7 @@ from influence_ssl_jax.ihvp import LoGra
 from influence_ssl_jax.losses import CosineDistance
 from influence_ssl_jax.nets.network import Network
 from influence_ssl_jax.problem import Objective, Problem
+from influence_ssl_jax.progress import silent
 from influence_ssl_jax.provenance import device, versions
 from influence_ssl_jax.run_log import RunLog
 from influence_ssl_jax.runs.score import fill
@@ -137,7 +137,7 @@ def run(config: Config) -> dict:
     problem = Problem(variables["params"], {}, resident(source, transform, 1024, 256, 0), objective)
     settings = Scoring(draws=1, batch_size=config.batch)
     scorer = Scorer.fit(problem, LoGra(rank=4), settings)
-    watch, quiet = Watch(config.every), Console(quiet=True)
+    watch = Watch(config.every)
 
     def counted():
         for batch in stream(scorer, source, transform):
@@ -149,7 +149,7 @@ def run(config: Config) -> dict:
         ScoreStore.open(Path(name), {"examples": config.examples}, len(source)) as store,
     ):
         watch.phase, began = "scoring", time.monotonic()
-        fill(store, counted(), len(source), Parts(16_384, 60.0), RunLog(Path(name)), quiet)
+        fill(store, counted(), len(source), Parts(16_384, 60.0), RunLog(Path(name)), silent)
         seconds = time.monotonic() - began
         watch.phase, began = "nearest neighbours", time.monotonic()
         distance = streamed_knn_distance(

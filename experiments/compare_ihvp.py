@@ -29,6 +29,8 @@ from sklearn.datasets import load_digits
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.augment.noise import GaussianNoise
+from influence_ssl_jax.cli.commands import compare
+from influence_ssl_jax.cli.tables import print_comparison
 from influence_ssl_jax.configuration import describe
 from influence_ssl_jax.data import Arrays, ToInput, resident
 from influence_ssl_jax.data.loader import batches
@@ -39,8 +41,7 @@ from influence_ssl_jax.evaluation.exact import truths
 from influence_ssl_jax.losses import CosineDistance, SimCLR
 from influence_ssl_jax.nets import Network
 from influence_ssl_jax.problem import Curvature, Objective, Problem
-from influence_ssl_jax.report.backends import null_rows, plain, say, write_figures
-from influence_ssl_jax.runs.compare import compare
+from influence_ssl_jax.report.backends import null_rows, plain, write_figures
 from influence_ssl_jax.runs.settings import CompareRun, CurvatureSet
 from influence_ssl_jax.scoring.scores import Scoring
 from influence_ssl_jax.types import Batch, Params
@@ -94,7 +95,7 @@ class Net:
         write_figures(rows, folder)
         record = {"configuration": describe(self), "rows": rows, "curvatures": curvatures(problem, examples)}
         (folder / "comparison.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        say(rows, out)
+        print_comparison(rows, out)
         for left, row in record["curvatures"].items():
             out.print(f"{left:<32}" + "  ".join(f"{value:.3f}" for value in row.values()), highlight=False)
 

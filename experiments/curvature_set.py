@@ -32,7 +32,7 @@ from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.cli.environment import keep_convolutions_whole
 from influence_ssl_jax.configuration import describe
 from influence_ssl_jax.curvature.contributions import measured
-from influence_ssl_jax.data import AnySource, Digits, Tfds, resident
+from influence_ssl_jax.data import Digits, Source, Tfds, resident
 from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.evaluation.exact import inner_products, materialised
 from influence_ssl_jax.evaluation.statistics import spearman, top_overlap
@@ -91,7 +91,7 @@ class Config:
             results=folder / "results",
         )
 
-    def source(self) -> AnySource:
+    def source(self) -> Source:
         """The images."""
         small = self.images == "digits"
         return Digits(8, digits=40) if small else Tfds("cifar10", "train[:10000]", self.data_dir)

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
+from rich.console import Console
 
+from influence_ssl_jax.cli.console import Renderer
 from influence_ssl_jax.cli.environment import keep_convolutions_whole
 from influence_ssl_jax.data import Digits, OpenSource, Tfds, ToInput
 from influence_ssl_jax.losses import BYOL, BarlowTwins, SimCLR
@@ -115,7 +117,7 @@ def run(config: Config) -> Trained:
     name = f"{config.method}_w{settings.architecture.width}_{config.images}"
     train, test = config.sources()
     transform = ToInput(config.pixels, config.pixels)
-    trained = pretrain(settings, train, transform, config.runs / name, test, config.probe)
+    trained = pretrain(settings, train, transform, config.runs / name, test, config.probe, progress=Renderer(Console()))
     command = f"python experiments/{Path(__file__).name} --method {config.method}"
     save(config.encoders / name, trained, "float16", command=command, data=f"{config.images} {config.train}")
     return trained

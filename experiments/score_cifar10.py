@@ -35,7 +35,8 @@ import tyro
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from influence_ssl_jax.data import AnySource, Digits, Tfds
+from influence_ssl_jax.cli.console import Renderer
+from influence_ssl_jax.data import Digits, Source, Tfds
 from influence_ssl_jax.evaluation.statistics import spearman
 from influence_ssl_jax.report.scored_run import ScoredRun
 from influence_ssl_jax.runs.score import score
@@ -89,7 +90,7 @@ class Config:
             results=folder / "results",
         )
 
-    def source(self) -> AnySource:
+    def source(self) -> Source:
         """The images."""
         return Digits(8, digits=16) if self.images == "digits" else Tfds("cifar10", self.split, self.data_dir)
 
@@ -98,7 +99,10 @@ def run(config: Config) -> Path:
     """Score, and keep a small table with how it was made; returns the folder of the run."""
     encoder = config.encoder or HERE / "encoders" / f"{config.method}_w16_cifar10.npz"
     folder = config.runs / config.method
-    score(ScoreRun(encoder, folder, config.source(), curvature=config.curvature, scoring=config.scoring), Console())
+    score(
+        ScoreRun(encoder, folder, config.source(), curvature=config.curvature, scoring=config.scoring),
+        Renderer(Console()),
+    )
     config.results.mkdir(parents=True, exist_ok=True)
     condense(ScoredRun.load(folder), config.results / f"scores_{encoder.stem}", f"--method {config.method}")
     return folder
@@ -124,7 +128,7 @@ def correlations(table: pa.Table) -> dict[str, float]:
     return {name: round(spearman(table["score"].to_numpy(), table[name].to_numpy()), 3) for name in BASELINES}
 
 
-def plot(run: ScoredRun, source: AnySource, label: int, shown: int = 60) -> dict[str, Figure]:
+def plot(run: ScoredRun, source: Source, label: int, shown: int = 60) -> dict[str, Figure]:
     """The highest, the lowest, and the lowest of one class, from the most extreme on."""
     opened, ranked = source.open(), run.ranked()
     labels = run.numbers("label")

@@ -2,6 +2,8 @@
 
 The names below are loaded when they are first used, so that `import influence_ssl_jax` takes no time.
 
+`score` does the main job; what it returns carries the table, the audit and the report.
+
 Example:
     >>> import influence_ssl_jax as isj
     >>> isj.EKFAC(rank=8).rank
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from influence_ssl_jax.data import Arrays, Digits, Folder, Parquet, Shards, Synthetic, Tfds, ToInput, resident
     from influence_ssl_jax.encoder import Encoder
     from influence_ssl_jax.errors import InfluenceError
+    from influence_ssl_jax.evaluation.calibration import Calibration
+    from influence_ssl_jax.evaluation.certificate import Audit
     from influence_ssl_jax.ihvp import (
         CG,
         EKFAC,
@@ -35,6 +39,8 @@ if TYPE_CHECKING:
     from influence_ssl_jax.losses import BYOL, BarlowTwins, CosineDistance, SimCLR, SquaredEuclid
     from influence_ssl_jax.nets import Network
     from influence_ssl_jax.problem import Objective, Problem
+    from influence_ssl_jax.runs.run import Run, score
+    from influence_ssl_jax.runs.settings import Augmentation, CurvatureSet
     from influence_ssl_jax.scoring import Scoring, self_influence
 
 _PLACES = {
@@ -42,6 +48,8 @@ _PLACES = {
     "data": ("Arrays", "Digits", "Folder", "Parquet", "Shards", "Synthetic", "Tfds", "ToInput", "resident"),
     "encoder": ("Encoder",),
     "errors": ("InfluenceError",),
+    "evaluation.calibration": ("Calibration",),
+    "evaluation.certificate": ("Audit",),
     "ihvp": (
         "CG",
         "EKFAC",
@@ -60,6 +68,8 @@ _PLACES = {
     "losses": ("BYOL", "BarlowTwins", "CosineDistance", "SimCLR", "SquaredEuclid"),
     "nets": ("Network",),
     "problem": ("Objective", "Problem"),
+    "runs.run": ("Run", "score"),
+    "runs.settings": ("Augmentation", "CurvatureSet"),
     "scoring": ("Scoring", "self_influence"),
 }
 _MODULES = {name: module for module, names in _PLACES.items() for name in names}
@@ -71,8 +81,12 @@ __all__ = [
     "KFAC",
     "Arnoldi",
     "Arrays",
+    "Audit",
+    "Augmentation",
     "BarlowTwins",
+    "Calibration",
     "CosineDistance",
+    "CurvatureSet",
     "Damping",
     "Deflated",
     "Diagonal",
@@ -91,6 +105,7 @@ __all__ = [
     "Objective",
     "Parquet",
     "Problem",
+    "Run",
     "Scoring",
     "Shards",
     "SimCLR",
@@ -99,6 +114,7 @@ __all__ = [
     "Tfds",
     "ToInput",
     "resident",
+    "score",
     "self_influence",
 ]
 

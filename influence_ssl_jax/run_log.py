@@ -1,4 +1,4 @@
-"""What a long run tells while it runs: a structured log, a heartbeat, a bar with speed and time left."""
+"""Record what a long run does while it runs: a structured log, a heartbeat, events of progress."""
 
 import contextlib
 import json
@@ -11,17 +11,14 @@ from pathlib import Path
 from types import TracebackType
 
 import jax
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from influence_ssl_jax.configuration import Plain
 from influence_ssl_jax.errors import InfluenceError, disk_of
+from influence_ssl_jax.progress import Advanced, Ended, Note, Progress, Started
 from influence_ssl_jax.signals import Terminated, last_word
 
 BEAT = 5.0
 """Seconds between heartbeats."""
-EVERY = 60.0
-"""Seconds between lines where there is no terminal."""
 
 
 def json_lines(file: Path) -> list[dict]:
@@ -170,18 +167,6 @@ class Pace:
         """Examples per second of this process and the others, which have done `others` examples in this run."""
         return self.speed * (self.advanced + others) / self.advanced if self.advanced else 0.0
 
-    def said(self, others: int = 0) -> str:
-        """The speed of all processes in words: there is none while the first batch compiles."""
-        if not self._first:
-            return "compiling …"
-        return f"{self.together(others):,.4g} images/s" if self.speed else "first batch done"
-
-    def line(self, others: int = 0) -> str:
-        """How far all are, how fast, and how long it will take: what is said where there is no bar."""
-        done, speed = self.done + others, self.together(others)
-        ahead = f", {duration(max(self.total - done, 0) / speed)} left" if speed else ""
-        return f"{done:,} of {self.total:,} images, {self.said(others)}{ahead}"
-
     def facts(self) -> dict[str, float | int | None]:
         """For the log: done, total, examples per second, seconds left."""
         left = (self.total - self.done) / self.speed if self.speed else None
@@ -195,99 +180,45 @@ class Pace:
 
 
 class Watch:
-    """Work under way, seen from outside: every batch moves the bar and, now and then, the heartbeat."""
+    """Work under way, seen from outside: every batch is an event and, now and then, a heartbeat."""
 
     def __init__(self, progress: Progress, log: RunLog, doing: str, pace: Pace, others: Callable[[], int]) -> None:
         self.pace, self._progress, self._log, self._doing = pace, progress, log, doing
         self._ask, self._others, self._asked = others, 0, 0.0
-        self._task = progress.add_task(doing, total=pace.total, completed=pace.done, said=pace.said())
 
     def advance(self, examples: int, **facts: float | int) -> None:
-        """So many more are done; further numbers stand beside the bar and in the heartbeat."""
+        """Report that so many more are done, with further numbers beside it and in the heartbeat."""
         self.pace.advance(examples)
-        shown = " · ".join([self._doing, *(f"{name} {value:.4g}" for name, value in facts.items())])
-        if time.monotonic() - self._asked > BEAT:  # the bar is of the whole, of which other processes do their part
+        if time.monotonic() - self._asked > BEAT:  # progress is of the whole, of which other processes do their part
             self._others, self._asked = self._ask(), time.monotonic()
-        done = self.pace.done + self._others
-        self._progress.update(self._task, description=shown, completed=done, said=self.pace.said(self._others))
+        rate = self.pace.together(self._others) or None
+        self._progress(Advanced(self._doing, self.pace.done + self._others, self.pace.total, rate, facts))
         self._log.beat(self._doing, **self.pace.facts(), **facts)
-
-    def line(self) -> str:
-        """How far it is, in words."""
-        return self.pace.line(self._others)
 
     def pause(self, doing: str) -> None:
         """Something else is being done between two batches."""
         self._log.beat(doing, **self.pace.facts())
 
     def say(self, line: str) -> None:
-        """A line above the bar."""
-        self._progress.console.print(line, highlight=False)
+        """Report a fact in a sentence."""
+        self._progress(Note(line))
 
 
 @contextlib.contextmanager
 def watched(
-    out: Console, log: RunLog, doing: str, pace: Pace, others: Callable[[], int] = lambda: 0
+    progress: Progress, log: RunLog, doing: str, pace: Pace, others: Callable[[], int] = lambda: 0
 ) -> Iterator[Watch]:
-    """Show a bar of examples with speed and time left, beside a heartbeat, while the block works.
-
-    Where there is no terminal: a line at the beginning, and one a minute.
+    """Report a stage that counts images, beside a heartbeat, while the block works.
 
     Args:
-        out: Where the bar is shown.
+        progress: Who is told.
         log: Whose heartbeat it is.
         doing: What is done.
         pace: How far it is.
         others: How many examples other processes have done in this run, where each counts its own.
     """
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[said]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=out, refresh_per_second=2) as progress:
-        watch = Watch(progress, log, doing, pace, others)
-        with _lines(out, doing, watch.line):
-            yield watch
-
-
-@contextlib.contextmanager
-def under_way(out: Console, doing: str) -> Iterator[None]:
-    """Say what is done while the block does it: with a moving sign, or without a terminal a line, then one a minute."""
-    began = time.monotonic()
-    sign = out.status(doing) if out.is_terminal else contextlib.nullcontext()
-    with sign, _lines(out, doing, lambda: f"{duration(time.monotonic() - began)} so far"):
-        yield
-
-
-@contextlib.contextmanager
-def _lines(out: Console, doing: str, line: Callable[[], str]) -> Iterator[None]:
-    """Print a line now and every EVERY seconds while the block works, where there is no terminal."""
-    if out.is_terminal or out.quiet:
-        yield
-        return
-    ended = threading.Event()
-
-    def speak() -> None:
-        while not ended.wait(EVERY):
-            out.print(f"{doing}: {line()}", highlight=False, markup=False, soft_wrap=True)
-
-    out.print(f"{doing} …", highlight=False, markup=False)
-    thread = threading.Thread(target=speak, name="lines", daemon=True)
-    thread.start()
+    progress(Started(doing, pace.done, pace.total))
     try:
-        yield
+        yield Watch(progress, log, doing, pace, others)
     finally:
-        ended.set()
-        thread.join()
-
-
-def duration(seconds: float) -> str:
-    """Write seconds as people say them."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+        progress(Ended(doing))

@@ -1,5 +1,6 @@
 """The command line as a person meets it: help, mistakes, exit statuses."""
 
+import dataclasses
 import logging
 import os
 import subprocess
@@ -12,7 +13,9 @@ import tyro
 from rich.console import Console
 
 from influence_ssl_jax.cli import main
+from influence_ssl_jax.data import SOURCES
 from influence_ssl_jax.errors import InfluenceError, PartnerError, SkippedError
+from influence_ssl_jax.ihvp import BACKENDS, CG
 from tests.scored import write_run
 
 
@@ -42,11 +45,42 @@ def test_every_command_is_a_frozen_dataclass_whose_help_says_what_each_option_do
     assert callable(main.load(entry.run))
     assert command.__dataclass_params__.frozen
     with pytest.raises(SystemExit) as left:
-        main.run([name, "--help"])
+        main.run([name, "--help-all"])
     assert left.value.code == 0
     said = " ".join(capsys.readouterr().out.split())
     assert f"usage: influence-ssl {name}" in said
     assert " ".join(command.__doc__.splitlines()[0].split()) in said
+
+
+@pytest.mark.parametrize("name", ["score", "pretrain", "compare"])
+def test_the_help_of_a_command_with_choices_fits_two_screens(name):
+    out = Console(width=80, force_terminal=False)
+    with out.capture() as said:
+        assert main.run([name, "--help"], out) == 0
+    lines = said.get().splitlines()
+    assert len(lines) <= 100
+    assert all(len(line) <= 80 for line in lines if not line.startswith("influence-ssl "))  # an example stays whole
+    listed = {"score": BACKENDS, "pretrain": SOURCES, "compare": SOURCES}[name]
+    assert all(any(line.startswith(f"  {each.__name__.lower()}  ") for line in lines) for each in listed)
+    for each in BACKENDS if name == "score" else ():
+        assert f"  {each.__name__.lower()}  {each.when_to_use}" in lines
+    required = {"score": ["--encoder", "--out"], "compare": ["--encoder", "--out"], "pretrain": ["--out"]}[name]
+    flat = " ".join(said.get().split())
+    for option in required:
+        assert "(required)" in flat.partition("Options:")[2].partition(f" {option} ")[2].partition(" --")[0]
+    assert f"influence-ssl {name} --help-all" in flat
+
+
+def test_help_by_topic_has_every_option_of_a_choice_and_its_default():
+    said = Said("score", "--help", "backend:cg")
+    options = [line.split()[0] for line in said.out.splitlines() if line.startswith("  --")]
+    assert options == [f"--backend.{field.name.replace('_', '-')}" for field in dataclasses.fields(CG)]
+    assert "(1e-05)" in said.out
+    recipe = Said("pretrain", "training:short-simclr", "-h").out
+    assert "--training.loss.temperature FLOAT" in recipe
+    assert "(64)" in recipe.partition("--training.batch-size")[2].partition("--")[0]
+    for unknown in ("backend:newton", "engine:cg"):
+        assert "there are source:digits" in Said("score", "--help", unknown).err
 
 
 def test_version_is_the_packages():

@@ -1,5 +1,6 @@
 """The names at the top of the package: each is there, is what its module defines, and nothing heavy is loaded for it."""
 
+import doctest
 import importlib
 import subprocess
 import sys
@@ -33,3 +34,10 @@ def test_importing_the_package_loads_nothing_heavy():
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert said.stdout.split()[0] == "False"
     assert said.stdout.split()[1][0].isdigit()
+
+
+@pytest.mark.parametrize("module", ["", ".runs.run", ".cli.console"])
+def test_the_examples_of_docstrings_give_what_they_show(module):
+    found = doctest.testmod(importlib.import_module(f"influence_ssl_jax{module}"), optionflags=doctest.ELLIPSIS)
+    assert found.attempted > 0
+    assert found.failed == 0

@@ -6,31 +6,33 @@ import time
 import pytest
 from rich.console import Console
 
-from influence_ssl_jax import run_log
-from influence_ssl_jax.run_log import Pace, RunLog, duration, under_way, watched
+from influence_ssl_jax.cli import console
+from influence_ssl_jax.cli.console import Renderer, duration
+from influence_ssl_jax.progress import Note, stage
+from influence_ssl_jax.run_log import Pace, RunLog, watched
 
 
-def said(console: Console) -> str:
-    return console.file.getvalue()
+def said(out: Console) -> str:
+    return out.file.getvalue()
 
 
-def until(console: Console, word: str) -> str:
+def until(out: Console, word: str) -> str:
     """What is said once `word` is among it."""
     end = time.monotonic() + 20
-    while word not in said(console):
-        assert time.monotonic() < end, said(console)
+    while word not in said(out):
+        assert time.monotonic() < end, said(out)
         time.sleep(0.01)
-    return said(console)
+    return said(out)
 
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch):
-    monkeypatch.setattr(run_log, "EVERY", 0.02)
+    monkeypatch.setattr(console, "EVERY", 0.02)
 
 
 def test_without_a_terminal_a_line_at_the_beginning_and_then_again_and_again(tmp_path):
     out = Console(file=io.StringIO(), width=200)
-    with watched(out, RunLog(tmp_path), "scoring", Pace(1000, 0)) as watch:
+    with watched(Renderer(out), RunLog(tmp_path), "scoring", Pace(1000, 0)) as watch:
         assert said(out) == "scoring …\n"
         until(out, "scoring: 0 of 1,000 images, compiling …\n")
         watch.advance(10)
@@ -46,7 +48,7 @@ def test_without_a_terminal_a_line_at_the_beginning_and_then_again_and_again(tmp
 
 def test_the_bar_says_compiling_and_not_zero(tmp_path):
     out = Console(file=io.StringIO(), width=200, force_terminal=True)
-    with watched(out, RunLog(tmp_path), "scoring", Pace(1000, 0)):
+    with watched(Renderer(out), RunLog(tmp_path), "scoring", Pace(1000, 0)):
         assert "compiling …" in until(out, "compiling …")
     assert "0 images/s" not in said(out)
     assert "scoring: " not in said(out)
@@ -54,11 +56,11 @@ def test_the_bar_says_compiling_and_not_zero(tmp_path):
 
 def test_work_without_images_is_said_too():
     out = Console(file=io.StringIO(), width=200)
-    with under_way(out, "fitting the curvature"):
+    with stage(Renderer(out), "fitting the curvature"):
         until(out, "fitting the curvature: 0 s so far\n")
     assert said(out).startswith("fitting the curvature …\n")
     quiet = Console(file=io.StringIO(), quiet=True)
-    with under_way(quiet, "fitting"):
+    with stage(Renderer(quiet), "fitting"):
         time.sleep(0.05)
     assert said(quiet) == ""
 
@@ -72,7 +74,33 @@ def test_the_rate_counts_what_comes_between_batches(monkeypatch):
     now[0] = 40.0  # ten seconds of probing and saving
     pace.advance(10)
     assert pace.speed == 1.0
-    assert pace.line() == "20 of 100 images, 1 images/s, 80 s left"
+
+
+def test_notes_are_plain_text_and_a_caution_is_called_a_note():
+    out = Console(file=io.StringIO(), width=200)
+    for kind in ("fact", "caution", "detail"):
+        Renderer(out)(Note("[red]one[/red] of 3", kind))
+    assert said(out) == "[red]one[/red] of 3\nnote: [red]one[/red] of 3\n[red]one[/red] of 3\n"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_note_stands_above_the_bar_and_an_error_ends_the_stage(tmp_path, terminal):
+    out = Console(file=io.StringIO(), width=200, force_terminal=terminal)
+    show = Renderer(out)
+
+    def broken():
+        with watched(show, RunLog(tmp_path), "training", Pace(10, 0)) as watch:
+            watch.advance(5, loss=0.25)
+            watch.say("epoch 1: loss 0.25")
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        broken()
+    assert "epoch 1: loss 0.25\n" in said(out)
+    assert "training · loss 0.25" in said(out)
+    assert "first batch done" in said(out)
+    with stage(show, "nearest neighbours"):  # a second stage of the same renderer
+        until(out, "nearest neighbours")
 
 
 def test_durations():

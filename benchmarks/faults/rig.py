@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
-from rich.console import Console
 
 from benchmarks.faults.processes import Action, ended, started
 from influence_ssl_jax.data import Folder, ToInput
@@ -104,7 +103,7 @@ class Rig:
         training = Small(**{**fields, "epochs": 5, "batch_size": 50, "seed": seed})
         probe, source = Probe(bank=8, queries=8, neighbours=1, linear=0), Folder(str(self.root / "images"))
         settings = PretrainRun(self.root / out, source, training, ToInput(SIZE, SIZE), probe)
-        pretrain(settings, Console(quiet=True))
+        pretrain(settings)
 
     def run(self, action: Action, said: str = "said.txt") -> tuple[int, str]:
         """The exit status of an action in a process of its own, and what it said."""

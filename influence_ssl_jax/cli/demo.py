@@ -8,15 +8,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from influence_ssl_jax.cli.commands import pretrain, report, score
 from influence_ssl_jax.data import Digits, ToInput
 from influence_ssl_jax.losses import SimCLR
 from influence_ssl_jax.report.baselines import explained_by_baselines
 from influence_ssl_jax.report.recovery import Recovery, recoveries
 from influence_ssl_jax.report.scored_run import ScoredRun
 from influence_ssl_jax.report.words import decimal, percent
-from influence_ssl_jax.runs.pretrain import pretrain
-from influence_ssl_jax.runs.report import report
-from influence_ssl_jax.runs.score import score
 from influence_ssl_jax.runs.settings import CurvatureSet, PretrainRun, ReportRun, ScoreRun
 from influence_ssl_jax.scoring.scores import Scoring
 from influence_ssl_jax.train import Architecture, Lars, Pretrain, Probe

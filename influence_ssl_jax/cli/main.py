@@ -19,6 +19,8 @@ from influence_ssl_jax.errors import InfluenceError, PartnerError, printable, re
 from influence_ssl_jax.signals import Terminated, leave_at_once, orderly, status_of
 
 PROGRAM = "influence-ssl"
+HELP, WIDEST = frozenset({"--help", "-h"}), 100
+"""The words that ask for help, and the columns of it at most."""
 WRONG, SIGNALLED = 2, 128
 """The exit status of what the user can mend, and the number that a signal's own is added to."""
 
@@ -37,42 +39,38 @@ class Command(NamedTuple):
     summary: str
 
 
-_SETTINGS = "influence_ssl_jax.runs.settings"
+_SETTINGS, _COMMANDS = "influence_ssl_jax.runs.settings", "influence_ssl_jax.cli.commands"
 COMMANDS = {
     "demo": Command(
         "influence_ssl_jax.cli.demo:Demo",
         "influence_ssl_jax.cli.demo:demo",
         "all of it on bundled images with planted truth",
     ),
-    "pretrain": Command(
-        f"{_SETTINGS}:PretrainRun", "influence_ssl_jax.runs.pretrain:pretrain", "train an encoder without labels"
-    ),
+    "pretrain": Command(f"{_SETTINGS}:PretrainRun", f"{_COMMANDS}:pretrain", "train an encoder without labels"),
     "import": Command(
         "influence_ssl_jax.runs.import_encoder:ImportRun",
-        "influence_ssl_jax.runs.import_encoder:import_encoder",
+        f"{_COMMANDS}:import_encoder",
         "make an encoder of a file of weights (.pth, .ckpt, …)",
     ),
     "score": Command(
         f"{_SETTINGS}:ScoreRun",
-        "influence_ssl_jax.runs.score:score",
+        f"{_COMMANDS}:score",
         "score every image of a data set by its influence",
     ),
-    "audit": Command(
-        f"{_SETTINGS}:AuditRun", "influence_ssl_jax.runs.audit:audit", "certify a sample of scores, calibrate them all"
-    ),
+    "audit": Command(f"{_SETTINGS}:AuditRun", f"{_COMMANDS}:audit", "certify a sample of scores, calibrate them all"),
     "compare": Command(
         f"{_SETTINGS}:CompareRun",
-        "influence_ssl_jax.runs.compare:compare",
+        f"{_COMMANDS}:compare",
         "compare the inverse-Hessian backends with exact scores",
     ),
     "report": Command(
         f"{_SETTINGS}:ReportRun",
-        "influence_ssl_jax.runs.report:report",
+        f"{_COMMANDS}:report",
         "write the HTML report of a folder of scores",
     ),
     "theory": Command(
-        "influence_ssl_jax.theory.command:Theory",
-        "influence_ssl_jax.theory.command:Theory.run",
+        "influence_ssl_jax.cli.theory:Theory",
+        "influence_ssl_jax.cli.theory:theory",
         "check every statement of the theory",
     ),
 }
@@ -93,7 +91,8 @@ Commands:
 {{commands}}
 
 Options:
-  --help, -h    this text; after a command, all its options
+  --help, -h    this text; after a command, its options
+  --help-all    after a command, all its options at length
   --version     the installed version
   --debug       after an error, show where it came from
 
@@ -201,12 +200,22 @@ def _execute(arguments: Sequence[str], out: Console) -> None:
     if name not in COMMANDS:
         raise InfluenceError(f"There is no command {name!r}; there are {', '.join(COMMANDS)}. Try {PROGRAM} --help.")
     require("cli")
+    from influence_ssl_jax.cli.help import has_choices, short_help, topic_help
     from influence_ssl_jax.cli.options import parse  # loads JAX
 
     command = COMMANDS[name]
     settings = load(command.settings)
     # The docstring up to its list of fields, as it is written: examples keep their lines.
     text = inspect.cleandoc(settings.__doc__ or "").partition("\n\nAttributes:")[0]
+    if not HELP.isdisjoint(rest) and has_choices(settings):
+        topic, width = next((word for word in rest if ":" in word), None), min(out.width, WIDEST)
+        program = f"{PROGRAM} {name}"
+        said = (
+            short_help(settings, program, text, width) if topic is None else topic_help(settings, topic, program, width)
+        )
+        out.print(Text(said), soft_wrap=True, end="")
+        return
+    rest = ["--help" if word == "--help-all" else word for word in rest]
     parsed = parse(settings, rest, f"{PROGRAM} {name}", text)
     if not hasattr(parsed, "distributed"):
         from influence_ssl_jax.parallel import rank

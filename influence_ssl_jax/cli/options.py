@@ -2,16 +2,21 @@
 
 import dataclasses
 import functools
+import inspect
 import operator
+import re
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import tyro
 
+from influence_ssl_jax.data import SOURCES, Source
+from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.ihvp import BACKENDS, Backend
-from influence_ssl_jax.runs.settings import AnyBackend
-from influence_ssl_jax.train.settings import RECIPES, Pretrain
+from influence_ssl_jax.losses import MEASUREMENTS, Measurement
+from influence_ssl_jax.train.settings import Pretrain, recipes
 
 Settings = TypeVar("Settings")
 NAMED = {each.__name__.lower(): each for each in BACKENDS}
@@ -65,25 +70,69 @@ def options_of(settings: type[Settings]) -> type:
     return made
 
 
+class Choice(NamedTuple):
+    """A class of settings that can be chosen by name.
+
+    Attributes:
+        settings: The class.
+        text: What it is, or when to use it, in a sentence.
+        default: Its values before options change them; those of the class if None.
+    """
+
+    settings: type
+    text: str
+    default: Any = None
+
+
+def choices_of(hint: Any) -> dict[str, Choice]:
+    """Return what can be chosen for a field of settings, by the names that the command line gives.
+
+    An abstract class stands for every entry of its registry, a union for its members, and a pretraining run for every
+    recipe. Empty for any other field.
+    """
+    if hint is Backend:
+        return {name: Choice(each, each.when_to_use) for name, each in NAMED.items()}
+    if hint is Pretrain:
+        return {name.replace("_", "-"): _recipe(recipe) for name, recipe in recipes().items()}
+    listed = {Source: SOURCES, Measurement: MEASUREMENTS}.get(hint) or typing.get_args(hint)
+    if listed and all(dataclasses.is_dataclass(each) for each in listed):
+        return {_hyphenated(each): Choice(each, _first_sentence(each)) for each in listed}
+    return {}
+
+
 def _annotated(hint: Any, metadata: Mapping[str, Any]) -> Any:
-    if hint == AnyBackend:
-        named = (Annotated[each, tyro.conf.subcommand(name)] for name, each in NAMED.items())
-        hint = functools.reduce(operator.or_, named)
-    elif hint is Pretrain:
-        hint = functools.reduce(operator.or_, map(_recipe, RECIPES))
+    if hint == Path | Encoder:  # an object can be given in Python alone
+        hint = Path
+    choices = choices_of(hint)
+    if choices:
+        hint = functools.reduce(operator.or_, (_subcommand(name, choice) for name, choice in choices.items()))
     if metadata.get("positional"):
         return Annotated[hint, tyro.conf.Positional]
     name = "" if metadata.get("inline") else metadata.get("name")
     return hint if name is None else Annotated[hint, tyro.conf.arg(name=name)]
 
 
-def _recipe(name: str) -> Any:
+def _subcommand(name: str, choice: Choice) -> Any:
+    if choice.default is None:
+        return Annotated[choice.settings, tyro.conf.subcommand(name)]
+    named = tyro.conf.subcommand(name, default=choice.default, description=choice.text)
+    return Annotated[tyro.conf.AvoidSubcommands[choice.settings], named]
+
+
+def _recipe(recipe: Pretrain) -> Choice:
     """A recipe as a sub-command: its loss and optimiser are fixed, everything else can be changed."""
-    recipe = RECIPES[name]
     loss, size = type(recipe.loss).__name__, f"{recipe.epochs} epochs in batches of {recipe.batch_size}"
-    text = f"{loss}, views {recipe.views}, {size}."
-    named = tyro.conf.subcommand(name.replace("_", "-"), default=recipe, description=text)
-    return Annotated[tyro.conf.AvoidSubcommands[Pretrain], named]
+    return Choice(Pretrain, f"{loss}, views {recipe.views}, {size}.", recipe)
+
+
+def _hyphenated(each: type) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", each.__name__).lower()
+
+
+def _first_sentence(each: type) -> str:
+    """The first sentence of a class's docstring, on one line."""
+    text = " ".join(inspect.cleandoc(each.__doc__ or "").partition("\n\n")[0].split())
+    return re.split(r"(?<=[.:]) ", text)[0].rstrip(".:") + "."
 
 
 def _copy(field: dataclasses.Field) -> Any:

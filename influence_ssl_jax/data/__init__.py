@@ -3,8 +3,6 @@
 A source that is added here is known to the command line and to the contract tests.
 """
 
-from typing import TypeAlias, get_args
-
 from influence_ssl_jax.errors import require
 
 require("data")
@@ -30,14 +28,11 @@ from influence_ssl_jax.data.synthetic import Synthetic
 from influence_ssl_jax.data.tfds import Tfds
 from influence_ssl_jax.data.transform import ToInput
 
-AnySource: TypeAlias = Digits | Tfds | Folder | Parquet | Shards | Synthetic
+SOURCES: tuple[type[Source], ...] = (Digits, Tfds, Folder, Parquet, Shards, Synthetic)
 """What the command line offers: the one list of sources that can be described in words."""
-
-SOURCES: tuple[type[Source], ...] = get_args(AnySource)
 
 __all__ = [
     "SOURCES",
-    "AnySource",
     "Arrays",
     "Cached",
     "Digits",

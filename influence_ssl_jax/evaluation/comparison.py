@@ -11,71 +11,26 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from influence_ssl_jax import randomness, trees
+from influence_ssl_jax import ihvp, randomness, trees
 from influence_ssl_jax.configuration import Plain, describe
 from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.evaluation.calibration import Calibration, Deviation, deviation
 from influence_ssl_jax.evaluation.exact import Truth
 from influence_ssl_jax.evaluation.statistics import spearman
-from influence_ssl_jax.ihvp import (
-    CG,
-    EKFAC,
-    KFAC,
-    Arnoldi,
-    Deflated,
-    Diagonal,
-    Identity,
-    LiSSA,
-    LoGra,
-    Nystrom,
-)
-from influence_ssl_jax.ihvp.backend import Backend, Damping, whole
+from influence_ssl_jax.ihvp.backend import Backend, Damping, Knobs, whole
 from influence_ssl_jax.ihvp.exact import Exact
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.scoring.estimands import estimate
+from influence_ssl_jax.scoring.memory import available
 from influence_ssl_jax.scoring.scores import Scoring, keyed, pixel_variance
 from influence_ssl_jax.types import Batch, PyTree
 
 
-@dataclasses.dataclass(frozen=True)
-class Knobs:
-    """What is varied.
-
-    Attributes:
-        ranks: Eigenpairs of Arnoldi, Nyström and Deflated.
-        projections: Size of each side's basis of LoGra.
-        iterations: Steps of CG. A product with C for each step and draw: name none on a large network without an
-            accelerator.
-        depths: Steps of LiSSA; as CG.
-        samples: Draws per example of EK-FAC, K-FAC, LoGra, the diagonal and Deflated.
-        probes: Random vectors for what Arnoldi and Nyström leave out.
-        deflated: Further ranks of Deflated alone, whose scores take no product with C: only fitting gets longer.
-    """
-
-    ranks: tuple[int, ...] = (16, 64)
-    projections: tuple[int, ...] = (8, 16)
-    iterations: tuple[int, ...] = (10, 30)
-    depths: tuple[int, ...] = (100,)
-    samples: int = 4
-    probes: int = 16
-    deflated: tuple[int, ...] = ()
-
-
 def contenders(knobs: Knobs) -> list[Backend]:
-    """Every scalable backend, cheap ones first."""
-    samples, probes = knobs.samples, knobs.probes
-    found: list[Backend] = [Identity(probes=probes), Diagonal(samples=samples), KFAC(samples=samples)]
-    found += [EKFAC(samples=samples)]
-    for rank in knobs.projections:
-        found += [LoGra(rank, samples=samples), LoGra(rank, complement="keep", samples=samples)]
-    for rank in knobs.ranks:
-        found += [Arnoldi(rank, probes=probes), Arnoldi(rank, complement="drop", probes=probes)]
-        found += [Nystrom(rank, complement="mean"), Deflated(rank, samples=samples)]
-    found += [Deflated(rank, samples=samples) for rank in knobs.deflated]
-    found += [CG(tolerance=0.0, iterations=steps, probes=probes) for steps in knobs.iterations]
-    return found + [LiSSA(depth, probes=probes) for depth in knobs.depths]
+    """Return the settings of every backend that a comparison tries, cheap backends first."""
+    return [each for kind in ihvp.BACKENDS for each in kind.grid(knobs)]
 
 
 def label(backend: Backend) -> str:
@@ -182,6 +137,7 @@ class _Race:
         """Compile, then fit once and take the time."""
         key = randomness.root(examples.scoring.seed, Stream.BACKEND)
         fit = _Compiled.of(backend.fit, problem, key)
+        fit.check_fits(backend)
         state, seconds = _timed(fit, problem, key)
         one = jnp.ones((), jax.tree.leaves(problem.params)[0].dtype)
         run = _Compiled.of(functools.partial(_score, backend, examples), problem, state, examples.batches[0], one)
@@ -238,6 +194,19 @@ class _Compiled:
     def __call__(self, *arguments: Any) -> Any:
         """Run."""
         return self.executable(jax.tree.leaves(arguments))
+
+    def check_fits(self, backend: Backend) -> None:
+        """Refuse to run what takes more memory than a device has.
+
+        Raises:
+            InfluenceError: It does.
+        """
+        there, platform = available()
+        if self.megabytes * 1e6 > there:
+            raise InfluenceError(
+                f"Fitting {label(backend)} takes {self.megabytes / 1e3:.1f} GB for this network and curvature set, and a "
+                f"device ({platform}) has {there / 1e9:.1f} GB."
+            )
 
     @property
     def megabytes(self) -> float:

@@ -1,7 +1,7 @@
-"""Inverse-Hessian backends. The list here is the only one: the command line and the contract tests read it."""
+"""Inverse-Hessian backends. The command line, comparisons and the contract tests read the list here."""
 
 from influence_ssl_jax.ihvp.arnoldi import Arnoldi
-from influence_ssl_jax.ihvp.backend import Backend, Damping, Form, Interval, Resolved
+from influence_ssl_jax.ihvp.backend import Backend, Damping, Form, Interval, Knobs, Resolved
 from influence_ssl_jax.ihvp.cg import CG
 from influence_ssl_jax.ihvp.deflated import Deflated
 from influence_ssl_jax.ihvp.diagonal import Diagonal
@@ -15,19 +15,20 @@ from influence_ssl_jax.ihvp.logra import LoGra
 from influence_ssl_jax.ihvp.nystrom import Nystrom
 
 BACKENDS: tuple[type[Backend], ...] = (
-    LoGra,
-    EKFAC,
-    KFAC,
+    Identity,
     Diagonal,
-    Deflated,
+    KFAC,
+    EKFAC,
+    LoGra,
     Arnoldi,
     Nystrom,
-    LiSSA,
+    Deflated,
     CG,
+    LiSSA,
     Gram,
     Exact,
-    Identity,
 )
+"""Every backend, in the order of their cost: the one list."""
 
 __all__ = [
     "BACKENDS",
@@ -44,6 +45,7 @@ __all__ = [
     "Gram",
     "Identity",
     "Interval",
+    "Knobs",
     "LiSSA",
     "LoGra",
     "Nystrom",

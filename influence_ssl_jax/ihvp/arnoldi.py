@@ -1,7 +1,8 @@
 """Arnoldi influence: the dominant eigenpairs of C by block Lanczos, with or without what they leave out."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.products import flat_products
 from influence_ssl_jax.errors import CurvatureError
-from influence_ssl_jax.ihvp.backend import Backend, Form, Interval, Resolved, whole
+from influence_ssl_jax.ihvp.backend import Backend, Form, Interval, Knobs, Resolved, whole
 from influence_ssl_jax.ihvp.bases import discover_blocks, inner_products
 from influence_ssl_jax.ihvp.rounding import Lengths
 from influence_ssl_jax.linalg.krylov import leading_eigenpairs
@@ -74,6 +75,14 @@ class Arnoldi(Backend[ArnoldiState]):
     complement: Literal["keep", "drop"] = "keep"
     probes: int = 16
     unexplained: cut.Unexplained = "error"
+    when_to_use: ClassVar[str] = "An interval for every image, once audited; any network."
+
+    @classmethod
+    def grid(cls, knobs: Knobs) -> Sequence[Backend]:
+        """Return the settings that a comparison tries."""
+        return tuple(
+            cls(rank, complement=rest, probes=knobs.probes) for rank in knobs.ranks for rest in ("keep", "drop")
+        )
 
     @property
     def definite(self) -> bool:

@@ -3,7 +3,8 @@
 import abc
 import dataclasses
 import math
-from typing import Generic, Literal, NamedTuple, TypeAlias, TypeVar
+from collections.abc import Sequence
+from typing import ClassVar, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -168,12 +169,53 @@ class Interval(NamedTuple):
     upper: Float[Array, " n"]
 
 
+@dataclasses.dataclass(frozen=True)
+class Knobs:
+    """What is varied.
+
+    Attributes:
+        ranks: Eigenpairs of Arnoldi, Nyström and Deflated.
+        projections: Size of each side's basis of LoGra.
+        iterations: Steps of CG. A product with C for each step and draw: name none on a large network without an
+            accelerator.
+        depths: Steps of LiSSA; as CG.
+        samples: Draws per example of EK-FAC, K-FAC, LoGra, the diagonal and Deflated.
+        probes: Random vectors for what Arnoldi and Nyström leave out.
+        deflated: Further ranks of Deflated alone, whose scores take no product with C: only fitting gets longer.
+        dense: Parameters up to which Exact is compared; its matrix takes a product with C for each.
+    """
+
+    ranks: tuple[int, ...] = (16, 64)
+    projections: tuple[int, ...] = (8, 16)
+    iterations: tuple[int, ...] = (10, 30)
+    depths: tuple[int, ...] = (100,)
+    samples: int = 4
+    probes: int = 16
+    deflated: tuple[int, ...] = ()
+    dense: int = 3000
+
+
 class Backend(abc.ABC, Generic[State]):
     """An approximation of `(C + λI)⁻¹`: fitted once, then asked with any damping.
 
     Subclasses are final frozen dataclasses: the object is the configuration, the command-line entry and the cache key.
     All methods but `resolve` are pure functions of arrays and may be jitted.
     """
+
+    when_to_use: ClassVar[str]
+    """When this backend is the right one, in one sentence for a list of all."""
+    whole_gradients: ClassVar[bool] = True
+    """Whether scoring forms the whole gradient of each example, which takes memory."""
+
+    @classmethod
+    def grid(cls, knobs: Knobs) -> "Sequence[Backend]":
+        """Return the settings of this backend that a comparison tries; its defaults if it declares no others.
+
+        Args:
+            knobs: What the comparison varies.
+        """
+        del knobs
+        return (cls(),)
 
     @property
     def definite(self) -> bool:

@@ -1,10 +1,13 @@
 """The diagonal of the curvature."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import ClassVar
 
 from jaxtyping import Array, Key
 
 from influence_ssl_jax.curvature import blocks as cut
+from influence_ssl_jax.ihvp.backend import Backend, Knobs
 from influence_ssl_jax.ihvp.bases import discover_blocks
 from influence_ssl_jax.ihvp.eigenbasis import (
     EigenbasisBackend,
@@ -31,6 +34,12 @@ class Diagonal(EigenbasisBackend):
 
     samples: int = 1
     unexplained: cut.Unexplained = "error"
+    when_to_use: ClassVar[str] = "A baseline: the curvature of each parameter by itself."
+
+    @classmethod
+    def grid(cls, knobs: Knobs) -> Sequence[Backend]:
+        """Return the settings that a comparison tries."""
+        return (cls(samples=knobs.samples),)
 
     def fit(self, problem: Problem, key: Key[Array, ""]) -> EigenbasisState:
         """Average the squares of curvature samples."""

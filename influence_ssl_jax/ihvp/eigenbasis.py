@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +53,8 @@ class EigenbasisBackend(Backend[EigenbasisState]):  # abstract: `fit` is its sub
     The complement is never formed: its part of a form is what is left of the gradients' inner product, `⟨g, g'⟩ −
     ⟨Bᵀg, Bᵀg'⟩`, from norms that take no gradient either (`Block.gram`). Curvature between blocks is left out.
     """
+
+    whole_gradients: ClassVar[bool] = False
 
     def mean_eigenvalue(self, state: EigenbasisState) -> Resolved:
         """tr(C)/P of every block."""

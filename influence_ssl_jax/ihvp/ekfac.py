@@ -1,11 +1,14 @@
 """EK-FAC: every layer's curvature in the eigenbasis of its Kronecker factors, with corrected eigenvalues."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import ClassVar
 
 from jaxtyping import Array, Key
 
 from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.ihvp import bases as basis
+from influence_ssl_jax.ihvp.backend import Backend, Knobs
 from influence_ssl_jax.ihvp.eigenbasis import (
     EigenbasisBackend,
     EigenbasisState,
@@ -43,6 +46,12 @@ class EKFAC(EigenbasisBackend):
     samples: int = 1
     exact_limit: int = 2048
     unexplained: cut.Unexplained = "error"
+    when_to_use: ClassVar[str] = "Many images on a large network, with an audit to calibrate."
+
+    @classmethod
+    def grid(cls, knobs: Knobs) -> Sequence[Backend]:
+        """Return the settings that a comparison tries."""
+        return (cls(samples=knobs.samples),)
 
     def fit(self, problem: Problem, key: Key[Array, ""]) -> EigenbasisState:
         """Average the factors, take them apart in float64, then average squared coordinates in their eigenbasis."""

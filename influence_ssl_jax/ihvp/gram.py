@@ -5,7 +5,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -173,6 +173,8 @@ class Gram(Backend[GramState]):
     parts: int = 16
     accuracy: float | None = None
     unexplained: cut.Unexplained = "error"
+    when_to_use: ClassVar[str] = "Exact for a Fisher of up to some thousand gradients, with error bounds."
+    whole_gradients: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse settings that make no matrix, or no jackknife."""

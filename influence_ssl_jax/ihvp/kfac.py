@@ -1,7 +1,8 @@
 """K-FAC: every layer's curvature as a Kronecker product of what it reads and what comes back."""
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Key
@@ -9,6 +10,7 @@ from jaxtyping import Array, Key
 from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.moments import factor_moments
 from influence_ssl_jax.ihvp import bases as basis
+from influence_ssl_jax.ihvp.backend import Backend, Knobs
 from influence_ssl_jax.ihvp.eigenbasis import (
     EigenbasisBackend,
     EigenbasisState,
@@ -42,6 +44,12 @@ class KFAC(EigenbasisBackend):
     samples: int = 1
     exact_limit: int = 2048
     unexplained: cut.Unexplained = "error"
+    when_to_use: ClassVar[str] = "A baseline: EK-FAC without its corrected eigenvalues."
+
+    @classmethod
+    def grid(cls, knobs: Knobs) -> Sequence[Backend]:
+        """Return the settings that a comparison tries."""
+        return (cls(samples=knobs.samples),)
 
     def fit(self, problem: Problem, key: Key[Array, ""]) -> EigenbasisState:
         """Average the factors, take them apart in float64; average tr(C) and the blocks without a weight matrix."""

@@ -1,8 +1,8 @@
 """LoGra: every layer's gradient projected on both sides, its projected curvature inverted exactly."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jaxtyping import Array, Key
 
 from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.moments import side_moments
+from influence_ssl_jax.ihvp.backend import Backend, Knobs
 from influence_ssl_jax.ihvp.bases import Bases, discover_blocks
 from influence_ssl_jax.ihvp.eigenbasis import (
     EigenbasisBackend,
@@ -51,6 +52,14 @@ class LoGra(EigenbasisBackend):
     complement: Literal["drop", "keep"] = "drop"
     samples: int = 1
     unexplained: cut.Unexplained = "error"
+    when_to_use: ClassVar[str] = "The least time and memory; near the gradient's norm at small rank."
+
+    @classmethod
+    def grid(cls, knobs: Knobs) -> Sequence[Backend]:
+        """Return the settings that a comparison tries."""
+        return tuple(
+            cls(rank, complement=rest, samples=knobs.samples) for rank in knobs.projections for rest in ("drop", "keep")
+        )
 
     @property
     def definite(self) -> bool:

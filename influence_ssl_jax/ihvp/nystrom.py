@@ -1,7 +1,8 @@
 """Nyström: a low-rank approximation of C from its products with random vectors."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from influence_ssl_jax import randomness, trees
 from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.products import flat_products
-from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved, whole
+from influence_ssl_jax.ihvp.backend import Backend, Form, Knobs, Resolved, whole
 from influence_ssl_jax.ihvp.bases import discover_blocks, inner_products
 from influence_ssl_jax.ihvp.eigenbasis import refuse_hessian
 from influence_ssl_jax.linalg.nystrom import nystrom
@@ -60,6 +61,12 @@ class Nystrom(Backend[NystromState]):
     complement: Literal["zero", "mean"] = "zero"
     probes: int = 16
     unexplained: cut.Unexplained = "error"
+    when_to_use: ClassVar[str] = "As Arnoldi, by one pass of independent products with C."
+
+    @classmethod
+    def grid(cls, knobs: Knobs) -> Sequence[Backend]:
+        """Return the settings that a comparison tries."""
+        return tuple(cls(rank, complement="mean") for rank in knobs.ranks)
 
     def fit(self, problem: Problem, key: Key[Array, ""]) -> NystromState:
         """Multiply, factorise, and estimate what is left."""

@@ -1,12 +1,8 @@
-"""An audit as it is printed and as the report shows it."""
+"""An audit in a table and remarks, for the report and the command line."""
 
 import math
 from pathlib import Path
 from typing import Any
-
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
 from influence_ssl_jax.configuration import Plain
 from influence_ssl_jax.errors import StoreError
@@ -90,19 +86,6 @@ def remarks(record: dict[str, Any]) -> list[str]:
             "They are named in audit.parquet."
         )
     return found
-
-
-def say(record: dict[str, Any], out: Console) -> None:
-    """Print the table and the remarks."""
-    title = f"Against {record['counts']['certified']} certified scores, λ = {record['damping']:.4g}"
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
-    for index, head in enumerate(HEADS):
-        shown.add_column(head, justify="right" if index else "left")
-    for row in table(record):
-        shown.add_row(*row)
-    out.print(shown)
-    for remark in remarks(record):
-        out.print(remark, style="dim", highlight=False)
 
 
 def _number(value: Plain) -> float:

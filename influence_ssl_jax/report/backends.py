@@ -1,4 +1,4 @@
-"""Backends side by side: as plain JSON, as a table, and as two figures."""
+"""Backends side by side: as plain JSON, as lines of a table, and as two figures."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,9 +7,6 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
 from influence_ssl_jax.configuration import Plain, describe
 from influence_ssl_jax.evaluation.calibration import Calibration, Coverage, Deviation, Errors, deviation
@@ -51,40 +48,38 @@ def as_json(value: object) -> Plain:
     return value
 
 
-def say(rows: Rows, out: Console) -> None:
-    """One table for each damping, best first; then what failed, with its reason."""
-    for damping in dict.fromkeys(row["damping"] for row in rows):
-        own = [row for row in rows if row["damping"] == damping and row["deviation"]]
-        shown = Table(box=SIMPLE_HEAD, pad_edge=False, title=f"λ = {damping:g} × mean eigenvalue", title_justify="left")
-        heads = (
-            "backend",
-            "error as it is",
-            "one factor",
-            "calibrated",
-            "Spearman",
-            "beyond the loss",
-            "top",
-            "bottom",
-            "fit, s",
-            "1,000 scores, s",
-            "MB",
-        )
-        for index, head in enumerate(heads):
-            shown.add_column(head, justify="right" if index else "left")
-        for row in sorted(own, key=lambda row: _error(row, "calibrated")):
-            found = row["deviation"]
-            shown.add_row(
+HEADS = (
+    "backend",
+    "error as it is",
+    "one factor",
+    "calibrated",
+    "Spearman",
+    "beyond the loss",
+    "top",
+    "bottom",
+    "fit, s",
+    "1,000 scores, s",
+    "MB",
+)
+
+
+def table(rows: Rows, damping: float) -> list[list[str]]:
+    """Return a line under HEADS for each backend that has scores at this damping, best first."""
+    lines = []
+    own = [row for row in rows if row["damping"] == damping and row["deviation"]]
+    for row in sorted(own, key=lambda row: _error(row, "calibrated")):
+        found = row["deviation"]
+        lines.append(
+            [
                 row["name"],
                 *(percent(_error(row, name)) for name in ("raw", "proportional", "calibrated")),
                 *(decimal(_number(found[name]["value"])) for name in ("spearman", "partial")),
                 *(percent(_number(found[name])) for name in ("top", "bottom")),
                 *(number(row[name]) for name in ("fit_seconds", "seconds_per_thousand")),
                 number(max(_number(row["fit_megabytes"]), _number(row["megabytes"]))),
-            )
-        out.print(shown)
-    for row in rows:
-        if row["reason"]:
-            out.print(f"{row['name']}, λ {row['damping']:g}: {row['reason']}", style="dim", highlight=False)
+            ]
+        )
+    return lines
 
 
 def write_figures(rows: Rows, folder: Path) -> None:
@@ -122,7 +117,9 @@ def stability(rows: Rows) -> Figure:
     for name in dict.fromkeys(row["name"] for row in rows):
         own = sorted((row["damping"], _error(row, "calibrated")) for row in rows if row["name"] == name)
         axes.plot(*zip(*own, strict=True), marker="o", markersize=3, label=name)
-    axes.set(xscale="log", yscale="log", xlabel="λ / mean eigenvalue", ylabel="median relative error, calibrated")
+    positive = any(_error(row, "calibrated") > 0 for row in rows)  # none where the sample is too small to calibrate
+    axes.set(xscale="log", yscale="log" if positive else "linear")
+    axes.set(xlabel="λ / mean eigenvalue", ylabel="median relative error, calibrated")
     axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 

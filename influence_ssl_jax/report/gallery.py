@@ -11,7 +11,7 @@ from PIL import Image
 
 from influence_ssl_jax import data
 from influence_ssl_jax.configuration import restore
-from influence_ssl_jax.data.source import UnreadableExample, content_of
+from influence_ssl_jax.data.source import Source, UnreadableExample, content_of
 from influence_ssl_jax.data.transform import UnusableImage
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.report.scored_run import ScoredRun
@@ -49,15 +49,16 @@ class Tile:
     badges: tuple[tuple[str, str], ...]
 
 
-def images_of(run: ScoredRun) -> tuple[Images | None, str]:
-    """The images of the source that the run names, or none and why.
+def images_of(run: ScoredRun, source: Source | None = None) -> tuple[Images | None, str]:
+    """Return the images of a source, by default the one that the run names, or none and why.
 
     Those of a changed source are other images, and an image that has changed since it was scored is none.
     """
     try:
-        source = restore(run.record.get("configuration", {}).get("source"), data.SOURCES).open()
+        named = source or restore(run.record.get("configuration", {}).get("source"), data.SOURCES)
+        opened = named.open()
         scored = (run.record.get("identity") or {}).get("data")
-        if scored is not None and source.fingerprint() != scored:
+        if scored is not None and opened.fingerprint() != scored:
             return None, "the data set has changed since it was scored, so its images may be others"
     except InfluenceError as error:
         return None, str(error)
@@ -66,9 +67,9 @@ def images_of(run: ScoredRun) -> tuple[Images | None, str]:
     contents = dict(zip(run.table["index"].to_pylist(), known, strict=True))
 
     def image(index: int) -> np.ndarray:
-        if index >= len(source):
+        if index >= len(opened):
             raise UnusableImage("the source has fewer images now")
-        example = source.read(index)
+        example = opened.read(index)
         if example.id != names[index]:
             raise UnusableImage(f"scored under another name, {names[index]!r}")
         if contents[index] is not None and content_of(example) != contents[index]:

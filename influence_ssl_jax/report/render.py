@@ -11,6 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from influence_ssl_jax.configuration import flatten
+from influence_ssl_jax.data import Source
 from influence_ssl_jax.report import audited, plots
 from influence_ssl_jax.report.baselines import compare, explained_by_baselines, signal_share
 from influence_ssl_jax.report.breakdown import Categories, Names, Quantity, breakdown
@@ -26,7 +27,13 @@ DRAWN = 4_000_000
 """Examples that the bootstrap of one statistic draws in all: seconds."""
 
 
-def render(folder: Path, out: Path | None = None, images: Images | None = None, extent: Extent | None = None) -> Path:
+def render(
+    folder: Path,
+    out: Path | None = None,
+    images: Images | None = None,
+    extent: Extent | None = None,
+    source: Source | None = None,
+) -> Path:
     """Write the report of a finished run.
 
     Args:
@@ -35,6 +42,7 @@ def render(folder: Path, out: Path | None = None, images: Images | None = None, 
         images: Pixels of an example by number; read from the source that `run.json` names where None. A source that is
             not there any more costs the pictures and nothing else.
         extent: How much is shown; `Extent()` where None.
+        source: Where pixels are read from, in place of the source that `run.json` names.
 
     Raises:
         StoreError: The folder holds no finished run.
@@ -42,7 +50,7 @@ def render(folder: Path, out: Path | None = None, images: Images | None = None, 
     run, extent = ScoredRun.load(folder), extent or Extent()
     why = ""
     if images is None:
-        images, why = images_of(run)
+        images, why = images_of(run, source)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("influence_ssl_jax.report"),
         autoescape=True,

@@ -13,32 +13,34 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Array, Float
-from rich.console import Console
 
 from influence_ssl_jax import provenance, trees
-from influence_ssl_jax.configuration import Plain, describe, differences, fingerprint, restore
+from influence_ssl_jax.configuration import Plain, describe, differences, fingerprint
 from influence_ssl_jax.data.contents import Change, changes, refuse_changes
-from influence_ssl_jax.data.source import OpenSource
+from influence_ssl_jax.data.source import OpenSource, Source
+from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.evaluation.calibration import Calibration, Deviation, deviation
 from influence_ssl_jax.evaluation.certificate import galerkin
 from influence_ssl_jax.evaluation.sample import Audited, absolute_damping, certified, relative_width, sample
 from influence_ssl_jax.ihvp import Arnoldi
 from influence_ssl_jax.problem import Problem
+from influence_ssl_jax.progress import Note, Progress, Written, silent, stage
 from influence_ssl_jax.provenance import command
-from influence_ssl_jax.report.audited import AUDIT, say
+from influence_ssl_jax.report.audited import AUDIT
 from influence_ssl_jax.report.backends import as_json
 from influence_ssl_jax.report.scored_run import ScoredRun
-from influence_ssl_jax.run_log import Pace, RunLog, Watch, under_way, watched
-from influence_ssl_jax.runs.score import Prepared, curvature_of, identity, prepare, problem_over
+from influence_ssl_jax.run_log import Pace, RunLog, Watch, watched
+from influence_ssl_jax.runs.score import Prepared, curvature_of, identity, prepare, problem_over, settings_of
 from influence_ssl_jax.runs.settings import AuditRun, ScoreRun
 from influence_ssl_jax.scoring.fitting import fitted
 from influence_ssl_jax.scoring.stream import UNRESOLVED
+from influence_ssl_jax.scoring.table import skipped_table
 from influence_ssl_jax.store import CONTENT, SCORES, file_digest, write_sealed
 from influence_ssl_jax.store.files import lock, write_atomically
 from influence_ssl_jax.store.identity import claim
 from influence_ssl_jax.store.manifest import Manifest, to_bytes
-from influence_ssl_jax.store.result import FILES, skipped_table
+from influence_ssl_jax.store.result import FILES
 
 WORK = "audit"
 
@@ -60,7 +62,7 @@ class Bounds(NamedTuple):
     recomputed: int
 
 
-def bounds(settings: AuditRun, scored: ScoredRun, made: ScoreRun, prepared: Prepared, out: Console) -> Bounds:
+def bounds(settings: AuditRun, scored: ScoredRun, made: ScoreRun, prepared: Prepared, progress: Progress) -> Bounds:
     """Certify the examples of the sample that have not been, batch by batch.
 
     Raises:
@@ -84,10 +86,10 @@ def bounds(settings: AuditRun, scored: ScoredRun, made: ScoreRun, prepared: Prep
         problem = _in_precision(averaged, settings.precision)
         damping = _damping(scored.record["damping"]["resolved"], problem, made, settings)
         if resumed < len(chosen):
-            _announce(settings, problem, made, len(chosen), resumed, recomputed, out)
+            _announce(settings, problem, made, len(chosen), resumed, recomputed, progress)
             todo = _in_place(chosen, there, settings.audit.batch_size)
             given = (problem, prepared.source, prepared.transform, todo, damping, made.scoring)
-            with watched(out, log, "certifying", Pace(len(chosen), resumed)) as watch:
+            with watched(progress, log, "certifying", Pace(len(chosen), resumed)) as watch:
                 log.beat("certifying", total=len(chosen), done=resumed)
                 for part in certified(*given, settings.audit, prepared.measurement):
                     _keep(part, manifest, log, watch)
@@ -129,20 +131,19 @@ def _collected(manifest: Manifest, chosen: np.ndarray) -> pa.Table:
 
 
 def _announce(
-    settings: AuditRun, problem: Problem, made: ScoreRun, size: int, resumed: int, recomputed: int, out: Console
+    settings: AuditRun, problem: Problem, made: ScoreRun, size: int, resumed: int, recomputed: int, progress: Progress
 ) -> None:
     """What there is to do, in products with C."""
     if recomputed:
-        out.print(f"{recomputed} certificates were damaged; they are computed again.", highlight=False)
+        progress(Note(f"{recomputed} certificates were damaged; they are computed again."))
     if resumed:
-        out.print(f"Going on: {resumed} of {size} images are certified.", highlight=False)
+        progress(Note(f"Going on: {resumed} of {size} images are certified."))
     draws, images = made.scoring.draws, problem.batches.index.size
-    out.print(
+    text = (
         f"{size - resumed} images, {draws} draws each, at most {settings.audit.steps} products with C over {images:,} "
-        f"images and {trees.size(problem.params):,} parameters a draw, in {settings.precision}.",
-        highlight=False,
-        style="dim",
+        f"images and {trees.size(problem.params):,} parameters a draw, in {settings.precision}."
     )
+    progress(Note(text, "detail"))
 
 
 def _identity(settings: AuditRun, scored: ScoredRun) -> Plain:
@@ -205,21 +206,34 @@ def _damping(resolved: Plain, problem: Problem, made: ScoreRun, settings: AuditR
 BOUNDS, CALIBRATED = "audit.parquet", "calibrated.parquet"
 
 
-def audit(settings: AuditRun, out: Console) -> None:
+def audit(
+    settings: AuditRun,
+    progress: Progress = silent,
+    encoder: Encoder | None = None,
+    source: Source | None = None,
+) -> dict[str, Plain]:
     """Certify a sample, compare score and baselines with it, calibrate every score.
+
+    Args:
+        settings: How.
+        progress: Who is told.
+        encoder: The encoder, where the scores were made of an object.
+        source: The images, likewise.
+
+    Returns:
+        What `audit.json` holds.
 
     Raises:
         StoreError: The folder holds no finished run, or certificates of other settings.
         InfluenceError: The images have changed since they were scored, or nothing of them can be certified.
     """
     scored = ScoredRun.load(settings.folder)
-    recorded = scored.record["configuration"]
-    made = restore({name: value for name, value in recorded.items() if name != "input"}, [ScoreRun])
-    prepared = prepare(made, out)
+    made = settings_of(scored.record, encoder, source)
+    prepared = prepare(made, progress)
     refuse_other(scored, identity(made, prepared.encoder, prepared.transform, prepared.source))
     (settings.folder / WORK).mkdir(exist_ok=True)
     with lock(settings.folder / WORK):
-        _audit(settings, scored, made, prepared, out)
+        return _audit(settings, scored, made, prepared, progress)
 
 
 def refuse_other(scored: ScoredRun, now: Plain) -> None:
@@ -239,9 +253,11 @@ def refuse_other(scored: ScoredRun, now: Plain) -> None:
         )
 
 
-def _audit(settings: AuditRun, scored: ScoredRun, made: ScoreRun, prepared: Prepared, out: Console) -> None:
-    """Everything that is done while the folder is held."""
-    found = bounds(settings, scored, made, prepared, out)
+def _audit(
+    settings: AuditRun, scored: ScoredRun, made: ScoreRun, prepared: Prepared, progress: Progress
+) -> dict[str, Plain]:
+    """Do what is done while the folder is held."""
+    found = bounds(settings, scored, made, prepared, progress)
     compared = judged(scored, found.table, settings.calibration)
     write_atomically(settings.folder / BOUNDS, to_bytes(found.table))
     record = {
@@ -252,22 +268,22 @@ def _audit(settings: AuditRun, scored: ScoredRun, made: ScoreRun, prepared: Prep
         "relative_width": _median_width(found.table),
         "deviation": {name: as_json(item) for name, item in compared.items()},
     }
-    beside = enclosed(scored, made, prepared, out)
-    calibrated = calibrate(settings.folder, scored, found.table, beside, settings.calibration, out)
+    beside = enclosed(scored, made, prepared, progress)
+    calibrated = calibrate(settings.folder, scored, found.table, beside, settings.calibration, progress)
     files = (SCORES, BOUNDS, *([CALIBRATED] if calibrated else []))
     files_written = {name: file_digest(settings.folder / name) for name in files}
     write_sealed(settings.folder / AUDIT, {**record, FILES: files_written})
-    say(record, out)
+    return record
 
 
-def enclosed(scored: ScoredRun, made: ScoreRun, prepared: Prepared, out: Console) -> pa.Table | None:
+def enclosed(scored: ScoredRun, made: ScoreRun, prepared: Prepared, progress: Progress) -> pa.Table | None:
     """The Galerkin interval of every example, where the scores came from one shared Krylov subspace; else None."""
     resolved = scored.record["damping"]["resolved"]
     if not isinstance(made.backend, Arnoldi) or made.scoring.estimand != "mean_of_scores":
         return None
     problem = problem_over(made, prepared)
     refuse_rescored(scored, prepared.source, np.arange(scored.table.num_rows))
-    with under_way(out, "Galerkin intervals of every image"):
+    with stage(progress, "Galerkin intervals of every image"):
         state = fitted(problem, made.backend, made.scoring.seed)
         damping = jnp.asarray(resolved, jax.tree.leaves(problem.params)[0].dtype)
         given = (prepared.source, prepared.transform, damping, made.scoring, prepared.measurement)
@@ -311,7 +327,7 @@ def calibrate(
     table: pa.Table,
     beside: pa.Table | None,
     calibration: Calibration,
-    out: Console,
+    progress: Progress,
 ) -> bool:
     """Write a calibrated score with its interval for every example, or say why the sample is too small; whether it did.
 
@@ -321,7 +337,7 @@ def calibrate(
         table: The bounds of the sample.
         beside: Galerkin intervals of every example, where there are any.
         calibration: How.
-        out: Where it is said.
+        progress: Who is told.
     """
     rows, lower, upper = _placed(scored, table)
     try:
@@ -329,7 +345,7 @@ def calibrate(
         every = calibration.fit(scores[rows], lower, upper, scores)(scores)
     except InfluenceError as error:
         (folder / CALIBRATED).unlink(missing_ok=True)  # one of an earlier, larger sample must not pass for this one's
-        out.print(f"No calibrated scores: {error}", highlight=False, markup=False)
+        progress(Note(f"No calibrated scores: {error}"))
         return False
     calibrated = scored.table.select(["index", "id"])
     for name, values in (("score", every.score), ("score_lo", every.low), ("score_hi", every.high)):
@@ -341,7 +357,7 @@ def calibrate(
             column = np.append(beside[name].to_numpy(), np.nan)[np.where(here, place, -1)]
             calibrated = calibrated.append_column(name, pa.array(column))
     write_atomically(folder / CALIBRATED, to_bytes(calibrated))
-    out.print(f"Calibrated scores: {folder / CALIBRATED}", highlight=False, markup=False, soft_wrap=True)
+    progress(Written("Calibrated scores", folder / CALIBRATED))
     return True
 
 

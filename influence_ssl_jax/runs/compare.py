@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
 from influence_ssl_jax import provenance
 from influence_ssl_jax.configuration import Plain, describe
@@ -17,11 +16,12 @@ from influence_ssl_jax.evaluation.exact import Truth, kind_for, truths
 from influence_ssl_jax.evaluation.sample import sample
 from influence_ssl_jax.ihvp import CG, Backend
 from influence_ssl_jax.problem import Problem
-from influence_ssl_jax.report.backends import null_rows, plain, say, write_figures
-from influence_ssl_jax.run_log import RunLog, under_way
+from influence_ssl_jax.progress import Note, Progress, silent, stage
+from influence_ssl_jax.report.backends import null_rows, plain, write_figures
+from influence_ssl_jax.run_log import RunLog
 from influence_ssl_jax.runs.images import refuse_other_images, texts
 from influence_ssl_jax.runs.score import Prepared, curvature_of, of_encoder, prepare
-from influence_ssl_jax.runs.settings import CompareRun, ScoreRun
+from influence_ssl_jax.runs.settings import CompareRun, describe_without
 from influence_ssl_jax.scoring.memory import available, memory_of
 from influence_ssl_jax.store import DamagedError, read_sealed, write_sealed
 from influence_ssl_jax.store.files import lock
@@ -32,15 +32,21 @@ ROWS = "rows"
 _log = logging.getLogger(__name__)
 
 
-def compare(settings: CompareRun, out: Console) -> None:
-    """Find exact scores, race every backend that has not been, write table and figures.
+def compare(settings: CompareRun, progress: Progress = silent) -> dict[str, Plain]:
+    """Compute exact scores, race every backend that has not been, write table and figures.
+
+    Args:
+        settings: Which backends, dampings and images.
+        progress: Who is told.
+
+    Returns:
+        What `comparison.json` holds.
 
     Raises:
         StoreError: The folder holds something else, or is in use.
         InfluenceError: There is no exact score at this size and curvature.
     """
-    made = _as_score(settings)
-    prepared = prepare(made, out)
+    prepared = prepare(settings, progress)
     settings.out.mkdir(parents=True, exist_ok=True)
     refuse_foreign(settings.out)
     with lock(settings.out), RunLog(settings.out) as log:
@@ -49,23 +55,24 @@ def compare(settings: CompareRun, out: Console) -> None:
         (settings.out / PARTS).mkdir(exist_ok=True)
         there = sum(_whole(_part(settings, backend)) for backend in every)
         log.event("start", todo=len(every) - there, total=len(every), command=provenance.command())
-        problem, used = curvature_of(made, prepared)
+        problem, used = curvature_of(settings, prepared)
         examples, read = _examples(settings, prepared, problem)
         _same_images(settings.out / IMAGES, texts({**used, **read}))
         log.beat("exact scores")
-        known = _truths(settings, problem, examples, out)
+        known = _truths(settings, problem, examples, progress)
         rows = _nulls(settings, problem, examples, known)
         for number, backend in enumerate(every, 1):
             path = _part(settings, backend)
             if not _whole(path):
-                out.print(f"{number} of {len(every)}: {label(backend)}", highlight=False)
+                progress(Note(f"{number} of {len(every)}: {label(backend)}"))
                 log.beat(label(backend), done=number - 1, total=len(every))
                 found = [plain(row) for row in compared([backend], problem, examples, known, settings.calibration)]
                 write_sealed(path, {ROWS: found}, indent=None)
                 log.event("part", backend=label(backend), done=number, total=len(every))
             rows += read_sealed(path)[ROWS]
-        _finish(settings, prepared, known, rows, out)
+        record = _finish(settings, prepared, known, rows)
         log.event("finished", backends=len(every), resumed=there)
+        return record
 
 
 def _nulls(settings: CompareRun, problem: Problem, examples: Examples, known: list[Truth]) -> list[dict[str, Plain]]:
@@ -101,9 +108,9 @@ def _same_images(path: Path, now: dict[str, str]) -> None:
 
 
 def _finish(
-    settings: CompareRun, prepared: Prepared, known: list[Truth], rows: list[dict[str, Plain]], out: Console
-) -> None:
-    """Table, figures and record."""
+    settings: CompareRun, prepared: Prepared, known: list[Truth], rows: list[dict[str, Plain]]
+) -> dict[str, Plain]:
+    """Write figures and record, and return the record."""
     record = {
         "configuration": describe(settings),
         "data": prepared.source.fingerprint(),
@@ -117,21 +124,14 @@ def _finish(
     }
     write_sealed(settings.out / COMPARISON, record, indent=1)
     write_figures(rows, settings.out)
-    say(rows, out)
-    out.print(f"Comparison: {settings.out / COMPARISON}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _as_score(settings: CompareRun) -> ScoreRun:
-    """The scoring run whose problem this is."""
-    shared = ["encoder", "out", "source", "output", "trainable", "perturbation", "measurement", "curvature", "scoring"]
-    return ScoreRun(**{name: getattr(settings, name) for name in shared})
+    return record
 
 
 def _identity(settings: CompareRun, prepared: Prepared) -> Plain:
     """Everything that a row depends on; more knobs add rows, and change none that is there."""
-    places = ("out", "encoder", "source", "knobs")
+    aside = {"out", "encoder", "source", "knobs"}
     return {
-        "configuration": {name: value for name, value in describe(settings).items() if name not in places},
+        "configuration": describe_without(settings, aside),
         **of_encoder(prepared.encoder, prepared.transform),
         "data": prepared.source.fingerprint(),
         **provenance.decisive(),
@@ -152,17 +152,17 @@ def _examples(settings: CompareRun, prepared: Prepared, problem: Problem) -> tup
     return found, dict(zip(index, contents, strict=True))
 
 
-def _truths(settings: CompareRun, problem: Problem, examples: Examples, out: Console) -> list[Truth]:
+def _truths(settings: CompareRun, problem: Problem, examples: Examples, progress: Progress) -> list[Truth]:
     """Exact scores, from the folder where they are there."""
     path = settings.out / TRUTH
     if not _whole(path):
         kind = kind_for(problem) if settings.truth == "auto" else settings.truth
         begun = time.monotonic()
-        with under_way(out, f"exact scores of {int(examples.valid.sum())} images: {kind}"):
+        with stage(progress, f"exact scores of {int(examples.valid.sum())} images: {kind}"):
             found = truths(kind, problem, *examples[:3], settings.dampings, examples.scoring, settings.audit)
         lists = [{name: np.asarray(getattr(truth, name)).tolist() for name in Truth._fields} for truth in found]
         write_sealed(path, {ROWS: lists}, indent=None)
-        out.print(f"Exact scores ({kind}): {time.monotonic() - begun:.0f} s", highlight=False)
+        progress(Note(f"Exact scores ({kind}): {time.monotonic() - begun:.0f} s"))
     return [
         Truth(row["relative"], row["damping"], np.array(row["lower"]), np.array(row["upper"]))
         for row in read_sealed(path)[ROWS]

@@ -10,8 +10,8 @@ from influence_ssl_jax.encoder import FILE, Encoder
 from influence_ssl_jax.train.export import load
 
 
-def encoder_of(place: Path) -> Encoder:
-    """Load the encoder at a place.
+def encoder_of(place: Path | Encoder) -> Encoder:
+    """Load the encoder at a place; an encoder is returned as it is.
 
     Args:
         place: The folder of a `pretrain` run or of an imported encoder, or its `.npz`; a file of weights whose layout says
@@ -21,6 +21,8 @@ def encoder_of(place: Path) -> Encoder:
         CheckpointError: There is nothing, or it is damaged or of no known layout.
         InfluenceError: The function does not exist, or returns no encoder.
     """
+    if isinstance(place, Encoder):
+        return place
     if of_function(place):
         return Encoder.load(place)
     path = place / FILE if place.is_dir() else place

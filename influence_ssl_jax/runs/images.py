@@ -5,18 +5,18 @@ import json
 
 import numpy as np
 from jaxtyping import Int
-from rich.console import Console
 
 from influence_ssl_jax.data.contents import SHOWN, Change, changes, refuse_changes
 from influence_ssl_jax.data.source import OpenSource
 from influence_ssl_jax.errors import DataError, SkippedError
 from influence_ssl_jax.parallel import gathered, part_of
+from influence_ssl_jax.progress import Note, Progress
 from influence_ssl_jax.run_log import RunLog
 from influence_ssl_jax.runs.settings import ScoreRun
 from influence_ssl_jax.store import CONTENT, ScoreStore
 
 
-def take_up(settings: ScoreRun, source: OpenSource, store: ScoreStore, log: RunLog, out: Console) -> None:
+def take_up(settings: ScoreRun, source: OpenSource, store: ScoreStore, log: RunLog, progress: Progress) -> None:
     """Compare the images that have a score with what was scored, and drop the rows that are to be made again.
 
     All processes of a run together; each compares its part.
@@ -30,7 +30,7 @@ def take_up(settings: ScoreRun, source: OpenSource, store: ScoreStore, log: RunL
         if changed and settings.rescore_changed:
             again = np.array([change.index for change in changed], np.int64)
             log.event("changed images", images=len(changed), first=changed[0].id)
-            out.print(f"{len(changed):,} images have changed; they are scored again.", highlight=False)
+            progress(Note(f"{len(changed):,} images have changed; they are scored again."))
         else:
             refuse_changes(
                 changed,

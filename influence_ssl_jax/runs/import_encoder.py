@@ -2,11 +2,9 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
-
-from rich.console import Console
-from rich.text import Text
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from influence_ssl_jax import checkpoints, provenance
 from influence_ssl_jax.checkpoint import Storage
@@ -61,8 +59,24 @@ class ImportRun:
     notes: Path | None = None
 
 
-def import_encoder(settings: ImportRun, out: Console) -> None:
-    """Read the file, embed an image, save the encoder, and say what was found.
+class Imported(NamedTuple):
+    """An encoder that was made of a file.
+
+    Attributes:
+        recognised: What was recognised in the file, by name.
+        parameters: How many parameters the encoder has.
+        unread: What was left unread, and why.
+        arrays: The file of its arrays.
+    """
+
+    recognised: Mapping[str, str]
+    parameters: int
+    unread: Mapping[str, str]
+    arrays: Path
+
+
+def import_encoder(settings: ImportRun) -> Imported:
+    """Read the file, embed an image, save the encoder.
 
     Raises:
         InfluenceError: The file is damaged or of no known layout, or the folder holds an encoder.
@@ -75,13 +89,8 @@ def import_encoder(settings: ImportRun, out: Console) -> None:
     notes = {} if settings.notes is None else {"history": _json(settings.notes)}
     made = {"source": settings.file.name, "command": provenance.command(), **notes}
     encoder = dataclasses.replace(found.encoder, notes={**made, "unread": dict(found.unread)}).checked()
-    for name, value in found.recognised.items():
-        out.print(Text(f"{name}: {value}"), soft_wrap=True)
-    out.print(Text(f"parameters: {encoder.sizes()[1]:,}"), soft_wrap=True)
-    for name, reason in found.unread.items():
-        out.print(Text(f"left unread: {name}: {reason}"), soft_wrap=True)
     files = encoder.save(settings.out, settings.storage)
-    out.print(Text(f"Encoder: {files.arrays}"), soft_wrap=True)
+    return Imported(found.recognised, encoder.sizes()[1], found.unread, files.arrays)
 
 
 def _json(path: Path) -> object:

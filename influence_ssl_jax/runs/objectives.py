@@ -1,8 +1,9 @@
 """Form the measurement and the problem that settings describe."""
 
 from influence_ssl_jax.encoder import Encoder, Output
+from influence_ssl_jax.losses import Measurement
 from influence_ssl_jax.problem import Objective, Problem
-from influence_ssl_jax.runs.settings import AnyMeasurement, AnyPerturbation, CurvatureSet, views
+from influence_ssl_jax.runs.settings import AnyPerturbation, CurvatureSet, views
 from influence_ssl_jax.train.settings import Precision
 from influence_ssl_jax.types import Batch
 
@@ -11,7 +12,7 @@ def measurement(
     encoder: Encoder,
     output: Output,
     perturbation: AnyPerturbation,
-    loss: AnyMeasurement,
+    loss: Measurement,
     precision: Precision = "float32",
 ) -> Objective:
     """Return what is scored: the distance of two views at one output of the network, whose layers compute in `precision`.

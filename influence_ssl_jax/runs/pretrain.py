@@ -1,13 +1,13 @@
 """Pretrain an encoder into a folder."""
 
 import jax
-from rich.console import Console
 
 from influence_ssl_jax import provenance
 from influence_ssl_jax.configuration import describe
 from influence_ssl_jax.data import cached, depth_notes, require_classes
 from influence_ssl_jax.losses import Supervised
 from influence_ssl_jax.parallel import first_only, is_first, start
+from influence_ssl_jax.progress import Note, Progress, Written, silent
 from influence_ssl_jax.runs.settings import PretrainRun
 from influence_ssl_jax.train import save
 from influence_ssl_jax.train.loop import pretrain as train
@@ -16,7 +16,7 @@ CACHED = 2**30
 """Bytes of pixels up to which a process that is alone keeps the whole data set in memory."""
 
 
-def pretrain(settings: PretrainRun, out: Console) -> None:
+def pretrain(settings: PretrainRun, progress: Progress = silent) -> None:
     """Train, or resume training, then write the encoder.
 
     Raises:
@@ -25,16 +25,16 @@ def pretrain(settings: PretrainRun, out: Console) -> None:
         TrainingError: The folder holds another run.
     """
     start(settings.distributed)
-    out = out if is_first() else Console(quiet=True)
+    progress = progress if is_first() else silent
     source = settings.source.open()
     if isinstance(settings.training.loss, Supervised):
         require_classes(source, settings.training.architecture.output)
     for note in (*source.notes(), *depth_notes(source, settings.input)):
-        out.print(f"note: {note}", highlight=False, markup=False)
+        progress(Note(note, "caution"))
     size = len(source) * settings.input.height * settings.input.width * settings.input.channels
     alone = jax.process_count() == 1  # of several processes none holds the whole set
     images = cached(source, settings.input) if size < CACHED and alone else source
-    trained = train(settings.training, images, settings.input, settings.out, probe=settings.probe, console=out)
+    trained = train(settings.training, images, settings.input, settings.out, probe=settings.probe, progress=progress)
     made = {
         "input": describe(settings.input),
         "source": describe(settings.source.absolute()),
@@ -45,4 +45,4 @@ def pretrain(settings: PretrainRun, out: Console) -> None:
     where = {"versions": provenance.versions(), "device": provenance.device()}
     files = first_only(lambda: save(settings.out / "encoder", trained, **made, **where))
     if files is not None:
-        out.print(f"Encoder: {files.arrays}", highlight=False, markup=False, soft_wrap=True)
+        progress(Written("Encoder", files.arrays))

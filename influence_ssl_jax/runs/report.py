@@ -1,16 +1,27 @@
 """Write the report of a folder of scores."""
 
-from rich.console import Console
+from pathlib import Path
 
+from influence_ssl_jax.data import Source
+from influence_ssl_jax.progress import Progress, Written, silent
 from influence_ssl_jax.report.render import render
 from influence_ssl_jax.runs.settings import ReportRun
 
 
-def report(settings: ReportRun, out: Console) -> None:
-    """Render the page, and say where it is.
+def report(settings: ReportRun, progress: Progress = silent, source: Source | None = None) -> Path:
+    """Render the page.
+
+    Args:
+        settings: Of which folder, and where to.
+        progress: Who is told.
+        source: The images, where the scores were made of an object.
+
+    Returns:
+        Where the page is.
 
     Raises:
         StoreError: The folder holds no finished scores.
     """
-    page = render(settings.folder, settings.out, extent=settings.extent)
-    out.print(f"Report: {page}", highlight=False, markup=False, soft_wrap=True)
+    page = render(settings.folder, settings.out, extent=settings.extent, source=source)
+    progress(Written("Report", page))
+    return page

@@ -15,12 +15,11 @@ import numpy as np
 import pyarrow as pa
 from jax.sharding import Mesh
 from jaxtyping import Int
-from rich.console import Console
 from scipy.stats import spearmanr
 
 from influence_ssl_jax import provenance
-from influence_ssl_jax.configuration import Plain, describe, fingerprint
-from influence_ssl_jax.data import ToInput, depth_notes
+from influence_ssl_jax.configuration import Plain, describe, fingerprint, restore
+from influence_ssl_jax.data import SOURCES, Source, ToInput, depth_notes
 from influence_ssl_jax.data.draw import drawn
 from influence_ssl_jax.data.source import OpenSource, Skipped
 from influence_ssl_jax.data.table import renamed
@@ -46,8 +45,9 @@ from influence_ssl_jax.parallel import (
     summed,
 )
 from influence_ssl_jax.problem import Objective, Problem
+from influence_ssl_jax.progress import Note, Progress, Written, silent, stage
 from influence_ssl_jax.report.breakdown import TRUTH
-from influence_ssl_jax.run_log import Pace, RunLog, under_way, watched
+from influence_ssl_jax.run_log import Pace, RunLog, watched
 from influence_ssl_jax.runs import objectives
 from influence_ssl_jax.runs.encoder_of import absolute, encoder_of
 from influence_ssl_jax.runs.images import (
@@ -57,19 +57,21 @@ from influence_ssl_jax.runs.images import (
     take_up,
     texts,
 )
-from influence_ssl_jax.runs.settings import Parts, ScoreRun
+from influence_ssl_jax.runs.settings import CompareRun, Parts, ScoreRun, describe_without
 from influence_ssl_jax.scoring.fitting import SplitProblem, fitted, shapes
 from influence_ssl_jax.scoring.memory import check_fit
 from influence_ssl_jax.scoring.neighbours import streamed_knn_distance
 from influence_ssl_jax.scoring.scores import Scorer
-from influence_ssl_jax.scoring.stream import IN_CURVATURE_SET, Scored, embedding_matrix, stream
+from influence_ssl_jax.scoring.stream import Scored, embedding_matrix, stream
+from influence_ssl_jax.scoring.table import EMBEDDING, IN_CURVATURE_SET, ORDER
 from influence_ssl_jax.store import RUN, SCORES, ScoreStore, digest_of, load_fitted, read_sealed, save_fitted
-from influence_ssl_jax.store.result import EMBEDDING, ORDER
 from influence_ssl_jax.types import PyTree
 
 
-def fill(store: ScoreStore, scored: Iterable[Scored], size: int, parts: Parts, log: RunLog, out: Console) -> float:
-    """Write scored batches as parts, with a bar, a heartbeat, and a line in the log for every part; seconds of writing."""
+def fill(
+    store: ScoreStore, scored: Iterable[Scored], size: int, parts: Parts, log: RunLog, progress: Progress
+) -> float:
+    """Write scored batches as parts, each with a line in the log, and return the seconds of writing."""
     tables: list[pa.Table] = []
     skipped: list[Skipped] = []
     written = time.monotonic()
@@ -88,7 +90,7 @@ def fill(store: ScoreStore, scored: Iterable[Scored], size: int, parts: Parts, l
         spent += time.monotonic() - began
         log.event("part", rows=sum(map(len, rows)), skipped=len(unusable), **pace.facts())
 
-    with watched(out, log, "scoring", pace, log.of_others) as watch:
+    with watched(progress, log, "scoring", pace, log.of_others) as watch:
         try:
             for batch in scored:
                 tables.append(batch.table)
@@ -113,7 +115,7 @@ def fitted_scorer(
     measurement: Objective,
     store: ScoreStore,
     log: RunLog,
-    out: Console,
+    progress: Progress,
 ) -> Scorer:
     """Fit, or take up the fit that an earlier run left in the folder, and get ready to score on this process's devices.
 
@@ -124,14 +126,14 @@ def fitted_scorer(
         measurement: What is scored.
         store: Where the fit is kept.
         log: The run's.
-        out: Where it is said.
+        progress: Who is told.
 
     Raises:
         StoreError: Scores of another fit are in the folder, or processes have different ones.
         DataError: Images of the curvature set have changed since the fit.
         IndefiniteError: C + λI is not positive definite.
     """
-    with under_way(out, "fitting the curvature (the first time, it compiles)"):
+    with stage(progress, "fitting the curvature (the first time, it compiles)"):
         log.beat("fitting")
         divided = SplitProblem(problem, all_devices()) if all_devices().size > 1 else None
         state, notes = _state(settings, problem, divided, store)
@@ -251,7 +253,7 @@ AGREEMENT = 512
 """Images that are scored in float32 too where layers compute in 16 bits."""
 
 
-def score(settings: ScoreRun, out: Console) -> None:
+def score(settings: ScoreRun, progress: Progress = silent) -> None:
     """Score every example of the source that has no score yet, then write the table and the record.
 
     Raises:
@@ -262,36 +264,36 @@ def score(settings: ScoreRun, out: Console) -> None:
         IndefiniteError: C + λI is not positive definite.
     """
     start(settings.distributed)
-    out = out if is_first() else Console(quiet=True)
-    encoder, transform, measured, source = given = prepare(settings, out)
+    progress = progress if is_first() else silent
+    encoder, transform, measured, source = given = prepare(settings, progress)
     owner = identity(settings, encoder, transform, source)
     with ScoreStore.open(settings.out, owner, len(source)) as store, RunLog(settings.out) as log:
         log.beat("comparing images")
-        take_up(settings, source, store, log, out)
+        take_up(settings, source, store, log, progress)
         todo = store.todo()
         if agreed(not len(todo) and (settings.out / RUN).exists()):
-            out.print(f"Nothing to do: {settings.out / SCORES} is finished.", highlight=False, markup=False)
+            progress(Note(f"Nothing to do: {settings.out / SCORES} is finished."))
             refuse_many_skipped(settings, len(store.skipped()), len(source))
             return
         log.event("start", todo=len(todo), total=len(source), recomputed=store.lost, command=provenance.command())
         if len(todo) < len(source):
-            out.print(f"Going on: {len(source) - len(todo)} of {len(source)} images are done.", highlight=False)
+            progress(Note(f"Going on: {len(source) - len(todo)} of {len(source)} images are done."))
         log.beat("reading the curvature set")
         problem, used = curvature_of(settings, given, batches_of(all_devices()) if all_devices().size > 1 else None)
-        scorer = fitted_scorer(settings, problem, used, measured, store, log, out)
+        scorer = fitted_scorer(settings, problem, used, measured, store, log, progress)
         inside = sorted({index for text in gathered(json.dumps(sorted(used))) for index in json.loads(text)})
-        recorded = {**facts(settings, given, scorer), **rank_agreement(settings, given, scorer, out)}
+        recorded = {**facts(settings, given, scorer), **rank_agreement(settings, given, scorer, progress)}
         spent: defaultdict[str, float] = defaultdict(float)
         scored = stream(scorer, source, transform, share(todo, scorer), scoring_mesh(), spent)
-        spent["disk"] = fill(store, scored, len(source), settings.parts, log, out)
+        spent["disk"] = fill(store, scored, len(source), settings.parts, log, progress)
         recorded["seconds_waiting_for"] = {name: round(seconds, 3) for name, seconds in spent.items()}
         written = summed(store.rows())
         barrier("scored")
-        first_only(lambda: finish(settings, given, recorded, used, inside, written, store, log, out))
+        first_only(lambda: finish(settings, given, recorded, used, inside, written, store, log, progress))
     refuse_many_skipped(settings, len(store.skipped()), len(source))
 
 
-def rank_agreement(settings: ScoreRun, given: "Prepared", scorer: Scorer, out: Console) -> dict[str, Plain]:
+def rank_agreement(settings: ScoreRun, given: "Prepared", scorer: Scorer, progress: Progress) -> dict[str, Plain]:
     """Spearman's correlation of 16-bit scores with those in float32, over the first images; nothing for float32."""
     if settings.precision == "float32":
         return {}
@@ -303,7 +305,7 @@ def rank_agreement(settings: ScoreRun, given: "Prepared", scorer: Scorer, out: C
         ranked.append(np.concatenate([part.table["score"].to_numpy() for part in parts]))
     fine = np.isfinite(ranked[0]) & np.isfinite(ranked[1])
     found = float(np.asarray(spearmanr(ranked[0][fine], ranked[1][fine]))[0])
-    out.print(f"bfloat16 against float32: rank correlation {found:.4f} over {fine.sum()} images.", highlight=False)
+    progress(Note(f"bfloat16 against float32: rank correlation {found:.4f} over {fine.sum()} images."))
     return {"bfloat16": {"rank_correlation": found, "images": int(fine.sum())}}
 
 
@@ -322,7 +324,7 @@ def finish(
     written: int,
     store: ScoreStore,
     log: RunLog,
-    out: Console,
+    progress: Progress,
 ) -> None:
     """Put the parts of all processes together, with the distance to the nearest neighbours.
 
@@ -338,11 +340,11 @@ def finish(
         written: Rows that all processes have written.
         store: Where they are.
         log: The run's.
-        out: Where the end is said.
+        progress: Who is told.
     """
     store.refresh(written)
     refuse_two_versions(used, store)
-    with under_way(out, "nearest neighbours"):
+    with stage(progress, "nearest neighbours"):
         log.beat("nearest neighbours")
         distance = streamed_knn_distance(
             lambda: (embedding_matrix(table["embedding"]) for table in store.windows(["embedding"])),
@@ -351,7 +353,7 @@ def finish(
         )
     attributes, changes = distinguished(given.source)
     for old, new in changes.items():
-        out.print(f"note: the attribute {old!r} is in the table as {new!r}", highlight=False, markup=False)
+        progress(Note(f"the attribute {old!r} is in the table as {new!r}", "caution"))
     log.beat("writing the table")
     scored = np.concatenate([table["index"].to_numpy() for table in store.windows([])])
     further = {"knn_distance": distance, IN_CURVATURE_SET: np.isin(scored, inside)}
@@ -360,8 +362,8 @@ def finish(
     counts = read_sealed(settings.out / RUN)["counts"]
     log.event("finished", **counts, seconds_waiting_for=recorded["seconds_waiting_for"])
     said = ", ".join(f"{count} {name}" for name, count in counts.items() if name != "size")
-    out.print(f"{counts['size']} images: {said}.", highlight=False)
-    out.print(f"Scores: {table}", highlight=False, markup=False, soft_wrap=True)
+    progress(Note(f"{counts['size']} images: {said}."))
+    progress(Written("Scores", table))
 
 
 def curvature_set_agreement(store: ScoreStore) -> dict[str, Plain]:
@@ -415,26 +417,22 @@ class Prepared(NamedTuple):
     source: OpenSource
 
 
-def prepare(settings: ScoreRun, out: Console) -> Prepared:
-    """Load the encoder and open the images, saying what is noteworthy about them."""
+def prepare(settings: ScoreRun | CompareRun, progress: Progress) -> Prepared:
+    """Load the encoder and open the images, and report what is noteworthy about them."""
     encoder = encoder_of(settings.encoder)
     if settings.trainable:
         encoder = encoder.with_trainable(settings.trainable)
     trained, every = encoder.sizes()
     if trained < every:
-        out.print(
-            f"Parameters: {trained:,} of {every:,} count ({', '.join(encoder.trainable) or 'the floating-point ones'}).",
-            highlight=False,
-            markup=False,
-        )
-    measured = objectives.measurement(
-        encoder, settings.output, settings.perturbation, settings.measurement, settings.precision
-    )
+        named = ", ".join(encoder.trainable) or "the floating-point ones"
+        progress(Note(f"Parameters: {trained:,} of {every:,} count ({named})."))
+    precision = settings.precision if isinstance(settings, ScoreRun) else "float32"
+    measured = objectives.measurement(encoder, settings.output, settings.perturbation, settings.measurement, precision)
     source = settings.source.open()
     if settings.curvature.objective == "pretraining" and supervised(encoder):
         refuse_other_classes(encoder.notes.get("classes"), source.class_names())
     for note in (*source.notes(), *depth_notes(source, encoder.input)):
-        out.print(f"note: {note}", highlight=False, markup=False)
+        progress(Note(note, "caution"))
     return Prepared(encoder, encoder.input, measured, source)
 
 
@@ -462,13 +460,15 @@ def refuse_other_classes(trained: Plain, here: tuple[str, ...] | None) -> None:
         )
 
 
-def problem_over(settings: ScoreRun, given: Prepared, part: Callable[[int], range] | None = None) -> Problem:
+def problem_over(
+    settings: ScoreRun | CompareRun, given: Prepared, part: Callable[[int], range] | None = None
+) -> Problem:
     """The matrix that is inverted, over random images of the source; with those batches alone that `part` names."""
     return curvature_of(settings, given, part)[0]
 
 
 def curvature_of(
-    settings: ScoreRun, given: Prepared, part: Callable[[int], range] | None = None
+    settings: ScoreRun | CompareRun, given: Prepared, part: Callable[[int], range] | None = None
 ) -> tuple[Problem, dict[int, bytes]]:
     """As `problem_over`, with the digests of the images that the matrix is averaged over, by index."""
     chosen, seed = settings.curvature, settings.scoring.seed
@@ -490,21 +490,59 @@ def of_encoder(encoder: Encoder, transform: ToInput) -> dict[str, Plain]:
 def identity(settings: ScoreRun, encoder: Encoder, transform: ToInput, source: OpenSource) -> Plain:
     """Everything that a score depends on; where the encoder, the data and the scores lie is not among it."""
     return {
-        "configuration": {name: value for name, value in describe(settings).items() if name not in ASIDE},
+        "configuration": describe_without(settings, ASIDE),
         **of_encoder(encoder, transform),
         "data": source.fingerprint(),
         **provenance.decisive(),
     }
 
 
+def placed_configuration(settings: ScoreRun) -> dict[str, Plain]:
+    """Describe the settings for `run.json`; places are absolute, so that a later step finds them.
+
+    An encoder or a data set that was given as an object has no place: null stands for it.
+    """
+    described_here = type(settings.source) in SOURCES
+    return {
+        **describe_without(settings, {"encoder", "out", "source"}),
+        "encoder": None if isinstance(settings.encoder, Encoder) else str(absolute(settings.encoder)),
+        "out": str(settings.out.absolute()),
+        "source": describe(settings.source.absolute()) if described_here else None,
+    }
+
+
+def settings_of(record: dict[str, Plain], encoder: Encoder | None = None, source: Source | None = None) -> ScoreRun:
+    """Read the settings of a run of scores from its record.
+
+    Args:
+        record: What `run.json` holds.
+        encoder: The encoder, where it was given as an object and is given again.
+        source: The images, likewise.
+
+    Raises:
+        InfluenceError: The encoder or the images were given as objects and are not given again, or the record is of
+            another version.
+    """
+    held = {name: value for name, value in record["configuration"].items() if name != "input"}
+    given = {"encoder": encoder, "source": source}
+    for name, value in given.items():
+        if value is None and held[name] is None:
+            raise InfluenceError(
+                f"These scores were made in Python from an object ({name}), which no file can name. Give the same {name} to "
+                "influence_ssl_jax.score(…, out=FOLDER) again, which scores nothing anew, and call what it returns."
+            )
+    places = {name: held.pop(name) for name in given}
+    restored = restore({**held, "encoder": places["encoder"] or ""}, [ScoreRun])
+    if places["source"] is not None:
+        given["source"] = source or restore(places["source"], SOURCES)
+    return dataclasses.replace(restored, **{name: value for name, value in given.items() if value is not None})
+
+
 def facts(settings: ScoreRun, given: Prepared, scorer: Scorer) -> dict[str, Plain]:
-    """What `run.json` says of how the scores were made; places are absolute, so that a later step finds them."""
-    placed = dataclasses.replace(
-        settings, encoder=absolute(settings.encoder), out=settings.out.absolute(), source=settings.source.absolute()
-    )
+    """Return what `run.json` says of how the scores were made."""
     trained, every = given.encoder.sizes()
     return {
-        "configuration": {**describe(placed), "input": describe(given.transform)},
+        "configuration": {**placed_configuration(settings), "input": describe(given.transform)},
         "encoder": {"name": given.encoder.name, "parameters": every, "trained_parameters": trained},
         "command": provenance.command(),
         "seeds": {"seed": settings.scoring.seed},

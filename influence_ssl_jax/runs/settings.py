@@ -1,21 +1,21 @@
 """Settings of every run: plain frozen dataclasses, described and restored as JSON."""
 
 import dataclasses
-import functools
-import operator
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.augment.recipes import PERTURBATIONS
 from influence_ssl_jax.augment.transform import Views
-from influence_ssl_jax.data import AnySource, Digits, ToInput
-from influence_ssl_jax.encoder import Output
+from influence_ssl_jax.configuration import CLASS, Plain, describe
+from influence_ssl_jax.data import Digits, Source, ToInput
+from influence_ssl_jax.encoder import Encoder, Output
 from influence_ssl_jax.evaluation.calibration import Calibration
 from influence_ssl_jax.evaluation.certificate import Audit
 from influence_ssl_jax.evaluation.comparison import Knobs
-from influence_ssl_jax.ihvp import BACKENDS, Backend, LoGra
-from influence_ssl_jax.losses import MEASUREMENTS, CosineDistance, Measurement
+from influence_ssl_jax.ihvp import Backend, LoGra
+from influence_ssl_jax.losses import CosineDistance, Measurement
 from influence_ssl_jax.parallel import Distributed
 from influence_ssl_jax.problem import Curvature
 from influence_ssl_jax.report.scored_run import Extent
@@ -23,17 +23,16 @@ from influence_ssl_jax.scoring.scores import Scoring
 from influence_ssl_jax.train.evaluation import Probe
 from influence_ssl_jax.train.settings import RECIPES, Precision, Pretrain
 
-if TYPE_CHECKING:
-    AnyBackend: TypeAlias = Backend
-    AnyMeasurement: TypeAlias = Measurement
-else:
-    AnyBackend = functools.reduce(operator.or_, BACKENDS)
-    AnyMeasurement = functools.reduce(operator.or_, MEASUREMENTS)
-
 INLINE: dict[str, Any] = {"inline": True}
 """Metadata of a group of settings whose options stand without the group's name on a command line."""
 POSITIONAL: dict[str, Any] = {"positional": True}
 """Metadata of a setting that stands without a name on a command line."""
+
+
+def describe_without(settings: object, aside: Collection[str]) -> dict[str, Plain]:
+    """Describe settings as JSON, without the fields that are named."""
+    fields = [field.name for field in dataclasses.fields(cast(Any, settings)) if field.name not in aside]
+    return {CLASS: type(settings).__name__, **{name: describe(getattr(settings, name)) for name in fields}}
 
 
 def called(name: str) -> dict[str, Any]:
@@ -46,7 +45,7 @@ class Augmentation:
     """A named perturbation in place of noise.
 
     Attributes:
-        name: crop, flip_blur, flip_jitter_blur, flip_jitter_gray, flip_gray_blur, or noise of σ = 0.2.
+        name: {names}; noise has σ = 0.2.
     """
 
     name: str = "crop"
@@ -57,6 +56,7 @@ class Augmentation:
             raise ValueError(f"There is no perturbation {self.name!r}; there are {', '.join(PERTURBATIONS)}.")
 
 
+Augmentation.__doc__ = (Augmentation.__doc__ or "").format(names=", ".join(PERTURBATIONS))  # of the one list
 AnyPerturbation: TypeAlias = GaussianNoise | Augmentation
 
 
@@ -136,15 +136,15 @@ class ScoreRun:
             status is 3.
     """
 
-    encoder: Path
+    encoder: Path | Encoder
     out: Path
-    source: AnySource = dataclasses.field(default_factory=Digits)
+    source: Source = dataclasses.field(default_factory=Digits)
     output: Output = "encoder"
     trainable: tuple[str, ...] = ()
     perturbation: AnyPerturbation = dataclasses.field(default_factory=GaussianNoise)
-    measurement: AnyMeasurement = dataclasses.field(default_factory=CosineDistance)
+    measurement: Measurement = dataclasses.field(default_factory=CosineDistance)
     curvature: CurvatureSet = dataclasses.field(default_factory=CurvatureSet)
-    backend: AnyBackend = dataclasses.field(default_factory=LoGra)
+    backend: Backend = dataclasses.field(default_factory=LoGra)
     scoring: Scoring = dataclasses.field(default_factory=Scoring, metadata=INLINE)
     precision: Precision = "float32"
     parts: Parts = dataclasses.field(default_factory=Parts)
@@ -192,13 +192,13 @@ class CompareRun:
         calibration: How scores are brought to the exact scale.
     """
 
-    encoder: Path
+    encoder: Path | Encoder
     out: Path
-    source: AnySource = dataclasses.field(default_factory=Digits)
+    source: Source = dataclasses.field(default_factory=Digits)
     output: Output = "encoder"
     trainable: tuple[str, ...] = ()
     perturbation: AnyPerturbation = dataclasses.field(default_factory=GaussianNoise)
-    measurement: AnyMeasurement = dataclasses.field(default_factory=CosineDistance)
+    measurement: Measurement = dataclasses.field(default_factory=CosineDistance)
     curvature: CurvatureSet = dataclasses.field(default_factory=CurvatureSet)
     knobs: Knobs = dataclasses.field(default_factory=Knobs)
     dampings: tuple[float, ...] = (0.01, 0.1, 1.0)
@@ -265,7 +265,7 @@ class PretrainRun:
     """
 
     out: Path
-    source: AnySource = dataclasses.field(default_factory=Digits)
+    source: Source = dataclasses.field(default_factory=Digits)
     training: Pretrain = dataclasses.field(default_factory=lambda: RECIPES["solo_learn_simclr"])
     input: ToInput = dataclasses.field(default_factory=ToInput)
     probe: Probe = dataclasses.field(default_factory=Probe)

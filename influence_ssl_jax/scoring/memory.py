@@ -12,7 +12,6 @@ from influence_ssl_jax.curvature.blocks import ENTRIES
 from influence_ssl_jax.curvature.gradients import recorded_size
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.ihvp.backend import Backend
-from influence_ssl_jax.ihvp.eigenbasis import EigenbasisBackend
 from influence_ssl_jax.ihvp.gram import Gram
 from influence_ssl_jax.problem import Objective
 from influence_ssl_jax.types import Frozen, Params, PyTree
@@ -64,7 +63,7 @@ def memory_of(
     passed = recorded_size(measurement.network, params, frozen, image_shape)
     width = dtype.itemsize
     per_view = LIVE * width * (passed + np.prod(image_shape))
-    whole = 0 if isinstance(backend, EigenbasisBackend | Gram) else 4 * _bytes(params)
+    whole = 4 * _bytes(params) if backend.whole_gradients else 0
     per_example = int(np.prod(image_shape)) + draws * (measurement.loss.views * int(per_view) + whole)
     entries = (4 if isinstance(backend, Gram) else 1) * ENTRIES
     return Memory(_bytes((params, frozen, state)) + width * entries, per_example)

@@ -22,13 +22,10 @@ from influence_ssl_jax.parallel import split
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.scoring.neighbours import knn_distance
 from influence_ssl_jax.scoring.scores import Columns, Scorer, Scoring
+from influence_ssl_jax.scoring.table import ERRORS, IN_CURVATURE_SET, assemble, skipped_table
 
-ERRORS = ("score_lo", "score_hi", "score_se_curvature", "score_first_half", "score_second_half")
-"""Numbers of an example that some backends know of its score: see `scores.Columns`."""
 UNCONVERGED = 1e-2
 """A relative residual above which a solve is called unconverged."""
-IN_CURVATURE_SET = "in_curvature_set"
-"""The column that marks the examples whose gradients are part of the curvature."""
 UNRESOLVED = "the views agree to rounding: the score is zero or rounding noise"
 """The reason of a score that is no more than what rounding leaves of equal views, such as those of a blank image."""
 
@@ -166,13 +163,13 @@ def self_influence(
     settings: Scoring = Scoring(),
     measurement: Objective | None = None,
 ) -> pa.Table:
-    """Scores of a whole source as one table in memory, with `knn_distance` and the source's attributes.
+    """Score a whole source into one table in memory, with the columns of a stored one.
 
     `in_curvature_set` marks the examples that the problem's matrix is averaged over: their own gradient is a part of it, and
     they score lower than they would outside.
 
-    Unreadable examples have a row without a score (NaN) and the reason. For a run that is written to disk and can be
-    resumed, use the command line's `score`.
+    An unreadable example has a row of nulls and the reason. For a run that is written to disk and can be resumed, use
+    `influence_ssl_jax.score`.
 
     Raises:
         DataError: The source is empty.
@@ -181,28 +178,11 @@ def self_influence(
         raise DataError("The source holds no example, so there is nothing to score; check the path or the split.")
     parts = list(stream(Scorer.fit(problem, backend, settings, measurement), source, transform))
     table = pa.concat_tables([part.table for part in parts]).sort_by("index")
-    embeddings = embedding_matrix(table["embedding"])
-    table = table.drop_columns("embedding")
-    distance = knn_distance(embeddings, settings.neighbours, settings.seed)
-    table = table.add_column(table.schema.get_field_index("reason"), "knn_distance", pa.array(distance))
+    distance = knn_distance(embedding_matrix(table["embedding"]), settings.neighbours, settings.seed)
     inside = np.isin(table["index"].to_numpy(), np.asarray(problem.batches.index))
-    table = table.append_column(IN_CURVATURE_SET, pa.array(inside))
-    skipped = [row for part in parts for row in part.skipped]
-    if skipped:
-        rows = {name: [getattr(row, name) for row in skipped] for name in ("index", "id", "reason")}
-        nothing: dict[str, list[float | bool | None]] = {
-            name: [None if name == "content" else float("nan")] * len(skipped)
-            for name in table.column_names
-            if name not in rows
-        }
-        nothing[IN_CURVATURE_SET] = [False] * len(skipped)
-        table = pa.concat_tables([table, pa.table({**rows, **nothing}, schema=table.schema)]).sort_by("index")
-    attributes = source.attributes()
-    if attributes is not None:
-        taken = attributes.take(table["index"])
-        for name in taken.column_names:
-            table = table.append_column(name if name not in table.column_names else f"source_{name}", taken[name])
-    return table
+    skipped = skipped_table(row for part in parts for row in part.skipped)
+    further = {"knn_distance": distance, IN_CURVATURE_SET: inside}
+    return assemble(table.drop_columns("embedding"), skipped, further, source.attributes())
 
 
 def _scored(loaded: LoadedBatch, columns: Columns, spent: defaultdict[str, float]) -> Scored:

@@ -4,8 +4,9 @@ from influence_ssl_jax.errors import require
 
 require("data")
 
+from influence_ssl_jax.scoring.table import BASELINES, COLUMNS, CONTENT, MEASUREMENTS
 from influence_ssl_jax.store.fitted import digest_of, load_fitted, save_fitted
-from influence_ssl_jax.store.result import BASELINES, COLUMNS, CONTENT, MEASUREMENTS, RUN, SCORES, recorded
+from influence_ssl_jax.store.result import RUN, SCORES, recorded
 from influence_ssl_jax.store.score_store import ScoreStore
 from influence_ssl_jax.store.sealed import DamagedError, file_digest, read_sealed, write_sealed
 

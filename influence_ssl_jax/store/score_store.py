@@ -15,7 +15,7 @@ from influence_ssl_jax.configuration import Plain, fingerprint
 from influence_ssl_jax.data.source import Skipped
 from influence_ssl_jax.errors import StoreError
 from influence_ssl_jax.parallel import first_only, in_every
-from influence_ssl_jax.store import result
+from influence_ssl_jax.scoring.table import CONTENT, skipped_table
 from influence_ssl_jax.store.files import LOCK, Held, holder_of, living, lock
 from influence_ssl_jax.store.identity import claim, refuse_disagreement, refuse_foreign
 from influence_ssl_jax.store.manifest import Kind, Manifest, Parts, writers
@@ -156,8 +156,8 @@ class ScoreStore:
 
     def contents(self) -> Iterator[pa.Table]:
         """`index, id, content` of the scored rows in order, a bounded number at a time; nothing where parts have none."""
-        known = self._schema is not None and result.CONTENT in self._schema.names
-        return self.windows(["id", result.CONTENT]) if known else iter(())
+        known = self._schema is not None and CONTENT in self._schema.names
+        return self.windows(["id", CONTENT]) if known else iter(())
 
     def skipped(self) -> Int[np.ndarray, " skipped"]:
         """Numbers of the examples that could not be used, ascending."""
@@ -223,7 +223,7 @@ class ScoreStore:
         Raises:
             ValueError: An example is there already.
         """
-        table = result.skipped_table(rows)
+        table = skipped_table(rows)
         if table.num_rows:
             self._add("skipped", table)
 

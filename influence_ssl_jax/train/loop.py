@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-from rich.console import Console
 
 from influence_ssl_jax import configuration, provenance
 from influence_ssl_jax.data import Cached, LoadedBatch, OpenSource, ToInput, epoch
 from influence_ssl_jax.errors import DataError
 from influence_ssl_jax.parallel import first_only, is_first, summed
+from influence_ssl_jax.progress import Note, Progress, silent
 from influence_ssl_jax.run_log import Pace, RunLog, Watch, watched
 from influence_ssl_jax.store.identity import refuse_disagreement
 from influence_ssl_jax.train.evaluation import Evaluation, Probe
@@ -30,7 +30,7 @@ def pretrain(
     test: OpenSource | None = None,
     probe: Probe | None = None,
     keep: int = 2,
-    console: Console | None = None,
+    progress: Progress = silent,
 ) -> Trained:
     """Train, or go on with, the run in `folder`.
 
@@ -50,7 +50,7 @@ def pretrain(
         test: Examples that the probe asks about, in place of training examples.
         probe: How representations are tried; `Probe()` where None.
         keep: Checkpoints that are kept.
-        console: Where progress is shown; the terminal where None.
+        progress: Who is told.
 
     Raises:
         TrainingError: The folder holds another run, the source has fewer than two examples, a batch cannot be split
@@ -58,7 +58,6 @@ def pretrain(
         DataError: The source is empty, or a batch cannot be filled.
         StoreError: The run in the folder is under way.
     """
-    console = console or Console()
     if not len(source):
         raise DataError("The data set has no images; there is nothing to train on. Check its path, split or filter.")
     if len(source) == 1:
@@ -86,7 +85,7 @@ def pretrain(
         history = journal.keep(done) if is_first() else []
         step, pace = make_step(settings, steps), Pace(settings.epochs * steps * size, done * steps * size)
         log.beat("compiling")
-        with watched(console, log, "training", pace) as watch:
+        with watched(progress, log, "training", pace) as watch:
 
             def record(row: Row) -> None:
                 watch.pause("probing")
@@ -108,7 +107,7 @@ def pretrain(
                 watch.pause("saving")
                 checkpoints.save(number, state)
         if is_first():
-            _finish({**_extent(settings, steps), "resumed_at_step": done * steps}, history, log, console)
+            _finish({**_extent(settings, steps), "resumed_at_step": done * steps}, history, log, progress)
     state = layout.here(state)
     return Trained(settings, shape, state.params, state.frozen, tuple(history))
 
@@ -172,17 +171,17 @@ def _say(row: Row, watch: Watch) -> None:
         watch.say(f"epoch {row['epoch']}: " + " · ".join(f"{name} {value:.4g}" for name, value in shown.items()))
 
 
-def _finish(counts: dict[str, int], history: list[Row], log: RunLog, console: Console) -> None:
-    """The last line of the log and of the terminal: what was done, by how many runs, and what went wrong on the way."""
+def _finish(counts: dict[str, int], history: list[Row], log: RunLog, progress: Progress) -> None:
+    """The last line of the log and the last note: what was done, by how many runs, and what went wrong on the way."""
     counts["runs"] = len(log.events("start"))
     counts["nan"] = len(log.events("diverged"))
     counts["skipped"] = sum(int(row.get("skipped", 0)) for row in history)
     log.event("finished", **counts)
-    console.print(
+    text = (
         f"{counts['epochs']} epochs, {counts['steps']} steps in {counts['runs']} runs, the last from step "
-        f"{counts['resumed_at_step']}; {counts['nan']} losses not finite, {counts['skipped']} images could not be used.",
-        highlight=False,
+        f"{counts['resumed_at_step']}; {counts['nan']} losses not finite, {counts['skipped']} images could not be used."
     )
+    progress(Note(text))
 
 
 def _mean(values: list[float]) -> float:

@@ -2,20 +2,20 @@
 
 import dataclasses
 import logging
+import re
 from typing import Literal, TypeAlias
 
 import jax
 import optax
 
 from influence_ssl_jax.augment.recipes import PRETRAINING
-from influence_ssl_jax.losses import BYOL, BarlowTwins, SimCLR, Supervised
+from influence_ssl_jax.losses import BYOL, TRAINING_LOSSES, BarlowTwins, Loss, SimCLR, Supervised
 from influence_ssl_jax.nets.heads import Classifier, Predictor, Projector, SelfSupervised
 from influence_ssl_jax.nets.network import Network
 from influence_ssl_jax.nets.resnet import ResNet18
 from influence_ssl_jax.problem import Objective
 from influence_ssl_jax.train.optimisers import Lars, Optimiser, Sgd, schedule
 
-TrainingLoss: TypeAlias = SimCLR | BYOL | BarlowTwins | Supervised
 Precision: TypeAlias = Literal["float32", "bfloat16"]
 """The type that layers compute in; parameters, statistics and losses are float32 in both."""
 
@@ -70,7 +70,7 @@ class Pretrain:
     """
 
     views: str = "simclr"
-    loss: TrainingLoss = dataclasses.field(default_factory=SimCLR)
+    loss: Loss = dataclasses.field(default_factory=SimCLR)
     architecture: Architecture = dataclasses.field(default_factory=Architecture)
     optimiser: Optimiser = dataclasses.field(default_factory=Lars)
     epochs: int = 1000
@@ -200,7 +200,23 @@ the batch size. `short_simclr`: a narrow network for a first look, trained far t
 short. Table 3 prints a temperature for Barlow Twins, 0.1, which has none: taken as the scale of its loss."""
 
 
-def tiny(loss: SimCLR | BYOL | BarlowTwins | Supervised) -> Pretrain:
+def recipes() -> dict[str, Pretrain]:
+    """Return every recipe by name: RECIPES, and one for each training loss that none of them takes.
+
+    That one has the loss's own settings, and views `simclr`, or `supervised` for a loss of one view.
+    """
+    taken = {type(recipe.loss) for recipe in RECIPES.values()}
+    others = {
+        re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower(): Pretrain(
+            "supervised" if kind.views == 1 else "simclr", kind()
+        )
+        for kind in TRAINING_LOSSES
+        if kind not in taken
+    }
+    return RECIPES | others
+
+
+def tiny(loss: Loss) -> Pretrain:
     """A run of seconds on images of 8×8 pixels: every part at work, nothing learned well."""
     views = {BYOL: "byol", BarlowTwins: "barlow_twins", Supervised: "supervised"}.get(type(loss), "simclr")
     return Pretrain(

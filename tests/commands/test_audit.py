@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from influence_ssl_jax.cli import commands
 from influence_ssl_jax.cli.options import parse
 from influence_ssl_jax.configuration import describe, fingerprint
 from influence_ssl_jax.data import Arrays, ToInput
@@ -84,7 +85,7 @@ def command(folder, examples=SIZE, **changes):
 def run(settings):
     said = Console(width=300)
     with said.capture() as text:
-        audit.audit(settings, said)
+        commands.audit(settings, said)
     return text.get()
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from influence_ssl_jax.cli import main
 from influence_ssl_jax.data import Folder
@@ -28,7 +27,6 @@ from influence_ssl_jax.train import export
 from tests.train.small import INPUT, Small, saved, small
 
 SIZE = 12
-QUIET = Console(quiet=True)
 
 
 def written(folder, seed=0):
@@ -67,7 +65,7 @@ def half(command, monkeypatch):
 
     with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
         patch.setattr(ScoreStore, "append", once)
-        score(command, QUIET)
+        score(command)
 
 
 def in_curvature_set(command):
@@ -83,7 +81,7 @@ def swap(folder, one, other):
 
 
 def test_the_digest_of_each_file_stands_in_its_row(command):
-    score(command, QUIET)
+    score(command)
     source = command.source.open()
     contents = pq.read_table(command.out / "scores.parquet")[CONTENT].to_pylist()
     assert contents == [source.content(index) for index in range(SIZE)]
@@ -95,7 +93,7 @@ def test_the_digest_of_each_file_stands_in_its_row(command):
 @pytest.mark.parametrize("finished", [False, True])
 def test_a_run_over_changed_images_is_refused_and_names_them(command, tmp_path, monkeypatch, change, finished):
     if finished:
-        score(command, QUIET)
+        score(command)
     else:
         half(command, monkeypatch)
     before = sorted(command.out.rglob("*.parquet"))
@@ -106,7 +104,7 @@ def test_a_run_over_changed_images_is_refused_and_names_them(command, tmp_path, 
     with pytest.raises(
         DataError, match=r"images have changed since they were scored:\n  0.bmp \(example 0\): its bytes"
     ):
-        score(command, QUIET)
+        score(command)
     assert sorted(command.out.rglob("*.parquet")) == before
 
 
@@ -114,17 +112,17 @@ def test_a_changed_time_stamp_alone_is_no_change(command, tmp_path, monkeypatch)
     half(command, monkeypatch)
     for file in (tmp_path / "images").iterdir():
         os.utime(file, (0, 0))
-    score(command, QUIET)
+    score(command)
     assert pq.read_table(command.out / "scores.parquet").num_rows == SIZE
 
 
 def test_changed_images_are_scored_again_on_request_with_the_bytes_of_a_fresh_run(command, tmp_path):
-    score(command, QUIET)
+    score(command)
     changed = next(index for index in range(SIZE) if index not in in_curvature_set(command))
     Image.fromarray(np.full((8, 8, 3), 7, np.uint8)).save(tmp_path / "images" / f"{changed}.bmp")
-    score(dataclasses.replace(command, rescore_changed=True), QUIET)
+    score(dataclasses.replace(command, rescore_changed=True))
     fresh = dataclasses.replace(command, out=tmp_path / "fresh")
-    score(fresh, QUIET)
+    score(fresh)
     assert (command.out / "scores.parquet").read_bytes() == (fresh.out / "scores.parquet").read_bytes()
 
 
@@ -133,7 +131,7 @@ def test_a_changed_image_of_the_curvature_set_is_refused_even_then(command, tmp_
     late = max(in_curvature_set(command))
     Image.fromarray(np.full((8, 8, 3), 7, np.uint8)).save(tmp_path / "images" / f"{late}.bmp")
     with pytest.raises(DataError, match=rf"images that the curvature .* have changed: examples {late}"):
-        score(dataclasses.replace(command, rescore_changed=True), QUIET)
+        score(dataclasses.replace(command, rescore_changed=True))
 
 
 def test_an_image_that_changes_between_fit_and_score_is_noticed(command, tmp_path, monkeypatch):
@@ -148,7 +146,7 @@ def test_an_image_that_changes_between_fit_and_score_is_noticed(command, tmp_pat
 
     monkeypatch.setattr(module, "fitted_scorer", then_changed)
     with pytest.raises(DataError, match="between fitting the curvature and scoring"):
-        score(command, QUIET)
+        score(command)
     assert not (command.out / "scores.parquet").exists()
 
 
@@ -158,28 +156,28 @@ def test_skipped_images_are_read_again_on_request_and_too_many_are_an_exit_statu
     for index in spared:
         (tmp_path / "images" / f"{index}.bmp").write_bytes(bytes(len(good[index])))
     with pytest.raises(SkippedError, match="2 of 12 images could not be used"):
-        score(command, QUIET)
+        score(command)
     assert SkippedError.status == 3
-    score(dataclasses.replace(command, most_skipped=0.5), QUIET)
+    score(dataclasses.replace(command, most_skipped=0.5))
     for index in spared:
         (tmp_path / "images" / f"{index}.bmp").write_bytes(good[index])
-    score(dataclasses.replace(command, retry_skipped=True), QUIET)
+    score(dataclasses.replace(command, retry_skipped=True))
     assert pq.read_table(command.out / "scores.parquet")["score"].null_count == 0
 
 
 def audited(command):
-    audit(AuditRun(command.out, Audit(examples=4, steps=20, batch_size=4)), QUIET)
+    audit(AuditRun(command.out, Audit(examples=4, steps=20, batch_size=4)))
 
 
 def test_an_audit_refuses_images_and_an_encoder_that_are_not_those_of_the_scores(command, tmp_path):
-    score(command, QUIET)
+    score(command)
     said = r"(?s)made by something else.*encoder: "
     with another_encoder(command, seed=1), pytest.raises(InfluenceError, match=said):
         audited(command)
     assert not (command.out / "calibrated.parquet").exists()
     swap(tmp_path / "images", 0, 1)
     with pytest.raises(DataError, match=r"since they were scored:\n  \d+.bmp"):
-        audit(AuditRun(command.out, Audit(examples=SIZE, steps=20, batch_size=4)), QUIET)
+        audit(AuditRun(command.out, Audit(examples=SIZE, steps=20, batch_size=4)))
     swap(tmp_path / "images", 0, 1)
     audited(command)
     assert (command.out / "audit.json").exists()
@@ -198,7 +196,7 @@ def another_encoder(command, seed):
 
 
 def test_a_report_shows_no_picture_of_another_image(command, tmp_path):
-    score(command, QUIET)
+    score(command)
     all_shown = Extent(images=SIZE, resamples=5)
     before = render(command.out, extent=all_shown).read_text()
     assert "no image" not in before
@@ -210,9 +208,9 @@ def test_a_report_shows_no_picture_of_another_image(command, tmp_path):
 def test_paths_in_the_record_lead_there_from_any_folder(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     near = dataclasses.replace(command, source=Folder("images"), encoder=command.encoder.relative_to(tmp_path))
-    score(near, QUIET)
+    score(near)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     audited(command)
-    assert main.run(["report", str(command.out), "--resamples", "5"], QUIET, QUIET) == 0
+    assert main.run(["report", str(command.out), "--resamples", "5"]) == 0
     assert "data:image/png;base64" in (command.out / "report.html").read_text()

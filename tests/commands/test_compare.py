@@ -6,6 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
+from influence_ssl_jax.cli import commands
 from influence_ssl_jax.data import Digits, ToInput
 from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.errors import DataError, StoreError
@@ -22,6 +23,7 @@ from influence_ssl_jax.store import read_sealed, write_sealed
 from tests import problems
 
 SOURCE = Digits(size=6, digits=40, exact_duplicates=0.1, near_duplicates=0.0, blanks=0.0, noise=0.1)
+NAMES = ("Identity", "Diagonal", "KFAC", "EKFAC", "Gram", "Exact")
 NONE = Knobs((), (), (), (), samples=2, probes=2)
 
 
@@ -52,7 +54,7 @@ def command(tmp_path, monkeypatch):
 def run(settings):
     said = Console(width=300)
     with said.capture() as text:
-        compare.compare(settings, said)
+        commands.compare(settings, said)
     return text.get()
 
 
@@ -62,8 +64,8 @@ def test_the_record_the_table_and_the_figures(command, monkeypatch):
     record = json.loads((folder / "comparison.json").read_text())
     baselines, rows = record["rows"][:6], record["rows"][6:]
     assert [row["name"] for row in baselines[::2]] == ["alignment loss", "gradient norm", "pixel variance"]
-    assert [row["name"] for row in rows] == [n for n in ("Identity", "Diagonal", "KFAC", "EKFAC") for _ in "12"]
-    assert [row["damping"] for row in record["rows"]] == [0.1, 1.0] * 7
+    assert [row["name"] for row in rows] == [n for n in NAMES for _ in "12"]
+    assert [row["damping"] for row in record["rows"]] == [0.1, 1.0] * 9
     for row in rows:
         assert len(row["scores"]) == 20
         assert row["deviation"]["examples"] == 20
@@ -85,13 +87,13 @@ def test_the_record_the_table_and_the_figures(command, monkeypatch):
     again = json.loads((folder / "comparison.json").read_text())["rows"][6:]
     assert again[:2] == rows[:2]
     assert again[2]["scores"] == rows[2]["scores"]
-    assert len(again) == 10
+    assert len(again) == 14
     assert "unconverged: relative residual" in text
 
     lines = json_lines(folder / "log.jsonl")
-    assert [line["todo"] for line in lines if line["event"] == "start"] == [4, 2]
-    assert [line["backend"] for line in lines if line["event"] == "part"][4:] == ["Diagonal", "CG 3"]
-    assert lines[-1]["resumed"] == 3
+    assert [line["todo"] for line in lines if line["event"] == "start"] == [6, 2]
+    assert [line["backend"] for line in lines if line["event"] == "part"][6:] == ["Diagonal", "CG 3"]
+    assert lines[-1]["resumed"] == 5
 
     with pytest.raises(StoreError, match=r"configuration.dampings"):
         run(command(dampings=(0.1,)))

@@ -1,11 +1,9 @@
 """What the commands check of a data set before they work, and how its attributes come into the table."""
 
 import dataclasses
-import io
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from influence_ssl_jax.data import Arrays, Digits, Synthetic, ToInput, depth_notes, require_classes
 from influence_ssl_jax.errors import DataError
@@ -28,7 +26,7 @@ IMAGES = np.zeros((6, 8, 8, 3), np.uint8)
 def test_supervised_training_without_classes_is_refused_before_the_first_step(source, counts, tmp_path):
     training = dataclasses.replace(tiny(Supervised()), epochs=1)
     with pytest.raises(DataError, match=f"needs a class 0…9 for every image: of {counts}"):
-        pretrain(PretrainRun(tmp_path / "run", source, training, ToInput(8, 8)), Console(file=io.StringIO()))
+        pretrain(PretrainRun(tmp_path / "run", source, training, ToInput(8, 8)))
     assert not (tmp_path / "run").exists()
 
 

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from scipy.stats import spearmanr
 
+from influence_ssl_jax.cli.console import Renderer
 from influence_ssl_jax.data import Digits
 from influence_ssl_jax.ihvp import LoGra
 from influence_ssl_jax.losses import SimCLR
@@ -34,8 +35,8 @@ def test_bfloat16_scores_of_real_images_rank_as_float32_ones(tmp_path, monkeypat
     half = dataclasses.replace(single, out=tmp_path / "bfloat16", precision="bfloat16")
     told = Console(width=200)
     with told.capture() as said:
-        score(half, told)
-    score(single, Console(quiet=True))
+        score(half, Renderer(told))
+    score(single)
     scores = [pq.read_table(each.out / "scores.parquet")["score"].to_numpy() for each in (half, single)]
     found = json.loads((half.out / "run.json").read_text())["bfloat16"]
     known = np.isfinite(scores[0]) & np.isfinite(scores[1])

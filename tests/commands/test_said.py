@@ -8,6 +8,7 @@ import platform
 import pytest
 from rich.console import Console
 
+from influence_ssl_jax.cli.console import Renderer
 from influence_ssl_jax.data import Digits, ToInput
 from influence_ssl_jax.data.arrays import InMemory
 from influence_ssl_jax.encoder import Encoder
@@ -50,7 +51,7 @@ def _a_small_network_and_a_note(monkeypatch):
 def said(run, settings):
     out = Console(width=200)
     with out.capture() as text:
-        run(settings, out)
+        run(settings, Renderer(out))
     return text.get()
 
 
@@ -77,7 +78,7 @@ def test_pretraining_says_the_notes(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "train", begin)
     out = Console(width=200)
     with out.capture() as text, pytest.raises(Begun):
-        pretrain.pretrain(PretrainRun(tmp_path / "out", SOURCE, tiny(SimCLR()), ToInput(3, 3)), out)
+        pretrain.pretrain(PretrainRun(tmp_path / "out", SOURCE, tiny(SimCLR()), ToInput(3, 3)), Renderer(out))
     assert f"note: {NOTE}" in text.get()
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from influence_ssl_jax import data
 from influence_ssl_jax.cli import main
+from influence_ssl_jax.cli.console import Renderer
 from influence_ssl_jax.errors import StoreError
 from influence_ssl_jax.ihvp import Identity
 from influence_ssl_jax.losses import SimCLR
@@ -28,7 +29,7 @@ SIZE = 26
 def encoder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("encoder")
     training = dataclasses.replace(tiny(SimCLR()), epochs=1, batch_size=13)
-    pretrain(PretrainRun(folder, SOURCE, training, data.ToInput(8, 8), Probe(linear=0)), Console(quiet=True))
+    pretrain(PretrainRun(folder, SOURCE, training, data.ToInput(8, 8), Probe(linear=0)))
     return folder
 
 
@@ -46,7 +47,7 @@ def test_the_whole_way(encoder, tmp_path, monkeypatch):
     told = Console(width=200)
     fresh = command(encoder, tmp_path / "fresh")
     with told.capture() as said:
-        score(fresh, told)
+        score(fresh, Renderer(told))
     assert f"Scores: {tmp_path / 'fresh' / 'scores.parquet'}" in said.get()
     table = pq.read_table(tmp_path / "fresh" / "scores.parquet")
     assert table.column_names == [*COLUMNS, "in_curvature_set", "label", "planted", "original"]
@@ -69,10 +70,10 @@ def test_the_whole_way(encoder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(ScoreStore, "append", append_once)
     with pytest.raises(KeyboardInterrupt):
-        score(command(encoder, tmp_path / "resumed", parts=Parts(1)), told)
+        score(command(encoder, tmp_path / "resumed", parts=Parts(1)), Renderer(told))
     monkeypatch.setattr(ScoreStore, "append", appended)
     with told.capture() as said:
-        score(command(encoder, tmp_path / "resumed", parts=Parts(1)), told)
+        score(command(encoder, tmp_path / "resumed", parts=Parts(1)), Renderer(told))
     assert f"Going on: 13 of {SIZE} images are done." in said.get()
     both = [(tmp_path / name / "scores.parquet").read_bytes() for name in ("fresh", "resumed")]
     assert both[0] == both[1]
@@ -82,10 +83,10 @@ def test_the_whole_way(encoder, tmp_path, monkeypatch):
 
     # finished: nothing to do; other settings: refused
     with told.capture() as said:
-        score(fresh, told)
+        score(fresh, Renderer(told))
     assert "Nothing to do" in said.get()
     with pytest.raises(StoreError, match=r"configuration.scoring.draws: 2 → 3"):
-        score(command(encoder, tmp_path / "fresh", scoring=Scoring(draws=3, batch_size=13)), told)
+        score(command(encoder, tmp_path / "fresh", scoring=Scoring(draws=3, batch_size=13)), Renderer(told))
 
     assert main.run(["report", str(tmp_path / "fresh"), "--images", "4", "--resamples", "5"]) == 0
     page = (tmp_path / "fresh" / "report.html").read_text()

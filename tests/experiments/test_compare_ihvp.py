@@ -23,6 +23,8 @@ def test_the_tiny_experiment_runs(tmp_path):
         "Arnoldi 4 dropped",
         "Nystrom 4",
         "Deflated 4",
+        "Gram",
+        "Exact",
     }
     assert all(row["reason"] == "" for row in record["rows"])
     curvatures = record["curvatures"]

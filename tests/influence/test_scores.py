@@ -21,6 +21,7 @@ from influence_ssl_jax.losses.loss import Embeddings
 from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.scoring.scores import Scorer, Scoring
 from influence_ssl_jax.scoring.stream import UNRESOLVED, in_slots, self_influence, stream
+from influence_ssl_jax.store import COLUMNS
 from influence_ssl_jax.types import Batch
 from tests import problems
 
@@ -118,10 +119,15 @@ def test_bad_examples_are_named_and_leave_the_others_alone():
     pixels[4, 0, 0, 0] = np.nan
     table = self_influence(problem, LoGra(rank=2), source(pixels), TRANSFORM, SETTINGS)
     assert "non-finite" in table["reason"][4].as_py()
-    assert np.isnan(table["score"][4].as_py())
+    assert [name for name in table.column_names if table[name][4].as_py() is None] == [
+        *COLUMNS[2:8],
+        "content",
+        "in_curvature_set",
+    ]
+    assert table.column_names == [*COLUMNS, "in_curvature_set"]
     for i in (0, 1, 2, 3, 5, 6):
         np.testing.assert_allclose(table["score"][i].as_py(), clean["score"][i].as_py(), rtol=1e-12)
-        assert not table["reason"][i].as_py()
+        assert table["reason"][i].as_py() is None
 
 
 def test_a_zero_embedding_and_a_network_that_overflows_are_named():

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet as pq
-from rich.console import Console
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.data import Synthetic, epoch
@@ -61,14 +60,14 @@ def continued(folder: Path) -> dict:
         parts=Parts(40),
     )
     with first_device():
-        score(whole, Console(quiet=True))
+        score(whole)
     found = {"whole": told(whole.out)}
     for name, begin, go_on in (("grown", first_device, nullcontext), ("shrunk", nullcontext, first_device)):
         run = dataclasses.replace(whole, out=folder / name)
         with begin(), mock.patch.object(ScoreStore, "append", append_once), suppress(KeyboardInterrupt):
-            score(run, Console(quiet=True))
+            score(run)
         with go_on():
-            score(run, Console(quiet=True))
+            score(run)
         found[name] = told(run.out)
     return found
 

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import jax
-from rich.console import Console
 
 from influence_ssl_jax.data import Synthetic
 from influence_ssl_jax.ihvp import LoGra
@@ -41,9 +40,8 @@ def main(folder: Path, encoder: Path, coordinator: str, processes: int, process:
     who = Distributed(coordinator, processes, process) if processes > 1 else Distributed()
     mesh.jax = Interleaved()  # in this package alone: JAX's own helpers count on its order
     training = small(SimCLR(0.5), epochs=1, batch_size=48)
-    quiet = Console(quiet=True)
     probe = Probe(bank=8, queries=8, neighbours=1, linear=0)
-    pretrain(PretrainRun(folder / "encoder", SOURCE, training, INPUT, probe, who), quiet)
+    pretrain(PretrainRun(folder / "encoder", SOURCE, training, INPUT, probe, who))
     scored = ScoreRun(
         encoder,
         folder / "scores",
@@ -54,8 +52,8 @@ def main(folder: Path, encoder: Path, coordinator: str, processes: int, process:
         parts=Parts(32),
         distributed=who,
     )
-    score(scored, quiet)
-    score(scored, quiet)  # nothing is left to do, and every process knows
+    score(scored)
+    score(scored)  # nothing is left to do, and every process knows
 
 
 if __name__ == "__main__":

@@ -9,16 +9,16 @@ import pytest
 from rich.console import Console
 
 from influence_ssl_jax.cli import main
+from influence_ssl_jax.cli.theory import Theory, theory
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.theory import document, verdict
-from influence_ssl_jax.theory.command import Theory
 from influence_ssl_jax.theory.item import AtMost
 from influence_ssl_jax.theory.items import ITEMS
 
 
 def printed(command):
     out = Console(file=io.StringIO(), width=120)
-    command.run(out)
+    theory(command, out)
     return out.file.getvalue()
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from influence_ssl_jax.cli.console import Renderer
 from influence_ssl_jax.data import Arrays
 from influence_ssl_jax.data.arrays import InMemory
 from influence_ssl_jax.errors import DataError, FullDiskError, StoreError, disk_of
@@ -29,18 +30,12 @@ from tests.train.small import INPUT, a_batch, coloured, small
 PROBE = Probe(bank=16, queries=16, neighbours=3, linear=20)
 
 
-def silent():
-    return Console(file=io.StringIO())
-
-
 def equal(left, right):
     jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
 def run(settings, folder, source=None, **changes):
-    return pretrain(
-        settings, coloured(48) if source is None else source, INPUT, folder, probe=PROBE, console=silent(), **changes
-    )
+    return pretrain(settings, coloured(48) if source is None else source, INPUT, folder, probe=PROBE, **changes)
 
 
 def log_of(folder):
@@ -69,7 +64,7 @@ class Breaking(InMemory):
 def test_a_run_learns_and_reports(tmp_path):
     shown = Console(file=io.StringIO(), width=200)
     settings = small(SimCLR(0.5), epochs=3, optimiser=Sgd(0.05, warmup_epochs=1))
-    trained = pretrain(settings, coloured(48), INPUT, tmp_path, probe=PROBE, console=shown)
+    trained = pretrain(settings, coloured(48), INPUT, tmp_path, probe=PROBE, progress=Renderer(shown))
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows == list(trained.history)
     assert [row["epoch"] for row in rows] == [0, 1, 2, 3]

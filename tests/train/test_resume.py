@@ -14,7 +14,6 @@ from influence_ssl_jax.train import Probe, TrainingError, loop, pretrain, resume
 from influence_ssl_jax.train.resume import Checkpoints, claim
 from influence_ssl_jax.train.state import TrainState
 from tests.train.small import INPUT, coloured, small
-from tests.train.test_loop import silent
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax, after a failed read
 DESCRIPTION = {"pretrain": {"seed": 0}, "data": "abc"}
@@ -143,7 +142,7 @@ def identity_of(monkeypatch, tmp_path):
 
     def of(source, transform):
         with pytest.raises(Claimed) as raised:
-            pretrain(small(SimCLR(0.5), epochs=1), source, transform, tmp_path, probe=Probe(linear=0), console=silent())
+            pretrain(small(SimCLR(0.5), epochs=1), source, transform, tmp_path, probe=Probe(linear=0))
         return raised.value.args[0]
 
     return of

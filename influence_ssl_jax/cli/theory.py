@@ -48,32 +48,35 @@ class Theory:
         if self.draws < 1:
             raise InfluenceError(f"A check needs at least one draw, got --draws {self.draws}.")
 
-    def run(self, out: Console) -> None:
-        """Run the checks, print the table, write what was asked for.
 
-        Raises:
-            InfluenceError: If a check fails; everything is printed and written before.
-        """
-        if self.markdown is not None:
-            self.markdown.write_text(markdown())
-        items, start = named(self.item), time.perf_counter()
-        verdicts = []
-        for verdict in judge(items, self.draws, self.seed):
-            verdicts.append(verdict)
-            if out.is_terminal:
-                out.print(Text(f"{len(verdicts)}/{len(items)} {verdict.item.name}", style="dim"), end="\r")
-        out.print(table(verdicts))
-        checks = sum(len(verdict.outcomes) for verdict in verdicts)
-        seconds = time.perf_counter() - start
-        out.print(f"{len(verdicts)} items, {checks} checks, {self.draws} draws each, seed {self.seed}: {seconds:.0f} s")
-        if self.json is not None:
-            written = {"draws": self.draws, "seed": self.seed, "items": [plain(verdict) for verdict in verdicts]}
-            self.json.write_text(jsons.dumps(written, indent=1, ensure_ascii=False) + "\n")
-        if self.html is not None:
-            self.html.write_text(page(verdicts, self.draws, self.seed))
-        failed = [f"{v.item.name} ({o.name})" for v in verdicts for o in v.outcomes if not o.passed]
-        if failed:
-            raise InfluenceError(f"{len(failed)} of {checks} checks failed: {'; '.join(failed)}.")
+def theory(settings: Theory, out: Console) -> None:
+    """Run the checks, print the table, write the files that were asked for.
+
+    Raises:
+        InfluenceError: A check fails; everything is printed and written before.
+    """
+    if settings.markdown is not None:
+        settings.markdown.write_text(markdown())
+    items, start = named(settings.item), time.perf_counter()
+    verdicts = []
+    for verdict in judge(items, settings.draws, settings.seed):
+        verdicts.append(verdict)
+        if out.is_terminal:
+            out.print(Text(f"{len(verdicts)}/{len(items)} {verdict.item.name}", style="dim"), end="\r")
+    out.print(table(verdicts))
+    checks = sum(len(verdict.outcomes) for verdict in verdicts)
+    seconds = time.perf_counter() - start
+    out.print(
+        f"{len(verdicts)} items, {checks} checks, {settings.draws} draws each, seed {settings.seed}: {seconds:.0f} s"
+    )
+    if settings.json is not None:
+        written = {"draws": settings.draws, "seed": settings.seed, "items": [plain(verdict) for verdict in verdicts]}
+        settings.json.write_text(jsons.dumps(written, indent=1, ensure_ascii=False) + "\n")
+    if settings.html is not None:
+        settings.html.write_text(page(verdicts, settings.draws, settings.seed))
+    failed = [f"{v.item.name} ({o.name})" for v in verdicts for o in v.outcomes if not o.passed]
+    if failed:
+        raise InfluenceError(f"{len(failed)} of {checks} checks failed: {'; '.join(failed)}.")
 
 
 def table(verdicts: Sequence[Verdict]) -> Table:

@@ -1,0 +1,64 @@
+"""Run what a command line asks for and print what happens, one function a command.
+
+Each imports what it needs when it is called, so that a command loads nothing of another one.
+"""
+
+from rich.console import Console
+from rich.text import Text
+
+from influence_ssl_jax.cli.console import Renderer
+from influence_ssl_jax.progress import Written
+from influence_ssl_jax.runs.import_encoder import ImportRun
+from influence_ssl_jax.runs.settings import AuditRun, CompareRun, PretrainRun, ReportRun, ScoreRun
+
+
+def pretrain(settings: PretrainRun, out: Console) -> None:
+    """Train an encoder."""
+    from influence_ssl_jax.runs.pretrain import pretrain
+
+    pretrain(settings, Renderer(out))
+
+
+def import_encoder(settings: ImportRun, out: Console) -> None:
+    """Make an encoder of a file of weights, and print what is in the file."""
+    from influence_ssl_jax.runs.import_encoder import import_encoder
+
+    made = import_encoder(settings)
+    for name, value in made.recognised.items():
+        out.print(Text(f"{name}: {value}"), soft_wrap=True)
+    out.print(Text(f"parameters: {made.parameters:,}"), soft_wrap=True)
+    for name, reason in made.unread.items():
+        out.print(Text(f"left unread: {name}: {reason}"), soft_wrap=True)
+    Renderer(out)(Written("Encoder", made.arrays))
+
+
+def score(settings: ScoreRun, out: Console) -> None:
+    """Score a data set."""
+    from influence_ssl_jax.runs.score import score
+
+    score(settings, Renderer(out))
+
+
+def audit(settings: AuditRun, out: Console) -> None:
+    """Audit a folder of scores, and print how good they are."""
+    from influence_ssl_jax.cli.tables import print_audit
+    from influence_ssl_jax.runs.audit import audit
+
+    print_audit(audit(settings, Renderer(out)), out)
+
+
+def compare(settings: CompareRun, out: Console) -> None:
+    """Compare backends, and print the tables."""
+    from influence_ssl_jax.cli.tables import print_comparison
+    from influence_ssl_jax.runs.compare import COMPARISON, compare
+
+    render = Renderer(out)
+    print_comparison(compare(settings, render)["rows"], out)
+    render(Written("Comparison", settings.out / COMPARISON))
+
+
+def report(settings: ReportRun, out: Console) -> None:
+    """Write the report of a folder of scores."""
+    from influence_ssl_jax.runs.report import report
+
+    report(settings, Renderer(out))

@@ -1,0 +1,144 @@
+"""Show the progress of runs on a console."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from influence_ssl_jax.progress import Advanced, Ended, Event, Note, Started
+
+EVERY = 60.0
+"""Seconds between lines where there is no terminal."""
+
+
+class Renderer:
+    """Print the events of runs: a bar or a moving sign at a terminal, elsewhere a line, then one a minute.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from influence_ssl_jax.progress import Written
+        >>> Renderer(Console(width=80))(Written("Scores", Path("runs/x/scores.parquet")))
+        Scores: runs/x/scores.parquet
+
+    Args:
+        out: The console.
+    """
+
+    def __init__(self, out: Console) -> None:
+        self._out = out
+        self._stage = contextlib.ExitStack()
+        self._bars: Bars | None = None
+        self._latest: Advanced | None = None
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        if isinstance(event, Started):
+            self._start(event)
+        elif isinstance(event, Advanced):
+            self._advance(event)
+        elif isinstance(event, Ended):
+            self._bars = self._latest = None
+            self._stage.close()
+        elif isinstance(event, Note):
+            text = f"note: {event.text}" if event.kind == "caution" else event.text
+            self._out.print(text, highlight=False, markup=False, style="dim" if event.kind == "detail" else None)
+        else:
+            self._out.print(f"{event.name}: {event.path}", highlight=False, markup=False, soft_wrap=True)
+
+    def _start(self, event: Started) -> None:
+        if event.done is None or event.total is None:
+            began = time.monotonic()
+            if self._out.is_terminal:
+                self._stage.enter_context(self._out.status(event.stage))
+            line = lambda: f"{duration(time.monotonic() - began)} so far"  # noqa: E731
+        else:
+            done, total = event.done, event.total
+            self._bars = self._stage.enter_context(_bars(self._out))
+            self._task = self._bars.add_task(event.stage, total=total, completed=done, said=COMPILING)
+            line = lambda: count(self._latest) if self._latest else f"{_of(done, total)}, {COMPILING}"  # noqa: E731
+        self._stage.enter_context(_lines(self._out, event.stage, line))
+
+    def _advance(self, event: Advanced) -> None:
+        self._latest = event
+        if self._bars is not None:
+            shown = " · ".join([event.stage, *(f"{name} {value:.4g}" for name, value in event.values.items())])
+            self._bars.update(self._task, description=shown, completed=event.done, said=speed(event))
+
+
+COMPILING = "compiling …"
+
+
+def _bars(out: Console) -> Bars:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[said]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Bars(*columns, console=out, refresh_per_second=2)
+
+
+@contextlib.contextmanager
+def _lines(out: Console, doing: str, line: Callable[[], str]) -> Iterator[None]:
+    """Print a line now and every EVERY seconds while the block works, where there is no terminal."""
+    if out.is_terminal or out.quiet:
+        yield
+        return
+    ended = threading.Event()
+
+    def speak() -> None:
+        while not ended.wait(EVERY):
+            out.print(f"{doing}: {line()}", highlight=False, markup=False, soft_wrap=True)
+
+    out.print(f"{doing} …", highlight=False, markup=False)
+    thread = threading.Thread(target=speak, name="lines", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def speed(event: Advanced) -> str:
+    """Say how fast all processes are; the first batch compiles and has no speed.
+
+    Example:
+        >>> speed(Advanced("scoring", 20, 100, 12.5))
+        '12.5 images/s'
+    """
+    return "first batch done" if event.rate is None else f"{event.rate:,.4g} images/s"
+
+
+def count(event: Advanced) -> str:
+    """Say how far a stage is, how fast, and how long the rest takes.
+
+    Example:
+        >>> count(Advanced("scoring", 20, 100, 1.0))
+        '20 of 100 images, 1 images/s, 80 s left'
+    """
+    left = "" if event.rate is None else f", {duration(max(event.total - event.done, 0) / event.rate)} left"
+    return f"{_of(event.done, event.total)}, {speed(event)}{left}"
+
+
+def _of(done: int, total: int) -> str:
+    return f"{done:,} of {total:,} images"
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as people say them.
+
+    Example:
+        >>> duration(7300.0)
+        '2 h 2 min'
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
