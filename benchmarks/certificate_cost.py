@@ -62,7 +62,8 @@ def bounds_from(backend: Backend | None) -> Bound:
 
 def main() -> None:
     """Measure, check, print, write."""
-    problem, gradients = trained(), scored(24)
+    problem = trained()
+    gradients = scored(problem, 24)
     rows = trees.ravel_batch(jax.jit(type(gradients).full)(gradients))
     state = jax.jit(Exact().fit)(problem, KEY)
     values, squares = np.asarray(state.eigenvalues), np.asarray(rows @ state.eigenvectors) ** 2

@@ -62,7 +62,7 @@ def linen(name, module, loose=(), tolerance=1e-10, **arguments):
     def case():
         variables = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, *SHAPE)), **arguments))
         rest = {key: value for key, value in variables.items() if key != "params"}
-        positive = jax.tree.map(lambda leaf: jnp.abs(leaf) + 0.5, drawn(rest, 1))
+        positive = jax.tree.map(lambda leaf: jnp.asarray(np.abs(leaf) + 0.5), drawn(rest, 1))
 
         def network(params, frozen, images):
             out = module.apply({"params": params, **frozen}, images, **arguments)

@@ -29,12 +29,8 @@ class Geometry(nn.Module):
         return jnp.tanh(self.conv(x)).mean((1, 2))
 
 
-GEOMETRIES = {
-    "stride": nn.Conv(4, (3, 2), strides=(2, 1)),
-    "dilation": nn.Conv(4, (2, 2), kernel_dilation=(2, 1), padding="VALID"),
-    "groups": nn.Conv(4, (3, 3), feature_group_count=2),
+GEOMETRIES = {  # `test_networks.py` has the others, by narrow bases
     "groups_without_bias": nn.Conv(6, (3, 3), feature_group_count=2, use_bias=False, strides=(2, 2)),
-    "circular": nn.Conv(3, (3, 3), padding="CIRCULAR", use_bias=False),
     "input_dilation": nn.Conv(3, (2, 2), input_dilation=(2, 2), padding=((0, 1), (1, 0))),
 }
 
@@ -55,45 +51,62 @@ def gradients_of(module, draws=DRAWS):
 
 def test_a_measured_gradient_is_that_of_the_examples_own_value():
     problem, batch, found, values, _ = gradients_of(problems.ConvNet())
-    alone_gradient = jax.jit(jax.value_and_grad(problem.objective))
-    whole_gradients = full(found)
+    rows = np.asarray(jax.jit(lambda found: trees.ravel_batch(found.full()))(found))
+
+    @jax.jit
+    def of_one(i, draw):
+        alone = jax.tree.map(lambda leaf: leaf[i][None], batch)
+        key = jax.random.fold_in(randomness.branch(batch.key[i], Stream.PERTURBATIONS), draw)
+        alone = type(batch)(alone.image, key[None], alone.index, alone.label)
+        value, gradient = jax.value_and_grad(problem.objective)(problem.params, problem.frozen, alone)
+        return value, trees.ravel(gradient)
+
     for draw in range(DRAWS):
         for i in range(batch.index.size):
-            key = jax.random.fold_in(randomness.branch(batch.key[i], Stream.PERTURBATIONS), draw)
-            alone = jax.tree.map(lambda leaf: leaf[i : i + 1], batch)
-            alone = type(batch)(alone.image, key[None], alone.index, alone.label)
-            value, gradient = alone_gradient(problem.params, problem.frozen, alone)
-            row = jax.tree.map(lambda leaf: leaf[draw * batch.index.size + i], whole_gradients)
+            value, gradient = of_one(i, draw)
             np.testing.assert_allclose(values[draw, i], value, rtol=1e-12)
-            np.testing.assert_allclose(trees.ravel(row), trees.ravel(gradient), rtol=1e-9, atol=1e-13)
+            np.testing.assert_allclose(rows[draw * batch.index.size + i], gradient, rtol=1e-9, atol=1e-13)
 
 
 @pytest.mark.parametrize("module", [problems.ConvNet(), *map(Geometry, GEOMETRIES.values())], ids=["net", *GEOMETRIES])
 def test_blocks_materialise_project_and_norm_the_gradients_of_vmap(module):
     problem, _, found, _, blocks = gradients_of(module)
-    whole_gradients = full(found)
-    n = found.cotangents.shape[1]
-    materialised = jax.jit(lambda found: [block.materialised(found) for block in blocks])(found)
-    for block, got in zip(blocks, materialised, strict=True):
-        whole = jax.vmap(block.read)(whole_gradients)
-        np.testing.assert_allclose(got, whole, rtol=1e-9, atol=1e-13)
-        if isinstance(block, cut.MatrixBlock):
-            layer = block  # narrow bases project every position, bases as wide as the sides the gradient formed
-            bases = [
-                [
-                    jax.random.normal(jax.random.key(side), (layer.groups, size, rank), jnp.float64)
-                    for side, (size, rank) in enumerate(zip((layer.inputs, layer.outputs), ranks, strict=True))
-                ]
-                for ranks in ((1, 1), (layer.inputs, layer.outputs))
-            ]
-            both = jax.jit(lambda found, bases: [block.projected(found, *pair) for pair in bases])(found, bases)
-            for (left, right), projected in zip(bases, both, strict=True):
-                want = jnp.einsum("gik,ngio,gol->ngkl", left, whole, right)
-                np.testing.assert_allclose(projected, want, rtol=1e-9, atol=1e-12)
-    rows = trees.ravel_batch(whole_gradients).reshape(DRAWS, n // DRAWS, -1)
-    np.testing.assert_allclose(gram(found, blocks), np.einsum("kbp,lbp->bkl", rows, rows), rtol=1e-9)
-    one = cut.assemble(problem.params, blocks, {block.name: block.read(problem.params) for block in blocks})
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), one, problem.params))
+    rng = np.random.default_rng(0)
+    bases = {  # narrow bases project every position, bases as wide as the sides the gradient formed
+        block.name: [
+            [rng.normal(size=(block.groups, size, rank)) for size, rank in zip(sizes, ranks, strict=True)]
+            for sizes in [(block.inputs, block.outputs)]
+            for ranks in ((1, 1), sizes)
+        ]
+        for block in blocks
+        if isinstance(block, cut.MatrixBlock)
+    }
+
+    @jax.jit
+    def compute(found, bases):
+        whole = found.full()
+        return (
+            {block.name: jax.vmap(block.read)(whole) for block in blocks},
+            {block.name: block.materialised(found) for block in blocks},
+            {
+                block.name: [block.projected(found, *pair) for pair in bases[block.name]]
+                for block in blocks
+                if block.name in bases
+            },
+            trees.ravel_batch(whole),
+            found.gram(blocks),
+            cut.assemble(found.params, blocks, {block.name: block.read(found.params) for block in blocks}),
+        )
+
+    whole, materialised, projected, rows, gram, again = jax.device_get(compute(found, bases))
+    for name, want in whole.items():
+        np.testing.assert_allclose(materialised[name], want, rtol=1e-9, atol=1e-13)
+        for (left, right), got in zip(bases.get(name, []), projected.get(name, []), strict=True):
+            want_projected = np.einsum("gik,ngio,gol->ngkl", left, want, right)
+            np.testing.assert_allclose(got, want_projected, rtol=1e-9, atol=1e-12)
+    rows = rows.reshape(DRAWS, found.cotangents.shape[1] // DRAWS, -1)
+    np.testing.assert_allclose(gram, np.einsum("kbp,lbp->bkl", rows, rows), rtol=1e-9)
+    jax.tree.map(np.testing.assert_array_equal, again, jax.device_get(problem.params))
 
 
 def test_both_ways_to_a_gram_agree():
@@ -102,16 +115,22 @@ def test_both_ways_to_a_gram_agree():
     many = nn.Conv(2, (1, 1), use_bias=False)
     for conv in (few, many):
         _, _, found, _, blocks = gradients_of(Geometry(conv))
-        rows = trees.ravel_batch(full(found)).reshape(DRAWS, -1, sum(block.size for block in blocks))
+        rows = np.asarray(trees.ravel_batch(full(found))).reshape(DRAWS, -1, sum(block.size for block in blocks))
         np.testing.assert_allclose(gram(found, blocks), np.einsum("kbp,lbp->bkl", rows, rows), rtol=1e-10)
 
 
 def test_directional_and_summed_gradients():
     problem, _, found, _, _ = gradients_of(problems.ConvNet())
-    directions = jax.vmap(lambda key: trees.normal_like(key, problem.params))(jax.random.split(jax.random.key(0), 4))
-    rows, basis = trees.ravel_batch(full(found)), trees.ravel_batch(directions)
-    np.testing.assert_allclose(jax.jit(type(found).along)(found, directions), rows @ basis.T, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(trees.ravel(jax.jit(type(found).summed)(found)), rows.sum(0), rtol=1e-9, atol=1e-12)
+    basis = np.random.default_rng(0).normal(size=(4, trees.size(problem.params)))
+
+    @jax.jit
+    def compute(found, basis):
+        directions = jax.vmap(lambda row: trees.unravel(problem.params, row))(basis)
+        return found.along(directions), trees.ravel(found.summed()), trees.ravel_batch(found.full())
+
+    along, summed, rows = jax.device_get(compute(found, basis))
+    np.testing.assert_allclose(along, rows @ basis.T, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(summed, rows.sum(0), rtol=1e-9, atol=1e-12)
 
 
 def test_contributions_sum_to_the_gradient_of_a_coupled_batch():

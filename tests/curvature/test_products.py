@@ -12,15 +12,26 @@ from tests import problems
 from tests.curvature.dense import dense
 
 
+@jax.jit
+def both(problem, vector):
+    """The dense matrix and the product with it."""
+    return dense(problem), trees.ravel(matvec(problem)(trees.unravel(problem.params, vector)))
+
+
 @pytest.mark.parametrize("curvature", ["ggn", "fisher", "empirical_fisher", "hessian"])
 @pytest.mark.parametrize("loss", problems.LOSSES, ids=lambda loss: type(loss).__name__)
 def test_matvec_is_the_dense_matrix(loss, curvature):
-    deep = isinstance(loss, SimCLR) and curvature == "ggn"  # which network is no matter of the loss or the curvature
-    problem = problems.problem(loss, curvature, module=problems.ConvNet() if deep else problems.Small())
-    matrix = dense(problem)
-    vector = trees.normal_like(jax.random.key(3), problem.params)
-    got = trees.ravel(jax.jit(matvec(problem))(vector))
-    want = matrix @ trees.ravel(vector)
+    """Of a deep net once, of a convolutional one with each curvature, and of a linear one with each loss.
+
+    Which network it is is no matter of the loss or the curvature.
+    """
+    deep = isinstance(loss, SimCLR) and curvature == "ggn"
+    small = isinstance(loss, CosineDistance) or curvature == "ggn"
+    module = problems.ConvNet() if deep else problems.Small() if small else problems.Linear()
+    problem = problems.problem(loss, curvature, module=module, image=6 if deep or small else 3)
+    vector = np.random.default_rng(3).normal(size=trees.size(problem.params))
+    matrix, got = jax.device_get(both(problem, vector))
+    want = matrix @ vector
     np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-11 * np.abs(want).max())
     if curvature != "hessian":
         assert np.linalg.eigvalsh(matrix).min() > -1e-12 * np.abs(matrix).max()
@@ -30,7 +41,12 @@ def test_matvec_is_the_dense_matrix(loss, curvature):
 def test_a_block_of_vectors_is_the_dense_matrix_times_each(curvature):
     problem = problems.problem(CosineDistance(), curvature, module=problems.Small())
     rows = np.random.default_rng(3).normal(size=(3, trees.size(problem.params)))
-    block = jax.vmap(lambda row: trees.unravel(problem.params, row))(jnp.asarray(rows))
-    got = trees.ravel_batch(jax.jit(block_matvec(problem))(block))
-    want = rows @ np.asarray(dense(problem))
+
+    @jax.jit
+    def multiply(problem, rows):
+        block = jax.vmap(lambda row: trees.unravel(problem.params, row))(rows)
+        return trees.ravel_batch(block_matvec(problem)(block))
+
+    got = multiply(problem, jnp.asarray(rows))
+    want = rows @ np.asarray(both(problem, rows[0])[0])
     np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-11 * np.abs(want).max())

@@ -13,8 +13,8 @@ from influence_ssl_jax.augment.transform import Augmented, Transform
 from influence_ssl_jax.curvature.sampling import output_samples
 from influence_ssl_jax.losses import Loss
 from influence_ssl_jax.types import Batch
-from tests.losses.cases import BATCH, LOSSES, embeddings, name
-from tests.losses.test_curvature import head_hessian
+from tests.losses.cases import BATCH, LOSSES, name
+from tests.losses.test_curvature import head_hessian, outputs_of
 
 SAMPLES = 3000
 
@@ -56,18 +56,21 @@ class Noise(Transform):
         return jax.random.normal(key, (image.size,), image.dtype).reshape(image.shape)
 
 
+draws = jax.jit(output_samples, static_argnums=(0, 3))
+
+
 def numbers(loss, keys, samples=3, width=4):
     """What a batch with these keys draws, [samples, examples, width]."""
-    return np.asarray(output_samples(loss, jnp.zeros((len(keys), width)), batch_of(keys), samples))
+    return np.asarray(draws(loss, np.zeros((len(keys), width)), batch_of(keys), samples))
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=name)
 def test_draws_have_the_hessian_of_the_head_as_their_covariance(loss):
     """`E[w wᵀ] = ∇²head`, the blocks between examples included, from its formula: within five standard errors."""
-    outputs = loss.outputs(embeddings(loss))
+    outputs, _ = outputs_of(loss)
     keys = jax.random.split(jax.random.key(7), BATCH)
-    drawn = np.asarray(output_samples(loss, outputs, batch_of(keys), SAMPLES)).reshape(SAMPLES, -1)
-    want = head_hessian(loss, np.asarray(outputs).ravel())
+    drawn = np.asarray(draws(loss, outputs, batch_of(keys), SAMPLES)).reshape(SAMPLES, -1)
+    want = head_hessian(loss, outputs.ravel())
     # Of normal draws E‖mean(w wᵀ) − H‖² = (tr(H)² + ‖H‖²) / samples, and that of the mean is tr(H) / samples.
     error = np.linalg.norm(drawn.T @ drawn / SAMPLES - want)
     assert error <= 1.5 * ((np.trace(want) ** 2 + np.linalg.norm(want) ** 2) / SAMPLES) ** 0.5
@@ -85,7 +88,7 @@ def test_no_number_is_drawn_twice(loss):
     drawn = np.concatenate([first.ravel(), second.ravel()])
     assert len(np.unique(drawn)) == drawn.size == 2 * 3 * 3 * 4
     noise = (GaussianNoise(sigma=1.0), Augmented((Noise(), Noise())))
-    every = jax.vmap(lambda key, image: jnp.concatenate([views(key, image) for views in noise]), (0, None))
+    every = jax.jit(jax.vmap(lambda key, image: jnp.concatenate([views(key, image) for views in noise]), (0, None)))
     own = [keys, *(jax.vmap(lambda key, k=k: jax.random.fold_in(key, k))(keys) for k in range(3))]
     seen = np.asarray(every(jnp.concatenate(own), jnp.zeros((4, 4, 3))))
     assert not np.intersect1d(drawn, seen).size

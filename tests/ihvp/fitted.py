@@ -45,8 +45,10 @@ SMALL = {
 PROBLEMS = {
     "linear": lambda: problems.problem(SquaredEuclid(), module=problems.Linear(), image=3),
     "cosine": lambda: problems.problem(CosineDistance(), module=problems.Small()),
-    "coupled": lambda: problems.problem(SimCLR(0.5), module=problems.Small()),
+    "coupled": lambda: problems.problem(SimCLR(0.5), module=problems.Linear(), image=3),
 }
+BY_PRODUCTS_ALONE = {CG, LiSSA}
+"""What reads the matrix by its products alone and knows no layers: two problems show all of it."""
 
 
 @functools.cache

@@ -16,29 +16,37 @@ KEY = jax.random.key(0)
 
 
 @functools.cache
-def fisher(loss):
-    """A problem and its dense Fisher, made of the very draws that a backend with three samples uses."""
-    problem = problems.problem(loss, "fisher", module=problems.Small(), samples=3)
-    state = jax.jit(Exact().fit)(problem, KEY)
-    return problem, np.asarray((state.eigenvectors * state.eigenvalues[None]) @ state.eigenvectors.T)
+def drawn(loss, module):
+    """A problem, its dense Fisher, and the states of the backends with three samples, of the very same draws."""
+    problem = problems.problem(loss, "fisher", module=module, samples=3, image=3 if module == problems.Linear() else 6)
+    backends = {kind: kind(samples=3) for kind in (EKFAC, KFAC, Diagonal)}
+    if "norm" in problem.params:
+        backends["limited"] = EKFAC(samples=3, exact_limit=3)
+    fits = [Exact().fit, *(backend.fit for backend in backends.values())]
+    exact, *states = jax.jit(lambda problem: [fit(problem, KEY) for fit in fits])(problem)
+    dense = np.asarray((exact.eigenvectors * exact.eigenvalues[None]) @ exact.eigenvectors.T)
+    return problem, dense, dict(zip(backends, states, strict=True))
 
 
-@pytest.mark.parametrize("loss", [CosineDistance(), SimCLR(0.5)], ids=["separable", "coupled"])
-def test_drawn_curvature_has_the_trace_of_every_block_and_batchnorm_exactly(loss):
-    problem, dense = fisher(loss)
-    states = {kind: jax.jit(kind(samples=3).fit)(problem, KEY) for kind in (EKFAC, KFAC, Diagonal)}
+@pytest.mark.parametrize(
+    ("loss", "module"),
+    [(CosineDistance(), problems.Small()), (SimCLR(0.5), problems.Linear())],
+    ids=["separable", "coupled"],
+)
+def test_drawn_curvature_has_the_trace_of_every_block_and_batchnorm_exactly(loss, module):
+    problem, dense, states = drawn(loss, module)
     for block in states[EKFAC].blocks:
         at = places(problem, block)
         part = dense[np.ix_(at, at)]
-        for state in states.values():
+        for state in (states[kind] for kind in (EKFAC, KFAC, Diagonal)):
             np.testing.assert_allclose(state.mean[block.name] * len(at), np.trace(part), rtol=1e-10)
         np.testing.assert_allclose(states[EKFAC].eigenvalues[block.name].sum(), np.trace(part), rtol=1e-10)
         np.testing.assert_allclose(states[Diagonal].eigenvalues[block.name], np.diag(part), rtol=1e-9, atol=1e-15)
         if block.name == "norm":
             for kind in (EKFAC, KFAC):
                 np.testing.assert_allclose(block_matrix(states[kind], block), part, atol=1e-12 * np.trace(part))
-    unlimited = jax.jit(EKFAC(samples=3, exact_limit=3).fit)(problem, KEY)
-    np.testing.assert_allclose(unlimited.eigenvalues["norm"], states[Diagonal].eigenvalues["norm"], rtol=1e-12)
+            limited = states["limited"].eigenvalues["norm"]
+            np.testing.assert_allclose(limited, states[Diagonal].eigenvalues["norm"], rtol=1e-12)
 
 
 def block_matrix(state, block):
@@ -58,8 +66,8 @@ def block_matrix(state, block):
 
 def test_corrected_eigenvalues_are_the_nearest_in_their_basis():
     """The correction never lies farther from the block than K-FAC does (arXiv 1806.03884, theorem 1)."""
-    problem, dense = fisher(CosineDistance())
-    corrected, product = (jax.jit(kind(samples=3).fit)(problem, KEY) for kind in (EKFAC, KFAC))
+    problem, dense, states = drawn(CosineDistance(), problems.Small())
+    corrected, product = states[EKFAC], states[KFAC]
     for block in corrected.blocks:
         if block.name != "norm":
             at = places(problem, block)

@@ -39,11 +39,12 @@ def digits(count: int, num_batches: int, seed: int) -> Batch:
 
 
 @functools.cache
-def trained() -> Problem:
-    """The GGN of the cosine distance over 128 digits, at parameters after 150 steps of SimCLR."""
-    params, frozen = problems.variables(Encoder(), size=8, channels=1)
-    objective, optimiser = problems.objective(SimCLR(0.5), Encoder()), optax.adam(3e-3)
-    batches = digits(256, 4, 0)
+def trained(width: int = 6, outputs: int = 8, count: int = 128) -> Problem:
+    """The GGN of the cosine distance over digits, at parameters after 150 steps of SimCLR on twice as many others."""
+    encoder = Encoder(width, outputs)
+    params, frozen = problems.variables(encoder, size=8, channels=1)
+    objective, optimiser = problems.objective(SimCLR(0.5), encoder), optax.adam(3e-3)
+    batches = digits(2 * count, 4, 0)
 
     def step(carry, i):
         params, state = carry
@@ -54,11 +55,11 @@ def trained() -> Problem:
         return (optax.apply_updates(params, updates), state), None
 
     run = jax.jit(lambda params: jax.lax.scan(step, (params, optimiser.init(params)), jnp.arange(150))[0][0])
-    return Problem(run(params), frozen, digits(128, 2, 1), problems.objective(CosineDistance(), Encoder()))
+    return Problem(run(params), frozen, digits(count, 2, 1), problems.objective(CosineDistance(), encoder))
 
 
-def scored(count: int = 100):
-    """Measured gradients of digits that the curvature has not seen."""
-    problem, batch = trained(), jax.tree.map(lambda leaf: leaf[0], digits(count, 1, 2))
+def scored(problem: Problem, count: int = 100):
+    """Measured gradients of other digits."""
+    batch = jax.tree.map(lambda leaf: leaf[0], digits(count, 1, 2))
     found = jax.jit(measured, static_argnums=(0, 4))(problem.objective, problem.params, problem.frozen, batch, 1)
     return found.gradients

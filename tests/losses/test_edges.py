@@ -32,9 +32,10 @@ def derivatives(loss, given):
 @pytest.mark.parametrize("zeroed", [np.s_[0, 1], np.s_[:, 1], np.s_[...], np.s_[..., 1]])
 def test_zero_embeddings_and_constant_features_have_finite_derivatives(loss, zeroed, dtype):
     given = embeddings(loss)
-    given = Embeddings(given.online.at[zeroed].set(0).astype(dtype), given.target.at[zeroed].set(0).astype(dtype))
-    for derivative in derivatives(loss, given):
-        assert bool(jnp.all(jnp.isfinite(derivative)))
+    online, target = (np.array(side, dtype) for side in (given.online, given.target))
+    online[zeroed] = target[zeroed] = 0
+    for derivative in derivatives(loss, Embeddings(online, target)):
+        assert np.isfinite(derivative).all()
 
 
 def test_an_example_without_direction_counts_nothing_and_is_flagged():

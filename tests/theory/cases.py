@@ -1,12 +1,27 @@
 """Drawn inputs for the closed forms: shapes 1–6, scales 1e-3–1e3, damping over six decades, degenerate ones included."""
 
+import functools
+import inspect
+import types
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from hypothesis import strategies as st
 
 # Few shapes, so that few are compiled: (d, p) with dimensions from 1 to 6, wide, tall and square.
 SHAPES = ((1, 1), (1, 6), (4, 2), (3, 5))
+
+
+@functools.cache
+def compiled(module):
+    """A module's functions, each one program a shape: operation by operation there are ten times as many to compile.
+
+    Functions of counts stay as they are.
+    """
+    functions = {name: value for name, value in vars(module).items() if inspect.isfunction(value)}
+    counts = {name for name, value in functions.items() if int in inspect.get_annotations(value).values()}
+    return types.SimpleNamespace(**{n: value if n in counts else jax.jit(value) for n, value in functions.items()})
 
 
 class Case(NamedTuple):

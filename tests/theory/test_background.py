@@ -4,7 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from influence_ssl_jax.theory import background, empirical_fisher
-from tests.theory.cases import decades, generators
+from tests.theory.cases import compiled, decades, generators
+
+background = compiled(background)
 
 
 @given(generators, st.sampled_from((1, 3, 6)), decades(-3, 3))

@@ -5,7 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from influence_ssl_jax.theory import cosine, cosine_derivatives, gauss_newton
-from tests.theory.cases import decades, generators
+from tests.theory.cases import compiled, decades, generators
+
+cosine, cosine_derivatives, gauss_newton = map(compiled, (cosine, cosine_derivatives, gauss_newton))
 
 DIMENSIONS = st.sampled_from((1, 2, 6))
 

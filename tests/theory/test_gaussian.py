@@ -5,7 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from influence_ssl_jax.theory import gaussian
-from tests.theory.cases import decades, generators
+from tests.theory.cases import compiled, decades, generators
+
+gaussian = compiled(gaussian)
 
 SHAPES = st.sampled_from(((1, 1), (2, 3), (4, 6)))
 
@@ -39,7 +41,7 @@ def test_estimators_against_tensors_of_moments(generator, shape, sigma, draws):
     arrays = jnp.asarray(weight), jnp.asarray(curvature), sigma
     np.testing.assert_allclose(gaussian.single_draw_score(*arrays), single, rtol=1e-9)
     np.testing.assert_allclose(gaussian.mean_gradient_score(*arrays), mean_gradient, rtol=1e-9)
-    averaged = gaussian.averaged_gradient_score(single, mean_gradient, draws)
+    averaged = gaussian.averaged_gradient_score(single, mean_gradient, float(draws))
     np.testing.assert_allclose(averaged, single / draws + mean_gradient * (draws - 1) / draws, rtol=1e-12)
     rows = generator.normal(size=(3, shape[1]))
     pairs = [rows[k] @ inverse @ rows[m] for k in range(3) for m in range(3) if k != m]
@@ -48,7 +50,7 @@ def test_estimators_against_tensors_of_moments(generator, shape, sigma, draws):
 
 
 def test_a_single_draw_of_an_image_is_almost_all_draw():
-    assert gaussian.isotropic_ratio(3072) == 3074
+    assert gaussian.isotropic_ratio(3072.0) == 3074
 
 
 def test_cross_draws_of_opposite_gradients_score_below_zero():

@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 
 from influence_ssl_jax.theory import linear, properties
-from tests.theory.cases import alignment, cases, decades, generators, quadratic
+from tests.theory.cases import alignment, cases, compiled, decades, generators, quadratic
+
+linear, properties = map(compiled, (linear, properties))
 
 
 @given(cases())

@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from influence_ssl_jax.theory import deviation, groups, leave_out, leverage
-from tests.theory.cases import alignment, generators, populations, quadratic
+from tests.theory.cases import alignment, compiled, generators, populations, quadratic
+
+deviation, groups, leave_out, leverage = map(compiled, (deviation, groups, leave_out, leverage))
 
 
 def arrays(population):

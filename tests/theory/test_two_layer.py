@@ -4,7 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from influence_ssl_jax.theory import gauss_newton, homogeneous, two_layer
-from tests.theory.cases import decades, generators, quadratic
+from tests.theory.cases import compiled, decades, generators, quadratic
+
+two_layer = compiled(two_layer)
 
 SIZES = st.sampled_from(((1, 1, 1), (2, 3, 4), (3, 1, 6)))
 
