@@ -15,12 +15,14 @@ ROOT = Path(__file__).parents[1]
 TIMEOUT = 60
 
 COMMAND = """
-import hashlib, pathlib, sys, time
+import ctypes, pathlib, sys, time
 from influence_ssl_jax import signals
 from influence_ssl_jax.cli import main as cli
 from influence_ssl_jax.run_log import RunLog
 
 signals.GRACE = {grace}
+held, take = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock
+take(held)
 
 class Busy:
     def run(self, out):
@@ -37,7 +39,7 @@ sys.argv = ["influence-ssl", sys.argv[1]]
 cli.main()
 """
 IN_PYTHON = "while True: time.sleep(0.01)"
-IN_C = "hashlib.pbkdf2_hmac('sha256', b'', b'', 2_000_000_000)  # as a compiler: minutes without a step of Python"
+IN_C = "take(held)  # as a compiler: no step of Python any more, and no system call that a signal would end"
 
 
 def started(folder, body, grace):
@@ -89,6 +91,7 @@ def test_a_process_that_python_cannot_interrupt_ends_in_time_all_the_same(tmp_pa
 def test_a_second_signal_does_not_wait(tmp_path):
     process = started(tmp_path, IN_C, 50.0)
     assert process.stdout.readline() == "ready\n"
+    time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     assert "stopping, within 50 seconds" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
