@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Real, Shaped
+from jaxtyping import Bool, Real, Shaped
 
 from influence_ssl_jax import randomness
 from influence_ssl_jax.randomness import Stream
@@ -27,11 +27,12 @@ class Estimate(NamedTuple):
     high: float
 
 
-def _ranks(values: Real[np.ndarray, "examples *columns"]) -> Float[np.ndarray, "examples *columns"]:
+def _ranks(values: np.ndarray) -> np.ndarray:
     """Return the mid-rank of every value in its column."""
-    from scipy.stats import rankdata  # takes longer to import than all of this package
-
-    return rankdata(values, axis=0)
+    if values.ndim > 1:
+        return np.column_stack([_ranks(column) for column in values.T])
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]
 
 
 def spearman(left: Vector, right: Vector) -> float:
