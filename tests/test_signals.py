@@ -15,11 +15,12 @@ ROOT = Path(__file__).parents[1]
 TIMEOUT = 60
 
 COMMAND = """
-import ctypes, pathlib, sys, time
+import ctypes, pathlib, signal, sys, time
 from influence_ssl_jax import signals
 from influence_ssl_jax.cli import main as cli
 from influence_ssl_jax.run_log import RunLog
 
+signal.alarm({limit})  # a test that fails leaves no process behind
 signals.GRACE = {grace}
 held, take = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock
 take(held)
@@ -43,7 +44,7 @@ IN_C = "take(held)  # as a compiler: no step of Python any more, and no system c
 
 
 def started(folder, body, grace):
-    script = COMMAND.format(body=body, grace=grace)
+    script = COMMAND.format(body=body, grace=grace, limit=2 * TIMEOUT)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script), str(folder)],
