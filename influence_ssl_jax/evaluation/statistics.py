@@ -28,9 +28,9 @@ class Estimate(NamedTuple):
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """Return the mid-rank of every value in its column."""
+    """Return the mid-rank of every value in its column; there may be no column."""
     if values.ndim > 1:
-        return np.column_stack([_ranks(column) for column in values.T])
+        return np.array([_ranks(column) for column in values.T]).reshape(values.T.shape).T
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[place]
 
