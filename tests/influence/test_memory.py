@@ -36,7 +36,7 @@ class Wide(nn.Module):
         return nn.Dense(4, name="head")(x.mean((1, 2)))
 
 
-WIDE = Wide()
+WIDE: nn.Module = Wide()
 
 
 def scorer_of(batch, dtype=jnp.float32, module=WIDE):
