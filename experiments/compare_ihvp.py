@@ -14,6 +14,7 @@ Fisher:
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -50,12 +51,14 @@ from influence_ssl_jax.types import Batch, Params
 class Encoder(nn.Module):
     """Two convolutions and a head, small enough for the dense matrix: 1,112 parameters on 8×8 digits."""
 
+    width: int = 6
+
     @nn.compact
     def __call__(self, x, train: bool = False):
         """Embed a batch."""
         del train
-        x = nn.relu(nn.Conv(6, (3, 3), strides=(2, 2), name="stem")(x))
-        x = nn.relu(nn.Conv(12, (3, 3), strides=(2, 2), name="body")(x))
+        x = nn.relu(nn.Conv(self.width, (3, 3), strides=(2, 2), name="stem")(x))
+        x = nn.relu(nn.Conv(2 * self.width, (3, 3), strides=(2, 2), name="body")(x))
         return nn.Dense(8, name="head")(x.reshape(x.shape[0], -1))
 
 
@@ -70,6 +73,8 @@ class Net:
         steps: SimCLR steps of training.
         dampings: λ over the mean eigenvalue.
         knobs: How the backends are varied.
+        kinds: Curvatures of either loss that are compared among themselves.
+        width: Channels of the first convolution.
     """
 
     out: Path = Path("runs/compare_ihvp")
@@ -78,11 +83,14 @@ class Net:
     steps: int = 300
     dampings: tuple[float, ...] = (0.01, 0.1, 1.0)
     knobs: Knobs = dataclasses.field(default_factory=lambda: Knobs((20, 100), (8,), (5, 20), (100,), samples=8))
+    kinds: tuple[Curvature, ...] = ("ggn", "fisher", "empirical_fisher", "hessian")
+    width: int = 6
 
     @classmethod
     def tiny(cls, out: Path) -> "Net":
         """Seconds on two cores."""
-        return cls(out, 16, 32, 5, (0.1,), Knobs((4,), (), (), (), samples=1, probes=2))
+        few = Knobs((), (), (), (), samples=1, probes=2)
+        return cls(out, 16, 32, 5, (0.1,), few, ("ggn", "hessian"), width=2)
 
     def run(self, out: Console) -> None:
         """Compare backends, then curvatures; write JSON and figures."""
@@ -93,7 +101,11 @@ class Net:
         folder = self.out / "compare_net"
         folder.mkdir(parents=True, exist_ok=True)
         write_figures(rows, folder)
-        record = {"configuration": describe(self), "rows": rows, "curvatures": curvatures(problem, examples)}
+        record = {
+            "configuration": describe(self),
+            "rows": rows,
+            "curvatures": curvatures(problem, examples, self.kinds),
+        }
         (folder / "comparison.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         print_comparison(rows, out)
         for left, row in record["curvatures"].items():
@@ -152,9 +164,10 @@ def trained(config: Net) -> tuple[Problem, Examples]:
     pixels = np.round(flat[order].reshape(-1, 8, 8, 1) * 255 / 16).astype(np.uint8)
     half, transform = len(pixels) // 2, ToInput(8, 8, 1)
     known, unseen = Arrays(pixels[:half]).open(), Arrays(pixels[half:]).open()
-    network, views = Network(Encoder(), mean=(0.3,), std=(0.37,)), GaussianNoise()
+    module = Encoder(config.width)
+    network, views = Network(module, mean=(0.3,), std=(0.37,)), GaussianNoise()
     objective = Objective(network, views, SimCLR(0.5))
-    params = trees.astype(Encoder().init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"], jnp.float64)
+    params = trees.astype(module.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"], jnp.float64)
     params = _fitted(objective, params, resident(known, transform, 256, 64, 1), config.steps)
     measurement = dataclasses.replace(objective, loss=CosineDistance())
     problem = Problem(params, {}, resident(known, transform, config.curvature, 32, 0), measurement)
@@ -179,10 +192,9 @@ def _fitted(objective: Objective, params: Params, data: Batch, steps: int) -> Pa
     return jax.jit(lambda p: jax.lax.scan(step, (p, optimiser.init(p)), jnp.arange(steps))[0][0])(params)
 
 
-def curvatures(problem: Problem, examples: Examples) -> dict[str, dict[str, float]]:
+def curvatures(problem: Problem, examples: Examples, kinds: Sequence[Curvature]) -> dict[str, dict[str, float]]:
     """Spearman's correlation between the exact scores by every curvature of either loss, and the baselines."""
     simclr = dataclasses.replace(problem.objective, loss=SimCLR(0.5))
-    kinds: tuple[Curvature, ...] = ("ggn", "fisher", "empirical_fisher", "hessian")
     choices = {
         f"{kind} of {name}": dataclasses.replace(problem, objective=objective, curvature=kind, samples=8)
         for name, objective in (("measurement", problem.objective), ("simclr", simclr))

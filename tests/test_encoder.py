@@ -118,18 +118,18 @@ def test_an_output_is_named_and_pooled(returns, options, which):
 
 
 def test_the_first_token_is_an_embedding():
-    tokens = jnp.arange(24.0).reshape(2, 3, 4)
+    tokens = jnp.arange(36.0).reshape(3, 3, 4)
     encoder = Encoder.from_function(
         lambda p, x: tokens[: len(x)] * p["a"], {"a": jnp.ones(())}, input=INPUT, pool="first"
     )
-    np.testing.assert_array_equal(encoder(IMAGES[:2]), tokens[:, 0])
+    np.testing.assert_array_equal(encoder(IMAGES), tokens[:, 0])
 
 
 @pytest.mark.parametrize(
     ("returns", "options", "said"),
     [
-        ("map", {}, r"one embedding per image.*got \(2, 6, 6, 4\).*pool='mean'"),
-        ("map", {"pool": "first"}, r"pool='first' reads \[batch, tokens, width\], got \(2, 6, 6, 4\)"),
+        ("map", {}, r"one embedding per image.*got \(3, 6, 6, 4\).*pool='mean'"),
+        ("map", {"pool": "first"}, r"pool='first' reads \[batch, tokens, width\], got \(3, 6, 6, 4\)"),
         ("dict", {}, "it returns a dict of 'z', 'map'. Pass output="),
         ("dict", {"output": "y"}, "has no output 'y'; it returns a dict of 'z', 'map'"),
         ("tuple", {"output": 2}, "has no output 2; it returns a tuple of positions 0 … 1"),

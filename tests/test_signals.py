@@ -15,12 +15,15 @@ ROOT = Path(__file__).parents[1]
 TIMEOUT = 60
 
 COMMAND = """
-import hashlib, pathlib, sys, time
+import ctypes, pathlib, signal, sys, time
 from influence_ssl_jax import signals
 from influence_ssl_jax.cli import main as cli
 from influence_ssl_jax.run_log import RunLog
 
+signal.alarm({limit})  # a test that fails leaves no process behind
 signals.GRACE = {grace}
+held, take = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock
+take(held)
 
 class Busy:
     def run(self, out):
@@ -37,11 +40,11 @@ sys.argv = ["influence-ssl", sys.argv[1]]
 cli.main()
 """
 IN_PYTHON = "while True: time.sleep(0.01)"
-IN_C = "hashlib.pbkdf2_hmac('sha256', b'', b'', 2_000_000_000)  # as a compiler: minutes without a step of Python"
+IN_C = "take(held)  # as a compiler: no step of Python any more, and no system call that a signal would end"
 
 
 def started(folder, body, grace):
-    script = COMMAND.format(body=body, grace=grace)
+    script = COMMAND.format(body=body, grace=grace, limit=2 * TIMEOUT)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script), str(folder)],
@@ -89,6 +92,7 @@ def test_a_process_that_python_cannot_interrupt_ends_in_time_all_the_same(tmp_pa
 def test_a_second_signal_does_not_wait(tmp_path):
     process = started(tmp_path, IN_C, 50.0)
     assert process.stdout.readline() == "ready\n"
+    time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     assert "stopping, within 50 seconds" in process.stderr.readline()
     process.send_signal(signal.SIGINT)

@@ -3,12 +3,11 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from statistics import NormalDist
 from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy import stats
-from sklearn.isotonic import IsotonicRegression
 
 from influence_ssl_jax import randomness
 from influence_ssl_jax.errors import InfluenceError
@@ -308,7 +307,7 @@ def _chance_below(made: Calibrator, members: np.ndarray) -> tuple[float, float]:
     deviation = float(np.sum(weight[finite] ** 2 * a * b / ((a + b) ** 2 * (a + b + 1)))) ** 0.5
     if deviation == 0:
         return (0.0 if mean >= made.level else 1.0), mean
-    return float(stats.norm.cdf((made.level - mean) / deviation)), mean - 2 * deviation
+    return NormalDist(mean, deviation).cdf(made.level), mean - 2 * deviation
 
 
 def _curve(form: str, x: np.ndarray, y: np.ndarray) -> Curve:
@@ -324,6 +323,8 @@ def _curve(form: str, x: np.ndarray, y: np.ndarray) -> Curve:
     if form != "monotone":
         return line
     reach = 4 * 1.4826 * float(np.median(np.abs(y - line(x))))
+    from sklearn.isotonic import IsotonicRegression  # slow to import
+
     return IsotonicRegression(out_of_bounds="clip").fit(x, np.clip(y, line(x) - reach, line(x) + reach)).predict
 
 

@@ -5,8 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Real, Shaped
-from scipy import stats
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from influence_ssl_jax import randomness
 from influence_ssl_jax.randomness import Stream
@@ -29,13 +27,21 @@ class Estimate(NamedTuple):
     high: float
 
 
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Return the mid-rank of every value in its column; there may be no column."""
+    if values.ndim > 1:
+        return np.array([_ranks(column) for column in values.T]).reshape(values.T.shape).T
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]
+
+
 def spearman(left: Vector, right: Vector) -> float:
     """Rank correlation: Pearson's correlation of mid-ranks.
 
     Examples where either value is not finite are left out; NaN where fewer than three remain or one side is constant.
     """
     kept = np.isfinite(left) & np.isfinite(right)
-    return _pearson(stats.rankdata(left[kept]), stats.rankdata(right[kept]))
+    return _pearson(_ranks(left[kept]), _ranks(right[kept]))
 
 
 def partial_spearman(left: Vector, right: Vector, given: Real[np.ndarray, "examples controls"]) -> float:
@@ -47,7 +53,7 @@ def partial_spearman(left: Vector, right: Vector, given: Real[np.ndarray, "examp
     kept = np.isfinite(left) & np.isfinite(right) & np.isfinite(given).all(axis=1)
     if kept.sum() < given.shape[1] + 3:
         return float("nan")
-    sides = np.column_stack([stats.rankdata(left[kept]), stats.rankdata(right[kept])])
+    sides = np.column_stack([_ranks(left[kept]), _ranks(right[kept])])
     sides -= sides.mean(axis=0)
     residuals = _residuals(sides, given[kept])
     return _pearson(residuals[:, 0], residuals[:, 1], scale=np.linalg.norm(sides, axis=0))
@@ -59,7 +65,7 @@ def explained(left: Vector, given: Real[np.ndarray, "examples controls"]) -> flo
     What is not finite is left out; NaN where `left` is constant or fewer examples remain than the fit has freedoms.
     """
     kept = np.isfinite(left) & np.isfinite(given).all(axis=1)
-    ranks = stats.rankdata(left[kept])[:, None]
+    ranks = _ranks(left[kept])[:, None]
     total = float(((ranks - ranks.mean()) ** 2).sum()) if len(ranks) else 0.0
     if total == 0 or len(ranks) < given.shape[1] + 3:
         return float("nan")
@@ -68,7 +74,7 @@ def explained(left: Vector, given: Real[np.ndarray, "examples controls"]) -> flo
 
 def _residuals(sides: np.ndarray, given: np.ndarray) -> np.ndarray:
     """What is left of each column once `[1, ranks of given]` are regressed out."""
-    controls = stats.rankdata(given, axis=0)
+    controls = _ranks(given)
     controls = np.column_stack([np.ones(len(controls)), controls - controls.mean(axis=0)])
     return sides - controls @ np.linalg.lstsq(controls, sides, rcond=None)[0]
 
@@ -93,6 +99,8 @@ def auroc(score: Vector, positive: Members) -> float:
     kept = np.isfinite(score)
     if len(np.unique(positive[kept])) < 2:
         return float("nan")
+    from sklearn.metrics import roc_auc_score  # slow to import
+
     return float(roc_auc_score(positive[kept], score[kept]))
 
 
@@ -104,6 +112,8 @@ def average_precision(score: Vector, positive: Members) -> float:
     kept = np.isfinite(score)
     if not positive[kept].any():
         return float("nan")
+    from sklearn.metrics import average_precision_score
+
     return float(average_precision_score(positive[kept], score[kept]))
 
 
@@ -154,5 +164,7 @@ def share(members: int, total: int, level: float = 0.95) -> Estimate:
     """A share with Wilson's score interval, which is sensible at 0 and 1 and in small samples; NaN of nothing."""
     if total == 0:
         return Estimate(float("nan"), float("nan"), float("nan"))
+    from scipy import stats
+
     interval = stats.binomtest(members, total).proportion_ci(confidence_level=level, method="wilson")
     return Estimate(members / total, float(interval.low), float(interval.high))

@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 from jax.sharding import Mesh
 from jaxtyping import Int
-from scipy.stats import spearmanr
 
 from influence_ssl_jax import provenance
 from influence_ssl_jax.configuration import Plain, describe, fingerprint, restore
@@ -304,7 +303,7 @@ def rank_agreement(settings: ScoreRun, given: "Prepared", scorer: Scorer, progre
         parts = stream(each, given.source, given.transform, sample, scoring_mesh())
         ranked.append(np.concatenate([part.table["score"].to_numpy() for part in parts]))
     fine = np.isfinite(ranked[0]) & np.isfinite(ranked[1])
-    found = float(np.asarray(spearmanr(ranked[0][fine], ranked[1][fine]))[0])
+    found = spearman(ranked[0][fine], ranked[1][fine])
     progress(Note(f"bfloat16 against float32: rank correlation {found:.4f} over {fine.sum()} images."))
     return {"bfloat16": {"rank_correlation": found, "images": int(fine.sum())}}
 

@@ -8,8 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 
 from influence_ssl_jax import randomness
 from influence_ssl_jax.data import OpenSource, ToInput, batches
@@ -81,6 +79,9 @@ def _vote(
 
 def linear_accuracy(bank: Labelled, queries: Labelled, iterations: int = 200) -> float:
     """Share of queries that logistic regression, fitted to the standardised bank, classifies correctly."""
+    from sklearn.exceptions import ConvergenceWarning  # slow to import, and only this probe needs it
+    from sklearn.linear_model import LogisticRegression
+
     if len(np.unique(bank.labels)) < 2:
         return float(np.mean(queries.labels == bank.labels[0]))
     mean, std = bank.embeddings.mean(axis=0), bank.embeddings.std(axis=0)

@@ -57,8 +57,13 @@ def exact():
     return self_influence(the_problem(), Exact(), source(), TRANSFORM, settings)
 
 
+@functools.cache
+def mean_eigenvalue():
+    return float(jnp.mean(jax.jit(Exact().fit)(the_problem(), jax.random.key(0)).eigenvalues))
+
+
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch, few_resamples):
     """Scores of which half is missing, and more or less by chance."""
     monkeypatch.setattr(audit, "prepare", lambda *_: Prepared(None, TRANSFORM, the_problem().objective, source()))
     monkeypatch.setattr(audit, "curvature_of", lambda *_: (the_problem(), {}))
@@ -66,10 +71,9 @@ def folder(tmp_path, monkeypatch):
     table = exact().filter(np.arange(SIZE) != BROKEN)
     noise = np.exp(0.1 * np.random.default_rng(0).normal(size=SIZE - 1))
     table = table.set_column(2, "score", pa.array(0.5 * noise * table["score"].to_numpy()))
-    state = jax.jit(Exact().fit)(the_problem(), jax.random.key(0))
     facts = {
         "configuration": describe(ScoreRun(tmp_path, tmp_path, scoring=Scoring(draws=1))),
-        "damping": {"resolved": 0.1 * float(jnp.mean(state.eigenvalues))},
+        "damping": {"resolved": 0.1 * mean_eigenvalue()},
     }
     with ScoreStore.open(tmp_path, {"data": source().fingerprint()}, SIZE) as store:
         store.append(table.drop_columns("knn_distance"))

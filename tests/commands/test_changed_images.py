@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -38,13 +39,19 @@ def written(folder, seed=0):
     return folder
 
 
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return saved(tmp_path_factory.mktemp("encoder") / "encoder", small(SimCLR(0.5)))
+
+
 @pytest.fixture
-def command(tmp_path, monkeypatch):
+def command(encoder, tmp_path, monkeypatch, few_resamples):
     """A scoring run of three parts over a folder of images."""
     monkeypatch.setattr(export, "Pretrain", Small)
-    encoder = saved(tmp_path / "encoder", small(SimCLR(0.5)))
+    for file in encoder.parent.iterdir():
+        shutil.copy(file, tmp_path)
     return ScoreRun(
-        encoder,
+        tmp_path / encoder.name,
         tmp_path / "scores",
         Folder(str(written(tmp_path / "images"))),
         curvature=CurvatureSet(examples=4, batch_size=4),

@@ -33,7 +33,7 @@ def the_problem():
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch):
+def command(tmp_path, monkeypatch, few_resamples):
     """The command over a small net in place of a pretrained one."""
     network = Encoder(
         the_problem().objective.network, the_problem().params, the_problem().frozen, ToInput(6, 6), "small"

@@ -19,17 +19,19 @@ from influence_ssl_jax.runs.score import score
 from influence_ssl_jax.runs.settings import CurvatureSet, Parts, PretrainRun, ScoreRun
 from influence_ssl_jax.scoring.scores import Scoring
 from influence_ssl_jax.store import COLUMNS, ScoreStore
-from influence_ssl_jax.train import Probe, tiny
+from influence_ssl_jax.train import Probe, export
+from tests.train.small import INPUT, Small, small
 
 SOURCE = data.Digits(size=8, digits=18, exact_duplicates=0.1, near_duplicates=0.1, blanks=0.1, noise=0.1)
 SIZE = 26
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("encoder")
-    training = dataclasses.replace(tiny(SimCLR()), epochs=1, batch_size=13)
-    pretrain(PretrainRun(folder, SOURCE, training, data.ToInput(8, 8), Probe(linear=0)))
+@pytest.fixture
+def encoder(tmp_path, monkeypatch):
+    """A network of one convolution, pretrained by the command."""
+    monkeypatch.setattr(export, "Pretrain", Small)
+    folder, training = tmp_path / "encoder", small(SimCLR(0.5), epochs=1, batch_size=13)
+    pretrain(PretrainRun(folder, SOURCE, training, INPUT, Probe(linear=0)))
     return folder
 
 

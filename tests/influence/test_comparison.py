@@ -29,7 +29,7 @@ def source():
 
 @functools.cache
 def the_problem(curvature="fisher"):
-    return problems.problem(CosineDistance(), curvature, module=problems.Small(), channels=3)
+    return problems.problem(CosineDistance(), curvature, module=problems.Linear(), channels=3)
 
 
 @functools.cache

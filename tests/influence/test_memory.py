@@ -36,8 +36,11 @@ class Wide(nn.Module):
         return nn.Dense(4, name="head")(x.mean((1, 2)))
 
 
-def scorer_of(batch, dtype=jnp.float32):
-    problem = problems.problem(CosineDistance(), module=Wide(), size=batch, image=SIZE, channels=3)
+WIDE: nn.Module = Wide()
+
+
+def scorer_of(batch, dtype=jnp.float32, module=WIDE):
+    problem = problems.problem(CosineDistance(), module=module, size=batch, image=SIZE, channels=3)
     problem = dataclasses.replace(problem, params=trees.astype(problem.params, dtype))
     backend = LoGra(rank=2)
     leaves, structure = shapes(problem, backend, 0)
@@ -128,7 +131,7 @@ def test_gram_forms_the_gradients_of_few_examples_at_a_time(monkeypatch):
     problem = problems.problem(CosineDistance(), "empirical_fisher", module=Wide(), **data)
     backend, batch = Gram(), problems.first_batch(problem)
     positions, inputs = 2 * DRAWS * 36, 9 * CHANNELS + 1
-    monkeypatch.setattr(matrix_block, "ENTRIES", 2 * (positions * inputs + 2 * DRAWS * inputs * CHANNELS))
+    monkeypatch.setattr(cut, "ENTRIES", 2 * (positions * inputs + 2 * DRAWS * inputs * CHANNELS))
 
     def forms(problem, batch):
         leaves, structure = shapes(problem, backend, 0)
@@ -150,7 +153,7 @@ def test_the_batch_is_the_largest_power_of_two_in_half_of_the_memory():
 
 
 def test_a_batch_size_that_was_chosen_changes_no_score_and_one_program_serves_all_batches():
-    scorer, _ = scorer_of(4, jnp.float64)  # in float32 other kernels for another size differ by 1e-5
+    scorer, _ = scorer_of(4, jnp.float64, problems.Small())  # in float32 other kernels for another size differ by 1e-5
     chosen = Scorer.of(scorer.problem, scorer.state, scorer.backend, Scoring(draws=DRAWS), scorer.measurement)
     assert chosen.batch_size == 64
     pixels = np.random.default_rng(0).integers(0, 256, (10, SIZE, SIZE, 3), dtype=np.uint8)

@@ -65,13 +65,13 @@ def ended(processes, limit=TIMEOUT):
 
 @pytest.mark.slow
 def test_two_processes_pretrain_and_score_as_one_whatever_the_order_of_their_devices(tmp_path):
+    encoder = tmp_path / "two" / "encoder"
     with reserved_port() as port:
-        given = (tmp_path / "two", tmp_path / "two" / "encoder", f"localhost:{port}", 2)
-        ended([begin("two_processes", *given, number, devices=2) for number in range(2)])
+        given = (encoder, f"localhost:{port}", 2)
+        ended([begin("two_processes", *given, number, tmp_path / "two", devices=2) for number in range(2)])
     # One process goes on with what two began: nothing of the training is left, and nothing is refused.
-    ended([begin("two_processes", tmp_path / "two", tmp_path / "two" / "encoder", "", 1, 0)])
-    assert [line["resumed_at_step"] for line in json_lines(tmp_path / "two" / "encoder" / "log.jsonl")[4:5]] == [4]
-    ended([begin("two_processes", tmp_path / "one", tmp_path / "two" / "encoder", "", 1, 0)])
+    ended([begin("two_processes", encoder, "", 1, 0, tmp_path / "two", tmp_path / "one")])
+    assert [line["resumed_at_step"] for line in json_lines(encoder / "log.jsonl")[4:5]] == [4]
 
     one, two = (pq.read_table(tmp_path / name / "scores" / "scores.parquet") for name in ("one", "two"))
     assert two["index"].to_pylist() == list(range(230))

@@ -33,12 +33,18 @@ class Interleaved:
         return [each for row in zip(*of_process, strict=True) for each in row]
 
 
-def main(folder: Path, encoder: Path, coordinator: str, processes: int, process: int) -> None:
-    """Both commands, as one process of several or as the only one; an encoder that is there is scored as it is."""
+def main(encoder: Path, coordinator: str, processes: int, process: int, folders: list[Path]) -> None:
+    """Both commands in every folder, as one process of several or as the only one; all score with one encoder."""
     jax.config.update("jax_disable_most_optimizations", True)
     export.Pretrain = Small
     who = Distributed(coordinator, processes, process) if processes > 1 else Distributed()
     mesh.jax = Interleaved()  # in this package alone: JAX's own helpers count on its order
+    for folder in folders:
+        run(folder, encoder, who)
+
+
+def run(folder: Path, encoder: Path, who: Distributed) -> None:
+    """Pretrain, then score, each by its command."""
     training = small(SimCLR(0.5), epochs=1, batch_size=48)
     probe = Probe(bank=8, queries=8, neighbours=1, linear=0)
     pretrain(PretrainRun(folder / "encoder", SOURCE, training, INPUT, probe, who))
@@ -57,4 +63,4 @@ def main(folder: Path, encoder: Path, coordinator: str, processes: int, process:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), [Path(path) for path in sys.argv[5:]])

@@ -14,11 +14,11 @@ from influence_ssl_jax.cli import main as command_line
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.parallel import Distributed, all_devices, barrier, gathered, in_every, processes, smallest, start
 from influence_ssl_jax.parallel.placement import split
-from influence_ssl_jax.store import ScoreStore
 
 
 def other(folder: Path, process: int) -> None:
     """Processes with other images and draws, and with other fits; what they say goes to standard error."""
+    from influence_ssl_jax.store import ScoreStore  # takes longer to import than the processes that end take in all
 
     @contextlib.contextmanager
     def told():

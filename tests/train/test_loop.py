@@ -147,13 +147,19 @@ def test_a_killed_process_goes_on_where_it_was(tmp_path):
     assert [row["epoch"] for row in resumed.history] == list(range(7))
 
 
-def test_another_run_in_the_folder_is_refused_with_the_difference(tmp_path):
-    settings = small(SimCLR(0.5), epochs=1)
-    run(settings, tmp_path)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Settings, folder and network of a finished run."""
+    settings, folder = small(BYOL(), epochs=1), tmp_path_factory.mktemp("finished")
+    return settings, folder, run(settings, folder)
+
+
+def test_another_run_in_the_folder_is_refused_with_the_difference(finished):
+    settings, folder, _ = finished
     with pytest.raises(TrainingError, match=r"pretrain\.seed: 0 → 7"):
-        run(dataclasses.replace(settings, seed=7), tmp_path)
+        run(dataclasses.replace(settings, seed=7), folder)
     with pytest.raises(TrainingError, match="data: "):
-        run(settings, tmp_path, coloured(48, seed=1))
+        run(settings, folder, coloured(48, seed=1))
 
 
 def test_a_folder_of_something_else_is_refused_untouched(tmp_path):
@@ -172,11 +178,10 @@ def test_a_diverging_run_names_the_step_and_what_to_do(tmp_path):
     assert "Lower the learning rate" in last["reason"]
 
 
-def test_two_runs_do_not_share_a_folder(tmp_path):
-    settings = small(SimCLR(0.5), epochs=1)
-    run(settings, tmp_path)
-    with lock(tmp_path), pytest.raises(StoreError, match="being written by another run"):
-        run(settings, tmp_path)
+def test_two_runs_do_not_share_a_folder(finished):
+    settings, folder, _ = finished
+    with lock(folder), pytest.raises(StoreError, match="being written by another run"):
+        run(settings, folder)
 
 
 def test_without_labels_nothing_is_probed_and_with_few_examples_a_small_batch_trains(tmp_path):
@@ -193,9 +198,8 @@ def test_too_few_examples_are_refused(tmp_path, count, error):
         run(small(SimCLR(0.5), epochs=1), tmp_path, Arrays(images).open())
 
 
-def test_a_trained_network_is_saved_and_loaded_with_its_objective(tmp_path, monkeypatch):
-    settings = small(BYOL(), epochs=1)
-    trained = run(settings, tmp_path / "run")
+def test_a_trained_network_is_saved_and_loaded_with_its_objective(finished, tmp_path, monkeypatch):
+    settings, _, trained = finished
     export.save(tmp_path / "net", trained, command="as here")
     monkeypatch.setattr(export, "Pretrain", type(settings))
     loaded = export.load(tmp_path / "net")
