@@ -590,13 +590,13 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     # commands
     (
         "notes of a source are not printed",
-        '*depth_notes(source, encoder.input)):\n        out.print(f"note: {note}"',
-        '*depth_notes(source, encoder.input)):\n        dict(a=f"note: {note}"',
+        '*depth_notes(source, encoder.input)):\n        progress(Note(note, "caution"))',
+        '*depth_notes(source, encoder.input)):\n        Note(note, "caution")',
     ),
     (
         "notes of a source are not printed before training",
-        '*depth_notes(source, settings.input)):\n        out.print(f"note: {note}"',
-        '*depth_notes(source, settings.input)):\n        dict(a=f"note: {note}"',
+        '*depth_notes(source, settings.input)):\n        progress(Note(note, "caution"))',
+        '*depth_notes(source, settings.input)):\n        Note(note, "caution")',
     ),
     (
         "the demo scores with another encoder",

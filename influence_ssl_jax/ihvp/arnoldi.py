@@ -13,7 +13,7 @@ from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.products import flat_products
 from influence_ssl_jax.errors import CurvatureError
-from influence_ssl_jax.ihvp.backend import Backend, Form, Interval, Knobs, Resolved, whole
+from influence_ssl_jax.ihvp.backend import Backend, Form, Interval, Knobs, Resolved, Workspace, whole
 from influence_ssl_jax.ihvp.bases import discover_blocks, inner_products
 from influence_ssl_jax.ihvp.rounding import Lengths
 from influence_ssl_jax.linalg.krylov import leading_eigenpairs
@@ -124,6 +124,10 @@ class Arnoldi(Backend[ArnoldiState]):
     def smallest_eigenvalue(self, state: ArnoldiState) -> Float[Array, ""]:
         """Of a Hessian the smallest Ritz value, kept or not; zero otherwise."""
         return state.smallest
+
+    def workspace(self, state: ArnoldiState, parameters: int) -> Workspace:
+        """Q once more, shaped as the parameters: no gradient of an example is formed."""
+        return Workspace(state.vectors.size + 2 * parameters, 0)
 
     def solve(self, state: ArnoldiState, vector: Params, damping: Resolved) -> Params:
         """`Qᵀ (θ + λ)⁻¹ Q v`, and what lies outside Q divided by `level + λ`."""

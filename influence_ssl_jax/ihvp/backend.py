@@ -195,6 +195,18 @@ class Knobs:
     dense: int = 3000
 
 
+class Workspace(NamedTuple):
+    """Numbers that scoring holds.
+
+    Attributes:
+        fixed: Whatever the batch.
+        per_draw: For each draw of an example.
+    """
+
+    fixed: int
+    per_draw: int
+
+
 class Backend(abc.ABC, Generic[State]):
     """An approximation of `(C + λI)⁻¹`: fitted once, then asked with any damping.
 
@@ -204,8 +216,8 @@ class Backend(abc.ABC, Generic[State]):
 
     when_to_use: ClassVar[str]
     """When this backend is the right one, in one sentence for a list of all."""
-    whole_gradients: ClassVar[bool] = True
-    """Whether scoring forms the whole gradient of each example, which takes memory."""
+    vectors_per_draw: ClassVar[int] = 4
+    """Vectors of the parameters' size that scoring holds for each draw of an example, as `workspace` counts them."""
 
     @classmethod
     def grid(cls, knobs: Knobs) -> "Sequence[Backend]":
@@ -247,6 +259,18 @@ class Backend(abc.ABC, Generic[State]):
         self, state: State, left: ExampleGradients, right: ExampleGradients, damping: Resolved
     ) -> Float[Array, "left right"]:
         """`g_iᵀ(C + λI)⁻¹g_j` between the examples (and draws) of two batches: cross influence."""
+
+    def workspace(self, state: State, parameters: int) -> Workspace:
+        """Return how many numbers scoring holds beside the fitted state and what the network's layers read and write.
+
+        Upper bounds of what XLA allocates; a test compares them with its own account for every backend.
+
+        Args:
+            state: The fitted state, or the shapes of its arrays.
+            parameters: Number of parameters.
+        """
+        del state
+        return Workspace(0, self.vectors_per_draw * parameters)
 
     def quadratic_form(self, state: State, gradients: ExampleGradients, damping: Resolved) -> Float[Array, " n"]:
         """`gᵀ(C + λI)⁻¹g` of every gradient; the diagonal of the bilinear form with itself."""

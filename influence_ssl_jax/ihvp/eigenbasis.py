@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.moments import sum_over_samples
 from influence_ssl_jax.errors import CurvatureError
 from influence_ssl_jax.ihvp import bases as basis
-from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved, Spectrum
+from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved, Spectrum, Workspace
 from influence_ssl_jax.linalg.kronecker import eigenpairs
 from influence_ssl_jax.parallel import spread
 from influence_ssl_jax.problem import Problem
@@ -54,8 +54,6 @@ class EigenbasisBackend(Backend[EigenbasisState]):  # abstract: `fit` is its sub
     ⟨Bᵀg, Bᵀg'⟩`, from norms that take no gradient either (`Block.gram`). Curvature between blocks is left out.
     """
 
-    whole_gradients: ClassVar[bool] = False
-
     def mean_eigenvalue(self, state: EigenbasisState) -> Resolved:
         """tr(C)/P of every block."""
         return state.mean
@@ -63,6 +61,11 @@ class EigenbasisBackend(Backend[EigenbasisState]):  # abstract: `fit` is its sub
     def smallest_eigenvalue(self, state: EigenbasisState) -> Float[Array, ""]:
         """Zero: a second moment."""
         return jnp.zeros_like(jax.tree.leaves(state.mean)[0])
+
+    def workspace(self, state: EigenbasisState, parameters: int) -> Workspace:
+        """Three times the coordinates in the bases: as they are projected, rotated and weighted."""
+        del parameters
+        return Workspace(0, 3 * sum(values.shape[0] for values in state.eigenvalues.values()))
 
     def spectrum(self, state: EigenbasisState) -> dict[str, Spectrum]:
         """μ of every block, and its level as often as there are parameters outside its basis."""

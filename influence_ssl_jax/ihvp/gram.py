@@ -174,7 +174,7 @@ class Gram(Backend[GramState]):
     accuracy: float | None = None
     unexplained: cut.Unexplained = "error"
     when_to_use: ClassVar[str] = "Exact for a Fisher of up to some thousand gradients, with error bounds."
-    whole_gradients: ClassVar[bool] = False
+    vectors_per_draw: ClassVar[int] = 0  # gradients are formed block by block, for few examples at a time
 
     def __post_init__(self) -> None:
         """Refuse settings that make no matrix, or no jackknife."""

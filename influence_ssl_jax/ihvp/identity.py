@@ -45,6 +45,7 @@ class Identity(Backend[IdentityState]):
 
     probes: int = 16
     unexplained: cut.Unexplained = "error"
+    vectors_per_draw: ClassVar[int] = 0  # norms are taken block by block
     when_to_use: ClassVar[str] = "A first look: ranks by the gradient's norm alone."
 
     @classmethod

@@ -12,7 +12,7 @@ from influence_ssl_jax import randomness, trees
 from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.products import flat_products
-from influence_ssl_jax.ihvp.backend import Backend, Form, Knobs, Resolved, whole
+from influence_ssl_jax.ihvp.backend import Backend, Form, Knobs, Resolved, Workspace, whole
 from influence_ssl_jax.ihvp.bases import discover_blocks, inner_products
 from influence_ssl_jax.ihvp.eigenbasis import refuse_hessian
 from influence_ssl_jax.linalg.nystrom import nystrom
@@ -90,6 +90,10 @@ class Nystrom(Backend[NystromState]):
     def smallest_eigenvalue(self, state: NystromState) -> Float[Array, ""]:
         """Zero: C is positive semi-definite by construction."""
         return jnp.zeros_like(state.mean)
+
+    def workspace(self, state: NystromState, parameters: int) -> Workspace:
+        """Q once more, shaped as the parameters: no gradient of an example is formed."""
+        return Workspace(state.vectors.size + 2 * parameters, 0)
 
     def solve(self, state: NystromState, vector: Params, damping: Resolved) -> Params:
         """`Qᵀ (μ + λ)⁻¹ Q v`, and what lies outside Q divided by `level + λ`."""

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.blocks import ENTRIES
 from influence_ssl_jax.curvature.gradients import recorded_size
 from influence_ssl_jax.errors import InfluenceError
@@ -25,13 +26,13 @@ LARGEST = {"cpu": 64}
 class Memory(NamedTuple):
     """Peak memory of scoring b examples at a time on one device: `fixed + b · per_example` bytes.
 
-    `fixed = |parameters| + |fitted state| + 4 ENTRIES`, the fitted state being rank² numbers and their eigenvectors for
-    each layer of a low-rank backend, and rows × |parameters| numbers of Gram;
-    `per_example = |image| + draws · views · LIVE · 4 Σ_layers (read + written)`, over the numbers that a layer reads and
-    writes for one view. Neither holds a number of examples times a number of
-    parameters, nor times a number of patches: patches exist for a few examples, ENTRIES numbers at most. Only a backend
-    that forms whole gradients (Exact, CG and their like) adds `draws · 4 |parameters|` to each example; Gram, which forms
-    them layer by layer, adds the 12 ENTRIES bytes of a few examples to what is fixed.
+    `fixed = |parameters| + |fitted state| + 4 ENTRIES + 4 w_fixed`, the fitted state being rank² numbers and their
+    eigenvectors for each layer of a low-rank backend, and rows × |parameters| numbers of Gram;
+    `per_example = |image| + draws · (views · LIVE · 4 Σ_layers (read + written) + 4 w_draw)`, over the numbers that a layer
+    reads and writes for one view, and the numbers w that a backend's form holds (`Backend.workspace`). w_draw is zero or
+    small for a backend that forms no whole gradients, and some times |parameters| for Exact, CG and their like. Patches
+    exist for a few examples, ENTRIES numbers at most. Gram, which forms gradients layer by layer, adds the 12 ENTRIES
+    bytes of a few examples to what is fixed.
     """
 
     fixed: int
@@ -63,10 +64,10 @@ def memory_of(
     passed = recorded_size(measurement.network, params, frozen, image_shape)
     width = dtype.itemsize
     per_view = LIVE * width * (passed + np.prod(image_shape))
-    whole = 4 * _bytes(params) if backend.whole_gradients else 0
-    per_example = int(np.prod(image_shape)) + draws * (measurement.loss.views * int(per_view) + whole)
+    fixed, per_draw = backend.workspace(state, trees.size(params))
+    per_example = int(np.prod(image_shape)) + draws * (measurement.loss.views * int(per_view) + width * per_draw)
     entries = (4 if isinstance(backend, Gram) else 1) * ENTRIES
-    return Memory(_bytes((params, frozen, state)) + width * entries, per_example)
+    return Memory(_bytes((params, frozen, state)) + width * (entries + fixed), per_example)
 
 
 def check_fit(leaves: Sequence[jax.ShapeDtypeStruct], backend: Backend) -> None:
