@@ -36,7 +36,7 @@ def test_scores():
     weights, losses = np.asarray(problem.params["linear"]["kernel"]), []
     for draw in range(2):
         key = jax.random.fold_in(randomness.branch(randomness.root(9, Stream.COMMON_NOISE), Stream.PERTURBATIONS), draw)
-        noisy = batch.image + 0.3 * np.asarray(problems.hashed_noise(key, 18)).reshape(1, 3, 3, 2)
+        noisy = batch.image + 0.3 * np.asarray(problems.hashed_noise(key, 18), float).reshape(1, 3, 3, 2)
         z, other = (((np.asarray(pixels).reshape(4, -1) - 0.4) / 0.5) @ weights for pixels in (batch.image, noisy))
         cosine = np.sum(z * other, axis=1) / np.linalg.norm(z, axis=1) / np.linalg.norm(other, axis=1)
         losses.append(1 - cosine)
