@@ -92,7 +92,7 @@ class Browser:
                 raise TimeoutError(f"Chromium has said nothing for {LONGEST:.0f} s.")
             part = os.read(self._answers, 1 << 16)
             if not part:
-                raise RuntimeError(f"Chromium has ended with status {self._process.wait(10)}.")
+                raise RuntimeError(f"Chromium has ended with status {self._process.wait(timeout=10)}.")
             self._read += part
         line, self._read = self._read.split(b"\0", 1)
         return json.loads(line)
@@ -118,10 +118,10 @@ def browser(profile: Path) -> Iterator[Browser]:
     try:
         yield opened
         opened.ask("Browser.close")
-        process.wait(LONGEST)
+        process.wait(timeout=LONGEST)
     finally:
         process.kill()
-        process.wait()
+        process.wait(timeout=LONGEST)
         os.close(commands)
         os.close(answers)
 

@@ -33,8 +33,9 @@ class Drawn(Views):
         return jnp.stack(jnp.split(image, self.count, axis=-1))
 
 
-def resident_set():
-    """12 smooth 8-bit images with labels, so that a shifted or mirrored view is another one."""
+@functools.cache
+def resident_set(precision):
+    """12 smooth 8-bit images with labels, so that a shifted or mirrored view is another one; integers of a precision."""
     rng = np.random.default_rng(0)
     waves = np.sin(np.linspace(0, 3, SIDE)[None, :, None, None] * rng.uniform(0.5, 3, (12, 1, 1, 3)))
     noisy = 0.5 + 0.4 * waves + rng.uniform(-0.2, 0.2, (12, SIDE, SIDE, 3))
@@ -42,14 +43,18 @@ def resident_set():
     return resident(Arrays(pixels, labels=np.arange(12) % 3).open(), ToInput(SIDE, SIDE), 12, 6, seed=0)
 
 
-@functools.cache
 def views_of(name, precision):
-    """The views of the resident set for parameters of a type: [batches, views, …]. Not compiled as a whole: seconds."""
+    """The views of the resident set for parameters of a type: [batches, views, …]."""
+    return drawn(VIEWS[name], precision)
+
+
+@functools.cache
+def drawn(views, precision):
+    """`views_of`, once for recipes of two names, compiled as a whole."""
     with jax.enable_x64(precision == "float64"):
-        batches, objective = resident_set(), problems.objective(CosineDistance(), problems.Linear())
-        objective = dataclasses.replace(objective, views=VIEWS[name])
-        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), batches)
-        found = np.asarray(objective.images(flat, precision))
+        objective = dataclasses.replace(problems.objective(CosineDistance(), problems.Linear()), views=views)
+        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), resident_set(precision))
+        found = np.asarray(jax.jit(lambda batch: objective.images(batch, precision))(flat))
         return np.moveaxis(found.reshape(len(found), 2, 6, SIDE, SIDE, 3), 1, 0)
 
 
@@ -70,7 +75,8 @@ def products(loss, name, precision):
     """`C v` of each kind, for one v, of a linear network."""
     with jax.enable_x64(precision == "float64"):
         views = views_of(name, precision)
-        batches = dataclasses.replace(resident_set(), image=jnp.concatenate(list(np.moveaxis(views, 1, 0)), axis=-1))
+        image = jnp.asarray(np.concatenate(list(np.moveaxis(views, 1, 0)), axis=-1))
+        batches = dataclasses.replace(resident_set(precision), image=image)
         params, vector = (problems.variables(problems.Linear(), seed, SIDE, 3)[0] for seed in (0, 1))
         frozen = {"target": {"params": trees.scale(0.5, params)}} if loss.compares_with_target else {}
         given = trees.astype((params, frozen, batches, vector), precision)

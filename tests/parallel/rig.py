@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.data import Arrays, ToInput
-from influence_ssl_jax.ihvp import CG, EKFAC, Damping, Gram, LoGra
+from influence_ssl_jax.ihvp import CG, EKFAC, Damping, Gram
 from influence_ssl_jax.losses import CosineDistance, SimCLR
 from influence_ssl_jax.parallel import all_devices, local_devices, replicated
 from influence_ssl_jax.scoring.fitting import SplitProblem
@@ -33,7 +33,6 @@ class OneConvolution(nn.Module):
 
 
 CASES = {
-    "LoGra": (LoGra(rank=2), CosineDistance(), OneConvolution()),
     "EKFAC": (EKFAC(), CosineDistance(), OneConvolution()),
     "Gram": (Gram(), CosineDistance(), OneConvolution()),
     "CG": (CG(probes=2, iterations=20), SimCLR(0.5), problems.Linear()),
@@ -76,14 +75,21 @@ def on_mesh(backend, whole, part):
     """
     local = local_devices()
     count = whole.batches.index.shape[0]
-    padded = jax.tree.map(lambda leaf: jnp.stack([leaf[min(k, count - 1)] for k in part]), whole.batches)
-    index = jnp.stack([padded.index[n] if k < count else -jnp.ones_like(padded.index[n]) for n, k in enumerate(part)])
-    divided = SplitProblem(dataclasses.replace(whole, batches=dataclasses.replace(padded, index=index)), all_devices())
+    held = np.asarray(part)
+
+    @jax.jit
+    def cut(batches):
+        padded = jax.tree.map(lambda leaf: leaf[np.minimum(held, count - 1)], batches)
+        index = jnp.where((held < count)[:, None], padded.index, -1)
+        return dataclasses.replace(padded, index=index), jax.tree.map(lambda leaf: leaf[:1], batches)
+
+    padded, first = cut(whole.batches)
+    divided = SplitProblem(dataclasses.replace(whole, batches=padded), all_devices())
     state = divided.fitted(backend, SETTINGS.seed, local)
     here = dataclasses.replace(
         whole,
         params=replicated(whole.params, local),
         frozen=replicated(whole.frozen, local),
-        batches=replicated(jax.tree.map(lambda leaf: leaf[:1], whole.batches), local),
+        batches=replicated(first, local),
     )
     return Scorer.of(here, state, backend, SETTINGS, measurement(whole.objective.network.module)), divided, state

@@ -34,14 +34,19 @@ def report(tmp_path_factory):
     return found
 
 
+def assert_first_are_the_same(found, want):
+    """The three highest scores, 1 % of all, are of the same images in the same order."""
+    assert (np.argsort(-found)[:3] == np.argsort(-want)[:3]).all()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "rounding"), [("LoGra", 1e-5), ("EKFAC", 1e-5), ("Gram", 1e-5), ("CG", 1e-4)])
+@pytest.mark.parametrize(("name", "rounding"), [("EKFAC", 1e-5), ("Gram", 1e-5), ("CG", 1e-4)])
 def test_scores_in_float32_are_those_of_one_device_and_rank_alike(report, name, rounding):
     found = report["scored"][name]
     plain, sharded = np.array(found["plain"]), np.array(found["sharded"])
     assert len(plain) == 203
     np.testing.assert_allclose(sharded, plain, rtol=rounding)
-    assert (np.argsort(-plain)[:3] == np.argsort(-sharded)[:3]).all()  # the top 1 %
+    assert_first_are_the_same(sharded, plain)
     assert found["batches"] == 5  # three of eight devices had only padding
     assert found["shapes"]
 
@@ -49,14 +54,16 @@ def test_scores_in_float32_are_those_of_one_device_and_rank_alike(report, name, 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "devices"), [("grown", [1, 8]), ("shrunk", [8, 1])])
 def test_a_run_goes_on_with_another_number_of_devices_and_differs_by_rounding(report, name, devices):
-    whole, found = report["continued"]["whole"], report["continued"][name]
-    assert (whole["devices"], found["devices"]) == ([1], devices)
-    assert found["index"] == whole["index"] == list(range(203))
-    assert found["rows"] == whole["rows"] == 203  # nothing twice
-    assert found["resumed"] == 40
-    np.testing.assert_allclose(found["score"], whole["score"], rtol=1e-5)
-    if name == "grown":  # fitted and begun as the whole run
-        assert found["score"][:40] == whole["score"][:40]
+    """Of LoGra, with the curvature set and the images split; `same` stops and goes on with one device."""
+    same, found = report["continued"]["same"], report["continued"][name]
+    assert (same["devices"], found["devices"]) == ([1, 1], devices)
+    assert found["index"] == same["index"] == list(range(203))
+    assert found["rows"] == same["rows"] == 203  # nothing twice
+    assert found["resumed"] == same["resumed"] == 40
+    np.testing.assert_allclose(found["score"], same["score"], rtol=1e-5)
+    assert_first_are_the_same(np.array(found["score"]), np.array(same["score"]))
+    if name == "grown":  # fitted and begun as the other
+        assert found["score"][:40] == same["score"][:40]
 
 
 @pytest.mark.slow
