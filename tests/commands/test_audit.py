@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -32,15 +33,15 @@ from influence_ssl_jax.store import ScoreStore, file_digest, read_sealed, write_
 from influence_ssl_jax.store.manifest import Manifest
 from tests import problems
 
-SIZE, BROKEN = 40, 7
-TRANSFORM = ToInput(problems.SIZE, problems.SIZE, 3)
+SIZE, BROKEN, IMAGE = 40, 7, 3
+TRANSFORM = ToInput(IMAGE, IMAGE, 3)
 
 
 @functools.cache
 def source():
     """Random images; one has a pixel that is no number."""
     rng = np.random.default_rng(1)
-    shape = (problems.SIZE, problems.SIZE, 3)
+    shape = (IMAGE, IMAGE, 3)
     images = [rng.integers(0, 256, shape).astype(np.float32) / 255 * rng.uniform() for _ in range(SIZE)]
     images[BROKEN][0, 0, 0] = np.nan
     return Arrays(images).open()
@@ -48,7 +49,7 @@ def source():
 
 @functools.cache
 def the_problem():
-    return problems.problem(CosineDistance(), module=problems.Small(), channels=3)
+    return problems.problem(CosineDistance(), module=problems.Linear(), image=IMAGE, channels=3)
 
 
 @functools.cache
@@ -93,6 +94,22 @@ def run(settings):
     return text.get()
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    return tmp_path_factory.mktemp("kept") / "finished"
+
+
+@pytest.fixture
+def finished(folder, kept):
+    """Scores with an audit of 24, which is run once and copied."""
+    if kept.exists():
+        shutil.copytree(kept, folder, dirs_exist_ok=True)
+    else:
+        run(command(folder, 24))
+        shutil.copytree(folder, kept)
+    return folder
+
+
 def test_certificates_and_calibrated_scores_beside_untouched_ones(folder):
     before = (folder / "scores.parquet").read_bytes()
     text = run(command(folder))
@@ -122,10 +139,9 @@ def test_certificates_and_calibrated_scores_beside_untouched_ones(folder):
     assert "gradient norm" in text
 
 
-def test_a_stopped_audit_goes_on_and_a_larger_one_adds(folder, monkeypatch):
-    run(command(folder, 24))
-    whole = (folder / "audit.parquet").read_bytes()
-    for path in (folder / "audit").rglob("*"):
+def test_a_stopped_audit_goes_on_and_a_larger_one_adds(finished, monkeypatch):
+    whole = (finished / "audit.parquet").read_bytes()
+    for path in (finished / "audit").rglob("*"):
         if path.is_file():
             path.unlink()
     added = Manifest.add
@@ -137,14 +153,14 @@ def test_a_stopped_audit_goes_on_and_a_larger_one_adds(folder, monkeypatch):
 
     monkeypatch.setattr(Manifest, "add", add_once)
     with pytest.raises(KeyboardInterrupt):
-        run(command(folder, 24))
+        run(command(finished, 24))
     monkeypatch.setattr(Manifest, "add", added)
-    assert "Going on: 8 of 24 images are certified." in run(command(folder, 24))
-    assert (folder / "audit.parquet").read_bytes() == whole
-    assert f"Going on: 24 of {SIZE}" in run(command(folder))
-    assert json.loads((folder / "audit.json").read_text())["counts"]["sample"] == SIZE
+    assert "Going on: 8 of 24 images are certified." in run(command(finished, 24))
+    assert (finished / "audit.parquet").read_bytes() == whole
+    assert f"Going on: 24 of {SIZE}" in run(command(finished))
+    assert json.loads((finished / "audit.json").read_text())["counts"]["sample"] == SIZE
     with pytest.raises(StoreError, match=r"audit.seed: 0 → 1"):
-        run(command(folder, seed=1))
+        run(command(finished, seed=1))
 
 
 @pytest.mark.parametrize("kind", ["scored", "skipped"])
@@ -190,7 +206,7 @@ def test_scores_from_a_shared_subspace_have_rigorous_intervals_for_every_image(f
 
 
 def test_images_that_have_changed_are_refused(folder, monkeypatch):
-    other = Arrays(np.zeros((SIZE, 6, 6, 3), np.uint8)).open()
+    other = Arrays(np.zeros((SIZE, IMAGE, IMAGE, 3), np.uint8)).open()
     prepared = Prepared(None, TRANSFORM, the_problem().objective, other)
     monkeypatch.setattr(audit, "prepare", lambda *_: prepared)
     with pytest.raises(InfluenceError, match=r"(?s)made by something else than what is there now.*data: "):
@@ -204,33 +220,31 @@ def test_of_the_curvature_set_no_image_may_have_changed(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["audit.parquet", "calibrated.parquet", "audit.json", "scores.parquet"])
-def test_a_damaged_product_is_refused_by_the_report_and_made_again_by_the_same_command(folder, name):
-    run(command(folder, 24))
-    section = audited.section(folder)
-    whole = (folder / name).read_bytes()
+def test_a_damaged_product_is_refused_by_the_report_and_made_again_by_the_same_command(finished, name):
+    section = audited.section(finished)
+    whole = (finished / name).read_bytes()
     middle = len(whole) // 2
-    (folder / name).write_bytes(whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1 :])
+    (finished / name).write_bytes(whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1 :])
     with pytest.raises(StoreError, match=r"Give the same `influence-ssl audit` command again"):
-        audited.section(folder)
+        audited.section(finished)
     if name == "scores.parquet":
         with pytest.raises(StoreError, match="Give the same `influence-ssl score` command again"):
-            run(command(folder, 24))
+            run(command(finished, 24))
         return
-    run(command(folder, 24))
+    run(command(finished, 24))
     if name != "audit.json":  # which counts what was resumed
-        assert (folder / name).read_bytes() == whole
-    assert audited.section(folder)["rows"] == section["rows"]
+        assert (finished / name).read_bytes() == whole
+    assert audited.section(finished)["rows"] == section["rows"]
 
 
-def test_an_audit_of_scores_that_were_made_again_since_is_none_of_theirs(folder):
-    run(command(folder, 24))
-    table = pq.read_table(folder / "scores.parquet")
-    pq.write_table(table.set_column(2, "score", pa.array(2 * table["score"].to_numpy())), folder / "scores.parquet")
-    record = read_sealed(folder / "run.json")
-    record["files"]["scores.parquet"] = file_digest(folder / "scores.parquet")
-    write_sealed(folder / "run.json", record)
+def test_an_audit_of_scores_that_were_made_again_since_is_none_of_theirs(finished):
+    table = pq.read_table(finished / "scores.parquet")
+    pq.write_table(table.set_column(2, "score", pa.array(2 * table["score"].to_numpy())), finished / "scores.parquet")
+    record = read_sealed(finished / "run.json")
+    record["files"]["scores.parquet"] = file_digest(finished / "scores.parquet")
+    write_sealed(finished / "run.json", record)
     with pytest.raises(StoreError, match=r"is not the file that audit.json was written for"):
-        audited.section(folder)
+        audited.section(finished)
 
 
 def test_what_is_typed_is_what_is_run():

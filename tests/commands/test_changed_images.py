@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 
 from influence_ssl_jax.cli import main
-from influence_ssl_jax.data import Folder
+from influence_ssl_jax.data import Folder, ToInput
 from influence_ssl_jax.data.draw import drawn
+from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.errors import DataError, InfluenceError, SkippedError
 from influence_ssl_jax.evaluation.certificate import Audit
 from influence_ssl_jax.ihvp import Identity
-from influence_ssl_jax.losses import SimCLR
+from influence_ssl_jax.nets.linear import Linear
 from influence_ssl_jax.report.render import render
 from influence_ssl_jax.report.scored_run import Extent
 from influence_ssl_jax.runs.audit import audit
@@ -24,8 +25,6 @@ from influence_ssl_jax.runs.score import score
 from influence_ssl_jax.runs.settings import AuditRun, CurvatureSet, Parts, ScoreRun
 from influence_ssl_jax.scoring.scores import Scoring
 from influence_ssl_jax.store import CONTENT, ScoreStore
-from influence_ssl_jax.train import export
-from tests.train.small import INPUT, Small, saved, small
 
 SIZE = 12
 
@@ -39,15 +38,21 @@ def written(folder, seed=0):
     return folder
 
 
+def saved(folder, seed=0):
+    """A linear encoder with parameters of its seed, as a file."""
+    kernel = np.random.default_rng(seed).normal(size=(8 * 8 * 3, 3)) / 14
+    module, params = Linear(3), {"dense": {"kernel": kernel.astype(np.float32)}}
+    return Encoder.from_linen(module, {"params": params}, input=ToInput(8, 8, 3)).save(folder).arrays
+
+
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    return saved(tmp_path_factory.mktemp("encoder") / "encoder", small(SimCLR(0.5)))
+    return saved(tmp_path_factory.mktemp("encoder"))
 
 
 @pytest.fixture
-def command(encoder, tmp_path, monkeypatch, few_resamples):
+def command(encoder, tmp_path, few_resamples):
     """A scoring run of three parts over a folder of images."""
-    monkeypatch.setattr(export, "Pretrain", Small)
     for file in encoder.parent.iterdir():
         shutil.copy(file, tmp_path)
     return ScoreRun(
@@ -77,7 +82,7 @@ def half(command, monkeypatch):
 
 def in_curvature_set(command):
     """Numbers of the images that the matrix is averaged over."""
-    return drawn(command.source.open(), INPUT, 4, 4, 0).contents.keys()
+    return drawn(command.source.open(), ToInput(8, 8, 3), 4, 4, 0).contents.keys()
 
 
 def swap(folder, one, other):
@@ -194,7 +199,7 @@ def test_an_audit_refuses_images_and_an_encoder_that_are_not_those_of_the_scores
 def another_encoder(command, seed):
     """In the encoder's place another of the same architecture."""
     kept = {each: each.read_bytes() for each in command.encoder.parent.glob("encoder.*")}
-    saved(command.encoder.with_suffix(""), small(SimCLR(0.5), seed=seed))
+    saved(command.encoder.parent, seed)
     try:
         yield
     finally:

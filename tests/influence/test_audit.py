@@ -21,20 +21,21 @@ from influence_ssl_jax.types import Batch
 from tests import problems
 from tests.curvature.dense import dense
 
-TRANSFORM = ToInput(problems.SIZE, problems.SIZE, 3)
+IMAGE = 3
+TRANSFORM = ToInput(IMAGE, IMAGE, 3)
 SCORING = Scoring(draws=2, seed=5)
 SETTINGS = Audit(examples=6, steps=60, batch_size=3, width=0.05)
 
 
 @functools.cache
 def source():
-    pixels = np.random.default_rng(1).integers(0, 256, (9, problems.SIZE, problems.SIZE, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(1).integers(0, 256, (9, IMAGE, IMAGE, 3), dtype=np.uint8)
     return Arrays(pixels).open()
 
 
 @functools.cache
 def the_problem(curvature="ggn"):
-    return problems.problem(CosineDistance(), curvature, module=problems.Linear(), channels=3)
+    return problems.problem(CosineDistance(), curvature, module=problems.Linear(), image=IMAGE, channels=3)
 
 
 @functools.cache

@@ -16,20 +16,19 @@ from influence_ssl_jax.scoring.scores import Scoring
 from influence_ssl_jax.scoring.stream import self_influence
 from tests import problems
 
-TRANSFORM = ToInput(problems.SIZE, problems.SIZE, 3)
+IMAGE = 3
+TRANSFORM = ToInput(IMAGE, IMAGE, 3)
 SCORING = Scoring(draws=2, seed=3)
 
 
 @functools.cache
 def source():
-    return Arrays(
-        np.random.default_rng(1).integers(0, 256, (10, problems.SIZE, problems.SIZE, 3), dtype=np.uint8)
-    ).open()
+    return Arrays(np.random.default_rng(1).integers(0, 256, (10, IMAGE, IMAGE, 3), dtype=np.uint8)).open()
 
 
 @functools.cache
 def the_problem(curvature="fisher"):
-    return problems.problem(CosineDistance(), curvature, module=problems.Linear(), channels=3)
+    return problems.problem(CosineDistance(), curvature, module=problems.Linear(), image=IMAGE, channels=3)
 
 
 @functools.cache

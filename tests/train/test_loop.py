@@ -80,10 +80,16 @@ def test_a_run_learns_and_reports(tmp_path):
     assert json.loads((tmp_path / "settings.json").read_text())["pretrain"]["epochs"] == 3
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Settings, folder and network of a finished run."""
+    settings, folder = small(BYOL(), epochs=3), tmp_path_factory.mktemp("finished")
+    return settings, folder, run(settings, folder)
+
+
 @pytest.mark.slow
-def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path):
-    settings = small(BYOL(), epochs=3)
-    whole = run(settings, tmp_path / "whole")
+def test_an_interrupted_run_ends_as_the_uninterrupted_one(finished, tmp_path):
+    settings, _, whole = finished
     per_epoch = 48 + 32  # a pass, and the probe
     broken = Breaking(coloured(48), 32 + per_epoch + 60)
     with pytest.raises(Interrupted):
@@ -145,13 +151,6 @@ def test_a_killed_process_goes_on_where_it_was(tmp_path):
     equal(resumed.params, whole.params)
     equal(resumed.frozen, whole.frozen)
     assert [row["epoch"] for row in resumed.history] == list(range(7))
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """Settings, folder and network of a finished run."""
-    settings, folder = small(BYOL(), epochs=1), tmp_path_factory.mktemp("finished")
-    return settings, folder, run(settings, folder)
 
 
 def test_another_run_in_the_folder_is_refused_with_the_difference(finished):
