@@ -47,8 +47,14 @@ PROBLEMS = {
     "cosine": lambda: problems.problem(CosineDistance(), module=problems.Small()),
     "coupled": lambda: problems.problem(SimCLR(0.5), module=problems.Linear(), image=3),
 }
-BY_PRODUCTS_ALONE = {CG, LiSSA}
-"""What reads the matrix by its products alone and knows no layers: two problems show all of it."""
+ASKED = [
+    *((kind, "coupled") for kind in SMALL),
+    *((kind, "cosine") for kind in (Deflated, Nystrom, Gram, Identity, LoGra, EKFAC, KFAC, Diagonal)),
+    *((kind, "linear") for kind in (Exact, Arnoldi)),
+]
+"""Every backend on one problem; on convolutions what reads a problem layer by layer, and on repeated eigenvalues what
+decomposes the whole matrix. Arnoldi's forms on convolutions, and Deflated's and Nystrom's on repeated eigenvalues, are
+compared with dense formulas in their own tests."""
 
 
 @functools.cache

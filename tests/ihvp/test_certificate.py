@@ -1,5 +1,6 @@
 """Bounds of the exact form from any backend's solution: true residuals, and intervals that hold."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,15 +10,23 @@ import pytest
 
 from influence_ssl_jax.errors import CurvatureError
 from influence_ssl_jax.evaluation.certificate import Solved, certificate, refined, solved_by
-from influence_ssl_jax.ihvp import BACKENDS, CG, Arnoldi, Exact, Gram, Identity, LiSSA
-from tests.ihvp.dense import dense, single
-from tests.ihvp.fitted import fitted, gradient_rows
+from influence_ssl_jax.ihvp import BACKENDS, CG, EKFAC, Arnoldi, Damping, Exact, Gram, Identity, LiSSA
+from tests.ihvp.dense import single
+from tests.ihvp.fitted import asking, fitted, gradient_rows
 
 pytestmark = pytest.mark.xdist_group("small problems")  # fitted once, in `fitted.py` and `dense.py`
 
 certified = jax.jit(certificate)
 narrowed = jax.jit(functools.partial(refined, width=0.02))
 solved = jax.jit(solved_by, static_argnums=0)
+
+
+@functools.cache
+def solved_in(kind):
+    """What a backend makes of the gradients of the problem whose loss couples examples."""
+    backend, problem, state, _ = fitted(kind, "coupled")
+    rows, _, damping, _ = truth("coupled")
+    return solved(backend, state, problem, jnp.asarray(rows), jnp.asarray(damping))
 
 
 @functools.cache
@@ -34,18 +43,23 @@ def truth(name):
     )
 
 
+def densely_judged(rows, matrix, solutions) -> Solved:
+    """Solutions with their products by the dense matrix, and as much doubt as float64 leaves of both."""
+    unit = 32 * np.finfo(float).eps
+    doubts = unit * np.linalg.norm(rows, axis=1), unit * np.linalg.norm(matrix, 2) * np.linalg.norm(solutions, axis=1)
+    return Solved(*(jnp.asarray(array) for array in (rows, solutions, solutions @ matrix, *doubts)))
+
+
 @pytest.mark.parametrize("kind", BACKENDS, ids=lambda kind: kind.__name__)
 def test_every_backend_states_its_residual_and_an_interval_that_holds(kind):
-    backend, problem, state, _ = fitted(kind, "coupled")
+    backend, _, state, _ = fitted(kind, "coupled")
     rows, matrix, damping, want = truth("coupled")
-    damping = jnp.asarray(damping)
-    found = solved(backend, state, problem, jnp.asarray(rows), damping)
-    got = certified(found, damping)
-    left = rows - np.asarray(found.solutions) @ matrix
-    np.testing.assert_allclose(
-        got.residual, np.linalg.norm(left, axis=1) / np.linalg.norm(rows, axis=1), rtol=1e-6, atol=1e-12
-    )
-    np.testing.assert_allclose(got.value, np.einsum("np,np->n", rows, found.solutions), rtol=1e-12)
+    of_each_block = jax.tree.map(lambda _: jnp.asarray(damping), backend.resolve(state, Damping()))
+    solutions = np.asarray(asking(kind, "coupled")(rows, of_each_block).solved)
+    got = certified(densely_judged(rows, matrix, solutions), jnp.asarray(damping))
+    left = np.linalg.norm(rows - solutions @ matrix, axis=1) / np.linalg.norm(rows, axis=1)
+    np.testing.assert_allclose(got.residual, left, rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(got.value, np.einsum("np,np->n", rows, solutions), rtol=1e-12)
     assert (got.interval.lower <= want).all()
     assert (want <= got.interval.upper).all()
     if kind in (Exact, CG, Gram):
@@ -55,11 +69,28 @@ def test_every_backend_states_its_residual_and_an_interval_that_holds(kind):
         assert float(got.residual.min()) > 0.1  # an interval that holds is no proof of a good solve
 
 
+@pytest.mark.parametrize("kind", [EKFAC, Identity, LiSSA], ids=lambda kind: kind.__name__)
+def test_solutions_are_multiplied_by_the_matrix_itself(kind):
+    """Of a backend with layers, one with none and one with products of its own; λ is one for the whole matrix."""
+    found, (rows, matrix, damping, want) = solved_in(kind), truth("coupled")
+    np.testing.assert_array_equal(found.rows, rows)
+    products = np.asarray(found.solutions) @ matrix
+    error = np.linalg.norm(np.asarray(found.products) - products, axis=1)
+    assert (error <= np.asarray(found.product_doubt)).all()
+    assert (np.asarray(found.product_doubt) <= 1e-9 * np.linalg.norm(products, axis=1)).all()
+    assert (np.asarray(found.doubt) > 0).all()
+    backend, _, state, _ = fitted(kind, "coupled")
+    of_each_block = jax.tree.map(lambda _: jnp.asarray(damping), backend.resolve(state, Damping()))
+    solutions = asking(kind, "coupled")(rows, of_each_block).solved
+    np.testing.assert_allclose(found.solutions, solutions, rtol=1e-9, atol=1e-12 * np.abs(solutions).max())
+    got = certified(found, jnp.asarray(damping)).interval
+    assert (got.lower <= want).all()
+    assert (want <= got.upper).all()
+
+
 def test_a_common_factor_costs_nothing():
     """A solution a hundred times too long has the same interval: backends are biased, and calibrated afterwards."""
-    backend, problem, state, _ = fitted(LiSSA, "coupled")
-    rows, _, damping, _ = truth("coupled")
-    found = solved(backend, state, problem, jnp.asarray(rows), jnp.asarray(damping))
+    found, damping = solved_in(LiSSA), truth("coupled")[2]
     long = found._replace(
         solutions=100 * found.solutions, products=100 * found.products, product_doubt=100 * found.product_doubt
     )
@@ -71,15 +102,20 @@ def test_a_common_factor_costs_nothing():
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_refinement_reaches_the_width_from_a_shared_subspace_in_fewer_products(dtype):
+    """Fewer than from the gradient itself, as `Identity` leaves it."""
     _, problem, _, gradients = fitted(Exact, "coupled")
-    rows, _, damping, want = truth("coupled")
+    rows, matrix, damping, want = truth("coupled")
     if dtype == "float32":
         problem, gradients = single(problem, gradients)
     damping, key = jnp.asarray(damping, dtype), jax.random.key(1)
+    backend = Arnoldi(10, 2, complement="drop", probes=2)
+    state = jax.jit(backend.fit)(problem, key)
+    shared = solved(backend, state, problem, jnp.asarray(rows, dtype), damping)
+    length, own = (jnp.linalg.norm(each, axis=1) for each in (shared.rows, shared.solutions))
+    products = jnp.asarray(rows @ matrix, dtype)
+    plain = shared._replace(solutions=shared.rows, products=products, product_doubt=shared.product_doubt * length / own)
     taken = {}
-    for name, backend in {"plain": Identity(probes=2), "shared": Arnoldi(10, 2, complement="drop", probes=2)}.items():
-        state = jax.jit(backend.fit)(problem, key)
-        found = solved(backend, state, problem, jnp.asarray(rows, dtype), damping)
+    for name, found in {"plain": plain, "shared": shared}.items():
         got = narrowed(found, problem, damping, key)
         assert (got.lower <= want).all()
         assert (want <= got.upper).all()
@@ -123,8 +159,7 @@ def test_zero_has_the_interval_zero():
 
 
 def test_a_hessian_is_refused():
-    problem, *_, rows = dense("hessian")
-    backend = Identity(probes=2)
-    state = jax.jit(backend.fit)(problem, jax.random.key(0))
+    backend, problem, state, _ = fitted(Identity, "coupled")
+    problem = dataclasses.replace(problem, curvature="hessian")
     with pytest.raises(CurvatureError, match="semi-definite"):
-        solved_by(backend, state, problem, jnp.asarray(rows), jnp.asarray(1.0))
+        solved_by(backend, state, problem, jnp.asarray(gradient_rows("coupled")), jnp.asarray(1.0))

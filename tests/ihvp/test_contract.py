@@ -1,7 +1,7 @@
 """What every backend promises, asked of every backend in the one list, on every small problem that can show more.
 
-A convolutional net with a separable loss, a linear one with a loss that couples examples, and a linear one whose
-eigenvalues are repeated; the backends that know the matrix by its products alone take the two linear ones.
+A linear net with a loss that couples examples for all; a convolutional one with a separable loss, and a linear one whose
+eigenvalues are repeated, for those whose code meets something new there (`fitted.ASKED`).
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from influence_ssl_jax import trees
 from influence_ssl_jax.errors import InfluenceError, StructureError
 from influence_ssl_jax.ihvp import BACKENDS, EKFAC, KFAC, Damping, Diagonal, LiSSA, LoGra
-from tests.ihvp.fitted import BY_PRODUCTS_ALONE, PROBLEMS, SMALL, asking, fitted, gradient_rows
+from tests.ihvp.fitted import ASKED, PROBLEMS, SMALL, asking, fitted, gradient_rows
 from tests.ihvp.grid import places
 
 pytestmark = pytest.mark.xdist_group("small problems")  # fitted once, in `fitted.py` and `dense.py`
@@ -25,19 +25,11 @@ pytestmark = pytest.mark.xdist_group("small problems")  # fitted once, in `fitte
 
 def test_the_list_is_covered():
     assert set(SMALL) == set(BACKENDS)
+    assert {name for _, name in ASKED} == set(PROBLEMS)
 
 
 every = pytest.mark.parametrize("kind", BACKENDS, ids=lambda kind: kind.__name__)
-on_each = pytest.mark.parametrize(
-    ("kind", "name"),
-    [
-        (kind, name)
-        for kind in BACKENDS
-        for name in PROBLEMS
-        if (kind, name) not in {(k, "cosine") for k in BY_PRODUCTS_ALONE}
-    ],
-    ids=lambda value: getattr(value, "__name__", value),
-)
+on_each = pytest.mark.parametrize(("kind", "name"), ASKED, ids=lambda value: getattr(value, "__name__", value))
 
 
 @on_each
@@ -114,7 +106,7 @@ def test_every_block_has_a_damping_of_its_own(kind):
 
 @every
 def test_jit_is_no_jit_and_traces_once(kind):
-    backend, problem, state, _ = fitted(kind, "linear")
+    backend, problem, state, _ = fitted(kind, "coupled")
     traces = 0
 
     def solve(state, v, damping):
@@ -134,7 +126,7 @@ def test_jit_is_no_jit_and_traces_once(kind):
 
 @every
 def test_a_vector_of_another_structure_is_refused(kind):
-    backend, _, state, _ = fitted(kind, "linear")
+    backend, _, state, _ = fitted(kind, "coupled")
     damping = backend.resolve(state, Damping())
     with pytest.raises(StructureError, match="structure and shapes"):
         backend.solve(state, {"other": jnp.zeros(3)}, damping)
@@ -148,9 +140,8 @@ def test_damping_must_be_positive(value):
         Damping(absolute=value)
 
 
-@every
-def test_forms_do_not_depend_on_order(kind):
-    name = "coupled" if kind in BY_PRODUCTS_ALONE else "cosine"
+@on_each
+def test_forms_do_not_depend_on_order(kind, name):
     backend, _, state, gradients = fitted(kind, name)
     rows, damping = gradient_rows(name), backend.resolve(state, Damping())
     half = rows.shape[0] // 2
@@ -164,10 +155,10 @@ def test_forms_do_not_depend_on_order(kind):
 
 @every
 def test_forms_do_not_depend_on_batch_size(kind):
-    backend, _, state, gradients = fitted(kind, "linear")
+    backend, _, state, gradients = fitted(kind, "coupled")
     damping = backend.resolve(state, Damping())
     some = dataclasses.replace(
         gradients, images=gradients.images[:, 2:5], cotangents=gradients.cotangents[:, 2:5], draws=1
     )
-    whole = asking(kind, "linear")(gradient_rows("linear"), damping).quadratic
+    whole = asking(kind, "coupled")(gradient_rows("coupled"), damping).quadratic
     np.testing.assert_allclose(jax.jit(backend.quadratic_form)(state, some, damping), whole[2:5], rtol=1e-9)

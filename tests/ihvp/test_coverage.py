@@ -9,13 +9,15 @@ import pytest
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.errors import CurvatureError, StructureError
-from influence_ssl_jax.ihvp import BACKENDS, CG, Arnoldi, Diagonal, Exact, Identity, LiSSA, LoGra
+from influence_ssl_jax.ihvp import BACKENDS, CG, EKFAC, Arnoldi, Diagonal, Exact, Gram, Identity, LiSSA, LoGra
 from influence_ssl_jax.losses import CosineDistance, SimCLR, SquaredEuclid
 from tests import problems
-from tests.ihvp.fitted import SMALL
+from tests.ihvp.fitted import SMALL, fitted
 
 TAKE_HESSIANS = {Exact, CG, LiSSA, Arnoldi, Identity}
 NEED_NO_LAYERS = {Exact, CG, LiSSA}
+READINGS = (Exact, Gram, EKFAC)
+"""One backend for every way to read a problem; what a backend does with what it read knows no loss and no curvature."""
 every = pytest.mark.parametrize("kind", BACKENDS, ids=lambda kind: kind.__name__)
 
 
@@ -34,16 +36,23 @@ def fitted_shapes(backend, problem):
     return jax.eval_shape(lambda problem, key: jax.tree.leaves(backend.fit(problem, key)), problem, jax.random.key(0))
 
 
-@every
-@pytest.mark.parametrize("curvature", ["ggn", "fisher", "empirical_fisher", "hessian"])
-def test_every_loss_and_curvature_is_taken(kind, curvature):
-    """Every loss with the default curvature; every curvature with a separable and with a batch-coupled loss.
+@pytest.mark.parametrize("kind", READINGS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("loss", problems.LOSSES, ids=lambda loss: type(loss).__name__)
+def test_every_loss_is_taken(kind, loss):
+    """By every way to read a problem: products, rows of every draw, moments of random draws."""
+    fitted_shapes(SMALL[kind], problems.problem(loss, module=problems.Linear(), image=3))
 
-    Layers of every kind with one of the losses: a layer is read by the same code whatever the loss.
+
+@every
+@pytest.mark.parametrize("curvature", ["fisher", "empirical_fisher", "hessian"])
+def test_every_curvature_is_taken(kind, curvature):
+    """With a loss that couples examples; with a separable one by every way to read a problem.
+
+    `test_contract.py` fits all of them to the default curvature, of layers of every kind.
     """
-    layers = {CosineDistance(): problems.Small(), SimCLR(0.5): problems.Linear()}
-    for loss in problems.LOSSES if curvature == "ggn" else layers:
-        problem = problems.problem(loss, curvature, module=layers.get(loss, problems.Linear()))
+    losses = (SimCLR(0.5), CosineDistance()) if kind in READINGS else (SimCLR(0.5),)
+    for loss in losses:
+        problem = problems.problem(loss, curvature, module=problems.Linear(), image=3)
         if curvature == "hessian" and kind not in TAKE_HESSIANS:
             with pytest.raises(CurvatureError, match=kind.__name__):
                 fitted_shapes(SMALL[kind], problem)
@@ -52,19 +61,19 @@ def test_every_loss_and_curvature_is_taken(kind, curvature):
 
 
 @every
+@pytest.mark.xdist_group("small problems")  # fitted once, in `fitted.py`
 def test_every_measurement_is_taken(kind):
-    problem, backend = problems.problem(SimCLR(0.5), module=problems.Small()), SMALL[kind]
+    """`test_contract.py` measures the cosine distance; gradients of another measurement have the same types."""
+    backend, problem, state, _ = fitted(kind, "coupled")
+    objective = problems.objective(SquaredEuclid(), problem.objective.network.module)
 
-    def forms(problem, key, damping):
-        state = backend.fit(problem, key)
+    def forms(problem, state, damping):
         batch = problems.first_batch(problem)
-        for measurement in (CosineDistance(), SquaredEuclid()):
-            objective = problems.objective(measurement, problems.Small())
-            gradients = measured(objective, problem.params, problem.frozen, batch, 2).gradients
-            yield tuple(backend.draw_gram(state, gradients, damping))
+        gradients = measured(objective, problem.params, problem.frozen, batch, 2).gradients
+        return tuple(backend.draw_gram(state, gradients, damping))
 
-    shapes = jax.eval_shape(lambda *args: list(forms(*args)), problem, jax.random.key(0), jnp.asarray(0.1))
-    assert [tuple(leaf.shape for leaf in form) for form in shapes] == [((4, 2, 2), (4,))] * 2
+    values, residual = jax.eval_shape(forms, problem, state, jnp.asarray(0.1))
+    assert (values.shape, residual.shape) == ((4, 2, 2), (4,))
 
 
 @every
