@@ -70,6 +70,19 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: (-weights[groups[item][0]], groups[item]))
 
 
+def pytest_collection_finish(session):
+    """Refuse to go on if groups are not kept together: shared fixtures would be set up by every worker, unnoticed.
+
+    Raises:
+        pytest.UsageError: pytest-xdist does not mark the group of a test behind its name.
+    """
+    names = [item.nodeid for item in session.items]
+    if getattr(session.config.option, "loadgroup", False) and not all("@" in name for name in names):
+        raise pytest.UsageError(
+            "pytest-xdist does not know the groups of tests; install the versions of constraints.txt."
+        )
+
+
 def pytest_runtest_teardown(item, nextitem):
     """Forget compiled programs before they are too many.
 
