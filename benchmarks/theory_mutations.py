@@ -12,6 +12,7 @@ import ast
 import copy
 import importlib
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -24,24 +25,26 @@ import numpy as np
 from influence_ssl_jax.theory.draw import Draw, pool
 from influence_ssl_jax.theory.item import Check
 
-ITEMS_OF = {
+CONFRONTED_BY = {
     "background": ("background",),
     "linear": ("linear",),
     "two_layer": ("two_layer", "gauss_newton"),
     "gauss_newton": ("gauss_newton",),
-    "homogeneous": ("two_layer", "cosine_limits"),
-    "empirical_fisher": ("gauss_newton",),
-    "properties": ("invariance", "stability"),
-    "groups": ("conservation", "groups"),
+    "homogeneous": ("two_layer", "cosine_derivatives"),
+    "properties": ("properties",),
+    "groups": ("groups",),
     "deviation": ("deviation",),
-    "cosine": ("cosine", "cosine_limits"),
+    "cosine": ("cosine", "cosine_derivatives"),
     "cosine_derivatives": ("cosine_derivatives",),
     "leverage": ("leverage", "leave_out"),
     "leave_out": ("leave_out",),
-    "gaussian": ("gaussian", "gaussian_ranking"),
-    "oracle": ("linear", "two_layer", "cosine", "gaussian", "gaussian_ranking", "deviation"),
+    "gaussian": ("gaussian",),
+    "oracle": ("linear", "two_layer", "cosine", "gaussian", "deviation"),
 }
-"""For each module of closed forms, and for the oracle, the modules of items that confront it."""
+"""For each module of closed forms, and for the oracle, the modules whose checks confront it."""
+
+CHECKS = "# Checks\n"
+"""The line after which a module holds checks, which are not mutated."""
 
 EQUIVALENT = {
     ("leave_out", "group_outputs: group_gram.T → group_gram.real"): "the hat matrix is symmetric",
@@ -58,9 +61,9 @@ SYMMETRIC = ("min(", "max(", "jnp.minimum(", "jnp.maximum(")
 COMPARISONS = {ast.Gt: ast.Lt, ast.Lt: ast.Gt, ast.GtE: ast.LtE, ast.LtE: ast.GtE, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}
 
 
-def mutants(tree: ast.Module) -> Iterator[tuple[str, ast.Module]]:
-    """Copies of the tree, each with one thing changed as `changed` does."""
-    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+def mutants(tree: ast.Module, end: float) -> Iterator[tuple[str, ast.Module]]:
+    """Copies of the tree, each with one thing of a closed form changed as `changed` does."""
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.lineno < end]
     for place, index in ((f, i) for f in functions for i in range(len(list(ast.walk(f))))):
         mutated = copy.deepcopy(tree)
         function = mutated.body[tree.body.index(place)]
@@ -134,18 +137,20 @@ def cost(check: Check, rows: list) -> float:
 def survivors(name: str, rows: list) -> dict:
     """How many mutants a module has, which of them change nothing, and which no check notices."""
     module = importlib.import_module(f"influence_ssl_jax.theory.{name}")
-    original = ast.parse(Path(str(module.__file__)).read_text())
+    source = Path(str(module.__file__)).read_text()
+    original, (forms, *checked) = ast.parse(source), source.split(CHECKS)
+    end = forms.count("\n") if checked else math.inf
     items = [
         item
-        for family in ITEMS_OF[name]
-        for item in importlib.import_module(f"influence_ssl_jax.theory.items.{family}").ITEMS
+        for family in CONFRONTED_BY[name]
+        for item in importlib.import_module(f"influence_ssl_jax.theory.{family}").ITEMS
     ]
     # A fraction over 200 draws may not hold over three: such a check cannot tell mutants apart here and is left out.
     every = [check for item in items for check in item.all_checks()]
     checks = sorted((check for check in every if not notices(check, rows)), key=lambda check: cost(check, rows[:1]))
     print(f"{name}: {len(checks)} of {len(every)} checks", flush=True)
     count, alive, same = 0, [], []
-    for what, mutated in mutants(original):
+    for what, mutated in mutants(original, end):
         count += 1
         try:
             install(module, mutated)
@@ -167,11 +172,11 @@ def main(names: list[str]) -> None:
     drawn = pool(jax.random.key(0), DRAWS)
     rows = [jax.tree.map(lambda numbers, k=k: numbers[k], drawn) for k in range(DRAWS)]
     found = json.loads(RESULT.read_text())["modules"] if RESULT.exists() else {}
-    for name in names or ITEMS_OF:
+    for name in names or CONFRONTED_BY:
         start = time.process_time()
         found[name] = survivors(name, rows)
         print(name, found[name], f"{time.process_time() - start:.0f} s of CPU", flush=True)
-        ordered = {name: found[name] for name in ITEMS_OF if name in found}
+        ordered = {name: found[name] for name in CONFRONTED_BY if name in found}
         totals = {
             key: sum(module[key] if key == "mutants" else len(module[key]) for module in ordered.values())
             for key in ("mutants", "equivalent", "survivors")

@@ -6,8 +6,13 @@ the perturbed branch v fixed. Derived for this project; arXiv 2412.17170 gives n
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from influence_ssl_jax.theory import cosine, gauss_newton, homogeneous, instances, oracle
+from influence_ssl_jax.theory.draw import Draw
+from influence_ssl_jax.theory.item import AtLeast, AtMost, Check, Item
 
 
 class _Angles(NamedTuple):
@@ -90,3 +95,208 @@ def _angles(weight: Float[Array, "d p"], x: Float[Array, " p"], other: Float[Arr
     left_norm, right_norm = jnp.linalg.norm(u), jnp.linalg.norm(v)
     left, right = u / left_norm, v / right_norm
     return _Angles(left=left, right=right, cosine=left @ right, left_norm=left_norm, right_norm=right_norm)
+
+
+# Checks
+
+
+class _Pair:
+    """A linear encoder, two inputs, and the derivatives of their cosine distance, with and without stop-gradient."""
+
+    def __init__(self, draw: Draw, outputs: int = 3, inputs: int = 4):
+        self.weight = draw.normal(outputs, inputs)
+        self.x = draw.normal(inputs)
+        self.perturbed = self.x + 0.5 * instances.unit(draw, inputs)
+        self.arguments = self.weight, self.x, self.perturbed
+        self.outputs = self.weight @ self.x, self.weight @ self.perturbed
+        held = self.outputs[1]
+        self.full = oracle.derivatives(lambda w: oracle.cosine(w @ self.x, w @ self.perturbed), self.weight)
+        self.stopped = oracle.derivatives(lambda w: oracle.cosine(w @ self.x, held), self.weight)
+        self.jacobian = _differentiated(
+            lambda w: gauss_newton.cosine_residual(w @ self.x, w @ self.perturbed), self.weight
+        )
+        self.held_jacobian = _differentiated(lambda w: gauss_newton.cosine_residual(w @ self.x, held), self.weight)
+        self.residual = gauss_newton.cosine_residual(*self.outputs)
+
+
+def _differentiated(residual, weight: Float[Array, "d p"]) -> Float[Array, "d k"]:
+    """Of a residual in vec W, by automatic differentiation."""
+    return jax.jacrev(residual)(weight).reshape(weight.shape[0], -1)
+
+
+def _worst(*pairs: tuple[Float[Array, "..."], Float[Array, "..."]]) -> Float[Array, ""]:
+    """Largest relative error of (actual, expected)."""
+    return jnp.max(jnp.stack([oracle.relative(actual, expected) for actual, expected in pairs]))
+
+
+def _gradients(draw: Draw) -> Float[Array, ""]:
+    pair = _Pair(draw)
+    return _worst(
+        (gradient(*pair.arguments).ravel(), pair.full.gradient),
+        (stop_gradient(*pair.arguments).ravel(), pair.stopped.gradient),
+    )
+
+
+def _jacobians(draw: Draw) -> Float[Array, ""]:
+    pair = _Pair(draw)
+    full = jacobian(*pair.arguments)
+    return _worst(
+        (full, pair.jacobian),
+        (stop_gradient_jacobian(pair.weight, pair.x), pair.held_jacobian),
+        (pair.residual @ full, pair.full.gradient),
+    )
+
+
+def _norms(draw: Draw) -> Float[Array, ""]:
+    pair = _Pair(draw)
+    return _worst(
+        (squared_norm(*pair.arguments), jnp.sum(pair.full.gradient**2)),
+        (stop_gradient_squared_norm(*pair.arguments), jnp.sum(pair.stopped.gradient**2)),
+    )
+
+
+def _geometry(draw: Draw) -> Float[Array, ""]:
+    """⟨G, W⟩ = 0 for both, GWᵀ symmetric for the full gradient."""
+    pair = _Pair(draw)
+    full, stopped = (form(*pair.arguments) for form in (gradient, stop_gradient))
+    product = full @ pair.weight.T
+    euler = [jnp.abs(jnp.sum(g * pair.weight)) / jnp.linalg.norm(g) for g in (full, stopped)]
+    return jnp.max(jnp.stack([*euler, jnp.max(jnp.abs(product - product.T)) / jnp.linalg.norm(full)]))
+
+
+def _order(form, order: int):
+    def distance(draw: Draw) -> Float[Array, ""]:
+        pair = _Pair(draw)
+        step = pair.perturbed - pair.x
+        # So small that a form with cancellation has no digits left.
+        norms = [jnp.sqrt(form(pair.weight, pair.x, pair.x + eps * step)) for eps in (1e-5, 1e-8)]
+        return jnp.abs(jnp.log10(norms[0] / norms[1]) / 3 - order)
+
+    return distance
+
+
+def _hessians(draw: Draw) -> Float[Array, ""]:
+    pair = _Pair(draw)
+    return _worst(
+        (hessian(*pair.arguments), pair.full.hessian),
+        (stop_gradient_hessian(*pair.arguments), pair.stopped.hessian),
+    )
+
+
+def _euler(draw: Draw) -> Float[Array, ""]:
+    pair = _Pair(draw)
+    params = pair.weight.ravel()
+    return jnp.max(
+        jnp.stack(
+            [
+                jnp.max(jnp.abs(homogeneous.euler_gradient(d.hessian, params, 0) - d.gradient))
+                / (jnp.linalg.norm(d.hessian) * jnp.linalg.norm(params))
+                for d in (pair.full, pair.stopped)
+            ]
+        )
+    )
+
+
+def _lowest(draw: Draw) -> Float[Array, ""]:
+    pair = _Pair(draw)
+    lowest = [jnp.linalg.eigvalsh(d.hessian)[0] / jnp.linalg.norm(d.hessian) for d in (pair.full, pair.stopped)]
+    return jnp.maximum(*lowest)
+
+
+def _exact_limit(draw: Draw) -> Float[Array, ""]:
+    pair = _Pair(draw)
+    loss = cosine.distance(*pair.outputs)
+    closed = homogeneous.influence_limit(loss, 0)
+    limits = [oracle.pseudo_quadratic(d.hessian, d.gradient) for d in (pair.full, pair.stopped)]
+    return jnp.maximum(*(jnp.abs(limit - closed) for limit in limits)) / loss
+
+
+def _gauss_newton_limits(draw: Draw) -> Float[Array, ""]:
+    pair = _Pair(draw)
+    return _worst(
+        (cosine.full_limit(*pair.outputs), gauss_newton.influence_limit(pair.residual, pair.jacobian)),
+        (cosine.stop_gradient_limit(*pair.outputs), gauss_newton.influence_limit(pair.residual, pair.held_jacobian)),
+    )
+
+
+def _scores(draw: Draw, damping) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Gauss–Newton scores at W with λ = 0.1 and at 3W with the damping given."""
+    pair = _Pair(draw)
+    gram = pair.jacobian @ pair.jacobian.T
+    scaled = _differentiated(lambda w: gauss_newton.cosine_residual(w @ pair.x, w @ pair.perturbed), 3 * pair.weight)
+    return (
+        gauss_newton.influence(pair.residual, gram, 0.1),
+        gauss_newton.influence(pair.residual, scaled @ scaled.T, damping),
+    )
+
+
+def _rescaled(draw: Draw) -> Float[Array, ""]:
+    here, there = _scores(draw, homogeneous.rescaled_damping(0.1, 3.0, 0))
+    return oracle.relative(homogeneous.rescaled(here, 3.0, 0), there)
+
+
+def _fixed_damping_ratio(draw: Draw) -> Float[Array, ""]:
+    here, there = _scores(draw, 0.1)
+    return there / here
+
+
+ITEMS = (
+    Item(
+        name="cosine-gradient",
+        title="Cosine distance · gradient",
+        source="derived here",
+        origin="derived here",
+        statement=r"$G = -P x^\top / \|u\| - q\, x'^\top / \|v\|$ with $u = Wx$, $v = Wx'$, $P = \hat v - c\,\hat u$, $q "
+        r"= \hat u - c\,\hat v$, $c = \hat u \cdot \hat v$; with the branch of $x'$ held fixed, the first term alone.",
+        status="true",
+        correction=r"$\langle G, W\rangle = 0$; $GW^\top$ is symmetric for the full gradient. $\|G\|$ is "
+        r"$O(\varepsilon^2)$ in full and $O(\varepsilon)$ with stop-gradient: two different scores. $G = J^\top r$ with "
+        r"$r = \hat u - \hat v$, $J = (I - \hat u\hat u^\top) \otimes x^\top / \|u\| - (I - \hat v\hat v^\top) \otimes "
+        r"x'^\top / \|v\|$.",
+        checks=(
+            Check("automatic differentiation, both variants: rel. error", _gradients, AtMost(1e-9)),
+            Check("J, both variants, and G = Jᵀr: rel. error", _jacobians, AtMost(1e-9)),
+            Check("‖G‖², both variants: rel. error", _norms, AtMost(1e-9)),
+            Check("⟨G, W⟩ = 0 and GWᵀ symmetric: relative", _geometry, AtMost(1e-9)),
+            Check("full: |order of ‖G‖ in ε − 2|", _order(squared_norm, 2), AtMost(0.05, "median")),
+            Check(
+                "stop-gradient: |order of ‖G‖ in ε − 1|",
+                _order(stop_gradient_squared_norm, 1),
+                AtMost(0.05, "median"),
+            ),
+        ),
+    ),
+    Item(
+        name="cosine-hessian",
+        title="Cosine distance · Hessian",
+        source="derived here",
+        origin="derived here",
+        statement=r"$H = B_{uu} \otimes xx^\top + B_{uv} \otimes xx'^\top + B_{uv}^\top \otimes x'x^\top + B_{vv} \otimes "
+        r"x'x'^\top$ with $B_{uu} = (P\hat u^\top + \hat u P^\top + c(I - \hat u\hat u^\top))/\|u\|^2$ and $B_{uv} = "
+        r"-(I - \hat v\hat v^\top - \hat u q^\top)/(\|u\|\|v\|)$.",
+        status="true",
+        correction=r"$H\,\mathrm{vec}\,W = -\mathrm{vec}\,G$, so $H$ is indefinite wherever $G \neq 0$.",
+        checks=(
+            Check("automatic differentiation, both variants: rel. error", _hessians, AtMost(1e-9)),
+            Check("H vec W = −vec G: relative", _euler, AtMost(1e-9)),
+            Check("highest lowest eigenvalue, relative", _lowest, AtMost(-1e-9)),
+        ),
+    ),
+    Item(
+        name="cosine-limits",
+        title="Theorem 1 for the cosine distance",
+        source="Sec. 4 uses the cosine distance, App. C.1 proves the Euclidean case; derived here",
+        statement=r"Theorem 1 carries over to the cosine distance: $I_0 = 2\,l$.",
+        status="true under conditions",
+        conditions=r"With the Gauss–Newton matrix, both branches differentiated and $\hat u \neq \pm\hat v$.",
+        correction=r"Gauss–Newton: $2(1 - c)$ in full, $1 - c^2$ with stop-gradient. Exact Hessian: $g^\top H^{+} g = 0$ "
+        r"identically. $I_{\lambda/c^2}(cW) = I_\lambda(W)$ in place of Claim 3.",
+        checks=(
+            Check("exact Hessian: |gᵀH⁺g|/l, both variants", _exact_limit, AtMost(1e-6)),
+            Check("Gauss–Newton: 2(1 − c) and 1 − c², rel. error", _gauss_newton_limits, AtMost(1e-6)),
+            Check("3W with λ/9: rel. error", _rescaled, AtMost(1e-9)),
+            Check("3W at fixed λ: I(3W)/I(W), 9 by Claim 3", _fixed_damping_ratio, AtMost(1.0)),
+            Check("3W at fixed λ: I(3W)/I(W)", _fixed_damping_ratio, AtLeast(1 / 9, "worst")),
+        ),
+    ),
+)

@@ -4,9 +4,16 @@ Linear encoder, λ = 0 unless said. `Σ_x = E[δδᵀ | x]` is an input's second
 population's.
 """
 
+from collections.abc import Callable
+from typing import TypeAlias
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from influence_ssl_jax.theory import instances, linear, oracle
+from influence_ssl_jax.theory.draw import Draw
+from influence_ssl_jax.theory.item import AtLeast, AtMost, Check, CounterExample, Item
 from influence_ssl_jax.theory.linear import shrinkage
 from influence_ssl_jax.theory.scalars import Scalar
 
@@ -62,3 +69,190 @@ def reliability(between_variance: Scalar, within_variance: Scalar, draws: Scalar
 def _inner(weight: Float[Array, "d p"], moment: Float[Array, "p p"]) -> Float[Array, ""]:
     """`⟨WᵀW, M⟩_F = tr(W M Wᵀ)`."""
     return jnp.sum((weight @ moment) * weight)
+
+
+# Checks
+
+
+_INPUTS, _DRAWS = 5, 3
+Augmentation: TypeAlias = Callable[[Array, Array], Array]
+"""From an input and noise to the augmented input."""
+
+
+class _Population:
+    """Five inputs with three equally likely perturbations each, so that every mean is a finite sum."""
+
+    def __init__(self, draw: Draw):
+        drawn = instances.population(draw, _INPUTS * _DRAWS, 2, 3)
+        self.weight, self.eps, self.damping = drawn.weight, drawn.eps, drawn.damping
+        self.deltas = drawn.deltas.reshape(_INPUTS, _DRAWS, 3)
+        self.moments = jnp.einsum("xki,xkj->xij", self.deltas, self.deltas) / _DRAWS
+        self.moment = jnp.mean(self.moments, axis=0)
+        limit = jax.vmap(jax.vmap(lambda delta: linear.influence_limit(drawn.weight, delta, drawn.eps)))
+        self.influences = limit(self.deltas)
+        over_draws = jax.vmap(lambda delta, moment: within(drawn.weight, delta, moment, drawn.eps), (0, None))
+        self.within = jax.vmap(over_draws)(self.deltas, self.moments)
+        self.between = jax.vmap(lambda moment: between(drawn.weight, moment, self.moment, drawn.eps))(self.moments)
+
+
+def _means(draw: Draw) -> Float[Array, ""]:
+    drawn = _Population(draw)
+    mean = jnp.mean(drawn.influences)
+    influence = mean_influence(drawn.weight, drawn.moment, drawn.eps)
+    distance = mean_distance(drawn.weight, drawn.moment, drawn.eps)
+    return jnp.maximum(oracle.relative(influence, mean), oracle.relative(2 * distance, mean))
+
+
+def _damped_mean(draw: Draw) -> Float[Array, ""]:
+    """Perturbations of one length: damping multiplies the mean by t/(t + λ)."""
+    drawn = _Population(draw)
+    deltas = drawn.deltas.reshape(-1, 3)
+    deltas = 2 * deltas / jnp.linalg.norm(deltas, axis=1, keepdims=True)
+    mean = jnp.mean(jax.vmap(lambda delta: linear.influence(drawn.weight, delta, drawn.eps, drawn.damping))(deltas))
+    undamped = mean_influence(drawn.weight, deltas.T @ deltas / deltas.shape[0], drawn.eps)
+    return oracle.relative(undamped * linear.shrinkage(linear.eigenvalue(deltas[0], drawn.eps), drawn.damping), mean)
+
+
+def _concentrated(draw: Draw) -> Float[Array, ""]:
+    """The between term over its bound."""
+    drawn = _Population(draw)
+    apart = jnp.sum(jnp.abs(jnp.linalg.eigvalsh(drawn.moments - drawn.moment[None])), axis=1)
+    bound = 2 * drawn.eps**2 * jnp.linalg.norm(drawn.weight, ord=2) ** 2 * apart
+    return jnp.max(jnp.abs(drawn.between) / bound)
+
+
+def _conditioning(x: Float[Array, " p"], augmentation: Augmentation) -> Float[Array, ""]:
+    """Smallest over largest eigenvalue of `Σ_x = E[δδᵀ | x]`, δ = a(x, z) − x, z standard normal."""
+
+    def outer(noise: Float[Array, " p"]) -> Float[Array, "p p"]:
+        delta = augmentation(x, noise) - x
+        return jnp.outer(delta, delta)
+
+    values = jnp.linalg.eigvalsh(oracle.normal_expectation(outer, x.size))
+    return values[0] / values[-1]
+
+
+def _averaged_loss(draw: Draw) -> Float[Array, ""]:
+    drawn = _Population(draw)
+    deltas, moment = drawn.deltas[0], drawn.moments[0]
+
+    def loss(weight: Float[Array, "d p"]) -> Float[Array, ""]:
+        return jnp.sum((drawn.eps * deltas @ weight.T) ** 2) / _DRAWS
+
+    gradient, hessian = oracle.derivatives(loss, drawn.weight)
+    damped = averaged_loss_influence(drawn.weight, moment, drawn.eps, drawn.damping)
+    undamped = averaged_loss_influence(drawn.weight, moment, drawn.eps, 0.0)
+    return jnp.maximum(
+        oracle.relative(damped, oracle.quadratic(hessian, gradient, drawn.damping)),
+        oracle.relative(undamped, jnp.mean(drawn.influences[0])),
+    )
+
+
+def _split(draw: Draw) -> Float[Array, ""]:
+    drawn = _Population(draw)
+    deviations = drawn.influences - jnp.mean(drawn.influences)
+    whole = oracle.relative(drawn.within + drawn.between[:, None], deviations)
+    noise = jnp.max(jnp.abs(jnp.mean(drawn.within, axis=1))) / jnp.max(jnp.abs(deviations))
+    return jnp.maximum(whole, noise)
+
+
+def _within_only(draw: Draw) -> Float[Array, ""]:
+    drawn = _Population(draw)
+    return oracle.relative(drawn.within, drawn.influences - jnp.mean(drawn.influences))
+
+
+def _variances(draw: Draw) -> Float[Array, ""]:
+    drawn = _Population(draw)
+    parts = jnp.mean(jnp.var(drawn.within, axis=1)) + jnp.var(drawn.between)
+    return oracle.relative(parts, jnp.var(drawn.influences))
+
+
+def _reliability(draw: Draw) -> Float[Array, ""]:
+    """Correlation of two independent two-draw scorings, over all inputs and all pairs of pairs of draws."""
+    drawn = _Population(draw)
+    scorings = (drawn.influences[:, :, None] + drawn.influences[:, None, :]).reshape(_INPUTS, -1) / 2
+    centred = scorings - jnp.mean(scorings)
+    correlation = jnp.mean(centred[:, :, None] * centred[:, None, :]) / jnp.mean(centred**2)
+    closed = reliability(jnp.var(drawn.between), jnp.mean(drawn.within**2), 2)
+    return jnp.abs(closed - correlation)
+
+
+def _deterministic(index: int) -> Float[Array, ""]:
+    """W = [1, 0], δ(x₁) = e₁, δ(x₂) = e₂: part 0 is the within term at x₁, part 1 the deviation."""
+    weight, moments = jnp.asarray([[1.0, 0.0]]), jnp.asarray([[[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 1.0]]])
+    part = within(weight, jnp.asarray([1.0, 0.0]), moments[0], 1.0)
+    return (part, part + between(weight, moments[0], jnp.mean(moments, axis=0), 1.0))[index]
+
+
+ITEMS = (
+    Item(
+        name="definition-1",
+        title="Definition 1 · expected influence, expected distance",
+        source="Sec. 4.4 and App. C.4, confidence medium: two quantities under one name",
+        statement=r"$\bar I = E\, I = -2\varepsilon^2\,\mathrm{tr}(W^\top W\, \Sigma)$ (main text) and $D = "
+        r"E\|Wx - Wa(x)\|^2 = \varepsilon^2\,\mathrm{tr}(W^\top W\, \Sigma)$ (appendix), $\Sigma = E[\delta\delta^\top]$.",
+        status="true under conditions",
+        conditions=r"Linear encoder and $\lambda = 0$. At $\lambda > 0$ the mean is a function of $\Sigma$ only where "
+        r"all $\|\delta\|$ are equal.",
+        correction=r"$|\bar I| = 2D$. A loss averaged over draws, with its own Hessian, has $4\varepsilon^4\,"
+        r"\mathrm{tr}(W \Sigma_x (2\varepsilon^2\Sigma_x + \lambda)^{-1} \Sigma_x W^\top)$.",
+        checks=(
+            Check("means over a finite population: rel. error", _means, AtMost(1e-10)),
+            Check("δ of one length, λ > 0: factor t/(t + λ), rel. error", _damped_mean, AtMost(1e-10)),
+            Check("averaged loss, λ > 0 and λ = 0: rel. error", _averaged_loss, AtMost(1e-9)),
+        ),
+    ),
+    Item(
+        name="proposition-2",
+        title="Proposition 2 · deviation from the mean",
+        source="Sec. 4.4 and App. C.4, confidence low: two incompatible versions",
+        statement=r"$I(x) - \bar I = -2\varepsilon^2 \langle W^\top W,\ \delta\delta^\top - \Sigma_x \rangle$ with "
+        r"$\Sigma_x = E[\delta\delta^\top | x]$.",
+        status="false as stated",
+        correction=r"As a magnitude $I - \bar I = 2\varepsilon^2\langle W^\top W, \delta\delta^\top - \Sigma_x\rangle + "
+        r"2\varepsilon^2\langle W^\top W, \Sigma_x - \Sigma\rangle$: noise of the draw, plus what sets the example "
+        r"apart. The variances add.",
+        counter_example=CounterExample(
+            instance=r"One fixed perturbation per input, $W = [1, 0]$, $\delta(x_1) = e_1$, $\delta(x_2) = e_2$: the "
+            r"right-hand side is $0$, the deviations are $\pm 1$.",
+            stated=lambda: _deterministic(0),
+            actual=lambda: _deterministic(1),
+            gap=1.0,
+        ),
+        checks=(
+            Check("within + between, and E[within | x] = 0: rel. error", _split, AtMost(1e-10)),
+            Check("variances add: rel. error", _variances, AtMost(1e-10)),
+            Check("the within term alone: rel. gap", _within_only, AtLeast(0.1)),
+        ),
+    ),
+    Item(
+        name="assumption-1",
+        title="Assumption 1 · what augmentations are like",
+        source="Sec. 4.4, confidence high as prose",
+        statement=r"(i) $\Sigma_x$ is well conditioned; (ii) it concentrates near $\Sigma$; (iii) meaning is preserved.",
+        status="true under conditions",
+        conditions=r"An assumption, not a theorem. (i) needs a perturbation that is random given $x$.",
+        correction=r"(ii) bounds what a score can say of an example: the between term of Proposition 2 is at most "
+        r"$2\varepsilon^2\,\sigma_{\max}(W)^2\,\|\Sigma_x - \Sigma\|_*$ (sum of absolute eigenvalues). Were it true of "
+        r"every $x$, nothing would be left to detect.",
+        counter_example=CounterExample(
+            instance=r"(i) at $x = (1, 3)$ whose augmentation swaps the two pixels: $\delta = (2, -2)$ in every draw, "
+            r"$\Sigma_x = \delta\delta^\top$ has rank one, and its smallest eigenvalue over its largest is $0$. Of the same "
+            r"$x$ with noise in place of the swap it is $1$, as (i) says.",
+            stated=lambda: _conditioning(jnp.asarray([1.0, 3.0]), lambda x, noise: x + noise),
+            actual=lambda: _conditioning(jnp.asarray([1.0, 3.0]), lambda x, noise: x[::-1] + 0 * noise),
+            gap=-1.0,
+        ),
+        checks=(Check("between term over its bound", _concentrated, AtMost(1 + 1e-12)),),
+    ),
+    Item(
+        name="reliability",
+        title="Reliability · how much of a score is the example",
+        source="derived here",
+        origin="derived here",
+        statement=r"Two independent scorings with $K$ draws each correlate as $\frac{V_b}{V_b + V_w / K}$, with the "
+        r"variances $V_b$ between and $V_w$ within examples.",
+        status="true",
+        checks=(Check("all pairs of scorings of a finite population: abs. error", _reliability, AtMost(1e-10)),),
+    ),
+)

@@ -6,8 +6,8 @@ Nothing measured is in it, so it changes only where the list of items does.
 from collections.abc import Sequence
 from typing import get_args
 
+from influence_ssl_jax.theory.families import FAMILIES, Family
 from influence_ssl_jax.theory.item import Check, Item, Origin, Status
-from influence_ssl_jax.theory.items import FAMILIES, Family
 
 _HEAD = """# The theory of Influence-SSL
 

@@ -4,10 +4,13 @@ Anchored objective `F(W) = (1/n) Σ ε²‖Wδ_i‖² + (λ/2)‖W − W₀‖_F
 no approximation here and the minimiser is stationary. `h_i` are the leverages of `leverage`. Derived for this project.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from influence_ssl_jax.theory import leverage
+from influence_ssl_jax.theory import instances, leverage, oracle
+from influence_ssl_jax.theory.draw import Draw
+from influence_ssl_jax.theory.item import AtLeast, AtMost, Check, CounterExample, Item
 from influence_ssl_jax.theory.scalars import Scalar
 
 
@@ -74,3 +77,159 @@ def group_outputs(outputs: Float[Array, "d k"], group_gram: Float[Array, "k k"])
 def renormalised_damping(damping: Scalar, examples: Scalar) -> Scalar:
     """Retraining with weight 1/(n − 1) at λ is the 1/n problem at `λ(n − 1)/n`."""
     return damping * (examples - 1) / examples
+
+
+# Checks
+
+
+def _refit(
+    drawn: instances.Population, kept: Float[Array, " n"], damping: Scalar, examples: int
+) -> Float[Array, "d p"]:
+    """Minimises the anchored objective over the kept examples: one Newton step with its own derivatives is exact."""
+
+    def objective(weight: Float[Array, "d p"]) -> Float[Array, ""]:
+        losses = jnp.sum((drawn.eps * drawn.deltas @ weight.T) ** 2, axis=1)
+        return kept @ losses / examples + damping / 2 * jnp.sum((weight - drawn.weight) ** 2)
+
+    gradient, hessian = oracle.derivatives(objective, drawn.weight)
+    return drawn.weight - jnp.linalg.solve(hessian, gradient).reshape(drawn.weight.shape)
+
+
+class _LeaveOneOut:
+    """An anchored problem of six examples, and its six refits with one of them removed."""
+
+    def __init__(self, draw: Draw):
+        self.drawn = instances.population(draw, 6, 2, 3)
+        anchor, deltas, eps, damping = self.drawn
+        self.setting = deltas, eps, damping
+        self.full = _refit(self.drawn, jnp.ones(6), damping, 6)
+        self.without = jax.vmap(lambda kept: _refit(self.drawn, kept, damping, 6))(1 - jnp.eye(6))
+        self.optimum = optimum(anchor, *self.setting)
+        self.leverages = leverage.leverages(*self.setting)
+
+    def losses(self, weight: Float[Array, "d p"]) -> Float[Array, " n"]:
+        return jnp.sum((self.drawn.eps * self.drawn.deltas @ weight.T) ** 2, axis=1)
+
+
+def _optimum(draw: Draw) -> Float[Array, ""]:
+    problem = _LeaveOneOut(draw)
+    return oracle.relative(problem.optimum, problem.full)
+
+
+def _steps(draw: Draw) -> Float[Array, ""]:
+    """Each example's step on its own scale, which rounding in W* limits from below."""
+    problem = _LeaveOneOut(draw)
+    steps = problem.without - problem.full[None]
+    closed = exact_steps(problem.optimum, *problem.setting)
+    scale = jnp.linalg.norm(problem.without, axis=(1, 2)) + jnp.linalg.norm(steps, axis=(1, 2))
+    return jnp.max(jnp.linalg.norm(closed - steps, axis=(1, 2)) / scale)
+
+
+def _loss_change(draw: Draw) -> Float[Array, ""]:
+    problem = _LeaveOneOut(draw)
+    before = problem.losses(problem.full)
+    after = jnp.diagonal(jax.vmap(problem.losses)(problem.without))
+    closed = exact_loss_change(before, problem.leverages)
+    return jnp.max(jnp.abs(closed - (after - before)) / after)
+
+
+def _prediction(draw: Draw) -> Float[Array, ""]:
+    """Influence over n at the optimum, and the factor by which it falls short."""
+    problem = _LeaveOneOut(draw)
+    losses = problem.losses(problem.optimum)
+    predicted = predicted_loss_change(losses, problem.leverages)
+    exact = exact_loss_change(losses, problem.leverages)
+    influences = leverage.influences(problem.optimum, *problem.setting)
+    return jnp.maximum(
+        oracle.relative(predicted, influences / 6),
+        oracle.relative(underestimate(problem.leverages) * predicted, exact),
+    )
+
+
+def _first_order(draw: Draw) -> Float[Array, ""]:
+    """The response of Eq. 2, by differentiating the refit in the weight of each example."""
+    problem = _LeaveOneOut(draw)
+
+    def moved(removed: Float[Array, " n"]) -> Float[Array, "d p"]:
+        return _refit(problem.drawn, 1 - removed, problem.drawn.damping, 6)
+
+    slopes = jnp.moveaxis(jax.jacfwd(moved)(jnp.zeros(6)), -1, 0)
+    return oracle.relative(predicted_steps(problem.optimum, *problem.setting), slopes)
+
+
+def _shortfall(draw: Draw) -> Float[Array, ""]:
+    problem = _LeaveOneOut(draw)
+    return jnp.max(underestimate(problem.leverages))
+
+
+def _renormalised(draw: Draw) -> Float[Array, ""]:
+    drawn = instances.population(draw, 6, 2, 3)
+    kept = jnp.ones(6).at[0].set(0.0)
+    retrained = _refit(drawn, kept, drawn.damping, 5)
+    return oracle.relative(_refit(drawn, kept, renormalised_damping(drawn.damping, 6), 6), retrained)
+
+
+def _group(draw: Draw) -> Float[Array, ""]:
+    problem = _LeaveOneOut(draw)
+    deltas = problem.drawn.deltas[:3].T
+    without = _refit(problem.drawn, jnp.ones(6).at[:3].set(0.0), problem.drawn.damping, 6)
+    gram = leverage.gram(*problem.setting)[:3, :3]
+    return oracle.relative(group_outputs(problem.optimum @ deltas, gram), without @ deltas)
+
+
+def _additive(draw: Draw) -> Float[Array, ""]:
+    """Orthogonal group, isotropic rest: H_SS is diagonal, and the group's step is the sum of the single steps."""
+    problem = _LeaveOneOut(draw)
+    basis = instances.orthogonal(draw, 3, 3)
+    drawn = problem.drawn._replace(deltas=jnp.concatenate([basis, basis]))
+    setting = drawn.deltas, drawn.eps, drawn.damping
+    minimiser = optimum(drawn.weight, *setting)
+    without = _refit(drawn, jnp.ones(6).at[:2].set(0.0), drawn.damping, 6)
+    return oracle.relative(jnp.sum(exact_steps(minimiser, *setting)[:2], axis=0), without - minimiser)
+
+
+ITEMS = (
+    Item(
+        name="leave-one-out",
+        title="Leave-one-out, exactly",
+        source="derived here",
+        origin="derived here",
+        statement=r"Self-influence is the loss that removing an example adds to it: $l_i(W_{-i}) - l_i(W^*) = "
+        r"\frac{1}{n} I_i = 2 h_i l_i$.",
+        status="false as stated",
+        correction=r"For the anchored objective $F(W) = \frac{1}{n}\sum_i l_i + \frac{\lambda}{2}\|W - W_0\|_F^2$: "
+        r"$W_{-i} - W^* = \frac{1}{1 - h_i}$ times the prediction and $l_i(W_{-i}) - l_i(W^*) = l_i\,\frac{h_i(2 - "
+        r"h_i)}{(1 - h_i)^2}$. Influence falls short by $\frac{1 - h_i/2}{(1 - h_i)^2}$; at equal $l$ both rank alike.",
+        conditions=r"$h_i \to 0$. Weights $1/n$ are kept; retraining with $1/(n-1)$ is the same at $\lambda (n-1)/n$.",
+        counter_example=CounterExample(
+            instance=r"$l = 1$, $h = 1/2$: the loss grows by $3$, influence says $1$.",
+            stated=lambda: predicted_loss_change(jnp.ones(1), jnp.ones(1) / 2)[0],
+            actual=lambda: exact_loss_change(jnp.ones(1), jnp.ones(1) / 2)[0],
+            gap=2.0,
+        ),
+        checks=(
+            Check("W* against a refit: rel. error", _optimum, AtMost(1e-9)),
+            Check("W₋ᵢ − W* against six refits: rel. error", _steps, AtMost(1e-7)),
+            Check("l(W₋ᵢ) − l(W*) against six refits: rel. error", _loss_change, AtMost(1e-7)),
+            Check("influence prediction against the derivative of the refit: rel. error", _first_order, AtMost(1e-9)),
+            Check("I/n = 2hl, and its shortfall: rel. error", _prediction, AtMost(1e-9)),
+            Check("retraining with weight 1/(n − 1): rel. error", _renormalised, AtMost(1e-9)),
+            Check("worst shortfall of a draw, median", _shortfall, AtLeast(1.5)),
+        ),
+    ),
+    Item(
+        name="leave-group-out",
+        title="Leave-group-out, exactly",
+        source="derived here",
+        origin="derived here",
+        statement=r"$W_{-S} D_S = W^* D_S (I - H_{SS})^{-1}$ with $H_{SS} = \frac{2\varepsilon^2}{n} D_S^\top A^{-1} D_S$, "
+        r"$A = 2\varepsilon^2 S + \lambda I$, the columns of $D_S$ being the $\delta_i$ of the group.",
+        status="true",
+        correction=r"The exact analogue of Claim 6. If $H_{SS}$ is diagonal the members add up; the converse needs the "
+        r"columns of $W^* D_S$ to be linearly independent.",
+        checks=(
+            Check("against a refit without three of six: rel. error", _group, AtMost(1e-7)),
+            Check("H_SS diagonal: sum of the single steps, rel. error", _additive, AtMost(1e-7)),
+        ),
+    ),
+)

@@ -6,7 +6,7 @@ import jax
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from influence_ssl_jax.theory import typeset
-from influence_ssl_jax.theory.items import FAMILIES
+from influence_ssl_jax.theory.families import FAMILIES
 from influence_ssl_jax.theory.verdict import Verdict
 
 _ENVIRONMENT = Environment(

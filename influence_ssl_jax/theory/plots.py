@@ -17,7 +17,6 @@ from influence_ssl_jax.theory import (
     linear,
     oracle,
     properties,
-    two_layer,
 )
 
 
@@ -38,7 +37,7 @@ def limit_gap(axes: Axes) -> None:
     one = jax.vmap(lambda d: linear.influence(second @ first, delta, 1.0, d))(damping)
     axes.semilogx(damping, one / 4, label="in $W$")
     two = jax.vmap(
-        lambda d: two_layer.alignment_influence(2 * jnp.ones((1, 1)), jnp.ones((1, 1)), jnp.ones(1), 1.0, d)
+        lambda d: gauss_newton.two_layer_influence(2 * jnp.ones((1, 1)), jnp.ones((1, 1)), jnp.ones(1), 1.0, d)
     )(damping)
     axes.semilogx(damping, two / 4, label="in $(W_1, W_2)$, Gauss–Newton")
     derivatives = oracle.derivatives(lambda w: jnp.prod(w) ** 2, jnp.asarray([2.0, 1.0]))

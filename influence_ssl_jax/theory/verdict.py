@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 import jax
 
 from influence_ssl_jax.errors import InfluenceError
+from influence_ssl_jax.theory.families import ITEMS
 from influence_ssl_jax.theory.item import Item, Outcome
-from influence_ssl_jax.theory.items import ITEMS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from influence_ssl_jax.theory import background, empirical_fisher
+from influence_ssl_jax.theory import background, gauss_newton
 from tests.theory.cases import compiled, decades, generators
 
 background = compiled(background)
@@ -46,5 +46,5 @@ def test_rank_of_the_empirical_fisher(generator, outputs, inputs, examples):
     weight, deltas = generator.normal(size=(outputs, inputs)), generator.normal(size=(examples, inputs))
     rows = np.stack([np.outer(weight @ delta, delta).ravel() for delta in deltas])
     expected = np.linalg.matrix_rank(rows, tol=1e-9 * np.linalg.norm(rows, 2))
-    assert empirical_fisher.rank(examples, inputs, min(outputs, inputs)) == expected
-    assert empirical_fisher.total_influence(examples, int(expected)) == examples * expected
+    assert gauss_newton.rank(examples, inputs, min(outputs, inputs)) == expected
+    assert gauss_newton.total_influence(examples, int(expected)) == examples * expected

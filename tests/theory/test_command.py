@@ -12,8 +12,8 @@ from influence_ssl_jax.cli import main
 from influence_ssl_jax.cli.theory import Theory, theory
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.theory import document, verdict
+from influence_ssl_jax.theory.families import ITEMS
 from influence_ssl_jax.theory.item import AtMost
-from influence_ssl_jax.theory.items import ITEMS
 
 
 def printed(command):

@@ -10,8 +10,8 @@ import pytest
 
 from influence_ssl_jax.theory import document, linear, oracle, typeset
 from influence_ssl_jax.theory.draw import Draw, pool
+from influence_ssl_jax.theory.families import FAMILIES, ITEMS
 from influence_ssl_jax.theory.item import AtLeast, AtMost, Check, CounterExample, Item
-from influence_ssl_jax.theory.items import FAMILIES, ITEMS
 
 
 @pytest.mark.slow

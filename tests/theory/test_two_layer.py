@@ -57,7 +57,7 @@ def test_gauss_newton_score_is_the_dense_solve(generator, sizes, eps, damping):
     residual = root * second @ first @ delta
     expected = quadratic(jacobian.T @ jacobian, jacobian.T @ residual, damping)
     arrays = jnp.asarray(first), jnp.asarray(second), jnp.asarray(delta), eps
-    np.testing.assert_allclose(two_layer.alignment_influence(*arrays, damping), expected, rtol=1e-8)
+    np.testing.assert_allclose(gauss_newton.two_layer_influence(*arrays, damping), expected, rtol=1e-8)
     limit = gauss_newton.influence_limit(jnp.asarray(residual), jnp.asarray(jacobian))
     np.testing.assert_allclose(limit, residual @ residual, rtol=1e-9)
 
