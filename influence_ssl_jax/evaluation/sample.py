@@ -14,7 +14,7 @@ from influence_ssl_jax.data.loader import LoadedBatch, batches
 from influence_ssl_jax.data.source import OpenSource, Skipped
 from influence_ssl_jax.data.transform import ToInput
 from influence_ssl_jax.errors import CurvatureError, InfluenceError
-from influence_ssl_jax.evaluation.certificate import Audit, Certified, certify, shared_subspace
+from influence_ssl_jax.evaluation.certificate import Audit, Certified, certify, shared_by_all
 from influence_ssl_jax.ihvp.backend import Damping, whole
 from influence_ssl_jax.ihvp.cg import CG, spectrum_by_products
 from influence_ssl_jax.problem import Objective, Problem
@@ -79,7 +79,7 @@ def certified(
     """
     measurement = problem.objective if measurement is None else measurement
     run = jax.jit(certify, static_argnums=(1, 5, 6))
-    shared = shared_subspace(problem, settings)
+    shared = shared_by_all(problem, settings)
     key, noise = scoring.key, randomness.root(settings.seed, Stream.ROUNDING)
     size = min(settings.batch_size, max(1, len(indices)))
     for loaded in batches(source, transform, size, key, indices):

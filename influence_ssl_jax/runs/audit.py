@@ -138,11 +138,12 @@ def _announce(
         progress(Note(f"{recomputed} certificates were damaged; they are computed again."))
     if resumed:
         progress(Note(f"Going on: {resumed} of {size} images are certified."))
-    draws, images = made.scoring.draws, problem.batches.index.size
-    text = (
-        f"{size - resumed} images, {draws} draws each, at most {settings.audit.steps} products with C over {images:,} "
-        f"images and {trees.size(problem.params):,} parameters a draw, in {settings.precision}."
-    )
+    draws, images, parameters = made.scoring.draws, problem.batches.index.size, trees.size(problem.params)
+    if settings.audit.by == "rows":
+        how = f"from the gradients of {images:,} curvature images of {parameters:,} parameters"
+    else:
+        how = f"at most {settings.audit.steps} products with C over {images:,} images and {parameters:,} parameters a draw"
+    text = f"{size - resumed} images, {draws} draws each, {how}, in {settings.precision}."
     progress(Note(text, "detail"))
 
 
