@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from influence_ssl_jax.data.source import OpenSource
 from influence_ssl_jax.data.transform import ToInput
 from influence_ssl_jax.errors import CurvatureError, InfluenceError
 from influence_ssl_jax.ihvp.arnoldi import Arnoldi, ArnoldiState, galerkin_interval, with_measured_residuals
-from influence_ssl_jax.ihvp.backend import Backend, Interval, State
+from influence_ssl_jax.ihvp.backend import Backend, Damping, Interval, State, whole
 from influence_ssl_jax.ihvp.gram import Gram, GramState
 from influence_ssl_jax.ihvp.rounding import gradient_lengths, product_doubt, row_doubt
 from influence_ssl_jax.linalg.quadrature import Bounds, Offset, quadratic_form_bounds
@@ -217,6 +217,17 @@ class RowsOfCurvature(NamedTuple):
     state: GramState
     doubt: Float[Array, ""]
 
+    def damping(self, damping: Damping) -> Float[Array, ""]:
+        """λ in numbers, from the eigenvalues of C.
+
+        Raises:
+            CurvatureError: The curvature is zero or not finite.
+        """
+        return whole(_WOODBURY.resolve(self.state, damping))
+
+
+Shared: TypeAlias = ArnoldiState | RowsOfCurvature | None
+"""What the certificates of all batches share: dominant Ritz pairs of C, its rows, or nothing."""
 
 _WOODBURY = Gram(samples=None, unexplained="materialise")
 
@@ -245,7 +256,7 @@ def certify(
     key: Key[Array, ""],
     scoring: Scoring,
     settings: Audit,
-    shared: ArnoldiState | RowsOfCurvature | None = None,
+    shared: Shared = None,
 ) -> Certified:
     """Bounds of the scores of one batch: from the rows of C, or by Gauss and Gauss–Radau quadrature (`linalg.quadrature`).
 
@@ -289,7 +300,7 @@ def certify(
     )
 
 
-def shared_by_all(problem: Problem, settings: Audit) -> ArnoldiState | RowsOfCurvature | None:
+def shared_by_all(problem: Problem, settings: Audit) -> Shared:
     """Return what the certificates of all batches share: the rows of C, its dominant Ritz pairs, or nothing.
 
     Raises:
