@@ -62,12 +62,9 @@ def contributed(problem: Problem, batch: Batch) -> ExampleGradients:
     The sum of their outer products is the `empirical_fisher` of the batch; for a mean of per-example losses ℓ_i it is
     (1/b) Σ ∇ℓ_i ∇ℓ_iᵀ.
     """
-    objective = problem.objective
-    images = objective.images(batch, jax.tree.leaves(problem.params)[0].dtype)
-    z = embed(objective.network, problem.params, problem.frozen, images)
-    cotangents = jax.grad(lambda z: objective.loss(objective.complete(z, problem.frozen, batch)))(z)
-    scaled = cotangents * z.shape[1] ** 0.5
-    return ExampleGradients(problem.params, problem.frozen, images, scaled, objective.network)
+    images, z = _embedded(problem, batch)
+    cotangents = _contributed_cotangents(problem, batch, z)
+    return ExampleGradients(problem.params, problem.frozen, images, cotangents, problem.objective.network)
 
 
 def sampled(problem: Problem, batch: Batch, samples: int | None) -> ExampleGradients:
@@ -127,15 +124,48 @@ def row_count(problem: Problem, samples: int | None) -> int:
     return number * math.prod(outputs.shape)
 
 
+def draws_of(problem: Problem, samples: int | None) -> int | None:
+    """Return the draws that C is an average over; None where nothing is drawn.
+
+    Args:
+        problem: Whose curvature, no Hessian.
+        samples: Draws of a `ggn` for each example; None for every output.
+    """
+    return {"fisher": problem.samples, "ggn": samples, "empirical_fisher": None}[problem.curvature]
+
+
 def _own_parts(
     problem: Problem, batch: Batch, samples: int | None
 ) -> tuple[Float[Array, "views batch height width channels"], Float[Array, "samples views batch embedding"]]:
     """The images, and the cotangents of their embeddings in every draw."""
+    images, z = _embedded(problem, batch)
+    return images, _drawn_cotangents(problem, batch, samples, z)
+
+
+def _embedded(
+    problem: Problem, batch: Batch
+) -> tuple[Float[Array, "views batch height width channels"], Float[Array, "views batch embedding"]]:
+    """The views of a batch, and their embeddings."""
+    images = problem.objective.images(batch, jax.tree.leaves(problem.params)[0].dtype)
+    return images, embed(problem.objective.network, problem.params, problem.frozen, images)
+
+
+def _drawn_cotangents(
+    problem: Problem, batch: Batch, samples: int | None, z: Float[Array, "views batch embedding"]
+) -> Float[Array, "samples views batch embedding"]:
+    """`(∂y/∂z)ᵀ w` of every draw w of the outputs."""
+    loss = problem.objective.loss
+    y, backward = jax.vjp(lambda z: loss.outputs(problem.objective.complete(z, problem.frozen, batch)), z)
+    return jax.vmap(lambda w: backward(w)[0])(output_samples(loss, y, batch, samples))
+
+
+def _contributed_cotangents(
+    problem: Problem, batch: Batch, z: Float[Array, "views batch embedding"]
+) -> Float[Array, "views batch embedding"]:
+    """`√b · ∂loss/∂z_i` of every example."""
     objective = problem.objective
-    images = objective.images(batch, jax.tree.leaves(problem.params)[0].dtype)
-    z = embed(objective.network, problem.params, problem.frozen, images)
-    y, backward = jax.vjp(lambda z: objective.loss.outputs(objective.complete(z, problem.frozen, batch)), z)
-    return images, jax.vmap(lambda w: backward(w)[0])(output_samples(objective.loss, y, batch, samples))
+    slope = jax.grad(lambda z: objective.loss(objective.complete(z, problem.frozen, batch)))
+    return slope(z) * z.shape[1] ** 0.5
 
 
 def pooled(problem: Problem, batch: Batch, samples: int | None) -> Params:
@@ -148,6 +178,48 @@ def pooled(problem: Problem, batch: Batch, samples: int | None) -> Params:
     objective = problem.objective
     y, backward = jax.vjp(lambda params: objective.outputs(params, problem.frozen, batch), problem.params)
     return jax.lax.map(lambda w: backward(w)[0], output_samples(objective.loss, y, batch, samples))
+
+
+def row_parts(
+    problem: Problem,
+    batch: Batch,
+    samples: int | None,
+    reach: float,
+    directions: int,
+    statistic: Callable[[ExampleGradients], Float[Array, " batch"]],
+) -> Float[Array, "variants samples batch"]:
+    """Measure what the rows of a batch are sums of, and what a change of the embeddings does to them.
+
+    Args:
+        problem: Whose curvature.
+        batch: The examples.
+        samples: Draws for each example; None where nothing is drawn. Not read for an `empirical_fisher`.
+        reach: How far embeddings are moved, over their length.
+        directions: How often, each time in random directions.
+        statistic: Of the gradients of one draw, a number for each example.
+
+    Returns:
+        The statistic of each view's part of a row, view by view, and of the change by each random direction.
+    """
+    images, z = _embedded(problem, batch)
+
+    def cotangents(z: Float[Array, "views batch embedding"]) -> Float[Array, "samples views batch embedding"]:
+        if problem.curvature == "empirical_fisher":
+            return _contributed_cotangents(problem, batch, z)[None]
+        return _drawn_cotangents(problem, batch, samples, z)
+
+    own, views = cotangents(z), z.shape[0]
+    step = reach * jnp.linalg.norm(z, axis=2, keepdims=True) / z.shape[2] ** 0.5
+    keys = jax.random.split(randomness.root(0, Stream.ROUNDING), directions)
+    moved = [cotangents(z + step * randomness.normal(key, z.shape, z.dtype)) - own for key in keys]
+    alone = own[None] * jnp.eye(views, dtype=own.dtype)[:, None, :, None, None]
+    variants = jnp.concatenate([alone, jnp.stack(moved)])
+
+    def of(cotangents: Float[Array, "views batch embedding"]) -> Float[Array, " batch"]:
+        network = problem.objective.network
+        return statistic(ExampleGradients(problem.params, problem.frozen, images, cotangents, network))
+
+    return jax.lax.map(of, variants.reshape(-1, *own.shape[1:])).reshape(*variants.shape[:2], -1)
 
 
 def _drawn(batch: Batch, draws: int) -> Batch:

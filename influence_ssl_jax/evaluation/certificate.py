@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,19 +11,20 @@ import pyarrow as pa
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from influence_ssl_jax import randomness, trees
-from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.curvature.contributions import Measured, measured
 from influence_ssl_jax.curvature.products import flat_products
 from influence_ssl_jax.data.loader import batches
 from influence_ssl_jax.data.source import OpenSource
 from influence_ssl_jax.data.transform import ToInput
 from influence_ssl_jax.errors import CurvatureError, InfluenceError
 from influence_ssl_jax.ihvp.arnoldi import Arnoldi, ArnoldiState, galerkin_interval, with_measured_residuals
-from influence_ssl_jax.ihvp.backend import Backend, Interval, State
-from influence_ssl_jax.ihvp.rounding import gradient_lengths, product_doubt
+from influence_ssl_jax.ihvp.backend import Backend, Damping, Interval, State, whole
+from influence_ssl_jax.ihvp.gram import Gram, GramState
+from influence_ssl_jax.ihvp.rounding import gradient_lengths, product_doubt, row_doubt
 from influence_ssl_jax.linalg.quadrature import Bounds, Offset, quadratic_form_bounds
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.randomness import Stream
-from influence_ssl_jax.scoring.estimands import Estimand
+from influence_ssl_jax.scoring.estimands import Estimand, bounds
 from influence_ssl_jax.scoring.memory import available, memory_of
 from influence_ssl_jax.scoring.scores import Scoring, keyed
 from influence_ssl_jax.types import Batch
@@ -170,6 +171,10 @@ class Audit:
         steps: Stop after so many products with C, however wide the interval then is. Memory: steps + 1 vectors of the
             parameters' size for each example of a batch.
         batch_size: Examples at a time.
+        by: `quadrature` takes products with C, image by image, at any size. `rows` keeps the R gradients whose outer
+            products sum to C, R · P numbers, and solves in their span (Woodbury): some ten gradients for each of them once,
+            and for each image and draw. It takes a `fisher` or `empirical_fisher` of up to some thousand gradients, and in
+            float32 bounds scores at less damping.
         subspace: Rank of a Krylov subspace that is shared by all examples: about twice as many products with C once,
             then fewer steps for each example, because the large eigenvalues are known; 0 for none.
         rounding: Unit roundoffs that C, and the gradient of each view, may be off by beside what is measured
@@ -182,6 +187,7 @@ class Audit:
     width: float = 0.05
     steps: int = 100
     batch_size: int = 4
+    by: Literal["quadrature", "rows"] = "quadrature"
     subspace: int = 0
     rounding: float = 32.0
     probes: int = 16
@@ -189,6 +195,8 @@ class Audit:
 
     def __post_init__(self) -> None:
         """Refuse settings that certify nothing."""
+        if self.by == "rows" and self.subspace:
+            raise ValueError(f"by='rows' needs no Krylov subspace: subspace must be 0, got {self.subspace}.")
         if self.subspace < 0:
             raise ValueError(f"subspace is a rank, 0 for none, got {self.subspace}.")
         for name in ("examples", "steps", "batch_size", "probes"):
@@ -196,6 +204,32 @@ class Audit:
                 raise ValueError(f"An audit takes at least one of {name}, got {name}={getattr(self, name)}.")
         if not self.width >= 0:
             raise ValueError(f"width is a share of the score, 0 or more, got {self.width}.")
+
+
+class RowsOfCurvature(NamedTuple):
+    """`C = AᵀA` by its rows.
+
+    Attributes:
+        state: A, and what solves in its span.
+        doubt: A bound of ‖δA‖ in the Frobenius norm, δA the rounding error of the rows (`ihvp.rounding`).
+    """
+
+    state: GramState
+    doubt: Float[Array, ""]
+
+    def damping(self, damping: Damping) -> Float[Array, ""]:
+        """λ in numbers, from the eigenvalues of C.
+
+        Raises:
+            CurvatureError: The curvature is zero or not finite.
+        """
+        return whole(_WOODBURY.resolve(self.state, damping))
+
+
+Shared: TypeAlias = ArnoldiState | RowsOfCurvature | None
+"""What the certificates of all batches share: dominant Ritz pairs of C, its rows, or nothing."""
+
+_WOODBURY = Gram(samples=None, unexplained="materialise")
 
 
 class Certified(NamedTuple):
@@ -222,9 +256,9 @@ def certify(
     key: Key[Array, ""],
     scoring: Scoring,
     settings: Audit,
-    shared: ArnoldiState | None = None,
+    shared: Shared = None,
 ) -> Certified:
-    """Bounds of the scores of one batch, by Gauss and Gauss–Radau quadrature (`linalg.quadrature`).
+    """Bounds of the scores of one batch: from the rows of C, or by Gauss and Gauss–Radau quadrature (`linalg.quadrature`).
 
     The draws, and what they are averaged into, are those of the score: bounds of `gᵀ(C + λI)⁻¹g` for every draw's
     gradient, for that of the averaged loss, or (`u_statistic`) for both.
@@ -237,7 +271,7 @@ def certify(
         key: For the measurement of rounding.
         scoring: Draws, their noise and the estimand.
         settings: How narrow.
-        shared: The Krylov subspace that is shared, where there is one (`shared_subspace`).
+        shared: What all batches share: the rows of C, a Krylov subspace, or nothing (`shared_by_all`).
 
     Raises:
         CurvatureError: The curvature is a Hessian, of which no eigenvalue is known to be the smallest.
@@ -248,6 +282,8 @@ def certify(
             "or 'empirical_fisher', got curvature='hessian'."
         )
     found = measured(measurement, problem.params, problem.frozen, keyed(batch, scoring), scoring.draws)
+    if isinstance(shared, RowsOfCurvature):
+        return _by_rows(shared, measurement, found, damping, scoring, settings)
     rows = trees.ravel_batch(found.gradients.full()).reshape(scoring.draws, batch.index.shape[0], -1)
     doubt = gradient_lengths(measurement, found.gradients, settings.rounding).doubt.reshape(scoring.draws, -1, 1)
     starts, doubts = (_starts(side, scoring.estimand) for side in (rows, doubt))
@@ -264,12 +300,62 @@ def certify(
     )
 
 
-def shared_subspace(problem: Problem, settings: Audit) -> ArnoldiState | None:
-    """The dominant Ritz pairs of C, from a key of their own; None where the settings ask for none."""
+def shared_by_all(problem: Problem, settings: Audit) -> Shared:
+    """Return what the certificates of all batches share: the rows of C, its dominant Ritz pairs, or nothing.
+
+    Raises:
+        CurvatureError: The curvature is a Hessian, which is no sum of outer products.
+        InfluenceError: It is a sum of too many for `by="rows"`.
+    """
+    key = randomness.root(settings.seed, Stream.SHARED_SUBSPACE)
+    if settings.by == "rows":
+        return jax.jit(_rows, static_argnums=1)(problem, settings, key)
     if not settings.subspace:
         return None
-    backend = _shared(settings)
-    return jax.jit(backend.fit)(problem, randomness.root(settings.seed, Stream.SHARED_SUBSPACE))
+    return jax.jit(_shared(settings).fit)(problem, key)
+
+
+def _rows(problem: Problem, settings: Audit, key: Key[Array, ""]) -> RowsOfCurvature:
+    """A with a bound of its rounding; of a `ggn` every output of every example, so that C is the problem's own."""
+    state = _WOODBURY.fit(problem, key)
+    return RowsOfCurvature(state, row_doubt(problem, _WOODBURY.samples, state.blocks, settings.rounding))
+
+
+def _by_rows(
+    rows: RowsOfCurvature,
+    measurement: Objective,
+    found: Measured,
+    damping: Float[Array, ""],
+    scoring: Scoring,
+    settings: Audit,
+) -> Certified:
+    """Bounds from Woodbury's identity.
+
+    Let Â be the rows as computed, `E = A − Â`, `x̂` the solution with Â. With e ≥ ‖E‖, `‖x̂‖ ≤ s/√λ` and `‖Âx̂‖ ≤ s`, where
+    s² is the form, the form with A differs by at most `s² (2t + 5t²)`, `t = e/√λ`: it is
+    `x̂ᵀΔx̂ − x̂ᵀΔ(C + λI)⁻¹Δx̂` with `Δ = ÂᵀE + EᵀA`, and ‖(C + λI)^{-½}Aᵀ‖ ≤ 1. A gradient that is off by δ adds
+    `2 s ‖δ‖/√λ + ‖δ‖²/λ`.
+    """
+    assessed = _WOODBURY.assess(rows.state, found.gradients, damping)
+    values, rounding = assessed.form.values, assessed.rounding
+    assert rounding is not None
+    root = jnp.sqrt(damping)
+    moved = gradient_lengths(measurement, found.gradients, settings.rounding).doubt.reshape(scoring.draws, -1).T / root
+    relative = rows.doubt / root
+    relative = 2 * relative + 5 * relative**2
+    highest = jnp.einsum("bkk->bk", values + rounding)
+    size = jnp.sqrt(jnp.maximum(highest, 0.0))
+    grown = size * jnp.sqrt(1 + relative)
+
+    def pairs(left: Float[Array, "batch draws"], right: Float[Array, "batch draws"]) -> Array:
+        return left[:, :, None] * right[:, None, :]
+
+    error = rounding + relative * pairs(size, size) + pairs(grown, moved) + pairs(moved, grown) + pairs(moved, moved)
+    low, high = bounds(values, error, scoring.estimand)
+    undefined = found.degenerate | jnp.isnan(low) | jnp.isnan(high)
+    return Certified(
+        jnp.where(undefined, jnp.nan, low), jnp.where(undefined, jnp.nan, high), found.degenerate, jnp.asarray(0)
+    )
 
 
 def _shared(settings: Audit) -> Arnoldi:

@@ -12,7 +12,7 @@ from influence_ssl_jax import randomness, trees
 from influence_ssl_jax.curvature.contributions import measured, row_count
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.errors import CurvatureError, InfluenceError
-from influence_ssl_jax.evaluation.certificate import Audit, certify, shared_subspace
+from influence_ssl_jax.evaluation.certificate import Audit, certify, shared_by_all
 from influence_ssl_jax.evaluation.sample import absolute_damping
 from influence_ssl_jax.ihvp.backend import Damping, whole
 from influence_ssl_jax.ihvp.exact import Exact, ExactState
@@ -236,7 +236,7 @@ def _function_space(given: _Given) -> list[Truth]:
 def _certified(given: _Given) -> list[Truth]:
     problem, measurement, batches, relative, scoring, settings = given
     run = jax.jit(certify, static_argnums=(1, 5, 6))
-    every, shared = [], shared_subspace(problem, settings)
+    every, shared = [], shared_by_all(problem, settings)
     rounding = randomness.root(settings.seed, Stream.ROUNDING)
     for share in relative:
         damping = absolute_damping(problem, Damping(share), settings)

@@ -14,7 +14,7 @@ from influence_ssl_jax.data.loader import LoadedBatch, batches
 from influence_ssl_jax.data.source import OpenSource, Skipped
 from influence_ssl_jax.data.transform import ToInput
 from influence_ssl_jax.errors import CurvatureError, InfluenceError
-from influence_ssl_jax.evaluation.certificate import Audit, Certified, certify, shared_subspace
+from influence_ssl_jax.evaluation.certificate import Audit, Certified, RowsOfCurvature, Shared, certify, shared_by_all
 from influence_ssl_jax.ihvp.backend import Damping, whole
 from influence_ssl_jax.ihvp.cg import CG, spectrum_by_products
 from influence_ssl_jax.problem import Objective, Problem
@@ -34,14 +34,17 @@ def sample(settings: Audit, population: int) -> Int[np.ndarray, " examples"]:
     return randomness.generator(settings.seed, Stream.AUDITED).permutation(population)[: settings.examples]
 
 
-def absolute_damping(problem: Problem, damping: Damping, settings: Audit) -> Float[Array, ""]:
+def absolute_damping(problem: Problem, damping: Damping, settings: Audit, shared: Shared = None) -> Float[Array, ""]:
     """λ as one number for the whole matrix: the certificates' own, and to give every backend as `Damping(absolute=…)`.
 
-    A backend that is block-diagonal takes relative damping block by block, and then has another matrix to invert.
+    A backend that is block-diagonal takes relative damping block by block, and then has another matrix to invert. From
+    the rows of C it is exact; without them the eigenvalues that it takes are estimated by `settings.probes` products.
 
     Raises:
         CurvatureError: The curvature is zero or not finite.
     """
+    if isinstance(shared, RowsOfCurvature):
+        return shared.damping(damping)
     if damping.of_spectrum:
         backend = CG(probes=settings.probes)
         return whole(damping.resolve_by_spectrum(spectrum_by_products(problem, backend.probes, backend.lanczos_steps)))
@@ -66,20 +69,21 @@ def certified(
     scoring: Scoring,
     settings: Audit = Audit(),
     measurement: Objective | None = None,
+    shared: Shared = None,
 ) -> Iterator[Audited]:
     """Certify the examples named by `indices`, a batch at a time, in their order; −1 leaves a row empty.
 
     Columns: `index, id, lower, upper, products, reason`. `reason` is empty where the bounds are as narrow as asked for
     and says otherwise what is the matter; where there is no score, the bounds are NaN. Example by example the draws are
     those of `scores.stream` with the same `scoring`, whose `damping` is not read: the certificate is of `damping`, one
-    number for the whole matrix.
+    number for the whole matrix. `shared` is what `shared_by_all` returned, where it has been called before.
 
     Raises:
         CurvatureError: The curvature is a Hessian.
     """
     measurement = problem.objective if measurement is None else measurement
     run = jax.jit(certify, static_argnums=(1, 5, 6))
-    shared = shared_subspace(problem, settings)
+    shared = shared_by_all(problem, settings) if shared is None else shared
     key, noise = scoring.key, randomness.root(settings.seed, Stream.ROUNDING)
     size = min(settings.batch_size, max(1, len(indices)))
     for loaded in batches(source, transform, size, key, indices):

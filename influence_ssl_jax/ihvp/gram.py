@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature import blocks as cut
-from influence_ssl_jax.curvature.contributions import contributed, pooled, row_count, sampled
+from influence_ssl_jax.curvature.contributions import contributed, draws_of, pooled, row_count, sampled
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.ihvp.backend import Assessed, Backend, Form, Resolved, Spectrum, whole
@@ -383,7 +383,7 @@ def curvature_rows(
     """
     number, dtype = problem.batches.index.shape[0], jax.tree.leaves(problem.params)[0].dtype
     each = row_count(problem, samples) // (number - problem.padding)
-    scale = 1 / math.sqrt((number - problem.padding) * (_draws(problem, samples) or 1))
+    scale = 1 / math.sqrt((number - problem.padding) * (draws_of(problem, samples) or 1))
 
     def step(held: dict[str, Array], item: tuple[Array, Batch]) -> tuple[dict[str, Array], None]:
         place, batch = item
@@ -426,13 +426,8 @@ def batch_gradients(problem: Problem, batch: Batch, samples: int | None) -> Exam
     """The same gradients: of examples, or whole (leaves with a leading axis) where the loss couples examples."""
     if problem.curvature == "empirical_fisher":
         return contributed(problem, batch)
-    draws = _draws(problem, samples)
+    draws = draws_of(problem, samples)
     return (sampled if problem.objective.loss.separable else pooled)(problem, batch, draws)
-
-
-def _draws(problem: Problem, samples: int | None) -> int | None:
-    """Draws that an average is taken over; None where nothing is drawn."""
-    return {"fisher": problem.samples, "ggn": samples, "empirical_fisher": None}[problem.curvature]
 
 
 def _order(problem: Problem, samples: int | None) -> tuple[Int[np.ndarray, " rows"], int]:

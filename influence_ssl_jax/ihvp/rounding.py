@@ -13,6 +13,9 @@ hold if rounding has done no more than this, `u` being the unit roundoff and `k`
 4. What Lanczos' recurrence loses is measured with four normal vectors (`linalg.quadrature`), with a chance of 0.5 % to
    miss an error of rank one.
 
+5. A row of A (`C = AᵀA`, where certificates are made from rows) is a gradient of that kind, or a sum of them over a batch
+   where the loss couples examples: assumptions 1 and 2 hold of every part.
+
 These are measurements and assumptions, no theorem about floating point: an error that stays in the same direction in all of
 them (a constant that is stored wrongly, a compiler that reorders all products alike) is not seen. `audit --precision
 float64` makes all of them smaller by nine digits.
@@ -25,12 +28,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from influence_ssl_jax import randomness, trees
+from influence_ssl_jax.curvature import blocks as cut
+from influence_ssl_jax.curvature.accumulate import mean_over_batches
+from influence_ssl_jax.curvature.contributions import draws_of, row_parts
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.linalg.krylov import Rows, largest_eigenvalue
 from influence_ssl_jax.losses.alignment import Measurement
 from influence_ssl_jax.losses.loss import Embeddings
-from influence_ssl_jax.problem import Objective
+from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.randomness import Stream
+from influence_ssl_jax.types import Batch
 
 _POWER_STEPS, _DIRECTIONS = 8, 2
 
@@ -84,6 +91,34 @@ def gradient_lengths(measurement: Objective, gradients: ExampleGradients, roundi
     found = jax.lax.map(lengths, (jnp.swapaxes(images, 0, 1), jnp.moveaxis(variants, 2, 0))).T
     apart, turned = jnp.sum(found[1 : 1 + views], axis=0), jnp.max(found[1 + views :], axis=0)
     return Lengths(found[0], unit * apart + 2 * turned)
+
+
+def row_doubt(problem: Problem, samples: int | None, blocks: cut.Blocks, rounding: float = 32.0) -> Float[Array, ""]:
+    """Bound ‖δA‖ in the Frobenius norm, `C = AᵀA`, by assumption 5 of this module.
+
+    Costs the norms of a gradient for each view and for each of two directions, over the whole curvature set.
+
+    Args:
+        problem: Whose curvature, no Hessian.
+        samples: Draws of a `ggn` for each example; None for every output.
+        blocks: The layers.
+        rounding: k.
+    """
+    unit = rounding * float(jnp.finfo(jax.tree.leaves(problem.params)[0].dtype).eps)
+    draws, views = draws_of(problem, samples), problem.objective.loss.views
+
+    def of_batch(batch: Batch) -> Float[Array, ""]:
+        found = row_parts(problem, batch, draws, unit, _DIRECTIONS, lambda part: jnp.sqrt(part.squared_norms(blocks)))
+        doubt = unit * jnp.sum(found[:views], axis=0) + 2 * jnp.max(found[views:], axis=0)
+        together = jnp.sum(doubt, axis=1) if _added_up(problem) else doubt
+        return jnp.sum(together**2) / (draws or 1)
+
+    return jnp.sqrt(mean_over_batches(problem, of_batch))
+
+
+def _added_up(problem: Problem) -> bool:
+    """Whether a row is a sum over the examples of a batch."""
+    return problem.curvature != "empirical_fisher" and not problem.objective.loss.separable
 
 
 def product_doubt(

@@ -21,7 +21,7 @@ from influence_ssl_jax.data.source import OpenSource, Source
 from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.evaluation.calibration import Calibration, Deviation, deviation
-from influence_ssl_jax.evaluation.certificate import galerkin
+from influence_ssl_jax.evaluation.certificate import Audit, Shared, galerkin, shared_by_all
 from influence_ssl_jax.evaluation.sample import Audited, absolute_damping, certified, relative_width, sample
 from influence_ssl_jax.ihvp import Arnoldi
 from influence_ssl_jax.problem import Problem
@@ -84,14 +84,15 @@ def bounds(settings: AuditRun, scored: ScoredRun, made: ScoreRun, prepared: Prep
         averaged, used = curvature_of(made, prepared)
         refuse_rescored(scored, prepared.source, np.array(sorted(used), np.int64), used)
         problem = _in_precision(averaged, settings.precision)
-        damping = _damping(scored.record["damping"]["resolved"], problem, made, settings)
+        shared = _shared(problem, settings.audit, resumed < len(chosen), progress)
+        damping = _damping(scored.record["damping"]["resolved"], problem, made, settings, shared)
         if resumed < len(chosen):
             _announce(settings, problem, made, len(chosen), resumed, recomputed, progress)
             todo = _in_place(chosen, there, settings.audit.batch_size)
             given = (problem, prepared.source, prepared.transform, todo, damping, made.scoring)
             with watched(progress, log, "certifying", Pace(len(chosen), resumed)) as watch:
                 log.beat("certifying", total=len(chosen), done=resumed)
-                for part in certified(*given, settings.audit, prepared.measurement):
+                for part in certified(*given, settings.audit, prepared.measurement, shared):
                     _keep(part, manifest, log, watch)
         log.event("finished", sample=len(chosen), resumed=resumed, recomputed=recomputed)
         return Bounds(_collected(manifest, chosen), float(damping), resumed, recomputed)
@@ -138,11 +139,12 @@ def _announce(
         progress(Note(f"{recomputed} certificates were damaged; they are computed again."))
     if resumed:
         progress(Note(f"Going on: {resumed} of {size} images are certified."))
-    draws, images = made.scoring.draws, problem.batches.index.size
-    text = (
-        f"{size - resumed} images, {draws} draws each, at most {settings.audit.steps} products with C over {images:,} "
-        f"images and {trees.size(problem.params):,} parameters a draw, in {settings.precision}."
-    )
+    draws, images, parameters = made.scoring.draws, problem.batches.index.size, trees.size(problem.params)
+    if settings.audit.by == "rows":
+        how = f"from the gradients of {images:,} curvature images of {parameters:,} parameters"
+    else:
+        how = f"at most {settings.audit.steps} products with C over {images:,} images and {parameters:,} parameters a draw"
+    text = f"{size - resumed} images, {draws} draws each, {how}, in {settings.precision}."
     progress(Note(text, "detail"))
 
 
@@ -196,10 +198,22 @@ def _in_precision(problem: Problem, precision: str) -> Problem:
     return dataclasses.replace(problem, params=params, frozen=frozen)
 
 
-def _damping(resolved: Plain, problem: Problem, made: ScoreRun, settings: AuditRun) -> Float[Array, ""]:
+def _shared(problem: Problem, settings: Audit, certifies: bool, progress: Progress) -> Shared:
+    """What the certificates share, if there are any to make; rows of C give λ too."""
+    if settings.by == "rows":
+        name = "gradients of the curvature set"
+    elif certifies and settings.subspace:
+        name = "a subspace for all images"
+    else:
+        return None
+    with stage(progress, name):
+        return jax.block_until_ready(shared_by_all(problem, settings))
+
+
+def _damping(resolved: Plain, problem: Problem, made: ScoreRun, settings: AuditRun, shared: Shared) -> Float[Array, ""]:
     """The backend's own λ where that is one number; else, from the mean eigenvalue of the whole matrix."""
     if isinstance(resolved, dict):
-        return absolute_damping(problem, made.scoring.damping, settings.audit)
+        return absolute_damping(problem, made.scoring.damping, settings.audit, shared)
     return jnp.asarray(resolved, jax.tree.leaves(problem.params)[0].dtype)
 
 

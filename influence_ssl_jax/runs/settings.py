@@ -228,9 +228,12 @@ class AuditRun:
 
     influence-ssl audit runs/simclr/scores --examples 50 --width 0.02 --calibration.level 0.95
 
+    influence-ssl audit runs/simclr/scores --by rows
+
     What it costs: up to --steps products with C for each image and draw, a product being some two gradients of the whole
     curvature set. Certificates get narrow in fewer steps with more damping; with little (λ below about 1e-5 of the
-    largest eigenvalue) float32 leaves no bound, and audit.parquet says so: take --precision float64 then.
+    largest eigenvalue) float32 leaves no bound, and audit.parquet says so: take --precision float64 then. Where C is a
+    `fisher` or an `empirical_fisher` of few images, --by rows is far cheaper, and bounds scores in float32 at less damping.
 
     Attributes:
         folder: A finished folder of scores.

@@ -9,12 +9,17 @@ import numpy as np
 import pytest
 
 from influence_ssl_jax import randomness, trees
+from influence_ssl_jax.augment.transform import Views
 from influence_ssl_jax.data import Arrays, ToInput
-from influence_ssl_jax.errors import CurvatureError
-from influence_ssl_jax.evaluation.certificate import Audit, _combined, _starts
+from influence_ssl_jax.data.loader import batches
+from influence_ssl_jax.errors import CurvatureError, InfluenceError
+from influence_ssl_jax.evaluation.certificate import Audit, _combined, _rows, _starts, certify
 from influence_ssl_jax.evaluation.sample import absolute_damping, audit, certified, relative_width, sample
 from influence_ssl_jax.ihvp import Damping
-from influence_ssl_jax.losses import CosineDistance
+from influence_ssl_jax.ihvp.bases import discover_blocks
+from influence_ssl_jax.ihvp.gram import curvature_rows
+from influence_ssl_jax.ihvp.rounding import row_doubt
+from influence_ssl_jax.losses import CosineDistance, SimCLR
 from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.scoring.scores import Scoring
 from influence_ssl_jax.types import Batch
@@ -58,9 +63,10 @@ def gradients():
     return np.stack([[alone(image, jnp.asarray(i), draw) for i, image in enumerate(images)] for draw in range(2)])
 
 
-def exact_scores(damping, estimand="mean_of_scores"):
+def exact_scores(damping, estimand="mean_of_scores", exact=None):
     """The formula of each estimand over two draws, with the dense matrix."""
-    damped = matrix() + float(damping) * np.eye(len(matrix()))
+    exact = matrix() if exact is None else exact
+    damped = exact + float(damping) * np.eye(len(exact))
 
     def form(g):
         return np.sum(g * np.linalg.solve(damped, g.T).T, axis=1)
@@ -134,6 +140,95 @@ def test_float32_certificates_hold_the_float64_score(relative):
         assert (upper / lower < 1.1).all()
 
 
+CURVATURES = {
+    "fisher": lambda: the_problem("fisher"),
+    "every output": the_problem,
+    "batch-coupled": lambda: problems.problem(SimCLR(), "fisher", module=problems.Linear(), image=IMAGE, channels=3),
+}
+
+
+def by_rows(problem, estimand, damping, **changes):
+    """Bounds of three images, and their exact scores by the dense matrix."""
+    settings = dataclasses.replace(SETTINGS, by="rows", **changes)
+    scoring, measurement = dataclasses.replace(SCORING, estimand=estimand), the_problem().objective
+    given = problem, source(), TRANSFORM, np.arange(3), damping, scoring, settings, measurement
+    return next(certified(*given)).table
+
+
+@pytest.mark.parametrize(
+    ("kind", "estimand", "dtype", "width"),
+    [
+        ("every output", "u_statistic", jnp.float64, 1e-9),
+        ("batch-coupled", "score_of_mean", jnp.float64, 1e-9),
+        ("fisher", "mean_of_scores", jnp.float32, 0.01),
+    ],
+)
+def test_rows_of_the_curvature_give_narrow_bounds_of_the_dense_score(kind, estimand, dtype, width):
+    problem = CURVATURES[kind]()
+    exact = np.asarray(dense(problem))
+    value = jnp.asarray(0.1 * np.trace(exact) / len(exact), dtype)
+    want = exact_scores(value, estimand, exact)[:3]
+    given = dataclasses.replace(problem, params=trees.astype(problem.params, dtype))
+    lower, upper = sides(by_rows(given, estimand, value))
+    assert (lower <= want).all()
+    assert (want <= upper).all()
+    assert (upper - lower <= width * np.abs(want)).all()
+
+
+@jax.jit
+def matrix_rows(problem):
+    """A, spans of parameters side by side."""
+    rows = curvature_rows(problem, None, discover_blocks(problem, "error"))
+    return jnp.concatenate([jnp.moveaxis(part, 1, 0).reshape(part.shape[1], -1) for part in rows.values()], axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Near(Views):
+    """An image and itself moved by few multiples of 2⁻¹⁶, which float32 holds exactly."""
+
+    step: float = 2.0**-14
+
+    def __call__(self, key, image):
+        image, noise = jnp.round(256 * image) / 256, jnp.round(4 * problems.hashed_noise(key, image.size)) / 4
+        return jnp.stack([image, image + self.step * noise.reshape(image.shape).astype(image.dtype)])
+
+
+def test_the_doubt_of_rows_holds_what_float32_has_lost():
+    """A row of two views that nearly agree is a difference of two parts: relative to its length it has lost much."""
+    problem = the_problem("empirical_fisher")
+    problem = dataclasses.replace(problem, objective=dataclasses.replace(problem.objective, views=Near()))
+    single = dataclasses.replace(problem, params=trees.astype(problem.params, jnp.float32))
+    exact, rounded = matrix_rows(problem), matrix_rows(single)
+    doubt = jax.jit(lambda problem: row_doubt(problem, None, discover_blocks(problem, "error")))(single)
+    lost, length = np.linalg.norm(exact - rounded), np.linalg.norm(exact)
+    assert 1e-4 * length < lost <= doubt <= 0.1 * length
+
+
+def test_bounds_from_rows_allow_for_rows_that_are_off():
+    """Rows of a slightly other curvature set, with the distance between both as their doubt."""
+    problem, settings = the_problem(), dataclasses.replace(SETTINGS, by="rows")
+    other = dataclasses.replace(problem.batches, image=problem.batches.image + 1e-3)
+    rows = jax.jit(_rows, static_argnums=1)(dataclasses.replace(problem, batches=other), settings, jax.random.key(0))
+    off = jnp.linalg.norm(matrix_rows(problem) - matrix_rows(dataclasses.replace(problem, batches=other)))
+    batch = next(batches(source(), TRANSFORM, 3, SCORING.key, np.arange(3))).batch
+    value = jnp.asarray(0.1 * np.trace(matrix()) / len(matrix()))
+    want = exact_scores(value)[:3]
+    run = jax.jit(certify, static_argnums=(1, 5, 6))
+    known, unknown = (
+        run(problem, problem.objective, batch, value, jax.random.key(0), SCORING, settings, rows._replace(doubt=doubt))
+        for doubt in (off, 0 * off)
+    )
+    assert (known.lower <= want).all()
+    assert (want <= known.upper).all()
+    assert ((unknown.upper < want) | (want < unknown.lower)).all()
+
+
+def test_rows_of_a_curvature_with_too_many_are_refused_by_number():
+    many = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * 200), the_problem("fisher").batches)
+    with pytest.raises(InfluenceError, match="outer products, over Gram's limit"):
+        by_rows(dataclasses.replace(the_problem("fisher"), batches=many), "mean_of_scores", jnp.asarray(1.0))
+
+
 def test_damping_is_resolved_on_the_whole_matrix():
     settings = dataclasses.replace(SETTINGS, probes=1000)
     found = absolute_damping(the_problem(), Damping(0.1), settings)
@@ -192,3 +287,5 @@ def test_settings_that_certify_nothing_are_refused():
         Audit(steps=0)
     with pytest.raises(ValueError, match="width is a share"):
         Audit(width=float("nan"))
+    with pytest.raises(ValueError, match="needs no Krylov subspace"):
+        Audit(by="rows", subspace=4)
