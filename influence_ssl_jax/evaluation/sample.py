@@ -29,9 +29,18 @@ class Audited(NamedTuple):
     skipped: tuple[Skipped, ...]
 
 
-def sample(settings: Audit, population: int) -> Int[np.ndarray, " examples"]:
-    """Which examples are audited: drawn without replacement, in the order drawn, so that more begin with fewer."""
-    return randomness.generator(settings.seed, Stream.AUDITED).permutation(population)[: settings.examples]
+def sample(
+    settings: Audit, population: int, aside: Int[np.ndarray, " others"] = np.zeros(0, np.int64)
+) -> Int[np.ndarray, " examples"]:
+    """Which examples are audited: drawn without replacement, in the order drawn, so that more begin with fewer.
+
+    Args:
+        settings: How many.
+        population: How many there are.
+        aside: Examples that are not drawn.
+    """
+    drawn = randomness.generator(settings.seed, Stream.AUDITED).permutation(population)
+    return drawn[~np.isin(drawn, aside)][: settings.examples]
 
 
 def absolute_damping(problem: Problem, damping: Damping, settings: Audit) -> Float[Array, ""]:
@@ -71,8 +80,8 @@ def certified(
 
     Columns: `index, id, lower, upper, products, reason`. `reason` is empty where the bounds are as narrow as asked for
     and says otherwise what is the matter; where there is no score, the bounds are NaN. Example by example the draws are
-    those of `scores.stream` with the same `scoring`, whose `damping` is not read: the certificate is of `damping`, one
-    number for the whole matrix.
+    those of `scores.stream` with the same `scoring`, whose `damping` and `leave_own_out` are not read: the certificate is
+    of `damping`, one number for the whole matrix, and of the whole curvature set.
 
     Raises:
         CurvatureError: The curvature is a Hessian.

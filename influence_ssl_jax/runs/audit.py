@@ -35,7 +35,7 @@ from influence_ssl_jax.runs.score import Prepared, curvature_of, identity, prepa
 from influence_ssl_jax.runs.settings import AuditRun, ScoreRun
 from influence_ssl_jax.scoring.fitting import fitted
 from influence_ssl_jax.scoring.stream import UNRESOLVED
-from influence_ssl_jax.scoring.table import skipped_table
+from influence_ssl_jax.scoring.table import IN_CURVATURE_SET, skipped_table
 from influence_ssl_jax.store import CONTENT, SCORES, file_digest, write_sealed
 from influence_ssl_jax.store.files import lock, write_atomically
 from influence_ssl_jax.store.identity import claim
@@ -74,7 +74,12 @@ def bounds(settings: AuditRun, scored: ScoredRun, made: ScoreRun, prepared: Prep
     with RunLog(folder) as log, wide:
         owner = claim(folder, _identity(settings, scored))
         manifest = Manifest.load(folder / "parts", fingerprint(owner))
-        chosen = sample(settings.audit, len(prepared.source))
+        chosen = sample(settings.audit, len(prepared.source), scored.table["index"].to_numpy()[own_left_out(scored)])
+        if not len(chosen):
+            raise InfluenceError(
+                "Every image is in the curvature set and was scored without its own contribution (leave_own_out): each has "
+                "a matrix of its own, and an audit certifies one for all. Take fewer --curvature.examples than images."
+            )
         listed = int(np.isin(chosen, manifest.indices()).sum())
         manifest.check(np.zeros(len(prepared.source), bool))
         there = np.isin(chosen, manifest.indices())
@@ -301,9 +306,16 @@ def judged(scored: ScoredRun, table: pa.Table, calibration: Calibration) -> dict
 
 
 def resolved_scores(scored: ScoredRun) -> np.ndarray:
-    """The scores of a run, NaN where they are rounding noise: no calibration can learn from those."""
+    """The scores of a run, NaN where they are rounding noise or of another matrix: no calibration can learn from those."""
     reasons = np.array([reason or "" for reason in scored.table["reason"].to_pylist()])
-    return np.where(reasons == UNRESOLVED, np.nan, scored.score)
+    return np.where((reasons == UNRESOLVED) | own_left_out(scored), np.nan, scored.score)
+
+
+def own_left_out(scored: ScoredRun) -> np.ndarray:
+    """Which rows have the score of a curvature set without the image itself: a matrix that no other image has."""
+    if not scored.record["configuration"]["scoring"].get("leave_own_out", False):
+        return np.zeros(scored.table.num_rows, bool)
+    return scored.table[IN_CURVATURE_SET].fill_null(False).to_numpy()
 
 
 def counts(found: Bounds) -> dict[str, Plain]:

@@ -207,6 +207,14 @@ class CompareRun:
     audit: Audit = dataclasses.field(default_factory=Audit, metadata=INLINE)
     calibration: Calibration = dataclasses.field(default_factory=Calibration)
 
+    def __post_init__(self) -> None:
+        """Refuse a matrix of its own for every image: backends are compared over one."""
+        if self.scoring.leave_own_out:
+            raise ValueError(
+                "A comparison is over one matrix for all images, got leave_own_out=True, which gives every image of the "
+                "curvature set its own; leave it off."
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class AuditRun:
