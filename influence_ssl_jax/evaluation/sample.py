@@ -30,17 +30,17 @@ class Audited(NamedTuple):
 
 
 def sample(
-    settings: Audit, population: int, aside: Int[np.ndarray, " others"] = np.zeros(0, np.int64)
+    settings: Audit, population: int, aside: Int[np.ndarray, " others"] | None = None
 ) -> Int[np.ndarray, " examples"]:
     """Which examples are audited: drawn without replacement, in the order drawn, so that more begin with fewer.
 
     Args:
         settings: How many.
         population: How many there are.
-        aside: Examples that are not drawn.
+        aside: Examples that are not drawn; none where None.
     """
     drawn = randomness.generator(settings.seed, Stream.AUDITED).permutation(population)
-    return drawn[~np.isin(drawn, aside)][: settings.examples]
+    return drawn[~np.isin(drawn, [] if aside is None else aside)][: settings.examples]
 
 
 def absolute_damping(problem: Problem, damping: Damping, settings: Audit) -> Float[Array, ""]:

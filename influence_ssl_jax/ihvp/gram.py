@@ -615,7 +615,7 @@ def _between(
 def _each(
     state: GramState, damping: Float[Array, ""], own: _Own | None, count: int
 ) -> Float[Array, " batch"]:
-    """λ of every example: `(C_{−J} + λI)⁻¹` is `(n − 1)/n (A_{−J}ᵀA_{−J} + λ(n − 1)/n I)⁻¹` where its rows J are left out."""
+    """λ of every example: without rows J, `(C_{−J} + λI)⁻¹ = (n − 1)/n (A_{−J}ᵀA_{−J} + λ(n − 1)/n I)⁻¹`."""
     if own is None:
         return jnp.broadcast_to(damping, count)
     return jnp.where(own.inside, damping * (state.units - 1) / state.units, damping)

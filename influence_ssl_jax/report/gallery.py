@@ -15,6 +15,7 @@ from influence_ssl_jax.data.source import Source, UnreadableExample, content_of
 from influence_ssl_jax.data.transform import UnusableImage
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.report.scored_run import ScoredRun
+from influence_ssl_jax.scoring.table import IN_CURVATURE_SET
 from influence_ssl_jax.store import CONTENT
 
 Images: TypeAlias = Callable[[int], np.ndarray]
@@ -86,6 +87,7 @@ def tiles(run: ScoredRun, rows: Sequence[int], images: Images | None, known: Seq
 
 def _tile(row: dict, known: Sequence[str], images: Images | None) -> Tile:
     planted = row.get("planted") or "none"
+    inside = (("in the curvature set", "in curvature set"),) if row.get(IN_CURVATURE_SET) else ()
     picture, missing = _picture(row["index"], images)
     return Tile(
         picture=picture,
@@ -94,7 +96,7 @@ def _tile(row: dict, known: Sequence[str], images: Images | None) -> Tile:
         index=row["index"],
         score=row["score"],
         planted="" if planted == "none" else str(planted).replace("_", " "),
-        badges=tuple((name, _shortened(name, row[name])) for name in known if row[name] is not None)[:3],
+        badges=(*inside, *((name, _shortened(name, row[name])) for name in known if row[name] is not None))[:3],
     )
 
 

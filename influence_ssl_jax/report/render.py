@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 
 from influence_ssl_jax.configuration import flatten
@@ -19,6 +20,7 @@ from influence_ssl_jax.report.gallery import Images, images_of, tiles
 from influence_ssl_jax.report.recovery import kinds, members, recoveries
 from influence_ssl_jax.report.scored_run import Extent, ScoredRun
 from influence_ssl_jax.report.words import decimal, duration, interval, number, percent
+from influence_ssl_jax.scoring.table import IN_CURVATURE_SET
 from influence_ssl_jax.store.files import write_atomically
 
 SHOWN_PROBLEMS = 60
@@ -84,6 +86,7 @@ def _contents(run: ScoredRun, images: Images | None, why: str, extent: Extent) -
         "tail": min(tail, len(rows)),
         "scored": len(rows),
         "distribution": plots.distribution(run, tail) if len(rows) else None,
+        "inside": _inside(run),
         "uncertainty": plots.uncertainty(run) if len(rows) else None,
         "comparisons": [(comparison, plots.against(run, comparison)) for comparison in comparisons],
         "closest": max(comparisons, key=lambda c: abs(c.spearman.value), default=None),
@@ -123,6 +126,22 @@ def _planted_counts(run: ScoredRun, *ends: int) -> list[dict[str, Any]]:
         at = [(int(is_kind[:k].sum()), int(is_kind[::-1][:k].sum()), min(k, len(rows)) * chance) for k in ends]
         found.append({"kind": kind, "total": int(is_kind.sum()), "ends": at})
     return found
+
+
+def _inside(run: ScoredRun) -> dict[str, Any] | None:
+    """The images of the curvature set beside the others; None where none is marked."""
+    if IN_CURVATURE_SET not in run.table.column_names:
+        return None
+    inside = run.table[IN_CURVATURE_SET].fill_null(False).to_numpy() & np.isfinite(run.score)
+    outside = ~inside & np.isfinite(run.score)
+    if not inside.any():
+        return None
+    return {
+        "count": int(inside.sum()),
+        "left_out": run.record.get("configuration", {}).get("scoring", {}).get("leave_own_out", False),
+        "median": float(np.median(run.score[inside])),
+        "others": float(np.median(run.score[outside])) if outside.any() else math.nan,
+    }
 
 
 def _problems(run: ScoredRun) -> dict[str, Any]:
