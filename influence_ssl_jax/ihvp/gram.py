@@ -309,7 +309,9 @@ class Gram(Backend[GramState]):
         held = np.asarray(problem.batches.index).reshape(-1)
         held = held[held >= 0]
         if len(np.unique(held)) < len(held):
-            raise InfluenceError("leave_own_out takes a curvature set that holds every image once; this one repeats some.")
+            raise InfluenceError(
+                "leave_own_out takes a curvature set that holds every image once; this one repeats some."
+            )
 
     def assess_without_own(
         self, state: GramState, gradients: ExampleGradients, damping: Resolved, index: Int[Array, " batch"]
@@ -332,9 +334,7 @@ class Gram(Backend[GramState]):
             state, gradients, damping, _Own(jnp.any(same, axis=1), state.order.reshape(state.units, -1)[unit])
         )
 
-    def _assess(
-        self, state: GramState, gradients: ExampleGradients, damping: Resolved, own: _Own | None
-    ) -> Assessed:
+    def _assess(self, state: GramState, gradients: ExampleGradients, damping: Resolved, own: _Own | None) -> Assessed:
         """Forms by the way that is accurate enough for all examples of the batch."""
         value = whole(damping)
         fast = self._subtracted(state, self._products(state, gradients, False), value, own)
@@ -612,9 +612,7 @@ def _between(
         return _split(_over_spans(step, start, rows, left, right)[0], left.dtype)
 
 
-def _each(
-    state: GramState, damping: Float[Array, ""], own: _Own | None, count: int
-) -> Float[Array, " batch"]:
+def _each(state: GramState, damping: Float[Array, ""], own: _Own | None, count: int) -> Float[Array, " batch"]:
     """λ of every example: without rows J, `(C_{−J} + λI)⁻¹ = (n − 1)/n (A_{−J}ᵀA_{−J} + λ(n − 1)/n I)⁻¹`."""
     if own is None:
         return jnp.broadcast_to(damping, count)
@@ -711,7 +709,9 @@ def _assessed(state: GramState, judged: _Judged, damping: Float[Array, ""], own:
     return Assessed(Form(values, jnp.zeros(values.shape[0], dtype)), bound, left_out, halves)
 
 
-def _of_storage(state: GramState, judged: _Judged, damping: Float[Array, " batch"]) -> Float[Array, "batch draws draws"]:
+def _of_storage(
+    state: GramState, judged: _Judged, damping: Float[Array, " batch"]
+) -> Float[Array, "batch draws draws"]:
     """A bound of what rounding the rows to bfloat16 changes in the forms.
 
     With Â the rows kept, `A = Â + E`, `x̂ = (ÂᵀÂ + λI)⁻¹g` and `ĉ = Âx̂`, the forms differ by `x̂ᵀΔx̂' − x̂ᵀΔ(C + λI)⁻¹Δx̂'`,

@@ -330,7 +330,9 @@ def test_an_example_of_the_curvature_set_is_scored_by_the_others(curvature, rela
         g = whole.reshape(2, 4, -1)[:, row].astype(np.longdouble)
         want = (g @ solved(matrix + np.longdouble(damping) * np.eye(len(matrix)), g.T)).astype(float)
         size = np.sqrt(np.outer(np.diag(want), np.diag(want)))
-        assert np.all(np.diag(values[row]) > 1.001 * np.diag(np.asarray(ordinary.form.values)[row]))  # it is lower inside
+        assert np.all(
+            np.diag(values[row]) > 1.001 * np.diag(np.asarray(ordinary.form.values)[row])
+        )  # it is lower inside
         assert (np.abs(values[row] - want) <= 1e-9 / relative**0.5 * 1e-1 * size).all()
         assert (rounding[row] <= 1e-6 * size).all()
     assert np.isnan(np.asarray(found.left_out)[:, [0, 2, 3]]).all()

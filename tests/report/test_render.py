@@ -170,7 +170,9 @@ def test_scores_that_are_all_equal_or_all_missing_have_a_page(tmp_path):
         assert ("No image has a finite score." in page.text) == (name == "missing")
 
 
-@pytest.mark.parametrize(("left_out", "said"), [(False, "pulls their scores down"), (True, "scored by the curvature of the other")])
+@pytest.mark.parametrize(
+    ("left_out", "said"), [(False, "pulls their scores down"), (True, "by the curvature of the other")]
+)
 def test_images_of_the_curvature_set_are_told(tmp_path, left_out, said):
     with ScoreStore.open(tmp_path, {}, 4) as store:
         store.append(pa.table({"index": np.arange(4), "id": list("abcd"), "score": [1.0, 2.0, 3.0, 4.0]}))
