@@ -112,13 +112,13 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "CG's mean eigenvalue is three times too large",
-        "mean = mean_eigenvalue(problem, mean_key, self.probes)\n        smallest",
-        "mean = 3 * mean_eigenvalue(problem, mean_key, self.probes)\n        smallest",
+        "mean, error = mean_eigenvalue(problem, mean_key, self.probes)\n        smallest",
+        "mean, error = mean_eigenvalue(problem, mean_key, self.probes)\n        mean = 3 * mean\n        smallest",
     ),
     (
         "LiSSA's mean eigenvalue is three times too large",
-        "mean = mean_eigenvalue(problem, mean_key, self.probes)\n        if",
-        "mean = 3 * mean_eigenvalue(problem, mean_key, self.probes)\n        if",
+        "mean, error = mean_eigenvalue(problem, mean_key, self.probes)\n        if",
+        "mean, error = mean_eigenvalue(problem, mean_key, self.probes)\n        mean = 3 * mean\n        if",
     ),
     (
         "CG's form lacks its residual correction",

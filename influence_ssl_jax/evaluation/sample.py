@@ -55,7 +55,7 @@ def absolute_damping(problem: Problem, damping: Damping, settings: Audit) -> Flo
         backend = CG(probes=settings.probes)
         return whole(damping.resolve_by_spectrum(spectrum_by_products(problem, backend.probes, backend.lanczos_steps)))
     key = randomness.root(settings.seed, Stream.MEAN_EIGENVALUE)
-    mean = jax.jit(mean_eigenvalue, static_argnums=2)(problem, key, settings.probes)
+    mean = jax.jit(mean_eigenvalue, static_argnums=2)(problem, key, settings.probes).value
     resolved = damping.resolve(mean)
     assert not isinstance(resolved, dict)
     if not 0 < float(resolved) < np.inf:

@@ -242,6 +242,13 @@ class Backend(abc.ABC, Generic[State]):
     def mean_eigenvalue(self, state: State) -> Resolved:
         """tr(C)/P of the whole matrix, or of each block."""
 
+    def mean_error(self, state: State) -> Float[Array, ""] | None:
+        """The relative standard error that random probes leave in `mean_eigenvalue`, and so in relative damping.
+
+        None where the backend knows the trace of the matrix that it fitted, or does not say.
+        """
+        del state
+
     @abc.abstractmethod
     def smallest_eigenvalue(self, state: State) -> Float[Array, ""]:
         """An estimate of the smallest eigenvalue of C; zero where C is positive semi-definite by construction."""

@@ -87,6 +87,7 @@ def _contents(run: ScoredRun, images: Images | None, why: str, extent: Extent) -
         "scored": len(rows),
         "distribution": plots.distribution(run, tail) if len(rows) else None,
         "inside": _inside(run),
+        "searched": _searched(run),
         "uncertainty": plots.uncertainty(run) if len(rows) else None,
         "comparisons": [(comparison, plots.against(run, comparison)) for comparison in comparisons],
         "closest": max(comparisons, key=lambda c: abs(c.spearman.value), default=None),
@@ -142,6 +143,12 @@ def _inside(run: ScoredRun) -> dict[str, Any] | None:
         "median": float(np.median(run.score[inside])),
         "others": float(np.median(run.score[outside])) if outside.any() else math.nan,
     }
+
+
+def _searched(run: ScoredRun) -> dict[str, int] | None:
+    """Among how many images nearest neighbours were searched; None where it was among all."""
+    found = run.record.get("nearest_neighbours") or {}
+    return found if found.get("reference", 0) < found.get("images", 0) else None
 
 
 def _problems(run: ScoredRun) -> dict[str, Any]:

@@ -313,7 +313,7 @@ def resolved_scores(scored: ScoredRun) -> np.ndarray:
 
 def own_left_out(scored: ScoredRun) -> np.ndarray:
     """Which rows have the score of a curvature set without the image itself: a matrix that no other image has."""
-    if not scored.record["configuration"]["scoring"].get("leave_own_out", False):
+    if not scored.record.get("configuration", {}).get("scoring", {}).get("leave_own_out", False):
         return np.zeros(scored.table.num_rows, bool)
     return scored.table[IN_CURVATURE_SET].fill_null(False).to_numpy()
 

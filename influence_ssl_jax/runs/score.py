@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 from jax.sharding import Mesh
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from influence_ssl_jax import provenance
 from influence_ssl_jax.configuration import Plain, describe, fingerprint, restore
@@ -59,7 +59,7 @@ from influence_ssl_jax.runs.images import (
 from influence_ssl_jax.runs.settings import CompareRun, Parts, ScoreRun, describe_without
 from influence_ssl_jax.scoring.fitting import SplitProblem, fitted, shapes
 from influence_ssl_jax.scoring.memory import check_fit
-from influence_ssl_jax.scoring.neighbours import streamed_knn_distance
+from influence_ssl_jax.scoring.neighbours import reference_size, streamed_knn_distance
 from influence_ssl_jax.scoring.scores import Scorer
 from influence_ssl_jax.scoring.stream import Scored, embedding_matrix, stream
 from influence_ssl_jax.scoring.table import EMBEDDING, IN_CURVATURE_SET, ORDER
@@ -352,19 +352,39 @@ def finish(
             settings.scoring.neighbours,
             settings.scoring.seed,
         )
+    searched = searched_among(distance, settings.scoring.neighbours)
+    if searched["reference"] < searched["images"]:
+        progress(
+            Note(
+                f"knn_distance is the distance to the nearest of {searched['reference']:,} random images, not of all "
+                f"{searched['images']:,}: it comes out larger, and few duplicates are found by it.",
+                "caution",
+            )
+        )
     attributes, changes = distinguished(given.source)
     for old, new in changes.items():
         progress(Note(f"the attribute {old!r} is in the table as {new!r}", "caution"))
     log.beat("writing the table")
     scored = np.concatenate([table["index"].to_numpy() for table in store.windows([])])
     further = {"knn_distance": distance, IN_CURVATURE_SET: np.isin(scored, inside)}
-    found = {**recorded, **curvature_set_agreement(store), "renamed_attributes": changes}
+    found = {
+        **recorded,
+        **curvature_set_agreement(store),
+        "nearest_neighbours": searched,
+        "renamed_attributes": changes,
+    }
     table = store.finish(attributes, further, found)
     counts = read_sealed(settings.out / RUN)["counts"]
     log.event("finished", **counts, seconds_waiting_for=recorded["seconds_waiting_for"])
     said = ", ".join(f"{count} {name}" for name, count in counts.items() if name != "size")
     progress(Note(f"{counts['size']} images: {said}."))
     progress(Written("Scores", table))
+
+
+def searched_among(distance: Float[np.ndarray, " scored"], neighbours: int) -> dict[str, int]:
+    """Of how many images the nearest neighbours were searched, and among how many of them."""
+    usable = int(np.isfinite(distance).sum())
+    return {"images": usable, "reference": reference_size(usable, neighbours), "neighbours": neighbours}
 
 
 def curvature_set_agreement(store: ScoreStore) -> dict[str, Plain]:
@@ -549,10 +569,19 @@ def facts(settings: ScoreRun, given: Prepared, scorer: Scorer) -> dict[str, Plai
         "command": provenance.command(),
         "seeds": {"seed": settings.scoring.seed},
         "batch_size": scorer.batch_size,
-        "damping": {**dataclasses.asdict(settings.scoring.damping), "resolved": resolved(scorer.damping)},
+        "damping": {**dataclasses.asdict(settings.scoring.damping), **resolved_damping(scorer)},
         "device": provenance.device(),
         "versions": provenance.versions(),
     }
+
+
+def resolved_damping(scorer: Scorer) -> dict[str, Plain]:
+    """λ in numbers, and its relative standard error where it follows from random probes."""
+    damping, found = scorer.settings.damping, {"resolved": resolved(scorer.damping)}
+    error = scorer.backend.mean_error(scorer.state)
+    if damping.absolute is not None or damping.of_spectrum or error is None:
+        return found
+    return {**found, "relative_standard_error": float(error)}
 
 
 def resolved(damping: Resolved) -> Plain:

@@ -25,7 +25,7 @@ def test_a_form_has_the_true_residual_of_its_solution_in_it(monkeypatch):
         return Solutions(solutions, right - products(solutions), jnp.zeros((), int))
 
     monkeypatch.setattr(cg, "block_cg", poor)
-    state = cg.CGState(problem, jnp.zeros(()), jnp.zeros(()), None)
+    state = cg.CGState(problem, jnp.zeros(()), jnp.zeros(()), jnp.zeros(()), None)
     single = dataclasses.replace(gradients, draws=1)
     form = jax.jit(cg.CG().draw_gram)(state, single, jnp.asarray(damping))
     solved = rows @ inverse

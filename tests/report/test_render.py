@@ -176,9 +176,12 @@ def test_scores_that_are_all_equal_or_all_missing_have_a_page(tmp_path):
 def test_images_of_the_curvature_set_are_told(tmp_path, left_out, said):
     with ScoreStore.open(tmp_path, {}, 4) as store:
         store.append(pa.table({"index": np.arange(4), "id": list("abcd"), "score": [1.0, 2.0, 3.0, 4.0]}))
-        facts = {"configuration": {"scoring": {"leave_own_out": left_out}}}
-        store.finish(None, {"in_curvature_set": np.array([True, False, True, False])}, facts)
+        searched = {"images": 4, "reference": 4 - left_out, "neighbours": 1}
+        facts = {"configuration": {"scoring": {"leave_own_out": left_out}}, "nearest_neighbours": searched}
+        further = {"in_curvature_set": np.array([True, False, True, False]), "knn_distance": np.arange(4.0)}
+        store.finish(None, further, facts)
     page = render(tmp_path).read_text()
+    assert ("kNN distances are to the nearest of 3 random images, not of all 4" in page) == left_out
     assert "2 of the scored images are in the curvature set" in page
     assert said in page
     assert "Median score: 2.00, of the other images 3.00." in page
