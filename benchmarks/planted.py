@@ -515,13 +515,13 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     # report
     (
         "the least influential images are the most influential",
-        '"bottom": tiles(run, rows[::-1][:shown].tolist(), images, telling)',
-        '"bottom": tiles(run, rows[:shown].tolist(), images, telling)',
+        '"bottom": tiles(lowest, images, telling)',
+        '"bottom": tiles(highest, images, telling)',
     ),
     (
         "the most influential images are the least influential",
-        '"top": tiles(run, rows[:shown].tolist(), images, telling)',
-        '"top": tiles(run, rows[::-1][:shown].tolist(), images, telling)',
+        '"top": tiles(highest, images, telling)',
+        '"top": tiles(lowest, images, telling)',
     ),
     (
         "every picture is that of image 0",
