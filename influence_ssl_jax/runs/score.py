@@ -347,10 +347,15 @@ def finish(
     refuse_two_versions(used, store)
     with stage(progress, "nearest neighbours"):
         log.beat("nearest neighbours")
-        distance = streamed_knn_distance(
-            lambda: (embedding_matrix(table["embedding"]) for table in store.windows(["embedding"])),
-            settings.scoring.neighbours,
-            settings.scoring.seed,
+        embedded = store.embedded()
+        distance = nearest(settings, store) if embedded else store.kept_distances()
+    if not embedded and np.isnan(distance).any():
+        progress(
+            Note(
+                f"{int(np.isnan(distance).sum()):,} images have no knn_distance: the embeddings of the others were dropped "
+                "(--parts.embeddings drop). A new folder has all of them.",
+                "caution",
+            )
         )
     searched = searched_among(distance, settings.scoring.neighbours)
     if searched["reference"] < searched["images"]:
@@ -374,11 +379,22 @@ def finish(
         "renamed_attributes": changes,
     }
     table = store.finish(attributes, further, found)
+    if embedded and settings.parts.embeddings == "drop":
+        store.drop_embeddings(distance)
     counts = read_sealed(settings.out / RUN)["counts"]
     log.event("finished", **counts, seconds_waiting_for=recorded["seconds_waiting_for"])
     said = ", ".join(f"{count} {name}" for name, count in counts.items() if name != "size")
     progress(Note(f"{counts['size']} images: {said}."))
     progress(Written("Scores", table))
+
+
+def nearest(settings: ScoreRun, store: ScoreStore) -> Float[np.ndarray, " scored"]:
+    """The distance of every scored image to its nearest neighbours, from the embeddings in the folder."""
+    return streamed_knn_distance(
+        lambda: (embedding_matrix(table[EMBEDDING]) for table in store.windows([EMBEDDING])),
+        settings.scoring.neighbours,
+        settings.scoring.seed,
+    )
 
 
 def searched_among(distance: Float[np.ndarray, " scored"], neighbours: int) -> dict[str, int]:

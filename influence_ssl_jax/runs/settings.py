@@ -94,10 +94,13 @@ class Parts:
     Attributes:
         rows: After so many images,
         seconds: or after so many seconds, whichever comes first; whole batches.
+        embeddings: Whether the embeddings, 4 bytes a number, stay in the folder once the distances to the nearest ones are
+            known (`keep`), or go (`drop`): images that are scored again later then have no such distance.
     """
 
     rows: int = 2048
     seconds: float = 20.0
+    embeddings: Literal["keep", "drop"] = "keep"
 
 
 @dataclasses.dataclass(frozen=True)
