@@ -81,8 +81,13 @@ def mean_eigenvalue(problem: Problem, key: Key[Array, ""], probes: int) -> MeanE
 
     found = jax.lax.map(one, jax.random.split(key, probes))
     mean = jnp.mean(found)
-    spread = jnp.sqrt(jnp.sum((found - mean) ** 2) / (probes * (probes - 1))) if probes > 1 else jnp.nan
-    return MeanEigenvalue(mean / trees.size(problem.params), spread / jnp.abs(mean))
+    return MeanEigenvalue(mean / trees.size(problem.params), standard_error(found) / jnp.abs(mean))
+
+
+def standard_error(found: Float[Array, " probes"]) -> Float[Array, ""]:
+    """The standard error of the mean over random probes, from their spread; NaN of a single one."""
+    probes = len(found)
+    return jnp.sqrt(jnp.sum((found - jnp.mean(found)) ** 2) / (probes * (probes - 1) or jnp.nan))
 
 
 def _product(problem: Problem, batch: Batch) -> Matvec:

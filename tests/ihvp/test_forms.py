@@ -50,7 +50,7 @@ def test_gradients_inside_the_subspace_are_bounded_by_its_coupling():
     assert np.linalg.norm(coupling) > 1e-3 * np.linalg.norm(matrix)
     state = ArnoldiState(
         problem.params,
-        *map(jnp.asarray, (values, vectors, coupling, 0.0, np.trace(matrix) / len(matrix), 0.0)),
+        *map(jnp.asarray, (values, vectors, coupling, 0.0, np.trace(matrix) / len(matrix), 0.0, 0.0)),
         discover_blocks(problem, "error"),
         problem.curvature,
     )
