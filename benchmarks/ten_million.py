@@ -1,7 +1,7 @@
 """Do store, table, report and audit keep their memory, however many rows there are?
 
     python -m benchmarks.ten_million
-    python -m benchmarks.ten_million --rows 200000 2000000
+    python -m benchmarks.ten_million --rows 1000000
 
 Values are drawn in place of scored images: no network, no pixels, everything else as in a run. Each stage is a process of
 its own, so that its peak memory is its own: `store` appends parts of 16,384 rows with their embeddings; `finish` searches
@@ -163,11 +163,12 @@ def measure(rows: int) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print, add to the file."""
     config = tyro.cli(Config)
     if config.stage:
         return work(config)
-    found = {rows: measure(rows) for rows in config.rows}
+    held = json.loads(config.out.read_text())["rows"] if config.out.exists() else {}
+    found = {int(rows): stages for rows, stages in held.items()} | {rows: measure(rows) for rows in config.rows}
     few, many = min(found), max(found)
     growth = {
         stage: 2**20 * (found[many][stage]["MiB at most"] - found[few][stage]["MiB at most"]) / max(1, many - few)

@@ -301,6 +301,11 @@ def test_damping_that_takes_eigenvalues_is_refused_where_there_are_none():
         CG().spectrum(dataclasses.replace(fitted(CG, "linear")[2], problem=problem))
 
 
+@jax.jit
+def matrix_of(problem):
+    return flat_products(problem)(jnp.eye(trees.size(problem.params)))
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def without_own(backend, state, gradients, damping, index):
     return backend.assess_without_own(state, gradients, damping, index)
@@ -324,9 +329,8 @@ def test_an_example_of_the_curvature_set_is_scored_by_the_others(curvature, rela
     values, rounding = np.asarray(found.form.values), np.asarray(found.rounding)
     ordinary = assess(backend, state, gradients, jnp.asarray(damping))
     np.testing.assert_allclose(values[1], np.asarray(ordinary.form.values)[1], rtol=1e-9)
-    dense = jax.jit(lambda problem: flat_products(problem)(jnp.eye(whole.shape[1])))
     for row in (0, 2, 3):
-        matrix = np.asarray(dense(others_of(problem, int(index[row]))), np.longdouble)
+        matrix = np.asarray(matrix_of(others_of(problem, int(index[row]))), np.longdouble)
         g = whole.reshape(2, 4, -1)[:, row].astype(np.longdouble)
         want = (g @ solved(matrix + np.longdouble(damping) * np.eye(len(matrix)), g.T)).astype(float)
         size = np.sqrt(np.outer(np.diag(want), np.diag(want)))
