@@ -53,21 +53,18 @@ def sum_over(
     first = jax.tree.map(lambda leaf: leaf[0], items)
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(compute, first))
 
-    def add(total: Tree, item: Item) -> Tree:
-        return jax.tree.map(jnp.add, total, compute(item))
-
-    def compensated(pair: tuple[Tree, Tree], item: Item) -> tuple[Tree, Tree]:
+    def add(pair: tuple[Tree, Tree], item: Item) -> tuple[Tree, Tree]:
         total, lost = pair
+        if not long:
+            return jax.tree.map(jnp.add, total, compute(item)), lost
         part = jax.tree.map(jnp.subtract, compute(item), lost)
         new = jax.tree.map(jnp.add, total, part)
         return new, jax.tree.map(lambda new, old, part: (new - old) - part, new, total, part)
 
-    def step(total: Tree, item: Item) -> tuple[Tree, None]:
+    def step(pair: tuple[Tree, Tree], item: Item) -> tuple[tuple[Tree, Tree], None]:
         if counts is None:
-            return more(total, item), None
-        return jax.lax.cond(counts(item), lambda: more(total, item), lambda: total), None
+            return add(pair, item), None
+        return jax.lax.cond(counts(item), lambda: add(pair, item), lambda: pair), None
 
     long = jax.tree.leaves(items)[0].shape[0] >= LONG
-    more = compensated if long else add
-    found = jax.lax.scan(step, (zero, zero) if long else zero, items)[0]
-    return found[0] if long else found
+    return jax.lax.scan(step, (zero, zero if long else jax.tree.map(lambda _: None, zero)), items)[0][0]

@@ -633,6 +633,7 @@ def _solve(
     values, vectors, gram = map(_joined, (state.eigenvalues, state.eigenvectors, state.gram))
     weights = 1 / (values[None] + damping[:, None])
     found = jnp.einsum("bkr,br->bkr", along @ vectors, weights) @ vectors.T
+    absent = None
     if own is not None:
 
         def less(item: tuple[Array, ...]) -> Array:
@@ -649,7 +650,7 @@ def _solve(
         along = jnp.where(absent, 0.0, along)
     coefficients = _joined(_split(found, state.gram.high.dtype))
     residual = along - coefficients @ gram - damping[:, None, None] * coefficients
-    return _Solved(along, coefficients, residual if own is None else jnp.where(absent, 0.0, residual))
+    return _Solved(along, coefficients, residual if absent is None else jnp.where(absent, 0.0, residual))
 
 
 def _sizes(state: GramState, solved: _Solved, gradient: Float[Array, "*n"], error: float) -> _Sizes:

@@ -151,10 +151,10 @@ def _searched(run: ScoredRun) -> dict[str, int] | None:
 
 def _problems(run: ScoredRun) -> dict[str, Any]:
     """Examples without a finite score, by reason and one by one."""
-    rows, count, reasons = run.remarks()
+    rows, total, reasons = run.remarks()
     return {
         "problems": rows,
-        "more_problems": count - len(rows),
+        "more_problems": total - len(rows),
         "reasons": [(outcome, reason, times) for (outcome, reason), times in reasons.most_common(LISTED)],
     }
 

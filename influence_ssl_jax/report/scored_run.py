@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,10 +104,10 @@ class ScoredFile:
             start += table.num_rows
         return found
 
-    def where(self, name: str, holds: Callable[[pa.ChunkedArray], pa.ChunkedArray]) -> Bool[np.ndarray, " examples"]:
-        """Which rows a condition on one column holds for; a null is no. A byte a row."""
-        found = [pc.fill_null(holds(table[name]), False).to_numpy() for table in self.batches([name])]
-        return np.concatenate([np.zeros(0, bool), *found])
+    def where(self, name: str, value: str | bool) -> Bool[np.ndarray, " examples"]:
+        """Which rows have a value in one column: a byte a row."""
+        found = [table[name].to_numpy(zero_copy_only=False) == value for table in self.batches([name])]
+        return np.concatenate([np.zeros(0, bool), *found]).astype(bool)
 
     def taken(self, rows: Int[np.ndarray, " some"], columns: Sequence[str] | None = None) -> pa.Table:
         """Some rows, in the order in which they are named."""
@@ -127,12 +127,12 @@ class Remarks(NamedTuple):
 
     Attributes:
         rows: The first LISTED of them: index, id, score, reason, and the outcome in words.
-        count: How many there are.
+        total: How many there are.
         reasons: How often each outcome has each reason.
     """
 
     rows: list[dict[str, Any]]
-    count: int
+    total: int
     reasons: collections.Counter[tuple[str, str]]
 
 
@@ -140,8 +140,7 @@ def remarks_of(tables: Iterable[pa.Table]) -> Remarks:
     """Collect the examples that have a reason, from tables with index, id, score and reason."""
     first, reasons = list[dict[str, Any]](), collections.Counter[tuple[str, str]]()
     for table in tables:
-        said = pc.fill_null(pc.not_equal(table["reason"], ""), False)
-        for row in table.filter(said).to_pylist():
+        for row in table.filter(pc.field("reason") != "").to_pylist():
             row["outcome"] = "skipped" if row["score"] is None else "no finite score"
             if row["score"] is not None and math.isfinite(row["score"]):
                 row["outcome"] = "scored with a remark"
@@ -171,7 +170,7 @@ def _inside(table: pa.Table) -> Float[np.ndarray, " members"]:
     """The finite scores of the images of the curvature set, where they are marked."""
     if IN_CURVATURE_SET not in table.column_names:
         return np.zeros(0)
-    marked = table.filter(pc.fill_null(table[IN_CURVATURE_SET], False))
+    marked = table.filter(pc.field(IN_CURVATURE_SET))
     score = marked["score"].to_numpy(zero_copy_only=False).astype(float)
     return score[np.isfinite(score)]
 
@@ -229,7 +228,7 @@ class ScoredRun:
                 order = np.argsort(score, kind="stable")[:images]  # what is not finite comes last
                 ends[place] = both.take(order[np.isfinite(score[order])])
         remarks = remarks_of(file.batches(["index", "id", "score", "reason"]))
-        return cls(folder, sampled, file.record, Large(*ends, np.concatenate(inside), remarks))
+        return cls(folder, sampled, file.record, Large(ends[0], ends[1], np.concatenate(inside), remarks))
 
     @property
     def sampled(self) -> bool:

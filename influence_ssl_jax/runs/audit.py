@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Array, Float
 
@@ -327,7 +326,7 @@ def judged(scored: ScoredFile, table: pa.Table, calibration: Calibration) -> dic
 
 def resolved_scores(scored: ScoredFile) -> np.ndarray:
     """The scores of a run, NaN where they are rounding noise or of another matrix: no calibration can learn from those."""
-    noise = scored.where("reason", lambda reason: pc.equal(reason, UNRESOLVED))
+    noise = scored.where("reason", UNRESOLVED)
     return np.where(noise | own_left_out(scored), np.nan, scored.numbers("score"))
 
 
@@ -335,7 +334,7 @@ def own_left_out(scored: ScoredFile) -> np.ndarray:
     """Which rows have the score of a curvature set without the image itself: a matrix that no other image has."""
     if not scored.record.get("configuration", {}).get("scoring", {}).get("leave_own_out", False):
         return np.zeros(scored.rows, bool)
-    return scored.where(IN_CURVATURE_SET, lambda inside: inside)
+    return scored.where(IN_CURVATURE_SET, value=True)
 
 
 def counts(found: Bounds) -> dict[str, Plain]:
