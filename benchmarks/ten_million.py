@@ -7,8 +7,8 @@ Values are drawn in place of scored images: no network, no pixels, everything el
 its own, so that its peak memory is its own: `store` appends parts of 16,384 rows with their embeddings; `finish` searches
 nearest neighbours and writes table and record; `report` renders the page; `audit` reads the table as an audit does, judges
 the scores by drawn certificates of 500 rows and writes a calibrated score for every row. Every stage is run at two numbers
-of rows: the difference of their peaks, over that of the rows, is what a row costs. Expected: at most some ten bytes a row,
-and minutes.
+of rows: the difference of their peaks, over that of the rows, is what a row costs. Expected: some tens of bytes a row, and
+minutes.
 """
 
 import dataclasses
