@@ -112,13 +112,13 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "CG's mean eigenvalue is three times too large",
-        "mean = mean_eigenvalue(problem, mean_key, self.probes)\n        smallest",
-        "mean = 3 * mean_eigenvalue(problem, mean_key, self.probes)\n        smallest",
+        "mean, error = mean_eigenvalue(problem, mean_key, self.probes)\n        smallest",
+        "mean, error = mean_eigenvalue(problem, mean_key, self.probes)\n        mean = 3 * mean\n        smallest",
     ),
     (
         "LiSSA's mean eigenvalue is three times too large",
-        "mean = mean_eigenvalue(problem, mean_key, self.probes)\n        if",
-        "mean = 3 * mean_eigenvalue(problem, mean_key, self.probes)\n        if",
+        "mean, error = mean_eigenvalue(problem, mean_key, self.probes)\n        if",
+        "mean, error = mean_eigenvalue(problem, mean_key, self.probes)\n        mean = 3 * mean\n        if",
     ),
     (
         "CG's form lacks its residual correction",
@@ -515,13 +515,13 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     # report
     (
         "the least influential images are the most influential",
-        '"bottom": tiles(run, rows[::-1][:shown].tolist(), images, telling)',
-        '"bottom": tiles(run, rows[:shown].tolist(), images, telling)',
+        '"bottom": tiles(lowest, images, telling)',
+        '"bottom": tiles(highest, images, telling)',
     ),
     (
         "the most influential images are the least influential",
-        '"top": tiles(run, rows[:shown].tolist(), images, telling)',
-        '"top": tiles(run, rows[::-1][:shown].tolist(), images, telling)',
+        '"top": tiles(highest, images, telling)',
+        '"top": tiles(lowest, images, telling)',
     ),
     (
         "every picture is that of image 0",

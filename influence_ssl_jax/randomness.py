@@ -48,6 +48,7 @@ class Stream(enum.Enum):
     COVERAGE = "splits that coverage is measured over"
     HELD_OUT = "halves that calibrate each other"
     BOOTSTRAP = "bootstrap samples"
+    REPORTED = "examples that a report samples"
 
     @property
     def number(self) -> int:

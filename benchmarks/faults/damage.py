@@ -19,7 +19,7 @@ def damages(rig: Rig, fresh: str) -> int:
         "flipped by a bit": flip,
         "deleted": lambda path: path.unlink(),
     }
-    names = ("parts/0000/*.parquet", "parts/0000/manifest.jsonl", "fitted.npz", "fitted.json")
+    names = ("parts/0000/*.parquet", "parts/0000/*.arrow", "parts/0000/manifest.jsonl", "fitted.npz", "fitted.json")
     status, said = rig.run(command(rig.score("damaged")))
     assert status == 0, said
     wrong = 0

@@ -13,6 +13,8 @@ from influence_ssl_jax.types import Batch
 
 Tree = TypeVar("Tree")
 Item = TypeVar("Item")
+LONG = 256
+"""Items from which a sum keeps what rounding takes from it: 16,000 positive numbers in float32 lose 6e-6 of it otherwise."""
 
 
 def mean_over_batches(problem: Problem, of_batch: Callable[[Batch], Tree]) -> Tree:
@@ -40,6 +42,9 @@ def sum_over(
 ) -> Tree:
     """The sum of a tree of arrays over the leading axis of `items`, one item in memory at a time.
 
+    A sum of LONG items or more is compensated (Kahan): its rounding does not grow with their number, and it takes the memory
+    of a second tree.
+
     Args:
         compute: The tree of one item.
         items: A tree of arrays with one leading axis.
@@ -48,12 +53,18 @@ def sum_over(
     first = jax.tree.map(lambda leaf: leaf[0], items)
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(compute, first))
 
-    def add(total: Tree, item: Item) -> Tree:
-        return jax.tree.map(jnp.add, total, compute(item))
+    def add(pair: tuple[Tree, Tree], item: Item) -> tuple[Tree, Tree]:
+        total, lost = pair
+        if not long:
+            return jax.tree.map(jnp.add, total, compute(item)), lost
+        part = jax.tree.map(jnp.subtract, compute(item), lost)
+        new = jax.tree.map(jnp.add, total, part)
+        return new, jax.tree.map(lambda new, old, part: (new - old) - part, new, total, part)
 
-    def step(total: Tree, item: Item) -> tuple[Tree, None]:
+    def step(pair: tuple[Tree, Tree], item: Item) -> tuple[tuple[Tree, Tree], None]:
         if counts is None:
-            return add(total, item), None
-        return jax.lax.cond(counts(item), lambda: add(total, item), lambda: total), None
+            return add(pair, item), None
+        return jax.lax.cond(counts(item), lambda: add(pair, item), lambda: pair), None
 
-    return jax.lax.scan(step, zero, items)[0]
+    long = jax.tree.leaves(items)[0].shape[0] >= LONG
+    return jax.lax.scan(step, (zero, zero if long else jax.tree.map(lambda _: None, zero)), items)[0][0]

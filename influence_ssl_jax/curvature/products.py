@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -55,10 +55,23 @@ def flat_products(problem: Problem) -> Rows:
     return rows
 
 
-def mean_eigenvalue(problem: Problem, key: Key[Array, ""], probes: int) -> Float[Array, ""]:
+class MeanEigenvalue(NamedTuple):
+    """tr(C) / P, estimated.
+
+    Attributes:
+        value: The estimate.
+        error: Its relative standard error, from the spread of the probes; NaN of a single probe.
+    """
+
+    value: Float[Array, ""]
+    error: Float[Array, ""]
+
+
+def mean_eigenvalue(problem: Problem, key: Key[Array, ""], probes: int) -> MeanEigenvalue:
     """tr(C) / P by Hutchinson's estimator: the mean of ⟨v, C v⟩ over random signs v, divided by the parameter count.
 
-    Its relative standard error is below √(2 / (probes · r)), `r = tr(C)² / ‖C‖_F²` the effective rank of C.
+    Its relative standard error is below √(2 / (probes · r)), `r = tr(C)² / ‖C‖_F²` the effective rank of C: at most 35 %
+    with 16 probes, for a matrix of rank one.
     """
     product = matvec(problem)
 
@@ -66,7 +79,15 @@ def mean_eigenvalue(problem: Problem, key: Key[Array, ""], probes: int) -> Float
         signs = trees.rademacher_like(key, problem.params)
         return trees.dot(signs, product(signs))
 
-    return jnp.mean(jax.lax.map(one, jax.random.split(key, probes))) / trees.size(problem.params)
+    found = jax.lax.map(one, jax.random.split(key, probes))
+    mean = jnp.mean(found)
+    return MeanEigenvalue(mean / trees.size(problem.params), standard_error(found) / jnp.abs(mean))
+
+
+def standard_error(found: Float[Array, " probes"]) -> Float[Array, ""]:
+    """The standard error of the mean over random probes, from their spread; NaN of a single one."""
+    probes = len(found)
+    return jnp.sqrt(jnp.sum((found - jnp.mean(found)) ** 2) / (probes * (probes - 1) or jnp.nan))
 
 
 def _product(problem: Problem, batch: Batch) -> Matvec:

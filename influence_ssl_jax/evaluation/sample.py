@@ -29,9 +29,18 @@ class Audited(NamedTuple):
     skipped: tuple[Skipped, ...]
 
 
-def sample(settings: Audit, population: int) -> Int[np.ndarray, " examples"]:
-    """Which examples are audited: drawn without replacement, in the order drawn, so that more begin with fewer."""
-    return randomness.generator(settings.seed, Stream.AUDITED).permutation(population)[: settings.examples]
+def sample(
+    settings: Audit, population: int, aside: Int[np.ndarray, " others"] | None = None
+) -> Int[np.ndarray, " examples"]:
+    """Which examples are audited: drawn without replacement, in the order drawn, so that more begin with fewer.
+
+    Args:
+        settings: How many.
+        population: How many there are.
+        aside: Examples that are not drawn; none where None.
+    """
+    drawn = randomness.generator(settings.seed, Stream.AUDITED).permutation(population)
+    return drawn[~np.isin(drawn, [] if aside is None else aside)][: settings.examples]
 
 
 def absolute_damping(problem: Problem, damping: Damping, settings: Audit, shared: Shared = None) -> Float[Array, ""]:
@@ -49,7 +58,7 @@ def absolute_damping(problem: Problem, damping: Damping, settings: Audit, shared
         backend = CG(probes=settings.probes)
         return whole(damping.resolve_by_spectrum(spectrum_by_products(problem, backend.probes, backend.lanczos_steps)))
     key = randomness.root(settings.seed, Stream.MEAN_EIGENVALUE)
-    mean = jax.jit(mean_eigenvalue, static_argnums=2)(problem, key, settings.probes)
+    mean = jax.jit(mean_eigenvalue, static_argnums=2)(problem, key, settings.probes).value
     resolved = damping.resolve(mean)
     assert not isinstance(resolved, dict)
     if not 0 < float(resolved) < np.inf:
@@ -75,8 +84,9 @@ def certified(
 
     Columns: `index, id, lower, upper, products, reason`. `reason` is empty where the bounds are as narrow as asked for
     and says otherwise what is the matter; where there is no score, the bounds are NaN. Example by example the draws are
-    those of `scores.stream` with the same `scoring`, whose `damping` is not read: the certificate is of `damping`, one
-    number for the whole matrix. `shared` is what `shared_by_all` returned, where it has been called before.
+    those of `scores.stream` with the same `scoring`, whose `damping` and `leave_own_out` are not read: the certificate is
+    of `damping`, one number for the whole matrix, and of the whole curvature set. `shared` is what `shared_by_all`
+    returned, if it has been called before.
 
     Raises:
         CurvatureError: The curvature is a Hessian.

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 from influence_ssl_jax import randomness, trees
 from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.gradients import ExampleGradients
-from influence_ssl_jax.curvature.products import flat_products
+from influence_ssl_jax.curvature.products import flat_products, standard_error
 from influence_ssl_jax.errors import CurvatureError
 from influence_ssl_jax.ihvp.backend import Backend, Form, Interval, Knobs, Resolved, Workspace, whole
 from influence_ssl_jax.ihvp.bases import discover_blocks, inner_products
@@ -33,6 +33,7 @@ class ArnoldiState:
         coupling: Row k is the part of `C q_k` outside Q, in some orthonormal basis (`linalg.krylov.Subspace`).
         level: Mean eigenvalue of C outside Q.
         mean: tr(C)/P.
+        error: Relative standard error of it.
         smallest: Smallest Ritz value seen; zero where C is positive semi-definite by construction.
         blocks: The layers, for per-example norms.
         curvature: Which curvature C is.
@@ -44,6 +45,7 @@ class ArnoldiState:
     coupling: Float[Array, "rank block"]
     level: Float[Array, ""]
     mean: Float[Array, ""]
+    error: Float[Array, ""]
     smallest: Float[Array, ""]
     blocks: cut.Blocks = dataclasses.field(metadata={"static": True})
     curvature: Curvature = dataclasses.field(metadata={"static": True})
@@ -98,7 +100,8 @@ class Arnoldi(Backend[ArnoldiState]):
 
         signs = randomness.signs(trace_key, (self.probes, like.size), like.dtype)
         rest = signs - (signs @ found.vectors.T) @ found.vectors
-        trace = jnp.sum(rest * products(rest)) / self.probes
+        of_probes = jnp.sum(rest * products(rest), axis=1)
+        trace = jnp.mean(of_probes)
         semidefinite = problem.curvature != "hessian"
         level = trace / jnp.maximum(
             like.size - jnp.sum(found.vectors**2), 0.5
@@ -111,6 +114,7 @@ class Arnoldi(Backend[ArnoldiState]):
             coupling=found.coupling,
             level=jnp.maximum(level, 0.0) if semidefinite else jnp.maximum(level, found.smallest),
             mean=(jnp.sum(found.values) + trace) / like.size,
+            error=standard_error(of_probes) / jnp.abs(jnp.sum(found.values) + trace),
             smallest=jnp.zeros_like(level) if semidefinite else found.smallest,
             # Dropped, the complement takes no norm; bounds that are asked for nevertheless form what no layer explains.
             blocks=discover_blocks(problem, self.unexplained if self.complement == "keep" else "materialise"),
@@ -120,6 +124,10 @@ class Arnoldi(Backend[ArnoldiState]):
     def mean_eigenvalue(self, state: ArnoldiState) -> Resolved:
         """tr(C)/P: the kept part exactly, the rest estimated."""
         return state.mean
+
+    def mean_error(self, state: ArnoldiState) -> Float[Array, ""]:
+        """From the spread of the probes of the rest."""
+        return state.error
 
     def smallest_eigenvalue(self, state: ArnoldiState) -> Float[Array, ""]:
         """Of a Hessian the smallest Ritz value, kept or not; zero otherwise."""

@@ -9,7 +9,7 @@ from typing import ClassVar, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.errors import CurvatureError, IndefiniteError, InfluenceError
@@ -242,6 +242,13 @@ class Backend(abc.ABC, Generic[State]):
     def mean_eigenvalue(self, state: State) -> Resolved:
         """tr(C)/P of the whole matrix, or of each block."""
 
+    def mean_error(self, state: State) -> Float[Array, ""] | None:
+        """The relative standard error that random probes leave in `mean_eigenvalue`, and so in relative damping.
+
+        None where the backend knows the trace of the matrix that it fitted, or does not say.
+        """
+        del state
+
     @abc.abstractmethod
     def smallest_eigenvalue(self, state: State) -> Float[Array, ""]:
         """An estimate of the smallest eigenvalue of C; zero where C is positive semi-definite by construction."""
@@ -280,6 +287,35 @@ class Backend(abc.ABC, Generic[State]):
     def assess(self, state: State, gradients: ExampleGradients, damping: Resolved) -> Assessed:
         """`draw_gram`, with bounds of rounding and with what the choice of the curvature set leaves open, where known."""
         return Assessed(self.draw_gram(state, gradients, damping))
+
+    def check_own(self, problem: Problem) -> None:
+        """Refuse to leave an example's own contribution out of C, where this backend cannot.
+
+        Raises:
+            InfluenceError: It cannot.
+        """
+        del problem
+        raise InfluenceError(
+            f"{type(self).__name__} cannot leave an image's own contribution out of C, which leave_own_out asks for; Gram "
+            "can (backend:gram), exactly. Or leave it off: the column in_curvature_set marks the images in question."
+        )
+
+    def assess_without_own(
+        self, state: State, gradients: ExampleGradients, damping: Resolved, index: Int[Array, " batch"]
+    ) -> Assessed:
+        """`assess`; of an example that is in the curvature set, with C averaged over the other examples, at the same λ.
+
+        Args:
+            state: The fitted state.
+            gradients: Those of the examples.
+            damping: λ.
+            index: The examples' indices in their source.
+
+        Raises:
+            InfluenceError: This backend cannot (`check_own`).
+        """
+        del state, gradients, damping, index
+        raise InfluenceError(f"{type(self).__name__} cannot leave an image's own contribution out of C.")
 
     def spectrum(self, state: State) -> Spectra:
         """The eigenvalues of the fitted matrix, from which damping by effective dimension follows.

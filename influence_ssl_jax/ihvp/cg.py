@@ -34,12 +34,14 @@ class CGState:
     Attributes:
         problem: What products are taken of.
         mean: tr(C)/P.
+        error: Relative standard error of it.
         smallest: Estimate of the smallest eigenvalue; zero unless the curvature can be indefinite.
         preconditioner: The fitted preconditioner's state, if there is one.
     """
 
     problem: Problem
     mean: Float[Array, ""]
+    error: Float[Array, ""]
     smallest: Float[Array, ""]
     preconditioner: Any
 
@@ -92,18 +94,22 @@ class CG(Backend[CGState]):
     def fit(self, problem: Problem, key: Key[Array, ""]) -> CGState:
         """Estimate the mean eigenvalue and, of a Hessian, the smallest one; fit the preconditioner."""
         mean_key, start_key, other_key = jax.random.split(key, 3)
-        mean = mean_eigenvalue(problem, mean_key, self.probes)
+        mean, error = mean_eigenvalue(problem, mean_key, self.probes)
         smallest = jnp.zeros_like(mean)
         if problem.curvature == "hessian":
             like = trees.ravel(problem.params)
             steps = self.lanczos_steps
             smallest = leading_eigenpairs(flat_products(problem), start_key, like, 1, 1, steps).smallest
         other = None if self.preconditioner is None else self.preconditioner.fit(problem, other_key)
-        return CGState(problem, mean, smallest, other)
+        return CGState(problem, mean, error, smallest, other)
 
     def mean_eigenvalue(self, state: CGState) -> Resolved:
         """tr(C)/P, estimated."""
         return state.mean
+
+    def mean_error(self, state: CGState) -> Float[Array, ""]:
+        """From the spread of the probes."""
+        return state.error
 
     def smallest_eigenvalue(self, state: CGState) -> Float[Array, ""]:
         """Estimated by Lanczos for a Hessian, zero otherwise."""

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature import blocks as cut
@@ -52,6 +52,7 @@ class GramState:
         eigenvalues: μ, ascending, not below zero.
         eigenvectors: V.
         order: The rows in the order of the curvature set's examples (of its batches, where the loss couples examples).
+        members: The index in its source of every example of the curvature set, in that order.
         units: How many examples (batches, where the loss couples examples) the curvature set holds.
         parts: How many equal parts of these the jackknife leaves out in turn; 1 where the set cannot be cut.
         blocks: The layers.
@@ -64,6 +65,7 @@ class GramState:
     eigenvalues: Wide
     eigenvectors: Wide
     order: Int[Array, " rows"]
+    members: Int[Array, " examples"]
     units: int = dataclasses.field(metadata={"static": True})
     parts: int = dataclasses.field(metadata={"static": True})
     blocks: cut.Blocks = dataclasses.field(metadata={"static": True})
@@ -78,6 +80,18 @@ class GramState:
     def spans(self) -> int:
         """Spans of all blocks together."""
         return sum(part.shape[0] for part in self.rows.values())
+
+
+class _Own(NamedTuple):
+    """The rows of A that an example of the curvature set makes itself.
+
+    Attributes:
+        inside: Whether an example is in the curvature set.
+        places: Its rows; those of another example where it is not.
+    """
+
+    inside: Bool[Array, " batch"]
+    places: Int[Array, "batch own"]
 
 
 class _Products(NamedTuple):
@@ -101,6 +115,8 @@ class _Solved(NamedTuple):
         along: k.
         coefficients: c ≈ (K + λI)⁻¹ k.
         residual: k − (K + λI) c, as computed.
+
+    Where an example's own rows are left out of A, k, c and the residual are zero there.
     """
 
     along: Float[Array, "*n rows"]
@@ -220,6 +236,7 @@ class Gram(Backend[GramState]):
             eigenvalues=eigenvalues,
             eigenvectors=eigenvectors,
             order=jnp.asarray(order),
+            members=problem.batches.index[: len(problem.batches.index) - problem.padding].reshape(-1),
             units=units,
             parts=parts,
             blocks=blocks,
@@ -251,7 +268,7 @@ class Gram(Backend[GramState]):
         products = [_inner(state.rows[name], True, part, None)[0] for name, part in flat.items()]
         with jax.enable_x64(True):
             value = _double(whole(damping))
-            solved = _split(_solve(state, _total(products), value).coefficients, whole(damping).dtype)
+            solved = _split(_solve(state, _total(products), value[None], None).coefficients, whole(damping).dtype)
             found = {}
             for name, part in flat.items():
                 left = _over_spans(
@@ -275,16 +292,60 @@ class Gram(Backend[GramState]):
         `‖g − Aᵀc‖² + λ‖c‖²`; whatever c, `q(c) − ρᵀ(K + λI)⁻¹ρ` is λ times the form, `ρ = k − (K + λI)c`. So an error of the
         solve counts squared, and what remains is the rounding of k, of ‖g‖² and of K where they enter q.
         """
+        return self._assess(state, gradients, damping, None)
+
+    def check_own(self, problem: Problem) -> None:
+        """Refuse to leave an example's own rows out where it has none of its own, or where nothing would be left.
+
+        Raises:
+            InfluenceError: The loss couples the examples of a batch, or the curvature set holds an example twice.
+        """
+        if not problem.objective.loss.separable:
+            raise InfluenceError(
+                f"{type(problem.objective.loss).__name__} couples the examples of a batch, so no part of C is one image's "
+                "own and leave_own_out has no meaning. Take the curvature of the measurement (--curvature.objective "
+                "measurement), or leave it off: the column in_curvature_set marks the images in question."
+            )
+        held = np.asarray(problem.batches.index).reshape(-1)
+        held = held[held >= 0]
+        if len(np.unique(held)) < len(held):
+            raise InfluenceError(
+                "leave_own_out takes a curvature set that holds every image once; this one repeats some."
+            )
+
+    def assess_without_own(
+        self, state: GramState, gradients: ExampleGradients, damping: Resolved, index: Int[Array, " batch"]
+    ) -> Assessed:
+        """`assess`; of an example that is in the curvature set, with C averaged over the other examples.
+
+        With J the example's rows and n examples in the set, C becomes `n/(n − 1) A_{−J}ᵀA_{−J}`; λ stays the number that it
+        is. `(K + λ(n − 1)/n I)⁻¹` without the rows and columns J follows from that of all rows by a Schur complement of the
+        size of J: an update of rank one for each draw. What the choice of the curvature set leaves open is not known of
+        these examples (NaN).
+
+        Raises:
+            InfluenceError: The curvature set has one example.
+        """
+        if state.units < 2:
+            raise InfluenceError("leave_own_out takes a curvature set of two images or more, got one.")
+        same = state.members[None, :] == index[:, None]
+        unit = jnp.argmax(same, axis=1)
+        return self._assess(
+            state, gradients, damping, _Own(jnp.any(same, axis=1), state.order.reshape(state.units, -1)[unit])
+        )
+
+    def _assess(self, state: GramState, gradients: ExampleGradients, damping: Resolved, own: _Own | None) -> Assessed:
+        """Forms by the way that is accurate enough for all examples of the batch."""
         value = whole(damping)
-        fast = self._subtracted(state, self._products(state, gradients, False), value)
+        fast = self._subtracted(state, self._products(state, gradients, False), value, own)
         accuracy = 2.0**17 * float(jnp.finfo(value.dtype).eps) / 2 if self.accuracy is None else self.accuracy
-        own, bound = (jnp.einsum("bkk->bk", each.high) for each in (fast.values, fast.rounding))
+        sizes, bound = (jnp.einsum("bkk->bk", each.high) for each in (fast.values, fast.rounding))
         judged = jax.lax.cond(
-            jnp.any(bound > accuracy * own),
-            lambda: self._positive(state, gradients, value),
+            jnp.any(bound > accuracy * sizes),
+            lambda: self._positive(state, gradients, value, own),
             lambda: fast,
         )
-        return _assessed(state, judged, value)
+        return _assessed(state, judged, value, own)
 
     def bilinear_form(
         self, state: GramState, left: ExampleGradients, right: ExampleGradients, damping: Resolved
@@ -296,8 +357,9 @@ class Gram(Backend[GramState]):
         for side in sides:
             products = self._products(state, side, True)
             with jax.enable_x64(True):
-                solved = _solve(state, _joined(products.along)[:, 0], _double(value))
-                coefficients.append(_split(solved.coefficients, value.dtype))
+                along = _joined(products.along)
+                solved = _solve(state, along, jnp.broadcast_to(_double(value), len(along)), None)
+                coefficients.append(_split(solved.coefficients[:, 0], value.dtype))
         parts = []
         for block in state.blocks:
             a, b = (block.materialised(side).reshape(side.cotangents.shape[1], -1) for side in sides)
@@ -319,11 +381,14 @@ class Gram(Backend[GramState]):
         kept = _PAIR if dtype == jnp.float32 else 0.0
         return _Products(along, between, 1.01 * (SPAN + 2) * unit + _UNIT * (state.spans + 2) + kept)
 
-    def _subtracted(self, state: GramState, products: _Products, damping: Float[Array, ""]) -> _Judged:
+    def _subtracted(
+        self, state: GramState, products: _Products, damping: Float[Array, ""], own: _Own | None
+    ) -> _Judged:
         """λ times the forms as `⟨g, g'⟩ − kᵀc' − cᵀρ'`."""
         with jax.enable_x64(True):
-            value = _double(damping)
-            solved = _solve(state, _joined(products.along), value)
+            along = _joined(products.along)
+            value = _each(state, _double(damping), own, len(along))
+            solved = _solve(state, along, value, own)
             sizes = _sizes(state, solved, _squares(_joined(products.between)), products.error)
             values = (
                 _joined(products.between)
@@ -339,12 +404,15 @@ class Gram(Backend[GramState]):
             rounding = rounding + _of_solve(state, sizes.residual, value)
             return _judged(values, rounding, solved, sizes.residual, damping.dtype)
 
-    def _positive(self, state: GramState, gradients: ExampleGradients, damping: Float[Array, ""]) -> _Judged:
+    def _positive(
+        self, state: GramState, gradients: ExampleGradients, damping: Float[Array, ""], own: _Own | None
+    ) -> _Judged:
         """λ times the forms as `⟨v, v'⟩ + λ cᵀc'`, `v = g − Aᵀc`: every gradient formed twice more, float64 throughout."""
         products = self._products(state, gradients, True)
         with jax.enable_x64(True):
-            value = _double(damping)
-            found = _solve(state, _joined(products.along), value)
+            along = _joined(products.along)
+            value = _each(state, _double(damping), own, len(along))
+            found = _solve(state, along, value, own)
             sizes = _sizes(state, found, _squares(_joined(products.between)), products.error)
             coefficients = _split(found.coefficients, damping.dtype)
         left = [
@@ -363,7 +431,7 @@ class Gram(Backend[GramState]):
                         state.rows[name], jnp.zeros((*c.shape[:2], _width(state, name)), damping.dtype), coefficients
                     )
                 )
-            values = outside + value * jnp.einsum("bkr,blr->bkl", c, c)
+            values = outside + value[:, None, None] * jnp.einsum("bkr,blr->bkl", c, c)
             rows = c.shape[-1]
             doubt = (rows + 4) * _UNIT * (sizes.gradient + sizes.weight)
             length = _squares(outside) + doubt
@@ -539,11 +607,45 @@ def _between(
         return _split(_over_spans(step, start, rows, left, right)[0], left.dtype)
 
 
-def _solve(state: GramState, along: Float[Array, "*n rows"], damping: Float[Array, ""]) -> _Solved:
-    """c = V (μ + λ)⁻¹ Vᵀ k, as two numbers of the working type keep it, and what it leaves; in float64."""
+def _each(state: GramState, damping: Float[Array, ""], own: _Own | None, count: int) -> Float[Array, " batch"]:
+    """λ of every example: without rows J, `(C_{−J} + λI)⁻¹ = (n − 1)/n (A_{−J}ᵀA_{−J} + λ(n − 1)/n I)⁻¹`."""
+    if own is None:
+        return jnp.broadcast_to(damping, count)
+    return jnp.where(own.inside, damping * (state.units - 1) / state.units, damping)
+
+
+def _solve(
+    state: GramState, along: Float[Array, "batch draws rows"], damping: Float[Array, " batch"], own: _Own | None
+) -> _Solved:
+    """c = V (μ + λ)⁻¹ Vᵀ k, as two numbers of the working type keep it, and what it leaves; in float64.
+
+    Args:
+        state: The fitted state.
+        along: k.
+        damping: λ of every example.
+        own: Rows that are left out of A, example by example.
+    """
     values, vectors, gram = map(_joined, (state.eigenvalues, state.eigenvectors, state.gram))
-    coefficients = _joined(_split(_scaled(along @ vectors, 1 / (values + damping)) @ vectors.T, state.gram.high.dtype))
-    return _Solved(along, coefficients, along - coefficients @ gram - damping * coefficients)
+    weights = 1 / (values[None] + damping[:, None])
+    found = jnp.einsum("bkr,br->bkr", along @ vectors, weights) @ vectors.T
+    absent = None
+    if own is not None:
+
+        def less(item: tuple[Array, ...]) -> Array:
+            """(K + λI)⁻¹k without the rows and columns of one example."""
+            c, weight, places = item
+            rows = vectors[places]
+            factor = jax.scipy.linalg.cho_factor(_scaled(rows, weight) @ rows.T, lower=True)
+            return c - _scaled(jax.scipy.linalg.cho_solve(factor, c[:, places].T).T @ rows, weight) @ vectors.T
+
+        absent = jnp.zeros(along[:, 0].shape, bool).at[jnp.arange(len(along))[:, None], own.places].set(True)
+        absent = (absent & own.inside[:, None])[:, None]
+        corrected = jax.lax.map(less, (found, weights, own.places))
+        found = jnp.where(own.inside[:, None, None], jnp.where(absent, 0.0, corrected), found)
+        along = jnp.where(absent, 0.0, along)
+    coefficients = _joined(_split(found, state.gram.high.dtype))
+    residual = along - coefficients @ gram - damping[:, None, None] * coefficients
+    return _Solved(along, coefficients, residual if absent is None else jnp.where(absent, 0.0, residual))
 
 
 def _sizes(state: GramState, solved: _Solved, gradient: Float[Array, "*n"], error: float) -> _Sizes:
@@ -555,9 +657,9 @@ def _sizes(state: GramState, solved: _Solved, gradient: Float[Array, "*n"], erro
     return _Sizes(gradient, weight, jnp.linalg.norm(solved.residual, axis=-1) + rounded)
 
 
-def _of_solve(state: GramState, residual: Float[Array, "batch draws"], damping: Float[Array, ""]) -> Array:
-    """A bound of `ρᵀ(K + λI)⁻¹ρ'` for all pairs of draws."""
-    return _pairs(residual, residual) / (_least(state) + damping)
+def _of_solve(state: GramState, residual: Float[Array, "batch draws"], damping: Float[Array, " batch"]) -> Array:
+    """A bound of `ρᵀ(K + λI)⁻¹ρ'` for all pairs of draws; K without some rows has no smaller eigenvalue."""
+    return _pairs(residual, residual) / (_least(state) + damping)[:, None, None]
 
 
 def _least(state: GramState) -> Float[Array, ""]:
@@ -579,23 +681,33 @@ def _judged(values: Array, rounding: Array, solved: _Solved, residual: Array, dt
     return _Judged(*(_split(each, dtype) for each in (values, rounding, solved.coefficients, residual)))
 
 
-def _assessed(state: GramState, judged: _Judged, damping: Float[Array, ""]) -> Assessed:
+def _assessed(state: GramState, judged: _Judged, damping: Float[Array, ""], own: _Own | None) -> Assessed:
     """Forms with everything that is known of them."""
     dtype, eps = damping.dtype, float(jnp.finfo(damping.dtype).eps)
     with jax.enable_x64(True):
         value, forms = _double(damping), _joined(judged.values) / _double(damping)
         rounding = _joined(judged.rounding) / value
+        each = _each(state, value, own, len(forms))
+        if own is not None:
+            rounding = rounding + 4 * _UNIT * jnp.abs(forms)  # λ(n − 1)/n is rounded itself
         if state.lost is not None:
-            rounding = rounding + _of_storage(state, judged, value)
+            rounding = rounding + (each / value)[:, None, None] * _of_storage(state, judged, each)
         values = _narrowed(forms, dtype)
         bound = _narrowed((rounding + eps * jnp.abs(forms)) * (1 + 2 * eps), dtype)
         left_out = None if state.parts == 1 else _narrowed(_left_out(state, judged, value, state.parts), dtype)
         # Without its first half the set is its second.
         halves = None if state.units % 2 else _narrowed(_left_out(state, judged, value, 2)[::-1], dtype)
+        if own is not None:
+            left_out, halves = (
+                None if part is None else jnp.where(own.inside[None, :, None, None], jnp.nan, part)
+                for part in (left_out, halves)
+            )
     return Assessed(Form(values, jnp.zeros(values.shape[0], dtype)), bound, left_out, halves)
 
 
-def _of_storage(state: GramState, judged: _Judged, damping: Float[Array, ""]) -> Float[Array, "batch draws draws"]:
+def _of_storage(
+    state: GramState, judged: _Judged, damping: Float[Array, " batch"]
+) -> Float[Array, "batch draws draws"]:
     """A bound of what rounding the rows to bfloat16 changes in the forms.
 
     With Â the rows kept, `A = Â + E`, `x̂ = (ÂᵀÂ + λI)⁻¹g` and `ĉ = Âx̂`, the forms differ by `x̂ᵀΔx̂' − x̂ᵀΔ(C + λI)⁻¹Δx̂'`,
@@ -606,11 +718,11 @@ def _of_storage(state: GramState, judged: _Judged, damping: Float[Array, ""]) ->
     lengths = jnp.sqrt(jnp.diagonal(lost))
     inexact = 2.0**-7 * (jnp.abs(c) @ lengths)  # E itself is kept in bfloat16
     most = jnp.sqrt(jnp.max(jnp.sum(jnp.abs(lost), axis=1))) + 2.0**-7 * jnp.sqrt(jnp.sum(lengths**2))  # ≥ ‖E‖
-    off = _joined(judged.residual) / (_least(state) + damping)
+    off = _joined(judged.residual) / (_least(state) + damping)[:, None]
     pulled = jnp.sqrt(jnp.maximum(jnp.einsum("bkr,rs,bks->bk", c, lost, c), 0.0)) + inexact + most * off
-    highest = jnp.einsum("bkk->bk", _joined(judged.values) + _joined(judged.rounding)) / damping
-    reach = jnp.sqrt(jnp.maximum(highest, 0.0) / damping)
-    second = most * reach + pulled / jnp.sqrt(damping)
+    highest = jnp.einsum("bkk->bk", _joined(judged.values) + _joined(judged.rounding)) / damping[:, None]
+    reach = jnp.sqrt(jnp.maximum(highest, 0.0) / damping[:, None])
+    second = most * reach + pulled / jnp.sqrt(damping)[:, None]
     first = _pairs(pulled, reach) + _pairs(reach, pulled) + most**2 * _pairs(reach, reach)
     return first + _pairs(second, second)
 

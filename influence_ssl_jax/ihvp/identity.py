@@ -26,11 +26,13 @@ class IdentityState:
     Attributes:
         params: Gives vectors their structure.
         level: c = tr(C)/P.
+        error: Relative standard error of c.
         blocks: The layers, for per-example norms.
     """
 
     params: Params
     level: Float[Array, ""]
+    error: Float[Array, ""]
     blocks: cut.Blocks = dataclasses.field(metadata={"static": True})
 
 
@@ -56,11 +58,15 @@ class Identity(Backend[IdentityState]):
     def fit(self, problem: Problem, key: Key[Array, ""]) -> IdentityState:
         """Estimate the mean eigenvalue."""
         blocks = discover_blocks(problem, self.unexplained)
-        return IdentityState(problem.params, mean_eigenvalue(problem, key, self.probes), blocks)
+        return IdentityState(problem.params, *mean_eigenvalue(problem, key, self.probes), blocks)
 
     def mean_eigenvalue(self, state: IdentityState) -> Resolved:
         """C."""
         return state.level
+
+    def mean_error(self, state: IdentityState) -> Float[Array, ""]:
+        """From the spread of the probes."""
+        return state.error
 
     def smallest_eigenvalue(self, state: IdentityState) -> Float[Array, ""]:
         """c, every eigenvalue of c I."""

@@ -30,6 +30,7 @@ class LiSSAState:
     Attributes:
         problem: What products are taken of.
         mean: tr(C)/P.
+        error: Relative standard error of it.
         largest: Estimate from below of the largest eigenvalue of C, or of any batch's C where steps take single batches.
         smallest: Estimate of the smallest eigenvalue; zero unless the curvature can be indefinite.
         orders: Which batch each step of each repeat takes; empty where steps take the whole set.
@@ -37,6 +38,7 @@ class LiSSAState:
 
     problem: Problem
     mean: Float[Array, ""]
+    error: Float[Array, ""]
     largest: Float[Array, ""]
     smallest: Float[Array, ""]
     orders: Int[Array, "repeats depth"]
@@ -81,7 +83,7 @@ class LiSSA(Backend[LiSSAState]):
         """Estimate the largest and the mean eigenvalue and, of a Hessian, the smallest one; draw the batches."""
         mean_key, power_key, order_key, start_key = jax.random.split(key, 4)
         like, count = trees.ravel(problem.params), problem.batches.index.shape[0]
-        mean = mean_eigenvalue(problem, mean_key, self.probes)
+        mean, error = mean_eigenvalue(problem, mean_key, self.probes)
         if self.steps == "all":
             orders = jnp.zeros((1, 0), jnp.int32)
             largest = largest_eigenvalue(flat_products(problem), power_key, like, self.power_steps)
@@ -98,11 +100,15 @@ class LiSSA(Backend[LiSSAState]):
         smallest = jnp.zeros_like(mean)
         if problem.curvature == "hessian":
             smallest = leading_eigenpairs(flat_products(problem), start_key, like, 1, 1, self.lanczos_steps).smallest
-        return LiSSAState(problem, mean, largest, smallest, orders)
+        return LiSSAState(problem, mean, error, largest, smallest, orders)
 
     def mean_eigenvalue(self, state: LiSSAState) -> Resolved:
         """tr(C)/P, estimated."""
         return state.mean
+
+    def mean_error(self, state: LiSSAState) -> Float[Array, ""]:
+        """From the spread of the probes."""
+        return state.error
 
     def smallest_eigenvalue(self, state: LiSSAState) -> Float[Array, ""]:
         """Estimated by Lanczos for a Hessian, zero otherwise."""

@@ -31,9 +31,11 @@ class LoGra(EigenbasisBackend):
 
     Projecting a layer's gradient needs its projected inputs and output-gradients alone, so scoring computes no weight
     gradient and can cost less than one. What lies outside the bases is dropped, as published; with "random" bases norms
-    and inner products are unbiased, and λ keeps the meaning that it has for C itself. Exact where rank reaches the size
-    of the only layer. Curvature between layers is left out (LogIX's convention; the mean eigenvalue is that of the
-    unprojected block, whereas LogIX divides the trace by the projected size).
+    and inner products are unbiased, and λ keeps the meaning that it has for C itself while a block has far fewer nonzero
+    eigenvalues r than rank². Measured at rank 16 on a 64 × 64 layer: r = 8 moves them by a factor of 0.74 to 1.24, r = 32
+    by 0.46 to 1.85, and r = 2048 makes all of them 6 to 12 times as large, the trace being that of 256 in place of 2048.
+    Exact where rank reaches the size of the only layer. Curvature between layers is left out (LogIX's convention; the mean
+    eigenvalue is that of the unprojected block, whereas LogIX divides the trace by the projected size).
     With `complement="keep"` the bases are orthonormal and what they leave out counts with its mean curvature, through
     the gradients' norms, as in low-rank EK-FAC.
     Reference: arXiv 2405.13954 (LogIX, LoGra).

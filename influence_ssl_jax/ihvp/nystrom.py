@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 from influence_ssl_jax import randomness, trees
 from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.gradients import ExampleGradients
-from influence_ssl_jax.curvature.products import flat_products
+from influence_ssl_jax.curvature.products import flat_products, standard_error
 from influence_ssl_jax.ihvp.backend import Backend, Form, Knobs, Resolved, Workspace, whole
 from influence_ssl_jax.ihvp.bases import discover_blocks, inner_products
 from influence_ssl_jax.ihvp.eigenbasis import refuse_hessian
@@ -31,6 +31,7 @@ class NystromState:
         vectors: Q, orthonormal rows.
         level: Curvature outside Q.
         mean: tr(C)/P.
+        error: Relative standard error of it.
         blocks: The layers, for per-example norms.
     """
 
@@ -39,6 +40,7 @@ class NystromState:
     vectors: Float[Array, "rank size"]
     level: Float[Array, ""]
     mean: Float[Array, ""]
+    error: Float[Array, ""]
     blocks: cut.Blocks = dataclasses.field(metadata={"static": True})
 
 
@@ -77,15 +79,21 @@ class Nystrom(Backend[NystromState]):
 
         signs = randomness.signs(trace_key, (self.probes, like.size), like.dtype)
         held = jnp.sum((signs @ found.vectors.T) ** 2 * found.eigenvalues[None], axis=1)
-        rest = jnp.maximum(jnp.mean(jnp.sum(signs * products(signs), axis=1) - held), 0.0)
+        of_probes = jnp.sum(signs * products(signs), axis=1) - held
+        rest = jnp.maximum(jnp.mean(of_probes), 0.0)
         level = {"zero": jnp.zeros_like(rest), "mean": rest / max(like.size - self.rank, 1)}[self.complement]
         mean = (jnp.sum(found.eigenvalues) + rest) / like.size
         blocks = discover_blocks(problem, self.unexplained)
-        return NystromState(problem.params, found.eigenvalues, found.vectors, level, mean, blocks)
+        error = standard_error(of_probes) / (mean * like.size)
+        return NystromState(problem.params, found.eigenvalues, found.vectors, level, mean, error, blocks)
 
     def mean_eigenvalue(self, state: NystromState) -> Resolved:
         """tr(C)/P, estimated."""
         return state.mean
+
+    def mean_error(self, state: NystromState) -> Float[Array, ""]:
+        """From the spread of the probes of the remainder."""
+        return state.error
 
     def smallest_eigenvalue(self, state: NystromState) -> Float[Array, ""]:
         """Zero: C is positive semi-definite by construction."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 from influence_ssl_jax import data
@@ -15,6 +16,7 @@ from influence_ssl_jax.data.source import Source, UnreadableExample, content_of
 from influence_ssl_jax.data.transform import UnusableImage
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.report.scored_run import ScoredRun
+from influence_ssl_jax.scoring.table import IN_CURVATURE_SET
 from influence_ssl_jax.store import CONTENT
 
 Images: TypeAlias = Callable[[int], np.ndarray]
@@ -49,10 +51,15 @@ class Tile:
     badges: tuple[tuple[str, str], ...]
 
 
-def images_of(run: ScoredRun, source: Source | None = None) -> tuple[Images | None, str]:
+def images_of(run: ScoredRun, shown: int, source: Source | None = None) -> tuple[Images | None, str]:
     """Return the images of a source, by default the one that the run names, or none and why.
 
     Those of a changed source are other images, and an image that has changed since it was scored is none.
+
+    Args:
+        run: The scores.
+        shown: How many images of either end of the scores are asked for.
+        source: Where they are read from, in place of the source that the run names.
     """
     try:
         named = source or restore(run.record.get("configuration", {}).get("source"), data.SOURCES)
@@ -62,9 +69,10 @@ def images_of(run: ScoredRun, source: Source | None = None) -> tuple[Images | No
             return None, "the data set has changed since it was scored, so its images may be others"
     except InfluenceError as error:
         return None, str(error)
-    names = dict(zip(run.table["index"].to_pylist(), run.table["id"].to_pylist(), strict=True))
-    known = run.table[CONTENT].to_pylist() if CONTENT in run.table.column_names else [None] * run.table.num_rows
-    contents = dict(zip(run.table["index"].to_pylist(), known, strict=True))
+    pictured = pa.concat_tables(run.ends(shown))
+    names = dict(zip(pictured["index"].to_pylist(), pictured["id"].to_pylist(), strict=True))
+    known = pictured[CONTENT].to_pylist() if CONTENT in pictured.column_names else [None] * pictured.num_rows
+    contents = dict(zip(pictured["index"].to_pylist(), known, strict=True))
 
     def image(index: int) -> np.ndarray:
         if index >= len(opened):
@@ -79,13 +87,14 @@ def images_of(run: ScoredRun, source: Source | None = None) -> tuple[Images | No
     return image, ""
 
 
-def tiles(run: ScoredRun, rows: Sequence[int], images: Images | None, known: Sequence[str]) -> list[Tile]:
-    """The examples of `rows`, in that order, each with the attributes `known`."""
-    return [_tile(row, known, images) for row in run.table.take(np.array(rows, int)).to_pylist()]
+def tiles(rows: pa.Table, images: Images | None, known: Sequence[str]) -> list[Tile]:
+    """The examples of some rows, in their order, each with the attributes `known`."""
+    return [_tile(row, known, images) for row in rows.to_pylist()]
 
 
 def _tile(row: dict, known: Sequence[str], images: Images | None) -> Tile:
     planted = row.get("planted") or "none"
+    inside = (("in the curvature set", "in curvature set"),) if row.get(IN_CURVATURE_SET) else ()
     picture, missing = _picture(row["index"], images)
     return Tile(
         picture=picture,
@@ -94,7 +103,7 @@ def _tile(row: dict, known: Sequence[str], images: Images | None) -> Tile:
         index=row["index"],
         score=row["score"],
         planted="" if planted == "none" else str(planted).replace("_", " "),
-        badges=tuple((name, _shortened(name, row[name])) for name in known if row[name] is not None)[:3],
+        badges=(*inside, *((name, _shortened(name, row[name])) for name in known if row[name] is not None))[:3],
     )
 
 

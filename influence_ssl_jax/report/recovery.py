@@ -95,5 +95,5 @@ def _ordinary(run: ScoredRun) -> Bool[np.ndarray, " examples"]:
     ordinary = np.array([value in (None, "none") for value in run.table["planted"].to_pylist()], bool)
     if "original" in run.table.column_names:
         originals = [value for value in run.table["original"].to_pylist() if value is not None and value >= 0]
-        ordinary[originals] = False
+        ordinary &= ~np.isin(run.table["index"].to_numpy(), originals)
     return ordinary

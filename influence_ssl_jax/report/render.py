@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 
 from influence_ssl_jax.configuration import flatten
@@ -17,12 +18,11 @@ from influence_ssl_jax.report.baselines import compare, explained_by_baselines, 
 from influence_ssl_jax.report.breakdown import Categories, Names, Quantity, breakdown
 from influence_ssl_jax.report.gallery import Images, images_of, tiles
 from influence_ssl_jax.report.recovery import kinds, members, recoveries
-from influence_ssl_jax.report.scored_run import Extent, ScoredRun
+from influence_ssl_jax.report.scored_run import LISTED, Extent, ScoredRun
 from influence_ssl_jax.report.words import decimal, duration, interval, number, percent
+from influence_ssl_jax.scoring.table import IN_CURVATURE_SET
 from influence_ssl_jax.store.files import write_atomically
 
-SHOWN_PROBLEMS = 60
-"""Examples without a score that are listed one by one."""
 DRAWN = 4_000_000
 """Examples that the bootstrap of one statistic draws in all: seconds."""
 
@@ -47,10 +47,10 @@ def render(
     Raises:
         StoreError: The folder holds no finished run.
     """
-    run, extent = ScoredRun.load(folder), extent or Extent()
-    why = ""
+    extent = extent or Extent()
+    run, why = ScoredRun.bounded(folder, extent.images), ""
     if images is None:
-        images, why = images_of(run, source)
+        images, why = images_of(run, extent.images, source)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("influence_ssl_jax.report"),
         autoescape=True,
@@ -74,16 +74,20 @@ def _contents(run: ScoredRun, images: Images | None, why: str, extent: Extent) -
     comparisons, attributes = compare(run, resamples), breakdown(run, tail, resamples)
     telling = [item.name for item in attributes if not isinstance(item, Names)]
     shown = min(extent.images, max(1, len(rows) // 2))
+    highest, lowest = run.ends(shown)
     return {
         "title": _title(run),
         "counts": run.record["counts"],
         "wall_seconds": run.record.get("wall_seconds", math.nan),
-        "top": tiles(run, rows[:shown].tolist(), images, telling),
-        "bottom": tiles(run, rows[::-1][:shown].tolist(), images, telling),
+        "sample": run.table.num_rows if run.sampled else 0,
+        "top": tiles(highest, images, telling),
+        "bottom": tiles(lowest, images, telling),
         "no_images": why,
         "tail": min(tail, len(rows)),
         "scored": len(rows),
         "distribution": plots.distribution(run, tail) if len(rows) else None,
+        "inside": _inside(run),
+        "searched": _searched(run),
         "uncertainty": plots.uncertainty(run) if len(rows) else None,
         "comparisons": [(comparison, plots.against(run, comparison)) for comparison in comparisons],
         "closest": max(comparisons, key=lambda c: abs(c.spearman.value), default=None),
@@ -92,7 +96,7 @@ def _contents(run: ScoredRun, images: Images | None, why: str, extent: Extent) -
         "reliability": signal_share(run),
         "recoveries": [list(ends) for _, ends in itertools.groupby(recoveries(run), lambda found: found.kind)],
         "by_kind": plots.by_kind(run) if len(rows) else None,
-        "planted_counts": _planted_counts(run, shown, tail),
+        "planted_counts": _planted_counts(run, *(() if run.sampled else (shown,)), tail),
         "shown": shown,
         "categories": [item for item in attributes if isinstance(item, Categories)],
         "quantities": [item for item in attributes if isinstance(item, Quantity)],
@@ -125,20 +129,33 @@ def _planted_counts(run: ScoredRun, *ends: int) -> list[dict[str, Any]]:
     return found
 
 
+def _inside(run: ScoredRun) -> dict[str, Any] | None:
+    """The images of the curvature set beside the others; None where none is marked."""
+    inside = run.inside()
+    if not len(inside):
+        return None
+    outside = np.isfinite(run.score) & ~run.table[IN_CURVATURE_SET].fill_null(False).to_numpy()
+    return {
+        "count": len(inside),
+        "left_out": run.record.get("configuration", {}).get("scoring", {}).get("leave_own_out", False),
+        "median": float(np.median(inside)),
+        "others": float(np.median(run.score[outside])) if outside.any() else math.nan,
+    }
+
+
+def _searched(run: ScoredRun) -> dict[str, int] | None:
+    """Among how many images nearest neighbours were searched; None where it was among all."""
+    found = run.record.get("nearest_neighbours") or {}
+    return found if found.get("reference", 0) < found.get("images", 0) else None
+
+
 def _problems(run: ScoredRun) -> dict[str, Any]:
     """Examples without a finite score, by reason and one by one."""
-    troubled = [row for row in run.table.select(["index", "id", "score", "reason"]).to_pylist() if row["reason"]]
-    reasons: dict[tuple[str, str], int] = {}
-    for row in troubled:
-        row["outcome"] = "skipped" if row["score"] is None else "no finite score"
-        if row["score"] is not None and math.isfinite(row["score"]):
-            row["outcome"] = "scored with a remark"
-        reasons[row["outcome"], row["reason"]] = reasons.get((row["outcome"], row["reason"]), 0) + 1
-    common = sorted(reasons.items(), key=lambda item: -item[1])
+    rows, total, reasons = run.remarks()
     return {
-        "problems": troubled[:SHOWN_PROBLEMS],
-        "more_problems": max(0, len(troubled) - SHOWN_PROBLEMS),
-        "reasons": [(outcome, reason, times) for (outcome, reason), times in common[:SHOWN_PROBLEMS]],
+        "problems": rows,
+        "more_problems": total - len(rows),
+        "reasons": [(outcome, reason, times) for (outcome, reason), times in reasons.most_common(LISTED)],
     }
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from jaxtyping import Array, Float
 
 from influence_ssl_jax import provenance, trees
@@ -20,7 +21,7 @@ from influence_ssl_jax.data.contents import Change, changes, refuse_changes
 from influence_ssl_jax.data.source import OpenSource, Source
 from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.errors import InfluenceError
-from influence_ssl_jax.evaluation.calibration import Calibration, Deviation, deviation
+from influence_ssl_jax.evaluation.calibration import Calibrated, Calibration, Deviation, deviation
 from influence_ssl_jax.evaluation.certificate import Audit, Shared, galerkin, shared_by_all
 from influence_ssl_jax.evaluation.sample import Audited, absolute_damping, certified, relative_width, sample
 from influence_ssl_jax.ihvp import Arnoldi
@@ -29,15 +30,15 @@ from influence_ssl_jax.progress import Note, Progress, Written, silent, stage
 from influence_ssl_jax.provenance import command
 from influence_ssl_jax.report.audited import AUDIT
 from influence_ssl_jax.report.backends import as_json
-from influence_ssl_jax.report.scored_run import ScoredRun
+from influence_ssl_jax.report.scored_run import ScoredFile, ScoredRun
 from influence_ssl_jax.run_log import Pace, RunLog, Watch, watched
 from influence_ssl_jax.runs.score import Prepared, curvature_of, identity, prepare, problem_over, settings_of
 from influence_ssl_jax.runs.settings import AuditRun, ScoreRun
 from influence_ssl_jax.scoring.fitting import fitted
 from influence_ssl_jax.scoring.stream import UNRESOLVED
-from influence_ssl_jax.scoring.table import skipped_table
+from influence_ssl_jax.scoring.table import IN_CURVATURE_SET, skipped_table
 from influence_ssl_jax.store import CONTENT, SCORES, file_digest, write_sealed
-from influence_ssl_jax.store.files import lock, write_atomically
+from influence_ssl_jax.store.files import lock, replacing, write_atomically
 from influence_ssl_jax.store.identity import claim
 from influence_ssl_jax.store.manifest import Manifest, to_bytes
 from influence_ssl_jax.store.result import FILES
@@ -62,7 +63,7 @@ class Bounds(NamedTuple):
     recomputed: int
 
 
-def bounds(settings: AuditRun, scored: ScoredRun, made: ScoreRun, prepared: Prepared, progress: Progress) -> Bounds:
+def bounds(settings: AuditRun, scored: ScoredFile, made: ScoreRun, prepared: Prepared, progress: Progress) -> Bounds:
     """Certify the examples of the sample that have not been, batch by batch.
 
     Raises:
@@ -74,7 +75,12 @@ def bounds(settings: AuditRun, scored: ScoredRun, made: ScoreRun, prepared: Prep
     with RunLog(folder) as log, wide:
         owner = claim(folder, _identity(settings, scored))
         manifest = Manifest.load(folder / "parts", fingerprint(owner))
-        chosen = sample(settings.audit, len(prepared.source))
+        chosen = sample(settings.audit, len(prepared.source), np.flatnonzero(own_left_out(scored)))
+        if not len(chosen):
+            raise InfluenceError(
+                "Every image is in the curvature set and was scored without its own contribution (leave_own_out): each has "
+                "a matrix of its own, and an audit certifies one for all. Take fewer --curvature.examples than images."
+            )
         listed = int(np.isin(chosen, manifest.indices()).sum())
         manifest.check(np.zeros(len(prepared.source), bool))
         there = np.isin(chosen, manifest.indices())
@@ -148,19 +154,19 @@ def _announce(
     progress(Note(text, "detail"))
 
 
-def _identity(settings: AuditRun, scored: ScoredRun) -> Plain:
+def _identity(settings: AuditRun, scored: ScoredFile) -> Plain:
     """Everything that a certificate depends on; the size of the sample is not among it."""
     return {
         "scores": scored.record["fingerprint"],
         "audit": {name: value for name, value in describe(settings.audit).items() if name != "examples"},
         "precision": settings.precision,
-        "images": hashlib.sha256(b"".join(content or b"-" for content in _contents(scored))).hexdigest(),
+        "images": _digest_of_contents(scored),
         **provenance.decisive(),
     }
 
 
 def refuse_rescored(
-    scored: ScoredRun, source: OpenSource, rows: np.ndarray, known: dict[int, bytes] | None = None
+    scored: ScoredFile, source: OpenSource, rows: np.ndarray, known: dict[int, bytes] | None = None
 ) -> None:
     """Check that images are those that were scored.
 
@@ -173,21 +179,36 @@ def refuse_rescored(
     Raises:
         DataError: One has changed; the first are named.
     """
-    ids, contents = scored.table["id"].to_pylist(), _contents(scored)
+    _refuse_changed(scored.taken(rows, _of_images(scored)), source, rows, known)
+
+
+def _of_images(scored: ScoredFile) -> list[str]:
+    """The columns that say which images were scored."""
+    return [name for name in ("id", CONTENT) if name in scored.columns]
+
+
+def _refuse_changed(table: pa.Table, source: OpenSource, rows: np.ndarray, known: dict[int, bytes] | None) -> None:
+    """As `refuse_rescored`, of rows that have been read."""
+    ids = table["id"].to_pylist()
+    contents = table[CONTENT].to_pylist() if CONTENT in table.column_names else [None] * len(ids)
     if known is None:
-        found = changes(source, rows, [ids[row] for row in rows], [contents[row] for row in rows])
+        found = changes(source, rows, ids, contents)
     else:
-        differing = [int(row) for row in rows if contents[row] != known[int(row)]]
-        found = [Change(row, ids[row], "its bytes are others") for row in differing]
+        each = zip(rows.tolist(), ids, contents, strict=True)
+        found = [Change(row, name, "its bytes are others") for row, name, content in each if content != known[row]]
     refuse_changes(
         found, "since they were scored", "Put them back, or score them again (--rescore-changed), then audit."
     )
 
 
-def _contents(scored: ScoredRun) -> list[bytes | None]:
-    """The digest of every image as it was scored; None where there is none."""
-    known = CONTENT in scored.table.column_names
-    return scored.table[CONTENT].to_pylist() if known else [None] * scored.table.num_rows
+def _digest_of_contents(scored: ScoredFile) -> str:
+    """One digest of those of all images as they were scored."""
+    if CONTENT not in scored.columns:
+        return hashlib.sha256(b"-" * scored.rows).hexdigest()
+    found = hashlib.sha256()
+    for table in scored.batches([CONTENT]):
+        found.update(b"".join(content or b"-" for content in table[CONTENT].to_pylist()))
+    return found.hexdigest()
 
 
 def _in_precision(problem: Problem, precision: str) -> Problem:
@@ -241,7 +262,7 @@ def audit(
         StoreError: The folder holds no finished run, or certificates of other settings.
         InfluenceError: The images have changed since they were scored, or nothing of them can be certified.
     """
-    scored = ScoredRun.load(settings.folder)
+    scored = ScoredFile.open(settings.folder)
     made = settings_of(scored.record, encoder, source)
     prepared = prepare(made, progress)
     refuse_other(scored, identity(made, prepared.encoder, prepared.transform, prepared.source))
@@ -250,7 +271,7 @@ def audit(
         return _audit(settings, scored, made, prepared, progress)
 
 
-def refuse_other(scored: ScoredRun, now: Plain) -> None:
+def refuse_other(scored: ScoredFile, now: Plain) -> None:
     """Check that everything an audit reads is what the scores were made by; versions and device are the audit's own.
 
     Raises:
@@ -268,7 +289,7 @@ def refuse_other(scored: ScoredRun, now: Plain) -> None:
 
 
 def _audit(
-    settings: AuditRun, scored: ScoredRun, made: ScoreRun, prepared: Prepared, progress: Progress
+    settings: AuditRun, scored: ScoredFile, made: ScoreRun, prepared: Prepared, progress: Progress
 ) -> dict[str, Plain]:
     """Do what is done while the folder is held."""
     found = bounds(settings, scored, made, prepared, progress)
@@ -290,13 +311,16 @@ def _audit(
     return record
 
 
-def enclosed(scored: ScoredRun, made: ScoreRun, prepared: Prepared, progress: Progress) -> pa.Table | None:
+def enclosed(scored: ScoredFile, made: ScoreRun, prepared: Prepared, progress: Progress) -> pa.Table | None:
     """The Galerkin interval of every example, where the scores came from one shared Krylov subspace; else None."""
     resolved = scored.record["damping"]["resolved"]
     if not isinstance(made.backend, Arnoldi) or made.scoring.estimand != "mean_of_scores":
         return None
     problem = problem_over(made, prepared)
-    refuse_rescored(scored, prepared.source, np.arange(scored.table.num_rows))
+    start = 0
+    for table in scored.batches(_of_images(scored)):
+        _refuse_changed(table, prepared.source, np.arange(start, start + table.num_rows), None)
+        start += table.num_rows
     with stage(progress, "Galerkin intervals of every image"):
         state = fitted(problem, made.backend, made.scoring.seed)
         damping = jnp.asarray(resolved, jax.tree.leaves(problem.params)[0].dtype)
@@ -304,20 +328,27 @@ def enclosed(scored: ScoredRun, made: ScoreRun, prepared: Prepared, progress: Pr
         return pa.concat_tables(galerkin(problem, state, *given)).sort_by("index")
 
 
-def judged(scored: ScoredRun, table: pa.Table, calibration: Calibration) -> dict[str, Deviation]:
+def judged(scored: ScoredFile, table: pa.Table, calibration: Calibration) -> dict[str, Deviation]:
     """The score and each baseline against the bounds."""
-    rows, lower, upper = _placed(scored, table)
-    loss = scored.numbers("alignment_loss")[rows]
-    names = ("score", *scored.baselines)
-    known = ~np.isnan(resolved_scores(scored))[rows]
-    given = lower[known], upper[known], loss[known], calibration
-    return {name: deviation(scored.numbers(name)[rows][known], *given) for name in names}
+    rows, lower, upper = _placed(table)
+    audited = scored.taken(rows)
+    sampled = ScoredRun(scored.folder, audited, scored.record)
+    known = ~np.isnan(resolved_scores(scored)[rows])
+    given = lower[known], upper[known], sampled.numbers("alignment_loss")[known], calibration
+    return {name: deviation(sampled.numbers(name)[known], *given) for name in ("score", *sampled.baselines)}
 
 
-def resolved_scores(scored: ScoredRun) -> np.ndarray:
-    """The scores of a run, NaN where they are rounding noise: no calibration can learn from those."""
-    reasons = np.array([reason or "" for reason in scored.table["reason"].to_pylist()])
-    return np.where(reasons == UNRESOLVED, np.nan, scored.score)
+def resolved_scores(scored: ScoredFile) -> np.ndarray:
+    """The scores of a run, NaN where they are rounding noise or of another matrix: no calibration can learn from those."""
+    noise = scored.where("reason", UNRESOLVED)
+    return np.where(noise | own_left_out(scored), np.nan, scored.numbers("score"))
+
+
+def own_left_out(scored: ScoredFile) -> np.ndarray:
+    """Which rows have the score of a curvature set without the image itself: a matrix that no other image has."""
+    if not scored.record.get("configuration", {}).get("scoring", {}).get("leave_own_out", False):
+        return np.zeros(scored.rows, bool)
+    return scored.where(IN_CURVATURE_SET, value=True)
 
 
 def counts(found: Bounds) -> dict[str, Plain]:
@@ -337,7 +368,7 @@ def counts(found: Bounds) -> dict[str, Plain]:
 
 def calibrate(
     folder: Path,
-    scored: ScoredRun,
+    scored: ScoredFile,
     table: pa.Table,
     beside: pa.Table | None,
     calibration: Calibration,
@@ -353,33 +384,44 @@ def calibrate(
         calibration: How.
         progress: Who is told.
     """
-    rows, lower, upper = _placed(scored, table)
+    rows, lower, upper = _placed(table)
     try:
         scores = resolved_scores(scored)
-        every = calibration.fit(scores[rows], lower, upper, scores)(scores)
+        calibrated = calibration.fit(scores[rows], lower, upper, scores)
     except InfluenceError as error:
         (folder / CALIBRATED).unlink(missing_ok=True)  # one of an earlier, larger sample must not pass for this one's
         progress(Note(f"No calibrated scores: {error}"))
         return False
-    calibrated = scored.table.select(["index", "id"])
-    for name, values in (("score", every.score), ("score_lo", every.low), ("score_hi", every.high)):
-        calibrated = calibrated.append_column(name, pa.array(values))
-    if beside is not None:
-        place = np.searchsorted(beside["index"].to_numpy(), calibrated["index"].to_numpy())
-        here = np.isin(calibrated["index"].to_numpy(), beside["index"].to_numpy())
-        for name in ("galerkin_lo", "galerkin_hi"):
-            column = np.append(beside[name].to_numpy(), np.nan)[np.where(here, place, -1)]
-            calibrated = calibrated.append_column(name, pa.array(column))
-    write_atomically(folder / CALIBRATED, to_bytes(calibrated))
+    writer: pq.ParquetWriter | None = None
+    start = 0
+    with replacing(folder / CALIBRATED) as temporary:
+        for part in scored.batches(["index", "id"]):
+            written = _with_intervals(part, calibrated(scores[start : start + part.num_rows]), beside)
+            start += part.num_rows
+            writer = writer or pq.ParquetWriter(temporary, written.schema, compression="zstd")
+            writer.write_table(written)
+        if writer is not None:
+            writer.close()
     progress(Written("Calibrated scores", folder / CALIBRATED))
     return True
 
 
-def _placed(scored: ScoredRun, table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The rows of the audited examples in the run, and their bounds."""
-    place = {index: row for row, index in enumerate(scored.table["index"].to_pylist())}
-    rows = np.array([place[index] for index in table["index"].to_pylist()])
-    return rows, table["lower"].to_numpy(), table["upper"].to_numpy()
+def _with_intervals(rows: pa.Table, every: Calibrated, beside: pa.Table | None) -> pa.Table:
+    """`index, id` of some rows with their calibrated scores, and Galerkin intervals where there are any."""
+    for name, values in (("score", every.score), ("score_lo", every.low), ("score_hi", every.high)):
+        rows = rows.append_column(name, pa.array(values))
+    if beside is None:
+        return rows
+    index, known = rows["index"].to_numpy(), beside["index"].to_numpy()
+    place = np.where(np.isin(index, known), np.searchsorted(known, index), -1)
+    for name in ("galerkin_lo", "galerkin_hi"):
+        rows = rows.append_column(name, pa.array(np.append(beside[name].to_numpy(), np.nan)[place]))
+    return rows
+
+
+def _placed(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The rows of the audited examples in the run, which are their indices, and their bounds."""
+    return tuple(table[name].to_numpy() for name in ("index", "lower", "upper"))
 
 
 def _median_width(table: pa.Table) -> Plain:

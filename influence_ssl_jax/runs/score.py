@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 from jax.sharding import Mesh
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from influence_ssl_jax import provenance
 from influence_ssl_jax.configuration import Plain, describe, fingerprint, restore
@@ -59,7 +59,7 @@ from influence_ssl_jax.runs.images import (
 from influence_ssl_jax.runs.settings import CompareRun, Parts, ScoreRun, describe_without
 from influence_ssl_jax.scoring.fitting import SplitProblem, fitted, shapes
 from influence_ssl_jax.scoring.memory import check_fit
-from influence_ssl_jax.scoring.neighbours import streamed_knn_distance
+from influence_ssl_jax.scoring.neighbours import reference_size, streamed_knn_distance
 from influence_ssl_jax.scoring.scores import Scorer
 from influence_ssl_jax.scoring.stream import Scored, embedding_matrix, stream
 from influence_ssl_jax.scoring.table import EMBEDDING, IN_CURVATURE_SET, ORDER
@@ -132,6 +132,8 @@ def fitted_scorer(
         DataError: Images of the curvature set have changed since the fit.
         IndefiniteError: C + λI is not positive definite.
     """
+    if settings.scoring.leave_own_out:
+        settings.backend.check_own(problem)
     with stage(progress, "fitting the curvature (the first time, it compiles)"):
         log.beat("fitting")
         divided = SplitProblem(problem, all_devices()) if all_devices().size > 1 else None
@@ -328,7 +330,7 @@ def finish(
     """Put the parts of all processes together, with the distance to the nearest neighbours.
 
     `in_curvature_set` marks the images that the matrix is averaged over: their own gradient is a part of it, and they score
-    lower than they would outside (about 10 % at 32 and 64 images).
+    lower than they would outside (about 10 % at 32 and 64 images), unless `leave_own_out` takes it away.
 
     Args:
         settings: The run's.
@@ -345,10 +347,24 @@ def finish(
     refuse_two_versions(used, store)
     with stage(progress, "nearest neighbours"):
         log.beat("nearest neighbours")
-        distance = streamed_knn_distance(
-            lambda: (embedding_matrix(table["embedding"]) for table in store.windows(["embedding"])),
-            settings.scoring.neighbours,
-            settings.scoring.seed,
+        embedded = store.embedded()
+        distance = nearest(settings, store) if embedded else store.kept_distances()
+    if not embedded and np.isnan(distance).any():
+        progress(
+            Note(
+                f"{int(np.isnan(distance).sum()):,} images have no knn_distance: the embeddings of the others were dropped "
+                "(--parts.embeddings drop). A new folder has all of them.",
+                "caution",
+            )
+        )
+    searched = searched_among(distance, settings.scoring.neighbours)
+    if searched["reference"] < searched["images"]:
+        progress(
+            Note(
+                f"knn_distance is the distance to the nearest of {searched['reference']:,} random images, not of all "
+                f"{searched['images']:,}: it comes out larger, and few duplicates are found by it.",
+                "caution",
+            )
         )
     attributes, changes = distinguished(given.source)
     for old, new in changes.items():
@@ -356,13 +372,35 @@ def finish(
     log.beat("writing the table")
     scored = np.concatenate([table["index"].to_numpy() for table in store.windows([])])
     further = {"knn_distance": distance, IN_CURVATURE_SET: np.isin(scored, inside)}
-    found = {**recorded, **curvature_set_agreement(store), "renamed_attributes": changes}
+    found = {
+        **recorded,
+        **curvature_set_agreement(store),
+        "nearest_neighbours": searched,
+        "renamed_attributes": changes,
+    }
     table = store.finish(attributes, further, found)
+    if embedded and settings.parts.embeddings == "drop":
+        store.drop_embeddings(distance)
     counts = read_sealed(settings.out / RUN)["counts"]
     log.event("finished", **counts, seconds_waiting_for=recorded["seconds_waiting_for"])
     said = ", ".join(f"{count} {name}" for name, count in counts.items() if name != "size")
     progress(Note(f"{counts['size']} images: {said}."))
     progress(Written("Scores", table))
+
+
+def nearest(settings: ScoreRun, store: ScoreStore) -> Float[np.ndarray, " scored"]:
+    """The distance of every scored image to its nearest neighbours, from the embeddings in the folder."""
+    return streamed_knn_distance(
+        lambda: (embedding_matrix(table[EMBEDDING]) for table in store.windows([EMBEDDING])),
+        settings.scoring.neighbours,
+        settings.scoring.seed,
+    )
+
+
+def searched_among(distance: Float[np.ndarray, " scored"], neighbours: int) -> dict[str, int]:
+    """Of how many images the nearest neighbours were searched, and among how many of them."""
+    usable = int(np.isfinite(distance).sum())
+    return {"images": usable, "reference": reference_size(usable, neighbours), "neighbours": neighbours}
 
 
 def curvature_set_agreement(store: ScoreStore) -> dict[str, Plain]:
@@ -372,9 +410,10 @@ def curvature_set_agreement(store: ScoreStore) -> dict[str, Plain]:
         return {}
     table = pa.concat_tables(list(store.windows(names)))
     score, first, second, error = (table[name].to_numpy() for name in names)
-    if not np.isfinite(score).any():
+    known = int((np.isfinite(score) & np.isfinite(first) & np.isfinite(second)).sum())
+    if not known:
         return {}
-    top = max(1, round(0.01 * int(np.isfinite(score).sum())))
+    top = max(1, round(0.01 * known))
 
     def agreement(left: np.ndarray, right: np.ndarray) -> dict[str, float]:
         return {"spearman": spearman(left, right), "highest 1 %": top_overlap(left, right, top)}
@@ -546,10 +585,19 @@ def facts(settings: ScoreRun, given: Prepared, scorer: Scorer) -> dict[str, Plai
         "command": provenance.command(),
         "seeds": {"seed": settings.scoring.seed},
         "batch_size": scorer.batch_size,
-        "damping": {**dataclasses.asdict(settings.scoring.damping), "resolved": resolved(scorer.damping)},
+        "damping": {**dataclasses.asdict(settings.scoring.damping), **resolved_damping(scorer)},
         "device": provenance.device(),
         "versions": provenance.versions(),
     }
+
+
+def resolved_damping(scorer: Scorer) -> dict[str, Plain]:
+    """λ in numbers, and its relative standard error where it follows from random probes."""
+    damping, found = scorer.settings.damping, {"resolved": resolved(scorer.damping)}
+    error = scorer.backend.mean_error(scorer.state)
+    if damping.absolute is not None or damping.of_spectrum or error is None:
+        return found
+    return {**found, "relative_standard_error": float(error)}
 
 
 def resolved(damping: Resolved) -> Plain:

@@ -94,10 +94,13 @@ class Parts:
     Attributes:
         rows: After so many images,
         seconds: or after so many seconds, whichever comes first; whole batches.
+        embeddings: Whether the embeddings, 4 bytes a number, stay in the folder once the distances to the nearest ones are
+            known (`keep`), or go (`drop`): images that are scored again later then have no such distance.
     """
 
     rows: int = 2048
     seconds: float = 20.0
+    embeddings: Literal["keep", "drop"] = "keep"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +209,14 @@ class CompareRun:
     scoring: Scoring = dataclasses.field(default_factory=lambda: Scoring(draws=1, batch_size=20))
     audit: Audit = dataclasses.field(default_factory=Audit, metadata=INLINE)
     calibration: Calibration = dataclasses.field(default_factory=Calibration)
+
+    def __post_init__(self) -> None:
+        """Refuse a matrix of its own for every image: backends are compared over one."""
+        if self.scoring.leave_own_out:
+            raise ValueError(
+                "A comparison is over one matrix for all images, got leave_own_out=True, which gives every image of the "
+                "curvature set its own; leave it off."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

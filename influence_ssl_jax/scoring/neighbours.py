@@ -21,6 +21,13 @@ QUERIES = 1024
 """Examples whose similarities to all others are in memory together."""
 
 
+def reference_size(
+    usable: int, neighbours: int = 1, max_reference: int = MAX_REFERENCE, max_pairs: int = MAX_PAIRS
+) -> int:
+    """How many of `usable` embeddings the neighbours of each are searched among."""
+    return min(usable, max_reference, max(max_pairs // max(1, usable), neighbours + 1))
+
+
 def knn_distance(
     embeddings: Float32[np.ndarray, "examples width"],
     neighbours: int = 1,
@@ -40,10 +47,10 @@ def streamed_knn_distance(
 ) -> Float[np.ndarray, " examples"]:
     """Mean cosine distance `½‖u − u'‖²` to the nearest other embeddings: zero for a duplicate.
 
-    Of n examples, beyond R = min(max_reference, max_pairs / n) the neighbours are searched among a random subset of size
-    R, and distances come out larger. An embedding that is zero or not finite has no direction and gets NaN; it is
-    nobody's neighbour. So does every example where there are too few others. Memory: R embeddings, QUERIES × R
-    similarities, one number per example.
+    Of n examples, beyond R = min(max_reference, max_pairs / n) the neighbours are searched among a random subset of
+    size R (`reference_size`), and distances come out larger. An embedding that is zero or not finite has no direction
+    and gets NaN; it is nobody's neighbour. So does every example where there are too few others. Memory: R embeddings,
+    QUERIES × R similarities, one number per example.
 
     Args:
         chunks: One row per example, read three times.
@@ -56,7 +63,7 @@ def streamed_knn_distance(
     found, usable = np.full(len(directed), np.nan), np.flatnonzero(directed)
     if len(usable) <= neighbours:
         return found
-    size = min(len(usable), max_reference, max(max_pairs // len(usable), neighbours + 1))
+    size = reference_size(len(usable), neighbours, max_reference, max_pairs)
     chosen = usable
     if len(usable) > size:
         chosen = usable[np.sort(randomness.generator(seed, Stream.NEIGHBOURS).choice(len(usable), size, replace=False))]

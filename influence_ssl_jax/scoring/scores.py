@@ -43,6 +43,10 @@ class Scoring:
             it beyond rounding.
         seed: Fixes the draws, the random bases and the probes.
         neighbours: Neighbours of the baseline `knn_distance`.
+        leave_own_out: Whether an image that is in the curvature set is scored by the curvature of the other images of the
+            set, at the same λ: what it would score had it not been drawn. Otherwise its own gradients are part of C and
+            pull its score down, the more the fewer images the set has. Only of `Gram`, and of losses that do not couple
+            examples. Images outside the set score the same either way.
     """
 
     damping: Damping = Damping()
@@ -52,6 +56,7 @@ class Scoring:
     batch_size: int | None = None
     seed: int = 0
     neighbours: int = 1
+    leave_own_out: bool = False
 
     def __post_init__(self) -> None:
         """Refuse settings that give no score."""
@@ -137,8 +142,11 @@ class Scorer:
         Raises:
             IndefiniteError: C + λI is not positive definite.
             CurvatureError: The backend cannot represent the problem's curvature.
+            InfluenceError: The backend cannot leave an image's own contribution out.
             StructureError: A parameter is loose or unread, or its gradient fails the check against `jax.grad`.
         """
+        if settings.leave_own_out:
+            backend.check_own(problem)
         return cls.of(problem, fitted(problem, backend, settings.seed), backend, settings, measurement)
 
     @classmethod
@@ -149,6 +157,8 @@ class Scorer:
         measurement = problem.objective if measurement is None else measurement
         shape = problem.batches.image.shape[2:]
         check_gradients(measurement.network, problem)
+        if settings.leave_own_out:
+            backend.check_own(problem)
         blocks = cut.discover(measurement.network, problem.params, problem.frozen, shape, "materialise")
         damping = backend.resolve(state, settings.damping)
         if settings.batch_size is None:
@@ -172,7 +182,12 @@ class Scorer:
         drawn, loss = keyed(batch, settings), self.measurement.loss
         assert isinstance(loss, Measurement)
         found = measured(self.measurement, self.problem.params, self.problem.frozen, drawn, settings.draws)
-        form, rounding, left_out, halves = self.backend.assess(self.state, found.gradients, self.damping)
+        given = self.state, found.gradients, self.damping
+        form, rounding, left_out, halves = (
+            self.backend.assess_without_own(*given, batch.index)
+            if settings.leave_own_out
+            else self.backend.assess(*given)
+        )
         score, error = estimate(form.values, settings.estimand)
         lower, upper = (None, None) if rounding is None else bounds(form.values, rounding, settings.estimand)
         curvature = None if left_out is None else curvature_error(left_out, settings.estimand)

@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Int
 
 from influence_ssl_jax.errors import StoreError
+from influence_ssl_jax.scoring.table import EMBEDDING
 from influence_ssl_jax.store.files import TEMPORARY, append_line, write_atomically
 
 Kind: TypeAlias = Literal["scored", "skipped"]
 LIST, SUM = "manifest.jsonl", "sum"
-_WRITTEN = re.compile(r"\d{6,}\.parquet")
+_WRITTEN = re.compile(r"\d{6,}\.(parquet|arrow)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Part:
         runs: The examples, as [first, last + 1] of each unbroken run of numbers.
         fitted: Digest of the fitted curvature that the scores were made with.
         owner: Fingerprint of the run that the rows belong to.
+        embeddings: Checksum of the file beside it that holds their embeddings; empty where there is none.
     """
 
     name: str
@@ -45,6 +47,12 @@ class Part:
     runs: list[list[int]]
     fitted: str
     owner: str
+    embeddings: str = ""
+
+    @property
+    def beside(self) -> str:
+        """The name of the file of embeddings, which few readers open."""
+        return self.name.replace(".parquet", ".arrow")
 
     def indices(self) -> Int[np.ndarray, " rows"]:
         """Numbers of the examples, ascending."""
@@ -111,7 +119,7 @@ class Manifest:
 
     def keep(self, sound: list[Part]) -> None:
         """Forget all other parts, then delete their files and those that a kill left unfinished."""
-        names = {part.name for part in sound}
+        names = {part.name for part in sound} | {part.beside for part in sound if part.embeddings}
         write_atomically(self.folder / LIST, "".join(_line(part) + "\n" for part in sound).encode())
         self.parts = sound
         for file in self.folder.iterdir():
@@ -137,9 +145,16 @@ class Manifest:
         return before - sum(part.rows for part in sound)
 
     def sound(self, part: Part) -> bool:
-        """Whether the file is there and is what was written."""
-        path = self.folder / part.name
-        return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == part.sha256
+        """Whether the files are there and are what was written."""
+        files = {part.name: part.sha256} | ({part.beside: part.embeddings} if part.embeddings else {})
+        return all(
+            (self.folder / name).is_file() and hashlib.sha256((self.folder / name).read_bytes()).hexdigest() == digest
+            for name, digest in files.items()
+        )
+
+    def drop_embeddings(self) -> None:
+        """Delete the embeddings of every part; a kill on the way leaves them, or files that the next check deletes."""
+        self.keep([dataclasses.replace(part, embeddings="") for part in self.parts])
 
     def add(self, kind: Kind, table: pa.Table, seconds: float, fitted: str) -> None:
         """Write the file, then its line."""
@@ -153,24 +168,45 @@ class Manifest:
 
     def _written(self, number: int, kind: Kind, table: pa.Table, seconds: float, fitted: str) -> Part:
         """Write the file of a part, and say what its line must be."""
-        name = f"{number:06d}.parquet"
-        checksum = write_atomically(self.folder / name, to_bytes(table))
-        runs = runs_of(table["index"].to_numpy())
-        return Part(name, kind, table.num_rows, checksum, seconds, runs, fitted, self.owner)
+        part = Part(
+            name=f"{number:06d}.parquet",
+            kind=kind,
+            rows=table.num_rows,
+            sha256="",
+            seconds=seconds,
+            runs=runs_of(table["index"].to_numpy()),
+            fitted=fitted,
+            owner=self.owner,
+        )
+        embeddings = ""
+        if EMBEDDING in table.column_names:
+            embeddings = write_atomically(self.folder / part.beside, _to_arrow(table.select([EMBEDDING])))
+            table = table.drop_columns([EMBEDDING])
+        checksum = write_atomically(self.folder / part.name, to_bytes(table))
+        return dataclasses.replace(part, sha256=checksum, embeddings=embeddings)
 
     def read(self, part: Part, columns: list[str] | None = None) -> pa.Table:
-        """Rows of a part, checked again.
+        """Rows of a part, checked again; the embeddings, where there are any, if they are asked for or all columns are.
 
         Raises:
-            StoreError: The file has changed since it was written.
+            StoreError: A file has changed since it was written.
         """
-        content = (self.folder / part.name).read_bytes()
-        if hashlib.sha256(content).hexdigest() != part.sha256:
+        plain = None if columns is None else [name for name in columns if name != EMBEDDING]
+        table = pq.read_table(io.BytesIO(self._content(part, part.name, part.sha256)), columns=plain)
+        if part.embeddings and (columns is None or EMBEDDING in columns):
+            beside = pa.ipc.open_file(self._content(part, part.beside, part.embeddings)).read_all()
+            table = table.append_column(EMBEDDING, beside[EMBEDDING])
+        return table
+
+    def _content(self, part: Part, name: str, digest: str) -> bytes:
+        """The bytes of one file of a part."""
+        content = (self.folder / name).read_bytes()
+        if hashlib.sha256(content).hexdigest() != digest:
             raise StoreError(
-                f"{self.folder / part.name} has changed since it was written; run the same command again: "
+                f"{self.folder / name} has changed since it was written; run the same command again: "
                 f"its {part.rows} examples will be computed anew."
             )
-        return pq.read_table(io.BytesIO(content), columns=columns)
+        return content
 
 
 def runs_of(indices: Int[np.ndarray, " rows"]) -> list[list[int]]:
@@ -184,6 +220,14 @@ def to_bytes(table: pa.Table) -> bytes:
     """A table as one parquet file."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", use_compliant_nested_type=False)  # lists keep their field names
+    return buffer.getvalue()
+
+
+def _to_arrow(table: pa.Table) -> bytes:
+    """A table as one arrow file: numbers that no compression makes smaller."""
+    buffer = io.BytesIO()
+    with pa.ipc.new_file(buffer, table.schema) as writer:
+        writer.write_table(table)
     return buffer.getvalue()
 
 
@@ -275,6 +319,15 @@ class Parts:
     def forget(self, indices: Int[np.ndarray, " count"]) -> int:
         """Drop some examples from whichever parts hold them; returns how many there were."""
         return sum(manifest.forget(indices) for manifest in self.manifests.values())
+
+    def embedded(self) -> bool:
+        """Whether the embeddings of every scored row are there."""
+        return all(part.embeddings for part in self.all() if part.kind == "scored")
+
+    def drop_embeddings(self) -> None:
+        """Delete the embeddings of every part."""
+        for manifest in self.manifests.values():
+            manifest.drop_embeddings()
 
     def seconds(self) -> float:
         """Time that the parts took: that of the process that took longest, since they worked side by side."""

@@ -9,17 +9,19 @@ from pathlib import Path
 import jax
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from jaxtyping import Int, Shaped
 
 from influence_ssl_jax.configuration import Plain, fingerprint
 from influence_ssl_jax.data.source import Skipped
 from influence_ssl_jax.errors import StoreError
 from influence_ssl_jax.parallel import first_only, in_every
-from influence_ssl_jax.scoring.table import CONTENT, skipped_table
-from influence_ssl_jax.store.files import LOCK, Held, holder_of, living, lock
+from influence_ssl_jax.scoring.table import CONTENT, EMBEDDING, skipped_table
+from influence_ssl_jax.store.files import LOCK, Held, holder_of, living, lock, write_atomically
 from influence_ssl_jax.store.identity import claim, refuse_disagreement, refuse_foreign
-from influence_ssl_jax.store.manifest import Kind, Manifest, Parts, writers
-from influence_ssl_jax.store.result import RUN, SCORES, damage, write_result
+from influence_ssl_jax.store.manifest import Kind, Manifest, Parts, to_bytes, writers
+from influence_ssl_jax.store.result import FILES, RUN, SCORES, damage, recorded, write_result
+from influence_ssl_jax.store.sealed import DamagedError, write_sealed
 
 
 def enter(folder: Path, identity: Plain, size: int) -> tuple[Held, int]:
@@ -68,6 +70,8 @@ def refuse_writers(parts: Path) -> None:
         lock(each.parent).close()
 
 
+DISTANCES, DISTANCES_RECORD = "distances.parquet", "distances.json"
+"""Distances to nearest neighbours, where the embeddings that they were found by have been dropped."""
 LATE = 90.0
 """Seconds for which a shared file system may show what a folder was before."""
 
@@ -173,6 +177,9 @@ class ScoreStore:
         def drop() -> None:
             for name in (SCORES, RUN):
                 (self.folder / name).unlink(missing_ok=True)
+            kept = self._distances()
+            if kept is not None:
+                self._keep_distances(kept.filter(~np.isin(kept["index"].to_numpy(), indices)))
             self._parts.forget(indices)
 
         first_only(drop)
@@ -212,10 +219,51 @@ class ScoreStore:
             raise ValueError(f"a part has the columns index, id and score, got none of {', '.join(sorted(missing))}.")
         if table["score"].null_count:
             raise ValueError("a score is a number or NaN, got null; hand examples without a score to skip().")
-        if self._schema is not None and not table.schema.equals(self._schema):
+        if self._schema is not None and not self._alike(table.schema):
             raise ValueError(f"all parts have one schema; got\n{table.schema}\nafter\n{self._schema}")
         self._add("scored", table)
         self._schema = table.schema
+
+    def _alike(self, schema: pa.Schema) -> bool:
+        """Whether rows of a schema may follow those that are there, whose embeddings may have been dropped."""
+        assert self._schema is not None
+        if EMBEDDING in self._schema.names or EMBEDDING not in schema.names:
+            return schema.equals(self._schema)
+        return schema.remove(schema.get_field_index(EMBEDDING)).equals(self._schema)
+
+    def embedded(self) -> bool:
+        """Whether the embeddings of every scored row are in the folder."""
+        return self._parts.embedded()
+
+    def drop_embeddings(self, distance: Shaped[np.ndarray, " scored"]) -> None:
+        """Delete all embeddings, once the distances that they are kept for are in a file of their own.
+
+        Args:
+            distance: One for every scored example in order of index.
+        """
+        index = np.concatenate([table["index"].to_numpy() for table in self.windows([])])
+        self._keep_distances(pa.table({"index": index, "distance": distance}))
+        self._parts.drop_embeddings()
+
+    def kept_distances(self) -> Shaped[np.ndarray, " scored"]:
+        """The distances that were found before embeddings were dropped; NaN of examples scored since, or if damaged."""
+        found, kept = np.full(len(self._finished), np.nan), self._distances()
+        if kept is not None:
+            found[kept["index"].to_numpy()] = kept["distance"].to_numpy()
+        return np.concatenate([found[table["index"].to_numpy()] for table in self.windows([])])
+
+    def _distances(self) -> pa.Table | None:
+        """What is in the file of distances; None where there is none, or it is damaged."""
+        try:
+            recorded(self.folder, DISTANCES_RECORD)
+        except (DamagedError, FileNotFoundError):
+            return None
+        return pq.read_table(self.folder / DISTANCES)
+
+    def _keep_distances(self, table: pa.Table) -> None:
+        """Write the file of distances and the record of its checksum."""
+        digest = write_atomically(self.folder / DISTANCES, to_bytes(table))
+        write_sealed(self.folder / DISTANCES_RECORD, {FILES: {DISTANCES: digest}})
 
     def skip(self, rows: Iterable[Skipped]) -> None:
         """Keep the examples that cannot be scored, with the reason.

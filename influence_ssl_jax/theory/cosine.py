@@ -95,8 +95,8 @@ def _exact(draw: Draw) -> Float[Array, ""]:
 
 
 def _tiny(draw: Draw) -> Float[Array, ""]:
-    """At ε = 1e-5 against two orders of the expansion, with a the cosine of a random angle."""
-    output, move = instances.unit(draw, 3), instances.unit(draw, 3)
+    """At ε = 1e-5 against two orders of the expansion, of an output twice as long as the move."""
+    output, move = 2 * instances.unit(draw, 3), instances.unit(draw, 3)
     return oracle.relative(moved_distance(output, move, 1e-5), third_order(output, move, 1e-5))
 
 

@@ -46,7 +46,7 @@ def formed(shared, iterations):
     """Forms and residuals of three examples in two draws each after so many iterations, and a way to ask again."""
     problem, gradients, damping = setting()
     zero = jnp.zeros(())
-    backend, state = CG(tolerance=1e-11, iterations=iterations, shared=shared), CGState(problem, zero, zero, None)
+    backend, state = CG(tolerance=1e-11, iterations=iterations, shared=shared), CGState(problem, zero, zero, zero, None)
     ask = jax.jit(lambda gradients: backend.draw_gram(state, gradients, jnp.asarray(damping)))
     three = [0, 1, 2, 4, 5, 6]
     images, cotangents = np.asarray(gradients.images)[:, three], np.asarray(gradients.cotangents)[:, three]

@@ -25,7 +25,7 @@ def test_a_form_has_the_true_residual_of_its_solution_in_it(monkeypatch):
         return Solutions(solutions, right - products(solutions), jnp.zeros((), int))
 
     monkeypatch.setattr(cg, "block_cg", poor)
-    state = cg.CGState(problem, jnp.zeros(()), jnp.zeros(()), None)
+    state = cg.CGState(problem, jnp.zeros(()), jnp.zeros(()), jnp.zeros(()), None)
     single = dataclasses.replace(gradients, draws=1)
     form = jax.jit(cg.CG().draw_gram)(state, single, jnp.asarray(damping))
     solved = rows @ inverse
@@ -50,7 +50,7 @@ def test_gradients_inside_the_subspace_are_bounded_by_its_coupling():
     assert np.linalg.norm(coupling) > 1e-3 * np.linalg.norm(matrix)
     state = ArnoldiState(
         problem.params,
-        *map(jnp.asarray, (values, vectors, coupling, 0.0, np.trace(matrix) / len(matrix), 0.0)),
+        *map(jnp.asarray, (values, vectors, coupling, 0.0, np.trace(matrix) / len(matrix), 0.0, 0.0)),
         discover_blocks(problem, "error"),
         problem.curvature,
     )

@@ -299,3 +299,45 @@ def test_damping_that_takes_eigenvalues_is_refused_where_there_are_none():
         Exact().resolve(indefinite, Damping(effective_dimension=0.5))
     with pytest.raises(CurvatureError, match="curvature='hessian'"):
         CG().spectrum(dataclasses.replace(fitted(CG, "linear")[2], problem=problem))
+
+
+@jax.jit
+def matrix_of(problem):
+    return flat_products(problem)(jnp.eye(trees.size(problem.params)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def without_own(backend, state, gradients, damping, index):
+    return backend.assess_without_own(state, gradients, damping, index)
+
+
+def others_of(problem, index):
+    """The problem over one batch of all images of the curvature set but one."""
+    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), problem.batches)
+    kept = np.flatnonzero(np.asarray(flat.index) != index)
+    return dataclasses.replace(problem, batches=jax.tree.map(lambda leaf: leaf[kept][None], flat))
+
+
+@pytest.mark.parametrize("curvature", ["fisher", "empirical_fisher"])
+@pytest.mark.parametrize("relative", [1e-2, 1e-7])
+def test_an_example_of_the_curvature_set_is_scored_by_the_others(curvature, relative):
+    """Against the dense matrix over a batch of the other images, at the same λ; images outside the set as ever."""
+    backend, problem, state, gradients, whole = case(curvature)
+    damping = relative * float(backend.mean_eigenvalue(state))
+    index = jnp.array([0, 99, 2, 3])
+    found = without_own(backend, state, gradients, jnp.asarray(damping), index)
+    values, rounding = np.asarray(found.form.values), np.asarray(found.rounding)
+    ordinary = assess(backend, state, gradients, jnp.asarray(damping))
+    np.testing.assert_allclose(values[1], np.asarray(ordinary.form.values)[1], rtol=1e-9)
+    for row in (0, 2, 3):
+        matrix = np.asarray(matrix_of(others_of(problem, int(index[row]))), np.longdouble)
+        g = whole.reshape(2, 4, -1)[:, row].astype(np.longdouble)
+        want = (g @ solved(matrix + np.longdouble(damping) * np.eye(len(matrix)), g.T)).astype(float)
+        size = np.sqrt(np.outer(np.diag(want), np.diag(want)))
+        assert np.all(
+            np.diag(values[row]) > 1.001 * np.diag(np.asarray(ordinary.form.values)[row])
+        )  # it is lower inside
+        assert (np.abs(values[row] - want) <= 1e-9 / relative**0.5 * 1e-1 * size).all()
+        assert (rounding[row] <= 1e-6 * size).all()
+    assert np.isnan(np.asarray(found.left_out)[:, [0, 2, 3]]).all()
+    np.testing.assert_allclose(np.asarray(found.left_out)[:, 1], np.asarray(ordinary.left_out)[:, 1], rtol=1e-7)

@@ -5,7 +5,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from influence_ssl_jax.scoring.neighbours import knn_distance, streamed_knn_distance
+from influence_ssl_jax.runs.score import searched_among
+from influence_ssl_jax.scoring.neighbours import knn_distance, reference_size, streamed_knn_distance
 from influence_ssl_jax.scoring.scores import pixel_variance
 
 
@@ -50,6 +51,9 @@ def test_pieces_of_any_size_are_the_whole(seed, pieces):
 def test_the_number_of_pairs_is_bounded():
     z = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
     few = streamed_knn_distance(lambda: [z], max_pairs=600)  # a reference of ten
+    assert reference_size(len(z), max_pairs=600) == 10
+    assert [reference_size(10**k) for k in (4, 6, 8)] == [10_000, 2_500, 25]
+    assert searched_among(np.append(few, np.nan), 1) == {"images": 60, "reference": 60, "neighbours": 1}
     assert (few >= knn_distance(z) - 1e-6).all()
     np.testing.assert_array_equal(few, knn_distance(z, max_reference=10))
 

@@ -1,6 +1,7 @@
 """Peak memory is known beforehand, and grows with nothing that it should not grow with."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -13,8 +14,9 @@ from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.errors import InfluenceError
-from influence_ssl_jax.ihvp import BACKENDS, Exact, Gram, LoGra
+from influence_ssl_jax.ihvp import BACKENDS, Damping, Exact, Gram, Identity, LoGra
 from influence_ssl_jax.losses import CosineDistance
+from influence_ssl_jax.runs.score import with_room
 from influence_ssl_jax.scoring import memory
 from influence_ssl_jax.scoring.fitting import shapes
 from influence_ssl_jax.scoring.memory import Memory, check_fit, memory_of
@@ -210,3 +212,46 @@ def test_a_batch_size_that_was_chosen_changes_no_score_and_one_program_serves_al
     found = scores(scorer)  # two batches of four and one of two
     assert Scorer.__call__._cache_size() == before + 1
     np.testing.assert_allclose(scores(chosen), found, rtol=1e-9)
+
+
+class Crowded(Scorer):
+    """A device with room for so many images at a time; more of them fail as XLA fails."""
+
+    room = 0
+    said = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes."
+
+    def __call__(self, batch):
+        self.tried.append(len(batch.index))
+        if len(batch.index) > self.room:
+            raise jax.errors.JaxRuntimeError(self.said)
+
+
+@functools.cache
+def fitted_identity():
+    problem, backend = problems.problem(CosineDistance(), module=problems.Linear(), image=3), Identity(probes=1)
+    return problem, backend, jax.jit(backend.fit)(problem, jax.random.key(0))
+
+
+def crowded(**of_device):
+    problem, backend, state = fitted_identity()
+    held = (problem, state, backend.resolve(state, Damping()), problem.objective, backend, Scoring(batch_size=16))
+    return type("Device", (Crowded,), {**of_device, "tried": []})(*held, state.blocks)
+
+
+def test_a_batch_that_runs_out_of_memory_is_halved_until_one_has_room(caplog):
+    device = crowded(room=5)
+    assert with_room(device, None).batch_size == 4
+    assert device.tried == [16, 8, 4]
+    assert [line.message for line in caplog.records] == [
+        "batches of 16 images run out of memory; trying 8",
+        "batches of 8 images run out of memory; trying 4",
+    ]
+
+
+def test_a_device_without_room_for_one_image_is_refused_and_other_failures_are_not_taken_for_that():
+    with pytest.raises(InfluenceError, match="out of memory while it scores one image at a time"):
+        with_room(crowded(), None)
+    broken = crowded(said="INTERNAL: a kernel failed")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        with_room(broken, None)
+    assert broken.tried == [16]

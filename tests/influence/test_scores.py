@@ -15,8 +15,9 @@ from influence_ssl_jax import randomness, trees
 from influence_ssl_jax.augment.crop import HorizontalFlip
 from influence_ssl_jax.augment.transform import AgainstClean, Views
 from influence_ssl_jax.data import Arrays, ToInput
-from influence_ssl_jax.ihvp import Damping, Exact, LoGra
-from influence_ssl_jax.losses import MEASUREMENTS, CosineDistance
+from influence_ssl_jax.errors import InfluenceError
+from influence_ssl_jax.ihvp import Damping, Exact, Gram, LoGra
+from influence_ssl_jax.losses import MEASUREMENTS, CosineDistance, SimCLR
 from influence_ssl_jax.losses.loss import Embeddings
 from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.scoring.scores import Scorer, Scoring
@@ -157,6 +158,46 @@ def test_images_of_the_curvature_set_are_marked():
     )
     table = self_influence(problem, LoGra(rank=2), source(pixels), TRANSFORM, SETTINGS)
     assert table["in_curvature_set"].to_pylist() == [False, True, False, False, True, True]
+
+
+def test_images_of_the_curvature_set_are_scored_by_the_others_on_request():
+    """As by a curvature set without the image, at the same λ; those outside as ever."""
+    pixels, inside = images(6), problems.batches(1, 3, channels=3)
+    inside = dataclasses.replace(inside, index=jnp.asarray([[4, 1, 5]]))
+    problem = problems.problem(CosineDistance(), "fisher", module=problems.Linear(), channels=3)
+    problem = dataclasses.replace(problem, batches=inside)
+    settings = Scoring(Damping(absolute=1e-3), draws=2, batch_size=3)
+    alone = dataclasses.replace(settings, leave_own_out=True)
+    ordinary, found = (
+        self_influence(problem, Gram(), source(pixels), TRANSFORM, each)["score"].to_numpy()
+        for each in (settings, alone)
+    )
+    np.testing.assert_allclose(found[[0, 2, 3]], ordinary[[0, 2, 3]], rtol=1e-9)
+    assert (found[[1, 4, 5]] > 1.005 * ordinary[[1, 4, 5]]).all()
+    others = jax.tree.map(lambda leaf: leaf[:, [0, 2]], inside)
+    table = self_influence(dataclasses.replace(problem, batches=others), Exact(), source(pixels), TRANSFORM, settings)
+    np.testing.assert_allclose(found[1], table["score"][1].as_py(), rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("backend", "loss", "said"),
+    [
+        (LoGra(rank=2), CosineDistance(), "LoGra cannot leave an image's own contribution out"),
+        (Gram(), SimCLR(0.5), "SimCLR couples the examples of a batch"),
+    ],
+    ids=["backend", "loss"],
+)
+def test_what_cannot_leave_an_image_out_of_the_curvature_is_refused_by_name(backend, loss, said):
+    problem = problems.problem(loss, "fisher", module=problems.Linear(), channels=3)
+    with pytest.raises(InfluenceError, match=said):
+        Scorer.fit(problem, backend, Scoring(leave_own_out=True))
+
+
+def test_a_curvature_set_that_repeats_an_image_cannot_leave_it_out():
+    problem = problems.problem(CosineDistance(), "fisher", module=problems.Linear(), channels=3)
+    twice = dataclasses.replace(problem.batches, index=problem.batches.index % 5)
+    with pytest.raises(InfluenceError, match="repeats some"):
+        Scorer.fit(dataclasses.replace(problem, batches=twice), Gram(), Scoring(leave_own_out=True))
 
 
 def test_views_that_agree_have_a_reason_and_other_images_none():

@@ -10,7 +10,8 @@ import pytest
 
 from influence_ssl_jax.errors import StoreError
 from influence_ssl_jax.report.render import condensed, render
-from influence_ssl_jax.report.scored_run import Extent
+from influence_ssl_jax.report.scored_run import Extent, ScoredFile
+from influence_ssl_jax.runs.audit import resolved_scores
 from influence_ssl_jax.store import ScoreStore, read_sealed, write_sealed
 
 VOID = {"meta", "img", "line", "rect", "path", "use", "br", "link"}
@@ -167,6 +168,26 @@ def test_scores_that_are_all_equal_or_all_missing_have_a_page(tmp_path):
             store.finish(pa.table({"label": [0] * len(values), "planted": ["blank"] * len(values)}))
         page = Page(render(tmp_path / name, extent=QUICK).read_text())
         assert ("No image has a finite score." in page.text) == (name == "missing")
+
+
+@pytest.mark.parametrize(
+    ("left_out", "said"), [(False, "pulls their scores down"), (True, "by the curvature of the other")]
+)
+def test_images_of_the_curvature_set_are_told(tmp_path, left_out, said):
+    with ScoreStore.open(tmp_path, {}, 4) as store:
+        store.append(pa.table({"index": np.arange(4), "id": list("abcd"), "score": [1.0, 2.0, 3.0, 4.0]}))
+        searched = {"images": 4, "reference": 4 - left_out, "neighbours": 1}
+        facts = {"configuration": {"scoring": {"leave_own_out": left_out}}, "nearest_neighbours": searched}
+        further = {"in_curvature_set": np.array([True, False, True, False]), "knn_distance": np.arange(4.0)}
+        store.finish(None, further, facts)
+    page = render(tmp_path).read_text()
+    assert ("kNN distances are to the nearest of 3 random images, not of all 4" in page) == left_out
+    assert "2 of the scored images are in the curvature set" in page
+    assert said in page
+    assert "Median score: 2.00, of the other images 3.00." in page
+    assert page.count('title="in the curvature set"') == 2
+    known = [1.0, 2.0, 3.0, 4.0] if not left_out else [np.nan, 2.0, np.nan, 4.0]  # what an audit can learn from
+    np.testing.assert_array_equal(resolved_scores(ScoredFile.open(tmp_path)), known)
 
 
 def test_an_unfinished_or_damaged_run_is_refused(tmp_path, bare_folder):

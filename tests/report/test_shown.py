@@ -15,7 +15,7 @@ from influence_ssl_jax.report import plots
 from influence_ssl_jax.report.baselines import compare
 from influence_ssl_jax.report.plots import HIGH, INK, LOW, MUTED
 from influence_ssl_jax.report.render import render
-from influence_ssl_jax.report.scored_run import Extent, ScoredRun
+from influence_ssl_jax.report.scored_run import Extent, ScoredFile, ScoredRun
 from tests.scored import SOURCE
 
 TILE = re.compile(r'<li class="tile" title="[^"]* · index (\d+)">((?:(?!<li class="tile").)*)', re.DOTALL)
@@ -162,3 +162,42 @@ def test_kinds_are_counted_at_both_ends(scored_folder, scored, tmp_path):
         for size in (6, tail):
             want += [found[:size].sum(), found[-size:].sum(), round(size * found.mean(), 1)]
         assert [float(value) for value in (total, *rest)] == want
+
+
+@pytest.fixture(scope="module")
+def bounded(scored_folder):
+    """The run as one of which fewer rows than it has are in memory."""
+    return ScoredRun.bounded(scored_folder, images=7, most=40)
+
+
+def test_of_a_large_run_a_random_sample_is_in_memory_with_both_ends_of_all(run, bounded):
+    assert bounded.sampled
+    assert not ScoredRun.bounded(run.folder, images=7).sampled
+    assert bounded.table.num_rows == 40
+    for name in ("id", "score", "age"):
+        want = run.table[name].take(bounded.table["index"])
+        np.testing.assert_array_equal(bounded.table[name].to_numpy(), want.to_numpy())
+    assert (np.diff(bounded.table["index"].to_numpy()) > 0).all()
+    assert len({int(row) // 30 for row in bounded.table["index"].to_numpy()}) > 3  # from all over the run
+    for found, want in zip(bounded.ends(7), run.ends(7), strict=True):
+        assert found["id"].to_pylist() == want["id"].to_pylist()
+    assert str(bounded.remarks()) == str(run.remarks())
+    assert run.remarks().total == 3
+
+
+def test_the_page_of_a_large_run_says_what_is_of_a_sample(scored_folder, tmp_path, monkeypatch):
+    load = ScoredRun.bounded
+    monkeypatch.setattr(ScoredRun, "bounded", lambda folder, images: load(folder, images, most=60))
+    page = render(scored_folder, tmp_path / "page.html", extent=Extent(images=6, resamples=2)).read_text()
+    assert "random sample of 60 of them" in page
+    assert page.count("in top") == 1  # the tail of the sample alone, and not the images that are shown
+    whole = render(scored_folder, tmp_path / "whole.html", extent=Extent(images=6, resamples=2))
+    assert TILE.findall(page) == TILE.findall(whole.read_text())
+
+
+def test_rows_of_a_file_are_taken_in_the_order_asked_for(run):
+    file = ScoredFile.open(run.folder)
+    rows = np.array([9, 2, 2, 100])
+    assert file.taken(rows, ["id", "score"]).to_pylist() == run.table.select(["id", "score"]).take(rows).to_pylist()
+    np.testing.assert_array_equal(file.numbers("score"), run.score)
+    assert np.flatnonzero(file.where("reason", "truncated")).tolist() == [1]

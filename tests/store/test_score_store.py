@@ -461,3 +461,45 @@ def test_nothing_to_score_is_said(tmp_path):
         store.skip([Skipped(0, "zero", "not an image")])
         with pytest.raises(StoreError, match="None of the 1 examples could be read"):
             store.finish()
+
+
+def test_embeddings_are_in_files_of_their_own_that_other_readers_do_not_open(tmp_path):
+    with ScoreStore.open(tmp_path, {}, 4) as store:
+        store.append(part([0, 1]))
+        store.append(part([2, 3]))
+        (tmp_path / "parts" / "0000" / "000001.arrow").write_bytes(b"another")
+        assert [table["score"].to_pylist() for table in store.windows(["score"])] == [
+            part([0, 1, 2, 3])["score"].to_pylist()
+        ]
+        with pytest.raises(StoreError, match=r"000001.arrow has changed since it was written"):
+            list(store.windows(["embedding"]))
+    with ScoreStore.open(tmp_path, {}, 4) as store:
+        assert (store.todo().tolist(), store.lost) == ([2, 3], 2)
+    assert sorted(file.name for file in (tmp_path / "parts" / "0000").glob("0*")) == ["000000.arrow", "000000.parquet"]
+
+
+def test_dropped_embeddings_leave_their_distances_and_the_same_table(tmp_path):
+    distance = np.array([0.5, 0.25, 0.125, 1.0])
+    with ScoreStore.open(tmp_path, {}, 4) as store:
+        store.append(part([0, 1, 2]))
+        store.append(part([3]))
+        assert store.embedded()
+        store.finish(None, {"knn_distance": distance})
+        store.drop_embeddings(distance)
+        assert not store.embedded()
+        assert "embedding" not in store.columns()
+    assert not list(tmp_path.rglob("*.arrow"))
+    before = (tmp_path / "scores.parquet").read_bytes()
+    (tmp_path / "scores.parquet").unlink()
+    with ScoreStore.open(tmp_path, {}, 4) as store:
+        assert not len(store.todo())
+        np.testing.assert_array_equal(store.kept_distances(), distance)
+        store.finish(None, {"knn_distance": store.kept_distances()})
+        assert (tmp_path / "scores.parquet").read_bytes() == before
+        store.forget(np.array([1]))
+        store.append(part([1]))  # with an embedding, after others whose were dropped
+        assert not store.embedded()
+        np.testing.assert_array_equal(store.kept_distances(), [0.5, np.nan, 0.125, 1.0])
+    DAMAGE["one bit"](tmp_path / "distances.parquet")
+    with ScoreStore.open(tmp_path, {}, 4) as store:
+        assert np.isnan(store.kept_distances()).all()

@@ -1,0 +1,184 @@
+"""Do store, table, report and audit keep their memory, however many rows there are?
+
+    python -m benchmarks.ten_million
+    python -m benchmarks.ten_million --rows 1000000
+
+Values are drawn in place of scored images: no network, no pixels, everything else as in a run. Each stage is a process of
+its own, so that its peak memory is its own: `store` appends parts of 16,384 rows with their embeddings; `finish` searches
+nearest neighbours and writes table and record; `report` renders the page; `audit` reads the table as an audit does, judges
+the scores by drawn certificates of 500 rows and writes a calibrated score for every row. Every stage is run at two numbers
+of rows: the difference of their peaks, over that of the rows, is what a row costs. Expected: some tens of bytes a row, and
+minutes.
+"""
+
+import dataclasses
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import tyro
+
+from influence_ssl_jax.configuration import Plain
+from influence_ssl_jax.evaluation.calibration import Calibration
+from influence_ssl_jax.evaluation.certificate import Audit
+from influence_ssl_jax.evaluation.sample import sample
+from influence_ssl_jax.progress import silent
+from influence_ssl_jax.provenance import device, versions
+from influence_ssl_jax.report.render import render
+from influence_ssl_jax.report.scored_run import ScoredFile
+from influence_ssl_jax.runs import audit
+from influence_ssl_jax.runs.score import searched_among
+from influence_ssl_jax.scoring.neighbours import streamed_knn_distance
+from influence_ssl_jax.scoring.stream import embedding_matrix
+from influence_ssl_jax.scoring.table import IN_CURVATURE_SET
+from influence_ssl_jax.store import ScoreStore
+
+STAGES = ("store", "finish", "report", "audit")
+PART, WIDTH, AUDITED = 16_384, 8, 500
+Stage = Literal["", "store", "finish", "report", "audit"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How many.
+
+    Attributes:
+        rows: Numbers of rows, ascending.
+        stage: Set in the process of one stage.
+        folder: Where its run is.
+        out: Where the JSON goes.
+    """
+
+    rows: tuple[int, ...] = (1_000_000, 10_000_000)
+    stage: Stage = ""
+    folder: Path = Path()
+    out: Path = Path(__file__).parent / "results" / "ten_million.json"
+
+
+def drawn(start: int, count: int) -> pa.Table:
+    """Some rows as scoring makes them: log-normal scores, baselines that follow them, a remark for one in ten thousand."""
+    rng = np.random.default_rng(start)
+    latent = rng.normal(size=count)
+    index = np.arange(start, start + count)
+
+    def near(noise: float) -> np.ndarray:
+        return np.exp(latent + noise * rng.normal(size=count))
+
+    embedding = rng.normal(size=(count, WIDTH)).astype(np.float32)
+    return pa.table(
+        {
+            "index": index,
+            "id": pa.array([f"{number:08d}.png" for number in index]),
+            "score": np.exp(latent),
+            "score_se": 0.1 * np.exp(latent),
+            "alignment_loss": near(0.3),
+            "gradient_norm": near(0.5),
+            "pixel_variance": near(2.0),
+            "reason": pa.array(["unconverged solve" if number % 10_000 == 7 else "" for number in index], pa.string()),
+            "content": pa.FixedSizeBinaryArray.from_buffers(
+                pa.binary(16), count, [None, pa.py_buffer(rng.bytes(16 * count))]
+            ),
+            "embedding": pa.FixedSizeListArray.from_arrays(pa.array(embedding.reshape(-1)), WIDTH),
+        }
+    )
+
+
+def opened(folder: Path, rows: int) -> ScoreStore:
+    """The store of drawn rows."""
+    store = ScoreStore.open(folder, {"drawn": "ten_million"}, rows)
+    store.bind("drawn")
+    return store
+
+
+def fill(folder: Path, rows: int) -> None:
+    """Append every row."""
+    with opened(folder, rows) as store:
+        for start in range(0, rows, PART):
+            store.append(drawn(start, min(PART, rows - start)))
+
+
+def finish(folder: Path, rows: int) -> None:
+    """Search neighbours and write the table."""
+    with opened(folder, rows) as store:
+        distance = streamed_knn_distance(
+            lambda: (embedding_matrix(table["embedding"]) for table in store.windows(["embedding"]))
+        )
+        inside = np.random.default_rng(0).choice(rows, 1024, replace=False)
+        labels = pa.table({"label": pa.array((np.arange(rows) % 10).astype(np.int8))})
+        marked = {"knn_distance": distance, IN_CURVATURE_SET: np.isin(np.arange(rows), inside)}
+        facts: dict[str, Plain] = {"nearest_neighbours": searched_among(distance, 1), "damping": {"resolved": 0.1}}
+        store.finish(labels, marked, facts)
+
+
+def judge(folder: Path, rows: int) -> None:
+    """Everything that an audit does but the certificates, which are drawn."""
+    scored = ScoredFile.open(folder)
+    chosen = np.sort(sample(Audit(examples=AUDITED), rows, np.flatnonzero(audit.own_left_out(scored))))
+    exact = scored.numbers("score")[chosen] ** 0.9 * np.exp(0.05 * np.random.default_rng(1).normal(size=len(chosen)))
+    bounds = pa.table({"index": chosen, "lower": 0.99 * exact, "upper": 1.01 * exact})
+    found = audit.judged(scored, bounds, Calibration())
+    assert found["score"].examples == len(chosen)
+    assert audit.calibrate(folder, scored, bounds, None, Calibration(), silent)
+
+
+def work(config: Config) -> None:
+    """One stage; prints its seconds and memory, as JSON."""
+    (rows,) = config.rows
+    before, began = peak(), time.monotonic()
+    stages = {"store": fill, "finish": finish, "report": lambda folder, _: render(folder), "audit": judge}
+    stages[config.stage](config.folder, rows)
+    print(json.dumps({"seconds": time.monotonic() - began, "MiB before": before, "MiB at most": peak()}))
+
+
+def peak() -> float:
+    """The most memory that this process has had, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measure(rows: int) -> dict[str, dict[str, float]]:
+    """Every stage over so many rows, each in a process of its own."""
+    found = {}
+    with tempfile.TemporaryDirectory() as name:
+        for stage in STAGES:
+            arguments = ["--rows", str(rows), "--stage", stage, "--folder", name]
+            done = subprocess.run(
+                [sys.executable, "-m", "benchmarks.ten_million", *arguments],
+                stdout=subprocess.PIPE,
+                check=True,
+                timeout=7200,
+            )
+            found[stage] = json.loads(done.stdout.splitlines()[-1])
+            print(rows, stage, found[stage], flush=True)
+        found["table"] = {"MiB": (Path(name) / "scores.parquet").stat().st_size / 2**20}
+        found["parts"] = {"MiB": sum(file.stat().st_size for file in Path(name).glob("parts/*/*.parquet")) / 2**20}
+        found["page"] = {"MiB": (Path(name) / "report.html").stat().st_size / 2**20}
+    return found
+
+
+def main() -> None:
+    """Measure, print, add to the file."""
+    config = tyro.cli(Config)
+    if config.stage:
+        return work(config)
+    held = json.loads(config.out.read_text())["rows"] if config.out.exists() else {}
+    found = {int(rows): stages for rows, stages in held.items()} | {rows: measure(rows) for rows in config.rows}
+    few, many = min(found), max(found)
+    growth = {
+        stage: 2**20 * (found[many][stage]["MiB at most"] - found[few][stage]["MiB at most"]) / max(1, many - few)
+        for stage in STAGES
+    }
+    print("bytes a row:", {stage: round(value, 1) for stage, value in growth.items()})
+    record = {"rows": found, "bytes a row": growth, "versions": versions(), "device": device()}
+    config.out.write_text(json.dumps(record, indent=1) + "\n")
+    return None
+
+
+if __name__ == "__main__":
+    main()
