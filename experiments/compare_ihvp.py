@@ -126,7 +126,7 @@ class Pretrained:
         dampings: λ over the mean eigenvalue. The rank of C is a 684th of the parameters, so that up to about a hundred
             times the mean λ is small beside every eigenvalue that is not zero, and a score is the squared norm of what
             of g lies outside the span of C, over λ.
-        knobs: How the backends are varied. Steps of CG and LiSSA would take a product with C each, for each image.
+        knobs: How the backends are varied. Steps of CG, ASTRA and LiSSA would take a product with C each, for each image.
     """
 
     method: Literal["simclr", "simclr_torch", "byol", "barlow_twins"] = "simclr_torch"
