@@ -229,7 +229,7 @@ def _points(state: EigenbasisState, name: str) -> tuple[Float[Array, " points"],
 
 
 def effective_ridge(
-    spectra: Sequence[tuple[Float[Array, " points"], Float[Array, " points"]]],
+    spectra: Sequence[tuple[Float[Array, " _"], Float[Array, " _"]]],
     rows: Float[Array, ""],
     damping: Float[Array, ""],
 ) -> _Ridge:
