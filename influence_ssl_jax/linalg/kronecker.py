@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from influence_ssl_jax import randomness
+from influence_ssl_jax.randomness import Stream
+
 
 def eigenpairs(
     matrix: Float[Array, "size size"], rank: int | None = None
@@ -19,6 +22,29 @@ def eigenpairs(
         values, vectors = jnp.linalg.eigh((symmetric + symmetric.T) / 2)
         values = jax.lax.convert_element_type(jnp.maximum(values[::-1][:rank], 0.0), matrix.dtype)
         return values, jax.lax.convert_element_type(vectors[:, ::-1][:, :rank], matrix.dtype)
+
+
+def eigenpairs_of_rank(
+    matrix: Float[Array, "size size"], rank: int | None
+) -> tuple[Float[Array, " kept"], Float[Array, "size kept"]]:
+    """`eigenpairs` of a second moment M of at most `rank` vectors: all of them, or those that are not zero.
+
+    M times `rank` random columns spans its range, and M within an orthonormal basis Q of that is all of M:
+    `M = Q (QᵀMQ) Qᵀ`. That takes two products with M; all eigenpairs are computed where `rank` is half of `size` or more.
+    Some further columns keep the random coordinates of the range well conditioned. float64 throughout.
+    Source: Halko, Martinsson and Tropp, SIAM Review 53 (2011), algorithm 4.1.
+    """
+    size, further = matrix.shape[0], 8
+    if rank is None or 2 * (rank + further) >= size:
+        return eigenpairs(matrix)
+    with jax.enable_x64(True):
+        moment = jax.lax.convert_element_type(matrix, jnp.float64)
+        moment = (moment + moment.T) / 2
+        columns = randomness.normal(randomness.root(0, Stream.SPECTRUM), (size, rank + further), jnp.float64)
+        basis = jnp.linalg.qr(moment @ columns)[0]
+        values, vectors = jnp.linalg.eigh(basis.T @ moment @ basis)
+        values = jax.lax.convert_element_type(jnp.maximum(values[::-1][:rank], 0.0), matrix.dtype)
+        return values, jax.lax.convert_element_type((basis @ vectors)[:, ::-1][:, :rank], matrix.dtype)
 
 
 def stacked_eigenpairs(
