@@ -132,12 +132,12 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "what lies inside a block's basis is counted outside too",
-        "outside = 1 / (state.level[name] + value)\n    return inside - outside, outside",
-        "outside = 1 / (state.level[name] + value)\n    return inside, outside",
+        "outside = ridge.scale / (state.level[name] + ridge.ridge)\n    return inside - outside, outside",
+        "outside = ridge.scale / (state.level[name] + ridge.ridge)\n    return inside, outside",
     ),
     (
         "the level outside a basis is averaged over the whole block",
-        "level[name] = rest / (block.size - moment.shape[0])",
+        "level[name] = rest / (block.size - features)",
         "level[name] = rest / block.size",
     ),
     (
@@ -148,8 +148,8 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ("corrected eigenvalues are means of |c|", "else jnp.sum(rows**2, axis=0)", "else jnp.sum(jnp.abs(rows), axis=0)"),
     (
         "a block takes the damping of the first one",
-        "value = damping[name] if isinstance(damping, dict) else damping",
-        "value = next(iter(damping.values())) if isinstance(damping, dict) else damping",
+        "_Ridge(damping[name] if isinstance(damping, dict) else damping, 1.0)",
+        "_Ridge(next(iter(damping.values())) if isinstance(damping, dict) else damping, 1.0)",
     ),
     (
         "K-FAC's input eigenvectors are transposed",
@@ -202,6 +202,12 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
         "_, outside = _split(solved, state.vectors)",
         "outside = solved",
     ),
+    (
+        "ASTRA's steps go by the λ above",
+        "jnp.sum(state.dampings <= damping) - 1, 0)",
+        "jnp.sum(state.dampings <= damping), 0)",
+    ),
+    ("what few eigenvectors leave is dropped", "rows - along @ rotation.T]", "0 * rows]"),
     ("LiSSA ignores the damping in its steps", "a + (v - ca - value * a) / scale", "a + (v - ca) / scale"),
     (
         "LiSSA's standard error is a standard deviation",

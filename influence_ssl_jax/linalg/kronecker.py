@@ -19,9 +19,7 @@ def eigenpairs(
     rank = matrix.shape[0] if rank is None else min(rank, matrix.shape[0])
     with jax.enable_x64(True):
         symmetric = jax.lax.convert_element_type(matrix, jnp.float64)
-        values, vectors = jnp.linalg.eigh((symmetric + symmetric.T) / 2)
-        values = jax.lax.convert_element_type(jnp.maximum(values[::-1][:rank], 0.0), matrix.dtype)
-        return values, jax.lax.convert_element_type(vectors[:, ::-1][:, :rank], matrix.dtype)
+        return _largest(*jnp.linalg.eigh((symmetric + symmetric.T) / 2), rank, matrix.dtype)
 
 
 def eigenpairs_of_rank(
@@ -43,8 +41,15 @@ def eigenpairs_of_rank(
         columns = randomness.normal(randomness.root(0, Stream.SPECTRUM), (size, rank + further), jnp.float64)
         basis = jnp.linalg.qr(moment @ columns)[0]
         values, vectors = jnp.linalg.eigh(basis.T @ moment @ basis)
-        values = jax.lax.convert_element_type(jnp.maximum(values[::-1][:rank], 0.0), matrix.dtype)
-        return values, jax.lax.convert_element_type((basis @ vectors)[:, ::-1][:, :rank], matrix.dtype)
+        return _largest(values, basis @ vectors, rank, matrix.dtype)
+
+
+def _largest(
+    values: Float[Array, " all"], vectors: Float[Array, "size all"], rank: int, dtype: jax.typing.DTypeLike
+) -> tuple[Float[Array, " rank"], Float[Array, "size rank"]]:
+    """The last `rank` of ascending eigenpairs, descending, in another type."""
+    values = jax.lax.convert_element_type(jnp.maximum(values[::-1][:rank], 0.0), dtype)
+    return values, jax.lax.convert_element_type(vectors[:, ::-1][:, :rank], dtype)
 
 
 def stacked_eigenpairs(
