@@ -132,8 +132,8 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "what lies inside a block's basis is counted outside too",
-        "outside = ridge.scale / (state.level[name] + ridge.ridge)\n    return inside - outside, outside",
-        "outside = ridge.scale / (state.level[name] + ridge.ridge)\n    return inside, outside",
+        "outside = 1 / (state.level[name] + value)\n    return inside - outside, outside",
+        "outside = 1 / (state.level[name] + value)\n    return inside, outside",
     ),
     (
         "the level outside a basis is averaged over the whole block",
@@ -148,8 +148,8 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ("corrected eigenvalues are means of |c|", "else jnp.sum(rows**2, axis=0)", "else jnp.sum(jnp.abs(rows), axis=0)"),
     (
         "a block takes the damping of the first one",
-        "_Ridge(damping[name] if isinstance(damping, dict) else damping, 1.0)",
-        "_Ridge(next(iter(damping.values())) if isinstance(damping, dict) else damping, 1.0)",
+        "value = damping[name] if isinstance(damping, dict) else damping",
+        "value = next(iter(damping.values())) if isinstance(damping, dict) else damping",
     ),
     (
         "K-FAC's input eigenvectors are transposed",

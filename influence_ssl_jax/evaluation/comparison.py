@@ -43,8 +43,6 @@ def _words(settings: Plain) -> str:
         settings["class"],
         *(str(settings[name]) for name in ("rank", "iterations", "depth") if settings.get(name)),
     ]
-    if settings.get("ridge") == "effective":
-        words.append("effective ridge")
     if settings.get("complement") == "drop":
         words.append("dropped")
     if settings.get("preconditioner"):

@@ -1,8 +1,8 @@
 """Backends whose curvature is diagonal in a basis of each block: K-FAC, EK-FAC, LoGra, the diagonal."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,6 @@ class EigenbasisState:
         eigenvalues: μ, without those that are zero where there are fewer eigenvectors.
         level: Mean curvature of what lies outside B, of blocks where that is kept (B is orthonormal there).
         mean: tr(C)/P of the block itself, whatever of it B holds.
-        rows: R, the number of outer products that C is a sum of, where λ becomes an effective ridge; None elsewhere.
         blocks: The layers.
     """
 
@@ -45,7 +44,6 @@ class EigenbasisState:
     eigenvalues: dict[str, Array]
     level: dict[str, Array]
     mean: dict[str, Array]
-    rows: Float[Array, ""] | None
     blocks: cut.Blocks = dataclasses.field(metadata={"static": True})
 
 
@@ -79,10 +77,10 @@ class EigenbasisBackend(Backend[EigenbasisState]):  # abstract: `fit` is its sub
     def solve(self, state: EigenbasisState, vector: Params, damping: Resolved) -> Params:
         """`B (μ + λ)⁻¹ Bᵀ v` and, where a level is kept, `(v − B Bᵀ v) / (level + λ)`, block by block."""
         cut.check_structure(state.params, vector)
-        found, ridges = {}, _ridges(state, damping)
+        found = {}
         for block in state.blocks:
             name, part = block.name, block.read(vector)
-            weights, outside = _weights(state, name, ridges[name])
+            weights, outside = _weights(state, name, damping)
             rotation = state.rotations.get(name)
             coordinates = _rotated(basis.into(part[None], state.bases[name]), rotation)[0] * weights
             inner = _turned_back(coordinates, rotation)
@@ -92,9 +90,9 @@ class EigenbasisBackend(Backend[EigenbasisState]):  # abstract: `fit` is its sub
     def draw_gram(self, state: EigenbasisState, gradients: ExampleGradients, damping: Resolved) -> Form:
         """Weighted inner products of coordinates and, where a level is kept, of the gradients."""
         total = jnp.zeros((), gradients.cotangents.dtype)
-        coordinates, ridges = basis.project(gradients, state.blocks, state.bases), _ridges(state, damping)
+        coordinates = basis.project(gradients, state.blocks, state.bases)
         for block in state.blocks:
-            weights, outside = _weights(state, block.name, ridges[block.name])
+            weights, outside = _weights(state, block.name, damping)
             rows = _rotated(coordinates[block.name], state.rotations.get(block.name))
             drawn = rows.reshape(gradients.draws, -1, rows.shape[-1])
             total = total + jnp.einsum("kbf,f,lbf->bkl", drawn, weights, drawn)
@@ -106,10 +104,10 @@ class EigenbasisBackend(Backend[EigenbasisState]):  # abstract: `fit` is its sub
         self, state: EigenbasisState, left: ExampleGradients, right: ExampleGradients, damping: Resolved
     ) -> Float[Array, "left right"]:
         """As `draw_gram`, between two batches."""
-        total, ridges = jnp.zeros((), left.cotangents.dtype), _ridges(state, damping)
+        total = jnp.zeros((), left.cotangents.dtype)
         sides = [basis.project(gradients, state.blocks, state.bases) for gradients in (left, right)]
         for block in state.blocks:
-            weights, outside = _weights(state, block.name, ridges[block.name])
+            weights, outside = _weights(state, block.name, damping)
             a, b = (_rotated(side[block.name], state.rotations.get(block.name)) for side in sides)
             total = total + (a * weights[None]) @ b.T
             if block.name in state.level:
@@ -187,7 +185,7 @@ def taken_apart(
             rest = jnp.maximum(totals[name] - jnp.sum(eigenvalues[name]), 0.0)
             level[name] = rest / (block.size - features)
     mean = {block.name: traces[block.name] / block.size for block in blocks}
-    return EigenbasisState(problem.params, bases, rotations, eigenvalues, level, mean, None, blocks)
+    return EigenbasisState(problem.params, bases, rotations, eigenvalues, level, mean, blocks)
 
 
 def refuse_hessian(problem: Problem, backend: Backend) -> None:
@@ -201,24 +199,6 @@ def refuse_hessian(problem: Problem, backend: Backend) -> None:
             f"{type(backend).__name__} averages outer products of gradients, which are positive semi-definite: it "
             "approximates 'ggn', 'fisher' or 'empirical_fisher', got curvature='hessian'; use CG or Exact for that."
         )
-
-
-class _Ridge(NamedTuple):
-    """`scale · (K + ridge · I)⁻¹` in place of `(C + λI)⁻¹`, K the fitted matrix."""
-
-    ridge: Float[Array, ""]
-    scale: Float[Array, ""] | float
-
-
-def _ridges(state: EigenbasisState, damping: Resolved) -> dict[str, _Ridge]:
-    """Each block's ridge: λ itself, or the effective ridge of R rows."""
-    names = [block.name for block in state.blocks]
-    if state.rows is None:
-        return {name: _Ridge(damping[name] if isinstance(damping, dict) else damping, 1.0) for name in names}
-    points = {name: _points(state, name) for name in names}
-    if isinstance(damping, dict):
-        return {name: effective_ridge([points[name]], state.rows, damping[name]) for name in names}
-    return dict.fromkeys(names, effective_ridge(list(points.values()), state.rows, damping))
 
 
 def _points(state: EigenbasisState, name: str) -> tuple[Float[Array, " points"], Float[Array, " points"]]:
@@ -236,42 +216,13 @@ def _points(state: EigenbasisState, name: str) -> tuple[Float[Array, " points"],
     return values, counts
 
 
-def effective_ridge(
-    spectra: Sequence[tuple[Float[Array, " _"], Float[Array, " _"]]],
-    rows: Float[Array, ""],
-    damping: Float[Array, ""],
-) -> _Ridge:
-    """Solve `k = λ + k tr K(K + kI)⁻¹ / R` for the effective ridge k.
-
-    A matrix C of R independent rows whose second moment is K has `(C + λI)⁻¹ ≈ (k/λ) (K + kI)⁻¹` for vectors that are no
-    rows of it. `k − Σ μk/(μ + k)/R − λ` is convex and has one root above λ, which Newton's steps from above approach without
-    passing it. Source: arXiv 2303.01372, lemma 1.
-
-    Args:
-        spectra: Eigenvalues of K and how often each occurs, in any parts.
-        rows: R.
-        damping: λ.
-    """
-
-    def step(k: Float[Array, ""]) -> Float[Array, ""]:
-        value, slope = k - damping, jnp.ones_like(k)
-        for values, counts in spectra:
-            share = values / (values + k)
-            value = value - jnp.sum(counts * share) * k / rows
-            slope = slope - jnp.sum(counts * share**2) / rows
-        return k - value / slope
-
-    begin = damping + sum(jnp.sum(counts * values) for values, counts in spectra) / rows
-    found = jax.lax.fori_loop(0, 40, lambda _, k: jnp.maximum(step(k), damping), begin)
-    return _Ridge(found, found / damping)
-
-
-def _weights(state: EigenbasisState, name: str, ridge: _Ridge) -> tuple[Float[Array, " features"], Array]:
+def _weights(state: EigenbasisState, name: str, damping: Resolved) -> tuple[Float[Array, " coordinates"], Array]:
     """`1/(μ + λ) − 1/(level + λ)` of the coordinates and `1/(level + λ)` of the vector itself; zero for no level."""
-    inside = ridge.scale / (_eigenvalues(state, name) + ridge.ridge)
+    value = damping[name] if isinstance(damping, dict) else damping
+    inside = 1 / (_eigenvalues(state, name) + value)
     if name not in state.level:
-        return inside, jnp.zeros_like(ridge.ridge)
-    outside = ridge.scale / (state.level[name] + ridge.ridge)
+        return inside, jnp.zeros_like(value)
+    outside = 1 / (state.level[name] + value)
     return inside - outside, outside
 
 

@@ -2,14 +2,11 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from influence_ssl_jax.curvature import blocks as cut
-from influence_ssl_jax.curvature.contributions import row_count
 from influence_ssl_jax.ihvp import bases as basis
 from influence_ssl_jax.ihvp.backend import Backend, Knobs
 from influence_ssl_jax.ihvp.eigenbasis import (
@@ -42,21 +39,19 @@ class EKFAC(EigenbasisBackend):
             a batch-coupled one, where only a draw over the whole batch sees the coupling, so that many are needed.
         exact_limit: Blocks of this many parameters at most are taken apart exactly where they have no weight matrix;
             larger ones keep their diagonal.
-        ridge: λ as it is "given", or the "effective" ridge of a C of R rows.
         unexplained: What to do with parameters that no known layer explains.
     """
 
     rank: int | None = None
     samples: int = 1
     exact_limit: int = 2048
-    ridge: Literal["given", "effective"] = "given"
     unexplained: cut.Unexplained = "error"
     when_to_use: ClassVar[str] = "Many images on a large network, with an audit to calibrate."
 
     @classmethod
     def grid(cls, knobs: Knobs) -> Sequence[Backend]:
         """Return the settings that a comparison tries."""
-        return cls(samples=knobs.samples), cls(samples=knobs.samples, ridge="effective")
+        return (cls(samples=knobs.samples),)
 
     def fit(self, problem: Problem, key: Key[Array, ""]) -> EigenbasisState:
         """Average the factors, take them apart in float64, then average squared coordinates in their eigenbasis."""
@@ -64,12 +59,7 @@ class EKFAC(EigenbasisBackend):
         refuse_hessian(problem, self)
         blocks = basis.discover_blocks(problem, self.unexplained)
         bases = kronecker_bases(problem, blocks, self.samples, self.rank).bases
-        state = corrected(problem, blocks, bases, self, *in_bases(blocks, bases))
-        if self.ridge == "given":
-            return state
-        return dataclasses.replace(
-            state, rows=jnp.asarray(row_count(problem, None), jax.tree.leaves(problem.params)[0].dtype)
-        )
+        return corrected(problem, blocks, bases, self, *in_bases(blocks, bases))
 
 
 def corrected(
