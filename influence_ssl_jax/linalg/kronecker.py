@@ -35,10 +35,10 @@ def eigenpairs_of_rank(
     size, further = matrix.shape[0], 8
     if rank is None or 2 * (rank + further) >= size:
         return eigenpairs(matrix)
+    columns = randomness.normal(randomness.root(0, Stream.SPECTRUM), (size, rank + further), matrix.dtype)
     with jax.enable_x64(True):
-        moment = jax.lax.convert_element_type(matrix, jnp.float64)
+        moment, columns = (jax.lax.convert_element_type(each, jnp.float64) for each in (matrix, columns))
         moment = (moment + moment.T) / 2
-        columns = randomness.normal(randomness.root(0, Stream.SPECTRUM), (size, rank + further), jnp.float64)
         basis = jnp.linalg.qr(moment @ columns)[0]
         values, vectors = jnp.linalg.eigh(basis.T @ moment @ basis)
         return _largest(values, basis @ vectors, rank, matrix.dtype)

@@ -29,6 +29,17 @@ def test_eigenpairs_of_few_vectors_are_those_of_the_whole_matrix(decades):
     np.testing.assert_allclose((vectors * values[None]) @ vectors.T, matrix, atol=1e-13 * np.abs(matrix).max())
 
 
+def test_a_matrix_in_float32_is_taken_apart_in_float64():
+    """Where float64 is off elsewhere, and nothing warns."""
+    matrix = moment(40, 4)
+    with jax.enable_x64(False):
+        values, vectors = jax.jit(eigenpairs_of_rank, static_argnums=1)(jnp.asarray(matrix, jnp.float32), 5)
+    assert values.dtype == vectors.dtype == jnp.float32
+    np.testing.assert_allclose(
+        (vectors * np.asarray(values)[None]) @ vectors.T, matrix, atol=2e-6 * np.abs(matrix).max()
+    )
+
+
 @pytest.mark.parametrize("rank", [None, 13])
 def test_all_are_computed_where_that_saves_nothing(rank):
     matrix = jnp.asarray(moment(40, 2))
