@@ -35,6 +35,7 @@ from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.errors import CurvatureError
 from influence_ssl_jax.evaluation.certificate import certificate, solved_by
 from influence_ssl_jax.ihvp import (
+    ASTRA,
     BACKENDS,
     CG,
     EKFAC,
@@ -69,6 +70,7 @@ def backends(size: int) -> dict[type[Backend], Backend]:
         Arnoldi: Arnoldi(rank=size, block=4, expansion=1.0),
         Deflated: Deflated(rank=size, block=4, expansion=1.0),
         Nystrom: Nystrom(rank=size),
+        ASTRA: ASTRA(depth=2000, samples=8),
         LiSSA: LiSSA(depth=2000),
         EKFAC: EKFAC(samples=8),
         KFAC: KFAC(samples=8),

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from influence_ssl_jax.evaluation.calibration import Calibration
+from influence_ssl_jax.store import read_sealed
 
 COMPARISONS = Path(__file__).parents[1] / "experiments" / "results"
 RESULT = Path(__file__).parent / "results" / "coverage.json"
@@ -30,9 +31,8 @@ def pairs(folder: Path, backend: str) -> tuple[np.ndarray, np.ndarray]:
     """Scores and exact scores of a backend in a committed comparison."""
     rows = json.loads((folder / "comparison.json").read_text())["rows"]
     (row,) = (row for row in rows if row["name"] == backend and row["damping"] == DAMPING)
-    with np.load(folder / "truth.npz", allow_pickle=False) as truth:
-        place = truth["relative"].tolist().index(DAMPING)
-        return np.array(row["scores"], float), truth["lower"][place].astype(float)
+    (truth,) = (each for each in read_sealed(folder / "truth.json")["rows"] if each["relative"] == DAMPING)
+    return np.array(row["scores"], float), np.array(truth["lower"], float)
 
 
 def population(scores: np.ndarray, exact: np.ndarray, size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -30,8 +30,8 @@ class Compiled:
     arguments: tuple[tuple, ...]
 
     @functools.cached_property
-    def program(self) -> tuple[jax.stages.Compiled, Any]:
-        """Compiled once, from leaves to leaves (lowering fills trees with what is no array), and the result's structure."""
+    def lowered(self) -> tuple[jax.stages.Lowered, Any]:
+        """Traced once, from leaves to leaves (lowering fills trees with what is no array), and the result's structure."""
         leaves, structure = jax.tree.flatten(self.arguments[0])
         results = []
 
@@ -40,7 +40,13 @@ class Compiled:
             results.append(result)
             return outputs
 
-        return jax.jit(flat).lower(*leaves).compile(), results[-1]
+        return jax.jit(flat).lower(*leaves), results[-1]
+
+    @functools.cached_property
+    def program(self) -> tuple[jax.stages.Compiled, Any]:
+        """Compiled once, and the result's structure."""
+        lowered, structure = self.lowered
+        return lowered.compile(), structure
 
     def result(self, arguments: tuple) -> Any:
         """What one call returns."""

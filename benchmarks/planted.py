@@ -137,7 +137,7 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "the level outside a basis is averaged over the whole block",
-        "level[name] = rest / (block.size - moment.shape[0])",
+        "level[name] = rest / (block.size - features)",
         "level[name] = rest / block.size",
     ),
     (
@@ -202,6 +202,12 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
         "_, outside = _split(solved, state.vectors)",
         "outside = solved",
     ),
+    (
+        "ASTRA's steps go by the λ above",
+        "jnp.sum(state.dampings <= damping) - 1, 0)",
+        "jnp.sum(state.dampings <= damping), 0)",
+    ),
+    ("what few eigenvectors leave is dropped", "rows - along @ rotation.T]", "0 * rows]"),
     ("LiSSA ignores the damping in its steps", "a + (v - ca - value * a) / scale", "a + (v - ca) / scale"),
     (
         "LiSSA's standard error is a standard deviation",

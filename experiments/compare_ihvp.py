@@ -126,10 +126,10 @@ class Pretrained:
         dampings: λ over the mean eigenvalue. The rank of C is a 684th of the parameters, so that up to about a hundred
             times the mean λ is small beside every eigenvalue that is not zero, and a score is the squared norm of what
             of g lies outside the span of C, over λ.
-        knobs: How the backends are varied. Steps of CG and LiSSA would take a product with C each, for each image.
+        knobs: How the backends are varied. Steps of CG, ASTRA and LiSSA would take a product with C each, for each image.
     """
 
-    method: Literal["simclr", "byol", "barlow_twins"] = "simclr"
+    method: Literal["simclr", "simclr_torch", "byol", "barlow_twins"] = "simclr_torch"
     out: Path = Path("runs/compare_ihvp")
     data_dir: Path | None = None
     examples: int = 200
@@ -142,7 +142,7 @@ class Pretrained:
         """Compare; the same command goes on where it was stopped."""
         compare(
             CompareRun(
-                encoder=Path(__file__).parent / "encoders" / f"{self.method}_w16_cifar10.npz",
+                encoder=Path(__file__).parent / "encoders" / f"{self.method}_w16_cifar10",
                 out=self.out / f"compare_{self.method}_w16_cifar10",
                 source=Tfds(
                     "cifar10", split="train[:10000]", data_dir=None if self.data_dir is None else str(self.data_dir)

@@ -66,7 +66,7 @@ class Config:
         results: Folder of the result.
     """
 
-    method: Literal["simclr", "byol", "barlow_twins"] = "simclr"
+    method: Literal["simclr", "simclr_torch", "byol", "barlow_twins"] = "simclr_torch"
     data_dir: str | None = None
     encoder: Path | None = None
     images: Literal["cifar10", "digits"] = "cifar10"
@@ -104,7 +104,7 @@ def gradients(config: Config) -> dict[str, np.ndarray]:
     done = folder / "products.npz"
     if done.exists():
         return dict(np.load(done, allow_pickle=False))
-    path = config.encoder or HERE / "encoders" / f"{config.method}_w16_cifar10.npz"
+    path = config.encoder or HERE / "encoders" / f"{config.method}_w16_cifar10"
     encoder = Encoder.load(path)
     measurement = objectives.measurement(encoder, "encoder", GaussianNoise(), CosineDistance())
     count = config.rows + -(-config.scored // config.batch_size) * config.batch_size

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from influence_ssl_jax.evaluation.calibration import Calibration
     from influence_ssl_jax.evaluation.certificate import Audit
     from influence_ssl_jax.ihvp import (
+        ASTRA,
         CG,
         EKFAC,
         KFAC,
@@ -51,6 +52,7 @@ _PLACES = {
     "evaluation.calibration": ("Calibration",),
     "evaluation.certificate": ("Audit",),
     "ihvp": (
+        "ASTRA",
         "CG",
         "EKFAC",
         "KFAC",
@@ -75,6 +77,7 @@ _PLACES = {
 _MODULES = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [
+    "ASTRA",
     "BYOL",
     "CG",
     "EKFAC",

@@ -57,6 +57,14 @@ def sum_over_samples(
     return mean_over_batches(problem, of_batch)
 
 
+def sample_count(problem: Problem, samples: int) -> int:
+    """How many curvature samples `sum_over_samples` sums over: the most that the rank of their second moment can be."""
+    batches, size = problem.batches.index.shape
+    if problem.curvature == "empirical_fisher":
+        return batches * size
+    return batches * samples * (size if problem.objective.loss.separable else 1)
+
+
 def side_moments(problem: Problem, blocks: Blocks) -> Sides:
     """The side moments of every example's contribution to the gradient."""
     return mean_over_batches(problem, lambda batch: sides(blocks, contributed(problem, batch)))

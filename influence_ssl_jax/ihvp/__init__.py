@@ -1,6 +1,7 @@
 """Inverse-Hessian backends. The command line, comparisons and the contract tests read the list here."""
 
 from influence_ssl_jax.ihvp.arnoldi import Arnoldi
+from influence_ssl_jax.ihvp.astra import ASTRA
 from influence_ssl_jax.ihvp.backend import Backend, Damping, Form, Interval, Knobs, Resolved
 from influence_ssl_jax.ihvp.cg import CG
 from influence_ssl_jax.ihvp.deflated import Deflated
@@ -24,6 +25,7 @@ BACKENDS: tuple[type[Backend], ...] = (
     Nystrom,
     Deflated,
     CG,
+    ASTRA,
     LiSSA,
     Gram,
     Exact,
@@ -31,6 +33,7 @@ BACKENDS: tuple[type[Backend], ...] = (
 """Every backend, in the order of their cost: the one list."""
 
 __all__ = [
+    "ASTRA",
     "BACKENDS",
     "CG",
     "EKFAC",

@@ -178,7 +178,7 @@ class Knobs:
         projections: Size of each side's basis of LoGra.
         iterations: Steps of CG. A product with C for each step and draw: name none on a large network without an
             accelerator.
-        depths: Steps of LiSSA; as CG.
+        depths: Steps of ASTRA and LiSSA; as CG.
         samples: Draws per example of EK-FAC, K-FAC, LoGra, the diagonal and Deflated.
         probes: Random vectors for what Arnoldi and Nyström leave out.
         deflated: Further ranks of Deflated alone, whose scores take no product with C: only fitting gets longer.

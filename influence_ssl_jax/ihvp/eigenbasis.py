@@ -14,7 +14,7 @@ from influence_ssl_jax.curvature.moments import sum_over_samples
 from influence_ssl_jax.errors import CurvatureError
 from influence_ssl_jax.ihvp import bases as basis
 from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved, Spectrum, Workspace
-from influence_ssl_jax.linalg.kronecker import eigenpairs
+from influence_ssl_jax.linalg.kronecker import eigenpairs_of_rank
 from influence_ssl_jax.parallel import spread
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Params
@@ -31,8 +31,8 @@ class EigenbasisState:
     Attributes:
         params: Gives vectors their structure.
         bases: B as factors (see `bases.Bases`).
-        rotations: Eigenvectors within B, of blocks that have any.
-        eigenvalues: μ.
+        rotations: Eigenvectors within B, of blocks that have any; fewer than B has columns where the others' μ are zero.
+        eigenvalues: μ, without those that are zero where there are fewer eigenvectors.
         level: Mean curvature of what lies outside B, of blocks where that is kept (B is orthonormal there).
         mean: tr(C)/P of the block itself, whatever of it B holds.
         blocks: The layers.
@@ -65,19 +65,14 @@ class EigenbasisBackend(Backend[EigenbasisState]):  # abstract: `fit` is its sub
     def workspace(self, state: EigenbasisState, parameters: int) -> Workspace:
         """Three times the coordinates in the bases: as they are projected, rotated and weighted."""
         del parameters
-        return Workspace(0, 3 * sum(values.shape[0] for values in state.eigenvalues.values()))
+        return Workspace(0, 3 * sum(_eigenvalues(state, block.name).shape[0] for block in state.blocks))
 
     def spectrum(self, state: EigenbasisState) -> dict[str, Spectrum]:
         """μ of every block, and its level as often as there are parameters outside its basis."""
         return {block.name: self._spectrum_of(state, block) for block in state.blocks}
 
     def _spectrum_of(self, state: EigenbasisState, block: cut.Block) -> Spectrum:
-        values = state.eigenvalues[block.name]
-        counts = jnp.ones_like(values)
-        if block.name in state.level:
-            values = jnp.append(values, state.level[block.name])
-            counts = jnp.append(counts, block.size - counts.size)
-        return Spectrum(values, counts)
+        return Spectrum(*_points(state, block.name))
 
     def solve(self, state: EigenbasisState, vector: Params, damping: Resolved) -> Params:
         """`B (μ + λ)⁻¹ Bᵀ v` and, where a level is kept, `(v − B Bᵀ v) / (level + λ)`, block by block."""
@@ -88,7 +83,7 @@ class EigenbasisBackend(Backend[EigenbasisState]):  # abstract: `fit` is its sub
             weights, outside = _weights(state, name, damping)
             rotation = state.rotations.get(name)
             coordinates = _rotated(basis.into(part[None], state.bases[name]), rotation)[0] * weights
-            inner = coordinates if rotation is None else rotation @ coordinates
+            inner = _turned_back(coordinates, rotation)
             found[name] = basis.out_of(inner, state.bases[name], part) + outside * part
         return cut.assemble(vector, state.blocks, found)
 
@@ -164,6 +159,7 @@ def taken_apart(
     moments: dict[str, Array],
     totals: basis.Scalars,
     traces: basis.Scalars,
+    rank: int | None = None,
 ) -> EigenbasisState:
     """The state of second moments in `bases`: a whole moment becomes eigenpairs, a diagonal one is μ already.
 
@@ -174,17 +170,20 @@ def taken_apart(
         moments: Whole second moments or their diagonals.
         totals: Sum of a block's eigenvalues inside and outside its basis.
         traces: tr(C) of every block.
+        rank: The most that the rank of a whole moment can be, where that is known.
     """
     rotations, eigenvalues, level = {}, dict(moments), {}
     dense = {name: moment for name, moment in moments.items() if moment.ndim == 2}
-    pairs = spread(eigenpairs, list(dense.values()), [moment.shape[0] ** 3 for moment in dense.values()])
+    pairs = spread(
+        lambda moment: eigenpairs_of_rank(moment, rank), list(dense.values()), [m.shape[0] ** 3 for m in dense.values()]
+    )
     for name, (values, vectors) in zip(dense, pairs, strict=True):
         eigenvalues[name], rotations[name] = values, vectors
     for block in blocks:
-        name, moment = block.name, eigenvalues[block.name]
-        if moment.shape[0] < block.size:
-            rest = jnp.maximum(totals[name] - jnp.sum(moment), 0.0)
-            level[name] = rest / (block.size - moment.shape[0])
+        name, features = block.name, moments[block.name].shape[0]
+        if features < block.size:
+            rest = jnp.maximum(totals[name] - jnp.sum(eigenvalues[name]), 0.0)
+            level[name] = rest / (block.size - features)
     mean = {block.name: traces[block.name] / block.size for block in blocks}
     return EigenbasisState(problem.params, bases, rotations, eigenvalues, level, mean, blocks)
 
@@ -202,15 +201,53 @@ def refuse_hessian(problem: Problem, backend: Backend) -> None:
         )
 
 
-def _weights(state: EigenbasisState, name: str, damping: Resolved) -> tuple[Float[Array, " features"], Array]:
+def _points(state: EigenbasisState, name: str) -> tuple[Float[Array, " points"], Float[Array, " points"]]:
+    """μ of a block and its level, and how often each occurs."""
+    values = state.eigenvalues[name]
+    counts = jnp.ones_like(values)
+    rotation = state.rotations.get(name)
+    if rotation is not None and rotation.shape[1] < rotation.shape[0]:
+        values = jnp.append(values, 0.0)
+        counts = jnp.append(counts, rotation.shape[0] - rotation.shape[1])
+    if name in state.level:
+        size = next(block.size for block in state.blocks if block.name == name)
+        values = jnp.append(values, state.level[name])
+        counts = jnp.append(counts, size - jnp.sum(counts))
+    return values, counts
+
+
+def _weights(state: EigenbasisState, name: str, damping: Resolved) -> tuple[Float[Array, " coordinates"], Array]:
     """`1/(μ + λ) − 1/(level + λ)` of the coordinates and `1/(level + λ)` of the vector itself; zero for no level."""
     value = damping[name] if isinstance(damping, dict) else damping
-    inside = 1 / (state.eigenvalues[name] + value)
+    inside = 1 / (_eigenvalues(state, name) + value)
     if name not in state.level:
         return inside, jnp.zeros_like(value)
     outside = 1 / (state.level[name] + value)
     return inside - outside, outside
 
 
-def _rotated(rows: Float[Array, "n features"], rotation: Array | None) -> Float[Array, "n features"]:
-    return rows if rotation is None else rows @ rotation
+def _eigenvalues(state: EigenbasisState, name: str) -> Float[Array, " coordinates"]:
+    """μ of each of the coordinates that `_rotated` makes."""
+    values, rotation = state.eigenvalues[name], state.rotations.get(name)
+    if rotation is None or rotation.shape[1] == rotation.shape[0]:
+        return values
+    return jnp.concatenate([values, jnp.zeros(rotation.shape[0], values.dtype)])
+
+
+def _rotated(rows: Float[Array, "n features"], rotation: Array | None) -> Float[Array, "n coordinates"]:
+    """Coordinates along the eigenvectors V and, where these are not all, what is left, `c − V Vᵀ c`, as it stands."""
+    if rotation is None:
+        return rows
+    along = rows @ rotation
+    if rotation.shape[1] == rotation.shape[0]:
+        return along
+    return jnp.concatenate([along, rows - along @ rotation.T], axis=1)
+
+
+def _turned_back(coordinates: Float[Array, " coordinates"], rotation: Array | None) -> Float[Array, " features"]:
+    """The inverse of `_rotated`."""
+    if rotation is None:
+        return coordinates
+    count = rotation.shape[1]
+    along = rotation @ coordinates[:count]
+    return along if count == rotation.shape[0] else along + coordinates[count:]

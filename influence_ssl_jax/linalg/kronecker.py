@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from influence_ssl_jax import randomness
+from influence_ssl_jax.randomness import Stream
+
 
 def eigenpairs(
     matrix: Float[Array, "size size"], rank: int | None = None
@@ -16,9 +19,37 @@ def eigenpairs(
     rank = matrix.shape[0] if rank is None else min(rank, matrix.shape[0])
     with jax.enable_x64(True):
         symmetric = jax.lax.convert_element_type(matrix, jnp.float64)
-        values, vectors = jnp.linalg.eigh((symmetric + symmetric.T) / 2)
-        values = jax.lax.convert_element_type(jnp.maximum(values[::-1][:rank], 0.0), matrix.dtype)
-        return values, jax.lax.convert_element_type(vectors[:, ::-1][:, :rank], matrix.dtype)
+        return _largest(*jnp.linalg.eigh((symmetric + symmetric.T) / 2), rank, matrix.dtype)
+
+
+def eigenpairs_of_rank(
+    matrix: Float[Array, "size size"], rank: int | None
+) -> tuple[Float[Array, " kept"], Float[Array, "size kept"]]:
+    """`eigenpairs` of a second moment M of at most `rank` vectors: all of them, or those that are not zero.
+
+    M times `rank` random columns spans its range, and M within an orthonormal basis Q of that is all of M:
+    `M = Q (QᵀMQ) Qᵀ`. That takes two products with M; all eigenpairs are computed where `rank` is half of `size` or more.
+    Some further columns keep the random coordinates of the range well conditioned. float64 throughout.
+    Source: Halko, Martinsson and Tropp, SIAM Review 53 (2011), algorithm 4.1.
+    """
+    size, further = matrix.shape[0], 8
+    if rank is None or 2 * (rank + further) >= size:
+        return eigenpairs(matrix)
+    columns = randomness.normal(randomness.root(0, Stream.SPECTRUM), (size, rank + further), matrix.dtype)
+    with jax.enable_x64(True):
+        moment, columns = (jax.lax.convert_element_type(each, jnp.float64) for each in (matrix, columns))
+        moment = (moment + moment.T) / 2
+        basis = jnp.linalg.qr(moment @ columns)[0]
+        values, vectors = jnp.linalg.eigh(basis.T @ moment @ basis)
+        return _largest(values, basis @ vectors, rank, matrix.dtype)
+
+
+def _largest(
+    values: Float[Array, " all"], vectors: Float[Array, "size all"], rank: int, dtype: jax.typing.DTypeLike
+) -> tuple[Float[Array, " rank"], Float[Array, "size rank"]]:
+    """The last `rank` of ascending eigenpairs, descending, in another type."""
+    values = jax.lax.convert_element_type(jnp.maximum(values[::-1][:rank], 0.0), dtype)
+    return values, jax.lax.convert_element_type(vectors[:, ::-1][:, :rank], dtype)
 
 
 def stacked_eigenpairs(

@@ -16,6 +16,7 @@ from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.ihvp import (
+    ASTRA,
     BACKENDS,
     CG,
     EKFAC,
@@ -59,6 +60,7 @@ BACKENDS_AND_CURVATURES = {
     Deflated: (Deflated(rank=4, block=2), "empirical_fisher"),
     Arnoldi: (Arnoldi(rank=4, block=2, probes=2), "empirical_fisher"),
     Nystrom: (Nystrom(rank=4), "empirical_fisher"),
+    ASTRA: (ASTRA(depth=5, power_steps=5, probes=2), "empirical_fisher"),
     LiSSA: (LiSSA(depth=5, repeats=1), "empirical_fisher"),
 }
 

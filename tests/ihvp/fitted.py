@@ -11,6 +11,7 @@ from jaxtyping import Array
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.ihvp import (
+    ASTRA,
     CG,
     EKFAC,
     KFAC,
@@ -40,6 +41,7 @@ SMALL = {
     KFAC: KFAC(samples=2),
     Diagonal: Diagonal(samples=2),
     Nystrom: Nystrom(rank=6, complement="mean", probes=4),
+    ASTRA: ASTRA(depth=300, samples=2, power_steps=10, probes=4),
     LiSSA: LiSSA(depth=60, power_steps=10, probes=4),
 }
 PROBLEMS = {

@@ -1,0 +1,84 @@
+"""Second moments of fewer samples than features: their eigenpairs, and LoGra by these alone, against dense matrices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from influence_ssl_jax import trees
+from influence_ssl_jax.ihvp import Damping, LoGra
+from influence_ssl_jax.linalg.kronecker import eigenpairs, eigenpairs_of_rank
+from tests.ihvp.grid import Deep, example_gradients, given, measured_by
+
+RNG = np.random.default_rng(2)
+
+
+def moment(size, decades):
+    """The second moment of five vectors, from the largest down over some decades."""
+    rows = RNG.normal(size=(5, size)) * np.logspace(0, -decades / 2, 5)[:, None]
+    return rows.T @ rows
+
+
+@pytest.mark.parametrize("decades", [0, 9])
+def test_eigenpairs_of_few_vectors_are_those_of_the_whole_matrix(decades):
+    matrix = moment(40, decades)
+    values, vectors = eigenpairs_of_rank(jnp.asarray(matrix), 5)
+    assert vectors.shape == (40, 5)
+    np.testing.assert_allclose(values, np.linalg.eigvalsh(matrix)[::-1][:5], rtol=1e-6, atol=1e-15)
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(5), atol=1e-12)
+    np.testing.assert_allclose((vectors * values[None]) @ vectors.T, matrix, atol=1e-13 * np.abs(matrix).max())
+
+
+def test_a_matrix_in_float32_is_taken_apart_in_float64():
+    """Where float64 is off elsewhere, and nothing warns."""
+    matrix = moment(40, 4)
+    with jax.enable_x64(False):
+        values, vectors = jax.jit(eigenpairs_of_rank, static_argnums=1)(jnp.asarray(matrix, jnp.float32), 5)
+    assert values.dtype == vectors.dtype == jnp.float32
+    np.testing.assert_allclose(
+        (vectors * np.asarray(values)[None]) @ vectors.T, matrix, atol=2e-6 * np.abs(matrix).max()
+    )
+
+
+@pytest.mark.parametrize("rank", [None, 13])
+def test_all_are_computed_where_that_saves_nothing(rank):
+    matrix = jnp.asarray(moment(40, 2))
+    for got, want in zip(eigenpairs_of_rank(matrix, rank), eigenpairs(matrix), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("complement", ["drop", "keep"])
+def test_logra_of_fewer_samples_than_features_is_its_dense_formula(complement):
+    """Three images and 25 features: solve, bilinear forms and draw Grams, at λ far below and near the eigenvalues."""
+    images, cotangents = RNG.normal(size=(3, 1, 1, 8)), RNG.normal(size=(3, 7))
+    problem = given(images, cotangents, np.arange(3), Deep((7,), bias=False))
+    backend = LoGra(rank=5, complement=complement)
+    state = jax.jit(backend.fit)(problem, jax.random.key(0))
+    assert state.rotations["Dense_0"].shape == (25, 3)
+    left, right = (np.asarray(side)[0] for side in state.bases["Dense_0"])
+    basis = np.einsum("ik,ol->iokl", left, right).reshape(56, 25)
+    rows = np.asarray(trees.ravel_batch(example_gradients(problem)))
+    curvature = rows.T @ rows / 3
+    inner = basis.T @ curvature @ basis
+    gradients = measured_by(problem)
+    found = np.asarray(trees.ravel_batch(gradients.full()))
+    spectrum = backend.spectrum(state)["Dense_0"]
+    assert float(spectrum.counts.sum()) == (56 if complement == "keep" else 25)
+    for relative in (1e-4, 1.0):
+        damping = backend.resolve(state, Damping(relative))
+        value = float(damping["Dense_0"])
+        assert value == pytest.approx(relative * np.trace(curvature) / 56)
+        inverse = basis @ np.linalg.inv(inner + value * np.eye(25)) @ basis.T
+        if complement == "keep":
+            level = (np.trace(curvature) - np.trace(inner)) / (56 - 25)
+            inverse = inverse + (np.eye(56) - basis @ basis.T) / (level + value)
+        want = found @ inverse @ found.T
+        scale = 1e-9 * np.abs(want).max()
+        np.testing.assert_allclose(
+            backend.bilinear_form(state, gradients, gradients, damping), want, rtol=1e-8, atol=scale
+        )
+        values = backend.draw_gram(state, gradients, damping).values[:, 0, 0]
+        np.testing.assert_allclose(values, np.diag(want), rtol=1e-8)
+        vector = trees.unravel(problem.params, jnp.asarray(found[0]))
+        solved = trees.ravel(backend.solve(state, vector, damping))
+        np.testing.assert_allclose(solved, inverse @ found[0], rtol=1e-8, atol=1e-9 * np.abs(inverse @ found[0]).max())
