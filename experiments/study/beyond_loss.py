@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.study import results
-from experiments.study.table import Study, Table, images
+from experiments.study.table import Study, Table, images_of
 from influence_ssl_jax.evaluation.statistics import bootstrap, explained, partial_spearman, spearman
 
 RIVALS = ("alignment_loss", "gradient_norm", "pixel_variance", "knn_distance")
@@ -75,7 +75,7 @@ def find(study: Study, resamples: int = 200) -> tuple[dict[str, Any], Figure]:
     record["classes"] = {
         end: {str(label): int(np.sum(table["label"][rows] == label)) for label in classes} for end, rows in ends.items()
     }
-    pixels = images(study)[Table.load(study.kept)["sample"]]
+    pixels = images_of(study, table)
     shown = [
         (f"{end}: difference of ranks", pixels[rows[:PICTURES]], [f"{apart[row]:+.2f}" for row in rows[:PICTURES]])
         for end, rows in ends.items()

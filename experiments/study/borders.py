@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.study import measures, results
-from experiments.study.table import Study, Table, images
+from experiments.study.table import Study, Table, images_of
 from influence_ssl_jax.evaluation.statistics import bootstrap, share, spearman
 
 SHOWN = 400
@@ -36,22 +36,28 @@ def kinds(table: Table) -> dict[str, np.ndarray]:
     }
 
 
-def find(study: Study, resamples: int = 1000) -> tuple[dict[str, Any], Figure]:
-    """Count borders among the highest and lowest, by the score and by its rivals, and show both ends."""
-    table = Table.load(study.kept).sample()
-    record: dict[str, Any] = {"images": len(table["id"]), "base": {}, "ends": {}, "spearman": {}}
-    for name, member in kinds(table).items():
-        record["base"][name] = share(int(member.sum()), len(member))
+def counted(table: Table) -> dict[str, Any]:
+    """Return the shares of borders in all, and among the highest and lowest by the score and by its rivals."""
+    base = {name: share(int(member.sum()), len(member)) for name, member in kinds(table).items()}
+    ends = {}
     sizes = {f"{SHOWN} images": SHOWN, "0.8 %": max(1, round(PUBLISHED * len(table["id"])))}
     for ranking in ("score", "alignment_loss", "gradient_norm"):
         order = np.argsort(-table[ranking], kind="stable")
         for size_name, size in sizes.items():
             for end, rows in {"highest": order[:size], "lowest": order[-size:]}.items():
-                counted = {name: share(int(member[rows].sum()), len(rows)) for name, member in kinds(table).items()}
-                record["ends"][f"{ranking}, {end} {size_name}"] = counted
+                ends[f"{ranking}, {end} {size_name}"] = {
+                    name: share(int(member[rows].sum()), len(rows)) for name, member in kinds(table).items()
+                }
+    return {"base": base, "ends": ends}
+
+
+def find(study: Study, resamples: int = 1000) -> tuple[dict[str, Any], Figure]:
+    """Count borders among the highest and lowest, by the score and by its rivals, and show both ends."""
+    table = Table.load(study.kept).sample()
+    record: dict[str, Any] = {"images": len(table["id"]), **counted(table), "spearman": {}}
     for name in ("border_spread", "border_mean"):
         record["spearman"][name] = bootstrap(spearman, table["score"], table[name], resamples=resamples)
-    pixels, order = images(study)[Table.load(study.kept)["sample"]], table.ranked()
+    pixels, order = images_of(study, table), table.ranked()
     ends = {"highest": order[:PICTURES], "lowest": order[::-1][:PICTURES]}
     shown = [
         (f"{end} scores", pixels[rows], [f"{table['score'][row]:.3g}" for row in rows]) for end, rows in ends.items()

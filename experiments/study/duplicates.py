@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.study import results
-from experiments.study.table import Study, Table, images
+from experiments.study.table import Study, Table, images_of
 from influence_ssl_jax.evaluation.statistics import share
 
 RANKINGS = {
@@ -85,7 +85,7 @@ def find(study: Study, resamples: int = 200) -> tuple[dict[str, Any], Figure]:
         "judged": find_judged(table, study.pairs(), resamples),
         "class": lowest_of_class(table),
     }
-    pixels, rows, shown = images(study), np.flatnonzero(table["class"]), []
+    pixels, rows, shown = images_of(study, table), np.flatnonzero(table["class"]), []
     for title in ("score", "nearest embedding", "nearest pixels"):
         order = rows[np.argsort(table[RANKINGS[title]][rows], kind="stable")][: LOWEST[-1]]
         words = [f"{table[RANKINGS[title]][row]:.3g}" for row in order]

@@ -1,4 +1,4 @@
-"""Write and read the results of the study: one JSON file and at most one figure for each question."""
+"""Write and read the results of the study: a JSON file and at most one figure for each question."""
 
 import json
 import time
@@ -29,11 +29,9 @@ def rounded(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def write(folder: Path, name: str, record: dict[str, Any], figure: Figure | None = None) -> Path:
-    """Write a result, and its figure beside it; returns the place of the result."""
+def write(folder: Path, name: str, record: dict[str, Any]) -> Path:
+    """Write a result; returns its place."""
     folder.mkdir(parents=True, exist_ok=True)
-    if figure is not None:
-        figure.savefig(folder / f"{name}.png", dpi=100, metadata={"Software": None})
     out = folder / f"{name}.json"
     out.write_text(json.dumps(rounded(record), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return out
@@ -51,12 +49,14 @@ def answer(study: Study, name: str, find: Callable[[Study], tuple[dict[str, Any]
     """
     began = time.monotonic()
     record, figure = find(study)
-    needs = " --data-dir DIR --truth DIR"
     told = {
-        "command": f"python -m experiments.study.{name} --encoder {study.encoder.name}{needs}",
+        "command": f"python -m experiments.study.{name} --encoder {study.encoder.name} --data-dir DIR --truth DIR",
         "minutes": (time.monotonic() - began) / 60,
     }
-    return write(study.kept, name, {**told, **record}, figure)
+    if figure is not None:
+        study.figures.mkdir(parents=True, exist_ok=True)
+        figure.savefig(study.figures / f"{name}_{study.encoder.name}.png", dpi=100, metadata={"Software": None})
+    return write(study.kept, name, {**told, **record})
 
 
 def main(name: str, find: Callable[[Study], tuple[dict[str, Any], Figure | None]]) -> None:
@@ -78,7 +78,9 @@ def resampled(
     ]
     found = {}
     for name, value in statistics(*samples).items():
-        low, high = np.nanquantile([each[name] for each in drawn], [0.025, 0.975])
+        values = np.array([each[name] for each in drawn])
+        values = values[np.isfinite(values)]
+        low, high = np.quantile(values, [0.025, 0.975]) if len(values) else (np.nan, np.nan)
         found[name] = Estimate(value, float(low), float(high))
     return found
 

@@ -12,10 +12,11 @@ within the part and by class: the share of the 10 nearest embeddings that are of
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from matplotlib.figure import Figure
 
 from experiments.study import results
-from experiments.study.table import Study, Table, embeddings
+from experiments.study.table import Study, Table, scored_parts, unit_embeddings
 from influence_ssl_jax.evaluation.statistics import bootstrap
 
 NEIGHBOURS = 10
@@ -63,8 +64,8 @@ def find(study: Study) -> tuple[dict[str, Any], Figure]:
     """Measure the parts, and draw them."""
     from sklearn.manifold import TSNE
 
-    table = Table.load(study.kept)
-    units, table = embeddings(study)[table["sample"]], table.sample()
+    table, scored = Table.load(study.kept).sample(), scored_parts(study)
+    units = unit_embeddings(scored.filter(pa.array(np.isin(scored["id"].to_numpy(), table["id"]))))
     fitting = [size for size in SIZES if 2 * size <= len(units)] or [len(units) // 2]
     record = {f"{size} of {len(units)}": measure(table, units, size) for size in fitting}
     figure = Figure(figsize=(9, 3.2), layout="constrained")

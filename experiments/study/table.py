@@ -28,18 +28,18 @@ from rich.console import Console
 from experiments.study import measures
 from influence_ssl_jax.cli.console import Renderer
 from influence_ssl_jax.cli.environment import keep_compiled_programs, keep_convolutions_whole
+from influence_ssl_jax.configuration import describe
 from influence_ssl_jax.data import Digits, Source, Tfds
-from influence_ssl_jax.data.source import read_all
-from influence_ssl_jax.encoder import Encoder
-from influence_ssl_jax.report.scored_run import ScoredRun
+from influence_ssl_jax.provenance import versions
 from influence_ssl_jax.runs.score import score
 from influence_ssl_jax.runs.settings import CurvatureSet, ScoreRun
+from influence_ssl_jax.scoring.neighbours import knn_distance
 from influence_ssl_jax.scoring.scores import Scoring
 from influence_ssl_jax.scoring.stream import embedding_matrix
 
 EXPERIMENTS = Path(__file__).parent.parent
 TRUTH = ("cifair_duplicates_cifar10.csv", "cifair_duplicates_cifar10_test.csv")
-NUMBERS = ("score", "score_se", "alignment_loss", "gradient_norm", "pixel_variance", "knn_distance")
+NUMBERS = ("score", "score_se", "alignment_loss", "gradient_norm", "pixel_variance")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Study:
     """What is studied, and at which scale.
 
     Attributes:
-        encoder: The network: a folder of an imported encoder, or from Python the encoder itself.
+        encoder: The network: a folder of an imported encoder, or package.module:function, which returns one.
         images: Which data: CIFAR-10, or the bundled digits, which need no download.
         data_dir: Where tensorflow-datasets keeps prepared data sets.
         truth: Folder of the lists of judged duplicates; not read for digits, which know their own.
@@ -56,11 +56,15 @@ class Study:
         whole_class: The class of which every training image is scored; 1 is 'automobile'.
         scoring: Draws and batches.
         curvature: The matrix that is inverted.
+        so_far: Write the table of the images that are scored so far, and score no more. Test images come first, then
+            training images in the random order of tensorflow-datasets' files, so that what is scored of the sample is a
+            random sample itself.
         runs: Folder of the runs.
         results: Folder of the results.
+        figures: Folder of the pictures.
     """
 
-    encoder: Path | Encoder = EXPERIMENTS / "encoders" / "simclr_torch_w16_cifar10"
+    encoder: Path = EXPERIMENTS / "encoders" / "simclr_torch_w16_cifar10"
     images: Literal["cifar10", "digits"] = "cifar10"
     data_dir: str | None = None
     truth: Path | None = None
@@ -69,11 +73,13 @@ class Study:
     whole_class: int = 1
     scoring: Scoring = dataclasses.field(default_factory=lambda: Scoring(draws=2, batch_size=64))
     curvature: CurvatureSet = dataclasses.field(default_factory=CurvatureSet)
+    so_far: bool = False
     runs: Path = Path("runs/study")
     results: Path = EXPERIMENTS / "results" / "study"
+    figures: Path = EXPERIMENTS.parent / "docs" / "results" / "figures"
 
     @classmethod
-    def tiny(cls, folder: Path, encoder: Encoder) -> "Study":
+    def tiny(cls, folder: Path, encoder: Path) -> "Study":
         """Every step of the study on a few small digits, in `folder`."""
         return cls(
             encoder=encoder,
@@ -84,6 +90,7 @@ class Study:
             curvature=CurvatureSet(examples=8, batch_size=8),
             runs=folder / "runs",
             results=folder / "results",
+            figures=folder / "figures",
         )
 
     @property
@@ -152,29 +159,31 @@ def run(study: Study) -> Path:
     chosen = chosen_ids(study)
     study.run.mkdir(parents=True, exist_ok=True)
     (study.run / "ids.txt").write_text("\n".join(sorted(set().union(*chosen.values()))) + "\n", encoding="utf-8")
-    settings = settings_of(study)
-    score(settings, Renderer(Console()))
+    if not study.so_far:
+        score(settings_of(study), Renderer(Console()))
     study.kept.mkdir(parents=True, exist_ok=True)
-    return condense(study, ScoredRun.load(settings.out), chosen, time.monotonic() - began)
+    return condense(study, chosen, time.monotonic() - began)
 
 
-def condense(study: Study, scored: ScoredRun, chosen: dict[str, list[str]], seconds: float) -> Path:
-    """Write what is known of every image in 32 bits, and how it was made, without the places of this machine."""
-    table, pixels = scored.table, images(study)
-    ids = table["id"].to_pylist()
+def condense(study: Study, chosen: dict[str, list[str]], seconds: float) -> Path:
+    """Write what is known of every scored image in 32 bits, and how it was made, without the places of this machine."""
+    scored, opened = scored_parts(study), study.source_of_scored().open()
+    ids, numbers = scored["id"].to_pylist(), scored["index"].to_numpy()
+    pixels, units = images(study, numbers), unit_embeddings(scored)
     spread, mean = measures.border(pixels)
     columns: dict[str, Any] = {
         "id": ids,
-        "label": scored.numbers("label").astype(np.int8),
+        "label": opened.labels()[numbers].astype(np.int8),
         **{name: np.isin(ids, chosen[name]) for name in chosen},
-        **{name: scored.numbers(name).astype(np.float32) for name in NUMBERS},
+        **{name: scored[name].to_numpy().astype(np.float32) for name in NUMBERS},
+        "knn_distance": knn_distance(units.astype(np.float32)).astype(np.float32),
         "brightness": measures.brightness(pixels).astype(np.float32),
         "contrast": measures.contrast(pixels).astype(np.float32),
         "border_spread": spread.astype(np.float32),
         "border_mean": mean.astype(np.float32),
     }
     vectors = {
-        "embedding": embeddings(study),
+        "embedding": units,
         "pixels": measures.small_pixels(pixels),
         "hash": measures.perceptual_hash(pixels),
     }
@@ -184,32 +193,44 @@ def condense(study: Study, scored: ScoredRun, chosen: dict[str, list[str]], seco
         columns[f"{name}_distance"] = found.distance.astype(np.float32)
     out = study.kept / "table.parquet"
     pq.write_table(pa.table(columns), out, compression="zstd", compression_level=19)
+    settings = settings_of(study)
     record = {
         "command": f"python -m experiments.study.table --encoder {study.encoder.name} --data-dir DIR --truth DIR",
         "minutes": round(seconds / 60, 1),
-        "images": {"all": len(ids), **{name: len(each) for name, each in chosen.items()}},
+        "chosen": {"all": len(opened), **{name: len(each) for name, each in chosen.items()}},
+        "images": {"all": len(ids), **{name: int(columns[name].sum()) for name in chosen}},
         "settings": {
-            name: scored.record["configuration"][name]
+            name: describe(getattr(settings, name))
             for name in ("output", "perturbation", "measurement", "curvature", "backend", "scoring")
         },
-        **{name: scored.record[name] for name in ("counts", "damping", "versions")},
+        "versions": versions(),
     }
     out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return out
 
 
-def images(study: Study) -> UInt8[np.ndarray, "images height width 3"]:
-    """Read the pixels of the scored images, in the order of the table."""
-    opened = study.source_of_scored().open()
-    return np.stack([each.image for each in read_all(opened, range(len(opened)))])
-
-
-def embeddings(study: Study) -> Float[np.ndarray, "images width"]:
-    """Read the unit embeddings of the scored images from the parts of the run, in the order of the table."""
+def scored_parts(study: Study) -> pa.Table:
+    """Read the rows that the run has written, with embeddings, in the order of the source."""
     files = sorted((study.run / "scores" / "parts").glob("**/*.parquet"))
-    table = pa.concat_tables([pq.read_table(file, columns=["index", "embedding"]) for file in files]).sort_by("index")
-    found = embedding_matrix(table["embedding"])
-    return found / np.linalg.norm(found, axis=1, keepdims=True)
+    return pa.concat_tables([pq.read_table(file) for file in files]).sort_by("index")
+
+
+def images(study: Study, numbers: Int[np.ndarray, " rows"]) -> UInt8[np.ndarray, "rows height width 3"]:
+    """Read the pixels of images by their numbers among the chosen ones."""
+    opened = study.source_of_scored().open()
+    return np.stack([opened.read(int(number)).image for number in numbers])
+
+
+def images_of(study: Study, table: "Table") -> UInt8[np.ndarray, "rows height width 3"]:
+    """Read the pixels of the images of a table, in its order."""
+    place = {name: number for number, name in enumerate(study.source_of_scored().open().ids())}
+    return images(study, np.array([place[name] for name in table["id"]]))
+
+
+def unit_embeddings(scored: pa.Table) -> Float[np.ndarray, "rows width"]:
+    """Return the embeddings of scored rows, of length 1; a zero one stays."""
+    found = embedding_matrix(scored["embedding"])
+    return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 
 
 @dataclasses.dataclass(frozen=True)

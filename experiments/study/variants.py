@@ -16,13 +16,12 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from experiments.study.results import resampled
-from experiments.study.table import Study, Table, settings_of
+from experiments.study.table import Study, Table, images_of, settings_of
 from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.augment.recipes import PERTURBATIONS
 from influence_ssl_jax.augment.transform import Views
 from influence_ssl_jax.configuration import fingerprint
 from influence_ssl_jax.curvature.contributions import measured
-from influence_ssl_jax.data.source import read_all
 from influence_ssl_jax.evaluation.statistics import Estimate, spearman
 from influence_ssl_jax.ihvp.bases import Coordinates, project
 from influence_ssl_jax.ihvp.eigenbasis import EigenbasisState
@@ -140,13 +139,14 @@ class Variants:
         settings = settings_of(study)
         given = prepare(settings, silent)
         self.problem, _ = curvature_of(settings, given)
-        owner = fingerprint(identity(settings, given.encoder, given.transform, given.source))
+        described = identity(settings, given.encoder, given.transform, given.source)
+        owner = fingerprint({"size": len(given.source), **described})
         held = load_fitted(settings.out, *shapes(self.problem, settings.backend, settings.scoring.seed), owner)
         if held is None:
             raise ValueError(f"{settings.out} holds no fit of these settings: run experiments.study.table first.")
         self.state = held[0]
-        read = [given.transform(each.image) for each in read_all(given.source, self.rows.tolist())]
-        self._images = np.stack(read)
+        chosen = images_of(study, Table.load(study.kept).of(self.rows))
+        self._images = np.stack([given.transform(image) for image in chosen])
         self.standard_curvature = Curvature.of_state(self.state)
 
     def draws(self, name: str) -> Draws:

@@ -2,9 +2,9 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,27 +16,23 @@ from experiments.study import (
     distribution,
     duplicates,
     measures,
+    page,
     perturbations,
     results,
     separation,
     strengths,
 )
-from experiments.study.table import Study, Table, run, settings_of
+from experiments.study.table import EXPERIMENTS, Study, Table, run, settings_of
 from experiments.study.variants import Curvature, Prepared, Variants, coordinates_of
 from influence_ssl_jax.curvature.contributions import measured
-from influence_ssl_jax.data import ToInput
-from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.ihvp.backend import Damping
 from influence_ssl_jax.types import Batch
-from tests.problems import Small, variables
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
-    params, frozen = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), variables(Small(), size=8, channels=3))
-    encoder = Encoder.from_linen(Small(), {"params": params, **frozen}, input=ToInput(8, 8), name="small")
-    tiny = Study.tiny(folder, encoder)
+    tiny = Study.tiny(folder, Path("tests.small_encoder:load"))
     run(tiny)
     return tiny
 
@@ -145,3 +141,54 @@ def test_perturbations_strengths_and_choices_are_compared(study, held):
     assert -1 <= again["empirical Fisher, λ 0.001"]["spearman"].value < 1
     stored = held.draws("crop")
     np.testing.assert_array_equal(stored.loss, held.draws("crop").loss)
+
+
+def test_the_page_says_what_the_results_say():
+    assert page.PAGE.read_text(encoding="utf-8") == page.page()
+
+
+@pytest.mark.parametrize("name", [column.name for column in page.columns()])
+def test_committed_results_are_those_of_the_committed_table(name):
+    of = Study(encoder=EXPERIMENTS / "encoders" / name)
+    table = Table.load(of.kept)
+    assert (of.kept / "table.parquet").stat().st_size < 1_500_000
+    assert len(table["id"]) == table.record["images"]["all"]
+    for question in (distribution, deviation):
+        again = results.rounded(question.find(of)[0])
+        committed = results.read(of.kept, question.__name__.rpartition(".")[2])
+        assert again == {key: committed[key] for key in again}
+    again = results.rounded(borders.counted(table.sample()))
+    assert again == {key: results.read(of.kept, "borders")[key] for key in again}
+
+
+def test_no_committed_result_names_a_place_of_a_machine():
+    for path in page.RESULTS.glob("**/*.json"):
+        assert "/" not in path.read_text(encoding="utf-8").replace("draws / ", "")
+
+
+def shares(highest, everywhere, lowest):
+    """A record of borders with these intervals of white and of black."""
+    kinds = {"highest": highest, "lowest": lowest}
+    ends = {f"score, {end} 400 images": {"white": value, "black": value} for end, value in kinds.items()}
+    return {"images": 1000, "base": {"white": everywhere, "black": everywhere}, "ends": ends}
+
+
+@pytest.mark.parametrize(
+    ("highest", "lowest", "verdict"),
+    [
+        ([0.3, 0.2, 0.4], [0.0, 0.0, 0.05], page.HOLDS),
+        ([0.1, 0.05, 0.15], [0.1, 0.05, 0.15], page.UNDECIDED),
+        ([0.1, 0.05, 0.15], [0.3, 0.2, 0.4], page.NOT),
+        ([0.01, 0.0, 0.02], [0.1, 0.05, 0.15], page.NOT),
+    ],
+)
+def test_a_verdict_follows_its_rule(highest, lowest, verdict):
+    found = page.borders(shares(highest, [0.1, 0.08, 0.12], lowest))
+    assert found.verdict == verdict
+    assert "30.0 % [20.0, 40.0]" in found.text or 0.3 not in (highest[0], lowest[0])
+
+
+def test_a_question_without_results_says_what_it_needs():
+    absent = page.Column("none", "None", 1, 0.5, {}, {})
+    cells = [absent.cell(question) for question in page.QUESTIONS]
+    assert all(cell.startswith("not run yet: needs ") for cell in cells)
