@@ -26,38 +26,36 @@ def squared_norms(drawn: Draws) -> np.ndarray:
     return np.stack([sum(np.sum(rows**2, axis=1) for rows in each.values()) for each in drawn.coordinates])
 
 
-def compare(scores: np.ndarray, reference: np.ndarray, loss: np.ndarray) -> dict[str, Any]:
+def compare(scores: np.ndarray, reference: np.ndarray, loss: np.ndarray, resamples: int) -> dict[str, Any]:
     """Return how alike two scorings of the same draws rank, and what the alignment loss has of it."""
     left, right = scores.mean(axis=0), reference.mean(axis=0)
     top = max(1, len(left) // 10)
     return {
-        "spearman": bootstrap(spearman, left, right),
+        "spearman": bootstrap(spearman, left, right, resamples=resamples),
         "overlap of the highest tenth": top_overlap(left, right, top),
         "overlap of the lowest tenth": top_overlap(-left, -right, top),
-        "spearman with the alignment loss": bootstrap(spearman, left, loss),
+        "spearman with the alignment loss": bootstrap(spearman, left, loss, resamples=resamples),
         "reliability of 4 draws": reliability(scores),
         "standard deviation of ln": float(np.log(left).std()),
     }
 
 
-def compared(held: Variants) -> dict[str, Any]:
+def compared(held: Variants, resamples: int = 500) -> dict[str, Any]:
     """Score under every choice, and compare with the standard."""
     standard, curvature, fisher = held.draws("standard"), held.standard_curvature, held.empirical_fisher()
     reference, loss = standard.scores(curvature), standard.loss.mean(axis=0)
     found = {
-        **{f"GGN, λ {value:g}": compare(standard.scores(curvature, value), reference, loss) for value in DAMPINGS},
-        **{
-            f"empirical Fisher, λ {value:g}": compare(standard.scores(fisher, value), reference, loss)
-            for value in DAMPINGS
-        },
-        "squared norm of the gradient": compare(squared_norms(standard), reference, loss),
+        f"{name}, λ {value:g}": compare(standard.scores(matrix, value), reference, loss, resamples)
+        for name, matrix in {"GGN": curvature, "empirical Fisher": fisher}.items()
+        for value in DAMPINGS
     }
+    norms = compare(squared_norms(standard), reference, loss, resamples)
     common = held.draws("common").scores(curvature)
     return {
         "images": len(held.rows),
         "standard": f"GGN, λ {RELATIVE:g}",
-        "found": found,
-        "common noise": agreement(common, reference),
+        "found": {**found, "squared norm of the gradient": norms},
+        "common noise": agreement(common, reference, resamples),
         "reliability by draws": {str(draws): reliability(reference[:draws]) for draws in range(2, len(reference) + 1)},
     }
 

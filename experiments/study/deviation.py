@@ -40,13 +40,13 @@ def parts(score: np.ndarray, squared_error: np.ndarray, draws: int) -> dict[str,
     }
 
 
-def find(study: Study) -> tuple[dict[str, Any], None]:
+def find(study: Study, resamples: int = 200) -> tuple[dict[str, Any], None]:
     """Take the variance of the scores of the random sample apart."""
     table = Table.load(study.kept).sample()
     draws = study.scoring.draws
     score, error = table["score"].astype(float), table["score_se"].astype(float)
     fine = np.isfinite(score) & np.isfinite(error)
-    found = results.resampled(lambda s, e: parts(s, e, draws), score[fine], error[fine] ** 2)
+    found = results.resampled(lambda s, e: parts(s, e, draws), score[fine], error[fine] ** 2, resamples=resamples)
     return {"images": int(fine.sum()), "draws": draws, "found": found}, None
 
 

@@ -39,11 +39,11 @@ def describe(score: np.ndarray) -> dict[str, float]:
     }
 
 
-def find(study: Study) -> tuple[dict[str, Any], Figure]:
+def find(study: Study, resamples: int = 200) -> tuple[dict[str, Any], Figure]:
     """Describe the scores of the random sample, and draw their distribution."""
     score = Table.load(study.kept).sample()["score"].astype(float)
     score = score[np.isfinite(score) & (score > 0)]
-    found = results.resampled(describe, score)
+    found = results.resampled(describe, score, resamples=resamples)
     fits = {}
     for method, (mean, spread) in PUBLISHED.items():
         base = np.exp(found["standard deviation of ln"].value / spread)

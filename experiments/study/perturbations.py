@@ -29,7 +29,7 @@ PUBLISHED = {
 }
 
 
-def compared(held: Variants) -> dict[str, Any]:
+def compared(held: Variants, resamples: int = 500) -> dict[str, Any]:
     """Correlate the scores by every perturbation with the standard ones."""
     curvature, standard = held.standard_curvature, held.draws("standard")
     reference = standard.scores(curvature)
@@ -39,11 +39,13 @@ def compared(held: Variants) -> dict[str, Any]:
         scores = drawn.scores(curvature)
         found[name] = {
             "published": published,
-            **agreement(scores, reference),
+            **agreement(scores, reference, resamples),
             "spearman of the alignment losses": bootstrap(
-                spearman, drawn.loss.mean(axis=0), standard.loss.mean(axis=0)
+                spearman, drawn.loss.mean(axis=0), standard.loss.mean(axis=0), resamples=resamples
             ),
-            "spearman with its own alignment loss": bootstrap(spearman, scores.mean(axis=0), drawn.loss.mean(axis=0)),
+            "spearman with its own alignment loss": bootstrap(
+                spearman, scores.mean(axis=0), drawn.loss.mean(axis=0), resamples=resamples
+            ),
             "median score over the standard": float(np.median(scores.mean(axis=0) / reference.mean(axis=0))),
         }
     return {"images": len(held.rows), "found": found}

@@ -16,7 +16,7 @@ from experiments.study.table import Study
 from experiments.study.variants import STRENGTHS, Variants, agreement
 
 
-def compared(held: Variants) -> dict[str, Any]:
+def compared(held: Variants, resamples: int = 500) -> dict[str, Any]:
     """Correlate the scores of every strength with the standard ones, and follow their size."""
     curvature = held.standard_curvature
     reference = held.draws("standard").scores(curvature)
@@ -25,7 +25,7 @@ def compared(held: Variants) -> dict[str, Any]:
         drawn = held.draws(f"sigma {sigma}")
         scores = drawn.scores(curvature)
         found[str(sigma)] = {
-            **agreement(scores, reference),
+            **agreement(scores, reference, resamples),
             "median score": float(np.median(scores.mean(axis=0))),
             "median alignment loss": float(np.median(drawn.loss)),
         }

@@ -69,7 +69,7 @@ class Study:
     data_dir: str | None = None
     truth: Path | None = None
     sample: int = 6_000
-    variants: int = 400
+    variants: int = 200
     whole_class: int = 1
     scoring: Scoring = dataclasses.field(default_factory=lambda: Scoring(draws=2, batch_size=64))
     curvature: CurvatureSet = dataclasses.field(default_factory=CurvatureSet)

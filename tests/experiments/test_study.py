@@ -1,10 +1,12 @@
 """Each experiment of the study, tiny, on one scored run of digits; and the page, which says what the results say."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -102,8 +104,8 @@ def test_variance_is_taken_apart_as_it_was_made():
 
 @pytest.mark.parametrize("question", [distribution, deviation, beyond_loss])
 def test_what_is_read_from_the_table_is_the_same_again(study, question):
-    name = question.__name__.rpartition(".")[2]
-    first, again = (json.loads(results.answer(study, name, question.find).read_text()) for _ in range(2))
+    name, find = question.__name__.rpartition(".")[2], functools.partial(question.find, resamples=5)
+    first, again = (json.loads(results.answer(study, name, find).read_text()) for _ in range(2))
     assert first.pop("minutes") >= 0
     assert first == {key: value for key, value in again.items() if key != "minutes"}
 
@@ -129,14 +131,14 @@ def test_scores_of_coordinates_are_those_of_the_backend(study, held):
 def prepared(held):
     """Two views of four images, as the variants hand them to the network."""
     pixels = np.random.default_rng(0).uniform(size=(4, 8, 8, 6)).astype(np.float32)
-    return Batch(pixels, jax.random.split(jax.random.key(0), 4), np.arange(4), None)
+    return Batch(jnp.asarray(pixels), jax.random.split(jax.random.key(0), 4), jnp.arange(4), None)
 
 
 def test_perturbations_strengths_and_choices_are_compared(study, held):
-    found = perturbations.compared(held)["found"]
+    found = perturbations.compared(held, resamples=5)["found"]
     assert set(found) == set(perturbations.PUBLISHED)
-    assert len(strengths.compared(held)["found"]) == 5
-    again = choices.compared(held)["found"]
+    assert len(strengths.compared(held, resamples=5)["found"]) == 5
+    again = choices.compared(held, resamples=5)["found"]
     assert again["GGN, λ 0.1"]["spearman"].value == 1
     assert -1 <= again["empirical Fisher, λ 0.001"]["spearman"].value < 1
     stored = held.draws("crop")
