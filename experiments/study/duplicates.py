@@ -5,10 +5,11 @@ two cars), 2 (SimCLR), 1 (Barlow Twins).
 
     python -m experiments.study.duplicates --data-dir DIR --truth DIR        (after experiments.study.table; a minute)
 
-Truth: an image counts as a duplicate where it is part of a ciFAIR pair of the judgement in question, whose other image is
-among the scored ones too; all other images of the random sample count as none, though a few have a duplicate that no list
-names. Beside the score stand the alignment loss, the distance to the nearest embedding, to the nearest image by pixels
-(16×16, Euclidean) and by perceptual hash (Hamming).
+Truth: a training image counts as a duplicate where it is part of a ciFAIR pair of the judgement in question, whose other
+image, one of the test images, is among the scored ones too; all other images of the random sample count as none, though a
+few have a duplicate that no list names. Test images are not ranked: the encoder was not trained on them. Beside the score
+stand the alignment loss, the distance to the nearest embedding, to the nearest image by pixels (16×16, Euclidean) and by
+perceptual hash (Hamming).
 """
 
 from typing import Any
@@ -43,9 +44,10 @@ def judged(table: Table, pairs: list[tuple[str, str, int]]) -> dict[str, np.ndar
 
 
 def find_judged(table: Table, pairs: list[tuple[str, str, int]], resamples: int) -> dict[str, Any]:
-    """Return how well every ranking finds the duplicates of every judgement among the sample and the pairs."""
-    among = table.of(table["sample"] | table["pairs"])
-    marked = judged(among, pairs)
+    """Return how well every ranking finds the duplicates of every judgement among training images."""
+    among = (table["sample"] | table["pairs"]) & ~np.char.startswith(table["id"].astype(str), "test")
+    marked = {name: rows[among] for name, rows in judged(table, pairs).items()}
+    among = table.of(among)
     none = ~np.any(list(marked.values()), axis=0)
     found = {}
     for name, positive in marked.items():
