@@ -75,7 +75,7 @@ def find(study: Study, resamples: int = 200) -> tuple[dict[str, Any], Figure]:
     record["classes"] = {
         end: {str(label): int(np.sum(table["label"][rows] == label)) for label in classes} for end, rows in ends.items()
     }
-    pixels = images_of(study, table)
+    pixels = images_of(study, table["id"])
     shown = [
         (f"{end}: difference of ranks", pixels[rows[:PICTURES]], [f"{apart[row]:+.2f}" for row in rows[:PICTURES]])
         for end, rows in ends.items()

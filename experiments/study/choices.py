@@ -52,7 +52,7 @@ def compared(held: Variants, resamples: int = 500) -> dict[str, Any]:
     norms = compare(squared_norms(standard), reference, loss, resamples)
     common = held.draws("common").scores(curvature)
     return {
-        "images": len(held.rows),
+        "images": len(held.ids),
         "standard": f"GGN, λ {RELATIVE:g}",
         "found": {**found, "squared norm of the gradient": norms},
         "common noise": agreement(common, reference, resamples),

@@ -87,7 +87,7 @@ def find(study: Study, resamples: int = 200) -> tuple[dict[str, Any], Figure]:
         "judged": find_judged(table, study.pairs(), resamples),
         "class": lowest_of_class(table),
     }
-    pixels, rows, shown = images_of(study, table), np.flatnonzero(table["class"]), []
+    pixels, rows, shown = images_of(study, table["id"]), np.flatnonzero(table["class"]), []
     for title in ("score", "nearest embedding", "nearest pixels"):
         order = rows[np.argsort(table[RANKINGS[title]][rows], kind="stable")][: LOWEST[-1]]
         words = [f"{table[RANKINGS[title]][row]:.3g}" for row in order]

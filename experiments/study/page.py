@@ -2,8 +2,8 @@
 
     python -m experiments.study.page
 
-A cell says what one encoder's results say, and a verdict by the rule that its function states. A question without results
-says what it needs.
+A verdict follows from one encoder's results by the rule that its function states. A question without results says what it
+needs.
 """
 
 import dataclasses
@@ -319,13 +319,12 @@ class Column:
         answers = {path.stem: results.read(folder, path.stem) for path in sorted(folder.glob("*.json"))}
         return cls(name, TITLES[name], last["epoch"], last["knn"], answers.pop("table"), answers)
 
-    def cell(self, question: Question) -> str:
-        """Return what its results say to a question."""
+    def finding(self, question: Question) -> Finding:
+        """Return what its results say to a question; what is missing where they say nothing."""
         answer = None if question.result is None else self.answers.get(question.result)
         if answer is None or question.judge is None:
-            return f"not run yet: needs {question.needs or 'this experiment, on this encoder'}"
-        found = question.judge(answer)
-        return f"**{found.verdict}.** {found.text}"
+            return Finding(f"Needs {question.needs or 'this experiment, on this encoder'}.", NOT_RUN)
+        return question.judge(answer)
 
 
 def columns(folder: Path = RESULTS) -> list[Column]:

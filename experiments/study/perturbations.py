@@ -48,7 +48,7 @@ def compared(held: Variants, resamples: int = 500) -> dict[str, Any]:
             ),
             "median score over the standard": float(np.median(scores.mean(axis=0) / reference.mean(axis=0))),
         }
-    return {"images": len(held.rows), "found": found}
+    return {"images": len(held.ids), "found": found}
 
 
 def find(study: Study) -> tuple[dict[str, Any], None]:

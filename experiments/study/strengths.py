@@ -29,7 +29,7 @@ def compared(held: Variants, resamples: int = 500) -> dict[str, Any]:
             "median score": float(np.median(scores.mean(axis=0))),
             "median alignment loss": float(np.median(drawn.loss)),
         }
-    return {"images": len(held.rows), "found": dict(sorted(found.items(), key=lambda pair: float(pair[0])))}
+    return {"images": len(held.ids), "found": dict(sorted(found.items(), key=lambda pair: float(pair[0])))}
 
 
 def find(study: Study) -> tuple[dict[str, Any], None]:

@@ -15,6 +15,7 @@ table.parquet, 32-bit numbers, one row an image; table.json, how it was made.
 import dataclasses
 import json
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -221,10 +222,10 @@ def images(study: Study, numbers: Int[np.ndarray, " rows"]) -> UInt8[np.ndarray,
     return np.stack([opened.read(int(number)).image for number in numbers])
 
 
-def images_of(study: Study, table: "Table") -> UInt8[np.ndarray, "rows height width 3"]:
-    """Read the pixels of the images of a table, in its order."""
+def images_of(study: Study, ids: Iterable[str]) -> UInt8[np.ndarray, "rows height width 3"]:
+    """Read the pixels of images by their ids."""
     place = {name: number for number, name in enumerate(study.source_of_scored().open().ids())}
-    return images(study, np.array([place[name] for name in table["id"]]))
+    return images(study, np.array([place[name] for name in ids]))
 
 
 def unit_embeddings(scored: pa.Table) -> Float[np.ndarray, "rows width"]:

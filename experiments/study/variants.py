@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from experiments.study.results import resampled
-from experiments.study.table import Study, Table, images_of, settings_of
+from experiments.study.table import Study, chosen_ids, images_of, settings_of
 from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.augment.recipes import PERTURBATIONS
 from influence_ssl_jax.augment.transform import Views
@@ -128,14 +128,16 @@ class Variants:
 
     Attributes:
         study: The scale.
-        rows: Rows of the table.
+        ids: Which images.
         problem: The measurement and the curvature set.
         state: The fit of the table's run.
         standard_curvature: The same, as numbers.
     """
 
     def __init__(self, study: Study) -> None:
-        self.study, self.rows = study, rows_of(study)
+        sample = chosen_ids(study)["sample"]
+        self.study = study
+        self.ids = np.random.default_rng(1).permutation(sample)[: study.variants].tolist()
         settings = settings_of(study)
         given = prepare(settings, silent)
         self.problem, _ = curvature_of(settings, given)
@@ -145,13 +147,12 @@ class Variants:
         if held is None:
             raise ValueError(f"{settings.out} holds no fit of these settings: run experiments.study.table first.")
         self.state = held[0]
-        chosen = images_of(study, Table.load(study.kept).of(self.rows))
-        self._images = np.stack([given.transform(image) for image in chosen])
+        self._images = np.stack([given.transform(image) for image in images_of(study, self.ids)])
         self.standard_curvature = Curvature.of_state(self.state)
 
     def draws(self, name: str) -> Draws:
         """Return the draws of a perturbation; computed once, then read."""
-        place = self.study.run / "variants" / f"{name.replace(' ', '_')}.npz"
+        place = self.study.run / "variants" / f"{name.replace(' ', '_')}_{len(self.ids)}.npz"
         if not place.exists():
             place.parent.mkdir(exist_ok=True)
             found = self._compute(name)
@@ -204,12 +205,6 @@ class Variants:
             found.append(jax.tree.map(lambda *rows: np.concatenate(rows)[: len(images)], *parts))
             losses.append(np.concatenate(values)[: len(images)])
         return Draws(found, np.stack(losses))
-
-
-def rows_of(study: Study) -> np.ndarray:
-    """Return the rows of the table that are scored in many ways: the first of the random sample, shuffled."""
-    sample = np.flatnonzero(Table.load(study.kept)["sample"])
-    return np.sort(np.random.default_rng(1).permutation(sample)[: study.variants])
 
 
 def agreement(left: np.ndarray, right: np.ndarray, resamples: int = 500) -> dict[str, Estimate | float]:

@@ -192,5 +192,7 @@ def test_a_verdict_follows_its_rule(highest, lowest, verdict):
 
 def test_a_question_without_results_says_what_it_needs():
     absent = page.Column("none", "None", 1, 0.5, {}, {})
-    cells = [absent.cell(question) for question in page.QUESTIONS]
-    assert all(cell.startswith("not run yet: needs ") for cell in cells)
+    for question in page.QUESTIONS:
+        found = absent.finding(question)
+        assert found.verdict == page.NOT_RUN
+        assert found.text.startswith("Needs ")
