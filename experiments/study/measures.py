@@ -41,7 +41,7 @@ def border(images: Images, width: int = FRAME) -> tuple[Float[np.ndarray, " imag
 def perceptual_hash(images: Images) -> Bool[np.ndarray, "images bits"]:
     """Return which of the lowest 8×8 cosine coefficients of the grey image, less the mean, exceed their median (pHash)."""
     size = min(8, *images.shape[1:3])
-    low = dctn(_grey(images), axes=(1, 2), norm="ortho")[:, :size, :size].reshape(len(images), -1)[:, 1:]
+    low = np.asarray(dctn(_grey(images), axes=(1, 2), norm="ortho"))[:, :size, :size].reshape(len(images), -1)[:, 1:]
     return low > np.median(low, axis=1, keepdims=True)
 
 

@@ -27,13 +27,8 @@ TITLES = {
     "barlow_twins_torch_w16_cifar10": "Barlow Twins",
 }
 """The encoders of the page, in order; those without results have no column."""
-HOLDS, WEAKLY, NOT, UNDECIDED, OPEN = (
-    "holds",
-    "holds weakly",
-    "does not hold",
-    "not decidable at this scale",
-    "not asked there",
-)
+HOLDS, WEAKLY, NOT = "holds", "holds weakly", "does not hold"
+UNDECIDED, OPEN, NOT_RUN = "not decidable at this scale", "not asked there", "not run yet"
 
 Record: TypeAlias = dict[str, Any]
 Interval: TypeAlias = list[float]

@@ -20,7 +20,7 @@ def compared(held: Variants, resamples: int = 500) -> dict[str, Any]:
     """Correlate the scores of every strength with the standard ones, and follow their size."""
     curvature = held.standard_curvature
     reference = held.draws("standard").scores(curvature)
-    found = {"0.2": {"median score": float(np.median(reference.mean(axis=0)))}}
+    found: dict[str, dict[str, Any]] = {"0.2": {"median score": float(np.median(reference.mean(axis=0)))}}
     for sigma in STRENGTHS:
         drawn = held.draws(f"sigma {sigma}")
         scores = drawn.scores(curvature)

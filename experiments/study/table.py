@@ -118,14 +118,11 @@ class Study:
     def pairs(self) -> list[tuple[str, str, int]]:
         """Ids of two images, and the judgement of the pair: 0 equal pixels, 1 the same shot, 2 very similar."""
         if self.images == "digits":
-            opened = self.source().open()
-            ids, known = opened.ids(), opened.attributes().to_pylist()
-            judged = {"exact_duplicate": 0, "near_duplicate": 1}
-            return [
-                (ids[k], ids[row["original"]], judged[row["planted"]])
-                for k, row in enumerate(known)
-                if row["planted"] in judged
-            ]
+            opened, judged = self.source().open(), {"exact_duplicate": 0, "near_duplicate": 1}
+            ids, known = list(opened.ids()), opened.attributes()
+            assert known is not None  # digits know what was planted
+            planted, originals = known["planted"].to_pylist(), known["original"].to_pylist()
+            return [(ids[k], ids[originals[k]], judged[kind]) for k, kind in enumerate(planted) if kind in judged]
         if self.truth is None:
             raise ValueError("The lists of judged duplicates are needed: name their folder with --truth.")
         between, within = (np.loadtxt(self.truth / name, delimiter=",", skiprows=1, ndmin=2) for name in TRUTH)

@@ -80,7 +80,7 @@ class Curvature(NamedTuple):
         return cls(rotations, values, {name: float(mean) for name, mean in state.mean.items()})
 
     @classmethod
-    def of_gradients(cls, coordinates: Coordinates, sizes: Mapping[str, int]) -> "Curvature":
+    def of_gradients(cls, coordinates: Mapping[str, np.ndarray], sizes: Mapping[str, int]) -> "Curvature":
         """Average the outer products of gradients: the empirical Fisher, where these are the curvature set's."""
         pairs = {name: np.linalg.eigh(rows.T @ rows / len(rows)) for name, rows in coordinates.items()}
         values = {name: np.maximum(pair.eigenvalues, 0.0) for name, pair in pairs.items()}
@@ -89,14 +89,15 @@ class Curvature(NamedTuple):
         }  # projections keep norms in expectation
         return cls({name: pair.eigenvectors for name, pair in pairs.items()}, values, means)
 
-    def scores(self, coordinates: Coordinates, relative: float = RELATIVE) -> Float[np.ndarray, " n"]:
+    def scores(self, coordinates: Mapping[str, np.ndarray], relative: float = RELATIVE) -> Float[np.ndarray, " n"]:
         """Return `Σ_layers gᵀB (μ + λ)⁻¹ Bᵀg`, λ a multiple of the layer's mean eigenvalue, at least 1e-6 of the largest."""
         dampings = {name: relative * mean for name, mean in self.means.items()}
         floor = 1e-6 * max(dampings.values())
-        return sum(
+        every = [
             np.sum((rows @ self.rotations[name]) ** 2 / (self.eigenvalues[name] + max(dampings[name], floor)), axis=1)
             for name, rows in coordinates.items()
-        )
+        ]
+        return np.sum(every, axis=0)
 
 
 @jax.jit
@@ -156,15 +157,12 @@ class Variants:
         if not place.exists():
             place.parent.mkdir(exist_ok=True)
             found = self._compute(name)
-            np.savez(
-                place.with_suffix(".part.npz"),
-                loss=found.loss,
-                **{
-                    f"{number} {block}": rows
-                    for number, each in enumerate(found.coordinates)
-                    for block, rows in each.items()
-                },
-            )
+            arrays = {
+                f"{number} {block}": rows
+                for number, each in enumerate(found.coordinates)
+                for block, rows in each.items()
+            }
+            np.savez(place.with_suffix(".part.npz"), allow_pickle=False, loss=found.loss, **arrays)
             place.with_suffix(".part.npz").rename(place)
         with np.load(place) as held:
             loss = held["loss"]
@@ -207,7 +205,7 @@ class Variants:
         return Draws(found, np.stack(losses))
 
 
-def agreement(left: np.ndarray, right: np.ndarray, resamples: int = 500) -> dict[str, Estimate | float]:
+def agreement(left: np.ndarray, right: np.ndarray, resamples: int = 500) -> dict[str, Estimate]:
     """Return how alike two perturbations score, and how alike they could at most, given the spread of their draws.
 
     The ceiling is the geometric mean of the two reliabilities in ranks, each the Spearman–Brown value of the mean
