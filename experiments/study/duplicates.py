@@ -71,6 +71,8 @@ def lowest_of_class(table: Table) -> dict[str, Any]:
     rows = np.flatnonzero(table["class"])
     copies = table["pixels_distance"] <= limit
     found: dict[str, Any] = {
+        "images": len(rows),
+        "images of the class": table.record["chosen"]["class"],
         "pixel distance of a copy": limit,
         "copies in the class": share(int(copies[rows].sum()), len(rows)),
     }

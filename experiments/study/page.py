@@ -27,8 +27,17 @@ TITLES = {
     "barlow_twins_torch_w16_cifar10": "Barlow Twins",
 }
 """The encoders of the page, in order; those without results have no column."""
+SEEN = {
+    "simclr_torch_w16_cifar10": (
+        "the lowest scores are textured frogs, toads and cats that fill the frame, images that already look noisy; the "
+        "lowest automobiles are police cars, taxis and other contrasty cars, none twice. The highest are single subjects "
+        "before a smooth green, blue or dark ground. Score and alignment loss disagree most about small aeroplanes, ships "
+        "and birds before sky or sea, whose loss is high and whose score is low."
+    ),
+}
+"""What a reader of the pictures saw, by encoder."""
 HOLDS, WEAKLY, NOT = "holds", "holds weakly", "does not hold"
-UNDECIDED, OPEN, NOT_RUN = "not decidable at this scale", "not asked there", "not run yet"
+UNDECIDED, OPEN, NOT_RUN = "not decidable at this scale", "asked here alone", "not run yet"
 
 Record: TypeAlias = dict[str, Any]
 Interval: TypeAlias = list[float]
@@ -69,8 +78,10 @@ class Question:
 
 
 def number(value: float | None) -> str:
-    """Return a number with three digits, without a leading zero before the point where it is a share."""
-    return "–" if value is None else f"{value:.3g}" if abs(value) >= 1 else f"{value:.2f}"
+    """Return a number with two or three digits."""
+    if value is None:
+        return "–"
+    return f"{value:.3g}" if abs(value) >= 1 else f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.3f}"
 
 
 def interval(value: Interval) -> str:
@@ -114,14 +125,15 @@ def duplicates(record: Record) -> Finding:
 
 
 def lowest_of_class(record: Record) -> Finding:
-    """Judge the lowest 5 and 18 of the class: copies by pixels, against their share in the class."""
+    """Judge the lowest 5 and 18 of the class: copies by pixels, against their share; where the whole class is scored."""
     found = record["class"]
     counts, base = found["score"], found["copies in the class"]
     rivals = ", ".join(f"{name} {found[name]['lowest 18']}" for name in ("alignment loss", "nearest embedding"))
     verdict = HOLDS if counts["lowest 5"] >= 2 and counts["lowest 18"] / 18 > base[2] else NOT
+    verdict = verdict if found["images"] == found["images of the class"] else UNDECIDED
     text = (
-        f"By pixels, {counts['lowest 5']} of the lowest 5 and {counts['lowest 18']} of the lowest 18 have a copy; in the "
-        f"whole class {percent(base)}. Of the lowest 18 by {rivals}."
+        f"{found['images']:,} of the {found['images of the class']:,} of the class are scored. By pixels, {counts['lowest 5']} of "
+        f"the lowest 5 and {counts['lowest 18']} of the lowest 18 have a copy; of all {percent(base)}. Of the lowest 18 by {rivals}."
     )
     return Finding(text, verdict)
 
@@ -140,7 +152,12 @@ def borders(record: Record) -> Finding:
         for kind in ("white", "black")
     ]
     verdict = HOLDS if all(more) else WEAKLY if any(more) else NOT if any(less) else UNDECIDED
-    return Finding(f"Of {record['images']:,} images, 400 at each end. {'; '.join(parts)}.", verdict)
+    spread = interval(record["spearman"]["border_spread"])
+    text = (
+        f"Of {record['images']:,} images, 400 at each end. {'; '.join(parts)}. Without a threshold: Spearman of the score with "
+        f"the spread of the border {spread}."
+    )
+    return Finding(text, verdict)
 
 
 def distribution(record: Record) -> Finding:
@@ -314,6 +331,23 @@ class Column:
         answers = {path.stem: results.read(folder, path.stem) for path in sorted(folder.glob("*.json"))}
         return cls(name, TITLES[name], last["epoch"], last["knn"], answers.pop("table"), answers)
 
+    @property
+    def scored(self) -> str:
+        """How many images of which kind are scored, and of how many."""
+        images, chosen = self.record["images"], self.record["chosen"]
+        whole = "Scored are" if images["all"] == chosen["all"] else "So far scored are"
+        return (
+            f"{whole} {images['all']:,} of {chosen['all']:,} chosen images: {images['sample']:,} of {chosen['sample']:,} drawn "
+            f"at random from the training images, {images['class']:,} of all {chosen['class']:,} training images of the class "
+            f"'automobile', and {images['pairs']:,} of {chosen['pairs']:,} that are part of a pair which people judged to "
+            "be duplicates (ciFAIR)."
+        )
+
+    @property
+    def seen(self) -> str:
+        """What the pictures show."""
+        return SEEN.get(self.name, "")
+
     def finding(self, question: Question) -> Finding:
         """Return what its results say to a question; what is missing where they say nothing."""
         answer = None if question.result is None else self.answers.get(question.result)
@@ -327,17 +361,51 @@ def columns(folder: Path = RESULTS) -> list[Column]:
     return [Column.load(name, folder / name) for name in TITLES if (folder / name / "table.json").exists()]
 
 
+def practice(column: Column, early: Record) -> list[str]:
+    """Return what an encoder's results come to for a user, a sentence each; none before all of its results are there."""
+    needed = {question.result for question in QUESTIONS if question.result}
+    if not needed <= column.answers.keys():
+        return []
+    answers = column.answers
+    judged, kinds = answers["duplicates"]["judged"]["same shot"], answers["perturbations"]["found"]
+    choices_, strengths_ = answers["choices"]["found"], answers["strengths"]["found"]
+    others = max(found["spearman"][0] for name, found in kinds.items() if name != "noise")
+    dampings = min(found["spearman"][0] for name, found in choices_.items() if name.startswith("GGN"))
+    reliable, losses = (
+        answers["deviation"]["found"],
+        [each["spearman"]["alignment_loss"][0] for each in early["found"].values()],
+    )
+    loss = answers["beyond_loss"]["spearman"]["alignment_loss"]
+    return [
+        "Do not look for duplicates among low scores: the distance to the nearest embedding finds judged duplicates with an "
+        f"AUROC of {number(judged['nearest embedding']['auroc'][0])}, the score with {number(judged['score']['auroc'][0])}.",
+        "State the perturbation with every score, its strength included, because it decides the ranking: scores by crops "
+        f"and flips have a Spearman correlation of at most {number(others)} with those by noise, and noise of σ 0.1 one of "
+        f"{number(strengths_['0.1']['spearman'][0])} with noise of σ 0.2.",
+        f"The damping matters little (at least {number(dampings)} over four decades), and the kind of curvature some "
+        f"(empirical Fisher {number(choices_['empirical Fisher, λ 0.1']['spearman'][0])}); but leaving it out gives another "
+        f"ranking ({number(choices_['squared norm of the gradient']['spearman'][0])}).",
+        f"Two draws of noise give a reliability of {number(reliable['reliability of 2 draws'][0])}, and "
+        f"{number(reliable['draws for a reliability of 0.99'][0])} draws one of 0.99: differences of rank within that "
+        "spread mean nothing.",
+        "What a score means depends on how long the encoder was trained: its Spearman correlation with the alignment loss "
+        f"is {interval(loss)} here and {number(min(losses))} to {number(max(losses))} after three to five epochs, so look "
+        "at both ends of the ranking of your own encoder before you act on it.",
+    ]
+
+
 def page(folder: Path = RESULTS) -> str:
     """Return the text of the page."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined, trim_blocks=True
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.ChainableUndefined, trim_blocks=True
     )
     environment.filters |= {"number": number, "interval": interval, "percent": percent}
-    early = folder / "early.json"
+    found, early = columns(folder), results.read(folder, "early")
     return environment.get_template("page.md.jinja").render(
-        columns=columns(folder),
+        columns=found,
         questions=QUESTIONS,
-        early=results.read(folder, "early") if early.exists() else None,
+        practice=practice(found[0], early) if found else [],
+        early=early,
     )
 
 

@@ -55,7 +55,7 @@ def answer(study: Study, name: str, find: Callable[[Study], tuple[dict[str, Any]
     }
     if figure is not None:
         study.figures.mkdir(parents=True, exist_ok=True)
-        figure.savefig(study.figures / f"{name}_{study.encoder.name}.png", dpi=100, metadata={"Software": None})
+        figure.savefig(study.figures / f"{name}_{study.encoder.name}.png", dpi=72, metadata={"Software": None})
     return write(study.kept, name, {**told, **record})
 
 
