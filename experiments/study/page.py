@@ -132,8 +132,9 @@ def lowest_of_class(record: Record) -> Finding:
     verdict = HOLDS if counts["lowest 5"] >= 2 and counts["lowest 18"] / 18 > base[2] else NOT
     verdict = verdict if found["images"] == found["images of the class"] else UNDECIDED
     text = (
-        f"{found['images']:,} of the {found['images of the class']:,} of the class are scored. By pixels, {counts['lowest 5']} of "
-        f"the lowest 5 and {counts['lowest 18']} of the lowest 18 have a copy; of all {percent(base)}. Of the lowest 18 by {rivals}."
+        f"{found['images']:,} of the {found['images of the class']:,} of the class are scored. By pixels, "
+        f"{counts['lowest 5']} of the lowest 5 and {counts['lowest 18']} of the lowest 18 have a copy; of all "
+        f"{percent(base)}. Of the lowest 18 by {rivals}."
     )
     return Finding(text, verdict)
 
@@ -154,8 +155,8 @@ def borders(record: Record) -> Finding:
     verdict = HOLDS if all(more) else WEAKLY if any(more) else NOT if any(less) else UNDECIDED
     spread = interval(record["spearman"]["border_spread"])
     text = (
-        f"Of {record['images']:,} images, 400 at each end. {'; '.join(parts)}. Without a threshold: Spearman of the score with "
-        f"the spread of the border {spread}."
+        f"Of {record['images']:,} images, 400 at each end. {'; '.join(parts)}. Without a threshold: Spearman of the score "
+        f"with the spread of the border {spread}."
     )
     return Finding(text, verdict)
 
@@ -337,9 +338,9 @@ class Column:
         images, chosen = self.record["images"], self.record["chosen"]
         whole = "Scored are" if images["all"] == chosen["all"] else "So far scored are"
         return (
-            f"{whole} {images['all']:,} of {chosen['all']:,} chosen images: {images['sample']:,} of {chosen['sample']:,} drawn "
-            f"at random from the training images, {images['class']:,} of all {chosen['class']:,} training images of the class "
-            f"'automobile', and {images['pairs']:,} of {chosen['pairs']:,} that are part of a pair which people judged to "
+            f"{whole} {images['all']:,} of {chosen['all']:,} chosen images: {images['sample']:,} of {chosen['sample']:,} "
+            f"drawn at random from the training images, {images['class']:,} of all {chosen['class']:,} training images of the "
+            f"class 'automobile', and {images['pairs']:,} of {chosen['pairs']:,} that are part of a pair which people judged to "
             "be duplicates (ciFAIR)."
         )
 
