@@ -339,9 +339,9 @@ class Column:
         whole = "Scored are" if images["all"] == chosen["all"] else "So far scored are"
         return (
             f"{whole} {images['all']:,} of {chosen['all']:,} chosen images: {images['sample']:,} of {chosen['sample']:,} "
-            f"drawn at random from the training images, {images['class']:,} of all {chosen['class']:,} training images of the "
-            f"class 'automobile', and {images['pairs']:,} of {chosen['pairs']:,} that are part of a pair which people judged to "
-            "be duplicates (ciFAIR)."
+            f"drawn at random from the training images, {images['class']:,} of all {chosen['class']:,} training images of "
+            f"the class 'automobile', and {images['pairs']:,} of {chosen['pairs']:,} that are part of a pair which people "
+            "judged to be duplicates (ciFAIR)."
         )
 
     @property
