@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib.util
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tyro
 
 from experiments.study import (
     beyond_loss,
@@ -196,3 +198,12 @@ def test_a_question_without_results_says_what_it_needs():
         found = absent.finding(question)
         assert found.verdict == page.NOT_RUN
         assert found.text.startswith("Needs ")
+
+
+def test_the_commands_of_results_are_taken():
+    found = {record["command"] for column in page.columns() for record in (column.record, *column.answers.values())}
+    for command in found:
+        program, flag, module, *options = command.split()
+        assert (program, flag) == ("python", "-m")
+        assert importlib.util.find_spec(module) is not None
+        assert tyro.cli(Study, args=options).encoder.name in page.TITLES
