@@ -1,6 +1,8 @@
 # make demo: set up, then pretrain, score and report on the bundled data.   make test: set up, then every check.
 # make docs: build the site, strictly, into site/.
 # make bench: set up with the peers, measure, render docs/benchmarks.md. INFLUENCE_SSL_TFDS=… names prepared CIFAR-10.
+# make study: ask the published study's questions, render docs/results/study.md. CIFAR10=… names prepared CIFAR-10, CIFAIR=… the
+# folder of ciFAIR's lists of duplicates, ENCODERS=… folders of encoders. It goes on where it was stopped.
 # The first interpreter that is found, starts, is new enough and can make environments; looked for once, and only if needed.
 # Another one: make PYTHON=… VENV=….
 SUITABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
@@ -17,7 +19,7 @@ define ENVIRONMENT
 test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 endef
 
-.PHONY: demo test check lint types suite docs picture fix bench clean
+.PHONY: demo test check lint types suite docs picture fix bench study clean
 
 demo: $(VENV)/run
 	$(BIN)/influence-ssl demo --out demo
@@ -58,6 +60,16 @@ bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.cost --setting.width 16 --setting.examples 256 --setting.batch 256 --ranks 16 --repeats 3 --memory
 	$(BIN)/python -m benchmarks.cost --setting.width 64 --setting.examples 64 --ranks 16 32 --repeats 3 --memory
 	$(BIN)/python -m benchmarks.render
+
+QUESTIONS := table duplicates borders separation distribution deviation beyond_loss perturbations strengths choices
+ENCODERS ?= experiments/encoders/simclr_torch_w16_cifar10
+
+study: $(VENV)/dev
+	for encoder in $(ENCODERS); do for question in $(QUESTIONS); do \
+		$(BIN)/python -m experiments.study.$$question --encoder $$encoder --data-dir '$(CIFAR10)' --truth '$(CIFAIR)' || exit 1; \
+	done; done
+	$(BIN)/python -m experiments.study.early --data-dir '$(CIFAR10)'
+	$(BIN)/python -m experiments.study.page
 
 $(VENV)/run: pyproject.toml constraints.txt
 	$(ENVIRONMENT)

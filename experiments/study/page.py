@@ -1,0 +1,415 @@
+"""Write docs/results/study.md from the results.
+
+    python -m experiments.study.page
+
+A verdict follows from one encoder's results by the rule that its function states. A question without results says what it
+needs.
+"""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import jinja2
+
+from experiments.study import results
+from experiments.study.perturbations import PUBLISHED as CORRELATIONS
+from experiments.study.table import EXPERIMENTS
+
+PAGE = EXPERIMENTS.parent / "docs" / "results" / "study.md"
+RESULTS = EXPERIMENTS / "results" / "study"
+TITLES = {
+    "simclr_torch_w16_cifar10": "SimCLR",
+    "byol_torch_w16_cifar10": "BYOL",
+    "barlow_twins_torch_w16_cifar10": "Barlow Twins",
+}
+"""The encoders of the page, in order; those without results have no column."""
+SEEN = {
+    "simclr_torch_w16_cifar10": (
+        "the lowest scores are textured frogs, toads and cats that fill the frame, images that already look noisy; the "
+        "lowest automobiles are police cars, taxis and other contrasty cars, none twice. The highest are single subjects "
+        "before a smooth green, blue or dark ground. Score and alignment loss disagree most about small aeroplanes, ships "
+        "and birds before sky or sea, whose loss is high and whose score is low."
+    ),
+}
+"""What a reader of the pictures saw, by encoder."""
+HOLDS, WEAKLY, NOT = "holds", "holds weakly", "does not hold"
+UNDECIDED, OPEN, NOT_RUN = "not decidable at this scale", "asked here alone", "not run yet"
+
+Record: TypeAlias = dict[str, Any]
+Interval: TypeAlias = list[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What an encoder's results say to a question.
+
+    Attributes:
+        text: The numbers, as Markdown.
+        verdict: On the published claim.
+    """
+
+    text: str
+    verdict: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A row of the table.
+
+    Attributes:
+        figure: Figure, table or section of the published study.
+        asked: The question.
+        published: What was found there.
+        result: The name of the file of results, and of the experiment; None where there is none yet.
+        judge: From that record to the finding.
+        needs: What it takes to answer it, where it is not answered.
+    """
+
+    figure: str
+    asked: str
+    published: str
+    result: str | None = None
+    judge: Callable[[Record], Finding] | None = None
+    needs: str = ""
+
+
+def number(value: float | None) -> str:
+    """Return a number with two or three digits."""
+    if value is None:
+        return "–"
+    return f"{value:.3g}" if abs(value) >= 1 else f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.3f}"
+
+
+def interval(value: Interval) -> str:
+    """Return an estimate with its interval."""
+    return f"{number(value[0])} [{number(value[1])}, {number(value[2])}]"
+
+
+def percent(value: Interval) -> str:
+    """Return a share with its interval, in per cent."""
+    return f"{100 * value[0]:.1f} % [{100 * value[1]:.1f}, {100 * value[2]:.1f}]"
+
+
+def separation(record: Record) -> Finding:
+    """Judge Figure 3: lowest purer, and highest less pure, than random, each by intervals that do not meet."""
+    size, found = next((size, found) for size, found in record.items() if " of " in size)
+    purity = {name: each["purity"] for name, each in found.items()}
+    clear = purity["lowest"][1] > purity["random"][2], purity["highest"][2] < purity["random"][1]
+    reversed_ = purity["lowest"][2] < purity["random"][1], purity["highest"][1] > purity["random"][2]
+    parts = [
+        f"{name} {interval(each['purity'])} (chance {number(each['purity by chance'])}), silhouette "
+        f"{number(each['silhouette'][0])}"
+        for name, each in found.items()
+    ]
+    verdict = HOLDS if all(clear) else NOT if any(reversed_) else WEAKLY if any(clear) else UNDECIDED
+    return Finding(f"Same class among the 10 nearest, {size}: {'; '.join(parts)}.", verdict)
+
+
+def duplicates(record: Record) -> Finding:
+    """Judge Figure 4: an AUROC above chance by its interval; only weakly where the nearest embedding is more precise."""
+    name = "same shot" if "same shot" in record["judged"] else next(iter(record["judged"]))
+    judged = record["judged"][name]
+    score, rival = judged["score"], judged["nearest embedding"]
+    better = rival["average_precision"][1] > score["average_precision"][2]
+    verdict = NOT if score["auroc"][1] <= 0.5 else WEAKLY if better else HOLDS
+    text = (
+        f"{score['positives']:,} duplicates by '{name}' among {score['images']:,}: AUROC of low scores "
+        f"{interval(score['auroc'])}, of the nearest embedding {interval(rival['auroc'])}; average precision "
+        f"{number(score['average_precision'][0])} and {number(rival['average_precision'][0])}."
+    )
+    return Finding(text, verdict)
+
+
+def lowest_of_class(record: Record) -> Finding:
+    """Judge the lowest 5 and 18 of the class: copies by pixels, against their share; where the whole class is scored."""
+    found = record["class"]
+    counts, base = found["score"], found["copies in the class"]
+    rivals = ", ".join(f"{name} {found[name]['lowest 18']}" for name in ("alignment loss", "nearest embedding"))
+    verdict = HOLDS if counts["lowest 5"] >= 2 and counts["lowest 18"] / 18 > base[2] else NOT
+    verdict = verdict if found["images"] == found["images of the class"] else UNDECIDED
+    text = (
+        f"{found['images']:,} of the {found['images of the class']:,} of the class are scored. By pixels, "
+        f"{counts['lowest 5']} of the lowest 5 and {counts['lowest 18']} of the lowest 18 have a copy; of all "
+        f"{percent(base)}. Of the lowest 18 by {rivals}."
+    )
+    return Finding(text, verdict)
+
+
+def borders(record: Record) -> Finding:
+    """Judge Figure 5: white, and black, more frequent among the highest than in all, by intervals that do not meet."""
+    base, high, low = (
+        record["base"],
+        record["ends"]["score, highest 400 images"],
+        record["ends"]["score, lowest 400 images"],
+    )
+    more = [high[kind][1] > base[kind][2] for kind in ("white", "black")]
+    less = [high[kind][2] < base[kind][1] or low[kind][1] > base[kind][2] for kind in ("white", "black")]
+    parts = [
+        f"{kind}: highest {percent(high[kind])}, lowest {percent(low[kind])}, all {percent(base[kind])}"
+        for kind in ("white", "black")
+    ]
+    verdict = HOLDS if all(more) else WEAKLY if any(more) else NOT if any(less) else UNDECIDED
+    spread = interval(record["spearman"]["border_spread"])
+    text = (
+        f"Of {record['images']:,} images, 400 at each end. {'; '.join(parts)}. Without a threshold: Spearman of the score "
+        f"with the spread of the border {spread}."
+    )
+    return Finding(text, verdict)
+
+
+def distribution(record: Record) -> Finding:
+    """Judge B.1: a customary base (2, e, 10) within a tenth, or the spread over the mean within a tenth."""
+    found, fit = record["found"], record["fits"]["SimCLR"]
+    base, ratio = fit["base of the logarithm that fits"], found["standard deviation over mean"][0]
+    customary = any(abs(base / each - 1) < 0.1 for each in (2, 2.71828, 10))
+    linear = abs(ratio / fit["published standard deviation over mean"] - 1) < 0.1
+    text = (
+        f"ln(score): {interval(found['mean of ln'])}, standard deviation {interval(found['standard deviation of ln'])}. The "
+        f"published pair fits logarithms to base {number(base)}; as it is, the score has a standard deviation of "
+        f"{number(ratio)} of its mean, published {number(fit['published standard deviation over mean'])}."
+    )
+    return Finding(text, HOLDS if customary or linear else NOT)
+
+
+def perturbations(record: Record) -> Finding:
+    """Judge Table 4: every Pearson within 0.05; weakly where noise and crop come before all others, as published."""
+    found = record["found"]
+    near = all(abs(found[name]["pearson"][0] - value) < 0.05 for name, value in CORRELATIONS.items())
+    first = min(found[name]["spearman"][0] for name in ("noise", "crop"))
+    rest = max(found[name]["spearman"][0] for name in CORRELATIONS if name not in ("noise", "crop"))
+    parts = [
+        f"{name.replace('_', ', ')} {interval(found[name]['spearman'])} (at most {number(found[name]['ceiling'][0])})"
+        for name in CORRELATIONS
+    ]
+    return Finding(
+        f"Spearman, {record['images']} images: {'; '.join(parts)}.", HOLDS if near else WEAKLY if first > rest else NOT
+    )
+
+
+def strengths(record: Record) -> Finding:
+    """Judge B.3: all correlations above 0.9 by their intervals; weakly where they are once divided by their ceilings."""
+    found = {name: each for name, each in record["found"].items() if "spearman" in each}
+    above = all(each["spearman"][1] > 0.9 for each in found.values())
+    corrected = all(each["spearman over ceiling"][0] > 0.9 for each in found.values())
+    medians = [each["median score"] for each in record["found"].values()]
+    rising = all(a < b for a, b in itertools.pairwise(medians))
+    parts = [
+        f"σ {name}: {interval(each['spearman'])} (at most {number(each['ceiling'][0])})" for name, each in found.items()
+    ]
+    moves = "moves to the right with σ" if rising else "does not move to the right throughout"
+    text = f"Spearman with σ 0.2, {record['images']} images: {'; '.join(parts)}. The median {moves}."
+    return Finding(text, (HOLDS if above else WEAKLY if corrected else NOT) if rising else NOT)
+
+
+def deviation(record: Record) -> Finding:
+    """Judge Proposition 2: that the deviation is the draws' alone, against the share of the variance between images."""
+    found = record["found"]
+    between = found["share of the variance between images"]
+    two, many = found["reliability of 2 draws"], found["draws for a reliability of 0.99"]
+    text = (
+        f"{percent(between)} of the variance of single draws is between images; a score of two draws has a reliability of "
+        f"{number(two[0])}, and {number(many[0])} draws give 0.99."
+    )
+    return Finding(text, NOT if between[1] > 0.05 else HOLDS)
+
+
+def choices(record: Record) -> Finding:
+    """Report which choices change the ranking."""
+    found = record["found"]
+    parts = [f"{name} {interval(each['spearman'])}" for name, each in found.items() if name != record["standard"]]
+    common = record["common noise"]["spearman"]
+    return Finding(
+        f"Spearman with the standard, {record['images']} images: {'; '.join(parts)}; noise common to all images "
+        f"{interval(common)}.",
+        OPEN,
+    )
+
+
+def beyond_loss(record: Record) -> Finding:
+    """Report what the score shares with simpler numbers."""
+    ranks = record["spearman"]
+    parts = [f"{name.replace('_', ' ')} {interval(value)}" for name, value in ranks.items()]
+    return Finding(
+        f"Spearman with {'; '.join(parts)}. The alignment loss explains "
+        f"{percent(record['explained by the alignment loss'])} of the variance of the ranks, all four "
+        f"{percent(record['explained by all rivals'])}; "
+        f"{100 * record['reliability of the score']:.1f} % of the score's variance is reproducible.",
+        OPEN,
+    )
+
+
+QUESTIONS = (
+    Question(
+        "Fig. 2", "Are scores stable between independent runs?", "consistently high correlation",
+        needs="three encoders of one method and data set that differ in the seed alone",
+    ),
+    Question(
+        "Fig. 3", "Where do the highest and lowest sit among the embeddings?", "highest intermingled, lowest in clusters",
+        "separation", separation,
+    ),
+    Question(
+        "Fig. 4", "Do low scores find duplicates?", "yes, by eye", "duplicates", duplicates,
+    ),
+    Question(
+        "Fig. 4, B.4", "Are the lowest 5 and 18 automobiles duplicates?",
+        "of the lowest 5: BYOL 5, SimCLR 2, Barlow Twins 1; BYOL's lowest 18 all", "duplicates", lowest_of_class,
+        needs="every automobile scored",
+    ),
+    Question(
+        "Fig. 5, B.5", "Do the highest have uniform white or black backgrounds?", "yes (CIFAR-100)", "borders", borders,
+    ),
+    Question(
+        "Fig. 5", "And those of a supervised encoder?", "no such trend",
+        needs="a supervised encoder of the same data and width, and CIFAR-100",
+    ),
+    Question(
+        "Fig. 6", "What does removal do?",
+        "SSL improves without the highest and degrades without the lowest; supervised degrades without either",
+        needs="retraining without 5 to 40 % of the images, by four rankings, three seeds each: 48 encoders a method",
+    ),
+    Question(
+        "Fig. 7, 8", "Which faces are influential?", "side poses and poor light; Black and Middle Eastern over-represented",
+        needs="a BYOL encoder of FairFace",
+    ),
+    Question(
+        "B.1", "How are scores distributed?", "mean and standard deviation 8.13 and 1.27 (SimCLR), unit not stated",
+        "distribution", distribution,
+    ),
+    Question(
+        "B.2, Table 4", "Does the perturbation matter?",
+        ", ".join(f"{name.replace('_', ', ')} {value}" for name, value in CORRELATIONS.items()),
+        "perturbations", perturbations,
+    ),
+    Question(
+        "B.3, Fig. 10, 11", "Does the strength of the noise matter?", "the distribution moves to the right, all above 0.9",
+        "strengths", strengths,
+    ),
+    Question(
+        "Prop. 2", "Is the deviation from the mean that of the draws?", "yes, as stated", "deviation", deviation,
+    ),
+    Question("–", "Do the choices that were left open change the ranking?", "–", "choices", choices),
+    Question("–", "Does a score say more than the alignment loss?", "–", "beyond_loss", beyond_loss),
+    Question(
+        "–", "Encoder or projector output, curvature of the pretraining loss?", "–",
+        needs="a fit of its own for each, of the encoder with its projector",
+    ),
+    Question(
+        "–", "Does a score predict what retraining without the image does?", "–",
+        needs="64 or more encoders of random halves of the images",
+    ),
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """An encoder with its results.
+
+    Attributes:
+        name: Its folder.
+        title: What it is called.
+        epochs: How long it was trained.
+        knn: Its nearest-neighbour accuracy.
+        record: How its table was made.
+        answers: Its results by name.
+    """
+
+    name: str
+    title: str
+    epochs: int
+    knn: float
+    record: Record
+    answers: dict[str, Record]
+
+    @classmethod
+    def load(cls, name: str, folder: Path) -> "Column":
+        """Read an encoder's history and all of its results."""
+        described = json.loads((EXPERIMENTS / "encoders" / name / "encoder.json").read_text(encoding="utf-8"))
+        last = described["history"]["history"][-1]
+        answers = {path.stem: results.read(folder, path.stem) for path in sorted(folder.glob("*.json"))}
+        return cls(name, TITLES[name], last["epoch"], last["knn"], answers.pop("table"), answers)
+
+    @property
+    def scored(self) -> str:
+        """How many images of which kind are scored, and of how many."""
+        images, chosen = self.record["images"], self.record["chosen"]
+        whole = "Scored are" if images["all"] == chosen["all"] else "So far scored are"
+        return (
+            f"{whole} {images['all']:,} of {chosen['all']:,} chosen images: {images['sample']:,} of {chosen['sample']:,} "
+            f"drawn at random from the training images, {images['class']:,} of all {chosen['class']:,} training images of "
+            f"the class 'automobile', and {images['pairs']:,} of {chosen['pairs']:,} that are part of a pair which people "
+            "judged to be duplicates (ciFAIR)."
+        )
+
+    @property
+    def seen(self) -> str:
+        """What the pictures show."""
+        return SEEN.get(self.name, "")
+
+    def finding(self, question: Question) -> Finding:
+        """Return what its results say to a question; what is missing where they say nothing."""
+        answer = None if question.result is None else self.answers.get(question.result)
+        if answer is None or question.judge is None:
+            return Finding(f"Needs {question.needs or 'this experiment, on this encoder'}.", NOT_RUN)
+        return question.judge(answer)
+
+
+def columns(folder: Path = RESULTS) -> list[Column]:
+    """Return the encoders that have a table of scores."""
+    return [Column.load(name, folder / name) for name in TITLES if (folder / name / "table.json").exists()]
+
+
+def practice(column: Column, early: Record) -> list[str]:
+    """Return what an encoder's results come to for a user, a sentence each; none before all of its results are there."""
+    needed = {question.result for question in QUESTIONS if question.result}
+    if not needed <= column.answers.keys():
+        return []
+    answers = column.answers
+    judged, kinds = answers["duplicates"]["judged"]["same shot"], answers["perturbations"]["found"]
+    choices_, strengths_ = answers["choices"]["found"], answers["strengths"]["found"]
+    others = max(found["spearman"][0] for name, found in kinds.items() if name != "noise")
+    dampings = min(found["spearman"][0] for name, found in choices_.items() if name.startswith("GGN"))
+    reliable, losses = (
+        answers["deviation"]["found"],
+        [each["spearman"]["alignment_loss"][0] for each in early["found"].values()],
+    )
+    loss = answers["beyond_loss"]["spearman"]["alignment_loss"]
+    return [
+        "Do not look for duplicates among low scores: the distance to the nearest embedding finds judged duplicates with an "
+        f"AUROC of {number(judged['nearest embedding']['auroc'][0])}, the score with {number(judged['score']['auroc'][0])}.",
+        "State the perturbation with every score, its strength included, because it decides the ranking: scores by crops "
+        f"and flips have a Spearman correlation of at most {number(others)} with those by noise, and noise of σ 0.1 one of "
+        f"{number(strengths_['0.1']['spearman'][0])} with noise of σ 0.2.",
+        f"The damping matters little (at least {number(dampings)} over four decades), and the kind of curvature some "
+        f"(empirical Fisher {number(choices_['empirical Fisher, λ 0.1']['spearman'][0])}); but leaving it out gives another "
+        f"ranking ({number(choices_['squared norm of the gradient']['spearman'][0])}).",
+        f"Two draws of noise give a reliability of {number(reliable['reliability of 2 draws'][0])}, and "
+        f"{number(reliable['draws for a reliability of 0.99'][0])} draws one of 0.99: differences of rank within that "
+        "spread mean nothing.",
+        "What a score means depends on how long the encoder was trained: its Spearman correlation with the alignment loss "
+        f"is {interval(loss)} here and {number(min(losses))} to {number(max(losses))} after three to five epochs, so look "
+        "at both ends of the ranking of your own encoder before you act on it.",
+    ]
+
+
+def page(folder: Path = RESULTS) -> str:
+    """Return the text of the page."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.ChainableUndefined, trim_blocks=True
+    )
+    environment.filters |= {"number": number, "interval": interval, "percent": percent}
+    found, early = columns(folder), results.read(folder, "early")
+    return environment.get_template("page.md.jinja").render(
+        columns=found,
+        questions=QUESTIONS,
+        practice=practice(found[0], early) if found else [],
+        early=early,
+    )
+
+
+if __name__ == "__main__":
+    PAGE.parent.mkdir(parents=True, exist_ok=True)
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,81 @@
+"""Where do the highest and the lowest scores sit among the embeddings? Figure 3.
+
+Published (t-SNE): the 1,000 highest lie in intermingled clusters, the 1,000 lowest in clear, separated ones.
+
+    python -m experiments.study.separation --data-dir DIR --truth DIR        (after experiments.study.table; 2 minutes)
+
+A picture by t-SNE is no measurement; beside it stand, of the highest, the lowest and a random part of the random sample,
+within the part and by class: the share of the 10 nearest embeddings that are of the same class, beside what chance gives
+(the sum of the squared shares of the classes), and the silhouette (cosine distance, from −1 to 1).
+"""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from matplotlib.figure import Figure
+
+from experiments.study import results
+from experiments.study.table import Study, Table, scored_parts, unit_embeddings
+from influence_ssl_jax.evaluation.statistics import bootstrap
+
+NEIGHBOURS = 10
+SIZES = (1000, 200)
+
+
+def purity(units: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the share of the nearest embeddings that are of the same class, of every image."""
+    similarity = units @ units.T
+    np.fill_diagonal(similarity, -np.inf)
+    nearest = np.argpartition(-similarity, NEIGHBOURS, axis=1)[:, :NEIGHBOURS]
+    return (labels[nearest] == labels[:, None]).mean(axis=1)
+
+
+def mean(values: np.ndarray) -> float:
+    """Return the mean, as a statistic to be bootstrapped."""
+    return float(values.mean())
+
+
+def parts(table: Table, size: int) -> dict[str, np.ndarray]:
+    """Return the rows of the highest, the lowest, and random ones."""
+    order = table.ranked()
+    random = np.random.default_rng(0).choice(len(order), size, replace=False)
+    return {"highest": order[:size], "lowest": order[::-1][:size], "random": order[random]}
+
+
+def measure(table: Table, units: np.ndarray, size: int) -> dict[str, Any]:
+    """Return purity and silhouette of every part."""
+    from sklearn.metrics import silhouette_samples
+
+    found = {}
+    for name, rows in parts(table, size).items():
+        labels = table["label"][rows]
+        shares = np.unique(labels, return_counts=True)[1] / size
+        found[name] = {
+            "purity": bootstrap(mean, purity(units[rows], labels)),
+            "purity by chance": float(np.sum(shares**2)),
+            "silhouette": bootstrap(mean, silhouette_samples(units[rows], labels, metric="cosine")),
+            "classes": {str(label): int(np.sum(labels == label)) for label in np.unique(table["label"])},
+        }
+    return found
+
+
+def find(study: Study) -> tuple[dict[str, Any], Figure]:
+    """Measure the parts, and draw them."""
+    from sklearn.manifold import TSNE
+
+    table, scored = Table.load(study.kept).sample(), scored_parts(study)
+    units = unit_embeddings(scored.filter(pa.array(np.isin(scored["id"].to_numpy(), table["id"]))))
+    fitting = [size for size in SIZES if 2 * size <= len(units)] or [len(units) // 2]
+    record = {f"{size} of {len(units)}": measure(table, units, size) for size in fitting}
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    for axes, (name, rows) in zip(figure.subplots(1, 3), parts(table, fitting[0]).items(), strict=True):
+        perplexity = min(30, (len(rows) - 1) / 3)
+        places = TSNE(perplexity=perplexity, metric="cosine", init="random", random_state=0).fit_transform(units[rows])
+        axes.scatter(*places.T, c=table["label"][rows], cmap="tab10", s=3)
+        axes.set(title=f"{name} {len(rows)}", xticks=[], yticks=[])
+    return record, figure
+
+
+if __name__ == "__main__":
+    results.main("separation", find)

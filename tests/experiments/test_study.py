@@ -1,0 +1,209 @@
+"""Each experiment of the study, tiny, on one scored run of digits; and the page, which says what the results say."""
+
+import dataclasses
+import functools
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tyro
+
+from experiments.study import (
+    beyond_loss,
+    borders,
+    choices,
+    deviation,
+    distribution,
+    duplicates,
+    measures,
+    page,
+    perturbations,
+    results,
+    separation,
+    strengths,
+)
+from experiments.study.table import EXPERIMENTS, Study, Table, run, settings_of
+from experiments.study.variants import Curvature, Prepared, Variants, coordinates_of
+from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.ihvp.backend import Damping
+from influence_ssl_jax.types import Batch
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    tiny = Study.tiny(folder, Path("tests.small_encoder:load"))
+    run(tiny)
+    return tiny
+
+
+def test_the_table_holds_every_chosen_image_once(study):
+    table, ids = Table.load(study.kept), (study.run / "ids.txt").read_text().split()
+    assert sorted(table["id"]) == ids
+    assert table["sample"].sum() == study.sample
+    assert {name for pair in study.pairs() for name in pair[:2]} == set(table["id"][table["pairs"]])
+    assert (table["label"][table["class"]] == study.whole_class).all()
+    assert str(study.runs.parent) not in (study.kept / "table.json").read_text()
+    copies = duplicates.judged(table, study.pairs())["equal pixels"]
+    assert copies.any()
+    assert (table["pixels_distance"][copies] == 0).all()
+    assert (table["hash_distance"][copies] == 0).all()
+
+
+def test_duplicates_without_a_change_are_found_by_pixels(study):
+    record, figure = duplicates.find(study, resamples=5)
+    found = record["judged"]["equal pixels"]
+    assert found["nearest pixels"]["auroc"].value == found["perceptual hash"]["auroc"].value == 1
+    assert found["nearest pixels"]["recall"] == 1
+    assert found["score"]["auroc"].low <= found["score"]["auroc"].value <= found["score"]["auroc"].high
+    assert len(figure.axes) == 3 * 18
+
+
+def test_borders_are_counted(study):
+    record, _ = borders.find(study, resamples=5)
+    table = Table.load(study.kept).sample()
+    blank = np.char.startswith(table["id"].astype(str), "blank")
+    assert blank.any()
+    assert (table["border_spread"][blank] < measures.UNIFORM).all()
+    assert record["base"]["uniform"].value == np.mean(table["border_spread"] < measures.UNIFORM)
+    best = table["score"].argmax() == np.flatnonzero(table["border_spread"] < measures.UNIFORM)
+    assert record["ends"]["score, highest 0.8 %"]["uniform"].value == best.any()
+
+
+def test_separation_is_that_of_planted_clusters():
+    rng, labels = np.random.default_rng(0), np.repeat([0, 1], 50)
+    units = np.eye(8)[labels] + 0.1 * rng.normal(size=(100, 8))
+    assert separation.purity(units / np.linalg.norm(units, axis=1, keepdims=True), labels).min() == 1
+    shuffled = separation.purity(units, rng.permutation(labels))
+    assert abs(shuffled.mean() - 0.5) < 0.1
+
+
+def test_the_separation_of_the_ends_is_measured_and_drawn(study):
+    record, figure = separation.find(study)
+    assert set(record["20 of 40"]) == {"highest", "lowest", "random"}
+    assert len(figure.axes) == 3
+
+
+def test_a_published_pair_fits_scores_of_that_distribution():
+    log = 8.13 * np.log(2) + 1.27 * np.log(2) * np.random.default_rng(0).normal(size=100_000)
+    found = distribution.describe(np.exp(log))
+    np.testing.assert_allclose(np.exp(found["standard deviation of ln"] / 1.27), 2, rtol=1e-2)
+    np.testing.assert_allclose(found["mean of ln"] / np.log(2), 8.13, rtol=1e-2)
+
+
+def test_variance_is_taken_apart_as_it_was_made():
+    rng = np.random.default_rng(0)
+    own, draws = 10 + 2 * rng.normal(size=(20_000, 1)), 3
+    scores = own + rng.normal(size=(20_000, draws))
+    found = deviation.parts(scores.mean(axis=1), scores.var(axis=1, ddof=1) / draws, draws)
+    np.testing.assert_allclose(found["share of the variance between images"], 4 / 5, rtol=2e-2)
+    np.testing.assert_allclose(found["reliability of 2 draws"], 4 / 4.5, rtol=2e-2)
+
+
+@pytest.mark.parametrize("question", [distribution, deviation, beyond_loss])
+def test_what_is_read_from_the_table_is_the_same_again(study, question):
+    name, find = question.__name__.rpartition(".")[2], functools.partial(question.find, resamples=5)
+    first, again = (json.loads(results.answer(study, name, find).read_text()) for _ in range(2))
+    assert first.pop("minutes") >= 0
+    assert first == {key: value for key, value in again.items() if key != "minutes"}
+
+
+@pytest.fixture(scope="module")
+def held(study):
+    return Variants(study)
+
+
+def test_scores_of_coordinates_are_those_of_the_backend(study, held):
+    settings, batch = settings_of(study), prepared(held)
+    objective = dataclasses.replace(held.problem.objective, views=Prepared())
+    gradients = measured(objective, held.problem.params, held.problem.frozen, batch).gradients
+    backend = settings.backend
+    for relative in (0.1, 3.0):
+        damping = backend.resolve(held.state, Damping(relative))
+        want = backend.draw_gram(held.state, gradients, damping).values[:, 0, 0]
+        coordinates, _ = coordinates_of(held.problem, held.state, batch)
+        ours = Curvature.of_state(held.state).scores(jax.tree.map(np.asarray, coordinates), relative)
+        np.testing.assert_allclose(ours, want, rtol=1e-4)
+
+
+def prepared(held):
+    """Two views of four images, as the variants hand them to the network."""
+    pixels = np.random.default_rng(0).uniform(size=(4, 8, 8, 6)).astype(np.float32)
+    return Batch(jnp.asarray(pixels), jax.random.split(jax.random.key(0), 4), jnp.arange(4), None)
+
+
+def test_perturbations_strengths_and_choices_are_compared(study, held):
+    found = perturbations.compared(held, resamples=5)["found"]
+    assert set(found) == set(perturbations.PUBLISHED)
+    assert len(strengths.compared(held, resamples=5)["found"]) == 5
+    again = choices.compared(held, resamples=5)["found"]
+    assert again["GGN, λ 0.1"]["spearman"].value == 1
+    assert -1 <= again["empirical Fisher, λ 0.001"]["spearman"].value < 1
+    stored = held.draws("crop")
+    np.testing.assert_array_equal(stored.loss, held.draws("crop").loss)
+
+
+def test_the_page_says_what_the_results_say():
+    assert page.PAGE.read_text(encoding="utf-8") == page.page()
+
+
+@pytest.mark.parametrize("name", [column.name for column in page.columns()])
+def test_committed_results_are_those_of_the_committed_table(name):
+    of = Study(encoder=EXPERIMENTS / "encoders" / name)
+    table = Table.load(of.kept)
+    assert (of.kept / "table.parquet").stat().st_size < 1_500_000
+    assert len(table["id"]) == table.record["images"]["all"]
+    for question in (distribution, deviation):
+        again = results.rounded(question.find(of)[0])
+        committed = results.read(of.kept, question.__name__.rpartition(".")[2])
+        assert again == {key: committed[key] for key in again}
+    again = results.rounded(borders.counted(table.sample()))
+    assert again == {key: results.read(of.kept, "borders")[key] for key in again}
+
+
+def test_no_committed_result_names_a_place_of_a_machine():
+    for path in page.RESULTS.glob("**/*.json"):
+        assert "/" not in path.read_text(encoding="utf-8")
+
+
+def shares(highest, everywhere, lowest):
+    """A record of borders with these intervals of white and of black."""
+    kinds = {"highest": highest, "lowest": lowest}
+    ends = {f"score, {end} 400 images": {"white": value, "black": value} for end, value in kinds.items()}
+    return {"images": 1000, "base": {"white": everywhere, "black": everywhere}, "ends": ends}
+
+
+@pytest.mark.parametrize(
+    ("highest", "lowest", "verdict"),
+    [
+        ([0.3, 0.2, 0.4], [0.0, 0.0, 0.05], page.HOLDS),
+        ([0.1, 0.05, 0.15], [0.1, 0.05, 0.15], page.UNDECIDED),
+        ([0.1, 0.05, 0.15], [0.3, 0.2, 0.4], page.NOT),
+        ([0.01, 0.0, 0.02], [0.1, 0.05, 0.15], page.NOT),
+    ],
+)
+def test_a_verdict_follows_its_rule(highest, lowest, verdict):
+    found = page.borders(shares(highest, [0.1, 0.08, 0.12], lowest))
+    assert found.verdict == verdict
+    assert "30.0 % [20.0, 40.0]" in found.text or 0.3 not in (highest[0], lowest[0])
+
+
+def test_a_question_without_results_says_what_it_needs():
+    absent = page.Column("none", "None", 1, 0.5, {}, {})
+    for question in page.QUESTIONS:
+        found = absent.finding(question)
+        assert found.verdict == page.NOT_RUN
+        assert found.text.startswith("Needs ")
+
+
+def test_the_commands_of_results_are_taken():
+    found = {record["command"] for column in page.columns() for record in (column.record, *column.answers.values())}
+    for command in found:
+        program, flag, module, *options = command.split()
+        assert (program, flag) == ("python", "-m")
+        assert importlib.util.find_spec(module) is not None
+        assert tyro.cli(Study, args=options).encoder.name in page.TITLES
