@@ -3,7 +3,6 @@
 import gc
 import json
 import os
-import tempfile
 from pathlib import Path
 
 # Tests compile longer than they compute. The variables are for the processes that tests start; a plugin may have
@@ -25,12 +24,6 @@ if jax.__version_info__ < (0, 11):
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-# A program that this process compiles twice is compiled once. The folder is its own and empty at first: entries are not
-# written atomically, so two processes must not share one, and no run reads what an earlier run compiled.
-compiled = tempfile.TemporaryDirectory(prefix="compiled-for-tests-")
-jax.config.update("jax_compilation_cache_dir", compiled.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 install_import_hook("influence_ssl_jax", "beartype.beartype")
 
@@ -81,6 +74,11 @@ def pytest_collection_finish(session):
         raise pytest.UsageError(
             "pytest-xdist does not know the groups of tests; install the versions of constraints.txt."
         )
+    # Tracing makes very many objects that live, and each search for cycles goes over them: a fifth of the time at
+    # Python's threshold of 700. What is imported by now stays, and is not looked at again.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(1_000_000, 10, 10)
 
 
 def pytest_runtest_teardown(item, nextitem):

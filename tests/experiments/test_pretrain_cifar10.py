@@ -1,7 +1,6 @@
 """The experiment, tiny: it trains, and writes a network that can be loaded and asked for its objective."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -37,6 +36,9 @@ def test_committed_encoders_are_whole(method):
     untrained, last = trained.history[0], trained.history[-1]
     assert last["knn"] > untrained["knn"]
     assert last["epoch"] == trained.settings.epochs
+    held = jax.tree_util.tree_leaves_with_path((trained.params, trained.frozen))
+    assert all(np.isfinite(leaf).all() for _, leaf in held)
+    assert all((leaf > 0).all() for path, leaf in held if path[-1].key == "var")
     images = next(epoch(Digits(32, digits=4).open(), ToInput(), 2, 0, 1)).batch
-    loss = trained.settings.objective()(trained.params, trained.frozen, images)
-    assert bool(jnp.isfinite(loss))
+    loss = jax.eval_shape(trained.settings.objective(), trained.params, trained.frozen, images)  # reads every entry
+    assert (loss.shape, loss.dtype) == ((), np.float32)
