@@ -1,4 +1,4 @@
-"""Random views of an image: perturbations that scores compare and augmentations that pretraining compares."""
+"""Draw random views of an image: perturbations of scores and augmentations of pretraining."""
 
 from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.augment.transform import Views

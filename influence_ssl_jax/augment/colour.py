@@ -1,4 +1,4 @@
-"""Transforms of each pixel's colour, in torchvision's definitions: jitter, grayscale, solarisation."""
+"""Change the colour of each pixel as torchvision does: jitter, grayscale, solarisation."""
 
 import dataclasses
 
@@ -13,10 +13,10 @@ _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
 
 
 def luminance(image: Float[Array, "height width channels"]) -> Float[Array, "height width 1"]:
-    """0.2989 R + 0.587 G + 0.114 B; a grey image is its own.
+    """Compute the luminance `0.2989 R + 0.587 G + 0.114 B`; a grey image is its own luminance.
 
     Raises:
-        ValueError: The image has neither 1 nor 3 channels.
+        ValueError: If the image has neither 1 nor 3 channels.
     """
     if image.shape[-1] not in (1, 3):
         raise ValueError(f"Colour needs images of 1 (grey) or 3 (RGB) channels, got {image.shape[-1]}; convert them.")
@@ -30,9 +30,10 @@ def blend(
     other: Float[Array, "height width #channels"] | Float[Array, "1 1 1"],
     factor: Float[Array, ""],
 ) -> Float[Array, "height width channels"]:
-    """Factor · image + (1 − factor) · other, clipped to [0, 1]; 1 keeps the image, more than 1 leads away from `other`.
+    """Blend two images: `factor · image + (1 − factor) · other`, clipped to [0, 1].
 
-    Brightness blends with black, contrast with the mean luminance, saturation with the luminance of each pixel.
+    The factor 1 keeps the image; a factor above 1 moves away from `other`. Brightness blends with black, contrast with
+    the mean luminance, saturation with the luminance of each pixel.
     """
     return jnp.clip(factor * image + (1 - factor) * other, 0, 1)
 
@@ -40,14 +41,18 @@ def blend(
 def shift_hue(
     image: Float[Array, "height width channels"], shift: Float[Array, ""]
 ) -> Float[Array, "height width channels"]:
-    """Turn the hue by `shift` full circles at constant HSV saturation and value; a grey image has no hue."""
+    """Turn the hue by `shift` full circles at constant HSV saturation and value.
+
+    A grey image has no hue and stays as it is.
+    """
     if image.shape[-1] == 1:
         return image
     red, green, blue = jnp.moveaxis(image, -1, 0)
     value, least = image.max(axis=-1), image.min(axis=-1)
     chroma = value - least
     divisor = jnp.where(chroma == 0, 1, chroma)
-    # Compared with each other, not with their maximum: a compiler may compute a channel twice, rounded in two ways.
+    # Channels are compared with each other, not with their maximum: a compiler may compute a channel twice and round it
+    # in two ways, so that no channel would equal the maximum.
     sixth = jnp.where(
         (red >= green) & (red >= blue),
         (green - blue) / divisor,
@@ -61,15 +66,24 @@ def shift_hue(
 
 @dataclasses.dataclass(frozen=True)
 class ColourJitter(Transform):
-    """Brightness, contrast, saturation and hue changed by random amounts in random order.
+    """Random changes of brightness, contrast, saturation and hue, in random order.
 
-    The first three blend by factors ~ U(max(0, 1 − strength), 1 + strength), the hue turns by ~ U(−hue, hue) circles.
+    The first three blend by factors ~ U(max(0, 1 − strength), 1 + strength); the hue turns by ~ U(−hue, hue) circles.
 
     Attributes:
-        brightness: Strength.
-        contrast: Strength.
-        saturation: Strength.
-        hue: Strength, at most ½.
+        brightness: Strength of the change of brightness.
+        contrast: Strength of the change of contrast.
+        saturation: Strength of the change of saturation.
+        hue: Largest turn of the hue in circles, at most ½.
+
+    Example:
+        Jitter of strength 0 leaves an image as it is.
+
+        >>> import jax, jax.numpy as jnp
+        >>> from influence_ssl_jax.augment.colour import ColourJitter
+        >>> image = jnp.asarray([[[0.5, 0.25, 0.125]]])
+        >>> bool(jnp.allclose(ColourJitter()(jax.random.key(0), image), image))
+        True
     """
 
     brightness: float = 0.0
@@ -78,14 +92,14 @@ class ColourJitter(Transform):
     hue: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse negative strengths, and hues that turn past the other side of the circle."""
+        """Refuse negative strengths, and a hue of more than half a circle."""
         if min(self.brightness, self.contrast, self.saturation, self.hue) < 0 or self.hue > 0.5:
             raise ValueError(f"Strengths must be at least 0 and hue at most 0.5, got {self}.")
 
     def __call__(
         self, key: Key[Array, ""], image: Float[Array, "height width channels"]
     ) -> Float[Array, "height width channels"]:
-        """Draw factors and order."""
+        """Draw the factors and their order, and change the colours."""
         strengths = jnp.asarray([self.brightness, self.contrast, self.saturation], image.dtype)
         draws = randomness.uniform(key, (8,), image.dtype)
         low = jnp.maximum(1 - strengths, 0)
@@ -100,10 +114,19 @@ def adjust(
     shift: Float[Array, ""],
     order: jax.Array,
 ) -> Float[Array, "height width channels"]:
-    """Brightness (0), contrast (1), saturation (2) by `factors` and hue (3) by `shift`, in the given order.
+    """Change brightness (0), contrast (1), saturation (2) and hue (3) in an order.
 
-    Under `vmap` a branch costs as much as all branches. The three blends differ only in what they blend with, so that
-    every place of the order is one blend, and the costly hue is computed once: blends before it, hue, blends after it.
+    The first three blend by `factors`; the hue turns by `shift` circles.
+
+    Under `vmap` a branch costs as much as all branches. The three blends differ only in the image that they blend with,
+    so each place of the order is one blend, and the hue, which costs more, is computed once: blends before it, hue,
+    blends after it.
+
+    Args:
+        image: Pixels in [0, 1].
+        factors: Blending factors of brightness, contrast and saturation.
+        shift: Turn of the hue in circles.
+        order: A permutation of 0 … 3.
     """
     hue_position = jnp.argmax(order == _HUE)
 
@@ -125,7 +148,15 @@ def adjust(
 
 @dataclasses.dataclass(frozen=True)
 class Grayscale(Transform):
-    """Every channel replaced by the luminance."""
+    """A transform that replaces every channel by the luminance.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from influence_ssl_jax.augment.colour import Grayscale
+        >>> grey = Grayscale()(jax.random.key(0), jnp.asarray([[[1.0, 0.0, 0.0]]]))
+        >>> [round(float(value), 4) for value in grey[0, 0]]
+        [0.2989, 0.2989, 0.2989]
+    """
 
     def __call__(
         self, key: Key[Array, ""], image: Float[Array, "height width channels"]
@@ -137,10 +168,17 @@ class Grayscale(Transform):
 
 @dataclasses.dataclass(frozen=True)
 class Solarise(Transform):
-    """Pixels at or above the threshold inverted.
+    """A transform that inverts pixels at or above a threshold.
 
     Attributes:
-        threshold: In [0, 1].
+        threshold: Threshold in [0, 1].
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from influence_ssl_jax.augment.colour import Solarise
+        >>> image = jnp.asarray([[[0.25], [0.75]]])
+        >>> Solarise(threshold=0.5)(jax.random.key(0), image).ravel().tolist()
+        [0.25, 0.25]
     """
 
     threshold: float = 128 / 255

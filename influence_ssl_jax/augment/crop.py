@@ -1,4 +1,4 @@
-"""Random resized crops, shifts and flips, with antialiased resampling."""
+"""Crop, shift and flip images at random, with antialiased resampling."""
 
 import dataclasses
 import math
@@ -23,19 +23,19 @@ def resample(
     size: tuple[int, int],
     interpolation: Interpolation,
 ) -> Float[Array, "out_height out_width channels"]:
-    """Cut a rectangle out and resize it: out = W_rows · image · W_columnsᵀ.
+    """Cut a rectangle out of an image and resize it: `W_rows · image · W_columnsᵀ`.
 
-    `jax.image.scale_and_translate` would let pixels outside the rectangle bleed into its border; cutting first, as PIL
-    and torchvision do, means that the weights of the pixels inside are normalised.
+    The rectangle is cut out first, as PIL and torchvision do, so the weights of the pixels inside it sum to 1.
+    `jax.image.scale_and_translate` would mix pixels outside the rectangle into its border.
 
     Args:
         image: The whole image.
         top: First row of the rectangle.
         left: First column of the rectangle.
-        crop_height: Rows of the rectangle.
-        crop_width: Columns of the rectangle.
+        crop_height: Number of rows of the rectangle.
+        crop_width: Number of columns of the rectangle.
         size: Height and width of the result.
-        interpolation: The filter; with antialiasing it widens where the image shrinks.
+        interpolation: The filter; it widens if the image shrinks, which prevents aliasing.
     """
     rows = _weights(image.shape[0], top, crop_height, size[0], interpolation, image.dtype)
     columns = _weights(image.shape[1], left, crop_width, size[1], interpolation, image.dtype)
@@ -45,7 +45,11 @@ def resample(
 def _weights(
     pixels: int, start: Array, extent: Array, out: int, interpolation: Interpolation, dtype: jnp.dtype
 ) -> Array:
-    """Row o weighs pixel i by f((i + ½ − start − (o + ½)s) / max(s, 1)), s = extent / out, normalised inside."""
+    """Return the matrix in which row `o` weighs pixel `i` for the output pixel `o`.
+
+    The weight is `f((i + ½ − start − (o + ½) s) / max(s, 1))` with `s = extent / out`, and 0 outside the rectangle;
+    each row has sum 1.
+    """
     scale = extent.astype(dtype) / out
     centres = (jnp.arange(out, dtype=dtype) + 0.5) * scale
     positions = jnp.arange(pixels, dtype=dtype) + 0.5 - start.astype(dtype)
@@ -69,22 +73,31 @@ def _keys_cubic(x: Array) -> Array:
 _FILTERS = {"bilinear": _triangle, "bicubic": _keys_cubic}
 
 
-_ATTEMPTS = 10  # torchvision's
+_ATTEMPTS = 10
+"""Attempts at a rectangle that fits, as in torchvision."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomResizedCrop(Transform):
-    """A rectangle of random area and aspect ratio, resized with antialiasing (torchvision's `RandomResizedCrop`).
+    """A random rectangle, resized with antialiasing as torchvision's `RandomResizedCrop`.
 
-    Area share ~ U(scale), log aspect ratio ~ U(log ratio), rounded to pixels; of ten such draws the first that fits is
-    taken, at a uniform place; where none fits, the largest central rectangle with an admissible ratio.
+    The share of the area is drawn from U(scale), the log of the aspect ratio from U(log ratio), and the sides are
+    rounded to pixels. Of ten draws the first that fits is taken, at a uniform position. If none fits, the result is the
+    largest central rectangle with an allowed ratio.
 
     Attributes:
         scale: Range of the share of the image's area.
         ratio: Range of width / height.
-        height: Height of the result in pixels; `None` keeps the image's.
-        width: Width of the result in pixels; `None` keeps the image's.
+        height: Height of the result in pixels; `None` keeps that of the image.
+        width: Width of the result in pixels; `None` keeps that of the image.
         interpolation: The filter of the resize.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from influence_ssl_jax.augment.crop import RandomResizedCrop
+        >>> crop = RandomResizedCrop(scale=(0.25, 0.5), height=2, width=3)
+        >>> crop(jax.random.key(0), jnp.ones((8, 8, 1))).shape
+        (2, 3, 1)
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
@@ -94,7 +107,7 @@ class RandomResizedCrop(Transform):
     interpolation: Interpolation = "bicubic"
 
     def __post_init__(self) -> None:
-        """Refuse ranges that are none."""
+        """Refuse an empty range, and shares above 1."""
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"scale is a range of shares with 0 < low ≤ high ≤ 1, got {self.scale}.")
         if not 0 < self.ratio[0] <= self.ratio[1]:
@@ -103,7 +116,10 @@ class RandomResizedCrop(Transform):
     def __call__(
         self, key: Key[Array, ""], image: Float[Array, "height width channels"]
     ) -> Float[Array, "out_height out_width channels"]:
-        """Draw a rectangle and resize it; bicubic overshoot is clipped to [0, 1], as 8-bit pixels do."""
+        """Draw a rectangle and resize it.
+
+        The bicubic filter overshoots; the result is clipped to [0, 1].
+        """
         size = self.height or image.shape[0], self.width or image.shape[1]
         rectangle = self.rectangle(key, image.shape[0], image.shape[1])
         return jnp.clip(resample(image, *rectangle, size, self.interpolation), 0, 1)
@@ -111,8 +127,8 @@ class RandomResizedCrop(Transform):
     def rectangle(
         self, key: Key[Array, ""], height: int, width: int
     ) -> tuple[Int[Array, ""], Int[Array, ""], Int[Array, ""], Int[Array, ""]]:
-        """Draw (top, left, height, width) in pixels."""
-        # One flat draw: with two axes XLA compiles four times as long.
+        """Draw (top, left, height, width) of a rectangle in pixels."""
+        # One flat draw, because XLA compiles a draw with two axes four times as long.
         draws = randomness.uniform(key, (4 * _ATTEMPTS,), jnp.float32).reshape(4, _ATTEMPTS)
         area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * draws[0])
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
@@ -124,7 +140,7 @@ class RandomResizedCrop(Transform):
         central_height, central_width = self._central(height, width)
         crop_height = jnp.where(fits[first], heights[first], central_height)
         crop_width = jnp.where(fits[first], widths[first], central_width)
-        # floor(u·(n + 1)) for u in [0, 1) is uniform on 0 … n; the minimum guards against rounding up to n + 1.
+        # floor(u·(n + 1)) for u in (0, 1) is uniform on 0 … n; the minimum guards against rounding up to n + 1.
         room_height, room_width = height - crop_height, width - crop_width
         top = jnp.minimum((draws[2, 0] * (room_height + 1)).astype(jnp.int32), room_height)
         left = jnp.minimum((draws[3, 0] * (room_width + 1)).astype(jnp.int32), room_width)
@@ -136,6 +152,7 @@ class RandomResizedCrop(Transform):
         )
 
     def _central(self, height: int, width: int) -> tuple[int, int]:
+        """Return height and width of the largest central rectangle with an allowed ratio."""
         if width / height < self.ratio[0]:
             return min(height, round(width / self.ratio[0])), width
         if width / height > self.ratio[1]:
@@ -145,10 +162,21 @@ class RandomResizedCrop(Transform):
 
 @dataclasses.dataclass(frozen=True)
 class RandomShift(Transform):
-    """A crop of the image's own size out of the image framed in black: the usual supervised augmentation.
+    """A random crop of the image's own size from the image with a black frame.
+
+    It is the usual augmentation of supervised training on CIFAR.
 
     Attributes:
         padding: Width of the frame in pixels.
+
+    Example:
+        Without a frame there is one crop: the image.
+
+        >>> import jax, jax.numpy as jnp
+        >>> from influence_ssl_jax.augment.crop import RandomShift
+        >>> image = jnp.asarray([[[0.25], [0.75]]])
+        >>> RandomShift(padding=0)(jax.random.key(0), image).ravel().tolist()
+        [0.25, 0.75]
     """
 
     padding: int = 4
@@ -156,7 +184,7 @@ class RandomShift(Transform):
     def __call__(
         self, key: Key[Array, ""], image: Float[Array, "height width channels"]
     ) -> Float[Array, "height width channels"]:
-        """Draw a shift of at most `padding` pixels either way."""
+        """Shift the image by at most `padding` pixels along each axis."""
         frame = (self.padding, self.padding)
         padded = jnp.pad(image, (frame, frame, (0, 0)))
         top, left = randomness.integers(key, (2,), 0, 2 * self.padding + 1)
@@ -165,7 +193,14 @@ class RandomShift(Transform):
 
 @dataclasses.dataclass(frozen=True)
 class HorizontalFlip(Transform):
-    """The mirror image, left for right."""
+    """A transform that mirrors an image, left for right.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from influence_ssl_jax.augment.crop import HorizontalFlip
+        >>> HorizontalFlip()(jax.random.key(0), jnp.asarray([[[0.25], [0.75]]])).ravel().tolist()
+        [0.75, 0.25]
+    """
 
     def __call__(
         self, key: Key[Array, ""], image: Float[Array, "height width channels"]

@@ -1,4 +1,4 @@
-"""Gaussian noise on pixels: the perturbation of the score."""
+"""Add Gaussian noise to pixels: the perturbation of the score."""
 
 import dataclasses
 from typing import Literal
@@ -12,14 +12,26 @@ from influence_ssl_jax.augment.transform import Views
 
 @dataclasses.dataclass(frozen=True)
 class GaussianNoise(Views):
-    """The image beside `x' = x + η`, η ~ N(mean, σ²) independently for every pixel and channel (arXiv 2412.17170).
+    """The clean image and `x' = x + η`, with η ~ N(mean, σ²) for every pixel and channel.
+
+    The draws are independent.
+    Reference: arXiv 2412.17170.
 
     Attributes:
         sigma: Standard deviation of the noise.
         mean: Mean of the noise.
-        std: The unit of `sigma` and `mean`, per channel: 1 for pixels in [0, 1], the standard deviation that pixels are
-            divided by for noise on standardised pixels.
-        clip: `none` lets noisy pixels leave [0, 1], as the definition has it; `unit` clips them.
+        std: Unit of `sigma` and `mean` for each channel: 1 for pixels in [0, 1]; for noise on standardised pixels, the
+            standard deviation that pixels are divided by.
+        clip: `none` lets noisy pixels leave [0, 1], as the definition does; `unit` clips them.
+
+    Example:
+        The first view is the image itself; the second one is noisy.
+
+        >>> import jax, jax.numpy as jnp
+        >>> import influence_ssl_jax as isj
+        >>> views = isj.GaussianNoise(sigma=0.2)(jax.random.key(0), jnp.full((2, 2, 1), 0.5))
+        >>> views.shape, bool((views[0] == 0.5).all()), bool((views[1] == 0.5).any())
+        ((2, 2, 2, 1), True, False)
     """
 
     sigma: float = 0.2
@@ -37,17 +49,17 @@ class GaussianNoise(Views):
     def __call__(
         self, key: Key[Array, ""], image: Float[Array, "height width channels"]
     ) -> Float[Array, "2 height width channels"]:
-        """The clean image and the noisy one.
+        """Stack the clean image and the noisy one.
 
         Raises:
-            ValueError: `std` has neither one entry nor one per channel.
+            ValueError: If `std` has neither one entry nor one for each channel.
         """
         if len(self.std) not in (1, image.shape[-1]):
             raise ValueError(f"std needs 1 or {image.shape[-1]} entries for this image, got {len(self.std)}.")
         unit = jnp.asarray(self.std, image.dtype)[None, None, :]
-        # One flat draw, the same numbers: with several axes XLA compiles several times as long.
-        drawn = randomness.normal(key, (image.size,), image.dtype).reshape(image.shape)
-        noisy = image + unit * (self.mean + self.sigma * drawn)
+        # One flat draw, because XLA compiles a draw with several axes several times as long; the numbers are the same.
+        noise = randomness.normal(key, (image.size,), image.dtype).reshape(image.shape)
+        noisy = image + unit * (self.mean + self.sigma * noise)
         if self.clip == "unit":
             noisy = jnp.clip(noisy, 0, 1)
         return jnp.stack([image, noisy])

@@ -1,4 +1,13 @@
-"""The views of the published settings, by name."""
+"""Name the views of published settings.
+
+Example:
+    >>> import jax, jax.numpy as jnp
+    >>> from influence_ssl_jax.augment.recipes import PERTURBATIONS, PRETRAINING
+    >>> sorted(PERTURBATIONS)
+    ['crop', 'flip_blur', 'flip_gray_blur', 'flip_jitter_blur', 'flip_jitter_gray', 'noise']
+    >>> PRETRAINING["supervised"](jax.random.key(0), jnp.zeros((8, 8, 3))).shape  # one view
+    (1, 8, 8, 3)
+"""
 
 from influence_ssl_jax.augment.blur import GaussianBlur
 from influence_ssl_jax.augment.colour import ColourJitter, Grayscale, Solarise
@@ -13,14 +22,16 @@ WEAK = ColourJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)
 def pretraining_transform(
     jitter: ColourJitter, blur: float, solarise: float, height: int | None = None, width: int | None = None
 ) -> Sequential:
-    """Crop, jitter (0.8), grayscale (0.2), blur, solarise, flip (0.5), in solo-learn's order.
+    """Compose the augmentation of pretraining, in the order of solo-learn.
+
+    The order is: crop, jitter (probability 0.8), grayscale (0.2), blur, solarisation, flip (0.5).
 
     Args:
-        jitter: Strength of the colour jitter.
+        jitter: The colour jitter.
         blur: Probability of the blur.
         solarise: Probability of the solarisation.
-        height: Height of the result; `None` keeps the image's.
-        width: Width of the result; `None` keeps the image's.
+        height: Height of the result in pixels; `None` keeps that of the image.
+        width: Width of the result in pixels; `None` keeps that of the image.
     """
     return Sequential(
         (
@@ -35,7 +46,10 @@ def pretraining_transform(
 
 
 def _against_clean(*transforms: Transform) -> AgainstClean:
-    """A perturbation whose parts are all applied: an image that stays as it is has no influence to measure."""
+    """Compose a perturbation whose parts are all applied.
+
+    An image that stays as it is has no influence to measure.
+    """
     return AgainstClean(Sequential(transforms))
 
 
@@ -52,8 +66,12 @@ PRETRAINING: dict[str, Views] = {
     "barlow_twins": _ASYMMETRIC,
     "supervised": Augmented((Sequential((RandomShift(4), Randomly(0.5, HorizontalFlip()))),)),
 }
-"""What pretraining compares: arXiv 2412.17170 Table 1, and the settings that solo-learn's CIFAR checkpoints were really
-made with (scripts/pretrain/cifar/augmentations: symmetric for SimCLR, asymmetric for BYOL and Barlow Twins)."""
+"""Views that pretraining compares.
+
+`table1` is that of arXiv 2412.17170, Table 1. The others are those of solo-learn's CIFAR checkpoints
+(scripts/pretrain/cifar/augmentations): symmetric for SimCLR, asymmetric for BYOL and Barlow Twins. `supervised` is one
+view.
+"""
 
 PERTURBATIONS: dict[str, Views] = {
     "noise": GaussianNoise(0.2),
@@ -63,4 +81,7 @@ PERTURBATIONS: dict[str, Views] = {
     "flip_jitter_gray": _against_clean(HorizontalFlip(), STRONG, Grayscale()),
     "flip_gray_blur": _against_clean(HorizontalFlip(), Grayscale(), GaussianBlur()),
 }
-"""What a score compares with the clean image: arXiv 2412.17170 Table 4, in the strengths of its Table 1."""
+"""Perturbations that a score compares with the clean image.
+
+They are those of arXiv 2412.17170, Table 4, with the strengths of its Table 1.
+"""

@@ -1,4 +1,4 @@
-"""Transforms of one image, pairs of views, and how both are composed."""
+"""Define transforms of an image and stacks of views, and compose them."""
 
 import abc
 import dataclasses
@@ -11,25 +11,35 @@ from influence_ssl_jax import randomness
 
 
 class Transform(abc.ABC):
-    """A random map from one image to one image, pixels in [0, 1] on both sides.
+    """A random map from one image to one image, with pixels in [0, 1] on both sides.
 
-    Written for one example; `vmap` makes it a batch. Subclasses are frozen dataclasses: the object is its own
-    configuration.
+    It is written for one example; `vmap` applies it to a batch. Subclasses are frozen dataclasses: the object is its
+    own configuration.
     """
 
     @abc.abstractmethod
     def __call__(
         self, key: Key[Array, ""], image: Float[Array, "height width channels"]
     ) -> Float[Array, "out_height out_width channels"]:
-        """Draw the transform of one image."""
+        """Transform one image with the random draws of `key`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sequential(Transform):
-    """One transform after the other, each with its own key.
+    """Several transforms, one after the other, each with its own key.
 
     Attributes:
-        transforms: In order of application.
+        transforms: The transforms in order of application.
+
+    Example:
+        Two flips restore the image.
+
+        >>> import jax, jax.numpy as jnp
+        >>> from influence_ssl_jax.augment.crop import HorizontalFlip
+        >>> from influence_ssl_jax.augment.transform import Sequential
+        >>> image = jnp.asarray([[[0.25], [0.75]]])
+        >>> Sequential((HorizontalFlip(), HorizontalFlip()))(jax.random.key(0), image).ravel().tolist()
+        [0.25, 0.75]
     """
 
     transforms: tuple[Transform, ...]
@@ -45,25 +55,33 @@ class Sequential(Transform):
 
 @dataclasses.dataclass(frozen=True)
 class Randomly(Transform):
-    """A transform that is applied with a probability, and else leaves the image as it is.
+    """A transform that is applied with a probability; otherwise the image stays as it is.
 
     Attributes:
-        probability: Of applying it.
-        transform: It; the image keeps its size.
+        probability: Probability of applying the transform.
+        transform: The transform; it keeps the size of the image.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from influence_ssl_jax.augment.crop import HorizontalFlip
+        >>> from influence_ssl_jax.augment.transform import Randomly
+        >>> image = jnp.asarray([[[0.25], [0.75]]])
+        >>> Randomly(0.0, HorizontalFlip())(jax.random.key(0), image).ravel().tolist()
+        [0.25, 0.75]
     """
 
     probability: float
     transform: Transform
 
     def __post_init__(self) -> None:
-        """Refuse what is no probability."""
+        """Refuse a probability outside [0, 1]."""
         if not 0 <= self.probability <= 1:
             raise ValueError(f"A probability lies in [0, 1], got {self.probability} for {self.transform}.")
 
     def __call__(
         self, key: Key[Array, ""], image: Float[Array, "height width channels"]
     ) -> Float[Array, "height width channels"]:
-        """Apply the transform or not."""
+        """Apply the transform with its probability."""
         coin, own = jax.random.split(key)
         return jnp.where(randomness.coin(coin, self.probability), self.transform(own, image), image)
 
@@ -71,8 +89,8 @@ class Randomly(Transform):
 class Views(abc.ABC):
     """A random map from one image to the stack of views that a loss compares.
 
-    Written for one example; `vmap` makes it a batch. Subclasses are frozen dataclasses: the object is its own
-    configuration. Pixels are in [0, 1] on the way in, and need not be on the way out (Gaussian noise).
+    It is written for one example; `vmap` applies it to a batch. Subclasses are frozen dataclasses: the object is its
+    own configuration. Pixels of the image are in [0, 1]; those of the views need not be (Gaussian noise).
     """
 
     @abc.abstractmethod
@@ -84,10 +102,21 @@ class Views(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Augmented(Views):
-    """One independently drawn view per transform: twice the same one is SimCLR's pair, two are an asymmetric pair.
+    """One independent view for each transform.
+
+    The same transform twice gives SimCLR's pair; two different ones give an asymmetric pair.
 
     Attributes:
-        transforms: One per view; their results have the same size.
+        transforms: One transform for each view; their results have the same size.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from influence_ssl_jax.augment.colour import Solarise
+        >>> from influence_ssl_jax.augment.crop import HorizontalFlip
+        >>> from influence_ssl_jax.augment.transform import Augmented
+        >>> views = Augmented((HorizontalFlip(), Solarise(0.5)))(jax.random.key(0), jnp.asarray([[[0.25], [0.75]]]))
+        >>> views.reshape(2, 2).tolist()
+        [[0.75, 0.25], [0.25, 0.25]]
     """
 
     transforms: tuple[Transform, ...]
@@ -98,17 +127,25 @@ class Augmented(Views):
         """Draw the views."""
         keys = jax.random.split(key, len(self.transforms))
         if len(set(self.transforms)) == 1:
-            # Compiled once, where one after the other would be compiled once per view.
+            # vmap compiles the transform once; a loop would compile it once for each view.
             return jax.vmap(self.transforms[0], (0, None))(keys, image)
         return jnp.stack([transform(k, image) for k, transform in zip(keys, self.transforms, strict=True)])
 
 
 @dataclasses.dataclass(frozen=True)
 class AgainstClean(Views):
-    """The image as it is beside its transform: a perturbation that a score can be taken of.
+    """The clean image and its transform: a perturbation that can be scored.
 
     Attributes:
-        transform: The perturbation; the image keeps its size.
+        transform: The perturbation; it keeps the size of the image.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from influence_ssl_jax.augment.crop import HorizontalFlip
+        >>> from influence_ssl_jax.augment.transform import AgainstClean
+        >>> views = AgainstClean(HorizontalFlip())(jax.random.key(0), jnp.asarray([[[0.25], [0.75]]]))
+        >>> views.reshape(2, 2).tolist()
+        [[0.25, 0.75], [0.75, 0.25]]
     """
 
     transform: Transform
@@ -116,15 +153,15 @@ class AgainstClean(Views):
     def __call__(
         self, key: Key[Array, ""], image: Float[Array, "height width channels"]
     ) -> Float[Array, "2 height width channels"]:
-        """The clean image and the transformed one.
+        """Stack the clean image and the transformed one.
 
         Raises:
-            ValueError: The transform changes the image's size.
+            ValueError: If the transform changes the size of the image.
         """
         transformed = self.transform(key, image)
         if transformed.shape != image.shape:
             raise ValueError(
-                f"A perturbation is compared with the image as it is and must keep its shape {image.shape}, got "
+                f"A perturbation is compared with the clean image and must keep its shape {image.shape}, got "
                 f"{transformed.shape} from {self.transform}; let it keep the size, or resize the images first."
             )
         return jnp.stack([image, transformed])

@@ -1,4 +1,7 @@
-"""Losses as convex heads on outputs of the embeddings. The two lists here are the only ones."""
+"""List the losses: each is a convex head on outputs of the embeddings.
+
+`TRAINING_LOSSES` and `MEASUREMENTS` are the registries that the command line, the tests and the documents read.
+"""
 
 from influence_ssl_jax.losses.alignment import CosineDistance, Measurement, SquaredEuclid
 from influence_ssl_jax.losses.barlow_twins import BarlowTwins
@@ -8,10 +11,10 @@ from influence_ssl_jax.losses.simclr import SimCLR
 from influence_ssl_jax.losses.supervised import Supervised
 
 TRAINING_LOSSES: tuple[type[Loss], ...] = (SimCLR, BYOL, BarlowTwins, Supervised)
-"""What a network is trained with: three self-supervised losses and the supervised baseline."""
+"""Losses that a network is trained with: three self-supervised losses and the supervised baseline."""
 
 MEASUREMENTS: tuple[type[Measurement], ...] = (CosineDistance, SquaredEuclid)
-"""Whose gradient is scored."""
+"""Losses whose gradient is scored."""
 
 __all__ = [
     "BYOL",

@@ -1,4 +1,4 @@
-"""BYOL: the online prediction of one view meets the target projection of the other."""
+"""Compute BYOL's loss from online predictions and target projections."""
 
 import dataclasses
 from typing import ClassVar
@@ -13,20 +13,30 @@ from influence_ssl_jax.losses.loss import Embeddings, Loss
 
 @dataclasses.dataclass(frozen=True)
 class BYOL(Loss):
-    """`mean_b Σ_v ‖r_bv‖²`, `r_bv = p_v/‖p_v‖ − sg(t_v'/‖t_v'‖)`, `v' ≠ v`: `2 − 2 cos` summed over both crossings.
+    """The loss `mean_b Σ_v ‖r_bv‖²` of BYOL, with `r_bv = p_v/‖p_v‖ − t_v'/‖t_v'‖` and `v' ≠ v`.
 
-    `p` are online predictions, `t` projections of the target network, constants to the derivative.
+    `p` are online predictions; `t` are projections of the target network, which are not differentiated. The loss is `2
+    − 2 cos(p_v, t_v')`, summed over both pairs of views.
     Reference: arXiv 2006.07733, equation (2), symmetrised.
+
+    Example:
+        Each prediction is perpendicular to the target of the other view: each of the two pairs adds `2 − 2·0`.
+
+        >>> import jax.numpy as jnp
+        >>> from influence_ssl_jax.losses import BYOL, Embeddings
+        >>> views = jnp.asarray([[[1.0, 0.0]], [[0.0, 1.0]]])
+        >>> round(float(BYOL()(Embeddings(views, target=views))), 4)
+        4.0
     """
 
     separable: ClassVar[bool] = True
     compares_with_target: ClassVar[bool] = True
 
     def outputs(self, embeddings: Embeddings) -> Float[Array, "batch crossings width"]:
-        """Residuals of both crossings, [batch, 2, width].
+        """Compute the residuals of both pairs of views, [batch, 2, width].
 
         Raises:
-            ValueError: There are no target embeddings, or they differ in shape from the online ones.
+            ValueError: If there are no target embeddings, or their shape is not that of the online ones.
         """
         online = jnp.stack(embeddings.pair(), axis=1)
         if embeddings.target is None or embeddings.target.shape != embeddings.online.shape:
@@ -39,11 +49,11 @@ class BYOL(Loss):
         return unit(online) - jax.lax.stop_gradient(unit(other_view))
 
     def head(self, outputs: Float[Array, "batch crossings width"]) -> Float[Array, ""]:
-        """Mean over the batch of the squared norms of both residuals."""
+        """Average over the batch the sum of both squared norms."""
         return jnp.sum(outputs**2) / outputs.shape[0]
 
     def head_square_root(
         self, outputs: Float[Array, "batch crossings width"], noise: Float[Array, "batch crossings width"]
     ) -> Float[Array, "batch crossings width"]:
-        """`√(2/b) · noise`: the Hessian of the head is `(2/b) I`."""
+        """Return `√(2/b) · noise`: the Hessian of the head is `(2/b) I`."""
         return (2 / outputs.shape[0]) ** 0.5 * noise

@@ -1,4 +1,4 @@
-"""Functions that several losses share."""
+"""Define functions that several losses share."""
 
 import jax
 import jax.numpy as jnp
@@ -6,35 +6,43 @@ from jaxtyping import Array, Bool, Float
 
 
 def unit(vectors: Float[Array, "*rows width"], axis: int = -1) -> Float[Array, "*rows width"]:
-    """`v / ‖v‖` along `axis`; the zero vector stays zero, with zero derivative.
+    """Divide vectors by their norm along `axis`; the zero vector stays zero.
 
-    The largest entry is divided out first. It is a constant to the derivative, because `v / ‖v‖` does not depend on the
-    scale of `v`; so neither ‖v‖² nor its inverse powers in the derivatives overflow or underflow.
+    The derivative at the zero vector is zero. The largest entry is divided out first and is a constant to the
+    derivative, because `v / ‖v‖` does not depend on the scale of `v`. So neither `‖v‖²` nor the inverse powers in its
+    derivatives overflow or underflow.
     """
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(vectors), axis=axis, keepdims=True))
-    # NaN and infinity compare false with `<` and pass on as NaN: only true zeros are replaced.
+    # NaN and infinity are not below `tiny`: they pass on as NaN, and only zeros are replaced.
     zero = largest < jnp.finfo(vectors.dtype).tiny
     scaled = jnp.where(zero, 1.0, vectors) / jnp.where(zero, 1.0, largest)
     return jnp.where(zero, 0.0, scaled / jnp.sqrt(jnp.sum(scaled**2, axis=axis, keepdims=True)))
 
 
 def is_zero(vectors: Float[Array, "*rows width"]) -> Bool[Array, "*rows"]:
-    """Which rows are zero to their last digit, and so have no direction."""
+    """Mark the vectors that are zero, and so have no direction.
+
+    A vector counts as zero if its largest entry is below the smallest normal number of its type.
+    """
     return jnp.max(jnp.abs(vectors), axis=-1) < jnp.finfo(vectors.dtype).tiny
 
 
-def standardised(embeddings: Float[Array, "batch width"]) -> Float[Array, "batch width"]:
-    """Each column centred and divided by its Euclidean norm, so that `AᵀB` of two of them is a correlation matrix.
+def standardise(embeddings: Float[Array, "batch width"]) -> Float[Array, "batch width"]:
+    """Centre each column and divide it by its Euclidean norm.
 
-    A constant column becomes zero. One row is subtracted before the mean, which changes nothing in exact arithmetic,
-    makes constant columns exactly zero, and keeps the digits of columns far from zero.
+    The product `AᵀB` of two such matrices is a correlation matrix. A constant column becomes zero. The first row is
+    subtracted before the mean: in exact arithmetic this changes nothing, and in floating point it makes constant
+    columns exactly zero and keeps the digits of columns far from zero.
     """
     shifted = embeddings - jax.lax.stop_gradient(embeddings[:1])
     return unit(shifted - jnp.mean(shifted, axis=0, keepdims=True), axis=0)
 
 
 def covariance_square_root(logits: Float[Array, "rows classes"], noise: Float[Array, "rows classes"]) -> Array:
-    """`S · noise` row by row, `S = diag(√p) − p √pᵀ`, so that `S Sᵀ = diag(p) − p pᵀ = ∇² log Σ exp(logits)`."""
+    """Multiply each row of noise by a square root of its softmax covariance.
+
+    `S = diag(√p) − p √pᵀ`, so that `S Sᵀ = diag(p) − p pᵀ = ∇² log Σ exp(logits)`, where `p` is the softmax of a row.
+    """
     p = jax.nn.softmax(logits, axis=1)
-    drawn = jnp.sqrt(p) * noise
-    return drawn - p * jnp.sum(drawn, axis=1, keepdims=True)
+    scaled = jnp.sqrt(p) * noise
+    return scaled - p * jnp.sum(scaled, axis=1, keepdims=True)

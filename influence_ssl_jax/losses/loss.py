@@ -1,4 +1,4 @@
-"""What a loss is: a convex head on outputs of the embeddings."""
+"""Define the interface of a loss: a convex head on outputs of the embeddings."""
 
 import abc
 from typing import ClassVar, NamedTuple
@@ -7,12 +7,12 @@ from jaxtyping import Array, Float, Int
 
 
 class Embeddings(NamedTuple):
-    """What a network made of the views of a batch.
+    """Embeddings of the views of a batch, and the labels.
 
     Attributes:
-        online: Embeddings of the differentiated network, one slice per view.
-        target: Embeddings of the target network of the same views, where the loss compares with one (BYOL).
-        label: Classes, where the loss reads them (the supervised baseline).
+        online: Embeddings of the differentiated network, one slice for each view.
+        target: Embeddings of the same views by the target network; None if the loss reads none.
+        label: The class of each example; None if the loss reads none.
     """
 
     online: Float[Array, "views batch width"]
@@ -20,52 +20,55 @@ class Embeddings(NamedTuple):
     label: Int[Array, " batch"] | None = None
 
     def pair(self) -> tuple[Float[Array, "batch width"], Float[Array, "batch width"]]:
-        """The two online views.
+        """Return the two online views.
 
         Raises:
-            ValueError: There are not exactly two.
+            ValueError: If there are not exactly two views.
         """
         if self.online.shape[0] != 2:
             raise ValueError(
                 f"This loss compares two views of an example, got embeddings of {self.online.shape[0]} "
-                f"(shape {self.online.shape}); choose a views recipe that draws two."
+                f"(shape {self.online.shape}); choose views that draw two."
             )
         return self.online[0], self.online[1]
 
 
 class Loss(abc.ABC):
-    """`loss(z) = head(outputs(z))` with `head` convex, so `J_yᵀ ∇²head J_y` is positive semi-definite by construction.
+    """A loss `loss(z) = head(outputs(z))` whose head is convex.
 
-    A loss is *separable* where its outputs have one slice per example and its head is the mean over examples of one
-    function of that slice. NT-Xent and Barlow Twins are not: they couple the examples of a batch, have no per-example
-    loss, and only a per-example gradient *contribution* `J_bᵀ ∂loss/∂z_b`.
+    The Gauss–Newton matrix `J_yᵀ ∇²head J_y` is then positive semi-definite by construction.
+
+    A loss is *separable* if its outputs have one slice for each example and its head is the mean over examples of one
+    function of that slice. NT-Xent and Barlow Twins are not separable: they couple the examples of a batch. They have
+    no loss of one example, only its contribution `J_bᵀ ∂loss/∂z_b` to the gradient.
     """
 
     views: ClassVar[int] = 2
-    """How many views of an example the loss compares."""
+    """The number of views of an example that the loss compares."""
     separable: ClassVar[bool]
-    """Whether outputs have a leading example axis that the head averages over."""
+    """Whether the outputs have a leading axis of examples over which the head averages."""
     compares_with_target: ClassVar[bool] = False
-    """Whether `Embeddings.target` is read."""
+    """Whether the loss reads `Embeddings.target`."""
 
     @abc.abstractmethod
     def outputs(self, embeddings: Embeddings) -> Float[Array, "*outputs"]:
-        """Outputs `y(z)` of the embeddings; may couple the examples of a batch."""
+        """Compute the outputs `y(z)`; they may couple the examples of a batch."""
 
     @abc.abstractmethod
     def head(self, outputs: Float[Array, "*outputs"]) -> Float[Array, ""]:
-        """Scalar loss, convex in the outputs."""
+        """Compute the loss, a convex function of the outputs."""
 
     @abc.abstractmethod
     def head_square_root(
         self, outputs: Float[Array, "*outputs"], noise: Float[Array, "*outputs"]
     ) -> Float[Array, "*outputs"]:
-        """`S · noise` with `S Sᵀ = ∇²head(outputs)`: standard normal noise in, a draw from `N(0, ∇²head)` out.
+        """Multiply noise by a square root `S` of the head's Hessian.
 
-        In closed form and linear in `noise`, so the sampled Fisher never forms a Hessian in output space. For a
-        separable loss `S` acts on each example's slice alone.
+        `S Sᵀ = ∇²head(outputs)`, so standard normal noise becomes a draw from `N(0, ∇²head)`. The product has a closed
+        form and is linear in `noise`: the sampled Fisher never forms a Hessian in output space. If the loss is
+        separable, `S` acts on the slice of each example alone.
         """
 
     def __call__(self, embeddings: Embeddings) -> Float[Array, ""]:
-        """`head(outputs(embeddings))`, averaged over the batch."""
+        """Compute the loss of a batch: `head(outputs(embeddings))`."""
         return self.head(self.outputs(embeddings))

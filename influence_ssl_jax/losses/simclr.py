@@ -1,4 +1,4 @@
-"""SimCLR's NT-Xent: cross-entropy of finding an example's other view among all views of the batch."""
+"""Compute SimCLR's NT-Xent: cross-entropy of finding the other view of an example in the batch."""
 
 import dataclasses
 from typing import ClassVar
@@ -13,29 +13,40 @@ from influence_ssl_jax.losses.loss import Embeddings, Loss
 
 @dataclasses.dataclass(frozen=True)
 class SimCLR(Loss):
-    """NT-Xent, `mean_i [log Σ_{k≠i} exp(s_ik / τ) − s_{i,pos(i)} / τ]` over the 2b views, `s` cosine similarity.
+    """NT-Xent, `mean_i [log Σ_{k≠i} exp(s_ik / τ) − s_{i,pos(i)} / τ]` over the 2b views.
 
+    `s` is the cosine similarity, and `pos(i)` is the other view of the same example.
     Reference: arXiv 2002.05709, equation (1).
 
     Attributes:
         temperature: τ > 0.
+
+    Example:
+        If all embeddings are equal, each of the 2b − 1 = 3 other views is as likely as the others: the loss is log 3.
+
+        >>> import jax.numpy as jnp, math
+        >>> from influence_ssl_jax.losses import Embeddings, SimCLR
+        >>> loss = float(SimCLR(temperature=0.2)(Embeddings(jnp.ones((2, 2, 3)))))
+        >>> abs(loss - math.log(3)) < 1e-5
+        True
     """
 
     temperature: float = 0.2
     separable: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Refuse a temperature that divides by zero or turns the loss round."""
+        """Refuse a temperature that is not positive."""
         if not self.temperature > 0:
             raise ValueError(f"The temperature of NT-Xent must be positive, got {self.temperature}.")
 
     def outputs(self, embeddings: Embeddings) -> Float[Array, "views others"]:
-        """Similarity logits [2b, 2b − 1] of every view with all others, the positive in column 0.
+        """Compute the logits [2b, 2b − 1] of every view with all others.
 
-        The similarity of a view with itself is left out instead of set to −∞, so that outputs are finite.
+        The positive is in column 0. The similarity of a view with itself is left out instead of being set to −∞, so
+        outputs are finite.
 
         Raises:
-            ValueError: The batch has one example: there is nothing to contrast with.
+            ValueError: If the batch has one example: there is nothing to contrast it with.
         """
         first, second = embeddings.pair()
         batch = first.shape[0]
@@ -43,17 +54,17 @@ class SimCLR(Loss):
             raise ValueError(f"NT-Xent contrasts the examples of a batch: it needs at least 2, got {batch}.")
         units = unit(jnp.concatenate([first, second]))
         logits = units @ units.T / self.temperature
-        # Row i reads columns i + b, i + b + 1, …, round the circle of 2b views: the positive first, i itself left out.
+        # Row i reads the columns i + b, i + b + 1, … modulo 2b: the positive first, and without i itself.
         steps = jnp.concatenate([jnp.arange(batch), jnp.arange(batch + 1, 2 * batch)])
         columns = (jnp.arange(2 * batch)[:, None] + batch + steps[None, :]) % (2 * batch)
         return jnp.take_along_axis(logits, columns, axis=1)
 
     def head(self, outputs: Float[Array, "views others"]) -> Float[Array, ""]:
-        """Mean softmax cross-entropy with column 0."""
+        """Average the softmax cross-entropy with column 0 over the views."""
         return jnp.mean(jax.nn.logsumexp(outputs, axis=1) - outputs[:, 0])
 
     def head_square_root(
         self, outputs: Float[Array, "views others"], noise: Float[Array, "views others"]
     ) -> Float[Array, "views others"]:
-        """`S = (diag(√p) − p √pᵀ) / √2b` per view, `p` its softmax."""
+        """Multiply noise by `S = (diag(√p) − p √pᵀ) / √2b` for each view, where `p` is its softmax."""
         return covariance_square_root(outputs, noise) / outputs.shape[0] ** 0.5

@@ -1,4 +1,4 @@
-"""The supervised baseline: softmax cross-entropy with the labels."""
+"""Compute the loss of the supervised baseline: softmax cross-entropy with the labels."""
 
 import dataclasses
 from typing import ClassVar
@@ -15,22 +15,34 @@ from influence_ssl_jax.losses.loss import Embeddings, Loss
 class Supervised(Loss):
     """Softmax cross-entropy, `mean_b log Σ_c exp(z_bc − z_b,label(b))`.
 
-    Outputs are the margins of all classes over the labelled one. They are linear in the logits, so the head needs no
-    labels and the Gauss–Newton matrix is the usual one of softmax cross-entropy.
+    The outputs are the margins of all classes over the labelled one. They are linear in the logits, so the head needs
+    no labels and the Gauss–Newton matrix is the usual one of softmax cross-entropy.
+
+    Example:
+        Equal logits of two classes give the loss log 2.
+
+        >>> import jax.numpy as jnp, math
+        >>> from influence_ssl_jax.losses import Embeddings, Supervised
+        >>> logits = jnp.zeros((1, 1, 2))
+        >>> loss = float(Supervised()(Embeddings(logits, label=jnp.asarray([1]))))
+        >>> abs(loss - math.log(2)) < 1e-6
+        True
     """
 
     views: ClassVar[int] = 1
     separable: ClassVar[bool] = True
 
     def outputs(self, embeddings: Embeddings) -> Float[Array, "batch classes"]:
-        """Margins `z_c − z_label` [batch, classes]; NaN for a label that is no class (padding).
+        """Compute the margins `z_c − z_label`, [batch, classes].
+
+        A label that is no class, such as that of padding, gives NaN.
 
         Raises:
-            ValueError: Labels are missing, or there is more than one view.
+            ValueError: If labels are missing, or there is more than one view.
         """
         if embeddings.online.shape[0] != 1:
             raise ValueError(
-                f"The supervised loss reads one view, got {embeddings.online.shape[0]}; choose a recipe that draws one."
+                f"The supervised loss reads one view, got {embeddings.online.shape[0]}; choose views that draw one."
             )
         if embeddings.label is None:
             raise ValueError("The supervised loss reads labels, got none; use a data source that has them.")
@@ -40,11 +52,11 @@ class Supervised(Loss):
         return logits - jnp.where(known[:, None], own, jnp.nan)
 
     def head(self, outputs: Float[Array, "batch classes"]) -> Float[Array, ""]:
-        """Mean log-sum-exp of the margins."""
+        """Average the log-sum-exp of the margins over the batch."""
         return jnp.mean(jax.nn.logsumexp(outputs, axis=1))
 
     def head_square_root(
         self, outputs: Float[Array, "batch classes"], noise: Float[Array, "batch classes"]
     ) -> Float[Array, "batch classes"]:
-        """`S = (diag(√p) − p √pᵀ) / √b` per example, `p` its softmax."""
+        """Multiply noise by `S = (diag(√p) − p √pᵀ) / √b` for each example, where `p` is its softmax."""
         return covariance_square_root(outputs, noise) / outputs.shape[0] ** 0.5
