@@ -121,9 +121,8 @@ def words_after(name: str, every: list[str]) -> list[list[str]]:
 @functools.cache
 def dry(target: str) -> list[str]:
     """What `make` would run for a target."""
-    told = subprocess.run(
-        ["make", "-n", "-B", target], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
-    )
+    make = ["make", "-n", "-B", target, f"PYTHON={sys.executable}"]  # none is looked for
+    told = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
     assert told.returncode == 0, told.stderr
     return [line.replace(".venv/bin/", "") for line in told.stdout.splitlines()]
 

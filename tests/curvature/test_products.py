@@ -27,7 +27,7 @@ def test_matvec_is_the_dense_matrix(loss, curvature):
     Which network it is is no matter of the loss or the curvature.
     """
     deep = isinstance(loss, SimCLR) and curvature == "ggn"
-    small = isinstance(loss, CosineDistance) or curvature == "ggn"
+    small = isinstance(loss, CosineDistance)
     module = problems.ConvNet() if deep else problems.Small() if small else problems.Linear()
     problem = problems.problem(loss, curvature, module=module, image=6 if deep or small else 3)
     vector = np.random.default_rng(3).normal(size=trees.size(problem.params))

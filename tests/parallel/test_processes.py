@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -112,19 +113,36 @@ def test_processes_agree_compare_what_they_were_started_for_and_all_stop_where_i
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("waits", "dies"), [("barrier", 1), ("collective", 1), ("work", 1), ("work", 0)])
-def test_where_one_process_dies_the_other_says_so_in_a_sentence_and_ends(tmp_path, waits, dies):
-    with reserved_port() as port:
-        both = [begin("unequal_processes", waits, dies, f"localhost:{port}", number) for number in range(2)]
+DEATHS = [("barrier", 1), ("collective", 1), ("work", 1), ("work", 0)]
+"""What the survivor of two processes does, and the number of the one that is killed."""
+
+
+@pytest.fixture(scope="module")
+def killed():
+    """Of each of `DEATHS` the exit status of both processes and what the survivor said: pairs that wait, all at once."""
+    found = {}
+    with contextlib.ExitStack() as ports:
+        pairs = {}
         try:
-            said = both[1 - dies].communicate(timeout=TIMEOUT)[1]
+            for waits, dies in DEATHS:
+                address = f"localhost:{ports.enter_context(reserved_port())}"
+                pairs[waits, dies] = [begin("unequal_processes", waits, dies, address, number) for number in range(2)]
+            for (waits, dies), both in pairs.items():
+                said = both[1 - dies].communicate(timeout=TIMEOUT)[1]
+                both[dies].communicate(timeout=TIMEOUT)
+                found[waits, dies] = both[dies].returncode, both[1 - dies].returncode, said
         finally:
-            for process in both:
+            for process in itertools.chain.from_iterable(pairs.values()):
                 process.kill()
-        both[dies].communicate(timeout=TIMEOUT)
-    assert both[dies].returncode == -signal.SIGKILL
-    assert both[1 - dies].returncode == PartnerError.status, said
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("waits", "dies"), DEATHS)
+def test_where_one_process_dies_the_other_says_so_in_a_sentence_and_ends(killed, waits, dies):
+    dead, survivor, said = killed[waits, dies]
+    assert dead == -signal.SIGKILL
+    assert survivor == PartnerError.status, said
     assert "A process of this run has died or cannot be reached, so the others stop." in said
     assert "Traceback" not in said
     assert dies == 0 or "*** Check failure" not in said
