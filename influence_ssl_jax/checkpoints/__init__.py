@@ -1,4 +1,4 @@
-"""Encoders out of other people's files of weights; one file a family of formats, the one list of formats here."""
+"""Read encoders from files of weights that other programs wrote; `FORMATS` is the registry."""
 
 from pathlib import Path
 
@@ -36,19 +36,19 @@ FORMATS: dict[str, Format] = {
         ConvNeXtNames(),
     )
 }
-"""Every format by name; a file is that of the first one that recognises it."""
+"""Every format by name; the format of a file is the first one that recognises it."""
 
 
 def read(path: str | Path, layout: str | None = None, choices: Choices | None = None) -> Imported:
-    """Read an encoder out of a `.pth`, `.pt`, `.ckpt` or `.safetensors` file, executing nothing that is in it.
+    """Read an encoder from a `.pth`, `.pt`, `.ckpt` or `.safetensors` file, without executing it.
 
     Args:
         path: The file.
-        layout: The name of its format; recognised where None.
-        choices: What the file does not say.
+        layout: Name of its format; None recognises it.
+        choices: Settings that the file does not contain.
 
     Raises:
-        CheckpointError: The file is damaged, of no known format or of several, or does not fit the one that is named.
+        CheckpointError: If the file is damaged, has an unknown format, or does not have the named one.
     """
     file = WeightsFile.open(Path(path))
     if layout is None:
