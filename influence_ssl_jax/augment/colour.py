@@ -82,7 +82,7 @@ class ColourJitter(Transform):
         >>> import jax, jax.numpy as jnp
         >>> from influence_ssl_jax.augment.colour import ColourJitter
         >>> image = jnp.asarray([[[0.5, 0.25, 0.125]]])
-        >>> bool(jnp.allclose(ColourJitter()(jax.random.key(0), image), image))
+        >>> bool(jnp.allclose(jax.jit(ColourJitter())(jax.random.key(0), image), image))
         True
     """
 
