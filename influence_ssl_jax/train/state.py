@@ -118,8 +118,8 @@ def _embed_in_training(
             )
 
     # One view after the other: on a CPU two small batches stay in the cache, one large batch does not.
-    embeddings, updates = jax.lax.map(one, images)
-    return embeddings, jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), updates)
+    embeddings, moved = jax.lax.map(one, images)
+    return embeddings, jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), moved)
 
 
 def _linen(network: EmbeddingFunction) -> Network:
