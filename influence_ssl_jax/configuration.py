@@ -71,7 +71,10 @@ def restore(description: Plain, classes: Sequence[type[Settings]]) -> Settings:
 
 
 def _as_annotated(value: Plain, hint: Any) -> Any:
-    """Convert a value of JSON to the type of its field: a path, tuple or nested dataclass."""
+    """Convert a value of JSON to the type of its field.
+
+    It can be a path, a tuple or a nested dataclass.
+    """
     choices = typing.get_args(hint) if _is_union(hint) else (hint,)
     if isinstance(value, Mapping):
         return restore(value, [each for choice in choices if isinstance(choice, type) for each in _subclasses(choice)])
@@ -81,7 +84,10 @@ def _as_annotated(value: Plain, hint: Any) -> Any:
 
 
 def _subclasses(cls: type) -> Iterator[type]:
-    """Iterate over a class and all its subclasses: a field of an abstract class has one of these."""
+    """Iterate over a class and all its subclasses.
+
+    A field of an abstract class has an instance of one of them.
+    """
     yield cls
     for derived in cls.__subclasses__():
         yield from _subclasses(derived)

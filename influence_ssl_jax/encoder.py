@@ -87,7 +87,7 @@ class Encoder:
     """A pure function `network(params, frozen, images) -> embeddings` [batch, width], with its inputs.
 
     Parameters that are not trained are in `frozen["fixed"]`: gradients, curvature, norms and damping are those of
-    `params` alone.
+    `params` only.
 
     Attributes:
         network: The function; hashable, so that a compiled program can be kept for it.
@@ -551,7 +551,7 @@ class Encoder:
         return PartlyTrained(network) if isinstance(self.network, PartlyTrained) else network
 
     def checked(self) -> "Encoder":
-        """Embed random images, and refuse a network that is no function of each image alone.
+        """Embed random images, and refuse a network that is not a function of each image by itself.
 
         Raises:
             StructureError: If the network is in training mode, an embedding depends on the other images of its batch or
@@ -572,13 +572,13 @@ class Encoder:
             ) from error
         except flax.errors.FlaxError as error:
             raise StructureError(f"The variables do not fit {self.name}: {_brief(error)}.") from error
-        alone = np.asarray(first[0], np.float64)
-        beside = np.asarray(embed(self.params, self.frozen, pixels[[0, 3, 4]])[0], np.float64)
-        if not np.isfinite(alone).all():
+        embedding = np.asarray(first[0], np.float64)
+        other_batch = np.asarray(embed(self.params, self.frozen, pixels[[0, 3, 4]])[0], np.float64)
+        if not np.isfinite(embedding).all():
             raise StructureError(
                 f"{self.name} embeds an image of random pixels as NaN or infinity; check its parameters."
             )
-        if np.linalg.norm(alone - beside) > 1e-3 * np.linalg.norm(alone):
+        if np.linalg.norm(embedding - other_batch) > 1e-3 * np.linalg.norm(embedding):
             raise StructureError(
                 f"The embedding of an image by {self.name} depends on the other images of its batch, as with BatchNorm in "
                 "training mode. Pass the arguments for evaluation mode as arguments={'name': value}, or build it that way."

@@ -1,4 +1,7 @@
-"""Define the errors that a user can correct; each says what was wrong, what was got, what to do."""
+"""Define the errors that a user can correct.
+
+Each message says what was wrong, what was got and what to do.
+"""
 
 import contextlib
 import errno
@@ -101,7 +104,10 @@ class FullDiskError(InfluenceError):
 
 @contextlib.contextmanager
 def disk_of(path: Path) -> Iterator[None]:
-    """Name the disk of `path` and what to do, if the disk is full while the block works.
+    """Report a full disk with its name and what to do.
+
+    Args:
+        path: A path on the disk that the block writes to.
 
     Raises:
         FullDiskError: If no space is left, a quota is used up, or a file may not grow further.

@@ -1,4 +1,4 @@
-"""Define the matrix to invert: an objective, its parameters, and the data that it is averaged over."""
+"""Define the matrix to invert: an objective, its parameters, and its data."""
 
 import dataclasses
 from typing import Literal, TypeAlias

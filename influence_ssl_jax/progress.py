@@ -1,4 +1,7 @@
-"""Report the progress of a run as events; the caller of the run decides what to show."""
+"""Report the progress of a run as events.
+
+The caller of the run decides what to show.
+"""
 
 import contextlib
 import dataclasses

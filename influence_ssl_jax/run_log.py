@@ -32,7 +32,10 @@ def json_lines(file: Path) -> list[dict]:
 
 
 def _ends_in_line(file: Path) -> bool:
-    """Test whether the last line of a file is incomplete, as after a stop while it was written."""
+    """Test whether the last line of a file is incomplete.
+
+    This happens if the process was stopped while it wrote the line.
+    """
     if not file.exists() or not file.stat().st_size:
         return False
     with file.open("rb") as stream:
@@ -174,7 +177,11 @@ class Pace:
         return self._counted / max(time.monotonic() - self._first, 1e-9) if self._counted else 0.0
 
     def together(self, others: int) -> float:
-        """Return the examples per second of all processes, of which the others have done `others` in this run."""
+        """Return the examples per second of all processes.
+
+        Args:
+            others: Number of examples that the other processes have done in this run.
+        """
         return self.speed * (self.advanced + others) / self.advanced if self.advanced else 0.0
 
     def facts(self) -> dict[str, float | int | None]:

@@ -46,7 +46,10 @@ def leave_at_once(status: int, reason: str) -> None:
 
 
 def status_of(number: int) -> int:
-    """Return the exit status of a process that a signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
+    """Return the exit status of a process that a signal ended.
+
+    It is 130 for Ctrl-C and 143 for SIGTERM.
+    """
     return 128 + number
 
 
@@ -86,7 +89,7 @@ def _raise(number: int, _: FrameType | None) -> None:
 
 
 def _watch(wakes: socket.socket, ended: threading.Event, grace: float) -> None:
-    """Wait for the first signal, then at most `grace` seconds for the end of the block; then end the process."""
+    """End the process if the block still works `grace` seconds after a signal, or at a second signal."""
     number = _next(wakes)
     if number is None:
         return

@@ -60,6 +60,7 @@ def _weights(
 
 
 def _triangle(x: Array) -> Array:
+    """Return the kernel of bilinear interpolation."""
     return jnp.maximum(1 - x, 0)
 
 

@@ -12,9 +12,9 @@ from influence_ssl_jax.augment.transform import Views
 
 @dataclasses.dataclass(frozen=True)
 class GaussianNoise(Views):
-    """The clean image and `x' = x + η`, with η ~ N(mean, σ²) for every pixel and channel.
+    """The clean image and a noisy one, `x' = x + η` with η ~ N(mean, σ²).
 
-    The draws are independent.
+    The draws are independent for every pixel and channel.
     Reference: arXiv 2412.17170.
 
     Attributes:

@@ -71,12 +71,12 @@ class ConvNeXtNames(Format):
         mean, std = normalisation(choices, IMAGENET)
         name = f"ConvNeXt, widths {module.widths}, blocks {module.blocks}{', scaled branches' if module.scaled else ''}"
         shapes = dict(shapes_of(module, to_input))
-        held, left = filled(shapes, own, lambda path: _source(path[1:], naming), BESIDE, name)
+        variables, left = filled(shapes, own, lambda path: _source(path[1:], naming), BESIDE, name)
         for leaf in ("weight", "bias"):
             again = own.get(f"norms.3.{leaf}")
             if again is not None and not np.array_equal(again.numpy(), own[f"norm.{leaf}"].numpy()):
                 raise CheckpointError(f"norms.3.{leaf} differs from norm.{leaf}; such networks are not supported.")
-        encoder = Encoder(Network(module, mean=mean, std=std), held["params"], {}, to_input, file.path.stem)
+        encoder = Encoder(Network(module, mean=mean, std=std), variables["params"], {}, to_input, file.path.stem)
         recognised = {
             "layout": f"{self.summary} under the names of {'timm' if timm else 'its authors'} (--as {self.name})",
             "network": name,

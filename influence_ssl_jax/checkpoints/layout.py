@@ -298,7 +298,9 @@ def describe_input(to_input: ToInput, mean: Iterable[float], std: Iterable[float
 
 
 def loss_of(choices: Choices) -> tuple[Loss | None, str | None]:
-    """Return the chosen pretraining loss and the name of its views; both are None if none is chosen.
+    """Return the chosen pretraining loss and the name of its views.
+
+    Both are None if no loss is chosen.
 
     Raises:
         CheckpointError: If a temperature is given for a loss that has none.

@@ -193,8 +193,10 @@ def encoder_of(
         target: From parameters and statistics to the target network, for a loss that compares with one.
     """
     shapes = shapes_of(module, to_input)
-    held, left = filled(dict(shapes), backbone, lambda path: backbone_source(path[1:]), BESIDE, describe_resnet(module))
-    params, statistics = held["params"], held["batch_stats"]
+    variables, left = filled(
+        dict(shapes), backbone, lambda path: backbone_source(path[1:]), BESIDE, describe_resnet(module)
+    )
+    params, statistics = variables["params"], variables["batch_stats"]
     unread, tops, head_params, running = summarise(left), {}, {}, {}
     into = module.width * 2 ** (len(module.blocks) - 1) * (4 if module.block == "bottleneck" else 1)
     for part, state in heads.items():
@@ -294,8 +296,8 @@ def fill_head(top: Projector | Predictor, state: State, part: str) -> tuple[Para
     first = state[f"{linear[0]}.weight"].shape[1]
     features = jax.ShapeDtypeStruct((1, first), np.float32)
     shapes = jax.eval_shape(lambda x: top.init(jax.random.key(0), x, train=False), features)
-    held, _ = filled(dict(shapes), state, source, {}, f"the {part}")
-    return held["params"], held.get("batch_stats")
+    variables, _ = filled(dict(shapes), state, source, {}, f"the {part}")
+    return variables["params"], variables.get("batch_stats")
 
 
 def _describe_head(top: Projector | Predictor) -> str:

@@ -92,7 +92,7 @@ class SoloLearn(Format):
                 raise CheckpointError(
                     f"BYOL needs a target network; {file.path} has no momentum_backbone.… and momentum_projector.… for it."
                 )
-            held, _ = filled(
+            variables, _ = filled(
                 dict(shapes_of(module, to_input)),
                 slow["backbone"],
                 lambda path: backbone_source(path[1:]),
@@ -103,9 +103,9 @@ class SoloLearn(Format):
             if top is None:
                 raise CheckpointError(f"The target network's projector is not that of the online network: {why}.")
             projector, statistics = fill_head(top, slow["projector"], "target network's projector")
-            stats = {"backbone": held["batch_stats"], **({"projector": statistics} if statistics else {})}
+            stats = {"backbone": variables["batch_stats"], **({"projector": statistics} if statistics else {})}
             del params, running
-            return {"params": {"backbone": held["params"], "projector": projector}, "batch_stats": stats}
+            return {"params": {"backbone": variables["params"], "projector": projector}, "batch_stats": stats}
 
         made = encoder_of(module, backbone, heads, to_input, mean, std, file, loss, views, target)
         read = (prefix, *(f"{part}." for part in heads))

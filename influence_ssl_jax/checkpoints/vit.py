@@ -37,14 +37,14 @@ MARKER = "patch_embed.proj.weight"
 REGISTERS = ("register_tokens", "storage_tokens", "reg_token")
 """Names of the registers."""
 BESIDE = {
-    r"mask_token": "token of masked patches, read in pretraining alone",
-    r"decoder_": "decoder, read in pretraining alone",
-    r"decoder\.": "decoder, read in pretraining alone",
+    r"mask_token": "token of masked patches, read only in pretraining",
+    r"decoder_": "decoder, read only in pretraining",
+    r"decoder\.": "decoder, read only in pretraining",
     r"(head|fc|classifier)\.": "classifier",
     r"(dino_head|ibot_head)\.": "head of pretraining",
     r"rope_embed\.periods": "periods of the rotation, a setting of the network",
     r"blocks\.\d+\.attn\.qkv\.bias_mask": "mask of the bias, a setting of the network",
-    r"local_cls_norm\.": "normalisation of local crops, read in pretraining alone",
+    r"local_cls_norm\.": "normalisation of local crops, read only in pretraining",
 }
 """Arrays beside a transformer that no representation reads, and their descriptions."""
 PER_HEAD = 64
@@ -106,8 +106,8 @@ class Transformer(Format):
         to_input = input_of(dataclasses.replace(choices, size=size), 224, self.shorter, "bicubic")
         mean, std = normalisation(choices, IMAGENET)
         shapes = dict(shapes_of(module, to_input))
-        held, left = filled(shapes, own, lambda path: _source(path[1:], own, module), BESIDE, _describe(module))
-        encoder = Encoder(Network(module, mean=mean, std=std), held["params"], {}, to_input, file.path.stem)
+        variables, left = filled(shapes, own, lambda path: _source(path[1:], own, module), BESIDE, _describe(module))
+        encoder = Encoder(Network(module, mean=mean, std=std), variables["params"], {}, to_input, file.path.stem)
         recognised = {
             "layout": f"{self.summary} (--as {self.name})" + (f", {group}" if group in pair else ""),
             "network": _describe(module) + assumed,
@@ -196,7 +196,7 @@ class Transformer(Format):
 
 
 def _grid(state: State) -> tuple[int, Literal["with_class", "patches"]]:
-    """Return the side of the square grid of stored positions, and whether the class token has one."""
+    """Infer the side of the square grid of stored positions, and which tokens have one."""
     if "pos_embed" not in state:
         raise CheckpointError("The file has neither pos_embed nor rope_embed.periods: its positions are not known.")
     count = state["pos_embed"].shape[1]

@@ -66,5 +66,8 @@ class SimCLR(Loss):
     def head_square_root(
         self, outputs: Float[Array, "views others"], noise: Float[Array, "views others"]
     ) -> Float[Array, "views others"]:
-        """Multiply noise by `S = (diag(√p) − p √pᵀ) / √2b` for each view, where `p` is its softmax."""
+        """Multiply noise by `S = (diag(√p) − p √pᵀ) / √2b` for each view.
+
+        `p` is the softmax of the view's logits.
+        """
         return covariance_square_root(outputs, noise) / outputs.shape[0] ** 0.5

@@ -82,6 +82,7 @@ def _vary_alike(lhs: Array, rhs: Array) -> tuple[Array, Array]:
 
 
 def _lax_convolution(lhs: Array, rhs: Array, *, strides, padding, lhs_dilation, rhs_dilation, precision) -> Array:
+    """Convolve by `jax.lax`, channels last."""
     return lax.conv_general_dilated(
         lhs, rhs, strides, padding, lhs_dilation, rhs_dilation, channels_last(lhs.ndim), precision=precision
     )
@@ -151,7 +152,7 @@ def _batch(operands: Sequence[Array], axes: Sequence[int | None], **params) -> t
         rhs = jnp.moveaxis(rhs, rhs_axis, -2)
         out = convolve(lhs, rhs.reshape(*rhs.shape[:-2], rhs.shape[-2] * rhs.shape[-1]), **params)
         return out.reshape(*out.shape[:-1], *rhs.shape[-2:]), out.ndim - 1
-    raise AssertionError("vmap calls a batching rule only where an operand is batched.")
+    raise AssertionError("vmap calls a batching rule only if an operand is batched.")
 
 
 _convolution_p = Primitive("canonical_convolution")

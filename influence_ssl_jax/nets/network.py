@@ -78,7 +78,10 @@ def select_embedding(
 
 
 def _entry(outputs: PyTree, output: str | int, name: str) -> Any:
-    """Return one of several outputs: an entry of a dict, a field of an object, or a position in a tuple."""
+    """Return one of several outputs.
+
+    It is an entry of a dict, a field of an object, or a position in a tuple.
+    """
     if isinstance(outputs, dict) and output in outputs:
         return outputs[output]
     if isinstance(output, str) and output in getattr(outputs, "_fields", ()):
@@ -277,6 +280,6 @@ def refuse_params_in(frozen: Frozen) -> None:
     """
     if isinstance(frozen, Mapping) and "params" in frozen:
         raise StructureError(
-            "frozen holds an entry 'params', which would replace the parameters that are scored. Pass frozen state alone, "
+            "frozen holds an entry 'params', which would replace the parameters that are scored. Pass only frozen state, "
             "such as {'batch_stats': …}; choose the parameters that are trained by trainable=."
         )

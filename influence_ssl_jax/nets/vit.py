@@ -33,7 +33,7 @@ class Attention(nn.Module):
 
     Attributes:
         heads: Number of heads; it divides the width.
-        qkv_bias: `full`; `none`; or `no_key`, a bias of queries and values alone, as DINOv3 masks it.
+        qkv_bias: `full`; `none`; or `no_key`, a bias of queries and values only, as DINOv3 masks it.
         dtype: Type to compute in; parameters are float32.
     """
 

@@ -171,7 +171,7 @@ class Evaluation:
         return accuracies
 
     def _read(self, source: OpenSource, indices: Int[np.ndarray, " count"]) -> Iterator[Batch]:
-        """Read the batches with these examples."""
+        """Read batches of the examples with these indices."""
         loaded = batches(source, self._transform, self._batch_size, self._key, indices)
         return (each.batch for each in loaded)
 

@@ -178,7 +178,10 @@ def _say(row: Row, watch: Watch) -> None:
 
 
 def _finish(counts: dict[str, int], history: list[Row], log: RunLog, progress: Progress) -> None:
-    """Log and report the totals of a run: epochs, steps, starts, losses that are not finite, skipped images."""
+    """Log and report the totals of a run.
+
+    They are epochs, steps, starts, losses that are not finite, and skipped images.
+    """
     counts["runs"] = len(log.events("start"))
     counts["nan"] = len(log.events("diverged"))
     counts["skipped"] = sum(int(row.get("skipped", 0)) for row in history)
@@ -191,6 +194,7 @@ def _finish(counts: dict[str, int], history: list[Row], log: RunLog, progress: P
 
 
 def _mean(values: list[float]) -> float:
+    """Return the mean of values, with a correctly rounded sum."""
     return math.fsum(values) / len(values)
 
 

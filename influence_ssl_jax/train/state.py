@@ -24,7 +24,9 @@ Step = Callable[["TrainState", Batch], tuple["TrainState", Metrics]]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything that a step reads and writes; a run continues from it as if it had not stopped.
+    """The variables of training that a step reads and writes.
+
+    A run continues from them as if it had not stopped.
 
     Attributes:
         step: Number of steps.

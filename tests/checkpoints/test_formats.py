@@ -74,7 +74,7 @@ def test_what_is_said_of_a_file():
     }
     assert found.unread == {
         "blocks.… (2 arrays)": "mask of the bias, a setting of the network",
-        "mask_token": "token of masked patches, read in pretraining alone",
+        "mask_token": "token of masked patches, read only in pretraining",
         "rope_embed.periods": "periods of the rotation, a setting of the network",
     }
     assert found.encoder.input == ToInput(224, 224, 3, "bicubic", shorter=256)
