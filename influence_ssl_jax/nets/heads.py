@@ -64,6 +64,13 @@ class Predictor(nn.Module):
     Attributes:
         hidden: Width of the hidden layer.
         dtype: Type to compute in (`None`: that of inputs and parameters); parameters are float32.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from influence_ssl_jax.nets.heads import Predictor
+        >>> head, projections = Predictor(hidden=3), jnp.zeros((5, 2))
+        >>> jax.eval_shape(lambda x: head.init_with_output(jax.random.key(0), x, False)[0], projections).shape
+        (5, 2)
     """
 
     hidden: int
@@ -84,6 +91,13 @@ class Classifier(nn.Module):
 
     Attributes:
         classes: Number of classes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from influence_ssl_jax.nets.heads import Classifier
+        >>> layer = {"kernel": jnp.asarray([[1.0], [10.0]]), "bias": jnp.asarray([100.0])}
+        >>> float(Classifier(1).apply({"params": {"output": layer}}, jnp.asarray([[2.0, 3.0]]))[0, 0])
+        132.0
     """
 
     classes: int

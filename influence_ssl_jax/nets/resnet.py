@@ -148,5 +148,14 @@ class ResNet(nn.Module):
 
 
 def ResNet18(width: int = 64, dtype: jax.typing.DTypeLike | None = None) -> ResNet:
-    """Return the ResNet-18 for small images, with 11,168,832 parameters at width 64 on RGB images."""
+    """Return the ResNet-18 for small images, with 11,168,832 parameters at width 64 on RGB images.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from influence_ssl_jax import trees
+        >>> from influence_ssl_jax.nets.resnet import ResNet18
+        >>> network, images = ResNet18(), jnp.zeros((1, 32, 32, 3))
+        >>> trees.size(jax.eval_shape(lambda x: network.init(jax.random.key(0), x, False), images)["params"])
+        11168832
+    """
     return ResNet(width, dtype)
