@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 
 @dataclasses.dataclass(frozen=True)
 class Started:
-    """The begin of a stage; `Ended` follows, also after an error.
+    """The start of a stage; `Ended` follows, also after an error.
 
     Attributes:
         stage: The stage, in words.
@@ -95,7 +95,7 @@ def silent(event: Event) -> None:
 
 @contextlib.contextmanager
 def stage(progress: Progress, name: str) -> Iterator[None]:
-    """Report the begin and the end of a stage around a block.
+    """Report the start and the end of a stage around a block.
 
     Args:
         progress: The function that receives the events.

@@ -31,7 +31,7 @@ def json_lines(file: Path) -> list[dict]:
     return objects
 
 
-def _ends_in_line(file: Path) -> bool:
+def _last_line_is_incomplete(file: Path) -> bool:
     """Test whether the last line of a file is incomplete.
 
     This happens if the process was stopped while it wrote the line.
@@ -63,7 +63,7 @@ class RunLog:
         self._doing, self._facts, self._moved, self._beaten = "", {}, time.time(), 0.0
         self._began, self._end, self._writing = time.time(), threading.Event(), threading.Lock()
         self._open = contextlib.ExitStack()
-        if _ends_in_line(self._log):
+        if _last_line_is_incomplete(self._log):
             self._write("")  # ends the incomplete line, so that the next one is separate
 
     def __enter__(self) -> "RunLog":

@@ -84,7 +84,7 @@ def read_torch(path: Path) -> Any:
 def interpret(
     stream: io.BytesIO | io.BufferedReader, stored: Callable[[Storage], tuple[int, Callable[[], bytes]]]
 ) -> Any:
-    """Interpret one pickle as data; the stream is then at its end.
+    """Interpret one pickle as data, and move the stream to the end of the pickle.
 
     Args:
         stream: A stream at the start of the pickle.

@@ -50,7 +50,7 @@ BESIDE = {
 PER_HEAD = 64
 """Channels of a head if neither the user nor the file says the number of heads.
 
-All published networks have this number but MAE's ViT-H (80) and the largest DINOv3 (128), whose periods tell it.
+All published networks have this number except MAE's ViT-H (80) and the largest DINOv3 (128), whose periods tell it.
 """
 
 
