@@ -1,8 +1,7 @@
-"""Influence functions for self-supervised learning, with an exact reference beside each approximation.
+"""Compute influence functions of self-supervised learning, with exact references.
 
-The names below are loaded when they are first used, so that `import influence_ssl_jax` takes no time.
-
-`score` does the main job; what it returns carries the table, the audit and the report.
+`score` does the main job; its result carries the table, the audit and the report. The public names are loaded at their
+first use, so `import influence_ssl_jax` takes no time.
 
 Example:
     >>> import influence_ssl_jax as isj
@@ -123,7 +122,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name, or the version of the installed package, when it is first used."""
+    """Load a public name or the version of the package at its first use."""
     if name == "__version__":
         return importlib.metadata.version("influence-ssl-jax")
     if name not in _MODULES:

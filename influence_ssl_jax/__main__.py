@@ -1,4 +1,4 @@
-"""`python -m influence_ssl_jax`: the command line."""
+"""Run the command line as `python -m influence_ssl_jax`."""
 
 from influence_ssl_jax.cli.main import main
 

@@ -1,8 +1,7 @@
-"""A trained network in plain files: `<name>.npz` holds named arrays, `<name>.json` says what they are.
+"""Save trained networks as plain files: arrays in `<name>.npz`, their description in `<name>.json`.
 
-The description holds the digest of the arrays and a checksum of all that it says: a changed bit in either is noticed.
-
-Nothing is pickled, so a file from elsewhere can be opened without running its code.
+The description has the digest of the arrays and a checksum of its own content, so a changed bit in either file is
+detected. Nothing is pickled: a file from elsewhere can be opened without running code in it.
 """
 
 import dataclasses
@@ -26,11 +25,11 @@ from influence_ssl_jax.types import PyTree
 Storage: TypeAlias = Literal["float32", "float16"]
 FORMAT = 2
 SHOWN = 12
-"""Differing arrays that an error names."""
+"""Number of differing arrays that an error names."""
 
 
 class CheckpointError(InfluenceError):
-    """A saved network that is absent, damaged, or of another architecture."""
+    """A saved network that is absent or damaged, or has another architecture."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +37,8 @@ class Files:
     """The two files of a saved network.
 
     Attributes:
-        arrays: The `.npz`.
-        description: The `.json`.
+        arrays: Path of the `.npz`.
+        description: Path of the `.json`.
     """
 
     arrays: Path
@@ -47,29 +46,40 @@ class Files:
 
     @classmethod
     def of(cls, path: str | Path) -> "Files":
-        """The files named by `path`, given with or without either suffix."""
+        """Return the two files of a path with or without either suffix."""
         path = Path(path)
         stem = path.with_suffix("") if path.suffix in (".npz", ".json") else path
         return cls(stem.with_name(stem.name + ".npz"), stem.with_name(stem.name + ".json"))
 
 
 def save(path: str | Path, variables: PyTree, settings: Mapping, storage: Storage = "float32") -> Files:
-    """Write `variables` and what they are.
+    """Write variables and their description.
 
-    With `storage="float16"` parameters are rounded to 11 significant bits (relative error up to 2⁻¹¹ = 4.9e-4);
-    everything under a `batch_stats` key stays float32, because running variances leave the range of float16.
+    With `storage="float16"`, parameters are rounded to 11 significant bits (relative error up to 2⁻¹¹ = 4.9e-4). Arrays
+    under a `batch_stats` key stay float32, because running variances can leave the range of float16.
 
     Args:
-        path: Where to; a suffix `.npz` or `.json` is ignored.
-        variables: Any tree of arrays.
-        settings: What is needed to rebuild the network, and whatever else is worth knowing; plain JSON.
+        path: Path of the files; a suffix `.npz` or `.json` is ignored.
+        variables: A tree of arrays.
+        settings: The settings to rebuild the network, and any further facts; plain JSON.
         storage: The type in which parameters are stored.
 
     Raises:
-        FullDiskError: The disk takes no more.
+        FullDiskError: If the disk is full.
+
+    Example:
+        `load` fills a tree of the same shapes.
+
+        >>> import pathlib, tempfile, numpy as np
+        >>> from influence_ssl_jax import checkpoint
+        >>> variables = {"kernel": np.asarray([1.0, 2.0], np.float32)}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     files = checkpoint.save(pathlib.Path(folder) / "net", variables, {"epochs": 3})
+        ...     checkpoint.describe(files.arrays)["epochs"], checkpoint.load(files.arrays, variables)["kernel"].tolist()
+        (3, [1.0, 2.0])
     """
     files = Files.of(path)
-    arrays = {name: _stored(name, np.asarray(leaf), storage) for name, leaf in named(variables).items()}
+    arrays = {name: _cast(name, np.asarray(leaf), storage) for name, leaf in named(variables).items()}
     described = {"format": FORMAT, "digest": tree_digest(arrays), **settings}
     files.arrays.parent.mkdir(parents=True, exist_ok=True)
     with replacing(files.arrays) as temporary, temporary.open("wb") as file:
@@ -79,10 +89,10 @@ def save(path: str | Path, variables: PyTree, settings: Mapping, storage: Storag
 
 
 def describe(path: str | Path) -> dict:
-    """What `<name>.json` says.
+    """Read the description in `<name>.json`.
 
     Raises:
-        CheckpointError: It is absent, damaged, or of another format.
+        CheckpointError: If it is absent, damaged, or of another format.
     """
     file = Files.of(path).description
     try:
@@ -97,43 +107,48 @@ def describe(path: str | Path) -> dict:
 
 
 def load(path: str | Path, like: PyTree) -> PyTree:
-    """The variables saved at `path`, in the structure and types of `like`.
+    """Load the variables saved at `path`, in the structure and types of `like`.
 
     Args:
-        path: As given to `save`.
-        like: Arrays or `jax.ShapeDtypeStruct`s of the network that is to be filled.
+        path: A path as for `save`.
+        like: Arrays or `jax.ShapeDtypeStruct`s of the network to fill.
 
     Raises:
-        CheckpointError: A file is absent, truncated or not the described one, or the names or shapes of its arrays are
-            not those of `like`; the first differing names are listed.
+        CheckpointError: If a file is absent, truncated or not the described one, or its arrays do not have the names
+            and shapes of `like`; the first differences are listed.
     """
     files, expected = Files.of(path), named(like)
     digest = describe(path).get("digest")
-    found = _read(files.arrays, 2 * sum(math.prod(leaf.shape) * 8 for leaf in expected.values()) + 2**20)
-    wrong = _differences(expected, found)
+    arrays = _read(files.arrays, 2 * sum(math.prod(leaf.shape) * 8 for leaf in expected.values()) + 2**20)
+    wrong = _differences(expected, arrays)
     if wrong:
         shown = [*wrong[:SHOWN], *([f"… and {len(wrong) - SHOWN} more"] if len(wrong) > SHOWN else [])]
         raise CheckpointError(
             f"{files.arrays} belongs to another architecture; {len(wrong)} arrays differ:\n  " + "\n  ".join(shown)
         )
-    if tree_digest(found) != digest:
+    if tree_digest(arrays) != digest:
         raise CheckpointError(f"{files.arrays} is not the file that {files.description} describes; copy both again.")
     structure = jax.tree.structure(like)
-    return tree_unflatten(structure, [jax.numpy.asarray(found[name], leaf.dtype) for name, leaf in expected.items()])
+    return tree_unflatten(structure, [jax.numpy.asarray(arrays[name], leaf.dtype) for name, leaf in expected.items()])
 
 
 def named(tree: PyTree) -> dict:
-    """Leaves by name, in the order of `jax.tree.leaves`: the path through the tree, joined by slashes."""
+    """Return the leaves by name, in the order of `jax.tree.leaves`.
+
+    A name is the path through the tree, joined by slashes.
+    """
     return {keystr(path, simple=True, separator="/"): leaf for path, leaf in tree_flatten_with_path(tree)[0]}
 
 
-def _stored(name: str, array: np.ndarray, storage: Storage) -> np.ndarray:
+def _cast(name: str, array: np.ndarray, storage: Storage) -> np.ndarray:
+    """Cast a floating-point array to its stored type."""
     if not np.issubdtype(array.dtype, np.floating):
         return array
     return array.astype(np.float32 if "batch_stats" in name.split("/") else storage)
 
 
 def _read(file: Path, most: int) -> dict[str, np.ndarray]:
+    """Read the arrays of a file that unpacks to at most `most` bytes."""
     try:
         with zipfile.ZipFile(file) as members:
             size = sum(member.file_size for member in members.infolist())
@@ -148,16 +163,19 @@ def _read(file: Path, most: int) -> dict[str, np.ndarray]:
         raise CheckpointError(f"No saved network at {file}; check the path, or train one with `pretrain`.") from error
     except CheckpointError:
         raise
-    except Exception as error:  # zip, zlib and numpy raise whatever the damage makes them raise
+    except Exception as error:  # zip, zlib and numpy raise many types of errors for damaged files
         raise CheckpointError(f"{file} is truncated or damaged ({error}); copy it again or train anew.") from error
 
 
-def _differences(expected: Mapping, found: Mapping) -> list[str]:
-    lines = [f"{name}: not in the file, expected {expected[name].shape}" for name in expected if name not in found]
-    lines += [f"{name}: {found[name].shape} in the file, not in the network" for name in found if name not in expected]
+def _differences(expected: Mapping, arrays: Mapping) -> list[str]:
+    """List the arrays whose name or shape differs from the expected one."""
+    lines = [f"{name}: not in the file, expected {expected[name].shape}" for name in expected if name not in arrays]
     lines += [
-        f"{name}: {found[name].shape} in the file, expected {expected[name].shape}"
+        f"{name}: {arrays[name].shape} in the file, not in the network" for name in arrays if name not in expected
+    ]
+    lines += [
+        f"{name}: {arrays[name].shape} in the file, expected {expected[name].shape}"
         for name in expected
-        if name in found and found[name].shape != tuple(expected[name].shape)
+        if name in arrays and arrays[name].shape != tuple(expected[name].shape)
     ]
     return sorted(lines)

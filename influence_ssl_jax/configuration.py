@@ -1,4 +1,4 @@
-"""Settings as plain JSON and back: what is recorded, compared and hashed."""
+"""Convert settings to plain JSON and back, to record, compare and hash them."""
 
 import dataclasses
 import hashlib
@@ -12,18 +12,28 @@ from typing import Any, TypeVar
 from influence_ssl_jax.errors import InfluenceError
 
 Plain = Any
-"""What JSON can hold."""
+"""A value that JSON can represent."""
 Settings = TypeVar("Settings")
 
 CLASS = "class"
-"""The key under which a description names its dataclass; `dataclasses.asdict` would drop it."""
+"""The key under which a description names its dataclass, which `dataclasses.asdict` would leave out."""
 
 
 def describe(settings: object) -> Plain:
-    """Settings as JSON: a dataclass becomes `{"class": name, field: value, …}`, a path text, a tuple a list.
+    """Describe settings as JSON.
+
+    A dataclass becomes `{"class": name, field: value, …}`, a path becomes text, a tuple becomes a list.
 
     Raises:
-        TypeError: A value that JSON cannot hold, so that nothing is recorded as an unreadable `repr`.
+        TypeError: If JSON cannot represent a value: it would be recorded as an unreadable `repr`.
+
+    Example:
+        >>> from influence_ssl_jax.configuration import describe, restore
+        >>> from influence_ssl_jax.losses import SimCLR
+        >>> describe(SimCLR(0.5))
+        {'class': 'SimCLR', 'temperature': 0.5}
+        >>> restore(describe(SimCLR(0.5)), [SimCLR])
+        SimCLR(temperature=0.5)
     """
     if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
         fields = {field.name: describe(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
@@ -40,10 +50,10 @@ def describe(settings: object) -> Plain:
 
 
 def restore(description: Plain, classes: Sequence[type[Settings]]) -> Settings:
-    """The dataclass that `describe` described, where its class is one of `classes`.
+    """Restore a dataclass from its description, if it is one of `classes`.
 
     Raises:
-        InfluenceError: The class is not among `classes`, or its fields have changed since.
+        InfluenceError: If the class is not among `classes`, or the description does not have its fields.
     """
     known = {cls.__name__: cls for cls in classes}
     name = description.get(CLASS) if isinstance(description, Mapping) else None
@@ -56,12 +66,15 @@ def restore(description: Plain, classes: Sequence[type[Settings]]) -> Settings:
         raise InfluenceError(f"Cannot restore {name}: it has no {', '.join(sorted(unknown))} in this version.")
     try:
         return known[name](**{key: _as_annotated(value, hints[key]) for key, value in values.items()})
-    except TypeError as error:  # a field is missing, or has a value that is no setting
+    except TypeError as error:  # a field is missing, or its value is not allowed
         raise InfluenceError(f"Cannot restore {name}: {error}.") from error
 
 
 def _as_annotated(value: Plain, hint: Any) -> Any:
-    """Undo what JSON does to paths, tuples and nested dataclasses."""
+    """Convert a value of JSON to the type of its field.
+
+    It can be a path, a tuple or a nested dataclass.
+    """
     choices = typing.get_args(hint) if _is_union(hint) else (hint,)
     if isinstance(value, Mapping):
         return restore(value, [each for choice in choices if isinstance(choice, type) for each in _subclasses(choice)])
@@ -71,18 +84,22 @@ def _as_annotated(value: Plain, hint: Any) -> Any:
 
 
 def _subclasses(cls: type) -> Iterator[type]:
-    """A class and all that derive from it: a field of an abstract class holds one of these."""
+    """Iterate over a class and all its subclasses.
+
+    A field of an abstract class has an instance of one of them.
+    """
     yield cls
     for derived in cls.__subclasses__():
         yield from _subclasses(derived)
 
 
 def _is_union(hint: Any) -> bool:
+    """Test whether a type is a union."""
     return isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
 
 
 def flatten(description: Plain, prefix: str = "") -> Iterator[tuple[str, Plain]]:
-    """Nested settings as (dotted name, value), in order; a dataclass itself has its class as value."""
+    """Iterate over nested settings as (dotted name, value); the value of a dataclass is its class."""
     if not isinstance(description, Mapping):
         yield prefix, description
         return
@@ -94,7 +111,7 @@ def flatten(description: Plain, prefix: str = "") -> Iterator[tuple[str, Plain]]
 
 
 def differences(old: Plain, new: Plain) -> list[str]:
-    """One line for each setting in which two descriptions differ: `name: old → new`."""
+    """List the settings in which two descriptions differ, each as `name: old → new`."""
     before, after, absent = dict(flatten(old)), dict(flatten(new)), "(absent)"
     names = [*before, *(name for name in after if name not in before)]
     return [
@@ -105,5 +122,5 @@ def differences(old: Plain, new: Plain) -> list[str]:
 
 
 def fingerprint(description: Plain) -> str:
-    """SHA-256 of a description, whatever the order of its keys."""
+    """Compute the SHA-256 of a description; the order of its keys has no effect."""
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()

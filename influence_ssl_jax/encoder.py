@@ -1,4 +1,4 @@
-"""An encoder: a pure function from images to embeddings, with its parameters, frozen state, input and name."""
+"""Define encoders: pure functions from images to embeddings, with everything that they read."""
 
 import dataclasses
 import fnmatch
@@ -40,16 +40,16 @@ from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.types import Frozen, Params, PyTree
 
 Output: TypeAlias = Literal["encoder", "projector", "predictor"]
-"""Which embedding: the representation, what the projector makes of it, or what the predictor makes of that."""
+"""The embedding: the representation, the projector's output, or the predictor's output."""
 
 METHODS: dict[Output, str] = {"encoder": "encode", "projector": "project", "predictor": "predict"}
-"""The method of `SelfSupervised` that computes an output."""
+"""The method of `SelfSupervised` that computes each output."""
 PARTS: dict[Output, tuple[str, ...]] = {
     "encoder": ("backbone",),
     "projector": ("backbone", "projector"),
     "predictor": ("backbone", "projector", "predictor"),
 }
-"""The parameters that it reads."""
+"""The parameters that each output reads."""
 
 EVALUATION: dict[str, bool] = {
     "train": False,
@@ -59,20 +59,22 @@ EVALUATION: dict[str, bool] = {
     "use_running_average": True,
     "inference": True,
 }
-"""Arguments that are known to tell training from evaluation, with their value in evaluation."""
+"""Known arguments that switch between training and evaluation, with their value in evaluation."""
 
 FILE = "encoder"
-"""The name, without suffix, of the two files in a saved encoder's folder."""
+"""The name, without suffix, of the two files in the folder of a saved encoder."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Heads:
-    """What an encoder was pretrained with: heads on its representation, and the loss that compared their outputs.
+    """The heads and the loss that an encoder was pretrained with.
 
     Attributes:
-        params: Parameters of `projector` and, where there is one, `predictor`; their frozen state is the encoder's.
-        loss: The loss, where it is known.
-        views: The views that it compared, where they are known: a name (`augment.recipes.PRETRAINING`), or themselves.
+        params: Parameters of `projector` and, if there is one, `predictor`; their frozen state is in that of the
+            encoder.
+        loss: The pretraining loss; None if it is not known.
+        views: The views that the loss compared: a name in `augment.recipes.PRETRAINING`, or the views themselves; None
+            if they are not known.
     """
 
     params: Params
@@ -82,26 +84,32 @@ class Heads:
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """A pure function `network(params, frozen, images) -> embeddings` [batch, width], and what it needs.
+    """A pure function `network(params, frozen, images) -> embeddings` [batch, width], with its inputs.
 
-    Parameters that are not trained are in `frozen["fixed"]`: gradients, curvature, norms and damping are of `params`
-    alone.
-
-    Example:
-        ```python
-        encoder = Encoder.from_nnx(model, input=ToInput(32, 32), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-        embeddings = encoder(images)  # pixels in [0, 1]
-        ```
+    Parameters that are not trained are in `frozen["fixed"]`: gradients, curvature, norms and damping are those of
+    `params` only.
 
     Attributes:
         network: The function; hashable, so that a compiled program can be kept for it.
         params: Its trained parameters.
-        frozen: Everything else that it reads, such as running statistics.
-        input: How an image becomes pixels of the size that the network reads.
-        name: What it is called in reports.
-        heads: Projector and predictor, where they are there.
-        trainable: The patterns by which `params` were chosen; all parameters where empty.
-        notes: Where it came from: plain JSON, kept in its file.
+        frozen: All other arrays that it reads, such as running statistics.
+        input: The transform of an image to pixels of the size that the network reads.
+        name: Its name in reports.
+        heads: Projector and predictor; None if there are none.
+        trainable: The patterns that selected `params`; empty if all parameters are trained.
+        notes: Its origin, as plain JSON that is kept in its file.
+
+    Example:
+        The representation is the mean brightness of an image times a parameter.
+
+        >>> import jax.numpy as jnp
+        >>> import influence_ssl_jax as isj
+        >>> def brightness(params, images):
+        ...     return images.mean((1, 2)) * params["scale"]
+        >>> params = {"scale": jnp.asarray(2.0)}
+        >>> encoder = isj.Encoder.from_function(brightness, params, input=isj.ToInput(2, 2, 1))
+        >>> encoder(jnp.full((1, 2, 2, 1), 0.25)).tolist(), encoder.name
+        ([[0.5]], 'brightness')
     """
 
     network: EmbeddingFunction
@@ -133,40 +141,49 @@ class Encoder:
         trainable: Sequence[str] = (),
         name: str | None = None,
     ) -> "Encoder":
-        """Make an encoder of a linen module and its variables.
+        """Make an encoder from a linen module and its variables.
 
         Args:
-            module: From standardised images to embeddings.
-            variables: `{"params": …}` and its other collections, as `module.init` returns them.
-            input: Size and channels of the images, and how others are brought to it.
-            mean: Per-channel mean subtracted from pixels in [0, 1].
-            std: Per-channel standard deviation they are divided by.
-            method: The module's method.
-            arguments: Keyword arguments of the method; those of `EVALUATION` are found out.
-            output: Which of several outputs is the embedding: a name or a position.
+            module: A module from standardised images to embeddings.
+            variables: `{"params": …}` and other collections, as `module.init` returns them.
+            input: Size and channels of the images, and how other images are brought to them.
+            mean: Mean of each channel, subtracted from pixels in [0, 1].
+            std: Standard deviation of each channel, by which they are divided.
+            method: The method of the module.
+            arguments: Keyword arguments of the method; those in `EVALUATION` are set automatically.
+            output: Name or position of the embedding, if there are several outputs.
             pool: How features at several positions become one embedding.
-            trainable: Which parameters count; see `with_trainable`.
-            name: What it is called; the module's class where None.
+            trainable: The parameters that are trained; see `with_trainable`.
+            name: Its name in reports; None takes that of the module's class.
 
         Raises:
-            StructureError: The module asks for an argument that is not known, is in training mode, or embeds an image
-                by its neighbours.
-            ValueError: What it returns is not one embedding an image.
+            StructureError: If the module needs an unknown argument, is in training mode, or its embedding of an image
+                depends on the other images of the batch.
+            ValueError: If it does not return one embedding for each image.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> import influence_ssl_jax as isj
+            >>> from influence_ssl_jax.nets.linear import Linear
+            >>> variables = {"params": {"dense": {"kernel": jnp.asarray([[1.0], [10.0]])}}}
+            >>> encoder = isj.Encoder.from_linen(Linear(1), variables, input=isj.ToInput(1, 2, 1))
+            >>> encoder(jnp.asarray([[[[0.25], [0.5]]]])).tolist()  # 1 · 0.25 + 10 · 0.5
+            [[5.25]]
         """
-        held = dict(flax.core.unfreeze(nn.meta.unbox(variables)))
-        if "params" not in held:
+        collections = dict(flax.core.unfreeze(nn.meta.unbox(variables)))
+        if "params" not in collections:
             raise StructureError(
-                f"variables holds {', '.join(held) or 'nothing'}, no 'params'; pass what init returned."
+                f"variables holds {', '.join(collections) or 'nothing'}, no 'params'; pass the variables that init returned."
             )
-        reserved = held.keys() & {FIXED, "target"}
+        reserved = collections.keys() & {FIXED, "target"}
         if reserved:
             raise StructureError(
-                f"The collection name {reserved.pop()!r} is used by this package; call yours otherwise."
+                f"The collection name {reserved.pop()!r} is used by this package; rename your collection."
             )
-        params, called = held.pop("params"), type(module).__name__
-        found = evaluation_arguments(getattr(type(module), method), 2, arguments, f"{called}.{method}")
-        network = Network(module, method, found, mean, std, output, pool)
-        return cls(network, params, held, input, name or called).checked().with_trainable(trainable)
+        params, class_name = collections.pop("params"), type(module).__name__
+        evaluation = evaluation_arguments(getattr(type(module), method), 2, arguments, f"{class_name}.{method}")
+        network = Network(module, method, evaluation, mean, std, output, pool)
+        return cls(network, params, collections, input, name or class_name).checked().with_trainable(trainable)
 
     @classmethod
     def from_nnx(
@@ -183,22 +200,35 @@ class Encoder:
         trainable: Sequence[str] = (),
         name: str | None = None,
     ) -> "Encoder":
-        """Make an encoder of an nnx model; the model itself stays as it is.
+        """Make an encoder from an nnx model; the model itself is not changed.
 
-        Dropout and BatchNorm inside it are put into evaluation mode in a copy. Its `nnx.Param`s are the parameters;
-        arguments and errors are those of `from_linen`.
+        Dropout and BatchNorm are put into evaluation mode in a copy. The `nnx.Param`s are the parameters. Arguments and
+        errors are those of `from_linen`.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> from flax import nnx
+            >>> import influence_ssl_jax as isj
+            >>> class Brightness(nnx.Module):
+            ...     def __init__(self):
+            ...         self.scale = nnx.Param(jnp.asarray(2.0))
+            ...     def __call__(self, images):
+            ...         return images.mean((1, 2)) * self.scale
+            >>> encoder = isj.Encoder.from_nnx(Brightness(), input=isj.ToInput(2, 2, 1))
+            >>> encoder(jnp.full((1, 2, 2, 1), 0.25)).tolist()
+            [[0.5]]
         """
         copy = nnx.clone(model)
         copy.eval()
         graph, params, keys, state = nnx.split(copy, nnx.Param, nnx.RngKey, ...)
-        called = type(model).__name__
-        found = evaluation_arguments(getattr(model, method), 1, arguments, f"{called}.{method}")
-        network = NnxNetwork(graph, called, method, found, mean, std, output, pool)
+        class_name = type(model).__name__
+        evaluation = evaluation_arguments(getattr(model, method), 1, arguments, f"{class_name}.{method}")
+        network = NnxNetwork(graph, class_name, method, evaluation, mean, std, output, pool)
         frozen = {
             "keys": jax.tree.map(jax.random.key_data, nnx.to_pure_dict(keys)),
             "state": nnx.to_pure_dict(state),
         }
-        encoder = cls(network, nnx.to_pure_dict(params), frozen, input, name or called)
+        encoder = cls(network, nnx.to_pure_dict(params), frozen, input, name or class_name)
         return encoder.checked().with_trainable(trainable)
 
     @classmethod
@@ -216,26 +246,37 @@ class Encoder:
         trainable: Sequence[str] = (),
         name: str | None = None,
     ) -> "Encoder":
-        """Make an encoder of any pure function `(params, images)`, or `(params, frozen, images)` with frozen state.
+        """Make an encoder from a pure function `(params, images)` or `(params, frozen, images)`.
 
-        An equinox model becomes one by `params, rest = equinox.partition(model, equinox.is_inexact_array)` and the
-        function `lambda params, images: jax.vmap(equinox.combine(params, rest))(images)`.
+        An equinox model becomes such a function by `params, rest = equinox.partition(model, equinox.is_inexact_array)`
+        and `lambda params, images: jax.vmap(equinox.combine(params, rest))(images)`.
 
         Args:
             function: The function, in evaluation mode.
-            params: Any tree of arrays; entries that are not floating-point are fixed.
-            frozen: Any tree of arrays that it reads beside.
-            input: As for `from_linen`, like the arguments that follow.
-            mean: Per-channel mean subtracted from pixels in [0, 1].
-            std: Per-channel standard deviation they are divided by.
-            output: Which of several outputs is the embedding: a name or a position.
+            params: A tree of arrays; entries that are not floating-point are fixed.
+            frozen: A tree of arrays that the function reads too; None if it takes none.
+            input: Size and channels of the images, and how other images are brought to them.
+            mean: Mean of each channel, subtracted from pixels in [0, 1].
+            std: Standard deviation of each channel, by which they are divided.
+            output: Name or position of the embedding, if there are several outputs.
             pool: How features at several positions become one embedding.
-            trainable: Which parameters count; see `with_trainable`.
-            name: What it is called; the function's own name where None.
+            trainable: The parameters that are trained; see `with_trainable`.
+            name: Its name in reports; None takes that of the function.
 
         Raises:
-            StructureError: A leaf is no array, or an image is embedded by its neighbours.
-            ValueError: What the function returns is not one embedding an image.
+            StructureError: If a leaf is not an array, or the embedding of an image depends on the other images of the
+                batch.
+            ValueError: If the function does not return one embedding for each image.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> import influence_ssl_jax as isj
+            >>> def add(params, frozen, images):
+            ...     return images.reshape(len(images), -1) * params + frozen
+            >>> params, frozen = jnp.asarray(2.0), jnp.asarray(1.0)
+            >>> encoder = isj.Encoder.from_function(add, params, frozen, input=isj.ToInput(1, 1, 1))
+            >>> encoder(jnp.full((1, 1, 1, 1), 0.5)).tolist()  # 0.5 · 2 + 1
+            [[2.0]]
         """
         for leaf_name, leaf in checkpoint.named({"params": params, "frozen": frozen}).items():
             if not isinstance(leaf, jax.Array | np.ndarray):
@@ -244,8 +285,8 @@ class Encoder:
                     "arrays: keep functions and settings inside the function (equinox: partition with is_array)."
                 )
         network = FunctionNetwork(function, frozen is not None, mean, std, output, pool)
-        held = {} if frozen is None else {"state": frozen}
-        encoder = cls(network, params, held, input, name or getattr(function, "__qualname__", type(function).__name__))
+        state = {} if frozen is None else {"state": frozen}
+        encoder = cls(network, params, state, input, name or getattr(function, "__qualname__", type(function).__name__))
         return encoder.checked().with_trainable(trainable)
 
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -253,16 +294,27 @@ class Encoder:
         return self.network(self.params, self.frozen, images)
 
     def with_trainable(self, patterns: Sequence[str]) -> "Encoder":
-        """Choose which parameters count; the others become frozen state.
+        """Select the parameters that are trained; the others become frozen state.
 
-        A pattern is a name, part of a path, or a glob: `blocks_11`, `attn/qkv`, `*/bias`; with `!` before it, it takes
-        away (`!pos_embed`). Patterns that only take away start from all parameters, the others from none.
+        A pattern is a name, part of a path, or a glob: `blocks_11`, `attn/qkv`, `*/bias`. A pattern with `!` before it
+        removes parameters (`!pos_embed`). If all patterns remove, the selection starts from all parameters; otherwise
+        it starts from none.
 
         Args:
-            patterns: Which; all floating-point parameters where empty.
+            patterns: The patterns; if empty, all floating-point parameters are trained.
 
         Raises:
-            StructureError: A pattern names no parameter, or none is left.
+            StructureError: If a pattern matches no parameter, or no parameter is left.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> import influence_ssl_jax as isj
+            >>> def scale(params, images):
+            ...     return images.reshape(len(images), -1) * params["a"] + params["b"]
+            >>> params = {"a": jnp.asarray(2.0), "b": jnp.asarray(1.0)}
+            >>> encoder = isj.Encoder.from_function(scale, params, input=isj.ToInput(1, 1, 1))
+            >>> encoder.sizes(), encoder.with_trainable(["!b"]).sizes()
+            ((2, 2), (1, 2))
         """
         whole = self._whole()
         names = list(checkpoint.named(whole))
@@ -300,24 +352,24 @@ class Encoder:
         """Return the encoder whose embedding is another output: the projector's or the predictor's.
 
         Raises:
-            InfluenceError: The encoder has no such head.
+            InfluenceError: If the encoder has no such head.
         """
         if self.heads is None and output == "encoder":
             return self
-        held = {**({} if self.heads is None else self.heads.params), **self.params}
-        if output != "encoder" and output not in held:
-            known = None if self.heads is None else self.heads.loss
-            trained_by = "" if known is None else f" trained by {type(known).__name__}"
-            there = ["encoder", *(name for name in ("projector", "predictor") if name in held)]
-            raise InfluenceError(f"{self.name}{trained_by} has no {output}; use {' or '.join(there)}.")
-        params = {name: held[name] for name in PARTS[output] if name in held}
+        parts = {**({} if self.heads is None else self.heads.params), **self.params}
+        if output != "encoder" and output not in parts:
+            loss = None if self.heads is None else self.heads.loss
+            trained_by = "" if loss is None else f" trained by {type(loss).__name__}"
+            outputs = ["encoder", *(name for name in ("projector", "predictor") if name in parts)]
+            raise InfluenceError(f"{self.name}{trained_by} has no {output}; use {' or '.join(outputs)}.")
+        params = {name: parts[name] for name in PARTS[output] if name in parts}
         return dataclasses.replace(self, network=self._at_method(METHODS[output]), params=params)
 
     def pretraining(self) -> tuple[Objective, Params]:
-        """Return the loss that the encoder was pretrained with, and the parameters that it reads.
+        """Return the pretraining loss as an objective, and the parameters that it reads.
 
         Raises:
-            InfluenceError: The encoder has no heads, or its loss is not known.
+            InfluenceError: If the encoder has no heads, or its pretraining loss is not known.
         """
         if self.heads is None or self.heads.loss is None or self.heads.views is None:
             what = "heads" if self.heads is None else "known pretraining loss"
@@ -332,58 +384,66 @@ class Encoder:
         return Objective(online.network, views, self.heads.loss, target), online.params
 
     def computing_in(self, dtype: jax.typing.DTypeLike | None) -> "Encoder":
-        """Return the encoder whose layers compute in another type (`None`: that of the parameters).
+        """Return the encoder with layers that compute in another type.
+
+        Args:
+            dtype: The type; None takes that of the parameters.
 
         Raises:
-            StructureError: The network is no linen module, or has no field `dtype`.
+            StructureError: If the network is not a linen module, or has no field `dtype`.
         """
         inner = self._without_fixed(self.network)
         if not isinstance(inner, Network):
             raise StructureError(
-                f"{self.name} is no linen module, so its layers cannot be told to compute in another type. Build it with "
+                f"{self.name} is not a linen module, so the type of its layers cannot be changed. Build it with "
                 "dtype=… yourself, and score with precision float32."
             )
         changed = dataclasses.replace(inner, module=architectures.computing_in(inner.module, dtype))
         return dataclasses.replace(self, network=self._with_fixed(changed))
 
     def sizes(self) -> tuple[int, int]:
-        """Return the number of trained parameters of the encoder itself, and of all of them."""
+        """Count the trained parameters of the encoder without heads, and all its parameters."""
         whole = self._whole()
         own = {name: whole[name] for name in self.params} if self.heads is not None else whole
         return trees.size(self.params), trees.size(own)
 
     def variables(self) -> PyTree:
-        """Return everything that is read, whatever is trained: `{"params": …, "frozen": …}`, heads included."""
+        """Return all parameters and frozen state, heads included: `{"params": …, "frozen": …}`.
+
+        The result does not depend on which parameters are trained.
+        """
         return {
             "params": self._whole(),
             "frozen": {name: value for name, value in self.frozen.items() if name != FIXED},
         }
 
     def digest(self) -> str:
-        """Return the SHA-256 of `variables`: equal exactly where two encoders' arrays are."""
-        held = self.variables()
-        return provenance.tree_digest(held)
+        """Return the SHA-256 of `variables`: equal if and only if the arrays are equal."""
+        return provenance.tree_digest(self.variables())
 
     def describe(self) -> configuration.Plain:
-        """Describe everything but the arrays, as JSON; a network that cannot be rebuilt is described by its name."""
+        """Describe everything but the arrays, as JSON.
+
+        A network that cannot be rebuilt is described by its name.
+        """
         inner = self._without_fixed(self.network)
         network = inner.name if isinstance(inner, NnxNetwork) else self.name
         if isinstance(inner, Network):
             try:
                 module = architectures.describe(inner.module)
-            except StructureError:  # a module of the user's own, or one inside
+            except StructureError:  # a module of the user, or one with such a module inside
                 module = type(inner.module).__name__
             network = {"module": module, **_options(inner), "method": inner.method, "arguments": dict(inner.arguments)}
         elif isinstance(inner, NnxNetwork | FunctionNetwork):
             network = {"module": network, **_options(inner)}
         heads = self.heads
-        known = None if heads is None or heads.loss is None else configuration.describe(heads.loss)
+        loss = None if heads is None or heads.loss is None else configuration.describe(heads.loss)
         views = None if heads is None else configuration.describe(heads.views)
         return {
             "name": self.name,
             "network": network,
             "input": configuration.describe(self.input),
-            "heads": None if heads is None else {"loss": known, "views": views},
+            "heads": None if heads is None else {"loss": loss, "views": views},
             "trainable": list(self.trainable),
         }
 
@@ -391,22 +451,36 @@ class Encoder:
         """Write `encoder.npz` and `encoder.json` into a folder, without pickles.
 
         Args:
-            folder: Where to; it is made.
-            storage: The type of stored parameters; see `checkpoint.save` for what float16 rounds.
+            folder: The folder; it is created.
+            storage: The type of stored parameters; `checkpoint.save` says what float16 rounds.
 
         Raises:
-            StructureError: The network is none of this package's: a file could not say how to build it.
+            StructureError: If the network is not one of this package, so that a file could not say how to build it, or
+                its views have no name.
+
+        Example:
+            `load` inverts `save`.
+
+            >>> import tempfile, jax.numpy as jnp
+            >>> import influence_ssl_jax as isj
+            >>> from influence_ssl_jax.nets.linear import Linear
+            >>> variables = {"params": {"dense": {"kernel": jnp.ones((1, 1), jnp.float32)}}}
+            >>> encoder = isj.Encoder.from_linen(Linear(1), variables, input=isj.ToInput(1, 1, 1))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     files = encoder.save(folder)
+            ...     isj.Encoder.load(folder).digest() == encoder.digest()
+            True
         """
         inner = self._without_fixed(self.network)
         if not isinstance(inner, Network):
             raise StructureError(
-                f"{self.name} is a function or model of yours, so a file cannot say how to build it. Write a function that "
-                "returns the encoder, and name it as package.module:function wherever an encoder is asked for."
+                f"{self.name} is your own function or model, so a file cannot say how to build it. Write a function that "
+                "returns the encoder, and pass its name as package.module:function wherever an encoder is needed."
             )
         architectures.describe(inner.module)
         if self.heads is not None and not isinstance(self.heads.views, str | None):
             raise StructureError(
-                f"The views of {self.name} are a {type(self.heads.views).__name__}; a file knows those of a name alone: "
+                f"The views of {self.name} are a {type(self.heads.views).__name__}; a file can record views by name only: "
                 f"{', '.join(PRETRAINING)}."
             )
         description = {"encoder": self.describe(), "storage": storage, **self.notes}
@@ -414,26 +488,28 @@ class Encoder:
 
     @classmethod
     def load(cls, place: str | Path) -> "Encoder":
-        """Load an encoder that `save` wrote, or call the function named `package.module:function` that returns one.
+        """Load an encoder that `save` wrote, or that a named function returns.
 
         Args:
-            place: A folder, one of the two files in it, or the name of a function.
+            place: A folder, one of the two files in it, or a function `package.module:function` that returns an
+                encoder.
 
         Raises:
-            CheckpointError: A file is absent, damaged, or not that of the network that it describes.
-            InfluenceError: There is no such function, or it returns no encoder.
+            CheckpointError: If a file is absent or damaged, or its arrays are not those of the network that it
+                describes.
+            InfluenceError: If there is no such function, or it does not return an encoder.
         """
         path = Path(place)
         if not path.exists() and ":" in str(place):
-            return _called(str(place))
+            return _call_named(str(place))
         path = path / FILE if path.is_dir() else path
-        held = checkpoint.describe(path)
-        description = held.get("encoder")
+        record = checkpoint.describe(path)
+        description = record.get("encoder")
         if not isinstance(description, dict):
             raise checkpoint.CheckpointError(f"{path}.json describes no encoder; import or save it again.")
         try:
             network, heads = _network(description), description["heads"]
-            taken = configuration.restore(description["input"], [ToInput])
+            to_input = configuration.restore(description["input"], [ToInput])
             name, trainable = str(description["name"]), tuple(description["trainable"])
             loss = heads and heads["loss"] and configuration.restore(heads["loss"], TRAINING_LOSSES)
             views = heads and heads["views"]
@@ -441,41 +517,45 @@ class Encoder:
             raise checkpoint.CheckpointError(
                 f"{path}.json describes its encoder wrongly ({type(error).__name__}: {error}); import or save it again."
             ) from error
-        shapes = variable_shapes(network, taken, loss)
-        whole = checkpoint.load(path, shapes)
-        notes = {key: value for key, value in held.items() if key not in ("format", "digest", "encoder", "storage")}
-        params, found = whole["params"], None
+        shapes = variable_shapes(network, to_input, loss)
+        variables = checkpoint.load(path, shapes)
+        notes = {key: value for key, value in record.items() if key not in ("format", "digest", "encoder", "storage")}
+        params, own_heads = variables["params"], None
         if heads is not None:
-            found = Heads({part: params[part] for part in params if part != "backbone"}, loss, views)
+            own_heads = Heads({part: params[part] for part in params if part != "backbone"}, loss, views)
             params = {"backbone": params["backbone"]}
-        encoder = cls(network, params, whole["frozen"], taken, name, found, notes=notes)
+        encoder = cls(network, params, variables["frozen"], to_input, name, own_heads, notes=notes)
         return encoder.with_trainable(trainable) if trainable else encoder
 
     def _whole(self) -> Params:
-        """All parameters, trained or not, heads included."""
+        """Return all parameters, trained or not, heads included."""
         params = self.params
         if self.heads is not None:
             params = {**params, **self.heads.params}
         return trees.merge(params, self.frozen[FIXED]) if FIXED in self.frozen else params
 
     def _at_method(self, method: str) -> EmbeddingFunction:
+        """Return the network that computes another output."""
         inner = self._without_fixed(self.network)
         if not isinstance(inner, Network) or not isinstance(inner.module, SelfSupervised):
-            raise InfluenceError(f"{self.name} has heads, but its network is no SelfSupervised.")
+            raise InfluenceError(f"{self.name} has heads, but its network is not a SelfSupervised module.")
         return self._with_fixed(dataclasses.replace(inner, method=method))
 
     @staticmethod
     def _without_fixed(network: EmbeddingFunction) -> EmbeddingFunction:
+        """Return the network of all parameters."""
         return network.network if isinstance(network, PartlyTrained) else network
 
     def _with_fixed(self, network: EmbeddingFunction) -> EmbeddingFunction:
+        """Let a network read fixed parameters if this encoder has some."""
         return PartlyTrained(network) if isinstance(self.network, PartlyTrained) else network
 
     def checked(self) -> "Encoder":
-        """Embed random images and refuse what is no function of each image alone.
+        """Embed random images, and refuse a network that is not a function of each image by itself.
 
         Raises:
-            StructureError: The network is in training mode, or an embedding depends on the other images of its batch.
+            StructureError: If the network is in training mode, an embedding depends on the other images of its batch or
+                is not finite, or the variables do not fit.
         """
         shape = (2, self.input.height, self.input.width, self.input.channels)
         dtype = next((x.dtype for x in jax.tree.leaves(self.params) if jnp.issubdtype(x.dtype, jnp.floating)), None)
@@ -492,16 +572,16 @@ class Encoder:
             ) from error
         except flax.errors.FlaxError as error:
             raise StructureError(f"The variables do not fit {self.name}: {_brief(error)}.") from error
-        alone = np.asarray(first[0], np.float64)
-        beside = np.asarray(embed(self.params, self.frozen, pixels[[0, 3, 4]])[0], np.float64)
-        if not np.isfinite(alone).all():
+        embedding = np.asarray(first[0], np.float64)
+        other_batch = np.asarray(embed(self.params, self.frozen, pixels[[0, 3, 4]])[0], np.float64)
+        if not np.isfinite(embedding).all():
             raise StructureError(
                 f"{self.name} embeds an image of random pixels as NaN or infinity; check its parameters."
             )
-        if np.linalg.norm(alone - beside) > 1e-3 * np.linalg.norm(alone):
+        if np.linalg.norm(embedding - other_batch) > 1e-3 * np.linalg.norm(embedding):
             raise StructureError(
-                f"{self.name} embeds an image differently beside another one, as BatchNorm does in training mode. Pass the "
-                "arguments that put it into evaluation mode as arguments={'name': value}, or build it that way."
+                f"The embedding of an image by {self.name} depends on the other images of its batch, as with BatchNorm in "
+                "training mode. Pass the arguments for evaluation mode as arguments={'name': value}, or build it that way."
             )
         return self
 
@@ -509,28 +589,28 @@ class Encoder:
 def evaluation_arguments(
     call: Callable[..., Any], leading: int, given: Mapping[str, Hashable] | None, name: str
 ) -> tuple[tuple[str, Hashable], ...]:
-    """Find out the keyword arguments that put a network into evaluation mode.
+    """Collect the keyword arguments that put a network into evaluation mode.
 
     Args:
         call: The method.
-        leading: Arguments before them: the images, and `self` where it is not bound.
-        given: Arguments that are known; they win.
-        name: Of the method, for errors.
+        leading: Number of arguments before them: the images, and `self` if the method is not bound.
+        given: Arguments that the user chose; they override `EVALUATION`.
+        name: Name of the method, for errors.
 
     Raises:
-        StructureError: The method asks for an argument that is neither given nor known, or has none of a given name.
+        StructureError: If the method needs an argument that is neither given nor known, or does not have a given one.
     """
-    given, found = dict(given or {}), {}
+    given, evaluation = dict(given or {}), {}
     parameters = list(inspect.signature(call).parameters.values())[leading:]
     kinds = inspect.Parameter
     for parameter in parameters:
         if parameter.kind in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD) or parameter.name in given:
             continue
         if parameter.name in EVALUATION:
-            found[parameter.name] = EVALUATION[parameter.name]
+            evaluation[parameter.name] = EVALUATION[parameter.name]
         elif parameter.default is kinds.empty:
             raise StructureError(
-                f"{name} asks for the argument {parameter.name!r}, whose value in evaluation is not known; pass "
+                f"{name} needs the argument {parameter.name!r}, whose value in evaluation is not known; pass "
                 f"arguments={{{parameter.name!r}: value}}."
             )
     names = {parameter.name for parameter in parameters}
@@ -538,34 +618,38 @@ def evaluation_arguments(
         raise StructureError(
             f"{name} has no argument {sorted(given.keys() - names)[0]!r}; it has {', '.join(sorted(names)) or 'none'}."
         )
-    return tuple(sorted({**found, **given}.items()))
+    return tuple(sorted({**evaluation, **given}.items()))
 
 
-def variable_shapes(network: Network, taken: ToInput, loss: Loss | None) -> PyTree:
-    """Return the shapes of everything that a network of this package reads, as `Encoder.variables` has them."""
-    images = jax.ShapeDtypeStruct((2, taken.height, taken.width, taken.channels), jnp.float32)
+def variable_shapes(network: Network, to_input: ToInput, loss: Loss | None) -> PyTree:
+    """Return the shapes of the variables of a network of this package, as in `Encoder.variables`."""
+    images = jax.ShapeDtypeStruct((2, to_input.height, to_input.width, to_input.channels), jnp.float32)
     arguments: dict[str, Any] = {"train": False}
-    held = dict(jax.eval_shape(lambda x: network.module.init(jax.random.key(0), x, **arguments), images))
-    params, frozen = held.pop("params"), held
+    frozen = dict(jax.eval_shape(lambda x: network.module.init(jax.random.key(0), x, **arguments), images))
+    params = frozen.pop("params")
     if loss is not None and loss.compares_with_target:
         parts = PARTS["projector"]
-        frozen = {**frozen, "target": {"params": _of(params, parts), **{k: _of(v, parts) for k, v in frozen.items()}}}
+        state = {name: _select(value, parts) for name, value in frozen.items()}
+        frozen = {**frozen, "target": {"params": _select(params, parts), **state}}
     return {"params": params, "frozen": frozen}
 
 
-def _of(tree: dict[str, PyTree], parts: Sequence[str]) -> dict[str, PyTree]:
+def _select(tree: dict[str, PyTree], parts: Sequence[str]) -> dict[str, PyTree]:
+    """Select the named parts of a tree."""
     return {name: tree[name] for name in parts if name in tree}
 
 
 def _network(description: Mapping[str, Any]) -> Network:
-    held = description["network"]
-    mean, std = (tuple(float(value) for value in held[name]) for name in ("mean", "std"))
-    arguments = tuple(sorted(held["arguments"].items()))
-    module = architectures.build(held["module"])
-    return Network(module, held["method"], arguments, mean, std, held["output"], held["pool"])
+    """Build the network that an encoder's description names."""
+    network = description["network"]
+    mean, std = (tuple(float(value) for value in network[name]) for name in ("mean", "std"))
+    arguments = tuple(sorted(network["arguments"].items()))
+    module = architectures.build(network["module"])
+    return Network(module, network["method"], arguments, mean, std, network["output"], network["pool"])
 
 
 def _options(network: Network | NnxNetwork | FunctionNetwork) -> dict[str, configuration.Plain]:
+    """Describe the standardisation and the choice of the output."""
     return {
         "mean": list(network.mean),
         "std": list(network.std),
@@ -574,30 +658,31 @@ def _options(network: Network | NnxNetwork | FunctionNetwork) -> dict[str, confi
     }
 
 
-def _called(place: str) -> Encoder:
-    """Call the function that a text names, from an installed package or the working folder."""
+def _call_named(place: str) -> Encoder:
+    """Call a function by name, from an installed package or the working folder."""
     module, _, function = place.partition(":")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # behind what is installed, so that nothing there is replaced
+        sys.path.append(str(Path.cwd()))  # at the end, so that installed packages take precedence
     try:
-        found = getattr(importlib.import_module(module), function)
+        named = getattr(importlib.import_module(module), function)
     except ModuleNotFoundError as error:
         raise InfluenceError(
             f"{place} is neither a file nor package.module:function: {error}. Check the path or the name."
         ) from error
     except AttributeError as error:
         raise InfluenceError(f"{module} has no {function!r}; name a function in it that returns an Encoder.") from error
-    encoder = found() if callable(found) and not isinstance(found, Encoder) else found
+    encoder = named() if callable(named) and not isinstance(named, Encoder) else named
     if not isinstance(encoder, Encoder):
         raise InfluenceError(f"{place} must be or return an Encoder, got a {type(encoder).__name__}.")
     return encoder
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Whether a pattern is a whole name, or whole parts of one."""
+    """Test whether a pattern is a whole name or a sequence of whole parts of it."""
     padded, wanted = f"/{name}/", f"/{pattern.strip('/')}/"
     return fnmatch.fnmatchcase(padded, f"*{wanted}*")
 
 
 def _brief(error: Exception) -> str:
+    """Return the first line of an error's message, without flax's link."""
     return str(error).split(" (https://", 1)[0].splitlines()[0].rstrip(".")

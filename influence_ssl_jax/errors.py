@@ -1,4 +1,7 @@
-"""The errors that a user can mend: what was wrong, what was got, what to do."""
+"""Define the errors that a user can correct.
+
+Each message says what was wrong, what was got and what to do.
+"""
 
 import contextlib
 import errno
@@ -14,14 +17,14 @@ class InfluenceError(Exception):
     """Base of every documented error; the command line prints its message without a traceback.
 
     Attributes:
-        status: The exit status of a command that it ends.
+        status: Exit status of a command that ends with it.
     """
 
     status = 2
 
 
 class IndefiniteError(InfluenceError):
-    """`C + damping·I` is not positive definite, so a self-influence would have no sign."""
+    """`C + damping·I` is not positive definite, so a self-influence could be negative."""
 
     def __init__(self, smallest: float, damping: float):
         super().__init__(
@@ -34,7 +37,7 @@ class IndefiniteError(InfluenceError):
 
 
 class CurvatureError(InfluenceError):
-    """A backend was asked for a curvature that it cannot represent."""
+    """A backend cannot represent the requested curvature."""
 
 
 class DivergenceError(InfluenceError):
@@ -42,31 +45,31 @@ class DivergenceError(InfluenceError):
 
 
 class StructureError(InfluenceError):
-    """Parameters and layers do not match: a parameter that no layer explains, or a vector of another structure."""
+    """Parameters do not match the layers, the network or another vector."""
 
 
 class DataError(InfluenceError):
-    """A data set that is unknown, not prepared or empty, or a description of it that cannot be."""
+    """A data set is unknown, not prepared or empty, or its description is not valid."""
 
 
 class StoreError(InfluenceError):
-    """An output folder that belongs to another run, is in use, or does not hold what is asked of it."""
+    """An output folder belongs to another run, is in use, or lacks the requested content."""
 
 
 class SkippedError(InfluenceError):
-    """A finished run that could not use more of its images than its user allows; what it made is whole."""
+    """A finished run could not use more of its images than allowed; its results are complete."""
 
     status = 3
 
 
 class PartnerError(InfluenceError):
-    """Another process of a run of several has died."""
+    """Another process of the same run has ended with an error."""
 
     status = 4
 
 
 class MissingExtraError(InfluenceError, ImportError):
-    """A part of the package was imported whose packages are not installed."""
+    """A part of the package needs packages that are not installed."""
 
 
 EXTRAS = {
@@ -86,7 +89,7 @@ def require(extra: str) -> None:
         extra: A key of `EXTRAS`.
 
     Raises:
-        MissingExtraError: One is not; the message names the extra.
+        MissingExtraError: If one is not installed; the message names the extra.
     """
     absent = [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
     if absent:
@@ -96,15 +99,18 @@ def require(extra: str) -> None:
 
 
 class FullDiskError(InfluenceError):
-    """A disk that takes no more bytes."""
+    """A disk is full."""
 
 
 @contextlib.contextmanager
 def disk_of(path: Path) -> Iterator[None]:
-    """Where the disk that `path` is written to is full, says which one it is and what to do.
+    """Report a full disk with its name and what to do.
+
+    Args:
+        path: A path on the disk that the block writes to.
 
     Raises:
-        FullDiskError: No space is left, a quota is used up, or a file may not grow further.
+        FullDiskError: If no space is left, a quota is used up, or a file may not grow further.
     """
     try:
         yield
@@ -122,21 +128,22 @@ def disk_of(path: Path) -> Iterator[None]:
 
 
 _TURNS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Characters that change the direction in which text around them is shown."""
+"""Characters that change the direction in which the text around them is shown."""
 
 
 def printable(text: str) -> str:
-    r"""Return `text` with everything that a terminal would obey, or could not show, as an escape.
+    r"""Return `text` with escapes for everything that a terminal would obey or could not show.
 
-    Control characters, line separators and changes of direction become `\x1b` or `\u202e`, a byte of a file name that is
-    not UTF-8 becomes `\xff`.
+    Control characters, line separators and changes of direction become `\x1b` or `\u202e`; a byte of a file name that
+    is not UTF-8 becomes `\xff`.
     """
     if text.isprintable():
         return text
-    return "".join(map(_escaped, text))
+    return "".join(map(_escape, text))
 
 
-def _escaped(character: str) -> str:
+def _escape(character: str) -> str:
+    """Return a character, or its escape if a terminal would obey or could not show it."""
     if "\udc80" <= character <= "\udcff":  # how Python writes a byte of a file name that is not UTF-8
         return f"\\x{ord(character) - 0xDC00:02x}"
     if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _TURNS:

@@ -1,4 +1,7 @@
-"""Report the progress of a run as events; who called the run decides what is shown of them."""
+"""Report the progress of a run as events.
+
+The caller of the run decides what to show.
+"""
 
 import contextlib
 import dataclasses
@@ -9,12 +12,12 @@ from typing import Literal, TypeAlias
 
 @dataclasses.dataclass(frozen=True)
 class Started:
-    """A stage that takes time has begun; `Ended` follows, after an error too.
+    """The start of a stage; `Ended` follows, also after an error.
 
     Attributes:
-        stage: What is done, in words.
-        done: Images that were done before; None if the stage does not count images.
-        total: Images that are done at its end; None if the stage does not count images.
+        stage: The stage, in words.
+        done: Number of images that are already done; None if the stage does not count images.
+        total: Number of images at the end of the stage; None if the stage does not count images.
     """
 
     stage: str
@@ -24,13 +27,13 @@ class Started:
 
 @dataclasses.dataclass(frozen=True)
 class Advanced:
-    """A batch of a stage that counts images is done.
+    """The end of a batch, in a stage that counts images.
 
     Attributes:
-        stage: What is done, in words.
-        done: Images that are done, by all processes of the run.
-        total: Images that are done at the end of the stage.
-        rate: Images per second of all processes; None until a second batch is done, since the first one compiles.
+        stage: The stage, in words.
+        done: Number of images that all processes of the run have done.
+        total: Number of images at the end of the stage.
+        rate: Images per second of all processes; None until a second batch is done, because the first one compiles.
         values: Further numbers, such as the loss.
     """
 
@@ -43,10 +46,10 @@ class Advanced:
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """A stage has ended, finished or not.
+    """The end of a stage, with or without an error.
 
     Attributes:
-        stage: What was done, in words.
+        stage: The stage, in words.
     """
 
     stage: str
@@ -67,11 +70,11 @@ class Note:
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """A file is finished.
+    """The end of writing a file.
 
     Attributes:
-        name: What it holds.
-        path: Where it is.
+        name: Content of the file, in words.
+        path: Path of the file.
     """
 
     name: str
@@ -79,10 +82,10 @@ class Written:
 
 
 Event: TypeAlias = Started | Advanced | Ended | Note | Written
-"""Anything that a run reports."""
+"""An event that a run reports."""
 
 Progress: TypeAlias = Callable[[Event], None]
-"""Who is told: called in the thread of the run, with one event after the other."""
+"""A function that receives events, one after the other, in the thread of the run."""
 
 
 def silent(event: Event) -> None:
@@ -92,11 +95,18 @@ def silent(event: Event) -> None:
 
 @contextlib.contextmanager
 def stage(progress: Progress, name: str) -> Iterator[None]:
-    """Report that a stage begins before the block, and that it has ended after it.
+    """Report the start and the end of a stage around a block.
 
     Args:
-        progress: Who is told.
-        name: What is done, in words.
+        progress: The function that receives the events.
+        name: The stage, in words.
+
+    Example:
+        >>> from influence_ssl_jax.progress import stage
+        >>> with stage(print, "reading"):
+        ...     pass
+        Started(stage='reading', done=None, total=None)
+        Ended(stage='reading')
     """
     progress(Started(name))
     try:

@@ -1,4 +1,4 @@
-"""What a result was made with: command, versions, device, parameters."""
+"""Record the origin of a result: command, versions, device, digest of parameters."""
 
 import hashlib
 import importlib.metadata
@@ -14,20 +14,20 @@ import numpy as np
 from influence_ssl_jax.types import PyTree
 
 DECISIVE = ("influence-ssl-jax", "jax", "jaxlib", "flax", "numpy", "pillow")
-"""Packages whose version can change a score: Pillow decodes and resizes."""
+"""Packages whose version can change a score; Pillow decodes and resizes images."""
 RECORDED = (*DECISIVE, "optax", "orbax-checkpoint", "pyarrow", "scikit-learn", "scipy", "tensorflow-datasets")
 """Packages whose version is recorded."""
 
 
 def versions(packages: tuple[str, ...] = RECORDED) -> dict[str, str]:
-    """The installed version of each package, and of Python."""
+    """Return the installed version of each package, and of Python."""
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
 
 
 def decisive(*further: str) -> dict[str, dict[str, Any]]:
-    """What an identity says of software and device: all that can change a number, and nothing that cannot.
+    """Return the software and the device as far as they can change a number.
 
-    Python counts by its minor version, the device by its platform and the arithmetic that it is asked for.
+    Of Python this is the minor version, of the device its platform and the arithmetic that is set.
 
     Args:
         *further: Packages beside DECISIVE.
@@ -41,14 +41,14 @@ def decisive(*further: str) -> dict[str, dict[str, Any]]:
 
 
 def command() -> list[str]:
-    """The command line that is running; empty where it is not this program's."""
+    """Return the command line of this process; empty if the program is not `influence-ssl`."""
     program = Path(sys.argv[0])
     ours = program.name == "influence-ssl" or program.parts[-2:] == ("influence_ssl_jax", "__main__.py")
     return ["influence-ssl", *(word for word in sys.argv[1:] if word != "--debug")] if ours else []
 
 
 def device() -> dict[str, Any]:
-    """The accelerator that arrays live on, and how it is compiled for; starts it where nothing has yet."""
+    """Return the accelerator of this process and the settings of compilation; this starts JAX."""
     first = jax.devices()[0]
     return {
         "platform": first.platform,
@@ -62,7 +62,10 @@ def device() -> dict[str, Any]:
 
 
 def tree_digest(tree: PyTree) -> str:
-    """SHA-256 of every leaf's path, type, shape and bits: equal exactly where two trees of parameters are."""
+    """Compute the SHA-256 of the path, type, shape and bits of every leaf.
+
+    Two trees have the same digest if and only if all of these are equal.
+    """
     total = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.asarray(leaf)

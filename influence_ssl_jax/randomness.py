@@ -1,9 +1,9 @@
-"""Random numbers: one named stream for each purpose, and draws that do not depend on the type in force.
+"""Draw random numbers: one named stream for each purpose, the same numbers in every float type.
 
-Two rules keep results apart from each other and from float precision. A seed is never used as a key itself: every purpose
-has its own stream of it, and below a stream keys are either numbered (`fold_in`, `split`) or drawn from, never both.
-Everything is made of 32-bit integers, because JAX draws other numbers in float64, and transformed in the type that is asked
-for, because float32 rounds a transformation in one program otherwise than in another.
+Two rules keep results independent of each other and of the float type. First, a seed is never used as a key itself:
+every purpose has its own stream of the seed, and a key below a stream is either split (`fold_in`, `split`) or drawn
+from, never both. Second, all draws start from 32-bit integers, because JAX draws other numbers in float64; the integers
+are transformed in the requested type, because float32 rounds a transformation differently in different programs.
 """
 
 import enum
@@ -15,12 +15,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 _ABOVE_EVERY_NUMBER = 0x80000000
-"""Streams have the highest bit; numbers of examples, draws and steps are 31 bits long."""
+"""Streams have the highest bit set; numbers of examples, draws and steps have 31 bits."""
 
 
 @enum.unique
 class Stream(enum.Enum):
-    """What random numbers are drawn for."""
+    """Purposes of random numbers."""
 
     INITIALISATION = "initial parameters"
     TRAINING_ORDER = "order of training examples"
@@ -52,7 +52,7 @@ class Stream(enum.Enum):
 
     @property
     def number(self) -> int:
-        """32 bits that stand for the name."""
+        """A number of 32 bits for the stream."""
         return zlib.crc32(self.value.encode()) | _ABOVE_EVERY_NUMBER
 
 
@@ -60,12 +60,21 @@ def root(seed: int, stream: Stream) -> Key[Array, ""]:
     """Return the key of a stream of a seed.
 
     Raises:
-        ValueError: The seed is negative.
+        ValueError: If the seed is negative.
+
+    Example:
+        Streams of the same seed are independent.
+
+        >>> import jax
+        >>> from influence_ssl_jax.randomness import Stream, root
+        >>> keys = [jax.random.key_data(root(0, stream)).tolist() for stream in (Stream.BACKEND, Stream.FISHER)]
+        >>> keys[0] == keys[1]
+        False
     """
     if seed < 0:
         raise ValueError(f"A seed is zero or positive, got {seed}.")
     key, rest = jax.random.key(seed % 2**32), seed >> 32
-    while rest:  # 64-bit seeds would otherwise be cut to 32 bits where float64 is off
+    while rest:  # without this, seeds of 64 bits would lose their upper half if JAX is not in 64-bit mode
         key, rest = jax.random.fold_in(key, np.uint32(rest % 2**32)), rest >> 32
     return branch(key, stream)
 
@@ -76,14 +85,14 @@ def branch(key: Key[Array, ""], stream: Stream) -> Key[Array, ""]:
 
 
 def generator(seed: int, stream: Stream, *numbers: int) -> np.random.Generator:
-    """Return NumPy's generator of a stream of a seed; further numbers tell its parts apart.
+    """Return NumPy's generator of a stream of a seed; further numbers select parts of the stream.
 
     Raises:
-        ValueError: The seed is negative.
+        ValueError: If the seed is negative.
     """
     if seed < 0:
         raise ValueError(f"A seed is zero or positive, got {seed}.")
-    # The stream stands first, and a stream has one count of numbers: [seed] and [seed, 0] are the same entropy to NumPy.
+    # [seed] and [seed, 0] are the same entropy to NumPy, so each stream always passes the same count of numbers.
     return np.random.default_rng([stream.number, seed, *numbers])
 
 
@@ -96,7 +105,7 @@ def normal(key: Key[Array, ""], shape: tuple[int, ...], dtype: jax.typing.DTypeL
 def uniform(
     key: Key[Array, ""], shape: tuple[int, ...], dtype: jax.typing.DTypeLike, low: float = 0.0, high: float = 1.0
 ) -> Float[Array, "*shape"]:
-    """Draw uniform numbers of (low, high), the same in every type up to its rounding."""
+    """Draw uniform numbers in (low, high), the same in every type up to its rounding."""
     return low + (high - low) * _fraction(key, shape, dtype)
 
 
@@ -113,10 +122,10 @@ def signs(key: Key[Array, ""], shape: tuple[int, ...], dtype: jax.typing.DTypeLi
 
 
 def coin(key: Key[Array, ""], probability: float) -> Bool[Array, ""]:
-    """Draw whether something of a given probability happens."""
+    """Draw true with the given probability."""
     return jax.random.uniform(key, (), jnp.float32) < probability
 
 
 def integers(key: Key[Array, ""], shape: tuple[int, ...], low: int, high: int) -> Int[Array, "*shape"]:
-    """Draw uniform integers of [low, high), 32 bits long."""
+    """Draw uniform 32-bit integers in [low, high)."""
     return jax.random.randint(key, shape, low, high, jnp.int32)

@@ -1,4 +1,4 @@
-"""Record what a long run does while it runs: a structured log, a heartbeat, events of progress."""
+"""Record a long run while it works: a structured log, a heartbeat, events of progress."""
 
 import contextlib
 import json
@@ -22,31 +22,36 @@ BEAT = 5.0
 
 
 def json_lines(file: Path) -> list[dict]:
-    """The objects of a file of one JSON object a line; what a kill cut short or damage made something else is none."""
-    found = []
+    """Read the objects of a JSON-lines file; incomplete and damaged lines are left out."""
+    objects = []
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []:
         with contextlib.suppress(ValueError, RecursionError):
             read = json.loads(line)
-            found += [read] if isinstance(read, dict) else []
-    return found
+            objects += [read] if isinstance(read, dict) else []
+    return objects
 
 
-def _torn(file: Path) -> bool:
-    """Whether a kill cut the last line short."""
+def _last_line_is_incomplete(file: Path) -> bool:
+    """Test whether the last line of a file is incomplete.
+
+    This happens if the process was stopped while it wrote the line.
+    """
     if not file.exists() or not file.stat().st_size:
         return False
-    with file.open("rb") as held:
-        held.seek(-1, os.SEEK_END)
-        return held.read(1) != b"\n"
+    with file.open("rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        return stream.read(1) != b"\n"
 
 
 class RunLog:
-    """`log.jsonl`, one JSON object a line, appended by every run, and `heartbeat.json`, replaced every few seconds.
+    """A log `log.jsonl` and a heartbeat `heartbeat.json` of a run.
 
-    A process other than the first has files of its own, `log-1.jsonl` and so on. While the log is entered (`with`), a
-    thread beats whatever the process is busy with. In `heartbeat.json` `time` is when it last beat: an old one belongs to
-    a process that is gone. `moved` is when it last came further: an old one beside a fresh `time` belongs to one that
-    takes long, or is stuck, in what `doing` names.
+    Every run appends to `log.jsonl`, one JSON object on each line. `heartbeat.json` is replaced every few seconds, by a
+    thread that works while the log is entered (`with`). A process other than the first has files of its own,
+    `log-1.jsonl` and so on.
+
+    In `heartbeat.json`, `time` is the time of the last heartbeat: if it is old, the process has ended. `moved` is the
+    time of the last progress: if it is old and `time` is recent, the work named in `doing` is slow or does not end.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -58,8 +63,8 @@ class RunLog:
         self._doing, self._facts, self._moved, self._beaten = "", {}, time.time(), 0.0
         self._began, self._end, self._writing = time.time(), threading.Event(), threading.Lock()
         self._open = contextlib.ExitStack()
-        if _torn(self._log):
-            self._write("")  # ends that line, so that none is glued to it
+        if _last_line_is_incomplete(self._log):
+            self._write("")  # ends the incomplete line, so that the next one is separate
 
     def __enter__(self) -> "RunLog":
         self._end.clear()
@@ -75,31 +80,35 @@ class RunLog:
         if error is None:
             self.beat("finished", **self._facts)
             return
-        with contextlib.suppress(Exception):  # the error itself is what counts
-            self._stopped(_word(error))
+        with contextlib.suppress(Exception):  # the error of the run is more important than one of this record
+            self._stopped(_describe_stop(error))
 
     def _stopped(self, reason: str) -> None:
-        """The last line of a run that does not come through."""
+        """Record that the run stopped before its end."""
         self.event("stopped", reason=reason)
         self._doing = ""
         self.beat(f"stopped: {reason}", **self._facts)
 
     def _keep_beating(self) -> None:
+        """Write a heartbeat every few seconds."""
         while not self._end.wait(BEAT):
             if self._doing:
-                with contextlib.suppress(OSError, InfluenceError):  # a full disk stops the run where it writes results
+                with contextlib.suppress(OSError, InfluenceError):  # if the disk is full, writing results fails too
                     self._heartbeat()
 
     def event(self, name: str, **facts: Plain) -> None:
-        """Add a line; `time` is in seconds since 1970."""
+        """Add a line to the log; its `time` is in seconds since 1970."""
         self._write(json.dumps({"time": round(time.time(), 3), "event": name, **self._who, **facts}))
 
     def events(self, name: str) -> list[dict]:
-        """The lines of that name, of this run and of those before it."""
+        """Read the lines with this name, of this run and of earlier ones."""
         return [line for line in json_lines(self._log) if line.get("event") == name]
 
     def beat(self, doing: str, **facts: Plain) -> None:
-        """Say that the process is alive; while it does the same most calls do nothing, so it can be called often."""
+        """Record that the process makes progress.
+
+        While `doing` is the same, the file is written only once in a few seconds, so this can be called often.
+        """
         self._facts, self._moved = facts, time.time()
         if doing == self._doing and time.monotonic() - self._beaten < BEAT:
             return
@@ -107,50 +116,54 @@ class RunLog:
         self._heartbeat()
 
     def _heartbeat(self) -> None:
+        """Write the heartbeat."""
         with self._writing, disk_of(self._heart):
             self._beaten = time.monotonic()
-            said = {"time": round(time.time(), 3), "moved": round(self._moved, 3), "doing": self._doing}
+            state = {"time": round(time.time(), 3), "moved": round(self._moved, 3), "doing": self._doing}
             unfinished = self._heart.with_suffix(".tmp")
-            unfinished.write_text(json.dumps({**said, **self._who, **self._facts}), encoding="utf-8")
+            unfinished.write_text(json.dumps({**state, **self._who, **self._facts}), encoding="utf-8")
             unfinished.replace(self._heart)
 
     def of_others(self) -> int:
-        """How many examples the other processes of this run have done, by their heartbeats."""
+        """Count the examples that the other processes of this run have done, from their heartbeats."""
         total = 0
         for number in range(jax.process_count()):
             if number != jax.process_index():
                 name = f"heartbeat-{number}.json" if number else "heartbeat.json"
-                said = next(iter(json_lines(self._folder / name)), {})
-                fresh = isinstance(said.get("moved"), float) and said["moved"] >= self._began - BEAT
-                total += said["advanced"] if fresh and isinstance(said.get("advanced"), int) else 0
+                state = next(iter(json_lines(self._folder / name)), {})
+                recent = isinstance(state.get("moved"), float) and state["moved"] >= self._began - BEAT
+                total += state["advanced"] if recent and isinstance(state.get("advanced"), int) else 0
         return total
 
     def _write(self, line: str) -> None:
+        """Append a line to the log."""
         with disk_of(self._log), self._log.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
 
-def _word(error: BaseException) -> str:
-    """Why a run stopped, in a few words."""
+def _describe_stop(error: BaseException) -> str:
+    """Describe in a few words why a run stopped."""
     if isinstance(error, KeyboardInterrupt):
         return "terminated (SIGTERM)" if isinstance(error, Terminated) else "interrupted (Ctrl-C)"
     return f"{type(error).__name__}: {error}"[:500]
 
 
 class Pace:
-    """Examples per second since the first batch, which compiles; what comes between batches counts.
+    """The speed of a run in examples per second.
+
+    It is measured from the end of the first batch, which compiles, and includes the time between batches.
 
     Attributes:
-        total: Examples of the whole work.
-        done: Those that are done, before this run or in it, by this process.
-        advanced: Those of them that were done in this run.
+        total: Number of examples of the whole work.
+        done: Number of examples that this process has done, in this run and before it.
+        advanced: Number of examples that this process has done in this run.
     """
 
     def __init__(self, total: int, done: int) -> None:
         self.total, self.done, self.advanced, self._first, self._counted = total, done, 0, 0.0, 0
 
     def advance(self, examples: int) -> None:
-        """So many more are done."""
+        """Count `examples` more as done."""
         self.done += examples
         self.advanced += examples
         if not self._first:
@@ -160,15 +173,19 @@ class Pace:
 
     @property
     def speed(self) -> float:
-        """Examples per second; zero until there are two batches."""
+        """Examples per second; zero until two batches are done."""
         return self._counted / max(time.monotonic() - self._first, 1e-9) if self._counted else 0.0
 
     def together(self, others: int) -> float:
-        """Examples per second of this process and the others, which have done `others` examples in this run."""
+        """Return the examples per second of all processes.
+
+        Args:
+            others: Number of examples that the other processes have done in this run.
+        """
         return self.speed * (self.advanced + others) / self.advanced if self.advanced else 0.0
 
     def facts(self) -> dict[str, float | int | None]:
-        """For the log: done, total, examples per second, seconds left."""
+        """Return the counts, the speed and the seconds left, for the log."""
         left = (self.total - self.done) / self.speed if self.speed else None
         return {
             "done": self.done,
@@ -180,23 +197,23 @@ class Pace:
 
 
 class Watch:
-    """Work under way, seen from outside: every batch is an event and, now and then, a heartbeat."""
+    """The progress of a stage: an event for every batch, and a heartbeat every few seconds."""
 
     def __init__(self, progress: Progress, log: RunLog, doing: str, pace: Pace, others: Callable[[], int]) -> None:
         self.pace, self._progress, self._log, self._doing = pace, progress, log, doing
         self._ask, self._others, self._asked = others, 0, 0.0
 
     def advance(self, examples: int, **facts: float | int) -> None:
-        """Report that so many more are done, with further numbers beside it and in the heartbeat."""
+        """Report `examples` more as done, with further numbers."""
         self.pace.advance(examples)
-        if time.monotonic() - self._asked > BEAT:  # progress is of the whole, of which other processes do their part
+        if time.monotonic() - self._asked > BEAT:  # reported progress includes the work of other processes
             self._others, self._asked = self._ask(), time.monotonic()
         rate = self.pace.together(self._others) or None
         self._progress(Advanced(self._doing, self.pace.done + self._others, self.pace.total, rate, facts))
         self._log.beat(self._doing, **self.pace.facts(), **facts)
 
     def pause(self, doing: str) -> None:
-        """Something else is being done between two batches."""
+        """Record other work between two batches."""
         self._log.beat(doing, **self.pace.facts())
 
     def say(self, line: str) -> None:
@@ -208,14 +225,14 @@ class Watch:
 def watched(
     progress: Progress, log: RunLog, doing: str, pace: Pace, others: Callable[[], int] = lambda: 0
 ) -> Iterator[Watch]:
-    """Report a stage that counts images, beside a heartbeat, while the block works.
+    """Report a stage that counts images around a block, with a heartbeat.
 
     Args:
-        progress: Who is told.
-        log: Whose heartbeat it is.
-        doing: What is done.
-        pace: How far it is.
-        others: How many examples other processes have done in this run, where each counts its own.
+        progress: The function that receives the events.
+        log: The log with the heartbeat.
+        doing: The stage, in words.
+        pace: The counts and the speed of the stage.
+        others: Returns the number of examples that other processes have done in this run.
     """
     progress(Started(doing, pace.done, pace.total))
     try:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: what was finished is kept, a word is said, and the process ends in time."""
+"""Handle Ctrl-C and SIGTERM: keep finished work, report the reason, and end in time."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 GRACE = 10.0
-"""Seconds after the signal in which a run may end by itself; a program that is being compiled cannot be cut short."""
+"""Seconds after a signal in which a run may end by itself; a compilation cannot be interrupted."""
 NAMES = {signal.SIGINT: "interrupted (Ctrl-C)", signal.SIGTERM: "terminated (SIGTERM)"}
 
 LastWord = Callable[[str], None]
@@ -18,12 +18,12 @@ _last_words: list[LastWord] = []
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as a scheduler sends it before it kills: handled like Ctrl-C, with another exit status."""
+    """SIGTERM, as a scheduler sends it before it kills; handled as Ctrl-C, with another exit status."""
 
 
 @contextlib.contextmanager
 def last_word(say: LastWord) -> Iterator[None]:
-    """While the block works, have `say(reason)` called should the process have to end at once."""
+    """Call `say(reason)` if the process must end at once while the block works."""
     _last_words.append(say)
     try:
         yield
@@ -32,7 +32,10 @@ def last_word(say: LastWord) -> Iterator[None]:
 
 
 def leave_at_once(status: int, reason: str) -> None:
-    """End the process without unwinding, after the last words; files that are written whole or not at all stay so."""
+    """End the process without unwinding, after the functions of `last_word`.
+
+    Files that are replaced as a whole stay intact.
+    """
     for say in list(_last_words):
         with contextlib.suppress(Exception):
             say(reason)
@@ -43,7 +46,10 @@ def leave_at_once(status: int, reason: str) -> None:
 
 
 def status_of(number: int) -> int:
-    """Return the exit status of a process that a signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
+    """Return the exit status of a process that a signal ended.
+
+    It is 130 for Ctrl-C and 143 for SIGTERM.
+    """
     return 128 + number
 
 
@@ -51,9 +57,9 @@ def status_of(number: int) -> int:
 def orderly() -> Iterator[None]:
     """Turn SIGINT into KeyboardInterrupt and SIGTERM into Terminated while the block works.
 
-    Python handles a signal between two of its own steps, and XLA may compile for minutes in one of them. A thread that
-    the signal wakes at once says so and, when GRACE seconds have passed, ends the process with the signal's status. The
-    first signal counts; a second one ends the process without waiting.
+    Python handles a signal only between two of its own steps, and one step can be a compilation of minutes. A thread
+    that the signal wakes at once therefore prints a message and, after GRACE seconds, ends the process with the
+    signal's status. A second signal ends the process without waiting.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -62,14 +68,14 @@ def orderly() -> Iterator[None]:
     waker.setblocking(False)
     ended = threading.Event()
     before = {number: signal.signal(number, _raise) for number in NAMES}
-    woken = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+    previous = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
     thread = threading.Thread(target=_watch, args=(ours, ended, GRACE), name="signals", daemon=True)
     thread.start()
     try:
         yield
     finally:
         ended.set()
-        signal.set_wakeup_fd(woken)
+        signal.set_wakeup_fd(previous)
         for number, handler in before.items():
             signal.signal(number, handler)
         waker.close()
@@ -78,11 +84,12 @@ def orderly() -> Iterator[None]:
 
 
 def _raise(number: int, _: FrameType | None) -> None:
+    """Raise the exception of a signal."""
     raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
 def _watch(wakes: socket.socket, ended: threading.Event, grace: float) -> None:
-    """Wait for the first signal, then for the end of the block, then no longer."""
+    """End the process if the block still works `grace` seconds after a signal, or at a second signal."""
     number = _next(wakes)
     if number is None:
         return
@@ -98,7 +105,7 @@ def _watch(wakes: socket.socket, ended: threading.Event, grace: float) -> None:
 
 
 def _next(wakes: socket.socket) -> signal.Signals | None:
-    """The next of our signals; None when the block has ended."""
+    """Wait for the next signal; return None if the block has ended."""
     while word := wakes.recv(1):
         if word[0] in NAMES:
             return signal.Signals(word[0])

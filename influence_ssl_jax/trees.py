@@ -1,4 +1,4 @@
-"""Vectors that are pytrees: inner product, norm, random draws, ravelling, two complementary parts."""
+"""Define operations on vectors that are pytrees: products, norms, draws, ravelling, partition."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,33 +13,31 @@ from influence_ssl_jax.types import PyTree
 
 
 def dot(left: PyTree, right: PyTree) -> Inexact[Array, ""]:
-    """Inner product ⟨left, right⟩ over all leaves."""
+    """Compute the inner product ⟨left, right⟩ over all leaves."""
     products = jax.tree.map(lambda a, b: jnp.vdot(a, b), left, right)
     return jax.tree.reduce(jnp.add, products)
 
 
 def norm(tree: PyTree) -> Float[Array, ""]:
-    """Euclidean norm over all leaves."""
+    """Compute the Euclidean norm over all leaves."""
     return jnp.sqrt(dot(tree, tree))
 
 
-def axpy(scale: Float[Array, ""] | float, x: PyTree, y: PyTree) -> PyTree:
-    """Scale · x + y, leaf by leaf."""
-    return jax.tree.map(lambda a, b: scale * a + b, x, y)
-
-
 def scale(factor: Float[Array, ""] | float, tree: PyTree) -> PyTree:
-    """Factor · tree, leaf by leaf."""
+    """Multiply every leaf by `factor`."""
     return jax.tree.map(lambda a: factor * a, tree)
 
 
 def size(tree: PyTree) -> int:
-    """Number of scalars in all leaves."""
+    """Count the scalars in all leaves."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def astype(tree: PyTree, dtype: jax.typing.DTypeLike) -> PyTree:
-    """Cast every floating-point leaf; flax creates float32 parameters even under x64, so exact tests cast."""
+    """Cast every floating-point leaf to `dtype`.
+
+    Flax creates float32 parameters also if JAX is in 64-bit mode, so exact computations need this cast.
+    """
 
     def cast(leaf: Array) -> Array:
         return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
@@ -47,44 +45,48 @@ def astype(tree: PyTree, dtype: jax.typing.DTypeLike) -> PyTree:
     return jax.tree.map(cast, tree)
 
 
-def normal_like(key: Key[Array, ""], tree: PyTree) -> PyTree:
-    """Independent standard normal entries in the structure, shapes and dtypes of `tree`."""
-    leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(key, len(leaves))
-    drawn = [randomness.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(structure, drawn)
-
-
 def rademacher_like(key: Key[Array, ""], tree: PyTree) -> PyTree:
-    """Independent ±1 entries in the structure, shapes and dtypes of `tree`."""
+    """Draw independent signs ±1 in the structure, shapes and types of `tree`."""
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(key, len(leaves))
-    drawn = [randomness.signs(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(structure, drawn)
+    signs = [randomness.signs(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, signs)
 
 
 def ravel(tree: PyTree) -> Inexact[Array, " size"]:
-    """All leaves as one vector, in the order of `jax.tree.leaves`."""
+    """Join all leaves to one vector, in the order of `jax.tree.leaves`."""
     return ravel_pytree(tree)[0]
 
 
 def unravel(like: PyTree, vector: Inexact[Array, " size"]) -> PyTree:
-    """The inverse of `ravel`: `vector` in the structure of `like`."""
+    """Split a vector into the structure of `like`; it inverts `ravel`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from influence_ssl_jax import trees
+        >>> tree = {"a": jnp.asarray([1.0, 2.0]), "b": jnp.asarray(3.0)}
+        >>> trees.ravel(tree).tolist()
+        [1.0, 2.0, 3.0]
+        >>> float(trees.unravel(tree, trees.ravel(tree))["b"])
+        3.0
+    """
     return ravel_pytree(like)[1](vector)
 
 
 def ravel_batch(trees: PyTree) -> Inexact[Array, "batch size"]:
-    """A tree whose leaves share a leading axis, as one row per entry of that axis."""
+    """Join all leaves to a matrix, one row for each entry of their common leading axis."""
     leaves = jax.tree.leaves(trees)
     return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in leaves], axis=1)
 
 
 def partition(tree: PyTree, chosen: Callable[[str, Any], bool]) -> tuple[PyTree, PyTree]:
-    """Split a tree into its chosen leaves and the others, each with None where the other one has a leaf.
+    """Split a tree into its selected leaves and the others.
+
+    Each of the two results has None in place of the leaves of the other one.
 
     Args:
-        tree: Any tree.
-        chosen: Whether a leaf is, by its name (the path joined by slashes) and itself.
+        tree: A tree.
+        chosen: Whether a leaf is selected, from its name (its path, joined by slashes) and the leaf.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
@@ -95,5 +97,5 @@ def partition(tree: PyTree, chosen: Callable[[str, Any], bool]) -> tuple[PyTree,
 
 
 def merge(first: PyTree, second: PyTree) -> PyTree:
-    """Put the two parts of `partition` together again."""
+    """Join the two results of `partition`."""
     return jax.tree.map(lambda a, b: b if a is None else a, first, second, is_leaf=lambda leaf: leaf is None)

@@ -1,4 +1,4 @@
-"""The vocabulary: what the arrays and trees of this package are called."""
+"""Define the names of the arrays and trees of this package."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -8,36 +8,39 @@ import numpy as np
 from jaxtyping import Array, Int, Key, Num
 
 PyTree: TypeAlias = Any
-"""Any nesting of dicts, tuples and registered dataclasses with arrays at its leaves."""
+"""A nesting of dicts, tuples and registered dataclasses with arrays at its leaves."""
 
 Params: TypeAlias = PyTree
-"""Trainable parameters θ: what is differentiated."""
+"""Trainable parameters θ, which are differentiated."""
 
 Frozen: TypeAlias = PyTree
-"""What a network reads and nobody differentiates: `{"batch_stats": …}`, and beside it `{"target": {"params": …, …}}`
-where a loss compares with a target network (BYOL)."""
+"""State that a network reads and that is not differentiated.
+
+It is `{"batch_stats": …}`, with `{"target": {"params": …, …}}` beside it if a loss compares with a target network
+(BYOL).
+"""
 
 
 if TYPE_CHECKING:
     OnHostOrDevice: TypeAlias = Array
-else:  # what computes is handed arrays of JAX; a loader's are NumPy's until it places them
+else:  # computations receive arrays of JAX; a loader's arrays are NumPy's until it places them
     OnHostOrDevice = Array | np.ndarray
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Examples as they travel: raw pixels, one PRNG key and one index per example.
+    """A batch of examples: pixels, and one PRNG key and one index for each example.
 
-    The key belongs to the *example*, not to its place in a batch: whatever is random about an example (its views, its
-    perturbation) is the same in every batch, order, device count and process count. Pixels and numbers are NumPy's until
-    a loader places them on a device.
+    The key belongs to the *example*, not to its place in a batch: the random draws of an example (its views, its
+    perturbation) are the same in every batch, order, device count and process count. Pixels and numbers are NumPy
+    arrays until a loader places them on a device.
 
     Attributes:
         image: Pixels, uint8 in 0…255 or floating point in [0, 1].
-        key: One typed PRNG key per example.
-        index: The example's number in its source; −1 marks padding.
-        label: The example's class where one is known (only the supervised baseline reads it).
+        key: One typed PRNG key for each example.
+        index: Number of the example in its source; −1 marks padding.
+        label: Class of the example; None if it is not known (only the supervised baseline reads it).
     """
 
     image: Num[OnHostOrDevice, "*batch height width channels"]

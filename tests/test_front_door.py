@@ -4,6 +4,7 @@ import doctest
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -36,8 +37,17 @@ def test_importing_the_package_loads_nothing_heavy():
     assert said.stdout.split()[1][0].isdigit()
 
 
-@pytest.mark.parametrize("module", ["", ".runs.run", ".cli.console"])
+PACKAGE = Path(influence_ssl_jax.__file__).parent
+WITH_EXAMPLES = sorted(
+    ".".join(("influence_ssl_jax", *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+    for file in PACKAGE.rglob("*.py")
+    if ">>> " in file.read_text(encoding="utf-8")
+)
+"""Every module with an example in a docstring."""
+
+
+@pytest.mark.parametrize("module", WITH_EXAMPLES)
 def test_the_examples_of_docstrings_give_what_they_show(module):
-    found = doctest.testmod(importlib.import_module(f"influence_ssl_jax{module}"), optionflags=doctest.ELLIPSIS)
-    assert found.attempted > 0
-    assert found.failed == 0
+    results = doctest.testmod(importlib.import_module(module), optionflags=doctest.ELLIPSIS)
+    assert results.attempted > 0
+    assert results.failed == 0

@@ -13,7 +13,9 @@ _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
 
 
 def luminance(image: Float[Array, "height width channels"]) -> Float[Array, "height width 1"]:
-    """Compute the luminance `0.2989 R + 0.587 G + 0.114 B`; a grey image is its own luminance.
+    """Compute the luminance of each pixel, `0.2989 R + 0.587 G + 0.114 B`.
+
+    The luminance of a grey image is the image itself.
 
     Raises:
         ValueError: If the image has neither 1 nor 3 channels.
@@ -82,7 +84,7 @@ class ColourJitter(Transform):
         >>> import jax, jax.numpy as jnp
         >>> from influence_ssl_jax.augment.colour import ColourJitter
         >>> image = jnp.asarray([[[0.5, 0.25, 0.125]]])
-        >>> bool(jnp.allclose(ColourJitter()(jax.random.key(0), image), image))
+        >>> bool(jnp.allclose(jax.jit(ColourJitter())(jax.random.key(0), image), image))
         True
     """
 

@@ -60,6 +60,7 @@ def _weights(
 
 
 def _triangle(x: Array) -> Array:
+    """Return the kernel of bilinear interpolation."""
     return jnp.maximum(1 - x, 0)
 
 
@@ -96,7 +97,7 @@ class RandomResizedCrop(Transform):
         >>> import jax, jax.numpy as jnp
         >>> from influence_ssl_jax.augment.crop import RandomResizedCrop
         >>> crop = RandomResizedCrop(scale=(0.25, 0.5), height=2, width=3)
-        >>> crop(jax.random.key(0), jnp.ones((8, 8, 1))).shape
+        >>> jax.eval_shape(crop, jax.random.key(0), jnp.ones((8, 8, 1))).shape
         (2, 3, 1)
     """
 

@@ -12,9 +12,9 @@ from influence_ssl_jax.augment.transform import Views
 
 @dataclasses.dataclass(frozen=True)
 class GaussianNoise(Views):
-    """The clean image and `x' = x + η`, with η ~ N(mean, σ²) for every pixel and channel.
+    """The clean image and a noisy one, `x' = x + η` with η ~ N(mean, σ²).
 
-    The draws are independent.
+    The draws are independent for every pixel and channel.
     Reference: arXiv 2412.17170.
 
     Attributes:
@@ -58,8 +58,8 @@ class GaussianNoise(Views):
             raise ValueError(f"std needs 1 or {image.shape[-1]} entries for this image, got {len(self.std)}.")
         unit = jnp.asarray(self.std, image.dtype)[None, None, :]
         # One flat draw, because XLA compiles a draw with several axes several times as long; the numbers are the same.
-        noise = randomness.normal(key, (image.size,), image.dtype).reshape(image.shape)
-        noisy = image + unit * (self.mean + self.sigma * noise)
+        drawn = randomness.normal(key, (image.size,), image.dtype).reshape(image.shape)
+        noisy = image + unit * (self.mean + self.sigma * drawn)
         if self.clip == "unit":
             noisy = jnp.clip(noisy, 0, 1)
         return jnp.stack([image, noisy])

@@ -5,8 +5,8 @@ Example:
     >>> from influence_ssl_jax.augment.recipes import PERTURBATIONS, PRETRAINING
     >>> sorted(PERTURBATIONS)
     ['crop', 'flip_blur', 'flip_gray_blur', 'flip_jitter_blur', 'flip_jitter_gray', 'noise']
-    >>> PRETRAINING["supervised"](jax.random.key(0), jnp.zeros((8, 8, 3))).shape  # one view
-    (1, 8, 8, 3)
+    >>> jax.eval_shape(PRETRAINING["simclr"], jax.random.key(0), jnp.zeros((16, 16, 3))).shape  # two views
+    (2, 16, 16, 3)
 """
 
 from influence_ssl_jax.augment.blur import GaussianBlur

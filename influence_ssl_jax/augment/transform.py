@@ -11,10 +11,10 @@ from influence_ssl_jax import randomness
 
 
 class Transform(abc.ABC):
-    """A random map from one image to one image, with pixels in [0, 1] on both sides.
+    """A random map from one image to one image.
 
-    It is written for one example; `vmap` applies it to a batch. Subclasses are frozen dataclasses: the object is its
-    own configuration.
+    Pixels are in [0, 1] on both sides. It is written for one example; `vmap` applies it to a batch. Subclasses are
+    frozen dataclasses: the object is its own configuration.
     """
 
     @abc.abstractmethod

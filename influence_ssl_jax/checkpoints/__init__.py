@@ -1,4 +1,4 @@
-"""Encoders out of other people's files of weights; one file a family of formats, the one list of formats here."""
+"""Read encoders from files of weights that other programs wrote; `FORMATS` is the registry."""
 
 from pathlib import Path
 
@@ -36,19 +36,49 @@ FORMATS: dict[str, Format] = {
         ConvNeXtNames(),
     )
 }
-"""Every format by name; a file is that of the first one that recognises it."""
+"""Every format by name; the format of a file is the first one that recognises it."""
 
 
 def read(path: str | Path, layout: str | None = None, choices: Choices | None = None) -> Imported:
-    """Read an encoder out of a `.pth`, `.pt`, `.ckpt` or `.safetensors` file, executing nothing that is in it.
+    """Read an encoder from a `.pth`, `.pt`, `.ckpt` or `.safetensors` file, without executing it.
 
     Args:
         path: The file.
-        layout: The name of its format; recognised where None.
-        choices: What the file does not say.
+        layout: Name of its format; None recognises it.
+        choices: Settings that the file does not contain.
 
     Raises:
-        CheckpointError: The file is damaged, of no known format or of several, or does not fit the one that is named.
+        CheckpointError: If the file is damaged, has an unknown format, or does not have the named one.
+
+    Example:
+        A file with zeros for the weights of a ConvNeXt of one block; the reader infers the network from names and
+        shapes.
+
+        >>> import json, math, pathlib, struct, tempfile
+        >>> from influence_ssl_jax import checkpoints
+        >>> weights = {
+        ...     "downsample_layers.0.0": [2, 3, 4, 4],
+        ...     "downsample_layers.0.1": [2],
+        ...     "stages.0.0.dwconv": [2, 1, 7, 7],
+        ...     "stages.0.0.norm": [2],
+        ...     "stages.0.0.pwconv1": [8, 2],
+        ...     "stages.0.0.pwconv2": [2, 8],
+        ...     "norm": [2],
+        ... }
+        >>> header, size = {}, 0
+        >>> for layer, shape in weights.items():
+        ...     for name, axes in ((f"{layer}.weight", shape), (f"{layer}.bias", shape[:1])):
+        ...         first, size = size, size + 4 * math.prod(axes)
+        ...         header[name] = {"dtype": "F32", "shape": axes, "data_offsets": [first, size]}
+        >>> text = json.dumps(header).encode()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder) / "weights.safetensors"
+        ...     count = path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(size))
+        ...     imported = checkpoints.read(path)
+        >>> imported.recognised["network"]
+        'ConvNeXt, widths (2,), blocks (1,)'
+        >>> imported.encoder.sizes() == (size // 4, size // 4)
+        True
     """
     file = WeightsFile.open(Path(path))
     if layout is None:

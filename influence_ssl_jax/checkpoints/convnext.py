@@ -1,4 +1,4 @@
-"""ConvNeXts under the names of their authors (DINOv3's too) and of timm."""
+"""Read ConvNeXts with the names of their authors (also DINOv3's) or of timm."""
 
 import dataclasses
 import re
@@ -15,16 +15,16 @@ from influence_ssl_jax.checkpoints.layout import (
     Source,
     State,
     WeightsFile,
-    beside,
+    describe_input,
     filled,
-    grouped,
     input_of,
     leaf_source,
-    located,
+    locate,
     normalisation,
-    said,
+    select_prefix,
     shapes_of,
-    within,
+    summarise,
+    summarise_outside,
 )
 from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.nets.convnext import ConvNeXt
@@ -41,18 +41,18 @@ BESIDE = {r"head\.(weight|bias|fc\.)": "classifier", r"norms\.3\.": "the last no
 
 @dataclasses.dataclass(frozen=True)
 class ConvNeXtNames(Format):
-    """A ConvNeXt.
+    """The format of a ConvNeXt.
 
     Attributes:
-        name: What `--as` calls it.
-        summary: What it is.
+        name: Its name for `--as`.
+        summary: Its description in a few words.
     """
 
     name: str = "convnext"
     summary: str = "ConvNeXt"
 
     def recognises(self, file: WeightsFile) -> bool:
-        """Tell whether names in the file are those of a ConvNeXt."""
+        """Test whether names in the file are those of a ConvNeXt."""
         return any(
             marker in file.group(group) and any(re.match(DEPTHWISE[kind], name) for name in file.group(group))
             for group in ("", "model", "state_dict")
@@ -64,30 +64,30 @@ class ConvNeXtNames(Format):
         groups, prefixes = ("", "model", "state_dict"), ("", "module.", "backbone.")
         timm = any(f"{prefix}{MARKERS['timm']}" in file.group(group) for group in groups for prefix in prefixes)
         naming: Literal["authors", "timm"] = "timm" if timm else "authors"
-        group, prefix, state = located(file, groups, prefixes, MARKERS[naming], self.name)
-        own = within(state, prefix)
+        group, prefix, state = locate(file, groups, prefixes, MARKERS[naming], self.name)
+        own = select_prefix(state, prefix)
         module = _module(own, naming)
-        taken = input_of(choices, 224, 256, "bicubic")
+        to_input = input_of(choices, 224, 256, "bicubic")
         mean, std = normalisation(choices, IMAGENET)
         name = f"ConvNeXt, widths {module.widths}, blocks {module.blocks}{', scaled branches' if module.scaled else ''}"
-        shapes = dict(shapes_of(module, taken))
-        held, left = filled(shapes, own, lambda path: _source(path[1:], naming), BESIDE, name)
+        shapes = dict(shapes_of(module, to_input))
+        variables, left = filled(shapes, own, lambda path: _source(path[1:], naming), BESIDE, name)
         for leaf in ("weight", "bias"):
             again = own.get(f"norms.3.{leaf}")
             if again is not None and not np.array_equal(again.numpy(), own[f"norm.{leaf}"].numpy()):
-                raise CheckpointError(f"norms.3.{leaf} differs from norm.{leaf}; networks of this kind are unknown.")
-        encoder = Encoder(Network(module, mean=mean, std=std), held["params"], {}, taken, file.path.stem)
+                raise CheckpointError(f"norms.3.{leaf} differs from norm.{leaf}; such networks are not supported.")
+        encoder = Encoder(Network(module, mean=mean, std=std), variables["params"], {}, to_input, file.path.stem)
         recognised = {
             "layout": f"{self.summary} under the names of {'timm' if timm else 'its authors'} (--as {self.name})",
             "network": name,
-            "input": said(taken, mean, std),
+            "input": describe_input(to_input, mean, std),
         }
-        outside = beside(key for key in state if not key.startswith(prefix))
-        return Imported(encoder, recognised, {**grouped(left), **outside, **file.others(group)})
+        outside = summarise_outside(key for key in state if not key.startswith(prefix))
+        return Imported(encoder, recognised, {**summarise(left), **outside, **file.others(group)})
 
 
 def _module(state: State, naming: Literal["authors", "timm"]) -> ConvNeXt:
-    """Find out widths and blocks from names and shapes."""
+    """Infer widths and blocks from names and shapes."""
     widths, blocks = {}, {}
     for name, tensor in state.items():
         if match := re.fullmatch(DEPTHWISE[naming], name):
@@ -102,7 +102,7 @@ def _module(state: State, naming: Literal["authors", "timm"]) -> ConvNeXt:
 
 
 def _source(path: tuple[str, ...], naming: Literal["authors", "timm"]) -> Source:
-    """Return the torch name of a variable, and how it is converted."""
+    """Return the torch name of a variable, and its conversion."""
     *layers, leaf = path
     first = layers[0]
     if match := re.fullmatch(r"reduce(\d+)_(conv|norm)", first):

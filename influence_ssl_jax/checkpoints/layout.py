@@ -1,4 +1,4 @@
-"""What formats of checkpoints share: which part of a file is the network, and how its arrays become flax variables."""
+"""Define what formats of checkpoints share: find the network in a file, and convert its arrays."""
 
 import abc
 import dataclasses
@@ -24,31 +24,31 @@ from influence_ssl_jax.losses import BYOL, BarlowTwins, Loss, SimCLR
 from influence_ssl_jax.types import PyTree
 
 State: TypeAlias = Mapping[str, Tensor]
-"""Arrays by torch's names."""
+"""Arrays by their names in torch."""
 Source: TypeAlias = tuple[str, Callable[[np.ndarray], np.ndarray]]
-"""The torch name of an array, and what makes a flax array of it."""
+"""The torch name of an array, and the function that converts it to an array of flax."""
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Mean and standard deviation of a channel, of pixels in [0, 1]."""
+"""Mean and standard deviation of each channel, for pixels in [0, 1]."""
 COUNTER = "num_batches_tracked"
-"""How torch's counters of batches are called; nothing reads them."""
+"""Suffix of the names of torch's counters of batches, which no network reads."""
 SHOWN = 8
-"""Names that an error lists."""
+"""Number of names that an error lists."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-    """What a file does not say, and a user may.
+    """Settings that a file does not contain.
 
     Attributes:
-        size: Height and width of the input in pixels; the format's own where None.
-        mean: Per-channel mean of pixels in [0, 1]; the format's own where None.
-        std: Per-channel standard deviation; the format's own where None.
-        heads: Attention heads of a transformer; width / 64 where None.
-        part: Which of two networks in a file of DINO.
-        dataset: What a solo-learn network was trained on, for its mean, deviation and size.
-        loss: What it was pretrained with.
-        temperature: Of SimCLR's loss.
+        size: Height and width of the input in pixels; None takes those of the format.
+        mean: Mean of each channel of pixels in [0, 1]; None takes that of the format.
+        std: Standard deviation of each channel; None takes that of the format.
+        heads: Number of attention heads of a transformer; None takes width / 64.
+        part: Which of the two networks in a file of DINO.
+        dataset: Training data of a solo-learn network, for its mean, deviation and size.
+        loss: The pretraining loss.
+        temperature: Temperature of SimCLR's loss.
     """
 
     size: int | None = None
@@ -63,11 +63,11 @@ class Choices:
 
 @dataclasses.dataclass(frozen=True)
 class WeightsFile:
-    """A file of weights, its arrays not yet read.
+    """A file of weights, whose arrays are not yet read.
 
     Attributes:
-        path: The file.
-        content: What it holds, by name.
+        path: Path of the file.
+        content: Its entries by name.
     """
 
     path: Path
@@ -78,37 +78,41 @@ class WeightsFile:
         """Open a `.pth`, `.pt`, `.ckpt`, `.bin`, `.tar` or `.safetensors` file.
 
         Raises:
-            CheckpointError: It is absent, damaged, or holds no dict of arrays.
+            CheckpointError: If it is absent or damaged, or is not a dict of arrays.
         """
         if not path.is_file():
             raise CheckpointError(f"There is no file {path}; check the path.")
         content = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
         if isinstance(content, Foreign):
             raise CheckpointError(
-                f"{path} holds a whole model, an object of {content.name}, which would have to be executed. Save its "
-                "weights alone where it was made: torch.save(model.state_dict(), file)."
+                f"{path} holds a whole model, an object of {content.name}, which would have to be executed. Save only its "
+                "weights with the program that made it: torch.save(model.state_dict(), file)."
             )
         if not isinstance(content, dict):
             raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dict of arrays.")
         return cls(path, content)
 
     def group(self, name: str) -> State:
-        """Return the arrays under an entry of the file, or at its top where `name` is empty."""
-        held = self.content.get(name) if name else self.content
-        entries = held.items() if isinstance(held, dict) else ()
+        """Return the arrays under an entry of the file, or at its top if `name` is empty."""
+        entry = self.content.get(name) if name else self.content
+        entries = entry.items() if isinstance(entry, dict) else ()
         return {str(key): value for key, value in entries if isinstance(value, Tensor)}
 
     def beside(self, name: str) -> Mapping[str, Any]:
-        """Return a JSON object that lies beside the file; empty where there is none."""
+        """Read a JSON object from another file of the same folder; empty if there is none.
+
+        Raises:
+            CheckpointError: If the file is not JSON.
+        """
         path = self.path.with_name(name)
         try:
-            held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         except ValueError as error:
             raise CheckpointError(f"{path}, beside the weights, is not readable JSON ({error}).") from error
-        return held if isinstance(held, dict) else {}
+        return content if isinstance(content, dict) else {}
 
     def others(self, group: str) -> dict[str, str]:
-        """Name the entries of the file outside a group, and what they are."""
+        """Describe the entries of the file outside a group."""
         if not group:
             return {str(key): _kind(value) for key, value in self.content.items() if not isinstance(value, Tensor)}
         return {str(key): _kind(value) for key, value in self.content.items() if key != group}
@@ -116,12 +120,12 @@ class WeightsFile:
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """An encoder out of a file, and what is to be said of it.
+    """An encoder from a file, and a description of the import.
 
     Attributes:
         encoder: The encoder.
-        recognised: What was recognised: a word and its value.
-        unread: What was left in the file: a name and the reason.
+        recognised: Recognised properties: a word and its value.
+        unread: Entries of the file that are not read: a name and the reason.
     """
 
     encoder: Encoder
@@ -130,36 +134,40 @@ class Imported:
 
 
 class Format(abc.ABC):
-    """A layout of checkpoints. Subclasses are final frozen dataclasses; the one list is in `checkpoints/__init__.py`."""
+    """A layout of checkpoints.
+
+    Subclasses are final frozen dataclasses; the registry is in `checkpoints/__init__.py`.
+    """
 
     name: str
-    """What `--as` calls it."""
+    """Its name for `--as`."""
     summary: str
-    """What it is, in one line."""
+    """Its description in one line."""
 
     @abc.abstractmethod
     def recognises(self, file: WeightsFile) -> bool:
-        """Tell whether names in the file belong to this format and to no other."""
+        """Test whether names in the file belong to this format and to no other."""
 
     @abc.abstractmethod
     def read(self, file: WeightsFile, choices: Choices) -> Imported:
         """Read the network.
 
         Raises:
-            CheckpointError: Arrays are missing, superfluous or of another shape, or a choice is missing; named.
+            CheckpointError: If arrays are missing, superfluous or of another shape, or a choice is missing; the message
+                names them.
         """
 
 
-def located(
+def locate(
     file: WeightsFile, groups: Sequence[str], prefixes: Sequence[str], marker: str, name: str
 ) -> tuple[str, str, dict[str, Tensor]]:
-    """Find the network: the entry of the file and the prefix under which an array named `marker` is.
+    """Find the entry of the file, and the prefix, under which an array is named `marker`.
 
     Returns:
-        The entry, the prefix, and the entry's arrays by their whole names.
+        The entry, the prefix, and the arrays of the entry by their complete names.
 
     Raises:
-        CheckpointError: It is nowhere; the names that are there are shown.
+        CheckpointError: If there is no such array; the message shows the names in the file.
     """
     for group in groups:
         state = dict(file.group(group))
@@ -170,12 +178,12 @@ def located(
     looked = ", ".join(f"{group or 'the top'} → {prefix}{marker}" for group in groups for prefix in prefixes)
     raise CheckpointError(
         f"{file.path} is not in the layout {name}: there is no {looked}. It holds "
-        f"{', '.join(there[:SHOWN]) or 'no arrays'} … Name the layout that it has with --as."
+        f"{', '.join(there[:SHOWN]) or 'no arrays'} … Name its layout with --as."
     )
 
 
-def within(state: State, prefix: str) -> dict[str, Tensor]:
-    """Return the arrays under a prefix, without it; torch's counters of batches are left out."""
+def select_prefix(state: State, prefix: str) -> dict[str, Tensor]:
+    """Return the arrays under a prefix, without the prefix and without torch's counters of batches."""
     return {
         name.removeprefix(prefix): tensor
         for name, tensor in state.items()
@@ -183,9 +191,9 @@ def within(state: State, prefix: str) -> dict[str, Tensor]:
     }
 
 
-def shapes_of(module: nn.Module, taken: ToInput) -> PyTree:
+def shapes_of(module: nn.Module, to_input: ToInput) -> PyTree:
     """Return the shapes of a module's variables."""
-    images = jax.ShapeDtypeStruct((1, taken.height, taken.width, taken.channels), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, to_input.height, to_input.width, to_input.channels), jnp.float32)
     return jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), images)
 
 
@@ -199,17 +207,18 @@ def filled(
     """Fill variables with the arrays of a state dict.
 
     Args:
-        shapes: The variables to fill, as shapes.
-        state: Arrays by torch's names.
-        source: From the path of a variable to the torch array that it comes from, and how.
+        shapes: Shapes of the variables to fill.
+        state: Arrays by their names in torch.
+        source: From the path of a variable to the name of its torch array, and its conversion.
         ignored: Patterns (regular expressions) of arrays that the network does not read, and the reason.
-        where: The network, for errors.
+        where: Description of the network, for errors.
 
     Returns:
-        The variables, float32, and what was left: a name and the reason.
+        The variables in float32, and the arrays that are not read: a name and the reason.
 
     Raises:
-        CheckpointError: Arrays are missing, of another shape, or there are others that no pattern allows; all are named.
+        CheckpointError: If arrays are missing or of another shape, or no pattern allows an unread one; the message
+            lists them.
     """
     wanted: dict[tuple[str, ...], Any] = flatten_dict(shapes)
     arrays, used, wrong = {}, set(), []
@@ -243,19 +252,25 @@ def filled(
     return unflatten_dict(arrays), left
 
 
-def transposed(array: np.ndarray) -> np.ndarray:
-    """Bring torch's [out, in] and [out, in, height, width] to flax's [in, out] and [height, width, in, out]."""
+def transpose(array: np.ndarray) -> np.ndarray:
+    """Transpose a kernel of torch to the layout of flax.
+
+    [out, in] becomes [in, out]; [out, in, height, width] becomes [height, width, in, out].
+    """
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 
 def leaf_source(layer: str, leaf: str) -> Source:
-    """Return the torch name of a layer's array, and how it is converted."""
+    """Return the torch name of a layer's array, and its conversion."""
     names = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
-    return f"{layer}.{names.get(leaf, leaf)}", transposed
+    return f"{layer}.{names.get(leaf, leaf)}", transpose
 
 
 def input_of(choices: Choices, size: int, shorter: int | None, resize: Literal["bilinear", "bicubic"]) -> ToInput:
-    """Return the input of a format, or of another size in the same proportion to what is cropped."""
+    """Return the input transform of a format.
+
+    If another size is chosen, the shorter side before the crop changes in proportion.
+    """
     wanted = choices.size or size
     longer = None if shorter is None else round(wanted * shorter / size)
     return ToInput(wanted, wanted, 3, resize, shorter=longer)
@@ -264,28 +279,31 @@ def input_of(choices: Choices, size: int, shorter: int | None, resize: Literal["
 def normalisation(
     choices: Choices, usual: tuple[tuple[float, ...], tuple[float, ...]]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and deviation: those that were chosen, or the format's.
+    """Return mean and standard deviation: the chosen ones, or those of the format.
 
     Raises:
-        CheckpointError: One was chosen without the other.
+        CheckpointError: If only one of them is chosen.
     """
     if (choices.mean is None) != (choices.std is None):
         raise CheckpointError("--mean and --std belong together: give both, or neither.")
     return usual if choices.mean is None or choices.std is None else (choices.mean, choices.std)
 
 
-def said(taken: ToInput, mean: Iterable[float], std: Iterable[float]) -> str:
+def describe_input(to_input: ToInput, mean: Iterable[float], std: Iterable[float]) -> str:
     """Describe preprocessing in words."""
-    first = f"shorter side to {taken.shorter}, {taken.resize}, centre " if taken.shorter else f"{taken.resize} to "
+    resize = to_input.resize
+    first = f"shorter side to {to_input.shorter}, {resize}, centre " if to_input.shorter else f"{resize} to "
     numbers = [", ".join(f"{value:g}" for value in values) for values in (mean, std)]
-    return f"{first}{taken.height}×{taken.width}; mean {numbers[0]}; deviation {numbers[1]}"
+    return f"{first}{to_input.height}×{to_input.width}; mean {numbers[0]}; deviation {numbers[1]}"
 
 
 def loss_of(choices: Choices) -> tuple[Loss | None, str | None]:
-    """Return the pretraining loss that was chosen, and the name of the views it compares; a file says neither.
+    """Return the chosen pretraining loss and the name of its views.
+
+    Both are None if no loss is chosen.
 
     Raises:
-        CheckpointError: A temperature is given for a loss that has none.
+        CheckpointError: If a temperature is given for a loss that has none.
     """
     if choices.temperature is not None and choices.loss != "simclr":
         raise CheckpointError(f"--temperature belongs to --loss simclr, got --loss {choices.loss}.")
@@ -296,8 +314,8 @@ def loss_of(choices: Choices) -> tuple[Loss | None, str | None]:
     return losses[choices.loss], choices.loss
 
 
-def grouped(left: Mapping[str, str]) -> dict[str, str]:
-    """Name arrays that were left unread by what they share: one line for each first word and reason."""
+def summarise(left: Mapping[str, str]) -> dict[str, str]:
+    """Summarise unread arrays: one entry for each first part of the name and each reason."""
     groups: dict[tuple[str, str], list[str]] = {}
     for name, reason in left.items():
         first = re.match(r"(module\.)?[^.]+", name)
@@ -308,14 +326,15 @@ def grouped(left: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def beside(names: Iterable[str]) -> dict[str, str]:
-    """Name the arrays that lie beside the network, outside its prefix."""
-    return grouped({name: "beside the encoder" for name in names if not name.endswith(COUNTER)})
+def summarise_outside(names: Iterable[str]) -> dict[str, str]:
+    """Summarise arrays outside the prefix of the network."""
+    return summarise({name: "beside the encoder" for name in names if not name.endswith(COUNTER)})
 
 
 def _kind(value: Any) -> str:
+    """Describe an entry of a file in a few words."""
     if isinstance(value, Foreign):
-        return f"an object of {value.name}, not made"
+        return f"an object of {value.name}, not created"
     if isinstance(value, dict | list | tuple):
         return f"a {type(value).__name__} of {len(value)}"
     if isinstance(value, Tensor):

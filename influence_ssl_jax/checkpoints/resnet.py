@@ -1,4 +1,4 @@
-"""ResNets under torchvision's names: bare, and as Barlow Twins, VICReg, MoCo, SwAV and DINO save them."""
+"""Read ResNets with torchvision's names, also as Barlow Twins, VICReg, MoCo, SwAV and DINO save them."""
 
 import dataclasses
 import re
@@ -17,17 +17,17 @@ from influence_ssl_jax.checkpoints.layout import (
     Source,
     State,
     WeightsFile,
-    beside,
+    describe_input,
     filled,
-    grouped,
     input_of,
     leaf_source,
-    located,
+    locate,
     loss_of,
     normalisation,
-    said,
+    select_prefix,
     shapes_of,
-    within,
+    summarise,
+    summarise_outside,
 )
 from influence_ssl_jax.data.transform import ToInput
 from influence_ssl_jax.encoder import Encoder, Heads
@@ -48,7 +48,7 @@ BESIDE = {
     r"encoder_k\.": "momentum encoder",
     r"queue": "queue of negatives",
 }
-"""Arrays beside a backbone that are no part of a representation, and what they are."""
+"""Arrays beside a backbone that no representation reads, and their descriptions."""
 _LAYER = re.compile(r"layer(\d)_(\d+)")
 _SHORTCUT = {"shortcut_conv": "downsample.0", "shortcut_bn": "downsample.1"}
 NAMES: dict[tuple[str, tuple[int, ...]], str] = {("basic", (2, 2, 2, 2)): "18", ("basic", (3, 4, 6, 3)): "34"} | {
@@ -59,17 +59,18 @@ NAMES: dict[tuple[str, tuple[int, ...]], str] = {("basic", (2, 2, 2, 2)): "18", 
 
 @dataclasses.dataclass(frozen=True)
 class TorchvisionResNet(Format):
-    """A ResNet-18/34/50/101 under torchvision's names.
+    """The format of a ResNet-18/34/50/101 with torchvision's names.
 
     Attributes:
-        name: What `--as` calls it.
-        summary: What it is.
-        groups: Entries of the file that can hold it, the first that does.
-        prefixes: What can stand before its names.
-        sign: A regular expression for names that only this layout has; None where it is only taken if it is named.
+        name: Its name for `--as`.
+        summary: Its description in a few words.
+        groups: Entries of the file that can hold the network; the first one with a network is read.
+        prefixes: Prefixes that its names can have.
+        sign: A regular expression for names that only this layout has; None if the layout is never recognised and must
+            be named.
         stem: `imagenet`, or the 3×3 stem with which this layout reads a 3×3 kernel.
-        projectors: The prefixes that its projector can have.
-        resize: How images are resized.
+        projectors: Prefixes that its projector can have.
+        resize: Interpolation of the resize.
     """
 
     name: str
@@ -82,7 +83,7 @@ class TorchvisionResNet(Format):
     resize: Literal["bilinear", "bicubic"] = "bilinear"
 
     def recognises(self, file: WeightsFile) -> bool:
-        """Tell whether names in the file belong to this format and to no other."""
+        """Test whether names in the file belong to this format and to no other."""
         if self.sign is None:
             return False
         for group in self._groups(Choices()):
@@ -93,45 +94,45 @@ class TorchvisionResNet(Format):
 
     def read(self, file: WeightsFile, choices: Choices) -> Imported:
         """Read backbone and projector."""
-        group, prefix, state = located(file, self._groups(choices), self.prefixes, MARKER, self.name)
+        group, prefix, state = locate(file, self._groups(choices), self.prefixes, MARKER, self.name)
         projector = next((p for p in self.projectors if any(name.startswith(p) for name in state)), None)
-        head = {} if projector is None else within(state, projector)
-        if head.keys() <= {"weight", "bias"}:  # one layer alone, as MoCo's first version has it
+        head = {} if projector is None else select_prefix(state, projector)
+        if head.keys() <= {"weight", "bias"}:  # a single layer, as in the first version of MoCo
             head = {f"0.{name}": tensor for name, tensor in head.items()}
         heads = {"projector": head} if head else {}
-        inside = within(state, prefix)
+        inside = select_prefix(state, prefix)
         backbone = {
             name: t for name, t in inside.items() if not (projector and f"{prefix}{name}".startswith(projector))
         }
         module = module_of(backbone, self.stem, self.name)
         small = module.stem != "imagenet"
-        taken = input_of(choices, 32 if small else 224, None if small else 256, "bicubic" if small else self.resize)
+        to_input = input_of(choices, 32 if small else 224, None if small else 256, "bicubic" if small else self.resize)
         if small and choices.mean is None:
             raise CheckpointError(
                 f"{file.path} has a 3×3 stem, and does not say how its images were normalised; pass --mean and --std."
             )
         mean, std = normalisation(choices, IMAGENET)
-        made = encoder_of(module, backbone, heads, taken, mean, std, file, *loss_of(choices))
-        outside = beside(name for name in state if not name.startswith((prefix, *filter(None, [projector]))))
+        made = encoder_of(module, backbone, heads, to_input, mean, std, file, *loss_of(choices))
+        outside = summarise_outside(name for name in state if not name.startswith((prefix, *filter(None, [projector]))))
         recognised = {"layout": f"{self.summary} (--as {self.name})", **made.recognised}
         return Imported(made.encoder, recognised, {**made.unread, **outside, **file.others(group)})
 
     def _groups(self, choices: Choices) -> tuple[str, ...]:
-        """Entries to look into; of teacher and student, the chosen one."""
+        """Return the entries to search: of teacher and student only the chosen one."""
         pair = {"teacher", "student"}
         return tuple(name for name in self.groups if name not in pair - {choices.part})
 
 
 def module_of(state: State, stem: Stem, name: str) -> ResNet:
-    """Find out the architecture of a ResNet from the names and shapes of its arrays.
+    """Infer the architecture of a ResNet from the names and shapes of its arrays.
 
     Args:
-        state: The backbone's arrays.
-        stem: The stem of the layout: a 3×3 kernel has two stems, and the layout says which.
-        name: Of the layout, for errors.
+        state: Arrays of the backbone.
+        stem: Stem of the layout, because a 3×3 kernel can belong to two stems.
+        name: Name of the layout, for errors.
 
     Raises:
-        CheckpointError: The layout has another stem.
+        CheckpointError: If the kernel is not that of the stem, or there is none.
     """
     if "conv1.weight" not in state:
         raise CheckpointError(f"The layout {name} has an array conv1.weight, which is not in the file.")
@@ -159,7 +160,7 @@ def module_of(state: State, stem: Stem, name: str) -> ResNet:
 
 
 def backbone_source(path: tuple[str, ...]) -> Source:
-    """Return the torch name of a ResNet's variable."""
+    """Return the torch name of a ResNet's variable, and its conversion."""
     *layers, leaf = path
     names = [_LAYER.sub(r"layer\1.\2", _SHORTCUT.get(layer, layer)) for layer in layers]
     return leaf_source(".".join(names), leaf)
@@ -169,7 +170,7 @@ def encoder_of(
     module: ResNet,
     backbone: State,
     heads: Mapping[str, State],
-    taken: ToInput,
+    to_input: ToInput,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     file: WeightsFile,
@@ -177,58 +178,60 @@ def encoder_of(
     views: str | None,
     target: Callable[[Params, Frozen], Frozen] | None = None,
 ) -> Imported:
-    """Make an encoder of a ResNet and the heads that stand on it.
+    """Make an encoder from a ResNet and its heads.
 
     Args:
         module: The backbone.
-        backbone: Its arrays.
-        heads: Arrays of `projector` and `predictor`, where the file has them.
-        taken: The input.
-        mean: Of a channel.
-        std: Of a channel.
-        file: Where they come from.
-        loss: What it was pretrained with.
-        views: What the loss compared.
+        backbone: Arrays of the backbone.
+        heads: Arrays of `projector` and `predictor`, if the file has them.
+        to_input: The input transform.
+        mean: Mean of each channel.
+        std: Standard deviation of each channel.
+        file: The file of the arrays.
+        loss: The pretraining loss.
+        views: Name of the views that the loss compared.
         target: From parameters and statistics to the target network, for a loss that compares with one.
     """
-    shapes = shapes_of(module, taken)
-    held, left = filled(dict(shapes), backbone, lambda path: backbone_source(path[1:]), BESIDE, described(module))
-    params, statistics = held["params"], held["batch_stats"]
-    unread, tops, found, running = grouped(left), {}, {}, {}
+    shapes = shapes_of(module, to_input)
+    variables, left = filled(
+        dict(shapes), backbone, lambda path: backbone_source(path[1:]), BESIDE, describe_resnet(module)
+    )
+    params, statistics = variables["params"], variables["batch_stats"]
+    unread, tops, head_params, running = summarise(left), {}, {}, {}
     into = module.width * 2 ** (len(module.blocks) - 1) * (4 if module.block == "bottleneck" else 1)
     for part, state in heads.items():
-        top, why = head_of(state, into, part) if into else (None, "what it stands on was not read")
+        top, why = head_of(state, into, part) if into else (None, "the head below it was not read")
         if top is None:
             unread[f"{part}.… ({len(state)} arrays)"] = why
             into = 0
             continue
         tops[part] = top
-        found[part], batch_stats = filled_head(top, state, part)
+        head_params[part], batch_stats = fill_head(top, state, part)
         running |= {part: batch_stats} if batch_stats else {}
         into = getattr(top, "output", into)
-    recognised = {"network": described(module)}
+    recognised = {"network": describe_resnet(module)}
     if not tops:
         network = Network(module, mean=mean, std=std)
-        encoder = Encoder(network, params, {"batch_stats": statistics}, taken, file.path.stem)
+        encoder = Encoder(network, params, {"batch_stats": statistics}, to_input, file.path.stem)
     else:
         whole = SelfSupervised(module, tops["projector"], tops.get("predictor"))
         frozen: Frozen = {"batch_stats": {"backbone": statistics, **running}}
         if loss is not None and loss.compares_with_target:
             if target is None or "predictor" not in tops:
                 raise CheckpointError(
-                    f"{type(loss).__name__} compares with a target network and has a predictor; not both are there."
+                    f"{type(loss).__name__} needs a target network and a predictor; the file lacks at least one of them."
                 )
-            frozen["target"] = target({"backbone": params, **found}, frozen["batch_stats"])
+            frozen["target"] = target({"backbone": params, **head_params}, frozen["batch_stats"])
         network = Network(whole, "encode", mean=mean, std=std)
-        kept = Heads(found, loss, views if loss else None)
-        encoder = Encoder(network, {"backbone": params}, frozen, taken, file.path.stem, kept)
-        recognised |= {part: _said_of_head(top) for part, top in tops.items()}
+        kept = Heads(head_params, loss, views if loss else None)
+        encoder = Encoder(network, {"backbone": params}, frozen, to_input, file.path.stem, kept)
+        recognised |= {part: _describe_head(top) for part, top in tops.items()}
         recognised["pretraining loss"] = f"{loss}, views {views}" if loss else "not known (name it with --loss)"
-    recognised["input"] = said(taken, mean, std)
+    recognised["input"] = describe_input(to_input, mean, std)
     return Imported(encoder, recognised, unread)
 
 
-def described(module: ResNet) -> str:
+def describe_resnet(module: ResNet) -> str:
     """Describe a ResNet in words."""
     number = NAMES.get((module.block, module.blocks), f"of {module.block} blocks {module.blocks}")
     stem = {
@@ -240,10 +243,10 @@ def described(module: ResNet) -> str:
 
 
 def head_of(state: State, into: int, part: str) -> tuple[Any, str]:
-    """Find out the form of a head saved as torch's `Sequential` of Linear, BatchNorm1d and ReLU.
+    """Infer the form of a head saved as torch's `Sequential` of Linear, BatchNorm1d and ReLU.
 
     Returns:
-        The module, or None and why it cannot be one of this package's.
+        The module and an empty text, or None and the reason why this package has no such head.
     """
     numbers = {name.split(".")[0] for name in state}
     if not all(number.isdigit() for number in numbers):
@@ -279,8 +282,8 @@ def head_of(state: State, into: int, part: str) -> tuple[Any, str]:
     return Predictor(top.hidden), ""
 
 
-def filled_head(top: Projector | Predictor, state: State, part: str) -> tuple[Params, PyTree]:
-    """Fill a head; its parameters and its running statistics."""
+def fill_head(top: Projector | Predictor, state: State, part: str) -> tuple[Params, PyTree]:
+    """Fill a head; return its parameters and its running statistics."""
     linear = sorted(int(n.split(".")[0]) for n, t in state.items() if n.endswith(".weight") and len(t.shape) == 2)
 
     def source(path: tuple[str, ...]) -> Source:
@@ -293,11 +296,12 @@ def filled_head(top: Projector | Predictor, state: State, part: str) -> tuple[Pa
     first = state[f"{linear[0]}.weight"].shape[1]
     features = jax.ShapeDtypeStruct((1, first), np.float32)
     shapes = jax.eval_shape(lambda x: top.init(jax.random.key(0), x, train=False), features)
-    held, _ = filled(dict(shapes), state, source, {}, f"the {part}")
-    return held["params"], held.get("batch_stats")
+    variables, _ = filled(dict(shapes), state, source, {}, f"the {part}")
+    return variables["params"], variables.get("batch_stats")
 
 
-def _said_of_head(top: Projector | Predictor) -> str:
+def _describe_head(top: Projector | Predictor) -> str:
+    """Describe a head in words."""
     if isinstance(top, Predictor):
         return f"Linear–BatchNorm–ReLU–Linear, hidden {top.hidden}"
     step = "Linear–BatchNorm–ReLU" if top.normalisation == "batch" else "Linear–ReLU"

@@ -1,6 +1,6 @@
-"""Checkpoints of solo-learn: Lightning's `state_dict` with a backbone and the heads of pretraining.
+"""Read checkpoints of solo-learn: Lightning's `state_dict` with a backbone and heads of pretraining.
 
-Its ResNets for CIFAR have a 3×3 stem of stride 1 with padding 2, which makes 34×34 of a 32×32 image.
+Its ResNets for CIFAR have a 3×3 stem of stride 1 with padding 2, which turns 32×32 pixels into 34×34.
 """
 
 import dataclasses
@@ -14,22 +14,22 @@ from influence_ssl_jax.checkpoints.layout import (
     Format,
     Imported,
     WeightsFile,
-    beside,
     filled,
     input_of,
-    located,
+    locate,
     loss_of,
     normalisation,
+    select_prefix,
     shapes_of,
-    within,
+    summarise_outside,
 )
 from influence_ssl_jax.checkpoints.resnet import (
     BESIDE,
     MARKER,
     backbone_source,
-    described,
+    describe_resnet,
     encoder_of,
-    filled_head,
+    fill_head,
     head_of,
     module_of,
 )
@@ -40,33 +40,36 @@ NORMALISATIONS = {
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "imagenet": IMAGENET,
 }
-"""Mean and deviation by data set, as solo-learn has them."""
+"""Mean and standard deviation for each data set, as in solo-learn."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SoloLearn(Format):
-    """A ResNet of solo-learn, with projector, predictor and target network where they are there.
+    """The format of solo-learn's ResNets, with projector, predictor and target network if they are there.
 
     Attributes:
-        name: What `--as` calls it.
-        summary: What it is.
+        name: Its name for `--as`.
+        summary: Its description in a few words.
     """
 
     name: str = "solo_learn"
     summary: str = "solo-learn's Lightning checkpoint"
 
     def recognises(self, file: WeightsFile) -> bool:
-        """Tell whether Lightning wrote the file, with the names of solo-learn's methods."""
+        """Test whether Lightning wrote the file, with the names of solo-learn's methods."""
         state = file.group("state_dict")
         backbone = any(f"{prefix}{MARKER}" in state for prefix in ("backbone.", "encoder."))
         heads = ("projector.", "classifier.", "momentum_backbone.")
         return "pytorch-lightning_version" in file.content and backbone and any(n.startswith(heads) for n in state)
 
     def read(self, file: WeightsFile, choices: Choices) -> Imported:
-        """Read backbone and heads; what `args.json` beside the file says counts where nothing is chosen."""
-        choices = _completed(choices, file.beside("args.json"))
-        group, prefix, state = located(file, ("state_dict", ""), ("backbone.", "encoder."), MARKER, self.name)
-        backbone = within(state, prefix)
+        """Read backbone and heads.
+
+        `args.json` in the same folder completes the choices that are not set.
+        """
+        choices = _complete(choices, file.beside("args.json"))
+        group, prefix, state = locate(file, ("state_dict", ""), ("backbone.", "encoder."), MARKER, self.name)
+        backbone = select_prefix(state, prefix)
         module = module_of(backbone, "solo_learn", self.name)
         if choices.dataset is None and choices.mean is None:
             raise CheckpointError(
@@ -75,44 +78,46 @@ class SoloLearn(Format):
             )
         mean, std = normalisation(choices, NORMALISATIONS[choices.dataset or "imagenet"])
         size, shorter = (32, None) if module.stem == "solo_learn" else (224, 256)
-        taken = input_of(choices, size, shorter, "bicubic")
+        to_input = input_of(choices, size, shorter, "bicubic")
         parts = ("projector", "predictor")
-        heads = {part: within(state, f"{part}.") for part in parts if any(n.startswith(f"{part}.") for n in state)}
+        heads = {
+            part: select_prefix(state, f"{part}.") for part in parts if any(n.startswith(f"{part}.") for n in state)
+        }
         loss, views = loss_of(choices)
 
         def target(params: Params, running: Frozen) -> Frozen:
-            """Read the target network out of the momentum networks."""
-            slow = {part: within(state, f"momentum_{part}.") for part in ("backbone", "projector")}
+            """Read the target network from the momentum networks."""
+            slow = {part: select_prefix(state, f"momentum_{part}.") for part in ("backbone", "projector")}
             if not all(slow.values()):
                 raise CheckpointError(
-                    f"BYOL compares with a target network; {file.path} has no momentum_backbone.… of it."
+                    f"BYOL needs a target network; {file.path} has no momentum_backbone.… and momentum_projector.… for it."
                 )
-            held, _ = filled(
-                dict(shapes_of(module, taken)),
+            variables, _ = filled(
+                dict(shapes_of(module, to_input)),
                 slow["backbone"],
                 lambda path: backbone_source(path[1:]),
                 BESIDE,
-                described(module),
+                describe_resnet(module),
             )
             top, why = head_of(slow["projector"], slow["projector"]["0.weight"].shape[1], "projector")
             if top is None:
                 raise CheckpointError(f"The target network's projector is not that of the online network: {why}.")
-            projector, statistics = filled_head(top, slow["projector"], "target network's projector")
-            stats = {"backbone": held["batch_stats"], **({"projector": statistics} if statistics else {})}
+            projector, statistics = fill_head(top, slow["projector"], "target network's projector")
+            stats = {"backbone": variables["batch_stats"], **({"projector": statistics} if statistics else {})}
             del params, running
-            return {"params": {"backbone": held["params"], "projector": projector}, "batch_stats": stats}
+            return {"params": {"backbone": variables["params"], "projector": projector}, "batch_stats": stats}
 
-        made = encoder_of(module, backbone, heads, taken, mean, std, file, loss, views, target)
+        made = encoder_of(module, backbone, heads, to_input, mean, std, file, loss, views, target)
         read = (prefix, *(f"{part}." for part in heads))
         if loss is not None and loss.compares_with_target:
             read = (*read, "momentum_backbone.", "momentum_projector.")
-        outside = beside(name for name in state if not name.startswith(read))
+        outside = summarise_outside(name for name in state if not name.startswith(read))
         recognised = {"layout": f"{self.summary} (--as {self.name})", **made.recognised}
         return Imported(made.encoder, recognised, {**made.unread, **outside, **file.others(group)})
 
 
-def _completed(choices: Choices, arguments: Mapping[str, Any]) -> Choices:
-    """Complete choices by what solo-learn wrote beside its checkpoint."""
+def _complete(choices: Choices, arguments: Mapping[str, Any]) -> Choices:
+    """Complete choices with the arguments that solo-learn wrote beside its checkpoint."""
     data, method = arguments.get("data"), arguments.get("method")
     dataset = data.get("dataset") if isinstance(data, dict) else arguments.get("dataset")
     changes: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""An array inside a file of weights: its shape is known at once, its values are read when they are asked for."""
+"""Define an array in a file of weights, whose values are read on demand."""
 
 import dataclasses
 from collections.abc import Callable
@@ -25,15 +25,21 @@ DTYPES: dict[str, np.dtype] = {
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """An array of a file.
+    """An array in a file.
 
     Attributes:
         shape: Its shape.
-        dtype: The name of its type, one of `DTYPES`.
-        strides: Elements between neighbours on each axis.
-        offset: Elements before the first one.
-        stored: Elements that the stored bytes hold.
+        dtype: Name of its type, one of `DTYPES`.
+        strides: Number of elements between neighbours on each axis.
+        offset: Number of elements before the first one.
+        stored: Number of elements in the stored bytes.
         read: Returns the stored bytes.
+
+    Example:
+        >>> import numpy as np
+        >>> from influence_ssl_jax.checkpoints.tensor import Tensor
+        >>> Tensor.of(np.asarray([[1.0, 2.0]])).numpy().tolist()
+        [[1.0, 2.0]]
     """
 
     shape: tuple[int, ...]
@@ -45,7 +51,7 @@ class Tensor:
 
     @classmethod
     def of(cls, array: np.ndarray) -> "Tensor":
-        """Return an array that is in memory as one of a file."""
+        """Wrap an array in memory."""
         flat = np.ascontiguousarray(array)
         strides = tuple(stride // flat.itemsize for stride in flat.strides)
         return cls(flat.shape, flat.dtype.name, strides, 0, flat.size, flat.tobytes)
@@ -54,7 +60,7 @@ class Tensor:
         """Read the values.
 
         Raises:
-            CheckpointError: The stored bytes are fewer than the shape asks for.
+            CheckpointError: If the stored bytes are fewer than the shape needs.
         """
         kind = DTYPES[self.dtype]
         last = self.offset + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))

@@ -1,8 +1,8 @@
-"""Weights that torch saved (`.pth`, `.pt`, `.ckpt`), read without executing anything.
+"""Read weights that torch saved (`.pth`, `.pt`, `.ckpt`) without executing them.
 
-A file of torch is a pickle: a program for a stack machine, which can ask for any function of any module to be called. Here
-that program is *interpreted as data*: what it names is noted and never imported, what it would call is noted and never
-called. Dicts, lists, numbers, texts and arrays come out as such; everything else comes out as `Foreign`, a name.
+A file of torch is a pickle: a program for a stack machine, which can call any function of any module. Here the program
+is *interpreted as data*: the functions that it names are recorded by name, and never imported or called. Dicts, lists,
+numbers, texts and arrays are returned as such; everything else becomes `Foreign`, a name.
 """
 
 import dataclasses
@@ -30,15 +30,15 @@ STORAGES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
-"""torch's kinds of storage, and the type of what they hold."""
+"""Types of torch's storages."""
 
 LEGACY = 0x1950A86A20F9469CFC6C
-"""The number that a file of torch before 1.6 begins with."""
+"""The first number in a file of torch before version 1.6."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Foreign:
-    """Something that a pickle would have made by importing or calling `name`; it was not.
+    """An object that the pickle would create by importing or calling `name`; it is not created.
 
     Attributes:
         name: Module and name.
@@ -49,12 +49,12 @@ class Foreign:
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """Bytes that arrays lie in.
+    """The bytes of one or several arrays.
 
     Attributes:
-        dtype: The name of their type.
-        key: Their name in the file.
-        count: How many values they are.
+        dtype: Name of their type.
+        key: Name of the storage in the file.
+        count: Number of its values.
     """
 
     dtype: str
@@ -63,30 +63,47 @@ class Storage:
 
 
 def read_torch(path: Path) -> Any:
-    """Return what a file of torch holds: dicts, lists, numbers, texts, `Tensor`s, and `Foreign` for all else.
+    """Read the content of a file of torch.
+
+    Returns:
+        Dicts, lists, numbers, texts, `Tensor`s, and `Foreign` for everything else.
 
     Raises:
-        CheckpointError: It is no file of torch, damaged, or compressed.
+        CheckpointError: If it is not a file of torch, or is damaged or compressed.
     """
     try:
         if zipfile.is_zipfile(path):
             return _read_zip(path)
         return _read_legacy(path)
     except (ValueError, IndexError, KeyError, TypeError, EOFError, struct.error, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path} is no file of torch, or damaged ({type(error).__name__}: {error}).") from error
+        raise CheckpointError(
+            f"{path} is not a file of torch, or damaged ({type(error).__name__}: {error})."
+        ) from error
 
 
 def interpret(
     stream: io.BytesIO | io.BufferedReader, stored: Callable[[Storage], tuple[int, Callable[[], bytes]]]
 ) -> Any:
-    """Interpret one pickle as data, and leave the stream behind it.
+    """Interpret one pickle as data, and move the stream to the end of the pickle.
 
     Args:
-        stream: Where the pickle begins.
+        stream: A stream at the start of the pickle.
         stored: From a storage to the number of its values and a function that reads its bytes.
 
     Raises:
-        CheckpointError: The pickle has an instruction that no file of weights needs.
+        CheckpointError: If the pickle has an instruction that no file of weights needs.
+        ValueError: If the pickle has no end.
+
+    Example:
+        The pickle would call `print`; its interpretation records the name and calls nothing.
+
+        >>> import io, pickle
+        >>> from influence_ssl_jax.checkpoints.torch_file import interpret
+        >>> class Call:
+        ...     def __reduce__(self):
+        ...         return print, ("executed",)
+        >>> interpret(io.BytesIO(pickle.dumps({"epoch": 3, "hook": Call()})), lambda storage: (0, bytes))
+        {'epoch': 3, 'hook': Foreign(name='builtins.print')}
     """
     machine = _Machine(stored)
     for opcode, argument, _ in pickletools.genops(stream):
@@ -125,7 +142,7 @@ SKIPPED = ("PROTO", "FRAME")
 
 
 class _Machine:
-    """The stack machine of pickles, with everything that could run code taken out."""
+    """The stack machine of pickles, without everything that could run code."""
 
     def __init__(self, stored: Callable[[Storage], tuple[int, Callable[[], bytes]]]) -> None:
         self.stack: list[Any] = []
@@ -164,7 +181,7 @@ class _Machine:
         elif name in ("REDUCE", "NEWOBJ", "NEWOBJ_EX", "OBJ", "INST"):
             self.make(name, argument)
         elif name == "BUILD":
-            stack.pop()  # the state of an object that was never made
+            stack.pop()  # the state of an object that is not created
         elif name in ("BINPERSID", "PERSID"):
             stack.append(self.storage(stack.pop() if name == "BINPERSID" else argument))
         else:
@@ -185,7 +202,7 @@ class _Machine:
         return self.take(len(self.stack) - self.marks.pop())
 
     def discard(self, name: str) -> None:
-        """Drop or repeat the last value, or drop all above the mark."""
+        """Remove or repeat the last value, or remove all values above the mark."""
         if name == "DUP":
             self.stack.append(self.stack[-1])
         elif name == "POP_MARK" or (self.marks and self.marks[-1] == len(self.stack)):
@@ -194,7 +211,7 @@ class _Machine:
             self.stack.pop()
 
     def collect(self, name: str) -> None:
-        """Make a tuple, list or dict of the last values."""
+        """Make a tuple, list or dict from the last values."""
         if name in ("TUPLE1", "TUPLE2", "TUPLE3"):
             self.stack.append(tuple(self.take(int(name[-1]))))
             return
@@ -205,7 +222,7 @@ class _Machine:
             self.stack.append(items if name == "LIST" else tuple(items))
 
     def fill(self, name: str) -> None:
-        """Put the last values into the list or dict before them; what is foreign takes nothing."""
+        """Put the last values into the list or dict below them; a `Foreign` object takes none."""
         count = {"APPEND": 1, "SETITEM": 2}.get(name)
         items = self.take(count) if count else self.to_mark()
         target = self.stack[-1]
@@ -217,7 +234,7 @@ class _Machine:
             raise ValueError(f"a pickle that puts items into a {type(target).__name__}")
 
     def make(self, name: str, argument: Any) -> None:
-        """Note what would have been made by a call; make dicts and arrays alone."""
+        """Record the result of a call as `Foreign`; create dicts, arrays and sizes."""
         if name == "INST":
             self.to_mark()
             self.stack.append(Foreign(argument.replace(" ", ".")))
@@ -258,7 +275,7 @@ class _Machine:
 
 
 def _read_zip(path: Path) -> Any:
-    """The layout since torch 1.6: a zip whose members are not compressed, `data.pkl` and one member a storage."""
+    """Read the layout since torch 1.6: an uncompressed zip with `data.pkl` and one member for each storage."""
     with zipfile.ZipFile(path) as archive:
         members = {member.filename: member for member in archive.infolist()}
         packed = [name for name, member in members.items() if member.compress_type != zipfile.ZIP_STORED]
@@ -268,7 +285,7 @@ def _read_zip(path: Path) -> Any:
             )
         pickles = [name for name in members if name.rpartition("/")[2] == "data.pkl"]
         if len(pickles) != 1:
-            raise CheckpointError(f"{path} is a zip file but none of torch's: it has {len(pickles)} members data.pkl.")
+            raise CheckpointError(f"{path} is a zip file but not of torch: it has {len(pickles)} members data.pkl.")
         folder = pickles[0].removesuffix("data.pkl")
         order = archive.read(f"{folder}byteorder") if f"{folder}byteorder" in members else b"little"
         if order != b"little":
@@ -290,8 +307,11 @@ def _read_zip(path: Path) -> Any:
 
 
 def _read_legacy(path: Path) -> Any:
-    """The layout before torch 1.6: five pickles (number, version, system, content, keys), then every storage's bytes."""
-    places: dict[str, tuple[int, int]] = {}  # filled last: arrays come before the bytes that they lie in
+    """Read the layout before torch 1.6.
+
+    It has five pickles (number, version, system, content, keys), then the bytes of every storage.
+    """
+    places: dict[str, tuple[int, int]] = {}  # known last, because the file has the arrays before their bytes
     kinds: dict[str, Storage] = {}
 
     def stored(storage: Storage) -> tuple[int, Callable[[], bytes]]:

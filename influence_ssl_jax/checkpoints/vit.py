@@ -1,4 +1,4 @@
-"""Vision transformers as DINO, DINOv2, DINOv3, MAE and timm save them."""
+"""Read vision transformers as DINO, DINOv2, DINOv3, MAE and timm save them."""
 
 import dataclasses
 import math
@@ -17,16 +17,16 @@ from influence_ssl_jax.checkpoints.layout import (
     Source,
     State,
     WeightsFile,
-    beside,
+    describe_input,
     filled,
-    grouped,
     input_of,
     leaf_source,
-    located,
+    locate,
     normalisation,
-    said,
+    select_prefix,
     shapes_of,
-    within,
+    summarise,
+    summarise_outside,
 )
 from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.nets.network import Network
@@ -35,39 +35,42 @@ from influence_ssl_jax.nets.vit import VisionTransformer
 MARKER = "patch_embed.proj.weight"
 """An array that every vision transformer has."""
 REGISTERS = ("register_tokens", "storage_tokens", "reg_token")
-"""What registers are called."""
+"""Names of the registers."""
 BESIDE = {
-    r"mask_token": "token of masked patches, read in pretraining alone",
-    r"decoder_": "decoder, read in pretraining alone",
-    r"decoder\.": "decoder, read in pretraining alone",
+    r"mask_token": "token of masked patches, read only in pretraining",
+    r"decoder_": "decoder, read only in pretraining",
+    r"decoder\.": "decoder, read only in pretraining",
     r"(head|fc|classifier)\.": "classifier",
     r"(dino_head|ibot_head)\.": "head of pretraining",
     r"rope_embed\.periods": "periods of the rotation, a setting of the network",
     r"blocks\.\d+\.attn\.qkv\.bias_mask": "mask of the bias, a setting of the network",
-    r"local_cls_norm\.": "normalisation of local crops, read in pretraining alone",
+    r"local_cls_norm\.": "normalisation of local crops, read only in pretraining",
 }
-"""Arrays beside a transformer that are no part of a representation, and what they are."""
+"""Arrays beside a transformer that no representation reads, and their descriptions."""
 PER_HEAD = 64
-"""Channels of a head where nobody says otherwise: those of every published network but MAE's ViT-H (80) and the largest
-DINOv3 (128), whose periods say it."""
+"""Channels of a head if neither the user nor the file says the number of heads.
+
+All published networks have this number except MAE's ViT-H (80) and the largest DINOv3 (128), whose periods tell it.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Transformer(Format):
-    """A vision transformer.
+    """The format of a vision transformer.
 
     Attributes:
-        name: What `--as` calls it.
-        summary: What it is.
-        groups: Entries of the file that can hold it.
-        prefixes: What can stand before its names.
-        recognised_by: Tells the layout from the arrays' names, the entry's name, and the arrays; None where nothing does.
-        epsilon: ε of its LayerNorm, which no file says.
-        offset: Of the interpolation of positions; see `VisionTransformer`.
-        antialias: Of the interpolation of positions.
-        shorter: Length in pixels of the images' shorter side before the centre is cut out, at 224.
-        parts: What networks of this layout can have beside the plain ones: registers, LayerScale, SwiGLU, rotary
-            positions, patches averaged. What a network has by another layout means something else.
+        name: Its name for `--as`.
+        summary: Its description in a few words.
+        groups: Entries of the file that can hold the network.
+        prefixes: Prefixes that its names can have.
+        recognised_by: Recognises the layout from the arrays and the name of their entry; None if the layout must be
+            named.
+        epsilon: ε of its LayerNorm, which no file contains.
+        offset: Offset of the interpolation of positions; see `VisionTransformer`.
+        antialias: Whether the interpolation of positions smooths.
+        shorter: Length in pixels of the shorter side before the crop of the centre, at size 224.
+        parts: Parts that networks of this layout can have: registers, LayerScale, SwiGLU, rotary positions, patches
+            averaged. In another layout the same arrays have another meaning.
     """
 
     name: str
@@ -82,41 +85,41 @@ class Transformer(Format):
     parts: frozenset[str] = frozenset()
 
     def recognises(self, file: WeightsFile) -> bool:
-        """Tell whether names in the file belong to this format and to no other."""
+        """Test whether names in the file belong to this format and to no other."""
         if self.recognised_by is None:
             return False
         for group in self.groups:
             state = file.group(group)
             for prefix in self.prefixes:
                 if f"{prefix}{MARKER}" in state:
-                    return self.recognised_by(within(state, prefix), group)
+                    return self.recognised_by(select_prefix(state, prefix), group)
         return False
 
     def read(self, file: WeightsFile, choices: Choices) -> Imported:
         """Read the transformer."""
         pair = {"teacher", "student"}
         groups = [name for name in self.groups if name not in pair - {choices.part}]
-        group, prefix, state = located(file, groups, self.prefixes, MARKER, self.name)
-        own = {_unchunked(name): tensor for name, tensor in within(state, prefix).items()}
+        group, prefix, state = locate(file, groups, self.prefixes, MARKER, self.name)
+        own = {_drop_chunk(name): tensor for name, tensor in select_prefix(state, prefix).items()}
         module, assumed = self._module(own, choices)
         size = choices.size or (224 if 224 % module.patch == 0 else module.patch * max(1, 224 // module.patch))
-        taken = input_of(dataclasses.replace(choices, size=size), 224, self.shorter, "bicubic")
+        to_input = input_of(dataclasses.replace(choices, size=size), 224, self.shorter, "bicubic")
         mean, std = normalisation(choices, IMAGENET)
-        shapes = dict(shapes_of(module, taken))
-        held, left = filled(shapes, own, lambda path: _source(path[1:], own, module), BESIDE, _described(module))
-        encoder = Encoder(Network(module, mean=mean, std=std), held["params"], {}, taken, file.path.stem)
+        shapes = dict(shapes_of(module, to_input))
+        variables, left = filled(shapes, own, lambda path: _source(path[1:], own, module), BESIDE, _describe(module))
+        encoder = Encoder(Network(module, mean=mean, std=std), variables["params"], {}, to_input, file.path.stem)
         recognised = {
             "layout": f"{self.summary} (--as {self.name})" + (f", {group}" if group in pair else ""),
-            "network": _described(module) + assumed,
+            "network": _describe(module) + assumed,
             "positions": _positions(module),
             "output": "normalised class token" if module.output == "class" else "normalised mean of the patches",
-            "input": said(taken, mean, std),
+            "input": describe_input(to_input, mean, std),
         }
-        outside = beside(name for name in state if not name.startswith(prefix))
-        return Imported(encoder, recognised, {**grouped(left), **outside, **file.others(group)})
+        outside = summarise_outside(name for name in state if not name.startswith(prefix))
+        return Imported(encoder, recognised, {**summarise(left), **outside, **file.others(group)})
 
     def _module(self, state: State, choices: Choices) -> tuple[VisionTransformer, str]:
-        """Find out the architecture from names and shapes, and what had to be assumed."""
+        """Infer the architecture from names and shapes; return also the assumptions, in words."""
         width, _, patch, _ = state[MARKER].shape
         numbers = {int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))}
         if "cls_token" not in state or not numbers:
@@ -155,7 +158,7 @@ class Transformer(Format):
         return module, assumed
 
     def _refuse_parts(self, module: VisionTransformer) -> None:
-        """Refuse a network with parts that this layout does not know, or without the positions that it has."""
+        """Refuse parts that this layout does not have, and missing positions."""
         there = {
             "registers": module.registers > 0,
             "LayerScale": module.layer_scale,
@@ -167,22 +170,20 @@ class Transformer(Format):
         strange = [part for part, is_there in there.items() if is_there and part not in self.parts]
         if strange:
             raise CheckpointError(
-                f"Networks of the layout {self.name} have no {', '.join(strange)}, and this file has; name its own layout "
+                f"Networks of the layout {self.name} have no {', '.join(strange)}, and this file does; name its layout "
                 "with --as."
             )
         if "rotary positions" in self.parts and not there["rotary positions"]:
             raise CheckpointError(f"Networks of the layout {self.name} have rotary positions, and this file has none.")
 
     def _heads(self, state: State, width: int, choices: Choices) -> tuple[int, tuple[float, ...], str]:
-        """Number of heads, periods of the rotation, and what was assumed."""
+        """Return the number of heads, the periods of the rotation, and the assumptions, in words."""
         periods: tuple[float, ...] = ()
         if "rope_embed.periods" in state:
             periods = tuple(float(value) for value in state["rope_embed.periods"].numpy())
             heads = width // (4 * len(periods))
             if choices.heads not in (None, heads):
-                raise CheckpointError(
-                    f"The rotation is one of {heads} heads, got --heads {choices.heads}; leave it out."
-                )
+                raise CheckpointError(f"The rotation has {heads} heads, got --heads {choices.heads}; leave it out.")
             return heads, periods, ""
         if choices.heads is not None:
             return choices.heads, periods, ""
@@ -195,7 +196,7 @@ class Transformer(Format):
 
 
 def _grid(state: State) -> tuple[int, Literal["with_class", "patches"]]:
-    """Side of the square grid of stored positions, and whether the class token has one."""
+    """Infer the side of the square grid of stored positions, and which tokens have one."""
     if "pos_embed" not in state:
         raise CheckpointError("The file has neither pos_embed nor rope_embed.periods: its positions are not known.")
     count = state["pos_embed"].shape[1]
@@ -204,12 +205,16 @@ def _grid(state: State) -> tuple[int, Literal["with_class", "patches"]]:
         if side * side == count - own:
             return side, "with_class" if own else "patches"
     raise CheckpointError(
-        f"pos_embed has {count} positions, neither a square nor one more; networks of this kind are unknown."
+        f"pos_embed has {count} positions, neither a square number nor one more; such networks are not supported."
     )
 
 
 def _qkv_bias(state: State) -> Literal["full", "no_key", "none"]:
-    """Whether queries, keys and values have a bias; a mask that takes away the keys' must take away just that."""
+    """Return which of queries, keys and values have a bias.
+
+    Raises:
+        CheckpointError: If a mask removes more or less than the bias of the keys.
+    """
     if "blocks.0.attn.qkv.bias" not in state:
         return "none"
     if "blocks.0.attn.qkv.bias_mask" not in state:
@@ -219,18 +224,18 @@ def _qkv_bias(state: State) -> Literal["full", "no_key", "none"]:
             query, key, value = np.split(state[name].numpy().astype(np.float64), 3)
             if not ((query == 1).all() and (key == 0).all() and (value == 1).all()):
                 raise CheckpointError(
-                    f"{name} masks something else than the bias of the keys; networks of this kind are unknown."
+                    f"{name} masks something else than the bias of the keys; such networks are not supported."
                 )
     return "no_key"
 
 
-def _unchunked(name: str) -> str:
-    """Drop the number of a chunk of blocks (`blocks.0.3.` → `blocks.3.`)."""
+def _drop_chunk(name: str) -> str:
+    """Remove the number of a chunk of blocks from a name (`blocks.0.3.` → `blocks.3.`)."""
     return re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)
 
 
 def _source(path: tuple[str, ...], state: State, module: VisionTransformer) -> Source:
-    """Return the torch name of a transformer's variable, and how it is converted."""
+    """Return the torch name of a transformer's variable, and its conversion."""
     if path == ("registers",):
         return next((name for name in REGISTERS if name in state), REGISTERS[0]), np.asarray
     if len(path) == 1:
@@ -255,7 +260,8 @@ def _source(path: tuple[str, ...], state: State, module: VisionTransformer) -> S
     return leaf_source(name, leaf)
 
 
-def _described(module: VisionTransformer) -> str:
+def _describe(module: VisionTransformer) -> str:
+    """Describe a transformer in words."""
     extras = [
         f"{module.registers} registers" if module.registers else "",
         "LayerScale" if module.layer_scale else "",
@@ -269,6 +275,7 @@ def _described(module: VisionTransformer) -> str:
 
 
 def _positions(module: VisionTransformer) -> str:
+    """Describe the positions of a transformer in words."""
     if module.positions == "rotary":
         return f"rotary, {len(module.periods)} periods"
     return (
@@ -278,6 +285,7 @@ def _positions(module: VisionTransformer) -> str:
 
 
 def _any(names: State, *starts: str) -> bool:
+    """Test whether a name has one of the starts."""
     return any(name.startswith(starts) for name in names)
 
 
@@ -296,7 +304,7 @@ DINOV2 = Transformer(
     ("", "teacher", "model"),
     PREFIXES,
     lambda state, _: (
-        "mask_token" in state and "blocks.0.ls1.gamma" in {_unchunked(n) for n in state} and "pos_embed" in state
+        "mask_token" in state and "blocks.0.ls1.gamma" in {_drop_chunk(n) for n in state} and "pos_embed" in state
     ),
     parts=frozenset({"registers", "LayerScale", "SwiGLU"}),
 )

@@ -130,7 +130,10 @@ class SquaredEuclid(Measurement):
 
 
 def _noise(embedding: Array) -> float:
-    """Return `(32 u)²`, where `u` is the unit roundoff of the embeddings' type or of float32, whichever is smaller."""
+    """Return `(32 u)²`, where `u` is the unit roundoff.
+
+    It is that of the embeddings' type or of float32, whichever is smaller.
+    """
     return (32 * min(float(jnp.finfo(dtype).eps) for dtype in (embedding.dtype, jnp.float32))) ** 2
 
 

@@ -44,5 +44,5 @@ def covariance_square_root(logits: Float[Array, "rows classes"], noise: Float[Ar
     `S = diag(√p) − p √pᵀ`, so that `S Sᵀ = diag(p) − p pᵀ = ∇² log Σ exp(logits)`, where `p` is the softmax of a row.
     """
     p = jax.nn.softmax(logits, axis=1)
-    scaled = jnp.sqrt(p) * noise
-    return scaled - p * jnp.sum(scaled, axis=1, keepdims=True)
+    drawn = jnp.sqrt(p) * noise
+    return drawn - p * jnp.sum(drawn, axis=1, keepdims=True)

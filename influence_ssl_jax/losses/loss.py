@@ -66,7 +66,7 @@ class Loss(abc.ABC):
 
         `S Sᵀ = ∇²head(outputs)`, so standard normal noise becomes a draw from `N(0, ∇²head)`. The product has a closed
         form and is linear in `noise`: the sampled Fisher never forms a Hessian in output space. If the loss is
-        separable, `S` acts on the slice of each example alone.
+        separable, `S` acts on the slice of each example separately.
         """
 
     def __call__(self, embeddings: Embeddings) -> Float[Array, ""]:

@@ -24,9 +24,9 @@ class SimCLR(Loss):
     Example:
         If all embeddings are equal, each of the 2b − 1 = 3 other views is as likely as the others: the loss is log 3.
 
-        >>> import jax.numpy as jnp, math
+        >>> import jax, jax.numpy as jnp, math
         >>> from influence_ssl_jax.losses import Embeddings, SimCLR
-        >>> loss = float(SimCLR(temperature=0.2)(Embeddings(jnp.ones((2, 2, 3)))))
+        >>> loss = float(jax.jit(SimCLR(temperature=0.2))(Embeddings(jnp.ones((2, 2, 3)))))
         >>> abs(loss - math.log(3)) < 1e-5
         True
     """
@@ -66,5 +66,8 @@ class SimCLR(Loss):
     def head_square_root(
         self, outputs: Float[Array, "views others"], noise: Float[Array, "views others"]
     ) -> Float[Array, "views others"]:
-        """Multiply noise by `S = (diag(√p) − p √pᵀ) / √2b` for each view, where `p` is its softmax."""
+        """Multiply noise by `S = (diag(√p) − p √pᵀ) / √2b` for each view.
+
+        `p` is the softmax of the view's logits.
+        """
         return covariance_square_root(outputs, noise) / outputs.shape[0] ** 0.5

@@ -58,5 +58,8 @@ class Supervised(Loss):
     def head_square_root(
         self, outputs: Float[Array, "batch classes"], noise: Float[Array, "batch classes"]
     ) -> Float[Array, "batch classes"]:
-        """Multiply noise by `S = (diag(√p) − p √pᵀ) / √b` for each example, where `p` is its softmax."""
+        """Multiply noise by `S = (diag(√p) − p √pᵀ) / √b` for each example.
+
+        `p` is the softmax of the example's margins.
+        """
         return covariance_square_root(outputs, noise) / outputs.shape[0] ** 0.5

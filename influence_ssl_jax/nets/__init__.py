@@ -1,4 +1,4 @@
-"""Networks: backbones and heads as linen modules, and their evaluation as pure functions."""
+"""Define networks: backbones and heads as linen modules, evaluated as pure functions."""
 
 from influence_ssl_jax.nets.network import Network
 

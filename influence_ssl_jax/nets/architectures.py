@@ -1,4 +1,4 @@
-"""The networks that a file can name: what is saved of one, and how it is built again."""
+"""Describe networks of this package as JSON, and build them again."""
 
 import dataclasses
 from typing import Any
@@ -24,22 +24,32 @@ ARCHITECTURES: tuple[type[nn.Module], ...] = (
     Predictor,
     Classifier,
 )
-"""Backbones and heads that are rebuilt from their description: the one list."""
+"""The registry of backbones and heads that can be built from a description."""
 
 DTYPE = "dtype"
-"""The field of what layers compute in, which belongs to a computation and not to a network."""
+"""The field with the type that layers compute in; it belongs to a computation and is not saved."""
 
 
 def describe(module: nn.Module) -> Plain:
-    """Describe a network of this package as JSON: its class and the values of its fields.
+    """Describe a network of this package as JSON: its class and its fields.
 
     Raises:
-        StructureError: The network is none of this package's.
+        StructureError: If the network is not one of this package.
+
+    Example:
+        `build` inverts `describe`.
+
+        >>> from influence_ssl_jax.nets.architectures import build, describe
+        >>> from influence_ssl_jax.nets.linear import Linear
+        >>> describe(Linear(2))
+        {'class': 'Linear', 'features': 2}
+        >>> build(describe(Linear(2))) == Linear(2)
+        True
     """
     if type(module) not in ARCHITECTURES:
         raise StructureError(
-            f"{type(module).__name__} is no network of this package, so a file cannot say how to build it. Write a "
-            "function that returns the encoder, and name it as package.module:function wherever an encoder is asked for."
+            f"{type(module).__name__} is not a network of this package, so a file cannot say how to build it. Write a "
+            "function that returns the encoder, and pass its name as package.module:function wherever an encoder is needed."
         )
     values = {name: getattr(module, name) for name in _fields(type(module)) if name != DTYPE}
     return {
@@ -49,10 +59,10 @@ def describe(module: nn.Module) -> Plain:
 
 
 def build(description: Plain) -> nn.Module:
-    """Build the network that `describe` described.
+    """Build a network from the description that `describe` returned.
 
     Raises:
-        StructureError: It names a class or a field that is not known.
+        StructureError: If the description names an unknown class or field.
     """
     known = {each.__name__: each for each in ARCHITECTURES}
     name = description.get(CLASS) if isinstance(description, dict) else None
@@ -61,20 +71,20 @@ def build(description: Plain) -> nn.Module:
     values = {field: value for field, value in description.items() if field != CLASS}
     unknown = values.keys() - set(_fields(known[name]))
     if unknown:
-        raise StructureError(f"A file gives {name} the fields {', '.join(sorted(unknown))}, which it has not.")
+        raise StructureError(f"A file gives {name} the unknown fields {', '.join(sorted(unknown))}.")
     try:
-        return known[name](**{field: _restored(value) for field, value in values.items()})
+        return known[name](**{field: _restore(value) for field, value in values.items()})
     except TypeError as error:
         raise StructureError(f"A file describes {name} wrongly: {error}.") from error
 
 
 def computing_in(module: nn.Module, dtype: jax.typing.DTypeLike | None) -> nn.Module:
-    """Return the network whose layers compute in another type; parameters keep theirs.
+    """Return the network with layers that compute in another type; parameters keep theirs.
 
-    The type is that of its field `dtype`, and of those of the modules that are its fields.
+    The type is that of the field `dtype`, also of modules that are fields of the network.
 
     Raises:
-        StructureError: It has no such field, and is none of this package's.
+        StructureError: If the network has no such field and is not one of this package.
     """
     inner = {name: getattr(module, name) for name in _fields(type(module))}
     changed: dict[str, Any] = {
@@ -84,22 +94,24 @@ def computing_in(module: nn.Module, dtype: jax.typing.DTypeLike | None) -> nn.Mo
         changed[DTYPE] = dtype
     elif not changed and type(module) not in ARCHITECTURES:
         raise StructureError(
-            f"{type(module).__name__} has no field dtype, so its layers cannot be told to compute in another type. Give it "
-            "one, or score with precision float32."
+            f"{type(module).__name__} has no field dtype, so its layers cannot compute in another type. Add the field, or "
+            "score with precision float32."
         )
     return module.clone(**changed)
 
 
 def _fields(cls: type[nn.Module]) -> list[str]:
-    """Names of the fields that a class adds to those of every linen module."""
+    """List the fields that a class adds to those of every linen module."""
     return [field.name for field in dataclasses.fields(cls) if field.name not in ("parent", "name")]
 
 
 def _plain(value: Any) -> Plain:
+    """Return a value as JSON can hold it."""
     return list(value) if isinstance(value, tuple) else value
 
 
-def _restored(value: Plain) -> Any:
+def _restore(value: Plain) -> Any:
+    """Undo `describe` and `_plain`."""
     if isinstance(value, dict):
         return build(value)
     return tuple(value) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""ConvNeXt (arXiv 2201.03545)."""
+"""Define ConvNeXt (arXiv 2201.03545)."""
 
 import flax.linen as nn
 import jax
@@ -9,11 +9,11 @@ from influence_ssl_jax.nets.vit import layer_norm, small
 
 
 class ConvNeXtBlock(nn.Module):
-    """`x + γ ⊙ W₂ gelu(W₁ norm(depthwise 7×7(x)))`.
+    """A residual block `x + γ ⊙ W₂ gelu(W₁ norm(depthwise 7×7(x)))`.
 
     Attributes:
-        scaled: Whether γ is there.
-        dtype: The dtype to compute in; parameters are float32.
+        scaled: Whether the block has the factor γ.
+        dtype: Type to compute in; parameters are float32.
     """
 
     scaled: bool = True
@@ -36,13 +36,22 @@ class ConvNeXtBlock(nn.Module):
 
 
 class ConvNeXt(nn.Module):
-    """Images → representation: a 4×4 stem, stages of blocks with 2×2 reductions between, the normalised mean.
+    """A ConvNeXt from images to representations.
+
+    A 4×4 stem, stages of blocks with 2×2 reductions between them, and the normalised mean over positions.
 
     Attributes:
-        widths: Channels of each stage.
-        blocks: Number of blocks in each stage.
+        widths: Number of channels of each stage.
+        blocks: Number of blocks of each stage.
         scaled: Whether residual branches are scaled channel by channel.
-        dtype: The dtype to compute in (`None`: that of the images and parameters); parameters are float32.
+        dtype: Type to compute in (`None`: that of the images and parameters); parameters are float32.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from influence_ssl_jax.nets.convnext import ConvNeXt
+        >>> network, images = ConvNeXt(widths=(2, 4), blocks=(1, 1)), jnp.zeros((3, 8, 8, 1))
+        >>> jax.eval_shape(lambda x: network.init_with_output(jax.random.key(0), x)[0], images).shape
+        (3, 4)
     """
 
     widths: tuple[int, ...] = (96, 192, 384, 768)

@@ -1,4 +1,7 @@
-"""Convolutions whose derivatives are convolutions too, also inside loops on a CPU."""
+"""Define convolutions whose derivatives are convolutions too.
+
+On a CPU they stay fast inside loops, where the usual derivative of a convolution is slow.
+"""
 
 import contextlib
 import functools
@@ -15,6 +18,7 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Num
 
 Pads: TypeAlias = tuple[tuple[int, int], ...]
+""""""
 
 
 def convolve(
@@ -27,16 +31,19 @@ def convolve(
     rhs_dilation: tuple[int, ...],
     precision: Any = None,
 ) -> Num[Array, "..."]:
-    """Images [batch, *spatial, in] ∗ kernel [*window, in, out] → images [batch, *spatial', out].
+    """Convolve images [batch, *spatial, in] with a kernel [*window, in, out].
 
     Args:
         lhs: The images.
         rhs: The kernel.
-        strides: One stride per spatial axis.
-        padding: (low, high) per spatial axis; may be negative.
-        lhs_dilation: Zeros put between pixels, factor per spatial axis.
-        rhs_dilation: Zeros put between kernel entries, factor per spatial axis.
+        strides: One stride for each spatial axis.
+        padding: (low, high) for each spatial axis; may be negative.
+        lhs_dilation: Dilation of the images, one factor for each spatial axis; the gaps are zeros.
+        rhs_dilation: Dilation of the kernel, one factor for each spatial axis.
         precision: As in `jax.lax`.
+
+    Returns:
+        Images [batch, *spatial', out].
     """
     return _convolution_p.bind(
         *_vary_alike(lhs, rhs),
@@ -49,19 +56,25 @@ def convolve(
 
 
 def channels_last(ndim: int) -> lax.ConvDimensionNumbers:
-    """Positions of (batch, channel, *spatial), of (out, in, *window), and of the result's axes."""
+    """Return the positions of the axes of images, kernel and result.
+
+    Images and result are [batch, *spatial, channel], the kernel is [*window, in, out].
+    """
     spatial = tuple(range(1, ndim - 1))
     images = (0, ndim - 1, *spatial)
     return lax.ConvDimensionNumbers(images, (ndim - 1, ndim - 2, *range(ndim - 2)), images)
 
 
-def dilated(size: int, factor: int) -> int:
-    """Extent of an axis after factor − 1 zeros are put between its entries."""
+def dilated_extent(size: int, factor: int) -> int:
+    """Return the extent of an axis after factor − 1 zeros are put between its entries."""
     return 0 if size == 0 else 1 + factor * (size - 1)
 
 
 def _vary_alike(lhs: Array, rhs: Array) -> tuple[Array, Array]:
-    """Inside `shard_map`, mark both operands as varying over the same mesh axes, as every `jax.lax` operation does."""
+    """Mark both operands as varying over the same mesh axes inside `shard_map`.
+
+    Every operation of `jax.lax` does this.
+    """
     varying = [jax.typeof(x).manual_axis_type.varying for x in (lhs, rhs)]
     missing = [tuple((varying[0] | varying[1]) - own) for own in varying]
     lhs, rhs = (lax.pcast(x, axes, to="varying") if axes else x for x, axes in zip((lhs, rhs), missing, strict=True))
@@ -69,19 +82,23 @@ def _vary_alike(lhs: Array, rhs: Array) -> tuple[Array, Array]:
 
 
 def _lax_convolution(lhs: Array, rhs: Array, *, strides, padding, lhs_dilation, rhs_dilation, precision) -> Array:
+    """Convolve by `jax.lax`, channels last."""
     return lax.conv_general_dilated(
         lhs, rhs, strides, padding, lhs_dilation, rhs_dilation, channels_last(lhs.ndim), precision=precision
     )
 
 
 def _transpose_lhs(g: Array, lhs, rhs: Array, *, strides, padding, lhs_dilation, rhs_dilation, precision) -> Array:
-    """∂⟨g, lhs ∗ rhs⟩/∂lhs: the dilated g convolved with the kernel turned by 180° and its channels swapped."""
+    """Compute `∂⟨g, lhs ∗ rhs⟩/∂lhs`.
+
+    The dilated `g` is convolved with the kernel turned by 180°, with its channels swapped.
+    """
     pads = []
     for axis, (low, _) in enumerate(padding):
-        image = dilated(lhs.aval.shape[axis + 1], lhs_dilation[axis])
-        window = dilated(rhs.shape[axis], rhs_dilation[axis])
+        image = dilated_extent(lhs.aval.shape[axis + 1], lhs_dilation[axis])
+        window = dilated_extent(rhs.shape[axis], rhs_dilation[axis])
         before = window - low - 1
-        pads.append((before, image + window - 1 - dilated(g.shape[axis + 1], strides[axis]) - before))
+        pads.append((before, image + window - 1 - dilated_extent(g.shape[axis + 1], strides[axis]) - before))
     turned = jnp.swapaxes(jnp.flip(rhs, range(rhs.ndim - 2)), -1, -2)
     return convolve(
         g,
@@ -95,12 +112,15 @@ def _transpose_lhs(g: Array, lhs, rhs: Array, *, strides, padding, lhs_dilation,
 
 
 def _transpose_rhs(g: Array, lhs: Array, rhs, *, strides, padding, lhs_dilation, rhs_dilation, precision) -> Array:
-    """∂⟨g, lhs ∗ rhs⟩/∂rhs: images (channels as batch) convolved with the dilated g (examples as input channels)."""
+    """Compute `∂⟨g, lhs ∗ rhs⟩/∂rhs`.
+
+    The images (channels as batch) are convolved with the dilated `g` (examples as input channels).
+    """
     pads = []
     for axis, (low, _) in enumerate(padding):
-        image = dilated(lhs.shape[axis + 1], lhs_dilation[axis])
-        window = dilated(rhs.aval.shape[axis], rhs_dilation[axis])
-        pads.append((low, dilated(g.shape[axis + 1], strides[axis]) + window - 1 - image - low))
+        image = dilated_extent(lhs.shape[axis + 1], lhs_dilation[axis])
+        window = dilated_extent(rhs.aval.shape[axis], rhs_dilation[axis])
+        pads.append((low, dilated_extent(g.shape[axis + 1], strides[axis]) + window - 1 - image - low))
     kernel = convolve(
         jnp.swapaxes(lhs, 0, -1),
         jnp.moveaxis(g, 0, -2),
@@ -114,11 +134,15 @@ def _transpose_rhs(g: Array, lhs: Array, rhs, *, strides, padding, lhs_dilation,
 
 
 def _batch(operands: Sequence[Array], axes: Sequence[int | None], **params) -> tuple[Array, int]:
-    """One batched operand is folded into the batch or the output channels, which keeps the convolution canonical."""
+    """Fold the batched operand into the batch or into the output channels.
+
+    The result is again a convolution of this form. If both operands are batched, it is a grouped convolution of
+    `jax.lax`.
+    """
     lhs, rhs = operands
     lhs_axis, rhs_axis = axes
     if lhs_axis is not None and rhs_axis is not None:
-        # A grouped convolution, which lax knows how to write.
+        # lax writes this as a grouped convolution.
         return jax.vmap(functools.partial(_lax_convolution, **params), (lhs_axis, rhs_axis))(lhs, rhs), 0
     if lhs_axis is not None:
         lhs = jnp.moveaxis(lhs, lhs_axis, 0)
@@ -128,7 +152,7 @@ def _batch(operands: Sequence[Array], axes: Sequence[int | None], **params) -> t
         rhs = jnp.moveaxis(rhs, rhs_axis, -2)
         out = convolve(lhs, rhs.reshape(*rhs.shape[:-2], rhs.shape[-2] * rhs.shape[-1]), **params)
         return out.reshape(*out.shape[:-1], *rhs.shape[-2:]), out.ndim - 1
-    raise AssertionError("vmap calls a batching rule only where an operand is batched.")
+    raise AssertionError("vmap calls a batching rule only if an operand is batched.")
 
 
 _convolution_p = Primitive("canonical_convolution")
@@ -156,18 +180,18 @@ def conv_general_dilated(
     batch_group_count: int = 1,
     precision: Any = None,
 ) -> Num[Array, "..."]:
-    """`jax.lax.conv_general_dilated`, equal bit for bit, with canonical transposes (`nets.canonical`).
+    """Convolve as `jax.lax.conv_general_dilated`, with derivatives that are convolutions of this form.
 
-    Fits `nn.Conv(conv_general_dilated=…)`. Grouped convolutions and layouts other than channels-last with kernel
-    [*window, in, out] are passed on to `jax.lax`.
+    The values are equal bit for bit. It is meant for `nn.Conv(conv_general_dilated=…)`. Grouped convolutions, and
+    layouts other than channels-last with kernel [*window, in, out], are passed on to `jax.lax`.
 
     Args:
         lhs: Images [batch, *spatial, in].
         rhs: Kernel [*window, in, out].
-        window_strides: One stride per spatial axis.
-        padding: "SAME", "VALID", "SAME_LOWER", or (low, high) per spatial axis.
-        lhs_dilation: Zeros put between pixels, factor per spatial axis.
-        rhs_dilation: Zeros put between kernel entries, factor per spatial axis.
+        window_strides: One stride for each spatial axis.
+        padding: "SAME", "VALID", "SAME_LOWER", or (low, high) for each spatial axis.
+        lhs_dilation: Dilation of the images, one factor for each spatial axis; the gaps are zeros.
+        rhs_dilation: Dilation of the kernel, one factor for each spatial axis.
         dimension_numbers: As in `jax.lax`.
         feature_group_count: As in `jax.lax`.
         batch_group_count: As in `jax.lax`.
@@ -175,6 +199,9 @@ def conv_general_dilated(
 
     Returns:
         Images [batch, *spatial', out].
+
+    Raises:
+        ValueError: If `padding` is a name and the images are dilated.
     """
     ones = (1,) * (lhs.ndim - 2)
     lhs_dilation, rhs_dilation = tuple(lhs_dilation or ones), tuple(rhs_dilation or ones)
@@ -193,13 +220,13 @@ def conv_general_dilated(
             precision,
         )
     if isinstance(padding, str):
-        # As in lax: a name is resolved on the undilated image, and is refused where the image is dilated.
+        # As in lax: a name is resolved on the undilated image, and refused if the image is dilated.
         if lhs_dilation != ones:
             raise ValueError(
                 f"A dilated image needs explicit padding, got padding={padding!r} with lhs_dilation={lhs_dilation}; "
                 "pass (low, high) per spatial axis."
             )
-        window = [dilated(size, factor) for size, factor in zip(rhs.shape[:-2], rhs_dilation, strict=True)]
+        window = [dilated_extent(size, factor) for size, factor in zip(rhs.shape[:-2], rhs_dilation, strict=True)]
         padding = lax.padtype_to_pads(lhs.shape[1:-1], window, window_strides, padding)
     return convolve(
         lhs,
@@ -214,9 +241,10 @@ def conv_general_dilated(
 
 @contextlib.contextmanager
 def canonical_convolutions() -> Iterator[None]:
-    """Within it, every ordinary `nn.Conv` of any linen module uses `conv_general_dilated` above, on a CPU.
+    """Replace convolutions of linen modules by `conv_general_dilated` of this module, on a CPU.
 
-    Accelerators and layers that were given a convolution of their own are left alone.
+    It replaces those of every ordinary `nn.Conv` that is called inside the block. Accelerators, and layers with a
+    convolution of their own, are left unchanged.
     """
     if jax.default_backend() == "cpu":
         with nn.intercept_methods(_with_canonical_convolution):
@@ -226,10 +254,10 @@ def canonical_convolutions() -> Iterator[None]:
 
 
 def with_canonical_convolutions(model: nnx.Module) -> nnx.Module:
-    """Let every ordinary `nnx.Conv` inside a model use `conv_general_dilated` above, on a CPU.
+    """Replace the convolutions of an nnx model by `conv_general_dilated` of this module, on a CPU.
 
     Args:
-        model: A model that nobody else holds, as `nnx.merge` returns: it is changed.
+        model: A model that no other code uses, as `nnx.merge` returns it: it is changed in place.
     """
     if jax.default_backend() == "cpu":
         for _, layer in nnx.iter_modules(model):
@@ -241,16 +269,20 @@ def with_canonical_convolutions(model: nnx.Module) -> nnx.Module:
 def _of_nnx(
     *args: Any, out_sharding: Any = None, preferred_element_type: Any = None, **kwargs: Any
 ) -> Num[Array, "..."]:
-    """Call `conv_general_dilated` with the arguments that `nnx.Conv` gives; those that it has not go to `jax.lax`."""
+    """Call `conv_general_dilated` with the arguments of `nnx.Conv`.
+
+    If an argument is set that it does not have, `jax.lax` is called instead.
+    """
     if out_sharding is None and preferred_element_type is None:
         return conv_general_dilated(*args, **kwargs)
-    given = {"out_sharding": out_sharding, "preferred_element_type": preferred_element_type}
-    return lax.conv_general_dilated(*args, **kwargs, **given)
+    options = {"out_sharding": out_sharding, "preferred_element_type": preferred_element_type}
+    return lax.conv_general_dilated(*args, **kwargs, **options)
 
 
 def _with_canonical_convolution(
     call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: nn.module.InterceptorContext
 ) -> Any:
+    """Call a layer with its convolution replaced, if it is an ordinary `nn.Conv`."""
     layer = context.module
     ordinary = (
         isinstance(layer, nn.Conv)
@@ -261,7 +293,7 @@ def _with_canonical_convolution(
     if not ordinary:
         return call(*args, **kwargs)
     # A bound module is frozen, and a clone of it would register a second submodule under the same name. The bound layer
-    # is itself a copy that flax made for this one `apply`, so lending it the attribute touches no module of the user's.
+    # is a copy that flax made for this one `apply`, so setting its attribute changes no module of the user.
     object.__setattr__(layer, "conv_general_dilated", conv_general_dilated)
     try:
         return call(*args, **kwargs)

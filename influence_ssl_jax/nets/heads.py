@@ -1,4 +1,4 @@
-"""Projector, predictor and classifier heads, and networks made of an encoder and heads."""
+"""Define projector, predictor and classifier heads, and networks with heads."""
 
 from typing import Literal, NamedTuple
 
@@ -11,19 +11,27 @@ from influence_ssl_jax.nets.resnet import batch_norm
 
 
 class Projector(nn.Module):
-    """(Dense–BatchNorm–ReLU) × `hidden_layers`, then Dense: the head whose output an SSL loss compares.
+    """A multilayer perceptron: (Dense–BatchNorm–ReLU) × `hidden_layers`, then Dense.
 
-    One hidden layer is SimCLR's (arXiv 2002.05709) and BYOL's (arXiv 2006.07733), two are Barlow Twins'
-    (arXiv 2103.03230).
+    A self-supervised loss compares its outputs. One hidden layer is used by SimCLR (arXiv 2002.05709) and BYOL (arXiv
+    2006.07733), two by Barlow Twins (arXiv 2103.03230).
 
     Attributes:
         hidden: Width of the hidden layers.
         output: Width of the output.
         hidden_layers: Number of hidden layers.
-        normalisation: Of the hidden layers; solo-learn's SimCLR projector has none.
-        dtype: The dtype to compute in (`None`: that of inputs and parameters); parameters are float32.
-        hidden_bias: Whether hidden layers have a bias; those of Barlow Twins' own checkpoints have none.
+        normalisation: Normalisation of the hidden layers; the SimCLR projector of solo-learn has none.
+        dtype: Type to compute in (`None`: that of inputs and parameters); parameters are float32.
+        hidden_bias: Whether hidden layers have a bias; those in the checkpoints of Barlow Twins have none.
         output_bias: Whether the last layer has a bias; that of VICReg has none.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from influence_ssl_jax.nets.heads import Projector
+        >>> head = Projector(hidden=3, output=2, normalisation="none")
+        >>> variables = jax.eval_shape(lambda x: head.init(jax.random.key(0), x, False), jnp.zeros((1, 4)))
+        >>> {name: layer["kernel"].shape for name, layer in variables["params"].items()}
+        {'dense0': (4, 3), 'output': (3, 2)}
     """
 
     hidden: int
@@ -36,23 +44,33 @@ class Projector(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch features"], train: bool) -> Float[Array, "batch output"]:
-        """Project representations; `train` uses the batch's own statistics and updates `batch_stats`."""
+        """Project representations.
+
+        If `train` is true, BatchNorm uses the statistics of the batch and updates `batch_stats`.
+        """
         for layer in range(self.hidden_layers):
             x = nn.Dense(self.hidden, self.hidden_bias, self.dtype, name=f"dense{layer}")(x)
             if self.normalisation == "batch":
                 x = batch_norm(train, self.dtype, f"bn{layer}")(x)
             x = nn.relu(x)
         x = nn.Dense(self.output, self.output_bias, self.dtype, name="output")(x)
-        # A loss takes differences of nearly equal embeddings: at least float32.
+        # A loss subtracts nearly equal embeddings, which needs at least float32.
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 class Predictor(nn.Module):
-    """BYOL's predictor (arXiv 2006.07733): a one-hidden-layer projector from projections to projections.
+    """BYOL's predictor (arXiv 2006.07733): a projector with one hidden layer, from projections to projections.
 
     Attributes:
         hidden: Width of the hidden layer.
-        dtype: The dtype to compute in (`None`: that of inputs and parameters); parameters are float32.
+        dtype: Type to compute in (`None`: that of inputs and parameters); parameters are float32.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from influence_ssl_jax.nets.heads import Predictor
+        >>> head, projections = Predictor(hidden=3), jnp.zeros((5, 2))
+        >>> jax.eval_shape(lambda x: head.init_with_output(jax.random.key(0), x, False)[0], projections).shape
+        (5, 2)
     """
 
     hidden: int
@@ -60,16 +78,26 @@ class Predictor(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch features"], train: bool) -> Float[Array, "batch features"]:
-        """Predict the other view's projection; `train` uses the batch's own statistics and updates `batch_stats`."""
+        """Predict the projection of the other view.
+
+        If `train` is true, BatchNorm uses the statistics of the batch and updates `batch_stats`.
+        """
         head = Projector(self.hidden, x.shape[-1], dtype=self.dtype, name="head")
         return head(x, train)
 
 
 class Classifier(nn.Module):
-    """Logits `W z + b`.
+    """A linear classifier with logits `W z + b`.
 
     Attributes:
         classes: Number of classes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from influence_ssl_jax.nets.heads import Classifier
+        >>> layer = {"kernel": jnp.asarray([[1.0], [10.0]]), "bias": jnp.asarray([100.0])}
+        >>> float(Classifier(1).apply({"params": {"output": layer}}, jnp.asarray([[2.0, 3.0]]))[0, 0])
+        132.0
     """
 
     classes: int
@@ -82,12 +110,13 @@ class Classifier(nn.Module):
 
 
 class Outputs(NamedTuple):
-    """What one pass makes of a batch.
+    """Outputs of one pass over a batch.
 
     Attributes:
-        representation: The backbone's output, which downstream tasks use.
-        projection: The projector's output, which an SSL loss compares (logits, where the projector is a classifier).
-        prediction: The predictor's output, where there is one (BYOL).
+        representation: Output of the backbone, which downstream tasks use.
+        projection: Output of the projector, which a self-supervised loss compares (logits if the projector is a
+            classifier).
+        prediction: Output of the predictor; None if there is none.
     """
 
     representation: Float[Array, "batch features"]
@@ -96,15 +125,26 @@ class Outputs(NamedTuple):
 
 
 class SelfSupervised(nn.Module):
-    """`predictor(projector(backbone(images)))`.
+    """A network with heads: `predictor(projector(backbone(images)))`.
 
-    Each method reads only the parameters of the submodules it passes through: `{"backbone": …}` alone will do for
+    Each method reads the parameters of the submodules that it calls and no others: `{"backbone": …}` is enough for
     `Network(module, method="encode")`, and is then all that is differentiated.
 
     Attributes:
-        backbone: Images → representations.
-        projector: Representations → projections.
-        predictor: Projections → predictions, for losses that compare with a target network.
+        backbone: Module from images to representations.
+        projector: Module from representations to projections.
+        predictor: Module from projections to predictions, for losses that compare with a target network.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from influence_ssl_jax.nets.heads import Projector, SelfSupervised
+        >>> from influence_ssl_jax.nets.linear import Linear
+        >>> network = SelfSupervised(Linear(4), Projector(hidden=3, output=2))
+        >>> outputs, _ = jax.eval_shape(
+        ...     lambda x: network.init_with_output(jax.random.key(0), x, False), jnp.zeros((5, 2, 2, 1))
+        ... )
+        >>> outputs.representation.shape, outputs.projection.shape, outputs.prediction
+        ((5, 4), (5, 2), None)
     """
 
     backbone: nn.Module
@@ -112,7 +152,7 @@ class SelfSupervised(nn.Module):
     predictor: nn.Module | None = None
 
     def __call__(self, images: Float[Array, "batch height width channels"], train: bool) -> Outputs:
-        """Everything that training reads."""
+        """Compute every output that training reads."""
         representation = self.backbone(images, train)
         projection = self.projector(representation, train)
         prediction = None if self.predictor is None else self.predictor(projection, train)
@@ -121,18 +161,18 @@ class SelfSupervised(nn.Module):
     def encode(
         self, images: Float[Array, "batch height width channels"], train: bool
     ) -> Float[Array, "batch features"]:
-        """The representation."""
+        """Compute the representation."""
         return self.backbone(images, train)
 
     def project(self, images: Float[Array, "batch height width channels"], train: bool) -> Float[Array, "batch output"]:
-        """The projection."""
+        """Compute the projection."""
         return self.projector(self.backbone(images, train), train)
 
     def predict(self, images: Float[Array, "batch height width channels"], train: bool) -> Float[Array, "batch output"]:
-        """The prediction.
+        """Compute the prediction.
 
         Raises:
-            ValueError: There is no predictor.
+            ValueError: If there is no predictor.
         """
         if self.predictor is None:
             raise ValueError("This network has no predictor, got method 'predict'; use 'project' or 'encode'.")

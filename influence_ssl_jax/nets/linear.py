@@ -1,14 +1,23 @@
-"""The linear network of the theory."""
+"""Define the linear network of the theory."""
 
 import flax.linen as nn
 from jaxtyping import Array, Float
 
 
 class Linear(nn.Module):
-    """`z = W x` for the flattened image `x`, without bias: the network whose curvature has a closed form.
+    """A linear network `z = W x` of the flattened image `x`, without bias.
+
+    Its curvature has a closed form.
 
     Attributes:
         features: Width of the embedding.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from influence_ssl_jax.nets.linear import Linear
+        >>> variables = {"params": {"dense": {"kernel": jnp.asarray([[1.0], [10.0]])}}}
+        >>> float(Linear(1).apply(variables, jnp.asarray([[[[2.0], [3.0]]]]))[0, 0])  # 1·2 + 10·3
+        32.0
     """
 
     features: int

@@ -1,4 +1,7 @@
-"""Networks in evaluation mode as pure functions `(parameters, frozen, images) -> embeddings`: linen, nnx, any function."""
+"""Evaluate networks as pure functions `(parameters, frozen, images) -> embeddings`.
+
+A network is a linen module, an nnx model or any function.
+"""
 
 import dataclasses
 import inspect
@@ -20,13 +23,13 @@ EmbeddingFunction: TypeAlias = Callable[[Params, Frozen, Float[Array, "batch hei
 """A hashable function from parameters, frozen state and pixels in [0, 1] to embeddings [batch, width]."""
 
 Pool: TypeAlias = Literal["mean", "first"]
-"""How features at several positions become one embedding: their mean, or the first of a sequence (a class token)."""
+"""The pooling of features at several positions: their mean, or the first of a sequence (a class token)."""
 
 FIXED = "fixed"
-"""The entry of `frozen` that holds parameters which are not trained."""
+"""The entry of `frozen` with the parameters that are not trained."""
 
 
-def standardised(
+def standardise_pixels(
     images: Float[Array, "batch height width channels"], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float[Array, "batch height width channels"]:
     """Return `(images − mean) / std`, channel by channel."""
@@ -34,20 +37,20 @@ def standardised(
     return (images - shifts) / scales
 
 
-def embedding_of(
+def select_embedding(
     outputs: PyTree, output: str | int | None, pool: Pool | None, name: str
 ) -> Float[Array, "batch width"]:
-    """Take one embedding an image out of what a network returns.
+    """Select one embedding for each image from the outputs of a network.
 
     Args:
         outputs: An array, or several in a dict, tuple or object with named fields.
-        output: Which of several: a name or a position.
+        output: Name or position of the output, if there are several.
         pool: How [batch, *positions, width] becomes [batch, width].
-        name: Of the network, for errors.
+        name: Name of the network, for errors.
 
     Raises:
-        ValueError: There are several outputs and none is named, there is none of that name, or an output is not
-            [batch, width] and no pooling is asked for.
+        ValueError: If there are several outputs and none is chosen, if the chosen one does not exist, or if an output
+            is not [batch, width] and no pooling is chosen.
     """
     if output is not None:
         outputs = _entry(outputs, output, name)
@@ -75,7 +78,10 @@ def embedding_of(
 
 
 def _entry(outputs: PyTree, output: str | int, name: str) -> Any:
-    """One of several outputs: a key of a dict, a field of an object, or a position in a tuple."""
+    """Return one of several outputs.
+
+    It is an entry of a dict, a field of an object, or a position in a tuple.
+    """
     if isinstance(outputs, dict) and output in outputs:
         return outputs[output]
     if isinstance(output, str) and output in getattr(outputs, "_fields", ()):
@@ -86,6 +92,7 @@ def _entry(outputs: PyTree, output: str | int, name: str) -> Any:
 
 
 def _entries(outputs: PyTree) -> str:
+    """Describe several outputs, for errors."""
     if isinstance(outputs, dict):
         return f"a dict of {', '.join(map(repr, outputs))}"
     if hasattr(outputs, "_fields"):
@@ -97,19 +104,30 @@ def _entries(outputs: PyTree) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """`embed(params, frozen, images)`: standardise pixels, then apply `module` with its running statistics.
+    """A linen module as a function `network(params, frozen, images) -> embeddings`.
 
-    Whenever something is scored, BatchNorm is in evaluation mode: statistics are constants, read from `frozen`, and an
-    example's embedding does not depend on its neighbours.
+    It standardises pixels, then applies the module with its running statistics. BatchNorm is always in evaluation mode:
+    statistics are constants from `frozen`, and the embedding of an example does not depend on the other examples of its
+    batch.
 
     Attributes:
-        module: Any linen module from images to embeddings.
-        method: The module's method to call.
-        arguments: Keyword arguments of that method that put it into evaluation mode.
-        mean: Per-channel mean subtracted from pixels in [0, 1].
-        std: Per-channel standard deviation they are divided by.
-        output: Which output is the embedding, where the method returns several: a name or a position.
+        module: A linen module from images to embeddings.
+        method: The method of the module to call.
+        arguments: Keyword arguments of that method, which put it into evaluation mode.
+        mean: Mean of each channel, subtracted from pixels in [0, 1].
+        std: Standard deviation of each channel, by which they are divided.
+        output: Name or position of the embedding, if the method returns several outputs.
         pool: How features at several positions become one embedding.
+
+    Example:
+        The pixel 1 is standardised to (1 − 0.5) / 0.25 = 2, then multiplied by the weight 3.
+
+        >>> import jax.numpy as jnp
+        >>> import influence_ssl_jax as isj
+        >>> from influence_ssl_jax.nets.linear import Linear
+        >>> network = isj.Network(Linear(1), mean=(0.5,), std=(0.25,))
+        >>> float(network({"dense": {"kernel": jnp.asarray([[3.0]])}}, {}, jnp.ones((1, 1, 1, 1)))[0, 0])
+        6.0
     """
 
     module: nn.Module
@@ -126,7 +144,8 @@ class Network:
         """Embed a batch of images with pixels in [0, 1].
 
         Raises:
-            StructureError: `frozen` holds parameters, which would take the place of the differentiated ones.
+            StructureError: If `frozen` holds parameters, which would replace the differentiated ones, or the method
+                does not take one of `arguments`.
         """
         refuse_params_in(frozen)
         self._refuse_unknown_arguments()
@@ -139,41 +158,43 @@ class Network:
                 method=self.method,
                 **dict(self.arguments),
             )
-        return embedding_of(outputs, self.output, self.pool, f"{type(self.module).__name__}.{self.method}")
+        return select_embedding(outputs, self.output, self.pool, f"{type(self.module).__name__}.{self.method}")
 
     def _refuse_unknown_arguments(self) -> None:
         """Refuse keyword arguments that the method does not take.
 
         Raises:
-            StructureError: There is one; the message names those that it takes.
+            StructureError: If there is one; the message lists those that it takes.
         """
         known = inspect.signature(getattr(type(self.module), self.method)).parameters
         wrong = [name for name, _ in self.arguments if name not in known]
         if wrong and not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in known.values()):
             raise StructureError(
-                f"{type(self.module).__name__}.{self.method} takes no argument {wrong[0]!r}, but {', '.join(known)}. Say "
-                "what puts it into evaluation mode: arguments=() if nothing must, else such as (('deterministic', True),)."
+                f"{type(self.module).__name__}.{self.method} takes no argument {wrong[0]!r}, but {', '.join(known)}. Pass "
+                "the arguments that put it into evaluation mode, such as (('deterministic', True),), or () if it needs none."
             )
 
     def standardise(
         self, images: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch height width channels"]:
-        """`(images − mean) / std`, channel by channel."""
-        return standardised(images, self.mean, self.std)
+        """Return `(images − mean) / std`, channel by channel."""
+        return standardise_pixels(images, self.mean, self.std)
 
 
 @dataclasses.dataclass(frozen=True)
 class NnxNetwork:
-    """An nnx model in evaluation mode: parameters are its `nnx.Param`s, everything else is in `frozen`.
+    """An nnx model in evaluation mode as a function of its parameters.
+
+    The parameters are its `nnx.Param`s; all other state is in `frozen`.
 
     Attributes:
         graph: The model without its arrays.
-        name: Of the model's class, for errors.
-        method: The model's method to call.
+        name: Name of the model's class, for errors.
+        method: The method of the model to call.
         arguments: Keyword arguments of that method.
-        mean: Per-channel mean subtracted from pixels in [0, 1].
-        std: Per-channel standard deviation they are divided by.
-        output: Which output is the embedding, where the method returns several: a name or a position.
+        mean: Mean of each channel, subtracted from pixels in [0, 1].
+        std: Standard deviation of each channel, by which they are divided.
+        output: Name or position of the embedding, if the method returns several outputs.
         pool: How features at several positions become one embedding.
     """
 
@@ -192,26 +213,26 @@ class NnxNetwork:
         """Embed a batch of images with pixels in [0, 1].
 
         Raises:
-            StructureError: `frozen` holds parameters, which would take the place of the differentiated ones.
+            StructureError: If `frozen` holds parameters, which would replace the differentiated ones.
         """
         refuse_params_in(frozen)
         keys = jax.tree.map(jax.random.wrap_key_data, frozen["keys"])
         merged = nnx.merge(self.graph, *(nnx.State(part) for part in (params, keys, frozen["state"])))
         model = with_canonical_convolutions(merged)
-        outputs = getattr(model, self.method)(standardised(images, self.mean, self.std), **dict(self.arguments))
-        return embedding_of(outputs, self.output, self.pool, f"{self.name}.{self.method}")
+        outputs = getattr(model, self.method)(standardise_pixels(images, self.mean, self.std), **dict(self.arguments))
+        return select_embedding(outputs, self.output, self.pool, f"{self.name}.{self.method}")
 
 
 @dataclasses.dataclass(frozen=True)
 class FunctionNetwork:
-    """Any pure function `(params, images)`, or `(params, frozen, images)`, as a network.
+    """A pure function `(params, images)` or `(params, frozen, images)` as a network.
 
     Attributes:
         function: The function.
         reads_frozen: Whether frozen state is its second argument.
-        mean: Per-channel mean subtracted from pixels in [0, 1].
-        std: Per-channel standard deviation they are divided by.
-        output: Which output is the embedding, where the function returns several: a name or a position.
+        mean: Mean of each channel, subtracted from pixels in [0, 1].
+        std: Standard deviation of each channel, by which they are divided.
+        output: Name or position of the embedding, if the function returns several outputs.
         pool: How features at several positions become one embedding.
     """
 
@@ -227,13 +248,13 @@ class FunctionNetwork:
     ) -> Float[Array, "batch embedding"]:
         """Embed a batch of images with pixels in [0, 1]."""
         state = (frozen["state"],) if self.reads_frozen else ()
-        outputs = self.function(params, *state, standardised(images, self.mean, self.std))
-        return embedding_of(outputs, self.output, self.pool, getattr(self.function, "__qualname__", "The function"))
+        outputs = self.function(params, *state, standardise_pixels(images, self.mean, self.std))
+        return select_embedding(outputs, self.output, self.pool, getattr(self.function, "__qualname__", "The function"))
 
 
 @dataclasses.dataclass(frozen=True)
 class PartlyTrained:
-    """A network some of whose parameters are fixed: they are read from `frozen["fixed"]` and never differentiated.
+    """A network with fixed parameters, which are read from `frozen["fixed"]` and not differentiated.
 
     Attributes:
         network: The network of all parameters.
@@ -255,10 +276,10 @@ def refuse_params_in(frozen: Frozen) -> None:
     """Refuse frozen state that holds parameters.
 
     Raises:
-        StructureError: There is an entry "params".
+        StructureError: If there is an entry "params".
     """
     if isinstance(frozen, Mapping) and "params" in frozen:
         raise StructureError(
-            "frozen holds an entry 'params', which would take the place of the parameters that are scored. Pass frozen "
-            "state alone, such as {'batch_stats': …}; parameters that are not trained are chosen by trainable=."
+            "frozen holds an entry 'params', which would replace the parameters that are scored. Pass only frozen state, "
+            "such as {'batch_stats': …}; choose the parameters that are trained by trainable=."
         )

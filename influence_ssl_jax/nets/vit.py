@@ -1,4 +1,4 @@
-"""Vision transformers as DINO, DINOv2, DINOv3, MAE and timm build them (arXiv 2010.11929)."""
+"""Define vision transformers as DINO, DINOv2, DINOv3, MAE and timm build them (arXiv 2010.11929)."""
 
 import math
 from typing import Literal
@@ -13,7 +13,7 @@ small = nn.initializers.truncated_normal(0.02)
 
 
 class LayerScale(nn.Module):
-    """`γ ⊙ x`, one factor a channel (arXiv 2103.17239).
+    """A layer `γ ⊙ x` with one factor for each channel (arXiv 2103.17239).
 
     Attributes:
         initial: γ of an untrained network.
@@ -29,12 +29,12 @@ class LayerScale(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention whose queries, keys and values are one fused layer, in this order.
+    """Multi-head self-attention with one fused layer for queries, keys and values, in this order.
 
     Attributes:
-        heads: Number of heads; they divide the width.
-        qkv_bias: `full`; `none`; or `no_key`, a bias on queries and values alone, as DINOv3 masks it.
-        dtype: The dtype to compute in; parameters are float32.
+        heads: Number of heads; it divides the width.
+        qkv_bias: `full`; `none`; or `no_key`, a bias of queries and values only, as DINOv3 masks it.
+        dtype: Type to compute in; parameters are float32.
     """
 
     heads: int
@@ -45,7 +45,12 @@ class Attention(nn.Module):
     def __call__(
         self, x: Float[Array, "batch tokens width"], rotation: tuple[Array, Array] | None = None
     ) -> Float[Array, "batch tokens width"]:
-        """Attend; `rotation` is (cosine, sine) [patches, width / heads] of the last tokens, the patches."""
+        """Mix tokens by attention.
+
+        Args:
+            x: The tokens.
+            rotation: Cosine and sine [patches, width / heads] for the last tokens, which are the patches.
+        """
         batch, tokens, width = x.shape
         fused = nn.Dense(3 * width, self.qkv_bias == "full", self.dtype, kernel_init=small, name="qkv")(x)
         if self.qkv_bias == "no_key":
@@ -55,21 +60,21 @@ class Attention(nn.Module):
         split = fused.reshape(batch, tokens, 3, self.heads, width // self.heads)
         query, key, value = (split[:, :, part] for part in range(3))
         if rotation is not None:
-            query, key = rotated(query, *rotation), rotated(key, *rotation)
+            query, key = rotate(query, *rotation), rotate(key, *rotation)
         logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(width // self.heads)
-        # Weights are normalised in full precision.
+        # Weights are normalised in at least float32.
         weights = nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32))).astype(value.dtype)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(batch, tokens, width)
         return nn.Dense(width, dtype=self.dtype, kernel_init=small, name="proj")(mixed)
 
 
 class FeedForward(nn.Module):
-    """`W₂ gelu(W₁ x)`, or gated: `W₃ (silu(W₁ x) ⊙ W₂ x)` (arXiv 2002.05202).
+    """A layer `W₂ gelu(W₁ x)`, or gated: `W₃ (silu(W₁ x) ⊙ W₂ x)` (arXiv 2002.05202).
 
     Attributes:
         hidden: Width between the layers.
         kind: `mlp` or `swiglu`.
-        dtype: The dtype to compute in; parameters are float32.
+        dtype: Type to compute in; parameters are float32.
     """
 
     hidden: int
@@ -78,7 +83,7 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
-        """Transform every token alone."""
+        """Transform each token by itself."""
 
         def dense(features: int, name: str) -> nn.Dense:
             return nn.Dense(features, dtype=self.dtype, kernel_init=small, name=name)
@@ -90,16 +95,16 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """`x + γ₁ attention(norm(x))`, then `x + γ₂ feed-forward(norm(x))`.
+    """A block `x + γ₁ attention(norm(x))`, then `x + γ₂ feed-forward(norm(x))`.
 
     Attributes:
         heads: Number of attention heads.
         hidden: Width inside the feed-forward layer.
-        feed_forward: Its kind.
-        qkv_bias: Of queries, keys and values.
-        layer_scale: Whether γ₁ and γ₂ are there.
+        feed_forward: Kind of the feed-forward layer.
+        qkv_bias: Bias of queries, keys and values.
+        layer_scale: Whether the block has the factors γ₁ and γ₂.
         epsilon: ε of the normalisation.
-        dtype: The dtype to compute in; parameters are float32.
+        dtype: Type to compute in; parameters are float32.
     """
 
     heads: int
@@ -124,29 +129,40 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Images → the class token, or the mean of the patches: patches, positions, blocks, normalisation.
+    """A vision transformer from images to representations.
 
-    Images of another size than the stored positions are for get positions interpolated as the network's authors do it.
+    Patches, positions, blocks, and the normalised class token or mean of the patches. If an image has another size than
+    the stored positions, these are interpolated as the authors of the network do it.
 
     Attributes:
         patch: Side of a patch in pixels.
-        width: Channels of a token.
+        width: Number of channels of a token.
         heads: Number of attention heads.
         depth: Number of blocks.
         hidden: Width inside the feed-forward layers.
-        grid: Side of the square grid of patches that positions are stored for; 0 where none are.
-        positions: `with_class`: the class token has a position too · `patches`: patches alone have ·
-            `rotary`: queries and keys are rotated instead, by `periods` (arXiv 2104.09864).
-        registers: Tokens beside the class token (arXiv 2309.16588); they have no position.
+        grid: Side of the square grid of patches with stored positions; 0 if none are stored.
+        positions: `with_class`: the class token has a position too · `patches`: only patches have positions · `rotary`:
+            queries and keys are rotated instead, by `periods` (arXiv 2104.09864).
+        registers: Number of tokens beside the class token (arXiv 2309.16588); they have no position.
         feed_forward: `mlp` or `swiglu`.
         qkv_bias: `full`, `none`, or `no_key` (DINOv3).
         layer_scale: Whether residual branches are scaled.
         epsilon: ε of the normalisation.
         output: `class`: the normalised class token · `mean`: the normalised mean of the patches (MAE fine-tuned, timm).
-        periods: Of the rotation, one for each quarter of a head's channels.
-        offset: Added to the number of patches for the scale of interpolation: 0.1 in DINO and in DINOv2 without registers.
-        antialias: Whether interpolation smooths where it shrinks.
-        dtype: The dtype to compute in (`None`: that of the images and parameters); parameters are float32.
+        periods: Periods of the rotation, one for each quarter of the channels of a head.
+        offset: Number added to the number of patches for the scale of interpolation: 0.1 in DINO and in DINOv2 without
+            registers.
+        antialias: Whether interpolation smooths if it shrinks.
+        dtype: Type to compute in (`None`: that of the images and parameters); parameters are float32.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from influence_ssl_jax.nets.vit import VisionTransformer
+        >>> network = VisionTransformer(patch=4, width=6, heads=2, depth=1, hidden=8, grid=2)
+        >>> images = jnp.zeros((3, 8, 8, 1))
+        >>> output, variables = jax.eval_shape(lambda x: network.init_with_output(jax.random.key(0), x), images)
+        >>> output.shape, variables["params"]["pos_embed"].shape  # 4 patches and the class token have positions
+        ((3, 6), (1, 5, 6))
     """
 
     patch: int
@@ -174,7 +190,7 @@ class VisionTransformer(nn.Module):
         """Represent standardised images; training and evaluation are the same.
 
         Raises:
-            ValueError: Patches do not fill the images, or heads do not divide the width.
+            ValueError: If patches do not fill the images, or the number of heads does not divide the width.
         """
         del train
         self._refuse(images.shape)
@@ -187,7 +203,7 @@ class VisionTransformer(nn.Module):
         first = self.param("cls_token", small, (1, 1, width))
         rotation = None
         if self.positions == "rotary":
-            rotation = rotations(rows, columns, self.periods, x.dtype)
+            rotation = compute_rotation(rows, columns, self.periods, x.dtype)
         else:
             own = int(self.positions == "with_class")
             stored = self.param("pos_embed", small, (1, own + self.grid**2, width))
@@ -210,17 +226,18 @@ class VisionTransformer(nn.Module):
     def _positions(
         self, stored: Float[Array, "1 stored width"], rows: int, columns: int
     ) -> Float[Array, "1 patches width"]:
-        """Bring positions to the grid of the images."""
+        """Interpolate stored positions to the patches of the images."""
         if (rows, columns) == (self.grid, self.grid):
             return stored
         vertical, horizontal = (
-            jnp.asarray(interpolation(self.grid, size, self.offset, self.antialias), stored.dtype)
+            jnp.asarray(interpolation_matrix(self.grid, size, self.offset, self.antialias), stored.dtype)
             for size in (rows, columns)
         )
         square = stored.reshape(self.grid, self.grid, -1)
         return jnp.einsum("ri,cj,ijw->rcw", vertical, horizontal, square).reshape(1, rows * columns, -1)
 
     def _refuse(self, shape: tuple[int, ...]) -> None:
+        """Refuse images that patches do not fill, and heads that do not divide the width."""
         if shape[1] % self.patch or shape[2] % self.patch:
             raise ValueError(
                 f"Images of {shape[1]}×{shape[2]} pixels cannot be cut into patches of {self.patch}; choose a size that "
@@ -231,16 +248,17 @@ class VisionTransformer(nn.Module):
 
 
 def layer_norm(epsilon: float, dtype: jax.typing.DTypeLike | None, name: str) -> nn.LayerNorm:
-    """Return LayerNorm as torch computes it: the variance from centred values."""
+    """Return LayerNorm as torch computes it: the variance is that of centred values."""
     return nn.LayerNorm(epsilon, dtype, use_fast_variance=False, name=name)
 
 
-def rotations(
+def compute_rotation(
     rows: int, columns: int, periods: tuple[float, ...], dtype: jax.typing.DTypeLike
 ) -> tuple[Float[Array, "patches head"], Float[Array, "patches head"]]:
-    """Return cosine and sine of the angles `2π · coordinate / period`, rows first, then columns, all twice.
+    """Compute cosine and sine of the angles `2π · coordinate / period`.
 
-    Coordinates are the centres of the patches, scaled to [−1, 1] on each axis (DINOv3).
+    The angles of rows come first, then those of columns, and all of them twice. Coordinates are the centres of the
+    patches, scaled to [−1, 1] on each axis (DINOv3).
     """
     axes = (2 * (np.arange(size) + 0.5) / size - 1 for size in (rows, columns))
     coordinates = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(rows * columns, 2, 1)
@@ -249,12 +267,15 @@ def rotations(
     return jnp.asarray(np.cos(angles), dtype), jnp.asarray(np.sin(angles), dtype)
 
 
-def rotated(
+def rotate(
     tokens: Float[Array, "batch tokens heads head"],
     cosine: Float[Array, "patches head"],
     sine: Float[Array, "patches head"],
 ) -> Float[Array, "batch tokens heads head"]:
-    """Rotate the last tokens, the patches: `x cos + (−x₂, x₁) sin` for the halves x₁, x₂ of a head's channels."""
+    """Rotate the last tokens, which are the patches.
+
+    `x cos + (−x₂, x₁) sin`, where x₁ and x₂ are the halves of the channels of a head.
+    """
     prefix, patches = jnp.split(tokens, [tokens.shape[1] - cosine.shape[0]], axis=1)
     first, second = jnp.split(patches, 2, axis=-1)
     turned = jnp.concatenate([-second, first], axis=-1)
@@ -262,11 +283,17 @@ def rotated(
     return jnp.concatenate([prefix, patches * cosine + turned * sine], axis=1)
 
 
-def interpolation(stored: int, size: int, offset: float, antialias: bool) -> Float[np.ndarray, "size stored"]:
-    """Return the matrix that resamples `stored` values to `size` as torch's bicubic `interpolate` does.
+def interpolation_matrix(stored: int, size: int, offset: float, antialias: bool) -> Float[np.ndarray, "size stored"]:
+    """Return the matrix that resamples values as torch's bicubic `interpolate` does.
 
-    Without antialiasing the cubic has a = −0.75 and the scale is `(size + offset) / stored`; with it a = −0.5, the kernel
-    widens where it shrinks, and its weights are normalised.
+    Without antialiasing the cubic has a = −0.75. With antialiasing it has a = −0.5, the kernel widens if it shrinks,
+    and its weights have sum 1. The scale is `(size + offset) / stored` in both cases.
+
+    Args:
+        stored: Number of stored values.
+        size: Number of values of the result.
+        offset: Number added to `size` for the scale.
+        antialias: Whether the kernel widens if it shrinks.
     """
     scale = stored / (size + offset)
     centres = (np.arange(size) + 0.5) * scale
@@ -285,7 +312,7 @@ def interpolation(stored: int, size: int, offset: float, antialias: bool) -> Flo
 
 
 def _cubic(distance: float, a: float) -> float:
-    """Return Keys' cubic convolution kernel."""
+    """Return Keys' cubic convolution kernel with the parameter `a`."""
     x = abs(distance)
     if x <= 1:
         return ((a + 2) * x - (a + 3)) * x * x + 1

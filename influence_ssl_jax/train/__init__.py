@@ -1,4 +1,4 @@
-"""Self-supervised pretraining: settings and recipes, the loop, and trained networks as files."""
+"""Pretrain networks: settings and recipes, the training loop, and trained networks as files."""
 
 from influence_ssl_jax.errors import require
 

@@ -1,4 +1,4 @@
-"""Measure an encoder by its neighbours and by a linear probe."""
+"""Measure an encoder by its nearest neighbours and by a linear probe."""
 
 import dataclasses
 import warnings
@@ -23,11 +23,11 @@ Embed = Callable[[Batch], Float[Array, "batch width"]]
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """Embeddings with classes.
+    """Embeddings and their classes.
 
     Attributes:
-        embeddings: One row per example.
-        labels: A number for each class.
+        embeddings: One row for each example.
+        labels: The number of each example's class.
     """
 
     embeddings: Float[np.ndarray, "count width"]
@@ -47,10 +47,24 @@ def embed_all(embed: Embed, batches: Iterable[Batch]) -> Labelled:
 
 
 def knn_accuracy(bank: Labelled, queries: Labelled, neighbours: int = 20, temperature: float = 0.07) -> float:
-    """Share of queries whose class wins the vote of their nearest neighbours in the bank by cosine similarity.
+    """Measure the share of queries that a vote of nearest neighbours classifies correctly.
 
-    A neighbour of similarity `s` has `exp(s / temperature)` votes.
+    The neighbours are those of largest cosine similarity `s` in the bank; each has `exp(s / temperature)` votes.
     Reference: arXiv 1805.01978, section 3.4.
+
+    Args:
+        bank: Examples that vote.
+        queries: Examples that are classified.
+        neighbours: Number of neighbours of a query.
+        temperature: Temperature of the votes.
+
+    Example:
+        >>> import numpy as np
+        >>> from influence_ssl_jax.train.evaluation import Labelled, knn_accuracy
+        >>> bank = Labelled(np.asarray([[1.0, 0.0], [0.0, 1.0]]), np.asarray([3, 7]))
+        >>> queries = Labelled(np.asarray([[2.0, 0.1], [0.1, 2.0]]), np.asarray([3, 3]))
+        >>> knn_accuracy(bank, queries, neighbours=1)
+        0.5
     """
     present, numbered = np.unique(bank.labels, return_inverse=True)  # numbers of classes may have gaps of any size
     guesses = _vote(
@@ -71,14 +85,23 @@ def _vote(
     neighbours: int,
     temperature: float,
 ) -> Int[Array, " queries"]:
+    """Return the position of the class with the most votes for each query."""
     similarity, nearest = jax.lax.top_k(unit(queries) @ unit(bank).T, neighbours)
-    # Similarities relative to the best keep exp in range; a common factor changes no vote.
+    # Subtracting the largest similarity keeps exp in range; it multiplies all votes by the same factor.
     weights = jnp.exp((similarity - similarity[:, :1]) / temperature)
     return jnp.argmax(jnp.einsum("qk,qkc->qc", weights, classes[nearest]), axis=1)
 
 
 def linear_accuracy(bank: Labelled, queries: Labelled, iterations: int = 200) -> float:
-    """Share of queries that logistic regression, fitted to the standardised bank, classifies correctly."""
+    """Measure the share of queries that logistic regression classifies correctly.
+
+    It is fitted to the bank, standardised to mean 0 and standard deviation 1.
+
+    Args:
+        bank: Examples that the classifier is fitted to.
+        queries: Examples that are classified.
+        iterations: Largest number of iterations of the fit.
+    """
     from sklearn.exceptions import ConvergenceWarning  # slow to import, and only this probe needs it
     from sklearn.linear_model import LogisticRegression
 
@@ -87,7 +110,7 @@ def linear_accuracy(bank: Labelled, queries: Labelled, iterations: int = 200) ->
     mean, std = bank.embeddings.mean(axis=0), bank.embeddings.std(axis=0)
     scale = np.where(std > 0, std, 1)
     with warnings.catch_warnings():
-        # A probe is a gauge: after so many iterations its accuracy has settled, whatever the optimiser's tolerance.
+        # After this many iterations the accuracy is stable, even if the optimiser's tolerance is not reached.
         warnings.simplefilter("ignore", ConvergenceWarning)
         classifier = LogisticRegression(max_iter=iterations).fit((bank.embeddings - mean) / scale, bank.labels)
     return float(classifier.score((queries.embeddings - mean) / scale, queries.labels))
@@ -95,13 +118,15 @@ def linear_accuracy(bank: Labelled, queries: Labelled, iterations: int = 200) ->
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """How representations are tried after every epoch, where labels exist; it never influences training.
+    """Settings of the probes after every epoch, for data with labels.
+
+    Probes never influence training.
 
     Attributes:
-        bank: Training examples that are voted with and fitted to.
-        queries: Examples that are classified: of the test source, or where there is none, training examples that are
-            not in the bank.
-        neighbours: Votes per query.
+        bank: Number of training examples that vote and that the linear probe is fitted to.
+        queries: Number of examples that are classified: of the test source, or of the training examples outside the
+            bank if there is no test source.
+        neighbours: Number of neighbours that vote on a query.
         linear: Iterations of the linear probe; 0 leaves it out.
     """
 
@@ -112,7 +137,7 @@ class Probe:
 
 
 class Evaluation:
-    """The probe's examples, fixed for a run."""
+    """The probe of a run, on examples that are fixed for the whole run."""
 
     def __init__(
         self, probe: Probe, settings: Pretrain, train: OpenSource, test: OpenSource | None, transform: ToInput
@@ -120,7 +145,7 @@ class Evaluation:
         self._probe, self._transform, self._batch_size = probe, transform, settings.batch_size
         self._bank, self._queries = train, train if test is None else test
         order = randomness.generator(settings.seed, Stream.PROBE_TRAIN).permutation(len(train))
-        # Without a test source at most half of the training examples are asked about, the others answer.
+        # Without a test source at most half of the training examples are in the bank, so that others remain as queries.
         bank = min(probe.bank, len(train) if test is not None else max(1, len(train) // 2))
         self._bank_indices = order[:bank]
         rest = order[bank:]
@@ -131,7 +156,7 @@ class Evaluation:
         self._key = randomness.root(settings.seed, Stream.PROBE_TEST)
 
     def __call__(self, state: TrainState) -> dict[str, float]:
-        """Accuracies of the representation by `knn` and, where asked for, `linear`; empty without labels."""
+        """Measure the accuracies `knn` and, if it is enabled, `linear`; empty without labels."""
 
         def embed(batch: Batch) -> Float[Array, "batch features"]:
             return _embed(self._network, state.params, state.frozen, batch)
@@ -146,10 +171,12 @@ class Evaluation:
         return accuracies
 
     def _read(self, source: OpenSource, indices: Int[np.ndarray, " count"]) -> Iterator[Batch]:
+        """Read batches of the examples with these indices."""
         loaded = batches(source, self._transform, self._batch_size, self._key, indices)
         return (each.batch for each in loaded)
 
 
 @jax.jit(static_argnums=0)
 def _embed(network: Network, params: Params, frozen: Frozen, batch: Batch) -> Float[Array, "batch features"]:
+    """Compute representations of a batch."""
     return network(params, frozen, batch.image.astype(jnp.float32) / 255)

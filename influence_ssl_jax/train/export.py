@@ -1,4 +1,4 @@
-"""A trained run as a saved network and as an encoder, and back."""
+"""Save trained networks and load them, also as encoders."""
 
 import dataclasses
 from pathlib import Path
@@ -18,14 +18,14 @@ from influence_ssl_jax.types import Frozen, Params, PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What a run made.
+    """A trained network.
 
     Attributes:
-        settings: What was run; `settings.objective()` is the training loss in evaluation mode.
+        settings: Settings of the run; `settings.objective()` is the training loss in evaluation mode.
         image_shape: (height, width, channels) of the input.
-        params: θ.
-        frozen: Running statistics, and the target network where there is one.
-        history: One row per epoch, from the untrained network (epoch 0) on.
+        params: Trained parameters θ.
+        frozen: Running statistics, and the target network if there is one.
+        history: One row for each epoch, from the untrained network (epoch 0) on.
     """
 
     settings: Pretrain
@@ -35,33 +35,35 @@ class Trained:
     history: tuple[Row, ...] = ()
 
     def encoder(self, input: ToInput | None = None) -> Encoder:
-        """Return the encoder with its heads, the loss it was trained with, and its views.
+        """Return the encoder with its heads, its training loss and its views.
 
         Args:
-            input: How an image becomes its input; the size of its images alone where None.
+            input: The transform of an image to the input; None resizes it to the size of the training images.
         """
         height, width, channels = self.image_shape
-        taken = input or ToInput(height, width, 1 if channels == 1 else 3)
+        to_input = input or ToInput(height, width, 1 if channels == 1 else 3)
         loss = self.settings.loss
         parts = PARTS["predictor" if loss.compares_with_target else "projector"][1:]
-        named, views = self.settings.views, self.settings.objective().views
-        held = {part: self.params[part] for part in parts if part in self.params}
-        heads = Heads(held, loss, named if PRETRAINING[named] == views else views)
+        recipe, views = self.settings.views, self.settings.objective().views
+        params = {part: self.params[part] for part in parts if part in self.params}
+        heads = Heads(params, loss, recipe if PRETRAINING[recipe] == views else views)
         name = f"{type(loss).__name__}, ResNet-18 of width {self.settings.architecture.width}"
-        own = {"backbone": self.params["backbone"]}
-        return Encoder(self.settings.network("encode"), own, self.frozen, taken, name, heads)
+        backbone = {"backbone": self.params["backbone"]}
+        return Encoder(self.settings.network("encode"), backbone, self.frozen, to_input, name, heads)
 
 
 def save(
     path: str | Path, trained: Trained, storage: checkpoint.Storage = "float32", **notes: configuration.Plain
 ) -> checkpoint.Files:
-    """Write `<path>.npz` and `<path>.json`: everything that the training loss reads, and how it was made.
+    """Write a trained network to `<path>.npz` and `<path>.json`.
+
+    The files hold everything that the training loss reads, the settings and the history.
 
     Args:
-        path: Where to.
-        trained: What is written.
-        storage: The type of stored parameters; see `checkpoint.save` for what float16 rounds.
-        **notes: More to record, plain JSON, such as the command.
+        path: Path of the files; a suffix `.npz` or `.json` is ignored.
+        trained: The trained network.
+        storage: The type of stored parameters; `checkpoint.save` says what float16 rounds.
+        **notes: Further entries of the description, plain JSON, such as the command.
     """
     description = {
         "pretrain": configuration.describe(trained.settings),
@@ -74,17 +76,18 @@ def save(
 
 
 def load(path: str | Path) -> Trained:
-    """The network saved at `path`, whole: its objective, float32 parameters, and history.
+    """Load a trained network that `save` wrote: settings, float32 parameters and history.
 
     Raises:
-        CheckpointError: A file is absent, truncated, or does not hold the network that its settings describe.
+        CheckpointError: If a file is absent or truncated, or its arrays are not those of the network that its settings
+            describe.
     """
     description = checkpoint.describe(path)
     shape, history = description.get("image_shape"), description.get("history")
     if not _is_shape(shape) or not isinstance(history, list) or not all(isinstance(row, dict) for row in history):
         raise checkpoint.CheckpointError(
-            f"{checkpoint.Files.of(path).description} does not say what image_shape (three whole numbers) and history (a "
-            "list of rows) are; export the network again."
+            f"{checkpoint.Files.of(path).description} lacks image_shape (three whole numbers) or history (a list of rows); "
+            "export the network again."
         )
     settings = configuration.restore(description.get("pretrain"), [Pretrain])
     height, width, channels = shape
@@ -94,8 +97,10 @@ def load(path: str | Path) -> Trained:
 
 
 def _is_shape(value: configuration.Plain) -> TypeGuard[list[int]]:
+    """Test whether a value is a list of three positive whole numbers."""
     return isinstance(value, list) and len(value) == 3 and all(type(size) is int and size > 0 for size in value)
 
 
 def _variables(holder: Trained | TrainState) -> PyTree:
+    """Return parameters and frozen state as one tree."""
     return {"params": holder.params, "frozen": holder.frozen}

@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, probed, recorded and resumable."""
+"""Train a network: epochs of steps, with probes, a record and checkpoints."""
 
 import contextlib
 import math
@@ -17,7 +17,7 @@ from influence_ssl_jax.run_log import Pace, RunLog, Watch, watched
 from influence_ssl_jax.store.identity import refuse_disagreement
 from influence_ssl_jax.train.evaluation import Evaluation, Probe
 from influence_ssl_jax.train.export import Trained
-from influence_ssl_jax.train.resume import Checkpoints, Journal, Layout, Row, TrainingError, claim, same_images
+from influence_ssl_jax.train.resume import Checkpoints, Journal, Layout, Row, TrainingError, check_images, claim
 from influence_ssl_jax.train.settings import Pretrain
 from influence_ssl_jax.train.state import Metrics, Step, TrainState, initial, make_step
 
@@ -32,36 +32,37 @@ def pretrain(
     keep: int = 2,
     progress: Progress = silent,
 ) -> Trained:
-    """Train, or go on with, the run in `folder`.
+    """Train a network in `folder`, or continue the run that is there.
 
-    Written there: `settings.json`; `metrics.jsonl`, one row per epoch; `checkpoints/`, the states after the last `keep`
-    epochs; `log.jsonl` and `heartbeat.json`, as scoring writes them. A run that was killed goes on from its last whole
-    epoch to the result that it would have had, bit for bit. A source smaller than a batch is trained on as one smaller
-    batch; examples that cannot be read are replaced and counted in the journal (`skipped`).
+    The folder receives `settings.json`; `metrics.jsonl`, one row for each epoch; `checkpoints/`, the states after the
+    last `keep` epochs; and `log.jsonl` and `heartbeat.json`, as scoring writes them. A run that was stopped continues
+    from its last complete epoch, with the same result bit for bit as without the stop. If the source is smaller than a
+    batch, the batch is the whole source. Examples that cannot be read are replaced and counted in the journal
+    (`skipped`).
 
-    Every batch is split over the devices of all processes, each of which reads its own rows of it; parameters are whole
-    on each. What a batch couples (BatchNorm's statistics, the loss) is that of the whole batch, as on one device.
+    Every batch is split over the devices of all processes; each process reads its own rows of it, and each device has
+    all parameters. BatchNorm's statistics and the loss are those of the whole batch, as on one device.
 
     Args:
-        settings: What is trained.
-        source: The training examples; labels are read by the supervised loss and by the probe only.
-        transform: How an image becomes the input.
-        folder: Where the run is recorded.
-        test: Examples that the probe asks about, in place of training examples.
-        probe: How representations are tried; `Probe()` where None.
-        keep: Checkpoints that are kept.
-        progress: Who is told.
+        settings: Settings of the run.
+        source: The training examples; only the supervised loss and the probe read labels.
+        transform: The transform of an image to the input.
+        folder: The folder of the run.
+        test: Queries of the probe; None takes them from the training examples.
+        probe: Settings of the probe; None means `Probe()`.
+        keep: Number of checkpoints to keep.
+        progress: The function that receives the events of the run.
 
     Raises:
-        TrainingError: The folder holds another run, the source has fewer than two examples, a batch cannot be split
+        TrainingError: If the folder has another run, the source has fewer than two examples, a batch cannot be split
             evenly over the processes, or the loss became NaN or infinite.
-        DataError: The source is empty, or a batch cannot be filled.
-        StoreError: The run in the folder is under way.
+        DataError: If the source is empty, or a batch cannot be filled.
+        StoreError: If another process is working on the run in the folder.
     """
     if not len(source):
         raise DataError("The data set has no images; there is nothing to train on. Check its path, split or filter.")
     if len(source) == 1:
-        raise TrainingError("Training compares examples of a batch and needs at least 2, the source has 1.")
+        raise TrainingError("Training compares examples of a batch and needs at least 2; the source has 1.")
     description = {
         "pretrain": configuration.describe(settings),
         "input": configuration.describe(transform),
@@ -74,10 +75,10 @@ def pretrain(
     steps, layout = len(source) // size, Layout.of(size)
     evaluate = Evaluation(probe or Probe(), settings, source, test, transform)
     with contextlib.ExitStack() as until_the_end:
-        held = first_only(lambda: claim(folder, description))
-        until_the_end.enter_context(held or contextlib.nullcontext())
+        claimed = first_only(lambda: claim(folder, description))
+        until_the_end.enter_context(claimed or contextlib.nullcontext())
         if isinstance(source, Cached):
-            same_images(folder, source.examples)
+            check_images(folder, source.examples)
         checkpoints = until_the_end.enter_context(contextlib.closing(Checkpoints(folder, keep)))
         log, journal = until_the_end.enter_context(RunLog(folder)), Journal(folder / "metrics.jsonl")
         done, state = checkpoints.latest(layout.everywhere(initial(settings, shape)))
@@ -113,7 +114,10 @@ def pretrain(
 
 
 def _data(source: OpenSource, transform: ToInput) -> str:
-    """The fingerprint of what is trained on, the same whether one process holds it decoded or several read it as it is."""
+    """Return the fingerprint of the training data.
+
+    It is the same if one process keeps decoded images or several processes read the source itself.
+    """
     if isinstance(source, Cached) and source.transform == transform:
         return source.source.fingerprint()
     return source.fingerprint()
@@ -128,7 +132,7 @@ def _epoch(
     watch: Watch,
     log: RunLog,
 ) -> tuple[TrainState, Row]:
-    """One pass over the data: the state after it, and means over its steps."""
+    """Train for one epoch; return the new state and means over its steps."""
     began, pace, losses, norms, rate, skipped = time.perf_counter(), Pace(0, 0), [], [], 0.0, 0
     behind: list[tuple[Metrics, LoadedBatch]] = []
 
@@ -149,7 +153,7 @@ def _epoch(
     for loaded in batches:
         state, metrics = step(state, loaded.batch)
         skipped += len(loaded.skipped)
-        # One step behind, so that the device computes while the host reads the numbers of the step before.
+        # Metrics are read one step late, so that the device computes while the host reads.
         if behind:
             rate = look(*behind.pop())
         behind.append((metrics, loaded))
@@ -160,10 +164,12 @@ def _epoch(
 
 
 def _extent(settings: Pretrain, steps: int) -> dict[str, int]:
+    """Return the numbers of epochs and steps of a run."""
     return {"epochs": settings.epochs, "steps": settings.epochs * steps}
 
 
 def _say(row: Row, watch: Watch) -> None:
+    """Report loss and probes of an epoch."""
     shown = {name: value for name, value in row.items() if name in ("loss", "knn", "linear")}
     if row.get("skipped"):
         shown["images that could not be used"] = row["skipped"]
@@ -172,7 +178,10 @@ def _say(row: Row, watch: Watch) -> None:
 
 
 def _finish(counts: dict[str, int], history: list[Row], log: RunLog, progress: Progress) -> None:
-    """The last line of the log and the last note: what was done, by how many runs, and what went wrong on the way."""
+    """Log and report the totals of a run.
+
+    They are epochs, steps, starts, losses that are not finite, and skipped images.
+    """
     counts["runs"] = len(log.events("start"))
     counts["nan"] = len(log.events("diverged"))
     counts["skipped"] = sum(int(row.get("skipped", 0)) for row in history)
@@ -185,10 +194,12 @@ def _finish(counts: dict[str, int], history: list[Row], log: RunLog, progress: P
 
 
 def _mean(values: list[float]) -> float:
+    """Return the mean of values, with a correctly rounded sum."""
     return math.fsum(values) / len(values)
 
 
 def _diverged(loss: float, norm: float, rate: float, epoch: int, step: int, steps: int) -> str:
+    """Describe a loss that is not finite, and what to do."""
     return (
         f"Training diverged at step {step + 1} of {steps} in epoch {epoch}: loss {loss:.4g}, gradient norm {norm:.4g}, "
         f"learning rate {rate:.4g}. Lower the learning rate, lengthen the warm-up, or compute in float32; the last "

@@ -1,4 +1,4 @@
-"""Checkpoints and metrics of a training run, and how it resumes."""
+"""Keep checkpoints and metrics of a training run, so that it can be continued."""
 
 import dataclasses
 import json
@@ -24,23 +24,23 @@ Row = dict[str, float | int]
 
 
 class Journal:
-    """A JSON-lines file of one row per epoch, whole lines only."""
+    """A JSON-lines file with one row for each epoch."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
 
     def rows(self) -> list[Row]:
-        """The rows written so far; a line that a kill cut short, or that numbers no epoch, is no row."""
+        """Read the rows; incomplete lines and lines without an epoch number are ignored."""
         return [row for row in json_lines(self._file) if type(row.get("epoch")) is int]
 
     def keep(self, epochs: int) -> list[Row]:
-        """Drop what was reported beyond `epochs`, as a run that goes on from there will report it again."""
+        """Delete the rows after `epochs`, because the continued run writes them again; return the others."""
         kept = [row for row in self.rows() if row["epoch"] <= epochs]
         write_atomically(self._file, "".join(json.dumps(row) + "\n" for row in kept).encode())
         return kept
 
     def append(self, row: Mapping[str, float | int]) -> None:
-        """Add a row, on disk when this returns."""
+        """Add a row; it is on disk when this returns."""
         append_line(self._file, json.dumps(dict(row)))
 
 
@@ -49,26 +49,28 @@ _log = logging.getLogger(__name__)
 
 
 class TrainingError(InfluenceError):
-    """A run that cannot start, go on, or end well."""
+    """A training run that cannot start, continue or finish."""
 
 
 def claim(folder: Path, description: dict) -> Held:
-    """Record in `folder` what is run there, and hold it until the returned object is closed or the process ends.
+    """Record the settings of a run in `folder`, and lock the folder.
+
+    The lock lasts until the returned object is closed or the process ends.
 
     Raises:
-        TrainingError: A run with other settings is there already (every difference is listed), something else, or settings
-            that are damaged.
-        StoreError: It is under way.
+        TrainingError: If the folder has a run with other settings (every difference is listed), other files, or damaged
+            settings.
+        StoreError: If another process is working on the run.
     """
     file, description = folder / SETTINGS, json.loads(json.dumps(description))
     if file.exists():
         try:
             differing = configuration.differences(read_sealed(file), description)
         except DamagedError as error:
-            raise TrainingError(f"{error} So nothing says what was trained there. Choose another folder.") from error
+            raise TrainingError(f"{error} The settings of the run are lost. Choose another folder.") from error
         if differing:
             raise TrainingError(
-                f"{folder} holds a run with other settings; choose another folder, or delete it to start anew:\n  "
+                f"{folder} holds a run with other settings; choose another folder, or delete it to start again:\n  "
                 + "\n  ".join(differing)
             )
         return lock(folder)
@@ -76,16 +78,16 @@ def claim(folder: Path, description: dict) -> Held:
     foreign = sorted(each.name for each in folder.iterdir() if each.name not in (LOCK, file.name + TEMPORARY))
     if foreign:
         raise TrainingError(f"{folder} is not empty and holds no run ({foreign[0]}, …). Choose a new or empty folder.")
-    held = lock(folder)
+    claimed = lock(folder)
     write_sealed(file, description, indent=1)
-    return held
+    return claimed
 
 
-def same_images(folder: Path, examples: Sequence[Example | Skipped]) -> None:
-    """Write the digests of the images that a run trains on, or compare with those that it was begun with.
+def check_images(folder: Path, examples: Sequence[Example | Skipped]) -> None:
+    """Record the digests of the training images, or compare them with the recorded ones.
 
     Raises:
-        TrainingError: An image has changed; the first are named.
+        TrainingError: If an image has changed; the first five are named.
     """
     now = {str(each.index): "" if isinstance(each, Skipped) else each.content.hex() for each in examples}
     names = {str(each.index): each.id for each in examples}
@@ -95,20 +97,20 @@ def same_images(folder: Path, examples: Sequence[Example | Skipped]) -> None:
         write_sealed(folder / IMAGES, now, indent=None)
         return
     except DamagedError as error:
-        raise TrainingError(f"{error} So nothing says which images were trained on. Choose another folder.") from error
+        raise TrainingError(f"{error} The list of training images is lost. Choose another folder.") from error
     differing = sorted((index for index in now if now[index] != before.get(index)), key=int)
     if differing:
         raise TrainingError(
-            f"{len(differing):,} images have changed since this run was begun, the first: "
-            f"{', '.join(names[index] for index in differing[:5])}. Put them back, or train in another folder."
+            f"{len(differing):,} images have changed since this run began, the first: "
+            f"{', '.join(names[index] for index in differing[:5])}. Restore them, or train in another folder."
         )
 
 
 class Checkpoints:
-    """The states after the last few epochs of a run; a write that a kill cut short is never taken for one.
+    """The states of a run after its last epochs.
 
-    The digest of each is kept beside them with its epoch (`checkpoints.json`): one that has changed since, or that was
-    replaced by another epoch's, is passed over for the one before.
+    A state that was not written completely is ignored. The digest of each state is kept with its epoch in
+    `checkpoints.json`: if a state has changed, or is that of another epoch, the one before it is used.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -117,79 +119,81 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def save(self, epoch: int, state: TrainState) -> None:
-        """Keep the state after `epoch` epochs, and forget the oldest one.
+        """Save the state after `epoch` epochs, and delete the oldest one.
 
         Raises:
-            FullDiskError: The disk takes no more; the ones before are kept.
+            FullDiskError: If the disk is full; earlier states are kept.
         """
         digest = digest_of(jax.tree.map(_here, state))
         with disk_of(self._folder):
-            if is_first():  # before the state itself: a digest without a state promises nothing
-                kept = {str(step): self._known().get(str(step)) for step in self._manager.all_steps()}
+            if is_first():  # before the state: a digest without a state does no harm, the reverse would lose the state
+                kept = {str(step): self._read_digests().get(str(step)) for step in self._manager.all_steps()}
                 write_sealed(self._digests, {**kept, str(epoch): digest})
             self._manager.save(epoch, args=ocp.args.StandardSave(dict(vars(state))))
             self._manager.wait_until_finished()
 
     def latest(self, like: TrainState) -> tuple[int, TrainState]:
-        """(epochs done, state) of the newest whole checkpoint; (0, `like`) where there is none.
+        """Return the newest intact state and its number of epochs, or (0, `like`).
 
-        One that is damaged is named in a note and deleted, so that its epoch can be saved again.
+        A damaged state is named in a warning and deleted, so that its epoch can be saved again.
         """
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, dict(vars(like)))
         for epoch in sorted(self._manager.all_steps(), reverse=True):
-            state, reason = self._restored(epoch, shapes)
+            state, reason = self._restore(epoch, shapes)
             if smallest(int(state is not None)) and state is not None:
                 return epoch, state
             _log.warning(
-                "the state after epoch %s in %s is damaged (%s); the one before is taken", epoch, self._folder, reason
+                "the state after epoch %s in %s is damaged (%s); the one before it is used", epoch, self._folder, reason
             )
             self._manager.delete(epoch)
         return 0, like
 
-    def _restored(self, epoch: int, shapes: dict) -> tuple[TrainState | None, str]:
-        """The state after an epoch where it is what was saved, and else why it is not."""
+    def _restore(self, epoch: int, shapes: dict) -> tuple[TrainState | None, str]:
+        """Load the state after an epoch; return None and the reason if it is damaged."""
         try:
             state = TrainState(**self._manager.restore(epoch, args=ocp.args.StandardRestore(shapes)))
-        except Exception as error:  # orbax and tensorstore raise whatever the damage makes them raise
+        except Exception as error:  # orbax and tensorstore raise many types of errors for damaged files
             return None, f"{type(error).__name__}: {error}".partition("\n")[0]
-        if digest_of(jax.tree.map(_here, state)) != self._known().get(str(epoch)):
+        if digest_of(jax.tree.map(_here, state)) != self._read_digests().get(str(epoch)):
             return None, "its digest is not the one that was kept for this epoch"
         return state, ""
 
-    def _known(self) -> dict[str, str]:
-        """Digests by epoch; none where their file is damaged."""
+    def _read_digests(self) -> dict[str, str]:
+        """Read the digests by epoch; empty if their file is absent or damaged."""
         try:
             return read_sealed(self._digests)
         except (FileNotFoundError, DamagedError):
             return {}
 
     def close(self) -> None:
-        """Release what orbax holds."""
+        """Release the resources of orbax."""
         self._manager.close()
 
 
 def _here(leaf: jax.Array) -> jax.Array:
-    """One whole copy of an array that every device has."""
+    """Return one complete copy of an array that every device has."""
     return leaf if leaf.is_fully_addressable else leaf.addressable_data(0)
 
 
 def _same(state: TrainState) -> TrainState:
+    """Return the state itself."""
     return state
 
 
 def _on_this_device(state: TrainState) -> TrainState:
+    """Return the copy of a state on this process's first device."""
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), state)
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How rows and states get to where they are computed on.
+    """The distribution of batches and states over devices.
 
     Attributes:
         part: From the size of a batch to the rows that this process reads.
-        place: Brings those rows to the devices, as one batch of all.
-        everywhere: Brings a state to every device.
-        here: A state on one device of this process.
+        place: Brings those rows to the devices, as one batch of all processes.
+        everywhere: Copies a state to every device.
+        here: Returns a state on one device of this process.
     """
 
     part: Callable[[int], range] = range
@@ -199,10 +203,10 @@ class Layout:
 
     @classmethod
     def of(cls, batch_size: int) -> "Layout":
-        """Over as many devices as divide a batch evenly.
+        """Distribute over as many devices as divide a batch evenly.
 
         Raises:
-            TrainingError: There are several processes, and that leaves some of their devices out.
+            TrainingError: If there are several processes and some of their devices would be left out.
         """
         mesh = all_devices(dividing=batch_size)
         if jax.process_count() > 1 and mesh.size < jax.device_count():

@@ -1,4 +1,4 @@
-"""Settings of pretraining, and the named recipes."""
+"""Define the settings of pretraining and the named recipes."""
 
 import dataclasses
 import logging
@@ -30,17 +30,18 @@ CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """A CIFAR ResNet-18 and its heads.
+    """A ResNet-18 for CIFAR and its heads.
 
     Attributes:
-        width: Channels of the first stage.
+        width: Number of channels of the first stage.
         hidden: Width of the projector's hidden layers.
-        output: Width of the projector's output; for the supervised baseline, which has no projector, the classes.
-        hidden_layers: Hidden layers of the projector.
-        normalisation: Of the projector's hidden layers.
+        output: Width of the projector's output; for the supervised baseline, which has no projector, the number of
+            classes.
+        hidden_layers: Number of hidden layers of the projector.
+        normalisation: Normalisation of the projector's hidden layers.
         predictor_hidden: Width of the predictor's hidden layer, for losses that compare with a target network.
-        mean: Per-channel mean subtracted from pixels in [0, 1].
-        std: Per-channel standard deviation they are divided by.
+        mean: Mean of each channel, subtracted from pixels in [0, 1].
+        std: Standard deviation of each channel, by which they are divided.
     """
 
     width: int = 64
@@ -55,18 +56,26 @@ class Architecture:
 
 @dataclasses.dataclass(frozen=True)
 class Pretrain:
-    """One training run; with the data it determines the result bit for bit on the same machine.
+    """Settings of a training run.
+
+    Together with the data they determine the result bit for bit on the same machine.
 
     Attributes:
-        views: What the loss compares: simclr, byol, barlow_twins, supervised or table1 (`augment.recipes.PRETRAINING`).
-        loss: What is minimised.
+        views: The views that the loss compares: simclr, byol, barlow_twins, supervised or table1
+            (`augment.recipes.PRETRAINING`).
+        loss: The loss to minimise.
         architecture: Backbone and heads.
-        optimiser: How it is minimised.
-        epochs: Passes over the data.
-        batch_size: Examples per step; the loss couples them.
-        seed: Fixes initial parameters, order of the data, and views.
+        optimiser: The optimiser.
+        epochs: Number of passes over the data.
+        batch_size: Number of examples of a step; the loss couples them.
+        seed: Seed of the initial parameters, the order of the data, and the views.
         precision: The type that training computes in.
         target_momentum: τ of the target network at step 0 (BYOL); it rises to 1 along a cosine.
+
+    Example:
+        >>> from influence_ssl_jax.train import RECIPES
+        >>> RECIPES["table3_simclr"].epochs, RECIPES["table3_simclr"].loss
+        (250, SimCLR(temperature=0.2))
     """
 
     views: str = "simclr"
@@ -80,7 +89,7 @@ class Pretrain:
     target_momentum: float = 0.99
 
     def __post_init__(self) -> None:
-        """Refuse runs that cannot take a step; shorten a warm-up that would not end."""
+        """Refuse runs without a step; shorten a warm-up that is as long as the run."""
         if self.views not in PRETRAINING:
             raise ValueError(f"Unknown views {self.views!r}; known are {', '.join(PRETRAINING)}.")
         if self.epochs < 1 or self.batch_size < 2:
@@ -100,10 +109,13 @@ class Pretrain:
             object.__setattr__(self, "optimiser", dataclasses.replace(self.optimiser, warmup_epochs=shorter))
 
     def module(self, dtype: jax.typing.DTypeLike | None = None) -> SelfSupervised:
-        """Backbone, projector (for the supervised baseline: classifier) and, where the loss needs one, predictor.
+        """Build backbone, projector and predictor.
+
+        The supervised baseline has a classifier in place of the projector. There is a predictor only if the loss
+        compares with a target network.
 
         Args:
-            dtype: The type that layers compute in; that of the parameters where None.
+            dtype: The type that layers compute in; None takes that of the parameters.
         """
         shape = self.architecture
         projector = Projector(shape.hidden, shape.output, shape.hidden_layers, shape.normalisation, dtype)
@@ -114,17 +126,17 @@ class Pretrain:
         )
 
     def network(self, method: Depth, dtype: jax.typing.DTypeLike | None = None) -> Network:
-        """The network down to a depth, in evaluation mode."""
+        """Return the network up to a depth, in evaluation mode."""
         return Network(self.module(dtype), method, mean=self.architecture.mean, std=self.architecture.std)
 
     def objective(self, dtype: jax.typing.DTypeLike | None = None) -> Objective:
-        """The training loss in evaluation mode, for curvatures and scores at the trained parameters.
+        """Return the training loss in evaluation mode, for curvatures and scores.
 
-        Its `params` are those of the online network; its `frozen` is `{"batch_stats": …}`, with a target network also
-        `{"target": {"params": …, "batch_stats": …}}`.
+        Its `params` are those of the online network; its `frozen` is `{"batch_stats": …}`, and with a target network
+        also `{"target": {"params": …, "batch_stats": …}}`.
 
         Args:
-            dtype: The type that layers compute in; that of the parameters where None.
+            dtype: The type that layers compute in; None takes that of the parameters.
         """
         views = PRETRAINING[self.views]
         if self.loss.compares_with_target:
@@ -132,7 +144,7 @@ class Pretrain:
         return Objective(self.network("project", dtype), views, self.loss)
 
     def schedule(self, steps_per_epoch: int) -> optax.Schedule:
-        """The learning rate at every step."""
+        """Return the learning rate as a function of the step."""
         return schedule(self.optimiser, self.epochs, steps_per_epoch)
 
 
@@ -193,17 +205,21 @@ RECIPES: dict[str, Pretrain] = {
         "supervised", Supervised(), Architecture(output=10), Sgd(0.1, warmup_epochs=5), epochs=200, batch_size=128
     ),
 }
-"""`table2_*`: the checkpoints that arXiv 2412.17170 scores, as its Tables 1 and 2 describe them; `solo_learn_*`: as
-solo-learn really made those checkpoints (scripts/pretrain/cifar), with other views; `table3_*`: its removal runs, to be
-run with seeds 0, 42 and 123. Mixed 16-bit precision is bfloat16 here. Learning rates are as printed, not rescaled by
-the batch size. `short_simclr`: a narrow network for a first look, trained far too
-short. Table 3 prints a temperature for Barlow Twins, 0.1, which has none: taken as the scale of its loss."""
+"""The recipes by name.
+
+`table2_*` are the checkpoints that arXiv 2412.17170 scores, as its Tables 1 and 2 describe them. `solo_learn_*` are
+those checkpoints as the scripts of solo-learn (scripts/pretrain/cifar) make them, with other views. `table3_*` are its
+removal runs, with seeds 0, 42 and 123. Mixed 16-bit precision is bfloat16 here. Learning rates are as printed, not
+rescaled by the batch size. `short_simclr` is a narrow network for a first look, trained for far too few epochs. Table 3
+prints a temperature of 0.1 for Barlow Twins, which has no temperature; it is taken as the scale of its loss.
+"""
 
 
 def recipes() -> dict[str, Pretrain]:
-    """Return every recipe by name: RECIPES, and one for each training loss that none of them takes.
+    """Return all recipes by name.
 
-    That one has the loss's own settings, and views `simclr`, or `supervised` for a loss of one view.
+    They are RECIPES, and one for each training loss that none of them uses. That one has the loss with its default
+    settings, and the views `simclr`, or `supervised` if the loss compares one view.
     """
     taken = {type(recipe.loss) for recipe in RECIPES.values()}
     others = {
@@ -217,7 +233,10 @@ def recipes() -> dict[str, Pretrain]:
 
 
 def tiny(loss: Loss) -> Pretrain:
-    """A run of seconds on images of 8×8 pixels: every part at work, nothing learned well."""
+    """Return settings of a run of seconds on images of 8×8 pixels.
+
+    It uses every part of training, and learns nothing well.
+    """
     views = {BYOL: "byol", BarlowTwins: "barlow_twins", Supervised: "supervised"}.get(type(loss), "simclr")
     return Pretrain(
         views,

@@ -1,4 +1,4 @@
-"""The state of training and one step of it."""
+"""Define the state of training and one step of it."""
 
 import dataclasses
 import functools
@@ -24,13 +24,15 @@ Step = Callable[["TrainState", Batch], tuple["TrainState", Metrics]]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything that a step reads and writes; a run that has it goes on as if it had never stopped.
+    """The variables of training that a step reads and writes.
+
+    A run continues from them as if it had not stopped.
 
     Attributes:
-        step: Steps taken.
-        params: θ of the online network.
-        frozen: Its running statistics, and the target network's parameters and statistics where there is one.
-        optimiser: The optimiser's state.
+        step: Number of steps.
+        params: Parameters θ of the online network.
+        frozen: Running statistics, and parameters and statistics of the target network if there is one.
+        optimiser: State of the optimiser.
     """
 
     step: Int[Array, ""]
@@ -40,10 +42,12 @@ class TrainState:
 
 
 def initial(settings: Pretrain, image_shape: tuple[int, int, int]) -> TrainState:
-    """The state before the first step: parameters drawn from `settings.seed`, the target equal to the online network.
+    """Return the state before the first step.
+
+    Parameters are drawn from `settings.seed`; the target network equals the online network.
 
     Args:
-        settings: What is trained.
+        settings: Settings of the run.
         image_shape: (height, width, channels) of the input.
     """
     objective = settings.objective()
@@ -51,21 +55,21 @@ def initial(settings: Pretrain, image_shape: tuple[int, int, int]) -> TrainState
     frozen = {name: value for name, value in variables.items() if name != "params"}
     target = objective.target
     if target is not None:
-        # The target network lacks the predictor: it takes the part of the online parameters that its method reads.
-        reads = jax.eval_shape(lambda: _initialise(_linen(target), settings.seed, image_shape))
-        frozen["target"] = jax.tree.map(jnp.copy, _restricted(variables, reads))
+        # The target network has no predictor: it copies the online parameters that its method reads.
+        shapes = jax.eval_shape(lambda: _initialise(_linen(target), settings.seed, image_shape))
+        frozen["target"] = jax.tree.map(jnp.copy, _restrict(variables, shapes))
     optimiser = settings.optimiser.transformation(settings.schedule(1)).init(variables["params"])
     return TrainState(jnp.zeros((), jnp.int32), variables["params"], frozen, optimiser)
 
 
 @functools.lru_cache(maxsize=8)
 def make_step(settings: Pretrain, steps_per_epoch: int) -> Step:
-    """One step `(state, batch) -> (state, metrics)`, compiled once per process; it consumes the state that it is given.
+    """Compile one step `(state, batch) -> (state, metrics)`, once for each process.
 
-    Every view goes through the network by itself, as in solo-learn: BatchNorm normalises a view by the statistics of
-    that view's batch. Running statistics move once per step, by the mean over the views. The target network is in
-    training mode too, and moves after each step: `ξ ← τ ξ + (1 − τ) θ`, `τ` rising from `settings.target_momentum` to 1
-    along a cosine (arXiv 2006.07733, section 3.3).
+    The step overwrites the state that it is called with. Every view passes through the network separately, as in
+    solo-learn: BatchNorm normalises a view by the statistics of that view's batch. Running statistics move once in a
+    step, by the mean over the views. The target network is in training mode too, and moves after each step: `ξ ← τ ξ +
+    (1 − τ) θ`, where `τ` rises from `settings.target_momentum` to 1 along a cosine (arXiv 2006.07733, section 3.3).
     """
     objective = settings.objective(settings.precision)
     total = settings.epochs * steps_per_epoch
@@ -77,9 +81,9 @@ def make_step(settings: Pretrain, steps_per_epoch: int) -> Step:
         online, updated = _embed_in_training(_linen(objective.network), params, _own(frozen), images)
         target = None
         if objective.target is not None:
-            held = frozen["target"]
-            target, moved = _embed_in_training(_linen(objective.target), held["params"], _own(held), images)
-            updated = {**updated, "target": {"params": held["params"], **moved}}
+            slow = frozen["target"]
+            target, statistics = _embed_in_training(_linen(objective.target), slow["params"], _own(slow), images)
+            updated = {**updated, "target": {"params": slow["params"], **statistics}}
         return objective.loss(Embeddings(online, target, batch.label)), updated
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -96,13 +100,15 @@ def make_step(settings: Pretrain, steps_per_epoch: int) -> Step:
 
 
 def target_momentum(initial: float, step: Int[Array, ""], total: int) -> Float[Array, ""]:
-    """`τ = 1 − (1 − τ₀) (cos(π step / total) + 1) / 2`."""
+    """Return `τ = 1 − (1 − τ₀) (cos(π step / total) + 1) / 2`."""
     return 1 - (1 - initial) * (jnp.cos(jnp.pi * step / total) + 1) / 2
 
 
 def _embed_in_training(
     network: Network, params: Params, statistics: Frozen, images: Float[Array, "views batch height width channels"]
 ) -> tuple[Float[Array, "views batch embedding"], Frozen]:
+    """Embed every view in training mode; return embeddings and new running statistics."""
+
     def one(view: Float[Array, "batch height width channels"]) -> tuple[Float[Array, "batch embedding"], Frozen]:
         with canonical_convolutions():
             return network.module.apply(
@@ -113,16 +119,16 @@ def _embed_in_training(
                 train=True,
             )
 
-    # One view after the other: on a CPU two small batches stay in the cache where one large one does not.
-    embedded, moved = jax.lax.map(one, images)
-    return embedded, jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), moved)
+    # One view after the other: on a CPU two small batches stay in the cache, one large batch does not.
+    embeddings, moved = jax.lax.map(one, images)
+    return embeddings, jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), moved)
 
 
 def _linen(network: EmbeddingFunction) -> Network:
-    """Return a network that is trained: a linen one, whose module has a training mode.
+    """Return the network if it is a linen one, whose module has a training mode.
 
     Raises:
-        TypeError: It is another one.
+        TypeError: If it is another one.
     """
     if not isinstance(network, Network):
         raise TypeError(f"Training needs a linen network, got a {type(network).__name__}.")
@@ -130,26 +136,31 @@ def _linen(network: EmbeddingFunction) -> Network:
 
 
 def _follow(frozen: Frozen, params: Params, momentum: Float[Array, ""]) -> Frozen:
-    held = frozen["target"]
-    moved = jax.tree.map(
-        lambda slow, fast: momentum * slow + (1 - momentum) * fast, held["params"], _restricted(params, held["params"])
+    """Move the target network towards the online network."""
+    target = frozen["target"]
+    followed = jax.tree.map(
+        lambda slow, fast: momentum * slow + (1 - momentum) * fast,
+        target["params"],
+        _restrict(params, target["params"]),
     )
-    return {**frozen, "target": {**held, "params": moved}}
+    return {**frozen, "target": {**target, "params": followed}}
 
 
 def _initialise(network: Network, seed: int, image_shape: tuple[int, int, int]) -> PyTree:
+    """Draw initial variables."""
     images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
-    # Shapes alone go through the network, so that nothing but the drawing of parameters is compiled.
+    # Only shapes pass through the network, so that only the draws of parameters are compiled.
     method = getattr(type(network.module), network.method)
     return network.module.lazy_init(randomness.root(seed, Stream.INITIALISATION), images, method=method, train=False)
 
 
 def _own(variables: PyTree) -> PyTree:
+    """Return the variables without parameters and target network."""
     return {name: value for name, value in variables.items() if name not in ("params", "target")}
 
 
-def _restricted(tree: PyTree, like: PyTree) -> PyTree:
-    """The part of nested dicts that `like` has."""
+def _restrict(tree: PyTree, like: PyTree) -> PyTree:
+    """Select the entries of nested dicts that `like` has."""
     if isinstance(like, dict):
-        return {name: _restricted(tree[name], branch) for name, branch in like.items()}
+        return {name: _restrict(tree[name], branch) for name, branch in like.items()}
     return tree

@@ -74,7 +74,7 @@ def test_what_is_said_of_a_file():
     }
     assert found.unread == {
         "blocks.… (2 arrays)": "mask of the bias, a setting of the network",
-        "mask_token": "token of masked patches, read in pretraining alone",
+        "mask_token": "token of masked patches, read only in pretraining",
         "rope_embed.periods": "periods of the rotation, a setting of the network",
     }
     assert found.encoder.input == ToInput(224, 224, 3, "bicubic", shorter=256)
@@ -86,7 +86,7 @@ def test_what_is_said_of_a_file():
         "module.bn.… (2 arrays)": "beside the encoder",
         "epoch": "1",
         "optimizer": "a dict of 1",
-        "args": "an object of argparse.Namespace, not made",
+        "args": "an object of argparse.Namespace, not created",
     }
 
 
@@ -166,8 +166,8 @@ def test_timms_names_of_a_convnext():
         ),
         ("moco", "barlow_twins.pth", "not in the layout moco: .*state_dict → module.encoder_q.layer1"),
         ("dino", "dino.pth", "the width 16 is no multiple of 64; pass --heads"),
-        ("mae", "dinov3.pth", "layout mae have no registers, LayerScale, rotary positions, and this file has"),
-        ("dino", "timm.safetensors", "layout dino have no registers, positions of patches alone, and this file has"),
+        ("mae", "dinov3.pth", "layout mae have no registers, LayerScale, rotary positions, and this file does"),
+        ("dino", "timm.safetensors", "layout dino have no registers, positions of patches alone, and this file does"),
         ("dinov3", "mae.pth", "layout dinov3 have rotary positions, and this file has none"),
         ("dinov3", "dinov2_registers.safetensors", "layout dinov3 have rotary positions, and this file has none"),
     ],

@@ -107,7 +107,7 @@ def test_the_pretraining_loss_reads_the_heads_and_the_target_network():
         read(STATES["simclr"]).encoder.pretraining()
     with pytest.raises(CheckpointError, match="no momentum_backbone"):
         read(STATES["byol"], loss="byol")
-    with pytest.raises(CheckpointError, match="not both are there"):
+    with pytest.raises(CheckpointError, match="lacks at least one of them"):
         read(STATES["simclr"], loss="byol")
     with pytest.raises(CheckpointError, match="--temperature belongs to --loss simclr, got --loss byol"):
         read(STATES["byol"], loss="byol", temperature=1.0)
@@ -118,7 +118,7 @@ def test_a_head_of_another_form_is_left_and_the_reason_said():
     found = read(state)
     assert found.encoder.heads is None
     assert found.unread["projector.… (10 arrays)"] == "its layers are not Linear–(BatchNorm)–ReLU of one hidden width"
-    assert found.unread["predictor.… (8 arrays)"] == "what it stands on was not read"
+    assert found.unread["predictor.… (8 arrays)"] == "the head below it was not read"
 
 
 def test_what_does_not_fit_is_refused_with_names():

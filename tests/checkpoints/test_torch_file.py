@@ -95,7 +95,7 @@ def test_a_payload_does_not_run(tmp_path, protocol):
         with pytest.raises(CheckpointError, match="Name it with --as"):
             checkpoints.read(tmp_path / "evil.ckpt")
         (tmp_path / "evil.pth").write_bytes(pickle.dumps(content, protocol))
-        with pytest.raises(CheckpointError, match="no file of torch"):
+        with pytest.raises(CheckpointError, match="not a file of torch"):
             checkpoints.read(tmp_path / "evil.pth")
         assert not trace.exists()
 
@@ -111,11 +111,11 @@ def test_objects_with_state_and_items_are_only_named():
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "no file of torch, or damaged"),
-        (b"hello", "no file of torch, or damaged"),
-        (pickle.dumps(1), "no file of torch, or damaged"),
-        ((FILES / "containers_legacy.pt").read_bytes()[:700], "no file of torch, or damaged"),
-        ((FILES / "containers.pt").read_bytes()[:-200], "no file of torch, or damaged"),
+        (b"", "not a file of torch, or damaged"),
+        (b"hello", "not a file of torch, or damaged"),
+        (pickle.dumps(1), "not a file of torch, or damaged"),
+        ((FILES / "containers_legacy.pt").read_bytes()[:700], "not a file of torch, or damaged"),
+        ((FILES / "containers.pt").read_bytes()[:-200], "not a file of torch, or damaged"),
         (b"\x80\x02\x82\x01.", "instruction EXT1"),
     ],
 )

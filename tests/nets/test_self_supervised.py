@@ -47,7 +47,7 @@ class Plain(nn.Module):
 def test_arguments_that_a_network_does_not_take_are_named():
     images = jnp.ones((1, 2, 2, 1))
     params = Plain().init(jax.random.key(0), images)["params"]
-    with pytest.raises(StructureError, match=r"Plain\.__call__ takes no argument 'train', but self, images\. Say what"):
+    with pytest.raises(StructureError, match=r"Plain\.__call__ takes no argument 'train', but self, images\. Pass"):
         Network(Plain())(params, {}, images)
     assert Network(Plain(), arguments=())(params, {}, images).shape == (1, 2)
 

@@ -83,7 +83,9 @@ def test_arrays_of_which_one_number_is_another_are_not_taken(three, monkeypatch,
     assert epoch == 2
     equal(found, state(2))
     assert "the state after epoch 3" in caplog.text
-    assert "is damaged (its digest is not the one that was kept for this epoch); the one before is taken" in caplog.text
+    assert (
+        "is damaged (its digest is not the one that was kept for this epoch); the one before it is used" in caplog.text
+    )
 
 
 def test_a_copy_of_an_older_state_does_not_pass_for_the_newer_one(three, caplog):
@@ -161,11 +163,11 @@ def test_the_identity_is_the_same_whether_images_are_held_or_read_and_knows_the_
 def test_images_that_change_between_two_runs_of_a_training_are_named(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3), dtype=np.uint8)
     first = cached(Arrays(images).open(), INPUT)
-    resume.same_images(tmp_path, first.examples)
-    resume.same_images(tmp_path, cached(Arrays(images.copy()).open(), INPUT).examples)
+    resume.check_images(tmp_path, first.examples)
+    resume.check_images(tmp_path, cached(Arrays(images.copy()).open(), INPUT).examples)
     images[[3, 5]] = images[[5, 3]]
-    with pytest.raises(TrainingError, match="2 images have changed since this run was begun, the first: 3, 5"):
-        resume.same_images(tmp_path, cached(Arrays(images).open(), INPUT).examples)
+    with pytest.raises(TrainingError, match="2 images have changed since this run began, the first: 3, 5"):
+        resume.check_images(tmp_path, cached(Arrays(images).open(), INPUT).examples)
 
 
 def test_versions_and_device_are_part_of_the_identity(tmp_path):
