@@ -19,7 +19,8 @@ def eigenpairs(
     rank = matrix.shape[0] if rank is None else min(rank, matrix.shape[0])
     with jax.enable_x64(True):
         symmetric = jax.lax.convert_element_type(matrix, jnp.float64)
-        return _largest(*jnp.linalg.eigh((symmetric + symmetric.T) / 2), rank, matrix.dtype)
+        values, vectors = jnp.linalg.eigh((symmetric + symmetric.T) / 2)
+        return _largest(values, vectors, rank, matrix.dtype)
 
 
 def eigenpairs_of_rank(
