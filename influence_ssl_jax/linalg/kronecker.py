@@ -19,7 +19,8 @@ def eigenpairs(
     rank = matrix.shape[0] if rank is None else min(rank, matrix.shape[0])
     with jax.enable_x64(True):
         symmetric = jax.lax.convert_element_type(matrix, jnp.float64)
-        return _largest(*jnp.linalg.eigh((symmetric + symmetric.T) / 2), rank, matrix.dtype)
+        values, vectors = jnp.linalg.eigh((symmetric + symmetric.T) / 2)
+        return _largest(values, vectors, rank, matrix.dtype)
 
 
 def eigenpairs_of_rank(
@@ -29,18 +30,22 @@ def eigenpairs_of_rank(
 
     M times `rank` random columns spans its range, and M within an orthonormal basis Q of that is all of M:
     `M = Q (QᵀMQ) Qᵀ`. That takes two products with M; all eigenpairs are computed where `rank` is half of `size` or more.
-    Some further columns keep the random coordinates of the range well conditioned. float64 throughout.
+    Some further columns keep the random coordinates of the range well conditioned. Products with M in its own type, which
+    add no more rounding than M has from being summed up; the rest in float64.
     Source: Halko, Martinsson and Tropp, SIAM Review 53 (2011), algorithm 4.1.
     """
     size, further = matrix.shape[0], 8
     if rank is None or 2 * (rank + further) >= size:
         return eigenpairs(matrix)
     columns = randomness.normal(randomness.root(0, Stream.SPECTRUM), (size, rank + further), matrix.dtype)
+    image = jnp.matmul(matrix, columns, precision="highest")
     with jax.enable_x64(True):
-        moment, columns = (jax.lax.convert_element_type(each, jnp.float64) for each in (matrix, columns))
-        moment = (moment + moment.T) / 2
-        basis = jnp.linalg.qr(moment @ columns)[0]
-        values, vectors = jnp.linalg.eigh(basis.T @ moment @ basis)
+        basis = jnp.linalg.qr(jax.lax.convert_element_type(image, jnp.float64))[0]
+        narrow = jax.lax.convert_element_type(basis, matrix.dtype)
+    image = jnp.matmul(matrix, narrow, precision="highest")
+    with jax.enable_x64(True):
+        small = basis.T @ jax.lax.convert_element_type(image, jnp.float64)
+        values, vectors = jnp.linalg.eigh((small + small.T) / 2)
         return _largest(values, basis @ vectors, rank, matrix.dtype)
 
 
