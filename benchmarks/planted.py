@@ -44,8 +44,8 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "Hutchinson's estimate is divided by size − 1",
-        "probes))) / trees.size(problem.params)",
-        "probes))) / (trees.size(problem.params) - 1)",
+        "MeanEigenvalue(mean / trees.size(problem.params)",
+        "MeanEigenvalue(mean / (trees.size(problem.params) - 1)",
     ),
     (
         "the moment of a layer's inputs is a sum over positions",
@@ -310,8 +310,8 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ("function space forgets the number of batches", "math.sqrt(draws * count)", "math.sqrt(draws)"),
     (
         "an audit takes the first images",
-        "randomness.generator(settings.seed, Stream.AUDITED).permutation(population)[: settings.examples]",
-        "np.arange(population)[: settings.examples]",
+        "randomness.generator(settings.seed, Stream.AUDITED).permutation(population)",
+        "np.arange(population)",
     ),
     (
         "held-out errors are of the half that was fitted",
@@ -556,7 +556,7 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
         "(values[:tail], LOW), (values[-tail:], HIGH)",
     ),
     ("a kind's bar is its mean", "[np.median(values)] * 2", "[np.mean(values)] * 2"),
-    ("originals count as ordinary", "ordinary[originals] = False", "ordinary[originals] &= True"),
+    ("originals count as ordinary", "ordinary &= ~np.isin", "ordinary &= True | np.isin"),
     ("what is planted is looked for at the other end", "sign = -1.0 if low else 1.0", "sign = 1.0 if low else -1.0"),
     (
         "the lowest tail is counted from the top",

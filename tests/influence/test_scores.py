@@ -161,7 +161,7 @@ def test_images_of_the_curvature_set_are_marked():
 
 
 def test_images_of_the_curvature_set_are_scored_by_the_others_on_request():
-    """As by a curvature set without the image, at the same λ; those outside as ever."""
+    """Those score higher then, and the others as ever; by how much, `test_gram` compares with the dense matrix."""
     pixels, inside = images(6), problems.batches(1, 3, channels=3)
     inside = dataclasses.replace(inside, index=jnp.asarray([[4, 1, 5]]))
     problem = problems.problem(CosineDistance(), "fisher", module=problems.Linear(), channels=3)
@@ -174,9 +174,6 @@ def test_images_of_the_curvature_set_are_scored_by_the_others_on_request():
     )
     np.testing.assert_allclose(found[[0, 2, 3]], ordinary[[0, 2, 3]], rtol=1e-9)
     assert (found[[1, 4, 5]] > 1.005 * ordinary[[1, 4, 5]]).all()
-    others = jax.tree.map(lambda leaf: leaf[:, [0, 2]], inside)
-    table = self_influence(dataclasses.replace(problem, batches=others), Exact(), source(pixels), TRANSFORM, settings)
-    np.testing.assert_allclose(found[1], table["score"][1].as_py(), rtol=1e-8)
 
 
 @pytest.mark.parametrize(
