@@ -24,6 +24,8 @@ if jax.__version_info__ < (0, 11):
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Few programs are compiled twice: to write all of them, or only to hash them, takes longer than to compile those again.
+jax.config.update("jax_enable_compilation_cache", False)
 
 install_import_hook("influence_ssl_jax", "beartype.beartype")
 
@@ -74,11 +76,11 @@ def pytest_collection_finish(session):
         raise pytest.UsageError(
             "pytest-xdist does not know the groups of tests; install the versions of constraints.txt."
         )
-    # Tracing makes very many objects that live, and each search for cycles goes over them: a fifth of the time at
-    # Python's threshold of 700. What is imported by now stays, and is not looked at again.
+    # Tracing makes very many objects that live, and a search for cycles among all of them takes long. What is imported by
+    # now stays and is not searched again; what is made from now on is searched rarely.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(1_000_000, 10, 10)
+    gc.set_threshold(200_000, 10, 10)
 
 
 def pytest_runtest_teardown(item, nextitem):
