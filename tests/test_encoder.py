@@ -260,7 +260,7 @@ def test_frozen_state_that_holds_parameters_is_refused():
         lambda: encoder.network(encoder.params, held, IMAGES),
         lambda: Network(Small())(encoder.params, held, IMAGES),
     ):
-        with pytest.raises(StructureError, match=r"entry 'params'.*take the place of the parameters that are scored"):
+        with pytest.raises(StructureError, match=r"entry 'params'.*replace the parameters that are scored"):
             make()
 
 

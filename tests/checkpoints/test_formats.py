@@ -196,7 +196,7 @@ def test_parts_that_the_network_has_no_place_for_are_refused():
     masked["blocks.1.attn.qkv.bias_mask"] = np.ones(48)
     with pytest.raises(CheckpointError, match=r"blocks.1.attn.qkv.bias_mask masks something else"):
         FORMATS["dinov3"].read(file_of(masked), Choices())
-    with pytest.raises(CheckpointError, match="rotation is one of 2 heads, got --heads 4"):
+    with pytest.raises(CheckpointError, match="rotation has 2 heads, got --heads 4"):
         checkpoints.read(FILES / "dinov3.pth", choices=Choices(heads=4))
 
 

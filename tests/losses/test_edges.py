@@ -85,8 +85,8 @@ def test_a_label_that_is_no_class_gives_nan(label):
 @pytest.mark.parametrize(
     ("loss", "given", "advice"),
     [
-        (SimCLR(), Embeddings(jnp.ones((3, 4, 2))), "draws two"),
-        (CosineDistance(), Embeddings(jnp.ones((1, 4, 2))), "draws two"),
+        (SimCLR(), Embeddings(jnp.ones((3, 4, 2))), "draw two"),
+        (CosineDistance(), Embeddings(jnp.ones((1, 4, 2))), "draw two"),
         (SimCLR(), Embeddings(jnp.ones((2, 1, 2))), "at least 2"),
         (BarlowTwins(), Embeddings(jnp.ones((2, 1, 2))), "at least 2"),
         (BYOL(), Embeddings(jnp.ones((2, 4, 2))), "target"),

@@ -125,7 +125,7 @@ def test_damaged_settings_are_refused_in_words(tmp_path, text):
     claim(tmp_path, DESCRIPTION).close()
     claim(tmp_path, DESCRIPTION).close()
     (tmp_path / "settings.json").write_text(text)
-    with pytest.raises(TrainingError, match=r"settings.json is damaged: .* nothing says what was trained"):
+    with pytest.raises(TrainingError, match=r"settings.json is damaged: .* The settings of the run are lost"):
         claim(tmp_path, DESCRIPTION)
 
 
