@@ -10,7 +10,7 @@ fits scores as they are if their standard deviation over their mean is the publi
 fits logarithms to a base b if that of ln(score) is the published one times ln b. The base that fits is given: 2, e and 10
 would be plausible.
 
-Found (SimCLR of 29 epochs): no customary base fits; the standard deviation of ln(score) is 0.30. After five epochs it is 1.30.
+Found (SimCLR of 29 epochs): no customary base fits; the standard deviation of ln(score) is 0.30 (after five epochs: 1.30).
 """
 
 from typing import Any
