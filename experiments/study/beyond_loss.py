@@ -6,6 +6,9 @@ In the random sample: rank correlation of the score with every rival, the share 
 explain, the share that is reproducible at all (from the spread over two draws), and, once the ranks of the alignment loss
 are regressed out, what still goes along with the score. Then the images on which score and loss disagree most: the 200
 whose rank by score exceeds that by loss most, and the 200 with the opposite, described beside the whole sample.
+
+Found (SimCLR of 29 epochs): Spearman with the alignment loss 0.45, with the gradient's norm 0.80; all rivals explain 64 % of
+the variance of the ranks, and 90 % of the score's variance is reproducible.
 """
 
 from typing import Any

@@ -9,6 +9,9 @@ Measure: the frame of the two outermost pixels. Its border is uniform where the 
 below 0.05 (of 1) in every channel; white where its mean is above 0.9 too, black where it is below 0.1. Among the highest
 and the lowest 400 of the random sample, and among the same share of it that 400 are of 50,000, beside the share in the
 sample; and without a threshold, the rank correlation of the frame's spread and of its mean with the score.
+
+Found (SimCLR of 29 epochs): white and black borders are too rare (0.2 % each) to tell their share at either end from that in
+all; the spread of the border goes along with the score by -0.04.
 """
 
 from typing import Any

@@ -7,6 +7,8 @@ measurement, λ a tenth of each layer's mean eigenvalue): the empirical Fisher o
 ten times the mean eigenvalue; noise that is the same for all images; and no curvature at all, the squared norm of the
 gradient. Each beside its correlation with the alignment loss. Same gradients throughout, so nothing but the choice differs
 (but for the noise, which has its own draws).
+
+Found (SimCLR of 29 epochs): λ over four decades 0.97 and more, empirical Fisher 0.93, no curvature 0.79.
 """
 
 from typing import Any

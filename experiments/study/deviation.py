@@ -8,6 +8,8 @@ image's own mean. The corrected one has a second part, of every image's mean aro
 Two draws of every image give both parts without a model: the variance over the draws of one image, averaged, and the
 variance of the mean of all images less what the draws leave in it (analysis of variance). From these follows the reliability
 of a score of K draws, the correlation of two independent scorings, and how many draws a reliability takes.
+
+Found (SimCLR of 29 epochs): 82 % of the variance of one draw's score is between images; 23 draws for a reliability of 0.99.
 """
 
 from typing import Any

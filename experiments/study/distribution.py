@@ -9,6 +9,8 @@ A change of unit multiplies the scores; a change of the logarithm's base multipl
 fits scores as they are if their standard deviation over their mean is the published one, in a unit that is found; and it
 fits logarithms to a base b if that of ln(score) is the published one times ln b. The base that fits is given: 2, e and 10
 would be plausible.
+
+Found (SimCLR of 29 epochs): no customary base fits; the standard deviation of ln(score) is 0.30 (after five epochs: 1.30).
 """
 
 from typing import Any

@@ -10,6 +10,9 @@ image, one of the test images, is among the scored ones too; all other images of
 few have a duplicate that no list names. Test images are not ranked: the encoder was not trained on them. Beside the score
 stand the alignment loss, the distance to the nearest embedding, to the nearest image by pixels (16×16, Euclidean) and by
 perceptual hash (Hamming).
+
+Found (SimCLR of 29 epochs): the score finds images of the same shot with an AUROC of 0.55, the nearest embedding with 0.98;
+none of the lowest 5 automobiles has a copy.
 """
 
 from typing import Any

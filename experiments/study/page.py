@@ -29,8 +29,8 @@ TITLES = {
 """The encoders of the page, in order; those without results have no column."""
 SEEN = {
     "simclr_torch_w16_cifar10": (
-        "the lowest scores are textured frogs, toads and cats that fill the frame, images that already look noisy; the "
-        "lowest automobiles are police cars, taxis and other contrasty cars, none twice. The highest are single subjects "
+        "the lowest scores are textured frogs and toads that fill the frame, images that already look noisy; the lowest "
+        "automobiles are contrasty cars, police cars among them, none twice. The highest are single subjects "
         "before a smooth green, blue or dark ground. Score and alignment loss disagree most about small aeroplanes, ships "
         "and birds before sky or sea, whose loss is high and whose score is low."
     ),
@@ -95,18 +95,23 @@ def percent(value: Interval) -> str:
 
 
 def separation(record: Record) -> Finding:
-    """Judge Figure 3: lowest purer, and highest less pure, than random, each by intervals that do not meet."""
+    """Judge Figure 3 by the silhouette: lowest above random and highest below, by intervals that do not meet.
+
+    The share of neighbours of the same class is no measure of it where one class is frequent among the lowest.
+    """
     size, found = next((size, found) for size, found in record.items() if " of " in size)
-    purity = {name: each["purity"] for name, each in found.items()}
-    clear = purity["lowest"][1] > purity["random"][2], purity["highest"][2] < purity["random"][1]
-    reversed_ = purity["lowest"][2] < purity["random"][1], purity["highest"][1] > purity["random"][2]
-    parts = [
-        f"{name} {interval(each['purity'])} (chance {number(each['purity by chance'])}), silhouette "
-        f"{number(each['silhouette'][0])}"
-        for name, each in found.items()
-    ]
+    silhouette = {name: each["silhouette"] for name, each in found.items()}
+    clear = silhouette["lowest"][1] > silhouette["random"][2], silhouette["highest"][2] < silhouette["random"][1]
+    reversed_ = silhouette["lowest"][2] < silhouette["random"][1], silhouette["highest"][1] > silhouette["random"][2]
+    parts = []
+    for name, each in found.items():
+        label, count = max(each["classes"].items(), key=lambda pair: pair[1])
+        parts.append(
+            f"{name}: silhouette by class {interval(each['silhouette'])}, same class among the 10 nearest "
+            f"{interval(each['purity'])} (chance {number(each['purity by chance'])}), most frequent class {label} ({count})"
+        )
     verdict = HOLDS if all(clear) else NOT if any(reversed_) else WEAKLY if any(clear) else UNDECIDED
-    return Finding(f"Same class among the 10 nearest, {size}: {'; '.join(parts)}.", verdict)
+    return Finding(f"{size}. {'; '.join(parts)}.", verdict)
 
 
 def duplicates(record: Record) -> Finding:

@@ -8,6 +8,8 @@ jitter and blur 0.7422, flip, jitter and grey 0.7234, flip, grey and blur 0.7197
 A part of the random sample; the curvature is that of the table in every case, the gradient that of the perturbation, two
 draws each, four of the standard. Beside each correlation stands the ceiling that the spread of the draws leaves: two
 perturbations that mean the same could not agree more.
+
+Found (SimCLR of 29 epochs): other noise 0.86 (at most 0.90), every other perturbation 0.12 or less.
 """
 
 from typing import Any

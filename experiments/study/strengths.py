@@ -5,6 +5,9 @@ Published: with a larger σ the distribution moves to the right, and all correla
     python -m experiments.study.strengths --data-dir DIR --truth DIR         (after experiments.study.table; minutes)
 
 A part of the random sample, the curvature of the table, two draws of each σ, correlated with four draws of σ = 0.2.
+
+Found (SimCLR of 29 epochs): the distribution moves to the right; correlations are 0.39, 0.56, 0.56 and 0.22 at σ of 0.05,
+0.1, 0.3 and 0.5, where draws would allow 0.84 and more.
 """
 
 from typing import Any
