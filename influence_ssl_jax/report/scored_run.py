@@ -91,7 +91,9 @@ class ScoredFile:
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Some columns, all where None, WINDOW rows at a time."""
-        with pq.ParquetFile(self.folder / SCORES) as file:
+        with pq.ParquetFile(
+            self.folder / SCORES, pre_buffer=False
+        ) as file:  # buffered, all that was read stays in memory
             for batch in file.iter_batches(WINDOW, columns=None if columns is None else list(columns)):
                 yield pa.Table.from_batches([batch])
 
