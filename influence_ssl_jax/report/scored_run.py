@@ -91,7 +91,8 @@ class ScoredFile:
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Some columns, all where None, WINDOW rows at a time."""
-        with pq.ParquetFile(self.folder / SCORES) as file:
+        # Buffered, everything that has been read would stay in memory.
+        with pq.ParquetFile(self.folder / SCORES, pre_buffer=False) as file:
             for batch in file.iter_batches(WINDOW, columns=None if columns is None else list(columns)):
                 yield pa.Table.from_batches([batch])
 
