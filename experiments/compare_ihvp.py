@@ -8,7 +8,7 @@ and what does it know beyond the alignment loss? Asked of a small net, where the
 and of pretrained ResNet-18 encoders (width 16), where it is the Gram matrix of the 1,024 outer products of a sampled
 Fisher:
 
-    python experiments/compare_ihvp.py encoder --method simclr --out experiments/results --data-dir DATA
+    python experiments/compare_ihvp.py encoder --method simclr_torch --out experiments/results --data-dir DATA
                                                                                 (about 20 minutes on two free cores)
 """
 

@@ -1,6 +1,6 @@
 """How do scores change with the size of the curvature set, and with the damping? A trained encoder, exact scores throughout.
 
-    python experiments/curvature_set.py --method simclr --data-dir DATA        (also byol, barlow_twins)
+    python experiments/curvature_set.py --data-dir DATA        (simclr_torch; also simclr, byol, barlow_twins)
 
 C is the sampled Fisher of R images, one draw each (R outer products, so that the scores are exact by the Gram matrix of the
 gradients); R from 64 to 1,024, nested. 500 further images are scored. Gradients are formed once, a batch at a time, and kept

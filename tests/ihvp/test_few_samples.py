@@ -62,6 +62,17 @@ def test_logra_of_fewer_samples_than_features_is_its_dense_formula(complement):
     inner = basis.T @ curvature @ basis
     gradients = measured_by(problem)
     found = np.asarray(trees.ravel_batch(gradients.full()))
+    vector = trees.unravel(problem.params, jnp.asarray(found[0]))
+
+    @jax.jit
+    def ask(state, damping):
+        values = backend.draw_gram(state, gradients, damping).values[:, 0, 0]
+        return (
+            backend.bilinear_form(state, gradients, gradients, damping),
+            values,
+            backend.solve(state, vector, damping),
+        )
+
     spectrum = backend.spectrum(state)["Dense_0"]
     assert float(spectrum.counts.sum()) == (56 if complement == "keep" else 25)
     for relative in (1e-4, 1.0):
@@ -74,11 +85,8 @@ def test_logra_of_fewer_samples_than_features_is_its_dense_formula(complement):
             inverse = inverse + (np.eye(56) - basis @ basis.T) / (level + value)
         want = found @ inverse @ found.T
         scale = 1e-9 * np.abs(want).max()
-        np.testing.assert_allclose(
-            backend.bilinear_form(state, gradients, gradients, damping), want, rtol=1e-8, atol=scale
-        )
-        values = backend.draw_gram(state, gradients, damping).values[:, 0, 0]
+        between, values, solved = ask(state, damping)
+        np.testing.assert_allclose(between, want, rtol=1e-8, atol=scale)
         np.testing.assert_allclose(values, np.diag(want), rtol=1e-8)
-        vector = trees.unravel(problem.params, jnp.asarray(found[0]))
-        solved = trees.ravel(backend.solve(state, vector, damping))
-        np.testing.assert_allclose(solved, inverse @ found[0], rtol=1e-8, atol=1e-9 * np.abs(inverse @ found[0]).max())
+        solution = inverse @ found[0]
+        np.testing.assert_allclose(trees.ravel(solved), solution, rtol=1e-8, atol=1e-9 * np.abs(solution).max())
