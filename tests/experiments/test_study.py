@@ -132,17 +132,17 @@ def held(study):
 def test_scores_of_coordinates_are_those_of_the_backend(study, held):
     settings, batch = settings_of(study), prepared(held)
     objective = dataclasses.replace(held.problem.objective, views=Prepared())
-    backend, dampings = settings.backend, (0.1, 3.0)
+    backend, relatives = settings.backend, (0.1, 3.0)
+    resolved = [backend.resolve(held.state, Damping(relative)) for relative in relatives]
 
     @jax.jit
-    def scored(problem, state, batch):
+    def scored(problem, state, batch, dampings):
         gradients = measured(objective, problem.params, problem.frozen, batch).gradients
-        resolved = (backend.resolve(state, Damping(relative)) for relative in dampings)
-        return [backend.draw_gram(state, gradients, damping).values[:, 0, 0] for damping in resolved]
+        return [backend.draw_gram(state, gradients, damping).values[:, 0, 0] for damping in dampings]
 
     coordinates, _ = coordinates_of(held.problem, held.state, batch)
     ours = Curvature.of_state(held.state)
-    for relative, want in zip(dampings, scored(held.problem, held.state, batch), strict=True):
+    for relative, want in zip(relatives, scored(held.problem, held.state, batch, resolved), strict=True):
         found = ours.scores(jax.tree.map(np.asarray, coordinates), relative)
         np.testing.assert_allclose(found, want, rtol=1e-4)
 
