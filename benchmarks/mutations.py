@@ -52,17 +52,17 @@ PACKAGE = "influence_ssl_jax"
 TESTS: dict[str, tuple[str, ...]] = {
     "curvature": ("tests/curvature", "tests/ihvp"),
     "ihvp": ("tests/ihvp",),
-    "scoring": ("tests/influence", "tests/parallel/test_devices.py"),
-    "evaluation": ("tests/influence",),
+    "scoring": ("tests/scoring", "tests/evaluation", "tests/parallel/test_devices.py"),
+    "evaluation": ("tests/evaluation",),
     "losses": ("tests/losses", "tests/curvature"),
     "linalg": ("tests/linalg", "tests/ihvp"),
     "data": ("tests/data",),
-    "store": ("tests/store", "tests/commands"),
+    "store": ("tests/store", "tests/runs"),
     "train": ("tests/train",),
-    "report": ("tests/report", "tests/commands"),
+    "report": ("tests/report", "tests/runs"),
     "augment": ("tests/augment",),
-    "runs": ("tests/commands",),
-    "cli": ("tests/commands",),
+    "runs": ("tests/runs",),
+    "cli": ("tests/cli", "tests/runs"),
 }
 """The tests that a fault in a folder of the package must be noticed by, the folder's own first."""
 SAMPLED = ("curvature", "ihvp", "scoring", "evaluation", "losses", "linalg", "data", "store", "train", "report")

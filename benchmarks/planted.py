@@ -694,7 +694,7 @@ LIKELY: dict[str, str] = {
     "gradient norms are averaged, not their squares": "test_scores",
     "an example is computed in its neighbour's row": "test_scores",
     "bounds of a U-statistic take the wrong end": "test_held_out",
-    "function space forgets the number of batches": "test_function_space",
+    "function space forgets the number of batches": "test_exact",
     "an audit takes the first images": "test_audit",
     "held-out errors are of the half that was fitted": "test_held_out",
     "a factor is the mean ratio": "test_held_out",

@@ -84,7 +84,7 @@ def test_help_by_topic_has_every_option_of_a_choice_and_its_default():
 
 
 def test_version_is_the_packages():
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     assert Said("--version").out == f"influence-ssl {project['version']}\n"
     assert project["scripts"]["influence-ssl"] == "influence_ssl_jax.cli.main:main"
 
