@@ -37,7 +37,7 @@ from influence_ssl_jax.data import Arrays, ToInput, resident
 from influence_ssl_jax.data.loader import batches
 from influence_ssl_jax.data.tfds import Tfds
 from influence_ssl_jax.evaluation.certificate import Audit
-from influence_ssl_jax.evaluation.comparison import Examples, Knobs, compared, contenders, nulls, rankings
+from influence_ssl_jax.evaluation.comparison import Examples, Grid, backends_to_compare, baselines, compared, rankings
 from influence_ssl_jax.evaluation.exact import truths
 from influence_ssl_jax.losses import CosineDistance, SimCLR
 from influence_ssl_jax.nets import Network
@@ -72,7 +72,7 @@ class Net:
         curvature: Images that C is averaged over.
         steps: SimCLR steps of training.
         dampings: λ over the mean eigenvalue.
-        knobs: How the backends are varied.
+        grid: How the backends are varied.
         kinds: Curvatures of either loss that are compared among themselves.
         width: Channels of the first convolution.
     """
@@ -82,22 +82,22 @@ class Net:
     curvature: int = 256
     steps: int = 300
     dampings: tuple[float, ...] = (0.01, 0.1, 1.0)
-    knobs: Knobs = dataclasses.field(default_factory=lambda: Knobs((20, 100), (8,), (5, 20), (100,), samples=8))
+    grid: Grid = dataclasses.field(default_factory=lambda: Grid((20, 100), (8,), (5, 20), (100,), samples=8))
     kinds: tuple[Curvature, ...] = ("ggn", "fisher", "empirical_fisher", "hessian")
     width: int = 6
 
     @classmethod
     def tiny(cls, out: Path) -> "Net":
         """Seconds on two cores."""
-        few = Knobs((), (), (), (), samples=1, probes=2)
+        few = Grid((), (), (), (), samples=1, probes=2)
         return cls(out, 16, 32, 5, (0.1,), few, ("ggn", "hessian"), width=2)
 
     def run(self, out: Console) -> None:
         """Compare backends, then curvatures; write JSON and figures."""
         problem, examples = trained(self)
         known = truths("dense", problem, *examples[:3], self.dampings, examples.scoring)
-        rows = null_rows(nulls(problem, examples), known)
-        rows += [plain(row) for row in compared(contenders(self.knobs), problem, examples, known)]
+        rows = null_rows(baselines(problem, examples), known)
+        rows += [plain(row) for row in compared(backends_to_compare(self.grid), problem, examples, known)]
         folder = self.out / "compare_net"
         folder.mkdir(parents=True, exist_ok=True)
         write_figures(rows, folder)
@@ -126,7 +126,7 @@ class Pretrained:
         dampings: λ over the mean eigenvalue. The rank of C is a 684th of the parameters, so that up to about a hundred
             times the mean λ is small beside every eigenvalue that is not zero, and a score is the squared norm of what
             of g lies outside the span of C, over λ.
-        knobs: How the backends are varied. Steps of CG, ASTRA and LiSSA would take a product with C each, for each image.
+        grid: How the backends are varied. Steps of CG, ASTRA and LiSSA would take a product with C each, for each image.
     """
 
     method: Literal["simclr", "simclr_torch", "byol", "barlow_twins"] = "simclr_torch"
@@ -136,7 +136,7 @@ class Pretrained:
     curvature: int = 64
     samples: int = 16
     dampings: tuple[float, ...] = (0.1, 10.0, 1000.0)
-    knobs: Knobs = dataclasses.field(default_factory=lambda: Knobs((24,), (8, 16, 32), (), (), 16, 8, (96,)))
+    grid: Grid = dataclasses.field(default_factory=lambda: Grid((24,), (8, 16, 32), (), (), 16, 8, (96,)))
 
     def run(self, out: Console) -> None:
         """Compare; the same command goes on where it was stopped."""
@@ -148,7 +148,7 @@ class Pretrained:
                     "cifar10", split="train[:10000]", data_dir=None if self.data_dir is None else str(self.data_dir)
                 ),
                 curvature=CurvatureSet(kind="fisher", examples=self.curvature, batch_size=16, samples=self.samples),
-                knobs=self.knobs,
+                grid=self.grid,
                 dampings=self.dampings,
                 truth="function_space",
                 audit=Audit(examples=self.examples),

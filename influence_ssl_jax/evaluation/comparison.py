@@ -18,7 +18,7 @@ from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.evaluation.calibration import Calibration, Deviation, deviation
 from influence_ssl_jax.evaluation.exact import Truth
 from influence_ssl_jax.evaluation.statistics import spearman
-from influence_ssl_jax.ihvp.backend import Backend, Damping, Knobs, whole
+from influence_ssl_jax.ihvp.backend import Backend, Damping, Grid, whole
 from influence_ssl_jax.ihvp.exact import Exact
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.randomness import Stream
@@ -28,9 +28,9 @@ from influence_ssl_jax.scoring.scores import Scoring, keyed, pixel_variance
 from influence_ssl_jax.types import Batch, PyTree
 
 
-def contenders(knobs: Knobs) -> list[Backend]:
+def backends_to_compare(grid: Grid) -> list[Backend]:
     """Return the settings of every backend that a comparison tries, cheap backends first."""
-    return [each for kind in ihvp.BACKENDS for each in kind.grid(knobs)]
+    return [each for kind in ihvp.BACKENDS for each in kind.variants(grid)]
 
 
 def label(backend: Backend) -> str:
@@ -221,7 +221,7 @@ def _timed(run: _Compiled, *arguments: Any) -> tuple[Any, float]:
     return found, time.perf_counter() - begun
 
 
-def nulls(problem: Problem, examples: Examples) -> dict[str, Float[np.ndarray, " examples"]]:
+def baselines(problem: Problem, examples: Examples) -> dict[str, Float[np.ndarray, " examples"]]:
     """Alignment loss, gradient norm (root mean square over draws) and pixel variance of every example."""
 
     @jax.jit
@@ -255,7 +255,7 @@ def rankings(
     for name, problem in problems.items():
         said, values = _exact(problem, examples, damping)
         scores[name + said] = values
-    scores |= nulls(next(iter(problems.values())), examples)
+    scores |= baselines(next(iter(problems.values())), examples)
     return {left: {right: spearman(a, b) for right, b in scores.items()} for left, a in scores.items()}
 
 

@@ -2,7 +2,7 @@
 
 from influence_ssl_jax.ihvp.arnoldi import Arnoldi
 from influence_ssl_jax.ihvp.astra import ASTRA
-from influence_ssl_jax.ihvp.backend import Backend, Damping, Form, Interval, Knobs, Resolved
+from influence_ssl_jax.ihvp.backend import Backend, Damping, Form, Grid, Interval, Resolved
 from influence_ssl_jax.ihvp.cg import CG
 from influence_ssl_jax.ihvp.deflated import Deflated
 from influence_ssl_jax.ihvp.diagonal import Diagonal
@@ -46,9 +46,9 @@ __all__ = [
     "Exact",
     "Form",
     "Gram",
+    "Grid",
     "Identity",
     "Interval",
-    "Knobs",
     "LiSSA",
     "LoGra",
     "Nystrom",

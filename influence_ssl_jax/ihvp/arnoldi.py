@@ -13,7 +13,7 @@ from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.products import flat_products, standard_error
 from influence_ssl_jax.errors import CurvatureError
-from influence_ssl_jax.ihvp.backend import Backend, Form, Interval, Knobs, Resolved, Workspace, whole
+from influence_ssl_jax.ihvp.backend import Backend, Form, Grid, Interval, Resolved, Workspace, whole
 from influence_ssl_jax.ihvp.bases import discover_blocks, inner_products
 from influence_ssl_jax.ihvp.rounding import Lengths
 from influence_ssl_jax.linalg.krylov import leading_eigenpairs
@@ -80,11 +80,9 @@ class Arnoldi(Backend[ArnoldiState]):
     when_to_use: ClassVar[str] = "An interval for every image, once audited; any network."
 
     @classmethod
-    def grid(cls, knobs: Knobs) -> Sequence[Backend]:
+    def variants(cls, grid: Grid) -> Sequence[Backend]:
         """Return the settings that a comparison tries."""
-        return tuple(
-            cls(rank, complement=rest, probes=knobs.probes) for rank in knobs.ranks for rest in ("keep", "drop")
-        )
+        return tuple(cls(rank, complement=rest, probes=grid.probes) for rank in grid.ranks for rest in ("keep", "drop"))
 
     @property
     def definite(self) -> bool:

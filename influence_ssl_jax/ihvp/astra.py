@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key
 from influence_ssl_jax import randomness, trees
 from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.products import matvec, mean_eigenvalue
-from influence_ssl_jax.ihvp.backend import Backend, Knobs, Resolved, whole
+from influence_ssl_jax.ihvp.backend import Backend, Grid, Resolved, whole
 from influence_ssl_jax.ihvp.eigenbasis import EigenbasisState, refuse_hessian
 from influence_ssl_jax.ihvp.ekfac import EKFAC
 from influence_ssl_jax.ihvp.iterations import MARGIN, Iterations, IterationState, Steps, iterated, only, orders_of
@@ -77,9 +77,9 @@ class ASTRA(Iterations[ASTRAState]):
     )
 
     @classmethod
-    def grid(cls, knobs: Knobs) -> Sequence[Backend]:
+    def variants(cls, grid: Grid) -> Sequence[Backend]:
         """Return the settings that a comparison tries."""
-        return tuple(cls(depth, samples=knobs.samples, probes=knobs.probes) for depth in knobs.depths)
+        return tuple(cls(depth, samples=grid.samples, probes=grid.probes) for depth in grid.depths)
 
     def fit(self, problem: Problem, key: Key[Array, ""]) -> ASTRAState:
         """Fit the EK-FAC, estimate the mean eigenvalue, and find how long steps may be; draw the batches.

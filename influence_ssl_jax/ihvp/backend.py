@@ -170,7 +170,7 @@ class Interval(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Knobs:
+class Grid:
     """What is varied.
 
     Attributes:
@@ -220,13 +220,13 @@ class Backend(abc.ABC, Generic[State]):
     """Vectors of the parameters' size that scoring holds for each draw of an example, as `workspace` counts them."""
 
     @classmethod
-    def grid(cls, knobs: Knobs) -> "Sequence[Backend]":
+    def variants(cls, grid: Grid) -> "Sequence[Backend]":
         """Return the settings of this backend that a comparison tries; its defaults if it declares no others.
 
         Args:
-            knobs: What the comparison varies.
+            grid: What the comparison varies.
         """
-        del knobs
+        del grid
         return (cls(),)
 
     @property

@@ -15,7 +15,7 @@ from influence_ssl_jax.curvature.contributions import row_count
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.products import flat_products, mean_eigenvalue
 from influence_ssl_jax.errors import CurvatureError, InfluenceError
-from influence_ssl_jax.ihvp.backend import Backend, Form, Knobs, Resolved, Spectrum, whole
+from influence_ssl_jax.ihvp.backend import Backend, Form, Grid, Resolved, Spectrum, whole
 from influence_ssl_jax.linalg.block_cg import Solutions, block_cg
 from influence_ssl_jax.linalg.krylov import leading_eigenpairs
 from influence_ssl_jax.linalg.quadrature import Density, spectral_density
@@ -77,9 +77,9 @@ class CG(Backend[CGState]):
     when_to_use: ClassVar[str] = "Any accuracy at any size, at some ten products with C an image."
 
     @classmethod
-    def grid(cls, knobs: Knobs) -> Sequence[Backend]:
+    def variants(cls, grid: Grid) -> Sequence[Backend]:
         """Return the settings that a comparison tries."""
-        return tuple(cls(tolerance=0.0, iterations=steps, probes=knobs.probes) for steps in knobs.iterations)
+        return tuple(cls(tolerance=0.0, iterations=steps, probes=grid.probes) for steps in grid.iterations)
 
     def __post_init__(self) -> None:
         """Refuse a preconditioner that drops directions, and blocks of nothing."""

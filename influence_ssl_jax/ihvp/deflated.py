@@ -14,7 +14,7 @@ from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.products import flat_products
 from influence_ssl_jax.ihvp import bases as basis
-from influence_ssl_jax.ihvp.backend import Backend, Form, Knobs, Resolved, gram_of_features, whole
+from influence_ssl_jax.ihvp.backend import Backend, Form, Grid, Resolved, gram_of_features, whole
 from influence_ssl_jax.ihvp.eigenbasis import EigenbasisState, refuse_hessian, second_moments, taken_apart
 from influence_ssl_jax.ihvp.kfac import kronecker_bases, small_vectors
 from influence_ssl_jax.linalg.krylov import leading_eigenpairs
@@ -69,9 +69,9 @@ class Deflated(Backend[DeflatedState]):
     when_to_use: ClassVar[str] = "The best ranking if some hundred products with C are affordable."
 
     @classmethod
-    def grid(cls, knobs: Knobs) -> Sequence[Backend]:
+    def variants(cls, grid: Grid) -> Sequence[Backend]:
         """Return the settings that a comparison tries."""
-        return tuple(cls(rank, samples=knobs.samples) for rank in (*knobs.ranks, *knobs.deflated))
+        return tuple(cls(rank, samples=grid.samples) for rank in (*grid.ranks, *grid.deflated))
 
     def fit(self, problem: Problem, key: Key[Array, ""]) -> DeflatedState:
         """Find the subspace, then correct the eigenvalues of an EK-FAC on what is outside it."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 from jaxtyping import Array, Key
 
 from influence_ssl_jax.curvature import blocks as cut
-from influence_ssl_jax.ihvp.backend import Backend, Knobs
+from influence_ssl_jax.ihvp.backend import Backend, Grid
 from influence_ssl_jax.ihvp.bases import discover_blocks
 from influence_ssl_jax.ihvp.eigenbasis import (
     EigenbasisBackend,
@@ -37,9 +37,9 @@ class Diagonal(EigenbasisBackend):
     when_to_use: ClassVar[str] = "A baseline: the curvature of each parameter by itself."
 
     @classmethod
-    def grid(cls, knobs: Knobs) -> Sequence[Backend]:
+    def variants(cls, grid: Grid) -> Sequence[Backend]:
         """Return the settings that a comparison tries."""
-        return (cls(samples=knobs.samples),)
+        return (cls(samples=grid.samples),)
 
     def fit(self, problem: Problem, key: Key[Array, ""]) -> EigenbasisState:
         """Average the squares of curvature samples."""

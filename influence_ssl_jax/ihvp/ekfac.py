@@ -8,7 +8,7 @@ from jaxtyping import Array, Key
 
 from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.ihvp import bases as basis
-from influence_ssl_jax.ihvp.backend import Backend, Knobs
+from influence_ssl_jax.ihvp.backend import Backend, Grid
 from influence_ssl_jax.ihvp.eigenbasis import (
     EigenbasisBackend,
     EigenbasisState,
@@ -49,9 +49,9 @@ class EKFAC(EigenbasisBackend):
     when_to_use: ClassVar[str] = "Many images on a large network, with an audit to calibrate."
 
     @classmethod
-    def grid(cls, knobs: Knobs) -> Sequence[Backend]:
+    def variants(cls, grid: Grid) -> Sequence[Backend]:
         """Return the settings that a comparison tries."""
-        return (cls(samples=knobs.samples),)
+        return (cls(samples=grid.samples),)
 
     def fit(self, problem: Problem, key: Key[Array, ""]) -> EigenbasisState:
         """Average the factors, take them apart in float64, then average squared coordinates in their eigenbasis."""

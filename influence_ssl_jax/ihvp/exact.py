@@ -13,7 +13,7 @@ from influence_ssl_jax.curvature.blocks import check_structure
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.products import matvec
 from influence_ssl_jax.errors import CurvatureError, InfluenceError
-from influence_ssl_jax.ihvp.backend import Backend, Form, Knobs, Resolved, Spectrum, gram_of_features, whole
+from influence_ssl_jax.ihvp.backend import Backend, Form, Grid, Resolved, Spectrum, gram_of_features, whole
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Params
 
@@ -48,9 +48,9 @@ class Exact(Backend[ExactState]):
     when_to_use: ClassVar[str] = "The reference for networks of up to some thousand parameters."
 
     @classmethod
-    def grid(cls, knobs: Knobs) -> Sequence[Backend]:
+    def variants(cls, grid: Grid) -> Sequence[Backend]:
         """Return the settings that a comparison tries."""
-        return (cls(max_parameters=knobs.dense),)
+        return (cls(max_parameters=grid.dense),)
 
     def fit(self, problem: Problem, key: Key[Array, ""]) -> ExactState:
         """Form C and take it apart."""

@@ -12,7 +12,7 @@ from influence_ssl_jax import trees
 from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.products import mean_eigenvalue
-from influence_ssl_jax.ihvp.backend import Backend, Form, Knobs, Resolved, whole
+from influence_ssl_jax.ihvp.backend import Backend, Form, Grid, Resolved, whole
 from influence_ssl_jax.ihvp.bases import discover_blocks, inner_products
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Params
@@ -51,9 +51,9 @@ class Identity(Backend[IdentityState]):
     when_to_use: ClassVar[str] = "A first look: ranks by the gradient's norm alone."
 
     @classmethod
-    def grid(cls, knobs: Knobs) -> Sequence[Backend]:
+    def variants(cls, grid: Grid) -> Sequence[Backend]:
         """Return the settings that a comparison tries."""
-        return (cls(probes=knobs.probes),)
+        return (cls(probes=grid.probes),)
 
     def fit(self, problem: Problem, key: Key[Array, ""]) -> IdentityState:
         """Estimate the mean eigenvalue."""

@@ -10,7 +10,7 @@ from jaxtyping import Array, Key
 from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.moments import factor_moments
 from influence_ssl_jax.ihvp import bases as basis
-from influence_ssl_jax.ihvp.backend import Backend, Knobs
+from influence_ssl_jax.ihvp.backend import Backend, Grid
 from influence_ssl_jax.ihvp.eigenbasis import (
     EigenbasisBackend,
     EigenbasisState,
@@ -47,9 +47,9 @@ class KFAC(EigenbasisBackend):
     when_to_use: ClassVar[str] = "A baseline: EK-FAC without its corrected eigenvalues."
 
     @classmethod
-    def grid(cls, knobs: Knobs) -> Sequence[Backend]:
+    def variants(cls, grid: Grid) -> Sequence[Backend]:
         """Return the settings that a comparison tries."""
-        return (cls(samples=knobs.samples),)
+        return (cls(samples=grid.samples),)
 
     def fit(self, problem: Problem, key: Key[Array, ""]) -> EigenbasisState:
         """Average the factors, take them apart in float64; average tr(C) and the blocks without a weight matrix."""

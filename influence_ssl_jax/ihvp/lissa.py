@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.products import flat_products, mean_eigenvalue
 from influence_ssl_jax.errors import DivergenceError
-from influence_ssl_jax.ihvp.backend import Backend, Damping, Knobs, Resolved, whole
+from influence_ssl_jax.ihvp.backend import Backend, Damping, Grid, Resolved, whole
 from influence_ssl_jax.ihvp.iterations import MARGIN, Iterations, IterationState, Steps, iterated, only, orders_of
 from influence_ssl_jax.linalg.krylov import largest_eigenvalue, leading_eigenpairs
 from influence_ssl_jax.problem import Problem
@@ -61,9 +61,9 @@ class LiSSA(Iterations[LiSSAState]):
     when_to_use: ClassVar[str] = "To repeat published results; CG takes fewer products with C."
 
     @classmethod
-    def grid(cls, knobs: Knobs) -> Sequence[Backend]:
+    def variants(cls, grid: Grid) -> Sequence[Backend]:
         """Return the settings that a comparison tries."""
-        return tuple(cls(depth, probes=knobs.probes) for depth in knobs.depths)
+        return tuple(cls(depth, probes=grid.probes) for depth in grid.depths)
 
     def fit(self, problem: Problem, key: Key[Array, ""]) -> LiSSAState:
         """Estimate the largest and the mean eigenvalue and, of a Hessian, the smallest one; draw the batches."""

@@ -11,7 +11,7 @@ from jaxtyping import Array, Key
 
 from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.moments import sample_count, side_moments
-from influence_ssl_jax.ihvp.backend import Backend, Knobs
+from influence_ssl_jax.ihvp.backend import Backend, Grid
 from influence_ssl_jax.ihvp.bases import Bases, discover_blocks
 from influence_ssl_jax.ihvp.eigenbasis import (
     EigenbasisBackend,
@@ -57,10 +57,10 @@ class LoGra(EigenbasisBackend):
     when_to_use: ClassVar[str] = "The least time and memory; near the gradient's norm at small rank."
 
     @classmethod
-    def grid(cls, knobs: Knobs) -> Sequence[Backend]:
+    def variants(cls, grid: Grid) -> Sequence[Backend]:
         """Return the settings that a comparison tries."""
         return tuple(
-            cls(rank, complement=rest, samples=knobs.samples) for rank in knobs.projections for rest in ("drop", "keep")
+            cls(rank, complement=rest, samples=grid.samples) for rank in grid.projections for rest in ("drop", "keep")
         )
 
     @property

@@ -12,7 +12,7 @@ from influence_ssl_jax import randomness, trees
 from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.products import flat_products, standard_error
-from influence_ssl_jax.ihvp.backend import Backend, Form, Knobs, Resolved, Workspace, whole
+from influence_ssl_jax.ihvp.backend import Backend, Form, Grid, Resolved, Workspace, whole
 from influence_ssl_jax.ihvp.bases import discover_blocks, inner_products
 from influence_ssl_jax.ihvp.eigenbasis import refuse_hessian
 from influence_ssl_jax.linalg.nystrom import nystrom
@@ -66,9 +66,9 @@ class Nystrom(Backend[NystromState]):
     when_to_use: ClassVar[str] = "As Arnoldi, by one pass of independent products with C."
 
     @classmethod
-    def grid(cls, knobs: Knobs) -> Sequence[Backend]:
+    def variants(cls, grid: Grid) -> Sequence[Backend]:
         """Return the settings that a comparison tries."""
-        return tuple(cls(rank, complement="mean") for rank in knobs.ranks)
+        return tuple(cls(rank, complement="mean") for rank in grid.ranks)
 
     def fit(self, problem: Problem, key: Key[Array, ""]) -> NystromState:
         """Multiply, factorise, and estimate what is left."""

@@ -11,7 +11,7 @@ import numpy as np
 from influence_ssl_jax import provenance
 from influence_ssl_jax.configuration import Plain, describe
 from influence_ssl_jax.data.loader import batches
-from influence_ssl_jax.evaluation.comparison import Examples, compared, contenders, label, nulls
+from influence_ssl_jax.evaluation.comparison import Examples, backends_to_compare, baselines, compared, label
 from influence_ssl_jax.evaluation.exact import Truth, kind_for, truths
 from influence_ssl_jax.evaluation.sample import sample
 from influence_ssl_jax.ihvp import CG, Backend
@@ -51,7 +51,7 @@ def compare(settings: CompareRun, progress: Progress = silent) -> dict[str, Plai
     refuse_foreign(settings.out)
     with lock(settings.out), RunLog(settings.out) as log:
         claim(settings.out, _identity(settings, prepared))
-        every = contenders(settings.knobs)
+        every = backends_to_compare(settings.grid)
         (settings.out / PARTS).mkdir(exist_ok=True)
         there = sum(_whole(_part(settings, backend)) for backend in every)
         log.event("start", todo=len(every) - there, total=len(every), command=provenance.command())
@@ -79,7 +79,7 @@ def _nulls(settings: CompareRun, problem: Problem, examples: Examples, known: li
     """Rows of the baselines, from the folder where they are there."""
     path = settings.out / PARTS / "baselines.json"
     if not _whole(path):
-        write_sealed(path, {ROWS: null_rows(nulls(problem, examples), known)}, indent=None)
+        write_sealed(path, {ROWS: null_rows(baselines(problem, examples), known)}, indent=None)
     return read_sealed(path)[ROWS]
 
 
@@ -128,8 +128,8 @@ def _finish(
 
 
 def _identity(settings: CompareRun, prepared: Prepared) -> Plain:
-    """Everything that a row depends on; more knobs add rows, and change none that is there."""
-    aside = {"out", "encoder", "source", "knobs"}
+    """Everything that a row depends on; a larger grid adds rows, and changes none that is there."""
+    aside = {"out", "encoder", "source", "grid"}
     return {
         "configuration": describe_without(settings, aside),
         **of_encoder(prepared.encoder, prepared.transform),

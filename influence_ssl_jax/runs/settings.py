@@ -13,7 +13,7 @@ from influence_ssl_jax.data import Digits, Source, ToInput
 from influence_ssl_jax.encoder import Encoder, Output
 from influence_ssl_jax.evaluation.calibration import Calibration
 from influence_ssl_jax.evaluation.certificate import Audit
-from influence_ssl_jax.evaluation.comparison import Knobs
+from influence_ssl_jax.evaluation.comparison import Grid
 from influence_ssl_jax.ihvp import Backend, LoGra
 from influence_ssl_jax.losses import CosineDistance, Measurement
 from influence_ssl_jax.parallel import Distributed
@@ -169,8 +169,8 @@ class CompareRun:
 
     influence-ssl compare --encoder runs/simclr --out runs/simclr/compare source:tfds --source.name cifar10
 
-    influence-ssl compare --encoder runs/simclr --out compare --examples 50 --dampings 0.1 1 --knobs.ranks 32
-    --knobs.iterations --knobs.depths
+    influence-ssl compare --encoder runs/simclr --out compare --examples 50 --dampings 0.1 1 --grid.ranks 32
+    --grid.iterations --grid.depths
 
     Exact scores come from the dense matrix of up to 3,000 parameters; at any size from the outer products of a Fisher
     (--curvature.kind fisher --curvature.examples 64 --curvature.samples 16: at most 4,096 products of examples and
@@ -187,7 +187,7 @@ class CompareRun:
         perturbation: What an image is compared with: itself under noise, or under a named augmentation.
         measurement: How two embeddings are compared, and through which of them the gradient goes.
         curvature: Which matrix is inverted.
-        knobs: How the backends are varied.
+        grid: How the backends are varied.
         dampings: λ over the mean eigenvalue of C; one number for the whole matrix in every backend.
         truth: Where exact scores come from.
         scoring: Draws and what they are averaged into; `damping` is not read.
@@ -203,7 +203,7 @@ class CompareRun:
     perturbation: AnyPerturbation = dataclasses.field(default_factory=GaussianNoise)
     measurement: Measurement = dataclasses.field(default_factory=CosineDistance)
     curvature: CurvatureSet = dataclasses.field(default_factory=CurvatureSet)
-    knobs: Knobs = dataclasses.field(default_factory=Knobs)
+    grid: Grid = dataclasses.field(default_factory=Grid)
     dampings: tuple[float, ...] = (0.01, 0.1, 1.0)
     truth: Literal["auto", "dense", "function_space", "certified"] = "auto"
     scoring: Scoring = dataclasses.field(default_factory=lambda: Scoring(draws=1, batch_size=20))

@@ -8,7 +8,15 @@ import pytest
 from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.data.loader import batches
 from influence_ssl_jax.evaluation.certificate import Audit
-from influence_ssl_jax.evaluation.comparison import Examples, Knobs, compared, contenders, label, nulls, rankings
+from influence_ssl_jax.evaluation.comparison import (
+    Examples,
+    Grid,
+    backends_to_compare,
+    baselines,
+    compared,
+    label,
+    rankings,
+)
 from influence_ssl_jax.evaluation.exact import kind_for, truths
 from influence_ssl_jax.ihvp import CG, Damping, Deflated, Diagonal, Exact, Identity, LiSSA
 from influence_ssl_jax.losses import CosineDistance
@@ -74,7 +82,7 @@ def test_an_exact_backend_has_no_error_and_others_have_the_scores_of_the_scoring
         np.testing.assert_allclose(row.scores, table["score"].to_numpy(), rtol=1e-9)
         assert row.deviation is not None
         assert row.deviation.raw.median > 1e-3
-    for name, values in nulls(the_problem(), examples()).items():
+    for name, values in baselines(the_problem(), examples()).items():
         np.testing.assert_allclose(values, table[name.replace(" ", "_")].to_numpy(), rtol=1e-6)
 
 
@@ -91,7 +99,7 @@ def test_what_fails_is_a_row_with_the_reason():
 
 
 def test_contenders_are_told_apart_by_their_labels():
-    every = contenders(Knobs(deflated=(96,)))
+    every = backends_to_compare(Grid(deflated=(96,)))
     assert Deflated(96, samples=4) in every
     assert len({label(backend) for backend in every}) == len(every)
     assert label(CG(iterations=7, preconditioner=Identity())) == "CG 7 by Identity"

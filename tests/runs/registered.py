@@ -17,7 +17,7 @@ from influence_ssl_jax.augment import recipes
 from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.data.arrays import InMemory
 from influence_ssl_jax.data.source import OpenSource, Source
-from influence_ssl_jax.ihvp import Backend, Exact, Identity, Knobs
+from influence_ssl_jax.ihvp import Backend, Exact, Grid, Identity
 from influence_ssl_jax.losses import SimCLR, SquaredEuclid
 from influence_ssl_jax.nets import architectures
 
@@ -34,9 +34,9 @@ class Plain(Identity):
     when_to_use: ClassVar[str] = "Never, but in this test."
 
     @classmethod
-    def grid(cls, knobs: Knobs) -> Sequence[Backend]:
+    def variants(cls, grid: Grid) -> Sequence[Backend]:
         """Two settings."""
-        return (cls(probes=knobs.probes, rank=5), cls(probes=knobs.probes, rank=7))
+        return (cls(probes=grid.probes, rank=5), cls(probes=grid.probes, rank=7))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.errors import DataError, StoreError
 from influence_ssl_jax.evaluation import comparison
 from influence_ssl_jax.evaluation.certificate import Audit
-from influence_ssl_jax.evaluation.comparison import Knobs
+from influence_ssl_jax.evaluation.comparison import Grid
 from influence_ssl_jax.losses import CosineDistance
 from influence_ssl_jax.run_log import json_lines
 from influence_ssl_jax.runs import compare
@@ -24,7 +24,7 @@ from tests import problems
 
 SOURCE = Digits(size=6, digits=40, exact_duplicates=0.1, near_duplicates=0.0, blanks=0.0, noise=0.1)
 NAMES = ("Identity", "Diagonal", "KFAC", "EKFAC", "Gram", "Exact")
-NONE = Knobs((), (), (), (), samples=2, probes=2)
+NONE = Grid((), (), (), (), samples=2, probes=2)
 
 
 @functools.cache
@@ -42,10 +42,10 @@ def command(tmp_path, monkeypatch, few_resamples):
     monkeypatch.setattr(compare, "prepare", lambda *_: prepared)
     monkeypatch.setattr(compare, "curvature_of", lambda *_: (the_problem(), {}))
 
-    def made(knobs=NONE, dampings=(0.1, 1.0)):
+    def made(grid=NONE, dampings=(0.1, 1.0)):
         scoring, audit = Scoring(draws=1, batch_size=10), Audit(examples=20)
         return CompareRun(
-            tmp_path, tmp_path / "out", SOURCE, knobs=knobs, dampings=dampings, scoring=scoring, audit=audit
+            tmp_path, tmp_path / "out", SOURCE, grid=grid, dampings=dampings, scoring=scoring, audit=audit
         )
 
     return made
@@ -82,7 +82,7 @@ def test_the_record_the_table_and_the_figures(command, monkeypatch):
     monkeypatch.setattr(
         comparison._Race, "of", classmethod(lambda cls, b, *given: (fitted.append(b), original(cls, b, *given))[1])
     )
-    text = run(command(Knobs((), (), (3,), (), samples=2, probes=2)))
+    text = run(command(Grid((), (), (3,), (), samples=2, probes=2)))
     assert [type(backend).__name__ for backend in fitted] == ["Diagonal", "CG"]
     again = json.loads((folder / "comparison.json").read_text())["rows"][6:]
     assert again[:2] == rows[:2]
@@ -105,7 +105,7 @@ def test_the_record_the_table_and_the_figures(command, monkeypatch):
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 1
         file.write_bytes(content)
-    run(command(Knobs((), (), (3,), (), samples=2, probes=2)))
+    run(command(Grid((), (), (3,), (), samples=2, probes=2)))
     after = json.loads((folder / "comparison.json").read_text())["rows"]
     assert [row["scores"] for row in after[6:]] == [row["scores"] for row in before[6:]]
 

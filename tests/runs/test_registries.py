@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from influence_ssl_jax.ihvp import BACKENDS, Backend, Knobs
+from influence_ssl_jax.ihvp import BACKENDS, Backend, Grid
 
 PROGRAM = Path(__file__).with_name("registered.py")
 
@@ -50,10 +50,10 @@ def test_an_entry_of_each_kind_is_added_in_one_place_and_walks_the_command_line(
 def test_every_backend_declares_when_to_use_it_and_what_a_comparison_tries(kind):
     assert kind.when_to_use[0].isupper()
     assert kind.when_to_use.endswith(".")
-    grid = kind.grid(Knobs((3, 5), (2,), (4,), (6,), deflated=(7,)))
-    assert grid
-    assert all(type(each) is kind for each in grid)
-    assert len(set(grid)) == len(grid)
+    variants = kind.variants(Grid((3, 5), (2,), (4,), (6,), deflated=(7,)))
+    assert variants
+    assert all(type(each) is kind for each in variants)
+    assert len(set(variants)) == len(variants)
 
 
 def test_a_backend_without_a_grid_is_compared_by_its_defaults():
@@ -62,4 +62,4 @@ def test_a_backend_without_a_grid_is_compared_by_its_defaults():
             return type(other) is Bare
 
     Bare.__abstractmethods__ = frozenset()
-    assert Bare.grid(Knobs()) == (Bare(),)
+    assert Bare.variants(Grid()) == (Bare(),)
