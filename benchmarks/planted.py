@@ -52,7 +52,7 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
         "_moment(a) / max(a.shape[0] * a.shape[1], 1)",
         "_moment(a) / max(a.shape[0], 1)",
     ),
-    ("contributions lack √b", "scaled = cotangents * z.shape[1] ** 0.5", "scaled = cotangents"),
+    ("contributions lack √b", "return slope(z) * z.shape[1] ** 0.5", "return slope(z)"),
     (
         "products with the empirical Fisher lack b",
         "return z.shape[1] * slopes * cotangents",
@@ -243,8 +243,8 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "certificates ignore common noise",
-        "keyed(batch, scoring), scoring.draws)\n    rows = trees.ravel_batch",
-        "batch, scoring.draws)\n    rows = trees.ravel_batch",
+        "keyed(batch, scoring), scoring.draws)\n    if isinstance(shared",
+        "batch, scoring.draws)\n    if isinstance(shared",
     ),
     ("an unconverged solve is not said", "if found.residual[i] > UNCONVERGED:", "if found.residual[i] > 1e9:"),
     (

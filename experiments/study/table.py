@@ -211,8 +211,11 @@ def condense(study: Study, chosen: dict[str, list[str]], seconds: float) -> Path
 
 def scored_parts(study: Study) -> pa.Table:
     """Read the rows that the run has written, with embeddings, in the order of the source."""
-    files = sorted((study.run / "scores" / "parts").glob("**/*.parquet"))
-    return pa.concat_tables([pq.read_table(file) for file in files]).sort_by("index")
+    parts = []
+    for beside in sorted((study.run / "scores" / "parts").glob("**/*.arrow")):
+        embeddings = pa.ipc.open_file(beside).read_all()["embedding"]
+        parts.append(pq.read_table(beside.with_suffix(".parquet")).append_column("embedding", embeddings))
+    return pa.concat_tables(parts).sort_by("index")
 
 
 def images(study: Study, numbers: Int[np.ndarray, " rows"]) -> UInt8[np.ndarray, "rows height width 3"]:

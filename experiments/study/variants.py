@@ -164,7 +164,7 @@ class Variants:
             }
             np.savez(place.with_suffix(".part.npz"), allow_pickle=False, loss=found.loss, **arrays)
             place.with_suffix(".part.npz").rename(place)
-        with np.load(place) as held:
+        with np.load(place, allow_pickle=False) as held:
             loss = held["loss"]
             blocks = [name.partition(" ")[2] for name in held.files if name.startswith("0 ")]
             coordinates = [
