@@ -25,6 +25,7 @@ from influence_ssl_jax.linalg.quadrature import Bounds, Offset, quadratic_form_b
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.scoring.estimands import Estimand, bounds
+from influence_ssl_jax.scoring.fitting import fit
 from influence_ssl_jax.scoring.memory import available, memory_of
 from influence_ssl_jax.scoring.scores import Scoring, keyed
 from influence_ssl_jax.types import Batch
@@ -205,6 +206,11 @@ class Audit:
         if not self.width >= 0:
             raise ValueError(f"width is a share of the score, 0 or more, got {self.width}.")
 
+    @property
+    def program(self) -> "Audit":
+        """The settings that a compiled program depends on; the size of the sample and its seed are others'."""
+        return dataclasses.replace(self, examples=1, seed=0)
+
 
 class RowsOfCurvature(NamedTuple):
     """`C = AᵀA` by its rows.
@@ -309,10 +315,10 @@ def shared_by_all(problem: Problem, settings: Audit) -> Shared:
     """
     key = randomness.root(settings.seed, Stream.SHARED_SUBSPACE)
     if settings.by == "rows":
-        return jax.jit(_rows, static_argnums=1)(problem, settings, key)
+        return jax.jit(_rows, static_argnums=1)(problem, settings.program, key)
     if not settings.subspace:
         return None
-    return jax.jit(_shared(settings).fit)(problem, key)
+    return fit(_shared(settings), problem, key)
 
 
 def _rows(problem: Problem, settings: Audit, key: Key[Array, ""]) -> RowsOfCurvature:

@@ -23,6 +23,7 @@ from influence_ssl_jax.ihvp.exact import Exact
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.scoring.estimands import estimate
+from influence_ssl_jax.scoring.fitting import fit
 from influence_ssl_jax.scoring.memory import available
 from influence_ssl_jax.scoring.scores import Scoring, keyed, pixel_variance
 from influence_ssl_jax.types import Batch, PyTree
@@ -262,7 +263,7 @@ def rankings(
 def _exact(problem: Problem, examples: Examples, damping: Damping) -> tuple[str, Float[np.ndarray, " examples"]]:
     """A remark on the damping, and the scores."""
     backend = Exact()
-    state = jax.jit(backend.fit)(problem, randomness.root(examples.scoring.seed, Stream.BACKEND))
+    state = fit(backend, problem, randomness.root(examples.scoring.seed, Stream.BACKEND))
     smallest, said = float(backend.smallest_eigenvalue(state)), ""
     if smallest + float(whole(damping.resolve(backend.mean_eigenvalue(state)))) <= 0:
         damping, said = Damping(absolute=-1.1 * smallest), ", λ = 1.1 |least eigenvalue|"

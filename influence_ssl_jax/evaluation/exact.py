@@ -1,5 +1,6 @@
 """Exact scores: from the dense matrix, from function space, or from certificates."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -20,6 +21,7 @@ from influence_ssl_jax.ihvp.gram import batch_gradients
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.scoring.estimands import estimate
+from influence_ssl_jax.scoring.fitting import fit
 from influence_ssl_jax.scoring.scores import Scoring, keyed
 from influence_ssl_jax.types import Batch
 
@@ -108,18 +110,19 @@ def inner_products(rows: Rows) -> Float[np.ndarray, "n n"]:
 def curvature_rows(problem: Problem) -> Rows:
     """The rows of A, `C = AᵀA`, in the order of `trees.ravel`; batch by batch, within one draw by draw."""
     count = problem.batches.index.shape[0]
-
-    def of_batch(problem: Problem, batch: Batch) -> Float[Array, "n size"]:
-        found = batch_gradients(problem, batch, problem.samples)
-        return materialised(found) if isinstance(found, ExampleGradients) else trees.ravel_batch(found)
-
-    run = jax.jit(of_batch)
     draws = problem.samples if problem.curvature == "fisher" else 1
     parts = [
-        np.asarray(run(problem, jax.tree.map(lambda leaf, i=i: leaf[i], problem.batches))) / math.sqrt(draws * count)
+        np.asarray(_rows_of(problem, jax.tree.map(lambda leaf, i=i: leaf[i], problem.batches)))
+        / math.sqrt(draws * count)
         for i in range(count)
     ]
     return np.concatenate(parts)
+
+
+@jax.jit
+def _rows_of(problem: Problem, batch: Batch) -> Float[Array, "n size"]:
+    found = batch_gradients(problem, batch, problem.samples)
+    return materialised(found) if isinstance(found, ExampleGradients) else trees.ravel_batch(found)
 
 
 def materialised(gradients: ExampleGradients) -> Float[Array, "n size"]:
@@ -196,19 +199,22 @@ def truths(
 def _dense(given: _Given) -> list[Truth]:
     problem, measurement, batches, relative, scoring, _ = given
     backend = Exact()
-    state = jax.jit(backend.fit)(problem, randomness.root(scoring.seed, Stream.BACKEND))
-
-    def run(state: ExactState, problem: Problem, batch: Batch, damping: Array) -> Array:
-        found = measured(measurement, problem.params, problem.frozen, keyed(batch, scoring), scoring.draws)
-        return estimate(backend.draw_gram(state, found.gradients, damping).values, scoring.estimand).score
-
-    score = jax.jit(run)
+    state = fit(backend, problem, randomness.root(scoring.seed, Stream.BACKEND))
     every = []
     for share in relative:
         damping = whole(backend.resolve(state, Damping(share)))
-        scores = np.concatenate([np.asarray(score(state, problem, batch, damping), np.float64) for batch in batches])
+        found = [_dense_scores(measurement, scoring, state, problem, batch, damping) for batch in batches]
+        scores = np.concatenate([np.asarray(each, np.float64) for each in found])
         every.append(Truth(share, float(damping), scores, scores))
     return every
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _dense_scores(
+    measurement: Objective, scoring: Scoring, state: ExactState, problem: Problem, batch: Batch, damping: Array
+) -> Array:
+    found = measured(measurement, problem.params, problem.frozen, keyed(batch, scoring), scoring.draws)
+    return estimate(Exact().draw_gram(state, found.gradients, damping).values, scoring.estimand).score
 
 
 def _function_space(given: _Given) -> list[Truth]:
@@ -216,13 +222,7 @@ def _function_space(given: _Given) -> list[Truth]:
     if scoring.estimand != "mean_of_scores":
         raise InfluenceError(f"Exact scores in function space are a mean_of_scores, got estimand={scoring.estimand!r}.")
     rank_of(problem)
-
-    @jax.jit
-    def gradients(problem: Problem, batch: Batch) -> Float[Array, "n size"]:
-        found = measured(measurement, problem.params, problem.frozen, keyed(batch, scoring), scoring.draws)
-        return materialised(found.gradients)
-
-    rows = [np.asarray(gradients(problem, batch)) for batch in batches]
+    rows = [np.asarray(_gradients(measurement, scoring, problem, batch)) for batch in batches]
     space = function_space(problem, np.concatenate(rows))
     every = []
     for share in relative:
@@ -233,6 +233,12 @@ def _function_space(given: _Given) -> list[Truth]:
     return every
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _gradients(measurement: Objective, scoring: Scoring, problem: Problem, batch: Batch) -> Float[Array, "n size"]:
+    found = measured(measurement, problem.params, problem.frozen, keyed(batch, scoring), scoring.draws)
+    return materialised(found.gradients)
+
+
 def _certified(given: _Given) -> list[Truth]:
     problem, measurement, batches, relative, scoring, settings = given
     run = jax.jit(certify, static_argnums=(1, 5, 6))
@@ -240,7 +246,9 @@ def _certified(given: _Given) -> list[Truth]:
     rounding = randomness.root(settings.seed, Stream.ROUNDING)
     for share in relative:
         damping = absolute_damping(problem, Damping(share), settings)
-        found = [run(problem, measurement, batch, damping, rounding, scoring, settings, shared) for batch in batches]
+        found = [
+            run(problem, measurement, batch, damping, rounding, scoring, settings.program, shared) for batch in batches
+        ]
         lower, upper = (
             np.concatenate([np.asarray(getattr(part, side), np.float64) for part in found])
             for side in ("lower", "upper")

@@ -97,7 +97,7 @@ def certified(
     key, noise = scoring.key, randomness.root(settings.seed, Stream.ROUNDING)
     size = min(settings.batch_size, max(1, len(indices)))
     for loaded in batches(source, transform, size, key, indices):
-        found = run(problem, measurement, loaded.batch, damping, noise, scoring, settings, shared)
+        found = run(problem, measurement, loaded.batch, damping, noise, scoring, settings.program, shared)
         yield Audited(_table(loaded, found, settings), loaded.skipped)
 
 

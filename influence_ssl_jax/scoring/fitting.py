@@ -1,11 +1,13 @@
 """Fitting a backend, on one device or on all devices of all processes."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jaxtyping import Array, Key
 
 from influence_ssl_jax import randomness
 from influence_ssl_jax.curvature.check import check_gradients
@@ -19,6 +21,16 @@ Structure: TypeAlias = Any
 """A `jax.tree_util.PyTreeDef`."""
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def fit(backend: Backend, problem: Problem, key: Key[Array, ""]) -> PyTree:
+    """Fit a backend in one program, which equal backends and problems of equal shapes share.
+
+    Raises:
+        CurvatureError: The backend cannot represent the problem's curvature.
+    """
+    return backend.fit(problem, key)
+
+
 def fitted(problem: Problem, backend: Backend, seed: int) -> PyTree:
     """The backend's state for a problem, on one device.
 
@@ -27,7 +39,7 @@ def fitted(problem: Problem, backend: Backend, seed: int) -> PyTree:
         StructureError: A parameter is loose or unread, or its gradient fails the check against `jax.grad`.
     """
     check_gradients(problem.objective.network, problem)
-    return jax.jit(backend.fit)(problem, randomness.root(seed, Stream.BACKEND))
+    return fit(backend, problem, randomness.root(seed, Stream.BACKEND))
 
 
 class Shapes(NamedTuple):
@@ -100,18 +112,18 @@ class SplitProblem:
         """
         check_gradients(self._mine.objective.network, self._mine)
         with jax.set_mesh(self.mesh):
-            state = jax.jit(lambda problem, key: self._unpadded(backend.fit(problem, key)))(
-                self.problem, randomness.root(seed, Stream.BACKEND)
-            )
+            state = _fit_unpadded(backend, self.count, self.problem, randomness.root(seed, Stream.BACKEND))
             return everywhere(state, self.mesh, local)
 
-    def _unpadded(self, state: PyTree) -> PyTree:
-        """A state without the padding of a problem that it may hold."""
 
-        def one(node: PyTree) -> PyTree:
-            if not isinstance(node, Problem):
-                return node
-            held = jax.tree.map(lambda leaf: leaf[: self.count], node.batches)
-            return dataclasses.replace(node, batches=held, padding=0)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _fit_unpadded(backend: Backend, count: int, problem: Problem, key: Key[Array, ""]) -> PyTree:
+    """Fit a backend, and cut the padding off a problem that its state may hold: all but `count` batches."""
 
-        return jax.tree.map(one, state, is_leaf=lambda node: isinstance(node, Problem))
+    def one(node: PyTree) -> PyTree:
+        if not isinstance(node, Problem):
+            return node
+        held = jax.tree.map(lambda leaf: leaf[:count], node.batches)
+        return dataclasses.replace(node, batches=held, padding=0)
+
+    return jax.tree.map(one, backend.fit(problem, key), is_leaf=lambda node: isinstance(node, Problem))
