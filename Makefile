@@ -12,7 +12,7 @@ PYTHON ?= $(eval PYTHON := $(FIRST))$(PYTHON)
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
-COMPILE := $(BIN)/python -m compileall -q -j 0 -x '/tests?/' $(VENV)/lib    # on every core, where pip takes one
+COMPILE := $(BIN)/python -m compileall -q -j 0 -x '/(tests?|pip|setuptools|debugpy|tensorflow_datasets)/' $(VENV)/lib    # on every core
 
 define ENVIRONMENT
 @test -n '$(PYTHON)' || { echo 'No Python from 3.11 on with venv and ensurepip is found. Name one: make PYTHON=/path/to/python3.13' >&2; exit 1; }
@@ -24,8 +24,8 @@ endef
 demo: $(VENV)/run
 	$(BIN)/influence-ssl demo --out demo
 
-test: lint
-	$(MAKE) --jobs 2 types suite
+test: $(VENV)/dev
+	$(MAKE) --jobs 3 lint types suite
 
 check: lint types
 
@@ -79,7 +79,8 @@ $(VENV)/run: pyproject.toml constraints.txt
 
 $(VENV)/dev: pyproject.toml constraints.txt
 	$(ENVIRONMENT)
-	$(INSTALL) -e '.[dev]'
+	$(INSTALL) --no-deps -r constraints.txt -e .    # all are pinned there: nothing to resolve
+	$(BIN)/pip check
 	$(COMPILE)
 	touch $@
 

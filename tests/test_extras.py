@@ -113,3 +113,26 @@ def test_flax_and_jax_install_what_the_core_is_never_without():
         if "extra ==" not in each
     }
     assert {DISTRIBUTIONS.get(name, name) for name in PART_OF_FLAX} <= needed
+
+
+def test_every_package_of_development_is_pinned():
+    """`make test` installs constraints.txt without resolving anything; `pip check` finds what those packages lack."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = declared["optional-dependencies"]
+
+    def names(requirements):
+        for requirement in requirements:
+            own = re.match(r"influence-ssl-jax\[(.*)\]", requirement)
+            if own:
+                for extra in own[1].split(","):
+                    yield from names(extras[extra])
+            else:
+                yield re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-").replace(".", "-")
+
+    pinned = {
+        line.partition("==")[0].lower().replace("_", "-").replace(".", "-")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+    }
+    wanted = set(names([*declared["dependencies"], *extras["dev"]]))
+    assert wanted <= pinned, sorted(wanted - pinned)
+    assert len(wanted) > 20
