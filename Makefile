@@ -12,7 +12,7 @@ PYTHON ?= $(eval PYTHON := $(FIRST))$(PYTHON)
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
-COMPILE := $(BIN)/python -m compileall -q -j 0 -x '/(tests?|pip|setuptools|debugpy|tensorflow_datasets)/' $(VENV)/lib    # on every core
+COMPILE := $(BIN)/python -m compileall -q -j 0 -x '/tests?/' $(VENV)/lib    # on every core, where pip takes one
 
 define ENVIRONMENT
 @test -n '$(PYTHON)' || { echo 'No Python from 3.11 on with venv and ensurepip is found. Name one: make PYTHON=/path/to/python3.13' >&2; exit 1; }
