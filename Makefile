@@ -11,8 +11,13 @@ FIRST = $(shell for each in python3.13 python3.12 python3.11 python3; do \
 PYTHON ?= $(eval PYTHON := $(FIRST))$(PYTHON)
 VENV ?= .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
-COMPILE := $(BIN)/python -m compileall -q -j 0 -x '/tests?/' $(VENV)/lib    # on every core, where pip takes one
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+# uv fetches, unpacks and compiles on every core. It does not read pip's settings: where it cannot reach the packages, pip does.
+define INSTALL
+$(PIP) uv
+$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt $(1) || $(PIP) $(1)
+endef
 
 define ENVIRONMENT
 @test -n '$(PYTHON)' || { echo 'No Python from 3.11 on with venv and ensurepip is found. Name one: make PYTHON=/path/to/python3.13' >&2; exit 1; }
@@ -73,21 +78,18 @@ study: $(VENV)/dev
 
 $(VENV)/run: pyproject.toml constraints.txt
 	$(ENVIRONMENT)
-	$(INSTALL) -e '.[all]'
-	$(COMPILE)
+	$(call INSTALL,-e '.[all]')
 	touch $@
 
 $(VENV)/dev: pyproject.toml constraints.txt
 	$(ENVIRONMENT)
-	$(INSTALL) --no-deps -r constraints.txt -e .    # all are pinned there: nothing to resolve
+	$(call INSTALL,--no-deps -r constraints.txt -e .)    # all are pinned there: nothing to resolve
 	$(BIN)/pip check
-	$(COMPILE)
 	touch $@
 
 $(VENV)/bench: pyproject.toml constraints.txt constraints-bench.txt
 	$(ENVIRONMENT)
-	$(INSTALL) -c constraints-bench.txt -e '.[bench]'
-	$(COMPILE)
+	$(call INSTALL,-c constraints-bench.txt -e '.[bench]')
 	touch $@
 
 clean:

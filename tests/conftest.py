@@ -1,5 +1,6 @@
 """Strict by default: float64, no silent rank promotion, shapes checked at run time, drawn inputs that repeat."""
 
+import ast
 import gc
 import json
 import os
@@ -13,7 +14,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 import jax
 import pytest
 from hypothesis import HealthCheck, settings
-from jaxtyping import install_import_hook
+from jaxtyping import _import_hook, install_import_hook
 
 # Kernels written straight to LLVM in place of by way of MLIR, all in one module: the same formulas, compiled in a third
 # of the time. Later releases have no such choice, and abort on a flag that they do not know.
@@ -27,6 +28,19 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Few programs are compiled twice: to write all of them, or only to hash them, takes longer than to compile those again.
 jax.config.update("jax_enable_compilation_cache", False)
 
+
+class CheckedFunctions(_import_hook.JaxtypingTransformer):
+    """Checks the functions of modules and classes, and not those inside them.
+
+    A function inside another is made, and its check compiled, at each call of the outer one: a twelfth of all seconds.
+    """
+
+    def generic_visit(self, node):
+        if not isinstance(node, ast.FunctionDef):
+            super().generic_visit(node)
+
+
+_import_hook.JaxtypingTransformer = CheckedFunctions
 install_import_hook("influence_ssl_jax", "beartype.beartype")
 
 settings.register_profile(
