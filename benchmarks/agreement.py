@@ -25,7 +25,7 @@ from influence_ssl_jax.curvature.contributions import contributed
 from influence_ssl_jax.curvature.moments import factor_moments
 from influence_ssl_jax.curvature.products import matvec
 from influence_ssl_jax.ihvp import EKFAC, KFAC, LoGra
-from influence_ssl_jax.ihvp.bases import project
+from influence_ssl_jax.ihvp.eigenbasis import project
 from influence_ssl_jax.types import Batch
 
 

@@ -26,9 +26,9 @@ from benchmarks.measure import Compiled, Operation, gpu_megabytes, on_gpu, peak_
 from benchmarks.results import write
 from benchmarks.shared import MEAN, STD, Setting, Shared, shared
 from influence_ssl_jax.cli.environment import keep_convolutions_whole
+from influence_ssl_jax.curvature.blocks import discover_blocks
 from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.ihvp import EKFAC, Backend, Damping, Identity, LoGra, Resolved
-from influence_ssl_jax.ihvp.bases import discover_blocks
 from influence_ssl_jax.ihvp.eigenbasis import EigenbasisState, in_bases, second_moments
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Batch, Params

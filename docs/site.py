@@ -27,7 +27,7 @@ MODULES = {
     "Data": ("data.source",),
     "Scores": ("scoring.scores", "scoring.estimands"),
     "Evaluation": ("evaluation.certificate", "evaluation.calibration", "evaluation.statistics"),
-    "Linear algebra": ("linalg.krylov", "linalg.quadrature", "linalg.block_cg"),
+    "Linear algebra": ("linalg.krylov", "linalg.lowrank", "linalg.quadrature"),
     "Errors": ("errors",),
 }
 """Modules of the reference, beside the names at the top of the package."""

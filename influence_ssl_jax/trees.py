@@ -1,15 +1,24 @@
-"""Define operations on vectors that are pytrees: products, norms, draws, ravelling, partition."""
+"""Define operations on vectors that are pytrees: products, norms, draws, ravelling, partition, sums."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Inexact, Key
+from jaxtyping import Array, Bool, Float, Inexact, Key
 
 from influence_ssl_jax import randomness
 from influence_ssl_jax.types import PyTree
+
+Tree = TypeVar("Tree")
+Item = TypeVar("Item")
+
+LONG = 256
+"""The number of terms from which `sum_over` compensates its rounding.
+
+Without compensation the sum of 16,000 positive numbers in float32 loses 6e-6 of itself.
+"""
 
 
 def dot(left: PyTree, right: PyTree) -> Inexact[Array, ""]:
@@ -99,3 +108,36 @@ def partition(tree: PyTree, chosen: Callable[[str, Any], bool]) -> tuple[PyTree,
 def merge(first: PyTree, second: PyTree) -> PyTree:
     """Join the two results of `partition`."""
     return jax.tree.map(lambda a, b: b if a is None else a, first, second, is_leaf=lambda leaf: leaf is None)
+
+
+def sum_over(
+    compute: Callable[[Item], Tree], items: Item, counts: Callable[[Item], Bool[Array, ""]] | None = None
+) -> Tree:
+    """The sum of a tree of arrays over the leading axis of `items`, one item in memory at a time.
+
+    A sum of LONG items or more is compensated (Kahan): its rounding does not grow with their number, and it takes the memory
+    of a second tree.
+
+    Args:
+        compute: The tree of one item.
+        items: A tree of arrays with one leading axis.
+        counts: Whether an item is computed at all; every one is where None.
+    """
+    first = jax.tree.map(lambda leaf: leaf[0], items)
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(compute, first))
+
+    def add(pair: tuple[Tree, Tree], item: Item) -> tuple[Tree, Tree]:
+        total, lost = pair
+        if not long:
+            return jax.tree.map(jnp.add, total, compute(item)), lost
+        part = jax.tree.map(jnp.subtract, compute(item), lost)
+        new = jax.tree.map(jnp.add, total, part)
+        return new, jax.tree.map(lambda new, old, part: (new - old) - part, new, total, part)
+
+    def step(pair: tuple[Tree, Tree], item: Item) -> tuple[tuple[Tree, Tree], None]:
+        if counts is None:
+            return add(pair, item), None
+        return jax.lax.cond(counts(item), lambda: add(pair, item), lambda: pair), None
+
+    long = jax.tree.leaves(items)[0].shape[0] >= LONG
+    return jax.lax.scan(step, (zero, zero if long else jax.tree.map(lambda _: None, zero)), items)[0][0]

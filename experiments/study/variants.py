@@ -23,8 +23,7 @@ from influence_ssl_jax.augment.transform import Views
 from influence_ssl_jax.configuration import fingerprint
 from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.evaluation.statistics import Estimate, spearman
-from influence_ssl_jax.ihvp.bases import Coordinates, project
-from influence_ssl_jax.ihvp.eigenbasis import EigenbasisState
+from influence_ssl_jax.ihvp.eigenbasis import Coordinates, EigenbasisState, project
 from influence_ssl_jax.losses import CosineDistance
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.progress import silent

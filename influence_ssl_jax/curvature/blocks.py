@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from influence_ssl_jax import trees
-from influence_ssl_jax.curvature.layout import Layout, natural
-from influence_ssl_jax.curvature.matrices import outer_products
+from influence_ssl_jax.curvature.matrices import Layout, natural, outer_products
 from influence_ssl_jax.curvature.sites import Embed, Program, Site, leaf_paths, places, program_of
 from influence_ssl_jax.errors import StructureError
+from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Frozen, Params, PyTree
 
 Path: TypeAlias = tuple[str, ...]
@@ -137,6 +137,12 @@ class Block(abc.ABC):
     def squared_norms(self, gradients: Captured) -> Float[Array, " n"]:
         """‖g_n‖² of every draw, without the pairs."""
         return self.inner_products(gradients, 1)[:, 0, 0]
+
+    def cross_products(self, left: Captured, right: Captured) -> Float[Array, "left right"]:
+        """`⟨g_i, g_j⟩` between two batches' gradients of the block."""
+        sides = [self.materialised(gradients) for gradients in (left, right)]
+        rows, columns = (side.reshape(side.shape[0], -1) for side in sides)
+        return rows @ columns.T
 
 
 @dataclasses.dataclass(frozen=True)
@@ -461,6 +467,12 @@ def discover(
     rest = [leaf for leaf in range(len(paths)) if leaf not in taken]
     blocks = [found[leaf] for leaf in order if leaf in found]
     return (*blocks, *(_plain((leaf,), paths, shapes) for leaf in rest))
+
+
+def discover_blocks(problem: Problem, unexplained: Unexplained) -> Blocks:
+    """The layers of the problem's network."""
+    shape = problem.batches.image.shape[2:]
+    return discover(problem.objective.network, problem.params, problem.frozen, shape, unexplained)
 
 
 def _refuse(program: Program, paths: list[Path], unexplained: Unexplained) -> None:

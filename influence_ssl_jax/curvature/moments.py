@@ -7,14 +7,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from influence_ssl_jax.curvature.accumulate import mean_over_batches
+from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.blocks import Blocks, MatrixBlock
 from influence_ssl_jax.curvature.contributions import contributed, pooled, sum_over_draws
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.errors import StructureError
+from influence_ssl_jax.parallel import devices, sum_over_devices
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Batch, Params
 
+Tree = TypeVar("Tree")
 Statistic = TypeVar("Statistic")
 Sides: TypeAlias = dict[str, tuple[Array, Array]]
 """`A` = mean of ā āᵀ over examples and positions and `S` = Σ s sᵀ over both, [groups, size, size], of every layer.
@@ -25,6 +27,26 @@ Were ā and s independent of each other and across positions, A ⊗ S would be t
 
 WIDEST = 2**14
 """Rows of the largest Kronecker factor that is taken apart: 1 GiB in float32."""
+
+
+def mean_over_batches(problem: Problem, of_batch: Callable[[Batch], Tree]) -> Tree:
+    """The mean of a tree of arrays over the problem's batches, one batch in memory at a time.
+
+    A `lax.scan`: compiled once whatever the number of batches. That is fast on a CPU too, because there every
+    convolution of a network runs in its canonical form (`nets.convolution`), whose backward pass may stand inside a loop.
+
+    Under a mesh every device takes whole batches, so that a loss that couples the examples of a batch is none the wiser,
+    and one all-reduce adds up the results. Batches whose every index is −1 fill up the devices and are passed over.
+    """
+    if devices() == 1:
+        total = trees.sum_over(of_batch, problem.batches)
+        return jax.tree.map(lambda leaf: leaf / problem.batches.index.shape[0], total)
+
+    def total_of(batches: Batch) -> Tree:
+        return trees.sum_over(of_batch, batches, lambda batch: jnp.any(batch.index >= 0))
+
+    count = jnp.sum(jnp.any(problem.batches.index >= 0, axis=1))
+    return jax.tree.map(lambda leaf: leaf / count, sum_over_devices(total_of, problem.batches))
 
 
 def sum_over_samples(

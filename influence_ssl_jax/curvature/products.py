@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from influence_ssl_jax import trees
-from influence_ssl_jax.curvature.accumulate import mean_over_batches
-from influence_ssl_jax.curvature.sampling import output_samples
+from influence_ssl_jax.curvature.contributions import output_samples
+from influence_ssl_jax.curvature.moments import mean_over_batches
 from influence_ssl_jax.linalg.krylov import Rows
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Batch, Params

@@ -18,8 +18,7 @@ import numpy as np
 from jax.extend import core
 from jaxtyping import Array, Float
 
-from influence_ssl_jax.curvature.layout import LAYOUTS, Layout, LayoutStep, layout_step
-from influence_ssl_jax.curvature.matrices import Matrix, matrix_of
+from influence_ssl_jax.curvature.matrices import LAYOUTS, Layout, LayoutStep, Matrix, layout_step, matrix_of
 from influence_ssl_jax.nets.convolution import conv_general_dilated
 from influence_ssl_jax.nets.network import refuse_params_in
 from influence_ssl_jax.types import Frozen, Params, PyTree

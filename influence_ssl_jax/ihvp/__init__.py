@@ -1,17 +1,14 @@
 """Inverse-Hessian backends. The command line, comparisons and the contract tests read the list here."""
 
 from influence_ssl_jax.ihvp.arnoldi import Arnoldi
-from influence_ssl_jax.ihvp.astra import ASTRA
 from influence_ssl_jax.ihvp.backend import Backend, Damping, Form, Grid, Interval, Resolved
 from influence_ssl_jax.ihvp.cg import CG
 from influence_ssl_jax.ihvp.deflated import Deflated
-from influence_ssl_jax.ihvp.diagonal import Diagonal
-from influence_ssl_jax.ihvp.ekfac import EKFAC
+from influence_ssl_jax.ihvp.diagonal import Diagonal, Identity
+from influence_ssl_jax.ihvp.ekfac import EKFAC, KFAC
 from influence_ssl_jax.ihvp.exact import Exact
 from influence_ssl_jax.ihvp.gram import Gram
-from influence_ssl_jax.ihvp.identity import Identity
-from influence_ssl_jax.ihvp.kfac import KFAC
-from influence_ssl_jax.ihvp.lissa import LiSSA
+from influence_ssl_jax.ihvp.iterations import ASTRA, LiSSA
 from influence_ssl_jax.ihvp.logra import LoGra
 from influence_ssl_jax.ihvp.nystrom import Nystrom
 

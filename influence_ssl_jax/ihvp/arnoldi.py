@@ -14,7 +14,6 @@ from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.products import flat_products, standard_error
 from influence_ssl_jax.errors import CurvatureError
 from influence_ssl_jax.ihvp.backend import Backend, Form, Grid, Interval, Resolved, Workspace, whole
-from influence_ssl_jax.ihvp.bases import discover_blocks, inner_products
 from influence_ssl_jax.ihvp.rounding import Lengths
 from influence_ssl_jax.linalg.krylov import leading_eigenpairs
 from influence_ssl_jax.problem import Curvature, Problem
@@ -115,7 +114,7 @@ class Arnoldi(Backend[ArnoldiState]):
             error=standard_error(of_probes) / jnp.abs(jnp.sum(found.values) + trace),
             smallest=jnp.zeros_like(level) if semidefinite else found.smallest,
             # Dropped, the complement takes no norm; bounds that are asked for nevertheless form what no layer explains.
-            blocks=discover_blocks(problem, self.unexplained if self.complement == "keep" else "materialise"),
+            blocks=cut.discover_blocks(problem, self.unexplained if self.complement == "keep" else "materialise"),
             curvature=problem.curvature,
         )
 
@@ -160,7 +159,7 @@ class Arnoldi(Backend[ArnoldiState]):
         total = (coordinates(state, left) * weights[None]) @ coordinates(state, right).T
         if self.complement == "drop":
             return total
-        return total + outside * sum(inner_products(block, left, right) for block in state.blocks)
+        return total + outside * sum(block.cross_products(left, right) for block in state.blocks)
 
     def _weights(self, state: ArnoldiState, damping: Resolved) -> tuple[Float[Array, " rank"], Array]:
         """`1/(θ + λ) − 1/(level + λ)` of the coordinates and `1/(level + λ)` of the vector itself; zero if dropped."""

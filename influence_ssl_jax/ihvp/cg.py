@@ -16,8 +16,7 @@ from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.products import flat_products, mean_eigenvalue
 from influence_ssl_jax.errors import CurvatureError, InfluenceError
 from influence_ssl_jax.ihvp.backend import Backend, Form, Grid, Resolved, Spectrum, whole
-from influence_ssl_jax.linalg.block_cg import Solutions, block_cg
-from influence_ssl_jax.linalg.krylov import leading_eigenpairs
+from influence_ssl_jax.linalg.krylov import Solutions, block_cg, leading_eigenpairs
 from influence_ssl_jax.linalg.quadrature import Density, spectral_density
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.randomness import Stream
@@ -48,7 +47,7 @@ class CGState:
 
 @dataclasses.dataclass(frozen=True)
 class CG(Backend[CGState]):
-    """`(C + λI) x = v` by block conjugate gradients (`linalg.block_cg`): the draws of an example share a Krylov space.
+    """`(C + λI) x = v` by block conjugate gradients (`linalg.krylov`): the draws of an example share a Krylov space.
 
     Exact up to `tolerance` at any number of parameters; the cost is one product with C per iteration and right-hand
     side. A form is taken as `gᵀx + xᵀr`, r the true residual: its error `rᵀ(C + λI)⁻¹r` is of second order in r.

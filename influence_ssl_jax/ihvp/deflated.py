@@ -13,10 +13,20 @@ from influence_ssl_jax import trees
 from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.products import flat_products
-from influence_ssl_jax.ihvp import bases as basis
 from influence_ssl_jax.ihvp.backend import Backend, Form, Grid, Resolved, gram_of_features, whole
-from influence_ssl_jax.ihvp.eigenbasis import EigenbasisState, refuse_hessian, second_moments, taken_apart
-from influence_ssl_jax.ihvp.kfac import kronecker_bases, small_vectors
+from influence_ssl_jax.ihvp.eigenbasis import (
+    Coordinates,
+    EigenbasisState,
+    Scalars,
+    into,
+    out_of,
+    project,
+    project_trees,
+    refuse_hessian,
+    second_moments,
+    taken_apart,
+)
+from influence_ssl_jax.ihvp.ekfac import kronecker_bases, small_vectors
 from influence_ssl_jax.linalg.krylov import leading_eigenpairs
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Params
@@ -79,12 +89,12 @@ class Deflated(Backend[DeflatedState]):
         like = trees.ravel(problem.params)
         dimension = round(self.rank * self.expansion)
         found = leading_eigenpairs(flat_products(problem), key, like, self.rank, self.block, dimension, self.restarts)
-        blocks = basis.discover_blocks(problem, self.unexplained)
+        blocks = cut.discover_blocks(problem, self.unexplained)
         bases = kronecker_bases(problem, blocks, self.samples, None).bases
         directions = jax.vmap(lambda row: trees.unravel(problem.params, row))(found.vectors)
-        vectors = basis.project_trees(directions, blocks, bases)
+        vectors = project_trees(directions, blocks, bases)
 
-        def deflated(coordinates: basis.Coordinates) -> tuple[basis.Coordinates, basis.Scalars]:
+        def deflated(coordinates: Coordinates) -> tuple[Coordinates, Scalars]:
             rows = _split(coordinates, vectors)[1]
             return rows, {name: jnp.sum(row**2) for name, row in rows.items()}
 
@@ -92,8 +102,8 @@ class Deflated(Backend[DeflatedState]):
             problem,
             self.samples,
             small_vectors(blocks, self.exact_limit),
-            lambda gradients: deflated(basis.project(gradients, blocks, bases)),
-            lambda tree: deflated(basis.project_trees(tree, blocks, bases)),
+            lambda gradients: deflated(project(gradients, blocks, bases)),
+            lambda tree: deflated(project_trees(tree, blocks, bases)),
         )
         rest = taken_apart(problem, blocks, bases, moments, traces, traces)
         values = jnp.maximum(found.values, 0.0)
@@ -112,15 +122,13 @@ class Deflated(Backend[DeflatedState]):
         cut.check_structure(state.rest.params, vector)
         blocks, bases = state.rest.blocks, state.rest.bases
         parts = {block.name: block.read(vector) for block in blocks}
-        inside, outside = _split(
-            {name: basis.into(part[None], bases[name]) for name, part in parts.items()}, state.vectors
-        )
+        inside, outside = _split({name: into(part[None], bases[name]) for name, part in parts.items()}, state.vectors)
         solved = {name: _solve_rest(state.rest, name, rows, damping) for name, rows in outside.items()}
         _, outside = _split(solved, state.vectors)
         within = inside / (state.values + whole(damping))[None]
         joined = {name: (rows + within @ state.vectors[name])[0] for name, rows in outside.items()}
         return cut.assemble(
-            vector, blocks, {name: basis.out_of(joined[name], bases[name], part) for name, part in parts.items()}
+            vector, blocks, {name: out_of(joined[name], bases[name], part) for name, part in parts.items()}
         )
 
     def draw_gram(self, state: DeflatedState, gradients: ExampleGradients, damping: Resolved) -> Form:
@@ -141,7 +149,7 @@ class Deflated(Backend[DeflatedState]):
     ) -> list[Float[Array, "n features"]]:
         """`(θ + λ)^{-½} Q g`, then `(μ + λ)^{-½}` times the coordinates of `Π g` in every block's eigenbasis."""
         rest = state.rest
-        inside, outside = _split(basis.project(gradients, rest.blocks, rest.bases), state.vectors)
+        inside, outside = _split(project(gradients, rest.blocks, rest.bases), state.vectors)
         found = [inside / jnp.sqrt(state.values + whole(damping))[None]]
         for name, rows in outside.items():
             found.append(_turned(rest, name, rows) / jnp.sqrt(rest.eigenvalues[name] + whole(damping))[None])
@@ -161,9 +169,7 @@ def _solve_rest(
     return scaled @ rest.rotations[name].T if name in rest.rotations else scaled
 
 
-def _split(
-    coordinates: basis.Coordinates, vectors: dict[str, Array]
-) -> tuple[Float[Array, "n rank"], basis.Coordinates]:
+def _split(coordinates: Coordinates, vectors: dict[str, Array]) -> tuple[Float[Array, "n rank"], Coordinates]:
     """`Q g` and the coordinates of `Π g`, of rows that hold `g` in the coordinates of the bases."""
     parts = [coordinates[name] @ rows.T for name, rows in vectors.items()]
     inside = sum(parts[1:], parts[0])

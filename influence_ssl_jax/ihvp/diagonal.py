@@ -1,14 +1,18 @@
-"""The diagonal of the curvature."""
+"""Approximate the curvature by one number, or by its diagonal."""
 
 import dataclasses
 from collections.abc import Sequence
 from typing import ClassVar
 
-from jaxtyping import Array, Key
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
 
+from influence_ssl_jax import trees
 from influence_ssl_jax.curvature import blocks as cut
-from influence_ssl_jax.ihvp.backend import Backend, Grid
-from influence_ssl_jax.ihvp.bases import discover_blocks
+from influence_ssl_jax.curvature.gradients import ExampleGradients
+from influence_ssl_jax.curvature.products import mean_eigenvalue
+from influence_ssl_jax.ihvp.backend import Backend, Form, Grid, Resolved, whole
 from influence_ssl_jax.ihvp.eigenbasis import (
     EigenbasisBackend,
     EigenbasisState,
@@ -18,6 +22,81 @@ from influence_ssl_jax.ihvp.eigenbasis import (
     taken_apart,
 )
 from influence_ssl_jax.problem import Problem
+from influence_ssl_jax.types import Params
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class IdentityState:
+    """`C ≈ c I`.
+
+    Attributes:
+        params: Gives vectors their structure.
+        level: c = tr(C)/P.
+        error: Relative standard error of c.
+        blocks: The layers, for per-example norms.
+    """
+
+    params: Params
+    level: Float[Array, ""]
+    error: Float[Array, ""]
+    blocks: cut.Blocks = dataclasses.field(metadata={"static": True})
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity(Backend[IdentityState]):
+    """`(C + λI)⁻¹ ≈ I / (c + λ)`, c the mean eigenvalue: the squared gradient norm, ranked as TracIn ranks.
+
+    Attributes:
+        probes: Random vectors for the mean eigenvalue.
+        unexplained: What to do with parameters that no known layer explains.
+    """
+
+    probes: int = 16
+    unexplained: cut.Unexplained = "error"
+    vectors_per_draw: ClassVar[int] = 0  # norms are taken block by block
+    when_to_use: ClassVar[str] = "A first look: ranks by the gradient's norm alone."
+
+    @classmethod
+    def variants(cls, grid: Grid) -> Sequence[Backend]:
+        """Return the settings that a comparison tries."""
+        return (cls(probes=grid.probes),)
+
+    def fit(self, problem: Problem, key: Key[Array, ""]) -> IdentityState:
+        """Estimate the mean eigenvalue."""
+        blocks = cut.discover_blocks(problem, self.unexplained)
+        return IdentityState(problem.params, *mean_eigenvalue(problem, key, self.probes), blocks)
+
+    def mean_eigenvalue(self, state: IdentityState) -> Resolved:
+        """C."""
+        return state.level
+
+    def mean_error(self, state: IdentityState) -> Float[Array, ""]:
+        """From the spread of the probes."""
+        return state.error
+
+    def smallest_eigenvalue(self, state: IdentityState) -> Float[Array, ""]:
+        """c, every eigenvalue of c I."""
+        return state.level
+
+    def solve(self, state: IdentityState, vector: Params, damping: Resolved) -> Params:
+        """`v / (c + λ)`."""
+        cut.check_structure(state.params, vector)
+        return trees.scale(1 / (state.level + whole(damping)), vector)
+
+    def draw_gram(self, state: IdentityState, gradients: ExampleGradients, damping: Resolved) -> Form:
+        """`⟨g_k, g_l⟩ / (c + λ)`, the inner products taken layer by layer without the gradients."""
+        values = gradients.gram(state.blocks) / (state.level + whole(damping))
+        return Form(values, jnp.zeros(values.shape[0], values.dtype))
+
+    def bilinear_form(
+        self, state: IdentityState, left: ExampleGradients, right: ExampleGradients, damping: Resolved
+    ) -> Float[Array, "left right"]:
+        """`⟨g_i, g_j⟩ / (c + λ)`, block by block."""
+        total = jnp.zeros((), left.cotangents.dtype)
+        for block in state.blocks:
+            total = total + block.cross_products(left, right)
+        return total / (state.level + whole(damping))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +124,7 @@ class Diagonal(EigenbasisBackend):
         """Average the squares of curvature samples."""
         del key
         refuse_hessian(problem, self)
-        blocks = discover_blocks(problem, self.unexplained)
+        blocks = cut.discover_blocks(problem, self.unexplained)
         bases = {block.name: () for block in blocks}
         moments, traces = second_moments(problem, self.samples, frozenset(), *in_bases(blocks, bases))
         return taken_apart(problem, blocks, bases, moments, traces, traces)

@@ -1,4 +1,4 @@
-"""Backends whose curvature is diagonal in a basis of each block: K-FAC, EK-FAC, LoGra, the diagonal."""
+"""Define backends whose curvature is diagonal in a basis of each block."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,18 +9,88 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from influence_ssl_jax.curvature import blocks as cut
+from influence_ssl_jax.curvature.blocks import Blocks, MatrixBlock
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.moments import sum_over_samples
 from influence_ssl_jax.errors import CurvatureError
-from influence_ssl_jax.ihvp import bases as basis
 from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved, Spectrum, Workspace
-from influence_ssl_jax.linalg.kronecker import eigenpairs_of_rank
+from influence_ssl_jax.linalg.lowrank import eigenpairs_of_rank
 from influence_ssl_jax.parallel import spread
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Params
 
-Project: TypeAlias = Callable[[ExampleGradients], tuple[basis.Coordinates, basis.Scalars]]
-ProjectTrees: TypeAlias = Callable[[Params], tuple[basis.Coordinates, basis.Scalars]]
+Bases: TypeAlias = dict[str, tuple[Array, ...]]
+"""Per block: (B_in, B_out) of a weight matrix, [groups, size, rank]; (B,) of a vector; () where entries are their own
+coordinates."""
+
+Coordinates: TypeAlias = dict[str, Float[Array, "n _"]]
+Scalars: TypeAlias = dict[str, Float[Array, ""]]
+
+
+def project(gradients: ExampleGradients, blocks: Blocks, bases: Bases) -> Coordinates:
+    """`Bᵀ g` of every block, flattened; of a weight matrix without forming its gradient."""
+
+    def of(part: ExampleGradients) -> dict[str, Float[Array, "batch draws _"]]:
+        found = {}
+        for block in blocks:
+            if isinstance(block, MatrixBlock) and bases[block.name]:
+                rows = _flat(block.projected(part, *bases[block.name]))
+            else:
+                rows = into(block.materialised(part), bases[block.name])
+            found[block.name] = jnp.swapaxes(rows.reshape(part.draws, -1, rows.shape[1]), 0, 1)
+        return found
+
+    found = gradients.by_example(of, blocks)
+    return {name: jnp.swapaxes(rows, 0, 1).reshape(-1, rows.shape[2]) for name, rows in found.items()}
+
+
+def project_trees(trees: Params, blocks: Blocks, bases: Bases) -> Coordinates:
+    """`Bᵀ g` of every block of whole gradients with a leading axis."""
+    return {block.name: into(jax.vmap(block.read)(trees), bases[block.name]) for block in blocks}
+
+
+def squared_norms(gradients: ExampleGradients, blocks: Blocks) -> Scalars:
+    """`Σ_i ‖g_i‖²` of every block."""
+
+    def of(part: ExampleGradients) -> Scalars:
+        return {block.name: jnp.sum(block.squared_norms(part)) for block in blocks}
+
+    return gradients.total(of, blocks)
+
+
+def squared_norms_of_trees(trees: Params, blocks: Blocks) -> Scalars:
+    """`Σ_i ‖g_i‖²` of every block of whole gradients with a leading axis."""
+    return {block.name: jnp.sum(jax.vmap(block.read)(trees) ** 2) for block in blocks}
+
+
+def into(parts: Float[Array, "n *shape"], bases: tuple[Array, ...]) -> Float[Array, "n features"]:
+    """`Bᵀ` of blocks in their own shape."""
+    if not bases:
+        return _flat(parts)
+    if len(bases) == 1:
+        return parts @ bases[0]
+    return _flat(jnp.einsum("gik,ngio,gol->ngkl", bases[0], parts, bases[1]))
+
+
+def out_of(
+    features: Float[Array, " features"], bases: tuple[Array, ...], like: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+    """`B` of coordinates: a block in its own shape, that of `like`."""
+    if not bases:
+        return features.reshape(like.shape)
+    if len(bases) == 1:
+        return bases[0] @ features
+    left, right = bases
+    core = features.reshape(left.shape[0], left.shape[2], right.shape[2])
+    return jnp.einsum("gik,gkl,gol->gio", left, core, right)
+
+
+def _flat(parts: Array) -> Float[Array, "n features"]:
+    return parts.reshape(parts.shape[0], -1)
+
+
+Project: TypeAlias = Callable[[ExampleGradients], tuple[Coordinates, Scalars]]
+ProjectTrees: TypeAlias = Callable[[Params], tuple[Coordinates, Scalars]]
 
 
 @jax.tree_util.register_dataclass
@@ -30,7 +100,7 @@ class EigenbasisState:
 
     Attributes:
         params: Gives vectors their structure.
-        bases: B as factors (see `bases.Bases`).
+        bases: B as factors (see `Bases`).
         rotations: Eigenvectors within B, of blocks that have any; fewer than B has columns where the others' μ are zero.
         eigenvalues: μ, without those that are zero where there are fewer eigenvectors.
         level: Mean curvature of what lies outside B, of blocks where that is kept (B is orthonormal there).
@@ -39,7 +109,7 @@ class EigenbasisState:
     """
 
     params: Params
-    bases: basis.Bases
+    bases: Bases
     rotations: dict[str, Array]
     eigenvalues: dict[str, Array]
     level: dict[str, Array]
@@ -82,15 +152,15 @@ class EigenbasisBackend(Backend[EigenbasisState]):  # abstract: `fit` is its sub
             name, part = block.name, block.read(vector)
             weights, outside = _weights(state, name, damping)
             rotation = state.rotations.get(name)
-            coordinates = _rotated(basis.into(part[None], state.bases[name]), rotation)[0] * weights
+            coordinates = _rotated(into(part[None], state.bases[name]), rotation)[0] * weights
             inner = _turned_back(coordinates, rotation)
-            found[name] = basis.out_of(inner, state.bases[name], part) + outside * part
+            found[name] = out_of(inner, state.bases[name], part) + outside * part
         return cut.assemble(vector, state.blocks, found)
 
     def draw_gram(self, state: EigenbasisState, gradients: ExampleGradients, damping: Resolved) -> Form:
         """Weighted inner products of coordinates and, where a level is kept, of the gradients."""
         total = jnp.zeros((), gradients.cotangents.dtype)
-        coordinates = basis.project(gradients, state.blocks, state.bases)
+        coordinates = project(gradients, state.blocks, state.bases)
         for block in state.blocks:
             weights, outside = _weights(state, block.name, damping)
             rows = _rotated(coordinates[block.name], state.rotations.get(block.name))
@@ -105,13 +175,13 @@ class EigenbasisBackend(Backend[EigenbasisState]):  # abstract: `fit` is its sub
     ) -> Float[Array, "left right"]:
         """As `draw_gram`, between two batches."""
         total = jnp.zeros((), left.cotangents.dtype)
-        sides = [basis.project(gradients, state.blocks, state.bases) for gradients in (left, right)]
+        sides = [project(gradients, state.blocks, state.bases) for gradients in (left, right)]
         for block in state.blocks:
             weights, outside = _weights(state, block.name, damping)
             a, b = (_rotated(side[block.name], state.rotations.get(block.name)) for side in sides)
             total = total + (a * weights[None]) @ b.T
             if block.name in state.level:
-                total = total + outside * basis.inner_products(block, left, right)
+                total = total + outside * block.cross_products(left, right)
         return total
 
 
@@ -121,7 +191,7 @@ def second_moments(
     dense: frozenset[str],
     project: Project,
     project_trees: ProjectTrees,
-) -> tuple[dict[str, Array], basis.Scalars]:
+) -> tuple[dict[str, Array], Scalars]:
     """Σ over curvature samples of `c cᵀ` (blocks in `dense`) or of `c²` (the others), and of `‖g‖²`.
 
     The eigenvalue correction, for whatever gradients `project` makes coordinates of: normalised so that with complete
@@ -135,7 +205,7 @@ def second_moments(
         project_trees: The same of whole gradients with a leading axis.
     """
 
-    def moments(coordinates: basis.Coordinates, norms: basis.Scalars) -> tuple[dict[str, Array], basis.Scalars]:
+    def moments(coordinates: Coordinates, norms: Scalars) -> tuple[dict[str, Array], Scalars]:
         found = {
             name: rows.T @ rows if name in dense else jnp.sum(rows**2, axis=0) for name, rows in coordinates.items()
         }
@@ -144,21 +214,21 @@ def second_moments(
     return sum_over_samples(problem, samples, lambda g: moments(*project(g)), lambda g: moments(*project_trees(g)))
 
 
-def in_bases(blocks: cut.Blocks, bases: basis.Bases) -> tuple[Project, ProjectTrees]:
+def in_bases(blocks: cut.Blocks, bases: Bases) -> tuple[Project, ProjectTrees]:
     """Coordinates in `bases`, and squared norms: what `second_moments` asks for."""
     return (
-        lambda g: (basis.project(g, blocks, bases), basis.squared_norms(g, blocks)),
-        lambda g: (basis.project_trees(g, blocks, bases), basis.squared_norms_of_trees(g, blocks)),
+        lambda g: (project(g, blocks, bases), squared_norms(g, blocks)),
+        lambda g: (project_trees(g, blocks, bases), squared_norms_of_trees(g, blocks)),
     )
 
 
 def taken_apart(
     problem: Problem,
     blocks: cut.Blocks,
-    bases: basis.Bases,
+    bases: Bases,
     moments: dict[str, Array],
-    totals: basis.Scalars,
-    traces: basis.Scalars,
+    totals: Scalars,
+    traces: Scalars,
     rank: int | None = None,
 ) -> EigenbasisState:
     """The state of second moments in `bases`: a whole moment becomes eigenpairs, a diagonal one is μ already.

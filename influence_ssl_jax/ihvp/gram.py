@@ -14,11 +14,11 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature import blocks as cut
+from influence_ssl_jax.curvature.blocks import discover_blocks
 from influence_ssl_jax.curvature.contributions import contributed, draws_of, pooled, row_count, sampled
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.ihvp.backend import Assessed, Backend, Form, Resolved, Spectrum, whole
-from influence_ssl_jax.ihvp.bases import discover_blocks
 from influence_ssl_jax.ihvp.eigenbasis import refuse_hessian
 from influence_ssl_jax.parallel import devices, sum_over_devices
 from influence_ssl_jax.problem import Problem

@@ -1,20 +1,26 @@
-"""What solvers share that iterate on the curvature set: solutions, forms, true residuals, standard errors."""
+"""Invert by a fixed number of steps: LiSSA and ASTRA."""
 
 import abc
 import dataclasses
-from collections.abc import Callable
-from typing import Literal, TypeAlias, TypeVar
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import ClassVar, Literal, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from influence_ssl_jax import randomness, trees
+from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.blocks import check_structure
 from influence_ssl_jax.curvature.gradients import ExampleGradients
-from influence_ssl_jax.curvature.products import matvec
-from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved, Spectrum, whole
+from influence_ssl_jax.curvature.products import flat_products, matvec, mean_eigenvalue
+from influence_ssl_jax.errors import DivergenceError
+from influence_ssl_jax.ihvp.backend import Backend, Damping, Form, Grid, Resolved, Spectrum, whole
 from influence_ssl_jax.ihvp.cg import spectrum_by_products
+from influence_ssl_jax.ihvp.eigenbasis import EigenbasisState, refuse_hessian
+from influence_ssl_jax.ihvp.ekfac import EKFAC
+from influence_ssl_jax.linalg.krylov import largest_eigenvalue, leading_eigenpairs
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Params, PyTree
 
@@ -153,3 +159,233 @@ def only(problem: Problem, batch: Int[Array, ""]) -> Problem:
 
 def _size(state: IterationState) -> int:
     return trees.size(state.problem.params)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LiSSAState(IterationState):
+    """As every iteration's state.
+
+    Attributes:
+        largest: Estimate from below of the largest eigenvalue of C, or of any batch's C where steps take single batches.
+    """
+
+    largest: Float[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class LiSSA(Iterations[LiSSAState]):
+    """`x ← x + (v − (C + λI) x) / scale`, `depth` times from zero: a Neumann series of `(C + λI)⁻¹ v`.
+
+    λ is the λ of `(C + λI)⁻¹`, whatever the scale. (Elsewhere the recursion is `u ← v + (1−d)u − Cu/s` and returns `u/s`,
+    which solves with λ = d·s.) It converges where `2 · scale > μ_max + λ`; what is left after `depth` steps is at most
+    `(1 − λ/scale)^depth` of v where scale ≥ μ_max + λ, and `Form.residual` tells what is left in truth.
+    Reference: arXiv 1602.03943; arXiv 1703.04730.
+
+    Attributes:
+        depth: Steps.
+        steps: Each takes C of "all" batches, which makes the approximation one polynomial of C; or of "one" batch drawn
+            at random, which is unbiased as depth grows and noisy (`standard_error`).
+        scale: Divisor of each step; from the largest eigenvalue, found by power iteration, where None.
+        repeats: Independent runs to average, of steps that take "one" batch.
+        power_steps: Steps of that power iteration.
+        probes: Random vectors for the mean eigenvalue.
+        lanczos_steps: Steps of the estimate of the smallest eigenvalue, for `hessian` curvature alone, and of the spectrum,
+            for damping by effective dimension alone.
+    """
+
+    depth: int = 1000
+    steps: Steps = "all"
+    scale: float | None = None
+    repeats: int = 4
+    power_steps: int = 20
+    probes: int = 16
+    lanczos_steps: int = 40
+    when_to_use: ClassVar[str] = "To repeat published results; CG takes fewer products with C."
+
+    @classmethod
+    def variants(cls, grid: Grid) -> Sequence[Backend]:
+        """Return the settings that a comparison tries."""
+        return tuple(cls(depth, probes=grid.probes) for depth in grid.depths)
+
+    def fit(self, problem: Problem, key: Key[Array, ""]) -> LiSSAState:
+        """Estimate the largest and the mean eigenvalue and, of a Hessian, the smallest one; draw the batches."""
+        mean_key, power_key, order_key, start_key = jax.random.split(key, 4)
+        like, count = trees.ravel(problem.params), problem.batches.index.shape[0]
+        mean, error = mean_eigenvalue(problem, mean_key, self.probes)
+        if self.steps == "all":
+            largest = largest_eigenvalue(flat_products(problem), power_key, like, self.power_steps)
+        else:
+            largest = jnp.max(
+                jax.lax.map(
+                    lambda i: largest_eigenvalue(
+                        flat_products(only(problem, i)), jax.random.fold_in(power_key, i), like, self.power_steps
+                    ),
+                    jnp.arange(count),
+                )
+            )
+        smallest = jnp.zeros_like(mean)
+        if problem.curvature == "hessian":
+            smallest = leading_eigenpairs(flat_products(problem), start_key, like, 1, 1, self.lanczos_steps).smallest
+        orders = orders_of(problem, self.steps, self.repeats, self.depth, order_key)
+        return LiSSAState(problem, mean, error, smallest, orders, largest)
+
+    def resolve(self, state: LiSSAState, damping: Damping) -> Resolved:
+        """λ in numbers.
+
+        Raises:
+            DivergenceError: The given scale is too small for this matrix.
+        """
+        resolved = whole(Backend.resolve(self, state, damping))
+        reach = float(state.largest + resolved)
+        if self.scale is not None and 2 * self.scale <= reach:
+            raise DivergenceError(
+                f"LiSSA diverges: its steps are divided by scale={self.scale:.4g} and converge only above half of the "
+                f"largest eigenvalue of C + λI, which is at least {reach:.4g}. Use scale=None, which finds one, or a "
+                f"scale of about {MARGIN * reach:.4g}."
+            )
+        return resolved
+
+    def runs(self, state: LiSSAState, vector: Params, damping: Resolved) -> Params:
+        """Every repeat's x, leaves [repeats, …]."""
+        value = whole(damping)
+        scale = MARGIN * state.largest + value if self.scale is None else self.scale
+
+        def step(x: Params, cx: Params) -> Params:
+            return jax.tree.map(lambda a, ca, v: a + (v - ca - value * a) / scale, x, cx, vector)
+
+        return iterated(state, step, lambda x: x, jax.tree.map(jnp.zeros_like, vector), self.depth)
+
+
+_DAMPINGS = (1e-4, 1e-2, 1.0, 100.0)  # λ over the mean eigenvalue, at which the length of a step is found
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ASTRAState(IterationState):
+    """As every iteration's state, with an EK-FAC and how far a step may go.
+
+    Attributes:
+        preconditioner: K.
+        dampings: λ_j, rising.
+        reach: Estimates from below of the largest eigenvalue ν_j of `(K + λ_j I)⁻¹(C + λ_j I)`, C of any batch where steps
+            take single batches.
+    """
+
+    preconditioner: EigenbasisState
+    dampings: Float[Array, " points"]
+    reach: Float[Array, " points"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ASTRA(Iterations[ASTRAState]):
+    """`d ← β d + α (K + λI)⁻¹ (v − (C + λI) x)`, `x ← x + d`, `depth` times from zero; K an EK-FAC of C.
+
+    Gradient descent on `½xᵀ(C + λI)x − vᵀx` with momentum, where EK-FAC evens out what LiSSA's steps crawl along. α is
+    1/(1.25 ν), ν the largest eigenvalue of `(K + λI)⁻¹(C + λI)`; it converges below 2(1 + β)/ν. ν falls with λ where it is
+    above 1, so that the fit finds it at four λ, and the next of them below the λ asked for bounds it. `Form.residual`
+    tells what is left after `depth` steps.
+    Reference: arXiv 2507.14740 (with `steps="one"`, whose noise ends on a plateau that falls with α: `standard_error`).
+
+    Attributes:
+        depth: Steps.
+        steps: Each takes C of "all" batches, which makes the approximation symmetric and a score independent of the
+            others; or of "one" batch drawn at random, as published.
+        momentum: β.
+        samples: Draws of the EK-FAC, per example or per batch of a batch-coupled loss.
+        repeats: Independent runs to average, of steps that take "one" batch.
+        power_steps: Steps of the power iteration for ν.
+        probes: Random vectors for the mean eigenvalue.
+        lanczos_steps: Steps of the estimate of the spectrum, for damping by effective dimension alone.
+        unexplained: What to do with parameters that no known layer explains.
+    """
+
+    depth: int = 100
+    steps: Steps = "all"
+    momentum: float = 0.9
+    samples: int = 1
+    repeats: int = 4
+    power_steps: int = 20
+    probes: int = 16
+    lanczos_steps: int = 40
+    unexplained: cut.Unexplained = "error"
+    vectors_per_draw: ClassVar[int] = 8  # of the gradient, the steps and the product; 7.4 measured
+    when_to_use: ClassVar[str] = "To repeat published results; CG with EK-FAC is as cheap."
+
+    @classmethod
+    def variants(cls, grid: Grid) -> Sequence[Backend]:
+        """Return the settings that a comparison tries."""
+        return tuple(cls(depth, samples=grid.samples, probes=grid.probes) for depth in grid.depths)
+
+    def fit(self, problem: Problem, key: Key[Array, ""]) -> ASTRAState:
+        """Fit the EK-FAC, estimate the mean eigenvalue, and find how long steps may be; draw the batches.
+
+        Raises:
+            CurvatureError: The curvature is a Hessian, which has no EK-FAC.
+        """
+        refuse_hessian(problem, self)
+        mean_key, power_key, order_key, other_key = jax.random.split(key, 4)
+        average, error = mean_eigenvalue(problem, mean_key, self.probes)
+        other = EKFAC(samples=self.samples, unexplained=self.unexplained).fit(problem, other_key)
+        dampings = average * jnp.asarray(_DAMPINGS, average.dtype)
+
+        def reach(damping: Float[Array, ""]) -> Float[Array, ""]:
+            if self.steps == "all":
+                return self._largest(problem, other, damping, power_key)
+            numbers = jnp.arange(problem.batches.index.shape[0])
+            return jnp.max(jax.lax.map(lambda i: self._largest(only(problem, i), other, damping, power_key), numbers))
+
+        return ASTRAState(
+            problem=problem,
+            mean=average,
+            error=error,
+            smallest=jnp.zeros_like(average),
+            orders=orders_of(problem, self.steps, self.repeats, self.depth, order_key),
+            preconditioner=other,
+            dampings=dampings,
+            reach=jax.lax.map(reach, dampings),
+        )
+
+    def runs(self, state: ASTRAState, vector: Params, damping: Resolved) -> Params:
+        """Every repeat's x, leaves [repeats, …]."""
+        value = whole(damping)
+        rate = 1 / (MARGIN * self._reach(state, value))
+        precondition = partial(EKFAC().solve, state.preconditioner, damping=value)
+
+        def step(carry: tuple[Params, Params], cx: Params) -> tuple[Params, Params]:
+            x, moved = carry
+            left = jax.tree.map(lambda v, ca, a: v - ca - value * a, vector, cx, x)
+            moved = jax.tree.map(lambda d, p: self.momentum * d + rate * p, moved, precondition(left))
+            return jax.tree.map(jnp.add, x, moved), moved
+
+        zero = jax.tree.map(jnp.zeros_like, vector)
+        return iterated(state, step, lambda carry: carry[0], (zero, zero), self.depth)
+
+    def _reach(self, state: ASTRAState, damping: Float[Array, ""]) -> Float[Array, ""]:
+        """A bound of ν at λ: that at the next λ_j below it, and `ν_1 λ_1/λ` below all.
+
+        `C + λ_jI ≼ ν_j (K + λ_jI)` and ν_j ≥ 1 give `C + λI ≼ ν_j (K + λI)` for λ ≥ λ_j; and for λ < λ_1
+        `C + λI ≼ C + λ_1I ≼ ν_1 (K + λ_1I) ≼ ν_1 (λ_1/λ) (K + λI)`.
+        """
+        below = jnp.maximum(jnp.sum(state.dampings <= damping) - 1, 0)
+        return jnp.maximum(state.reach[below], 1.0) * jnp.maximum(state.dampings[0] / damping, 1.0)
+
+    def _largest(
+        self, problem: Problem, preconditioner: EigenbasisState, damping: Float[Array, ""], key: Key[Array, ""]
+    ) -> Float[Array, ""]:
+        """`vᵀMv / vᵀ(K + λI)v` after steps `v ← (K + λI)⁻¹ M v`, `M = C + λI`: rises to ν from below."""
+        product = matvec(problem)
+
+        def times(v: Params) -> Params:
+            return jax.tree.map(lambda cv, a: cv + damping * a, product(v), v)
+
+        def step(carry: tuple[Params, Array], _: None) -> tuple[tuple[Params, Array], None]:
+            image, _rise = carry
+            v = EKFAC().solve(preconditioner, image, damping)
+            size = jnp.sqrt(trees.dot(v, image))  # of v in the norm of K + λI
+            image = jax.tree.map(lambda leaf: leaf / size, times(v))
+            return (image, trees.dot(v, image) / size), None
+
+        start = trees.unravel(problem.params, randomness.normal(key, (trees.size(problem.params),), damping.dtype))
+        (_, rise), _ = jax.lax.scan(step, (start, jnp.zeros((), damping.dtype)), None, self.power_steps)
+        return rise

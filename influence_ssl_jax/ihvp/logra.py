@@ -12,8 +12,8 @@ from jaxtyping import Array, Key
 from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.moments import sample_count, side_moments
 from influence_ssl_jax.ihvp.backend import Backend, Grid
-from influence_ssl_jax.ihvp.bases import Bases, discover_blocks
 from influence_ssl_jax.ihvp.eigenbasis import (
+    Bases,
     EigenbasisBackend,
     EigenbasisState,
     in_bases,
@@ -21,7 +21,7 @@ from influence_ssl_jax.ihvp.eigenbasis import (
     second_moments,
     taken_apart,
 )
-from influence_ssl_jax.linalg.projection import leading_eigenvectors, random_basis, random_orthonormal
+from influence_ssl_jax.linalg.lowrank import leading_eigenvectors, random_basis, random_orthonormal
 from influence_ssl_jax.problem import Problem
 
 
@@ -71,7 +71,7 @@ class LoGra(EigenbasisBackend):
     def fit(self, problem: Problem, key: Key[Array, ""]) -> EigenbasisState:
         """Choose bases, then average the outer products of projected curvature samples."""
         refuse_hessian(problem, self)
-        blocks = discover_blocks(problem, self.unexplained)
+        blocks = cut.discover_blocks(problem, self.unexplained)
         bases = self._bases(problem, blocks, key)
         every = frozenset(block.name for block in blocks)
         moments, traces = second_moments(problem, self.samples, every, *in_bases(blocks, bases))

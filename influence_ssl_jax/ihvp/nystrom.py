@@ -13,9 +13,8 @@ from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.products import flat_products, standard_error
 from influence_ssl_jax.ihvp.backend import Backend, Form, Grid, Resolved, Workspace, whole
-from influence_ssl_jax.ihvp.bases import discover_blocks, inner_products
 from influence_ssl_jax.ihvp.eigenbasis import refuse_hessian
-from influence_ssl_jax.linalg.nystrom import nystrom
+from influence_ssl_jax.linalg.lowrank import nystrom
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Params
 
@@ -83,7 +82,7 @@ class Nystrom(Backend[NystromState]):
         rest = jnp.maximum(jnp.mean(of_probes), 0.0)
         level = {"zero": jnp.zeros_like(rest), "mean": rest / max(like.size - self.rank, 1)}[self.complement]
         mean = (jnp.sum(found.eigenvalues) + rest) / like.size
-        blocks = discover_blocks(problem, self.unexplained)
+        blocks = cut.discover_blocks(problem, self.unexplained)
         error = standard_error(of_probes) / (mean * like.size)
         return NystromState(problem.params, found.eigenvalues, found.vectors, level, mean, error, blocks)
 
@@ -125,7 +124,7 @@ class Nystrom(Backend[NystromState]):
         weights, outside = _weights(state, damping)
         total = (_coordinates(state, left) * weights[None]) @ _coordinates(state, right).T
         for block in state.blocks:
-            total = total + outside * inner_products(block, left, right)
+            total = total + outside * block.cross_products(left, right)
         return total
 
 

@@ -29,9 +29,9 @@ from jaxtyping import Array, Float, Key
 
 from influence_ssl_jax import randomness, trees
 from influence_ssl_jax.curvature import blocks as cut
-from influence_ssl_jax.curvature.accumulate import mean_over_batches
 from influence_ssl_jax.curvature.contributions import draws_of, row_parts
 from influence_ssl_jax.curvature.gradients import ExampleGradients
+from influence_ssl_jax.curvature.moments import mean_over_batches
 from influence_ssl_jax.linalg.krylov import Rows, largest_eigenvalue
 from influence_ssl_jax.losses.alignment import Measurement
 from influence_ssl_jax.losses.loss import Embeddings

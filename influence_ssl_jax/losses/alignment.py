@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from influence_ssl_jax.losses.functions import is_zero, unit
-from influence_ssl_jax.losses.loss import Embeddings, Loss
+from influence_ssl_jax.losses.loss import Embeddings, Loss, is_zero, unit
 
 Path: TypeAlias = Literal["both", "clean", "perturbed"]
 """The view whose embedding is differentiated; the other one is a constant. View 0 is the clean one."""

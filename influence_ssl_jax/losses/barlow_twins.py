@@ -6,8 +6,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from influence_ssl_jax.losses.functions import standardise
-from influence_ssl_jax.losses.loss import Embeddings, Loss
+from influence_ssl_jax.losses.loss import Embeddings, Loss, standardise
 
 
 @dataclasses.dataclass(frozen=True)

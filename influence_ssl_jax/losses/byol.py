@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from influence_ssl_jax.losses.functions import unit
-from influence_ssl_jax.losses.loss import Embeddings, Loss
+from influence_ssl_jax.losses.loss import Embeddings, Loss, unit
 
 
 @dataclasses.dataclass(frozen=True)

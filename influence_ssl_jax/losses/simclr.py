@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from influence_ssl_jax.losses.functions import covariance_square_root, unit
-from influence_ssl_jax.losses.loss import Embeddings, Loss
+from influence_ssl_jax.losses.loss import Embeddings, Loss, covariance_square_root, unit
 
 
 @dataclasses.dataclass(frozen=True)

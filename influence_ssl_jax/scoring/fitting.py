@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from influence_ssl_jax import randomness
-from influence_ssl_jax.curvature.check import check_gradients
+from influence_ssl_jax.curvature.gradients import check_gradients
 from influence_ssl_jax.ihvp.backend import Backend
 from influence_ssl_jax.parallel import everywhere, replicated, split
 from influence_ssl_jax.problem import Problem

@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float, Key, Num
 
 from influence_ssl_jax import randomness
 from influence_ssl_jax.curvature import blocks as cut
-from influence_ssl_jax.curvature.check import check_gradients
 from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.curvature.gradients import check_gradients
 from influence_ssl_jax.ihvp.backend import Backend, Damping, Resolved
 from influence_ssl_jax.losses.alignment import Measurement
 from influence_ssl_jax.parallel import over_examples

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from influence_ssl_jax import randomness
 from influence_ssl_jax.data import OpenSource, ToInput, batches
-from influence_ssl_jax.losses.functions import unit
+from influence_ssl_jax.losses.loss import unit
 from influence_ssl_jax.nets.network import Network
 from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.train.settings import Pretrain

@@ -4,7 +4,7 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 
-from influence_ssl_jax.curvature.sampling import output_samples
+from influence_ssl_jax.curvature.contributions import output_samples
 
 
 @jax.jit

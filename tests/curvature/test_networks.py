@@ -11,13 +11,12 @@ import pytest
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature import blocks as cut
-from influence_ssl_jax.curvature.check import compare_gradients
-from influence_ssl_jax.curvature.gradients import ExampleGradients
+from influence_ssl_jax.curvature.gradients import ExampleGradients, compare_gradients
 from influence_ssl_jax.curvature.moments import sides
 from influence_ssl_jax.curvature.sites import leaf_paths, program_of
 from influence_ssl_jax.errors import StructureError
 from influence_ssl_jax.ihvp import Identity
-from influence_ssl_jax.ihvp import bases as basis
+from influence_ssl_jax.ihvp import eigenbasis as basis
 from influence_ssl_jax.losses import CosineDistance
 from influence_ssl_jax.scoring.fitting import fitted
 from tests import problems

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from influence_ssl_jax import trees
-from influence_ssl_jax.curvature.accumulate import LONG, sum_over
 from influence_ssl_jax.curvature.products import block_matvec, matvec
 from influence_ssl_jax.losses import CosineDistance, SimCLR
+from influence_ssl_jax.trees import LONG, sum_over
 from tests import problems
 from tests.curvature.dense import dense
 

@@ -10,13 +10,13 @@ import pytest
 
 from influence_ssl_jax import randomness, trees
 from influence_ssl_jax.augment.transform import Views
+from influence_ssl_jax.curvature.blocks import discover_blocks
 from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.data.loader import batches
 from influence_ssl_jax.errors import CurvatureError, InfluenceError
 from influence_ssl_jax.evaluation.certificate import Audit, _combined, _rows, _starts, certify
 from influence_ssl_jax.evaluation.sample import absolute_damping, audit, certified, relative_width, sample
 from influence_ssl_jax.ihvp import Damping
-from influence_ssl_jax.ihvp.bases import discover_blocks
 from influence_ssl_jax.ihvp.gram import curvature_rows
 from influence_ssl_jax.ihvp.rounding import row_doubt
 from influence_ssl_jax.losses import CosineDistance, SimCLR

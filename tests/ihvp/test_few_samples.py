@@ -7,7 +7,7 @@ import pytest
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.ihvp import Damping, LoGra
-from influence_ssl_jax.linalg.kronecker import eigenpairs, eigenpairs_of_rank
+from influence_ssl_jax.linalg.lowrank import eigenpairs, eigenpairs_of_rank
 from tests.ihvp.grid import Deep, example_gradients, given, measured_by
 
 RNG = np.random.default_rng(2)

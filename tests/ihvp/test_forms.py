@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from influence_ssl_jax.curvature.blocks import discover_blocks
 from influence_ssl_jax.ihvp import Arnoldi, cg
 from influence_ssl_jax.ihvp.arnoldi import ArnoldiState, galerkin_interval
-from influence_ssl_jax.ihvp.bases import discover_blocks
-from influence_ssl_jax.linalg.block_cg import Solutions
+from influence_ssl_jax.linalg.krylov import Solutions
 from tests.ihvp.dense import dense, single
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from influence_ssl_jax.ihvp import LoGra
-from influence_ssl_jax.linalg.projection import random_orthonormal
+from influence_ssl_jax.linalg.lowrank import random_orthonormal
 from tests.ihvp.grid import Deep, given
 
 

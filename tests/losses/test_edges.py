@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from influence_ssl_jax.losses import BYOL, BarlowTwins, CosineDistance, Embeddings, SimCLR, SquaredEuclid, Supervised
-from influence_ssl_jax.losses.functions import unit
+from influence_ssl_jax.losses.loss import unit
 from tests.losses.cases import BATCH, WIDTH, draw, embeddings, name
 
 DIRECTIONAL = (SimCLR(0.5), BYOL(), BarlowTwins(), CosineDistance())

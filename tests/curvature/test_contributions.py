@@ -1,4 +1,4 @@
-"""The draws of the sampled Fisher, without the code that they are used by: their covariance, and their independence."""
+"""Draws of the sampled Fisher, by their covariance and independence; what a measurement gives beside its gradients."""
 
 import dataclasses
 from typing import ClassVar
@@ -10,9 +10,10 @@ import pytest
 
 from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.augment.transform import Augmented, Transform
-from influence_ssl_jax.curvature.sampling import output_samples
-from influence_ssl_jax.losses import Loss
+from influence_ssl_jax.curvature.contributions import measured, output_samples
+from influence_ssl_jax.losses import CosineDistance, Loss
 from influence_ssl_jax.types import Batch
+from tests import problems
 from tests.losses.cases import BATCH, LOSSES, name
 from tests.losses.test_curvature import head_hessian, outputs_of
 
@@ -105,3 +106,13 @@ def test_a_coupled_batch_draws_from_its_first_key_alone():
     whole = numbers(Bare(), keys[:4])
     np.testing.assert_array_equal(numbers(Bare(), jnp.concatenate([keys[:1], keys[5:]])), whole)
     assert not np.intersect1d(numbers(Bare(), jnp.concatenate([keys[4:5], keys[1:4]])), whole).size
+
+
+def test_the_embedding_that_is_kept_is_that_of_the_clean_image():
+    problem = problems.problem(CosineDistance(), module=problems.Linear(), image=3)
+    batch = problems.first_batch(problem)
+    found = jax.jit(measured, static_argnums=(0, 4))(problem.objective, problem.params, problem.frozen, batch, 2)
+    inputs = (np.asarray(batch.image).reshape(4, -1) - 0.4) / 0.5
+    np.testing.assert_allclose(found.embeddings, inputs @ np.asarray(problem.params["linear"]["kernel"]), rtol=1e-12)
+    assert found.values.shape == (2, 4)
+    assert not np.any(found.degenerate)

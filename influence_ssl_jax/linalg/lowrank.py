@@ -1,10 +1,13 @@
-"""Eigenbases of Kronecker products A ⊗ S, taken from the factors alone."""
+"""Compute leading eigenpairs, random bases and Nyström approximations."""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from influence_ssl_jax import randomness
+from influence_ssl_jax.linalg.krylov import Rows
 from influence_ssl_jax.randomness import Stream
 
 
@@ -67,3 +70,64 @@ def stacked_eigenpairs(
 def kronecker_eigenvalues(left: Float[Array, "groups k"], right: Float[Array, "groups l"]) -> Float[Array, " features"]:
     """The eigenvalues `α_i σ_j` of `⊕_groups A ⊗ S`, in the order of the flattened [groups, k, l]."""
     return jnp.einsum("gk,gl->gkl", left, right).reshape(-1)
+
+
+def random_orthonormal(
+    key: Key[Array, ""], size: int, rank: int, dtype: jax.typing.DTypeLike
+) -> Float[Array, "size rank"]:
+    """Orthonormal columns in a uniformly random position."""
+    gaussian = randomness.normal(key, (size, rank), dtype)
+    orthonormal, triangular = jnp.linalg.qr(gaussian)
+    # QR fixes the signs of the columns; undone, the position is uniform (Mezzadri, arXiv math-ph/0609050).
+    signs = jnp.where(jnp.diagonal(triangular) < 0, -1.0, 1.0).astype(dtype)
+    return orthonormal * signs[None]
+
+
+def random_basis(key: Key[Array, ""], size: int, rank: int, dtype: jax.typing.DTypeLike) -> Float[Array, "size rank"]:
+    """Random orthonormal columns times √(size / rank).
+
+    Entries have variance 1/rank, so `E ‖Bᵀx‖² = ‖x‖²` for every x; at full rank B is orthogonal and the identity holds
+    without the expectation.
+    """
+    return random_orthonormal(key, size, rank, dtype) * jnp.sqrt(jnp.asarray(size / rank, dtype))
+
+
+def leading_eigenvectors(matrix: Float[Array, "size size"], rank: int) -> Float[Array, "size rank"]:
+    """Orthonormal eigenvectors of the `rank` largest eigenvalues of a symmetric matrix, largest first."""
+    return jnp.linalg.eigh(matrix)[1][:, ::-1][:, :rank]
+
+
+class LowRank(NamedTuple):
+    """`A ≈ Qᵀ diag(μ) Q`.
+
+    Attributes:
+        eigenvalues: μ, descending.
+        vectors: Q, orthonormal rows.
+    """
+
+    eigenvalues: Float[Array, " rank"]
+    vectors: Float[Array, "rank size"]
+
+
+def nystrom(products: Rows, key: Key[Array, ""], like: Float[Array, " size"], rank: int) -> LowRank:
+    """`AΩ (ΩᵀAΩ)⁻¹ ΩᵀA` for orthonormal random Ω, as eigenpairs.
+
+    The factorisation is that of `A + νI`, ν a rounding error of AΩ, and ν is taken off again: the core of a singular A is
+    singular, and its inverse square root is not.
+    Reference: arXiv 2110.02820, algorithm 2.1.
+
+    Args:
+        products: V ↦ V A.
+        key: Where Ω is drawn from.
+        like: A vector of A's size and dtype.
+        rank: Columns of Ω.
+    """
+    test = random_orthonormal(key, like.size, rank, like.dtype)
+    moved = products(test.T).T
+    shift = jnp.finfo(like.dtype).eps * jnp.linalg.norm(moved)
+    shifted = moved + shift * test
+    core, turn = eigenpairs(test.T @ shifted)
+    # Rounding alone brings an eigenvalue of the core below ν; of a zero matrix nothing is divided by zero.
+    root = jnp.maximum(core, jnp.maximum(shift, jnp.finfo(like.dtype).tiny))
+    left, singular, _ = jnp.linalg.svd((shifted @ turn) / jnp.sqrt(root)[None], full_matrices=False)
+    return LowRank(jnp.maximum(singular**2 - shift, 0.0), left.T)
