@@ -21,7 +21,7 @@ from benchmarks.conventions import differences, questions
 from benchmarks.results import Finding, write
 from benchmarks.shared import MEAN, STD, Setting, Shared, random_vector, shared
 from influence_ssl_jax.curvature import blocks as cut
-from influence_ssl_jax.curvature.contributions import contributed
+from influence_ssl_jax.curvature.contributions import contributions
 from influence_ssl_jax.curvature.moments import factor_moments
 from influence_ssl_jax.curvature.products import matvec
 from influence_ssl_jax.ihvp import EKFAC, KFAC, LoGra
@@ -90,7 +90,7 @@ def ours(given: Shared, config: Config) -> Ours:
 
     @jax.jit
     def of_batch(batch: Batch) -> dict[str, Any]:
-        parts = contributed(problem, batch)  # 1/√b of each gradient, in the very views that the peers are given
+        parts = contributions(problem, batch)  # 1/√b of each gradient, in the very views that the peers are given
         gradients = dataclasses.replace(parts, cotangents=parts.cotangents * len(batch.index) ** 0.5)
         return {
             "squared_norms": gradients.squared_norms(blocks),
@@ -121,7 +121,7 @@ def positions(given: Shared, matrices: tuple[cut.MatrixBlock, ...]) -> dict[str,
     problem, first = given.problem(), jax.tree.map(lambda leaf: leaf[0], given.batches)
 
     def every() -> dict[str, Array]:
-        gradients = contributed(problem, first)
+        gradients = contributions(problem, first)
         return {block.name: block.rows(gradients)[0] for block in matrices}
 
     rows = jax.eval_shape(every)

@@ -31,7 +31,7 @@ jax.config.update("jax_disable_most_optimizations", True)  # compiles three time
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
 from influence_ssl_jax import trees
-from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.curvature.contributions import measure
 from influence_ssl_jax.errors import CurvatureError
 from influence_ssl_jax.evaluation.certificate import certificate, solved_by
 from influence_ssl_jax.ihvp import (
@@ -105,7 +105,7 @@ def judge(backend: Backend, problem: Problem) -> dict[str, Any]:
     def run(problem: Problem, damping: jax.Array) -> tuple[jax.Array, ...]:
         state = backend.fit(problem, jax.random.key(0))
         batch = problems.first_batch(problem)
-        gradients = measured(measurement, problem.params, problem.frozen, batch, 2).gradients
+        gradients = measure(measurement, problem.params, problem.frozen, batch, 2).gradients
         rows, forms = trees.ravel_batch(gradients.full()), backend.quadratic_form(state, gradients, damping)
         if not bounded:
             solve = jax.vmap(lambda v: trees.ravel(backend.solve(state, trees.unravel(problem.params, v), damping)))

@@ -27,9 +27,9 @@ from benchmarks.results import write
 from benchmarks.shared import MEAN, STD, Setting, Shared, shared
 from influence_ssl_jax.cli.environment import keep_convolutions_whole
 from influence_ssl_jax.curvature.blocks import discover_blocks
-from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.curvature.contributions import measure
 from influence_ssl_jax.ihvp import EKFAC, Backend, Damping, Identity, LoGra, Resolved
-from influence_ssl_jax.ihvp.eigenbasis import EigenbasisState, in_bases, second_moments
+from influence_ssl_jax.ihvp.eigenbasis import EigenbasisState, projections_onto, second_moments
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Batch, Params
 
@@ -112,7 +112,7 @@ def _captures(given: Shared) -> Callable[..., list[Array]]:
     leaves = [leaf for block in discover_blocks(given.problem(), "error") for leaf in block.leaves]
 
     def captures(params: Params, batch: Batch) -> list[Array]:
-        gradients = measured(given.objective, params, given.frozen, batch).gradients
+        gradients = measure(given.objective, params, given.frozen, batch).gradients
         taps = [tap for leaf in leaves for tap in gradients.taps(leaf)]
         return [array for tap in taps for array in (*tap.operands, tap.gradients)]
 
@@ -124,14 +124,14 @@ def _moments(backend: LoGra, state: EigenbasisState) -> Callable[..., tuple]:
     every = frozenset(block.name for block in state.blocks)
 
     def moments(problem: Problem) -> tuple:
-        return second_moments(problem, backend.samples, every, *in_bases(state.blocks, state.bases))
+        return second_moments(problem, backend.samples, every, *projections_onto(state.blocks, state.bases))
 
     return moments
 
 
 def _scores(given: Shared, backend: Backend) -> Callable[..., Array]:
     def scores(params: Params, state: Any, damping: Resolved, batch: Batch) -> Array:
-        gradients = measured(given.objective, params, given.frozen, batch).gradients
+        gradients = measure(given.objective, params, given.frozen, batch).gradients
         return backend.quadratic_form(state, gradients, damping)
 
     return scores

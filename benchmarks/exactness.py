@@ -22,7 +22,7 @@ jax.config.update("jax_disable_most_optimizations", True)  # compiles three time
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
 from influence_ssl_jax import trees
-from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.curvature.contributions import measure
 from influence_ssl_jax.curvature.products import matvec
 from influence_ssl_jax.ihvp import CG, Damping, LoGra
 from influence_ssl_jax.losses import CosineDistance, SquaredEuclid
@@ -66,7 +66,7 @@ def form_error(problem: Problem, backend: CG | LoGra) -> float:
     damping = backend.resolve(state, Damping(absolute=0.1 * float(np.trace(matrix)) / len(matrix)))
     objective = problems.objective(CosineDistance(), problem.objective.network.module)
     batch = problems.first_batch(problem)
-    gradients = jax.jit(lambda batch: measured(objective, problem.params, problem.frozen, batch).gradients)(batch)
+    gradients = jax.jit(lambda batch: measure(objective, problem.params, problem.frozen, batch).gradients)(batch)
     got = np.asarray(jax.jit(backend.quadratic_form)(state, gradients, damping))
     rows = np.asarray(trees.ravel_batch(gradients.full()))
     want = np.sum(rows * np.linalg.solve(matrix + float(damping) * np.eye(len(matrix)), rows.T).T, axis=1)

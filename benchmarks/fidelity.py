@@ -22,7 +22,7 @@ from jaxtyping import Array
 from benchmarks.fidelity_tasks import Task, task
 from benchmarks.results import spread, write
 from influence_ssl_jax import trees
-from influence_ssl_jax.curvature.contributions import contributed
+from influence_ssl_jax.curvature.contributions import contributions
 from influence_ssl_jax.evaluation.statistics import bootstrap, spearman
 from influence_ssl_jax.ihvp import EKFAC, KFAC, Backend, Damping, Diagonal, Exact, Identity, LoGra
 from influence_ssl_jax.problem import Problem
@@ -141,7 +141,7 @@ def predictions(given: Task, config: Config) -> dict[str, tuple[np.ndarray, np.n
 
 def _forms(backend: Backend, problem: Problem) -> Callable[..., tuple[Array, Array]]:
     def forms(state: Any, damping: Any, train: Batch, test: Batch) -> tuple[Array, Array]:
-        left, right = contributed(problem, train), contributed(problem, test)
+        left, right = contributions(problem, train), contributions(problem, test)
         return backend.quadratic_form(state, left, damping), jnp.sum(
             backend.bilinear_form(state, left, right, damping), axis=1
         )

@@ -218,7 +218,7 @@ def scored(config: Config, name: str) -> dict[str, Any]:
     from benchmarks.shared import MEAN, STD, initial
     from influence_ssl_jax import trees
     from influence_ssl_jax.augment.noise import GaussianNoise
-    from influence_ssl_jax.curvature.contributions import measured
+    from influence_ssl_jax.curvature.contributions import measure
     from influence_ssl_jax.data import resident
     from influence_ssl_jax.ihvp import EKFAC, Damping, Gram, LoGra
     from influence_ssl_jax.losses import CosineDistance
@@ -240,7 +240,7 @@ def scored(config: Config, name: str) -> dict[str, Any]:
     problem = Problem(params, frozen, some, objective, "empirical_fisher")
 
     def score(params: Any, frozen: Any, state: Any, damping: Any, batch: Any) -> Any:
-        gradients = measured(objective, params, frozen, batch).gradients
+        gradients = measure(objective, params, frozen, batch).gradients
         return backend.quadratic_form(state, gradients, damping)
 
     gradient = Compiled(jax.jit(jax.grad(objective)), tuple((params, frozen, batch) for batch in batches))

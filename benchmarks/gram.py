@@ -23,9 +23,9 @@ from benchmarks.measure import Compiled, rows, times
 from benchmarks.results import write
 from benchmarks.shared import Setting, Shared, shared
 from influence_ssl_jax.cli.environment import keep_convolutions_whole
-from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.curvature.contributions import measure
 from influence_ssl_jax.ihvp import Damping, Gram
-from influence_ssl_jax.ihvp.backend import whole
+from influence_ssl_jax.ihvp.backend import scalar
 from influence_ssl_jax.ihvp.gram import GramState
 from influence_ssl_jax.types import Batch
 
@@ -112,7 +112,7 @@ class Bounds:
         for batch in batches:
             known = None
             for share in self.relative:
-                damping = whole(Gram().resolve(states["working"], Damping(share)))
+                damping = scalar(Gram().resolve(states["working"], Damping(share)))
                 for kind, state in states.items():
                     values, rounding, vectors = judge[kind](state, damping, batch)
                     known = reference.of(np.asarray(vectors, np.float64)) if known is None else known
@@ -166,7 +166,7 @@ def _float64_rows(state: GramState) -> Float[np.ndarray, "rows size"]:
 
 def _scores(given: Shared, backend: Gram) -> Callable[..., Array]:
     def scores(state: GramState, damping: Array, batch: Batch) -> Array:
-        gradients = measured(given.objective, given.params, given.frozen, batch).gradients
+        gradients = measure(given.objective, given.params, given.frozen, batch).gradients
         return backend.quadratic_form(state, gradients, damping)
 
     return jax.jit(scores)
@@ -174,7 +174,7 @@ def _scores(given: Shared, backend: Gram) -> Callable[..., Array]:
 
 def _assessed(given: Shared, backend: Gram) -> Callable[..., tuple]:
     def assessed(state: GramState, damping: Array, batch: Batch) -> tuple:
-        gradients = measured(given.objective, given.params, given.frozen, batch).gradients
+        gradients = measure(given.objective, given.params, given.frozen, batch).gradients
         found = backend.assess(state, gradients, damping)
         return found.form.values, found.rounding, found.left_out
 
@@ -185,7 +185,7 @@ def _norms(given: Shared) -> Callable[..., Array]:
     """The squared norms of the same gradients: the share of a score that needs no rows."""
 
     def norms(state: GramState, batch: Batch) -> Array:
-        return measured(given.objective, given.params, given.frozen, batch).gradients.squared_norms(state.blocks)
+        return measure(given.objective, given.params, given.frozen, batch).gradients.squared_norms(state.blocks)
 
     return jax.jit(norms)
 
@@ -194,9 +194,9 @@ def _judge(given: Shared, backend: Gram, draws: int) -> Callable[..., tuple]:
     """Values and bounds of every draw's own form, and the very gradients behind them, block after block."""
 
     def judged(state: GramState, damping: Array, batch: Batch) -> tuple:
-        gradients = measured(given.objective, given.params, given.frozen, batch, draws).gradients
+        gradients = measure(given.objective, given.params, given.frozen, batch, draws).gradients
         found = backend.assess(state, gradients, damping)
-        vectors = [block.of_examples(gradients, lambda each, _: each, None) for block in state.blocks]
+        vectors = [block.map_examples(gradients, lambda each, _: each, None) for block in state.blocks]
         flat = jnp.concatenate(vectors, axis=2)
         own = (jnp.einsum("bkk->bk", each) for each in (found.form.values, found.rounding))
         return (*own, flat.reshape(-1, flat.shape[-1]))

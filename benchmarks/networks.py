@@ -60,7 +60,7 @@ def errors(case: Case, blocks: cut.Blocks) -> float:
     @jax.jit
     def both(gradients: ExampleGradients) -> tuple[jax.Array, jax.Array]:
         whole = gradients.full()
-        found = [jnp.max(jnp.abs(b.materialised(gradients) - jax.vmap(b.read)(whole))) for b in blocks]
+        found = [jnp.max(jnp.abs(b.materialise(gradients) - jax.vmap(b.read)(whole))) for b in blocks]
         rows = trees.ravel_batch(whole)
         norms = jnp.sum(rows**2, axis=1)
         missed = jnp.max(jnp.abs(gradients.squared_norms(blocks) - norms)) / jnp.max(norms)

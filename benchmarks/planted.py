@@ -4,8 +4,8 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     # curvature: (name, the text in the package, the text in its place)
     (
         "the sum over curvature samples is not divided by their number",
-        "total = of_trees(pooled(problem, batch, samples))\n        return jax.tree.map(lambda leaf: leaf / samples, total)",
-        "total = of_trees(pooled(problem, batch, samples))\n        return total",
+        "draw_batch_gradients(problem, batch, samples))\n        return jax.tree.map(lambda leaf: leaf / samples, total)",
+        "draw_batch_gradients(problem, batch, samples))\n        return total",
     ),
     (
         "Kronecker factors are not divided by the number of samples",
@@ -173,8 +173,8 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "what lies inside Arnoldi's subspace is counted outside too",
-        "outside = 1 / (state.level + whole(damping))\n        return inside - outside, outside",
-        "outside = 1 / (state.level + whole(damping))\n        return inside, outside",
+        "outside = 1 / (state.level + scalar(damping))\n        return inside - outside, outside",
+        "outside = 1 / (state.level + scalar(damping))\n        return inside, outside",
     ),
     (
         "Galerkin's interval leaves the coupling out",
@@ -216,8 +216,8 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "whitening divides by the eigenvalue, not by its root",
-        "return rows / jnp.sqrt(state.eigenvalues + whole(damping))[None]",
-        "return rows / (state.eigenvalues + whole(damping))[None]",
+        "return rows / jnp.sqrt(state.eigenvalues + scalar(damping))[None]",
+        "return rows / (state.eigenvalues + scalar(damping))[None]",
     ),
     (
         "draws and examples change places",

@@ -22,7 +22,7 @@ import numpy as np
 import tyro
 
 from influence_ssl_jax.augment.noise import GaussianNoise
-from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.curvature.contributions import measure
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.ihvp import LoGra
 from influence_ssl_jax.losses import CosineDistance
@@ -53,7 +53,7 @@ class Config:
     out: Path = Path(__file__).parent / "results" / "scoring_cost.json"
 
 
-def measure(width: int, size: int, ranks: tuple[int, ...], repeats: int) -> list[dict[str, float]]:
+def measure_widths(width: int, size: int, ranks: tuple[int, ...], repeats: int) -> list[dict[str, float]]:
     """One row for each rank: seconds of a gradient, and the other operations as multiples of it."""
     problem = over_noise(width, size)
     objective, batch = problem.objective, jax.tree.map(lambda leaf: leaf[0], problem.batches)
@@ -98,7 +98,7 @@ def scored_with(scorer: Scorer, rank: int) -> dict[str, Callable[[Params, Batch]
     """What a score takes, alone and with what stands beside it."""
 
     def gradients(params: Params, batch: Batch) -> ExampleGradients:
-        return measured(scorer.measurement, params, scorer.problem.frozen, batch).gradients
+        return measure(scorer.measurement, params, scorer.problem.frozen, batch).gradients
 
     def form(found: ExampleGradients) -> jax.Array:
         return scorer.backend.quadratic_form(scorer.state, found, scorer.damping)
@@ -134,7 +134,7 @@ def main() -> None:
     config = tyro.cli(Config)
     rows = []
     for width, size in zip(config.widths, config.batches, strict=True):
-        for row in measure(width, size, config.ranks, config.repeats):
+        for row in measure_widths(width, size, config.ranks, config.repeats):
             print(json.dumps(row), flush=True)
             rows.append(row)
     machine = {"cores": os.cpu_count(), **device()}

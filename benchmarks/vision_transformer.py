@@ -32,7 +32,7 @@ from benchmarks.results import write
 from influence_ssl_jax import trees
 from influence_ssl_jax.augment import GaussianNoise
 from influence_ssl_jax.cli.environment import keep_convolutions_whole
-from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.curvature.contributions import measure
 from influence_ssl_jax.data import Folder, resident
 from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.ihvp import EKFAC, Backend, LoGra
@@ -208,7 +208,7 @@ def multiples(config: Config, folder: Path) -> list[dict[str, Any]]:
     batch = jax.tree.map(lambda leaf: leaf[0], chosen)
 
     def gradient(params: Params, batch: Batch) -> Params:
-        return jax.grad(lambda params: jnp.sum(measured(objective, params, encoder.frozen, batch).values))(params)
+        return jax.grad(lambda params: jnp.sum(measure(objective, params, encoder.frozen, batch).values))(params)
 
     backends: dict[str, Backend] = {
         f"LoGra {config.logra_rank}": LoGra(config.logra_rank),
@@ -221,7 +221,7 @@ def multiples(config: Config, folder: Path) -> list[dict[str, Any]]:
     return rows({"this package": operations}, config.repeats, 1000 / config.batch)
 
 
-def measure(config: Config, folder: Path) -> dict[str, Any]:
+def measure_steps(config: Config, folder: Path) -> dict[str, Any]:
     """Make the files, run the steps that have no result yet in `folder`, compare with a plain gradient."""
     keep_convolutions_whole()
     folder.mkdir(parents=True, exist_ok=True)
@@ -248,7 +248,7 @@ def measure(config: Config, folder: Path) -> dict[str, Any]:
 def main() -> None:
     """Measure, and write."""
     config = tyro.cli(Config)
-    write("vision_transformer", config, measure(config, Path("runs/vision_transformer")))
+    write("vision_transformer", config, measure_steps(config, Path("runs/vision_transformer")))
 
 
 if __name__ == "__main__":

@@ -31,12 +31,12 @@ from influence_ssl_jax import trees
 from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.cli.environment import keep_convolutions_whole
 from influence_ssl_jax.configuration import describe
-from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.curvature.contributions import measure
 from influence_ssl_jax.data import Digits, Source, Tfds, resident
 from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.evaluation.exact import inner_products, materialised
 from influence_ssl_jax.evaluation.statistics import spearman, top_overlap
-from influence_ssl_jax.ihvp.backend import Damping, Spectrum, whole
+from influence_ssl_jax.ihvp.backend import Damping, Spectrum, scalar
 from influence_ssl_jax.ihvp.gram import batch_gradients
 from influence_ssl_jax.losses import CosineDistance
 from influence_ssl_jax.problem import Problem
@@ -119,7 +119,7 @@ def gradients(config: Config) -> dict[str, np.ndarray]:
 
     @jax.jit
     def of_scored(problem: Problem, batch: Batch) -> tuple[Array, Array]:
-        found = measured(measurement, problem.params, problem.frozen, batch)
+        found = measure(measurement, problem.params, problem.frozen, batch)
         return materialised(found.gradients), found.values[0]
 
     rows, losses = [], []
@@ -159,7 +159,7 @@ class Products:
             return 0.1 * float(np.trace(kernel)) / self._size
         values = jnp.asarray(np.maximum(np.linalg.eigvalsh(kernel), 0.0))
         spectrum = Spectrum(values, jnp.ones_like(values), resolution=1e-9)
-        return float(whole(Damping(effective_dimension=dimension).resolve_by_spectrum(spectrum)))
+        return float(scalar(Damping(effective_dimension=dimension).resolve_by_spectrum(spectrum)))
 
     def scores(self, chosen: np.ndarray, damping: float) -> Float[np.ndarray, " scored"]:
         """`gᵀ(C + λI)⁻¹g` of every scored image, C the mean of the outer products of these rows."""

@@ -21,7 +21,7 @@ from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.augment.recipes import PERTURBATIONS
 from influence_ssl_jax.augment.transform import Views
 from influence_ssl_jax.configuration import fingerprint
-from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.curvature.contributions import measure
 from influence_ssl_jax.evaluation.statistics import Estimate, spearman
 from influence_ssl_jax.ihvp.eigenbasis import Coordinates, EigenbasisState, project
 from influence_ssl_jax.losses import CosineDistance
@@ -103,7 +103,7 @@ class Curvature(NamedTuple):
 def coordinates_of(problem: Problem, state: EigenbasisState, batch: Batch) -> tuple[Coordinates, Float[Array, " n"]]:
     """Return LoGra's coordinates of the gradients of prepared views, and the alignment losses."""
     objective = Objective(problem.objective.network, Prepared(), CosineDistance())
-    found = measured(objective, problem.params, problem.frozen, batch)
+    found = measure(objective, problem.params, problem.frozen, batch)
     return project(found.gradients, state.blocks, state.bases), found.values[0]
 
 

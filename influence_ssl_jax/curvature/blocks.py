@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from influence_ssl_jax import trees
-from influence_ssl_jax.curvature.matrices import Layout, natural, outer_products
+from influence_ssl_jax.curvature.matrices import Layout, natural_layout, outer_products
 from influence_ssl_jax.curvature.sites import Embed, Program, Site, leaf_paths, places, program_of
 from influence_ssl_jax.errors import StructureError
 from influence_ssl_jax.problem import Problem
@@ -103,7 +103,7 @@ class Block(abc.ABC):
         """The inverse of `read`: values by path."""
 
     @abc.abstractmethod
-    def materialised(self, gradients: Captured) -> Float[Array, "n *shape"]:
+    def materialise(self, gradients: Captured) -> Float[Array, "n *shape"]:
         """Every example's gradient of the block, whole."""
 
     @abc.abstractmethod
@@ -111,10 +111,10 @@ class Block(abc.ABC):
         """⟨g_k, g_l⟩ over all pairs of `draws` gradients of each example, that stand draw-major."""
 
     @abc.abstractmethod
-    def formed(self, program: Program) -> bool:
+    def is_formed_whole(self, program: Program) -> bool:
         """Whether the network's gradients of this block have to be formed whole."""
 
-    def of_examples(
+    def map_examples(
         self,
         gradients: Captured,
         compute: Callable[[Float[Array, "some draws size"], Beside], Computed],
@@ -128,7 +128,7 @@ class Block(abc.ABC):
                 to arrays whose leading axis is those examples. It may be traced for one example under `vmap`.
             beside: A tree of arrays with a leading axis of examples.
         """
-        return compute(by_example(self.materialised(gradients), gradients.draws), beside)
+        return compute(group_by_example(self.materialise(gradients), gradients.draws), beside)
 
     def gram(self, gradients: Captured) -> Float[Array, "batch draws draws"]:
         """⟨g_k, g_l⟩ over all pairs of draws of each example."""
@@ -140,7 +140,7 @@ class Block(abc.ABC):
 
     def cross_products(self, left: Captured, right: Captured) -> Float[Array, "left right"]:
         """`⟨g_i, g_j⟩` between two batches' gradients of the block."""
-        sides = [self.materialised(gradients) for gradients in (left, right)]
+        sides = [self.materialise(gradients) for gradients in (left, right)]
         rows, columns = (side.reshape(side.shape[0], -1) for side in sides)
         return rows @ columns.T
 
@@ -180,7 +180,7 @@ class VectorBlock(Block):
             start += length
         return found
 
-    def materialised(self, gradients: Captured) -> Float[Array, "n size"]:
+    def materialise(self, gradients: Captured) -> Float[Array, "n size"]:
         """The gradient vectors."""
         parts = [gradients.leaf(leaf) for leaf in self.leaves]
         return jnp.concatenate([part.reshape(part.shape[0], -1) for part in parts], axis=1)
@@ -190,9 +190,9 @@ class VectorBlock(Block):
         if not any(leaf in gradients.program.read for leaf in self.leaves):  # nothing to form
             like = gradients.cotangents
             return jnp.zeros((like.shape[1] // draws, draws, draws), like.dtype)
-        return draw_gram(self.materialised(gradients), draws)
+        return draw_gram(self.materialise(gradients), draws)
 
-    def formed(self, program: Program) -> bool:
+    def is_formed_whole(self, program: Program) -> bool:
         """Yes, where the network reads it."""
         return any(leaf in program.read for leaf in self.leaves)
 
@@ -236,7 +236,7 @@ class MatrixBlock(Block):
     def read(self, tree: Params) -> Float[Array, "groups inputs outputs"]:
         """The matrix."""
         flat = jax.tree.leaves(tree)
-        return self._joined([flat[leaf] for leaf in self.leaves])
+        return self._join([flat[leaf] for leaf in self.leaves])
 
     def write(self, array: Float[Array, "groups inputs outputs"]) -> dict[Path, Array]:
         """Kernel and bias of a matrix."""
@@ -263,7 +263,7 @@ class MatrixBlock(Block):
         parts = [self._rows(taps, n, gradients.cotangents.dtype) for taps in calls]
         return jnp.concatenate([a for a, _ in parts], axis=2), jnp.concatenate([s for _, s in parts], axis=2)
 
-    def projected(
+    def project(
         self, gradients: Captured, left: Float[Array, "groups inputs k"], right: Float[Array, "groups outputs l"]
     ) -> Float[Array, "n groups k l"]:
         """`leftᵀ G right` per example, `G = Σ_t ā_t s_tᵀ` formed only where that is less work.
@@ -272,22 +272,22 @@ class MatrixBlock(Block):
         """
         calls = self.calls(gradients)
         if calls is None:
-            return jnp.einsum("gik,ngio,gol->ngkl", left, self.materialised(gradients), right)
+            return jnp.einsum("gik,ngio,gol->ngkl", left, self.materialise(gradients), right)
         each, like = self.groups // len(calls), gradients.cotangents
         parts = []
         for place, taps in enumerate(calls):
             own = slice(place * each, (place + 1) * each)
             if taps:
-                parts.append(self._projected(taps, left[own], right[own]))
+                parts.append(self._project(taps, left[own], right[own]))
             else:
                 parts.append(jnp.zeros((like.shape[1], each, left.shape[2], right.shape[2]), like.dtype))
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
-    def materialised(self, gradients: Captured) -> Float[Array, "n groups inputs outputs"]:
+    def materialise(self, gradients: Captured) -> Float[Array, "n groups inputs outputs"]:
         """`Σ_t ā_t s_tᵀ` per example; zero where the network does not use the matrix."""
         calls = self.calls(gradients)
         if calls is None:
-            return jax.vmap(lambda *leaves: self._joined(leaves))(*[gradients.leaf(leaf) for leaf in self.leaves])
+            return jax.vmap(lambda *leaves: self._join(leaves))(*[gradients.leaf(leaf) for leaf in self.leaves])
         n, each, dtype = gradients.cotangents.shape[1], self.groups // len(calls), gradients.cotangents.dtype
         nothing = (n, each, self.inputs, self.outputs)
         parts = [self._gradient(taps) if taps else jnp.zeros(nothing, dtype) for taps in calls]
@@ -300,13 +300,13 @@ class MatrixBlock(Block):
         """
         calls, batch = self.calls(gradients), gradients.cotangents.shape[1] // draws
         if calls is None:
-            return draw_gram(self.materialised(gradients), draws)
+            return draw_gram(self.materialise(gradients), draws)
         found = [self._inner_products(taps, draws, batch) for taps in calls if taps]
         if not found:  # the network does not use the matrix
             return jnp.zeros((batch, draws, draws), gradients.cotangents.dtype)
         return functools.reduce(jnp.add, found)
 
-    def of_examples(
+    def map_examples(
         self,
         gradients: Captured,
         compute: Callable[[Float[Array, "some draws size"], Beside], Computed],
@@ -315,21 +315,23 @@ class MatrixBlock(Block):
         """As `Block.of_examples`, with about ENTRIES numbers of patches and gradients in memory together."""
         calls, draws = self.calls(gradients), gradients.draws
         if calls is None or len(calls) != 1 or not calls[0]:
-            return compute(by_example(self.materialised(gradients), draws), beside)
+            return compute(group_by_example(self.materialise(gradients), draws), beside)
         taps, batch = calls[0], gradients.cotangents.shape[1] // draws
         formed = draws * taps[0].gradients.shape[0] * self.inputs * self.outputs
         entries = self.groups * (draws * _positions_of(taps) * self.inputs + formed)
         if entries * batch <= ENTRIES:
-            return compute(by_example(self._gradient(taps), draws), beside)
+            return compute(group_by_example(self._gradient(taps), draws), beside)
 
         def of_one(one: tuple[Calls, Beside]) -> Computed:
             taps, beside = one
-            computed = compute(by_example(self._gradient(taps), draws), jax.tree.map(lambda leaf: leaf[None], beside))
+            computed = compute(
+                group_by_example(self._gradient(taps), draws), jax.tree.map(lambda leaf: leaf[None], beside)
+            )
             return jax.tree.map(lambda leaf: leaf[0], computed)
 
-        return jax.lax.map(of_one, (_apart(taps, draws), beside), batch_size=max(1, ENTRIES // entries))
+        return jax.lax.map(of_one, (_split_examples(taps, draws), beside), batch_size=max(1, ENTRIES // entries))
 
-    def formed(self, program: Program) -> bool:
+    def is_formed_whole(self, program: Program) -> bool:
         """Whether the kernel is loose, or used in another layout or without its bias."""
         return self._places(program) is None
 
@@ -354,21 +356,21 @@ class MatrixBlock(Block):
             return None
         return None if bias and len(biases) != len(sites) else sites
 
-    def _projected(self, taps: Calls, left: Array, right: Array) -> Float[Array, "n groups k l"]:
+    def _project(self, taps: Calls, left: Array, right: Array) -> Float[Array, "n groups k l"]:
         rank, other, positions = left.shape[-1], right.shape[-1], _positions_of(taps)
         by_position = positions * (self.inputs * rank + self.outputs * other + rank * other)
         formed = SLOWER * positions * self.inputs * self.outputs + (self.inputs + other) * rank * self.outputs
         if formed < by_position:
             return jnp.einsum("gik,ngio,gol->ngkl", left, self._gradient(taps), right)
-        return _total([self._call_projected(tap, left, right) for tap in taps], taps)
+        return _total([self._project_call(tap, left, right) for tap in taps], taps)
 
-    def _call_projected(self, tap: Tap, left: Array, right: Array) -> Float[Array, "images groups k l"]:
+    def _project_call(self, tap: Tap, left: Array, right: Array) -> Float[Array, "images groups k l"]:
         matrix, (read,) = tap.site.matrix, tap.operands
         assert matrix is not None
-        rows = matrix.project_inputs(merged(read), left if self.bias is None else left[:, :-1])
+        rows = matrix.project_inputs(merge_views(read), left if self.bias is None else left[:, :-1])
         if self.bias is not None:
             rows = rows + left[:, -1][None, None]
-        return outer_products(rows, matrix.project_outputs(merged(tap.gradients), right))
+        return outer_products(rows, matrix.project_outputs(merge_views(tap.gradients), right))
 
     def _inner_products(self, taps: Calls, draws: int, batch: int) -> Float[Array, "examples {draws} {draws}"]:
         positions = draws * _positions_of(taps)
@@ -376,16 +378,18 @@ class MatrixBlock(Block):
         formed = 0 if ghost else draws * taps[0].gradients.shape[0] * self.inputs * self.outputs
         entries = (self.groups // math.prod(self.layout.lead)) * (positions * self.inputs + formed)
 
-        def of_examples(taps: Calls) -> Float[Array, "examples draws draws"]:
+        def compute(taps: Calls) -> Float[Array, "examples draws draws"]:
             return self._ghost_gram(taps, draws) if ghost else draw_gram(self._gradient(taps), draws)
 
         if entries * batch <= ENTRIES:
-            return of_examples(taps)
+            return compute(taps)
 
-        return jax.lax.map(lambda one: of_examples(one)[0], _apart(taps, draws), batch_size=max(1, ENTRIES // entries))
+        return jax.lax.map(
+            lambda one: compute(one)[0], _split_examples(taps, draws), batch_size=max(1, ENTRIES // entries)
+        )
 
     def _ghost_gram(self, taps: Calls, draws: int) -> Float[Array, "examples {draws} {draws}"]:
-        pairs = [_turned(self._call_rows(tap), tap.gradients.shape[0]) for tap in taps]
+        pairs = [_sums_and_differences(self._call_rows(tap), tap.gradients.shape[0]) for tap in taps]
         sides = (jnp.concatenate(rows, axis=1) for rows in zip(*pairs, strict=True))
         a, s = (x.reshape(draws, x.shape[0] // draws, *x.shape[1:]) for x in sides)
         like_inputs = jnp.einsum("kbtgi,lbugi->bklgtu", a, a)
@@ -397,9 +401,9 @@ class MatrixBlock(Block):
         return _total([self._call_gradient(tap) for tap in taps], taps)
 
     def _call_gradient(self, tap: Tap) -> Float[Array, "images groups inputs outputs"]:
-        matrix, (read,), gradients = tap.site.matrix, tap.operands, merged(tap.gradients)
+        matrix, (read,), gradients = tap.site.matrix, tap.operands, merge_views(tap.gradients)
         assert matrix is not None
-        found = matrix.gradient(merged(read), gradients)
+        found = matrix.gradient(merge_views(read), gradients)
         if self.bias is None:
             return found
         return jnp.concatenate([found, jnp.sum(matrix.output_rows(gradients), axis=1)[:, :, None]], axis=2)
@@ -415,12 +419,12 @@ class MatrixBlock(Block):
         """Rows of one call, views and positions merged."""
         matrix, (read,) = tap.site.matrix, tap.operands
         assert matrix is not None
-        rows = matrix.input_rows(merged(read))
+        rows = matrix.input_rows(merge_views(read))
         if self.bias is not None:
             rows = jnp.concatenate([rows, jnp.ones_like(rows[..., :1])], axis=-1)
-        return _by_example(rows, read), _by_example(matrix.output_rows(merged(tap.gradients)), tap.gradients)
+        return _by_example(rows, read), _by_example(matrix.output_rows(merge_views(tap.gradients)), tap.gradients)
 
-    def _joined(self, leaves: Sequence[Array]) -> Float[Array, "groups inputs outputs"]:
+    def _join(self, leaves: Sequence[Array]) -> Float[Array, "groups inputs outputs"]:
         """Kernel and bias as one matrix."""
         kernel = self.layout.to_matrix(leaves[0])
         if self.bias is None:
@@ -542,7 +546,7 @@ def _plain(leaves: tuple[int, ...], paths: list[Path], shapes: list[tuple[int, .
     name, shape = _name(own, paths), shapes[leaves[0]]
     if len(leaves) == 1 and len(shape) > 1 and math.prod(shape) > VECTOR and 1 < shape[-1] < math.prod(shape):
         rows = math.prod(shape[:-1])
-        return MatrixBlock(name, leaves, own, natural(shape), 1, rows, shape[-1], None)
+        return MatrixBlock(name, leaves, own, natural_layout(shape), 1, rows, shape[-1], None)
     return VectorBlock(name, leaves, own, tuple(shapes[leaf] for leaf in leaves))
 
 
@@ -580,7 +584,7 @@ def check_structure(like: Params, vector: PyTree) -> None:
         )
 
 
-def by_example(gradients: Float[Array, "n *shape"], draws: int) -> Float[Array, "examples draws size"]:
+def group_by_example(gradients: Float[Array, "n *shape"], draws: int) -> Float[Array, "examples draws size"]:
     """Return gradients that stand draw-major, flattened, example by example."""
     return jnp.swapaxes(gradients.reshape(draws, gradients.shape[0] // draws, -1), 0, 1)
 
@@ -591,12 +595,12 @@ def draw_gram(gradients: Float[Array, "n *shape"], draws: int) -> Float[Array, "
     return jnp.einsum("kbf,lbf->bkl", vectors, vectors)
 
 
-def merged(array: Array) -> Array:
+def merge_views(array: Array) -> Array:
     """[views, n, …] → [views · n, …]."""
     return array.reshape(-1, *array.shape[2:])
 
 
-def _apart(taps: Calls, draws: int) -> Calls:
+def _split_examples(taps: Calls, draws: int) -> Calls:
     """Return arrays [views, draws · batch, …] of all calls as [batch, views, draws, …]."""
 
     def one(array: Array) -> Array:
@@ -606,7 +610,7 @@ def _apart(taps: Calls, draws: int) -> Calls:
     return jax.tree.map(one, taps)
 
 
-def _turned(sides: tuple[Array, Array], views: int) -> tuple[Array, Array]:
+def _sums_and_differences(sides: tuple[Array, Array], views: int) -> tuple[Array, Array]:
     """Return sums and differences over √2 of two views' rows [n, positions, groups, width], in the place of the rows.
 
     `a₁s₁ᵀ + a₂s₂ᵀ = a₊s₊ᵀ + a₋s₋ᵀ` exactly. Of nearly equal views `a₁s₁ᵀ` and `a₂s₂ᵀ` are large and cancel, and in their

@@ -46,7 +46,7 @@ def output_samples(
 Statistic = TypeVar("Statistic")
 
 
-class Measured(NamedTuple):
+class MeasuredBatch(NamedTuple):
     """What measuring a batch gives.
 
     Attributes:
@@ -62,7 +62,7 @@ class Measured(NamedTuple):
     embeddings: Float[Array, "batch embedding"]
 
 
-def measured(objective: Objective, params: Params, frozen: Frozen, batch: Batch, draws: int = 1) -> Measured:
+def measure(objective: Objective, params: Params, frozen: Frozen, batch: Batch, draws: int = 1) -> MeasuredBatch:
     """Measure every example `draws` times; draw k of an example has the k-th key of its own stream."""
     loss = objective.loss
     if not isinstance(loss, Measurement):
@@ -79,10 +79,10 @@ def measured(objective: Objective, params: Params, frozen: Frozen, batch: Batch,
     cotangents, (values, degenerate) = jax.grad(total, has_aux=True)(z)
     gradients = ExampleGradients(params, frozen, images, cotangents, objective.network, draws)
     undefined = jnp.any(degenerate.reshape(draws, -1), axis=0)
-    return Measured(gradients, values.reshape(draws, -1), undefined, z[0, : batch.index.shape[0]])
+    return MeasuredBatch(gradients, values.reshape(draws, -1), undefined, z[0, : batch.index.shape[0]])
 
 
-def contributed(problem: Problem, batch: Batch) -> ExampleGradients:
+def contributions(problem: Problem, batch: Batch) -> ExampleGradients:
     """`√b · J_iᵀ ∂loss/∂z_i`: the contribution of each example to the batch's gradient.
 
     The sum of their outer products is the `empirical_fisher` of the batch; for a mean of per-example losses ℓ_i it is
@@ -93,14 +93,16 @@ def contributed(problem: Problem, batch: Batch) -> ExampleGradients:
     return ExampleGradients(problem.params, problem.frozen, images, cotangents, problem.objective.network)
 
 
-def sampled(problem: Problem, batch: Batch, samples: int | None) -> ExampleGradients:
+def draw_example_gradients(problem: Problem, batch: Batch, samples: int | None) -> ExampleGradients:
     """`J_iᵀ (∂y/∂z_i)ᵀ w` with w ~ N(0, ∇²head) per example, `samples` draws, for a separable loss.
 
     The sum over examples, averaged over draws, of their outer products has the Gauss–Newton matrix as its expectation.
     With `samples=None` w is every column of a square root of ∇²head, and the plain sum is that matrix itself.
     """
     if not problem.objective.loss.separable:
-        raise TypeError(f"{type(problem.objective.loss).__name__} couples the examples of a batch; use `pooled`.")
+        raise TypeError(
+            f"{type(problem.objective.loss).__name__} couples the examples of a batch; use `draw_batch_gradients`."
+        )
     images, drawn = _own_parts(problem, batch, samples)
     repeated = jnp.broadcast_to(images[:, None], (images.shape[0], len(drawn), *images.shape[1:]))
     return ExampleGradients(
@@ -150,7 +152,7 @@ def row_count(problem: Problem, samples: int | None) -> int:
     return number * math.prod(outputs.shape)
 
 
-def draws_of(problem: Problem, samples: int | None) -> int | None:
+def draw_count(problem: Problem, samples: int | None) -> int | None:
     """Return the draws that C is an average over; None where nothing is drawn.
 
     Args:
@@ -194,7 +196,7 @@ def _contributed_cotangents(
     return slope(z) * z.shape[1] ** 0.5
 
 
-def pooled(problem: Problem, batch: Batch, samples: int | None) -> Params:
+def draw_batch_gradients(problem: Problem, batch: Batch, samples: int | None) -> Params:
     """`J_yᵀ w` with w ~ N(0, ∇²head) over the whole batch: leaves [samples, …], for any loss.
 
     The mean of their outer products has the batch's Gauss–Newton matrix as its expectation, the coupling between the

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from influence_ssl_jax import randomness, trees
 from influence_ssl_jax.curvature import blocks as cut
-from influence_ssl_jax.curvature.blocks import Blocks, Captured, Tap, assemble, discover, leaf_paths, merged
+from influence_ssl_jax.curvature.blocks import Blocks, Captured, Tap, assemble, discover, leaf_paths, merge_views
 from influence_ssl_jax.curvature.sites import Embed, Program, Values, program_of
 from influence_ssl_jax.errors import StructureError
 from influence_ssl_jax.problem import Problem
@@ -31,7 +31,7 @@ def embed(
     program = program_of(network, params, frozen, images.shape[2:])
     fixed = program.fixed(params, frozen)
     zeros = [jnp.zeros(program.shape(slot), program.dtype(slot)) for slot in program.slots]
-    found = jax.vmap(lambda image: program.forward(fixed, image, zeros)[0])(merged(images))
+    found = jax.vmap(lambda image: program.forward(fixed, image, zeros)[0])(merge_views(images))
     return found.reshape(*images.shape[:2], -1)
 
 
@@ -69,17 +69,17 @@ class ExampleGradients(Captured):
 
     def along(self, directions: Params) -> Float[Array, "n rank"]:
         """⟨g_n, q_k⟩ for directions with a leading rank axis, by forward mode: one pass a direction, any network."""
-        _, push = jax.linearize(lambda params: self.network(params, self.frozen, merged(self.images)), self.params)
+        _, push = jax.linearize(lambda params: self.network(params, self.frozen, merge_views(self.images)), self.params)
 
         def one(direction: Params) -> Float[Array, " n"]:
             return jnp.sum(push(direction).reshape(self.cotangents.shape) * self.cotangents, axis=(0, 2))
 
         return jax.lax.map(one, directions).T
 
-    def summed(self) -> Params:
+    def sum(self) -> Params:
         """Σ_n g_n, one ordinary backward pass."""
-        _, backward = jax.vjp(lambda params: self.network(params, self.frozen, merged(self.images)), self.params)
-        return backward(merged(self.cotangents))[0]
+        _, backward = jax.vjp(lambda params: self.network(params, self.frozen, merge_views(self.images)), self.params)
+        return backward(merge_views(self.cotangents))[0]
 
     def gram(self, blocks: Blocks) -> Float[Array, "batch draws draws"]:
         """⟨g_k, g_l⟩ over all pairs of draws of each example; its diagonal are the squared norms."""
@@ -87,7 +87,7 @@ class ExampleGradients(Captured):
         def compute(part: "ExampleGradients") -> Float[Array, "batch draws draws"]:
             return functools.reduce(jnp.add, [block.gram(part) for block in blocks])
 
-        return self.by_example(compute, blocks)
+        return self.map_examples(compute, blocks)
 
     def squared_norms(self, blocks: Blocks) -> Float[Array, " n"]:
         """‖g_n‖² of every draw."""
@@ -96,16 +96,16 @@ class ExampleGradients(Captured):
             norms = functools.reduce(jnp.add, [block.squared_norms(part) for block in blocks])
             return norms.reshape(part.draws, -1).T
 
-        return self.by_example(compute, blocks).T.reshape(-1)
+        return self.map_examples(compute, blocks).T.reshape(-1)
 
-    def by_example(self, compute: Callable[["ExampleGradients"], Tree], blocks: Blocks) -> Tree:
+    def map_examples(self, compute: Callable[["ExampleGradients"], Tree], blocks: Blocks) -> Tree:
         """`compute` of all examples, of a few at a time where gradients that have to be formed whole are large.
 
         Args:
             compute: Arrays with a leading axis of examples, from their gradients.
             blocks: The blocks that it reads: together they have about ENTRIES numbers in memory.
         """
-        entries, batch = self.draws * self._formed(blocks), self.cotangents.shape[1] // self.draws
+        entries, batch = self.draws * self._formed_size(blocks), self.cotangents.shape[1] // self.draws
         if entries * batch <= cut.ENTRIES or batch == 1:
             return compute(self)
         size = max(1, cut.ENTRIES // entries)
@@ -113,9 +113,9 @@ class ExampleGradients(Captured):
             lambda one: jax.tree.map(lambda leaf: leaf[0], compute(self._of(one))), self._examples, batch_size=size
         )
 
-    def total(self, compute: Callable[["ExampleGradients"], Tree], blocks: Blocks) -> Tree:
+    def sum_examples(self, compute: Callable[["ExampleGradients"], Tree], blocks: Blocks) -> Tree:
         """The sum over examples of `compute`, one example at a time where gradients formed whole are large."""
-        entries, batch = self.draws * self._formed(blocks), self.cotangents.shape[1] // self.draws
+        entries, batch = self.draws * self._formed_size(blocks), self.cotangents.shape[1] // self.draws
         if entries * batch <= cut.ENTRIES or batch == 1:
             return compute(self)
         return trees.sum_over(lambda one: compute(self._of(one)), self._examples)
@@ -179,7 +179,7 @@ class ExampleGradients(Captured):
             embedding, backward, read = jax.vjp(lambda zeros: program.forward(fixed, image, zeros), zeros, has_aux=True)
             return read, backward(cotangent.astype(embedding.dtype))[0]
 
-        read, gradients = jax.vmap(one)(merged(self.images), merged(self.cotangents))
+        read, gradients = jax.vmap(one)(merge_views(self.images), merge_views(self.cotangents))
         split = self.cotangents.shape[:2]
         operands = {n: _split(array, split) for n, array in zip(program.recorded, read, strict=True)}
         return operands, [_split(array, split) for array in gradients]
@@ -202,12 +202,12 @@ class ExampleGradients(Captured):
 
         return dict(zip(places, jax.vmap(one, in_axes=1)(self.images, self.cotangents), strict=True))
 
-    def _formed(self, blocks: Blocks) -> int:
+    def _formed_size(self, blocks: Blocks) -> int:
         """Numbers of one gradient that have to be formed whole, beside what is recorded."""
         program, found = self.program, 0
         for block in blocks:
-            if block.formed(program):
-                found += sum(formed(program, leaf) for leaf in block.leaves)
+            if block.is_formed_whole(program):
+                found += sum(formed_size(program, leaf) for leaf in block.leaves)
         return found
 
     @property
@@ -225,7 +225,7 @@ class ExampleGradients(Captured):
         return dataclasses.replace(self, images=example[0], cotangents=example[1])
 
 
-def formed(program: Program, leaf: int) -> int:
+def formed_size(program: Program, leaf: int) -> int:
     """Numbers of a parameter's gradient, beside those that its sites record anyway."""
     shape = program.avals[program.parameters[leaf]].shape
     sites = [site for site in program.sites if site.leaf == leaf]
@@ -322,6 +322,6 @@ def _both(
 ) -> tuple[Params, Params]:
     """The summed gradient, by blocks and by one backward pass of the whole batch."""
     gradients = ExampleGradients(params, frozen, images[:, None], cotangents[:, None], network)
-    arrays = {block.name: block.materialised(gradients)[0] for block in blocks}
+    arrays = {block.name: block.materialise(gradients)[0] for block in blocks}
     _, backward = jax.vjp(lambda params: network(params, frozen, images), params)
     return assemble(params, blocks, arrays), backward(cotangents)[0]

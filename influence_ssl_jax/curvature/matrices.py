@@ -140,7 +140,7 @@ class Layout:
         return array
 
 
-def natural(shape: Shape) -> Layout:
+def natural_layout(shape: Shape) -> Layout:
     """A parameter as one matrix: the last axis writes, all others read."""
     flat = (1, math.prod(shape[:-1]), shape[-1])
     return Layout((), (LayoutStep("reshape", shape, flat),))

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.blocks import Blocks, MatrixBlock
-from influence_ssl_jax.curvature.contributions import contributed, pooled, sum_over_draws
+from influence_ssl_jax.curvature.contributions import contributions, draw_batch_gradients, sum_over_draws
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.errors import StructureError
 from influence_ssl_jax.parallel import devices, sum_over_devices
@@ -69,11 +69,11 @@ def sum_over_samples(
 
     def of_batch(batch: Batch) -> Statistic:
         if problem.curvature == "empirical_fisher":
-            return of_gradients(contributed(problem, batch))
+            return of_gradients(contributions(problem, batch))
         if problem.objective.loss.separable:
             total = sum_over_draws(problem, batch, samples, of_gradients)
         else:
-            total = of_trees(pooled(problem, batch, samples))
+            total = of_trees(draw_batch_gradients(problem, batch, samples))
         return jax.tree.map(lambda leaf: leaf / samples, total)
 
     return mean_over_batches(problem, of_batch)
@@ -89,7 +89,7 @@ def sample_count(problem: Problem, samples: int) -> int:
 
 def side_moments(problem: Problem, blocks: Blocks) -> Sides:
     """The side moments of every example's contribution to the gradient."""
-    return mean_over_batches(problem, lambda batch: sides(blocks, contributed(problem, batch)))
+    return mean_over_batches(problem, lambda batch: sides(blocks, contributions(problem, batch)))
 
 
 def factor_moments(problem: Problem, blocks: Blocks, samples: int) -> Sides:
@@ -137,10 +137,10 @@ def _whole_sides(block: MatrixBlock, gradients: ExampleGradients) -> tuple[Array
     """Of gradients that are formed whole."""
 
     def moments(part: ExampleGradients) -> tuple[Array, Array]:
-        whole = block.materialised(part)
+        whole = block.materialise(part)
         return jnp.einsum("ngio,ngjo->gij", whole, whole), jnp.einsum("ngio,ngip->gop", whole, whole)
 
-    a, s = gradients.total(moments, (block,))
+    a, s = gradients.sum_examples(moments, (block,))
     traces = jnp.einsum("gii->g", a)[:, None, None]
     return a / jnp.where(traces > 0, traces, 1), s
 

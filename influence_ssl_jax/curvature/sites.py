@@ -222,7 +222,7 @@ class Program:
             operands: The values of `operands(site)`.
             gradient: Gradient with respect to the site's result.
         """
-        found = self._pulled(Step(site.instruction, site.position, None), operands, gradient)
+        found = self._pull_back(Step(site.instruction, site.position, None), operands, gradient)
         for step in reversed(site.chain):
             if step.layout is not None:
                 found = step.layout.transpose(found)
@@ -230,10 +230,10 @@ class Program:
                 instruction = self.instructions[step.instruction]
                 joint = _jointly_linear(instruction)
                 held = [fixed[v] for k, v in enumerate(instruction.inputs) if k != step.position and k not in joint]
-                found = self._pulled(step, held, found)
+                found = self._pull_back(step, held, found)
         return found
 
-    def _pulled(self, step: Step, operands: Sequence[Any], gradient: Array) -> Array:
+    def _pull_back(self, step: Step, operands: Sequence[Any], gradient: Array) -> Array:
         """The transposed operation, all operands that it is linear in together free."""
         instruction = self.instructions[step.instruction]
         free = sorted({step.position, *_jointly_linear(instruction)})
@@ -544,7 +544,7 @@ class _Builder:
         matrix = matrix_of(instruction.name, instruction.params, site.position, kernel, read)
         if matrix is None:
             return site
-        lead, steps = _taken_apart(site.chain)
+        lead, steps = _split_chain(site.chain)
         if steps is None or not all(step.bijective for step in steps):
             return dataclasses.replace(site, matrix=matrix)
         kept = tuple(step for step in (*steps, *matrix.kernel_steps) if step.kind != "same")
@@ -560,7 +560,7 @@ class _Builder:
         if len(added) != 1 or self.instructions[readers[0]].name not in ("add", "add_any"):
             return site
         (other,) = added
-        lead, steps = _taken_apart(other.chain)
+        lead, steps = _split_chain(other.chain)
         if steps is None or lead != site.layout.lead or places(other) != places(site):
             return site
         written = self.avals[value].shape
@@ -590,7 +590,7 @@ def _layouts(chain: Chain) -> list[LayoutStep | None]:
     return found
 
 
-def _taken_apart(chain: Chain) -> tuple[tuple[int, ...], tuple[LayoutStep, ...] | None]:
+def _split_chain(chain: Chain) -> tuple[tuple[int, ...], tuple[LayoutStep, ...] | None]:
     """Sizes of the leading axes that are indexed, and the changes of layout after that; None where there are others."""
     layouts = _layouts(chain)
     known = tuple(layout for layout in layouts if layout is not None)

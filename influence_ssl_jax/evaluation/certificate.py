@@ -11,14 +11,14 @@ import pyarrow as pa
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from influence_ssl_jax import randomness, trees
-from influence_ssl_jax.curvature.contributions import Measured, measured
+from influence_ssl_jax.curvature.contributions import MeasuredBatch, measure
 from influence_ssl_jax.curvature.products import flat_products
 from influence_ssl_jax.data.loader import batches
 from influence_ssl_jax.data.source import OpenSource
 from influence_ssl_jax.data.transform import ToInput
 from influence_ssl_jax.errors import CurvatureError, InfluenceError
-from influence_ssl_jax.ihvp.arnoldi import Arnoldi, ArnoldiState, galerkin_interval, with_measured_residuals
-from influence_ssl_jax.ihvp.backend import Backend, Damping, Interval, State, whole
+from influence_ssl_jax.ihvp.arnoldi import Arnoldi, ArnoldiState, galerkin_interval, measure_residuals
+from influence_ssl_jax.ihvp.backend import Backend, Damping, Interval, State, scalar
 from influence_ssl_jax.ihvp.gram import Gram, GramState
 from influence_ssl_jax.ihvp.rounding import gradient_lengths, product_doubt, row_doubt
 from influence_ssl_jax.linalg.quadrature import Bounds, Offset, quadratic_form_bounds
@@ -229,7 +229,7 @@ class RowsOfCurvature(NamedTuple):
         Raises:
             CurvatureError: The curvature is zero or not finite.
         """
-        return whole(_WOODBURY.resolve(self.state, damping))
+        return scalar(_WOODBURY.resolve(self.state, damping))
 
 
 Shared: TypeAlias = ArnoldiState | RowsOfCurvature | None
@@ -287,7 +287,7 @@ def certify(
             "A certificate needs a lower bound of C's eigenvalues, and a Hessian's is not known: audit 'ggn', 'fisher' "
             "or 'empirical_fisher', got curvature='hessian'."
         )
-    found = measured(measurement, problem.params, problem.frozen, keyed(batch, scoring), scoring.draws)
+    found = measure(measurement, problem.params, problem.frozen, keyed(batch, scoring), scoring.draws)
     if isinstance(shared, RowsOfCurvature):
         return _by_rows(shared, measurement, found, damping, scoring, settings)
     rows = trees.ravel_batch(found.gradients.full()).reshape(scoring.draws, batch.index.shape[0], -1)
@@ -330,7 +330,7 @@ def _rows(problem: Problem, settings: Audit, key: Key[Array, ""]) -> RowsOfCurva
 def _by_rows(
     rows: RowsOfCurvature,
     measurement: Objective,
-    found: Measured,
+    found: MeasuredBatch,
     damping: Float[Array, ""],
     scoring: Scoring,
     settings: Audit,
@@ -430,12 +430,12 @@ def galerkin(
     if scoring.estimand != "mean_of_scores":
         raise InfluenceError(f"Galerkin intervals are of a mean_of_scores, got estimand={scoring.estimand!r}.")
 
-    state = jax.jit(with_measured_residuals)(state, problem)
+    state = jax.jit(measure_residuals)(state, problem)
     moved = jax.jit(lambda problem, row: product_doubt(flat_products(problem), row, damping))(problem, state.vectors[0])
 
     @jax.jit
     def run(problem: Problem, state: ArnoldiState, batch: Batch) -> tuple[Array, Array]:
-        found = measured(measurement, problem.params, problem.frozen, keyed(batch, scoring), scoring.draws)
+        found = measure(measurement, problem.params, problem.frozen, keyed(batch, scoring), scoring.draws)
         lengths = gradient_lengths(measurement, found.gradients)
         interval = galerkin_interval(state, found.gradients, damping, measured=lengths, products=moved)
         lower, upper = (jnp.mean(side.reshape(scoring.draws, -1), axis=0) for side in interval)

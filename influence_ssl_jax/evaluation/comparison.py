@@ -13,12 +13,12 @@ from jaxtyping import Array, Float
 
 from influence_ssl_jax import ihvp, randomness, trees
 from influence_ssl_jax.configuration import Plain, describe
-from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.curvature.contributions import measure
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.evaluation.calibration import Calibration, Deviation, deviation
 from influence_ssl_jax.evaluation.exact import Truth
 from influence_ssl_jax.evaluation.statistics import spearman
-from influence_ssl_jax.ihvp.backend import Backend, Damping, Grid, whole
+from influence_ssl_jax.ihvp.backend import Backend, Damping, Grid, scalar
 from influence_ssl_jax.ihvp.exact import Exact
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.randomness import Stream
@@ -167,7 +167,7 @@ def _score(
 ) -> tuple[Array, Array, Array]:
     """Score, alignment loss and residual of every example of a batch."""
     scoring = examples.scoring
-    found = measured(examples.measurement, problem.params, problem.frozen, keyed(batch, scoring), scoring.draws)
+    found = measure(examples.measurement, problem.params, problem.frozen, keyed(batch, scoring), scoring.draws)
     form = backend.draw_gram(state, found.gradients, damping)
     return estimate(form.values, scoring.estimand).score, jnp.mean(found.values, axis=0), form.residual
 
@@ -228,7 +228,7 @@ def baselines(problem: Problem, examples: Examples) -> dict[str, Float[np.ndarra
     @jax.jit
     def run(problem: Problem, batch: Batch) -> tuple[Array, Array, Array]:
         drawn, draws = keyed(batch, examples.scoring), examples.scoring.draws
-        found = measured(examples.measurement, problem.params, problem.frozen, drawn, draws)
+        found = measure(examples.measurement, problem.params, problem.frozen, drawn, draws)
         squared = jnp.sum(trees.ravel_batch(found.gradients.full()) ** 2, axis=1).reshape(draws, -1)
         return jnp.mean(found.values, axis=0), jnp.sqrt(jnp.mean(squared, axis=0)), pixel_variance(batch.image)
 
@@ -265,14 +265,14 @@ def _exact(problem: Problem, examples: Examples, damping: Damping) -> tuple[str,
     backend = Exact()
     state = fit(backend, problem, randomness.root(examples.scoring.seed, Stream.BACKEND))
     smallest, said = float(backend.smallest_eigenvalue(state)), ""
-    if smallest + float(whole(damping.resolve(backend.mean_eigenvalue(state)))) <= 0:
+    if smallest + float(scalar(damping.resolve(backend.mean_eigenvalue(state)))) <= 0:
         damping, said = Damping(absolute=-1.1 * smallest), ", λ = 1.1 |least eigenvalue|"
     resolved = backend.resolve(state, damping)
 
     @jax.jit
     def run(batch: Batch) -> Array:
         drawn = keyed(batch, examples.scoring)
-        found = measured(examples.measurement, problem.params, problem.frozen, drawn, 1)
+        found = measure(examples.measurement, problem.params, problem.frozen, drawn, 1)
         return backend.quadratic_form(state, found.gradients, resolved)
 
     return said, np.concatenate([np.asarray(run(batch)) for batch in examples.batches])[examples.valid]

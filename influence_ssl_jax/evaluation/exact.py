@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from influence_ssl_jax import randomness, trees
-from influence_ssl_jax.curvature.contributions import measured, row_count
+from influence_ssl_jax.curvature.contributions import measure, row_count
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.errors import CurvatureError, InfluenceError
 from influence_ssl_jax.evaluation.certificate import Audit, certify, shared_by_all
 from influence_ssl_jax.evaluation.sample import absolute_damping
-from influence_ssl_jax.ihvp.backend import Damping, whole
+from influence_ssl_jax.ihvp.backend import Damping, scalar
 from influence_ssl_jax.ihvp.exact import Exact, ExactState
 from influence_ssl_jax.ihvp.gram import batch_gradients
 from influence_ssl_jax.problem import Objective, Problem
@@ -202,7 +202,7 @@ def _dense(given: _Given) -> list[Truth]:
     state = fit(backend, problem, randomness.root(scoring.seed, Stream.BACKEND))
     every = []
     for share in relative:
-        damping = whole(backend.resolve(state, Damping(share)))
+        damping = scalar(backend.resolve(state, Damping(share)))
         found = [_dense_scores(measurement, scoring, state, problem, batch, damping) for batch in batches]
         scores = np.concatenate([np.asarray(each, np.float64) for each in found])
         every.append(Truth(share, float(damping), scores, scores))
@@ -213,7 +213,7 @@ def _dense(given: _Given) -> list[Truth]:
 def _dense_scores(
     measurement: Objective, scoring: Scoring, state: ExactState, problem: Problem, batch: Batch, damping: Array
 ) -> Array:
-    found = measured(measurement, problem.params, problem.frozen, keyed(batch, scoring), scoring.draws)
+    found = measure(measurement, problem.params, problem.frozen, keyed(batch, scoring), scoring.draws)
     return estimate(Exact().draw_gram(state, found.gradients, damping).values, scoring.estimand).score
 
 
@@ -235,7 +235,7 @@ def _function_space(given: _Given) -> list[Truth]:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _gradients(measurement: Objective, scoring: Scoring, problem: Problem, batch: Batch) -> Float[Array, "n size"]:
-    found = measured(measurement, problem.params, problem.frozen, keyed(batch, scoring), scoring.draws)
+    found = measure(measurement, problem.params, problem.frozen, keyed(batch, scoring), scoring.draws)
     return materialised(found.gradients)
 
 

@@ -15,7 +15,7 @@ from influence_ssl_jax.data.source import OpenSource, Skipped
 from influence_ssl_jax.data.transform import ToInput
 from influence_ssl_jax.errors import CurvatureError, InfluenceError
 from influence_ssl_jax.evaluation.certificate import Audit, Certified, RowsOfCurvature, Shared, certify, shared_by_all
-from influence_ssl_jax.ihvp.backend import Damping, whole
+from influence_ssl_jax.ihvp.backend import Damping, scalar
 from influence_ssl_jax.ihvp.cg import CG, spectrum_by_products
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.randomness import Stream
@@ -56,7 +56,7 @@ def absolute_damping(problem: Problem, damping: Damping, settings: Audit, shared
         return shared.damping(damping)
     if damping.of_spectrum:
         backend = CG(probes=settings.probes)
-        return whole(damping.resolve_by_spectrum(spectrum_by_products(problem, backend.probes, backend.lanczos_steps)))
+        return scalar(damping.resolve_by_spectrum(spectrum_by_products(problem, backend.probes, backend.lanczos_steps)))
     key = randomness.root(settings.seed, Stream.MEAN_EIGENVALUE)
     mean = jax.jit(mean_eigenvalue, static_argnums=2)(problem, key, settings.probes).value
     resolved = damping.resolve(mean)

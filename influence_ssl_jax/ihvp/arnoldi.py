@@ -13,7 +13,7 @@ from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.products import flat_products, standard_error
 from influence_ssl_jax.errors import CurvatureError
-from influence_ssl_jax.ihvp.backend import Backend, Form, Grid, Interval, Resolved, Workspace, whole
+from influence_ssl_jax.ihvp.backend import Backend, Form, Grid, Interval, Resolved, Workspace, scalar
 from influence_ssl_jax.ihvp.rounding import Lengths
 from influence_ssl_jax.linalg.krylov import leading_eigenpairs
 from influence_ssl_jax.problem import Curvature, Problem
@@ -163,14 +163,14 @@ class Arnoldi(Backend[ArnoldiState]):
 
     def _weights(self, state: ArnoldiState, damping: Resolved) -> tuple[Float[Array, " rank"], Array]:
         """`1/(θ + λ) − 1/(level + λ)` of the coordinates and `1/(level + λ)` of the vector itself; zero if dropped."""
-        inside = 1 / (state.values + whole(damping))
+        inside = 1 / (state.values + scalar(damping))
         if self.complement == "drop":
             return inside, jnp.zeros_like(state.level)
-        outside = 1 / (state.level + whole(damping))
+        outside = 1 / (state.level + scalar(damping))
         return inside - outside, outside
 
 
-def with_measured_residuals(state: ArnoldiState, problem: Problem) -> ArnoldiState:
+def measure_residuals(state: ArnoldiState, problem: Problem) -> ArnoldiState:
     """Return the state with `C q_k − θ_k q_k` of every Ritz pair as products show it, rounding included: rank products.
 
     The residuals stand in `coupling`, in a basis of their own: `‖Kᵀy‖` is `‖Σ y_k (C q_k − θ_k q_k)‖`.

@@ -94,13 +94,13 @@ class Damping:
         means = jax.tree.leaves(mean_eigenvalue)
         if self.absolute is not None:
             return jnp.asarray(self.absolute, means[0].dtype)
-        return _floored(jax.tree.map(lambda mean: self.relative * mean, mean_eigenvalue))
+        return _raise_to_floor(jax.tree.map(lambda mean: self.relative * mean, mean_eigenvalue))
 
     def resolve_by_spectrum(self, spectra: Spectra) -> Resolved:
         """λ for a matrix, or for each block of one, with these eigenvalues; a block without curvature as in `resolve`."""
         if isinstance(spectra, Spectrum):
             return jnp.asarray(self._of(spectra), spectra.values.dtype)
-        return _floored({name: jnp.asarray(self._of(each), each.values.dtype) for name, each in spectra.items()})
+        return _raise_to_floor({name: jnp.asarray(self._of(each), each.values.dtype) for name, each in spectra.items()})
 
     def _of(self, spectrum: Spectrum) -> float:
         """λ of one spectrum, in float64; zero where there is no curvature, NaN where it is not finite."""
@@ -123,7 +123,7 @@ class Damping:
         return float(np.exp((low + high) / 2))
 
 
-def _floored(resolved: Resolved) -> Resolved:
+def _raise_to_floor(resolved: Resolved) -> Resolved:
     """Each block's λ, at least 1e-6 of the largest."""
     floor = 1e-6 * jnp.max(jnp.stack(jax.tree.leaves(resolved)))
     return jax.tree.map(lambda value: jnp.maximum(value, floor), resolved)
@@ -358,7 +358,7 @@ class Backend(abc.ABC, Generic[State]):
         return resolved
 
 
-def whole(damping: Resolved) -> Float[Array, ""]:
+def scalar(damping: Resolved) -> Float[Array, ""]:
     """λ of a backend that treats the matrix as one block.
 
     Raises:

@@ -15,7 +15,7 @@ from influence_ssl_jax.curvature.contributions import row_count
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.products import flat_products, mean_eigenvalue
 from influence_ssl_jax.errors import CurvatureError, InfluenceError
-from influence_ssl_jax.ihvp.backend import Backend, Form, Grid, Resolved, Spectrum, whole
+from influence_ssl_jax.ihvp.backend import Backend, Form, Grid, Resolved, Spectrum, scalar
 from influence_ssl_jax.linalg.krylov import Solutions, block_cg, leading_eigenpairs
 from influence_ssl_jax.linalg.quadrature import Density, spectral_density
 from influence_ssl_jax.problem import Problem
@@ -158,7 +158,7 @@ class CG(Backend[CGState]):
 
     def _solve(self, state: CGState, rows: Float[Array, "rows size"], damping: Resolved) -> Solutions:
         """One block."""
-        value, product = whole(damping), flat_products(state.problem)
+        value, product = scalar(damping), flat_products(state.problem)
         unravel = partial(trees.unravel, state.problem.params)
 
         def damped(rows: Float[Array, "rows size"]) -> Float[Array, "rows size"]:

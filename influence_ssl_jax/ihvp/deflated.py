@@ -13,18 +13,18 @@ from influence_ssl_jax import trees
 from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.products import flat_products
-from influence_ssl_jax.ihvp.backend import Backend, Form, Grid, Resolved, gram_of_features, whole
+from influence_ssl_jax.ihvp.backend import Backend, Form, Grid, Resolved, gram_of_features, scalar
 from influence_ssl_jax.ihvp.eigenbasis import (
     Coordinates,
     EigenbasisState,
     Scalars,
-    into,
-    out_of,
+    eigendecompose,
+    from_coordinates,
     project,
     project_trees,
     refuse_hessian,
     second_moments,
-    taken_apart,
+    to_coordinates,
 )
 from influence_ssl_jax.ihvp.ekfac import kronecker_bases, small_vectors
 from influence_ssl_jax.linalg.krylov import leading_eigenpairs
@@ -105,7 +105,7 @@ class Deflated(Backend[DeflatedState]):
             lambda gradients: deflated(project(gradients, blocks, bases)),
             lambda tree: deflated(project_trees(tree, blocks, bases)),
         )
-        rest = taken_apart(problem, blocks, bases, moments, traces, traces)
+        rest = eigendecompose(problem, blocks, bases, moments, traces, traces)
         values = jnp.maximum(found.values, 0.0)
         return DeflatedState(values, vectors, rest, (jnp.sum(values) + sum(traces.values())) / like.size)
 
@@ -122,41 +122,43 @@ class Deflated(Backend[DeflatedState]):
         cut.check_structure(state.rest.params, vector)
         blocks, bases = state.rest.blocks, state.rest.bases
         parts = {block.name: block.read(vector) for block in blocks}
-        inside, outside = _split({name: into(part[None], bases[name]) for name, part in parts.items()}, state.vectors)
+        inside, outside = _split(
+            {name: to_coordinates(part[None], bases[name]) for name, part in parts.items()}, state.vectors
+        )
         solved = {name: _solve_rest(state.rest, name, rows, damping) for name, rows in outside.items()}
         _, outside = _split(solved, state.vectors)
-        within = inside / (state.values + whole(damping))[None]
+        within = inside / (state.values + scalar(damping))[None]
         joined = {name: (rows + within @ state.vectors[name])[0] for name, rows in outside.items()}
         return cut.assemble(
-            vector, blocks, {name: out_of(joined[name], bases[name], part) for name, part in parts.items()}
+            vector, blocks, {name: from_coordinates(joined[name], bases[name], part) for name, part in parts.items()}
         )
 
     def draw_gram(self, state: DeflatedState, gradients: ExampleGradients, damping: Resolved) -> Form:
         """Inner products of whitened coordinates, in the subspace and outside it."""
-        forms = [gram_of_features(rows, gradients.draws) for rows in self._whitened(state, gradients, damping)]
+        forms = [gram_of_features(rows, gradients.draws) for rows in self._whiten(state, gradients, damping)]
         return Form(sum((form.values for form in forms[1:]), forms[0].values), forms[0].residual)
 
     def bilinear_form(
         self, state: DeflatedState, left: ExampleGradients, right: ExampleGradients, damping: Resolved
     ) -> Float[Array, "left right"]:
         """Inner products of whitened coordinates, in the subspace and outside it."""
-        sides = (self._whitened(state, gradients, damping) for gradients in (left, right))
+        sides = (self._whiten(state, gradients, damping) for gradients in (left, right))
         total, *others = (a @ b.T for a, b in zip(*sides, strict=True))
         return functools.reduce(jnp.add, others, total)
 
-    def _whitened(
+    def _whiten(
         self, state: DeflatedState, gradients: ExampleGradients, damping: Resolved
     ) -> list[Float[Array, "n features"]]:
         """`(θ + λ)^{-½} Q g`, then `(μ + λ)^{-½}` times the coordinates of `Π g` in every block's eigenbasis."""
         rest = state.rest
         inside, outside = _split(project(gradients, rest.blocks, rest.bases), state.vectors)
-        found = [inside / jnp.sqrt(state.values + whole(damping))[None]]
+        found = [inside / jnp.sqrt(state.values + scalar(damping))[None]]
         for name, rows in outside.items():
-            found.append(_turned(rest, name, rows) / jnp.sqrt(rest.eigenvalues[name] + whole(damping))[None])
+            found.append(_rotate(rest, name, rows) / jnp.sqrt(rest.eigenvalues[name] + scalar(damping))[None])
         return found
 
 
-def _turned(rest: EigenbasisState, name: str, rows: Float[Array, "n features"]) -> Float[Array, "n features"]:
+def _rotate(rest: EigenbasisState, name: str, rows: Float[Array, "n features"]) -> Float[Array, "n features"]:
     """Coordinates of a block in its eigenvectors."""
     return rows @ rest.rotations[name] if name in rest.rotations else rows
 
@@ -165,7 +167,7 @@ def _solve_rest(
     rest: EigenbasisState, name: str, rows: Float[Array, "n features"], damping: Resolved
 ) -> Float[Array, "n features"]:
     """`(K + λI)⁻¹` of the coordinates of a block."""
-    scaled = _turned(rest, name, rows) / (rest.eigenvalues[name] + whole(damping))[None]
+    scaled = _rotate(rest, name, rows) / (rest.eigenvalues[name] + scalar(damping))[None]
     return scaled @ rest.rotations[name].T if name in rest.rotations else scaled
 
 

@@ -12,14 +12,14 @@ from influence_ssl_jax import trees
 from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.products import mean_eigenvalue
-from influence_ssl_jax.ihvp.backend import Backend, Form, Grid, Resolved, whole
+from influence_ssl_jax.ihvp.backend import Backend, Form, Grid, Resolved, scalar
 from influence_ssl_jax.ihvp.eigenbasis import (
     EigenbasisBackend,
     EigenbasisState,
-    in_bases,
+    eigendecompose,
+    projections_onto,
     refuse_hessian,
     second_moments,
-    taken_apart,
 )
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Params
@@ -82,11 +82,11 @@ class Identity(Backend[IdentityState]):
     def solve(self, state: IdentityState, vector: Params, damping: Resolved) -> Params:
         """`v / (c + λ)`."""
         cut.check_structure(state.params, vector)
-        return trees.scale(1 / (state.level + whole(damping)), vector)
+        return trees.scale(1 / (state.level + scalar(damping)), vector)
 
     def draw_gram(self, state: IdentityState, gradients: ExampleGradients, damping: Resolved) -> Form:
         """`⟨g_k, g_l⟩ / (c + λ)`, the inner products taken layer by layer without the gradients."""
-        values = gradients.gram(state.blocks) / (state.level + whole(damping))
+        values = gradients.gram(state.blocks) / (state.level + scalar(damping))
         return Form(values, jnp.zeros(values.shape[0], values.dtype))
 
     def bilinear_form(
@@ -96,7 +96,7 @@ class Identity(Backend[IdentityState]):
         total = jnp.zeros((), left.cotangents.dtype)
         for block in state.blocks:
             total = total + block.cross_products(left, right)
-        return total / (state.level + whole(damping))
+        return total / (state.level + scalar(damping))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,5 +126,5 @@ class Diagonal(EigenbasisBackend):
         refuse_hessian(problem, self)
         blocks = cut.discover_blocks(problem, self.unexplained)
         bases = {block.name: () for block in blocks}
-        moments, traces = second_moments(problem, self.samples, frozenset(), *in_bases(blocks, bases))
-        return taken_apart(problem, blocks, bases, moments, traces, traces)
+        moments, traces = second_moments(problem, self.samples, frozenset(), *projections_onto(blocks, bases))
+        return eigendecompose(problem, blocks, bases, moments, traces, traces)

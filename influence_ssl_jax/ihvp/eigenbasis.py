@@ -34,19 +34,19 @@ def project(gradients: ExampleGradients, blocks: Blocks, bases: Bases) -> Coordi
         found = {}
         for block in blocks:
             if isinstance(block, MatrixBlock) and bases[block.name]:
-                rows = _flat(block.projected(part, *bases[block.name]))
+                rows = _flat(block.project(part, *bases[block.name]))
             else:
-                rows = into(block.materialised(part), bases[block.name])
+                rows = to_coordinates(block.materialise(part), bases[block.name])
             found[block.name] = jnp.swapaxes(rows.reshape(part.draws, -1, rows.shape[1]), 0, 1)
         return found
 
-    found = gradients.by_example(of, blocks)
+    found = gradients.map_examples(of, blocks)
     return {name: jnp.swapaxes(rows, 0, 1).reshape(-1, rows.shape[2]) for name, rows in found.items()}
 
 
 def project_trees(trees: Params, blocks: Blocks, bases: Bases) -> Coordinates:
     """`Bᵀ g` of every block of whole gradients with a leading axis."""
-    return {block.name: into(jax.vmap(block.read)(trees), bases[block.name]) for block in blocks}
+    return {block.name: to_coordinates(jax.vmap(block.read)(trees), bases[block.name]) for block in blocks}
 
 
 def squared_norms(gradients: ExampleGradients, blocks: Blocks) -> Scalars:
@@ -55,7 +55,7 @@ def squared_norms(gradients: ExampleGradients, blocks: Blocks) -> Scalars:
     def of(part: ExampleGradients) -> Scalars:
         return {block.name: jnp.sum(block.squared_norms(part)) for block in blocks}
 
-    return gradients.total(of, blocks)
+    return gradients.sum_examples(of, blocks)
 
 
 def squared_norms_of_trees(trees: Params, blocks: Blocks) -> Scalars:
@@ -63,7 +63,7 @@ def squared_norms_of_trees(trees: Params, blocks: Blocks) -> Scalars:
     return {block.name: jnp.sum(jax.vmap(block.read)(trees) ** 2) for block in blocks}
 
 
-def into(parts: Float[Array, "n *shape"], bases: tuple[Array, ...]) -> Float[Array, "n features"]:
+def to_coordinates(parts: Float[Array, "n *shape"], bases: tuple[Array, ...]) -> Float[Array, "n features"]:
     """`Bᵀ` of blocks in their own shape."""
     if not bases:
         return _flat(parts)
@@ -72,7 +72,7 @@ def into(parts: Float[Array, "n *shape"], bases: tuple[Array, ...]) -> Float[Arr
     return _flat(jnp.einsum("gik,ngio,gol->ngkl", bases[0], parts, bases[1]))
 
 
-def out_of(
+def from_coordinates(
     features: Float[Array, " features"], bases: tuple[Array, ...], like: Float[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
     """`B` of coordinates: a block in its own shape, that of `like`."""
@@ -152,9 +152,9 @@ class EigenbasisBackend(Backend[EigenbasisState]):  # abstract: `fit` is its sub
             name, part = block.name, block.read(vector)
             weights, outside = _weights(state, name, damping)
             rotation = state.rotations.get(name)
-            coordinates = _rotated(into(part[None], state.bases[name]), rotation)[0] * weights
-            inner = _turned_back(coordinates, rotation)
-            found[name] = out_of(inner, state.bases[name], part) + outside * part
+            coordinates = _rotate(to_coordinates(part[None], state.bases[name]), rotation)[0] * weights
+            inner = _rotate_back(coordinates, rotation)
+            found[name] = from_coordinates(inner, state.bases[name], part) + outside * part
         return cut.assemble(vector, state.blocks, found)
 
     def draw_gram(self, state: EigenbasisState, gradients: ExampleGradients, damping: Resolved) -> Form:
@@ -163,7 +163,7 @@ class EigenbasisBackend(Backend[EigenbasisState]):  # abstract: `fit` is its sub
         coordinates = project(gradients, state.blocks, state.bases)
         for block in state.blocks:
             weights, outside = _weights(state, block.name, damping)
-            rows = _rotated(coordinates[block.name], state.rotations.get(block.name))
+            rows = _rotate(coordinates[block.name], state.rotations.get(block.name))
             drawn = rows.reshape(gradients.draws, -1, rows.shape[-1])
             total = total + jnp.einsum("kbf,f,lbf->bkl", drawn, weights, drawn)
             if block.name in state.level:
@@ -178,7 +178,7 @@ class EigenbasisBackend(Backend[EigenbasisState]):  # abstract: `fit` is its sub
         sides = [project(gradients, state.blocks, state.bases) for gradients in (left, right)]
         for block in state.blocks:
             weights, outside = _weights(state, block.name, damping)
-            a, b = (_rotated(side[block.name], state.rotations.get(block.name)) for side in sides)
+            a, b = (_rotate(side[block.name], state.rotations.get(block.name)) for side in sides)
             total = total + (a * weights[None]) @ b.T
             if block.name in state.level:
                 total = total + outside * block.cross_products(left, right)
@@ -214,7 +214,7 @@ def second_moments(
     return sum_over_samples(problem, samples, lambda g: moments(*project(g)), lambda g: moments(*project_trees(g)))
 
 
-def in_bases(blocks: cut.Blocks, bases: Bases) -> tuple[Project, ProjectTrees]:
+def projections_onto(blocks: cut.Blocks, bases: Bases) -> tuple[Project, ProjectTrees]:
     """Coordinates in `bases`, and squared norms: what `second_moments` asks for."""
     return (
         lambda g: (project(g, blocks, bases), squared_norms(g, blocks)),
@@ -222,7 +222,7 @@ def in_bases(blocks: cut.Blocks, bases: Bases) -> tuple[Project, ProjectTrees]:
     )
 
 
-def taken_apart(
+def eigendecompose(
     problem: Problem,
     blocks: cut.Blocks,
     bases: Bases,
@@ -304,7 +304,7 @@ def _eigenvalues(state: EigenbasisState, name: str) -> Float[Array, " coordinate
     return jnp.concatenate([values, jnp.zeros(rotation.shape[0], values.dtype)])
 
 
-def _rotated(rows: Float[Array, "n features"], rotation: Array | None) -> Float[Array, "n coordinates"]:
+def _rotate(rows: Float[Array, "n features"], rotation: Array | None) -> Float[Array, "n coordinates"]:
     """Coordinates along the eigenvectors V and, where these are not all, what is left, `c − V Vᵀ c`, as it stands."""
     if rotation is None:
         return rows
@@ -314,7 +314,7 @@ def _rotated(rows: Float[Array, "n features"], rotation: Array | None) -> Float[
     return jnp.concatenate([along, rows - along @ rotation.T], axis=1)
 
 
-def _turned_back(coordinates: Float[Array, " coordinates"], rotation: Array | None) -> Float[Array, " features"]:
+def _rotate_back(coordinates: Float[Array, " coordinates"], rotation: Array | None) -> Float[Array, " features"]:
     """The inverse of `_rotated`."""
     if rotation is None:
         return coordinates

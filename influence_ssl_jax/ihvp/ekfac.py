@@ -17,14 +17,14 @@ from influence_ssl_jax.ihvp.eigenbasis import (
     Project,
     ProjectTrees,
     Scalars,
-    in_bases,
+    eigendecompose,
     project,
     project_trees,
+    projections_onto,
     refuse_hessian,
     second_moments,
     squared_norms,
     squared_norms_of_trees,
-    taken_apart,
 )
 from influence_ssl_jax.linalg.lowrank import kronecker_eigenvalues, stacked_eigenpairs
 from influence_ssl_jax.parallel import spread
@@ -73,7 +73,7 @@ class KFAC(EigenbasisBackend):
             lambda g: (project(g, vectors, found.bases), squared_norms(g, blocks)),
             lambda g: (project_trees(g, vectors, found.bases), squared_norms_of_trees(g, blocks)),
         )
-        return taken_apart(problem, blocks, found.bases, moments | found.eigenvalues, traces | found.totals, traces)
+        return eigendecompose(problem, blocks, found.bases, moments | found.eigenvalues, traces | found.totals, traces)
 
 
 class KroneckerBases(NamedTuple):
@@ -150,10 +150,10 @@ class EKFAC(EigenbasisBackend):
         refuse_hessian(problem, self)
         blocks = cut.discover_blocks(problem, self.unexplained)
         bases = kronecker_bases(problem, blocks, self.samples, self.rank).bases
-        return corrected(problem, blocks, bases, self, *in_bases(blocks, bases))
+        return correct_eigenvalues(problem, blocks, bases, self, *projections_onto(blocks, bases))
 
 
-def corrected(
+def correct_eigenvalues(
     problem: Problem,
     blocks: cut.Blocks,
     bases: Bases,
@@ -164,4 +164,4 @@ def corrected(
     """The eigenvalue correction: second moments, in `bases`, of the coordinates that `project` makes of gradients."""
     dense = small_vectors(blocks, settings.exact_limit)
     moments, traces = second_moments(problem, settings.samples, dense, project, project_trees)
-    return taken_apart(problem, blocks, bases, moments, traces, traces)
+    return eigendecompose(problem, blocks, bases, moments, traces, traces)

@@ -13,7 +13,7 @@ from influence_ssl_jax.curvature.blocks import check_structure
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.products import matvec
 from influence_ssl_jax.errors import CurvatureError, InfluenceError
-from influence_ssl_jax.ihvp.backend import Backend, Form, Grid, Resolved, Spectrum, gram_of_features, whole
+from influence_ssl_jax.ihvp.backend import Backend, Form, Grid, Resolved, Spectrum, gram_of_features, scalar
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Params
 
@@ -99,18 +99,18 @@ class Exact(Backend[ExactState]):
         """`V (μ + λ)⁻¹ Vᵀ v`."""
         check_structure(state.params, vector)
         coordinates = trees.ravel(vector) @ state.eigenvectors
-        return trees.unravel(state.params, state.eigenvectors @ (coordinates / (state.eigenvalues + whole(damping))))
+        return trees.unravel(state.params, state.eigenvectors @ (coordinates / (state.eigenvalues + scalar(damping))))
 
     def draw_gram(self, state: ExactState, gradients: ExampleGradients, damping: Resolved) -> Form:
         """Inner products of `(μ + λ)^{-½} Vᵀ g`."""
-        return gram_of_features(self._whitened(state, gradients, damping), gradients.draws)
+        return gram_of_features(self._whiten(state, gradients, damping), gradients.draws)
 
     def bilinear_form(
         self, state: ExactState, left: ExampleGradients, right: ExampleGradients, damping: Resolved
     ) -> Float[Array, "left right"]:
         """Inner products of `(μ + λ)^{-½} Vᵀ g`."""
-        return self._whitened(state, left, damping) @ self._whitened(state, right, damping).T
+        return self._whiten(state, left, damping) @ self._whiten(state, right, damping).T
 
-    def _whitened(self, state: ExactState, gradients: ExampleGradients, damping: Resolved) -> Float[Array, "n size"]:
+    def _whiten(self, state: ExactState, gradients: ExampleGradients, damping: Resolved) -> Float[Array, "n size"]:
         rows = trees.ravel_batch(gradients.full()) @ state.eigenvectors
-        return rows / jnp.sqrt(state.eigenvalues + whole(damping))[None]
+        return rows / jnp.sqrt(state.eigenvalues + scalar(damping))[None]

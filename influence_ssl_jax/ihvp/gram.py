@@ -15,10 +15,16 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.blocks import discover_blocks
-from influence_ssl_jax.curvature.contributions import contributed, draws_of, pooled, row_count, sampled
+from influence_ssl_jax.curvature.contributions import (
+    contributions,
+    draw_batch_gradients,
+    draw_count,
+    draw_example_gradients,
+    row_count,
+)
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.errors import InfluenceError
-from influence_ssl_jax.ihvp.backend import Assessed, Backend, Form, Resolved, Spectrum, whole
+from influence_ssl_jax.ihvp.backend import Assessed, Backend, Form, Resolved, Spectrum, scalar
 from influence_ssl_jax.ihvp.eigenbasis import refuse_hessian
 from influence_ssl_jax.parallel import devices, sum_over_devices
 from influence_ssl_jax.problem import Problem
@@ -267,8 +273,8 @@ class Gram(Backend[GramState]):
         flat = {name: part.reshape(1, 1, -1) for name, part in parts.items()}
         products = [_inner(state.rows[name], True, part, None)[0] for name, part in flat.items()]
         with jax.enable_x64(True):
-            value = _double(whole(damping))
-            solved = _split(_solve(state, _total(products), value[None], None).coefficients, whole(damping).dtype)
+            value = _double(scalar(damping))
+            solved = _split(_solve(state, _total(products), value[None], None).coefficients, scalar(damping).dtype)
             found = {}
             for name, part in flat.items():
                 left = _over_spans(
@@ -336,7 +342,7 @@ class Gram(Backend[GramState]):
 
     def _assess(self, state: GramState, gradients: ExampleGradients, damping: Resolved, own: _Own | None) -> Assessed:
         """Forms by the way that is accurate enough for all examples of the batch."""
-        value = whole(damping)
+        value = scalar(damping)
         fast = self._subtracted(state, self._products(state, gradients, False), value, own)
         accuracy = 2.0**17 * float(jnp.finfo(value.dtype).eps) / 2 if self.accuracy is None else self.accuracy
         sizes, bound = (jnp.einsum("bkk->bk", each.high) for each in (fast.values, fast.rounding))
@@ -351,7 +357,7 @@ class Gram(Backend[GramState]):
         self, state: GramState, left: ExampleGradients, right: ExampleGradients, damping: Resolved
     ) -> Float[Array, "left right"]:
         """The Woodbury identity between two batches, without the difference that cancels."""
-        value = whole(damping)
+        value = scalar(damping)
         sides = [dataclasses.replace(side, draws=1) for side in (left, right)]
         coefficients: list[Wide] = []
         for side in sides:
@@ -362,7 +368,7 @@ class Gram(Backend[GramState]):
                 coefficients.append(_split(solved.coefficients[:, 0], value.dtype))
         parts = []
         for block in state.blocks:
-            a, b = (block.materialised(side).reshape(side.cotangents.shape[1], -1) for side in sides)
+            a, b = (block.materialise(side).reshape(side.cotangents.shape[1], -1) for side in sides)
             parts.append(_between(state.rows[block.name], a, b, coefficients[0], coefficients[1]))
         with jax.enable_x64(True):
             a, b = map(_joined, coefficients)
@@ -374,7 +380,7 @@ class Gram(Backend[GramState]):
         dtype, read = state.gram.high.dtype, []
         for block in state.blocks:
             if not gradients.program.read.isdisjoint(block.leaves):
-                read.append(block.of_examples(gradients, partial(_inner, state.rows[block.name], precise), None))
+                read.append(block.map_examples(gradients, partial(_inner, state.rows[block.name], precise), None))
         with jax.enable_x64(True):
             along, between = (_split(_total(each), dtype) for each in zip(*read, strict=True))
         unit = _UNIT if precise else float(jnp.finfo(dtype).eps) / 2
@@ -416,7 +422,7 @@ class Gram(Backend[GramState]):
             sizes = _sizes(state, found, _squares(_joined(products.between)), products.error)
             coefficients = _split(found.coefficients, damping.dtype)
         left = [
-            block.of_examples(gradients, partial(_outside, state.rows[block.name]), coefficients)
+            block.map_examples(gradients, partial(_outside, state.rows[block.name]), coefficients)
             for block in state.blocks
             if not gradients.program.read.isdisjoint(block.leaves)
         ]
@@ -451,7 +457,7 @@ def curvature_rows(
     """
     number, dtype = problem.batches.index.shape[0], jax.tree.leaves(problem.params)[0].dtype
     each = row_count(problem, samples) // (number - problem.padding)
-    scale = 1 / math.sqrt((number - problem.padding) * (draws_of(problem, samples) or 1))
+    scale = 1 / math.sqrt((number - problem.padding) * (draw_count(problem, samples) or 1))
 
     def step(held: dict[str, Array], item: tuple[Array, Batch]) -> tuple[dict[str, Array], None]:
         place, batch = item
@@ -485,7 +491,7 @@ def batch_rows(
     """The gradients of one batch whose outer products sum, over the number of draws, to the batch's curvature."""
     found = batch_gradients(problem, batch, samples)
     if isinstance(found, ExampleGradients):
-        return {block.name: block.materialised(found).reshape(found.cotangents.shape[1], -1) for block in blocks}
+        return {block.name: block.materialise(found).reshape(found.cotangents.shape[1], -1) for block in blocks}
     rows = {block.name: jax.vmap(block.read)(found) for block in blocks}
     return {name: part.reshape(len(part), -1) for name, part in rows.items()}
 
@@ -493,9 +499,9 @@ def batch_rows(
 def batch_gradients(problem: Problem, batch: Batch, samples: int | None) -> ExampleGradients | Params:
     """The same gradients: of examples, or whole (leaves with a leading axis) where the loss couples examples."""
     if problem.curvature == "empirical_fisher":
-        return contributed(problem, batch)
-    draws = draws_of(problem, samples)
-    return (sampled if problem.objective.loss.separable else pooled)(problem, batch, draws)
+        return contributions(problem, batch)
+    draws = draw_count(problem, samples)
+    return (draw_example_gradients if problem.objective.loss.separable else draw_batch_gradients)(problem, batch, draws)
 
 
 def _order(problem: Problem, samples: int | None) -> tuple[Int[np.ndarray, " rows"], int]:

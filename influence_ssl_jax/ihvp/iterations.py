@@ -16,7 +16,7 @@ from influence_ssl_jax.curvature.blocks import check_structure
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.products import flat_products, matvec, mean_eigenvalue
 from influence_ssl_jax.errors import DivergenceError
-from influence_ssl_jax.ihvp.backend import Backend, Damping, Form, Grid, Resolved, Spectrum, whole
+from influence_ssl_jax.ihvp.backend import Backend, Damping, Form, Grid, Resolved, Spectrum, scalar
 from influence_ssl_jax.ihvp.cg import spectrum_by_products
 from influence_ssl_jax.ihvp.eigenbasis import EigenbasisState, refuse_hessian
 from influence_ssl_jax.ihvp.ekfac import EKFAC
@@ -90,7 +90,7 @@ class Iterations(Backend[State]):  # abstract: `fit` and `runs` are its subclass
         The residual is infinite, never NaN, where a run overflowed.
         """
         rows = gradients.full()
-        product, value = matvec(state.problem), whole(damping)
+        product, value = matvec(state.problem), scalar(damping)
 
         def missing(x: Params, vector: Params) -> Float[Array, ""]:
             left = jax.tree.map(lambda cx, leaf, v: cx + value * leaf - v, product(x), x, vector)
@@ -118,7 +118,7 @@ class Iterations(Backend[State]):  # abstract: `fit` and `runs` are its subclass
         return jnp.std(values, axis=1, ddof=1) / runs.shape[1] ** 0.5
 
 
-def orders_of(
+def draw_orders(
     problem: Problem, steps: Steps, repeats: int, depth: int, key: Key[Array, ""]
 ) -> Int[Array, "repeats depth"]:
     """Draw the batch of every step of every repeat; one repeat without steps of its own where each takes all."""
@@ -130,7 +130,7 @@ def orders_of(
 Carry = TypeVar("Carry", bound=PyTree)
 
 
-def iterated(
+def iterate(
     state: IterationState,
     step: Callable[[Carry, Params], Carry],
     read: Callable[[Carry], Params],
@@ -145,14 +145,14 @@ def iterated(
 
     def run(order: Int[Array, " depth"]) -> Params:
         def of_batch(carry: Carry, i: Int[Array, ""]) -> tuple[Carry, None]:
-            return step(carry, matvec(only(state.problem, i))(read(carry))), None
+            return step(carry, matvec(single_batch(state.problem, i))(read(carry))), None
 
         return read(jax.lax.scan(of_batch, start, order)[0])
 
     return jax.lax.map(run, state.orders)
 
 
-def only(problem: Problem, batch: Int[Array, ""]) -> Problem:
+def single_batch(problem: Problem, batch: Int[Array, ""]) -> Problem:
     """The problem of one batch alone."""
     return dataclasses.replace(problem, batches=jax.tree.map(lambda leaf: leaf[batch][None], problem.batches))
 
@@ -219,7 +219,10 @@ class LiSSA(Iterations[LiSSAState]):
             largest = jnp.max(
                 jax.lax.map(
                     lambda i: largest_eigenvalue(
-                        flat_products(only(problem, i)), jax.random.fold_in(power_key, i), like, self.power_steps
+                        flat_products(single_batch(problem, i)),
+                        jax.random.fold_in(power_key, i),
+                        like,
+                        self.power_steps,
                     ),
                     jnp.arange(count),
                 )
@@ -227,7 +230,7 @@ class LiSSA(Iterations[LiSSAState]):
         smallest = jnp.zeros_like(mean)
         if problem.curvature == "hessian":
             smallest = leading_eigenpairs(flat_products(problem), start_key, like, 1, 1, self.lanczos_steps).smallest
-        orders = orders_of(problem, self.steps, self.repeats, self.depth, order_key)
+        orders = draw_orders(problem, self.steps, self.repeats, self.depth, order_key)
         return LiSSAState(problem, mean, error, smallest, orders, largest)
 
     def resolve(self, state: LiSSAState, damping: Damping) -> Resolved:
@@ -236,7 +239,7 @@ class LiSSA(Iterations[LiSSAState]):
         Raises:
             DivergenceError: The given scale is too small for this matrix.
         """
-        resolved = whole(Backend.resolve(self, state, damping))
+        resolved = scalar(Backend.resolve(self, state, damping))
         reach = float(state.largest + resolved)
         if self.scale is not None and 2 * self.scale <= reach:
             raise DivergenceError(
@@ -248,13 +251,13 @@ class LiSSA(Iterations[LiSSAState]):
 
     def runs(self, state: LiSSAState, vector: Params, damping: Resolved) -> Params:
         """Every repeat's x, leaves [repeats, …]."""
-        value = whole(damping)
+        value = scalar(damping)
         scale = MARGIN * state.largest + value if self.scale is None else self.scale
 
         def step(x: Params, cx: Params) -> Params:
             return jax.tree.map(lambda a, ca, v: a + (v - ca - value * a) / scale, x, cx, vector)
 
-        return iterated(state, step, lambda x: x, jax.tree.map(jnp.zeros_like, vector), self.depth)
+        return iterate(state, step, lambda x: x, jax.tree.map(jnp.zeros_like, vector), self.depth)
 
 
 _DAMPINGS = (1e-4, 1e-2, 1.0, 100.0)  # λ over the mean eigenvalue, at which the length of a step is found
@@ -333,14 +336,16 @@ class ASTRA(Iterations[ASTRAState]):
             if self.steps == "all":
                 return self._largest(problem, other, damping, power_key)
             numbers = jnp.arange(problem.batches.index.shape[0])
-            return jnp.max(jax.lax.map(lambda i: self._largest(only(problem, i), other, damping, power_key), numbers))
+            return jnp.max(
+                jax.lax.map(lambda i: self._largest(single_batch(problem, i), other, damping, power_key), numbers)
+            )
 
         return ASTRAState(
             problem=problem,
             mean=average,
             error=error,
             smallest=jnp.zeros_like(average),
-            orders=orders_of(problem, self.steps, self.repeats, self.depth, order_key),
+            orders=draw_orders(problem, self.steps, self.repeats, self.depth, order_key),
             preconditioner=other,
             dampings=dampings,
             reach=jax.lax.map(reach, dampings),
@@ -348,7 +353,7 @@ class ASTRA(Iterations[ASTRAState]):
 
     def runs(self, state: ASTRAState, vector: Params, damping: Resolved) -> Params:
         """Every repeat's x, leaves [repeats, …]."""
-        value = whole(damping)
+        value = scalar(damping)
         rate = 1 / (MARGIN * self._reach(state, value))
         precondition = partial(EKFAC().solve, state.preconditioner, damping=value)
 
@@ -359,7 +364,7 @@ class ASTRA(Iterations[ASTRAState]):
             return jax.tree.map(jnp.add, x, moved), moved
 
         zero = jax.tree.map(jnp.zeros_like, vector)
-        return iterated(state, step, lambda carry: carry[0], (zero, zero), self.depth)
+        return iterate(state, step, lambda carry: carry[0], (zero, zero), self.depth)
 
     def _reach(self, state: ASTRAState, damping: Float[Array, ""]) -> Float[Array, ""]:
         """A bound of ν at λ: that at the next λ_j below it, and `ν_1 λ_1/λ` below all.

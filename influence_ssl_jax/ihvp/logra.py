@@ -16,10 +16,10 @@ from influence_ssl_jax.ihvp.eigenbasis import (
     Bases,
     EigenbasisBackend,
     EigenbasisState,
-    in_bases,
+    eigendecompose,
+    projections_onto,
     refuse_hessian,
     second_moments,
-    taken_apart,
 )
 from influence_ssl_jax.linalg.lowrank import leading_eigenvectors, random_basis, random_orthonormal
 from influence_ssl_jax.problem import Problem
@@ -74,9 +74,9 @@ class LoGra(EigenbasisBackend):
         blocks = cut.discover_blocks(problem, self.unexplained)
         bases = self._bases(problem, blocks, key)
         every = frozenset(block.name for block in blocks)
-        moments, traces = second_moments(problem, self.samples, every, *in_bases(blocks, bases))
+        moments, traces = second_moments(problem, self.samples, every, *projections_onto(blocks, bases))
         rank = sample_count(problem, self.samples)
-        state = taken_apart(problem, blocks, bases, moments, traces, traces, rank)
+        state = eigendecompose(problem, blocks, bases, moments, traces, traces, rank)
         return state if self.complement == "keep" else dataclasses.replace(state, level={})
 
     def _bases(self, problem: Problem, blocks: cut.Blocks, key: Key[Array, ""]) -> Bases:

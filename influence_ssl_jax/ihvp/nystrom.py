@@ -12,7 +12,7 @@ from influence_ssl_jax import randomness, trees
 from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.products import flat_products, standard_error
-from influence_ssl_jax.ihvp.backend import Backend, Form, Grid, Resolved, Workspace, whole
+from influence_ssl_jax.ihvp.backend import Backend, Form, Grid, Resolved, Workspace, scalar
 from influence_ssl_jax.ihvp.eigenbasis import refuse_hessian
 from influence_ssl_jax.linalg.lowrank import nystrom
 from influence_ssl_jax.problem import Problem
@@ -130,8 +130,8 @@ class Nystrom(Backend[NystromState]):
 
 def _weights(state: NystromState, damping: Resolved) -> tuple[Float[Array, " rank"], Array]:
     """`1/(μ + λ) − 1/(level + λ)` of the coordinates, `1/(level + λ)` of the vector itself."""
-    outside = 1 / (state.level + whole(damping))
-    return 1 / (state.eigenvalues + whole(damping)) - outside, outside
+    outside = 1 / (state.level + scalar(damping))
+    return 1 / (state.eigenvalues + scalar(damping)) - outside, outside
 
 
 def _coordinates(state: NystromState, gradients: ExampleGradients) -> Float[Array, "n rank"]:

@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, Key
 
 from influence_ssl_jax import randomness, trees
 from influence_ssl_jax.curvature import blocks as cut
-from influence_ssl_jax.curvature.contributions import draws_of, row_parts
+from influence_ssl_jax.curvature.contributions import draw_count, row_parts
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.curvature.moments import mean_over_batches
 from influence_ssl_jax.linalg.krylov import Rows, largest_eigenvalue
@@ -105,18 +105,18 @@ def row_doubt(problem: Problem, samples: int | None, blocks: cut.Blocks, roundin
         rounding: k.
     """
     unit = rounding * float(jnp.finfo(jax.tree.leaves(problem.params)[0].dtype).eps)
-    draws, views = draws_of(problem, samples), problem.objective.loss.views
+    draws, views = draw_count(problem, samples), problem.objective.loss.views
 
     def of_batch(batch: Batch) -> Float[Array, ""]:
         found = row_parts(problem, batch, draws, unit, _DIRECTIONS, lambda part: jnp.sqrt(part.squared_norms(blocks)))
         doubt = unit * jnp.sum(found[:views], axis=0) + 2 * jnp.max(found[views:], axis=0)
-        together = jnp.sum(doubt, axis=1) if _added_up(problem) else doubt
+        together = jnp.sum(doubt, axis=1) if _sums_examples(problem) else doubt
         return jnp.sum(together**2) / (draws or 1)
 
     return jnp.sqrt(mean_over_batches(problem, of_batch))
 
 
-def _added_up(problem: Problem) -> bool:
+def _sums_examples(problem: Problem) -> bool:
     """Whether a row is a sum over the examples of a batch."""
     return problem.curvature != "empirical_fisher" and not problem.objective.loss.separable
 

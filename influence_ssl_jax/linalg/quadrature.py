@@ -50,7 +50,7 @@ def radau(t: Tridiagonal, damping: Float[Array, ""], slack: Float[Array, " n"]) 
     return jnp.where(definite, value, jnp.inf)
 
 
-def size_of(t: Tridiagonal) -> Float[Array, " n"]:
+def norm_bound(t: Tridiagonal) -> Float[Array, " n"]:
     """Gershgorin's bound of ‖T‖."""
     before = jnp.concatenate([jnp.zeros_like(t.beta[:, :1]), t.beta[:, :-1]], axis=1)
     return jnp.max(jnp.abs(t.alpha) + t.beta + before, axis=1)
@@ -183,7 +183,7 @@ def quadratic_form_bounds(
         return jnp.maximum(known.values - known.error + low, 0.0), known.values + known.error + high
 
     def nominal(t: Tridiagonal) -> Array:
-        return rounding * eps * (size_of(t) + damping)
+        return rounding * eps * (norm_bound(t) + damping)
 
     def narrow(low: Array, high: Array, asked: float | Array) -> Array:
         return (jnp.isfinite(high) & (high - low <= asked * (high + low) / 2)) | (length == 0)
@@ -268,7 +268,7 @@ def _step(products: Rows, found: _Lanczos) -> _Lanczos:
         product = product - jnp.einsum("nk,nkp->np", coefficients, found.rows)
         lengths.append(jnp.linalg.norm(product, axis=1))
     first, beta = lengths
-    floor = 10 * jnp.finfo(product.dtype).eps * jnp.maximum(size_of(found.t), jnp.abs(alpha))
+    floor = 10 * jnp.finfo(product.dtype).eps * jnp.maximum(norm_bound(found.t), jnp.abs(alpha))
     # What the second pass takes most of is rounding: made long, it would not be orthogonal to the rest.
     beta = jnp.where((beta > floor) & (beta > first / 2), beta, 0.0)
     following = jnp.where(beta > 0, 1 / jnp.where(beta > 0, beta, 1.0), 0.0)[:, None] * product
@@ -296,4 +296,4 @@ def _measured_slack(products: Rows, found: _Lanczos, key: Key[Array, ""]) -> Flo
     alive = jnp.any(reached != 0, axis=2)
     identity = jnp.eye(steps + 1, dtype=gram.dtype)[None] * alive[:, :, None]
     orthogonality = jnp.linalg.norm(gram - identity, axis=(1, 2))
-    return 2 * _FACTOR * worst + 2 * 8**0.5 * size_of(found.t) * orthogonality
+    return 2 * _FACTOR * worst + 2 * 8**0.5 * norm_bound(found.t) * orthogonality

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Key, Num
 
 from influence_ssl_jax import randomness
 from influence_ssl_jax.curvature import blocks as cut
-from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.curvature.contributions import measure
 from influence_ssl_jax.curvature.gradients import check_gradients
 from influence_ssl_jax.ihvp.backend import Backend, Damping, Resolved
 from influence_ssl_jax.losses.alignment import Measurement
@@ -181,7 +181,7 @@ class Scorer:
         settings = self.settings
         drawn, loss = keyed(batch, settings), self.measurement.loss
         assert isinstance(loss, Measurement)
-        found = measured(self.measurement, self.problem.params, self.problem.frozen, drawn, settings.draws)
+        found = measure(self.measurement, self.problem.params, self.problem.frozen, drawn, settings.draws)
         given = self.state, found.gradients, self.damping
         form, rounding, left_out, halves = (
             self.backend.assess_without_own(*given, batch.index)

@@ -10,7 +10,7 @@ import pytest
 
 from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.augment.transform import Augmented, Transform
-from influence_ssl_jax.curvature.contributions import measured, output_samples
+from influence_ssl_jax.curvature.contributions import measure, output_samples
 from influence_ssl_jax.losses import CosineDistance, Loss
 from influence_ssl_jax.types import Batch
 from tests import problems
@@ -111,7 +111,7 @@ def test_a_coupled_batch_draws_from_its_first_key_alone():
 def test_the_embedding_that_is_kept_is_that_of_the_clean_image():
     problem = problems.problem(CosineDistance(), module=problems.Linear(), image=3)
     batch = problems.first_batch(problem)
-    found = jax.jit(measured, static_argnums=(0, 4))(problem.objective, problem.params, problem.frozen, batch, 2)
+    found = jax.jit(measure, static_argnums=(0, 4))(problem.objective, problem.params, problem.frozen, batch, 2)
     inputs = (np.asarray(batch.image).reshape(4, -1) - 0.4) / 0.5
     np.testing.assert_allclose(found.embeddings, inputs @ np.asarray(problem.params["linear"]["kernel"]), rtol=1e-12)
     assert found.values.shape == (2, 4)

@@ -10,7 +10,7 @@ import pytest
 from influence_ssl_jax import trees
 from influence_ssl_jax.augment import GaussianNoise
 from influence_ssl_jax.curvature import blocks as cut
-from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.curvature.contributions import measure
 from influence_ssl_jax.losses import CosineDistance
 from tests import problems
 
@@ -27,7 +27,7 @@ def test_norms_of_nearly_equal_views_are_those_of_float64(sigma):
     @jax.jit
     def norms(params):
         blocks = cut.discover(objective.network, params, {}, (3, 3, 2), "materialise")
-        gradients = measured(objective, params, {}, batch, 2).gradients
+        gradients = measure(objective, params, {}, batch, 2).gradients
         return gradients.squared_norms(blocks), jnp.sum(trees.ravel_batch(gradients.full()) ** 2, axis=1)
 
     want, formed = (np.asarray(side) for side in norms(trees.astype(rounded, "float64")))

@@ -8,7 +8,7 @@ import pytest
 
 from influence_ssl_jax import randomness, trees
 from influence_ssl_jax.curvature import blocks as cut
-from influence_ssl_jax.curvature.contributions import contributed, measured, sampled
+from influence_ssl_jax.curvature.contributions import contributions, draw_example_gradients, measure
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.errors import StructureError
 from influence_ssl_jax.losses import CosineDistance, SimCLR
@@ -42,7 +42,7 @@ gram = jax.jit(ExampleGradients.gram, static_argnums=1)
 def gradients_of(module, draws=DRAWS):
     problem = problems.problem(CosineDistance(), module=module)
     batch = problems.first_batch(problem)
-    found, values, _, _ = jax.jit(measured, static_argnums=(0, 4))(
+    found, values, _, _ = jax.jit(measure, static_argnums=(0, 4))(
         problem.objective, problem.params, problem.frozen, batch, draws
     )
     blocks = cut.discover(problem.objective.network, problem.params, problem.frozen, batch.image.shape[1:])
@@ -87,9 +87,9 @@ def test_blocks_materialise_project_and_norm_the_gradients_of_vmap(module):
         whole = found.full()
         return (
             {block.name: jax.vmap(block.read)(whole) for block in blocks},
-            {block.name: block.materialised(found) for block in blocks},
+            {block.name: block.materialise(found) for block in blocks},
             {
-                block.name: [block.projected(found, *pair) for pair in bases[block.name]]
+                block.name: [block.project(found, *pair) for pair in bases[block.name]]
                 for block in blocks
                 if block.name in bases
             },
@@ -126,7 +126,7 @@ def test_directional_and_summed_gradients():
     @jax.jit
     def compute(found, basis):
         directions = jax.vmap(lambda row: trees.unravel(problem.params, row))(basis)
-        return found.along(directions), trees.ravel(found.summed()), trees.ravel_batch(found.full())
+        return found.along(directions), trees.ravel(found.sum()), trees.ravel_batch(found.full())
 
     along, summed, rows = jax.device_get(compute(found, basis))
     np.testing.assert_allclose(along, rows @ basis.T, rtol=1e-9, atol=1e-12)
@@ -138,7 +138,7 @@ def test_contributions_sum_to_the_gradient_of_a_coupled_batch():
     batch = problems.first_batch(problem)
     want = jax.jit(jax.grad(problem.objective))(problem.params, problem.frozen, batch)
     got = trees.scale(
-        batch.index.size**-0.5, jax.jit(lambda problem, batch: contributed(problem, batch).summed())(problem, batch)
+        batch.index.size**-0.5, jax.jit(lambda problem, batch: contributions(problem, batch).sum())(problem, batch)
     )
     np.testing.assert_allclose(trees.ravel(got), trees.ravel(want), rtol=1e-9, atol=1e-13)
 
@@ -146,7 +146,7 @@ def test_contributions_sum_to_the_gradient_of_a_coupled_batch():
 def test_sampled_gradients_refuse_a_coupled_loss():
     problem = problems.problem(SimCLR())
     with pytest.raises(TypeError, match="couples the examples"):
-        sampled(problem, problems.first_batch(problem), 1)
+        draw_example_gradients(problem, problems.first_batch(problem), 1)
 
 
 class WithTemperature(nn.Module):
@@ -166,6 +166,6 @@ def test_a_loose_parameter_is_refused_or_materialised():
     with pytest.raises(StructureError, match="temperature"):
         cut.discover(problem.objective.network, problem.params, problem.frozen, shape)
     blocks = cut.discover(problem.objective.network, problem.params, problem.frozen, shape, "materialise")
-    found, *_ = jax.jit(measured, static_argnums=0)(problem.objective, problem.params, problem.frozen, batch)
+    found, *_ = jax.jit(measure, static_argnums=0)(problem.objective, problem.params, problem.frozen, batch)
     rows = trees.ravel_batch(full(found))
     np.testing.assert_allclose(gram(found, blocks)[:, 0, 0], (rows**2).sum(1), rtol=1e-10)

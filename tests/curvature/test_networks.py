@@ -33,7 +33,7 @@ def everything(params, frozen, arrays, network, blocks):
     whole = found.full()
     return (
         {block.name: jax.vmap(block.read)(whole) for block in blocks},
-        {block.name: block.materialised(found) for block in blocks},
+        {block.name: block.materialise(found) for block in blocks},
         found.gram(blocks),
         found.squared_norms(blocks),
         basis.project(found, blocks, random),

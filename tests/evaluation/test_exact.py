@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from influence_ssl_jax import trees
-from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.curvature.contributions import measure
 from influence_ssl_jax.curvature.products import flat_products
 from influence_ssl_jax.errors import CurvatureError, InfluenceError
 from influence_ssl_jax.evaluation.exact import function_space, materialised, rank_of
@@ -22,7 +22,7 @@ def case(curvature, loss):
     matrix = np.asarray(jax.jit(flat_products(problem))(jax.numpy.eye(size)))
     measurement = problems.objective(CosineDistance(), problems.Small())
     batch = problems.first_batch(problem)
-    found = jax.jit(measured, static_argnums=(0, 4))(measurement, problem.params, problem.frozen, batch, 2).gradients
+    found = jax.jit(measure, static_argnums=(0, 4))(measurement, problem.params, problem.frozen, batch, 2).gradients
     return problem, matrix, found
 
 

@@ -28,7 +28,7 @@ from experiments.study import (
 )
 from experiments.study.table import EXPERIMENTS, Study, Table, run, settings_of
 from experiments.study.variants import Curvature, Prepared, Variants, coordinates_of
-from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.curvature.contributions import measure
 from influence_ssl_jax.ihvp.backend import Damping
 from influence_ssl_jax.types import Batch
 
@@ -137,7 +137,7 @@ def test_scores_of_coordinates_are_those_of_the_backend(study, held):
 
     @jax.jit
     def scored(problem, state, batch, dampings):
-        gradients = measured(objective, problem.params, problem.frozen, batch).gradients
+        gradients = measure(objective, problem.params, problem.frozen, batch).gradients
         return [backend.draw_gram(state, gradients, damping).values[:, 0, 0] for damping in dampings]
 
     coordinates, _ = coordinates_of(held.problem, held.state, batch)

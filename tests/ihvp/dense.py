@@ -8,7 +8,7 @@ import numpy as np
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.augment.transform import Views
-from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.curvature.contributions import measure
 from influence_ssl_jax.ihvp import Exact
 from influence_ssl_jax.losses import CosineDistance, SquaredEuclid
 from tests import problems
@@ -24,7 +24,7 @@ def dense(curvature="ggn", module="conv"):
     state = jax.jit(Exact().fit)(problem, jax.random.key(0))
     matrix = (state.eigenvectors * state.eigenvalues[None]) @ state.eigenvectors.T
     measurement = problems.objective(CosineDistance(), net)
-    gradients = jax.jit(measured, static_argnums=(0, 4))(
+    gradients = jax.jit(measure, static_argnums=(0, 4))(
         measurement, problem.params, problem.frozen, problems.first_batch(problem), 2
     ).gradients
     rows = trees.ravel_batch(jax.jit(type(gradients).full)(gradients))

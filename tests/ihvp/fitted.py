@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from influence_ssl_jax import trees
-from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.curvature.contributions import measure
 from influence_ssl_jax.ihvp import (
     ASTRA,
     CG,
@@ -65,7 +65,7 @@ def fitted(kind, name):
     problem = PROBLEMS[name]()
     state = jax.jit(backend.fit)(problem, jax.random.key(0))
     measurement = problems.objective(CosineDistance(), problem.objective.network.module)
-    gradients, *_ = jax.jit(measured, static_argnums=(0, 4))(
+    gradients, *_ = jax.jit(measure, static_argnums=(0, 4))(
         measurement, problem.params, problem.frozen, problems.first_batch(problem), 2
     )
     return backend, problem, state, gradients

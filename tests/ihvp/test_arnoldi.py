@@ -11,7 +11,7 @@ import pytest
 from influence_ssl_jax.curvature.products import flat_products
 from influence_ssl_jax.errors import CurvatureError, IndefiniteError
 from influence_ssl_jax.ihvp import Arnoldi, Damping
-from influence_ssl_jax.ihvp.arnoldi import galerkin_interval, with_measured_residuals
+from influence_ssl_jax.ihvp.arnoldi import galerkin_interval, measure_residuals
 from influence_ssl_jax.ihvp.rounding import gradient_lengths, product_doubt
 from influence_ssl_jax.losses import CosineDistance
 from tests import problems
@@ -75,7 +75,7 @@ def test_the_galerkin_interval_holds(module, dtype, rank):
     state = jax.jit(Arnoldi(rank=rank, block=2, expansion=1.5, probes=2).fit)(problem, jax.random.key(3))
     measurement = problems.objective(CosineDistance(), problem.objective.network.module)
     lengths = jax.jit(gradient_lengths, static_argnums=0)(measurement, gradients)
-    state = jax.jit(with_measured_residuals)(state, problem)
+    state = jax.jit(measure_residuals)(state, problem)
 
     @jax.jit
     def bounds(state, gradients, damping):

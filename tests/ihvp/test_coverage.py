@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from influence_ssl_jax import trees
-from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.curvature.contributions import measure
 from influence_ssl_jax.errors import CurvatureError, StructureError
 from influence_ssl_jax.ihvp import BACKENDS, CG, EKFAC, Arnoldi, Diagonal, Exact, Gram, Identity, LiSSA, LoGra
 from influence_ssl_jax.losses import CosineDistance, SimCLR, SquaredEuclid
@@ -69,7 +69,7 @@ def test_every_measurement_is_taken(kind):
 
     def forms(problem, state, damping):
         batch = problems.first_batch(problem)
-        gradients = measured(objective, problem.params, problem.frozen, batch, 2).gradients
+        gradients = measure(objective, problem.params, problem.frozen, batch, 2).gradients
         return tuple(backend.draw_gram(state, gradients, damping))
 
     values, residual = jax.eval_shape(forms, problem, state, jnp.asarray(0.1))

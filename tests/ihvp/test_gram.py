@@ -10,7 +10,7 @@ import pytest
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.blocks import leaf_paths
-from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.curvature.contributions import measure
 from influence_ssl_jax.curvature.products import flat_products
 from influence_ssl_jax.errors import CurvatureError, InfluenceError
 from influence_ssl_jax.ihvp import CG, EKFAC, Arnoldi, Damping, Exact, Gram
@@ -68,7 +68,7 @@ def solved(matrix, right):
 def with_gradients(backend, state, gradients, damping):
     """What the backend says, and the very gradients that it says it of, block by block."""
     vectors = {
-        block.name: jnp.swapaxes(block.of_examples(gradients, lambda each, _: each, None), 0, 1)
+        block.name: jnp.swapaxes(block.map_examples(gradients, lambda each, _: each, None), 0, 1)
         for block in state.blocks
     }
     return backend.assess(state, gradients, damping), vectors
@@ -103,7 +103,7 @@ def case(curvature="fisher", loss=COSINE, dtype=jnp.float64, storage="working", 
     state = jax.jit(backend.fit)(problem, jax.random.key(0))
     measurement = problems.objective(CosineDistance(), problems.Small())
     batch = problems.first_batch(problem)
-    found = jax.jit(measured, static_argnums=(0, 4))(measurement, params, frozen, batch, 2).gradients
+    found = jax.jit(measure, static_argnums=(0, 4))(measurement, params, frozen, batch, 2).gradients
     return backend, problem, state, found, np.asarray(every_gradient(found), np.float64)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.augment import GaussianNoise
-from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.curvature.contributions import measure
 from influence_ssl_jax.ihvp.rounding import gradient_lengths
 from influence_ssl_jax.losses import CosineDistance, SimCLR
 from tests import problems
@@ -28,7 +28,7 @@ def gradients(sigma, dtype):
 
     @jax.jit
     def run(params, frozen, batch):
-        taken = measured(objective, params, frozen, batch, 2).gradients
+        taken = measure(objective, params, frozen, batch, 2).gradients
         return trees.ravel_batch(taken.full()), gradient_lengths(objective, taken)
 
     return run(params, frozen, batch)
@@ -52,6 +52,6 @@ def test_the_error_of_a_gradient_is_within_its_doubt(sigma):
 def test_a_loss_without_a_gradient_for_each_example_is_refused():
     found = problems.problem(CosineDistance(), module=problems.Linear(), image=3)
     batch = problems.first_batch(found)
-    taken = measured(found.objective, found.params, found.frozen, batch).gradients
+    taken = measure(found.objective, found.params, found.frozen, batch).gradients
     with pytest.raises(TypeError, match="got SimCLR"):
         gradient_lengths(dataclasses.replace(found.objective, loss=SimCLR()), taken)

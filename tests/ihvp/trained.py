@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from sklearn.datasets import load_digits
 
-from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.curvature.contributions import measure
 from influence_ssl_jax.losses import CosineDistance, SimCLR
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Batch
@@ -61,5 +61,5 @@ def trained(width: int = 6, outputs: int = 8, count: int = 128) -> Problem:
 def scored(problem: Problem, count: int = 100):
     """Measured gradients of other digits."""
     batch = jax.tree.map(lambda leaf: leaf[0], digits(count, 1, 2))
-    found = jax.jit(measured, static_argnums=(0, 4))(problem.objective, problem.params, problem.frozen, batch, 1)
+    found = jax.jit(measure, static_argnums=(0, 4))(problem.objective, problem.params, problem.frozen, batch, 1)
     return found.gradients

@@ -13,7 +13,7 @@ import pytest
 from influence_ssl_jax import randomness, trees
 from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.curvature import blocks as cut
-from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.curvature.contributions import measure
 from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.ihvp import (
     ASTRA,
@@ -140,7 +140,7 @@ def gradients(name, output):
         one = jax.tree.map(lambda leaf: leaf[None], dataclasses.replace(example, key=key))
         return jax.flatten_util.ravel_pytree(jax.grad(measurement)(problem.params, problem.frozen, one))[0]
 
-    found = jax.jit(lambda params: measured(measurement, params, problem.frozen, batch).gradients)(problem.params)
+    found = jax.jit(lambda params: measure(measurement, params, problem.frozen, batch).gradients)(problem.params)
     return found, np.stack([alone(jax.tree.map(lambda leaf, i=i: leaf[i], batch)) for i in range(4)])
 
 

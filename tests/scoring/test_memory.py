@@ -11,7 +11,7 @@ import pytest
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature import blocks as cut
-from influence_ssl_jax.curvature.contributions import measured
+from influence_ssl_jax.curvature.contributions import measure
 from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.ihvp import BACKENDS, Damping, Exact, Gram, Identity, LoGra
@@ -67,7 +67,7 @@ def test_no_array_is_examples_times_parameters_or_patches_times_positions():
     scorer, batch = scorer_of(8)
 
     def form(batch):
-        found = measured(scorer.measurement, scorer.problem.params, scorer.problem.frozen, batch, DRAWS)
+        found = measure(scorer.measurement, scorer.problem.params, scorer.problem.frozen, batch, DRAWS)
         return scorer.backend.draw_gram(scorer.state, found.gradients, scorer.damping).values
 
     largest = max(sizes(jax.make_jaxpr(form)(batch).jaxpr))
@@ -82,7 +82,7 @@ def test_gradient_norms_form_patches_of_few_examples_at_a_time(monkeypatch):
     scorer, batch = scorer_of(8)
 
     def norms(batch):
-        found = measured(scorer.measurement, scorer.problem.params, scorer.problem.frozen, batch, DRAWS)
+        found = measure(scorer.measurement, scorer.problem.params, scorer.problem.frozen, batch, DRAWS)
         return found.gradients.gram(scorer.blocks)
 
     whole = jax.jit(norms)(batch)
@@ -141,7 +141,7 @@ def test_what_a_form_holds_is_known_beforehand(kind, monkeypatch):
         batch = jax.tree.unflatten(batches, images)
         state, damping = jax.tree.unflatten(structure, leaves), jnp.ones((), jnp.float32)
         counted.append(backend.workspace(state, parameters))
-        gradients = measured(problem.objective, params, problem.frozen, batch, DRAWS).gradients
+        gradients = measure(problem.objective, params, problem.frozen, batch, DRAWS).gradients
         resolved = jax.tree.map(lambda mean: mean * 0 + damping, backend.mean_eigenvalue(state))
         return backend.draw_gram(state, gradients, resolved).values
 
@@ -182,7 +182,7 @@ def test_gram_forms_the_gradients_of_few_examples_at_a_time(monkeypatch):
     def forms(problem, batch):
         leaves, structure = shapes(problem, backend, 0)
         state = jax.tree.unflatten(structure, [jnp.ones(leaf.shape, leaf.dtype) for leaf in leaves])
-        found = measured(problem.objective, problem.params, problem.frozen, batch, DRAWS).gradients
+        found = measure(problem.objective, problem.params, problem.frozen, batch, DRAWS).gradients
         return backend.draw_gram(state, found, jnp.ones((), jnp.float64)).values
 
     largest = max(sizes(jax.make_jaxpr(forms)(problem, batch).jaxpr))
