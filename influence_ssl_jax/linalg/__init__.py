@@ -1,1 +1,1 @@
-"""Linear algebra without models."""
+"""Compute with matrices that are known by their products; this package knows no models."""

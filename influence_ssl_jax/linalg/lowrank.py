@@ -1,4 +1,4 @@
-"""Compute leading eigenpairs, random bases and Nyström approximations."""
+"""Compute leading eigenpairs of matrices in memory, random bases and Nyström approximations."""
 
 from typing import NamedTuple
 
@@ -14,10 +14,22 @@ from influence_ssl_jax.randomness import Stream
 def eigenpairs(
     matrix: Float[Array, "size size"], rank: int | None = None
 ) -> tuple[Float[Array, " rank"], Float[Array, "size rank"]]:
-    """The `rank` largest eigenvalues, descending and not below zero, of a second moment, and their eigenvectors.
+    """Compute the `rank` largest eigenvalues of a second moment, and their eigenvectors.
 
-    Taken apart in float64 whatever the dtype of the matrix: single precision mixes eigenvectors of close eigenvalues,
-    and products of two factors' eigenvalues span twice as many orders of magnitude as either.
+    Eigenvalues are in descending order and not below zero. They are computed in float64, whatever the dtype of the
+    matrix: single precision mixes the eigenvectors of close eigenvalues, and the products of two factors' eigenvalues
+    span twice as many orders of magnitude as those of one factor.
+
+    Args:
+        matrix: A symmetric positive semi-definite matrix.
+        rank: Number of pairs; all if None.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from influence_ssl_jax.linalg.lowrank import eigenpairs
+        >>> values, vectors = eigenpairs(jnp.diag(jnp.asarray([1.0, 5.0, 3.0])), rank=2)
+        >>> values.tolist(), vectors.shape
+        ([5.0, 3.0], (3, 2))
     """
     rank = matrix.shape[0] if rank is None else min(rank, matrix.shape[0])
     with jax.enable_x64(True):
@@ -29,13 +41,18 @@ def eigenpairs(
 def eigenpairs_of_rank(
     matrix: Float[Array, "size size"], rank: int | None
 ) -> tuple[Float[Array, " kept"], Float[Array, "size kept"]]:
-    """`eigenpairs` of a second moment M of at most `rank` vectors: all of them, or those that are not zero.
+    """Compute the eigenpairs of a second moment M of at most `rank` vectors.
 
-    M times `rank` random columns spans its range, and M within an orthonormal basis Q of that is all of M:
-    `M = Q (QᵀMQ) Qᵀ`. That takes two products with M; all eigenpairs are computed where `rank` is half of `size` or more.
-    Some further columns keep the random coordinates of the range well conditioned. Products with M in its own type, which
-    add no more rounding than M has from being summed up; the rest in float64.
+    These are all eigenpairs of M, or those with nonzero eigenvalues. M times `rank` random columns spans its range,
+    and M restricted to an orthonormal basis Q of that range is all of M: `M = Q (QᵀMQ) Qᵀ`. That needs two products
+    with M. If `rank` is at least half of `size`, all eigenpairs are computed instead. A few further columns keep the
+    random coordinates of the range well conditioned. Products with M use its own type, which adds no more rounding
+    than the sum that formed M; the rest is in float64.
     Source: Halko, Martinsson and Tropp, SIAM Review 53 (2011), algorithm 4.1.
+
+    Args:
+        matrix: M.
+        rank: A bound of the rank of M; None if no bound is known.
     """
     size, further = matrix.shape[0], 8
     if rank is None or 2 * (rank + further) >= size:
@@ -55,7 +72,7 @@ def eigenpairs_of_rank(
 def _largest(
     values: Float[Array, " all"], vectors: Float[Array, "size all"], rank: int, dtype: jax.typing.DTypeLike
 ) -> tuple[Float[Array, " rank"], Float[Array, "size rank"]]:
-    """The last `rank` of ascending eigenpairs, descending, in another type."""
+    """Return the last `rank` of ascending eigenpairs, in descending order and in another type."""
     values = jax.lax.convert_element_type(jnp.maximum(values[::-1][:rank], 0.0), dtype)
     return values, jax.lax.convert_element_type(vectors[:, ::-1][:, :rank], dtype)
 
@@ -63,45 +80,62 @@ def _largest(
 def stacked_eigenpairs(
     matrices: Float[Array, "stack size size"], rank: int | None = None
 ) -> tuple[Float[Array, "stack rank"], Float[Array, "stack size rank"]]:
-    """`eigenpairs` of each matrix, one after another: on CPU batched LAPACK calls can wait for each other for ever."""
+    """Compute `eigenpairs` of each matrix of a stack, one after another.
+
+    On a CPU, batched LAPACK calls can wait for each other for ever.
+    """
     return jax.lax.map(lambda matrix: eigenpairs(matrix, rank), matrices)
 
 
 def kronecker_eigenvalues(left: Float[Array, "groups k"], right: Float[Array, "groups l"]) -> Float[Array, " features"]:
-    """The eigenvalues `α_i σ_j` of `⊕_groups A ⊗ S`, in the order of the flattened [groups, k, l]."""
+    """Compute the eigenvalues `α_i σ_j` of `⊕_groups A ⊗ S`.
+
+    Args:
+        left: α, the eigenvalues of each group's A.
+        right: σ, the eigenvalues of each group's S.
+
+    Returns:
+        The products in the order of the flattened array [groups, k, l].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from influence_ssl_jax.linalg.lowrank import kronecker_eigenvalues
+        >>> kronecker_eigenvalues(jnp.asarray([[2.0, 1.0]]), jnp.asarray([[10.0, 3.0]])).tolist()
+        [20.0, 6.0, 10.0, 3.0]
+    """
     return jnp.einsum("gk,gl->gkl", left, right).reshape(-1)
 
 
 def random_orthonormal(
     key: Key[Array, ""], size: int, rank: int, dtype: jax.typing.DTypeLike
 ) -> Float[Array, "size rank"]:
-    """Orthonormal columns in a uniformly random position."""
+    """Draw orthonormal columns in a uniformly random position."""
     gaussian = randomness.normal(key, (size, rank), dtype)
     orthonormal, triangular = jnp.linalg.qr(gaussian)
-    # QR fixes the signs of the columns; undone, the position is uniform (Mezzadri, arXiv math-ph/0609050).
+    # QR fixes the signs of the columns; undoing that makes the position uniform (Mezzadri, arXiv math-ph/0609050).
     signs = jnp.where(jnp.diagonal(triangular) < 0, -1.0, 1.0).astype(dtype)
     return orthonormal * signs[None]
 
 
 def random_basis(key: Key[Array, ""], size: int, rank: int, dtype: jax.typing.DTypeLike) -> Float[Array, "size rank"]:
-    """Random orthonormal columns times √(size / rank).
+    """Draw random orthonormal columns and scale them by √(size / rank).
 
-    Entries have variance 1/rank, so `E ‖Bᵀx‖² = ‖x‖²` for every x; at full rank B is orthogonal and the identity holds
-    without the expectation.
+    Entries have variance 1/rank, so `E ‖Bᵀx‖² = ‖x‖²` for every x. At full rank B is orthogonal, and the equation
+    holds for every draw.
     """
     return random_orthonormal(key, size, rank, dtype) * jnp.sqrt(jnp.asarray(size / rank, dtype))
 
 
 def leading_eigenvectors(matrix: Float[Array, "size size"], rank: int) -> Float[Array, "size rank"]:
-    """Orthonormal eigenvectors of the `rank` largest eigenvalues of a symmetric matrix, largest first."""
+    """Compute orthonormal eigenvectors of the `rank` largest eigenvalues, largest first."""
     return jnp.linalg.eigh(matrix)[1][:, ::-1][:, :rank]
 
 
 class LowRank(NamedTuple):
-    """`A ≈ Qᵀ diag(μ) Q`.
+    """A low-rank approximation `A ≈ Qᵀ diag(μ) Q`.
 
     Attributes:
-        eigenvalues: μ, descending.
+        eigenvalues: μ, in descending order.
         vectors: Q, orthonormal rows.
     """
 
@@ -110,24 +144,25 @@ class LowRank(NamedTuple):
 
 
 def nystrom(products: Rows, key: Key[Array, ""], like: Float[Array, " size"], rank: int) -> LowRank:
-    """`AΩ (ΩᵀAΩ)⁻¹ ΩᵀA` for orthonormal random Ω, as eigenpairs.
+    """Approximate a positive semi-definite matrix A by `AΩ (ΩᵀAΩ)⁻¹ ΩᵀA`, as eigenpairs.
 
-    The factorisation is that of `A + νI`, ν a rounding error of AΩ, and ν is taken off again: the core of a singular A is
-    singular, and its inverse square root is not.
+    Ω has orthonormal random columns. The factorised matrix is `A + νI`, where ν is the size of a rounding error of
+    AΩ, and ν is subtracted again from the eigenvalues: if A is singular, its core is singular too, and the inverse
+    square root of the core would not exist without the shift.
     Reference: arXiv 2110.02820, algorithm 2.1.
 
     Args:
         products: V ↦ V A.
-        key: Where Ω is drawn from.
-        like: A vector of A's size and dtype.
-        rank: Columns of Ω.
+        key: Draws Ω.
+        like: Any vector of A's size and dtype.
+        rank: Number of columns of Ω.
     """
     test = random_orthonormal(key, like.size, rank, like.dtype)
     moved = products(test.T).T
     shift = jnp.finfo(like.dtype).eps * jnp.linalg.norm(moved)
     shifted = moved + shift * test
     core, turn = eigenpairs(test.T @ shifted)
-    # Rounding alone brings an eigenvalue of the core below ν; of a zero matrix nothing is divided by zero.
+    # Only rounding makes an eigenvalue of the core smaller than ν; `tiny` prevents 0/0 for a zero matrix.
     root = jnp.maximum(core, jnp.maximum(shift, jnp.finfo(like.dtype).tiny))
     left, singular, _ = jnp.linalg.svd((shifted @ turn) / jnp.sqrt(root)[None], full_matrices=False)
     return LowRank(jnp.maximum(singular**2 - shift, 0.0), left.T)

@@ -1,4 +1,4 @@
-"""Two-sided bounds of quadratic forms by Gauss and Gauss–Radau quadrature."""
+"""Bound quadratic forms from both sides by Gauss and Gauss–Radau quadrature."""
 
 from typing import NamedTuple
 
@@ -11,12 +11,14 @@ from influence_ssl_jax.linalg.krylov import Rows
 
 
 class Tridiagonal(NamedTuple):
-    """The matrices T of n Lanczos runs in lockstep, the leading `taken` rows and columns of each.
+    """The tridiagonal matrices T of n Lanczos runs in lockstep.
+
+    Only the leading `taken` rows and columns of each are in use.
 
     Attributes:
         alpha: The diagonal.
-        beta: The off-diagonal; the last entry in use couples T to what comes next.
-        taken: Steps taken.
+        beta: The off-diagonal; the last entry in use couples T to the next Lanczos vector.
+        taken: Number of steps taken.
     """
 
     alpha: Float[Array, "n steps"]
@@ -25,14 +27,30 @@ class Tridiagonal(NamedTuple):
 
 
 def gauss(t: Tridiagonal, damping: Float[Array, " n"]) -> Float[Array, " n"]:
-    """`e₁ᵀ(T + damping)⁻¹e₁`."""
+    """Compute the Gauss quadrature `e₁ᵀ(T + damping)⁻¹e₁`, a lower bound.
+
+    Example:
+        T is the 1 × 1 matrix 3, and the damping is 1:
+
+        >>> import jax.numpy as jnp
+        >>> from influence_ssl_jax.linalg.quadrature import Tridiagonal, gauss
+        >>> t = Tridiagonal(alpha=jnp.asarray([[3.0]]), beta=jnp.asarray([[0.0]]), taken=jnp.asarray(1))
+        >>> gauss(t, jnp.asarray([1.0])).tolist()
+        [0.25]
+    """
     return _corner_of_inverse(t, damping, jnp.zeros_like(damping))
 
 
 def radau(t: Tridiagonal, damping: Float[Array, ""], slack: Float[Array, " n"]) -> Float[Array, " n"]:
-    """The same with damping − slack and T extended by a row so that −slack is its smallest eigenvalue.
+    """Compute the Gauss–Radau quadrature, an upper bound.
 
-    Infinite where T + slack is not positive definite, or damping no larger than twice the slack.
+    It is the form of `gauss` with damping − slack, where T is extended by one row such that −slack is its smallest
+    eigenvalue. It is infinite if T + slack is not positive definite, or if the damping is at most twice the slack.
+
+    Args:
+        t: T.
+        damping: λ.
+        slack: η, a bound of the perturbation of C.
     """
 
     def forward(pivot: Array, entry: tuple[Array, Array, Array]) -> tuple[Array, Array]:
@@ -51,13 +69,16 @@ def radau(t: Tridiagonal, damping: Float[Array, ""], slack: Float[Array, " n"]) 
 
 
 def norm_bound(t: Tridiagonal) -> Float[Array, " n"]:
-    """Gershgorin's bound of ‖T‖."""
+    """Bound ‖T‖ by Gershgorin's theorem."""
     before = jnp.concatenate([jnp.zeros_like(t.beta[:, :1]), t.beta[:, :-1]], axis=1)
     return jnp.max(jnp.abs(t.alpha) + t.beta + before, axis=1)
 
 
 def _corner_of_inverse(t: Tridiagonal, damping: Float[Array, " n"], tail: Float[Array, " n"]) -> Float[Array, " n"]:
-    """`1 / (α₁ + λ − β₁² / (α₂ + λ − …  − tail))`: a continued fraction from its end, stable to rounding in T."""
+    """Compute `1 / (α₁ + λ − β₁² / (α₂ + λ − …  − tail))`.
+
+    The continued fraction is evaluated from its end, which is stable against rounding of T.
+    """
 
     def backward(pivot: Array, entry: tuple[Array, Array, Array]) -> tuple[Array, None]:
         i, alpha, beta = entry
@@ -71,22 +92,24 @@ def _corner_of_inverse(t: Tridiagonal, damping: Float[Array, " n"], tail: Float[
 
 _PROBES = 4
 _FACTOR = 3.0
-"""‖F‖ is taken to be at most 3 times the largest ‖F s‖ of 4 standard normal s. The worst F has rank one, for which ‖F s‖ is
-|s₁| ‖F‖: it is larger with probability P(|s₁| < ⅓)⁴ = 0.5 %. Of a rounding error spread over many directions, ‖F s‖ is
-near ‖F‖_F each time."""
+"""‖F‖ is taken to be at most 3 times the largest ‖F s‖ of 4 standard normal vectors s.
+
+The worst F has rank one: then ‖F s‖ is |s₁| ‖F‖, and the assumption fails with probability P(|s₁| < ⅓)⁴ = 0.5 %. If a
+rounding error is spread over many directions, ‖F s‖ is close to ‖F‖_F each time.
+"""
 
 _WIDTHS = (2.0, 0.5, 0.2, 0.1, 0.05, 0.02)
-"""Where the width asked for is not reached, the bounds are also taken where these would have been; 2 is any finite bound."""
+"""Widths at which the bounds are also computed if the requested width is not reached; 2 stands for any finite bound."""
 
 
 class Bounds(NamedTuple):
-    """`lower ≤ gᵀ(C + λI)⁻¹g ≤ upper` for each g.
+    """Bounds `lower ≤ gᵀ(C + λI)⁻¹g ≤ upper` for each g.
 
     Attributes:
         lower: Gauss quadrature.
-        upper: Gauss–Radau quadrature; infinite where rounding, as measured, is as large as λ.
+        upper: Gauss–Radau quadrature; infinite if the measured rounding error is as large as λ.
         slack: η, the perturbation of C that the bounds allow for after the last step.
-        steps: Lanczos steps taken.
+        steps: Number of Lanczos steps taken.
     """
 
     lower: Float[Array, " n"]
@@ -96,12 +119,14 @@ class Bounds(NamedTuple):
 
 
 class Offset(NamedTuple):
-    """A part of every form that is known beforehand, when starts are what is left of gradients.
+    """The known part of every form.
+
+    The starts are then what a projection leaves of the gradients g.
 
     Attributes:
-        values: What is added to `gᵀ(C + λI)⁻¹g`.
-        error: Bound of its rounding error.
-        doubt: Bound of the rounding error of g, in norm.
+        values: The value to add to `gᵀ(C + λI)⁻¹g`.
+        error: A bound of its rounding error.
+        doubt: A bound of the norm of the rounding error of g.
     """
 
     values: Float[Array, " n"]
@@ -110,11 +135,11 @@ class Offset(NamedTuple):
 
 
 class Density(NamedTuple):
-    """Points that stand for the eigenvalues of C: `tr f(C) ≈ Σ counts · f(values)`.
+    """Points that represent the eigenvalues of C: `tr f(C) ≈ Σ counts · f(values)`.
 
     Attributes:
         values: Ritz values of every probe.
-        counts: How many eigenvalues stand at each; they add up to the size of C.
+        counts: Number of eigenvalues that each point represents; they sum to the size of C.
     """
 
     values: Float[Array, " points"]
@@ -122,7 +147,10 @@ class Density(NamedTuple):
 
 
 class _Lanczos(NamedTuple):
-    """`C Qᵀ = Qᵀ T + β q eᵀ` of every start in lockstep; q stands after Q."""
+    """Lanczos runs in lockstep, one for each start.
+
+    `C Qᵀ = Qᵀ T + β q eᵀ`; the row q follows the rows Q.
+    """
 
     rows: Float[Array, "n rows size"]
     t: Tridiagonal
@@ -138,36 +166,38 @@ def quadratic_form_bounds(
     rounding: float = 32.0,
     offset: Offset | None = None,
 ) -> Bounds:
-    """Bound `gᵀ(C + λI)⁻¹g` by Lanczos started at each g, all in lockstep, until every interval is narrow enough.
+    """Bound `gᵀ(C + λI)⁻¹g` from both sides by Lanczos runs.
 
-    With `T` the tridiagonal matrix of k steps, `‖g‖² e₁ᵀ(T + λI)⁻¹e₁` (Gauss) is a lower bound, and the same with T
-    extended by one row so that 0 is an eigenvalue (Gauss–Radau; no eigenvalue of C is smaller) an upper bound.
+    Each run starts at one g, and all run in lockstep until every interval is narrow enough. With the tridiagonal
+    matrix `T` of k steps, `‖g‖² e₁ᵀ(T + λI)⁻¹e₁` (Gauss) is a lower bound. The same with T extended by one row, such
+    that 0 is an eigenvalue (Gauss–Radau; no eigenvalue of C is smaller), is an upper bound.
 
-    In floating point the recurrence is that of a nearby matrix: if `C Qᵀ = Qᵀ T + β q eᵀ + F` with orthonormal Q, then
-    some symmetric `C' = C + Δ` with ‖Δ‖ ≤ 2‖F‖ satisfies it exactly. From `C' − ηI ⪯ C ⪯ C' + ηI` for η ≥ ‖Δ‖ the
-    bounds hold with damping λ + η below, and damping λ − η with the node moved to −η above. η is measured after the
-    last step: `‖F s‖`, s standard normal, stands for ‖F‖ (three times the largest of four); the loss of orthogonality
-    `‖QQᵀ − I‖_F` counts as a residual of that size times ‖T‖; and `rounding` unit roundoffs times ‖T‖ + λ stand for
-    the rounding of C itself (the point at which a network was linearised), which no product with C shows. g is taken to
-    be known up to `offset.doubt`, or, without an offset, up to `rounding` unit roundoffs of its norm. So the bounds hold
-    under these assumptions (`ihvp.rounding` says what they are for a network), not by a theorem about floating point.
+    In floating point, the recurrence is that of a nearby matrix: if `C Qᵀ = Qᵀ T + β q eᵀ + F` with orthonormal Q,
+    then a symmetric `C' = C + Δ` with ‖Δ‖ ≤ 2‖F‖ satisfies it exactly. Since `C' − ηI ⪯ C ⪯ C' + ηI` for η ≥ ‖Δ‖, the
+    lower bound holds with damping λ + η, and the upper bound holds with damping λ − η and the node at −η. η is
+    measured after the last step and adds up three causes: the residual F, for whose norm three times the largest of
+    four `‖F s‖` stands, s standard normal; the loss of orthogonality `‖QQᵀ − I‖_F`, which counts as a residual of
+    that size times ‖T‖; and `rounding` unit roundoffs times ‖T‖ + λ for the rounding of C itself (of the point at
+    which a network was linearised), which no product with C shows. g is assumed to be known up to `offset.doubt` or, without
+    an offset, up to `rounding` unit roundoffs of its norm. So the bounds hold under these assumptions
+    (`ihvp.rounding` states what they are for a network); they are not a theorem about floating point.
 
-    A bound from k steps holds with any η that holds for more of them. Of all steps the best bounds are returned, first at
-    the η of the last one; and where that leaves an interval wide, at the smaller η of where a wider one would have been
-    enough. So going on does not lose what a shorter run has found.
+    A bound from k steps is valid with any η that is valid for more steps. The best bounds of all steps are returned:
+    first with the η of the last step; and, if an interval is still wide, with the smaller η of the step at which a
+    wider interval would have been sufficient. So further steps never make a bound worse than that of a shorter run.
     Reference: Golub & Meurant, Matrices, Moments and Quadrature, chapters 6 and 8; Δ: Parlett, The Symmetric
     Eigenvalue Problem, section 4.5.
 
     Args:
-        products: V ↦ V C for rows V, C positive semi-definite.
-        starts: The vectors g, as rows. Memory: (steps + 1) times as much.
+        products: V ↦ V C on rows V, C positive semi-definite.
+        starts: The vectors g, as rows. The memory is (steps + 1) times theirs.
         damping: λ.
-        key: Draws what measures the residual.
-        width: Stop where (upper − lower) ≤ width · their mean for every g, and both are finite; or where `rounding` alone
-            leaves no upper bound.
-        steps: Stop after so many.
-        rounding: Unit roundoffs to allow for in C and g.
-        offset: What to add to every form; widths are those of the sum. Nothing where None.
+        key: Draws the vectors that measure the residual.
+        width: Stop if (upper − lower) ≤ width · their mean for every g, and both are finite; or if `rounding` alone
+            allows no upper bound.
+        steps: Stop after this number of steps.
+        rounding: Number of unit roundoffs to allow for in C and g.
+        offset: The value to add to every form; widths are those of the sum. None for nothing.
     """
     length = jnp.linalg.norm(starts, axis=1)
     dtype, steps = starts.dtype, min(steps, starts.shape[1])
@@ -201,7 +231,7 @@ def quadratic_form_bounds(
     after = 1 + jnp.arange(steps)
 
     def best(taken: Array) -> Bounds:
-        """The best of the first so many steps, at the slack that is measured over them."""
+        """Compute the best bounds of the first `taken` steps, at the slack measured over them."""
         reached = _Lanczos(found.rows, _leading(found.t, taken))
         slack = nominal(reached.t) + _measured_slack(products, reached, key)
         low, high = jax.vmap(lambda k: bounds(_leading(found.t, k), slack))(after)
@@ -224,7 +254,7 @@ def quadratic_form_bounds(
 
 
 def _leading(t: Tridiagonal, count: Array) -> Tridiagonal:
-    """The matrices of the first `count` steps."""
+    """Restrict the matrices to the first `count` steps."""
     used = (jnp.arange(t.alpha.shape[1]) < count)[None]
     return Tridiagonal(jnp.where(used, t.alpha, 0.0), jnp.where(used, t.beta, 0.0), jnp.asarray(count))
 
@@ -232,11 +262,19 @@ def _leading(t: Tridiagonal, count: Array) -> Tridiagonal:
 def spectral_density(
     products: Rows, key: Key[Array, ""], like: Float[Array, " size"], probes: int, steps: int
 ) -> Density:
-    """The eigenvalues of C as Gauss quadrature sees them from random signs (stochastic Lanczos quadrature).
+    """Estimate the eigenvalues of C by Gauss quadrature from random signs (stochastic Lanczos quadrature).
 
-    Unbiased but for the quadrature, which is exact for polynomials of degree 2 steps − 1 and once `steps` reaches the
-    number of different eigenvalues. Memory: (steps + 1) vectors; `steps · probes` products with C.
+    The estimate is unbiased except for the error of the quadrature. The quadrature is exact for polynomials of degree
+    2 steps − 1, and exact for all functions if `steps` reaches the number of different eigenvalues. The cost is
+    `steps · probes` products with C; the memory is (steps + 1) vectors.
     Reference: Ubaru, Chen & Saad, SIAM J. Matrix Anal. Appl. 38 (2017).
+
+    Args:
+        products: V ↦ V C on rows V, C positive semi-definite.
+        key: Draws the signs.
+        like: Any vector of C's size and dtype.
+        probes: Number of random vectors.
+        steps: Number of Lanczos steps for each.
     """
     size = like.shape[0]
     steps = min(steps, size)
@@ -257,7 +295,7 @@ def spectral_density(
 
 
 def _step(products: Rows, found: _Lanczos) -> _Lanczos:
-    """One step with full reorthogonalisation, twice; zeros after a breakdown."""
+    """Take one step with full reorthogonalisation, twice; write zeros after a breakdown."""
     alphas, betas, i = found.t
     vector = found.rows[:, i]
     product = products(vector)
@@ -269,7 +307,7 @@ def _step(products: Rows, found: _Lanczos) -> _Lanczos:
         lengths.append(jnp.linalg.norm(product, axis=1))
     first, beta = lengths
     floor = 10 * jnp.finfo(product.dtype).eps * jnp.maximum(norm_bound(found.t), jnp.abs(alpha))
-    # What the second pass takes most of is rounding: made long, it would not be orthogonal to the rest.
+    # If the second pass removes most of a vector, the vector is rounding error: normalised, it would not be orthogonal.
     beta = jnp.where((beta > floor) & (beta > first / 2), beta, 0.0)
     following = jnp.where(beta > 0, 1 / jnp.where(beta > 0, beta, 1.0), 0.0)[:, None] * product
     grown = Tridiagonal(alphas.at[:, i].set(alpha), betas.at[:, i].set(beta), i + 1)
@@ -277,7 +315,7 @@ def _step(products: Rows, found: _Lanczos) -> _Lanczos:
 
 
 def _measured_slack(products: Rows, found: _Lanczos, key: Key[Array, ""]) -> Float[Array, " n"]:
-    """`2 (3 ‖F s‖ + 2 √2 ‖T‖ ‖QQᵀ − I‖_F)`, see `quadratic_form_bounds`."""
+    """Compute η = `2 (3 ‖F s‖ + 2 √2 ‖T‖ ‖QQᵀ − I‖_F)`, see `quadratic_form_bounds`."""
     (alpha, beta, taken), (n, steps) = found.t, found.t.alpha.shape
     used = jnp.arange(steps) < taken
     coupling = jnp.where(used, beta, 0.0)
