@@ -19,7 +19,7 @@ import tyro
 from PIL import Image
 
 from influence_ssl_jax.data.source import content_digest
-from influence_ssl_jax.data.transform import decode
+from influence_ssl_jax.data.encoded import decode
 
 
 @dataclasses.dataclass(frozen=True)

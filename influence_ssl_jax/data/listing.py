@@ -17,7 +17,7 @@ from jaxtyping import Int
 from pyarrow import compute, ipc
 
 from influence_ssl_jax.data.source import counted, digest
-from influence_ssl_jax.data.transform import EXTENSIONS, unreachable
+from influence_ssl_jax.data.encoded import EXTENSIONS, unreachable
 from influence_ssl_jax.parallel import from_first
 
 pc: Any = compute  # its functions are made when it is imported: no type checker knows them

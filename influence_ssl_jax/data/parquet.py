@@ -25,7 +25,7 @@ from influence_ssl_jax.data.source import (
     repeated_ids,
 )
 from influence_ssl_jax.data.table import check_names, classes, scalars, texts
-from influence_ssl_jax.data.transform import UndecodableImage, unreachable
+from influence_ssl_jax.data.encoded import UndecodableImage, unreachable
 from influence_ssl_jax.errors import DataError, printable
 
 pc: Any = compute  # its functions are made when it is imported: no type checker knows them

@@ -23,7 +23,7 @@ from influence_ssl_jax.data.source import (
     digest,
 )
 from influence_ssl_jax.data.table import Classes, classes
-from influence_ssl_jax.data.transform import UndecodableImage, decode
+from influence_ssl_jax.data.encoded import UndecodableImage, decode
 from influence_ssl_jax.errors import DataError, printable, require
 
 

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from influence_ssl_jax.data import source as sources
-from influence_ssl_jax.data import transform
-from influence_ssl_jax.data.transform import UndecodableImage, decode
+from influence_ssl_jax.data import encoded as encoded_images
+from influence_ssl_jax.data.encoded import UndecodableImage, decode
 from influence_ssl_jax.errors import DataError
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -102,7 +102,7 @@ def test_damage_is_named(content, reason):
 
 
 def test_too_many_bytes_are_refused_before_decoding(monkeypatch):
-    monkeypatch.setattr(transform, "MAX_BYTES", 12 * 54 - 1)
+    monkeypatch.setattr(encoded_images, "MAX_BYTES", 12 * 54 - 1)
     with pytest.raises(UndecodableImage, match="9×6 pixels take 648 bytes to decode, more than the 647"):
         decode(encoded(Image.fromarray(COLOUR), "PNG"))
     assert decode(encoded(Image.fromarray(COLOUR[..., 0]), "PNG")).shape == (6, 9)  # grey takes a quarter
@@ -118,7 +118,7 @@ def test_the_bound_of_bytes_holds(kind):
         options["exif"][0x0112] = 6
     content = encoded(image.convert({"transparent": "RGBA", "palette": "P"}.get(kind, "RGB")), "PNG", **options)
     with Image.open(io.BytesIO(content)) as opened:
-        estimate = transform._decoding_bytes(opened)
+        estimate = encoded_images._decoding_bytes(opened)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what earlier tests freed would serve in place of new memory
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
@@ -155,9 +155,9 @@ def test_a_photograph_of_several_pictures_is_its_first():
 
 
 def test_decoding_waits_where_all_threads_together_would_hold_too_much(monkeypatch):
-    monkeypatch.setattr(transform, "MAX_BYTES", 10)
+    monkeypatch.setattr(encoded_images, "MAX_BYTES", 10)
     order = []
-    with transform._memory.holding(6):
+    with encoded_images._memory.holding(6):
         waiting = threading.Thread(target=lambda: order.append("in") if _held(6) else None)
         waiting.start()
         waiting.join(0.05)
@@ -168,7 +168,7 @@ def test_decoding_waits_where_all_threads_together_would_hold_too_much(monkeypat
 
 
 def _held(size: int) -> bool:
-    with transform._memory.holding(size):
+    with encoded_images._memory.holding(size):
         return True
 
 
