@@ -10,11 +10,10 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
 
-from influence_ssl_jax.data.encoded import Encoded
+from influence_ssl_jax.data.encoded import EXTENSIONS, Encoded, UndecodableImage, contents
 from influence_ssl_jax.data.listing import Links, Listing, listed_once
 from influence_ssl_jax.data.source import Source, absolute_path, counted, digest
 from influence_ssl_jax.data.table import Classes, Matched, classes, match, read_table
-from influence_ssl_jax.data.encoded import EXTENSIONS, UndecodableImage, contents
 from influence_ssl_jax.errors import DataError, printable
 
 

@@ -13,8 +13,8 @@ import pyarrow as pa
 from jaxtyping import Int
 from pyarrow import compute, ipc, parquet
 
-from influence_ssl_jax.data.encoded import Encoded
-from influence_ssl_jax.data.places import Stored, stored
+from influence_ssl_jax.data.encoded import Encoded, UndecodableImage, unreachable
+from influence_ssl_jax.data.listing import Stored, stored
 from influence_ssl_jax.data.source import (
     Source,
     UnreachableError,
@@ -25,7 +25,6 @@ from influence_ssl_jax.data.source import (
     repeated_ids,
 )
 from influence_ssl_jax.data.table import check_names, classes, scalars, texts
-from influence_ssl_jax.data.encoded import UndecodableImage, unreachable
 from influence_ssl_jax.errors import DataError, printable
 
 pc: Any = compute  # its functions are made when it is imported: no type checker knows them

@@ -17,11 +17,10 @@ import pyarrow as pa
 from jaxtyping import Int
 from pyarrow import parquet
 
-from influence_ssl_jax.data.encoded import Encoded
-from influence_ssl_jax.data.places import Stored, stored
+from influence_ssl_jax.data.encoded import EXTENSIONS, MAX_BYTES, Encoded, UndecodableImage, unreachable
+from influence_ssl_jax.data.listing import Stored, stored
 from influence_ssl_jax.data.source import Source, absolute_path, counted, digest
 from influence_ssl_jax.data.table import Classes, classes
-from influence_ssl_jax.data.encoded import EXTENSIONS, MAX_BYTES, UndecodableImage, unreachable
 from influence_ssl_jax.errors import DataError, printable
 
 ENDINGS = (".tar",)

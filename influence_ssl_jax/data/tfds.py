@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
 
+from influence_ssl_jax.data.encoded import UndecodableImage, decode
 from influence_ssl_jax.data.source import (
     Example,
     OpenSource,
@@ -23,7 +24,6 @@ from influence_ssl_jax.data.source import (
     digest,
 )
 from influence_ssl_jax.data.table import Classes, classes
-from influence_ssl_jax.data.encoded import UndecodableImage, decode
 from influence_ssl_jax.errors import DataError, printable, require
 
 

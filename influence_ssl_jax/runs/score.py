@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from influence_ssl_jax import provenance
 from influence_ssl_jax.configuration import Plain, describe, fingerprint, restore
 from influence_ssl_jax.data import SOURCES, Source, ToInput, depth_notes
-from influence_ssl_jax.data.draw import drawn
+from influence_ssl_jax.data.loader import drawn
 from influence_ssl_jax.data.source import OpenSource, Skipped
 from influence_ssl_jax.data.table import renamed
 from influence_ssl_jax.encoder import Encoder
@@ -45,7 +45,7 @@ from influence_ssl_jax.parallel import (
 )
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.progress import Note, Progress, Written, silent, stage
-from influence_ssl_jax.report.breakdown import TRUTH
+from influence_ssl_jax.report.analysis import TRUTH
 from influence_ssl_jax.run_log import Pace, RunLog, watched
 from influence_ssl_jax.runs import objectives
 from influence_ssl_jax.runs.encoder_of import absolute, encoder_of

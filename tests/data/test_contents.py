@@ -12,7 +12,7 @@ from influence_ssl_jax.data import Arrays, Folder, Tfds, ToInput, batches, cache
 from influence_ssl_jax.data import source as sources
 from influence_ssl_jax.data.arrays import InMemory
 from influence_ssl_jax.data.contents import changes, refuse_changes
-from influence_ssl_jax.data.draw import drawn
+from influence_ssl_jax.data.loader import drawn
 from influence_ssl_jax.data.source import content_digest
 from influence_ssl_jax.errors import DataError
 from influence_ssl_jax.runs.score import refuse_other_classes
@@ -132,12 +132,12 @@ def test_a_file_that_cannot_be_opened_for_now_is_no_skipped_image(images, monkey
 
 
 def test_a_decoder_without_memory_is_no_skipped_image(images, monkeypatch):
-    from influence_ssl_jax.data import transform
+    from influence_ssl_jax.data import encoded
 
     def without(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr(transform.ImageOps, "exif_transpose", without)
+    monkeypatch.setattr(encoded.ImageOps, "exif_transpose", without)
     with pytest.raises(DataError, match="no damage of an image"):
         loaded(Folder(str(images)).open())
 

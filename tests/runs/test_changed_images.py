@@ -12,7 +12,7 @@ from PIL import Image
 
 from influence_ssl_jax.cli import main
 from influence_ssl_jax.data import Folder, ToInput
-from influence_ssl_jax.data.draw import drawn
+from influence_ssl_jax.data.loader import drawn
 from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.errors import DataError, InfluenceError, SkippedError
 from influence_ssl_jax.evaluation.certificate import Audit

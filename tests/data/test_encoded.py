@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from influence_ssl_jax.data import source as sources
 from influence_ssl_jax.data import encoded as encoded_images
+from influence_ssl_jax.data import source as sources
 from influence_ssl_jax.data.encoded import UndecodableImage, decode
 from influence_ssl_jax.errors import DataError
 
