@@ -17,12 +17,12 @@ from influence_ssl_jax.data import (
     ToInput,
     UnreadableExample,
     batches,
-    cached,
+    cache,
     epoch,
     loader,
     resident,
 )
-from influence_ssl_jax.data.loader import decoding_threads, in_order
+from influence_ssl_jax.data.loader import decoding_threads, map_in_order
 from influence_ssl_jax.errors import DataError
 from influence_ssl_jax.randomness import Stream
 
@@ -119,7 +119,7 @@ def test_decoding_threads_follow_cores_quota_and_the_variable(tmp_path, monkeypa
     assert decoding_threads({}, tmp_path / "absent") == 32
     assert decoding_threads({"INFLUENCE_SSL_THREADS": "48"}, quota) == 48
     for wrong in ("0", "-1", "many", ""):
-        with pytest.raises(DataError, match="INFLUENCE_SSL_THREADS is a number of threads, at least 1"):
+        with pytest.raises(DataError, match="INFLUENCE_SSL_THREADS must be a number of threads, at least 1"):
             decoding_threads({"INFLUENCE_SSL_THREADS": wrong})
 
 
@@ -164,8 +164,8 @@ def test_results_come_in_order_and_errors_in_their_place():
     def inverse(x: int) -> float:
         return 1 / x
 
-    assert list(in_order(inverse, [1, 2, 4], workers=3, ahead=2)) == [1, 0.5, 0.25]
-    iterator = in_order(inverse, [2, 0, 1], workers=2, ahead=1)
+    assert list(map_in_order(inverse, [1, 2, 4], workers=3, ahead=2)) == [1, 0.5, 0.25]
+    iterator = map_in_order(inverse, [2, 0, 1], workers=2, ahead=1)
     assert next(iterator) == 0.5
     with pytest.raises(ZeroDivisionError):
         next(iterator)
@@ -218,7 +218,7 @@ def test_less_than_a_batch_is_one_smaller_batch():
 
 
 def test_no_curvature_set_without_images():
-    with pytest.raises(DataError, match="None of the 2 examples can be used; the first: "):
+    with pytest.raises(DataError, match=r"None of the 2 examples can be used. The first is "):
         resident(opened(2, broken=(0, 1)), INPUT, count=2, batch_size=2, seed=0)
     with pytest.raises(DataError, match="no images"):
         resident(opened(0), INPUT, count=2, batch_size=2, seed=0)
@@ -295,21 +295,21 @@ class Endless(OpenSource):
 
 def test_a_substitute_costs_a_draw_and_not_a_pass_over_the_source():
     source, chosen = Endless(), np.array([3, 1, 9, 30, 600])
-    found, skipped = loader._filled(source, INPUT, chosen, range(5), np.random.default_rng(0))
+    found, skipped = loader._fill_rows(source, INPUT, chosen, range(5), np.random.default_rng(0))
     assert [example.index % 3 for example in found].count(0) == 0
     assert found[1].index == 1
     assert len({example.index for example in found}) == 5
     assert [example.index % 5 for example in found[2:]] == [2, 3, 4]  # each row draws from its own fifth
     assert source.reads == 5 + 4 + len(skipped) - 4
     assert source.reads < 60
-    alone, _ = loader._filled(source, INPUT, chosen, range(3, 5), np.random.default_rng(0))
+    alone, _ = loader._fill_rows(source, INPUT, chosen, range(3, 5), np.random.default_rng(0))
     assert [example.index for example in alone] == [example.index for example in found[3:]]
 
 
 def test_a_shuffle_one_at_a_time_is_a_uniform_permutation():
     seen = collections.Counter()
     for seed in range(1200):
-        order = tuple(loader._shuffled(4, np.random.default_rng(seed)))
+        order = tuple(loader._shuffle(4, np.random.default_rng(seed)))
         assert sorted(order) == [0, 1, 2, 3]
         seen[order] += 1
     assert len(seen) == 24
@@ -333,7 +333,7 @@ def test_the_cache_holds_what_the_source_would_give():
     images = np.random.default_rng(0).random((7, 9, 8, 3))
     images[2, 0, 0, 0] = np.inf
     source = Arrays(images, labels=np.arange(7), ids=list("abcdefg"), columns={"age": list(range(7))}).open()
-    kept = cached(source, SMALL)
+    kept = cache(source, SMALL)
     for fresh, held in zip(
         batches(source, SMALL, 4, jax.random.key(0)), batches(kept, SMALL, 4, jax.random.key(0)), strict=True
     ):
@@ -348,17 +348,17 @@ def test_the_cache_holds_what_the_source_would_give():
 
 def test_images_are_decoded_once():
     source = Digits(size=8, digits=10).open()
-    kept = cached(source, SMALL)
+    kept = cache(source, SMALL)
     source.read = source.read_many = None
     assert len(list(batches(kept, SMALL, 4, jax.random.key(0)))) > 0
 
 
 def test_the_fingerprint_names_the_transform():
     source = Digits(size=8, digits=10).open()
-    prints = {source.fingerprint(), cached(source, SMALL).fingerprint(), cached(source, ToInput(5, 5)).fingerprint()}
+    prints = {source.fingerprint(), cache(source, SMALL).fingerprint(), cache(source, ToInput(5, 5)).fingerprint()}
     assert len(prints) == 3
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(DataError, match=r"12 images of 6×6×3 need .* GiB allowed"):
-        cached(Arrays(np.zeros((12, 6, 6))).open(), SMALL, max_bytes=12 * 108 - 1)
+    with pytest.raises(DataError, match=r"12 images of 6×6×3 need .* GiB, more than the limit"):
+        cache(Arrays(np.zeros((12, 6, 6))).open(), SMALL, max_bytes=12 * 108 - 1)

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from influence_ssl_jax.data.listing import Listing, listed
+from influence_ssl_jax.data.listing import Listing, list_images
 from influence_ssl_jax.errors import InfluenceError, PartnerError
 from influence_ssl_jax.parallel import Distributed, from_first, rank
 from influence_ssl_jax.parallel.processes import resolved
@@ -198,7 +198,7 @@ def folder(tmp_path) -> pathlib.Path:
 def test_a_listing_survives_its_bytes(folder):
     with open(os.fsencode(folder) + b"/13\xff.png", "wb") as file:
         file.write(b"x")
-    found = listed(folder)
+    found = list_images(folder)
     again = Listing.from_bytes(found.to_bytes())
     assert list(again.images) == list(found.images)
     assert again.images[12] == "13\udcff.png"
