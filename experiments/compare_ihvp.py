@@ -31,7 +31,7 @@ from sklearn.datasets import load_digits
 from influence_ssl_jax import trees
 from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.cli.commands import compare
-from influence_ssl_jax.cli.tables import print_comparison
+from influence_ssl_jax.cli.console import print_comparison
 from influence_ssl_jax.configuration import describe
 from influence_ssl_jax.data import Arrays, ToInput, resident
 from influence_ssl_jax.data.loader import batches

@@ -6,7 +6,7 @@ Each imports what it needs when it is called, so that a command loads nothing of
 from rich.console import Console
 from rich.text import Text
 
-from influence_ssl_jax.cli.console import Renderer
+from influence_ssl_jax.cli.console import Renderer, print_audit, print_comparison
 from influence_ssl_jax.progress import Written
 from influence_ssl_jax.runs.import_encoder import ImportRun
 from influence_ssl_jax.runs.settings import AuditRun, CompareRun, PretrainRun, ReportRun, ScoreRun
@@ -41,7 +41,6 @@ def score(settings: ScoreRun, out: Console) -> None:
 
 def audit(settings: AuditRun, out: Console) -> None:
     """Audit a folder of scores, and print how good they are."""
-    from influence_ssl_jax.cli.tables import print_audit
     from influence_ssl_jax.runs.audit import audit
 
     print_audit(audit(settings, Renderer(out)), out)
@@ -49,7 +48,6 @@ def audit(settings: AuditRun, out: Console) -> None:
 
 def compare(settings: CompareRun, out: Console) -> None:
     """Compare backends, and print the tables."""
-    from influence_ssl_jax.cli.tables import print_comparison
     from influence_ssl_jax.runs.compare import COMPARISON, compare
 
     render = Renderer(out)

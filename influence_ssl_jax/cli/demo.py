@@ -11,8 +11,7 @@ from rich.table import Table
 from influence_ssl_jax.cli.commands import pretrain, report, score
 from influence_ssl_jax.data import Digits, ToInput
 from influence_ssl_jax.losses import SimCLR
-from influence_ssl_jax.report.baselines import explained_by_baselines
-from influence_ssl_jax.report.recovery import Recovery, recoveries
+from influence_ssl_jax.report.analysis import Recovery, explained_by_baselines, recoveries
 from influence_ssl_jax.report.scored_run import ScoredRun
 from influence_ssl_jax.report.words import decimal, percent
 from influence_ssl_jax.runs.settings import CurvatureSet, PretrainRun, ReportRun, ScoreRun

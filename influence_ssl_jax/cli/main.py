@@ -200,8 +200,12 @@ def _execute(arguments: Sequence[str], out: Console) -> None:
     if name not in COMMANDS:
         raise InfluenceError(f"There is no command {name!r}; there are {', '.join(COMMANDS)}. Try {PROGRAM} --help.")
     require("cli")
-    from influence_ssl_jax.cli.help import has_choices, short_help, topic_help
-    from influence_ssl_jax.cli.options import parse  # loads JAX
+    from influence_ssl_jax.cli.options import (
+        has_choices,
+        parse,  # loads JAX
+        short_help,
+        topic_help,
+    )
 
     command = COMMANDS[name]
     settings = load(command.settings)

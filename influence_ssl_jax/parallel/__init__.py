@@ -3,19 +3,22 @@
 from influence_ssl_jax.parallel.mesh import (
     AXIS,
     all_devices,
+    batches_of,
     devices,
+    everywhere,
     local_devices,
     over_examples,
+    replicated,
+    split,
     spread,
     sum_over_devices,
 )
-from influence_ssl_jax.parallel.messages import from_first
-from influence_ssl_jax.parallel.placement import batches_of, everywhere, replicated, split
 from influence_ssl_jax.parallel.processes import (
     Distributed,
     agreed,
     barrier,
     first_only,
+    from_first,
     gathered,
     in_every,
     is_first,

@@ -19,8 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Int
 
 from influence_ssl_jax.errors import InfluenceError, PartnerError
-from influence_ssl_jax.parallel.mesh import all_devices
-from influence_ssl_jax.parallel.placement import split
+from influence_ssl_jax.parallel.mesh import all_devices, split
 from influence_ssl_jax.signals import leave_at_once
 
 Result = TypeVar("Result")
@@ -298,3 +297,46 @@ def summed(count: int) -> int:
 def part_of(items: Int[np.ndarray, " count"]) -> Int[np.ndarray, " part"]:
     """This process's part of a list that every process holds alike: one run of it, as long as any other's, ± 1."""
     return np.array_split(items, jax.process_count())[jax.process_index()]
+
+
+PIECE = 2**26
+"""Bytes that are sent together, through the memory of the devices."""
+_FAILED = -1
+
+
+def from_first(action: Callable[[], bytes]) -> bytes:
+    """Return in every process the bytes that `action` returns in the first; the others do not run it.
+
+    All processes of a run call this at the same place.
+
+    Raises:
+        InfluenceError: It failed there. In the first process, its own error.
+    """
+    if jax.process_count() == 1:
+        return action()
+    content, failure = b"", None
+    if is_first():
+        try:
+            content = action()
+        except Exception as error:
+            failure = error
+    barrier("message")
+    size = _size(_FAILED if failure is not None else len(content))
+    if failure is not None:
+        raise failure
+    if size == _FAILED:
+        raise InfluenceError("The first process of the run has given up; its own message says why.")
+    padded = np.frombuffer(content, np.uint8) if is_first() else np.zeros(size, np.uint8)
+    return b"".join(_sent(padded[start : start + PIECE]).tobytes() for start in range(0, size, PIECE))
+
+
+def _size(size: int) -> int:
+    """Send a number of any size as two of 32 bits."""
+    high, low = _sent(np.array(divmod(size, 2**30), np.int32)).tolist()
+    return high * 2**30 + low
+
+
+def _sent(array: np.ndarray) -> np.ndarray:
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.broadcast_one_to_all(array))

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from influence_ssl_jax import provenance, trees
 from influence_ssl_jax.configuration import Plain, describe, differences, fingerprint
-from influence_ssl_jax.data.contents import Change, changes, refuse_changes
+from influence_ssl_jax.data.contents import Change, find_changes, refuse_changes
 from influence_ssl_jax.data.source import OpenSource, Source
 from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.errors import InfluenceError
@@ -192,10 +192,10 @@ def _refuse_changed(table: pa.Table, source: OpenSource, rows: np.ndarray, known
     ids = table["id"].to_pylist()
     contents = table[CONTENT].to_pylist() if CONTENT in table.column_names else [None] * len(ids)
     if known is None:
-        found = changes(source, rows, ids, contents)
+        found = find_changes(source, rows, ids, contents)
     else:
         each = zip(rows.tolist(), ids, contents, strict=True)
-        found = [Change(row, name, "its bytes are others") for row, name, content in each if content != known[row]]
+        found = [Change(row, name, "its bytes are different") for row, name, content in each if content != known[row]]
     refuse_changes(
         found, "since they were scored", "Put them back, or score them again (--rescore-changed), then audit."
     )

@@ -6,7 +6,7 @@ import json
 import numpy as np
 from jaxtyping import Int
 
-from influence_ssl_jax.data.contents import SHOWN, Change, changes, refuse_changes
+from influence_ssl_jax.data.contents import SHOWN, Change, find_changes, refuse_changes
 from influence_ssl_jax.data.source import OpenSource
 from influence_ssl_jax.errors import DataError, SkippedError
 from influence_ssl_jax.parallel import gathered, part_of
@@ -57,7 +57,7 @@ def refuse_two_versions(used: dict[int, bytes], store: ScoreStore) -> None:
     for table in store.contents():
         rows = zip(*(table[name].to_pylist() for name in ("index", "id", CONTENT)), strict=True)
         found += [
-            Change(index, name, "its bytes are others")
+            Change(index, name, "its bytes are different")
             for index, name, content in rows
             if index in used and content is not None and used[index] != content
         ]
@@ -114,7 +114,7 @@ def _changed(source: OpenSource, store: ScoreStore) -> str:
     for table in store.contents():
         mine: Int[np.ndarray, " part"] = part_of(np.arange(table.num_rows))
         rows = table.take(mine)
-        found += changes(source, rows["index"].to_numpy(), rows["id"].to_pylist(), rows[CONTENT].to_pylist())
+        found += find_changes(source, rows["index"].to_numpy(), rows["id"].to_pylist(), rows[CONTENT].to_pylist())
     return json.dumps([dataclasses.astuple(change) for change in found])
 
 

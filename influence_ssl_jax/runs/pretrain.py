@@ -4,7 +4,7 @@ import jax
 
 from influence_ssl_jax import provenance
 from influence_ssl_jax.configuration import describe
-from influence_ssl_jax.data import cached, depth_notes, require_classes
+from influence_ssl_jax.data import cache, depth_notes, require_classes
 from influence_ssl_jax.losses import Supervised
 from influence_ssl_jax.parallel import first_only, is_first, start
 from influence_ssl_jax.progress import Note, Progress, Written, silent
@@ -33,7 +33,7 @@ def pretrain(settings: PretrainRun, progress: Progress = silent) -> None:
         progress(Note(note, "caution"))
     size = len(source) * settings.input.height * settings.input.width * settings.input.channels
     alone = jax.process_count() == 1  # of several processes none holds the whole set
-    images = cached(source, settings.input) if size < CACHED and alone else source
+    images = cache(source, settings.input) if size < CACHED and alone else source
     trained = train(settings.training, images, settings.input, settings.out, probe=settings.probe, progress=progress)
     made = {
         "input": describe(settings.input),

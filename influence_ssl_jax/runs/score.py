@@ -19,9 +19,9 @@ from jaxtyping import Float, Int
 from influence_ssl_jax import provenance
 from influence_ssl_jax.configuration import Plain, describe, fingerprint, restore
 from influence_ssl_jax.data import SOURCES, Source, ToInput, depth_notes
-from influence_ssl_jax.data.draw import drawn
+from influence_ssl_jax.data.loader import draw_curvature_set
 from influence_ssl_jax.data.source import OpenSource, Skipped
-from influence_ssl_jax.data.table import renamed
+from influence_ssl_jax.data.table import rename_taken
 from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.errors import DataError, InfluenceError, StoreError
 from influence_ssl_jax.evaluation.statistics import spearman, top_overlap
@@ -45,7 +45,7 @@ from influence_ssl_jax.parallel import (
 )
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.progress import Note, Progress, Written, silent, stage
-from influence_ssl_jax.report.breakdown import TRUTH
+from influence_ssl_jax.report.analysis import TRUTH
 from influence_ssl_jax.run_log import Pace, RunLog, watched
 from influence_ssl_jax.runs import objectives
 from influence_ssl_jax.runs.encoder_of import absolute, encoder_of
@@ -436,7 +436,7 @@ def distinguished(source: OpenSource) -> tuple[pa.Table | None, dict[str, str]]:
     if attributes is None:
         return None, {}
     taken = (*ORDER, IN_CURVATURE_SET, EMBEDDING, *(name for name in TRUTH if name not in source.truth()))
-    return renamed(attributes, taken)
+    return rename_taken(attributes, taken)
 
 
 class Prepared(NamedTuple):
@@ -510,7 +510,7 @@ def curvature_of(
 ) -> tuple[Problem, dict[int, bytes]]:
     """As `problem_over`, with the digests of the images that the matrix is averaged over, by index."""
     chosen, seed = settings.curvature, settings.scoring.seed
-    found = drawn(given.source, given.transform, chosen.examples, chosen.batch_size, seed, part)
+    found = draw_curvature_set(given.source, given.transform, chosen.examples, chosen.batch_size, seed, part)
     problem = objectives.problem(given.encoder, settings.output, given.measurement, chosen, found.batches)
     return problem, found.contents
 

@@ -155,7 +155,7 @@ def test_markup_in_a_name_is_text(tmp_path):
 
 def test_a_warning_on_the_way_is_a_note(monkeypatch):
     def warn(*_, **__):
-        logging.getLogger("influence_ssl_jax.data.draw").warning("images that cannot be used: %d", 3)
+        logging.getLogger("influence_ssl_jax.data.loader").warning("images that cannot be used: %d", 3)
         raise InfluenceError("stop")
 
     monkeypatch.setattr(tyro, "cli", warn)
@@ -167,7 +167,7 @@ def test_a_warning_on_the_way_is_a_note(monkeypatch):
 
 def test_nothing_that_is_said_reaches_the_terminal_as_a_command(monkeypatch):
     def fail(*_, **__):
-        logging.getLogger("influence_ssl_jax.data.draw").warning("\x1b[2Jgone")
+        logging.getLogger("influence_ssl_jax.data.loader").warning("\x1b[2Jgone")
         raise InfluenceError("\x1b]0;title\x07 in\ntwo lines \u202e")
 
     monkeypatch.setattr(tyro, "cli", fail)

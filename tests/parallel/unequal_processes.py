@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from influence_ssl_jax.cli import main as command_line
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.parallel import Distributed, all_devices, barrier, gathered, in_every, processes, smallest, start
-from influence_ssl_jax.parallel.placement import split
+from influence_ssl_jax.parallel.mesh import split
 
 
 def other(folder: Path, process: int) -> None:

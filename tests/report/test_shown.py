@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgba
 from PIL import Image
 
 from influence_ssl_jax.report import plots
-from influence_ssl_jax.report.baselines import compare
+from influence_ssl_jax.report.analysis import compare
 from influence_ssl_jax.report.plots import HIGH, INK, LOW, MUTED
 from influence_ssl_jax.report.render import render
 from influence_ssl_jax.report.scored_run import Extent, ScoredFile, ScoredRun

@@ -12,7 +12,7 @@ from PIL import Image
 
 from influence_ssl_jax.cli import main
 from influence_ssl_jax.data import Folder, ToInput
-from influence_ssl_jax.data.draw import drawn
+from influence_ssl_jax.data.loader import draw_curvature_set
 from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.errors import DataError, InfluenceError, SkippedError
 from influence_ssl_jax.evaluation.certificate import Audit
@@ -82,7 +82,7 @@ def half(command, monkeypatch):
 
 def in_curvature_set(command):
     """Numbers of the images that the matrix is averaged over."""
-    return drawn(command.source.open(), ToInput(8, 8, 3), 4, 4, 0).contents.keys()
+    return draw_curvature_set(command.source.open(), ToInput(8, 8, 3), 4, 4, 0).contents.keys()
 
 
 def swap(folder, one, other):

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from influence_ssl_jax.cli.demo import summarise
-from influence_ssl_jax.report.recovery import recoveries
+from influence_ssl_jax.report.analysis import recoveries
 from influence_ssl_jax.report.scored_run import ScoredRun
 from tests.scored import write_bare, write_run
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from influence_ssl_jax.data import Arrays, ToInput, cached
+from influence_ssl_jax.data import Arrays, ToInput, cache
 from influence_ssl_jax.losses import SimCLR
 from influence_ssl_jax.store import write_sealed
 from influence_ssl_jax.train import Probe, TrainingError, loop, pretrain, resume
@@ -153,21 +153,21 @@ def identity_of(monkeypatch, tmp_path):
 def test_the_identity_is_the_same_whether_images_are_held_or_read_and_knows_the_input(identity_of):
     """One process holds the decoded set, several read it as it is: each goes on with the other's run."""
     source, other = coloured(32), ToInput(8, 8, 3, resize="nearest", crop="stretch")
-    alone, together = identity_of(cached(source, INPUT), INPUT), identity_of(source, INPUT)
+    alone, together = identity_of(cache(source, INPUT), INPUT), identity_of(source, INPUT)
     assert alone == together
     assert identity_of(source, other) != together
-    assert identity_of(cached(source, other), other) == identity_of(source, other)
+    assert identity_of(cache(source, other), other) == identity_of(source, other)
     assert {"versions", "device", "input", "data", "pretrain"} == alone.keys()
 
 
 def test_images_that_change_between_two_runs_of_a_training_are_named(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3), dtype=np.uint8)
-    first = cached(Arrays(images).open(), INPUT)
+    first = cache(Arrays(images).open(), INPUT)
     resume.check_images(tmp_path, first.examples)
-    resume.check_images(tmp_path, cached(Arrays(images.copy()).open(), INPUT).examples)
+    resume.check_images(tmp_path, cache(Arrays(images.copy()).open(), INPUT).examples)
     images[[3, 5]] = images[[5, 3]]
     with pytest.raises(TrainingError, match="2 images have changed since this run began, the first: 3, 5"):
-        resume.check_images(tmp_path, cached(Arrays(images).open(), INPUT).examples)
+        resume.check_images(tmp_path, cache(Arrays(images).open(), INPUT).examples)
 
 
 def test_versions_and_device_are_part_of_the_identity(tmp_path):
