@@ -41,7 +41,7 @@ from influence_ssl_jax.ihvp.gram import batch_gradients
 from influence_ssl_jax.losses import CosineDistance
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.provenance import versions
-from influence_ssl_jax.runs import objectives
+from influence_ssl_jax.runs.prepare import form_measurement, form_problem
 from influence_ssl_jax.runs.settings import CurvatureSet
 from influence_ssl_jax.types import Batch
 
@@ -106,11 +106,11 @@ def gradients(config: Config) -> dict[str, np.ndarray]:
         return dict(np.load(done, allow_pickle=False))
     path = config.encoder or HERE / "encoders" / f"{config.method}_w16_cifar10"
     encoder = Encoder.load(path)
-    measurement = objectives.measurement(encoder, "encoder", GaussianNoise(), CosineDistance())
+    measurement = form_measurement(encoder, "encoder", GaussianNoise(), CosineDistance())
     count = config.rows + -(-config.scored // config.batch_size) * config.batch_size
     batches = resident(config.source().open(), encoder.input, count, config.batch_size, 0)
     curvature = CurvatureSet(kind="fisher", examples=config.rows, batch_size=config.batch_size)
-    problem = objectives.problem(encoder, "encoder", measurement, curvature, batches)
+    problem = form_problem(encoder, "encoder", measurement, curvature, batches)
 
     @jax.jit
     def of_curvature(problem: Problem, batch: Batch) -> tuple[Array, Array]:

@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -17,8 +16,7 @@ from jaxtyping import Array, Float
 
 from influence_ssl_jax import provenance, trees
 from influence_ssl_jax.configuration import Plain, describe, differences, fingerprint
-from influence_ssl_jax.data.contents import Change, changes, refuse_changes
-from influence_ssl_jax.data.source import OpenSource, Source
+from influence_ssl_jax.data.source import Source
 from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.evaluation.calibration import Calibrated, Calibration, Deviation, deviation
@@ -32,12 +30,19 @@ from influence_ssl_jax.report.audited import AUDIT
 from influence_ssl_jax.report.backends import as_json
 from influence_ssl_jax.report.scored_run import ScoredFile, ScoredRun
 from influence_ssl_jax.run_log import Pace, RunLog, Watch, watched
-from influence_ssl_jax.runs.score import Prepared, curvature_of, identity, prepare, problem_over, settings_of
+from influence_ssl_jax.runs.changed_images import (
+    digest_of_contents,
+    image_columns,
+    refuse_changed_rows,
+    refuse_rescored,
+)
+from influence_ssl_jax.runs.prepare import Prepared, draw_problem, prepare
+from influence_ssl_jax.runs.score import identity, settings_of
 from influence_ssl_jax.runs.settings import AuditRun, ScoreRun
 from influence_ssl_jax.scoring.fitting import fitted
 from influence_ssl_jax.scoring.stream import UNRESOLVED
 from influence_ssl_jax.scoring.table import IN_CURVATURE_SET, skipped_table
-from influence_ssl_jax.store import CONTENT, SCORES, file_digest, write_sealed
+from influence_ssl_jax.store import SCORES, file_digest, write_sealed
 from influence_ssl_jax.store.files import lock, replacing, write_atomically
 from influence_ssl_jax.store.identity import claim
 from influence_ssl_jax.store.manifest import Manifest, to_bytes
@@ -87,7 +92,7 @@ def bounds(settings: AuditRun, scored: ScoredFile, made: ScoreRun, prepared: Pre
         resumed, recomputed = int(there.sum()), listed - int(there.sum())
         log.event("start", todo=len(chosen) - resumed, total=len(chosen), recomputed=recomputed, command=command())
         refuse_rescored(scored, prepared.source, chosen)
-        averaged, used = curvature_of(made, prepared)
+        averaged, used = draw_problem(made, prepared)
         refuse_rescored(scored, prepared.source, np.array(sorted(used), np.int64), used)
         problem = _in_precision(averaged, settings.precision)
         shared = _shared(problem, settings.audit, resumed < len(chosen), progress)
@@ -160,55 +165,9 @@ def _identity(settings: AuditRun, scored: ScoredFile) -> Plain:
         "scores": scored.record["fingerprint"],
         "audit": {name: value for name, value in describe(settings.audit).items() if name != "examples"},
         "precision": settings.precision,
-        "images": _digest_of_contents(scored),
+        "images": digest_of_contents(scored),
         **provenance.decisive(),
     }
-
-
-def refuse_rescored(
-    scored: ScoredFile, source: OpenSource, rows: np.ndarray, known: dict[int, bytes] | None = None
-) -> None:
-    """Check that images are those that were scored.
-
-    Args:
-        scored: The run.
-        source: The images as they are now.
-        rows: Which, by index.
-        known: Digests of what they are now, where they have just been read.
-
-    Raises:
-        DataError: One has changed; the first are named.
-    """
-    _refuse_changed(scored.taken(rows, _of_images(scored)), source, rows, known)
-
-
-def _of_images(scored: ScoredFile) -> list[str]:
-    """The columns that say which images were scored."""
-    return [name for name in ("id", CONTENT) if name in scored.columns]
-
-
-def _refuse_changed(table: pa.Table, source: OpenSource, rows: np.ndarray, known: dict[int, bytes] | None) -> None:
-    """As `refuse_rescored`, of rows that have been read."""
-    ids = table["id"].to_pylist()
-    contents = table[CONTENT].to_pylist() if CONTENT in table.column_names else [None] * len(ids)
-    if known is None:
-        found = changes(source, rows, ids, contents)
-    else:
-        each = zip(rows.tolist(), ids, contents, strict=True)
-        found = [Change(row, name, "its bytes are others") for row, name, content in each if content != known[row]]
-    refuse_changes(
-        found, "since they were scored", "Put them back, or score them again (--rescore-changed), then audit."
-    )
-
-
-def _digest_of_contents(scored: ScoredFile) -> str:
-    """One digest of those of all images as they were scored."""
-    if CONTENT not in scored.columns:
-        return hashlib.sha256(b"-" * scored.rows).hexdigest()
-    found = hashlib.sha256()
-    for table in scored.batches([CONTENT]):
-        found.update(b"".join(content or b"-" for content in table[CONTENT].to_pylist()))
-    return found.hexdigest()
 
 
 def _in_precision(problem: Problem, precision: str) -> Problem:
@@ -316,10 +275,10 @@ def enclosed(scored: ScoredFile, made: ScoreRun, prepared: Prepared, progress: P
     resolved = scored.record["damping"]["resolved"]
     if not isinstance(made.backend, Arnoldi) or made.scoring.estimand != "mean_of_scores":
         return None
-    problem = problem_over(made, prepared)
+    problem, _ = draw_problem(made, prepared)
     start = 0
-    for table in scored.batches(_of_images(scored)):
-        _refuse_changed(table, prepared.source, np.arange(start, start + table.num_rows), None)
+    for table in scored.batches(image_columns(scored)):
+        refuse_changed_rows(table, prepared.source, np.arange(start, start + table.num_rows), None)
         start += table.num_rows
     with stage(progress, "Galerkin intervals of every image"):
         state = fitted(problem, made.backend, made.scoring.seed)

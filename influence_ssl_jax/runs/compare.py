@@ -19,8 +19,8 @@ from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.progress import Note, Progress, silent, stage
 from influence_ssl_jax.report.backends import null_rows, plain, write_figures
 from influence_ssl_jax.run_log import RunLog
-from influence_ssl_jax.runs.images import refuse_other_images, texts
-from influence_ssl_jax.runs.score import Prepared, curvature_of, of_encoder, prepare
+from influence_ssl_jax.runs.changed_images import digests_as_text, refuse_other_images
+from influence_ssl_jax.runs.prepare import Prepared, describe_encoder, draw_problem, prepare
 from influence_ssl_jax.runs.settings import CompareRun, describe_without
 from influence_ssl_jax.scoring.memory import available, memory_of
 from influence_ssl_jax.store import DamagedError, read_sealed, write_sealed
@@ -55,9 +55,9 @@ def compare(settings: CompareRun, progress: Progress = silent) -> dict[str, Plai
         (settings.out / PARTS).mkdir(exist_ok=True)
         there = sum(_whole(_part(settings, backend)) for backend in every)
         log.event("start", todo=len(every) - there, total=len(every), command=provenance.command())
-        problem, used = curvature_of(settings, prepared)
+        problem, used = draw_problem(settings, prepared)
         examples, read = _examples(settings, prepared, problem)
-        _same_images(settings.out / IMAGES, texts({**used, **read}))
+        _same_images(settings.out / IMAGES, digests_as_text({**used, **read}))
         log.beat("exact scores")
         known = _truths(settings, problem, examples, progress)
         rows = _nulls(settings, problem, examples, known)
@@ -132,7 +132,7 @@ def _identity(settings: CompareRun, prepared: Prepared) -> Plain:
     aside = {"out", "encoder", "source", "grid"}
     return {
         "configuration": describe_without(settings, aside),
-        **of_encoder(prepared.encoder, prepared.transform),
+        **describe_encoder(prepared.encoder, prepared.transform),
         "data": prepared.source.fingerprint(),
         **provenance.decisive(),
     }

@@ -23,17 +23,16 @@ from influence_ssl_jax.evaluation.calibration import Calibration
 from influence_ssl_jax.evaluation.certificate import Audit
 from influence_ssl_jax.ihvp import Backend, LoGra
 from influence_ssl_jax.losses import CosineDistance, Measurement
-from influence_ssl_jax.progress import Progress, silent
+from influence_ssl_jax.progress import Progress, Written, silent
+from influence_ssl_jax.report.render import render
 from influence_ssl_jax.report.scored_run import Extent, ScoredRun
 from influence_ssl_jax.runs import audit as audits
-from influence_ssl_jax.runs import report as reports
 from influence_ssl_jax.runs import score as scores
 from influence_ssl_jax.runs.settings import (
     AnyPerturbation,
     AuditRun,
     CurvatureSet,
     Precision,
-    ReportRun,
     ScoreRun,
 )
 from influence_ssl_jax.scoring.scores import Scoring
@@ -134,8 +133,9 @@ class Run:
             raise InfluenceError(
                 "These scores are in a temporary folder, which is deleted with the run. Name the page: run.report('x.html')."
             )
-        settings = ReportRun(self.folder, extent, None if out is None else Path(out))
-        return reports.report(settings, progress, self.source)
+        page = render(self.folder, None if out is None else Path(out), extent=extent, source=self.source)
+        progress(Written("Report", page))
+        return page
 
 
 def score(

@@ -6,8 +6,7 @@ import json
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +17,13 @@ from jaxtyping import Float, Int
 
 from influence_ssl_jax import provenance
 from influence_ssl_jax.configuration import Plain, describe, fingerprint, restore
-from influence_ssl_jax.data import SOURCES, Source, ToInput, depth_notes
-from influence_ssl_jax.data.draw import drawn
+from influence_ssl_jax.data import SOURCES, Source, ToInput
 from influence_ssl_jax.data.source import OpenSource, Skipped
 from influence_ssl_jax.data.table import renamed
 from influence_ssl_jax.encoder import Encoder
-from influence_ssl_jax.errors import DataError, InfluenceError, StoreError
+from influence_ssl_jax.errors import InfluenceError, SkippedError, StoreError
 from influence_ssl_jax.evaluation.statistics import spearman, top_overlap
 from influence_ssl_jax.ihvp.backend import Resolved
-from influence_ssl_jax.losses import Supervised
 from influence_ssl_jax.parallel import (
     agreed,
     all_devices,
@@ -47,16 +44,14 @@ from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.progress import Note, Progress, Written, silent, stage
 from influence_ssl_jax.report.breakdown import TRUTH
 from influence_ssl_jax.run_log import Pace, RunLog, watched
-from influence_ssl_jax.runs import objectives
-from influence_ssl_jax.runs.encoder_of import absolute, encoder_of
-from influence_ssl_jax.runs.images import (
-    refuse_many_skipped,
+from influence_ssl_jax.runs.changed_images import (
+    digests_as_text,
+    forget_changed,
     refuse_other_images,
     refuse_two_versions,
-    take_up,
-    texts,
 )
-from influence_ssl_jax.runs.settings import CompareRun, Parts, ScoreRun, describe_without
+from influence_ssl_jax.runs.prepare import Prepared, absolute, describe_encoder, draw_problem, form_measurement, prepare
+from influence_ssl_jax.runs.settings import Parts, ScoreRun, describe_without
 from influence_ssl_jax.scoring.fitting import SplitProblem, fitted, shapes
 from influence_ssl_jax.scoring.memory import check_fit
 from influence_ssl_jax.scoring.neighbours import reference_size, streamed_knn_distance
@@ -143,13 +138,13 @@ def fitted_scorer(
         scoring = settings.scoring if size is None else dataclasses.replace(settings.scoring, batch_size=size)
         scorer = Scorer.of(_for_scoring(problem), state, settings.backend, scoring, measurement)
         if notes is not None:
-            refuse_other_images(texts(used), notes["images"])
+            refuse_other_images(digests_as_text(used), notes["images"])
         elif settings.scoring.batch_size is None:
             log.beat("choosing the batch size")
             scorer = with_room(scorer, scoring_mesh())
         store.bind(f"{digest_of(state)} in batches of {scorer.batch_size}")
         if notes is None:
-            kept = {"batch_size": scorer.batch_size, "images": texts(used)}
+            kept = {"batch_size": scorer.batch_size, "images": digests_as_text(used)}
             first_only(lambda: save_fitted(store.folder, state, fingerprint(store.identity), kept))
     return scorer
 
@@ -270,7 +265,7 @@ def score(settings: ScoreRun, progress: Progress = silent) -> None:
     owner = identity(settings, encoder, transform, source)
     with ScoreStore.open(settings.out, owner, len(source)) as store, RunLog(settings.out) as log:
         log.beat("comparing images")
-        take_up(settings, source, store, log, progress)
+        forget_changed(settings, source, store, log, progress)
         todo = store.todo()
         if agreed(not len(todo) and (settings.out / RUN).exists()):
             progress(Note(f"Nothing to do: {settings.out / SCORES} is finished."))
@@ -280,7 +275,7 @@ def score(settings: ScoreRun, progress: Progress = silent) -> None:
         if len(todo) < len(source):
             progress(Note(f"Going on: {len(source) - len(todo)} of {len(source)} images are done."))
         log.beat("reading the curvature set")
-        problem, used = curvature_of(settings, given, batches_of(all_devices()) if all_devices().size > 1 else None)
+        problem, used = draw_problem(settings, given, batches_of(all_devices()) if all_devices().size > 1 else None)
         scorer = fitted_scorer(settings, problem, used, measured, store, log, progress)
         inside = sorted({index for text in gathered(json.dumps(sorted(used))) for index in json.loads(text)})
         recorded = {**facts(settings, given, scorer), **rank_agreement(settings, given, scorer, progress)}
@@ -294,11 +289,11 @@ def score(settings: ScoreRun, progress: Progress = silent) -> None:
     refuse_many_skipped(settings, len(store.skipped()), len(source))
 
 
-def rank_agreement(settings: ScoreRun, given: "Prepared", scorer: Scorer, progress: Progress) -> dict[str, Plain]:
+def rank_agreement(settings: ScoreRun, given: Prepared, scorer: Scorer, progress: Progress) -> dict[str, Plain]:
     """Spearman's correlation of 16-bit scores with those in float32, over the first images; nothing for float32."""
     if settings.precision == "float32":
         return {}
-    exact = objectives.measurement(given.encoder, settings.output, settings.perturbation, settings.measurement)
+    exact = form_measurement(given.encoder, settings.output, settings.perturbation, settings.measurement)
     sample = np.arange(min(AGREEMENT, len(given.source)))
     ranked = []
     for each in (scorer, dataclasses.replace(scorer, measurement=exact)):
@@ -318,7 +313,7 @@ def share(todo: Int[np.ndarray, " todo"], scorer: Scorer) -> Int[np.ndarray, " s
 
 def finish(
     settings: ScoreRun,
-    given: "Prepared",
+    given: Prepared,
     recorded: dict[str, Plain],
     used: dict[int, bytes],
     inside: list[int],
@@ -439,97 +434,25 @@ def distinguished(source: OpenSource) -> tuple[pa.Table | None, dict[str, str]]:
     return renamed(attributes, taken)
 
 
-class Prepared(NamedTuple):
-    """What a scoring run reads.
-
-    Attributes:
-        encoder: The network.
-        transform: From an image to its input.
-        measurement: What is scored.
-        source: The images.
-    """
-
-    encoder: Encoder
-    transform: ToInput
-    measurement: Objective
-    source: OpenSource
-
-
-def prepare(settings: ScoreRun | CompareRun, progress: Progress) -> Prepared:
-    """Load the encoder and open the images, and report what is noteworthy about them."""
-    encoder = encoder_of(settings.encoder)
-    if settings.trainable:
-        encoder = encoder.with_trainable(settings.trainable)
-    trained, every = encoder.sizes()
-    if trained < every:
-        named = ", ".join(encoder.trainable) or "the floating-point ones"
-        progress(Note(f"Parameters: {trained:,} of {every:,} count ({named})."))
-    precision = settings.precision if isinstance(settings, ScoreRun) else "float32"
-    measured = objectives.measurement(encoder, settings.output, settings.perturbation, settings.measurement, precision)
-    source = settings.source.open()
-    if settings.curvature.objective == "pretraining" and supervised(encoder):
-        refuse_other_classes(encoder.notes.get("classes"), source.class_names())
-    for note in (*source.notes(), *depth_notes(source, encoder.input)):
-        progress(Note(note, "caution"))
-    return Prepared(encoder, encoder.input, measured, source)
-
-
-def supervised(encoder: Encoder) -> bool:
-    """Whether an encoder was trained by a loss that reads labels."""
-    return encoder.heads is not None and isinstance(encoder.heads.loss, Supervised)
-
-
-def refuse_other_classes(trained: Plain, here: tuple[str, ...] | None) -> None:
-    """Check that a supervised loss, whose curvature reads labels, numbers classes as in training.
-
-    Args:
-        trained: The classes' names in training; None where they were numbers.
-        here: Those of the images.
+def refuse_many_skipped(settings: ScoreRun, skipped: int, size: int) -> None:
+    """Check that not too large a share of the images was skipped.
 
     Raises:
-        DataError: They differ.
+        SkippedError: It was.
     """
-    now = None if here is None else list(here)
-    if trained != now:
-        raise DataError(
-            f"The network was trained on the classes {trained or 'that its data numbered'} and these images have "
-            f"{now or 'classes that are numbers'}: the same number would mean another class. Take the table of the "
-            "training, or --curvature.objective measurement, which reads no labels."
+    if skipped > settings.most_skipped * size:
+        raise SkippedError(
+            f"{skipped:,} of {size:,} images could not be used, more than the share of {settings.most_skipped:g} that "
+            "--most-skipped allows; the scores of the others are written, and each reason stands in its row. Repair the "
+            "images and give --retry-skipped, or allow more."
         )
-
-
-def problem_over(
-    settings: ScoreRun | CompareRun, given: Prepared, part: Callable[[int], range] | None = None
-) -> Problem:
-    """The matrix that is inverted, over random images of the source; with those batches alone that `part` names."""
-    return curvature_of(settings, given, part)[0]
-
-
-def curvature_of(
-    settings: ScoreRun | CompareRun, given: Prepared, part: Callable[[int], range] | None = None
-) -> tuple[Problem, dict[int, bytes]]:
-    """As `problem_over`, with the digests of the images that the matrix is averaged over, by index."""
-    chosen, seed = settings.curvature, settings.scoring.seed
-    found = drawn(given.source, given.transform, chosen.examples, chosen.batch_size, seed, part)
-    problem = objectives.problem(given.encoder, settings.output, given.measurement, chosen, found.batches)
-    return problem, found.contents
-
-
-def of_encoder(encoder: Encoder, transform: ToInput) -> dict[str, Plain]:
-    """What of an encoder a result depends on: arrays, network, which parameters count, and input, but no name."""
-    described = encoder.describe()
-    return {
-        "encoder": encoder.digest(),
-        "network": {name: described[name] for name in ("network", "heads", "trainable")},
-        "input": describe(transform),
-    }
 
 
 def identity(settings: ScoreRun, encoder: Encoder, transform: ToInput, source: OpenSource) -> Plain:
     """Everything that a score depends on; where the encoder, the data and the scores lie is not among it."""
     return {
         "configuration": describe_without(settings, ASIDE),
-        **of_encoder(encoder, transform),
+        **describe_encoder(encoder, transform),
         "data": source.fingerprint(),
         **provenance.decisive(),
     }

@@ -20,7 +20,7 @@ from influence_ssl_jax.parallel import Distributed
 from influence_ssl_jax.problem import Curvature
 from influence_ssl_jax.report.scored_run import Extent
 from influence_ssl_jax.scoring.scores import Scoring
-from influence_ssl_jax.train.evaluation import Probe
+from influence_ssl_jax.train.probes import Probe
 from influence_ssl_jax.train.settings import RECIPES, Precision, Pretrain
 
 INLINE: dict[str, Any] = {"inline": True}

@@ -26,7 +26,7 @@ from influence_ssl_jax.losses import CosineDistance
 from influence_ssl_jax.report import audited
 from influence_ssl_jax.run_log import json_lines
 from influence_ssl_jax.runs import audit
-from influence_ssl_jax.runs.score import Prepared
+from influence_ssl_jax.runs.prepare import Prepared
 from influence_ssl_jax.runs.settings import AuditRun, ScoreRun
 from influence_ssl_jax.scoring import Scoring, self_influence
 from influence_ssl_jax.store import ScoreStore, file_digest, read_sealed, write_sealed
@@ -67,7 +67,7 @@ def mean_eigenvalue():
 def folder(tmp_path, monkeypatch, few_resamples):
     """Scores of which half is missing, and more or less by chance."""
     monkeypatch.setattr(audit, "prepare", lambda *_: Prepared(None, TRANSFORM, the_problem().objective, source()))
-    monkeypatch.setattr(audit, "curvature_of", lambda *_: (the_problem(), {}))
+    monkeypatch.setattr(audit, "draw_problem", lambda *_: (the_problem(), {}))
     monkeypatch.setattr(audit, "identity", lambda *given: {"data": given[-1].fingerprint()})
     table = exact().filter(np.arange(SIZE) != BROKEN)
     noise = np.exp(0.1 * np.random.default_rng(0).normal(size=SIZE - 1))
@@ -192,7 +192,7 @@ def test_a_sample_too_small_to_calibrate_says_so_and_leaves_no_older_calibration
 
 
 def test_scores_from_a_shared_subspace_have_rigorous_intervals_for_every_image(folder, monkeypatch):
-    monkeypatch.setattr(audit, "problem_over", lambda *_: the_problem())
+    monkeypatch.setattr(audit, "draw_problem", lambda *_: (the_problem(), {}))
     record = read_sealed(folder / "run.json")
     record["configuration"]["backend"] = describe(Arnoldi(12, block=2, probes=2))
     write_sealed(folder / "run.json", record)
@@ -214,7 +214,7 @@ def test_images_that_have_changed_are_refused(folder, monkeypatch):
 
 
 def test_of_the_curvature_set_no_image_may_have_changed(folder, monkeypatch):
-    monkeypatch.setattr(audit, "curvature_of", lambda *_: (the_problem(), {4: source().content(4), 5: b"other"}))
+    monkeypatch.setattr(audit, "draw_problem", lambda *_: (the_problem(), {4: source().content(4), 5: b"other"}))
     with pytest.raises(DataError, match=r"1 images have changed since they were scored:\n  5 .example 5.: its bytes"):
         run(command(folder))
 

@@ -1,4 +1,4 @@
-"""Certificates hold the dense score, for every estimand, in float64 and in float32."""
+"""Certificates and Galerkin intervals hold the dense score, for every estimand, in float64 and in float32."""
 
 import dataclasses
 import functools
@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from influence_ssl_jax import randomness, trees
@@ -13,15 +14,17 @@ from influence_ssl_jax.augment.transform import Views
 from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.data.loader import batches
 from influence_ssl_jax.errors import CurvatureError, InfluenceError
-from influence_ssl_jax.evaluation.certificate import Audit, _combined, _rows, _starts, certify
+from influence_ssl_jax.evaluation.certificate import Audit, _combined, _rows, _starts, certify, galerkin
 from influence_ssl_jax.evaluation.sample import absolute_damping, audit, certified, relative_width, sample
-from influence_ssl_jax.ihvp import Damping
+from influence_ssl_jax.ihvp import Arnoldi, Damping, Exact
 from influence_ssl_jax.ihvp.bases import discover_blocks
 from influence_ssl_jax.ihvp.gram import curvature_rows
 from influence_ssl_jax.ihvp.rounding import row_doubt
 from influence_ssl_jax.losses import CosineDistance, SimCLR
 from influence_ssl_jax.randomness import Stream
+from influence_ssl_jax.scoring import memory
 from influence_ssl_jax.scoring.scores import Scoring
+from influence_ssl_jax.scoring.stream import self_influence
 from influence_ssl_jax.types import Batch
 from tests import problems
 from tests.curvature.dense import dense
@@ -289,3 +292,37 @@ def test_settings_that_certify_nothing_are_refused():
         Audit(width=float("nan"))
     with pytest.raises(ValueError, match="needs no Krylov subspace"):
         Audit(by="rows", subspace=4)
+
+
+def test_bounds_of_a_difference_take_the_far_ends():
+    """Of two draws and their mean: `2 · form of the mean − mean of the forms`, each form known to an interval."""
+    lower, upper = jnp.array([[1.0], [2.0], [4.0]]), jnp.array([[3.0], [6.0], [5.0]])
+    found = _combined(lower, upper, "u_statistic")
+    np.testing.assert_allclose([float(side[0]) for side in found], [2 * 4 - 4.5, 2 * 5 - 1.5])
+    low, high = _combined(lower[:2], upper[:2], "mean_of_scores")
+    assert (float(low[0]), float(high[0])) == (1.5, 4.5)
+
+
+def test_intervals_hold_the_score_of_every_example(monkeypatch):
+    problem = problems.problem(CosineDistance(), module=problems.Small(), channels=3)
+    transform = ToInput(problems.SIZE, problems.SIZE, 3)
+    images = Arrays(
+        np.random.default_rng(1).integers(0, 256, (7, problems.SIZE, problems.SIZE, 3), dtype=np.uint8)
+    ).open()
+    scoring = Scoring(Damping(absolute=0.05), draws=2)
+    monkeypatch.setitem(memory.LARGEST, "cpu", 4)
+    want = self_influence(problem, Exact(), images, transform, scoring)["score"].to_numpy()
+    for rank in (6, trees.size(problem.params)):
+        state = jax.jit(Arnoldi(rank, block=2, probes=2).fit)(problem, jax.random.key(0))
+        damping = jax.numpy.asarray(0.05)
+        found = pa.concat_tables(galerkin(problem, state, images, transform, damping, scoring, problem.objective))
+        assert found["index"].to_pylist() == list(range(7))
+        lower, upper = found["galerkin_lo"].to_numpy(), found["galerkin_hi"].to_numpy()
+        assert (lower <= want).all()
+        assert (want <= upper).all()
+    np.testing.assert_allclose(lower, upper, rtol=1e-5)
+    refused = galerkin(
+        problem, state, images, transform, damping, Scoring(draws=2, estimand="u_statistic"), problem.objective
+    )
+    with pytest.raises(InfluenceError, match="mean_of_scores"):
+        next(refused)

@@ -1,22 +1,25 @@
 """What is checked of a scoring run before it goes on, and before its table is written."""
 
 import dataclasses
+import hashlib
 import json
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Int
 
 from influence_ssl_jax.data.contents import SHOWN, Change, changes, refuse_changes
 from influence_ssl_jax.data.source import OpenSource
-from influence_ssl_jax.errors import DataError, SkippedError
+from influence_ssl_jax.errors import DataError
 from influence_ssl_jax.parallel import gathered, part_of
 from influence_ssl_jax.progress import Note, Progress
+from influence_ssl_jax.report.scored_run import ScoredFile
 from influence_ssl_jax.run_log import RunLog
 from influence_ssl_jax.runs.settings import ScoreRun
 from influence_ssl_jax.store import CONTENT, ScoreStore
 
 
-def take_up(settings: ScoreRun, source: OpenSource, store: ScoreStore, log: RunLog, progress: Progress) -> None:
+def forget_changed(settings: ScoreRun, source: OpenSource, store: ScoreStore, log: RunLog, progress: Progress) -> None:
     """Compare the images that have a score with what was scored, and drop the rows that are to be made again.
 
     All processes of a run together; each compares its part.
@@ -69,7 +72,7 @@ def refuse_two_versions(used: dict[int, bytes], store: ScoreStore) -> None:
     )
 
 
-def texts(contents: dict[int, bytes]) -> dict[str, str]:
+def digests_as_text(contents: dict[int, bytes]) -> dict[str, str]:
     """Digests by index, as JSON holds them."""
     return {str(index): content.hex() for index, content in contents.items()}
 
@@ -78,8 +81,8 @@ def refuse_other_images(now: dict[str, str], held: dict[str, str]) -> None:
     """Check that the images a result was begun with, those of the curvature set among them, are the ones that are read.
 
     Args:
-        now: `texts` of what is read now.
-        held: `texts` of what was read then.
+        now: `digests_as_text` of what is read now.
+        held: `digests_as_text` of what was read then.
 
     Raises:
         DataError: An image has changed, or can no longer or only now be read.
@@ -94,18 +97,50 @@ def refuse_other_images(now: dict[str, str], held: dict[str, str]) -> None:
         )
 
 
-def refuse_many_skipped(settings: ScoreRun, skipped: int, size: int) -> None:
-    """Check that not too large a share of the images was skipped.
+def refuse_rescored(
+    scored: ScoredFile, source: OpenSource, rows: np.ndarray, known: dict[int, bytes] | None = None
+) -> None:
+    """Check that images are those that were scored.
+
+    Args:
+        scored: The run.
+        source: The images as they are now.
+        rows: Which, by index.
+        known: Digests of what they are now, where they have just been read.
 
     Raises:
-        SkippedError: It was.
+        DataError: One has changed; the first are named.
     """
-    if skipped > settings.most_skipped * size:
-        raise SkippedError(
-            f"{skipped:,} of {size:,} images could not be used, more than the share of {settings.most_skipped:g} that "
-            "--most-skipped allows; the scores of the others are written, and each reason stands in its row. Repair the "
-            "images and give --retry-skipped, or allow more."
-        )
+    refuse_changed_rows(scored.taken(rows, image_columns(scored)), source, rows, known)
+
+
+def image_columns(scored: ScoredFile) -> list[str]:
+    """The columns that say which images were scored."""
+    return [name for name in ("id", CONTENT) if name in scored.columns]
+
+
+def refuse_changed_rows(table: pa.Table, source: OpenSource, rows: np.ndarray, known: dict[int, bytes] | None) -> None:
+    """As `refuse_rescored`, of rows that have been read."""
+    ids = table["id"].to_pylist()
+    contents = table[CONTENT].to_pylist() if CONTENT in table.column_names else [None] * len(ids)
+    if known is None:
+        found = changes(source, rows, ids, contents)
+    else:
+        each = zip(rows.tolist(), ids, contents, strict=True)
+        found = [Change(row, name, "its bytes are others") for row, name, content in each if content != known[row]]
+    refuse_changes(
+        found, "since they were scored", "Put them back, or score them again (--rescore-changed), then audit."
+    )
+
+
+def digest_of_contents(scored: ScoredFile) -> str:
+    """One digest of those of all images as they were scored."""
+    if CONTENT not in scored.columns:
+        return hashlib.sha256(b"-" * scored.rows).hexdigest()
+    found = hashlib.sha256()
+    for table in scored.batches([CONTENT]):
+        found.update(b"".join(content or b"-" for content in table[CONTENT].to_pylist()))
+    return found.hexdigest()
 
 
 def _changed(source: OpenSource, store: ScoreStore) -> str:
