@@ -233,17 +233,17 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     # influence
     (
         "scores ignore common noise",
-        "drawn, loss = keyed(batch, settings), self.measurement.loss",
+        "drawn, loss = assign_keys(batch, settings), self.measurement.loss",
         "drawn, loss = batch, self.measurement.loss",
     ),
     (
         "comparisons ignore common noise",
-        "keyed(batch, scoring), scoring.draws)\n    form = backend.draw_gram",
+        "assign_keys(batch, scoring), scoring.draws)\n    form = backend.draw_gram",
         "batch, scoring.draws)\n    form = backend.draw_gram",
     ),
     (
         "certificates ignore common noise",
-        "keyed(batch, scoring), scoring.draws)\n    if isinstance(shared",
+        "assign_keys(batch, scoring), scoring.draws)\n    if isinstance(shared",
         "batch, scoring.draws)\n    if isinstance(shared",
     ),
     ("an unconverged solve is not said", "if found.residual[i] > UNCONVERGED:", "if found.residual[i] > 1e9:"),
@@ -612,8 +612,8 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ("seeds are not recorded", '"seeds": {"seed": settings.scoring.seed},', ""),
     (
         "versions of a run of scores are not recorded",
-        '"versions": provenance.versions(),\n    }\n\n\ndef resolved',
-        "}\n\n\ndef resolved",
+        '"versions": provenance.versions(),\n    }\n\n\ndef describe_damping',
+        "}\n\n\ndef describe_damping",
     ),
     (
         "a comparison does not lock its folder",

@@ -34,7 +34,7 @@ from influence_ssl_jax.configuration import describe
 from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.data import Digits, Source, Tfds, resident
 from influence_ssl_jax.encoder import Encoder
-from influence_ssl_jax.evaluation.exact import inner_products, materialised
+from influence_ssl_jax.evaluation.exact import inner_products, materialise
 from influence_ssl_jax.evaluation.statistics import spearman, top_overlap
 from influence_ssl_jax.ihvp.backend import Damping, Spectrum, whole
 from influence_ssl_jax.ihvp.gram import batch_gradients
@@ -115,12 +115,12 @@ def gradients(config: Config) -> dict[str, np.ndarray]:
     @jax.jit
     def of_curvature(problem: Problem, batch: Batch) -> tuple[Array, Array]:
         found = batch_gradients(problem, batch, 1)
-        return materialised(found), jnp.zeros(batch.index.shape)
+        return materialise(found), jnp.zeros(batch.index.shape)
 
     @jax.jit
     def of_scored(problem: Problem, batch: Batch) -> tuple[Array, Array]:
         found = measured(measurement, problem.params, problem.frozen, batch)
-        return materialised(found.gradients), found.values[0]
+        return materialise(found.gradients), found.values[0]
 
     rows, losses = [], []
     for number in range(len(batches.index)):

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from influence_ssl_jax.evaluation.statistics import Estimate, bootstrap, explained, partial_spearman, spearman
+from influence_ssl_jax.evaluation.statistics import Estimate, bootstrap, explained_variance, partial_spearman, spearman
 from influence_ssl_jax.report.scored_run import ScoredRun
 
 NAMES = {
@@ -48,7 +48,7 @@ def compare(run: ScoredRun, resamples: int) -> list[Comparison]:
 
 def explained_by_baselines(run: ScoredRun) -> float:
     """Share of the variance of the score's ranks that all baselines explain together."""
-    return explained(run.score, _stacked([run.numbers(name) for name in run.baselines], len(run.score)))
+    return explained_variance(run.score, _stacked([run.numbers(name) for name in run.baselines], len(run.score)))
 
 
 def signal_share(run: ScoredRun) -> float:

@@ -20,8 +20,14 @@ from influence_ssl_jax.data.source import Source
 from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.evaluation.calibration import Calibrated, Calibration, Deviation, deviation
-from influence_ssl_jax.evaluation.certificate import Audit, Shared, galerkin, shared_by_all
-from influence_ssl_jax.evaluation.sample import Audited, absolute_damping, certified, relative_width, sample
+from influence_ssl_jax.evaluation.certificate import Audit, Shared, bound_by_galerkin, prepare_shared
+from influence_ssl_jax.evaluation.sample import (
+    CertifiedBatch,
+    absolute_damping,
+    certify_examples,
+    relative_width,
+    sample,
+)
 from influence_ssl_jax.ihvp import Arnoldi
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.progress import Note, Progress, Written, silent, stage
@@ -37,9 +43,9 @@ from influence_ssl_jax.runs.changed_images import (
     refuse_rescored,
 )
 from influence_ssl_jax.runs.prepare import Prepared, draw_problem, prepare
-from influence_ssl_jax.runs.score import identity, settings_of
+from influence_ssl_jax.runs.score import identity, restore_settings
 from influence_ssl_jax.runs.settings import AuditRun, ScoreRun
-from influence_ssl_jax.scoring.fitting import fitted
+from influence_ssl_jax.scoring.fitting import fit_checked
 from influence_ssl_jax.scoring.stream import UNRESOLVED
 from influence_ssl_jax.scoring.table import IN_CURVATURE_SET, skipped_table
 from influence_ssl_jax.store import SCORES, file_digest, write_sealed
@@ -68,7 +74,9 @@ class Bounds(NamedTuple):
     recomputed: int
 
 
-def bounds(settings: AuditRun, scored: ScoredFile, made: ScoreRun, prepared: Prepared, progress: Progress) -> Bounds:
+def certify_missing(
+    settings: AuditRun, scored: ScoredFile, made: ScoreRun, prepared: Prepared, progress: Progress
+) -> Bounds:
     """Certify the examples of the sample that have not been, batch by batch.
 
     Raises:
@@ -80,7 +88,7 @@ def bounds(settings: AuditRun, scored: ScoredFile, made: ScoreRun, prepared: Pre
     with RunLog(folder) as log, wide:
         owner = claim(folder, _identity(settings, scored))
         manifest = Manifest.load(folder / "parts", fingerprint(owner))
-        chosen = sample(settings.audit, len(prepared.source), np.flatnonzero(own_left_out(scored)))
+        chosen = sample(settings.audit, len(prepared.source), np.flatnonzero(mask_left_out(scored)))
         if not len(chosen):
             raise InfluenceError(
                 "Every image is in the curvature set and was scored without its own contribution (leave_own_out): each has "
@@ -94,22 +102,22 @@ def bounds(settings: AuditRun, scored: ScoredFile, made: ScoreRun, prepared: Pre
         refuse_rescored(scored, prepared.source, chosen)
         averaged, used = draw_problem(made, prepared)
         refuse_rescored(scored, prepared.source, np.array(sorted(used), np.int64), used)
-        problem = _in_precision(averaged, settings.precision)
-        shared = _shared(problem, settings.audit, resumed < len(chosen), progress)
-        damping = _damping(scored.record["damping"]["resolved"], problem, made, settings, shared)
+        problem = _cast(averaged, settings.precision)
+        shared = _prepare_shared(problem, settings.audit, resumed < len(chosen), progress)
+        damping = _resolve_damping(scored.record["damping"]["resolved"], problem, made, settings, shared)
         if resumed < len(chosen):
             _announce(settings, problem, made, len(chosen), resumed, recomputed, progress)
-            todo = _in_place(chosen, there, settings.audit.batch_size)
+            todo = _unfinished_batches(chosen, there, settings.audit.batch_size)
             given = (problem, prepared.source, prepared.transform, todo, damping, made.scoring)
             with watched(progress, log, "certifying", Pace(len(chosen), resumed)) as watch:
                 log.beat("certifying", total=len(chosen), done=resumed)
-                for part in certified(*given, settings.audit, prepared.measurement, shared):
-                    _keep(part, manifest, log, watch)
+                for part in certify_examples(*given, settings.audit, prepared.measurement, shared):
+                    _write_part(part, manifest, log, watch)
         log.event("finished", sample=len(chosen), resumed=resumed, recomputed=recomputed)
-        return Bounds(_collected(manifest, chosen), float(damping), resumed, recomputed)
+        return Bounds(_collect(manifest, chosen), float(damping), resumed, recomputed)
 
 
-def _in_place(chosen: np.ndarray, there: np.ndarray, size: int) -> np.ndarray:
+def _unfinished_batches(chosen: np.ndarray, there: np.ndarray, size: int) -> np.ndarray:
     """The sample in its batches, those left out that are whole; −1 for what is there, so that the rest keeps its rows.
 
     What was damaged is so computed again to the same bits.
@@ -118,7 +126,7 @@ def _in_place(chosen: np.ndarray, there: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([rows[k : k + size] for k in range(0, len(rows), size) if (rows[k : k + size] >= 0).any()])
 
 
-def _keep(part: Audited, manifest: Manifest, log: RunLog, watch: Watch) -> None:
+def _write_part(part: CertifiedBatch, manifest: Manifest, log: RunLog, watch: Watch) -> None:
     """Write a batch, and say so."""
     if part.table.num_rows:
         manifest.add("scored", part.table, 0.0, "")
@@ -128,7 +136,7 @@ def _keep(part: Audited, manifest: Manifest, log: RunLog, watch: Watch) -> None:
     log.event("part", rows=part.table.num_rows, skipped=len(part.skipped), **watch.pace.facts())
 
 
-def _collected(manifest: Manifest, chosen: np.ndarray) -> pa.Table:
+def _collect(manifest: Manifest, chosen: np.ndarray) -> pa.Table:
     """Every row of the sample; an example that could not be read has no bounds, and the reason."""
     scored = [manifest.read(part) for part in manifest.parts if part.kind == "scored"]
     skipped = [manifest.read(part) for part in manifest.parts if part.kind == "skipped"]
@@ -170,7 +178,7 @@ def _identity(settings: AuditRun, scored: ScoredFile) -> Plain:
     }
 
 
-def _in_precision(problem: Problem, precision: str) -> Problem:
+def _cast(problem: Problem, precision: str) -> Problem:
     """The problem in float64, over the same views."""
     if precision == "float32":
         return problem
@@ -178,7 +186,7 @@ def _in_precision(problem: Problem, precision: str) -> Problem:
     return dataclasses.replace(problem, params=params, frozen=frozen)
 
 
-def _shared(problem: Problem, settings: Audit, certifies: bool, progress: Progress) -> Shared:
+def _prepare_shared(problem: Problem, settings: Audit, certifies: bool, progress: Progress) -> Shared:
     """What the certificates share, if there are any to make; rows of C give λ too."""
     if settings.by == "rows":
         name = "gradients of the curvature set"
@@ -187,10 +195,12 @@ def _shared(problem: Problem, settings: Audit, certifies: bool, progress: Progre
     else:
         return None
     with stage(progress, name):
-        return jax.block_until_ready(shared_by_all(problem, settings))
+        return jax.block_until_ready(prepare_shared(problem, settings))
 
 
-def _damping(resolved: Plain, problem: Problem, made: ScoreRun, settings: AuditRun, shared: Shared) -> Float[Array, ""]:
+def _resolve_damping(
+    resolved: Plain, problem: Problem, made: ScoreRun, settings: AuditRun, shared: Shared
+) -> Float[Array, ""]:
     """The backend's own λ where that is one number; else, from the mean eigenvalue of the whole matrix."""
     if isinstance(resolved, dict):
         return absolute_damping(problem, made.scoring.damping, settings.audit, shared)
@@ -222,15 +232,15 @@ def audit(
         InfluenceError: The images have changed since they were scored, or nothing of them can be certified.
     """
     scored = ScoredFile.open(settings.folder)
-    made = settings_of(scored.record, encoder, source)
+    made = restore_settings(scored.record, encoder, source)
     prepared = prepare(made, progress)
-    refuse_other(scored, identity(made, prepared.encoder, prepared.transform, prepared.source))
+    refuse_differences(scored, identity(made, prepared.encoder, prepared.transform, prepared.source))
     (settings.folder / WORK).mkdir(exist_ok=True)
     with lock(settings.folder / WORK):
         return _audit(settings, scored, made, prepared, progress)
 
 
-def refuse_other(scored: ScoredFile, now: Plain) -> None:
+def refuse_differences(scored: ScoredFile, now: Plain) -> None:
     """Check that everything an audit reads is what the scores were made by; versions and device are the audit's own.
 
     Raises:
@@ -251,18 +261,18 @@ def _audit(
     settings: AuditRun, scored: ScoredFile, made: ScoreRun, prepared: Prepared, progress: Progress
 ) -> dict[str, Plain]:
     """Do what is done while the folder is held."""
-    found = bounds(settings, scored, made, prepared, progress)
-    compared = judged(scored, found.table, settings.calibration)
+    found = certify_missing(settings, scored, made, prepared, progress)
+    compared = compare_with_bounds(scored, found.table, settings.calibration)
     write_atomically(settings.folder / BOUNDS, to_bytes(found.table))
     record = {
         "configuration": describe(settings),
         "damping": found.damping,
         "damping_by_block": isinstance(scored.record["damping"]["resolved"], dict),
-        "counts": counts(found),
+        "counts": count_outcomes(found),
         "relative_width": _median_width(found.table),
         "deviation": {name: as_json(item) for name, item in compared.items()},
     }
-    beside = enclosed(scored, made, prepared, progress)
+    beside = bound_every_score(scored, made, prepared, progress)
     calibrated = calibrate(settings.folder, scored, found.table, beside, settings.calibration, progress)
     files = (SCORES, BOUNDS, *([CALIBRATED] if calibrated else []))
     files_written = {name: file_digest(settings.folder / name) for name in files}
@@ -270,7 +280,7 @@ def _audit(
     return record
 
 
-def enclosed(scored: ScoredFile, made: ScoreRun, prepared: Prepared, progress: Progress) -> pa.Table | None:
+def bound_every_score(scored: ScoredFile, made: ScoreRun, prepared: Prepared, progress: Progress) -> pa.Table | None:
     """The Galerkin interval of every example, where the scores came from one shared Krylov subspace; else None."""
     resolved = scored.record["damping"]["resolved"]
     if not isinstance(made.backend, Arnoldi) or made.scoring.estimand != "mean_of_scores":
@@ -281,36 +291,36 @@ def enclosed(scored: ScoredFile, made: ScoreRun, prepared: Prepared, progress: P
         refuse_changed_rows(table, prepared.source, np.arange(start, start + table.num_rows), None)
         start += table.num_rows
     with stage(progress, "Galerkin intervals of every image"):
-        state = fitted(problem, made.backend, made.scoring.seed)
+        state = fit_checked(problem, made.backend, made.scoring.seed)
         damping = jnp.asarray(resolved, jax.tree.leaves(problem.params)[0].dtype)
         given = (prepared.source, prepared.transform, damping, made.scoring, prepared.measurement)
-        return pa.concat_tables(galerkin(problem, state, *given)).sort_by("index")
+        return pa.concat_tables(bound_by_galerkin(problem, state, *given)).sort_by("index")
 
 
-def judged(scored: ScoredFile, table: pa.Table, calibration: Calibration) -> dict[str, Deviation]:
+def compare_with_bounds(scored: ScoredFile, table: pa.Table, calibration: Calibration) -> dict[str, Deviation]:
     """The score and each baseline against the bounds."""
-    rows, lower, upper = _placed(table)
+    rows, lower, upper = _columns(table)
     audited = scored.taken(rows)
     sampled = ScoredRun(scored.folder, audited, scored.record)
-    known = ~np.isnan(resolved_scores(scored)[rows])
+    known = ~np.isnan(usable_scores(scored)[rows])
     given = lower[known], upper[known], sampled.numbers("alignment_loss")[known], calibration
     return {name: deviation(sampled.numbers(name)[known], *given) for name in ("score", *sampled.baselines)}
 
 
-def resolved_scores(scored: ScoredFile) -> np.ndarray:
+def usable_scores(scored: ScoredFile) -> np.ndarray:
     """The scores of a run, NaN where they are rounding noise or of another matrix: no calibration can learn from those."""
     noise = scored.where("reason", UNRESOLVED)
-    return np.where(noise | own_left_out(scored), np.nan, scored.numbers("score"))
+    return np.where(noise | mask_left_out(scored), np.nan, scored.numbers("score"))
 
 
-def own_left_out(scored: ScoredFile) -> np.ndarray:
+def mask_left_out(scored: ScoredFile) -> np.ndarray:
     """Which rows have the score of a curvature set without the image itself: a matrix that no other image has."""
     if not scored.record.get("configuration", {}).get("scoring", {}).get("leave_own_out", False):
         return np.zeros(scored.rows, bool)
     return scored.where(IN_CURVATURE_SET, value=True)
 
 
-def counts(found: Bounds) -> dict[str, Plain]:
+def count_outcomes(found: Bounds) -> dict[str, Plain]:
     """How many of the sample have which outcome, and the reasons."""
     reasons = [reason or "" for reason in found.table["reason"].to_pylist()]
     lower = found.table["lower"].to_numpy()
@@ -343,9 +353,9 @@ def calibrate(
         calibration: How.
         progress: Who is told.
     """
-    rows, lower, upper = _placed(table)
+    rows, lower, upper = _columns(table)
     try:
-        scores = resolved_scores(scored)
+        scores = usable_scores(scored)
         calibrated = calibration.fit(scores[rows], lower, upper, scores)
     except InfluenceError as error:
         (folder / CALIBRATED).unlink(missing_ok=True)  # one of an earlier, larger sample must not pass for this one's
@@ -355,7 +365,7 @@ def calibrate(
     start = 0
     with replacing(folder / CALIBRATED) as temporary:
         for part in scored.batches(["index", "id"]):
-            written = _with_intervals(part, calibrated(scores[start : start + part.num_rows]), beside)
+            written = _add_intervals(part, calibrated(scores[start : start + part.num_rows]), beside)
             start += part.num_rows
             writer = writer or pq.ParquetWriter(temporary, written.schema, compression="zstd")
             writer.write_table(written)
@@ -365,7 +375,7 @@ def calibrate(
     return True
 
 
-def _with_intervals(rows: pa.Table, every: Calibrated, beside: pa.Table | None) -> pa.Table:
+def _add_intervals(rows: pa.Table, every: Calibrated, beside: pa.Table | None) -> pa.Table:
     """`index, id` of some rows with their calibrated scores, and Galerkin intervals where there are any."""
     for name, values in (("score", every.score), ("score_lo", every.low), ("score_hi", every.high)):
         rows = rows.append_column(name, pa.array(values))
@@ -378,7 +388,7 @@ def _with_intervals(rows: pa.Table, every: Calibrated, beside: pa.Table | None) 
     return rows
 
 
-def _placed(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _columns(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The rows of the audited examples in the run, which are their indices, and their bounds."""
     return tuple(table[name].to_numpy() for name in ("index", "lower", "upper"))
 

@@ -29,7 +29,7 @@ def forget_changed(settings: ScoreRun, source: OpenSource, store: ScoreStore, lo
     """
     again = np.zeros(0, np.int64)
     if settings.scored_images == "compare":
-        changed = sorted({change for text in gathered(_changed(source, store)) for change in _read(text)})
+        changed = sorted({change for text in gathered(_find_changed(source, store)) for change in _parse(text)})
         if changed and settings.rescore_changed:
             again = np.array([change.index for change in changed], np.int64)
             log.event("changed images", images=len(changed), first=changed[0].id)
@@ -143,7 +143,7 @@ def digest_of_contents(scored: ScoredFile) -> str:
     return found.hexdigest()
 
 
-def _changed(source: OpenSource, store: ScoreStore) -> str:
+def _find_changed(source: OpenSource, store: ScoreStore) -> str:
     """This process's part of the comparison, as text."""
     found: list[Change] = []
     for table in store.contents():
@@ -153,5 +153,5 @@ def _changed(source: OpenSource, store: ScoreStore) -> str:
     return json.dumps([dataclasses.astuple(change) for change in found])
 
 
-def _read(text: str) -> list[Change]:
+def _parse(text: str) -> list[Change]:
     return [Change(*each) for each in json.loads(text)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 from influence_ssl_jax import checkpoints, provenance
 from influence_ssl_jax.checkpoint import Storage
 from influence_ssl_jax.errors import InfluenceError
-from influence_ssl_jax.runs.settings import POSITIONAL, called
+from influence_ssl_jax.runs.settings import POSITIONAL, option_name
 
 if TYPE_CHECKING:
     Layout: TypeAlias = str
@@ -46,7 +46,7 @@ class ImportRun:
 
     file: Path = dataclasses.field(metadata=POSITIONAL)
     out: Path
-    layout: Layout | None = dataclasses.field(default=None, metadata=called("as"))
+    layout: Layout | None = dataclasses.field(default=None, metadata=option_name("as"))
     size: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None

@@ -52,7 +52,7 @@ from influence_ssl_jax.runs.changed_images import (
 )
 from influence_ssl_jax.runs.prepare import Prepared, absolute, describe_encoder, draw_problem, form_measurement, prepare
 from influence_ssl_jax.runs.settings import Parts, ScoreRun, describe_without
-from influence_ssl_jax.scoring.fitting import SplitProblem, fitted, shapes
+from influence_ssl_jax.scoring.fitting import SplitProblem, fit_checked, shapes
 from influence_ssl_jax.scoring.memory import check_fit
 from influence_ssl_jax.scoring.neighbours import reference_size, streamed_knn_distance
 from influence_ssl_jax.scoring.scores import Scorer
@@ -62,7 +62,7 @@ from influence_ssl_jax.store import RUN, SCORES, ScoreStore, digest_of, load_fit
 from influence_ssl_jax.types import PyTree
 
 
-def fill(
+def write_parts(
     store: ScoreStore, scored: Iterable[Scored], size: int, parts: Parts, log: RunLog, progress: Progress
 ) -> float:
     """Write scored batches as parts, each with a line in the log, and return the seconds of writing."""
@@ -102,7 +102,7 @@ def fill(
 _log = logging.getLogger(__name__)
 
 
-def fitted_scorer(
+def fit_scorer(
     settings: ScoreRun,
     problem: Problem,
     used: dict[int, bytes],
@@ -132,16 +132,16 @@ def fitted_scorer(
     with stage(progress, "fitting the curvature (the first time, it compiles)"):
         log.beat("fitting")
         divided = SplitProblem(problem, all_devices()) if all_devices().size > 1 else None
-        state, notes = _state(settings, problem, divided, store)
+        state, notes = _fit_or_load(settings, problem, divided, store)
         size = None if notes is None else notes["batch_size"]
         log.event("fitted" if size is None else "fit taken up", devices=jax.device_count(), batch_size=size)
         scoring = settings.scoring if size is None else dataclasses.replace(settings.scoring, batch_size=size)
-        scorer = Scorer.of(_for_scoring(problem), state, settings.backend, scoring, measurement)
+        scorer = Scorer.of(_place_for_scoring(problem), state, settings.backend, scoring, measurement)
         if notes is not None:
             refuse_other_images(digests_as_text(used), notes["images"])
         elif settings.scoring.batch_size is None:
             log.beat("choosing the batch size")
-            scorer = with_room(scorer, scoring_mesh())
+            scorer = choose_batch_size(scorer, scoring_mesh())
         store.bind(f"{digest_of(state)} in batches of {scorer.batch_size}")
         if notes is None:
             kept = {"batch_size": scorer.batch_size, "images": digests_as_text(used)}
@@ -149,7 +149,7 @@ def fitted_scorer(
     return scorer
 
 
-def with_room(scorer: Scorer, mesh: Mesh | None) -> Scorer:
+def choose_batch_size(scorer: Scorer, mesh: Mesh | None) -> Scorer:
     """Halve the batch until one is scored without running out of memory; the same size in all processes.
 
     The batch that is tried compiles the program that scores.
@@ -205,7 +205,7 @@ def scoring_mesh() -> Mesh | None:
     return local_devices() if all_devices().size > 1 else None
 
 
-def _state(
+def _fit_or_load(
     settings: ScoreRun, problem: Problem, divided: SplitProblem | None, store: ScoreStore
 ) -> tuple[PyTree, dict[str, Plain] | None]:
     """The state, and what was settled with it where an earlier run fitted it."""
@@ -218,10 +218,10 @@ def _state(
             raise StoreError(f"This process cannot read the fitted curvature in {store.folder}; is the folder shared?")
         state, notes = held
         return (state if divided is None else replicated(state, local)), notes
-    return (fitted(problem, backend, seed) if divided is None else divided.fitted(backend, seed, local)), None
+    return (fit_checked(problem, backend, seed) if divided is None else divided.fit(backend, seed, local)), None
 
 
-def _for_scoring(problem: Problem) -> Problem:
+def _place_for_scoring(problem: Problem) -> Problem:
     """The problem as scoring reads it: parameters on every device of this process, one batch for the shape of an image."""
     first = jax.tree.map(lambda leaf: leaf[:1], problem.batches)
     if all_devices().size == 1:
@@ -276,12 +276,12 @@ def score(settings: ScoreRun, progress: Progress = silent) -> None:
             progress(Note(f"Going on: {len(source) - len(todo)} of {len(source)} images are done."))
         log.beat("reading the curvature set")
         problem, used = draw_problem(settings, given, batches_of(all_devices()) if all_devices().size > 1 else None)
-        scorer = fitted_scorer(settings, problem, used, measured, store, log, progress)
+        scorer = fit_scorer(settings, problem, used, measured, store, log, progress)
         inside = sorted({index for text in gathered(json.dumps(sorted(used))) for index in json.loads(text)})
-        recorded = {**facts(settings, given, scorer), **rank_agreement(settings, given, scorer, progress)}
+        recorded = {**describe_run(settings, given, scorer), **rank_agreement(settings, given, scorer, progress)}
         spent: defaultdict[str, float] = defaultdict(float)
-        scored = stream(scorer, source, transform, share(todo, scorer), scoring_mesh(), spent)
-        spent["disk"] = fill(store, scored, len(source), settings.parts, log, progress)
+        scored = stream(scorer, source, transform, own_share(todo, scorer), scoring_mesh(), spent)
+        spent["disk"] = write_parts(store, scored, len(source), settings.parts, log, progress)
         recorded["seconds_waiting_for"] = {name: round(seconds, 3) for name, seconds in spent.items()}
         written = summed(store.rows())
         barrier("scored")
@@ -305,7 +305,7 @@ def rank_agreement(settings: ScoreRun, given: Prepared, scorer: Scorer, progress
     return {"bfloat16": {"rank_correlation": found, "images": int(fine.sum())}}
 
 
-def share(todo: Int[np.ndarray, " todo"], scorer: Scorer) -> Int[np.ndarray, " share"]:
+def own_share(todo: Int[np.ndarray, " todo"], scorer: Scorer) -> Int[np.ndarray, " share"]:
     """This process's share of the examples to score: whole batches."""
     batch = todo // scorer.batch_size
     return todo[np.isin(batch, part_of(np.unique(batch)))]
@@ -343,7 +343,7 @@ def finish(
     with stage(progress, "nearest neighbours"):
         log.beat("nearest neighbours")
         embedded = store.embedded()
-        distance = nearest(settings, store) if embedded else store.kept_distances()
+        distance = neighbour_distances(settings, store) if embedded else store.kept_distances()
     if not embedded and np.isnan(distance).any():
         progress(
             Note(
@@ -352,7 +352,7 @@ def finish(
                 "caution",
             )
         )
-    searched = searched_among(distance, settings.scoring.neighbours)
+    searched = count_searched(distance, settings.scoring.neighbours)
     if searched["reference"] < searched["images"]:
         progress(
             Note(
@@ -361,7 +361,7 @@ def finish(
                 "caution",
             )
         )
-    attributes, changes = distinguished(given.source)
+    attributes, changes = rename_attributes(given.source)
     for old, new in changes.items():
         progress(Note(f"the attribute {old!r} is in the table as {new!r}", "caution"))
     log.beat("writing the table")
@@ -383,7 +383,7 @@ def finish(
     progress(Written("Scores", table))
 
 
-def nearest(settings: ScoreRun, store: ScoreStore) -> Float[np.ndarray, " scored"]:
+def neighbour_distances(settings: ScoreRun, store: ScoreStore) -> Float[np.ndarray, " scored"]:
     """The distance of every scored image to its nearest neighbours, from the embeddings in the folder."""
     return streamed_knn_distance(
         lambda: (embedding_matrix(table[EMBEDDING]) for table in store.windows([EMBEDDING])),
@@ -392,7 +392,7 @@ def nearest(settings: ScoreRun, store: ScoreStore) -> Float[np.ndarray, " scored
     )
 
 
-def searched_among(distance: Float[np.ndarray, " scored"], neighbours: int) -> dict[str, int]:
+def count_searched(distance: Float[np.ndarray, " scored"], neighbours: int) -> dict[str, int]:
     """Of how many images the nearest neighbours were searched, and among how many of them."""
     usable = int(np.isfinite(distance).sum())
     return {"images": usable, "reference": reference_size(usable, neighbours), "neighbours": neighbours}
@@ -422,7 +422,7 @@ def curvature_set_agreement(store: ScoreStore) -> dict[str, Plain]:
     }
 
 
-def distinguished(source: OpenSource) -> tuple[pa.Table | None, dict[str, str]]:
+def rename_attributes(source: OpenSource) -> tuple[pa.Table | None, dict[str, str]]:
     """Return the attributes, those renamed that have the name of a column or of planted truth; and the changes.
 
     Planted truth is what the source says that it planted: a user's own column of that name is an attribute like others.
@@ -458,7 +458,7 @@ def identity(settings: ScoreRun, encoder: Encoder, transform: ToInput, source: O
     }
 
 
-def placed_configuration(settings: ScoreRun) -> dict[str, Plain]:
+def describe_placed(settings: ScoreRun) -> dict[str, Plain]:
     """Describe the settings for `run.json`; places are absolute, so that a later step finds them.
 
     An encoder or a data set that was given as an object has no place: null stands for it.
@@ -472,7 +472,9 @@ def placed_configuration(settings: ScoreRun) -> dict[str, Plain]:
     }
 
 
-def settings_of(record: dict[str, Plain], encoder: Encoder | None = None, source: Source | None = None) -> ScoreRun:
+def restore_settings(
+    record: dict[str, Plain], encoder: Encoder | None = None, source: Source | None = None
+) -> ScoreRun:
     """Read the settings of a run of scores from its record.
 
     Args:
@@ -499,30 +501,30 @@ def settings_of(record: dict[str, Plain], encoder: Encoder | None = None, source
     return dataclasses.replace(restored, **{name: value for name, value in given.items() if value is not None})
 
 
-def facts(settings: ScoreRun, given: Prepared, scorer: Scorer) -> dict[str, Plain]:
+def describe_run(settings: ScoreRun, given: Prepared, scorer: Scorer) -> dict[str, Plain]:
     """Return what `run.json` says of how the scores were made."""
     trained, every = given.encoder.sizes()
     return {
-        "configuration": {**placed_configuration(settings), "input": describe(given.transform)},
+        "configuration": {**describe_placed(settings), "input": describe(given.transform)},
         "encoder": {"name": given.encoder.name, "parameters": every, "trained_parameters": trained},
         "command": provenance.command(),
         "seeds": {"seed": settings.scoring.seed},
         "batch_size": scorer.batch_size,
-        "damping": {**dataclasses.asdict(settings.scoring.damping), **resolved_damping(scorer)},
+        "damping": {**dataclasses.asdict(settings.scoring.damping), **describe_damping(scorer)},
         "device": provenance.device(),
         "versions": provenance.versions(),
     }
 
 
-def resolved_damping(scorer: Scorer) -> dict[str, Plain]:
+def describe_damping(scorer: Scorer) -> dict[str, Plain]:
     """λ in numbers, and its relative standard error where it follows from random probes."""
-    damping, found = scorer.settings.damping, {"resolved": resolved(scorer.damping)}
+    damping, found = scorer.settings.damping, {"resolved": as_numbers(scorer.damping)}
     error = scorer.backend.mean_error(scorer.state)
     if damping.absolute is not None or damping.of_spectrum or error is None:
         return found
     return {**found, "relative_standard_error": float(error)}
 
 
-def resolved(damping: Resolved) -> Plain:
+def as_numbers(damping: Resolved) -> Plain:
     """λ in numbers: one, or one per block."""
     return {name: float(value) for name, value in damping.items()} if isinstance(damping, dict) else float(damping)

@@ -35,7 +35,7 @@ def describe_without(settings: object, aside: Collection[str]) -> dict[str, Plai
     return {CLASS: type(settings).__name__, **{name: describe(getattr(settings, name)) for name in fields}}
 
 
-def called(name: str) -> dict[str, Any]:
+def option_name(name: str) -> dict[str, Any]:
     """Metadata of a setting that has another name on a command line."""
     return {"name": name}
 

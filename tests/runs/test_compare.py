@@ -78,9 +78,11 @@ def test_the_record_the_table_and_the_figures(command, monkeypatch):
 
     # a backend more, and one whose part was lost: only these are run
     (next((folder / "parts").glob("Diagonal*"))).unlink()
-    fitted, original = [], comparison._Race.of.__func__
+    fitted, original = [], comparison._FittedBackend.of.__func__
     monkeypatch.setattr(
-        comparison._Race, "of", classmethod(lambda cls, b, *given: (fitted.append(b), original(cls, b, *given))[1])
+        comparison._FittedBackend,
+        "of",
+        classmethod(lambda cls, b, *given: (fitted.append(b), original(cls, b, *given))[1]),
     )
     text = run(command(Grid((), (), (3,), (), samples=2, probes=2)))
     assert [type(backend).__name__ for backend in fitted] == ["Diagonal", "CG"]

@@ -16,10 +16,10 @@ from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.ihvp import BACKENDS, Damping, Exact, Gram, Identity, LoGra
 from influence_ssl_jax.losses import CosineDistance
-from influence_ssl_jax.runs.score import with_room
+from influence_ssl_jax.runs.score import choose_batch_size
 from influence_ssl_jax.scoring import memory
 from influence_ssl_jax.scoring.fitting import shapes
-from influence_ssl_jax.scoring.memory import Memory, check_fit, host_memory, memory_of
+from influence_ssl_jax.scoring.memory import Memory, check_fit, estimate_memory, host_memory
 from influence_ssl_jax.scoring.scores import Scorer, Scoring
 from influence_ssl_jax.scoring.stream import stream
 from tests import problems
@@ -98,7 +98,7 @@ def test_the_formula_bounds_what_the_compiled_program_allocates(monkeypatch):
     monkeypatch.setattr(cut, "ENTRIES", 1)
     scorer, batch = scorer_of(32)
     held = scorer.problem.params, scorer.problem.frozen
-    need = memory_of(scorer.measurement, *held, scorer.backend, scorer.state, (SIZE, SIZE, 3), DRAWS)
+    need = estimate_memory(scorer.measurement, *held, scorer.backend, scorer.state, (SIZE, SIZE, 3), DRAWS)
     fixed = need.fixed - 4 * 2**24  # the patches, of which there is one example's here
     leaves, structure = jax.tree.flatten((scorer, batch))
 
@@ -164,9 +164,9 @@ def test_gram_keeps_a_number_for_each_row_and_parameter_and_is_refused_beforehan
     leaves = shapes(problem, backend, 0).leaves
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
     assert 0 <= held - rows * parameters * width - 4 * (parameters + 4 * rows**2) < 100 * width * rows
-    monkeypatch.setattr(memory, "available", lambda: (held, "cpu"))
+    monkeypatch.setattr(memory, "available_memory", lambda: (held, "cpu"))
     check_fit(leaves, backend)
-    monkeypatch.setattr(memory, "available", lambda: (held - 1, "cpu"))
+    monkeypatch.setattr(memory, "available_memory", lambda: (held - 1, "cpu"))
     with pytest.raises(InfluenceError, match="Gram keeps"):
         check_fit(leaves, backend)
 
@@ -240,7 +240,7 @@ def crowded(**of_device):
 
 def test_a_batch_that_runs_out_of_memory_is_halved_until_one_has_room(caplog):
     device = crowded(room=5)
-    assert with_room(device, None).batch_size == 4
+    assert choose_batch_size(device, None).batch_size == 4
     assert device.tried == [16, 8, 4]
     assert [line.message for line in caplog.records] == [
         "batches of 16 images run out of memory; trying 8",
@@ -250,10 +250,10 @@ def test_a_batch_that_runs_out_of_memory_is_halved_until_one_has_room(caplog):
 
 def test_a_device_without_room_for_one_image_is_refused_and_other_failures_are_not_taken_for_that():
     with pytest.raises(InfluenceError, match="out of memory while it scores one image at a time"):
-        with_room(crowded(), None)
+        choose_batch_size(crowded(), None)
     broken = crowded(said="INTERNAL: a kernel failed")
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        with_room(broken, None)
+        choose_batch_size(broken, None)
     assert broken.tried == [16]
 
 
