@@ -1,4 +1,4 @@
-"""Audit a folder of scores: certify a sample, calibrate every score."""
+"""Audit a folder of scores: certify a sample, compare with it, and calibrate every score."""
 
 import collections
 import contextlib
@@ -55,17 +55,18 @@ from influence_ssl_jax.store.manifest import Manifest, to_bytes
 from influence_ssl_jax.store.result import FILES
 
 WORK = "audit"
+"""Name of the folder of unfinished audits, inside the folder of the scores."""
 
 
 class Bounds(NamedTuple):
-    """What certifying a sample gives.
+    """The bounds of a sample.
 
     Attributes:
-        table: `index, id, lower, upper, products, reason` of every example of the sample, those that could not be read
-            included, in order of index.
+        table: `index, id, lower, upper, products, reason` of every example of the sample in order of index; an example
+            that could not be read has no bounds.
         damping: λ.
-        resumed: Examples that were there already.
-        recomputed: Examples that were there and damaged.
+        resumed: Number of examples whose certificates an earlier audit left.
+        recomputed: Number of examples whose certificates were damaged.
     """
 
     table: pa.Table
@@ -77,11 +78,18 @@ class Bounds(NamedTuple):
 def certify_missing(
     settings: AuditRun, scored: ScoredFile, made: ScoreRun, prepared: Prepared, progress: Progress
 ) -> Bounds:
-    """Certify the examples of the sample that have not been, batch by batch.
+    """Certify the examples of the sample that have no certificate yet, batch by batch.
+
+    Args:
+        settings: The settings of the audit.
+        scored: The finished scores.
+        made: The settings of the scores.
+        prepared: What the scores were made from.
+        progress: Called as the work advances.
 
     Raises:
         StoreError: The folder holds certificates of other settings, or is in use.
-        InfluenceError: None of the sample could be read.
+        InfluenceError: No example of the sample could be read.
     """
     folder = settings.folder / WORK
     wide = jax.enable_x64(True) if settings.precision == "float64" else contextlib.nullcontext()
@@ -92,7 +100,8 @@ def certify_missing(
         if not len(chosen):
             raise InfluenceError(
                 "Every image is in the curvature set and was scored without its own contribution (leave_own_out): each has "
-                "a matrix of its own, and an audit certifies one for all. Take fewer --curvature.examples than images."
+                "a matrix of its own, but an audit certifies one matrix for all. Score with fewer --curvature.examples "
+                "than images."
             )
         listed = int(np.isin(chosen, manifest.indices()).sum())
         manifest.check(np.zeros(len(prepared.source), bool))
@@ -118,16 +127,16 @@ def certify_missing(
 
 
 def _unfinished_batches(chosen: np.ndarray, there: np.ndarray, size: int) -> np.ndarray:
-    """The sample in its batches, those left out that are whole; −1 for what is there, so that the rest keeps its rows.
+    """Return the batches of the sample that are not complete, with −1 for examples that have a certificate.
 
-    What was damaged is so computed again to the same bits.
+    Every example keeps its row in its batch, so a damaged certificate is computed again to the same bits.
     """
     rows = np.where(there, -1, chosen)
     return np.concatenate([rows[k : k + size] for k in range(0, len(rows), size) if (rows[k : k + size] >= 0).any()])
 
 
 def _write_part(part: CertifiedBatch, manifest: Manifest, log: RunLog, watch: Watch) -> None:
-    """Write a batch, and say so."""
+    """Write one certified batch, and log it."""
     if part.table.num_rows:
         manifest.add("scored", part.table, 0.0, "")
     if part.skipped:
@@ -137,7 +146,7 @@ def _write_part(part: CertifiedBatch, manifest: Manifest, log: RunLog, watch: Wa
 
 
 def _collect(manifest: Manifest, chosen: np.ndarray) -> pa.Table:
-    """Every row of the sample; an example that could not be read has no bounds, and the reason."""
+    """Return the rows of the whole sample, those that could not be read with their reasons."""
     scored = [manifest.read(part) for part in manifest.parts if part.kind == "scored"]
     skipped = [manifest.read(part) for part in manifest.parts if part.kind == "skipped"]
     if not scored:
@@ -153,11 +162,11 @@ def _collect(manifest: Manifest, chosen: np.ndarray) -> pa.Table:
 def _announce(
     settings: AuditRun, problem: Problem, made: ScoreRun, size: int, resumed: int, recomputed: int, progress: Progress
 ) -> None:
-    """What there is to do, in products with C."""
+    """Report the work to do, in products with C."""
     if recomputed:
         progress(Note(f"{recomputed} certificates were damaged; they are computed again."))
     if resumed:
-        progress(Note(f"Going on: {resumed} of {size} images are certified."))
+        progress(Note(f"Continuing: {resumed} of {size} images are certified."))
     draws, images, parameters = made.scoring.draws, problem.batches.index.size, trees.size(problem.params)
     if settings.audit.by == "rows":
         how = f"from the gradients of {images:,} curvature images of {parameters:,} parameters"
@@ -168,7 +177,7 @@ def _announce(
 
 
 def _identity(settings: AuditRun, scored: ScoredFile) -> Plain:
-    """Everything that a certificate depends on; the size of the sample is not among it."""
+    """Return everything that a certificate depends on; the size of the sample is not among it."""
     return {
         "scores": scored.record["fingerprint"],
         "audit": {name: value for name, value in describe(settings.audit).items() if name != "examples"},
@@ -179,7 +188,7 @@ def _identity(settings: AuditRun, scored: ScoredFile) -> Plain:
 
 
 def _cast(problem: Problem, precision: str) -> Problem:
-    """The problem in float64, over the same views."""
+    """Convert the parameters to the precision of the audit; views and their noise stay the same."""
     if precision == "float32":
         return problem
     params, frozen = trees.astype((problem.params, problem.frozen), jnp.float64)
@@ -187,7 +196,7 @@ def _cast(problem: Problem, precision: str) -> Problem:
 
 
 def _prepare_shared(problem: Problem, settings: Audit, certifies: bool, progress: Progress) -> Shared:
-    """What the certificates share, if there are any to make; rows of C give λ too."""
+    """Compute what the certificates share, if there are any to make; rows of C give λ too."""
     if settings.by == "rows":
         name = "gradients of the curvature set"
     elif certifies and settings.subspace:
@@ -201,7 +210,7 @@ def _prepare_shared(problem: Problem, settings: Audit, certifies: bool, progress
 def _resolve_damping(
     resolved: Plain, problem: Problem, made: ScoreRun, settings: AuditRun, shared: Shared
 ) -> Float[Array, ""]:
-    """The backend's own λ where that is one number; else, from the mean eigenvalue of the whole matrix."""
+    """Return λ as one number: the backend's own, or relative to the mean eigenvalue of the whole matrix."""
     if isinstance(resolved, dict):
         return absolute_damping(problem, made.scoring.damping, settings.audit, shared)
     return jnp.asarray(resolved, jax.tree.leaves(problem.params)[0].dtype)
@@ -216,20 +225,20 @@ def audit(
     encoder: Encoder | None = None,
     source: Source | None = None,
 ) -> dict[str, Plain]:
-    """Certify a sample, compare score and baselines with it, calibrate every score.
+    """Certify a sample, compare the score and the baselines with it, and calibrate every score.
 
     Args:
-        settings: How.
-        progress: Who is told.
-        encoder: The encoder, where the scores were made of an object.
-        source: The images, likewise.
+        settings: The settings of the audit.
+        progress: Called at every stage and batch.
+        encoder: The encoder, if the scores were made from an object.
+        source: The images, if the scores were made from an object.
 
     Returns:
         What `audit.json` holds.
 
     Raises:
-        StoreError: The folder holds no finished run, or certificates of other settings.
-        InfluenceError: The images have changed since they were scored, or nothing of them can be certified.
+        StoreError: The folder holds no finished scores, or certificates of other settings.
+        InfluenceError: The images have changed since they were scored, or none of them can be certified.
     """
     scored = ScoredFile.open(settings.folder)
     made = restore_settings(scored.record, encoder, source)
@@ -241,10 +250,16 @@ def audit(
 
 
 def refuse_differences(scored: ScoredFile, now: Plain) -> None:
-    """Check that everything an audit reads is what the scores were made by; versions and device are the audit's own.
+    """Check that an audit reads the same things that the scores were made from.
+
+    Versions and device may differ: an audit has its own.
+
+    Args:
+        scored: The finished scores.
+        now: The identity of what is read now.
 
     Raises:
-        InfluenceError: The network, its input, the images or a setting is another one; each difference is listed.
+        InfluenceError: The network, its input, the images or a setting differs; each difference is listed.
     """
     own = ("size", "versions", "device")
     before, after = ({k: v for k, v in each.items() if k not in own} for each in (scored.record["identity"], now))
@@ -252,15 +267,15 @@ def refuse_differences(scored: ScoredFile, now: Plain) -> None:
     if differing:
         listed = "\n".join(f"  {line}" for line in differing[:20])
         raise InfluenceError(
-            f"The scores of {scored.folder} were made by something else than what is there now (then → now):\n{listed}\n"
-            "Put it back, or score again and then audit."
+            f"The scores of {scored.folder} were made from something else than what is there now (then → now):\n{listed}\n"
+            "Restore it, or score again and then audit."
         )
 
 
 def _audit(
     settings: AuditRun, scored: ScoredFile, made: ScoreRun, prepared: Prepared, progress: Progress
 ) -> dict[str, Plain]:
-    """Do what is done while the folder is held."""
+    """Do the work of `audit` while the folder is locked."""
     found = certify_missing(settings, scored, made, prepared, progress)
     compared = compare_with_bounds(scored, found.table, settings.calibration)
     write_atomically(settings.folder / BOUNDS, to_bytes(found.table))
@@ -281,7 +296,7 @@ def _audit(
 
 
 def bound_every_score(scored: ScoredFile, made: ScoreRun, prepared: Prepared, progress: Progress) -> pa.Table | None:
-    """The Galerkin interval of every example, where the scores came from one shared Krylov subspace; else None."""
+    """Compute the Galerkin interval of every example, if one shared Krylov subspace gave the scores; else return None."""
     resolved = scored.record["damping"]["resolved"]
     if not isinstance(made.backend, Arnoldi) or made.scoring.estimand != "mean_of_scores":
         return None
@@ -298,7 +313,16 @@ def bound_every_score(scored: ScoredFile, made: ScoreRun, prepared: Prepared, pr
 
 
 def compare_with_bounds(scored: ScoredFile, table: pa.Table, calibration: Calibration) -> dict[str, Deviation]:
-    """The score and each baseline against the bounds."""
+    """Compare the score and each baseline with the bounds of the sample.
+
+    Args:
+        scored: The finished scores.
+        table: The bounds, with columns `index, lower, upper`.
+        calibration: How scores are brought to the exact scale.
+
+    Returns:
+        The deviation of the score and of each baseline, by name.
+    """
     rows, lower, upper = _columns(table)
     audited = scored.taken(rows)
     sampled = ScoredRun(scored.folder, audited, scored.record)
@@ -308,20 +332,23 @@ def compare_with_bounds(scored: ScoredFile, table: pa.Table, calibration: Calibr
 
 
 def usable_scores(scored: ScoredFile) -> np.ndarray:
-    """The scores of a run, NaN where they are rounding noise or of another matrix: no calibration can learn from those."""
+    """Return the scores, with NaN for those that no calibration can learn from.
+
+    These are rounding noise, and scores by another matrix (`mask_left_out`).
+    """
     noise = scored.where("reason", UNRESOLVED)
     return np.where(noise | mask_left_out(scored), np.nan, scored.numbers("score"))
 
 
 def mask_left_out(scored: ScoredFile) -> np.ndarray:
-    """Which rows have the score of a curvature set without the image itself: a matrix that no other image has."""
+    """Return which examples were scored without their own contribution, by a matrix that no other example has."""
     if not scored.record.get("configuration", {}).get("scoring", {}).get("leave_own_out", False):
         return np.zeros(scored.rows, bool)
     return scored.where(IN_CURVATURE_SET, value=True)
 
 
 def count_outcomes(found: Bounds) -> dict[str, Plain]:
-    """How many of the sample have which outcome, and the reasons."""
+    """Count the outcomes of the sample, and their reasons."""
     reasons = [reason or "" for reason in found.table["reason"].to_pylist()]
     lower = found.table["lower"].to_numpy()
     kinds = collections.Counter(reason.partition(":")[0] for reason in reasons if reason)
@@ -343,22 +370,25 @@ def calibrate(
     calibration: Calibration,
     progress: Progress,
 ) -> bool:
-    """Write a calibrated score with its interval for every example, or say why the sample is too small; whether it did.
+    """Write a calibrated score with its interval for every example.
 
     Args:
-        folder: Where to.
+        folder: The folder of the scores.
         scored: The scores.
         table: The bounds of the sample.
-        beside: Galerkin intervals of every example, where there are any.
-        calibration: How.
-        progress: Who is told.
+        beside: Galerkin intervals of every example, or None.
+        calibration: How scores are calibrated.
+        progress: Called with the result, or with the reason if the sample is too small.
+
+    Returns:
+        Whether calibrated scores were written.
     """
     rows, lower, upper = _columns(table)
     try:
         scores = usable_scores(scored)
         calibrated = calibration.fit(scores[rows], lower, upper, scores)
     except InfluenceError as error:
-        (folder / CALIBRATED).unlink(missing_ok=True)  # one of an earlier, larger sample must not pass for this one's
+        (folder / CALIBRATED).unlink(missing_ok=True)  # a file of an earlier, larger sample would be taken for this one
         progress(Note(f"No calibrated scores: {error}"))
         return False
     writer: pq.ParquetWriter | None = None
@@ -376,7 +406,7 @@ def calibrate(
 
 
 def _add_intervals(rows: pa.Table, every: Calibrated, beside: pa.Table | None) -> pa.Table:
-    """`index, id` of some rows with their calibrated scores, and Galerkin intervals where there are any."""
+    """Add the calibrated scores, and Galerkin intervals if there are any, to `index, id` of some rows."""
     for name, values in (("score", every.score), ("score_lo", every.low), ("score_hi", every.high)):
         rows = rows.append_column(name, pa.array(values))
     if beside is None:
@@ -389,11 +419,12 @@ def _add_intervals(rows: pa.Table, every: Calibrated, beside: pa.Table | None) -
 
 
 def _columns(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The rows of the audited examples in the run, which are their indices, and their bounds."""
+    """Return the columns index, lower and upper; the index is the row of the example in the run."""
     return tuple(table[name].to_numpy() for name in ("index", "lower", "upper"))
 
 
 def _median_width(table: pa.Table) -> Plain:
+    """Return the median relative width of the bounds; null if there are none."""
     width = relative_width(table["lower"].to_numpy(), table["upper"].to_numpy())
     known = width[~np.isnan(width)]
     return as_json(float(np.median(known))) if len(known) else None

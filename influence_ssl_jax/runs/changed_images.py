@@ -1,4 +1,4 @@
-"""What is checked of a scoring run before it goes on, and before its table is written."""
+"""Compare images with those that a run has scored, and refuse to mix two versions of them."""
 
 import dataclasses
 import hashlib
@@ -20,12 +20,12 @@ from influence_ssl_jax.store import CONTENT, ScoreStore
 
 
 def forget_changed(settings: ScoreRun, source: OpenSource, store: ScoreStore, log: RunLog, progress: Progress) -> None:
-    """Compare the images that have a score with what was scored, and drop the rows that are to be made again.
+    """Drop the scores of images that have changed or are to be read again.
 
-    All processes of a run together; each compares its part.
+    All processes of a run call it together; each compares its part.
 
     Raises:
-        DataError: Images have changed since they were scored, and are not to be scored again.
+        DataError: Images have changed since they were scored, and `rescore_changed` is off.
     """
     again = np.zeros(0, np.int64)
     if settings.scored_images == "compare":
@@ -47,14 +47,14 @@ def forget_changed(settings: ScoreRun, source: OpenSource, store: ScoreStore, lo
 
 
 def refuse_two_versions(used: dict[int, bytes], store: ScoreStore) -> None:
-    """Check that the images that the curvature was fitted to are those that were scored.
+    """Check that the curvature was fitted to the same images that were scored.
 
     Args:
         used: Digests of the curvature set, by index.
         store: The scores of all processes.
 
     Raises:
-        DataError: One was changed in between.
+        DataError: An image was changed between fitting and scoring.
     """
     found = []
     for table in store.contents():
@@ -73,19 +73,24 @@ def refuse_two_versions(used: dict[int, bytes], store: ScoreStore) -> None:
 
 
 def digests_as_text(contents: dict[int, bytes]) -> dict[str, str]:
-    """Digests by index, as JSON holds them."""
+    """Convert digests by index to JSON: decimal index, hexadecimal digest.
+
+    Example:
+        >>> digests_as_text({3: bytes([10, 255])})
+        {'3': '0aff'}
+    """
     return {str(index): content.hex() for index, content in contents.items()}
 
 
 def refuse_other_images(now: dict[str, str], held: dict[str, str]) -> None:
-    """Check that the images a result was begun with, those of the curvature set among them, are the ones that are read.
+    """Check that a result is continued with the images that it was begun with.
 
     Args:
         now: `digests_as_text` of what is read now.
-        held: `digests_as_text` of what was read then.
+        held: `digests_as_text` of what was read at the beginning.
 
     Raises:
-        DataError: An image has changed, or can no longer or only now be read.
+        DataError: An image has changed, or only one of the two times it could be read.
     """
     differing = sorted((index for index in now.keys() | held.keys() if now.get(index) != held.get(index)), key=int)
     if differing:
@@ -100,27 +105,37 @@ def refuse_other_images(now: dict[str, str], held: dict[str, str]) -> None:
 def refuse_rescored(
     scored: ScoredFile, source: OpenSource, rows: np.ndarray, known: dict[int, bytes] | None = None
 ) -> None:
-    """Check that images are those that were scored.
+    """Check that images are the same as those that were scored.
 
     Args:
-        scored: The run.
-        source: The images as they are now.
-        rows: Which, by index.
-        known: Digests of what they are now, where they have just been read.
+        scored: The finished scores.
+        source: The images now.
+        rows: Indices of the images to compare.
+        known: Digests of these images if they have just been read; None reads them from the source.
 
     Raises:
-        DataError: One has changed; the first are named.
+        DataError: An image has changed; the first ones are named.
     """
     refuse_changed_rows(scored.taken(rows, image_columns(scored)), source, rows, known)
 
 
 def image_columns(scored: ScoredFile) -> list[str]:
-    """The columns that say which images were scored."""
+    """Return the names of the columns that identify the scored images."""
     return [name for name in ("id", CONTENT) if name in scored.columns]
 
 
 def refuse_changed_rows(table: pa.Table, source: OpenSource, rows: np.ndarray, known: dict[int, bytes] | None) -> None:
-    """As `refuse_rescored`, of rows that have been read."""
+    """Check rows of a table of scores, as `refuse_rescored` does.
+
+    Args:
+        table: The rows, with the columns `image_columns`.
+        source: The images now.
+        rows: Indices of the images.
+        known: Digests of these images, or None.
+
+    Raises:
+        DataError: An image has changed.
+    """
     ids = table["id"].to_pylist()
     contents = table[CONTENT].to_pylist() if CONTENT in table.column_names else [None] * len(ids)
     if known is None:
@@ -134,7 +149,7 @@ def refuse_changed_rows(table: pa.Table, source: OpenSource, rows: np.ndarray, k
 
 
 def digest_of_contents(scored: ScoredFile) -> str:
-    """One digest of those of all images as they were scored."""
+    """Compute one digest of the bytes of all scored images."""
     if CONTENT not in scored.columns:
         return hashlib.sha256(b"-" * scored.rows).hexdigest()
     found = hashlib.sha256()
@@ -144,7 +159,7 @@ def digest_of_contents(scored: ScoredFile) -> str:
 
 
 def _find_changed(source: OpenSource, store: ScoreStore) -> str:
-    """This process's part of the comparison, as text."""
+    """Compare this process's part of the images; return the changes as JSON."""
     found: list[Change] = []
     for table in store.contents():
         mine: Int[np.ndarray, " part"] = part_of(np.arange(table.num_rows))
@@ -154,4 +169,5 @@ def _find_changed(source: OpenSource, store: ScoreStore) -> str:
 
 
 def _parse(text: str) -> list[Change]:
+    """Read changes from JSON."""
     return [Change(*each) for each in json.loads(text)]

@@ -1,4 +1,4 @@
-"""A comparison: everything that `influence-ssl compare` does, one step after the other."""
+"""Compare backends with exact scores of a sample, into a folder."""
 
 import hashlib
 import json
@@ -33,18 +33,18 @@ _log = logging.getLogger(__name__)
 
 
 def compare(settings: CompareRun, progress: Progress = silent) -> dict[str, Plain]:
-    """Compute exact scores, race every backend that has not been, write table and figures.
+    """Compute exact scores, score with every backend that has no result yet, and write table and figures.
 
     Args:
         settings: Which backends, dampings and images.
-        progress: Who is told.
+        progress: Called at every stage.
 
     Returns:
         What `comparison.json` holds.
 
     Raises:
         StoreError: The folder holds something else, or is in use.
-        InfluenceError: There is no exact score at this size and curvature.
+        InfluenceError: Exact scores are not possible at this size and with this curvature.
     """
     prepared = prepare(settings, progress)
     settings.out.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def compare(settings: CompareRun, progress: Progress = silent) -> dict[str, Plai
 def _baseline_rows(
     settings: CompareRun, problem: Problem, examples: Examples, known: list[Truth]
 ) -> list[dict[str, Plain]]:
-    """Rows of the baselines, from the folder where they are there."""
+    """Return the rows of the baselines, from the folder if they are there."""
     path = settings.out / PARTS / "baselines.json"
     if not _is_intact(path):
         write_sealed(path, {ROWS: null_rows(baselines(problem, examples), known)}, indent=None)
@@ -88,7 +88,7 @@ def _baseline_rows(
 
 
 def _is_intact(path: Path) -> bool:
-    """Whether a sealed file is there and is what was written; a damaged one is made again."""
+    """Test whether a sealed file is there and undamaged; a damaged one is computed again."""
     try:
         read_sealed(path)
     except FileNotFoundError:
@@ -100,10 +100,10 @@ def _is_intact(path: Path) -> bool:
 
 
 def _check_images(path: Path, now: dict[str, str]) -> None:
-    """Write which images a comparison reads, or compare with those that it was begun with.
+    """Write which images a comparison reads; if it was begun before, check that they are the same.
 
     Raises:
-        DataError: One has changed.
+        DataError: An image has changed.
     """
     if _is_intact(path):
         refuse_other_images(now, read_sealed(path))
@@ -132,7 +132,10 @@ def _finish(
 
 
 def _identity(settings: CompareRun, prepared: Prepared) -> Plain:
-    """Everything that a row depends on; a larger grid adds rows, and changes none that is there."""
+    """Return everything that a row depends on.
+
+    The grid is not among it: a larger grid adds rows, and changes none that is there.
+    """
     aside = {"out", "encoder", "source", "grid"}
     return {
         "configuration": describe_without(settings, aside),
@@ -143,7 +146,10 @@ def _identity(settings: CompareRun, prepared: Prepared) -> Plain:
 
 
 def _load_examples(settings: CompareRun, prepared: Prepared, problem: Problem) -> tuple[Examples, dict[int, bytes]]:
-    """The sample and its digests by index; its batches have room in what takes most, a backend of whole gradients."""
+    """Return the sample, and its digests by index.
+
+    Its batches are small enough for the backends that take most memory, those that form whole gradients.
+    """
     chosen, key = sample(settings.audit, len(prepared.source)), settings.scoring.key
     shape, draws = problem.batches.image.shape[2:], settings.scoring.draws
     held = (prepared.measurement, problem.params, problem.frozen, CG(), problem.params, shape, draws)
@@ -157,7 +163,7 @@ def _load_examples(settings: CompareRun, prepared: Prepared, problem: Problem) -
 
 
 def _exact_scores(settings: CompareRun, problem: Problem, examples: Examples, progress: Progress) -> list[Truth]:
-    """Exact scores, from the folder where they are there."""
+    """Return the exact scores, from the folder if they are there."""
     path = settings.out / TRUTH
     if not _is_intact(path):
         kind = choose_kind(problem) if settings.truth == "auto" else settings.truth
@@ -174,6 +180,6 @@ def _exact_scores(settings: CompareRun, problem: Problem, examples: Examples, pr
 
 
 def _part_path(settings: CompareRun, backend: Backend) -> Path:
-    """The file of one backend's rows, named by its settings."""
+    """Return the path of one backend's rows, which its settings name."""
     digest = hashlib.sha256(json.dumps(describe(backend), sort_keys=True).encode()).hexdigest()
     return settings.out / PARTS / f"{label(backend).replace(' ', '_')}_{digest[:8]}.json"

@@ -1,4 +1,4 @@
-"""Prepare what a run reads: the encoder, the measurement, the images, and the matrix that is inverted."""
+"""Prepare what a run reads: the encoder, the images, the measurement, and the matrix that is inverted."""
 
 import dataclasses
 from collections.abc import Callable
@@ -22,11 +22,11 @@ from influence_ssl_jax.types import Batch
 
 
 class Prepared(NamedTuple):
-    """What a scoring run reads.
+    """What a run reads.
 
     Attributes:
         encoder: The network.
-        transform: From an image to its input.
+        transform: The transform of an image to its input.
         measurement: What is scored.
         source: The images.
     """
@@ -38,7 +38,17 @@ class Prepared(NamedTuple):
 
 
 def prepare(settings: ScoreRun | CompareRun, progress: Progress) -> Prepared:
-    """Load the encoder and open the images, and report what is noteworthy about them."""
+    """Load the encoder, open the images, and report what is notable about them.
+
+    Args:
+        settings: The settings of the run.
+        progress: Called with each note.
+
+    Raises:
+        CheckpointError: There is no encoder, or it is damaged.
+        DataError: The source cannot be read, or numbers other classes than the training did.
+        InfluenceError: The network has no such output or no such parameters.
+    """
     encoder = load_encoder(settings.encoder)
     if settings.trainable:
         encoder = encoder.with_trainable(settings.trainable)
@@ -57,16 +67,18 @@ def prepare(settings: ScoreRun | CompareRun, progress: Progress) -> Prepared:
 
 
 def reads_labels(encoder: Encoder) -> bool:
-    """Whether an encoder was trained by a loss that reads labels."""
+    """Test whether an encoder was trained by a loss that reads labels."""
     return encoder.heads is not None and isinstance(encoder.heads.loss, Supervised)
 
 
 def refuse_other_classes(trained: Plain, here: tuple[str, ...] | None) -> None:
-    """Check that a supervised loss, whose curvature reads labels, numbers classes as in training.
+    """Check that the images number their classes as the training did.
+
+    The curvature of a supervised loss reads labels.
 
     Args:
-        trained: The classes' names in training; None where they were numbers.
-        here: Those of the images.
+        trained: Names of the classes in training; None if the data had numbers.
+        here: Names of the classes of these images.
 
     Raises:
         DataError: They differ.
@@ -83,7 +95,16 @@ def refuse_other_classes(trained: Plain, here: tuple[str, ...] | None) -> None:
 def draw_problem(
     settings: ScoreRun | CompareRun, given: Prepared, part: Callable[[int], range] | None = None
 ) -> tuple[Problem, dict[int, bytes]]:
-    """As `problem_over`, with the digests of the images that the matrix is averaged over, by index."""
+    """Draw the images of the curvature set, and return the matrix over them.
+
+    Args:
+        settings: The settings of the run.
+        given: What the run reads.
+        part: Chooses the batches of this process by their number; all batches if None.
+
+    Returns:
+        The problem, and the digests of the images that its matrix is averaged over, by index.
+    """
     chosen, seed = settings.curvature, settings.scoring.seed
     found = drawn(given.source, given.transform, chosen.examples, chosen.batch_size, seed, part)
     problem = form_problem(given.encoder, settings.output, given.measurement, chosen, found.batches)
@@ -104,12 +125,12 @@ def load_encoder(place: Path | Encoder) -> Encoder:
     """Load the encoder at a place; an encoder is returned as it is.
 
     Args:
-        place: The folder of a `pretrain` run or of an imported encoder, or its `.npz`; a file of weights whose layout says
-            all that is needed; or `package.module:function`, a function that returns an `Encoder`.
+        place: The folder of a `pretrain` run or of an imported encoder, or its `.npz`; a file of weights of a known
+            layout; or `package.module:function`, a function that returns an `Encoder`.
 
     Raises:
         CheckpointError: There is nothing, or it is damaged or of no known layout.
-        InfluenceError: The function does not exist, or returns no encoder.
+        InfluenceError: The function does not exist, or does not return an encoder.
     """
     if isinstance(place, Encoder):
         return place
@@ -128,12 +149,12 @@ def load_encoder(place: Path | Encoder) -> Encoder:
 
 
 def names_function(place: Path) -> bool:
-    """Whether a place is no path but names a function: `package.module:function`."""
+    """Test whether a place is the name of a function, `package.module:function`, and no path."""
     return not place.exists() and ":" in str(place)
 
 
 def absolute(place: Path) -> Path:
-    """The place as seen from any working folder; the name of a function stays as it is."""
+    """Make a path absolute; the name of a function is returned as it is."""
     return place if names_function(place) else place.absolute()
 
 
@@ -144,10 +165,17 @@ def form_measurement(
     loss: Measurement,
     precision: Precision = "float32",
 ) -> Objective:
-    """Return what is scored: the distance of two views at one output of the network, whose layers compute in `precision`.
+    """Return what is scored: the distance of two views at one output of the network.
+
+    Args:
+        encoder: The network.
+        output: The output at which views are compared.
+        perturbation: How the second view is made.
+        loss: How two embeddings are compared.
+        precision: The type in which layers compute.
 
     Raises:
-        InfluenceError: The network has no such output, or cannot be told to compute in another type.
+        InfluenceError: The network has no such output, or cannot compute in that type.
     """
     chosen = encoder.at(output)
     if precision != "float32":
@@ -160,8 +188,15 @@ def form_problem(
 ) -> Problem:
     """Return the matrix that is inverted, over a resident set of images.
 
-    Its parameters are those that the measurement or the loss reads. A pretraining loss reads the heads too: there the
-    gradient of a score at the encoder is zero, but the curvature is not.
+    Its parameters are those that the measurement or the loss reads. A pretraining loss reads the heads too: for them
+    the gradient of a score is zero, but the curvature is not.
+
+    Args:
+        encoder: The network.
+        output: The output that is scored.
+        measured: What is scored (`form_measurement`).
+        curvature: Which curvature.
+        batches: The images, with leading axes [batches, batch].
     """
     objective, params = measured, encoder.at(output).params
     if curvature.objective == "pretraining":

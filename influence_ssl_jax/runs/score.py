@@ -65,7 +65,19 @@ from influence_ssl_jax.types import PyTree
 def write_parts(
     store: ScoreStore, scored: Iterable[Scored], size: int, parts: Parts, log: RunLog, progress: Progress
 ) -> float:
-    """Write scored batches as parts, each with a line in the log, and return the seconds of writing."""
+    """Write scored batches to the store in parts, each with a line in the log.
+
+    Args:
+        store: The store of the run.
+        scored: The scored batches.
+        size: Number of images of the whole run.
+        parts: How often a part is written.
+        log: The log of the run.
+        progress: Called as the work advances.
+
+    Returns:
+        Seconds that writing took.
+    """
     tables: list[pa.Table] = []
     skipped: list[Skipped] = []
     written = time.monotonic()
@@ -76,7 +88,7 @@ def write_parts(
         nonlocal spent
         began = time.monotonic()
         rows, unusable = list(tables), list(skipped)
-        tables.clear()  # first, so that a stop in the middle of it writes nothing twice
+        tables.clear()  # before writing, so that an interruption here cannot write rows twice
         skipped.clear()
         if rows:
             store.append(pa.concat_tables(rows))
@@ -93,7 +105,7 @@ def write_parts(
                 if sum(map(len, tables)) >= parts.rows or time.monotonic() - written > parts.seconds:
                     write()
                     written = time.monotonic()
-        finally:  # a signal, a lost disk of images: what is finished is kept whatever ends the run
+        finally:  # whatever ends the run (a signal, a lost disk), finished scores are written
             if tables or skipped:
                 write()
     return spent
@@ -111,19 +123,19 @@ def fit_scorer(
     log: RunLog,
     progress: Progress,
 ) -> Scorer:
-    """Fit, or take up the fit that an earlier run left in the folder, and get ready to score on this process's devices.
+    """Fit the backend, or load the fit of an earlier run, and prepare to score on this process's devices.
 
     Args:
-        settings: The run's.
+        settings: The settings of the run.
         problem: Which matrix is inverted.
         used: Digests of the images that it is averaged over, by index.
         measurement: What is scored.
-        store: Where the fit is kept.
-        log: The run's.
-        progress: Who is told.
+        store: The store that keeps the fit.
+        log: The log of the run.
+        progress: Called at every stage.
 
     Raises:
-        StoreError: Scores of another fit are in the folder, or processes have different ones.
+        StoreError: The folder holds scores of another fit, or processes have different fits.
         DataError: Images of the curvature set have changed since the fit.
         IndefiniteError: C + λI is not positive definite.
     """
@@ -150,12 +162,16 @@ def fit_scorer(
 
 
 def choose_batch_size(scorer: Scorer, mesh: Mesh | None) -> Scorer:
-    """Halve the batch until one is scored without running out of memory; the same size in all processes.
+    """Halve the batch until one is scored without running out of memory.
 
-    The batch that is tried compiles the program that scores.
+    All processes choose the same size. The batch that is tried compiles the program that scores.
+
+    Args:
+        scorer: The scorer, with the batch size to begin with.
+        mesh: The devices of this process; None is the default device.
 
     Raises:
-        InfluenceError: Not even one image at a time has room.
+        InfluenceError: There is no memory even for one image at a time.
     """
     size = smallest(scorer.batch_size)
     while True:
@@ -173,7 +189,7 @@ def choose_batch_size(scorer: Scorer, mesh: Mesh | None) -> Scorer:
 
 
 def _fits(scorer: Scorer, mesh: Mesh | None) -> bool:
-    """Whether one batch is scored within the memory of this process's devices."""
+    """Test whether one batch is scored within the memory of this process's devices."""
     first = jax.tree.map(lambda leaf: leaf[0, :1], scorer.problem.batches)
     rows = scorer.batch_size * (1 if mesh is None else mesh.size)
     words = np.broadcast_to(
@@ -201,14 +217,14 @@ def _fits(scorer: Scorer, mesh: Mesh | None) -> bool:
 
 
 def scoring_mesh() -> Mesh | None:
-    """The devices that this process scores on; None where there is one."""
+    """Return the mesh of devices that this process scores on; None if there is one device."""
     return local_devices() if all_devices().size > 1 else None
 
 
 def _fit_or_load(
     settings: ScoreRun, problem: Problem, divided: SplitProblem | None, store: ScoreStore
 ) -> tuple[PyTree, dict[str, Plain] | None]:
-    """The state, and what was settled with it where an earlier run fitted it."""
+    """Return the fitted state; and what was decided with it, if an earlier run fitted it."""
     backend, seed, local = settings.backend, settings.scoring.seed, local_devices()
     expected = shapes(problem, backend, seed) if divided is None else divided.shapes(backend, seed)
     check_fit(expected.leaves, backend)
@@ -222,7 +238,7 @@ def _fit_or_load(
 
 
 def _place_for_scoring(problem: Problem) -> Problem:
-    """The problem as scoring reads it: parameters on every device of this process, one batch for the shape of an image."""
+    """Return the problem for scoring: parameters on every device, and one batch for the shape of an image."""
     first = jax.tree.map(lambda leaf: leaf[:1], problem.batches)
     if all_devices().size == 1:
         return dataclasses.replace(problem, batches=first)
@@ -244,18 +260,22 @@ ASIDE = frozenset(
         "most_skipped",
     }
 )
-"""Settings that change no score: places, and how a run is written and gone on with."""
+"""Settings that change no score: places, how a run is written, and how it is continued."""
 AGREEMENT = 512
-"""Images that are scored in float32 too where layers compute in 16 bits."""
+"""Number of images that are scored in float32 too if layers compute in 16 bits."""
 
 
 def score(settings: ScoreRun, progress: Progress = silent) -> None:
-    """Score every example of the source that has no score yet, then write the table and the record.
+    """Score every image that has no score yet, then write the table and the record.
+
+    Args:
+        settings: The settings of the run.
+        progress: Called at every stage and batch.
 
     Raises:
         StoreError: The folder holds something else, or is in use.
-        CheckpointError: The encoder is absent or damaged.
-        DataError: The source is, or images have changed since they were scored.
+        CheckpointError: There is no encoder, or it is damaged.
+        DataError: The source cannot be read, or images have changed since they were scored.
         SkippedError: More images were skipped than allowed; the table is written.
         IndefiniteError: C + λI is not positive definite.
     """
@@ -273,7 +293,7 @@ def score(settings: ScoreRun, progress: Progress = silent) -> None:
             return
         log.event("start", todo=len(todo), total=len(source), recomputed=store.lost, command=provenance.command())
         if len(todo) < len(source):
-            progress(Note(f"Going on: {len(source) - len(todo)} of {len(source)} images are done."))
+            progress(Note(f"Continuing: {len(source) - len(todo)} of {len(source)} images are done."))
         log.beat("reading the curvature set")
         problem, used = draw_problem(settings, given, batches_of(all_devices()) if all_devices().size > 1 else None)
         scorer = fit_scorer(settings, problem, used, measured, store, log, progress)
@@ -290,7 +310,10 @@ def score(settings: ScoreRun, progress: Progress = silent) -> None:
 
 
 def rank_agreement(settings: ScoreRun, given: Prepared, scorer: Scorer, progress: Progress) -> dict[str, Plain]:
-    """Spearman's correlation of 16-bit scores with those in float32, over the first images; nothing for float32."""
+    """Compute Spearman's correlation of 16-bit scores with float32 scores of the first images.
+
+    It is empty for a run in float32.
+    """
     if settings.precision == "float32":
         return {}
     exact = form_measurement(given.encoder, settings.output, settings.perturbation, settings.measurement)
@@ -306,7 +329,7 @@ def rank_agreement(settings: ScoreRun, given: Prepared, scorer: Scorer, progress
 
 
 def own_share(todo: Int[np.ndarray, " todo"], scorer: Scorer) -> Int[np.ndarray, " share"]:
-    """This process's share of the examples to score: whole batches."""
+    """Return this process's share of the examples to score: whole batches."""
     batch = todo // scorer.batch_size
     return todo[np.isin(batch, part_of(np.unique(batch)))]
 
@@ -322,21 +345,21 @@ def finish(
     log: RunLog,
     progress: Progress,
 ) -> None:
-    """Put the parts of all processes together, with the distance to the nearest neighbours.
+    """Join the parts of all processes into the table, with the distance to the nearest neighbours.
 
-    `in_curvature_set` marks the images that the matrix is averaged over: their own gradient is a part of it, and they score
-    lower than they would outside (about 10 % at 32 and 64 images), unless `leave_own_out` takes it away.
+    `in_curvature_set` marks the images that the matrix is averaged over. Their own gradient is a part of it, so they
+    score lower than they would outside (about 10 % at 32 and 64 images), unless `leave_own_out` removes that part.
 
     Args:
-        settings: The run's.
-        given: What it reads.
-        recorded: What `run.json` says of it.
+        settings: The settings of the run.
+        given: What the run reads.
+        recorded: Entries of `run.json`.
         used: Digests of this process's curvature set, by index.
-        inside: The indices of the whole curvature set.
-        written: Rows that all processes have written.
-        store: Where they are.
-        log: The run's.
-        progress: Who is told.
+        inside: Indices of the whole curvature set.
+        written: Number of rows that all processes have written.
+        store: The store of the run.
+        log: The log of the run.
+        progress: Called at every stage.
     """
     store.refresh(written)
     refuse_two_versions(used, store)
@@ -348,7 +371,7 @@ def finish(
         progress(
             Note(
                 f"{int(np.isnan(distance).sum()):,} images have no knn_distance: the embeddings of the others were dropped "
-                "(--parts.embeddings drop). A new folder has all of them.",
+                "(--parts.embeddings drop). A run into a new folder has all distances.",
                 "caution",
             )
         )
@@ -384,7 +407,7 @@ def finish(
 
 
 def neighbour_distances(settings: ScoreRun, store: ScoreStore) -> Float[np.ndarray, " scored"]:
-    """The distance of every scored image to its nearest neighbours, from the embeddings in the folder."""
+    """Compute the distance of every scored image to its nearest neighbours, from the stored embeddings."""
     return streamed_knn_distance(
         lambda: (embedding_matrix(table[EMBEDDING]) for table in store.windows([EMBEDDING])),
         settings.scoring.neighbours,
@@ -393,13 +416,21 @@ def neighbour_distances(settings: ScoreRun, store: ScoreStore) -> Float[np.ndarr
 
 
 def count_searched(distance: Float[np.ndarray, " scored"], neighbours: int) -> dict[str, int]:
-    """Of how many images the nearest neighbours were searched, and among how many of them."""
+    """Count the images whose neighbours were searched, and the images among which they were searched.
+
+    Args:
+        distance: Distances of all scored images; NaN if there is none.
+        neighbours: Neighbours of each image.
+    """
     usable = int(np.isfinite(distance).sum())
     return {"images": usable, "reference": reference_size(usable, neighbours), "neighbours": neighbours}
 
 
 def curvature_set_agreement(store: ScoreStore) -> dict[str, Plain]:
-    """How alike images rank by either half of the curvature set, and by a half and all of it, where halves were scored."""
+    """Compare the rankings by the two halves of the curvature set, and by a half and the whole.
+
+    It is empty if the backend gives no scores by halves.
+    """
     names = ["score", "score_first_half", "score_second_half", "score_se_curvature"]
     if not set(names) <= set(store.columns()):
         return {}
@@ -423,9 +454,10 @@ def curvature_set_agreement(store: ScoreStore) -> dict[str, Plain]:
 
 
 def rename_attributes(source: OpenSource) -> tuple[pa.Table | None, dict[str, str]]:
-    """Return the attributes, those renamed that have the name of a column or of planted truth; and the changes.
+    """Return the source's attributes under names that are free, and the changes of names.
 
-    Planted truth is what the source says that it planted: a user's own column of that name is an attribute like others.
+    A name is taken if a column of the table or of planted truth has it. Planted truth keeps its name in the source that
+    plants it; in any other source a column of that name is an attribute like others.
     """
     attributes = source.attributes()
     if attributes is None:
@@ -435,10 +467,15 @@ def rename_attributes(source: OpenSource) -> tuple[pa.Table | None, dict[str, st
 
 
 def refuse_many_skipped(settings: ScoreRun, skipped: int, size: int) -> None:
-    """Check that not too large a share of the images was skipped.
+    """Check that the share of skipped images is not too large.
+
+    Args:
+        settings: The settings of the run.
+        skipped: Number of skipped images.
+        size: Number of all images.
 
     Raises:
-        SkippedError: It was.
+        SkippedError: The share is larger than `most_skipped`.
     """
     if skipped > settings.most_skipped * size:
         raise SkippedError(
@@ -449,7 +486,10 @@ def refuse_many_skipped(settings: ScoreRun, skipped: int, size: int) -> None:
 
 
 def identity(settings: ScoreRun, encoder: Encoder, transform: ToInput, source: OpenSource) -> Plain:
-    """Everything that a score depends on; where the encoder, the data and the scores lie is not among it."""
+    """Return everything that a score depends on, as JSON.
+
+    The places of the encoder, the data and the scores are not among it.
+    """
     return {
         "configuration": describe_without(settings, ASIDE),
         **describe_encoder(encoder, transform),
@@ -459,7 +499,7 @@ def identity(settings: ScoreRun, encoder: Encoder, transform: ToInput, source: O
 
 
 def describe_placed(settings: ScoreRun) -> dict[str, Plain]:
-    """Describe the settings for `run.json`; places are absolute, so that a later step finds them.
+    """Describe the settings for `run.json`, with absolute places, so that a later step finds them.
 
     An encoder or a data set that was given as an object has no place: null stands for it.
     """
@@ -479,12 +519,11 @@ def restore_settings(
 
     Args:
         record: What `run.json` holds.
-        encoder: The encoder, where it was given as an object and is given again.
-        source: The images, likewise.
+        encoder: The encoder, if the scores were made from an object.
+        source: The images, if the scores were made from an object.
 
     Raises:
-        InfluenceError: The encoder or the images were given as objects and are not given again, or the record is of
-            another version.
+        InfluenceError: The encoder or the images were objects and are not given, or the record is of another version.
     """
     held = {name: value for name, value in record["configuration"].items() if name != "input"}
     given = {"encoder": encoder, "source": source}
@@ -495,14 +534,14 @@ def restore_settings(
                 "influence_ssl_jax.score(…, out=FOLDER) again, which scores nothing anew, and call what it returns."
             )
     places = {name: held.pop(name) for name in given}
-    restored = restore({**held, "encoder": places["encoder"] or ""}, [ScoreRun])
+    restored = restore({**held, "encoder": places["encoder"] or "", "out": held["out"] or ""}, [ScoreRun])
     if places["source"] is not None:
         given["source"] = source or restore(places["source"], SOURCES)
     return dataclasses.replace(restored, **{name: value for name, value in given.items() if value is not None})
 
 
 def describe_run(settings: ScoreRun, given: Prepared, scorer: Scorer) -> dict[str, Plain]:
-    """Return what `run.json` says of how the scores were made."""
+    """Return the entries of `run.json` that say how the scores were made."""
     trained, every = given.encoder.sizes()
     return {
         "configuration": {**describe_placed(settings), "input": describe(given.transform)},
@@ -517,7 +556,7 @@ def describe_run(settings: ScoreRun, given: Prepared, scorer: Scorer) -> dict[st
 
 
 def describe_damping(scorer: Scorer) -> dict[str, Plain]:
-    """λ in numbers, and its relative standard error where it follows from random probes."""
+    """Return λ in numbers, and its relative standard error if it was estimated by random probes."""
     damping, found = scorer.settings.damping, {"resolved": as_numbers(scorer.damping)}
     error = scorer.backend.mean_error(scorer.state)
     if damping.absolute is not None or damping.of_spectrum or error is None:
@@ -526,5 +565,5 @@ def describe_damping(scorer: Scorer) -> dict[str, Plain]:
 
 
 def as_numbers(damping: Resolved) -> Plain:
-    """λ in numbers: one, or one per block."""
+    """Convert λ to JSON: one number, or one for each block."""
     return {name: float(value) for name, value in damping.items()} if isinstance(damping, dict) else float(damping)

@@ -155,9 +155,9 @@ def test_a_stopped_audit_goes_on_and_a_larger_one_adds(finished, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(command(finished, 24))
     monkeypatch.setattr(Manifest, "add", added)
-    assert "Going on: 8 of 24 images are certified." in run(command(finished, 24))
+    assert "Continuing: 8 of 24 images are certified." in run(command(finished, 24))
     assert (finished / "audit.parquet").read_bytes() == whole
-    assert f"Going on: 24 of {SIZE}" in run(command(finished))
+    assert f"Continuing: 24 of {SIZE}" in run(command(finished))
     assert json.loads((finished / "audit.json").read_text())["counts"]["sample"] == SIZE
     with pytest.raises(StoreError, match=r"audit.seed: 0 → 1"):
         run(command(finished, seed=1))
@@ -176,7 +176,7 @@ def test_damaged_certificates_are_computed_again_to_the_same_bits_and_counted(fo
     path.write_bytes(path.read_bytes()[:-7])
     text = run(command(folder))
     assert f"{damaged.rows} certificates were damaged; they are computed again." in text
-    assert f"Going on: {SIZE - damaged.rows} of {SIZE}" in text
+    assert f"Continuing: {SIZE - damaged.rows} of {SIZE}" in text
     assert (folder / "audit.parquet").read_bytes() == whole
     assert json.loads((folder / "audit.json").read_text())["counts"]["recomputed"] == damaged.rows
     starts = [line["recomputed"] for line in json_lines(folder / "audit" / "log.jsonl") if line["event"] == "start"]
@@ -209,7 +209,7 @@ def test_images_that_have_changed_are_refused(folder, monkeypatch):
     other = Arrays(np.zeros((SIZE, IMAGE, IMAGE, 3), np.uint8)).open()
     prepared = Prepared(None, TRANSFORM, the_problem().objective, other)
     monkeypatch.setattr(audit, "prepare", lambda *_: prepared)
-    with pytest.raises(InfluenceError, match=r"(?s)made by something else than what is there now.*data: "):
+    with pytest.raises(InfluenceError, match=r"(?s)made from something else than what is there now.*data: "):
         run(command(folder))
 
 
