@@ -35,7 +35,7 @@ from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.progress import silent
 from influence_ssl_jax.provenance import device, versions
 from influence_ssl_jax.run_log import RunLog
-from influence_ssl_jax.runs.score import fill
+from influence_ssl_jax.runs.score import write_parts
 from influence_ssl_jax.runs.settings import Parts
 from influence_ssl_jax.scoring.neighbours import streamed_knn_distance
 from influence_ssl_jax.scoring.scores import Scorer, Scoring
@@ -149,7 +149,7 @@ def run(config: Config) -> dict:
         ScoreStore.open(Path(name), {"examples": config.examples}, len(source)) as store,
     ):
         watch.phase, began = "scoring", time.monotonic()
-        fill(store, counted(), len(source), Parts(16_384, 60.0), RunLog(Path(name)), silent)
+        write_parts(store, counted(), len(source), Parts(16_384, 60.0), RunLog(Path(name)), silent)
         seconds = time.monotonic() - began
         watch.phase, began = "nearest neighbours", time.monotonic()
         distance = streamed_knn_distance(

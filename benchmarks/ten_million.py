@@ -34,7 +34,7 @@ from influence_ssl_jax.provenance import device, versions
 from influence_ssl_jax.report.render import render
 from influence_ssl_jax.report.scored_run import ScoredFile
 from influence_ssl_jax.runs import audit
-from influence_ssl_jax.runs.score import searched_among
+from influence_ssl_jax.runs.score import count_searched
 from influence_ssl_jax.scoring.neighbours import streamed_knn_distance
 from influence_ssl_jax.scoring.stream import embedding_matrix
 from influence_ssl_jax.scoring.table import IN_CURVATURE_SET
@@ -113,17 +113,17 @@ def finish(folder: Path, rows: int) -> None:
         inside = np.random.default_rng(0).choice(rows, 1024, replace=False)
         labels = pa.table({"label": pa.array((np.arange(rows) % 10).astype(np.int8))})
         marked = {"knn_distance": distance, IN_CURVATURE_SET: np.isin(np.arange(rows), inside)}
-        facts: dict[str, Plain] = {"nearest_neighbours": searched_among(distance, 1), "damping": {"resolved": 0.1}}
+        facts: dict[str, Plain] = {"nearest_neighbours": count_searched(distance, 1), "damping": {"resolved": 0.1}}
         store.finish(labels, marked, facts)
 
 
 def judge(folder: Path, rows: int) -> None:
     """Everything that an audit does but the certificates, which are drawn."""
     scored = ScoredFile.open(folder)
-    chosen = np.sort(sample(Audit(examples=AUDITED), rows, np.flatnonzero(audit.own_left_out(scored))))
+    chosen = np.sort(sample(Audit(examples=AUDITED), rows, np.flatnonzero(audit.mask_left_out(scored))))
     exact = scored.numbers("score")[chosen] ** 0.9 * np.exp(0.05 * np.random.default_rng(1).normal(size=len(chosen)))
     bounds = pa.table({"index": chosen, "lower": 0.99 * exact, "upper": 1.01 * exact})
-    found = audit.judged(scored, bounds, Calibration())
+    found = audit.compare_with_bounds(scored, bounds, Calibration())
     assert found["score"].examples == len(chosen)
     assert audit.calibrate(folder, scored, bounds, None, Calibration(), silent)
 

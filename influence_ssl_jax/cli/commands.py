@@ -57,6 +57,7 @@ def compare(settings: CompareRun, out: Console) -> None:
 
 def report(settings: ReportRun, out: Console) -> None:
     """Write the report of a folder of scores."""
-    from influence_ssl_jax.runs.report import report
+    from influence_ssl_jax.report.render import render
 
-    report(settings, Renderer(out))
+    page = render(settings.folder, settings.out, extent=settings.extent)
+    Renderer(out)(Written("Report", page))

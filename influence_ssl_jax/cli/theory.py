@@ -13,9 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from influence_ssl_jax.errors import InfluenceError
-from influence_ssl_jax.theory.document import markdown
-from influence_ssl_jax.theory.page import page
-from influence_ssl_jax.theory.verdict import Verdict, judge, named, plain
+from influence_ssl_jax.theory.families import Verdict, judge, named, plain
+from influence_ssl_jax.theory.page import markdown, page
 
 _STYLES = {"true": "green", "true under conditions": "yellow", "false as stated": "red"}
 

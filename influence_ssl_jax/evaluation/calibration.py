@@ -391,12 +391,12 @@ def deviation(
     within = int(np.sum((lower <= scores) & (scores <= upper) & apart))
     calibrated, coverage = np.full(0, np.nan), UNKNOWN
     if np.sum(scores > 0) >= _LEAST:
-        calibrated = _ratio(_held_out(scores, lower, upper, calibration), exact)
+        calibrated = _ratio(_calibrate_halves(scores, lower, upper, calibration), exact)
         coverage = calibration.coverage(*given)
     return Deviation(
         inside=share(within, int(np.sum(apart))),
         raw=_errors(ratio),
-        proportional=_errors(_in_proportion(ratio)),
+        proportional=_errors(_scale_by_median(ratio)),
         calibrated=_errors(calibrated),
         coverage=coverage,
         spearman=bootstrap(spearman, scores, exact),
@@ -407,7 +407,7 @@ def deviation(
     )
 
 
-def _held_out(scores: Vector, lower: Vector, upper: Vector, calibration: Calibration) -> Vector:
+def _calibrate_halves(scores: Vector, lower: Vector, upper: Vector, calibration: Calibration) -> Vector:
     """Each half calibrated by the other."""
     found = np.full(len(scores), np.nan)
     order = randomness.generator(calibration.seed, Stream.HELD_OUT).permutation(np.flatnonzero(scores > 0))
@@ -423,7 +423,7 @@ def _ratio(scores: Vector, exact: Vector) -> Vector:
         return scores / exact
 
 
-def _in_proportion(ratio: Vector) -> Vector:
+def _scale_by_median(ratio: Vector) -> Vector:
     """Ratios over their median, those that are numbers."""
     known = ratio[np.isfinite(ratio)]
     if not len(known) or np.median(known) == 0:

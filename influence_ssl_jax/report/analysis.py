@@ -12,7 +12,7 @@ from influence_ssl_jax.evaluation.statistics import (
     auroc,
     average_precision,
     bootstrap,
-    explained,
+    explained_variance,
     partial_spearman,
     share,
     spearman,
@@ -60,7 +60,7 @@ def compare(run: ScoredRun, resamples: int) -> list[Comparison]:
 
 def explained_by_baselines(run: ScoredRun) -> float:
     """Share of the variance of the score's ranks that all baselines explain together."""
-    return explained(run.score, _stacked([run.numbers(name) for name in run.baselines], len(run.score)))
+    return explained_variance(run.score, _stacked([run.numbers(name) for name in run.baselines], len(run.score)))
 
 
 def signal_share(run: ScoredRun) -> float:

@@ -13,11 +13,15 @@ from influence_ssl_jax.train import save
 from influence_ssl_jax.train.loop import pretrain as train
 
 CACHED = 2**30
-"""Bytes of pixels up to which a process that is alone keeps the whole data set in memory."""
+"""Bytes of pixels up to which a single process keeps the whole data set in memory."""
 
 
 def pretrain(settings: PretrainRun, progress: Progress = silent) -> None:
-    """Train, or resume training, then write the encoder.
+    """Train an encoder, or resume its training, then write it.
+
+    Args:
+        settings: The settings of the run.
+        progress: Called at every stage and epoch.
 
     Raises:
         DataError: The source cannot be read, or a supervised loss lacks classes.
@@ -32,7 +36,7 @@ def pretrain(settings: PretrainRun, progress: Progress = silent) -> None:
     for note in (*source.notes(), *depth_notes(source, settings.input)):
         progress(Note(note, "caution"))
     size = len(source) * settings.input.height * settings.input.width * settings.input.channels
-    alone = jax.process_count() == 1  # of several processes none holds the whole set
+    alone = jax.process_count() == 1  # several processes read their parts of the set
     images = cache(source, settings.input) if size < CACHED and alone else source
     trained = train(settings.training, images, settings.input, settings.out, probe=settings.probe, progress=progress)
     made = {

@@ -59,7 +59,7 @@ def streamed_knn_distance(
         max_reference: Size of that subset.
         max_pairs: Bounds n R.
     """
-    directed = np.concatenate([_directed(chunk) for chunk in chunks()])
+    directed = np.concatenate([_has_direction(chunk) for chunk in chunks()])
     found, usable = np.full(len(directed), np.nan), np.flatnonzero(directed)
     if len(usable) <= neighbours:
         return found
@@ -67,10 +67,10 @@ def streamed_knn_distance(
     chosen = usable
     if len(usable) > size:
         chosen = usable[np.sort(randomness.generator(seed, Stream.NEIGHBOURS).choice(len(usable), size, replace=False))]
-    numbered = _numbered(chunks, directed)
+    numbered = _unit_vectors(chunks, directed)
     reference = np.concatenate([units[np.isin(index, chosen, assume_unique=True)] for index, units in numbered])
     held = jax.device_put(reference)
-    for index, units in _numbered(chunks, directed):
+    for index, units in _unit_vectors(chunks, directed):
         for start in range(0, len(index), QUERIES):
             rows = slice(start, start + QUERIES)
             asked, padded = units[rows], np.zeros((QUERIES, units.shape[1]), units.dtype)  # one shape, compiled once
@@ -81,7 +81,7 @@ def streamed_knn_distance(
     return found
 
 
-def _directed(chunk: Float32[np.ndarray, "chunk width"]) -> Bool[np.ndarray, " chunk"]:
+def _has_direction(chunk: Float32[np.ndarray, "chunk width"]) -> Bool[np.ndarray, " chunk"]:
     norms = _norms(chunk)
     return np.isfinite(norms) & (norms > 0)
 
@@ -91,7 +91,7 @@ def _norms(chunk: Float32[np.ndarray, "chunk width"]) -> Float[np.ndarray, " chu
         return np.linalg.norm(chunk, axis=1)
 
 
-def _numbered(chunks: Chunks, directed: Bool[np.ndarray, " examples"]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _unit_vectors(chunks: Chunks, directed: Bool[np.ndarray, " examples"]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Numbers and unit vectors of the examples that have a direction."""
     start = 0
     for chunk in chunks():

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Shaped
 
 from influence_ssl_jax.configuration import Plain
-from influence_ssl_jax.scoring.table import EMBEDDING, assemble, skipped_table
+from influence_ssl_jax.scoring.table import EMBEDDING, assemble_table, skipped_table
 from influence_ssl_jax.store.files import replacing
 from influence_ssl_jax.store.manifest import WINDOW, Parts
 from influence_ssl_jax.store.sealed import DamagedError, file_digest, read_sealed, write_sealed
@@ -72,7 +72,7 @@ def write_result(
             skipped = parts.window("skipped", ["index", "id", "reason"], start)
             skipped = skipped if skipped.num_rows else skipped_table([])
             known = attributes.slice(start, WINDOW) if attributes is not None else None
-            table = assemble(scored, skipped, values, known)
+            table = assemble_table(scored, skipped, values, known)
             counts.update(count_outcomes(table))
             writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
             writer.write_table(table)

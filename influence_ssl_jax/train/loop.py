@@ -15,8 +15,8 @@ from influence_ssl_jax.parallel import first_only, is_first, summed
 from influence_ssl_jax.progress import Note, Progress, silent
 from influence_ssl_jax.run_log import Pace, RunLog, Watch, watched
 from influence_ssl_jax.store.identity import refuse_disagreement
-from influence_ssl_jax.train.evaluation import Evaluation, Probe
 from influence_ssl_jax.train.export import Trained
+from influence_ssl_jax.train.probes import Evaluation, Probe
 from influence_ssl_jax.train.resume import Checkpoints, Journal, Layout, Row, TrainingError, check_images, claim
 from influence_ssl_jax.train.settings import Pretrain
 from influence_ssl_jax.train.state import Metrics, Step, TrainState, initial, make_step

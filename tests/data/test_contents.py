@@ -15,7 +15,7 @@ from influence_ssl_jax.data.contents import find_changes, refuse_changes
 from influence_ssl_jax.data.loader import draw_curvature_set
 from influence_ssl_jax.data.source import content_digest
 from influence_ssl_jax.errors import DataError
-from influence_ssl_jax.runs.score import refuse_other_classes
+from influence_ssl_jax.runs.prepare import refuse_other_classes
 
 INPUT = ToInput(4, 4)
 

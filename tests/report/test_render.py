@@ -11,7 +11,7 @@ import pytest
 from influence_ssl_jax.errors import StoreError
 from influence_ssl_jax.report.render import condensed, render
 from influence_ssl_jax.report.scored_run import Extent, ScoredFile
-from influence_ssl_jax.runs.audit import resolved_scores
+from influence_ssl_jax.runs.audit import usable_scores
 from influence_ssl_jax.store import ScoreStore, read_sealed, write_sealed
 
 VOID = {"meta", "img", "line", "rect", "path", "use", "br", "link"}
@@ -187,7 +187,7 @@ def test_images_of_the_curvature_set_are_told(tmp_path, left_out, said):
     assert "Median score: 2.00, of the other images 3.00." in page
     assert page.count('title="in the curvature set"') == 2
     known = [1.0, 2.0, 3.0, 4.0] if not left_out else [np.nan, 2.0, np.nan, 4.0]  # what an audit can learn from
-    np.testing.assert_array_equal(resolved_scores(ScoredFile.open(tmp_path)), known)
+    np.testing.assert_array_equal(usable_scores(ScoredFile.open(tmp_path)), known)
 
 
 def test_an_unfinished_or_damaged_run_is_refused(tmp_path, bare_folder):

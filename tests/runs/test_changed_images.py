@@ -149,14 +149,14 @@ def test_a_changed_image_of_the_curvature_set_is_refused_even_then(command, tmp_
 def test_an_image_that_changes_between_fit_and_score_is_noticed(command, tmp_path, monkeypatch):
     from influence_ssl_jax.runs import score as module
 
-    late, fitted = max(in_curvature_set(command)), module.fitted_scorer
+    late, fitted = max(in_curvature_set(command)), module.fit_scorer
 
     def then_changed(*arguments):
         scorer = fitted(*arguments)
         Image.fromarray(np.full((8, 8, 3), 7, np.uint8)).save(tmp_path / "images" / f"{late}.bmp")
         return scorer
 
-    monkeypatch.setattr(module, "fitted_scorer", then_changed)
+    monkeypatch.setattr(module, "fit_scorer", then_changed)
     with pytest.raises(DataError, match="between fitting the curvature and scoring"):
         score(command)
     assert not (command.out / "scores.parquet").exists()

@@ -9,7 +9,7 @@ from influence_ssl_jax.data import Arrays, Digits, Synthetic, ToInput, depth_not
 from influence_ssl_jax.errors import DataError
 from influence_ssl_jax.losses import Supervised
 from influence_ssl_jax.runs.pretrain import pretrain
-from influence_ssl_jax.runs.score import distinguished
+from influence_ssl_jax.runs.score import rename_attributes
 from influence_ssl_jax.runs.settings import PretrainRun
 from influence_ssl_jax.train import tiny
 
@@ -43,18 +43,18 @@ def test_the_counts_are_of_every_kind():
 
 def test_attributes_never_pass_for_columns_or_for_planted_truth():
     columns = {name: list(range(6)) for name in ("score", "planted", "original", "embedding", "age", "index")}
-    table, changes = distinguished(Arrays(IMAGES, columns=columns).open())
+    table, changes = rename_attributes(Arrays(IMAGES, columns=columns).open())
     assert table is not None
     assert changes == {name: f"source_{name}" for name in columns if name != "age"}
     assert table.column_names == [changes.get(name, name) for name in columns]
 
 
 def test_planted_truth_keeps_its_name_in_the_source_that_plants_it():
-    table, changes = distinguished(Digits(size=8, digits=20).open())
+    table, changes = rename_attributes(Digits(size=8, digits=20).open())
     assert table is not None
     assert changes == {}
     assert table.column_names == ["label", "planted", "original"]
-    assert distinguished(Arrays(IMAGES).open()) == (None, {})
+    assert rename_attributes(Arrays(IMAGES).open()) == (None, {})
 
 
 def test_dark_images_of_sixteen_bits_are_noted():

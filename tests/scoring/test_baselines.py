@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from influence_ssl_jax.runs.score import searched_among
+from influence_ssl_jax.runs.score import count_searched
 from influence_ssl_jax.scoring.neighbours import knn_distance, reference_size, streamed_knn_distance
 from influence_ssl_jax.scoring.scores import pixel_variance
 
@@ -53,7 +53,7 @@ def test_the_number_of_pairs_is_bounded():
     few = streamed_knn_distance(lambda: [z], max_pairs=600)  # a reference of ten
     assert reference_size(len(z), max_pairs=600) == 10
     assert [reference_size(10**k) for k in (4, 6, 8)] == [10_000, 2_500, 25]
-    assert searched_among(np.append(few, np.nan), 1) == {"images": 60, "reference": 60, "neighbours": 1}
+    assert count_searched(np.append(few, np.nan), 1) == {"images": 60, "reference": 60, "neighbours": 1}
     assert (few >= knn_distance(z) - 1e-6).all()
     np.testing.assert_array_equal(few, knn_distance(z, max_reference=10))
 
