@@ -1,6 +1,6 @@
 """Do calibrated intervals hold the exact score in every group of scores, and how often does one audit fall short?
 
-    python benchmarks/coverage.py
+    python -m benchmarks.coverage
 
 A population of 20,000 pairs (score, exact score) is drawn for each of four backends on three encoders from the committed
 comparisons (experiments/results/compare_*): pairs with replacement, each moved a little along their relation and across it,
