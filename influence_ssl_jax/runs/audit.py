@@ -5,15 +5,17 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from influence_ssl_jax import provenance, trees
 from influence_ssl_jax.configuration import Plain, describe, differences, fingerprint
@@ -21,8 +23,9 @@ from influence_ssl_jax.data.contents import Change, changes, refuse_changes
 from influence_ssl_jax.data.source import OpenSource, Source
 from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.errors import InfluenceError
-from influence_ssl_jax.evaluation.calibration import Calibrated, Calibration, Deviation, deviation
+from influence_ssl_jax.evaluation.calibration import SHARES, Calibrated, Calibration, Deviation, deviation
 from influence_ssl_jax.evaluation.certificate import Audit, Shared, galerkin, shared_by_all
+from influence_ssl_jax.evaluation.quantiles import quantiles
 from influence_ssl_jax.evaluation.sample import Audited, absolute_damping, certified, relative_width, sample
 from influence_ssl_jax.ihvp import Arnoldi
 from influence_ssl_jax.problem import Problem
@@ -75,7 +78,7 @@ def bounds(settings: AuditRun, scored: ScoredFile, made: ScoreRun, prepared: Pre
     with RunLog(folder) as log, wide:
         owner = claim(folder, _identity(settings, scored))
         manifest = Manifest.load(folder / "parts", fingerprint(owner))
-        chosen = sample(settings.audit, len(prepared.source), np.flatnonzero(own_left_out(scored)))
+        chosen = sample(settings.audit, len(prepared.source), own_left_out(scored))
         if not len(chosen):
             raise InfluenceError(
                 "Every image is in the curvature set and was scored without its own contribution (leave_own_out): each has "
@@ -239,6 +242,8 @@ def _damping(resolved: Plain, problem: Problem, made: ScoreRun, settings: AuditR
 
 
 BOUNDS, CALIBRATED = "audit.parquet", "calibrated.parquet"
+GALERKIN = ("galerkin_lo", "galerkin_hi")
+"""Columns of the interval that one shared Krylov subspace gives."""
 
 
 def audit(
@@ -311,21 +316,28 @@ def _audit(
     return record
 
 
-def enclosed(scored: ScoredFile, made: ScoreRun, prepared: Prepared, progress: Progress) -> pa.Table | None:
+def enclosed(scored: ScoredFile, made: ScoreRun, prepared: Prepared, progress: Progress) -> Iterator[pa.Table] | None:
     """The Galerkin interval of every example, where the scores came from one shared Krylov subspace; else None."""
-    resolved = scored.record["damping"]["resolved"]
     if not isinstance(made.backend, Arnoldi) or made.scoring.estimand != "mean_of_scores":
         return None
+    return _enclosed(scored, made, made.backend, prepared, progress)
+
+
+def _enclosed(
+    scored: ScoredFile, made: ScoreRun, backend: Arnoldi, prepared: Prepared, progress: Progress
+) -> Iterator[pa.Table]:
+    """The intervals batch by batch, in order of index, after the images have been compared with those that were scored."""
+    resolved = scored.record["damping"]["resolved"]
     problem = problem_over(made, prepared)
     start = 0
     for table in scored.batches(_of_images(scored)):
         _refuse_changed(table, prepared.source, np.arange(start, start + table.num_rows), None)
         start += table.num_rows
     with stage(progress, "Galerkin intervals of every image"):
-        state = fitted(problem, made.backend, made.scoring.seed)
+        state = fitted(problem, backend, made.scoring.seed)
         damping = jnp.asarray(resolved, jax.tree.leaves(problem.params)[0].dtype)
         given = (prepared.source, prepared.transform, damping, made.scoring, prepared.measurement)
-        return pa.concat_tables(galerkin(problem, state, *given)).sort_by("index")
+        yield from galerkin(problem, state, *given)
 
 
 def judged(scored: ScoredFile, table: pa.Table, calibration: Calibration) -> dict[str, Deviation]:
@@ -333,22 +345,36 @@ def judged(scored: ScoredFile, table: pa.Table, calibration: Calibration) -> dic
     rows, lower, upper = _placed(table)
     audited = scored.taken(rows)
     sampled = ScoredRun(scored.folder, audited, scored.record)
-    known = ~np.isnan(resolved_scores(scored)[rows])
+    known = ~np.isnan(resolved_scores(audited, scored.record))
     given = lower[known], upper[known], sampled.numbers("alignment_loss")[known], calibration
     return {name: deviation(sampled.numbers(name)[known], *given) for name in ("score", *sampled.baselines)}
 
 
-def resolved_scores(scored: ScoredFile) -> np.ndarray:
-    """The scores of a run, NaN where they are rounding noise or of another matrix: no calibration can learn from those."""
-    noise = scored.where("reason", UNRESOLVED)
-    return np.where(noise | own_left_out(scored), np.nan, scored.numbers("score"))
+def resolved_scores(rows: pa.Table, record: dict[str, Any]) -> Float[np.ndarray, " rows"]:
+    """The scores of some rows, NaN where they are rounding noise or of another matrix: no calibration can learn from those.
+
+    Args:
+        rows: With `score`, `reason`, and `in_curvature_set` where the run has it.
+        record: That of the run.
+    """
+    unusable = pc.equal(rows["reason"], UNRESOLVED).fill_null(False)
+    if leaves_own_out(record):
+        unusable = pc.or_(unusable, rows[IN_CURVATURE_SET].fill_null(False))
+    score = rows["score"].to_numpy(zero_copy_only=False).astype(float)
+    return np.where(unusable.to_numpy(zero_copy_only=False), np.nan, score)
 
 
-def own_left_out(scored: ScoredFile) -> np.ndarray:
-    """Which rows have the score of a curvature set without the image itself: a matrix that no other image has."""
-    if not scored.record.get("configuration", {}).get("scoring", {}).get("leave_own_out", False):
-        return np.zeros(scored.rows, bool)
-    return scored.where(IN_CURVATURE_SET, value=True)
+def leaves_own_out(record: dict[str, Any]) -> bool:
+    """Whether images of the curvature set were scored without their own contribution."""
+    return record.get("configuration", {}).get("scoring", {}).get("leave_own_out", False)
+
+
+def own_left_out(scored: ScoredFile) -> Int[np.ndarray, " members"]:
+    """The rows that have the score of a curvature set without the image itself: a matrix that no other image has."""
+    if not leaves_own_out(scored.record):
+        return np.zeros(0, np.int64)
+    tables = (table.filter(pc.field(IN_CURVATURE_SET)) for table in scored.batches(["index", IN_CURVATURE_SET]))
+    return np.concatenate([table["index"].to_numpy() for table in tables])
 
 
 def counts(found: Bounds) -> dict[str, Plain]:
@@ -370,7 +396,7 @@ def calibrate(
     folder: Path,
     scored: ScoredFile,
     table: pa.Table,
-    beside: pa.Table | None,
+    beside: Iterable[pa.Table] | None,
     calibration: Calibration,
     progress: Progress,
 ) -> bool:
@@ -380,30 +406,63 @@ def calibrate(
         folder: Where to.
         scored: The scores.
         table: The bounds of the sample.
-        beside: Galerkin intervals of every example, where there are any.
+        beside: Galerkin intervals of every example in order of index, a piece at a time, where there are any.
         calibration: How.
         progress: Who is told.
     """
     rows, lower, upper = _placed(table)
     try:
-        scores = resolved_scores(scored)
-        calibrated = calibration.fit(scores[rows], lower, upper, scores)
+        tenths = quantiles(lambda: positive_scores(scored), SHARES)
+        audited = scored.taken(rows, _of_scores(scored))
+        calibrated = calibration.fit(resolved_scores(audited, scored.record), lower, upper, tenths)
     except InfluenceError as error:
         (folder / CALIBRATED).unlink(missing_ok=True)  # one of an earlier, larger sample must not pass for this one's
         progress(Note(f"No calibrated scores: {error}"))
         return False
     writer: pq.ParquetWriter | None = None
-    start = 0
+    intervals = None if beside is None else Ahead(beside)
     with replacing(folder / CALIBRATED) as temporary:
-        for part in scored.batches(["index", "id"]):
-            written = _with_intervals(part, calibrated(scores[start : start + part.num_rows]), beside)
-            start += part.num_rows
+        for part in scored.batches(["id", *_of_scores(scored)]):
+            found = calibrated(resolved_scores(part, scored.record))
+            along = None if intervals is None else intervals.through(part["index"][-1].as_py())
+            written = _with_intervals(part.select(["index", "id"]), found, along)
             writer = writer or pq.ParquetWriter(temporary, written.schema, compression="zstd")
             writer.write_table(written)
         if writer is not None:
             writer.close()
     progress(Written("Calibrated scores", folder / CALIBRATED))
     return True
+
+
+def _of_scores(scored: ScoredFile) -> list[str]:
+    """The columns that say which scores a calibration can learn from."""
+    return ["index", "score", "reason", *([IN_CURVATURE_SET] if IN_CURVATURE_SET in scored.columns else [])]
+
+
+def positive_scores(scored: ScoredFile) -> Iterator[Float[np.ndarray, " some"]]:
+    """The positive scores that a calibration can learn from, a piece at a time."""
+    for part in scored.batches(_of_scores(scored)):
+        score = resolved_scores(part, scored.record)
+        yield score[np.isfinite(score) & (score > 0)]
+
+
+class Ahead:
+    """Galerkin intervals in order of index, of which as many are computed as are asked for."""
+
+    def __init__(self, tables: Iterable[pa.Table]) -> None:
+        self._tables = iter(tables)
+        self._rest = pa.schema({"index": pa.int64(), **dict.fromkeys(GALERKIN, pa.float64())}).empty_table()
+
+    def through(self, last: int) -> pa.Table:
+        """Return the rows that have not been returned, up to the index `last`."""
+        while not self._rest.num_rows or self._rest["index"][-1].as_py() <= last:
+            more = next(self._tables, None)
+            if more is None:
+                break
+            self._rest = pa.concat_tables([self._rest, more])
+        count = int(np.searchsorted(self._rest["index"].to_numpy(), last, side="right"))
+        found, self._rest = self._rest.slice(0, count), self._rest.slice(count)
+        return found
 
 
 def _with_intervals(rows: pa.Table, every: Calibrated, beside: pa.Table | None) -> pa.Table:
@@ -414,7 +473,7 @@ def _with_intervals(rows: pa.Table, every: Calibrated, beside: pa.Table | None) 
         return rows
     index, known = rows["index"].to_numpy(), beside["index"].to_numpy()
     place = np.where(np.isin(index, known), np.searchsorted(known, index), -1)
-    for name in ("galerkin_lo", "galerkin_hi"):
+    for name in GALERKIN:
         rows = rows.append_column(name, pa.array(np.append(beside[name].to_numpy(), np.nan)[place]))
     return rows
 

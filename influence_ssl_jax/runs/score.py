@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from influence_ssl_jax import provenance
 from influence_ssl_jax.configuration import Plain, describe, fingerprint, restore
@@ -59,11 +59,12 @@ from influence_ssl_jax.runs.images import (
 from influence_ssl_jax.runs.settings import CompareRun, Parts, ScoreRun, describe_without
 from influence_ssl_jax.scoring.fitting import SplitProblem, fitted, shapes
 from influence_ssl_jax.scoring.memory import check_fit
-from influence_ssl_jax.scoring.neighbours import reference_size, streamed_knn_distance
+from influence_ssl_jax.scoring.neighbours import reference_size, stream_knn_distance
 from influence_ssl_jax.scoring.scores import Scorer
 from influence_ssl_jax.scoring.stream import Scored, embedding_matrix, stream
 from influence_ssl_jax.scoring.table import EMBEDDING, IN_CURVATURE_SET, ORDER
 from influence_ssl_jax.store import RUN, SCORES, ScoreStore, digest_of, load_fitted, read_sealed, save_fitted
+from influence_ssl_jax.store.distances import Distances
 from influence_ssl_jax.types import PyTree
 
 
@@ -348,16 +349,17 @@ def finish(
     with stage(progress, "nearest neighbours"):
         log.beat("nearest neighbours")
         embedded = store.embedded()
-        distance = nearest(settings, store) if embedded else store.kept_distances()
-    if not embedded and np.isnan(distance).any():
+        distances = store.distances(lambda: nearest(settings, store))
+        known, unknown = count_known(distances, store)
+    if not embedded and unknown:
         progress(
             Note(
-                f"{int(np.isnan(distance).sum()):,} images have no knn_distance: the embeddings of the others were dropped "
+                f"{unknown:,} images have no knn_distance: the embeddings of the others were dropped "
                 "(--parts.embeddings drop). A new folder has all of them.",
                 "caution",
             )
         )
-    searched = searched_among(distance, settings.scoring.neighbours)
+    searched = searched_among(known, settings.scoring.neighbours)
     if searched["reference"] < searched["images"]:
         progress(
             Note(
@@ -370,8 +372,10 @@ def finish(
     for old, new in changes.items():
         progress(Note(f"the attribute {old!r} is in the table as {new!r}", "caution"))
     log.beat("writing the table")
-    scored = np.concatenate([table["index"].to_numpy() for table in store.windows([])])
-    further = {"knn_distance": distance, IN_CURVATURE_SET: np.isin(scored, inside)}
+
+    def further(index: Int[np.ndarray, " some"]) -> dict[str, Shaped[np.ndarray, " some"]]:
+        return {"knn_distance": distances.of(index), IN_CURVATURE_SET: np.isin(index, inside)}
+
     found = {
         **recorded,
         **curvature_set_agreement(store),
@@ -380,7 +384,9 @@ def finish(
     }
     table = store.finish(attributes, further, found)
     if embedded and settings.parts.embeddings == "drop":
-        store.drop_embeddings(distance)
+        store.drop_embeddings()
+    elif embedded:
+        distances.delete()
     counts = read_sealed(settings.out / RUN)["counts"]
     log.event("finished", **counts, seconds_waiting_for=recorded["seconds_waiting_for"])
     said = ", ".join(f"{count} {name}" for name, count in counts.items() if name != "size")
@@ -388,18 +394,26 @@ def finish(
     progress(Written("Scores", table))
 
 
-def nearest(settings: ScoreRun, store: ScoreStore) -> Float[np.ndarray, " scored"]:
+def nearest(settings: ScoreRun, store: ScoreStore) -> Iterator[Float[np.ndarray, " some"]]:
     """The distance of every scored image to its nearest neighbours, from the embeddings in the folder."""
-    return streamed_knn_distance(
+    return stream_knn_distance(
         lambda: (embedding_matrix(table[EMBEDDING]) for table in store.windows([EMBEDDING])),
         settings.scoring.neighbours,
         settings.scoring.seed,
     )
 
 
-def searched_among(distance: Float[np.ndarray, " scored"], neighbours: int) -> dict[str, int]:
+def count_known(distances: Distances, store: ScoreStore) -> tuple[int, int]:
+    """Count the scored images that have a distance, and those that have none."""
+    known = unknown = 0
+    for table in store.windows([]):
+        found = int(np.isfinite(distances.of(table["index"].to_numpy())).sum())
+        known, unknown = known + found, unknown + table.num_rows - found
+    return known, unknown
+
+
+def searched_among(usable: int, neighbours: int) -> dict[str, int]:
     """Of how many images the nearest neighbours were searched, and among how many of them."""
-    usable = int(np.isfinite(distance).sum())
     return {"images": usable, "reference": reference_size(usable, neighbours), "neighbours": neighbours}
 
 
