@@ -21,7 +21,7 @@ from influence_ssl_jax.configuration import Plain, describe, fingerprint, restor
 from influence_ssl_jax.data import SOURCES, Source, ToInput, depth_notes
 from influence_ssl_jax.data.draw import drawn
 from influence_ssl_jax.data.source import OpenSource, Skipped
-from influence_ssl_jax.data.table import renamed
+from influence_ssl_jax.data.table import renamed, storable
 from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.errors import DataError, InfluenceError, StoreError
 from influence_ssl_jax.evaluation.statistics import spearman, top_overlap
@@ -268,6 +268,7 @@ def score(settings: ScoreRun, progress: Progress = silent) -> None:
     start(settings.distributed)
     progress = progress if is_first() else silent
     encoder, transform, measured, source = given = prepare(settings, progress)
+    distinguished(source)  # attributes that no table can hold are refused before any work
     owner = identity(settings, encoder, transform, source)
     with ScoreStore.open(settings.out, owner, len(source)) as store, RunLog(settings.out) as log:
         log.beat("comparing images")
@@ -449,6 +450,7 @@ def distinguished(source: OpenSource) -> tuple[pa.Table | None, dict[str, str]]:
     attributes = source.attributes()
     if attributes is None:
         return None, {}
+    attributes = storable(attributes)
     taken = (*ORDER, IN_CURVATURE_SET, EMBEDDING, *(name for name in TRUTH if name not in source.truth()))
     return renamed(attributes, taken)
 

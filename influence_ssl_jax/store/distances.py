@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
 from influence_ssl_jax.store.files import replacing
-from influence_ssl_jax.store.result import FILES, recorded
+from influence_ssl_jax.store.result import FILES, OWNER, recorded
 from influence_ssl_jax.store.sealed import DamagedError, file_digest, write_sealed
 
 FILE, RECORD = "distances.parquet", "distances.json"
@@ -23,22 +23,24 @@ class Distances:
 
     Attributes:
         folder: The folder of the run.
+        owner: Fingerprint of the run.
     """
 
     folder: Path
+    owner: str
 
     @classmethod
-    def open(cls, folder: Path) -> "Distances | None":
-        """Return the distances that are in a folder; None if there are none, or they are damaged."""
+    def open(cls, folder: Path, owner: str) -> "Distances | None":
+        """Return the distances that are in a folder; None if there are none, or they are damaged or of another run."""
         try:
-            recorded(folder, RECORD)
+            record = recorded(folder, RECORD)
         except (DamagedError, FileNotFoundError):
             return None
-        return cls(folder)
+        return cls(folder, owner) if record.get(OWNER) == owner else None
 
     @classmethod
     def write(
-        cls, folder: Path, pieces: Iterable[tuple[Int[np.ndarray, " some"], Float[np.ndarray, " some"]]]
+        cls, folder: Path, owner: str, pieces: Iterable[tuple[Int[np.ndarray, " some"], Float[np.ndarray, " some"]]]
     ) -> "Distances":
         """Write numbers and distances of examples, piece by piece, in order of index.
 
@@ -50,8 +52,8 @@ class Distances:
                 for index, distance in pieces:
                     writer.write_table(pa.table({"index": index, "distance": distance}, schema=SCHEMA))
             digest = file_digest(temporary)
-        write_sealed(folder / RECORD, {FILES: {FILE: digest}})
-        return cls(folder)
+        write_sealed(folder / RECORD, {OWNER: owner, FILES: {FILE: digest}})
+        return cls(folder, owner)
 
     def of(self, index: Int[np.ndarray, " some"]) -> Float[np.ndarray, " some"]:
         """Return the distances of some examples, whose numbers ascend; NaN of those that the file does not hold."""
@@ -68,7 +70,7 @@ class Distances:
         with pq.ParquetFile(self.folder / FILE) as file:
             tables = (file.read_row_group(number) for number in range(file.num_row_groups))
             kept = (table.filter(~np.isin(table["index"].to_numpy(), indices)) for table in tables)
-            self.write(self.folder, ((t["index"].to_numpy(), t["distance"].to_numpy()) for t in kept))
+            self.write(self.folder, self.owner, ((t["index"].to_numpy(), t["distance"].to_numpy()) for t in kept))
 
     def delete(self) -> None:
         """Delete the file and its record."""

@@ -354,6 +354,10 @@ class Parts:
         for manifest in self.manifests.values():
             manifest.drop_embeddings()
 
+    def digest(self) -> str:
+        """Return one digest of the rows of all parts: it changes when a row is made again, and not when embeddings go."""
+        return hashlib.sha256("".join(sorted(part.sha256 for part in self.all())).encode()).hexdigest()
+
     def seconds(self) -> float:
         """Time that the parts took: that of the process that took longest, since they worked side by side."""
         return max((sum(part.seconds for part in each.parts) for each in self.manifests.values()), default=0.0)

@@ -41,6 +41,8 @@ def count_outcomes(table: pa.Table) -> dict[str, int]:
 SCORES, RUN = "scores.parquet", "run.json"
 FILES = "files"
 """The key of a record that holds the SHA-256 of the files beside it, by name."""
+OWNER, PARTS = "fingerprint", "parts"
+"""The keys that say of which run a record is, and of which parts."""
 
 
 def write_result(
@@ -92,6 +94,7 @@ def write_result(
         "attributes": attributes.column_names if attributes is not None else [],
         "renamed": renamed(columns, attributes),
         "wall_seconds": wall,
+        PARTS: parts.digest(),
         FILES: {SCORES: written},
     }
     write_sealed(folder / RUN, run)
@@ -116,12 +119,20 @@ def recorded(folder: Path, record: str) -> dict[str, Plain]:
     return content
 
 
-def damage(folder: Path) -> str:
-    """Say what is wrong with the table and its record; empty where nothing is, or where neither is there."""
+def damage(folder: Path, owner: str, parts: Parts) -> str:
+    """Say why the table and its record are not those of the parts; empty if they are, or if neither file exists.
+
+    Args:
+        folder: Where they are.
+        owner: Fingerprint of the run.
+        parts: All rows.
+    """
     if not (folder / RUN).exists() and not (folder / SCORES).exists():
         return ""
     try:
-        recorded(folder, RUN)
+        record = recorded(folder, RUN)
     except (FileNotFoundError, DamagedError) as error:
         return str(error)
-    return ""
+    if record.get(OWNER) != owner:
+        return f"{folder / RUN} is the record of another run."
+    return "" if record.get(PARTS) == parts.digest() else f"{folder / RUN} is the record of other parts."

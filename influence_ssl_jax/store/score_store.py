@@ -20,7 +20,7 @@ from influence_ssl_jax.store.distances import Distances
 from influence_ssl_jax.store.files import LOCK, Held, holder_of, living, lock
 from influence_ssl_jax.store.identity import claim, refuse_disagreement, refuse_foreign
 from influence_ssl_jax.store.manifest import Kind, Manifest, Parts, writers
-from influence_ssl_jax.store.result import RUN, SCORES, Extra, damage, no_more, write_result
+from influence_ssl_jax.store.result import OWNER, RUN, SCORES, Extra, damage, no_more, write_result
 
 
 def enter(folder: Path, identity: Plain, size: int) -> tuple[Held, int]:
@@ -39,9 +39,10 @@ def enter(folder: Path, identity: Plain, size: int) -> tuple[Held, int]:
     try:
         claim(folder, identity)
         refuse_writers(folder / "parts")
-        parts = Parts.load(folder / "parts", size, fingerprint(identity))
+        owner = fingerprint(identity)
+        parts = Parts.load(folder / "parts", size, owner)
         parts.check()
-        if not parts.finished().all() or damage(folder):
+        if not parts.finished().all() or damage(folder, owner, parts):
             for name in (SCORES, RUN):  # an earlier result that is no longer whole must not pass for one
                 (folder / name).unlink(missing_ok=True)
     except BaseException:
@@ -174,7 +175,7 @@ class ScoreStore:
         def drop() -> None:
             for name in (SCORES, RUN):
                 (self.folder / name).unlink(missing_ok=True)
-            kept = Distances.open(self.folder)
+            kept = Distances.open(self.folder, fingerprint(self.identity))
             if kept is not None:
                 kept.forget(indices)
             self._parts.forget(indices)
@@ -239,10 +240,11 @@ class ScoreStore:
             measure: Finds them from the embeddings of `windows`, in its order. It is not called if embeddings have been
                 dropped: then the distances are those that were found before.
         """
+        owner = fingerprint(self.identity)
         if not self.embedded():
-            return Distances.open(self.folder) or Distances.write(self.folder, [])
+            return Distances.open(self.folder, owner) or Distances.write(self.folder, owner, [])
         index = (table["index"].to_numpy() for table in self.windows([]))
-        return Distances.write(self.folder, zip(index, measure(), strict=True))
+        return Distances.write(self.folder, owner, zip(index, measure(), strict=True))
 
     def drop_embeddings(self) -> None:
         """Delete all embeddings; the distances that they were kept for stay."""
@@ -259,6 +261,7 @@ class ScoreStore:
             self._add("skipped", table)
 
     def _add(self, kind: Kind, table: pa.Table) -> None:
+        self._refuse_lost_lock()
         indices = table["index"].to_numpy()
         outside = (indices < 0) | (indices >= len(self._finished))
         if outside.any():
@@ -270,6 +273,18 @@ class ScoreStore:
         self._mine().add(kind, table, now - self._since, self._fitted)
         self._finished[indices] = True
         self._since = now
+
+    def _refuse_lost_lock(self) -> None:
+        """Check that no other run has taken the folder while this process stood still.
+
+        Raises:
+            StoreError: One has.
+        """
+        if any(held.lost for held in self._held):
+            raise StoreError(
+                f"Another run has taken {self.folder} while this process stood still for so long that it seemed to have "
+                "ended. What was written before is kept; the other run goes on from there."
+            )
 
     def _mine(self) -> Manifest:
         return self._parts.manifests[jax.process_index()]
@@ -333,6 +348,6 @@ class ScoreStore:
         if self._schema is None:
             raise StoreError(f"None of the {len(self._finished)} examples could be read; there is nothing to score.")
         wall = self._parts.seconds() + time.monotonic() - self._since
-        record = {"identity": self.identity, "fingerprint": fingerprint(self.identity), **(facts or {})}
+        record = {"identity": self.identity, OWNER: fingerprint(self.identity), **(facts or {})}
         further = {"resumed": self._resumed, "recomputed": self._parts.lost}
         return write_result(self.folder, self._parts, self._schema, attributes, extra, record, further, wall)

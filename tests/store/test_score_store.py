@@ -272,6 +272,40 @@ def test_a_crash_while_examples_are_forgotten_costs_no_other_one(tmp_path, monke
     assert fill(tmp_path, BATCHES).read_bytes() == fresh
 
 
+def test_a_whole_table_of_another_run_or_of_earlier_parts_is_made_again(tmp_path):
+    products, kept = ("scores.parquet", "run.json"), tmp_path / "kept"
+    fresh = fill(tmp_path / "out", BATCHES).read_bytes()
+    other = {**IDENTITY, "data": "other"}
+    with ScoreStore.open(tmp_path / "other", other, SIZE) as store:
+        store.append(part(np.arange(SIZE), scale=2.0))
+        store.finish()
+    for name in products:
+        shutil.copy(tmp_path / "other" / name, tmp_path / "out" / name)
+    assert fill(tmp_path / "out", []).read_bytes() == fresh
+    shutil.copytree(tmp_path / "out", kept)
+    with ScoreStore.open(tmp_path / "out", IDENTITY, SIZE) as store:
+        store.forget(np.array([1]))
+        store.append(part([1], scale=3.0))  # its image has changed, and was scored again
+        new = store.finish(ATTRIBUTES).read_bytes()
+    for name in products:
+        shutil.copy(kept / name, tmp_path / "out" / name)
+    with ScoreStore.open(tmp_path / "out", IDENTITY, SIZE) as store:
+        assert not (tmp_path / "out" / "run.json").exists()
+        assert store.finish(ATTRIBUTES).read_bytes() == new
+
+
+def test_distances_of_another_run_are_none(tmp_path):
+    for name, value in (("ours", 0.5), ("other", 0.25)):
+        with ScoreStore.open(tmp_path / name, {"name": name}, 1) as store:
+            store.append(part([0]))
+            store.distances(lambda value=value: [np.array([value])])
+            store.drop_embeddings()
+    for name in ("distances.parquet", "distances.json"):
+        shutil.copy(tmp_path / "other" / name, tmp_path / "ours" / name)
+    with ScoreStore.open(tmp_path / "ours", {"name": "ours"}, 1) as store:
+        assert np.isnan(store.distances(refuse).of(np.array([0]))).all()
+
+
 def test_scores_of_two_fits_are_not_mixed(tmp_path):
     with ScoreStore.open(tmp_path, IDENTITY, SIZE) as store:
         store.bind("one fit")
