@@ -117,7 +117,7 @@ def run(arguments: Sequence[str], out: Console | None = None, err: Console | Non
     """Run one command line and return the exit status.
 
     0; 2 for what the user can mend; 3 where more images were skipped than allowed; 4 where another process of the run has
-    died; 130 when interrupted, 143 on SIGTERM.
+    died; 130 when interrupted, 143 on SIGTERM, 129 where the terminal was closed.
 
     Args:
         arguments: What follows the program's name.
@@ -137,10 +137,11 @@ def run(arguments: Sequence[str], out: Console | None = None, err: Console | Non
         with _notes_said(err):
             _execute(rest, out)
     except KeyboardInterrupt as stop:
-        ended = isinstance(stop, Terminated)
-        said = "Terminated" if ended else "Interrupted"
-        err.print(Text(f"{said}. What was finished is kept: the same command goes on from there."), soft_wrap=True)
-        return status_of(signal.SIGTERM if ended else signal.SIGINT)
+        number = stop.number if isinstance(stop, Terminated) else signal.SIGINT
+        said = "Interrupted" if number == signal.SIGINT else "Terminated"
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            err.print(Text(f"{said}. What was finished is kept: the same command goes on from there."), soft_wrap=True)
+        return status_of(number)
     except (InfluenceError, ValueError, OSError, RuntimeError) as error:
         if len(rest) < len(arguments):
             raise

@@ -180,16 +180,60 @@ def _is_text(value: object) -> bool:
 
 
 def scalars(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:
-    """Return a column of single values, without dictionary encoding.
+    """Return a column with its values as they are: without dictionaries, runs, views and types that others defined.
 
     Raises:
         DataError: If it contains lists or records.
     """
-    while pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
+    while (plain := _unwrapped(column)) is not None:
+        column = plain
     if pa.types.is_nested(column.type):
         raise DataError(f"{what} contains values of type {column.type}; give a column with one value per row.")
     return column
+
+
+def _unwrapped(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """Return the same values one layer of encoding further in; None if there is none."""
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return pa.chunked_array([chunk.storage for chunk in column.chunks], kind.storage_type)
+    if pa.types.is_dictionary(kind):
+        return column.cast(kind.value_type)
+    if pa.types.is_run_end_encoded(kind):
+        return pa.chunked_array([pc.run_end_decode(chunk) for chunk in column.chunks], kind.value_type)
+    plain = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary(), pa.float16(): pa.float32()}.get(kind)
+    return None if plain is None else column.cast(plain)
+
+
+def storable(attributes: pa.Table) -> pa.Table:
+    """Return attributes of types that a parquet table can hold, with the same values.
+
+    Raises:
+        DataError: A column is of a type that none can hold.
+    """
+    for place, name in enumerate(attributes.column_names):
+        column = attributes[name]
+        encoded = _encoded(column.type)
+        while encoded and (plain := _unwrapped(column)) is not None:
+            column = plain
+        attributes = attributes.set_column(place, name, column)
+        try:
+            parquet.write_table(attributes.select([place]).slice(0, 1), pa.BufferOutputStream())
+        except pa.ArrowException as error:
+            raise DataError(
+                f"The attribute {name!r} is of the type {column.type}, which a table of scores cannot hold: {error}. "
+                "Write it as numbers or text, or leave it out."
+            ) from error
+    return attributes
+
+
+def _encoded(kind: pa.DataType) -> bool:
+    """Whether values of a type are written without their encoding."""
+    return (
+        pa.types.is_dictionary(kind)
+        or pa.types.is_run_end_encoded(kind)
+        or kind in (pa.string_view(), pa.binary_view())
+    )
 
 
 def match(table: pa.Table, file_column: str, files: Sequence[str], folder: str) -> Matched:
@@ -279,24 +323,29 @@ def number_classes(column: pa.ChunkedArray, what: str) -> Classes:
     """
     values = scalars(column, what)
     if pa.types.is_floating(values.type):
-        values = pc.if_else(pc.is_nan(values), None, values)
-    elif not pa.types.is_primitive(values.type) and not pa.types.is_null(values.type):  # text and bytes
+        values = pc.add(pc.if_else(pc.is_nan(values), None, values), 0.0)  # −0 becomes 0
+    elif _is_text_or_bytes(values.type):
         values = pc.if_else(pc.equal(pc.binary_length(values), 0), None, values)
     known = pc.unique(values).drop_null()
     if not len(known):
-        raise DataError(f"{what} has no value in any row, so it cannot be the class; name another one.")
-    known = known.take(pc.sort_indices(known))
+        raise DataError(f"{what} has no value, so it gives no class.")
+    try:
+        known = known.take(pc.sort_indices(known))
+    except pa.ArrowException as error:
+        raise DataError(f"{what} holds {values.type}, which has no order: give numbers or text.") from error
     labels = pc.fill_null(pc.index_in(values, value_set=known), -1)
     named = (value.decode(errors="replace") if isinstance(value, bytes) else str(value) for value in known.to_pylist())
     return Classes(labels.to_numpy().astype(np.int32), tuple(map(printable, named)))
 
 
-def rename_taken(attributes: pa.Table, taken: Sequence[str]) -> tuple[pa.Table, dict[str, str]]:
-    """Rename attributes whose names are taken to `source_<name>`.
+def _is_text_or_bytes(kind: pa.DataType) -> bool:
+    """Whether values of a type have a length in bytes."""
+    types = pa.types
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind) or types.is_large_binary(kind)
 
-    Returns:
-        The table, and the new names by the old ones.
-    """
+
+def rename_taken(attributes: pa.Table, taken: Sequence[str]) -> tuple[pa.Table, dict[str, str]]:
+    """Give every attribute whose name is taken another one, `source_<name>`; the changes by their old name."""
     changes: dict[str, str] = {}
     used = {*taken, *attributes.column_names}
     for name in attributes.column_names:

@@ -36,6 +36,10 @@ class CertifiedBatch(NamedTuple):
     skipped: tuple[Skipped, ...]
 
 
+PERMUTED, PIECE = 1_000_000, 4096
+"""Examples that are permuted whole to draw from; of more, numbers drawn at once."""
+
+
 def sample(
     settings: Audit, population: int, aside: Int[np.ndarray, " others"] | None = None
 ) -> Int[np.ndarray, " examples"]:
@@ -46,8 +50,17 @@ def sample(
         population: How many there are.
         aside: Examples that are not drawn; none where None.
     """
-    drawn = randomness.generator(settings.seed, Stream.AUDITED).permutation(population)
-    return drawn[~np.isin(drawn, [] if aside is None else aside)][: settings.examples]
+    generator, drawn = randomness.generator(settings.seed, Stream.AUDITED), np.zeros(0, np.int64)
+    others = np.zeros(0, np.int64) if aside is None else aside
+    if population <= PERMUTED:
+        drawn = generator.permutation(population)
+        return drawn[~np.isin(drawn, others)][: settings.examples]
+    wanted = min(settings.examples, population - len(np.unique(others)))
+    while len(drawn) < wanted:  # what is drawn again is left out: so the others are a random permutation, a piece of it
+        drawn = np.concatenate([drawn, generator.integers(population, size=PIECE)])
+        drawn = drawn[np.sort(np.unique(drawn, return_index=True)[1])]
+        drawn = drawn[~np.isin(drawn, others)]
+    return drawn[:wanted]
 
 
 def absolute_damping(problem: Problem, damping: Damping, settings: Audit, shared: Shared = None) -> Float[Array, ""]:

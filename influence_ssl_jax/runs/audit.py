@@ -4,23 +4,26 @@ import collections
 import contextlib
 import dataclasses
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from influence_ssl_jax import provenance, trees
 from influence_ssl_jax.configuration import Plain, describe, differences, fingerprint
 from influence_ssl_jax.data.source import Source
 from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.errors import InfluenceError
-from influence_ssl_jax.evaluation.calibration import Calibrated, Calibration, Deviation, deviation
+from influence_ssl_jax.evaluation.calibration import SHARES, Calibrated, Calibration, Deviation, deviation
 from influence_ssl_jax.evaluation.certificate import Audit, Shared, bound_by_galerkin, prepare_shared
+from influence_ssl_jax.evaluation.quantiles import quantiles
 from influence_ssl_jax.evaluation.sample import (
     CertifiedBatch,
     absolute_damping,
@@ -96,7 +99,7 @@ def certify_missing(
     with RunLog(folder) as log, wide:
         owner = claim(folder, _identity(settings, scored))
         manifest = Manifest.load(folder / "parts", fingerprint(owner))
-        chosen = sample(settings.audit, len(prepared.source), np.flatnonzero(mask_left_out(scored)))
+        chosen = sample(settings.audit, len(prepared.source), find_left_out(scored))
         if not len(chosen):
             raise InfluenceError(
                 "Every image is in the curvature set and was scored without its own contribution (leave_own_out): each has "
@@ -217,6 +220,8 @@ def _resolve_damping(
 
 
 BOUNDS, CALIBRATED = "audit.parquet", "calibrated.parquet"
+GALERKIN = ("galerkin_lo", "galerkin_hi")
+"""Columns of the interval that one shared Krylov subspace gives."""
 
 
 def audit(
@@ -295,21 +300,30 @@ def _audit(
     return record
 
 
-def bound_every_score(scored: ScoredFile, made: ScoreRun, prepared: Prepared, progress: Progress) -> pa.Table | None:
+def bound_every_score(
+    scored: ScoredFile, made: ScoreRun, prepared: Prepared, progress: Progress
+) -> Iterator[pa.Table] | None:
     """Compute the Galerkin interval of every example, if one shared Krylov subspace gave the scores; else return None."""
-    resolved = scored.record["damping"]["resolved"]
     if not isinstance(made.backend, Arnoldi) or made.scoring.estimand != "mean_of_scores":
         return None
-    problem, _ = draw_problem(made, prepared)
+    return _bound_in_order(scored, made, made.backend, prepared, progress)
+
+
+def _bound_in_order(
+    scored: ScoredFile, made: ScoreRun, backend: Arnoldi, prepared: Prepared, progress: Progress
+) -> Iterator[pa.Table]:
+    """Yield the intervals batch by batch, in order of index, after the images are compared with those that were scored."""
+    resolved = scored.record["damping"]["resolved"]
+    problem = draw_problem(made, prepared)[0]
     start = 0
     for table in scored.batches(image_columns(scored)):
         refuse_changed_rows(table, prepared.source, np.arange(start, start + table.num_rows), None)
         start += table.num_rows
     with stage(progress, "Galerkin intervals of every image"):
-        state = fit_checked(problem, made.backend, made.scoring.seed)
+        state = fit_checked(problem, backend, made.scoring.seed)
         damping = jnp.asarray(resolved, jax.tree.leaves(problem.params)[0].dtype)
         given = (prepared.source, prepared.transform, damping, made.scoring, prepared.measurement)
-        return pa.concat_tables(bound_by_galerkin(problem, state, *given)).sort_by("index")
+        yield from bound_by_galerkin(problem, state, *given)
 
 
 def compare_with_bounds(scored: ScoredFile, table: pa.Table, calibration: Calibration) -> dict[str, Deviation]:
@@ -326,25 +340,38 @@ def compare_with_bounds(scored: ScoredFile, table: pa.Table, calibration: Calibr
     rows, lower, upper = _columns(table)
     audited = scored.taken(rows)
     sampled = ScoredRun(scored.folder, audited, scored.record)
-    known = ~np.isnan(usable_scores(scored)[rows])
+    known = ~np.isnan(resolved_scores(audited, scored.record))
     given = lower[known], upper[known], sampled.numbers("alignment_loss")[known], calibration
     return {name: deviation(sampled.numbers(name)[known], *given) for name in ("score", *sampled.baselines)}
 
 
-def usable_scores(scored: ScoredFile) -> np.ndarray:
-    """Return the scores, with NaN for those that no calibration can learn from.
+def resolved_scores(rows: pa.Table, record: dict[str, Any]) -> Float[np.ndarray, " rows"]:
+    """Return the scores of some rows, NaN where no calibration can learn from them.
 
-    These are rounding noise, and scores by another matrix (`mask_left_out`).
+    These are rounding noise, and scores by another matrix (`leave_own_out`).
+
+    Args:
+        rows: With `score`, `reason`, and `in_curvature_set` if the run has it.
+        record: The record of the run.
     """
-    noise = scored.where("reason", UNRESOLVED)
-    return np.where(noise | mask_left_out(scored), np.nan, scored.numbers("score"))
+    unusable = rows["reason"].to_numpy(zero_copy_only=False) == UNRESOLVED
+    if leaves_own_out(record):
+        unusable |= rows[IN_CURVATURE_SET].fill_null(False).to_numpy(zero_copy_only=False)
+    score = rows["score"].to_numpy(zero_copy_only=False).astype(float)
+    return np.where(unusable, np.nan, score)
 
 
-def mask_left_out(scored: ScoredFile) -> np.ndarray:
-    """Return which examples were scored without their own contribution, by a matrix that no other example has."""
-    if not scored.record.get("configuration", {}).get("scoring", {}).get("leave_own_out", False):
-        return np.zeros(scored.rows, bool)
-    return scored.where(IN_CURVATURE_SET, value=True)
+def leaves_own_out(record: dict[str, Any]) -> bool:
+    """Return whether images of the curvature set were scored without their own contribution."""
+    return record.get("configuration", {}).get("scoring", {}).get("leave_own_out", False)
+
+
+def find_left_out(scored: ScoredFile) -> Int[np.ndarray, " members"]:
+    """Find the rows that were scored without their own contribution, by a matrix that no other image has."""
+    if not leaves_own_out(scored.record):
+        return np.zeros(0, np.int64)
+    tables = (table.filter(pc.field(IN_CURVATURE_SET)) for table in scored.batches(["index", IN_CURVATURE_SET]))
+    return np.concatenate([table["index"].to_numpy() for table in tables])
 
 
 def count_outcomes(found: Bounds) -> dict[str, Plain]:
@@ -366,7 +393,7 @@ def calibrate(
     folder: Path,
     scored: ScoredFile,
     table: pa.Table,
-    beside: pa.Table | None,
+    beside: Iterable[pa.Table] | None,
     calibration: Calibration,
     progress: Progress,
 ) -> bool:
@@ -376,7 +403,7 @@ def calibrate(
         folder: The folder of the scores.
         scored: The scores.
         table: The bounds of the sample.
-        beside: Galerkin intervals of every example, or None.
+        beside: Galerkin intervals of every example in order of index, a piece at a time, or None.
         calibration: How scores are calibrated.
         progress: Called with the result, or with the reason if the sample is too small.
 
@@ -385,24 +412,57 @@ def calibrate(
     """
     rows, lower, upper = _columns(table)
     try:
-        scores = usable_scores(scored)
-        calibrated = calibration.fit(scores[rows], lower, upper, scores)
+        tenths = quantiles(lambda: positive_scores(scored), SHARES)
+        audited = scored.taken(rows, _of_scores(scored))
+        calibrated = calibration.fit(resolved_scores(audited, scored.record), lower, upper, tenths)
     except InfluenceError as error:
         (folder / CALIBRATED).unlink(missing_ok=True)  # a file of an earlier, larger sample would be taken for this one
         progress(Note(f"No calibrated scores: {error}"))
         return False
     writer: pq.ParquetWriter | None = None
-    start = 0
+    intervals = None if beside is None else Ahead(beside)
     with replacing(folder / CALIBRATED) as temporary:
-        for part in scored.batches(["index", "id"]):
-            written = _add_intervals(part, calibrated(scores[start : start + part.num_rows]), beside)
-            start += part.num_rows
+        for part in scored.batches(["id", *_of_scores(scored)]):
+            found = calibrated(resolved_scores(part, scored.record))
+            along = None if intervals is None else intervals.through(part["index"][-1].as_py())
+            written = _add_intervals(part.select(["index", "id"]), found, along)
             writer = writer or pq.ParquetWriter(temporary, written.schema, compression="zstd")
             writer.write_table(written)
         if writer is not None:
             writer.close()
     progress(Written("Calibrated scores", folder / CALIBRATED))
     return True
+
+
+def _of_scores(scored: ScoredFile) -> list[str]:
+    """List the columns that say which scores a calibration can learn from."""
+    return ["index", "score", "reason", *([IN_CURVATURE_SET] if IN_CURVATURE_SET in scored.columns else [])]
+
+
+def positive_scores(scored: ScoredFile) -> Iterator[Float[np.ndarray, " some"]]:
+    """Yield the positive scores that a calibration can learn from, a piece at a time."""
+    for part in scored.batches(_of_scores(scored)):
+        score = resolved_scores(part, scored.record)
+        yield score[np.isfinite(score) & (score > 0)]
+
+
+class Ahead:
+    """Galerkin intervals in order of index, of which as many are computed as are asked for."""
+
+    def __init__(self, tables: Iterable[pa.Table]) -> None:
+        self._tables = iter(tables)
+        self._rest = pa.schema({"index": pa.int64(), **dict.fromkeys(GALERKIN, pa.float64())}).empty_table()
+
+    def through(self, last: int) -> pa.Table:
+        """Return the rows that have not been returned, up to the index `last`."""
+        while not self._rest.num_rows or self._rest["index"][-1].as_py() <= last:
+            more = next(self._tables, None)
+            if more is None:
+                break
+            self._rest = pa.concat_tables([self._rest, more])
+        count = int(np.searchsorted(self._rest["index"].to_numpy(), last, side="right"))
+        found, self._rest = self._rest.slice(0, count), self._rest.slice(count)
+        return found
 
 
 def _add_intervals(rows: pa.Table, every: Calibrated, beside: pa.Table | None) -> pa.Table:
@@ -413,7 +473,7 @@ def _add_intervals(rows: pa.Table, every: Calibrated, beside: pa.Table | None) -
         return rows
     index, known = rows["index"].to_numpy(), beside["index"].to_numpy()
     place = np.where(np.isin(index, known), np.searchsorted(known, index), -1)
-    for name in ("galerkin_lo", "galerkin_hi"):
+    for name in GALERKIN:
         rows = rows.append_column(name, pa.array(np.append(beside[name].to_numpy(), np.nan)[place]))
     return rows
 

@@ -6,20 +6,20 @@ import json
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from influence_ssl_jax import provenance
 from influence_ssl_jax.configuration import Plain, describe, fingerprint, restore
 from influence_ssl_jax.data import SOURCES, Source, ToInput
 from influence_ssl_jax.data.source import OpenSource, Skipped
-from influence_ssl_jax.data.table import rename_taken
+from influence_ssl_jax.data.table import rename_taken, storable
 from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.errors import InfluenceError, SkippedError, StoreError
 from influence_ssl_jax.evaluation.statistics import spearman, top_overlap
@@ -54,11 +54,12 @@ from influence_ssl_jax.runs.prepare import Prepared, absolute, describe_encoder,
 from influence_ssl_jax.runs.settings import Parts, ScoreRun, describe_without
 from influence_ssl_jax.scoring.fitting import SplitProblem, fit_checked, shapes
 from influence_ssl_jax.scoring.memory import check_fit
-from influence_ssl_jax.scoring.neighbours import reference_size, streamed_knn_distance
+from influence_ssl_jax.scoring.neighbours import reference_size, stream_knn_distance
 from influence_ssl_jax.scoring.scores import Scorer
 from influence_ssl_jax.scoring.stream import Scored, embedding_matrix, stream
 from influence_ssl_jax.scoring.table import EMBEDDING, IN_CURVATURE_SET, ORDER
 from influence_ssl_jax.store import RUN, SCORES, ScoreStore, digest_of, load_fitted, read_sealed, save_fitted
+from influence_ssl_jax.store.distances import Distances
 from influence_ssl_jax.types import PyTree
 
 
@@ -282,6 +283,7 @@ def score(settings: ScoreRun, progress: Progress = silent) -> None:
     start(settings.distributed)
     progress = progress if is_first() else silent
     encoder, transform, measured, source = given = prepare(settings, progress)
+    rename_attributes(source)  # attributes that no table can hold are refused before any work
     owner = identity(settings, encoder, transform, source)
     with ScoreStore.open(settings.out, owner, len(source)) as store, RunLog(settings.out) as log:
         log.beat("comparing images")
@@ -366,16 +368,17 @@ def finish(
     with stage(progress, "nearest neighbours"):
         log.beat("nearest neighbours")
         embedded = store.embedded()
-        distance = neighbour_distances(settings, store) if embedded else store.kept_distances()
-    if not embedded and np.isnan(distance).any():
+        distances = store.distances(lambda: neighbour_distances(settings, store))
+        known, unknown = count_known(distances, store)
+    if not embedded and unknown:
         progress(
             Note(
-                f"{int(np.isnan(distance).sum()):,} images have no knn_distance: the embeddings of the others were dropped "
-                "(--parts.embeddings drop). A run into a new folder has all distances.",
+                f"{unknown:,} images have no knn_distance: the embeddings of the others were dropped "
+                "(--parts.embeddings drop). A new folder has all of them.",
                 "caution",
             )
         )
-    searched = count_searched(distance, settings.scoring.neighbours)
+    searched = count_searched(known, settings.scoring.neighbours)
     if searched["reference"] < searched["images"]:
         progress(
             Note(
@@ -388,8 +391,10 @@ def finish(
     for old, new in changes.items():
         progress(Note(f"the attribute {old!r} is in the table as {new!r}", "caution"))
     log.beat("writing the table")
-    scored = np.concatenate([table["index"].to_numpy() for table in store.windows([])])
-    further = {"knn_distance": distance, IN_CURVATURE_SET: np.isin(scored, inside)}
+
+    def further(index: Int[np.ndarray, " some"]) -> dict[str, Shaped[np.ndarray, " some"]]:
+        return {"knn_distance": distances.of(index), IN_CURVATURE_SET: np.isin(index, inside)}
+
     found = {
         **recorded,
         **curvature_set_agreement(store),
@@ -398,7 +403,9 @@ def finish(
     }
     table = store.finish(attributes, further, found)
     if embedded and settings.parts.embeddings == "drop":
-        store.drop_embeddings(distance)
+        store.drop_embeddings()
+    elif embedded:
+        distances.delete()
     counts = read_sealed(settings.out / RUN)["counts"]
     log.event("finished", **counts, seconds_waiting_for=recorded["seconds_waiting_for"])
     said = ", ".join(f"{count} {name}" for name, count in counts.items() if name != "size")
@@ -406,23 +413,31 @@ def finish(
     progress(Written("Scores", table))
 
 
-def neighbour_distances(settings: ScoreRun, store: ScoreStore) -> Float[np.ndarray, " scored"]:
-    """Compute the distance of every scored image to its nearest neighbours, from the stored embeddings."""
-    return streamed_knn_distance(
+def neighbour_distances(settings: ScoreRun, store: ScoreStore) -> Iterator[Float[np.ndarray, " some"]]:
+    """The distance of every scored image to its nearest neighbours, from the embeddings in the folder."""
+    return stream_knn_distance(
         lambda: (embedding_matrix(table[EMBEDDING]) for table in store.windows([EMBEDDING])),
         settings.scoring.neighbours,
         settings.scoring.seed,
     )
 
 
-def count_searched(distance: Float[np.ndarray, " scored"], neighbours: int) -> dict[str, int]:
+def count_known(distances: Distances, store: ScoreStore) -> tuple[int, int]:
+    """Count the scored images that have a distance, and those that have none."""
+    known = unknown = 0
+    for table in store.windows([]):
+        found = int(np.isfinite(distances.of(table["index"].to_numpy())).sum())
+        known, unknown = known + found, unknown + table.num_rows - found
+    return known, unknown
+
+
+def count_searched(usable: int, neighbours: int) -> dict[str, int]:
     """Count the images whose neighbours were searched, and the images among which they were searched.
 
     Args:
-        distance: Distances of all scored images; NaN if there is none.
+        usable: Images that have a distance.
         neighbours: Neighbours of each image.
     """
-    usable = int(np.isfinite(distance).sum())
     return {"images": usable, "reference": reference_size(usable, neighbours), "neighbours": neighbours}
 
 
@@ -462,6 +477,7 @@ def rename_attributes(source: OpenSource) -> tuple[pa.Table | None, dict[str, st
     attributes = source.attributes()
     if attributes is None:
         return None, {}
+    attributes = storable(attributes)
     taken = (*ORDER, IN_CURVATURE_SET, EMBEDDING, *(name for name in TRUTH if name not in source.truth()))
     return rename_taken(attributes, taken)
 

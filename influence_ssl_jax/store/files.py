@@ -87,7 +87,8 @@ def holder_of(path: Path) -> dict[str, str | int]:
         said = json.loads(path.read_bytes().rstrip(b"\0\n ") or b"{}")
     except (OSError, ValueError, RecursionError):
         return {}
-    return said if isinstance(said, dict) and {"host", "pid", "beat"} <= said.keys() else {}
+    types = {"host": str, "pid": int, "beat": int}
+    return said if isinstance(said, dict) and all(type(said.get(key)) is kind for key, kind in types.items()) else {}
 
 
 def living(paths: Sequence[Path]) -> list[Path]:
@@ -120,6 +121,7 @@ class Held:
 
     def __init__(self, path: Path, file: TextIO) -> None:
         self._path, self._file, self._beat = path, file, 0
+        self.lost = False
         self._token = secrets.token_hex(4)
         self._end = threading.Event()
         self._write()
@@ -150,6 +152,10 @@ class Held:
 
     def _go_on(self) -> None:
         while not self._end.wait(BEAT):
+            said = holder_of(self._path)
+            if said and said.get("token") != self._token:  # this process stood still, and another has taken the folder
+                self.lost = True
+                return
             with contextlib.suppress(OSError):  # a full disk stops the run elsewhere, with a word
                 self._write()
 

@@ -5,7 +5,8 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -216,6 +217,31 @@ def runs_of(indices: Int[np.ndarray, " rows"]) -> list[list[int]]:
     return [[int(run[0]), int(run[-1]) + 1] for run in np.split(ordered, breaks) if len(run)]
 
 
+def gaps_and_repeats(runs: Iterable[Sequence[int]], size: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Return the numbers below `size` that are in no run, and those that are in two or more, as runs themselves.
+
+    Args:
+        runs: [first, last + 1] of each, in any order.
+        size: One more than the last number.
+
+    >>> gaps_and_repeats([[4, 6], [0, 3], [2, 5]], 8)
+    ([[6, 8]], [[2, 3], [4, 5]])
+    """
+    missing, repeated = list[list[int]](), list[list[int]]()
+    reached = twice = 0
+    for first, end in sorted(map(tuple, runs)):
+        if first > reached:
+            missing.append([reached, first])
+        begun, again = max(first, twice), min(end, reached)
+        if begun < again:
+            repeated.append([begun, again])
+            twice = again
+        reached = max(reached, end)
+    if reached < size:
+        missing.append([reached, size])
+    return missing, repeated
+
+
 def to_bytes(table: pa.Table) -> bytes:
     """A table as one parquet file."""
     buffer = io.BytesIO()
@@ -289,8 +315,9 @@ class Parts:
     def finished(self) -> Bool[np.ndarray, " size"]:
         """Which examples are in some part."""
         found = np.zeros(self.size, bool)
-        for manifest in self.manifests.values():
-            found[manifest.indices()] = True
+        for part in self.all():
+            for first, end in part.runs:
+                found[first:end] = True
         return found
 
     def rows(self) -> int:
@@ -303,17 +330,15 @@ class Parts:
         Raises:
             StoreError: An example is missing, or in two parts.
         """
-        times = np.zeros(self.size, np.int64)
-        for manifest in self.manifests.values():
-            np.add.at(times, manifest.indices(), 1)
-        missing, repeated = np.flatnonzero(times == 0), np.flatnonzero(times > 1)
-        if len(missing):
-            raise StoreError(f"{len(missing)} of {self.size} examples have no score yet, {missing[0]} first.")
-        if len(repeated):
+        missing, repeated = gaps_and_repeats((run for part in self.all() for run in part.runs), self.size)
+        if missing:
+            count, first = sum(end - start for start, end in missing), missing[0][0]
+            raise StoreError(f"{count} of {self.size} examples have no score yet, {first} first.")
+        if repeated:
+            count, first = sum(end - start for start, end in repeated), repeated[0][0]
             raise StoreError(
-                f"{len(repeated)} of {self.size} examples are in two parts, {repeated[0]} first: two processes did the same "
-                "work. Give the same command again: the second of each two parts is dropped, and what is then missing is "
-                "computed."
+                f"{count} of {self.size} examples are in two parts, {first} first: two processes did the same work. Give "
+                "the same command again: the second of each two parts is dropped, and what is then missing is computed."
             )
 
     def forget(self, indices: Int[np.ndarray, " count"]) -> int:
@@ -328,6 +353,10 @@ class Parts:
         """Delete the embeddings of every part."""
         for manifest in self.manifests.values():
             manifest.drop_embeddings()
+
+    def digest(self) -> str:
+        """Return one digest of the rows of all parts: it changes when a row is made again, and not when embeddings go."""
+        return hashlib.sha256("".join(sorted(part.sha256 for part in self.all())).encode()).hexdigest()
 
     def seconds(self) -> float:
         """Time that the parts took: that of the process that took longest, since they worked side by side."""
@@ -351,19 +380,24 @@ class Parts:
         Raises:
             StoreError: A part has changed since it was written.
         """
-        for start in range(0, self.size, WINDOW):
-            yield self.window(kind, columns, start)
-
-    def window(self, kind: Kind, columns: list[str], start: int) -> pa.Table:
-        """The rows of examples [start, start + WINDOW), in order."""
-        tables, end = [], start + WINDOW
+        places: defaultdict[int, list[tuple[Manifest, Part]]] = defaultdict(list)
         for manifest in self.manifests.values():
             for part in manifest.parts:
-                if part.kind == kind and any(first < end and start < last for first, last in part.runs):
-                    table = manifest.read(part, columns)
-                    index = table["index"].to_numpy()
-                    tables.append(table.filter((index >= start) & (index < end)))
-        return pa.concat_tables(tables).sort_by("index") if tables else pa.table({})
+                if part.kind == kind:
+                    for number in sorted({k for first, end in part.runs for k in range(first // WINDOW, _up(end))}):
+                        places[number].append((manifest, part))
+        for number in range(_up(self.size)):
+            tables, start = [], number * WINDOW
+            for manifest, part in places[number]:
+                table = manifest.read(part, columns)
+                index = table["index"].to_numpy()
+                tables.append(table.filter((index >= start) & (index < start + WINDOW)))
+            yield pa.concat_tables(tables).sort_by("index") if tables else pa.table({})
+
+
+def _up(end: int) -> int:
+    """How many windows hold the examples below `end`."""
+    return -(-end // WINDOW)
 
 
 def writers(folder: Path) -> list[Path]:

@@ -1,19 +1,28 @@
 """Write the finished table of scores and its record."""
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Shaped
+from jaxtyping import Int, Shaped
 
 from influence_ssl_jax.configuration import Plain
 from influence_ssl_jax.scoring.table import EMBEDDING, assemble_table, skipped_table
 from influence_ssl_jax.store.files import replacing
 from influence_ssl_jax.store.manifest import WINDOW, Parts
 from influence_ssl_jax.store.sealed import DamagedError, file_digest, read_sealed, write_sealed
+
+Extra: TypeAlias = Callable[[Int[np.ndarray, " some"]], Mapping[str, Shaped[np.ndarray, " some"]]]
+"""Further columns of some scored examples, by the numbers of the examples, which ascend."""
+
+
+def no_more(_: Int[np.ndarray, " some"]) -> dict[str, Shaped[np.ndarray, " some"]]:
+    """Return no further columns."""
+    return {}
 
 
 def renamed(columns: Sequence[str], attributes: pa.Table | None) -> dict[str, str]:
@@ -32,6 +41,8 @@ def count_outcomes(table: pa.Table) -> dict[str, int]:
 SCORES, RUN = "scores.parquet", "run.json"
 FILES = "files"
 """The key of a record that holds the SHA-256 of the files beside it, by name."""
+OWNER, PARTS = "fingerprint", "parts"
+"""The keys that say of which run a record is, and of which parts."""
 
 
 def write_result(
@@ -39,7 +50,7 @@ def write_result(
     parts: Parts,
     schema: pa.Schema,
     attributes: pa.Table | None,
-    extra: Mapping[str, Shaped[np.ndarray, " scored"]],
+    extra: Extra,
     record: Mapping[str, Plain],
     further: Mapping[str, int],
     wall: float,
@@ -53,7 +64,7 @@ def write_result(
         parts: All rows.
         schema: Of the scored ones.
         attributes: Of the source.
-        extra: Further columns, one value for every scored example in order.
+        extra: Further columns of scored examples.
         record: What `run.json` begins with.
         further: Counts beside those of the table.
         wall: Seconds that it took.
@@ -62,17 +73,14 @@ def write_result(
     empty = pa.schema([schema.field(name) for name in names]).empty_table()
     counts: collections.Counter[str] = collections.Counter()
     writer: pq.ParquetWriter | None = None
-    behind, columns = 0, list[str]()
+    columns = list[str]()
+    both = zip(parts.windows("scored", names), parts.windows("skipped", ["index", "id", "reason"]), strict=True)
     with replacing(folder / SCORES) as temporary:
-        for start in range(0, parts.size, WINDOW):
-            scored = parts.window("scored", names, start)
+        for number, (scored, skipped) in enumerate(both):
             scored = scored if scored.num_rows else empty
-            values = {name: column[behind : behind + scored.num_rows] for name, column in extra.items()}
-            behind += scored.num_rows
-            skipped = parts.window("skipped", ["index", "id", "reason"], start)
             skipped = skipped if skipped.num_rows else skipped_table([])
-            known = attributes.slice(start, WINDOW) if attributes is not None else None
-            table = assemble_table(scored, skipped, values, known)
+            known = attributes.slice(number * WINDOW, WINDOW) if attributes is not None else None
+            table = assemble_table(scored, skipped, extra(scored["index"].to_numpy()), known)
             counts.update(count_outcomes(table))
             writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
             writer.write_table(table)
@@ -86,6 +94,7 @@ def write_result(
         "attributes": attributes.column_names if attributes is not None else [],
         "renamed": renamed(columns, attributes),
         "wall_seconds": wall,
+        PARTS: parts.digest(),
         FILES: {SCORES: written},
     }
     write_sealed(folder / RUN, run)
@@ -110,12 +119,20 @@ def recorded(folder: Path, record: str) -> dict[str, Plain]:
     return content
 
 
-def damage(folder: Path) -> str:
-    """Say what is wrong with the table and its record; empty where nothing is, or where neither is there."""
+def damage(folder: Path, owner: str, parts: Parts) -> str:
+    """Say why the table and its record are not those of the parts; empty if they are, or if neither file exists.
+
+    Args:
+        folder: Where they are.
+        owner: Fingerprint of the run.
+        parts: All rows.
+    """
     if not (folder / RUN).exists() and not (folder / SCORES).exists():
         return ""
     try:
-        recorded(folder, RUN)
+        record = recorded(folder, RUN)
     except (FileNotFoundError, DamagedError) as error:
         return str(error)
-    return ""
+    if record.get(OWNER) != owner:
+        return f"{folder / RUN} is the record of another run."
+    return "" if record.get(PARTS) == parts.digest() else f"{folder / RUN} is the record of other parts."

@@ -3,25 +3,24 @@
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int
 
 from influence_ssl_jax.configuration import Plain, fingerprint
 from influence_ssl_jax.data.source import Skipped
 from influence_ssl_jax.errors import StoreError
 from influence_ssl_jax.parallel import first_only, in_every
 from influence_ssl_jax.scoring.table import CONTENT, EMBEDDING, skipped_table
-from influence_ssl_jax.store.files import LOCK, Held, holder_of, living, lock, write_atomically
+from influence_ssl_jax.store.distances import Distances
+from influence_ssl_jax.store.files import LOCK, Held, holder_of, living, lock
 from influence_ssl_jax.store.identity import claim, refuse_disagreement, refuse_foreign
-from influence_ssl_jax.store.manifest import Kind, Manifest, Parts, to_bytes, writers
-from influence_ssl_jax.store.result import FILES, RUN, SCORES, damage, recorded, write_result
-from influence_ssl_jax.store.sealed import DamagedError, write_sealed
+from influence_ssl_jax.store.manifest import Kind, Manifest, Parts, writers
+from influence_ssl_jax.store.result import OWNER, RUN, SCORES, Extra, damage, no_more, write_result
 
 
 def enter(folder: Path, identity: Plain, size: int) -> tuple[Held, int]:
@@ -40,9 +39,10 @@ def enter(folder: Path, identity: Plain, size: int) -> tuple[Held, int]:
     try:
         claim(folder, identity)
         refuse_writers(folder / "parts")
-        parts = Parts.load(folder / "parts", size, fingerprint(identity))
+        owner = fingerprint(identity)
+        parts = Parts.load(folder / "parts", size, owner)
         parts.check()
-        if not parts.finished().all() or damage(folder):
+        if not parts.finished().all() or damage(folder, owner, parts):
             for name in (SCORES, RUN):  # an earlier result that is no longer whole must not pass for one
                 (folder / name).unlink(missing_ok=True)
     except BaseException:
@@ -70,8 +70,6 @@ def refuse_writers(parts: Path) -> None:
         lock(each.parent).close()
 
 
-DISTANCES, DISTANCES_RECORD = "distances.parquet", "distances.json"
-"""Distances to nearest neighbours, where the embeddings that they were found by have been dropped."""
 LATE = 90.0
 """Seconds for which a shared file system may show what a folder was before."""
 
@@ -177,9 +175,9 @@ class ScoreStore:
         def drop() -> None:
             for name in (SCORES, RUN):
                 (self.folder / name).unlink(missing_ok=True)
-            kept = self._distances()
+            kept = Distances.open(self.folder, fingerprint(self.identity))
             if kept is not None:
-                self._keep_distances(kept.filter(~np.isin(kept["index"].to_numpy(), indices)))
+                kept.forget(indices)
             self._parts.forget(indices)
 
         first_only(drop)
@@ -235,35 +233,22 @@ class ScoreStore:
         """Whether the embeddings of every scored row are in the folder."""
         return self._parts.embedded()
 
-    def drop_embeddings(self, distance: Shaped[np.ndarray, " scored"]) -> None:
-        """Delete all embeddings, once the distances that they are kept for are in a file of their own.
+    def distances(self, measure: Callable[[], Iterable[Float[np.ndarray, " some"]]]) -> Distances:
+        """Return the distance of every scored example to its nearest neighbours.
 
         Args:
-            distance: One for every scored example in order of index.
+            measure: Finds them from the embeddings of `windows`, in its order. It is not called if embeddings have been
+                dropped: then the distances are those that were found before.
         """
-        index = np.concatenate([table["index"].to_numpy() for table in self.windows([])])
-        self._keep_distances(pa.table({"index": index, "distance": distance}))
+        owner = fingerprint(self.identity)
+        if not self.embedded():
+            return Distances.open(self.folder, owner) or Distances.write(self.folder, owner, [])
+        index = (table["index"].to_numpy() for table in self.windows([]))
+        return Distances.write(self.folder, owner, zip(index, measure(), strict=True))
+
+    def drop_embeddings(self) -> None:
+        """Delete all embeddings; the distances that they were kept for stay."""
         self._parts.drop_embeddings()
-
-    def kept_distances(self) -> Shaped[np.ndarray, " scored"]:
-        """The distances that were found before embeddings were dropped; NaN of examples scored since, or if damaged."""
-        found, kept = np.full(len(self._finished), np.nan), self._distances()
-        if kept is not None:
-            found[kept["index"].to_numpy()] = kept["distance"].to_numpy()
-        return np.concatenate([found[table["index"].to_numpy()] for table in self.windows([])])
-
-    def _distances(self) -> pa.Table | None:
-        """What is in the file of distances; None where there is none, or it is damaged."""
-        try:
-            recorded(self.folder, DISTANCES_RECORD)
-        except (DamagedError, FileNotFoundError):
-            return None
-        return pq.read_table(self.folder / DISTANCES)
-
-    def _keep_distances(self, table: pa.Table) -> None:
-        """Write the file of distances and the record of its checksum."""
-        digest = write_atomically(self.folder / DISTANCES, to_bytes(table))
-        write_sealed(self.folder / DISTANCES_RECORD, {FILES: {DISTANCES: digest}})
 
     def skip(self, rows: Iterable[Skipped]) -> None:
         """Keep the examples that cannot be scored, with the reason.
@@ -276,6 +261,7 @@ class ScoreStore:
             self._add("skipped", table)
 
     def _add(self, kind: Kind, table: pa.Table) -> None:
+        self._refuse_lost_lock()
         indices = table["index"].to_numpy()
         outside = (indices < 0) | (indices >= len(self._finished))
         if outside.any():
@@ -287,6 +273,18 @@ class ScoreStore:
         self._mine().add(kind, table, now - self._since, self._fitted)
         self._finished[indices] = True
         self._since = now
+
+    def _refuse_lost_lock(self) -> None:
+        """Check that no other run has taken the folder while this process stood still.
+
+        Raises:
+            StoreError: One has.
+        """
+        if any(held.lost for held in self._held):
+            raise StoreError(
+                f"Another run has taken {self.folder} while this process stood still for so long that it seemed to have "
+                "ended. What was written before is kept; the other run goes on from there."
+            )
 
     def _mine(self) -> Manifest:
         return self._parts.manifests[jax.process_index()]
@@ -333,14 +331,14 @@ class ScoreStore:
     def finish(
         self,
         attributes: pa.Table | None = None,
-        extra: Mapping[str, Shaped[np.ndarray, " scored"]] | None = None,
+        extra: Extra = no_more,
         facts: Mapping[str, Plain] | None = None,
     ) -> Path:
         """Write `scores.parquet` and `run.json`, and return the former.
 
         Args:
             attributes: The source's, one row for every example in order.
-            extra: Further columns, one value for every scored example in order of index (`windows` has that order).
+            extra: Further columns of scored examples.
             facts: What `run.json` records beside identity, counts and wall time.
 
         Raises:
@@ -350,6 +348,6 @@ class ScoreStore:
         if self._schema is None:
             raise StoreError(f"None of the {len(self._finished)} examples could be read; there is nothing to score.")
         wall = self._parts.seconds() + time.monotonic() - self._since
-        record = {"identity": self.identity, "fingerprint": fingerprint(self.identity), **(facts or {})}
+        record = {"identity": self.identity, OWNER: fingerprint(self.identity), **(facts or {})}
         further = {"resumed": self._resumed, "recomputed": self._parts.lost}
-        return write_result(self.folder, self._parts, self._schema, attributes, extra or {}, record, further, wall)
+        return write_result(self.folder, self._parts, self._schema, attributes, extra, record, further, wall)

@@ -79,7 +79,8 @@ def pretrain(
         until_the_end.enter_context(claimed or contextlib.nullcontext())
         if isinstance(source, Cached):
             check_images(folder, source.examples)
-        checkpoints = until_the_end.enter_context(contextlib.closing(Checkpoints(folder, keep)))
+        kept = Checkpoints(folder, keep, configuration.fingerprint(description))
+        checkpoints = until_the_end.enter_context(contextlib.closing(kept))
         log, journal = until_the_end.enter_context(RunLog(folder)), Journal(folder / "metrics.jsonl")
         done, state = checkpoints.latest(layout.everywhere(initial(settings, shape)))
         log.event("start", **_extent(settings, steps), resumed_at_step=done * steps, command=provenance.command())

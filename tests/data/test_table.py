@@ -1,8 +1,12 @@
+import datetime
+from decimal import Decimal
+
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from influence_ssl_jax.data.table import match, number_classes, read_table, rename_taken
+from influence_ssl_jax.data.table import match, number_classes, read_table, rename_taken, storable
 from influence_ssl_jax.errors import DataError
 
 FILES = ["1.jpg", "2.jpg", "sub/3.jpg"]
@@ -145,7 +149,45 @@ def test_classes_number_values_of_every_type_in_sorted_order():
     assert number_classes(pa.chunked_array([["b", "a", None]]), "x").values == ("a", "b")
 
 
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        (pa.array([Decimal("2.5"), None, Decimal("1.5")]), [1, -1, 0]),
+        (pa.array([datetime.date(2021, 1, 1), datetime.date(2020, 1, 1)]), [1, 0]),
+        (pa.array(["b", "a", "", None], pa.string_view()), [1, 0, -1, -1]),
+        (pa.array([b"b", b"a"], pa.binary_view()), [1, 0]),
+        (pa.array(np.array([2, 1, np.nan], np.float16)), [1, 0, -1]),
+        (pa.array([-0.0, 1.0, 0.0]), [0, 1, 0]),
+        (pa.array([b"b" * 16, b"a" * 16], pa.uuid()), [1, 0]),
+        (pa.RunEndEncodedArray.from_arrays([2, 3], ["b", "a"]), [1, 1, 0]),
+        (pa.DictionaryArray.from_arrays([0, 1], pa.array(["a", None])), [0, -1]),
+    ],
+    ids=str,
+)
+def test_classes_of_every_type_that_a_file_can_hold(values, labels):
+    assert number_classes(pa.chunked_array([values]), "x").labels.tolist() == labels
+
+
+def test_attributes_become_what_a_table_can_hold_or_are_refused_by_name():
+    runs = pa.RunEndEncodedArray.from_arrays([1, 2], ["a", "b"])
+    names = pa.DictionaryArray.from_arrays([0, 1], pa.array(["a", None]))
+    given = pa.table({"view": pa.array(["a", "b"], pa.string_view()), "runs": runs, "names": names, "lists": [[1], []]})
+    table = storable(given)
+    assert table.to_pydict() == given.to_pydict()
+    assert table.schema.types == [pa.string(), pa.string(), pa.string(), pa.list_(pa.int64())]
+    for kind, values in (
+        ("month_day_nano_interval", pa.array([pa.MonthDayNano([1, 2, 3])])),
+        ("struct<>", pa.array([{}], pa.struct([]))),
+    ):
+        with pytest.raises(
+            DataError, match=f"^The attribute 'odd' is of the type {kind}, which a table of scores cannot"
+        ):
+            storable(pa.table({"good": [1], "odd": values}))
+
+
 def test_what_gives_no_class_is_refused_by_name():
+    with pytest.raises(DataError, match=r"^x holds month_day_nano_interval, which has no order"):
+        number_classes(pa.chunked_array([pa.array([pa.MonthDayNano([1, 2, 3])])]), "x")
     for values in ([[1, 0], [0, 1]], [{"a": 1}, None]):
         with pytest.raises(DataError, match=r"^The label column 'y' contains values of type (list|struct)<"):
             number_classes(pa.chunked_array([pa.array(values)]), "The label column 'y'")

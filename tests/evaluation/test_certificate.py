@@ -264,6 +264,15 @@ def test_a_larger_sample_begins_with_a_smaller_one():
     np.testing.assert_array_equal(sample(Audit(examples=30), 100)[:20], sample(Audit(examples=20), 100))
 
 
+def test_a_sample_of_very_many_is_drawn_in_pieces_and_has_the_same_properties():
+    population, aside = 10**12, np.arange(10**6)
+    many = sample(Audit(examples=10_000, seed=3), population)
+    assert len(set(many.tolist())) == 10_000
+    np.testing.assert_array_equal(many[:20], sample(Audit(examples=20, seed=3), population))
+    assert abs(np.mean(many) / population - 0.5) < 5 * 12**-0.5 / 100
+    assert not np.isin(sample(Audit(examples=500), 2 * 10**6, aside), aside).any()
+
+
 def test_what_has_no_narrow_certificate_says_why():
     """One step leaves wide bounds."""
     settings = dataclasses.replace(SETTINGS, steps=1, examples=9)

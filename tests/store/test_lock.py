@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 
+import pyarrow as pa
 import pytest
 
 from influence_ssl_jax.errors import StoreError
@@ -65,6 +66,26 @@ def test_without_locks_of_the_kernel_a_living_holder_is_refused(tmp_path, no_ker
 def test_without_locks_of_the_kernel_a_dead_holder_is_none(tmp_path, no_kernel_locks):
     said_by(tmp_path, socket.gethostname(), dead())
     lock(tmp_path).close()
+
+
+@pytest.mark.parametrize("said", [b"null", b"[" * 10**5, b'{"host": 1, "pid": "x", "beat": null}', b"\xff"])
+def test_a_lock_file_that_says_nothing_is_held_by_nobody(tmp_path, no_kernel_locks, said):
+    (tmp_path / LOCK).write_bytes(said)
+    lock(tmp_path).close()
+
+
+def test_a_process_that_stood_still_and_lost_its_folder_writes_no_more(tmp_path, no_kernel_locks, monkeypatch):
+    monkeypatch.setattr(files, "BEAT", 0.2)
+    store = ScoreStore.open(tmp_path, {}, 4)
+    table = pa.table({"index": [0], "id": ["a"], "score": [1.0]})
+    for folder in (tmp_path, tmp_path / "parts" / "0000"):
+        said_by(folder, "another", 1)  # a run on another host, while this process gives no sign of life
+    time.sleep(0.5)
+    assert holder_of(tmp_path / LOCK)["host"] == "another"  # it is not taken back
+    with pytest.raises(StoreError, match=r"Another run has taken .* while this process stood still"):
+        store.append(table)
+    store.close()
+    assert holder_of(tmp_path / LOCK)["host"] == "another"
 
 
 def test_without_locks_of_the_kernel_one_of_two_that_come_at_once_has_the_folder(tmp_path, no_kernel_locks):
