@@ -37,7 +37,7 @@ from influence_ssl_jax.runs.settings import (
     ScoreRun,
 )
 from influence_ssl_jax.scoring.scores import Scoring
-from influence_ssl_jax.store import RUN, SCORES, recorded
+from influence_ssl_jax.store import RUN, SCORES, read_record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Run:
     @property
     def record(self) -> dict[str, Plain]:
         """How the scores were made: what `run.json` holds."""
-        return recorded(self.folder, RUN)
+        return read_record(self.folder, RUN)
 
     def audit(
         self,
