@@ -264,7 +264,7 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "a neighbour is the image itself",
-        "itself = chosen[places] == index[rows, None]",
+        "itself = chosen[places] == first + start + np.arange(len(asked))[:, None]",
         "itself = np.zeros_like(places, bool)",
     ),
     (
@@ -310,8 +310,8 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ("function space forgets the number of batches", "math.sqrt(draws * count)", "math.sqrt(draws)"),
     (
         "an audit takes the first images",
-        "randomness.generator(settings.seed, Stream.AUDITED).permutation(population)",
-        "np.arange(population)",
+        "drawn = generator.permutation(population)",
+        "drawn = np.arange(population)",
     ),
     (
         "held-out errors are of the half that was fitted",
@@ -455,7 +455,7 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
         "and not finished[indices].any()",
     ),
     ("runs of numbers end one too early", "[int(run[0]), int(run[-1]) + 1]", "[int(run[0]), int(run[-1])]"),
-    ("windows of rows overlap by one", "(index >= start) & (index < end)", "(index >= start) & (index <= end)"),
+    ("windows of rows overlap by one", "(index < start + WINDOW)", "(index <= start + WINDOW)"),
     (
         "another run's folder is gone on with",
         "listed = _listed(held, identity)\n    if listed:",

@@ -37,7 +37,7 @@ class CertifiedBatch(NamedTuple):
 
 
 PERMUTED, PIECE = 1_000_000, 4096
-"""Examples that are permuted whole to draw from; of more, numbers drawn at once."""
+"""Up to how many examples are permuted to draw from them, and how many numbers are drawn at once of more examples."""
 
 
 def sample(
@@ -56,7 +56,7 @@ def sample(
         drawn = generator.permutation(population)
         return drawn[~np.isin(drawn, others)][: settings.examples]
     wanted = min(settings.examples, population - len(np.unique(others)))
-    while len(drawn) < wanted:  # what is drawn again is left out: so the others are a random permutation, a piece of it
+    while len(drawn) < wanted:  # without numbers drawn before: the beginning of a random permutation
         drawn = np.concatenate([drawn, generator.integers(population, size=PIECE)])
         drawn = drawn[np.sort(np.unique(drawn, return_index=True)[1])]
         drawn = drawn[~np.isin(drawn, others)]

@@ -17,7 +17,7 @@ from influence_ssl_jax import randomness
 from influence_ssl_jax.errors import StoreError
 from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.scoring.table import IN_CURVATURE_SET
-from influence_ssl_jax.store import BASELINES, RUN, SCORES, DamagedError, recorded
+from influence_ssl_jax.store import BASELINES, RUN, SCORES, DamagedError, read_record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ class ScoredFile:
                     "the same `influence-ssl score` command, or name another folder."
                 )
         try:
-            record = recorded(folder, RUN)
+            record = read_record(folder, RUN)
             with pq.ParquetFile(folder / SCORES) as file:
                 return cls(folder, record, file.metadata.num_rows, tuple(file.schema_arrow.names))
         except (DamagedError, ValueError, OSError) as error:  # pyarrow's errors are the latter two

@@ -35,8 +35,8 @@ from influence_ssl_jax.runs.settings import (
     ScoreRun,
 )
 from influence_ssl_jax.scoring.scores import Scoring
-from influence_ssl_jax.store import RUN, SCORES, recorded, write_sealed
-from influence_ssl_jax.store.sealed import SUM
+from influence_ssl_jax.store import RUN, SCORES, read_record, write_sealed
+from influence_ssl_jax.store.files import SUM
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Run:
     def record(self) -> dict[str, Plain]:
         """Return how the scores were made: what `run.json` holds."""
         if self.folder is not None:
-            return recorded(self.folder, RUN)
+            return read_record(self.folder, RUN)
         return {name: value for name, value in json.loads(self.files[RUN]).items() if name != SUM}
 
     def audit(

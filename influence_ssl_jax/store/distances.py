@@ -1,4 +1,4 @@
-"""Distances to nearest neighbours, in a file of their own while a table is made and after embeddings are dropped."""
+"""Keep distances to nearest neighbours: while a table is written, and after embeddings are deleted."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -9,9 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
-from influence_ssl_jax.store.files import replacing
-from influence_ssl_jax.store.result import FILES, OWNER, recorded
-from influence_ssl_jax.store.sealed import DamagedError, file_digest, write_sealed
+from influence_ssl_jax.store.files import DamagedError, file_digest, replacing, write_sealed
+from influence_ssl_jax.store.result import FILES, OWNER, read_record
 
 FILE, RECORD = "distances.parquet", "distances.json"
 SCHEMA = pa.schema({"index": pa.int64(), "distance": pa.float64()})
@@ -19,7 +18,7 @@ SCHEMA = pa.schema({"index": pa.int64(), "distance": pa.float64()})
 
 @dataclasses.dataclass(frozen=True)
 class Distances:
-    """A file of examples in order of index, each with a distance; it is read a bounded number of rows at a time.
+    """A file with the distances of examples in order of index, of which a bounded number of rows is in memory.
 
     Attributes:
         folder: The folder of the run.
@@ -31,9 +30,9 @@ class Distances:
 
     @classmethod
     def open(cls, folder: Path, owner: str) -> "Distances | None":
-        """Return the distances that are in a folder; None if there are none, or they are damaged or of another run."""
+        """Return the distances in a folder; None if they are absent, damaged or of another run."""
         try:
-            record = recorded(folder, RECORD)
+            record = read_record(folder, RECORD)
         except (DamagedError, FileNotFoundError):
             return None
         return cls(folder, owner) if record.get(OWNER) == owner else None
@@ -42,10 +41,10 @@ class Distances:
     def write(
         cls, folder: Path, owner: str, pieces: Iterable[tuple[Int[np.ndarray, " some"], Float[np.ndarray, " some"]]]
     ) -> "Distances":
-        """Write numbers and distances of examples, piece by piece, in order of index.
+        """Write the numbers and distances of examples, piece by piece, in order of index.
 
         Raises:
-            FullDiskError: The disk takes no more.
+            FullDiskError: The disk is full.
         """
         with replacing(folder / FILE) as temporary:
             with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
@@ -56,7 +55,11 @@ class Distances:
         return cls(folder, owner)
 
     def of(self, index: Int[np.ndarray, " some"]) -> Float[np.ndarray, " some"]:
-        """Return the distances of some examples, whose numbers ascend; NaN of those that the file does not hold."""
+        """Return the distances of some examples; NaN for those that the file does not hold.
+
+        Args:
+            index: The numbers of the examples, ascending.
+        """
         found = np.full(len(index), np.nan)
         if len(index):
             within = [("index", ">=", int(index[0])), ("index", "<=", int(index[-1]))]
@@ -66,7 +69,7 @@ class Distances:
         return found
 
     def forget(self, indices: Int[np.ndarray, " count"]) -> None:
-        """Drop some examples from the file."""
+        """Remove some examples from the file."""
         with pq.ParquetFile(self.folder / FILE) as file:
             tables = (file.read_row_group(number) for number in range(file.num_row_groups))
             kept = (table.filter(~np.isin(table["index"].to_numpy(), indices)) for table in tables)

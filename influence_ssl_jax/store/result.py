@@ -1,4 +1,4 @@
-"""Write the finished table of scores and its record."""
+"""Write the finished table of scores and its record, and check them."""
 
 import collections
 from collections.abc import Callable, Mapping, Sequence
@@ -12,12 +12,11 @@ from jaxtyping import Int, Shaped
 
 from influence_ssl_jax.configuration import Plain
 from influence_ssl_jax.scoring.table import EMBEDDING, assemble_table, skipped_table
-from influence_ssl_jax.store.files import replacing
+from influence_ssl_jax.store.files import DamagedError, file_digest, read_sealed, replacing, write_sealed
 from influence_ssl_jax.store.manifest import WINDOW, Parts
-from influence_ssl_jax.store.sealed import DamagedError, file_digest, read_sealed, write_sealed
 
 Extra: TypeAlias = Callable[[Int[np.ndarray, " some"]], Mapping[str, Shaped[np.ndarray, " some"]]]
-"""Further columns of some scored examples, by the numbers of the examples, which ascend."""
+"""From the numbers of some scored examples, in ascending order, to further columns of their rows."""
 
 
 def no_more(_: Int[np.ndarray, " some"]) -> dict[str, Shaped[np.ndarray, " some"]]:
@@ -25,14 +24,14 @@ def no_more(_: Int[np.ndarray, " some"]) -> dict[str, Shaped[np.ndarray, " some"
     return {}
 
 
-def renamed(columns: Sequence[str], attributes: pa.Table | None) -> dict[str, str]:
-    """The columns of the table that hold an attribute under another name, by the attribute's own name."""
+def renamed_attributes(columns: Sequence[str], attributes: pa.Table | None) -> dict[str, str]:
+    """Return the attributes that the table holds under another name: from their own name to that one."""
     names = [] if attributes is None else attributes.column_names
     return {name: f"source_{name}" for name in names if f"source_{name}" in columns and f"source_{name}" not in names}
 
 
 def count_outcomes(table: pa.Table) -> dict[str, int]:
-    """How many examples there are, and of each kind: `scored + nan + skipped = size`."""
+    """Count the examples of each kind: `scored + nan + skipped = size`."""
     skipped = table["score"].null_count
     finite = int(np.isfinite(table["score"].to_numpy()).sum())
     return {"size": table.num_rows, "scored": finite, "nan": table.num_rows - skipped - finite, "skipped": skipped}
@@ -40,9 +39,9 @@ def count_outcomes(table: pa.Table) -> dict[str, int]:
 
 SCORES, RUN = "scores.parquet", "run.json"
 FILES = "files"
-"""The key of a record that holds the SHA-256 of the files beside it, by name."""
+"""The key of a record under which the SHA-256 of the files beside it stand, by name."""
 OWNER, PARTS = "fingerprint", "parts"
-"""The keys that say of which run a record is, and of which parts."""
+"""The keys of a record for the fingerprint of the run, and for the digest of its parts."""
 
 
 def write_result(
@@ -55,19 +54,26 @@ def write_result(
     further: Mapping[str, int],
     wall: float,
 ) -> Path:
-    """Write `scores.parquet`, then `run.json`, each whole or not at all; the bytes of the table depend on rows alone.
+    """Write `scores.parquet`, then `run.json`, each whole or not at all.
 
-    The record has a checksum of its own and holds that of the table.
+    The bytes of the table depend on its rows alone. The record has a checksum of its own and holds that of the table.
 
     Args:
-        folder: Where to.
+        folder: The folder of the run.
         parts: All rows.
-        schema: Of the scored ones.
-        attributes: Of the source.
+        schema: Of the scored rows.
+        attributes: Of the source, one row for every example.
         extra: Further columns of scored examples.
-        record: What `run.json` begins with.
+        record: The first entries of `run.json`.
         further: Counts beside those of the table.
-        wall: Seconds that it took.
+        wall: Duration of the run in seconds.
+
+    Returns:
+        The path of the table.
+
+    Raises:
+        StoreError: A part has changed since it was written.
+        FullDiskError: The disk is full.
     """
     names = [name for name in schema.names if name != EMBEDDING]
     empty = pa.schema([schema.field(name) for name in names]).empty_table()
@@ -92,7 +98,7 @@ def write_result(
         **record,
         "counts": {**counts, **further},
         "attributes": attributes.column_names if attributes is not None else [],
-        "renamed": renamed(columns, attributes),
+        "renamed": renamed_attributes(columns, attributes),
         "wall_seconds": wall,
         PARTS: parts.digest(),
         FILES: {SCORES: written},
@@ -101,16 +107,16 @@ def write_result(
     return folder / SCORES
 
 
-def recorded(folder: Path, record: str) -> dict[str, Plain]:
-    """Read a record whose files are the ones that it was written beside.
+def read_record(folder: Path, record: str) -> dict[str, Plain]:
+    """Read a record, and check that the files beside it are those that it was written for.
 
     Args:
-        folder: Where record and files are.
-        record: The record's name.
+        folder: The folder of record and files.
+        record: The name of the record.
 
     Raises:
-        FileNotFoundError: The record or one of its files is not there.
-        DamagedError: One of them is not what was written.
+        FileNotFoundError: The record or one of its files is absent.
+        DamagedError: One of them has changed since it was written.
     """
     content = read_sealed(folder / record)
     for name, digest in content.get(FILES, {}).items():
@@ -119,18 +125,18 @@ def recorded(folder: Path, record: str) -> dict[str, Plain]:
     return content
 
 
-def damage(folder: Path, owner: str, parts: Parts) -> str:
-    """Say why the table and its record are not those of the parts; empty if they are, or if neither file exists.
+def find_damage(folder: Path, owner: str, parts: Parts) -> str:
+    """Return why table and record are not those of the parts; empty if they are, or if neither file exists.
 
     Args:
-        folder: Where they are.
+        folder: The folder of the run.
         owner: Fingerprint of the run.
         parts: All rows.
     """
     if not (folder / RUN).exists() and not (folder / SCORES).exists():
         return ""
     try:
-        record = recorded(folder, RUN)
+        record = read_record(folder, RUN)
     except (FileNotFoundError, DamagedError) as error:
         return str(error)
     if record.get(OWNER) != owner:

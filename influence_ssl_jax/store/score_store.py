@@ -1,4 +1,4 @@
-"""Keep scores as they are made, and resume from them."""
+"""Keep scores while a run computes them, and resume from them."""
 
 import os
 import socket
@@ -17,19 +17,22 @@ from influence_ssl_jax.errors import StoreError
 from influence_ssl_jax.parallel import first_only, in_every
 from influence_ssl_jax.scoring.table import CONTENT, EMBEDDING, skipped_table
 from influence_ssl_jax.store.distances import Distances
-from influence_ssl_jax.store.files import LOCK, Held, holder_of, living, lock
+from influence_ssl_jax.store.files import LOCK, Lock, find_living, holder_of, lock
 from influence_ssl_jax.store.identity import claim, refuse_disagreement, refuse_foreign
 from influence_ssl_jax.store.manifest import Kind, Manifest, Parts, writers
-from influence_ssl_jax.store.result import OWNER, RUN, SCORES, Extra, damage, no_more, write_result
+from influence_ssl_jax.store.result import OWNER, RUN, SCORES, Extra, find_damage, no_more, write_result
 
 
-def enter(folder: Path, identity: Plain, size: int) -> tuple[Held, int]:
-    """Hold the folder for the whole run and check every part in it: the lock, and how many listed rows are lost.
+def enter(folder: Path, identity: Plain, size: int) -> tuple[Lock, int]:
+    """Lock the folder of a run, and check every part in it.
 
-    A table or a record that is damaged, deleted or of other parts is removed: it is made again from the parts.
+    A table or a record that is damaged, incomplete or of other parts is deleted, and later made again from the parts.
+
+    Returns:
+        The lock, and the number of listed rows that are lost.
 
     Raises:
-        StoreError: The folder is a file, is in use, or holds another run or something else.
+        StoreError: The folder is a file, is in use, or holds another run or other files.
     """
     if folder.exists() and not folder.is_dir():
         raise StoreError(f"{folder} is a file; the output is a folder. Choose another --out.")
@@ -42,8 +45,8 @@ def enter(folder: Path, identity: Plain, size: int) -> tuple[Held, int]:
         owner = fingerprint(identity)
         parts = Parts.load(folder / "parts", size, owner)
         parts.check()
-        if not parts.finished().all() or damage(folder, owner, parts):
-            for name in (SCORES, RUN):  # an earlier result that is no longer whole must not pass for one
+        if not parts.finished().all() or find_damage(folder, owner, parts):
+            for name in (SCORES, RUN):
                 (folder / name).unlink(missing_ok=True)
     except BaseException:
         held.close()
@@ -52,21 +55,21 @@ def enter(folder: Path, identity: Plain, size: int) -> tuple[Held, int]:
 
 
 def refuse_writers(parts: Path) -> None:
-    """Check that no process of an earlier run still writes its parts; the locks of those that have ended are cleared.
+    """Check that no process of an earlier run still writes its parts, and clear the locks of those that have ended.
 
     Raises:
-        StoreError: One does.
+        StoreError: One still writes.
     """
     parts.mkdir(exist_ok=True)
     locks = [each / LOCK for each in writers(parts) if (each / LOCK).exists()]
-    alive = living(locks)
+    alive = find_living(locks)
     if alive:
         raise StoreError(
             f"A process of an earlier run still writes {alive[0].parent}. Wait for it, end it, or choose another folder."
         )
     for each in locks:
         if holder_of(each).get("host") != socket.gethostname():
-            os.truncate(each, 0)  # it was watched, and has ended
+            os.truncate(each, 0)  # its process was watched, and has ended
         lock(each.parent).close()
 
 
@@ -89,7 +92,7 @@ class ScoreStore:
             store.finish(source.attributes())
     """
 
-    def __init__(self, folder: Path, identity: Plain, held: list[Held], parts: Parts) -> None:
+    def __init__(self, folder: Path, identity: Plain, held: list[Lock], parts: Parts) -> None:
         self.folder = folder
         self.identity = identity
         self._held = held
@@ -102,16 +105,18 @@ class ScoreStore:
 
     @classmethod
     def open(cls, folder: Path, identity: Plain, size: int) -> "ScoreStore":
-        """Begin in a new or empty folder, or go on where the same identity left off; all processes of a run together.
+        """Begin a run in a new or empty folder, or resume the run with the same identity.
+
+        All processes of a run call it together.
 
         Args:
-            folder: The output folder; made where it is missing.
-            identity: JSON of everything that the scores depend on.
+            folder: The output folder; it is made if it does not exist.
+            identity: Everything that the scores depend on; plain JSON.
             size: Number of examples of the source.
 
         Raises:
-            StoreError: The folder holds another run (the differences are listed), something else, or is in use; or the
-                processes of this run were given different work.
+            StoreError: The folder is in use, or holds another run (the differences are listed) or other files; or the
+                processes of this run were started for different work.
         """
         folder = Path(folder)
         identity = {"size": size, **identity}
@@ -139,37 +144,41 @@ class ScoreStore:
         self.close()
 
     def close(self) -> None:
-        """Let another run have the folder."""
+        """Release the folder."""
         for file in self._held:
             file.close()
 
     def done(self) -> Int[np.ndarray, " done"]:
-        """Numbers of the examples that need no more work, ascending."""
+        """Return the numbers of the examples that are finished, ascending."""
         return np.flatnonzero(self._finished)
 
     def todo(self) -> Int[np.ndarray, " todo"]:
-        """Numbers of the others."""
+        """Return the numbers of the examples that are not finished, ascending."""
         return np.flatnonzero(~self._finished)
 
     @property
     def lost(self) -> int:
-        """Rows of parts that were found damaged when the folder was opened."""
+        """Number of rows in parts that were damaged when the folder was opened."""
         return self._parts.lost
 
     def contents(self) -> Iterator[pa.Table]:
-        """`index, id, content` of the scored rows in order, a bounded number at a time; nothing where parts have none."""
+        """Read `index, id, content` of the scored rows in order, a bounded number at a time.
+
+        Yields:
+            Tables; none if the parts have no column `content`.
+        """
         known = self._schema is not None and CONTENT in self._schema.names
         return self.windows(["id", CONTENT]) if known else iter(())
 
     def skipped(self) -> Int[np.ndarray, " skipped"]:
-        """Numbers of the examples that could not be used, ascending."""
+        """Return the numbers of the examples that could not be used, ascending."""
         parts = [part.indices() for part in self._parts.all() if part.kind == "skipped"]
         return np.sort(np.concatenate([np.zeros(0, np.int64), *parts]))
 
     def forget(self, indices: Int[np.ndarray, " count"]) -> None:
-        """Drop the rows of some examples, so that they are made again; all processes of a run together.
+        """Delete the rows of some examples, so that they are made again.
 
-        The table and the record go too: they are made again from what there is then.
+        Table and record are deleted too. All processes of a run call it together.
         """
 
         def drop() -> None:
@@ -185,10 +194,14 @@ class ScoreStore:
         self._resumed = int(self._finished.sum())
 
     def bind(self, fitted: str) -> None:
-        """Say with which fitted curvature scores are made from here on, by its digest.
+        """Set the fitted curvature that scores are made with from now on.
+
+        Args:
+            fitted: Its digest.
 
         Raises:
-            StoreError: Those that are there were made with another, or the processes of this run have different ones.
+            StoreError: The scores in the folder were made with another one, or the processes of this run have different
+                ones.
         """
         in_every(fitted, "The processes of this run have different fitted curvatures")
         others = {part.fitted for part in self._parts.all()} - {fitted}
@@ -201,14 +214,16 @@ class ScoreStore:
         self._fitted = fitted
 
     def append(self, table: pa.Table) -> None:
-        """Keep the rows of one part; when this returns they are on disk.
+        """Write the rows of one part; they are on disk when this returns.
 
         Args:
-            table: `index`, `id`, `score` (never null), any further columns of COLUMNS, extra numbers, `embedding` (a
-                fixed-size list, kept in the parts alone).
+            table: `index`, `id`, `score` (never null), any further columns of COLUMNS, other numbers, and `embedding` (a
+                fixed-size list, which stays in the parts).
 
         Raises:
-            ValueError: Columns are missing or differ from the parts before, or an example is there already.
+            ValueError: Columns are missing or differ from those of earlier parts, or an example is in the folder already.
+            StoreError: Another run has taken the folder.
+            FullDiskError: The disk is full.
         """
         if not table.num_rows:
             return
@@ -223,14 +238,14 @@ class ScoreStore:
         self._schema = table.schema
 
     def _alike(self, schema: pa.Schema) -> bool:
-        """Whether rows of a schema may follow those that are there, whose embeddings may have been dropped."""
+        """Return whether rows of a schema may follow the earlier ones, whose embeddings may have been deleted."""
         assert self._schema is not None
         if EMBEDDING in self._schema.names or EMBEDDING not in schema.names:
             return schema.equals(self._schema)
         return schema.remove(schema.get_field_index(EMBEDDING)).equals(self._schema)
 
     def embedded(self) -> bool:
-        """Whether the embeddings of every scored row are in the folder."""
+        """Return whether the embeddings of every scored row are in the folder."""
         return self._parts.embedded()
 
     def distances(self, measure: Callable[[], Iterable[Float[np.ndarray, " some"]]]) -> Distances:
@@ -247,20 +262,23 @@ class ScoreStore:
         return Distances.write(self.folder, owner, zip(index, measure(), strict=True))
 
     def drop_embeddings(self) -> None:
-        """Delete all embeddings; the distances that they were kept for stay."""
+        """Delete all embeddings; the distances stay."""
         self._parts.drop_embeddings()
 
     def skip(self, rows: Iterable[Skipped]) -> None:
-        """Keep the examples that cannot be scored, with the reason.
+        """Write the examples that cannot be scored, with the reasons.
 
         Raises:
-            ValueError: An example is there already.
+            ValueError: An example is in the folder already.
+            StoreError: Another run has taken the folder.
+            FullDiskError: The disk is full.
         """
         table = skipped_table(rows)
         if table.num_rows:
             self._add("skipped", table)
 
     def _add(self, kind: Kind, table: pa.Table) -> None:
+        """Write the part of either kind."""
         self._refuse_lost_lock()
         indices = table["index"].to_numpy()
         outside = (indices < 0) | (indices >= len(self._finished))
@@ -287,21 +305,22 @@ class ScoreStore:
             )
 
     def _mine(self) -> Manifest:
+        """Return the parts of this process."""
         return self._parts.manifests[jax.process_index()]
 
     def rows(self) -> int:
-        """Rows that this process has written, in this run and before."""
+        """Return the number of rows that this process has written, now and in earlier runs."""
         return sum(part.rows for part in self._mine().parts)
 
     def refresh(self, expected: int = 0) -> None:
-        """Look again at what the other processes have written; for the first one, when all are through.
+        """Read again what the other processes have written; the first process calls it when all have finished.
 
         Args:
-            expected: Rows that they say they wrote. A shared file system may show old folders for a while: it is asked
-                again for LATE seconds.
+            expected: Number of rows that all processes have written. A shared file system may show an old state for a
+                while: it is read again for LATE seconds.
 
         Raises:
-            StoreError: It still does not show as many.
+            StoreError: It still shows fewer rows.
         """
         end = time.monotonic() + LATE
         self._look()
@@ -315,17 +334,18 @@ class ScoreStore:
             self._look()
 
     def _look(self) -> None:
+        """Read the lists of all processes."""
         lost = self._parts.lost
         self._parts = Parts.load(self.folder / "parts", len(self._finished), fingerprint(self.identity))
         self._parts.lost, self._finished, self._schema = lost, self._parts.finished(), self._parts.schema()
 
     def columns(self) -> list[str]:
-        """What is known of scored rows; nothing where none is scored."""
+        """Return the names of the columns of scored rows; none if no row is scored."""
         schema = self._parts.schema()
         return [] if schema is None else schema.names
 
     def windows(self, columns: list[str]) -> Iterator[pa.Table]:
-        """Scored rows in order of index, a bounded number at a time."""
+        """Read `index` and some columns of the scored rows in order, a bounded number of rows at a time."""
         return (table for table in self._parts.windows("scored", ["index", *columns]) if table.num_rows)
 
     def finish(
@@ -334,15 +354,16 @@ class ScoreStore:
         extra: Extra = no_more,
         facts: Mapping[str, Plain] | None = None,
     ) -> Path:
-        """Write `scores.parquet` and `run.json`, and return the former.
+        """Write `scores.parquet` and `run.json`, and return the path of the table.
 
         Args:
-            attributes: The source's, one row for every example in order.
+            attributes: Of the source, one row for every example, in order.
             extra: Further columns of scored examples.
-            facts: What `run.json` records beside identity, counts and wall time.
+            facts: Further entries of `run.json`.
 
         Raises:
-            StoreError: Examples are missing or in two parts, or none could be scored.
+            StoreError: An example is in no part or in two, or none could be scored.
+            FullDiskError: The disk is full.
         """
         self._parts.refuse_gaps()
         if self._schema is None:

@@ -16,8 +16,7 @@ from influence_ssl_jax.errors import InfluenceError, disk_of
 from influence_ssl_jax.parallel import all_devices, batches_of, is_first, replicated, smallest, split
 from influence_ssl_jax.run_log import json_lines
 from influence_ssl_jax.store import DamagedError, digest_of, read_sealed, write_sealed
-from influence_ssl_jax.store.files import LOCK, TEMPORARY, Held, append_line, lock, write_atomically
-from influence_ssl_jax.store.sealed import SUM, checksum
+from influence_ssl_jax.store.files import LOCK, SUM, TEMPORARY, Lock, append_line, checksum, lock, write_atomically
 from influence_ssl_jax.train.state import TrainState
 from influence_ssl_jax.types import Batch
 
@@ -61,7 +60,7 @@ class TrainingError(InfluenceError):
     """A training run that cannot start, continue or finish."""
 
 
-def claim(folder: Path, description: dict) -> Held:
+def claim(folder: Path, description: dict) -> Lock:
     """Record the settings of a run in `folder`, and lock the folder.
 
     The lock lasts until the returned object is closed or the process ends.
