@@ -212,8 +212,8 @@ def galerkin_interval(
     """
     if state.curvature == "hessian":
         raise CurvatureError(
-            "Bounds take a positive semi-definite C, and a Hessian may be indefinite; use curvature 'ggn', 'fisher' or "
-            "'empirical_fisher'."
+            "Bounds need a positive semi-definite C, and a Hessian may be indefinite; got curvature='hessian', use 'ggn', "
+            "'fisher' or 'empirical_fisher'."
         )
     unit = rounding * jnp.finfo(state.vectors.dtype).eps
     if measured is None:

@@ -67,18 +67,18 @@ class Damping:
         for name, value in (("relative", self.relative), ("absolute", self.absolute)):
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise InfluenceError(
-                    f"Damping must be positive and finite, got {name}={value}. Without it C is singular for every network "
-                    "with more parameters than data, and the score is undefined; 0.1 × the mean eigenvalue is customary."
+                    f"Damping must be positive and finite, got {name}={value}. Without damping C is singular for every network "
+                    "with more parameters than data, and the score is undefined; use relative=0.1, 0.1 × the mean eigenvalue."
                 )
         share = self.effective_dimension
         if share is not None and not 0 < share < 1:
             raise InfluenceError(
-                f"The effective dimension is a share of the rank of C, between 0 (λ infinite) and 1 (λ zero), both "
-                f"excluded; got effective_dimension={share}."
+                "The effective dimension is a share of the rank of C, above 0 (λ infinite) and below 1 (λ zero); got "
+                f"effective_dimension={share}."
             )
         if share is not None and self.absolute is not None:
             raise InfluenceError(
-                f"Damping is given twice, as absolute={self.absolute} and as effective_dimension={share}; give one."
+                f"Damping is given twice, as absolute={self.absolute} and as effective_dimension={share}; give only one."
             )
 
     @property
@@ -296,8 +296,9 @@ class Backend(abc.ABC, Generic[State]):
         """
         del problem
         raise InfluenceError(
-            f"{type(self).__name__} cannot leave an image's own contribution out of C, which leave_own_out asks for; Gram "
-            "can (backend:gram), exactly. Or leave it off: the column in_curvature_set marks the images in question."
+            f"{type(self).__name__} cannot leave an image's own contribution out of C, which leave_own_out requests. "
+            "Use Gram (backend:gram), which does so exactly; or switch leave_own_out off: the column in_curvature_set marks "
+            "the images that are part of C."
         )
 
     def assess_without_own(
@@ -315,7 +316,7 @@ class Backend(abc.ABC, Generic[State]):
             InfluenceError: This backend cannot (`check_own`).
         """
         del state, gradients, damping, index
-        raise InfluenceError(f"{type(self).__name__} cannot leave an image's own contribution out of C.")
+        raise InfluenceError(f"{type(self).__name__} cannot leave an image's own contribution out of C; use Gram.")
 
     def spectrum(self, state: State) -> Spectra:
         """The eigenvalues of the fitted matrix, from which damping by effective dimension follows.
@@ -326,7 +327,7 @@ class Backend(abc.ABC, Generic[State]):
         del state
         raise InfluenceError(
             f"{type(self).__name__} does not know the eigenvalues of C, which damping by effective_dimension or "
-            "relative_to='nonzero' takes. Give relative or absolute damping, or use Gram, CG, EKFAC or LoGra."
+            "relative_to='nonzero' needs. Give relative or absolute damping, or use Gram, CG, EKFAC or LoGra."
         )
 
     def resolve(self, state: State, damping: Damping) -> Resolved:
@@ -350,7 +351,7 @@ class Backend(abc.ABC, Generic[State]):
             )
         if least == 0:
             raise CurvatureError(
-                "The curvature is zero, so damping relative to it is too: the views of the curvature set do not differ, or "
+                "The curvature is zero, and so is damping relative to it: the views of the curvature set do not differ, or "
                 "no gradient reaches a parameter. Check the perturbation, or give an absolute damping."
             )
         if smallest + least <= 0:
@@ -365,7 +366,9 @@ def scalar(damping: Resolved) -> Float[Array, ""]:
         TypeError: It was resolved block by block, for another backend.
     """
     if isinstance(damping, dict):
-        raise TypeError(f"This backend has one damping for the whole matrix, got one for each of {list(damping)}.")
+        raise TypeError(
+            f"This backend needs one damping for the whole matrix, got one for each of {list(damping)}; resolve it again."
+        )
     return damping
 
 

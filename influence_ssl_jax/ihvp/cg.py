@@ -83,11 +83,13 @@ class CG(Backend[CGState]):
     def __post_init__(self) -> None:
         """Refuse a preconditioner that drops directions, and blocks of nothing."""
         if self.shared < 1:
-            raise InfluenceError(f"An example is solved in the company of at least itself, got shared={self.shared}.")
+            raise InfluenceError(
+                f"shared is the number of examples that share a Krylov space, at least 1; got shared={self.shared}."
+            )
         if self.preconditioner is not None and not self.preconditioner.definite:
             raise InfluenceError(
-                f"A preconditioner must be positive definite, and {self.preconditioner} drops what lies outside its "
-                "subspace, so that CG would never see it. Choose complement='keep', or another backend."
+                f"A preconditioner must be positive definite, and {self.preconditioner} drops everything outside its "
+                "subspace, which CG would then never reach. Use complement='keep', or another backend."
             )
 
     def fit(self, problem: Problem, key: Key[Array, ""]) -> CGState:
@@ -181,7 +183,7 @@ def spectrum_by_products(problem: Problem, probes: int, steps: int) -> Spectrum:
     """
     if problem.curvature == "hessian":
         raise CurvatureError(
-            "An effective dimension, or a mean over nonzero eigenvalues, takes a positive semi-definite C, got "
+            "An effective dimension, or a mean over nonzero eigenvalues, needs a positive semi-definite C, got "
             "curvature='hessian'; use 'ggn', 'fisher' or 'empirical_fisher', or give relative or absolute damping."
         )
 

@@ -89,8 +89,8 @@ class Exact(Backend[ExactState]):
         least, most = float(state.eigenvalues[0]), float(state.eigenvalues[-1])
         if least < -float(jnp.finfo(state.eigenvalues.dtype).eps) * state.eigenvalues.size * most:
             raise CurvatureError(
-                "An effective dimension, or a mean over nonzero eigenvalues, takes a positive semi-definite C; the "
-                f"smallest eigenvalue of this one is {least:.3g}. Use curvature 'ggn', 'fisher' or 'empirical_fisher', or "
+                "An effective dimension, or a mean over nonzero eigenvalues, needs a positive semi-definite C; the "
+                f"smallest eigenvalue of this C is {least:.3g}. Use curvature 'ggn', 'fisher' or 'empirical_fisher', or "
                 "give relative or absolute damping."
             )
         return Spectrum(state.eigenvalues, jnp.ones_like(state.eigenvalues))

@@ -244,7 +244,7 @@ class LiSSA(Iterations[LiSSAState]):
         if self.scale is not None and 2 * self.scale <= reach:
             raise DivergenceError(
                 f"LiSSA diverges: its steps are divided by scale={self.scale:.4g} and converge only above half of the "
-                f"largest eigenvalue of C + λI, which is at least {reach:.4g}. Use scale=None, which finds one, or a "
+                f"largest eigenvalue of C + λI, which is at least {reach:.4g}. Use scale=None, which chooses one, or a "
                 f"scale of about {MARGIN * reach:.4g}."
             )
         return resolved
