@@ -666,16 +666,7 @@ def group_by_example(gradients: Float[Array, "n *shape"], draws: int) -> Float[A
 
 
 def draw_gram(gradients: Float[Array, "n *shape"], draws: int) -> Float[Array, "batch draws draws"]:
-    """Compute the inner products of the draws of each example, from vectors in draw-major order.
-
-    Example:
-        Two draws of one example:
-
-        >>> import jax.numpy as jnp
-        >>> from influence_ssl_jax.curvature.blocks import draw_gram
-        >>> draw_gram(jnp.asarray([[1.0, 0.0], [2.0, 1.0]]), draws=2)[0].tolist()
-        [[1.0, 2.0], [2.0, 5.0]]
-    """
+    """Compute the inner products of the draws of each example, from vectors in draw-major order."""
     vectors = gradients.reshape(draws, gradients.shape[0] // draws, -1)
     return jnp.einsum("kbf,lbf->bkl", vectors, vectors)
 

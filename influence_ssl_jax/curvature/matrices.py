@@ -124,16 +124,6 @@ class Layout:
     Attributes:
         lead: Sizes of the leading axes that loops iterate over: the parameter is a stack of matrices.
         steps: Changes of layout from the array of one step to the matrix, all bijective.
-
-    Example:
-        A kernel with the axes (outputs, inputs) becomes a matrix with the axes (groups, inputs, outputs):
-
-        >>> import jax.numpy as jnp
-        >>> from influence_ssl_jax.curvature.matrices import Layout, LayoutStep
-        >>> steps = LayoutStep("transpose", (2, 3), (3, 2), (1, 0)), LayoutStep("reshape", (3, 2), (1, 3, 2))
-        >>> layout = Layout((), steps)
-        >>> layout.to_matrix(jnp.zeros((2, 3))).shape, layout.from_matrix(jnp.zeros((1, 3, 2))).shape
-        ((1, 3, 2), (2, 3))
     """
 
     lead: Shape
@@ -246,17 +236,7 @@ def _times(rows: Array, basis: Array) -> Array:
 def outer_products(
     inputs: Float[Array, "images positions groups inputs"], outputs: Float[Array, "images positions groups outputs"]
 ) -> Float[Array, "images groups inputs outputs"]:
-    """Compute `Σ_t a_t s_tᵀ` of every image from its rows.
-
-    Example:
-        One image with one position and one group:
-
-        >>> import jax.numpy as jnp
-        >>> from influence_ssl_jax.curvature.matrices import outer_products
-        >>> inputs, outputs = jnp.asarray([[[[1.0, 2.0]]]]), jnp.asarray([[[[3.0]]]])
-        >>> outer_products(inputs, outputs)[0, 0].tolist()
-        [[3.0], [6.0]]
-    """
+    """Compute `Σ_t a_t s_tᵀ` of every image from its rows."""
     return jnp.einsum("ntgi,ntgo->ngio", inputs, outputs)
 
 

@@ -29,25 +29,6 @@ def matvec(problem: Problem) -> Matvec:
     Returns:
         A linear, self-adjoint function on trees of the structure of `problem.params`. It may be called under `jit`
         and `vmap`.
-
-    Example:
-        One image, seen as itself and as its mirror image. The residual is √2 (z − z') for the embedding z = w₁ x₁ +
-        w₂ x₂, so C = 2 (x − x') (x − x')ᵀ with x − x' = (−1, 1):
-
-        >>> import jax, jax.numpy as jnp
-        >>> import influence_ssl_jax as isj
-        >>> from influence_ssl_jax.augment.crop import HorizontalFlip
-        >>> from influence_ssl_jax.augment.transform import AgainstClean
-        >>> from influence_ssl_jax.curvature.products import matvec
-        >>> from influence_ssl_jax.nets.linear import Linear
-        >>> from influence_ssl_jax.types import Batch
-        >>> objective = isj.Objective(isj.Network(Linear(1)), AgainstClean(HorizontalFlip()), isj.SquaredEuclid())
-        >>> image, keys = jnp.asarray([3.0, 4.0]).reshape(1, 1, 1, 2, 1), jax.random.split(jax.random.key(0), (1, 1))
-        >>> params = {"dense": {"kernel": jnp.ones((2, 1))}}
-        >>> problem = isj.Problem(params, {}, Batch(image, keys, jnp.zeros((1, 1), int)), objective)
-        >>> product = matvec(problem)({"dense": {"kernel": jnp.asarray([[1.0], [0.0]])}})
-        >>> [round(float(entry), 4) for entry in product["dense"]["kernel"][:, 0]]
-        [2.0, -2.0]
     """
     return lambda vector: mean_over_batches(problem, lambda batch: _product(problem, batch)(vector))
 
@@ -113,12 +94,6 @@ def standard_error(found: Float[Array, " probes"]) -> Float[Array, ""]:
     """Compute the standard error of a mean over random probes, from their spread.
 
     It is NaN for a single probe.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from influence_ssl_jax.curvature.products import standard_error
-        >>> round(float(standard_error(jnp.asarray([1.0, 3.0]))), 4)
-        1.0
     """
     probes = len(found)
     return jnp.sqrt(jnp.sum((found - jnp.mean(found)) ** 2) / (probes * (probes - 1) or jnp.nan))
