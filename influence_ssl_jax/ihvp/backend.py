@@ -52,9 +52,9 @@ class Damping:
     Attributes:
         relative: λ as a multiple of the mean eigenvalue of C.
         absolute: λ itself; it replaces the other fields if it is given.
-        effective_dimension: ρ between 0 and 1, which replaces `relative` if it is given: λ is such that `tr C(C +
-            λI)⁻¹ = ρ · rank C`. ρ is the share of C's directions whose curvature exceeds λ, counted smoothly. It
-            means the same for every network and curvature set, whatever the number of parameters.
+        effective_dimension: ρ between 0 and 1, which replaces `relative` if it is given: λ is such that
+            `tr C(C + λI)⁻¹ = ρ · rank C`. ρ is the share of C's directions whose curvature exceeds λ, counted
+            smoothly. It means the same for every network and curvature set, whatever the number of parameters.
         relative_to: The mean over "all" eigenvalues, tr(C)/P, or over the "nonzero" ones, tr(C)/rank C. With more
             parameters than curvature gradients most are zero, and the first mean says little about the others.
 

@@ -142,9 +142,10 @@ class EigenbasisState:
 class EigenbasisBackend(Backend[EigenbasisState]):  # abstract: subclasses define `fit`
     """A backend whose curvature is diagonal in a basis of each block.
 
-    `(C + λI)⁻¹ ≈ ⊕_blocks B (μ + λ)⁻¹ Bᵀ + (I − B Bᵀ) / (level + λ)`; the last term only if a level is kept. The
-    complement is never formed: its part of a form is the rest of the gradients' inner product, `⟨g, g'⟩ − ⟨Bᵀg,
-    Bᵀg'⟩`, from norms that need no gradient either (`Block.gram`). Curvature between blocks is left out.
+    `(C + λI)⁻¹ ≈ ⊕_blocks B (μ + λ)⁻¹ Bᵀ + (I − B Bᵀ) / (level + λ)`; the last term only if a level
+    is kept. The complement is never formed: its part of a form is the rest of the gradients' inner product,
+    `⟨g, g'⟩ − ⟨Bᵀg, Bᵀg'⟩`, from norms that need no gradient either (`Block.gram`). Curvature between blocks is
+    left out.
     """
 
     def mean_eigenvalue(self, state: EigenbasisState) -> Resolved:

@@ -203,10 +203,10 @@ class LiSSAState(IterationState):
 class LiSSA(Iterations[LiSSAState]):
     """LiSSA: `x ← x + (v − (C + λI) x) / scale`, `depth` times from zero.
 
-    This is a Neumann series of `(C + λI)⁻¹ v`. λ is the λ of `(C + λI)⁻¹` for every scale. (Other implementations use
-    the recursion `u ← v + (1−d)u − Cu/s` and return `u/s`, which solves with λ = d·s.) It converges if `2 · scale >
-    μ_max + λ`; after `depth` steps the residual is at most `(1 − λ/scale)^depth` of v if scale ≥ μ_max + λ, and
-    `Form.residual` is the measured one.
+    This is a Neumann series of `(C + λI)⁻¹ v`. λ is the λ of `(C + λI)⁻¹` for every scale. (Other
+    implementations use the recursion `u ← v + (1−d)u − Cu/s` and return `u/s`, which solves with λ = d·s.) It
+    converges if `2 · scale > μ_max + λ`; after `depth` steps the residual is at most `(1 − λ/scale)^depth` of
+    v if scale ≥ μ_max + λ, and `Form.residual` is the measured one.
     Reference: arXiv 1602.03943; arXiv 1703.04730.
 
     Attributes:
@@ -402,9 +402,9 @@ class ASTRA(Iterations[ASTRAState]):
     def _reach(self, state: ASTRAState, damping: Float[Array, ""]) -> Float[Array, ""]:
         """Bound ν at λ.
 
-        The bound is that at the largest λ_j not above λ; below all of them it is `ν_1 λ_1/λ`. `C + λ_jI ≼ ν_j (K +
-        λ_jI)` and ν_j ≥ 1 give `C + λI ≼ ν_j (K + λI)` for λ ≥ λ_j; and for λ < λ_1, `C + λI ≼ C + λ_1I ≼ ν_1 (K +
-        λ_1I) ≼ ν_1 (λ_1/λ) (K + λI)`.
+        The bound is that at the largest λ_j not above λ; below all of them it is `ν_1 λ_1/λ`.
+        `C + λ_jI ≼ ν_j (K + λ_jI)` and ν_j ≥ 1 give `C + λI ≼ ν_j (K + λI)` for λ ≥ λ_j; and for λ <
+        λ_1, `C + λI ≼ C + λ_1I ≼ ν_1 (K + λ_1I) ≼ ν_1 (λ_1/λ) (K + λI)`.
         """
         below = jnp.maximum(jnp.sum(state.dampings <= damping) - 1, 0)
         return jnp.maximum(state.reach[below], 1.0) * jnp.maximum(state.dampings[0] / damping, 1.0)

@@ -9,8 +9,8 @@ stored. It holds if rounding errors are at most the following, where `u` is the 
    float32: 4 to 20 u at noise of σ = 0.2, 5,000 u at 0.0002). The lengths of the parts are computed.
 2. The embedding of a view is accurate to `k u` of its length, in a random direction. The effect on the gradient is
    measured with two random directions; the larger one counts twice.
-3. A product `C x` is accurate to `k u (‖C‖ + λ)‖x‖` plus four times the error that two products with sums show, `‖C(v
-   + w) − Cv − Cw‖`. ‖C‖ is taken to be at most twice the result of eight steps of a power iteration.
+3. A product `C x` is accurate to `k u (‖C‖ + λ)‖x‖` plus four times the error that two products with sums show,
+   `‖C(v + w) − Cv − Cw‖`. ‖C‖ is taken to be at most twice the result of eight steps of a power iteration.
 4. The error of Lanczos' recurrence is measured with four normal vectors (`linalg.quadrature`), which miss an error of
    rank one with a probability of 0.5 %.
 5. A row of A (`C = AᵀA`, if certificates are made from rows) is a gradient of that kind, or a sum of them over a
