@@ -201,12 +201,12 @@ class VectorBlock(Block):
 
     def write(self, array: Float[Array, " size"]) -> dict[Path, Array]:
         """Split the vector into its leaves."""
-        found, start = {}, 0
+        values, start = {}, 0
         for path, shape in zip(self.paths, self.shapes, strict=True):
             length = math.prod(shape)
-            found[path] = array[start : start + length].reshape(shape)
+            values[path] = array[start : start + length].reshape(shape)
             start += length
-        return found
+        return values
 
     def materialise(self, gradients: Captured) -> Float[Array, "n size"]:
         """Compute the gradient vectors."""
@@ -334,10 +334,10 @@ class MatrixBlock(Block):
         calls, batch = self.calls(gradients), gradients.cotangents.shape[1] // draws
         if calls is None:
             return draw_gram(self.materialise(gradients), draws)
-        found = [self._inner_products(taps, draws, batch) for taps in calls if taps]
-        if not found:  # the network does not use the matrix
+        products = [self._inner_products(taps, draws, batch) for taps in calls if taps]
+        if not products:  # the network does not use the matrix
             return jnp.zeros((batch, draws, draws), gradients.cotangents.dtype)
-        return functools.reduce(jnp.add, found)
+        return functools.reduce(jnp.add, products)
 
     def map_examples(
         self,
@@ -378,10 +378,10 @@ class MatrixBlock(Block):
         """
         if self._places(gradients.program) is None:
             return None
-        found: list[Calls] = [[] for _ in range(math.prod(self.layout.lead))]
+        calls: list[Calls] = [[] for _ in range(math.prod(self.layout.lead))]
         for tap in gradients.taps(self.leaves[0]):
-            found[_place(tap.site, self.layout)].append(tap)
-        return found
+            calls[_place(tap.site, self.layout)].append(tap)
+        return calls
 
     def _places(self, program: Program) -> list[Site] | None:
         """Return the sites of the kernel; None if some site is not rows times this matrix."""
@@ -447,10 +447,10 @@ class MatrixBlock(Block):
         """Compute `Σ_t ā_t s_tᵀ` of one call, image by image."""
         matrix, (read,), gradients = tap.site.matrix, tap.operands, merge_views(tap.gradients)
         assert matrix is not None
-        found = matrix.gradient(merge_views(read), gradients)
+        kernel = matrix.gradient(merge_views(read), gradients)
         if self.bias is None:
-            return found
-        return jnp.concatenate([found, jnp.sum(matrix.output_rows(gradients), axis=1)[:, :, None]], axis=2)
+            return kernel
+        return jnp.concatenate([kernel, jnp.sum(matrix.output_rows(gradients), axis=1)[:, :, None]], axis=2)
 
     def _rows(self, taps: Calls, n: int, dtype: Any) -> tuple[Array, Array]:
         """Return the rows of all calls.
@@ -516,7 +516,7 @@ def discover(
     program, paths = program_of(network, params, frozen, image_shape), leaf_paths(params)
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
     _refuse(program, paths, unexplained)
-    found: dict[int, MatrixBlock | VectorBlock] = {}
+    by_leaf: dict[int, MatrixBlock | VectorBlock] = {}
     taken: set[int] = set()
     order = list(dict.fromkeys(site.leaf for site in program.sites))
     kernels = {leaf: _matrix(leaf, program, shapes) for leaf in order}
@@ -529,14 +529,14 @@ def discover(
         taken.update(leaves)
         own = tuple(paths[k] for k in leaves)
         rows, shape = inputs + len(leaves) - 1, None if bias is None else shapes[bias]
-        found[leaf] = MatrixBlock(_name(own, paths), leaves, own, layout, groups, rows, outputs, shape)
+        by_leaf[leaf] = MatrixBlock(_name(own, paths), leaves, own, layout, groups, rows, outputs, shape)
     for leaf in order:
         if leaf not in taken:
             leaves = _with_bias(leaf, program, paths, taken)
             taken.update(leaves)
-            found[leaf] = _plain(leaves, paths, shapes)
+            by_leaf[leaf] = _plain(leaves, paths, shapes)
     rest = [leaf for leaf in range(len(paths)) if leaf not in taken]
-    blocks = [found[leaf] for leaf in order if leaf in found]
+    blocks = [by_leaf[leaf] for leaf in order if leaf in by_leaf]
     return (*blocks, *(_plain((leaf,), paths, shapes) for leaf in rest))
 
 
@@ -705,12 +705,12 @@ def _sums_and_differences(sides: tuple[Array, Array], views: int) -> tuple[Array
 
 def _positions_of(taps: Calls) -> int:
     """Count the positions of one example in all calls and views."""
-    found = 0
+    positions = 0
     for tap in taps:
         matrix = tap.site.matrix
         assert matrix is not None
-        found += tap.gradients.shape[0] * math.prod(tap.gradients.shape[2:]) // (matrix.groups * matrix.outputs)
-    return found
+        positions += tap.gradients.shape[0] * math.prod(tap.gradients.shape[2:]) // (matrix.groups * matrix.outputs)
+    return positions
 
 
 def _by_example(rows: Array, like: Array) -> Array:

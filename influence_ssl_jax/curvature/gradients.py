@@ -37,8 +37,8 @@ def embed(
     program = program_of(network, params, frozen, images.shape[2:])
     fixed = program.fixed(params, frozen)
     zeros = [jnp.zeros(program.shape(slot), program.dtype(slot)) for slot in program.slots]
-    found = jax.vmap(lambda image: program.forward(fixed, image, zeros)[0])(merge_views(images))
-    return found.reshape(*images.shape[:2], -1)
+    embeddings = jax.vmap(lambda image: program.forward(fixed, image, zeros)[0])(merge_views(images))
+    return embeddings.reshape(*images.shape[:2], -1)
 
 
 @jax.tree_util.register_dataclass
@@ -187,11 +187,11 @@ class ExampleGradients(Captured):
         """
         if leaf in self.program.loose:
             return self._loose[leaf]
-        found = [self._through(tap) for tap in self.taps(leaf)]
-        if not found:
+        parts = [self._through(tap) for tap in self.taps(leaf)]
+        if not parts:
             like = jax.tree.leaves(self.params)[leaf]
             return jnp.zeros((self.cotangents.shape[1], *like.shape), self.cotangents.dtype)
-        return functools.reduce(jnp.add, found)
+        return functools.reduce(jnp.add, parts)
 
     def _through(self, tap: Tap) -> Float[Array, "n *shape"]:
         """Compute a parameter's gradient through one site."""
@@ -237,10 +237,10 @@ class ExampleGradients(Captured):
 
         def one(images: Array, cotangents: Array) -> list[Array]:
             def embed(chosen: list[Array]) -> Array:
-                held = list(flat)
+                leaves = list(flat)
                 for place, value in zip(places, chosen, strict=True):
-                    held[place] = value
-                return self.network(jax.tree.unflatten(structure, held), self.frozen, images)
+                    leaves[place] = value
+                return self.network(jax.tree.unflatten(structure, leaves), self.frozen, images)
 
             _, backward = jax.vjp(embed, [flat[place] for place in places])
             return backward(cotangents)[0]
@@ -249,11 +249,11 @@ class ExampleGradients(Captured):
 
     def _formed_size(self, blocks: Blocks) -> int:
         """Count the numbers of one gradient that have to be formed whole, beside the recorded ones."""
-        program, found = self.program, 0
+        program, size = self.program, 0
         for block in blocks:
             if block.is_formed_whole(program):
-                found += sum(formed_size(program, leaf) for leaf in block.leaves)
-        return found
+                size += sum(formed_size(program, leaf) for leaf in block.leaves)
+        return size
 
     @property
     def _examples(self) -> tuple[Array, Array]:

@@ -280,8 +280,8 @@ class Product(Matrix):
         """Shared axes first, then contracted ones, then the kernel's own."""
         order = (*self.batch[0], *self.contracted[0], *self._free(0))
         moved = tuple(self.kernel[k] for k in order)
-        found = [] if order == tuple(range(len(order))) else [LayoutStep("transpose", self.kernel, moved, order)]
-        return (*found, LayoutStep("reshape", moved, (self.groups, self.inputs, self.outputs)))
+        steps = [] if order == tuple(range(len(order))) else [LayoutStep("transpose", self.kernel, moved, order)]
+        return (*steps, LayoutStep("reshape", moved, (self.groups, self.inputs, self.outputs)))
 
     def input_rows(self, read: Float[Array, "images *read"]) -> Float[Array, "images positions groups inputs"]:
         """Return the inputs as rows."""
@@ -371,12 +371,12 @@ class Convolution(Matrix):
         """The window first, then inputs, then outputs; groups are split from the outputs."""
         order = (*self.kernel_axes[2:], self.kernel_axes[1], self.kernel_axes[0])
         moved = tuple(self.kernel[k] for k in order)
-        found = [] if order == tuple(range(len(order))) else [LayoutStep("transpose", self.kernel, moved, order)]
+        steps = [] if order == tuple(range(len(order))) else [LayoutStep("transpose", self.kernel, moved, order)]
         if self.groups == 1:
-            return (*found, LayoutStep("reshape", moved, (1, self.inputs, self.outputs)))
+            return (*steps, LayoutStep("reshape", moved, (1, self.inputs, self.outputs)))
         split = self.inputs, self.groups, self.outputs
         turned = LayoutStep("transpose", split, (self.groups, self.inputs, self.outputs), (1, 0, 2))
-        return (*found, LayoutStep("reshape", moved, split), turned)
+        return (*steps, LayoutStep("reshape", moved, split), turned)
 
     def output_rows(self, written: Any) -> Any:
         """Return the gradients as rows, channels last."""
@@ -420,8 +420,8 @@ class Convolution(Matrix):
             # Without the barrier XLA fuses the slices into the product, element by element.
             line = jax.lax.optimization_barrier(jnp.stack(shifted[start : start + width], axis=-2))
             line = line.reshape(images, -1, width, self.groups, line.shape[-1] // self.groups)
-            found = jnp.einsum("ntgo,ntwgc->ngowc", rows, line)
-            lines.append(found.reshape(images, self.groups, self.outputs, -1))
+            product = jnp.einsum("ntgo,ntwgc->ngowc", rows, line)
+            lines.append(product.reshape(images, self.groups, self.outputs, -1))
         return jnp.swapaxes(jnp.concatenate(lines, axis=-1), -1, -2)
 
     def input_rows(self, read: Float[Array, "images *read"]) -> Float[Array, "images positions groups inputs"]:

@@ -131,7 +131,7 @@ def sides(blocks: Blocks, gradients: ExampleGradients) -> Sides:
     Raises:
         StructureError: If a factor is too large for its eigenvectors to be computed.
     """
-    found: Sides = {}
+    moments: Sides = {}
     for block in blocks:
         if not isinstance(block, MatrixBlock):
             continue
@@ -141,11 +141,11 @@ def sides(blocks: Blocks, gradients: ExampleGradients) -> Sides:
                 f"eigenvectors of more than {WIDEST:,} rows take too long. Use LoGra with random bases, or Diagonal."
             )
         if block.calls(gradients) is None:
-            found[block.name] = _whole_sides(block, gradients)
+            moments[block.name] = _whole_sides(block, gradients)
         else:
             a, s = block.rows(gradients)
-            found[block.name] = _moment(a) / max(a.shape[0] * a.shape[1], 1), _moment(s)
-    return found
+            moments[block.name] = _moment(a) / max(a.shape[0] * a.shape[1], 1), _moment(s)
+    return moments
 
 
 def _whole_sides(block: MatrixBlock, gradients: ExampleGradients) -> tuple[Array, Array]:

@@ -85,18 +85,18 @@ def mean_eigenvalue(problem: Problem, key: Key[Array, ""], probes: int) -> MeanE
         signs = trees.rademacher_like(key, problem.params)
         return trees.dot(signs, product(signs))
 
-    found = jax.lax.map(one, jax.random.split(key, probes))
-    mean = jnp.mean(found)
-    return MeanEigenvalue(mean / trees.size(problem.params), standard_error(found) / jnp.abs(mean))
+    forms = jax.lax.map(one, jax.random.split(key, probes))
+    mean = jnp.mean(forms)
+    return MeanEigenvalue(mean / trees.size(problem.params), standard_error(forms) / jnp.abs(mean))
 
 
-def standard_error(found: Float[Array, " probes"]) -> Float[Array, ""]:
+def standard_error(values: Float[Array, " probes"]) -> Float[Array, ""]:
     """Compute the standard error of a mean over random probes, from their spread.
 
     It is NaN for a single probe.
     """
-    probes = len(found)
-    return jnp.sqrt(jnp.sum((found - jnp.mean(found)) ** 2) / (probes * (probes - 1) or jnp.nan))
+    probes = len(values)
+    return jnp.sqrt(jnp.sum((values - jnp.mean(values)) ** 2) / (probes * (probes - 1) or jnp.nan))
 
 
 def _product(problem: Problem, batch: Batch) -> Matvec:

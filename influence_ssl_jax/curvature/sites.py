@@ -183,8 +183,8 @@ class Program:
     @functools.cached_property
     def recorded(self) -> tuple[int, ...]:
         """The numbers of the recorded values that depend on the image, each once."""
-        found = dict.fromkeys(v for site in self.sites for v in self.operands(site) if v in self.depends)
-        return tuple(found)
+        numbers = dict.fromkeys(v for site in self.sites for v in self.operands(site) if v in self.depends)
+        return tuple(numbers)
 
     def shape(self, instruction: int) -> tuple[int, ...]:
         """Return the shape of an operation's result."""
@@ -238,16 +238,16 @@ class Program:
             operands: The values of `operands(site)`.
             gradient: Gradient with respect to the site's result.
         """
-        found = self._pull_back(Step(site.instruction, site.position, None), operands, gradient)
+        pulled = self._pull_back(Step(site.instruction, site.position, None), operands, gradient)
         for step in reversed(site.chain):
             if step.layout is not None:
-                found = step.layout.transpose(found)
+                pulled = step.layout.transpose(pulled)
             else:
                 instruction = self.instructions[step.instruction]
                 joint = _jointly_linear(instruction)
                 held = [fixed[v] for k, v in enumerate(instruction.inputs) if k != step.position and k not in joint]
-                found = self._pull_back(step, held, found)
-        return found
+                pulled = self._pull_back(step, held, pulled)
+        return pulled
 
     def _pull_back(self, step: Step, operands: Sequence[Any], gradient: Array) -> Array:
         """Apply the transposed operation, as a function of all operands in which it is jointly linear."""
@@ -261,14 +261,14 @@ class Program:
             return value.astype(wide) if exact and jnp.issubdtype(value.dtype, jnp.floating) else value
 
         def operation(*linear: Array) -> Array:
-            given, held = iter(linear), iter(operands)
-            values = [next(given) if k in free else widened(next(held)) for k in range(len(instruction.inputs))]
+            moving, fixed = iter(linear), iter(operands)
+            values = [next(moving) if k in free else widened(next(fixed)) for k in range(len(instruction.inputs))]
             return _WIDENED[instruction.name](*values) if exact else instruction.evaluate(values)[0]
 
         likes = [jax.ShapeDtypeStruct(self.avals[instruction.inputs[k]].shape, wide if exact else dtype) for k in free]
         written = jax.eval_shape(operation, *likes)
-        found = jax.linear_transpose(operation, *likes)(gradient.astype(written.dtype))
-        return found[free.index(step.position)].astype(wide)
+        pulled = jax.linear_transpose(operation, *likes)(gradient.astype(written.dtype))
+        return pulled[free.index(step.position)].astype(wide)
 
 
 _WIDENED: dict[str, Callable[..., Array]] = {"mul": jnp.multiply, "add": jnp.add, "sub": jnp.subtract}
@@ -286,8 +286,8 @@ def _jointly_linear(instruction: Instruction) -> tuple[int, ...]:
     every = tuple(range(len(instruction.inputs)))
     if instruction.name == "select_n":
         return every[1:]
-    found = JOINTLY_LINEAR.get(instruction.name, ())
-    return every if found is None else found
+    positions = JOINTLY_LINEAR.get(instruction.name, ())
+    return every if positions is None else positions
 
 
 def leaf_paths(params: Params) -> list[tuple[str, ...]]:
@@ -422,15 +422,15 @@ class _Builder:
             used = number is None or number in live
             if used and (leaf not in loose or reason == "while"):  # the first reason, or the one without a remedy
                 loose[leaf] = reason
-        found = [site for site in self.sites if site.instruction in live and site.leaf not in loose]
+        sites = [site for site in self.sites if site.instruction in live and site.leaf not in loose]
         consumers: dict[int, list[int]] = {output: [-1]}
         for number in live:
             for value in self.instructions[number].inputs:
                 consumers.setdefault(value, []).append(number)
-        last = {site.instruction: self.last_equal(site.instruction, consumers) for site in found}
-        slots = tuple(dict.fromkeys(last[site.instruction] for site in found))
-        found = [dataclasses.replace(site, slot=slots.index(last[site.instruction])) for site in found]
-        found = [self.as_matrix(site) for site in found]
+        last = {site.instruction: self.last_equal(site.instruction, consumers) for site in sites}
+        slots = tuple(dict.fromkeys(last[site.instruction] for site in sites))
+        sites = [dataclasses.replace(site, slot=slots.index(last[site.instruction])) for site in sites]
+        sites = [self.as_matrix(site) for site in sites]
         return Program(
             tuple(self.instructions),
             frozenset(live),
@@ -441,7 +441,7 @@ class _Builder:
             output,
             self.avals,
             frozenset(self.depends),
-            tuple(self.with_bias(site, found, consumers) for site in found),
+            tuple(self.with_bias(site, sites, consumers) for site in sites),
             slots,
             loose,
             frozenset(leaf for leaf in range(parameters) if numbers[leaf] in needed),
@@ -529,8 +529,8 @@ class _Builder:
 
     def unroll(self, params: dict[str, Any], inputs: list[int]) -> list[int]:
         """Append every step of a loop."""
-        closed, held, carried = params["jaxpr"], params["num_consts"], params["num_carry"]
-        consts, carry, whole = inputs[:held], inputs[held : held + carried], inputs[held + carried :]
+        closed, fixed, carried = params["jaxpr"], params["num_consts"], params["num_carry"]
+        consts, carry, whole = inputs[:fixed], inputs[fixed : fixed + carried], inputs[fixed + carried :]
         steps = range(params["length"])
         written: list[list[int]] = []
         for index in reversed(steps) if params["reverse"] else steps:
@@ -555,7 +555,7 @@ class _Builder:
 
     def split(self, params: dict[str, Any], value: int) -> list[int]:
         """Append a split into consecutive parts of an axis, each a slice."""
-        aval, axis, start, found = self.avals[value], int(params["axis"]), 0, []
+        aval, axis, start, outputs = self.avals[value], int(params["axis"]), 0, []
         for size in map(int, params["sizes"]):
             starts, limits = [0] * len(aval.shape), list(aval.shape)
             starts[axis], limits[axis] = start, start + size
@@ -565,9 +565,9 @@ class _Builder:
             def part(values: Sequence[Any], starts: list[int] = starts, limits: list[int] = limits) -> list[Array]:
                 return [jax.lax.slice(values[0], starts, limits)]
 
-            found += self.append("slice", settings, [value], [aval.update(shape=shape)], part)
+            outputs += self.append("slice", settings, [value], [aval.update(shape=shape)], part)
             start += size
-        return found
+        return outputs
 
     def last_equal(self, number: int, consumers: dict[int, list[int]]) -> int:
         """Return the last operation whose result has the same gradient.
@@ -601,13 +601,13 @@ class _Builder:
         kept = tuple(step for step in (*steps, *matrix.kernel_steps) if step.kind != "same")
         return dataclasses.replace(site, matrix=matrix, layout=Layout(lead, kept))
 
-    def with_bias(self, site: Site, found: list[Site], consumers: dict[int, list[int]]) -> Site:
+    def with_bias(self, site: Site, sites: list[Site], consumers: dict[int, list[int]]) -> Site:
         """Add the bias to a site: the parameter that alone is added to its matrix's result."""
         if site.layout is None or site.matrix is None:
             return site
         (value,) = self.instructions[site.instruction].outputs[:1]
         readers = consumers.get(value, [])
-        added = [other for other in found if [other.instruction] == readers]
+        added = [other for other in sites if [other.instruction] == readers]
         if len(added) != 1 or self.instructions[readers[0]].name not in ("add", "add_any"):
             return site
         (other,) = added
@@ -631,17 +631,17 @@ def _layouts(chain: Chain) -> list[LayoutStep | None]:
 
     An entry is None if the operation does more than change the layout.
     """
-    found: list[LayoutStep | None] = []
+    layouts: list[LayoutStep | None] = []
     for step in chain:
-        layout, last = step.layout, found[-1] if found else None
+        layout, last = step.layout, layouts[-1] if layouts else None
         if layout is not None and layout.kind == "same":
             continue
         one = last is not None and last.kind == "slice" and last.after == (1, *last.before[1:])
         if last is not None and one and layout is not None and layout.after == last.before[1:]:
-            found[-1] = LayoutStep("index", last.before, layout.after, (last.data[0][0],))
+            layouts[-1] = LayoutStep("index", last.before, layout.after, (last.data[0][0],))
         else:
-            found.append(layout)
-    return found
+            layouts.append(layout)
+    return layouts
 
 
 def _split_chain(chain: Chain) -> tuple[tuple[int, ...], tuple[LayoutStep, ...] | None]:
@@ -666,12 +666,12 @@ def places(site: Site) -> tuple[int, ...]:
 
     It is the number of a loop's step, or the index of `W[t]`; empty if nothing is indexed.
     """
-    found = []
+    indices = []
     for layout in _layouts(site.chain):
         if layout is None or layout.kind != "index":
             break
-        found.append(int(layout.data[0]))
-    return tuple(found)
+        indices.append(int(layout.data[0]))
+    return tuple(indices)
 
 
 def _evaluation(equation: Any) -> Callable[[Sequence[Any]], list[Array]]:

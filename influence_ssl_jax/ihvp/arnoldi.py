@@ -94,26 +94,26 @@ class Arnoldi(Backend[ArnoldiState]):
         products, like = flat_products(problem), trees.ravel(problem.params)
         krylov_key, trace_key = jax.random.split(key)
         dimension = round(self.rank * self.expansion)
-        found = leading_eigenpairs(products, krylov_key, like, self.rank, self.block, dimension, self.restarts)
+        pairs = leading_eigenpairs(products, krylov_key, like, self.rank, self.block, dimension, self.restarts)
 
         signs = randomness.signs(trace_key, (self.probes, like.size), like.dtype)
-        rest = signs - (signs @ found.vectors.T) @ found.vectors
+        rest = signs - (signs @ pairs.vectors.T) @ pairs.vectors
         of_probes = jnp.sum(rest * products(rest), axis=1)
         trace = jnp.mean(of_probes)
         semidefinite = problem.curvature != "hessian"
         level = trace / jnp.maximum(
-            like.size - jnp.sum(found.vectors**2), 0.5
+            like.size - jnp.sum(pairs.vectors**2), 0.5
         )  # 0.5: nothing is left, nor is any trace
         return ArnoldiState(
             params=problem.params,
             # Negative by rounding alone where C is positive semi-definite by construction.
-            values=jnp.maximum(found.values, 0.0) if semidefinite else found.values,
-            vectors=found.vectors,
-            coupling=found.coupling,
-            level=jnp.maximum(level, 0.0) if semidefinite else jnp.maximum(level, found.smallest),
-            mean=(jnp.sum(found.values) + trace) / like.size,
-            error=standard_error(of_probes) / jnp.abs(jnp.sum(found.values) + trace),
-            smallest=jnp.zeros_like(level) if semidefinite else found.smallest,
+            values=jnp.maximum(pairs.values, 0.0) if semidefinite else pairs.values,
+            vectors=pairs.vectors,
+            coupling=pairs.coupling,
+            level=jnp.maximum(level, 0.0) if semidefinite else jnp.maximum(level, pairs.smallest),
+            mean=(jnp.sum(pairs.values) + trace) / like.size,
+            error=standard_error(of_probes) / jnp.abs(jnp.sum(pairs.values) + trace),
+            smallest=jnp.zeros_like(level) if semidefinite else pairs.smallest,
             # Dropped, the complement takes no norm; bounds that are asked for nevertheless form what no layer explains.
             blocks=cut.discover_blocks(problem, self.unexplained if self.complement == "keep" else "materialise"),
             curvature=problem.curvature,
@@ -230,13 +230,13 @@ def galerkin_interval(
     if measured is None:
         length = jnp.sqrt(gradients.squared_norms(state.blocks))
         measured = Lengths(length, unit * length)
-    found, (length, off) = coordinates(state, gradients), measured
-    y = found / (state.values + damping)[None]
-    value, reach = jnp.sum(found * y, axis=1), jnp.linalg.norm(y, axis=1)
+    rows, (length, off) = coordinates(state, gradients), measured
+    y = rows / (state.values + damping)[None]
+    value, reach = jnp.sum(rows * y, axis=1), jnp.linalg.norm(y, axis=1)
     moved = (unit * (jnp.max(state.values) + damping) if products is None else products) * reach
     error = reach * (2 * off + moved)
     # ‖g‖ and ‖Qg‖ are each off by as much: what is left of a difference of squares is not known better than this.
-    within = jnp.linalg.norm(found, axis=1)
+    within = jnp.linalg.norm(rows, axis=1)
     outside = jnp.sqrt(jnp.maximum(length**2 - within**2, 0.0) + 2 * off * (length + within))
     left = outside + jnp.linalg.norm(y @ state.coupling, axis=1) + off + moved
     return Interval(jnp.maximum(value - error, 0.0), value + error + left**2 / damping)

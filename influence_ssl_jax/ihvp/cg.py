@@ -131,8 +131,8 @@ class CG(Backend[CGState]):
     def solve(self, state: CGState, vector: Params, damping: Resolved) -> Params:
         """Solve for one vector, from zero."""
         check_structure(state.problem.params, vector)
-        found = self._solve(state, trees.ravel(vector)[None], damping)
-        return trees.unravel(vector, found.solutions[0])
+        solved = self._solve(state, trees.ravel(vector)[None], damping)
+        return trees.unravel(vector, solved.solutions[0])
 
     def draw_gram(self, state: CGState, gradients: ExampleGradients, damping: Resolved) -> Form:
         """Compute `⟨g_k, x_l⟩ + ⟨x_k, r_l⟩` for every solution `x_l`.
@@ -166,8 +166,8 @@ class CG(Backend[CGState]):
             return jnp.moveaxis(apart, 1, 0).reshape(draws, -1, size)[:, :batch]
 
         blocks = jnp.moveaxis(even.reshape(draws, groups, each, size), 0, 1).reshape(groups, -1, size)
-        found = jax.vmap(lambda block: self._solve(state, block, damping))(blocks)
-        return rows, ungrouped(found.solutions), ungrouped(found.residuals)
+        solved = jax.vmap(lambda block: self._solve(state, block, damping))(blocks)
+        return rows, ungrouped(solved.solutions), ungrouped(solved.residuals)
 
     def _solve(self, state: CGState, rows: Float[Array, "rows size"], damping: Resolved) -> Solutions:
         """Solve one block."""
@@ -211,5 +211,5 @@ def spectrum_by_products(problem: Problem, probes: int, steps: int) -> Spectrum:
         return spectral_density(flat_products(problem), randomness.root(0, Stream.SPECTRUM), like, probes, steps)
 
     rank = min(row_count(problem, None), trees.size(problem.params))
-    found = density(problem)
-    return Spectrum(found.values, found.counts, rank)
+    points = density(problem)
+    return Spectrum(points.values, points.counts, rank)

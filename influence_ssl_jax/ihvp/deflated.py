@@ -89,10 +89,10 @@ class Deflated(Backend[DeflatedState]):
         refuse_hessian(problem, self)
         like = trees.ravel(problem.params)
         dimension = round(self.rank * self.expansion)
-        found = leading_eigenpairs(flat_products(problem), key, like, self.rank, self.block, dimension, self.restarts)
+        pairs = leading_eigenpairs(flat_products(problem), key, like, self.rank, self.block, dimension, self.restarts)
         blocks = cut.discover_blocks(problem, self.unexplained)
         bases = kronecker_bases(problem, blocks, self.samples, None).bases
-        directions = jax.vmap(lambda row: trees.unravel(problem.params, row))(found.vectors)
+        directions = jax.vmap(lambda row: trees.unravel(problem.params, row))(pairs.vectors)
         vectors = project_trees(directions, blocks, bases)
 
         def deflated(coordinates: Coordinates) -> tuple[Coordinates, Scalars]:
@@ -107,7 +107,7 @@ class Deflated(Backend[DeflatedState]):
             lambda tree: deflated(project_trees(tree, blocks, bases)),
         )
         rest = eigendecompose(problem, blocks, bases, moments, traces, traces)
-        values = jnp.maximum(found.values, 0.0)
+        values = jnp.maximum(pairs.values, 0.0)
         return DeflatedState(values, vectors, rest, (jnp.sum(values) + sum(traces.values())) / like.size)
 
     def mean_eigenvalue(self, state: DeflatedState) -> Resolved:
@@ -156,10 +156,10 @@ class Deflated(Backend[DeflatedState]):
         """
         rest = state.rest
         inside, outside = _split(project(gradients, rest.blocks, rest.bases), state.vectors)
-        found = [inside / jnp.sqrt(state.values + scalar(damping))[None]]
+        parts = [inside / jnp.sqrt(state.values + scalar(damping))[None]]
         for name, rows in outside.items():
-            found.append(_rotate(rest, name, rows) / jnp.sqrt(rest.eigenvalues[name] + scalar(damping))[None])
-        return found
+            parts.append(_rotate(rest, name, rows) / jnp.sqrt(rest.eigenvalues[name] + scalar(damping))[None])
+        return parts
 
 
 def _rotate(rest: EigenbasisState, name: str, rows: Float[Array, "n features"]) -> Float[Array, "n features"]:

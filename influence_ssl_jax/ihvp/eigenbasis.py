@@ -39,17 +39,17 @@ def project(gradients: ExampleGradients, blocks: Blocks, bases: Bases) -> Coordi
     """
 
     def of(part: ExampleGradients) -> dict[str, Float[Array, "batch draws _"]]:
-        found = {}
+        coordinates = {}
         for block in blocks:
             if isinstance(block, MatrixBlock) and bases[block.name]:
                 rows = _flat(block.project(part, *bases[block.name]))
             else:
                 rows = to_coordinates(block.materialise(part), bases[block.name])
-            found[block.name] = jnp.swapaxes(rows.reshape(part.draws, -1, rows.shape[1]), 0, 1)
-        return found
+            coordinates[block.name] = jnp.swapaxes(rows.reshape(part.draws, -1, rows.shape[1]), 0, 1)
+        return coordinates
 
-    found = gradients.map_examples(of, blocks)
-    return {name: jnp.swapaxes(rows, 0, 1).reshape(-1, rows.shape[2]) for name, rows in found.items()}
+    coordinates = gradients.map_examples(of, blocks)
+    return {name: jnp.swapaxes(rows, 0, 1).reshape(-1, rows.shape[2]) for name, rows in coordinates.items()}
 
 
 def project_trees(trees: Params, blocks: Blocks, bases: Bases) -> Coordinates:
@@ -175,15 +175,15 @@ class EigenbasisBackend(Backend[EigenbasisState]):  # abstract: subclasses defin
         If a level is kept, `(v − B Bᵀ v) / (level + λ)` is added.
         """
         cut.check_structure(state.params, vector)
-        found = {}
+        solved = {}
         for block in state.blocks:
             name, part = block.name, block.read(vector)
             weights, outside = _weights(state, name, damping)
             rotation = state.rotations.get(name)
             coordinates = _rotate(to_coordinates(part[None], state.bases[name]), rotation)[0] * weights
             inner = _rotate_back(coordinates, rotation)
-            found[name] = from_coordinates(inner, state.bases[name], part) + outside * part
-        return cut.assemble(vector, state.blocks, found)
+            solved[name] = from_coordinates(inner, state.bases[name], part) + outside * part
+        return cut.assemble(vector, state.blocks, solved)
 
     def draw_gram(self, state: EigenbasisState, gradients: ExampleGradients, damping: Resolved) -> Form:
         """Compute weighted inner products of coordinates.
@@ -238,10 +238,10 @@ def second_moments(
     """
 
     def moments(coordinates: Coordinates, norms: Scalars) -> tuple[dict[str, Array], Scalars]:
-        found = {
+        sums = {
             name: rows.T @ rows if name in dense else jnp.sum(rows**2, axis=0) for name, rows in coordinates.items()
         }
-        return found, norms
+        return sums, norms
 
     return sum_over_samples(problem, samples, lambda g: moments(*project(g)), lambda g: moments(*project_trees(g)))
 

@@ -68,16 +68,18 @@ class KFAC(EigenbasisBackend):
         del key
         refuse_hessian(problem, self)
         blocks = cut.discover_blocks(problem, self.unexplained)
-        found = kronecker_bases(problem, blocks, self.samples, self.rank)
+        kronecker = kronecker_bases(problem, blocks, self.samples, self.rank)
         vectors = tuple(block for block in blocks if isinstance(block, cut.VectorBlock))
         moments, traces = second_moments(
             problem,
             self.samples,
             small_vectors(blocks, self.exact_limit),
-            lambda g: (project(g, vectors, found.bases), squared_norms(g, blocks)),
-            lambda g: (project_trees(g, vectors, found.bases), squared_norms_of_trees(g, blocks)),
+            lambda g: (project(g, vectors, kronecker.bases), squared_norms(g, blocks)),
+            lambda g: (project_trees(g, vectors, kronecker.bases), squared_norms_of_trees(g, blocks)),
         )
-        return eigendecompose(problem, blocks, found.bases, moments | found.eigenvalues, traces | found.totals, traces)
+        return eigendecompose(
+            problem, blocks, kronecker.bases, moments | kronecker.eigenvalues, traces | kronecker.totals, traces
+        )
 
 
 class KroneckerBases(NamedTuple):
@@ -103,16 +105,16 @@ def kronecker_bases(problem: Problem, blocks: cut.Blocks, samples: int, rank: in
         samples: Draws for each example, or for each batch of a coupled loss.
         rank: Number of eigenvectors on each side; all if None.
     """
-    found = KroneckerBases({block.name: () for block in blocks}, {}, {})
+    kronecker = KroneckerBases({block.name: () for block in blocks}, {}, {})
     factors = factor_moments(problem, blocks, samples)
     sides = [side for pair in factors.values() for side in pair]
     pairs = iter(spread(lambda side: stacked_eigenpairs(side, rank), sides, [_cost(side) for side in sides]))
     for name, (inputs, outputs) in factors.items():
         (alpha, left), (sigma, right) = next(pairs), next(pairs)
-        found.bases[name] = (left, right)
-        found.eigenvalues[name] = kronecker_eigenvalues(alpha, sigma)
-        found.totals[name] = jnp.sum(jnp.einsum("gii->g", inputs) * jnp.einsum("gii->g", outputs))
-    return found
+        kronecker.bases[name] = (left, right)
+        kronecker.eigenvalues[name] = kronecker_eigenvalues(alpha, sigma)
+        kronecker.totals[name] = jnp.sum(jnp.einsum("gii->g", inputs) * jnp.einsum("gii->g", outputs))
+    return kronecker
 
 
 def _cost(stack: Array) -> int:

@@ -165,8 +165,8 @@ def iterate(
     """
     if not state.orders.size:
         product = matvec(state.problem)
-        found = jax.lax.fori_loop(0, depth, lambda _, carry: step(carry, product(read(carry))), start)
-        return jax.tree.map(lambda leaf: leaf[None], read(found))
+        last = jax.lax.fori_loop(0, depth, lambda _, carry: step(carry, product(read(carry))), start)
+        return jax.tree.map(lambda leaf: leaf[None], read(last))
 
     def run(order: Int[Array, " depth"]) -> Params:
         def of_batch(carry: Carry, i: Int[Array, ""]) -> tuple[Carry, None]:
@@ -403,8 +403,8 @@ class ASTRA(Iterations[ASTRAState]):
         """Bound ν at λ.
 
         The bound is that at the largest λ_j not above λ; below all of them it is `ν_1 λ_1/λ`.
-        `C + λ_jI ≼ ν_j (K + λ_jI)` and ν_j ≥ 1 give `C + λI ≼ ν_j (K + λI)` for λ ≥ λ_j; and for λ <
-        λ_1, `C + λI ≼ C + λ_1I ≼ ν_1 (K + λ_1I) ≼ ν_1 (λ_1/λ) (K + λI)`.
+        `C + λ_jI ≼ ν_j (K + λ_jI)` and ν_j ≥ 1 give `C + λI ≼ ν_j (K + λI)` for λ ≥ λ_j; and below λ_1,
+        `C + λI ≼ C + λ_1I ≼ ν_1 (K + λ_1I) ≼ ν_1 (λ_1/λ) (K + λI)`.
         """
         below = jnp.maximum(jnp.sum(state.dampings <= damping) - 1, 0)
         return jnp.maximum(state.reach[below], 1.0) * jnp.maximum(state.dampings[0] / damping, 1.0)

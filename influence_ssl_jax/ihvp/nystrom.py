@@ -75,17 +75,19 @@ class Nystrom(Backend[NystromState]):
         refuse_hessian(problem, self)
         products, like = flat_products(problem), trees.ravel(problem.params)
         draw_key, trace_key = jax.random.split(key)
-        found = nystrom(products, draw_key, like, min(self.rank, like.size))
+        approximation = nystrom(products, draw_key, like, min(self.rank, like.size))
 
         signs = randomness.signs(trace_key, (self.probes, like.size), like.dtype)
-        held = jnp.sum((signs @ found.vectors.T) ** 2 * found.eigenvalues[None], axis=1)
-        of_probes = jnp.sum(signs * products(signs), axis=1) - held
+        inside = jnp.sum((signs @ approximation.vectors.T) ** 2 * approximation.eigenvalues[None], axis=1)
+        of_probes = jnp.sum(signs * products(signs), axis=1) - inside
         rest = jnp.maximum(jnp.mean(of_probes), 0.0)
         level = {"zero": jnp.zeros_like(rest), "mean": rest / max(like.size - self.rank, 1)}[self.complement]
-        mean = (jnp.sum(found.eigenvalues) + rest) / like.size
+        mean = (jnp.sum(approximation.eigenvalues) + rest) / like.size
         blocks = cut.discover_blocks(problem, self.unexplained)
         error = standard_error(of_probes) / (mean * like.size)
-        return NystromState(problem.params, found.eigenvalues, found.vectors, level, mean, error, blocks)
+        return NystromState(
+            problem.params, approximation.eigenvalues, approximation.vectors, level, mean, error, blocks
+        )
 
     def mean_eigenvalue(self, state: NystromState) -> Resolved:
         """Return the estimate of tr(C)/P."""

@@ -89,9 +89,9 @@ def gradient_lengths(measurement: Objective, gradients: ExampleGradients, roundi
         _, backward = jax.vjp(lambda params: network(params, gradients.frozen, shown), gradients.params)
         return jax.lax.map(lambda cotangent: trees.norm(backward(cotangent)[0]), cotangents)
 
-    found = jax.lax.map(lengths, (jnp.swapaxes(images, 0, 1), jnp.moveaxis(variants, 2, 0))).T
-    apart, turned = jnp.sum(found[1 : 1 + views], axis=0), jnp.max(found[1 + views :], axis=0)
-    return Lengths(found[0], unit * apart + 2 * turned)
+    norms = jax.lax.map(lengths, (jnp.swapaxes(images, 0, 1), jnp.moveaxis(variants, 2, 0))).T
+    apart, turned = jnp.sum(norms[1 : 1 + views], axis=0), jnp.max(norms[1 + views :], axis=0)
+    return Lengths(norms[0], unit * apart + 2 * turned)
 
 
 def row_doubt(problem: Problem, samples: int | None, blocks: cut.Blocks, rounding: float = 32.0) -> Float[Array, ""]:
@@ -110,8 +110,8 @@ def row_doubt(problem: Problem, samples: int | None, blocks: cut.Blocks, roundin
     draws, views = draw_count(problem, samples), problem.objective.loss.views
 
     def of_batch(batch: Batch) -> Float[Array, ""]:
-        found = row_parts(problem, batch, draws, unit, _DIRECTIONS, lambda part: jnp.sqrt(part.squared_norms(blocks)))
-        doubt = unit * jnp.sum(found[:views], axis=0) + 2 * jnp.max(found[views:], axis=0)
+        norms = row_parts(problem, batch, draws, unit, _DIRECTIONS, lambda part: jnp.sqrt(part.squared_norms(blocks)))
+        doubt = unit * jnp.sum(norms[:views], axis=0) + 2 * jnp.max(norms[views:], axis=0)
         together = jnp.sum(doubt, axis=1) if _sums_examples(problem) else doubt
         return jnp.sum(together**2) / (draws or 1)
 

@@ -284,30 +284,30 @@ def block_cg(
     """
     target = tolerance * jnp.linalg.norm(right, axis=1)
 
-    def unsolved(held: _Iterate) -> Array:
-        return jnp.any(jnp.linalg.norm(held.lengths, axis=1) > target) & (held.iterations < iterations)
+    def unsolved(iterate: _Iterate) -> Array:
+        return jnp.any(jnp.linalg.norm(iterate.lengths, axis=1) > target) & (iterate.iterations < iterations)
 
-    def step(held: _Iterate) -> _Iterate:
-        moved = products(held.directions)
-        weights = jnp.linalg.solve(held.directions @ moved.T, held.gram).T
-        turn, basis = _factorise(held.basis - weights @ moved)
+    def step(iterate: _Iterate) -> _Iterate:
+        moved = products(iterate.directions)
+        weights = jnp.linalg.solve(iterate.directions @ moved.T, iterate.gram).T
+        turn, basis = _factorise(iterate.basis - weights @ moved)
         preconditioned = precondition(basis)
         gram = basis @ preconditioned.T
-        conjugate = gram @ jnp.linalg.solve(held.gram, turn).T
+        conjugate = gram @ jnp.linalg.solve(iterate.gram, turn).T
         return _Iterate(
-            held.solutions + held.lengths @ (weights @ held.directions),
-            held.lengths @ turn,
+            iterate.solutions + iterate.lengths @ (weights @ iterate.directions),
+            iterate.lengths @ turn,
             basis,
             gram,
-            preconditioned + conjugate @ held.directions,
-            held.iterations + 1,
+            preconditioned + conjugate @ iterate.directions,
+            iterate.iterations + 1,
         )
 
     lengths, basis = _factorise(right)
     directions = precondition(basis)
     begin = _Iterate(jnp.zeros_like(right), lengths, basis, basis @ directions.T, directions, jnp.zeros((), int))
-    found = jax.lax.while_loop(unsolved, step, begin)
-    return Solutions(found.solutions, right - products(found.solutions), found.iterations)
+    last = jax.lax.while_loop(unsolved, step, begin)
+    return Solutions(last.solutions, right - products(last.solutions), last.iterations)
 
 
 def _factorise(rows: Float[Array, "rows size"]) -> tuple[Float[Array, "rows block"], Float[Array, "block size"]]:
