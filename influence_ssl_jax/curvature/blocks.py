@@ -517,25 +517,25 @@ def discover(
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
     _refuse(program, paths, unexplained)
     by_leaf: dict[int, MatrixBlock | VectorBlock] = {}
-    taken: set[int] = set()
+    used: set[int] = set()
     order = list(dict.fromkeys(site.leaf for site in program.sites))
     kernels = {leaf: _matrix(leaf, program, shapes) for leaf in order}
     for leaf, matrix in kernels.items():
         if matrix is None:
             continue
         layout, (groups, inputs, outputs), bias = matrix
-        bias = None if bias in taken else bias
+        bias = None if bias in used else bias
         leaves = (leaf,) if bias is None else (leaf, bias)
-        taken.update(leaves)
+        used.update(leaves)
         own = tuple(paths[k] for k in leaves)
         rows, shape = inputs + len(leaves) - 1, None if bias is None else shapes[bias]
         by_leaf[leaf] = MatrixBlock(_name(own, paths), leaves, own, layout, groups, rows, outputs, shape)
     for leaf in order:
-        if leaf not in taken:
-            leaves = _with_bias(leaf, program, paths, taken)
-            taken.update(leaves)
+        if leaf not in used:
+            leaves = _with_bias(leaf, program, paths, used)
+            used.update(leaves)
             by_leaf[leaf] = _plain(leaves, paths, shapes)
-    rest = [leaf for leaf in range(len(paths)) if leaf not in taken]
+    rest = [leaf for leaf in range(len(paths)) if leaf not in used]
     blocks = [by_leaf[leaf] for leaf in order if leaf in by_leaf]
     return (*blocks, *(_plain((leaf,), paths, shapes) for leaf in rest))
 
@@ -594,7 +594,7 @@ def _matrix(
     return layout, (sizes[0], sizes[1], sizes[2]), bias
 
 
-def _with_bias(leaf: int, program: Program, paths: list[Path], taken: set[int]) -> tuple[int, ...]:
+def _with_bias(leaf: int, program: Program, paths: list[Path], used: set[int]) -> tuple[int, ...]:
     """Return a scale with the bias of its module, or the parameter alone."""
 
     def uses(leaf: int) -> set[str]:
@@ -602,7 +602,7 @@ def _with_bias(leaf: int, program: Program, paths: list[Path], taken: set[int]) 
 
     if uses(leaf) == {"mul"}:
         for other in dict.fromkeys(site.leaf for site in program.sites):
-            together = other != leaf and other not in taken and paths[other][:-1] == paths[leaf][:-1]
+            together = other != leaf and other not in used and paths[other][:-1] == paths[leaf][:-1]
             if together and uses(other) == {"add"}:
                 return leaf, other
     return (leaf,)
@@ -696,11 +696,11 @@ def _sums_and_differences(sides: tuple[Array, Array], views: int) -> tuple[Array
     if views != 2:
         return sides
 
-    def turned(rows: Array) -> Array:
+    def turn(rows: Array) -> Array:
         first, second = jnp.split(rows, 2, axis=1)
         return jnp.concatenate([first + second, first - second], axis=1) / 2**0.5
 
-    return turned(sides[0]), turned(sides[1])
+    return turn(sides[0]), turn(sides[1])
 
 
 def _positions_of(taps: Calls) -> int:

@@ -26,7 +26,7 @@ def output_samples(
     For a batch-coupled loss, they come from the first key of the batch.
 
     Args:
-        loss: The loss whose head is meant.
+        loss: The loss, for its head.
         outputs: The outputs at which the Hessian is taken.
         batch: The batch whose keys determine the draws.
         samples: Number of draws. If None, the rows are `S e_j` with `S Sᵀ = ∇²head`, where e_j runs over the
@@ -106,7 +106,7 @@ def contributions(problem: Problem, batch: Batch) -> ExampleGradients:
     The sum of their outer products is the `empirical_fisher` of the batch. For a mean of per-example losses ℓ_i it is
     (1/b) Σ ∇ℓ_i ∇ℓ_iᵀ.
     """
-    images, z = _embedded(problem, batch)
+    images, z = _embed_views(problem, batch)
     cotangents = _contributed_cotangents(problem, batch, z)
     return ExampleGradients(problem.params, problem.frozen, images, cotangents, problem.objective.network)
 
@@ -201,11 +201,11 @@ def _own_parts(
     problem: Problem, batch: Batch, samples: int | None
 ) -> tuple[Float[Array, "views batch height width channels"], Float[Array, "samples views batch embedding"]]:
     """Return the images, and the cotangents of their embeddings in every draw."""
-    images, z = _embedded(problem, batch)
+    images, z = _embed_views(problem, batch)
     return images, _drawn_cotangents(problem, batch, samples, z)
 
 
-def _embedded(
+def _embed_views(
     problem: Problem, batch: Batch
 ) -> tuple[Float[Array, "views batch height width channels"], Float[Array, "views batch embedding"]]:
     """Return the views of a batch, and their embeddings."""
@@ -267,7 +267,7 @@ def row_parts(
     Returns:
         The statistic of each view's part of a row, view by view, and of the change for each random direction.
     """
-    images, z = _embedded(problem, batch)
+    images, z = _embed_views(problem, batch)
 
     def cotangents(z: Float[Array, "views batch embedding"]) -> Float[Array, "samples views batch embedding"]:
         if problem.curvature == "empirical_fisher":

@@ -245,8 +245,8 @@ class Program:
             else:
                 instruction = self.instructions[step.instruction]
                 joint = _jointly_linear(instruction)
-                held = [fixed[v] for k, v in enumerate(instruction.inputs) if k != step.position and k not in joint]
-                pulled = self._pull_back(step, held, pulled)
+                others = [fixed[v] for k, v in enumerate(instruction.inputs) if k != step.position and k not in joint]
+                pulled = self._pull_back(step, others, pulled)
         return pulled
 
     def _pull_back(self, step: Step, operands: Sequence[Any], gradient: Array) -> Array:
@@ -257,12 +257,12 @@ class Program:
         dtype = self.avals[instruction.inputs[step.position]].dtype
         wide = jnp.promote_types(dtype, jnp.float32)
 
-        def widened(value: Any) -> Any:
+        def widen(value: Any) -> Any:
             return value.astype(wide) if exact and jnp.issubdtype(value.dtype, jnp.floating) else value
 
         def operation(*linear: Array) -> Array:
             moving, fixed = iter(linear), iter(operands)
-            values = [next(moving) if k in free else widened(next(fixed)) for k in range(len(instruction.inputs))]
+            values = [next(moving) if k in free else widen(next(fixed)) for k in range(len(instruction.inputs))]
             return _WIDENED[instruction.name](*values) if exact else instruction.evaluate(values)[0]
 
         likes = [jax.ShapeDtypeStruct(self.avals[instruction.inputs[k]].shape, wide if exact else dtype) for k in free]

@@ -101,12 +101,10 @@ class Arnoldi(Backend[ArnoldiState]):
         of_probes = jnp.sum(rest * products(rest), axis=1)
         trace = jnp.mean(of_probes)
         semidefinite = problem.curvature != "hessian"
-        level = trace / jnp.maximum(
-            like.size - jnp.sum(pairs.vectors**2), 0.5
-        )  # 0.5: nothing is left, nor is any trace
+        level = trace / jnp.maximum(like.size - jnp.sum(pairs.vectors**2), 0.5)  # 0.5: at full rank both are zero
         return ArnoldiState(
             params=problem.params,
-            # Negative by rounding alone where C is positive semi-definite by construction.
+            # If C is positive semi-definite by construction, only rounding makes a value negative.
             values=jnp.maximum(pairs.values, 0.0) if semidefinite else pairs.values,
             vectors=pairs.vectors,
             coupling=pairs.coupling,
@@ -114,7 +112,7 @@ class Arnoldi(Backend[ArnoldiState]):
             mean=(jnp.sum(pairs.values) + trace) / like.size,
             error=standard_error(of_probes) / jnp.abs(jnp.sum(pairs.values) + trace),
             smallest=jnp.zeros_like(level) if semidefinite else pairs.smallest,
-            # Dropped, the complement takes no norm; bounds that are asked for nevertheless form what no layer explains.
+            # Without the complement no norm is needed; bounds may still be requested, and then form what no layer explains.
             blocks=cut.discover_blocks(problem, self.unexplained if self.complement == "keep" else "materialise"),
             curvature=problem.curvature,
         )
@@ -235,7 +233,7 @@ def galerkin_interval(
     value, reach = jnp.sum(rows * y, axis=1), jnp.linalg.norm(y, axis=1)
     moved = (unit * (jnp.max(state.values) + damping) if products is None else products) * reach
     error = reach * (2 * off + moved)
-    # ‖g‖ and ‖Qg‖ are each off by as much: what is left of a difference of squares is not known better than this.
+    # ‖g‖ and ‖Qg‖ each have this error, so the difference of their squares has no smaller one.
     within = jnp.linalg.norm(rows, axis=1)
     outside = jnp.sqrt(jnp.maximum(length**2 - within**2, 0.0) + 2 * off * (length + within))
     left = outside + jnp.linalg.norm(y @ state.coupling, axis=1) + off + moved

@@ -296,7 +296,7 @@ class Backend(abc.ABC, Generic[State]):
         The damping is not an argument, so a sweep over it needs only one fit.
 
         Args:
-            problem: The problem whose matrix C is.
+            problem: The problem that defines C.
             key: Determines the random numbers of the fit.
         """
 

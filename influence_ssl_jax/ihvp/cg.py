@@ -161,13 +161,13 @@ class CG(Backend[CGState]):
         each = -(-batch // groups)
         even = jnp.pad(rows, ((0, 0), (0, groups * each - batch), (0, 0)))
 
-        def ungrouped(blocks: Array) -> Draws:
-            apart = blocks.reshape(groups, draws, each, size)
-            return jnp.moveaxis(apart, 1, 0).reshape(draws, -1, size)[:, :batch]
+        def ungroup(blocks: Array) -> Draws:
+            split = blocks.reshape(groups, draws, each, size)
+            return jnp.moveaxis(split, 1, 0).reshape(draws, -1, size)[:, :batch]
 
         blocks = jnp.moveaxis(even.reshape(draws, groups, each, size), 0, 1).reshape(groups, -1, size)
         solved = jax.vmap(lambda block: self._solve(state, block, damping))(blocks)
-        return rows, ungrouped(solved.solutions), ungrouped(solved.residuals)
+        return rows, ungroup(solved.solutions), ungroup(solved.residuals)
 
     def _solve(self, state: CGState, rows: Float[Array, "rows size"], damping: Resolved) -> Solutions:
         """Solve one block."""

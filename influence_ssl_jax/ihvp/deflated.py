@@ -95,7 +95,7 @@ class Deflated(Backend[DeflatedState]):
         directions = jax.vmap(lambda row: trees.unravel(problem.params, row))(pairs.vectors)
         vectors = project_trees(directions, blocks, bases)
 
-        def deflated(coordinates: Coordinates) -> tuple[Coordinates, Scalars]:
+        def deflate(coordinates: Coordinates) -> tuple[Coordinates, Scalars]:
             rows = _split(coordinates, vectors)[1]
             return rows, {name: jnp.sum(row**2) for name, row in rows.items()}
 
@@ -103,8 +103,8 @@ class Deflated(Backend[DeflatedState]):
             problem,
             self.samples,
             small_vectors(blocks, self.exact_limit),
-            lambda gradients: deflated(project(gradients, blocks, bases)),
-            lambda tree: deflated(project_trees(tree, blocks, bases)),
+            lambda gradients: deflate(project(gradients, blocks, bases)),
+            lambda tree: deflate(project_trees(tree, blocks, bases)),
         )
         rest = eigendecompose(problem, blocks, bases, moments, traces, traces)
         values = jnp.maximum(pairs.values, 0.0)

@@ -77,12 +77,12 @@ def gradient_lengths(measurement: Objective, gradients: ExampleGradients, roundi
     slope = jax.grad(lambda z: jnp.sum(loss.values(loss.outputs(Embeddings(z)))))
     reach = unit * jnp.linalg.norm(embedded, axis=2, keepdims=True) / embedded.shape[2] ** 0.5
 
-    def moved(key: Key[Array, ""]) -> Float[Array, "views n width"]:
+    def move(key: Key[Array, ""]) -> Float[Array, "views n width"]:
         return slope(embedded + reach * randomness.normal(key, embedded.shape, embedded.dtype)) - own
 
     keys = jax.random.split(randomness.root(0, Stream.ROUNDING), _DIRECTIONS)
     alone = own[None] * jnp.eye(views, dtype=own.dtype)[:, :, None, None]
-    variants = jnp.concatenate([own[None], alone, jax.vmap(moved)(keys)])
+    variants = jnp.concatenate([own[None], alone, jax.vmap(move)(keys)])
 
     def lengths(example: tuple[Array, Array]) -> Float[Array, " variants"]:
         shown, cotangents = example
@@ -90,8 +90,8 @@ def gradient_lengths(measurement: Objective, gradients: ExampleGradients, roundi
         return jax.lax.map(lambda cotangent: trees.norm(backward(cotangent)[0]), cotangents)
 
     norms = jax.lax.map(lengths, (jnp.swapaxes(images, 0, 1), jnp.moveaxis(variants, 2, 0))).T
-    apart, turned = jnp.sum(norms[1 : 1 + views], axis=0), jnp.max(norms[1 + views :], axis=0)
-    return Lengths(norms[0], unit * apart + 2 * turned)
+    parts, moves = jnp.sum(norms[1 : 1 + views], axis=0), jnp.max(norms[1 + views :], axis=0)
+    return Lengths(norms[0], unit * parts + 2 * moves)
 
 
 def row_doubt(problem: Problem, samples: int | None, blocks: cut.Blocks, rounding: float = 32.0) -> Float[Array, ""]:

@@ -82,7 +82,7 @@ def leading_eigenpairs(
     )
     basis = _expand(products, keys[0], basis, 0, block)
     for cycle in range(restarts if kept + block <= full else 0):
-        basis = _expand(products, keys[cycle + 1], _restarted(basis, kept, block), kept, block)
+        basis = _expand(products, keys[cycle + 1], _restart(basis, kept, block), kept, block)
     values, vectors, coupling, smallest = _ritz(basis, rank, block)
     return Subspace(values, vectors @ basis.rows[:full], coupling, smallest)
 
@@ -127,7 +127,7 @@ def _ritz(basis: _Basis, count: int, block: int) -> tuple[Array, Array, Array, A
     return jnp.where(true, values, 0.0)[order], chosen, chosen[:, -block:] @ basis.coupling, values[0]
 
 
-def _restarted(basis: _Basis, kept: int, block: int) -> _Basis:
+def _restart(basis: _Basis, kept: int, block: int) -> _Basis:
     """Return a basis of the kept Ritz vectors, followed by the block to multiply next."""
     full = basis.projected.shape[0]
     values, vectors, _, _ = _ritz(basis, kept, block)
