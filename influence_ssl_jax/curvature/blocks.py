@@ -276,11 +276,14 @@ class MatrixBlock(Block):
     def rows(
         self, gradients: Captured
     ) -> tuple[Float[Array, "n positions groups inputs"], Float[Array, "n positions groups outputs"]]:
-        """Return the inputs `ā` and output-gradients `s` at every position of every call and view.
+        """Return the rows of all positions, calls and views.
 
         Raises:
             StructureError: If the network uses the kernel in another way too, so that its gradient is no sum over
                 rows.
+
+        Returns:
+            The inputs `ā` and the output-gradients `s`.
         """
         calls = self.calls(gradients)
         if calls is None:
@@ -327,7 +330,7 @@ class MatrixBlock(Block):
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
     def inner_products(self, gradients: Captured, draws: int) -> Float[Array, "examples {draws} {draws}"]:
-        """Compute the inner products from the gradients, or from inner products of rows (ghost norms).
+        """Compute inner products from the gradients or from rows (ghost norms).
 
         The way with less work is used. Either holds about ENTRIES numbers in memory, however large the batch is.
         """
@@ -384,7 +387,10 @@ class MatrixBlock(Block):
         return calls
 
     def _places(self, program: Program) -> list[Site] | None:
-        """Return the sites of the kernel; None if some site is not rows times this matrix."""
+        """Return the sites of the kernel.
+
+        It is None if some site is not rows times this matrix.
+        """
         kernel, *bias = self.leaves
         if any(leaf in program.loose for leaf in self.leaves):
             return None
@@ -414,7 +420,7 @@ class MatrixBlock(Block):
         return outer_products(rows, matrix.project_outputs(merge_views(tap.gradients), right))
 
     def _inner_products(self, taps: Calls, draws: int, batch: int) -> Float[Array, "examples {draws} {draws}"]:
-        """Compute the inner products of the gradients of several calls, a few examples at a time."""
+        """Compute inner products over several calls, a few examples at a time."""
         positions = draws * _positions_of(taps)
         ghost = positions * (self.inputs + self.outputs) < self.inputs * self.outputs
         formed = 0 if ghost else draws * taps[0].gradients.shape[0] * self.inputs * self.outputs
@@ -666,7 +672,10 @@ def group_by_example(gradients: Float[Array, "n *shape"], draws: int) -> Float[A
 
 
 def draw_gram(gradients: Float[Array, "n *shape"], draws: int) -> Float[Array, "batch draws draws"]:
-    """Compute the inner products of the draws of each example, from vectors in draw-major order."""
+    """Compute the inner products of the draws of each example.
+
+    The vectors are in draw-major order.
+    """
     vectors = gradients.reshape(draws, gradients.shape[0] // draws, -1)
     return jnp.einsum("kbf,lbf->bkl", vectors, vectors)
 

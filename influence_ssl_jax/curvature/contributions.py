@@ -168,7 +168,9 @@ def sum_over_draws(
 
 
 def row_count(problem: Problem, samples: int | None) -> int:
-    """Count the gradients whose outer products sum to C: an upper bound of its rank.
+    """Count the gradients whose outer products sum to C.
+
+    The number is an upper bound of the rank of C.
 
     Args:
         problem: The problem; its curvature is no Hessian.
@@ -188,11 +190,14 @@ def row_count(problem: Problem, samples: int | None) -> int:
 
 
 def draw_count(problem: Problem, samples: int | None) -> int | None:
-    """Return the number of draws that C is an average over; None if nothing is drawn.
+    """Return the number of draws that C is an average over.
 
     Args:
         problem: The problem; its curvature is no Hessian.
         samples: Draws of a `ggn` for each example; None for every output.
+
+    Returns:
+        The number; None if nothing is drawn.
     """
     return {"fisher": problem.samples, "ggn": samples, "empirical_fisher": None}[problem.curvature]
 

@@ -248,7 +248,10 @@ class ExampleGradients(Captured):
         return dict(zip(places, jax.vmap(one, in_axes=1)(self.images, self.cotangents), strict=True))
 
     def _formed_size(self, blocks: Blocks) -> int:
-        """Count the numbers of one gradient that have to be formed whole, beside the recorded ones."""
+        """Count the numbers of one gradient that have to be formed whole.
+
+        Recorded numbers are not counted.
+        """
         program, size = self.program, 0
         for block in blocks:
             if block.is_formed_whole(program):
@@ -370,7 +373,7 @@ def compare_gradients(
 def _both(
     params: Params, frozen: Frozen, images: Array, cotangents: Array, network: Embed, blocks: Blocks
 ) -> tuple[Params, Params]:
-    """Compute the summed gradient by blocks, and by one backward pass of the whole batch."""
+    """Compute the summed gradient by blocks, and by one backward pass."""
     gradients = ExampleGradients(params, frozen, images[:, None], cotangents[:, None], network)
     arrays = {block.name: block.materialise(gradients)[0] for block in blocks}
     _, backward = jax.vjp(lambda params: network(params, frozen, images), params)

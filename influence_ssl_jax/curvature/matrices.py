@@ -87,13 +87,16 @@ class LayoutStep:
 
 
 def layout_step(name: str, params: dict[str, Any], before: Shape, after: Shape) -> LayoutStep | None:
-    """Describe a primitive as a change of layout; None if it does more than that.
+    """Describe a primitive as a change of layout.
 
     Args:
         name: The primitive.
         params: Its settings.
         before: Shape of its operand.
         after: Shape of its result.
+
+    Returns:
+        The change; None if the primitive does more than that.
     """
     if name in SAME:
         return LayoutStep("same", before, after)
@@ -387,7 +390,10 @@ class Convolution(Matrix):
     def project_inputs(
         self, read: Float[Array, "images *read"], basis: Float[Array, "groups inputs rank"]
     ) -> Float[Array, "images positions groups rank"]:
-        """Convolve with the basis as kernel: `rank` output channels for each group, no patches in memory."""
+        """Convolve with the basis as kernel, without patches in memory.
+
+        The result has `rank` output channels for each group.
+        """
         rank = basis.shape[-1]
         kernel = jnp.moveaxis(basis, 0, 1).reshape(*self.window, -1, self.groups * rank)
         dtype = jnp.result_type(read, kernel)
@@ -425,10 +431,11 @@ class Convolution(Matrix):
         return jnp.swapaxes(jnp.concatenate(lines, axis=-1), -1, -2)
 
     def input_rows(self, read: Float[Array, "images *read"]) -> Float[Array, "images positions groups inputs"]:
-        """Return the patches, each in the order of the kernel: window, then channels of the group.
+        """Return the patches as rows, each in the order of the kernel.
 
-        They are taken by strided slices. (`jax.lax.conv_general_dilated_patches` is itself a convolution, with as
-        many output channels as a patch has entries, and costs many times as much.)
+        The order is the window, then the channels of the group. Patches are strided slices.
+        (`jax.lax.conv_general_dilated_patches` is itself a convolution, with as many output channels as a patch has
+        entries, and costs many times as much.)
         """
         area = math.prod(self.window)
         patches = self._tiles(read) if self._tiled else jnp.concatenate(self._shifted(read), axis=-1)

@@ -1,4 +1,4 @@
-"""Average over the curvature set: any statistic, and second moments of gradients, inputs and output-gradients."""
+"""Average statistics over the curvature set, such as second moments of gradients."""
 
 from collections.abc import Callable
 from typing import TypeAlias, TypeVar

@@ -19,9 +19,10 @@ Matvec: TypeAlias = Callable[[Params], Params]
 
 
 def matvec(problem: Problem) -> Matvec:
-    """Return the map v ↦ C v, where `C` is the mean over the problem's batches.
+    """Return the map v ↦ C v of a problem.
 
-    The memory is that of one batch, and the map is compiled once for any number of batches.
+    `C` is the mean over the problem's batches. The memory is that of one batch, and the map is compiled once for any
+    number of batches.
 
     Args:
         problem: The objective, its parameters, its data and the kind of curvature.
@@ -34,10 +35,11 @@ def matvec(problem: Problem) -> Matvec:
 
 
 def block_matvec(problem: Problem) -> Matvec:
-    """Return the map V ↦ C V of several vectors, leaves with a leading axis.
+    """Return the map V ↦ C V of several vectors.
 
-    Every batch is linearised once for all vectors, so each vector costs one tangent and one cotangent pass, and no
-    forward pass. The memory is that of one batch and one vector at a time, beside the vectors themselves.
+    The leaves have a leading axis. Every batch is linearised once for all vectors, so each vector costs one tangent
+    and one cotangent pass, and no forward pass. The memory is that of one batch and one vector at a time, beside the
+    vectors themselves.
     """
     return lambda vectors: mean_over_batches(problem, lambda batch: jax.lax.map(_product(problem, batch), vectors))
 
@@ -114,7 +116,7 @@ def _product(problem: Problem, batch: Batch) -> Matvec:
 
 
 def _hessian_product(problem: Problem, batch: Batch) -> Matvec:
-    """Return v ↦ ∇²loss · v, forward over reverse: the derivative of the gradient along v."""
+    """Return v ↦ ∇²loss · v, the derivative of the gradient along v."""
 
     def gradient(params: Params) -> Params:
         return jax.grad(problem.objective)(params, problem.frozen, batch)

@@ -250,7 +250,10 @@ class Program:
         return pulled
 
     def _pull_back(self, step: Step, operands: Sequence[Any], gradient: Array) -> Array:
-        """Apply the transposed operation, as a function of all operands in which it is jointly linear."""
+        """Apply the transposed operation.
+
+        It is the transpose with respect to all operands in which the operation is jointly linear.
+        """
         instruction = self.instructions[step.instruction]
         free = sorted({step.position, *_jointly_linear(instruction)})
         exact = instruction.name in _WIDENED
@@ -602,7 +605,10 @@ class _Builder:
         return dataclasses.replace(site, matrix=matrix, layout=Layout(lead, kept))
 
     def with_bias(self, site: Site, sites: list[Site], consumers: dict[int, list[int]]) -> Site:
-        """Add the bias to a site: the parameter that alone is added to its matrix's result."""
+        """Add the bias to a site.
+
+        It is the parameter that alone is added to the result of the site's matrix.
+        """
         if site.layout is None or site.matrix is None:
             return site
         (value,) = self.instructions[site.instruction].outputs[:1]

@@ -1,4 +1,4 @@
-"""Invert the dominant eigenpairs of C, which block Lanczos finds (Arnoldi influence)."""
+"""Approximate the inverse by dominant eigenpairs of C (Arnoldi influence)."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Invert the dominant eigenpairs of C by block Lanczos, and the rest by EK-FAC."""
+"""Approximate the inverse by dominant eigenpairs of C, and the rest by EK-FAC."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Approximate the curvature by one that is diagonal in a basis of each block.
+"""Approximate the curvature by a diagonal in a basis of each block.
 
 K-FAC, EK-FAC, LoGra and the diagonal are backends of this kind.
 """

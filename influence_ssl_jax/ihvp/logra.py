@@ -1,4 +1,4 @@
-"""Project the gradient of each layer on both sides, and invert its projected curvature."""
+"""Invert the curvature of each layer's projected gradients (LoGra)."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -112,7 +112,10 @@ class LoGra(EigenbasisBackend):
 
 
 class _Wanted(NamedTuple):
-    """The random bases to draw for one side of a block: one for each key."""
+    """Random bases to draw for one side of a block.
+
+    There is one basis for each key.
+    """
 
     size: int
     rank: int

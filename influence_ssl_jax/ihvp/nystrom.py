@@ -1,4 +1,4 @@
-"""Invert a low-rank approximation of C from its products with random vectors."""
+"""Approximate the inverse by products of C with random vectors (Nyström)."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -128,7 +128,7 @@ def _ritz(basis: _Basis, count: int, block: int) -> tuple[Array, Array, Array, A
 
 
 def _restart(basis: _Basis, kept: int, block: int) -> _Basis:
-    """Return a basis of the kept Ritz vectors, followed by the block to multiply next."""
+    """Return a basis of the kept Ritz vectors and the next block."""
     full = basis.projected.shape[0]
     values, vectors, _, _ = _ritz(basis, kept, block)
     rows = jnp.zeros_like(basis.rows).at[:kept].set(vectors @ basis.rows[:full])
