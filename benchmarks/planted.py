@@ -153,8 +153,8 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "K-FAC's input eigenvectors are transposed",
-        "found.bases[name] = (left, right)",
-        "found.bases[name] = (left.swapaxes(1, 2) if rank is None else left, right)",
+        "kronecker.bases[name] = (left, right)",
+        "kronecker.bases[name] = (left.swapaxes(1, 2) if rank is None else left, right)",
     ),
     (
         "LoGra's random bases are not scaled",
@@ -168,7 +168,7 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "Arnoldi's level is that of the whole matrix",
-        "rest = signs - (signs @ found.vectors.T) @ found.vectors\n",
+        "rest = signs - (signs @ pairs.vectors.T) @ pairs.vectors\n",
         "rest = signs\n",
     ),
     (
@@ -401,10 +401,10 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ("the signs of QR are kept", "return orthonormal * signs[None]", "return orthonormal"),
     (
         "conjugate directions have the wrong sign",
-        "preconditioned + conjugate @ held.directions",
-        "preconditioned - conjugate @ held.directions",
+        "preconditioned + conjugate @ iterate.directions",
+        "preconditioned - conjugate @ iterate.directions",
     ),
-    ("residuals are those of the recurrence", "right - products(found.solutions)", "found.lengths @ found.basis"),
+    ("residuals are those of the recurrence", "right - products(last.solutions)", "last.lengths @ last.basis"),
     # data
     ("an example has its neighbour's key", "in_axes=(None, 0))(key, index)", "in_axes=(None, 0))(key, index + 1)"),
     (

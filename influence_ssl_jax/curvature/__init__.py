@@ -1,1 +1,1 @@
-"""Curvature matrices and per-example gradients of a problem, by products and by layers."""
+"""Compute products with curvature matrices, gradients of examples, and second moments of gradients."""

@@ -1,4 +1,7 @@
-"""The parameters of a network cut into blocks: what projections, factors and norms work on."""
+"""Divide the parameters of a network into blocks.
+
+Projections, Kronecker factors and norms work block by block.
+"""
 
 import abc
 import dataclasses
@@ -24,28 +27,33 @@ Beside = TypeVar("Beside")
 Computed = TypeVar("Computed")
 
 Unexplained: TypeAlias = Literal["error", "materialise"]
-"""What to do with parameters that no site explains: refuse, or form their per-example gradients whole."""
+"""How to treat parameters that no site explains: refuse them, or form their per-example gradients whole."""
 
 ENTRIES = 2**24
-"""Entries of patches or of whole gradients that are in memory together."""
+"""The number of entries of patches or of whole gradients that are in memory together."""
 
 SLOWER = 3
-"""What a multiplication takes where gradients are formed, in those of a projection (1.5 to 4 on two CPU cores): small
-products, one an image, against one convolution."""
+"""The cost of a multiplication in forming gradients, relative to one in a projection.
+
+It is 1.5 to 4 on two CPU cores: many small products, one for each image, against one convolution.
+"""
 
 VECTOR = 2048
-"""Parameters of several axes and more entries than this are seen as a matrix although no operation multiplies by it."""
+"""The largest number of entries of a parameter with several axes that is seen as a vector.
+
+A larger one is seen as a matrix, also if no operation multiplies rows by it.
+"""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Tap:
-    """What one site read, and the gradient with respect to what it wrote.
+    """The values that one site read, and the gradient with respect to its result.
 
     Attributes:
         operands: The recorded operands.
         gradients: Gradient with respect to the site's result.
-        site: Which site, static.
+        site: The site, static.
     """
 
     operands: tuple[Array, ...]
@@ -54,9 +62,10 @@ class Tap:
 
 
 class Captured(abc.ABC):
-    """The per-example gradients of a batch, as far as blocks read them (`gradients.ExampleGradients`).
+    """The interface by which blocks read the per-example gradients of a batch.
 
-    They may be of another network than the blocks are cut for: gradients are zero on parameters that it does not read.
+    `gradients.ExampleGradients` implements it. The gradients may be of another network than the one that was divided
+    into blocks: they are zero for parameters that this network does not read.
     """
 
     cotangents: Float[Array, "views n embedding"]
@@ -69,15 +78,20 @@ class Captured(abc.ABC):
 
     @abc.abstractmethod
     def taps(self, leaf: int) -> list[Tap]:
-        """Every use of a parameter, leading axes [views, n]; none if it is unread or loose."""
+        """Return every use of a parameter, with leading axes [views, n].
+
+        The list is empty if the parameter is unread or loose.
+        """
 
     @abc.abstractmethod
     def leaf(self, leaf: int) -> Float[Array, "n *shape"]:
-        """Every example's gradient of one parameter, whole."""
+        """Compute every example's gradient of one parameter, whole."""
 
 
 class Block(abc.ABC):
-    """A group of parameters, seen as `shape`; subclasses are frozen dataclasses, static under `jit`.
+    """A group of parameters, seen as one array.
+
+    Subclasses are frozen dataclasses, static under `jit`.
 
     Attributes:
         name: Path of the block, joined by slashes.
@@ -92,27 +106,30 @@ class Block(abc.ABC):
     @property
     @abc.abstractmethod
     def size(self) -> int:
-        """Number of scalar parameters."""
+        """The number of scalar parameters."""
 
     @abc.abstractmethod
     def read(self, tree: Params) -> Float[Array, "*shape"]:
-        """The block of a tree of the parameters' structure."""
+        """Read the block from a tree of the parameters' structure."""
 
     @abc.abstractmethod
     def write(self, array: Float[Array, "*shape"]) -> dict[Path, Array]:
-        """The inverse of `read`: values by path."""
+        """Return the values of a block by path; it inverts `read`."""
 
     @abc.abstractmethod
     def materialise(self, gradients: Captured) -> Float[Array, "n *shape"]:
-        """Every example's gradient of the block, whole."""
+        """Compute every example's gradient of the block, whole."""
 
     @abc.abstractmethod
     def inner_products(self, gradients: Captured, draws: int) -> Float[Array, "examples {draws} {draws}"]:
-        """⟨g_k, g_l⟩ over all pairs of `draws` gradients of each example, that stand draw-major."""
+        """Compute ⟨g_k, g_l⟩ for all pairs of `draws` gradients of each example.
+
+        The gradients are in draw-major order.
+        """
 
     @abc.abstractmethod
     def is_formed_whole(self, program: Program) -> bool:
-        """Whether the network's gradients of this block have to be formed whole."""
+        """Whether the gradients of this block have to be formed whole."""
 
     def map_examples(
         self,
@@ -120,26 +137,28 @@ class Block(abc.ABC):
         compute: Callable[[Float[Array, "some draws size"], Beside], Computed],
         beside: Beside,
     ) -> Computed:
-        """Compute something from every example's gradients of the block, never holding those of a large batch.
+        """Compute something from every example's gradients of the block.
+
+        The gradients of a large batch are never in memory together.
 
         Args:
             gradients: The gradients of a batch.
-            compute: From the gradients of some examples, in all their draws, and the same examples' part of `beside`,
-                to arrays whose leading axis is those examples. It may be traced for one example under `vmap`.
+            compute: From the gradients of some examples in all their draws, and the same examples' part of `beside`,
+                to arrays with a leading axis of those examples. It may be traced for one example under `vmap`.
             beside: A tree of arrays with a leading axis of examples.
         """
         return compute(group_by_example(self.materialise(gradients), gradients.draws), beside)
 
     def gram(self, gradients: Captured) -> Float[Array, "batch draws draws"]:
-        """⟨g_k, g_l⟩ over all pairs of draws of each example."""
+        """Compute ⟨g_k, g_l⟩ for all pairs of draws of each example."""
         return self.inner_products(gradients, gradients.draws)
 
     def squared_norms(self, gradients: Captured) -> Float[Array, " n"]:
-        """‖g_n‖² of every draw, without the pairs."""
+        """Compute ‖g_n‖² of every draw, without the pairs."""
         return self.inner_products(gradients, 1)[:, 0, 0]
 
     def cross_products(self, left: Captured, right: Captured) -> Float[Array, "left right"]:
-        """`⟨g_i, g_j⟩` between two batches' gradients of the block."""
+        """Compute `⟨g_i, g_j⟩` between the gradients of two batches."""
         sides = [self.materialise(gradients) for gradients in (left, right)]
         rows, columns = (side.reshape(side.shape[0], -1) for side in sides)
         return rows @ columns.T
@@ -154,6 +173,15 @@ class VectorBlock(Block):
         leaves: Numbers of its parameters.
         paths: Their paths.
         shapes: Their shapes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from influence_ssl_jax.curvature.blocks import VectorBlock
+        >>> block = VectorBlock("norm", (0, 1), (("bias",), ("scale",)), ((2,), (2,)))
+        >>> block.read({"bias": jnp.asarray([1.0, 2.0]), "scale": jnp.asarray([3.0, 4.0])}).tolist()
+        [1.0, 2.0, 3.0, 4.0]
+        >>> block.write(jnp.asarray([1.0, 2.0, 3.0, 4.0]))["scale",].tolist()
+        [3.0, 4.0]
     """
 
     name: str
@@ -163,37 +191,37 @@ class VectorBlock(Block):
 
     @property
     def size(self) -> int:
-        """Sum of the leaves' sizes."""
+        """The sum of the leaves' sizes."""
         return sum(math.prod(shape) for shape in self.shapes)
 
     def read(self, tree: Params) -> Float[Array, " size"]:
-        """The leaves, one after the other."""
+        """Join the leaves, one after the other."""
         flat = jax.tree.leaves(tree)
         return jnp.concatenate([flat[leaf].reshape(-1) for leaf in self.leaves])
 
     def write(self, array: Float[Array, " size"]) -> dict[Path, Array]:
-        """The vector cut into its leaves."""
-        found, start = {}, 0
+        """Split the vector into its leaves."""
+        values, start = {}, 0
         for path, shape in zip(self.paths, self.shapes, strict=True):
             length = math.prod(shape)
-            found[path] = array[start : start + length].reshape(shape)
+            values[path] = array[start : start + length].reshape(shape)
             start += length
-        return found
+        return values
 
     def materialise(self, gradients: Captured) -> Float[Array, "n size"]:
-        """The gradient vectors."""
+        """Compute the gradient vectors."""
         parts = [gradients.leaf(leaf) for leaf in self.leaves]
         return jnp.concatenate([part.reshape(part.shape[0], -1) for part in parts], axis=1)
 
     def inner_products(self, gradients: Captured, draws: int) -> Float[Array, "examples {draws} {draws}"]:
-        """Inner products of the gradient vectors."""
-        if not any(leaf in gradients.program.read for leaf in self.leaves):  # nothing to form
+        """Compute the inner products of the gradient vectors."""
+        if not any(leaf in gradients.program.read for leaf in self.leaves):  # there is no gradient
             like = gradients.cotangents
             return jnp.zeros((like.shape[1] // draws, draws, draws), like.dtype)
         return draw_gram(self.materialise(gradients), draws)
 
     def is_formed_whole(self, program: Program) -> bool:
-        """Yes, where the network reads it."""
+        """Whether the network reads the block."""
         return any(leaf in program.read for leaf in self.leaves)
 
 
@@ -205,18 +233,18 @@ Calls: TypeAlias = list[Tap]
 class MatrixBlock(Block):
     """A weight matrix with its bias as last row, [groups, inputs, outputs].
 
-    Where loops go over leading axes of the kernel, each of their steps has groups of its own. Of a kernel that is used
-    in this layout alone, gradients need never be formed; otherwise they are, a few examples at a time.
+    If loops iterate over leading axes of the kernel, each of their steps has groups of its own. If the kernel is used
+    in this layout only, its gradients need never be formed; otherwise they are formed, a few examples at a time.
 
     Attributes:
         name: Path of the block.
-        leaves: Numbers of the kernel and, where there is one, of the bias.
+        leaves: Numbers of the kernel and, if there is one, of the bias.
         paths: Their paths.
         layout: How the kernel becomes a matrix.
-        groups: Groups of every step of the loops together.
-        inputs: Rows of a group, the bias included.
-        outputs: Columns of a group.
-        bias: Shape of the bias, None where there is none.
+        groups: Number of groups of all steps of the loops together.
+        inputs: Number of rows of a group, with the bias.
+        outputs: Number of columns of a group.
+        bias: Shape of the bias; None if there is none.
     """
 
     name: str
@@ -230,16 +258,16 @@ class MatrixBlock(Block):
 
     @property
     def size(self) -> int:
-        """Number of entries of the matrix."""
+        """The number of entries of the matrix."""
         return self.groups * self.inputs * self.outputs
 
     def read(self, tree: Params) -> Float[Array, "groups inputs outputs"]:
-        """The matrix."""
+        """Read the matrix from a tree."""
         flat = jax.tree.leaves(tree)
         return self._join([flat[leaf] for leaf in self.leaves])
 
     def write(self, array: Float[Array, "groups inputs outputs"]) -> dict[Path, Array]:
-        """Kernel and bias of a matrix."""
+        """Split a matrix into kernel and bias."""
         if self.bias is None:
             return {self.paths[0]: self.layout.from_matrix(array)}
         kernel, bias = array[:, :-1], array[:, -1]
@@ -248,16 +276,20 @@ class MatrixBlock(Block):
     def rows(
         self, gradients: Captured
     ) -> tuple[Float[Array, "n positions groups inputs"], Float[Array, "n positions groups outputs"]]:
-        """Inputs `ā` and output-gradients `s` at every position of every call and view.
+        """Return the rows of all positions, calls and views.
 
         Raises:
-            StructureError: The network uses the kernel in another way too, so that its gradient is no sum over rows.
+            StructureError: If the network uses the kernel in another way too, so that its gradient is no sum over
+                rows.
+
+        Returns:
+            The inputs `ā` and the output-gradients `s`.
         """
         calls = self.calls(gradients)
         if calls is None:
             raise StructureError(
                 f"The gradient of {self.name} is no sum over rows of this matrix: the network transforms or shares it. "
-                "Form it whole (`materialised`)."
+                "Form it whole (`materialise`)."
             )
         n = gradients.cotangents.shape[1]
         parts = [self._rows(taps, n, gradients.cotangents.dtype) for taps in calls]
@@ -266,9 +298,10 @@ class MatrixBlock(Block):
     def project(
         self, gradients: Captured, left: Float[Array, "groups inputs k"], right: Float[Array, "groups outputs l"]
     ) -> Float[Array, "n groups k l"]:
-        """`leftᵀ G right` per example, `G = Σ_t ā_t s_tᵀ` formed only where that is less work.
+        """Compute `leftᵀ G right` for each example.
 
-        It is with a large basis and many positions: then G goes through the bases once, instead of every position.
+        `G = Σ_t ā_t s_tᵀ` is formed only if that is less work: with a large basis and many positions, G is multiplied
+        by the bases once, instead of every position.
         """
         calls = self.calls(gradients)
         if calls is None:
@@ -284,7 +317,10 @@ class MatrixBlock(Block):
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
     def materialise(self, gradients: Captured) -> Float[Array, "n groups inputs outputs"]:
-        """`Σ_t ā_t s_tᵀ` per example; zero where the network does not use the matrix."""
+        """Compute `Σ_t ā_t s_tᵀ` for each example.
+
+        It is zero if the network does not use the matrix.
+        """
         calls = self.calls(gradients)
         if calls is None:
             return jax.vmap(lambda *leaves: self._join(leaves))(*[gradients.leaf(leaf) for leaf in self.leaves])
@@ -294,17 +330,17 @@ class MatrixBlock(Block):
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
     def inner_products(self, gradients: Captured, draws: int) -> Float[Array, "examples {draws} {draws}"]:
-        """By the gradients themselves, or by the rows' inner products (ghost norms), whichever is less work.
+        """Compute inner products from the gradients or from rows (ghost norms).
 
-        Either exists for a few examples at a time: about ENTRIES numbers, however large the batch.
+        The way with less work is used. Either holds about ENTRIES numbers in memory, however large the batch is.
         """
         calls, batch = self.calls(gradients), gradients.cotangents.shape[1] // draws
         if calls is None:
             return draw_gram(self.materialise(gradients), draws)
-        found = [self._inner_products(taps, draws, batch) for taps in calls if taps]
-        if not found:  # the network does not use the matrix
+        products = [self._inner_products(taps, draws, batch) for taps in calls if taps]
+        if not products:  # the network does not use the matrix
             return jnp.zeros((batch, draws, draws), gradients.cotangents.dtype)
-        return functools.reduce(jnp.add, found)
+        return functools.reduce(jnp.add, products)
 
     def map_examples(
         self,
@@ -312,7 +348,10 @@ class MatrixBlock(Block):
         compute: Callable[[Float[Array, "some draws size"], Beside], Computed],
         beside: Beside,
     ) -> Computed:
-        """As `Block.of_examples`, with about ENTRIES numbers of patches and gradients in memory together."""
+        """Compute something from every example's gradients, see `Block.map_examples`.
+
+        About ENTRIES numbers of patches and gradients are in memory together.
+        """
         calls, draws = self.calls(gradients), gradients.draws
         if calls is None or len(calls) != 1 or not calls[0]:
             return compute(group_by_example(self.materialise(gradients), draws), beside)
@@ -332,20 +371,26 @@ class MatrixBlock(Block):
         return jax.lax.map(of_one, (_split_examples(taps, draws), beside), batch_size=max(1, ENTRIES // entries))
 
     def is_formed_whole(self, program: Program) -> bool:
-        """Whether the kernel is loose, or used in another layout or without its bias."""
+        """Whether the kernel is loose, or is used in another layout or without its bias."""
         return self._places(program) is None
 
     def calls(self, gradients: Captured) -> list[Calls] | None:
-        """The uses of the matrix of each step of the loops; None where the gradient has to be formed whole."""
+        """Return the uses of the matrix of each step of the loops.
+
+        It is None if the gradient has to be formed whole.
+        """
         if self._places(gradients.program) is None:
             return None
-        found: list[Calls] = [[] for _ in range(math.prod(self.layout.lead))]
+        calls: list[Calls] = [[] for _ in range(math.prod(self.layout.lead))]
         for tap in gradients.taps(self.leaves[0]):
-            found[_place(tap.site, self.layout)].append(tap)
-        return found
+            calls[_place(tap.site, self.layout)].append(tap)
+        return calls
 
     def _places(self, program: Program) -> list[Site] | None:
-        """The sites of the kernel, None where not all of them are rows times this matrix."""
+        """Return the sites of the kernel.
+
+        It is None if some site is not rows times this matrix.
+        """
         kernel, *bias = self.leaves
         if any(leaf in program.loose for leaf in self.leaves):
             return None
@@ -357,6 +402,7 @@ class MatrixBlock(Block):
         return None if bias and len(biases) != len(sites) else sites
 
     def _project(self, taps: Calls, left: Array, right: Array) -> Float[Array, "n groups k l"]:
+        """Project the gradients of several calls."""
         rank, other, positions = left.shape[-1], right.shape[-1], _positions_of(taps)
         by_position = positions * (self.inputs * rank + self.outputs * other + rank * other)
         formed = SLOWER * positions * self.inputs * self.outputs + (self.inputs + other) * rank * self.outputs
@@ -365,6 +411,7 @@ class MatrixBlock(Block):
         return _total([self._project_call(tap, left, right) for tap in taps], taps)
 
     def _project_call(self, tap: Tap, left: Array, right: Array) -> Float[Array, "images groups k l"]:
+        """Project the gradients of one call, image by image."""
         matrix, (read,) = tap.site.matrix, tap.operands
         assert matrix is not None
         rows = matrix.project_inputs(merge_views(read), left if self.bias is None else left[:, :-1])
@@ -373,6 +420,7 @@ class MatrixBlock(Block):
         return outer_products(rows, matrix.project_outputs(merge_views(tap.gradients), right))
 
     def _inner_products(self, taps: Calls, draws: int, batch: int) -> Float[Array, "examples {draws} {draws}"]:
+        """Compute inner products over several calls, a few examples at a time."""
         positions = draws * _positions_of(taps)
         ghost = positions * (self.inputs + self.outputs) < self.inputs * self.outputs
         formed = 0 if ghost else draws * taps[0].gradients.shape[0] * self.inputs * self.outputs
@@ -389,6 +437,7 @@ class MatrixBlock(Block):
         )
 
     def _ghost_gram(self, taps: Calls, draws: int) -> Float[Array, "examples {draws} {draws}"]:
+        """Compute the inner products from those of rows: `Σ_tu ⟨ā_t, ā_u⟩ ⟨s_t, s_u⟩`."""
         pairs = [_sums_and_differences(self._call_rows(tap), tap.gradients.shape[0]) for tap in taps]
         sides = (jnp.concatenate(rows, axis=1) for rows in zip(*pairs, strict=True))
         a, s = (x.reshape(draws, x.shape[0] // draws, *x.shape[1:]) for x in sides)
@@ -397,26 +446,30 @@ class MatrixBlock(Block):
         return jnp.sum(like_inputs * like_outputs, axis=(3, 4, 5))
 
     def _gradient(self, taps: Calls) -> Float[Array, "n groups inputs outputs"]:
-        """`Σ_t ā_t s_tᵀ` over all calls and views."""
+        """Compute `Σ_t ā_t s_tᵀ` over all calls and views."""
         return _total([self._call_gradient(tap) for tap in taps], taps)
 
     def _call_gradient(self, tap: Tap) -> Float[Array, "images groups inputs outputs"]:
+        """Compute `Σ_t ā_t s_tᵀ` of one call, image by image."""
         matrix, (read,), gradients = tap.site.matrix, tap.operands, merge_views(tap.gradients)
         assert matrix is not None
-        found = matrix.gradient(merge_views(read), gradients)
+        kernel = matrix.gradient(merge_views(read), gradients)
         if self.bias is None:
-            return found
-        return jnp.concatenate([found, jnp.sum(matrix.output_rows(gradients), axis=1)[:, :, None]], axis=2)
+            return kernel
+        return jnp.concatenate([kernel, jnp.sum(matrix.output_rows(gradients), axis=1)[:, :, None]], axis=2)
 
     def _rows(self, taps: Calls, n: int, dtype: Any) -> tuple[Array, Array]:
-        """The rows of all calls; no position at all, hence gradients of zero, where there is none."""
+        """Return the rows of all calls.
+
+        Without a call there is no position, so gradients are zero.
+        """
         each = self.groups // math.prod(self.layout.lead)
         none = (jnp.zeros((n, 0, each, size), dtype) for size in (self.inputs, self.outputs))
         a, s = zip(tuple(none), *[self._call_rows(tap) for tap in taps], strict=True)
         return jnp.concatenate(a, axis=1), jnp.concatenate(s, axis=1)
 
     def _call_rows(self, tap: Tap) -> tuple[Array, Array]:
-        """Rows of one call, views and positions merged."""
+        """Return the rows of one call, with views and positions merged."""
         matrix, (read,) = tap.site.matrix, tap.operands
         assert matrix is not None
         rows = matrix.input_rows(merge_views(read))
@@ -425,7 +478,7 @@ class MatrixBlock(Block):
         return _by_example(rows, read), _by_example(matrix.output_rows(merge_views(tap.gradients)), tap.gradients)
 
     def _join(self, leaves: Sequence[Array]) -> Float[Array, "groups inputs outputs"]:
-        """Kernel and bias as one matrix."""
+        """Join kernel and bias to one matrix."""
         kernel = self.layout.to_matrix(leaves[0])
         if self.bias is None:
             return kernel
@@ -438,48 +491,69 @@ Blocks: TypeAlias = tuple[MatrixBlock | VectorBlock, ...]
 def discover(
     network: Embed, params: Params, frozen: Frozen, image_shape: tuple[int, ...], unexplained: Unexplained = "error"
 ) -> Blocks:
-    """Cut the parameters into blocks, in the order in which `network` uses them.
+    """Divide the parameters into blocks, in the order in which `network` uses them.
 
-    A matrix that rows are multiplied by is a block, with the bias that is added right after it. A scale and the bias
-    added after it are one vector. What no site explains comes last: loose parameters and those that are not read.
+    A matrix that multiplies rows is a block, together with the bias that is added right after it. A scale and the
+    bias added after it are one vector. Parameters that no site explains come last: loose ones and those that are not
+    read.
+
+    Args:
+        network: The network.
+        params: The parameters, or their shapes.
+        frozen: The other variables that the network reads, or their shapes.
+        image_shape: [height, width, channels].
+        unexplained: How to treat parameters that no site explains.
 
     Raises:
-        StructureError: A parameter is loose or unread and `unexplained` is "error"; or JAX cannot differentiate its use.
+        StructureError: If a parameter is loose or unread and `unexplained` is "error"; or if JAX cannot differentiate
+            its use.
+
+    Example:
+        A linear network without bias is one block:
+
+        >>> import jax.numpy as jnp
+        >>> import influence_ssl_jax as isj
+        >>> from influence_ssl_jax.curvature.blocks import discover
+        >>> from influence_ssl_jax.nets.linear import Linear
+        >>> blocks = discover(isj.Network(Linear(3)), {"dense": {"kernel": jnp.zeros((2, 3))}}, {}, (1, 2, 1))
+        >>> [(block.name, block.groups, block.inputs, block.outputs) for block in blocks]
+        [('dense', 1, 2, 3)]
     """
     program, paths = program_of(network, params, frozen, image_shape), leaf_paths(params)
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
     _refuse(program, paths, unexplained)
-    found: dict[int, MatrixBlock | VectorBlock] = {}
-    taken: set[int] = set()
+    by_leaf: dict[int, MatrixBlock | VectorBlock] = {}
+    used: set[int] = set()
     order = list(dict.fromkeys(site.leaf for site in program.sites))
     kernels = {leaf: _matrix(leaf, program, shapes) for leaf in order}
     for leaf, matrix in kernels.items():
         if matrix is None:
             continue
         layout, (groups, inputs, outputs), bias = matrix
-        bias = None if bias in taken else bias
+        bias = None if bias in used else bias
         leaves = (leaf,) if bias is None else (leaf, bias)
-        taken.update(leaves)
+        used.update(leaves)
         own = tuple(paths[k] for k in leaves)
         rows, shape = inputs + len(leaves) - 1, None if bias is None else shapes[bias]
-        found[leaf] = MatrixBlock(_name(own, paths), leaves, own, layout, groups, rows, outputs, shape)
+        by_leaf[leaf] = MatrixBlock(_name(own, paths), leaves, own, layout, groups, rows, outputs, shape)
     for leaf in order:
-        if leaf not in taken:
-            leaves = _with_bias(leaf, program, paths, taken)
-            taken.update(leaves)
-            found[leaf] = _plain(leaves, paths, shapes)
-    rest = [leaf for leaf in range(len(paths)) if leaf not in taken]
-    blocks = [found[leaf] for leaf in order if leaf in found]
+        if leaf not in used:
+            leaves = _with_bias(leaf, program, paths, used)
+            used.update(leaves)
+            by_leaf[leaf] = _plain(leaves, paths, shapes)
+    rest = [leaf for leaf in range(len(paths)) if leaf not in used]
+    blocks = [by_leaf[leaf] for leaf in order if leaf in by_leaf]
     return (*blocks, *(_plain((leaf,), paths, shapes) for leaf in rest))
 
 
 def discover_blocks(problem: Problem, unexplained: Unexplained) -> Blocks:
-    """The layers of the problem's network."""
+    """Divide the parameters of a problem's network into blocks, see `discover`."""
     shape = problem.batches.image.shape[2:]
     return discover(problem.objective.network, problem.params, problem.frozen, shape, unexplained)
 
 
 def _refuse(program: Program, paths: list[Path], unexplained: Unexplained) -> None:
+    """Refuse parameters that no site explains, or whose use JAX cannot differentiate."""
     undifferentiable = ["/".join(paths[leaf]) for leaf, reason in program.loose.items() if reason == "while"]
     if undifferentiable:
         raise StructureError(
@@ -508,7 +582,7 @@ def _refuse(program: Program, paths: list[Path], unexplained: Unexplained) -> No
 def _matrix(
     leaf: int, program: Program, shapes: list[tuple[int, ...]]
 ) -> tuple[Layout, tuple[int, int, int], int | None] | None:
-    """How a parameter is a matrix: its layout, (groups, inputs, outputs), and the bias that goes with it."""
+    """Describe a parameter as a matrix: its layout, (groups, inputs, outputs), and its bias."""
     sites = [site for site in program.sites if site.leaf == leaf]
     known = [site for site in sites if site.layout is not None]
     if not known or known[0].layout is None:
@@ -526,22 +600,25 @@ def _matrix(
     return layout, (sizes[0], sizes[1], sizes[2]), bias
 
 
-def _with_bias(leaf: int, program: Program, paths: list[Path], taken: set[int]) -> tuple[int, ...]:
-    """A scale with the bias of its module; otherwise the parameter alone."""
+def _with_bias(leaf: int, program: Program, paths: list[Path], used: set[int]) -> tuple[int, ...]:
+    """Return a scale with the bias of its module, or the parameter alone."""
 
     def uses(leaf: int) -> set[str]:
         return {program.instructions[site.instruction].name for site in program.sites if site.leaf == leaf}
 
     if uses(leaf) == {"mul"}:
         for other in dict.fromkeys(site.leaf for site in program.sites):
-            together = other != leaf and other not in taken and paths[other][:-1] == paths[leaf][:-1]
+            together = other != leaf and other not in used and paths[other][:-1] == paths[leaf][:-1]
             if together and uses(other) == {"add"}:
                 return leaf, other
     return (leaf,)
 
 
 def _plain(leaves: tuple[int, ...], paths: list[Path], shapes: list[tuple[int, ...]]) -> MatrixBlock | VectorBlock:
-    """A block of parameters that no operation multiplies rows by: a vector, or a matrix where that is too long."""
+    """Make a block of parameters that no operation multiplies rows by.
+
+    It is a vector, or a matrix if the vector would be too long.
+    """
     own = tuple(paths[leaf] for leaf in leaves)
     name, shape = _name(own, paths), shapes[leaves[0]]
     if len(leaves) == 1 and len(shape) > 1 and math.prod(shape) > VECTOR and 1 < shape[-1] < math.prod(shape):
@@ -551,29 +628,34 @@ def _plain(leaves: tuple[int, ...], paths: list[Path], shapes: list[tuple[int, .
 
 
 def _name(own: tuple[Path, ...], paths: list[Path]) -> str:
-    """Path of the module whose parameters these are, or of the one parameter."""
+    """Return the path of the parameters' module, or of the only parameter."""
     parent = own[0][:-1]
     every = {path for path in paths if path[: len(parent)] == parent}
     return "/".join(parent if parent and every == set(own) else own[0])
 
 
 def _place(site: Site, layout: Layout) -> int:
-    """The step of the loops that a site belongs to."""
+    """Return the step of the loops that a site belongs to."""
     return int(np.ravel_multi_index(places(site), layout.lead)) if layout.lead else 0
 
 
 def assemble(like: Params, blocks: Blocks, arrays: dict[str, Array]) -> Params:
-    """The tree whose blocks are `arrays`, by block name."""
+    """Join arrays, by block name, to a tree of the parameters' structure."""
     values = {path: value for block in blocks for path, value in block.write(arrays[block.name]).items()}
     flat = [values[path] for path in leaf_paths(like)]
     return jax.tree.unflatten(jax.tree.structure(like), flat)
 
 
 def check_structure(like: Params, vector: PyTree) -> None:
-    """Refuse a vector that has not the structure and shapes of the parameters.
+    """Refuse a vector whose structure or shapes differ from those of the parameters.
 
     Raises:
-        StructureError: Another structure, or another shape at some leaf.
+        StructureError: If the structure differs, or the shape of a leaf.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from influence_ssl_jax.curvature.blocks import check_structure
+        >>> check_structure({"kernel": jnp.zeros(2)}, {"kernel": jnp.ones(2)})
     """
     wanted, got = jax.tree.structure(like), jax.tree.structure(vector)
     shapes = [leaf.shape for leaf in jax.tree.leaves(like)], [jnp.shape(leaf) for leaf in jax.tree.leaves(vector)]
@@ -585,23 +667,26 @@ def check_structure(like: Params, vector: PyTree) -> None:
 
 
 def group_by_example(gradients: Float[Array, "n *shape"], draws: int) -> Float[Array, "examples draws size"]:
-    """Return gradients that stand draw-major, flattened, example by example."""
+    """Flatten gradients in draw-major order and group them by example."""
     return jnp.swapaxes(gradients.reshape(draws, gradients.shape[0] // draws, -1), 0, 1)
 
 
 def draw_gram(gradients: Float[Array, "n *shape"], draws: int) -> Float[Array, "batch draws draws"]:
-    """Inner products of the draws of each example, from vectors that stand draw-major."""
+    """Compute the inner products of the draws of each example.
+
+    The vectors are in draw-major order.
+    """
     vectors = gradients.reshape(draws, gradients.shape[0] // draws, -1)
     return jnp.einsum("kbf,lbf->bkl", vectors, vectors)
 
 
 def merge_views(array: Array) -> Array:
-    """[views, n, …] → [views · n, …]."""
+    """Reshape [views, n, …] to [views · n, …]."""
     return array.reshape(-1, *array.shape[2:])
 
 
 def _split_examples(taps: Calls, draws: int) -> Calls:
-    """Return arrays [views, draws · batch, …] of all calls as [batch, views, draws, …]."""
+    """Reshape the arrays [views, draws · batch, …] of all calls to [batch, views, draws, …]."""
 
     def one(array: Array) -> Array:
         views, n, *rest = array.shape
@@ -611,39 +696,40 @@ def _split_examples(taps: Calls, draws: int) -> Calls:
 
 
 def _sums_and_differences(sides: tuple[Array, Array], views: int) -> tuple[Array, Array]:
-    """Return sums and differences over √2 of two views' rows [n, positions, groups, width], in the place of the rows.
+    """Replace two views' rows by their sums and differences over √2.
 
-    `a₁s₁ᵀ + a₂s₂ᵀ = a₊s₊ᵀ + a₋s₋ᵀ` exactly. Of nearly equal views `a₁s₁ᵀ` and `a₂s₂ᵀ` are large and cancel, and in their
-    inner products in float32 so do all digits; `a₊s₊ᵀ` and `a₋s₋ᵀ` are both as small as what is left.
+    `a₁s₁ᵀ + a₂s₂ᵀ = a₊s₊ᵀ + a₋s₋ᵀ` holds exactly. If the views are nearly equal, `a₁s₁ᵀ` and `a₂s₂ᵀ` are large and
+    cancel, and their inner products in float32 lose all digits; `a₊s₊ᵀ` and `a₋s₋ᵀ` are both as small as the result.
+    Rows have the axes [n, positions, groups, width].
     """
     if views != 2:
         return sides
 
-    def turned(rows: Array) -> Array:
+    def turn(rows: Array) -> Array:
         first, second = jnp.split(rows, 2, axis=1)
         return jnp.concatenate([first + second, first - second], axis=1) / 2**0.5
 
-    return turned(sides[0]), turned(sides[1])
+    return turn(sides[0]), turn(sides[1])
 
 
 def _positions_of(taps: Calls) -> int:
-    """Of one example, in all calls and views."""
-    found = 0
+    """Count the positions of one example in all calls and views."""
+    positions = 0
     for tap in taps:
         matrix = tap.site.matrix
         assert matrix is not None
-        found += tap.gradients.shape[0] * math.prod(tap.gradients.shape[2:]) // (matrix.groups * matrix.outputs)
-    return found
+        positions += tap.gradients.shape[0] * math.prod(tap.gradients.shape[2:]) // (matrix.groups * matrix.outputs)
+    return positions
 
 
 def _by_example(rows: Array, like: Array) -> Array:
-    """[views · n, positions, …] → [n, views · positions, …]."""
+    """Reshape [views · n, positions, …] to [n, views · positions, …]."""
     views, n = like.shape[:2]
     split = jnp.moveaxis(rows.reshape(views, n, *rows.shape[1:]), 0, 1)
     return split.reshape(n, -1, *rows.shape[2:])
 
 
 def _total(calls: list[Array], taps: Calls) -> Float[Array, "n groups inputs outputs"]:
-    """The sum over calls and views of what is computed image by image."""
+    """Sum over calls and views what was computed image by image."""
     split = [one.reshape(*tap.gradients.shape[:2], *one.shape[1:]) for one, tap in zip(calls, taps, strict=True)]
     return functools.reduce(jnp.add, [jnp.sum(one, axis=0) for one in split])

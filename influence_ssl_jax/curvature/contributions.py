@@ -20,13 +20,18 @@ from influence_ssl_jax.types import Batch, Frozen, Params
 def output_samples(
     loss: Loss, outputs: Float[Array, "*outputs"], batch: Batch, samples: int | None
 ) -> Float[Array, "samples *outputs"]:
-    """Draw w ~ N(0, ∇²head(outputs)), `samples` times, or take every column of its square root.
+    """Draw w ~ N(0, ∇²head(outputs)), or return the columns of its square root.
 
-    With `samples=None` the rows are `S e_j`, `S Sᵀ = ∇²head`, e_j every coordinate of the outputs (of one example's, all
-    examples at once, where the loss is separable): their outer products sum to ∇²head itself, without an average.
+    For a separable loss, an example's draws come from its own key, so they do not depend on the rest of the batch.
+    For a batch-coupled loss, they come from the first key of the batch.
 
-    For a separable loss an example's draws come from its own key, so they do not depend on the batch that it is in. For
-    a batch-coupled loss they come from the first key of the batch.
+    Args:
+        loss: The loss, for its head.
+        outputs: The outputs at which the Hessian is taken.
+        batch: The batch whose keys determine the draws.
+        samples: Number of draws. If None, the rows are `S e_j` with `S Sᵀ = ∇²head`, where e_j runs over the
+            coordinates of the outputs (of those of one example, for all examples at once, if the loss is separable).
+            Their outer products sum to ∇²head itself, without an average.
     """
     if samples is None:
         shape = outputs.shape[1:] if loss.separable else outputs.shape
@@ -47,13 +52,13 @@ Statistic = TypeVar("Statistic")
 
 
 class MeasuredBatch(NamedTuple):
-    """What measuring a batch gives.
+    """The measurement of every example of a batch.
 
     Attributes:
         gradients: Gradient of every example's value in every draw.
         values: The values `½‖r‖²`.
-        degenerate: Examples for which the measurement is undefined in some draw; their gradient is zero there.
-        embeddings: The first views' embeddings, those of the first draw.
+        degenerate: Marks examples whose measurement is undefined in some draw; their gradient is zero there.
+        embeddings: Embeddings of the first view in the first draw.
     """
 
     gradients: ExampleGradients
@@ -63,7 +68,20 @@ class MeasuredBatch(NamedTuple):
 
 
 def measure(objective: Objective, params: Params, frozen: Frozen, batch: Batch, draws: int = 1) -> MeasuredBatch:
-    """Measure every example `draws` times; draw k of an example has the k-th key of its own stream."""
+    """Measure every example of a batch `draws` times.
+
+    Draw k of an example uses the k-th key of its own stream.
+
+    Args:
+        objective: The network, the views and the measurement.
+        params: Parameters.
+        frozen: Running statistics.
+        batch: The examples.
+        draws: Number of draws for each example.
+
+    Raises:
+        TypeError: If the objective's loss is no measurement.
+    """
     loss = objective.loss
     if not isinstance(loss, Measurement):
         raise TypeError(f"Only a measurement has a value per example, got {type(loss).__name__}.")
@@ -83,21 +101,30 @@ def measure(objective: Objective, params: Params, frozen: Frozen, batch: Batch, 
 
 
 def contributions(problem: Problem, batch: Batch) -> ExampleGradients:
-    """`√b · J_iᵀ ∂loss/∂z_i`: the contribution of each example to the batch's gradient.
+    """Return `√b · J_iᵀ ∂loss/∂z_i`, each example's contribution to the batch's gradient.
 
-    The sum of their outer products is the `empirical_fisher` of the batch; for a mean of per-example losses ℓ_i it is
+    The sum of their outer products is the `empirical_fisher` of the batch. For a mean of per-example losses ℓ_i it is
     (1/b) Σ ∇ℓ_i ∇ℓ_iᵀ.
     """
-    images, z = _embedded(problem, batch)
+    images, z = _embed_views(problem, batch)
     cotangents = _contributed_cotangents(problem, batch, z)
     return ExampleGradients(problem.params, problem.frozen, images, cotangents, problem.objective.network)
 
 
 def draw_example_gradients(problem: Problem, batch: Batch, samples: int | None) -> ExampleGradients:
-    """`J_iᵀ (∂y/∂z_i)ᵀ w` with w ~ N(0, ∇²head) per example, `samples` draws, for a separable loss.
+    """Draw `J_iᵀ (∂y/∂z_i)ᵀ w` with w ~ N(0, ∇²head), for each example.
 
-    The sum over examples, averaged over draws, of their outer products has the Gauss–Newton matrix as its expectation.
-    With `samples=None` w is every column of a square root of ∇²head, and the plain sum is that matrix itself.
+    The sum of their outer products over examples, averaged over draws, has the Gauss–Newton matrix as its
+    expectation. If `samples` is None, w is every column of a square root of ∇²head, and the sum over them is that
+    matrix itself.
+
+    Args:
+        problem: The problem; its loss is separable.
+        batch: The examples.
+        samples: Number of draws for each example, or None.
+
+    Raises:
+        TypeError: If the loss couples the examples of a batch.
     """
     if not problem.objective.loss.separable:
         raise TypeError(
@@ -118,11 +145,18 @@ def draw_example_gradients(problem: Problem, batch: Batch, samples: int | None) 
 def sum_over_draws(
     problem: Problem, batch: Batch, samples: int, statistic: Callable[[ExampleGradients], Statistic]
 ) -> Statistic:
-    """`Σ_k q(g of draw k)` with `g_i = J_iᵀ (∂y/∂z_i)ᵀ w` and w ~ N(0, ∇²head) over the batch, for any loss.
+    """Sum a statistic over the draws of a batch, for any loss.
 
-    Over the examples the parts of a draw sum to that of `pooled`; for a loss that couples examples, the sum of their
-    outer products leaves the coupling out. One draw is in memory at a time: what a fit needs does not grow with the
-    number of draws.
+    The sum is `Σ_k q(g of draw k)` with `g_i = J_iᵀ (∂y/∂z_i)ᵀ w` and w ~ N(0, ∇²head) over the batch. The parts of a
+    draw sum over the examples to the draw of `draw_batch_gradients`; if the loss couples examples, the sum of the
+    parts' outer products leaves the coupling out. One draw is in memory at a time, so the memory of a fit does not
+    grow with the number of draws.
+
+    Args:
+        problem: The problem.
+        batch: The examples.
+        samples: Number of draws.
+        statistic: q, a function of the gradients of one draw.
     """
     images, drawn = _own_parts(problem, batch, samples)
 
@@ -134,11 +168,14 @@ def sum_over_draws(
 
 
 def row_count(problem: Problem, samples: int | None) -> int:
-    """Count the gradients whose outer products sum to C: an upper bound of its rank.
+    """Count the gradients whose outer products sum to C.
+
+    The number is an upper bound of the rank of C.
 
     Args:
-        problem: Whose curvature, no Hessian.
-        samples: Draws of a `ggn` per example (per batch, where the loss couples examples); None for every output.
+        problem: The problem; its curvature is no Hessian.
+        samples: Draws of a `ggn` for each example (for each batch, if the loss couples examples); None for every
+            output.
     """
     number, size = problem.batches.index.shape
     number, units = number - problem.padding, size if problem.objective.loss.separable else 1
@@ -153,11 +190,14 @@ def row_count(problem: Problem, samples: int | None) -> int:
 
 
 def draw_count(problem: Problem, samples: int | None) -> int | None:
-    """Return the draws that C is an average over; None where nothing is drawn.
+    """Return the number of draws that C is an average over.
 
     Args:
-        problem: Whose curvature, no Hessian.
+        problem: The problem; its curvature is no Hessian.
         samples: Draws of a `ggn` for each example; None for every output.
+
+    Returns:
+        The number; None if nothing is drawn.
     """
     return {"fisher": problem.samples, "ggn": samples, "empirical_fisher": None}[problem.curvature]
 
@@ -165,15 +205,15 @@ def draw_count(problem: Problem, samples: int | None) -> int | None:
 def _own_parts(
     problem: Problem, batch: Batch, samples: int | None
 ) -> tuple[Float[Array, "views batch height width channels"], Float[Array, "samples views batch embedding"]]:
-    """The images, and the cotangents of their embeddings in every draw."""
-    images, z = _embedded(problem, batch)
+    """Return the images, and the cotangents of their embeddings in every draw."""
+    images, z = _embed_views(problem, batch)
     return images, _drawn_cotangents(problem, batch, samples, z)
 
 
-def _embedded(
+def _embed_views(
     problem: Problem, batch: Batch
 ) -> tuple[Float[Array, "views batch height width channels"], Float[Array, "views batch embedding"]]:
-    """The views of a batch, and their embeddings."""
+    """Return the views of a batch, and their embeddings."""
     images = problem.objective.images(batch, jax.tree.leaves(problem.params)[0].dtype)
     return images, embed(problem.objective.network, problem.params, problem.frozen, images)
 
@@ -181,7 +221,7 @@ def _embedded(
 def _drawn_cotangents(
     problem: Problem, batch: Batch, samples: int | None, z: Float[Array, "views batch embedding"]
 ) -> Float[Array, "samples views batch embedding"]:
-    """`(∂y/∂z)ᵀ w` of every draw w of the outputs."""
+    """Compute `(∂y/∂z)ᵀ w` for every draw w of the outputs."""
     loss = problem.objective.loss
     y, backward = jax.vjp(lambda z: loss.outputs(problem.objective.complete(z, problem.frozen, batch)), z)
     return jax.vmap(lambda w: backward(w)[0])(output_samples(loss, y, batch, samples))
@@ -190,18 +230,21 @@ def _drawn_cotangents(
 def _contributed_cotangents(
     problem: Problem, batch: Batch, z: Float[Array, "views batch embedding"]
 ) -> Float[Array, "views batch embedding"]:
-    """`√b · ∂loss/∂z_i` of every example."""
+    """Compute `√b · ∂loss/∂z_i` for every example."""
     objective = problem.objective
     slope = jax.grad(lambda z: objective.loss(objective.complete(z, problem.frozen, batch)))
     return slope(z) * z.shape[1] ** 0.5
 
 
 def draw_batch_gradients(problem: Problem, batch: Batch, samples: int | None) -> Params:
-    """`J_yᵀ w` with w ~ N(0, ∇²head) over the whole batch: leaves [samples, …], for any loss.
+    """Draw `J_yᵀ w` with w ~ N(0, ∇²head) over the whole batch, for any loss.
 
-    The mean of their outer products has the batch's Gauss–Newton matrix as its expectation, the coupling between the
-    examples of a batch included. One forward pass, one backward pass per sample. With `samples=None` w is every column
-    of a square root of ∇²head, and the plain sum is that matrix itself.
+    The mean of their outer products has the batch's Gauss–Newton matrix as its expectation, with the coupling between
+    the examples of the batch. The cost is one forward pass, and one backward pass for each draw. If `samples` is
+    None, w is every column of a square root of ∇²head, and the sum over them is that matrix itself.
+
+    Returns:
+        Whole gradients: leaves [samples, …].
     """
     objective = problem.objective
     y, backward = jax.vjp(lambda params: objective.outputs(params, problem.frozen, batch), problem.params)
@@ -216,20 +259,20 @@ def row_parts(
     directions: int,
     statistic: Callable[[ExampleGradients], Float[Array, " batch"]],
 ) -> Float[Array, "variants samples batch"]:
-    """Measure what the rows of a batch are sums of, and what a change of the embeddings does to them.
+    """Measure the parts of a batch's rows, and their change if embeddings change.
 
     Args:
-        problem: Whose curvature.
+        problem: The problem.
         batch: The examples.
-        samples: Draws for each example; None where nothing is drawn. Not read for an `empirical_fisher`.
-        reach: How far embeddings are moved, over their length.
-        directions: How often, each time in random directions.
-        statistic: Of the gradients of one draw, a number for each example.
+        samples: Draws for each example; None if nothing is drawn. Not read for an `empirical_fisher`.
+        reach: Length of the change of embeddings, relative to their length.
+        directions: Number of random changes.
+        statistic: A function of the gradients of one draw: one number for each example.
 
     Returns:
-        The statistic of each view's part of a row, view by view, and of the change by each random direction.
+        The statistic of each view's part of a row, view by view, and of the change for each random direction.
     """
-    images, z = _embedded(problem, batch)
+    images, z = _embed_views(problem, batch)
 
     def cotangents(z: Float[Array, "views batch embedding"]) -> Float[Array, "samples views batch embedding"]:
         if problem.curvature == "empirical_fisher":
@@ -251,7 +294,7 @@ def row_parts(
 
 
 def _drawn(batch: Batch, draws: int) -> Batch:
-    """The batch `draws` times over, each with its own keys."""
+    """Repeat a batch `draws` times, each time with its own keys."""
     own = jax.vmap(lambda key: randomness.branch(key, Stream.PERTURBATIONS))(batch.key)
     keys = jax.vmap(lambda k: jax.vmap(lambda key: jax.random.fold_in(key, k))(own))(jnp.arange(draws))
 

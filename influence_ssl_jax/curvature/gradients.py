@@ -1,4 +1,7 @@
-"""Compute the gradients of the examples of a batch, and check them."""
+"""Compute the gradients of the examples of a batch, and check them.
+
+Gradients are never formed whole unless a caller asks for them.
+"""
 
 import dataclasses
 import functools
@@ -27,28 +30,45 @@ Tree = TypeVar("Tree")
 def embed(
     network: Embed, params: Params, frozen: Frozen, images: Float[Array, "views n height width channels"]
 ) -> Float[Array, "views n embedding"]:
-    """Embed every view of every example, operation for operation as gradients do, so that XLA computes it once."""
+    """Embed every view of every example.
+
+    It runs the same operations as the gradients do, so XLA computes them once.
+    """
     program = program_of(network, params, frozen, images.shape[2:])
     fixed = program.fixed(params, frozen)
     zeros = [jnp.zeros(program.shape(slot), program.dtype(slot)) for slot in program.slots]
-    found = jax.vmap(lambda image: program.forward(fixed, image, zeros)[0])(merge_views(images))
-    return found.reshape(*images.shape[:2], -1)
+    embeddings = jax.vmap(lambda image: program.forward(fixed, image, zeros)[0])(merge_views(images))
+    return embeddings.reshape(*images.shape[:2], -1)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ExampleGradients(Captured):
-    """`g_n = Σ_v J_vnᵀ c_vn`: what the cotangents of each example's embeddings pull back to.
+    """Gradients `g_n = Σ_v J_vnᵀ c_vn` of the examples of a batch.
 
-    Several draws of the same examples stand one after the other: n = draws · batch, draw-major.
+    The cotangents c of each example's embeddings are pulled back to the parameters. Several draws of the same
+    examples are in draw-major order: n = draws · batch.
 
     Attributes:
-        params: Where the gradients are taken.
+        params: The parameters at which gradients are taken.
         frozen: Running statistics.
         images: Views of the examples.
         cotangents: Gradient of the examples' losses with respect to their embeddings.
-        network: What embeds.
-        draws: How many draws of each example there are.
+        network: The network that embeds.
+        draws: Number of draws of each example.
+
+    Example:
+        The embedding of the image (3, 4) is a matrix times it, so the gradient of its first number is (3, 4):
+
+        >>> import jax.numpy as jnp
+        >>> import influence_ssl_jax as isj
+        >>> from influence_ssl_jax.curvature.gradients import ExampleGradients
+        >>> from influence_ssl_jax.nets.linear import Linear
+        >>> params = {"dense": {"kernel": jnp.eye(2)}}
+        >>> images, cotangents = jnp.asarray([3.0, 4.0]).reshape(1, 1, 1, 2, 1), jnp.asarray([[[1.0, 0.0]]])
+        >>> gradients = ExampleGradients(params, {}, images, cotangents, isj.Network(Linear(2)))
+        >>> gradients.full()["dense"]["kernel"][0].tolist()
+        [[3.0, 0.0], [4.0, 0.0]]
     """
 
     params: Params
@@ -59,7 +79,7 @@ class ExampleGradients(Captured):
     draws: int = dataclasses.field(default=1, metadata={"static": True})
 
     def full(self) -> Params:
-        """Every gradient whole, leaves [n, …]: for small nets and dense backends."""
+        """Compute every gradient whole, leaves [n, …]: for small networks and dense backends."""
 
         def one(images: Array, cotangents: Array) -> Params:
             _, backward = jax.vjp(lambda params: self.network(params, self.frozen, images), self.params)
@@ -68,7 +88,13 @@ class ExampleGradients(Captured):
         return jax.vmap(one, in_axes=1)(self.images, self.cotangents)
 
     def along(self, directions: Params) -> Float[Array, "n rank"]:
-        """⟨g_n, q_k⟩ for directions with a leading rank axis, by forward mode: one pass a direction, any network."""
+        """Compute ⟨g_n, q_k⟩ for directions q_k by forward mode.
+
+        It costs one pass for each direction and works for any network.
+
+        Args:
+            directions: A tree of the parameters' structure with a leading axis of rank.
+        """
         _, push = jax.linearize(lambda params: self.network(params, self.frozen, merge_views(self.images)), self.params)
 
         def one(direction: Params) -> Float[Array, " n"]:
@@ -77,12 +103,15 @@ class ExampleGradients(Captured):
         return jax.lax.map(one, directions).T
 
     def sum(self) -> Params:
-        """Σ_n g_n, one ordinary backward pass."""
+        """Compute Σ_n g_n by one backward pass."""
         _, backward = jax.vjp(lambda params: self.network(params, self.frozen, merge_views(self.images)), self.params)
         return backward(merge_views(self.cotangents))[0]
 
     def gram(self, blocks: Blocks) -> Float[Array, "batch draws draws"]:
-        """⟨g_k, g_l⟩ over all pairs of draws of each example; its diagonal are the squared norms."""
+        """Compute ⟨g_k, g_l⟩ for all pairs of draws of each example.
+
+        The diagonal has the squared norms.
+        """
 
         def compute(part: "ExampleGradients") -> Float[Array, "batch draws draws"]:
             return functools.reduce(jnp.add, [block.gram(part) for block in blocks])
@@ -90,7 +119,7 @@ class ExampleGradients(Captured):
         return self.map_examples(compute, blocks)
 
     def squared_norms(self, blocks: Blocks) -> Float[Array, " n"]:
-        """‖g_n‖² of every draw."""
+        """Compute ‖g_n‖² of every draw."""
 
         def compute(part: "ExampleGradients") -> Float[Array, "batch draws"]:
             norms = functools.reduce(jnp.add, [block.squared_norms(part) for block in blocks])
@@ -99,11 +128,13 @@ class ExampleGradients(Captured):
         return self.map_examples(compute, blocks).T.reshape(-1)
 
     def map_examples(self, compute: Callable[["ExampleGradients"], Tree], blocks: Blocks) -> Tree:
-        """`compute` of all examples, of a few at a time where gradients that have to be formed whole are large.
+        """Apply `compute` to the gradients of all examples.
+
+        If gradients that have to be formed whole are large, it is applied to a few examples at a time.
 
         Args:
-            compute: Arrays with a leading axis of examples, from their gradients.
-            blocks: The blocks that it reads: together they have about ENTRIES numbers in memory.
+            compute: From gradients to arrays with a leading axis of examples.
+            blocks: The blocks that it reads; about ENTRIES of their numbers are in memory together.
         """
         entries, batch = self.draws * self._formed_size(blocks), self.cotangents.shape[1] // self.draws
         if entries * batch <= cut.ENTRIES or batch == 1:
@@ -114,7 +145,14 @@ class ExampleGradients(Captured):
         )
 
     def sum_examples(self, compute: Callable[["ExampleGradients"], Tree], blocks: Blocks) -> Tree:
-        """The sum over examples of `compute`, one example at a time where gradients formed whole are large."""
+        """Sum `compute` over the examples.
+
+        If gradients that have to be formed whole are large, one example is computed at a time.
+
+        Args:
+            compute: From gradients to a sum over their examples.
+            blocks: The blocks that it reads.
+        """
         entries, batch = self.draws * self._formed_size(blocks), self.cotangents.shape[1] // self.draws
         if entries * batch <= cut.ENTRIES or batch == 1:
             return compute(self)
@@ -127,10 +165,14 @@ class ExampleGradients(Captured):
 
     @functools.cached_property
     def _program(self) -> Program:
+        """The traced network, cached."""
         return program_of(self.network, self.params, self.frozen, self.images.shape[2:])
 
     def taps(self, leaf: int) -> list[Tap]:
-        """Every use of a parameter, leading axes [views, n]; none if it is unread or loose."""
+        """Return every use of a parameter, with leading axes [views, n].
+
+        The list is empty if the parameter is unread or loose.
+        """
         operands, gradients, program = *self._recorded, self.program
         return [
             Tap(tuple(operands[v] for v in program.operands(site) if v in operands), gradients[site.slot], site)
@@ -139,17 +181,20 @@ class ExampleGradients(Captured):
         ]
 
     def leaf(self, leaf: int) -> Float[Array, "n *shape"]:
-        """Every example's gradient of one parameter, whole; zero where it is unread."""
+        """Compute every example's gradient of one parameter, whole.
+
+        It is zero if the parameter is unread.
+        """
         if leaf in self.program.loose:
             return self._loose[leaf]
-        found = [self._through(tap) for tap in self.taps(leaf)]
-        if not found:
+        parts = [self._through(tap) for tap in self.taps(leaf)]
+        if not parts:
             like = jax.tree.leaves(self.params)[leaf]
             return jnp.zeros((self.cotangents.shape[1], *like.shape), self.cotangents.dtype)
-        return functools.reduce(jnp.add, found)
+        return functools.reduce(jnp.add, parts)
 
     def _through(self, tap: Tap) -> Float[Array, "n *shape"]:
-        """A parameter's gradient through one site."""
+        """Compute a parameter's gradient through one site."""
         program, fixed = self.program, self._fixed
         names = program.operands(tap.site)
 
@@ -162,15 +207,15 @@ class ExampleGradients(Captured):
 
     @functools.cached_property
     def _fixed(self) -> Values:
-        """What no image enters."""
+        """The values that no image enters."""
         return self.program.fixed(self.params, self.frozen)
 
     @functools.cached_property
     def _recorded(self) -> tuple[dict[int, Array], list[Array]]:
-        """Operands by number and gradients by slot, leading axes [views, n]: one batched backward pass for all.
+        """Operands by number and gradients by slot, with leading axes [views, n].
 
-        Zeros are added to the results of the sites; the gradients with respect to them are what is wanted. Weights are
-        not differentiated, so no weight gradient is computed.
+        One batched backward pass computes all. Zeros are added to the results of the sites, and the gradients with
+        respect to these zeros are the result. Weights are not differentiated, so no weight gradient is computed.
         """
         program, fixed = self.program, self._fixed
         zeros = [jnp.zeros(program.shape(slot), program.dtype(slot)) for slot in program.slots]
@@ -186,16 +231,16 @@ class ExampleGradients(Captured):
 
     @functools.cached_property
     def _loose(self) -> dict[int, Float[Array, "n *shape"]]:
-        """Gradients of the loose parameters, all in one backward pass."""
+        """The gradients of the loose parameters, all from one backward pass."""
         flat, structure = jax.tree.flatten(self.params)
         places = sorted(self.program.loose)
 
         def one(images: Array, cotangents: Array) -> list[Array]:
             def embed(chosen: list[Array]) -> Array:
-                held = list(flat)
+                leaves = list(flat)
                 for place, value in zip(places, chosen, strict=True):
-                    held[place] = value
-                return self.network(jax.tree.unflatten(structure, held), self.frozen, images)
+                    leaves[place] = value
+                return self.network(jax.tree.unflatten(structure, leaves), self.frozen, images)
 
             _, backward = jax.vjp(embed, [flat[place] for place in places])
             return backward(cotangents)[0]
@@ -203,12 +248,15 @@ class ExampleGradients(Captured):
         return dict(zip(places, jax.vmap(one, in_axes=1)(self.images, self.cotangents), strict=True))
 
     def _formed_size(self, blocks: Blocks) -> int:
-        """Numbers of one gradient that have to be formed whole, beside what is recorded."""
-        program, found = self.program, 0
+        """Count the numbers of one gradient that have to be formed whole.
+
+        Recorded numbers are not counted.
+        """
+        program, size = self.program, 0
         for block in blocks:
             if block.is_formed_whole(program):
-                found += sum(formed_size(program, leaf) for leaf in block.leaves)
-        return found
+                size += sum(formed_size(program, leaf) for leaf in block.leaves)
+        return size
 
     @property
     def _examples(self) -> tuple[Array, Array]:
@@ -221,12 +269,12 @@ class ExampleGradients(Captured):
         return first(self.images), first(self.cotangents)
 
     def _of(self, example: tuple[Array, Array]) -> "ExampleGradients":
-        """The gradients of one example alone."""
+        """Return the gradients of one example alone."""
         return dataclasses.replace(self, images=example[0], cotangents=example[1])
 
 
 def formed_size(program: Program, leaf: int) -> int:
-    """Numbers of a parameter's gradient, beside those that its sites record anyway."""
+    """Count the numbers of a parameter's gradient, less those that its sites record anyway."""
     shape = program.avals[program.parameters[leaf]].shape
     sites = [site for site in program.sites if site.leaf == leaf]
     if leaf not in program.loose and not sites:
@@ -235,14 +283,17 @@ def formed_size(program: Program, leaf: int) -> int:
 
 
 def recorded_size(network: Embed, params: Params, frozen: Frozen, image_shape: tuple[int, ...]) -> int:
-    """Numbers that are recorded of one view of one example."""
+    """Count the numbers that are recorded for one view of one example."""
     program = program_of(network, params, frozen, image_shape)
     read = sum(math.prod(program.avals[number].shape) for number in program.recorded)
     return read + sum(math.prod(program.shape(slot)) for slot in program.slots)
 
 
 def _split(array: Array, split: tuple[int, ...]) -> Array:
-    """[views · n, …] → [views, n, …], in at least 32 bits: what is computed in 16 is added up in 32."""
+    """Reshape [views · n, …] to [views, n, …], in at least 32 bits.
+
+    Values computed in 16 bits are summed in 32.
+    """
     wide = (
         array.astype(jnp.promote_types(array.dtype, jnp.float32))
         if jnp.issubdtype(array.dtype, jnp.floating)
@@ -252,28 +303,30 @@ def _split(array: Array, split: tuple[int, ...]) -> Array:
 
 
 EXAMPLES = 2
+"""The number of examples of the curvature set on which gradients are checked."""
 
 _checked: set[object] = set()
 
 
 def check_gradients(network: Embed, problem: Problem) -> None:
-    """Compare block gradients with `jax.grad` on two examples of the curvature set and a random cotangent.
+    """Compare the gradients by blocks with those of `jax.grad`, on two examples.
 
-    The gradient of both examples together is compared, so that a network whose embedding of one image depends on the
-    other is found too. A network is checked once for given shapes: the sites do not depend on the numbers.
+    The cotangent is random, and the gradient of both examples together is compared: so the check also finds a network
+    whose embedding of one image depends on the other image. A network is checked once for given shapes, because the
+    sites do not depend on the numbers.
 
     Args:
-        network: Whose gradients: that of the curvature or that of the measurement.
-        problem: Gives parameters, frozen variables and images.
+        network: The network of the curvature or of the measurement.
+        problem: The problem that has the parameters, the frozen variables and the images.
 
     Raises:
-        StructureError: They disagree by more than rounding; names the parameters.
+        StructureError: If they differ by more than rounding; the message names the parameters.
     """
     shape = problem.batches.image.shape[2:]
     blocks = discover(network, problem.params, problem.frozen, shape, "materialise")
     key = network, blocks, program_of(network, problem.params, problem.frozen, shape)
     if key in _checked or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(problem.params)):
-        return  # numbers are not known while a program is traced
+        return  # while a program is traced, there are no numbers to compare
     first = jax.tree.map(lambda leaf: leaf[0, :EXAMPLES], problem.batches)
     images = problem.objective.images(first, jax.tree.leaves(problem.params)[0].dtype)[0]
     width = jax.eval_shape(network, problem.params, problem.frozen, images).shape[1]
@@ -290,10 +343,10 @@ def compare_gradients(
     cotangents: Float[Array, "n embedding"],
     blocks: Blocks,
 ) -> None:
-    """Compare the gradient of `Σ_n ⟨cotangent_n, embedding_n⟩` by blocks with that of `jax.grad`.
+    """Compare the gradient of `Σ_n ⟨cotangent_n, embedding_n⟩` by blocks with `jax.grad`.
 
     Raises:
-        StructureError: They disagree by more than rounding; names the parameters.
+        StructureError: If they differ by more than rounding; the message names the parameters.
     """
     with jax.default_matmul_precision("highest"):
         by_blocks, whole = _both(params, frozen, images, cotangents, network, blocks)
@@ -310,9 +363,9 @@ def compare_gradients(
     if wrong:
         raise StructureError(
             f"The gradients of {', '.join(wrong)} disagree with automatic differentiation of the same network on a batch "
-            f"of {len(images)} images. Either an image's embedding depends on the other images of its batch (a norm in "
-            "training mode, say), which a score of one example cannot allow for, or the parameter is used in a way that "
-            "is not understood: please report the network."
+            f"of {len(images)} images. Either an image's embedding depends on the other images of its batch (for example, a "
+            "norm in training mode), so that no image has a gradient of its own: use evaluation mode. Or the parameter is "
+            "used in a way that this package does not understand: please report the network."
         )
 
 
@@ -320,7 +373,7 @@ def compare_gradients(
 def _both(
     params: Params, frozen: Frozen, images: Array, cotangents: Array, network: Embed, blocks: Blocks
 ) -> tuple[Params, Params]:
-    """The summed gradient, by blocks and by one backward pass of the whole batch."""
+    """Compute the summed gradient by blocks, and by one backward pass."""
     gradients = ExampleGradients(params, frozen, images[:, None], cotangents[:, None], network)
     arrays = {block.name: block.materialise(gradients)[0] for block in blocks}
     _, backward = jax.vjp(lambda params: network(params, frozen, images), params)

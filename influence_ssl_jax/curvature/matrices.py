@@ -1,4 +1,7 @@
-"""Describe operations that multiply rows by a matrix of parameters, and changes of layout."""
+"""Describe how operations multiply rows by a matrix of parameters.
+
+A `Layout` says how a parameter becomes that matrix; a `Matrix` says which rows are multiplied by it.
+"""
 
 import abc
 import dataclasses
@@ -17,7 +20,7 @@ Shape: TypeAlias = tuple[int, ...]
 
 SAME = ("convert_element_type", "copy", "copy_p", "sharding_constraint", "name", "pvary", "reduce_precision")
 LAYOUTS = (*SAME, "reshape", "squeeze", "expand_dims", "broadcast_in_dim", "transpose", "rev", "slice", "index")
-"""Primitives that only move entries; `index` takes one step of a loop's leading axis."""
+"""Primitives that only move entries; `index` takes one step of the leading axis of a loop."""
 
 Kind: TypeAlias = Literal["same", "reshape", "broadcast", "transpose", "rev", "slice", "index"]
 
@@ -27,10 +30,11 @@ class LayoutStep:
     """One change of layout, static and comparable.
 
     Attributes:
-        kind: Which change.
-        before: Shape before it.
+        kind: The kind of change.
+        before: Shape before the change.
         after: Shape after it.
-        data: Permutation, reversed axes, axes kept by a broadcast, (start, stop, stride) of a slice, or the index.
+        data: The permutation, the reversed axes, the axes that a broadcast keeps, the (start, stop, stride) of a
+            slice, or the index.
     """
 
     kind: Kind
@@ -44,7 +48,7 @@ class LayoutStep:
         return self.kind in ("same", "reshape", "transpose", "rev")
 
     def apply(self, array: Any) -> Any:
-        """The changed array, NumPy's or JAX's."""
+        """Change the layout of an array of NumPy or JAX."""
         if self.kind == "same":
             return array
         if self.kind == "reshape":
@@ -64,7 +68,7 @@ class LayoutStep:
         return broadcast(array.reshape(spread), self.after)
 
     def transpose(self, array: Array) -> Array:
-        """The transposed map: the inverse where the change is bijective."""
+        """Apply the transposed map; it is the inverse if the change is bijective."""
         if self.kind == "same":
             return array
         if self.kind == "reshape":
@@ -83,7 +87,17 @@ class LayoutStep:
 
 
 def layout_step(name: str, params: dict[str, Any], before: Shape, after: Shape) -> LayoutStep | None:
-    """The change of layout that a primitive makes, None where it makes another change."""
+    """Describe a primitive as a change of layout.
+
+    Args:
+        name: The primitive.
+        params: Its settings.
+        before: Shape of its operand.
+        after: Shape of its result.
+
+    Returns:
+        The change; None if the primitive does more than that.
+    """
     if name in SAME:
         return LayoutStep("same", before, after)
     if name in ("squeeze", "expand_dims") or (name == "reshape" and params.get("dimensions") is None):
@@ -108,24 +122,24 @@ def layout_step(name: str, params: dict[str, Any], before: Shape, after: Shape) 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A parameter, or one step of a loop over its leading axes, seen as a matrix [groups, inputs, outputs].
+    """A parameter seen as a matrix [groups, inputs, outputs].
 
     Attributes:
-        lead: Sizes of the leading axes that loops go over: the parameter is a stack of matrices.
-        steps: Changes of layout from one step's array to the matrix, all bijective.
+        lead: Sizes of the leading axes that loops iterate over: the parameter is a stack of matrices.
+        steps: Changes of layout from the array of one step to the matrix, all bijective.
     """
 
     lead: Shape
     steps: tuple[LayoutStep, ...]
 
     def to_matrix(self, leaf: Array) -> Array:
-        """[*lead, …] → [steps · groups, inputs, outputs]."""
+        """Convert [*lead, …] to [steps · groups, inputs, outputs]."""
         stack = leaf.reshape(-1, *self.steps[0].before)
         matrices = jax.vmap(self._forward)(stack)
         return matrices.reshape(-1, *matrices.shape[2:])
 
     def from_matrix(self, matrix: Array) -> Array:
-        """The inverse of `to_matrix`."""
+        """Convert a matrix back to the parameter; it inverts `to_matrix`."""
         stack = matrix.reshape(math.prod(self.lead), -1, *matrix.shape[1:])
         return jax.vmap(self._backward)(stack).reshape(*self.lead, *self.steps[0].before)
 
@@ -141,7 +155,16 @@ class Layout:
 
 
 def natural_layout(shape: Shape) -> Layout:
-    """A parameter as one matrix: the last axis writes, all others read."""
+    """Return the layout of a parameter as one matrix.
+
+    The last axis of the parameter is the outputs; all others are the inputs.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from influence_ssl_jax.curvature.matrices import natural_layout
+        >>> natural_layout((3, 4, 5)).to_matrix(jnp.zeros((3, 4, 5))).shape
+        (1, 12, 5)
+    """
     flat = (1, math.prod(shape[:-1]), shape[-1])
     return Layout((), (LayoutStep("reshape", shape, flat),))
 
@@ -150,82 +173,87 @@ Axes: TypeAlias = tuple[int, ...]
 
 
 class Matrix(abc.ABC):
-    """`y_t = Wᵀ a_t` at every position t of an example, in groups that share nothing.
+    """An operation `y_t = Wᵀ a_t` at every position t of an example.
 
-    The gradient of an example is `Σ_t a_t s_tᵀ`, [groups, inputs, outputs], `s` the gradient with respect to `y`.
-    Arrays have a leading axis of images. Subclasses are frozen dataclasses, static under `jit`.
+    It may have groups, which share nothing. The gradient of an example is `Σ_t a_t s_tᵀ`, [groups, inputs, outputs],
+    where `s` is the gradient with respect to `y`. Arrays have a leading axis of images. Subclasses are frozen
+    dataclasses, static under `jit`.
     """
 
     @property
     @abc.abstractmethod
     def groups(self) -> int:
-        """Number of groups."""
+        """The number of groups."""
 
     @property
     @abc.abstractmethod
     def inputs(self) -> int:
-        """Length of a row `a_t` of a group."""
+        """The length of a row `a_t` of a group."""
 
     @property
     @abc.abstractmethod
     def outputs(self) -> int:
-        """Length of a row `y_t` of a group."""
+        """The length of a row `y_t` of a group."""
 
     @property
     @abc.abstractmethod
     def kernel_steps(self) -> tuple[LayoutStep, ...]:
-        """From the operand to the matrix [groups, inputs, outputs]."""
+        """The changes of layout from the operand to the matrix [groups, inputs, outputs]."""
 
     @abc.abstractmethod
     def input_rows(self, read: Float[Array, "images *read"]) -> Float[Array, "images positions groups inputs"]:
-        """`a_t` at every position."""
+        """Return `a_t` at every position."""
 
     @abc.abstractmethod
     def output_rows(self, written: Any) -> Any:
-        """`s_t` at every position, [images, positions, groups, outputs]; of NumPy's arrays too."""
+        """Return `s_t` at every position, [images, positions, groups, outputs]; also for arrays of NumPy."""
 
     @abc.abstractmethod
     def project_inputs(
         self, read: Float[Array, "images *read"], basis: Float[Array, "groups inputs rank"]
     ) -> Float[Array, "images positions groups rank"]:
-        """`a_tᵀ basis` at every position, without forming `a`."""
+        """Compute `a_tᵀ basis` at every position without forming `a`."""
 
     @abc.abstractmethod
     def gradient(
         self, read: Float[Array, "images *read"], gradients: Float[Array, "images *written"]
     ) -> Float[Array, "images groups inputs outputs"]:
-        """`Σ_t a_t s_tᵀ` of every image."""
+        """Compute `Σ_t a_t s_tᵀ` of every image."""
 
     def project_outputs(
         self, gradients: Float[Array, "images *written"], basis: Float[Array, "groups outputs rank"]
     ) -> Float[Array, "images positions groups rank"]:
-        """`s_tᵀ basis` at every position.
+        """Compute `s_tᵀ basis` at every position.
 
-        Rows times a matrix: of an einsum XLA makes the transposed product, from a transposed copy of the whole map.
+        The product is written as rows times a matrix: from an einsum, XLA would make the transposed product of a
+        transposed copy of the whole map.
         """
         return _times(self.output_rows(gradients), basis)
 
 
 def _times(rows: Array, basis: Array) -> Array:
+    """Multiply rows by a matrix, group by group."""
     return (rows[..., None, :] @ basis)[..., 0, :]
 
 
 def outer_products(
     inputs: Float[Array, "images positions groups inputs"], outputs: Float[Array, "images positions groups outputs"]
 ) -> Float[Array, "images groups inputs outputs"]:
-    """`Σ_t a_t s_tᵀ` of every image, from rows."""
+    """Compute `Σ_t a_t s_tᵀ` of every image from its rows."""
     return jnp.einsum("ntgi,ntgo->ngio", inputs, outputs)
 
 
 @dataclasses.dataclass(frozen=True)
 class Product(Matrix):
-    """A `dot_general`: shared batch axes are groups, contracted axes inputs, other axes of the kernel outputs.
+    """A `dot_general`: a product of two arrays.
+
+    Its shared batch axes are groups, its contracted axes are inputs, and the other axes of the kernel are outputs.
 
     Attributes:
         kernel: Shape of the kernel.
         read: Shape of the other operand.
-        contracted: Contracted axes, of the kernel and of the other operand.
-        batch: Shared axes, of the kernel and of the other operand.
+        contracted: Contracted axes of the kernel and of the other operand.
+        batch: Shared axes of the kernel and of the other operand.
         first: Whether the kernel is the left operand.
     """
 
@@ -237,35 +265,35 @@ class Product(Matrix):
 
     @property
     def groups(self) -> int:
-        """Size of the shared axes."""
+        """The size of the shared axes."""
         return math.prod(self.kernel[k] for k in self.batch[0])
 
     @property
     def inputs(self) -> int:
-        """Size of the contracted axes."""
+        """The size of the contracted axes."""
         return math.prod(self.kernel[k] for k in self.contracted[0])
 
     @property
     def outputs(self) -> int:
-        """Size of the kernel's own axes."""
+        """The size of the kernel's own axes."""
         return math.prod(self.kernel[k] for k in self._free(0))
 
     @property
     def kernel_steps(self) -> tuple[LayoutStep, ...]:
-        """Shared axes first, then contracted ones."""
+        """Shared axes first, then contracted ones, then the kernel's own."""
         order = (*self.batch[0], *self.contracted[0], *self._free(0))
         moved = tuple(self.kernel[k] for k in order)
-        found = [] if order == tuple(range(len(order))) else [LayoutStep("transpose", self.kernel, moved, order)]
-        return (*found, LayoutStep("reshape", moved, (self.groups, self.inputs, self.outputs)))
+        steps = [] if order == tuple(range(len(order))) else [LayoutStep("transpose", self.kernel, moved, order)]
+        return (*steps, LayoutStep("reshape", moved, (self.groups, self.inputs, self.outputs)))
 
     def input_rows(self, read: Float[Array, "images *read"]) -> Float[Array, "images positions groups inputs"]:
-        """The inputs themselves."""
+        """Return the inputs as rows."""
         order = (*self._free(1), *self.batch[1], *self.contracted[1])
         rows = read.transpose(0, *(k + 1 for k in order))
         return rows.reshape(rows.shape[0], -1, self.groups, self.inputs)
 
     def output_rows(self, written: Any) -> Any:
-        """The gradients themselves."""
+        """Return the gradients as rows."""
         batch, own, other = len(self.batch[0]), len(self._free(0)), len(self._free(1))
         shared, rest = range(1, 1 + batch), range(1 + batch, 1 + batch + own + other)
         ours, theirs = (rest[:own], rest[own:]) if self.first else (rest[other:], rest[:other])
@@ -275,35 +303,40 @@ class Product(Matrix):
     def project_inputs(
         self, read: Float[Array, "images *read"], basis: Float[Array, "groups inputs rank"]
     ) -> Float[Array, "images positions groups rank"]:
-        """One matrix product."""
+        """Compute `a_tᵀ basis` by one matrix product."""
         return _times(self.input_rows(read), basis)
 
     def gradient(
         self, read: Float[Array, "images *read"], gradients: Float[Array, "images *written"]
     ) -> Float[Array, "images groups inputs outputs"]:
-        """One matrix product per image."""
+        """Compute `Σ_t a_t s_tᵀ` by one matrix product for each image."""
         return outer_products(self.input_rows(read), self.output_rows(gradients))
 
     def _free(self, side: int) -> Axes:
-        """The axes of the kernel (0) or of the other operand (1) that are neither shared nor contracted."""
+        """Return the axes that are neither shared nor contracted.
+
+        They are those of the kernel (side 0) or of the other operand (side 1).
+        """
         shape = self.kernel if side == 0 else self.read
         return tuple(k for k in range(len(shape)) if k not in self.contracted[side] and k not in self.batch[side])
 
 
 @dataclasses.dataclass(frozen=True)
 class Convolution(Matrix):
-    """A convolution of any geometry: a matrix on patches, inputs ordered window first, then channels.
+    """A convolution of any geometry, as a matrix on patches.
+
+    Inputs are ordered by the window first, then by channels.
 
     Attributes:
         kernel: Shape of the kernel.
         kernel_axes: Its axes: outputs, inputs, then the window.
         read_axes: Axes of the images: batch, channels, then space.
         written_axes: Axes of the result: batch, channels, then space.
-        channel_groups: Groups of channels.
-        strides: One per spatial axis.
-        padding: (low, high) per spatial axis.
-        dilation: Zeros put between pixels, factor per spatial axis.
-        kernel_dilation: Zeros put between kernel entries, factor per spatial axis.
+        channel_groups: Number of groups of channels.
+        strides: One for each spatial axis.
+        padding: (low, high) for each spatial axis.
+        dilation: Zeros inserted between pixels: a factor for each spatial axis.
+        kernel_dilation: Zeros inserted between entries of the kernel: a factor for each spatial axis.
     """
 
     kernel: Shape
@@ -318,38 +351,38 @@ class Convolution(Matrix):
 
     @property
     def groups(self) -> int:
-        """Groups of channels."""
+        """The number of groups of channels."""
         return self.channel_groups
 
     @property
     def inputs(self) -> int:
-        """Window times the channels of a group."""
+        """The size of the window times the number of channels of a group."""
         return math.prod(self.window) * self.kernel[self.kernel_axes[1]]
 
     @property
     def outputs(self) -> int:
-        """Channels that a group writes."""
+        """The number of output channels of a group."""
         return self.kernel[self.kernel_axes[0]] // self.groups
 
     @property
     def window(self) -> Shape:
-        """Sizes of the window."""
+        """The sizes of the window."""
         return tuple(self.kernel[k] for k in self.kernel_axes[2:])
 
     @property
     def kernel_steps(self) -> tuple[LayoutStep, ...]:
-        """Window first, then inputs, then outputs; groups come from the outputs."""
+        """The window first, then inputs, then outputs; groups are split from the outputs."""
         order = (*self.kernel_axes[2:], self.kernel_axes[1], self.kernel_axes[0])
         moved = tuple(self.kernel[k] for k in order)
-        found = [] if order == tuple(range(len(order))) else [LayoutStep("transpose", self.kernel, moved, order)]
+        steps = [] if order == tuple(range(len(order))) else [LayoutStep("transpose", self.kernel, moved, order)]
         if self.groups == 1:
-            return (*found, LayoutStep("reshape", moved, (1, self.inputs, self.outputs)))
+            return (*steps, LayoutStep("reshape", moved, (1, self.inputs, self.outputs)))
         split = self.inputs, self.groups, self.outputs
         turned = LayoutStep("transpose", split, (self.groups, self.inputs, self.outputs), (1, 0, 2))
-        return (*found, LayoutStep("reshape", moved, split), turned)
+        return (*steps, LayoutStep("reshape", moved, split), turned)
 
     def output_rows(self, written: Any) -> Any:
-        """The gradients, channels last."""
+        """Return the gradients as rows, channels last."""
         batch, channels, *space = (k + 1 for k in self.written_axes)
         rows = written.transpose(0, batch, *space, channels)
         return rows.reshape(rows.shape[0], -1, self.groups, self.outputs)
@@ -357,7 +390,10 @@ class Convolution(Matrix):
     def project_inputs(
         self, read: Float[Array, "images *read"], basis: Float[Array, "groups inputs rank"]
     ) -> Float[Array, "images positions groups rank"]:
-        """A convolution with the basis as its kernel: `rank` output channels per group, no patches in memory."""
+        """Convolve with the basis as kernel, without patches in memory.
+
+        The result has `rank` output channels for each group.
+        """
         rank = basis.shape[-1]
         kernel = jnp.moveaxis(basis, 0, 1).reshape(*self.window, -1, self.groups * rank)
         dtype = jnp.result_type(read, kernel)
@@ -376,9 +412,10 @@ class Convolution(Matrix):
     def gradient(
         self, read: Float[Array, "images *read"], gradients: Float[Array, "images *written"]
     ) -> Float[Array, "images groups inputs outputs"]:
-        """`Σ_t a_t s_tᵀ` without the patches: one line of the window at a time.
+        """Compute `Σ_t a_t s_tᵀ` without whole patches: one line of the window at a time.
 
-        Whole patches take the window's area in memory, and on a CPU filling them costs ten times what the products do.
+        Whole patches would need the window's area times the memory of the images, and on a CPU filling them costs ten
+        times as much as the products.
         """
         if self._tiled:
             return outer_products(self.input_rows(read), self.output_rows(gradients))
@@ -386,16 +423,17 @@ class Convolution(Matrix):
         width = self.window[-1] if self.window else 1
         lines = []
         for start in range(0, len(shifted), width):
-            # The barrier keeps XLA from fusing the slices into the product, element by element.
+            # Without the barrier XLA fuses the slices into the product, element by element.
             line = jax.lax.optimization_barrier(jnp.stack(shifted[start : start + width], axis=-2))
             line = line.reshape(images, -1, width, self.groups, line.shape[-1] // self.groups)
-            found = jnp.einsum("ntgo,ntwgc->ngowc", rows, line)
-            lines.append(found.reshape(images, self.groups, self.outputs, -1))
+            product = jnp.einsum("ntgo,ntwgc->ngowc", rows, line)
+            lines.append(product.reshape(images, self.groups, self.outputs, -1))
         return jnp.swapaxes(jnp.concatenate(lines, axis=-1), -1, -2)
 
     def input_rows(self, read: Float[Array, "images *read"]) -> Float[Array, "images positions groups inputs"]:
-        """The patches, by strided slices, each ordered as the kernel: window, then channels of the group.
+        """Return the patches as rows, each in the order of the kernel.
 
+        The order is the window, then the channels of the group. Patches are strided slices.
         (`jax.lax.conv_general_dilated_patches` is itself a convolution, with as many output channels as a patch has
         entries, and costs many times as much.)
         """
@@ -405,24 +443,31 @@ class Convolution(Matrix):
         return jnp.swapaxes(rows, 2, 3).reshape(read.shape[0], -1, self.groups, self.inputs)
 
     def _numbers(self, ndim: int) -> jax.lax.ConvDimensionNumbers:
+        """Return the axes of images and kernel with channels last."""
         images = (0, ndim - 1, *range(1, ndim - 1))
         return jax.lax.ConvDimensionNumbers(images, (ndim - 1, ndim - 2, *range(ndim - 2)), images)
 
     def _channels_last(self, read: Array) -> Array:
-        """[images, batch, …] → [images · batch, *space, channels]."""
+        """Convert [images, batch, …] to [images · batch, *space, channels]."""
         batch, channels, *space = (k + 1 for k in self.read_axes)
         moved = read.transpose(0, batch, *space, channels)
         return moved.reshape(-1, *moved.shape[2:])
 
     @property
     def _tiled(self) -> bool:
-        """Whether windows lie side by side, so that patches are a change of layout: a vision transformer's first layer."""
+        """Whether windows lie side by side, so that patches are a change of layout.
+
+        The first layer of a vision transformer is of this kind.
+        """
         ones, none = (1,) * len(self.window), ((0, 0),) * len(self.window)
         plain = self.padding == none and self.dilation == ones and self.kernel_dilation == ones
         return plain and tuple(self.strides) == self.window
 
     def _tiles(self, read: Array) -> Float[Array, "rows *positions patch"]:
-        """The patches of windows that lie side by side; what is left over at the end of an axis is read by none."""
+        """Return the patches of windows that lie side by side.
+
+        No window reads what remains at the end of an axis.
+        """
         images = self._channels_last(read)
         counts = [size // width for size, width in zip(images.shape[1:-1], self.window, strict=True)]
         whole = tuple(slice(count * width) for count, width in zip(counts, self.window, strict=True))
@@ -432,7 +477,10 @@ class Convolution(Matrix):
         return split.transpose(0, *axes[::2], *axes[1::2], split.ndim - 1).reshape(len(images), *counts, -1)
 
     def _shifted(self, read: Array) -> list[Float[Array, "rows *positions channels"]]:
-        """What each place of the window reads at every position, in the order of a kernel."""
+        """Return what each place of the window reads at every position.
+
+        The places are in the order of a kernel.
+        """
         images, window = self._channels_last(read), self.window
         edges = [(low, high, factor - 1) for (low, high), factor in zip(self.padding, self.dilation, strict=True)]
         padded = jax.lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
@@ -452,14 +500,17 @@ class Convolution(Matrix):
 
 
 def matrix_of(name: str, params: dict[str, Any], position: int, kernel: Shape, read: Shape) -> Matrix | None:
-    """The matrix that an operation multiplies with, None where its kernel is no matrix on rows.
+    """Return the matrix that an operation multiplies rows with.
 
     Args:
         name: The primitive.
         params: Its settings.
-        position: Which operand is the kernel.
+        position: Number of the operand that is the kernel.
         kernel: Shape of that operand.
-        read: Shape of the other.
+        read: Shape of the other operand.
+
+    Returns:
+        The matrix; None if the kernel is no matrix on rows.
     """
     if name == "dot_general":
         contracted, batch = (tuple(tuple(map(int, axes)) for axes in part) for part in params["dimension_numbers"])

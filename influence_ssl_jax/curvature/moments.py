@@ -1,4 +1,4 @@
-"""Second moments over the curvature set: of gradients' features, and of a layer's inputs and output-gradients."""
+"""Average statistics over the curvature set, such as second moments of gradients."""
 
 from collections.abc import Callable
 from typing import TypeAlias, TypeVar
@@ -19,24 +19,30 @@ from influence_ssl_jax.types import Batch, Params
 Tree = TypeVar("Tree")
 Statistic = TypeVar("Statistic")
 Sides: TypeAlias = dict[str, tuple[Array, Array]]
-"""`A` = mean of ā āᵀ over examples and positions and `S` = Σ s sᵀ over both, [groups, size, size], of every layer.
+"""Two matrices of every layer, [groups, size, size].
 
-Were ā and s independent of each other and across positions, A ⊗ S would be the second moment of the layer's gradients
-(Grosse & Martens, arXiv 1602.01407, eq. 25–27).
+`A` is the mean of ā āᵀ over examples and positions; `S` is Σ s sᵀ over both. If ā and s were independent of each
+other and across positions, A ⊗ S would be the second moment of the layer's gradients (Grosse & Martens, arXiv
+1602.01407, eq. 25–27).
 """
 
 WIDEST = 2**14
-"""Rows of the largest Kronecker factor that is taken apart: 1 GiB in float32."""
+"""The largest number of rows of a Kronecker factor whose eigenvectors are computed: 1 GiB in float32."""
 
 
 def mean_over_batches(problem: Problem, of_batch: Callable[[Batch], Tree]) -> Tree:
-    """The mean of a tree of arrays over the problem's batches, one batch in memory at a time.
+    """Average a tree of arrays over the problem's batches.
 
-    A `lax.scan`: compiled once whatever the number of batches. That is fast on a CPU too, because there every
-    convolution of a network runs in its canonical form (`nets.convolution`), whose backward pass may stand inside a loop.
+    One batch is in memory at a time. The loop is a `lax.scan`, compiled once for any number of batches. It is fast on
+    a CPU too, because there every convolution of a network runs in its canonical form (`nets.convolution`), whose
+    backward pass may be inside a loop.
 
-    Under a mesh every device takes whole batches, so that a loss that couples the examples of a batch is none the wiser,
-    and one all-reduce adds up the results. Batches whose every index is −1 fill up the devices and are passed over.
+    Under a mesh, every device takes whole batches, so a loss that couples the examples of a batch gives the same
+    result, and one all-reduce sums the results. Batches whose indices are all −1 fill up the devices and are skipped.
+
+    Args:
+        problem: The problem that has the batches.
+        of_batch: The tree of one batch.
     """
     if devices() == 1:
         total = trees.sum_over(of_batch, problem.batches)
@@ -55,16 +61,17 @@ def sum_over_samples(
     of_gradients: Callable[[ExampleGradients], Statistic],
     of_trees: Callable[[Params], Statistic],
 ) -> Statistic:
-    """The expectation of a quadratic statistic `Σ_i q(g_i)` of curvature samples; with `q(g) = g gᵀ` it is C itself.
+    """Sum a quadratic statistic `Σ_i q(g_i)` over curvature samples.
 
-    The samples are the examples' own contributions for `empirical_fisher`; otherwise draws from N(0, ∇²head) pulled
-    back, per example where the loss is separable, over the whole batch where it couples examples: unbiased for all.
+    With `q(g) = g gᵀ` the expectation is C itself. The samples are the examples' own contributions for
+    `empirical_fisher`. Otherwise they are draws from N(0, ∇²head), pulled back to the parameters: for each example if
+    the loss is separable, over the whole batch if it couples examples. So the sum is unbiased for every loss.
 
     Args:
-        problem: Whose curvature.
-        samples: Draws per example, or per batch of a coupled loss; not read for `empirical_fisher`.
-        of_gradients: `Σ_i q(g_i)` of per-example gradients.
-        of_trees: `Σ_i q(g_i)` of whole gradients with a leading axis.
+        problem: The problem.
+        samples: Draws for each example, or for each batch of a coupled loss; not read for `empirical_fisher`.
+        of_gradients: `Σ_i q(g_i)` from per-example gradients.
+        of_trees: `Σ_i q(g_i)` from whole gradients with a leading axis.
     """
 
     def of_batch(batch: Batch) -> Statistic:
@@ -80,7 +87,10 @@ def sum_over_samples(
 
 
 def sample_count(problem: Problem, samples: int) -> int:
-    """How many curvature samples `sum_over_samples` sums over: the most that the rank of their second moment can be."""
+    """Count the curvature samples that `sum_over_samples` sums over.
+
+    It is an upper bound of the rank of their second moment.
+    """
     batches, size = problem.batches.index.shape
     if problem.curvature == "empirical_fisher":
         return batches * size
@@ -88,14 +98,19 @@ def sample_count(problem: Problem, samples: int) -> int:
 
 
 def side_moments(problem: Problem, blocks: Blocks) -> Sides:
-    """The side moments of every example's contribution to the gradient."""
+    """Compute the side moments of every example's contribution to the gradient."""
     return mean_over_batches(problem, lambda batch: sides(blocks, contributions(problem, batch)))
 
 
 def factor_moments(problem: Problem, blocks: Blocks, samples: int) -> Sides:
-    """The side moments of curvature samples: Kronecker factors of every layer's block of C.
+    """Compute the side moments of curvature samples: Kronecker factors of every layer's C.
 
-    A factor holds one example's rows at a time, so what a batch-coupled loss puts between examples is left out of it.
+    A factor has the rows of one example at a time, so it leaves out what a batch-coupled loss puts between examples.
+
+    Args:
+        problem: The problem.
+        blocks: The blocks.
+        samples: Draws for each example, or for each batch of a coupled loss.
     """
     if problem.curvature == "empirical_fisher":
         return side_moments(problem, blocks)
@@ -108,33 +123,33 @@ def factor_moments(problem: Problem, blocks: Blocks, samples: int) -> Sides:
 
 
 def sides(blocks: Blocks, gradients: ExampleGradients) -> Sides:
-    """`A` and `S` of every matrix.
+    """Compute `A` and `S` of every matrix from the gradients of a batch.
 
-    Of a matrix that the network transforms or shares, where the gradient G is no sum over its rows, they are
-    `A = E[G Gᵀ] / E‖G‖²` and `S = Σ Gᵀ G`: the same where G is one row's, and of the same trace.
+    If the network transforms or shares a matrix, its gradient G is no sum over rows. Then `A = E[G Gᵀ] / E‖G‖²` and
+    `S = Σ Gᵀ G`, which agree with the definition if G is that of one row, and have the same trace.
 
     Raises:
-        StructureError: A factor is too large to be taken apart.
+        StructureError: If a factor is too large for its eigenvectors to be computed.
     """
-    found: Sides = {}
+    moments: Sides = {}
     for block in blocks:
         if not isinstance(block, MatrixBlock):
             continue
         if max(block.inputs, block.outputs) > WIDEST:
             raise StructureError(
-                f"A Kronecker factor of {block.name} would be a matrix of {max(block.inputs, block.outputs):,} rows, more "
-                f"than {WIDEST:,} can be taken apart in no reasonable time. Use LoGra with random bases, or Diagonal."
+                f"A Kronecker factor of {block.name} would be a matrix of {max(block.inputs, block.outputs):,} rows; the "
+                f"eigenvectors of more than {WIDEST:,} rows take too long. Use LoGra with random bases, or Diagonal."
             )
         if block.calls(gradients) is None:
-            found[block.name] = _whole_sides(block, gradients)
+            moments[block.name] = _whole_sides(block, gradients)
         else:
             a, s = block.rows(gradients)
-            found[block.name] = _moment(a) / max(a.shape[0] * a.shape[1], 1), _moment(s)
-    return found
+            moments[block.name] = _moment(a) / max(a.shape[0] * a.shape[1], 1), _moment(s)
+    return moments
 
 
 def _whole_sides(block: MatrixBlock, gradients: ExampleGradients) -> tuple[Array, Array]:
-    """Of gradients that are formed whole."""
+    """Compute `A` and `S` from gradients that are formed whole."""
 
     def moments(part: ExampleGradients) -> tuple[Array, Array]:
         whole = block.materialise(part)
@@ -146,6 +161,9 @@ def _whole_sides(block: MatrixBlock, gradients: ExampleGradients) -> tuple[Array
 
 
 def _moment(rows: Float[Array, "n positions groups size"]) -> Float[Array, "groups size size"]:
-    """`Σ r rᵀ` over examples and positions: of one group as a product of two matrices, which XLA computes sooner."""
+    """Compute `Σ r rᵀ` over examples and positions.
+
+    With one group it is a product of two matrices, which XLA computes faster.
+    """
     flat = rows.reshape(-1, *rows.shape[2:])
     return (flat[:, 0].T @ flat[:, 0])[None] if flat.shape[1] == 1 else jnp.einsum("rgi,rgj->gij", flat, flat)

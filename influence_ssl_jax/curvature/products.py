@@ -1,4 +1,4 @@
-"""Curvature × vectors without ever forming the matrix: of trees, of plain rows, and the trace from them."""
+"""Multiply vectors by a curvature matrix without forming it, and estimate its trace."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,33 +19,35 @@ Matvec: TypeAlias = Callable[[Params], Params]
 
 
 def matvec(problem: Problem) -> Matvec:
-    """The map v ↦ C v, `C` the mean over the problem's batches.
+    """Return the map v ↦ C v of a problem.
 
-    Memory is that of one batch, and the map is compiled once whatever their number.
+    `C` is the mean over the problem's batches. The memory is that of one batch, and the map is compiled once for any
+    number of batches.
 
     Args:
-        problem: What is differentiated, where, over which data and as which curvature.
+        problem: The objective, its parameters, its data and the kind of curvature.
 
     Returns:
-        A linear, self-adjoint function on trees of the structure of `problem.params`; may be called under `jit` and
-        `vmap`.
+        A linear, self-adjoint function on trees of the structure of `problem.params`. It may be called under `jit`
+        and `vmap`.
     """
     return lambda vector: mean_over_batches(problem, lambda batch: _product(problem, batch)(vector))
 
 
 def block_matvec(problem: Problem) -> Matvec:
-    """The map V ↦ C V of several vectors, leaves with a leading axis: every batch is linearised once for all of them.
+    """Return the map V ↦ C V of several vectors.
 
-    A vector then costs its own tangent and cotangent pass, and no forward pass. Memory is that of one batch and one
-    vector at a time, beside the block itself.
+    The leaves have a leading axis. Every batch is linearised once for all vectors, so each vector costs one tangent
+    and one cotangent pass, and no forward pass. The memory is that of one batch and one vector at a time, beside the
+    vectors themselves.
     """
     return lambda vectors: mean_over_batches(problem, lambda batch: jax.lax.map(_product(problem, batch), vectors))
 
 
 def flat_products(problem: Problem) -> Rows:
-    """The map V ↦ V C of rows, each the parameters ravelled into one vector (`trees.ravel`).
+    """Return the map V ↦ V C of rows, each a ravelled tree.
 
-    Every batch of the curvature set is linearised once for all rows.
+    `trees.ravel` ravels a tree. Every batch of the curvature set is linearised once for all rows.
     """
     product, unravel = block_matvec(problem), partial(trees.unravel, problem.params)
 
@@ -56,11 +58,11 @@ def flat_products(problem: Problem) -> Rows:
 
 
 class MeanEigenvalue(NamedTuple):
-    """tr(C) / P, estimated.
+    """An estimate of the mean eigenvalue tr(C) / P.
 
     Attributes:
         value: The estimate.
-        error: Its relative standard error, from the spread of the probes; NaN of a single probe.
+        error: Its relative standard error, from the spread of the probes; NaN for a single probe.
     """
 
     value: Float[Array, ""]
@@ -68,10 +70,16 @@ class MeanEigenvalue(NamedTuple):
 
 
 def mean_eigenvalue(problem: Problem, key: Key[Array, ""], probes: int) -> MeanEigenvalue:
-    """tr(C) / P by Hutchinson's estimator: the mean of ⟨v, C v⟩ over random signs v, divided by the parameter count.
+    """Estimate the mean eigenvalue tr(C) / P by Hutchinson's estimator.
 
-    Its relative standard error is below √(2 / (probes · r)), `r = tr(C)² / ‖C‖_F²` the effective rank of C: at most 35 %
-    with 16 probes, for a matrix of rank one.
+    It is the mean of ⟨v, C v⟩ over random signs v, divided by the number of parameters. Its relative standard error
+    is below √(2 / (probes · r)), where `r = tr(C)² / ‖C‖_F²` is the effective rank of C: at most 35 % with 16 probes,
+    for a matrix of rank one.
+
+    Args:
+        problem: The problem.
+        key: Draws the signs.
+        probes: Number of random vectors.
     """
     product = matvec(problem)
 
@@ -79,19 +87,25 @@ def mean_eigenvalue(problem: Problem, key: Key[Array, ""], probes: int) -> MeanE
         signs = trees.rademacher_like(key, problem.params)
         return trees.dot(signs, product(signs))
 
-    found = jax.lax.map(one, jax.random.split(key, probes))
-    mean = jnp.mean(found)
-    return MeanEigenvalue(mean / trees.size(problem.params), standard_error(found) / jnp.abs(mean))
+    forms = jax.lax.map(one, jax.random.split(key, probes))
+    mean = jnp.mean(forms)
+    return MeanEigenvalue(mean / trees.size(problem.params), standard_error(forms) / jnp.abs(mean))
 
 
-def standard_error(found: Float[Array, " probes"]) -> Float[Array, ""]:
-    """The standard error of the mean over random probes, from their spread; NaN of a single one."""
-    probes = len(found)
-    return jnp.sqrt(jnp.sum((found - jnp.mean(found)) ** 2) / (probes * (probes - 1) or jnp.nan))
+def standard_error(values: Float[Array, " probes"]) -> Float[Array, ""]:
+    """Compute the standard error of a mean over random probes, from their spread.
+
+    It is NaN for a single probe.
+    """
+    probes = len(values)
+    return jnp.sqrt(jnp.sum((values - jnp.mean(values)) ** 2) / (probes * (probes - 1) or jnp.nan))
 
 
 def _product(problem: Problem, batch: Batch) -> Matvec:
-    """The product with one batch's curvature, everything that no vector enters computed beforehand."""
+    """Return the product with one batch's curvature.
+
+    Everything that does not depend on the vector is computed beforehand.
+    """
     product = {
         "hessian": _hessian_product,
         "ggn": _ggn_product,
@@ -102,7 +116,7 @@ def _product(problem: Problem, batch: Batch) -> Matvec:
 
 
 def _hessian_product(problem: Problem, batch: Batch) -> Matvec:
-    """∇²loss · v, forward over reverse: the derivative of the gradient along v."""
+    """Return v ↦ ∇²loss · v, the derivative of the gradient along v."""
 
     def gradient(params: Params) -> Params:
         return jax.grad(problem.objective)(params, problem.frozen, batch)
@@ -111,7 +125,7 @@ def _hessian_product(problem: Problem, batch: Batch) -> Matvec:
 
 
 def _ggn_product(problem: Problem, batch: Batch) -> Matvec:
-    """J_yᵀ (∇²head) J_y · v: linearise the outputs once, then transpose."""
+    """Return v ↦ J_yᵀ (∇²head) J_y · v: linearise the outputs once, then transpose."""
     y, push = jax.linearize(lambda params: problem.objective.outputs(params, problem.frozen, batch), problem.params)
     _, curve = jax.linearize(jax.grad(problem.objective.loss.head), y)
     pull = jax.linear_transpose(push, problem.params)
@@ -119,10 +133,11 @@ def _ggn_product(problem: Problem, batch: Batch) -> Matvec:
 
 
 def _fisher_product(problem: Problem, batch: Batch) -> Matvec:
-    """J_yᵀ (mean of w wᵀ) J_y · v with w ~ N(0, ∇²head): the GGN with its middle matrix replaced by drawn samples.
+    """Return v ↦ J_yᵀ (mean of w wᵀ) J_y · v with w ~ N(0, ∇²head).
 
-    For a separable loss the samples of different examples are independent, so their products, zero in expectation, are
-    left out and only the noise of the blocks on the diagonal remains.
+    It is the Gauss–Newton product with drawn samples in place of its middle matrix. For a separable loss, the samples
+    of different examples are independent, so their products have expectation zero and are left out; only the noise of
+    the diagonal blocks remains.
     """
     loss = problem.objective.loss
     y, push = jax.linearize(lambda params: problem.objective.outputs(params, problem.frozen, batch), problem.params)
@@ -142,9 +157,10 @@ def _fisher_product(problem: Problem, batch: Batch) -> Matvec:
 
 
 def _empirical_fisher_product(problem: Problem, batch: Batch) -> Matvec:
-    """`b Σ_i g_i g_iᵀ v` with g_i = J_iᵀ ∂loss/∂z_i, the contribution of example i to the gradient of the batch.
+    """Return v ↦ `b Σ_i g_i g_iᵀ v`, where g_i is the contribution of example i.
 
-    For a mean of per-example losses ℓ_i this is (1/b) Σ ∇ℓ_i ∇ℓ_iᵀ, the usual second moment.
+    g_i = J_iᵀ ∂loss/∂z_i is the contribution to the gradient of the batch. For a mean of per-example losses ℓ_i the
+    product is with (1/b) Σ ∇ℓ_i ∇ℓ_iᵀ, the usual second moment.
     """
     objective = problem.objective
     images = objective.images(batch, jax.tree.leaves(problem.params)[0].dtype)

@@ -1,9 +1,10 @@
-"""Where a network uses its parameters: read from the jaxpr of one example, whatever framework wrote it.
+"""Find where a network uses its parameters, from the jaxpr of one example.
 
-The network is traced for one image. A parameter, or a linear function of it that no image enters, keeps its *origin*. An
-operation that is linear in such a value and reads the image too is a *site*: its other operand and the gradient with
-respect to its result give the parameter's gradient. A parameter that is used in any other way is *loose*. Because the
-trace is of one example and is then mapped over examples, it never matters which axis is the examples'.
+This works for any framework. The network is traced for one image. A parameter keeps its *origin* through operations
+that are linear in it and that no image enters. An operation that is linear in such a value and also reads the image
+is a *site*: its other operand, and the gradient with respect to its result, give the parameter's gradient. A
+parameter with any other use is *loose*. The trace is of one example and is then mapped over examples, so it does not
+matter which axis is that of the examples.
 """
 
 import dataclasses
@@ -39,7 +40,7 @@ JOINTLY_LINEAR: dict[str, tuple[int, ...] | None] = {
     "stack": None,
     **dict.fromkeys(LAYOUTS, (0,)),
 }
-"""Operations that are linear in all operands at these positions together (None: in all)."""
+"""Operations that are linear in all operands at these positions together (None: in all operands)."""
 
 SEPARATELY_LINEAR: dict[str, tuple[int, ...]] = {
     "mul": (0, 1),
@@ -50,7 +51,7 @@ SEPARATELY_LINEAR: dict[str, tuple[int, ...]] = {
     "gather": (0,),
     "dynamic_slice": (0,),
 }
-"""Operations that are linear in one operand while the others are held."""
+"""Operations that are linear in one operand if the others are constant."""
 
 CALLS = {
     "jit": "jaxpr",
@@ -60,11 +61,14 @@ CALLS = {
     "checkpoint": "jaxpr",
     "remat2": "jaxpr",
 }
-"""Calls that are entered where a parameter is inside, and the name of the called program. `custom_jvp` and `custom_vjp`
-are not among them: their derivative is not that of their body, so a parameter inside is loose."""
+"""Calls that are entered if a parameter is inside, and the setting that holds the called program.
+
+`custom_jvp` and `custom_vjp` are not among them: their derivative is not that of their body, so a parameter inside is
+loose.
+"""
 
 UNROLLED = 128
-"""Steps of a loop that are written out; the parameters of a longer loop are loose."""
+"""The largest number of loop steps that are written out; the parameters of a longer loop are loose."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,8 +80,8 @@ class Instruction:
         params: Its settings.
         inputs: Numbers of the values that it reads.
         outputs: Numbers of the values that it writes.
-        evaluate: Computes the outputs.
-        depends: Whether it reads the image, through whatever stands between.
+        evaluate: The function that computes the outputs.
+        depends: Whether it reads the image, directly or through other operations.
     """
 
     name: str
@@ -93,9 +97,9 @@ class Step:
     """One linear operation between a parameter and the site that uses it.
 
     Attributes:
-        instruction: Which.
-        position: Which of its operands comes from the parameter.
-        layout: The change of layout that it is, None where it is more than that.
+        instruction: Number of the operation.
+        position: Number of its operand that comes from the parameter.
+        layout: The operation as a change of layout; None if it is more than that.
     """
 
     instruction: int
@@ -105,7 +109,7 @@ class Step:
 
 Chain: TypeAlias = tuple[Step, ...]
 Values: TypeAlias = dict[int, Any]
-"""Arrays by the numbers of their values; literals of the program are NumPy's."""
+"""Arrays by the numbers of their values; literals of the program are arrays of NumPy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,13 +118,13 @@ class Site:
 
     Attributes:
         leaf: Number of the parameter among the leaves of the tree.
-        chain: What was done to it beforehand, linear and without the image.
-        instruction: The operation.
-        position: Which operand comes from the parameter.
-        slot: Number of the recorded gradient, that with respect to the operation's result.
-        matrix: The operation as a product of rows with a matrix, None where it is none.
-        layout: How the parameter becomes that matrix, None where that is no mere change of layout.
-        bias: The leaf that is added to the result of the matrix right away, if any: the gradient is shared.
+        chain: The operations between the parameter and the site: linear, and without the image.
+        instruction: Number of the site's operation.
+        position: Number of its operand that comes from the parameter.
+        slot: Number of the recorded gradient, which is that with respect to the operation's result.
+        matrix: The operation as a product of rows with a matrix; None if it is none.
+        layout: How the parameter becomes that matrix; None if that is more than a change of layout.
+        bias: The leaf that is added to the result of the matrix immediately, if any: it shares the gradient.
     """
 
     leaf: int
@@ -135,22 +139,22 @@ class Site:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """A network of one example, flattened, with the uses of its parameters.
+    """A network of one example as a flat list of operations.
 
     Attributes:
-        instructions: All operations in order; `live` says which the embedding depends on.
+        instructions: All operations in order.
         live: Numbers of the operations that the embedding depends on.
-        constants: Values that are known, by number.
+        constants: Known values, by number.
         parameters: Numbers of the parameters' values.
         frozen: Numbers of the frozen values.
         image: Number of the image.
         output: Number of the embedding.
         avals: Shape and dtype of every value.
-        depends: Values that the image enters.
+        depends: Numbers of the values that the image enters.
         sites: Uses of parameters that are not loose, in order.
-        slots: The operations whose results' gradients are recorded.
-        loose: Why each loose parameter is loose: the operation that is not linear in it.
-        read: The parameters that the embedding depends on.
+        slots: Numbers of the operations whose results have recorded gradients.
+        loose: The reason for each loose parameter: the operation that is not linear in it.
+        read: Numbers of the parameters that the embedding depends on.
     """
 
     instructions: tuple[Instruction, ...]
@@ -168,27 +172,30 @@ class Program:
     read: frozenset[int]
 
     def operands(self, site: Site) -> tuple[int, ...]:
-        """The values beside the parameter that the site's operation is not jointly linear in: those to record."""
+        """Return the numbers of the values to record for a site.
+
+        These are the operands, other than the parameter, in which the operation is not jointly linear with it.
+        """
         instruction = self.instructions[site.instruction]
         joint = _jointly_linear(instruction)
         return tuple(v for k, v in enumerate(instruction.inputs) if k != site.position and k not in joint)
 
     @functools.cached_property
     def recorded(self) -> tuple[int, ...]:
-        """The values of the image that sites read, each once."""
-        found = dict.fromkeys(v for site in self.sites for v in self.operands(site) if v in self.depends)
-        return tuple(found)
+        """The numbers of the recorded values that depend on the image, each once."""
+        numbers = dict.fromkeys(v for site in self.sites for v in self.operands(site) if v in self.depends)
+        return tuple(numbers)
 
     def shape(self, instruction: int) -> tuple[int, ...]:
-        """Shape of an operation's result."""
+        """Return the shape of an operation's result."""
         return self.avals[self.instructions[instruction].outputs[0]].shape
 
     def dtype(self, instruction: int) -> Any:
-        """Dtype of an operation's result."""
+        """Return the dtype of an operation's result."""
         return self.avals[self.instructions[instruction].outputs[0]].dtype
 
     def fixed(self, params: Params, frozen: Frozen) -> Values:
-        """The values that no image enters."""
+        """Compute the values that no image enters."""
         values: Values = dict(self.constants)
         values.update(zip(self.parameters, jax.tree.leaves(params), strict=True))
         values.update(zip(self.frozen, jax.tree.leaves(frozen), strict=True))
@@ -201,7 +208,16 @@ class Program:
     def forward(
         self, fixed: Values, image: Float[Array, "height width channels"], zeros: list[Array]
     ) -> tuple[Float[Array, " embedding"], list[Array]]:
-        """Embed one image, `zeros` added to the results of the sites; also the recorded operands."""
+        """Embed one image, with `zeros` added to the results of the sites.
+
+        Args:
+            fixed: The result of `fixed`.
+            image: The image.
+            zeros: One array for each slot.
+
+        Returns:
+            The embedding and the recorded operands.
+        """
         values = dict(fixed)
         values[self.image] = image
         zero_of = dict(zip(self.slots, zeros, strict=True))
@@ -214,73 +230,85 @@ class Program:
         return values[self.output], [values[number] for number in self.recorded]
 
     def gradient(self, site: Site, fixed: Values, operands: Sequence[Any], gradient: Array) -> Float[Array, "*leaf"]:
-        """The parameter's gradient through one site, of one example.
+        """Compute a parameter's gradient through one site, for one example.
 
         Args:
-            site: Which.
-            fixed: What `fixed` returned.
+            site: The site.
+            fixed: The result of `fixed`.
             operands: The values of `operands(site)`.
             gradient: Gradient with respect to the site's result.
         """
-        found = self._pull_back(Step(site.instruction, site.position, None), operands, gradient)
+        pulled = self._pull_back(Step(site.instruction, site.position, None), operands, gradient)
         for step in reversed(site.chain):
             if step.layout is not None:
-                found = step.layout.transpose(found)
+                pulled = step.layout.transpose(pulled)
             else:
                 instruction = self.instructions[step.instruction]
                 joint = _jointly_linear(instruction)
-                held = [fixed[v] for k, v in enumerate(instruction.inputs) if k != step.position and k not in joint]
-                found = self._pull_back(step, held, found)
-        return found
+                others = [fixed[v] for k, v in enumerate(instruction.inputs) if k != step.position and k not in joint]
+                pulled = self._pull_back(step, others, pulled)
+        return pulled
 
     def _pull_back(self, step: Step, operands: Sequence[Any], gradient: Array) -> Array:
-        """The transposed operation, all operands that it is linear in together free."""
+        """Apply the transposed operation.
+
+        It is the transpose with respect to all operands in which the operation is jointly linear.
+        """
         instruction = self.instructions[step.instruction]
         free = sorted({step.position, *_jointly_linear(instruction)})
         exact = instruction.name in _WIDENED
         dtype = self.avals[instruction.inputs[step.position]].dtype
         wide = jnp.promote_types(dtype, jnp.float32)
 
-        def widened(value: Any) -> Any:
+        def widen(value: Any) -> Any:
             return value.astype(wide) if exact and jnp.issubdtype(value.dtype, jnp.floating) else value
 
         def operation(*linear: Array) -> Array:
-            given, held = iter(linear), iter(operands)
-            values = [next(given) if k in free else widened(next(held)) for k in range(len(instruction.inputs))]
+            moving, fixed = iter(linear), iter(operands)
+            values = [next(moving) if k in free else widen(next(fixed)) for k in range(len(instruction.inputs))]
             return _WIDENED[instruction.name](*values) if exact else instruction.evaluate(values)[0]
 
         likes = [jax.ShapeDtypeStruct(self.avals[instruction.inputs[k]].shape, wide if exact else dtype) for k in free]
         written = jax.eval_shape(operation, *likes)
-        found = jax.linear_transpose(operation, *likes)(gradient.astype(written.dtype))
-        return found[free.index(step.position)].astype(wide)
+        pulled = jax.linear_transpose(operation, *likes)(gradient.astype(written.dtype))
+        return pulled[free.index(step.position)].astype(wide)
 
 
 _WIDENED: dict[str, Callable[..., Array]] = {"mul": jnp.multiply, "add": jnp.add, "sub": jnp.subtract}
-"""Operations that are transposed in at least 32 bits: their transposes sum over positions."""
+"""Operations that are transposed in at least 32 bits, because their transposes sum over positions."""
 
 
 def _execute(instruction: Instruction, values: dict[int, Any]) -> None:
+    """Compute an operation and store its results."""
     out = instruction.evaluate([values[number] for number in instruction.inputs])
     values.update(zip(instruction.outputs, out, strict=True))
 
 
 def _jointly_linear(instruction: Instruction) -> tuple[int, ...]:
+    """Return the operands in which an operation is jointly linear."""
     every = tuple(range(len(instruction.inputs)))
     if instruction.name == "select_n":
         return every[1:]
-    found = JOINTLY_LINEAR.get(instruction.name, ())
-    return every if found is None else found
+    positions = JOINTLY_LINEAR.get(instruction.name, ())
+    return every if positions is None else positions
 
 
 def leaf_paths(params: Params) -> list[tuple[str, ...]]:
-    """The path of every parameter, in the order of `jax.tree.leaves`."""
+    """Return the path of every parameter, in the order of `jax.tree.leaves`.
+
+    Example:
+        >>> from influence_ssl_jax.curvature.sites import leaf_paths
+        >>> leaf_paths({"dense": {"bias": 0.0, "kernel": 0.0}})
+        [('dense', 'bias'), ('dense', 'kernel')]
+    """
     whole = [tuple(map(_word, path)) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    # An nnx variable is a node with the one child `value`, which nobody means by the name of a parameter.
+    # An nnx variable is a node with one child `value`, which is not part of a parameter's name.
     short = [path[:-1] if len(path) > 1 and path[-1] == "value" else path for path in whole]
     return short if len(set(short)) == len(short) else whole
 
 
 def _word(key: Any) -> str:
+    """Return the name of one step of a path."""
     for attribute in ("key", "name", "idx"):
         if hasattr(key, attribute):
             return str(getattr(key, attribute))
@@ -288,43 +316,59 @@ def _word(key: Any) -> str:
 
 
 def program_of(network: Embed, params: Params, frozen: Frozen, image_shape: tuple[int, ...]) -> Program:
-    """Trace a network for one image and find the uses of its parameters; the same network is traced once.
+    """Trace a network for one image and find the uses of its parameters.
+
+    The same network is traced only once.
 
     Args:
         network: A hashable pure function.
         params: The parameters, or their shapes.
-        frozen: What the network reads beside them, or its shapes.
+        frozen: The other variables that the network reads, or their shapes.
         image_shape: [height, width, channels].
 
     Raises:
-        StructureError: `frozen` holds an entry "params", which some networks would read in place of the parameters.
+        StructureError: If `frozen` has an entry "params", which some networks would read in place of the parameters.
+
+    Example:
+        The kernel of a linear network has one site, a product of rows with a matrix of 2 inputs and 3 outputs:
+
+        >>> import jax.numpy as jnp
+        >>> import influence_ssl_jax as isj
+        >>> from influence_ssl_jax.curvature.sites import program_of
+        >>> from influence_ssl_jax.nets.linear import Linear
+        >>> params = {"dense": {"kernel": jnp.zeros((2, 3))}}
+        >>> program = program_of(isj.Network(Linear(3)), params, {}, (1, 2, 1))
+        >>> [(site.leaf, site.matrix.inputs, site.matrix.outputs) for site in program.sites]
+        [(0, 2, 3)]
     """
     refuse_params_in(frozen)
     dtype = jax.tree.leaves(params)[0].dtype
     names = ("jax_enable_x64", "jax_default_matmul_precision")
     settings = (*(getattr(jax.config, name) for name in names), jax.default_backend())
-    return _traced(network, _Shapes.of(params), _Shapes.of(frozen), tuple(image_shape), dtype, settings)
+    return _trace(network, _Shapes.of(params), _Shapes.of(frozen), tuple(image_shape), dtype, settings)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Shapes:
-    """A tree without its numbers, hashable."""
+    """The shapes and types of a tree, hashable."""
 
     structure: Any
     leaves: tuple[tuple[tuple[int, ...], Any], ...]
 
     @classmethod
     def of(cls, tree: PyTree) -> "_Shapes":
+        """Read the shapes and types of a tree."""
         leaves, structure = jax.tree.flatten(tree)
         return cls(structure, tuple((jnp.shape(leaf), jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves))
 
     @property
     def tree(self) -> PyTree:
+        """The tree with shapes in place of arrays."""
         return jax.tree.unflatten(self.structure, [jax.ShapeDtypeStruct(*leaf) for leaf in self.leaves])
 
 
 @functools.lru_cache(maxsize=64)
-def _traced(
+def _trace(
     network: Embed,
     params: _Shapes,
     frozen: _Shapes,
@@ -332,7 +376,8 @@ def _traced(
     dtype: Any,
     settings: Hashable,
 ) -> Program:
-    del settings  # part of the key: a trace depends on them
+    """Trace a network and find the uses of its parameters."""
+    del settings  # part of the cache key: a trace depends on them
 
     def embed(params: Params, frozen: Frozen, image: Array) -> Array:
         return network(params, frozen, image[None])[0]
@@ -344,7 +389,7 @@ def _traced(
 
 
 class _Builder:
-    """Flattens a jaxpr and follows the parameters through it."""
+    """The state of flattening a jaxpr and following the parameters through it."""
 
     def __init__(self) -> None:
         self.instructions: list[Instruction] = []
@@ -356,7 +401,13 @@ class _Builder:
         self.sites: list[Site] = []
 
     def program(self, closed: core.ClosedJaxpr, parameters: int, frozen: int) -> Program:
-        """The flattened program of a traced network."""
+        """Flatten a traced network.
+
+        Args:
+            closed: The jaxpr of one image.
+            parameters: Number of leaves of the parameters, the first inputs.
+            frozen: Number of frozen leaves, the inputs after them.
+        """
         numbers = [self.value(v.aval) for v in closed.jaxpr.invars]
         for leaf in range(parameters):
             self.parts[numbers[leaf]] = ((leaf, ()),)
@@ -372,17 +423,17 @@ class _Builder:
         loose: dict[int, str] = {}
         for leaf, reason, number in self.reasons:
             used = number is None or number in live
-            if used and (leaf not in loose or reason == "while"):  # the first reason, or the one that cannot be helped
+            if used and (leaf not in loose or reason == "while"):  # the first reason, or the one without a remedy
                 loose[leaf] = reason
-        found = [site for site in self.sites if site.instruction in live and site.leaf not in loose]
+        sites = [site for site in self.sites if site.instruction in live and site.leaf not in loose]
         consumers: dict[int, list[int]] = {output: [-1]}
         for number in live:
             for value in self.instructions[number].inputs:
                 consumers.setdefault(value, []).append(number)
-        last = {site.instruction: self.last_equal(site.instruction, consumers) for site in found}
-        slots = tuple(dict.fromkeys(last[site.instruction] for site in found))
-        found = [dataclasses.replace(site, slot=slots.index(last[site.instruction])) for site in found]
-        found = [self.as_matrix(site) for site in found]
+        last = {site.instruction: self.last_equal(site.instruction, consumers) for site in sites}
+        slots = tuple(dict.fromkeys(last[site.instruction] for site in sites))
+        sites = [dataclasses.replace(site, slot=slots.index(last[site.instruction])) for site in sites]
+        sites = [self.as_matrix(site) for site in sites]
         return Program(
             tuple(self.instructions),
             frozenset(live),
@@ -393,19 +444,19 @@ class _Builder:
             output,
             self.avals,
             frozenset(self.depends),
-            tuple(self.with_bias(site, found, consumers) for site in found),
+            tuple(self.with_bias(site, sites, consumers) for site in sites),
             slots,
             loose,
             frozenset(leaf for leaf in range(parameters) if numbers[leaf] in needed),
         )
 
     def value(self, aval: Any) -> int:
-        """A new value."""
+        """Number a new value."""
         self.avals[len(self.avals)] = aval
         return len(self.avals) - 1
 
     def walk(self, jaxpr: core.Jaxpr, consts: Sequence[Any], inputs: Sequence[int]) -> list[int]:
-        """Append the operations of a program; the numbers of its results."""
+        """Append the operations of a jaxpr; return the numbers of its results."""
         names: dict[Any, int] = dict(zip(jaxpr.invars, inputs, strict=True))
         for name, constant in zip(jaxpr.constvars, consts, strict=True):
             names[name] = self.constant(constant, name.aval)
@@ -419,13 +470,13 @@ class _Builder:
         return [number(atom) for atom in jaxpr.outvars]
 
     def constant(self, array: Any, aval: Any) -> int:
-        """A value that is known."""
+        """Number a known value."""
         number = self.value(aval)
         self.constants[number] = jnp.asarray(array, aval.dtype) if not hasattr(array, "dtype") else array
         return number
 
     def equation(self, equation: Any, inputs: list[int]) -> list[int]:
-        """Append one equation, entering it where a parameter is inside."""
+        """Append one equation, and enter it if a parameter is inside."""
         name, params = equation.primitive.name, equation.params
         followed = any(number in self.parts for number in inputs)
         if followed and name in CALLS:
@@ -433,7 +484,7 @@ class _Builder:
             closed = inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, ())
             return self.walk(closed.jaxpr, closed.consts, inputs)
         if followed and name == "scan" and params["length"] <= UNROLLED:
-            return self.unrolled(params, inputs)
+            return self.unroll(params, inputs)
         if followed and name == "split":
             return self.split(params, inputs[0])
         return self.append(name, params, inputs, [v.aval for v in equation.outvars], _evaluation(equation))
@@ -441,7 +492,7 @@ class _Builder:
     def append(
         self, name: str, params: dict[str, Any], inputs: list[int], avals: list[Any], evaluate: Callable[..., Any]
     ) -> list[int]:
-        """Append one operation and note what it does to the parameters among its operands."""
+        """Append one operation and record what it does to parameters among its operands."""
         outputs, depends = [self.value(aval) for aval in avals], any(v in self.depends for v in inputs)
         instruction = Instruction(name, params, tuple(inputs), tuple(outputs), evaluate, depends)
         number = len(self.instructions)
@@ -467,22 +518,22 @@ class _Builder:
         return outputs
 
     def step(self, number: int, position: int) -> Step:
-        """One more operation between a parameter and its site."""
+        """Describe one more operation between a parameter and its site."""
         instruction = self.instructions[number]
         shapes = self.avals[instruction.inputs[position]].shape, self.avals[instruction.outputs[0]].shape
         added = instruction.name in ("add", "add_any") or (instruction.name == "sub" and position == 0)
-        if added and shapes[0] == shapes[1]:  # the derivative is the identity: a kernel plus what adapts it, say
+        if added and shapes[0] == shapes[1]:  # the derivative is the identity; for example, a kernel plus its adapter
             return Step(number, position, LayoutStep("same", *shapes))
         return Step(number, position, layout_step(instruction.name, instruction.params, *shapes))
 
     def loosen(self, values: Sequence[int], reason: str, number: int | None) -> None:
-        """Note that an operation which is not linear in these values uses their parameters."""
+        """Record that an operation which is not linear in these values uses their parameters."""
         self.reasons.extend((leaf, reason, number) for value in values for leaf, _ in self.parts.get(value, ()))
 
-    def unrolled(self, params: dict[str, Any], inputs: list[int]) -> list[int]:
-        """A loop, every step written out."""
-        closed, held, carried = params["jaxpr"], params["num_consts"], params["num_carry"]
-        consts, carry, whole = inputs[:held], inputs[held : held + carried], inputs[held + carried :]
+    def unroll(self, params: dict[str, Any], inputs: list[int]) -> list[int]:
+        """Append every step of a loop."""
+        closed, fixed, carried = params["jaxpr"], params["num_consts"], params["num_carry"]
+        consts, carry, whole = inputs[:fixed], inputs[fixed : fixed + carried], inputs[fixed + carried :]
         steps = range(params["length"])
         written: list[list[int]] = []
         for index in reversed(steps) if params["reverse"] else steps:
@@ -500,14 +551,14 @@ class _Builder:
         return [*carry, *stacked]
 
     def index(self, value: int, index: int) -> int:
-        """One entry of the leading axis."""
+        """Append the selection of one entry of the leading axis."""
         aval = self.avals[value]
         one = aval.update(shape=aval.shape[1:])
         return self.append("index", {"index": index}, [value], [one], lambda values: [values[0][index]])[0]
 
     def split(self, params: dict[str, Any], value: int) -> list[int]:
-        """Consecutive parts along an axis, each a slice."""
-        aval, axis, start, found = self.avals[value], int(params["axis"]), 0, []
+        """Append a split into consecutive parts of an axis, each a slice."""
+        aval, axis, start, outputs = self.avals[value], int(params["axis"]), 0, []
         for size in map(int, params["sizes"]):
             starts, limits = [0] * len(aval.shape), list(aval.shape)
             starts[axis], limits[axis] = start, start + size
@@ -517,12 +568,15 @@ class _Builder:
             def part(values: Sequence[Any], starts: list[int] = starts, limits: list[int] = limits) -> list[Array]:
                 return [jax.lax.slice(values[0], starts, limits)]
 
-            found += self.append("slice", settings, [value], [aval.update(shape=shape)], part)
+            outputs += self.append("slice", settings, [value], [aval.update(shape=shape)], part)
             start += size
-        return found
+        return outputs
 
     def last_equal(self, number: int, consumers: dict[int, list[int]]) -> int:
-        """The last operation whose result has the same gradient: sums, each the only reader of the one before."""
+        """Return the last operation whose result has the same gradient.
+
+        It is reached through sums, each of which is the only reader of the result before it.
+        """
         while True:
             (value,) = self.instructions[number].outputs[:1]
             readers = consumers.get(value, [])
@@ -536,7 +590,7 @@ class _Builder:
             number = readers[0]
 
     def as_matrix(self, site: Site) -> Site:
-        """The site with its matrix, where it is one."""
+        """Add the matrix to a site, if its operation is one."""
         instruction = self.instructions[site.instruction]
         if instruction.name not in ("dot_general", "conv_general_dilated", "canonical_convolution"):
             return site
@@ -550,13 +604,16 @@ class _Builder:
         kept = tuple(step for step in (*steps, *matrix.kernel_steps) if step.kind != "same")
         return dataclasses.replace(site, matrix=matrix, layout=Layout(lead, kept))
 
-    def with_bias(self, site: Site, found: list[Site], consumers: dict[int, list[int]]) -> Site:
-        """The site with the parameter that is added to its matrix's result alone."""
+    def with_bias(self, site: Site, sites: list[Site], consumers: dict[int, list[int]]) -> Site:
+        """Add the bias to a site.
+
+        It is the parameter that alone is added to the result of the site's matrix.
+        """
         if site.layout is None or site.matrix is None:
             return site
         (value,) = self.instructions[site.instruction].outputs[:1]
         readers = consumers.get(value, [])
-        added = [other for other in found if [other.instruction] == readers]
+        added = [other for other in sites if [other.instruction] == readers]
         if len(added) != 1 or self.instructions[readers[0]].name not in ("add", "add_any"):
             return site
         (other,) = added
@@ -576,22 +633,30 @@ class _Builder:
 
 
 def _layouts(chain: Chain) -> list[LayoutStep | None]:
-    """The changes of layout of a chain, `W[t]` as one step; None for what is more than such a change."""
-    found: list[LayoutStep | None] = []
+    """Return the changes of layout of a chain, with `W[t]` as one step.
+
+    An entry is None if the operation does more than change the layout.
+    """
+    layouts: list[LayoutStep | None] = []
     for step in chain:
-        layout, last = step.layout, found[-1] if found else None
+        layout, last = step.layout, layouts[-1] if layouts else None
         if layout is not None and layout.kind == "same":
             continue
         one = last is not None and last.kind == "slice" and last.after == (1, *last.before[1:])
         if last is not None and one and layout is not None and layout.after == last.before[1:]:
-            found[-1] = LayoutStep("index", last.before, layout.after, (last.data[0][0],))
+            layouts[-1] = LayoutStep("index", last.before, layout.after, (last.data[0][0],))
         else:
-            found.append(layout)
-    return found
+            layouts.append(layout)
+    return layouts
 
 
 def _split_chain(chain: Chain) -> tuple[tuple[int, ...], tuple[LayoutStep, ...] | None]:
-    """Sizes of the leading axes that are indexed, and the changes of layout after that; None where there are others."""
+    """Split a chain into indexed leading axes and later changes of layout.
+
+    Returns:
+        The sizes of the indexed axes, and the changes of layout; None if an operation does more than change the
+        layout.
+    """
     layouts = _layouts(chain)
     known = tuple(layout for layout in layouts if layout is not None)
     lead = []
@@ -603,17 +668,23 @@ def _split_chain(chain: Chain) -> tuple[tuple[int, ...], tuple[LayoutStep, ...] 
 
 
 def places(site: Site) -> tuple[int, ...]:
-    """Which entry of the parameter's leading axes a site uses: that of a loop's step, or of an index `W[t]`."""
-    found = []
+    """Return which entry of a parameter's leading axes a site uses.
+
+    It is the number of a loop's step, or the index of `W[t]`; empty if nothing is indexed.
+    """
+    indices = []
     for layout in _layouts(site.chain):
         if layout is None or layout.kind != "index":
             break
-        found.append(int(layout.data[0]))
-    return tuple(found)
+        indices.append(int(layout.data[0]))
+    return tuple(indices)
 
 
 def _evaluation(equation: Any) -> Callable[[Sequence[Any]], list[Array]]:
-    """How an equation is computed; a convolution in its canonical form where a CPU is fast with that."""
+    """Return the function that computes an equation.
+
+    A convolution is computed in its canonical form if that is faster (on a CPU).
+    """
     primitive, params = equation.primitive, equation.params
     if primitive.name == "conv_general_dilated" and jax.default_backend() == "cpu" and _ordinary(params):
         names = ("window_strides", "padding", "lhs_dilation", "rhs_dilation", "dimension_numbers")
@@ -629,4 +700,5 @@ def _evaluation(equation: Any) -> Callable[[Sequence[Any]], list[Array]]:
 
 
 def _ordinary(params: dict[str, Any]) -> bool:
+    """Whether a convolution has no setting that its canonical form lacks."""
     return params["preferred_element_type"] is None and params.get("out_sharding") is None

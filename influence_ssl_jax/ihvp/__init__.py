@@ -1,4 +1,7 @@
-"""Inverse-Hessian backends. The command line, comparisons and the contract tests read the list here."""
+"""List the backends that approximate `(C + λI)⁻¹`.
+
+The command line, comparisons and the contract tests read the list `BACKENDS`.
+"""
 
 from influence_ssl_jax.ihvp.arnoldi import Arnoldi
 from influence_ssl_jax.ihvp.backend import Backend, Damping, Form, Grid, Interval, Resolved
@@ -27,7 +30,7 @@ BACKENDS: tuple[type[Backend], ...] = (
     Gram,
     Exact,
 )
-"""Every backend, in the order of their cost: the one list."""
+"""Every backend, in the order of cost."""
 
 __all__ = [
     "ASTRA",

@@ -1,4 +1,4 @@
-"""Arnoldi influence: the dominant eigenpairs of C by block Lanczos, with or without what they leave out."""
+"""Approximate the inverse by dominant eigenpairs of C (Arnoldi influence)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -23,19 +23,19 @@ from influence_ssl_jax.types import Params
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ArnoldiState:
-    """`C ≈ Qᵀ diag(θ) Q + level · (I − QᵀQ)`.
+    """The fitted curvature `C ≈ Qᵀ diag(θ) Q + level · (I − QᵀQ)`.
 
     Attributes:
-        params: Gives vectors their structure.
+        params: Parameters, which define the structure of vectors.
         values: θ.
         vectors: Q, orthonormal rows.
         coupling: Row k is the part of `C q_k` outside Q, in some orthonormal basis (`linalg.krylov.Subspace`).
         level: Mean eigenvalue of C outside Q.
         mean: tr(C)/P.
-        error: Relative standard error of it.
-        smallest: Smallest Ritz value seen; zero where C is positive semi-definite by construction.
-        blocks: The layers, for per-example norms.
-        curvature: Which curvature C is.
+        error: Its relative standard error.
+        smallest: Smallest Ritz value; zero if C is positive semi-definite by construction.
+        blocks: The blocks, for per-example norms.
+        curvature: The kind of curvature of C.
     """
 
     params: Params
@@ -52,21 +52,22 @@ class ArnoldiState:
 
 @dataclasses.dataclass(frozen=True)
 class Arnoldi(Backend[ArnoldiState]):
-    """`(C + λI)⁻¹ ≈ Qᵀ (θ + λ)⁻¹ Q + (I − QᵀQ) / (level + λ)`, Q the Ritz vectors of largest |θ|.
+    """Arnoldi: `(C + λI)⁻¹ ≈ Qᵀ (θ + λ)⁻¹ Q + (I − QᵀQ) / (level + λ)`.
 
-    Scoring takes `⟨g_n, q_k⟩` by forward-mode products, one pass per q_k and batch; no gradient of an example is
-    formed, and no layer need be known but for norms (`complement="keep"`). Exact at full rank.
-    Reference: arXiv 2112.03052 (Scaling Up Influence Functions), which drops the complement; block Lanczos in place of
-    a single vector because Kronecker-like curvature has repeated eigenvalues.
+    Q are the Ritz vectors of largest |θ|. Scoring computes `⟨g_n, q_k⟩` by forward-mode products, one pass for each
+    q_k and batch. No gradient of an example is formed, and layers need to be known only for norms
+    (`complement="keep"`). It is exact at full rank.
+    Reference: arXiv 2112.03052 (Scaling Up Influence Functions), which drops the complement. Block Lanczos replaces
+    the single vector, because Kronecker-like curvature has repeated eigenvalues.
 
     Attributes:
-        rank: Eigenpairs kept.
+        rank: Number of eigenpairs kept.
         block: Vectors multiplied at a time; eigenvalues of up to this multiplicity are found at once.
         expansion: Size of the Krylov space over `rank`; about rank · expansion products with C.
         restarts: Further cycles from the kept pairs, each of about rank · (expansion − 1) products.
         complement: "keep" what lies outside Q, at its mean eigenvalue; or "drop" it.
         probes: Random vectors for that mean.
-        unexplained: What to do with parameters that no known layer explains.
+        unexplained: How to treat parameters that no known layer explains.
     """
 
     rank: int = 64
@@ -85,64 +86,65 @@ class Arnoldi(Backend[ArnoldiState]):
 
     @property
     def definite(self) -> bool:
-        """Only with the complement."""
+        """Whether the complement is kept."""
         return self.complement == "keep"
 
     def fit(self, problem: Problem, key: Key[Array, ""]) -> ArnoldiState:
-        """Find the Ritz pairs, then estimate the trace that they leave."""
+        """Compute the Ritz pairs, then estimate the trace of the rest."""
         products, like = flat_products(problem), trees.ravel(problem.params)
         krylov_key, trace_key = jax.random.split(key)
         dimension = round(self.rank * self.expansion)
-        found = leading_eigenpairs(products, krylov_key, like, self.rank, self.block, dimension, self.restarts)
+        pairs = leading_eigenpairs(products, krylov_key, like, self.rank, self.block, dimension, self.restarts)
 
         signs = randomness.signs(trace_key, (self.probes, like.size), like.dtype)
-        rest = signs - (signs @ found.vectors.T) @ found.vectors
+        rest = signs - (signs @ pairs.vectors.T) @ pairs.vectors
         of_probes = jnp.sum(rest * products(rest), axis=1)
         trace = jnp.mean(of_probes)
         semidefinite = problem.curvature != "hessian"
-        level = trace / jnp.maximum(
-            like.size - jnp.sum(found.vectors**2), 0.5
-        )  # 0.5: nothing is left, nor is any trace
+        level = trace / jnp.maximum(like.size - jnp.sum(pairs.vectors**2), 0.5)  # 0.5: at full rank both are zero
         return ArnoldiState(
             params=problem.params,
-            # Negative by rounding alone where C is positive semi-definite by construction.
-            values=jnp.maximum(found.values, 0.0) if semidefinite else found.values,
-            vectors=found.vectors,
-            coupling=found.coupling,
-            level=jnp.maximum(level, 0.0) if semidefinite else jnp.maximum(level, found.smallest),
-            mean=(jnp.sum(found.values) + trace) / like.size,
-            error=standard_error(of_probes) / jnp.abs(jnp.sum(found.values) + trace),
-            smallest=jnp.zeros_like(level) if semidefinite else found.smallest,
-            # Dropped, the complement takes no norm; bounds that are asked for nevertheless form what no layer explains.
+            # If C is positive semi-definite by construction, only rounding makes a value negative.
+            values=jnp.maximum(pairs.values, 0.0) if semidefinite else pairs.values,
+            vectors=pairs.vectors,
+            coupling=pairs.coupling,
+            level=jnp.maximum(level, 0.0) if semidefinite else jnp.maximum(level, pairs.smallest),
+            mean=(jnp.sum(pairs.values) + trace) / like.size,
+            error=standard_error(of_probes) / jnp.abs(jnp.sum(pairs.values) + trace),
+            smallest=jnp.zeros_like(level) if semidefinite else pairs.smallest,
+            # Without the complement no norm is needed; bounds may still be requested, and then form what no layer explains.
             blocks=cut.discover_blocks(problem, self.unexplained if self.complement == "keep" else "materialise"),
             curvature=problem.curvature,
         )
 
     def mean_eigenvalue(self, state: ArnoldiState) -> Resolved:
-        """tr(C)/P: the kept part exactly, the rest estimated."""
+        """Return tr(C)/P: exact for the kept part, estimated for the rest."""
         return state.mean
 
     def mean_error(self, state: ArnoldiState) -> Float[Array, ""]:
-        """From the spread of the probes of the rest."""
+        """Return the relative standard error, from the spread of the probes of the rest."""
         return state.error
 
     def smallest_eigenvalue(self, state: ArnoldiState) -> Float[Array, ""]:
-        """Of a Hessian the smallest Ritz value, kept or not; zero otherwise."""
+        """Return the smallest Ritz value of a Hessian, kept or not; zero otherwise."""
         return state.smallest
 
     def workspace(self, state: ArnoldiState, parameters: int) -> Workspace:
-        """Q once more, shaped as the parameters: no gradient of an example is formed."""
+        """Return the size of one more Q, shaped as the parameters.
+
+        No gradient of an example is formed.
+        """
         return Workspace(state.vectors.size + 2 * parameters, 0)
 
     def solve(self, state: ArnoldiState, vector: Params, damping: Resolved) -> Params:
-        """`Qᵀ (θ + λ)⁻¹ Q v`, and what lies outside Q divided by `level + λ`."""
+        """Compute `Qᵀ (θ + λ)⁻¹ Q v`, and divide what lies outside Q by `level + λ`."""
         cut.check_structure(state.params, vector)
         flat = trees.ravel(vector)
         weights, outside = self._weights(state, damping)
         return trees.unravel(state.params, ((state.vectors @ flat) * weights) @ state.vectors + outside * flat)
 
     def draw_gram(self, state: ArnoldiState, gradients: ExampleGradients, damping: Resolved) -> Form:
-        """Weighted inner products of `Q g` and, with the complement, of the gradients."""
+        """Compute weighted inner products of `Q g` and, with the complement, of the gradients."""
         weights, outside = self._weights(state, damping)
         rows = coordinates(state, gradients)
         drawn = rows.reshape(gradients.draws, -1, rows.shape[1])
@@ -154,7 +156,7 @@ class Arnoldi(Backend[ArnoldiState]):
     def bilinear_form(
         self, state: ArnoldiState, left: ExampleGradients, right: ExampleGradients, damping: Resolved
     ) -> Float[Array, "left right"]:
-        """As `draw_gram`, between two batches."""
+        """Compute the form of `draw_gram` between two batches."""
         weights, outside = self._weights(state, damping)
         total = (coordinates(state, left) * weights[None]) @ coordinates(state, right).T
         if self.complement == "drop":
@@ -162,7 +164,10 @@ class Arnoldi(Backend[ArnoldiState]):
         return total + outside * sum(block.cross_products(left, right) for block in state.blocks)
 
     def _weights(self, state: ArnoldiState, damping: Resolved) -> tuple[Float[Array, " rank"], Array]:
-        """`1/(θ + λ) − 1/(level + λ)` of the coordinates and `1/(level + λ)` of the vector itself; zero if dropped."""
+        """Return the weights of the coordinates and of the vector itself.
+
+        They are `1/(θ + λ) − 1/(level + λ)` and `1/(level + λ)`; if the complement is dropped, `1/(θ + λ)` and zero.
+        """
         inside = 1 / (state.values + scalar(damping))
         if self.complement == "drop":
             return inside, jnp.zeros_like(state.level)
@@ -171,9 +176,12 @@ class Arnoldi(Backend[ArnoldiState]):
 
 
 def measure_residuals(state: ArnoldiState, problem: Problem) -> ArnoldiState:
-    """Return the state with `C q_k − θ_k q_k` of every Ritz pair as products show it, rounding included: rank products.
+    """Measure `C q_k − θ_k q_k` of every Ritz pair by products, rounding included.
 
-    The residuals stand in `coupling`, in a basis of their own: `‖Kᵀy‖` is `‖Σ y_k (C q_k − θ_k q_k)‖`.
+    It needs `rank` products.
+
+    Returns:
+        The state with the residuals in `coupling`, in a basis of their own: `‖Kᵀy‖` is `‖Σ y_k (C q_k − θ_k q_k)‖`.
     """
     left = flat_products(problem)(state.vectors) - state.values[:, None] * state.vectors
     values, vectors = jnp.linalg.eigh(left @ left.T)
@@ -181,7 +189,7 @@ def measure_residuals(state: ArnoldiState, problem: Problem) -> ArnoldiState:
 
 
 def coordinates(state: ArnoldiState, gradients: ExampleGradients) -> Float[Array, "n rank"]:
-    """`Q g` of every gradient, by forward mode."""
+    """Compute `Q g` of every gradient by forward mode."""
     return gradients.along(jax.vmap(lambda row: trees.unravel(state.params, row))(state.vectors))
 
 
@@ -193,39 +201,40 @@ def galerkin_interval(
     measured: Lengths | None = None,
     products: Float[Array, ""] | None = None,
 ) -> Interval:
-    """Bounds from the one shared subspace: no further product with C.
+    """Bound the forms from the one shared subspace, without further products with C.
 
-    With `y = (θ + λ)⁻¹ Q g` and `x = Qᵀ y`, `gᵀx = Σ (Q g)² / (θ + λ)` is the Galerkin value, never above the form, and
-    the error is `rᵀ(C + λI)⁻¹r ≤ ‖r‖²/λ` with `‖r‖ ≤ ‖g − QᵀQ g‖ + ‖Kᵀy‖`, K the coupling.
+    With `y = (θ + λ)⁻¹ Q g` and `x = Qᵀ y`, the Galerkin value `gᵀx = Σ (Q g)² / (θ + λ)` is never above the form.
+    Its error is `rᵀ(C + λI)⁻¹r ≤ ‖r‖²/λ` with `‖r‖ ≤ ‖g − QᵀQ g‖ + ‖Kᵀy‖`, where K is the coupling.
 
     Args:
-        state: A fitted `Arnoldi`'s.
+        state: The state of a fitted `Arnoldi`.
         gradients: The gradients g.
         damping: λ.
-        rounding: Unit roundoffs to allow for where nothing is measured: relative to ‖g‖ in g and to (‖C‖ + λ)‖x‖ in
-            `(C + λI)x`. Single-precision gradients and products of nearly equal views lose a thousand times as many.
-        measured: The gradients' lengths, and how far rounding can have moved them (`ihvp.rounding.gradient_lengths`).
-        products: Bound of the rounding error of `(C + λI)x`, ‖x‖ = 1 (`ihvp.rounding.product_doubt`).
+        rounding: Number of unit roundoffs to allow for where nothing is measured: relative to ‖g‖ in g, and to (‖C‖ +
+            λ)‖x‖ in `(C + λI)x`. Gradients in single precision, and products of nearly equal views, lose a thousand
+            times as many.
+        measured: The gradients' lengths, and a bound of their rounding error (`ihvp.rounding.gradient_lengths`).
+        products: A bound of the rounding error of `(C + λI)x` with ‖x‖ = 1 (`ihvp.rounding.product_doubt`).
 
     Raises:
-        CurvatureError: C is not positive semi-definite by construction.
+        CurvatureError: If C is not positive semi-definite by construction.
     """
     if state.curvature == "hessian":
         raise CurvatureError(
-            "Bounds take a positive semi-definite C, and a Hessian may be indefinite; use curvature 'ggn', 'fisher' or "
-            "'empirical_fisher'."
+            "Bounds need a positive semi-definite C, and a Hessian may be indefinite; got curvature='hessian', use 'ggn', "
+            "'fisher' or 'empirical_fisher'."
         )
     unit = rounding * jnp.finfo(state.vectors.dtype).eps
     if measured is None:
         length = jnp.sqrt(gradients.squared_norms(state.blocks))
         measured = Lengths(length, unit * length)
-    found, (length, off) = coordinates(state, gradients), measured
-    y = found / (state.values + damping)[None]
-    value, reach = jnp.sum(found * y, axis=1), jnp.linalg.norm(y, axis=1)
+    rows, (length, off) = coordinates(state, gradients), measured
+    y = rows / (state.values + damping)[None]
+    value, reach = jnp.sum(rows * y, axis=1), jnp.linalg.norm(y, axis=1)
     moved = (unit * (jnp.max(state.values) + damping) if products is None else products) * reach
     error = reach * (2 * off + moved)
-    # ‖g‖ and ‖Qg‖ are each off by as much: what is left of a difference of squares is not known better than this.
-    within = jnp.linalg.norm(found, axis=1)
+    # ‖g‖ and ‖Qg‖ each have this error, so the difference of their squares has no smaller one.
+    within = jnp.linalg.norm(rows, axis=1)
     outside = jnp.sqrt(jnp.maximum(length**2 - within**2, 0.0) + 2 * off * (length + within))
     left = outside + jnp.linalg.norm(y @ state.coupling, axis=1) + off + moved
     return Interval(jnp.maximum(value - error, 0.0), value + error + left**2 / damping)

@@ -1,4 +1,4 @@
-"""What an inverse-Hessian backend is, and what damping means in every one of them."""
+"""Define the interface of a backend, and the damping of all backends."""
 
 import abc
 import dataclasses
@@ -19,18 +19,18 @@ from influence_ssl_jax.types import Params
 State = TypeVar("State")
 
 Resolved: TypeAlias = Float[Array, ""] | dict[str, Float[Array, ""]]
-"""Damping as a number: one for the whole matrix, or one per block of a backend that is block-diagonal."""
+"""Damping as a number: one for the whole matrix, or one for each block of a block-diagonal backend."""
 
 
 class Spectrum(NamedTuple):
-    """Eigenvalues of a matrix, or of one block of it, as often as they occur.
+    """The eigenvalues of a matrix, or of one block of it, with their multiplicities.
 
     Attributes:
-        values: The eigenvalues, or points that stand for them.
-        counts: How many eigenvalues stand at each.
-        rank: How many of all are not zero; counted where None.
-        resolution: Eigenvalues are counted as zero up to this share of the largest; the number of eigenvalues times the
-            relative spacing of their type where None.
+        values: The eigenvalues, or points that represent them.
+        counts: Number of eigenvalues at each point.
+        rank: Number of nonzero eigenvalues; counted from `values` if None.
+        resolution: Eigenvalues up to this share of the largest count as zero; if None, it is the number of
+            eigenvalues times the relative spacing of their type.
     """
 
     values: Float[Array, " points"]
@@ -40,21 +40,33 @@ class Spectrum(NamedTuple):
 
 
 Spectra: TypeAlias = Spectrum | dict[str, Spectrum]
-"""The spectrum of the whole matrix, or of each block of a backend that is block-diagonal."""
+"""The spectrum of the whole matrix, or of each block of a block-diagonal backend."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Damping:
-    """λ in `(C + λI)⁻¹`, the same in every backend; of a block-diagonal backend each block's own where it is relative.
+    """The damping λ of `(C + λI)⁻¹`, with the same meaning in every backend.
+
+    A block-diagonal backend has one λ for each block if the damping is relative.
 
     Attributes:
         relative: λ as a multiple of the mean eigenvalue of C.
-        absolute: λ itself; replaces the others where given.
-        effective_dimension: ρ between 0 and 1: λ for which `tr C(C + λI)⁻¹ = ρ · rank C`, which replaces `relative` where
-            given. The share of C's directions whose curvature exceeds λ, counted smoothly: the same for every network and
-            curvature set, whatever the number of parameters.
-        relative_to: The mean over "all" eigenvalues, tr(C)/P, or over those that are not zero, "nonzero", tr(C)/rank C.
-            With more parameters than curvature gradients most are zero, and the first says little about the others.
+        absolute: λ itself; it replaces the other fields if it is given.
+        effective_dimension: ρ between 0 and 1, which replaces `relative` if it is given: λ is such that
+            `tr C(C + λI)⁻¹ = ρ · rank C`. ρ is the share of C's directions whose curvature exceeds λ, counted
+            smoothly. It means the same for every network and curvature set, whatever the number of parameters.
+        relative_to: The mean over "all" eigenvalues, tr(C)/P, or over the "nonzero" ones, tr(C)/rank C. With more
+            parameters than curvature gradients most are zero, and the first mean says little about the others.
+
+    Example:
+        A tenth of the mean eigenvalue, and a λ of one's own:
+
+        >>> import jax.numpy as jnp
+        >>> import influence_ssl_jax as isj
+        >>> round(float(isj.Damping(relative=0.1).resolve(jnp.asarray(5.0))), 4)
+        0.5
+        >>> round(float(isj.Damping(absolute=0.01).resolve(jnp.asarray(5.0))), 4)
+        0.01
     """
 
     relative: float = 0.1
@@ -63,33 +75,34 @@ class Damping:
     relative_to: Literal["all", "nonzero"] = "all"
 
     def __post_init__(self) -> None:
-        """Refuse damping that is not a positive number, and a share of the rank that is none."""
+        """Refuse damping that is not positive and finite, and shares outside (0, 1)."""
         for name, value in (("relative", self.relative), ("absolute", self.absolute)):
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise InfluenceError(
-                    f"Damping must be positive and finite, got {name}={value}. Without it C is singular for every network "
-                    "with more parameters than data, and the score is undefined; 0.1 × the mean eigenvalue is customary."
+                    f"Damping must be positive and finite, got {name}={value}; use relative=0.1, a tenth of the mean "
+                    "eigenvalue. Without damping C is singular for every network with more parameters than data, and the "
+                    "score is undefined."
                 )
         share = self.effective_dimension
         if share is not None and not 0 < share < 1:
             raise InfluenceError(
-                f"The effective dimension is a share of the rank of C, between 0 (λ infinite) and 1 (λ zero), both "
-                f"excluded; got effective_dimension={share}."
+                "The effective dimension is a share of the rank of C, above 0 (λ infinite) and below 1 (λ zero); got "
+                f"effective_dimension={share}."
             )
         if share is not None and self.absolute is not None:
             raise InfluenceError(
-                f"Damping is given twice, as absolute={self.absolute} and as effective_dimension={share}; give one."
+                f"Damping is given twice, as absolute={self.absolute} and as effective_dimension={share}; give only one."
             )
 
     @property
     def of_spectrum(self) -> bool:
-        """Whether the eigenvalues themselves are needed to find λ, beyond their mean."""
+        """Whether λ depends on the eigenvalues themselves, beyond their mean."""
         return self.absolute is None and (self.effective_dimension is not None or self.relative_to == "nonzero")
 
     def resolve(self, mean_eigenvalue: Resolved) -> Resolved:
-        """λ for a matrix, or for each block of one, with these mean eigenvalues.
+        """Return λ for a matrix, or for each block of one, from the mean eigenvalues.
 
-        A block without curvature (a dead layer) gets that of the strongest block × 1e-6, so that its inverse exists.
+        A block without curvature (of a dead layer) gets 1e-6 times the largest λ, so that its inverse exists.
         """
         means = jax.tree.leaves(mean_eigenvalue)
         if self.absolute is not None:
@@ -97,13 +110,29 @@ class Damping:
         return _raise_to_floor(jax.tree.map(lambda mean: self.relative * mean, mean_eigenvalue))
 
     def resolve_by_spectrum(self, spectra: Spectra) -> Resolved:
-        """λ for a matrix, or for each block of one, with these eigenvalues; a block without curvature as in `resolve`."""
+        """Return λ for a matrix, or for each block of one, from the eigenvalues.
+
+        A block without curvature is treated as in `resolve`.
+
+        Example:
+            The eigenvalues are 1 and 1: half of the directions remain, 2 · 1/(1 + λ) = 0.5 · 2, if λ is 1.
+
+            >>> import jax.numpy as jnp
+            >>> import influence_ssl_jax as isj
+            >>> from influence_ssl_jax.ihvp.backend import Spectrum
+            >>> spectrum = Spectrum(values=jnp.asarray([1.0]), counts=jnp.asarray([2.0]))
+            >>> round(float(isj.Damping(effective_dimension=0.5).resolve_by_spectrum(spectrum)), 4)
+            1.0
+        """
         if isinstance(spectra, Spectrum):
             return jnp.asarray(self._of(spectra), spectra.values.dtype)
         return _raise_to_floor({name: jnp.asarray(self._of(each), each.values.dtype) for name, each in spectra.items()})
 
     def _of(self, spectrum: Spectrum) -> float:
-        """λ of one spectrum, in float64; zero where there is no curvature, NaN where it is not finite."""
+        """Return λ of one spectrum, computed in float64.
+
+        It is zero if there is no curvature, and NaN if the spectrum is not finite.
+        """
         values, counts = (np.asarray(each, np.float64) for each in spectrum[:2])
         if not np.isfinite(values).all():
             return float("nan")
@@ -116,7 +145,7 @@ class Damping:
             return self.relative * float(values @ counts) / rank
         values, counts = values[nonzero], counts[nonzero]
         low, high = np.log(values.min()) - 60.0, np.log(values.max()) + 60.0
-        for _ in range(100):  # bisection: the effective dimension falls with λ
+        for _ in range(100):  # bisection: the effective dimension decreases with λ
             middle = (low + high) / 2
             dimension = float(np.sum(counts * values / (values + np.exp(middle))))
             low, high = (middle, high) if dimension > self.effective_dimension * rank else (low, middle)
@@ -124,17 +153,17 @@ class Damping:
 
 
 def _raise_to_floor(resolved: Resolved) -> Resolved:
-    """Each block's λ, at least 1e-6 of the largest."""
+    """Raise each block's λ to at least 1e-6 of the largest."""
     floor = 1e-6 * jnp.max(jnp.stack(jax.tree.leaves(resolved)))
     return jax.tree.map(lambda value: jnp.maximum(value, floor), resolved)
 
 
 class Form(NamedTuple):
-    """Values of `gᵀ(C + λI)⁻¹g'` and how well the systems behind them were solved.
+    """Values of `gᵀ(C + λI)⁻¹g'`, and the residuals of the systems behind them.
 
     Attributes:
         values: The quadratic or bilinear forms.
-        residual: ‖(C + λI)x − g‖ / ‖g‖ of each example's worst solve; zero where the inverse is applied directly.
+        residual: ‖(C + λI)x − g‖ / ‖g‖ of each example's worst solve; zero if the inverse is applied directly.
     """
 
     values: Float[Array, "*shape"]
@@ -142,13 +171,14 @@ class Form(NamedTuple):
 
 
 class Assessed(NamedTuple):
-    """Forms over all pairs of draws, with what is known of their errors.
+    """Forms for all pairs of draws, with their known errors.
 
     Attributes:
         form: Values [batch, draws, draws] and residuals.
-        rounding: A bound of |value − exact form of the fitted C|, where the backend has one.
-        left_out: The values by the curvature set without each of m equal parts, at the same λ, where the backend can tell.
-        halves: The values by the first and by the second half of the curvature set alone, likewise.
+        rounding: A bound of |value − exact form of the fitted C|, if the backend has one.
+        left_out: The values from the curvature set without each of m equal parts, at the same λ, if the backend can
+            compute them.
+        halves: The values from the first and from the second half of the curvature set alone, likewise.
     """
 
     form: Form
@@ -158,11 +188,13 @@ class Assessed(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """`lower ≤ gᵀ(C + λI)⁻¹g ≤ upper` of every gradient, C the problem's own matrix and not an approximation of it.
+    """An interval `lower ≤ gᵀ(C + λI)⁻¹g ≤ upper` for every gradient.
+
+    C is the problem's own matrix, not an approximation of it.
 
     Attributes:
-        lower: A bound from below.
-        upper: A bound from above.
+        lower: The lower bound.
+        upper: The upper bound.
     """
 
     lower: Float[Array, " n"]
@@ -171,18 +203,18 @@ class Interval(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """What is varied.
+    """The settings that a comparison of backends varies.
 
     Attributes:
         ranks: Eigenpairs of Arnoldi, Nyström and Deflated.
         projections: Size of each side's basis of LoGra.
-        iterations: Steps of CG. A product with C for each step and draw: name none on a large network without an
+        iterations: Steps of CG. Each step and draw needs a product with C: give none on a large network without an
             accelerator.
-        depths: Steps of ASTRA and LiSSA; as CG.
-        samples: Draws per example of EK-FAC, K-FAC, LoGra, the diagonal and Deflated.
+        depths: Steps of ASTRA and LiSSA; as for CG.
+        samples: Draws for each example of EK-FAC, K-FAC, LoGra, the diagonal and Deflated.
         probes: Random vectors for what Arnoldi and Nyström leave out.
-        deflated: Further ranks of Deflated alone, whose scores take no product with C: only fitting gets longer.
-        dense: Parameters up to which Exact is compared; its matrix takes a product with C for each.
+        deflated: Further ranks of Deflated alone, whose scores need no product with C: only fitting takes longer.
+        dense: Largest number of parameters for which Exact is compared; its matrix needs a product with C for each.
     """
 
     ranks: tuple[int, ...] = (16, 64)
@@ -196,10 +228,10 @@ class Grid:
 
 
 class Workspace(NamedTuple):
-    """Numbers that scoring holds.
+    """The number of numbers that scoring holds in memory.
 
     Attributes:
-        fixed: Whatever the batch.
+        fixed: Independent of the batch.
         per_draw: For each draw of an example.
     """
 
@@ -208,69 +240,111 @@ class Workspace(NamedTuple):
 
 
 class Backend(abc.ABC, Generic[State]):
-    """An approximation of `(C + λI)⁻¹`: fitted once, then asked with any damping.
+    """An approximation of `(C + λI)⁻¹`: fitted once, then used with any damping.
 
-    Subclasses are final frozen dataclasses: the object is the configuration, the command-line entry and the cache key.
-    All methods but `resolve` are pure functions of arrays and may be jitted.
+    Subclasses are final frozen dataclasses: the object is the configuration, the command-line entry and the cache
+    key. All methods but `resolve` are pure functions of arrays and may be jitted.
+
+    Example:
+        C is fitted once, then `(C + λI)⁻¹ v` is computed for v = (1, 0). One image is seen as itself and as its
+        mirror image, and C = 2 (x − x')(x − x')ᵀ with x − x' = (−1, 1):
+
+        >>> import jax, jax.numpy as jnp
+        >>> import influence_ssl_jax as isj
+        >>> from influence_ssl_jax.augment.crop import HorizontalFlip
+        >>> from influence_ssl_jax.augment.transform import AgainstClean
+        >>> from influence_ssl_jax.nets.linear import Linear
+        >>> from influence_ssl_jax.types import Batch
+        >>> objective = isj.Objective(isj.Network(Linear(1)), AgainstClean(HorizontalFlip()), isj.SquaredEuclid())
+        >>> image, keys = jnp.asarray([3.0, 4.0]).reshape(1, 1, 1, 2, 1), jax.random.split(jax.random.key(0), (1, 1))
+        >>> params = {"dense": {"kernel": jnp.ones((2, 1))}}
+        >>> problem = isj.Problem(params, {}, Batch(image, keys, jnp.zeros((1, 1), int)), objective)
+        >>> backend = isj.Exact()
+        >>> state = backend.fit(problem, jax.random.key(0))
+        >>> damping = backend.resolve(state, isj.Damping(absolute=1.0))
+        >>> solved = backend.solve(state, {"dense": {"kernel": jnp.asarray([[1.0], [0.0]])}}, damping)
+        >>> [round(float(entry), 4) for entry in solved["dense"]["kernel"][:, 0]]  # (1, −1)/2 over 5, (1, 1)/2 over 1
+        [0.6, 0.4]
     """
 
     when_to_use: ClassVar[str]
-    """When this backend is the right one, in one sentence for a list of all."""
+    """When this backend is the right one: one sentence for lists of all backends."""
     vectors_per_draw: ClassVar[int] = 4
     """Vectors of the parameters' size that scoring holds for each draw of an example, as `workspace` counts them."""
 
     @classmethod
     def variants(cls, grid: Grid) -> "Sequence[Backend]":
-        """Return the settings of this backend that a comparison tries; its defaults if it declares no others.
+        """Return the settings of this backend that a comparison tries.
+
+        They are its defaults if it declares no others.
 
         Args:
-            grid: What the comparison varies.
+            grid: The settings that the comparison varies.
         """
         del grid
         return (cls(),)
 
     @property
     def definite(self) -> bool:
-        """Whether `solve` is positive definite; false where what lies outside a subspace is dropped."""
+        """Whether `solve` is positive definite; false if what lies outside a subspace is dropped."""
         return True
 
     @abc.abstractmethod
     def fit(self, problem: Problem, key: Key[Array, ""]) -> State:
-        """Learn C. Never sees the damping, so a sweep over it needs no second fit."""
+        """Learn C.
+
+        The damping is not an argument, so a sweep over it needs only one fit.
+
+        Args:
+            problem: The problem that defines C.
+            key: Determines the random numbers of the fit.
+        """
 
     @abc.abstractmethod
     def mean_eigenvalue(self, state: State) -> Resolved:
-        """tr(C)/P of the whole matrix, or of each block."""
+        """Return tr(C)/P of the whole matrix, or of each block."""
 
     def mean_error(self, state: State) -> Float[Array, ""] | None:
-        """The relative standard error that random probes leave in `mean_eigenvalue`, and so in relative damping.
+        """Return the relative standard error of `mean_eigenvalue` from random probes.
 
-        None where the backend knows the trace of the matrix that it fitted, or does not say.
+        It is also that of relative damping. None if the backend knows the trace of the matrix that it fitted, or does
+        not state an error.
         """
         del state
 
     @abc.abstractmethod
     def smallest_eigenvalue(self, state: State) -> Float[Array, ""]:
-        """An estimate of the smallest eigenvalue of C; zero where C is positive semi-definite by construction."""
+        """Estimate the smallest eigenvalue of C; zero if C is positive semi-definite by construction."""
 
     @abc.abstractmethod
     def solve(self, state: State, vector: Params, damping: Resolved) -> Params:
-        """x ≈ (C + λI)⁻¹ v."""
+        """Compute x ≈ (C + λI)⁻¹ v.
+
+        Args:
+            state: The fitted state.
+            vector: v, a tree of the parameters' structure.
+            damping: λ.
+        """
 
     @abc.abstractmethod
     def draw_gram(self, state: State, gradients: ExampleGradients, damping: Resolved) -> Form:
-        """`g_kᵀ(C + λI)⁻¹g_l` over all pairs of draws of each example: values [batch, draws, draws]."""
+        """Compute `g_kᵀ(C + λI)⁻¹g_l` for all pairs of draws of each example.
+
+        Returns:
+            Values [batch, draws, draws] and the residuals.
+        """
 
     @abc.abstractmethod
     def bilinear_form(
         self, state: State, left: ExampleGradients, right: ExampleGradients, damping: Resolved
     ) -> Float[Array, "left right"]:
-        """`g_iᵀ(C + λI)⁻¹g_j` between the examples (and draws) of two batches: cross influence."""
+        """Compute `g_iᵀ(C + λI)⁻¹g_j` between the gradients of two batches: cross influence."""
 
     def workspace(self, state: State, parameters: int) -> Workspace:
-        """Return how many numbers scoring holds beside the fitted state and what the network's layers read and write.
+        """Return how many numbers scoring holds in memory.
 
-        Upper bounds of what XLA allocates; a test compares them with its own account for every backend.
+        Not counted are the fitted state, and what the network's layers read and write. The counts are upper bounds of
+        what XLA allocates; a test compares them with its own account for every backend.
 
         Args:
             state: The fitted state, or the shapes of its arrays.
@@ -280,62 +354,71 @@ class Backend(abc.ABC, Generic[State]):
         return Workspace(0, self.vectors_per_draw * parameters)
 
     def quadratic_form(self, state: State, gradients: ExampleGradients, damping: Resolved) -> Float[Array, " n"]:
-        """`gᵀ(C + λI)⁻¹g` of every gradient; the diagonal of the bilinear form with itself."""
+        """Compute `gᵀ(C + λI)⁻¹g` of every gradient.
+
+        It is the diagonal of the bilinear form of a batch with itself.
+        """
         single = dataclasses.replace(gradients, draws=1)
         return self.draw_gram(state, single, damping).values[:, 0, 0]
 
     def assess(self, state: State, gradients: ExampleGradients, damping: Resolved) -> Assessed:
-        """`draw_gram`, with bounds of rounding and with what the choice of the curvature set leaves open, where known."""
+        """Compute `draw_gram` with its known errors.
+
+        These are bounds of rounding, and the effect of the choice of the curvature set.
+        """
         return Assessed(self.draw_gram(state, gradients, damping))
 
     def check_own(self, problem: Problem) -> None:
-        """Refuse to leave an example's own contribution out of C, where this backend cannot.
+        """Refuse to leave an example's own contribution out of C, if this backend cannot.
 
         Raises:
-            InfluenceError: It cannot.
+            InfluenceError: If it cannot.
         """
         del problem
         raise InfluenceError(
-            f"{type(self).__name__} cannot leave an image's own contribution out of C, which leave_own_out asks for; Gram "
-            "can (backend:gram), exactly. Or leave it off: the column in_curvature_set marks the images in question."
+            f"{type(self).__name__} cannot leave an image's own contribution out of C, which leave_own_out requests. "
+            "Use Gram (backend:gram), which does so exactly; or switch leave_own_out off: the column in_curvature_set marks "
+            "the images that are part of C."
         )
 
     def assess_without_own(
         self, state: State, gradients: ExampleGradients, damping: Resolved, index: Int[Array, " batch"]
     ) -> Assessed:
-        """`assess`; of an example that is in the curvature set, with C averaged over the other examples, at the same λ.
+        """Compute `assess`, for each example without its own contribution to C.
+
+        For an example of the curvature set, C is averaged over the other examples, at the same λ.
 
         Args:
             state: The fitted state.
-            gradients: Those of the examples.
+            gradients: The gradients of the examples.
             damping: λ.
             index: The examples' indices in their source.
 
         Raises:
-            InfluenceError: This backend cannot (`check_own`).
+            InfluenceError: If this backend cannot (`check_own`).
         """
         del state, gradients, damping, index
-        raise InfluenceError(f"{type(self).__name__} cannot leave an image's own contribution out of C.")
+        raise InfluenceError(f"{type(self).__name__} cannot leave an image's own contribution out of C; use Gram.")
 
     def spectrum(self, state: State) -> Spectra:
-        """The eigenvalues of the fitted matrix, from which damping by effective dimension follows.
+        """Return the eigenvalues of the fitted matrix, for damping by effective dimension.
 
         Raises:
-            InfluenceError: This backend does not know them.
+            InfluenceError: If this backend does not know them.
         """
         del state
         raise InfluenceError(
             f"{type(self).__name__} does not know the eigenvalues of C, which damping by effective_dimension or "
-            "relative_to='nonzero' takes. Give relative or absolute damping, or use Gram, CG, EKFAC or LoGra."
+            "relative_to='nonzero' needs. Give relative or absolute damping, or use Gram, CG, EKFAC or LoGra."
         )
 
     def resolve(self, state: State, damping: Damping) -> Resolved:
-        """λ in numbers for a fitted matrix.
+        """Return λ as a number for a fitted matrix.
 
         Raises:
-            CurvatureError: The curvature is zero, or not finite.
-            IndefiniteError: C + λI is not positive definite.
-            InfluenceError: The damping takes eigenvalues that this backend does not know.
+            CurvatureError: If the curvature is zero, or not finite.
+            IndefiniteError: If C + λI is not positive definite.
+            InfluenceError: If the damping needs eigenvalues that this backend does not know.
         """
         if damping.of_spectrum:
             resolved = damping.resolve_by_spectrum(self.spectrum(state))
@@ -350,7 +433,7 @@ class Backend(abc.ABC, Generic[State]):
             )
         if least == 0:
             raise CurvatureError(
-                "The curvature is zero, so damping relative to it is too: the views of the curvature set do not differ, or "
+                "The curvature is zero, and so is damping relative to it: the views of the curvature set do not differ, or "
                 "no gradient reaches a parameter. Check the perturbation, or give an absolute damping."
             )
         if smallest + least <= 0:
@@ -359,17 +442,20 @@ class Backend(abc.ABC, Generic[State]):
 
 
 def scalar(damping: Resolved) -> Float[Array, ""]:
-    """λ of a backend that treats the matrix as one block.
+    """Return λ of a backend that treats the matrix as one block.
 
     Raises:
-        TypeError: It was resolved block by block, for another backend.
+        TypeError: If it was resolved block by block, for another backend.
     """
     if isinstance(damping, dict):
-        raise TypeError(f"This backend has one damping for the whole matrix, got one for each of {list(damping)}.")
+        raise TypeError(
+            f"This backend needs one damping for the whole matrix, got one for each of {list(damping)}; use its own "
+            "`resolve`."
+        )
     return damping
 
 
 def gram_of_features(features: Float[Array, "n width"], draws: int) -> Form:
-    """The draw Gram of whitened features `φ = (C + λI)^{-½} g`, draw-major."""
+    """Compute the draw Gram of whitened features `φ = (C + λI)^{-½} g` in draw-major order."""
     vectors = features.reshape(draws, -1, features.shape[-1])
     return Form(jnp.einsum("kbf,lbf->bkl", vectors, vectors), jnp.zeros(vectors.shape[1], features.dtype))

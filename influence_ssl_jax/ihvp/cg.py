@@ -1,4 +1,4 @@
-"""Conjugate gradients: exact solves without the matrix."""
+"""Solve with C by conjugate gradients, to any accuracy and without the matrix."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -28,12 +28,12 @@ Draws: TypeAlias = Float[Array, "draws batch size"]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class CGState:
-    """The problem itself, with what damping needs to know of its matrix.
+    """The problem, with the properties of its matrix that damping needs.
 
     Attributes:
-        problem: What products are taken of.
+        problem: The problem that products use.
         mean: tr(C)/P.
-        error: Relative standard error of it.
+        error: Its relative standard error.
         smallest: Estimate of the smallest eigenvalue; zero unless the curvature can be indefinite.
         preconditioner: The fitted preconditioner's state, if there is one.
     """
@@ -47,23 +47,25 @@ class CGState:
 
 @dataclasses.dataclass(frozen=True)
 class CG(Backend[CGState]):
-    """`(C + λI) x = v` by block conjugate gradients (`linalg.krylov`): the draws of an example share a Krylov space.
+    """Conjugate gradients: `(C + λI) x = v` up to a tolerance.
 
-    Exact up to `tolerance` at any number of parameters; the cost is one product with C per iteration and right-hand
-    side. A form is taken as `gᵀx + xᵀr`, r the true residual: its error `rᵀ(C + λI)⁻¹r` is of second order in r.
+    They work for any number of parameters. The draws of an example share a block Krylov space
+    (`linalg.krylov.block_cg`). The cost is one product with C for each iteration and right-hand side. A form is
+    computed as `gᵀx + xᵀr`, where r is the true residual: its error `rᵀ(C + λI)⁻¹r` is of second order in r.
 
     Attributes:
-        tolerance: Stop where ‖residual‖ ≤ tolerance · ‖v‖. Below about 1e-6 it takes float64.
-        iterations: Stop after so many; what is not solved by then shows in `Form.residual`.
-        preconditioner: Another backend, fitted to the same problem, whose `solve` at the same damping takes the place of
-            the identity; on the command line its name, in lower case. The solution does not depend on it, the number of
-            iterations does.
-        shared: Examples that share a Krylov space. More of them take fewer iterations (an encoder of digits, 4 draws, to
-            1e-5: 88 for a gradient alone, 57 for an example's draws, 29 for 4 examples, 13 for 16), and a score depends
-            on the examples beside it: within `tolerance`, or by what is missing where `iterations` end before.
+        tolerance: Stop if ‖residual‖ ≤ tolerance · ‖v‖. Below about 1e-6 it needs float64.
+        iterations: Stop after this number; `Form.residual` shows what is not solved by then.
+        preconditioner: Another backend, fitted to the same problem, whose `solve` at the same damping replaces the
+            identity; on the command line its name, in lower case. It changes the number of iterations, not the
+            solution.
+        shared: Number of examples that share a Krylov space. More of them need fewer iterations (an encoder of
+            digits, 4 draws, to 1e-5: 88 for a gradient alone, 57 for an example's draws, 29 for 4 examples, 13 for
+            16). Then a score depends on the examples beside it: within `tolerance`, or by the missing part if
+            `iterations` end earlier.
         probes: Random vectors for the mean eigenvalue.
-        lanczos_steps: Steps of the estimate of the smallest eigenvalue, for `hessian` curvature alone, and of the spectrum,
-            for damping by effective dimension alone.
+        lanczos_steps: Steps of the estimate of the smallest eigenvalue, for `hessian` curvature only, and of the
+            spectrum, for damping by effective dimension only.
     """
 
     tolerance: float = 1e-5
@@ -72,7 +74,7 @@ class CG(Backend[CGState]):
     shared: int = 1
     probes: int = 16
     lanczos_steps: int = 40
-    vectors_per_draw: ClassVar[int] = 14  # of the gradient, the iteration and the product; 10 to 12.2 measured
+    vectors_per_draw: ClassVar[int] = 14  # for the gradient, the iteration and the product; 10 to 12.2 measured
     when_to_use: ClassVar[str] = "Any accuracy at any size, at some ten products with C an image."
 
     @classmethod
@@ -81,17 +83,22 @@ class CG(Backend[CGState]):
         return tuple(cls(tolerance=0.0, iterations=steps, probes=grid.probes) for steps in grid.iterations)
 
     def __post_init__(self) -> None:
-        """Refuse a preconditioner that drops directions, and blocks of nothing."""
+        """Refuse a preconditioner that drops directions, and `shared` below 1."""
         if self.shared < 1:
-            raise InfluenceError(f"An example is solved in the company of at least itself, got shared={self.shared}.")
+            raise InfluenceError(
+                f"shared is the number of examples that share a Krylov space, at least 1; got shared={self.shared}."
+            )
         if self.preconditioner is not None and not self.preconditioner.definite:
             raise InfluenceError(
-                f"A preconditioner must be positive definite, and {self.preconditioner} drops what lies outside its "
-                "subspace, so that CG would never see it. Choose complement='keep', or another backend."
+                f"A preconditioner must be positive definite, and {self.preconditioner} drops everything outside its "
+                "subspace, which CG would then never reach. Use complement='keep', or another backend."
             )
 
     def fit(self, problem: Problem, key: Key[Array, ""]) -> CGState:
-        """Estimate the mean eigenvalue and, of a Hessian, the smallest one; fit the preconditioner."""
+        """Estimate the mean eigenvalue, and fit the preconditioner.
+
+        For a Hessian, the smallest eigenvalue is estimated too.
+        """
         mean_key, start_key, other_key = jax.random.split(key, 3)
         mean, error = mean_eigenvalue(problem, mean_key, self.probes)
         smallest = jnp.zeros_like(mean)
@@ -103,29 +110,35 @@ class CG(Backend[CGState]):
         return CGState(problem, mean, error, smallest, other)
 
     def mean_eigenvalue(self, state: CGState) -> Resolved:
-        """tr(C)/P, estimated."""
+        """Return the estimate of tr(C)/P."""
         return state.mean
 
     def mean_error(self, state: CGState) -> Float[Array, ""]:
-        """From the spread of the probes."""
+        """Return the relative standard error, from the spread of the probes."""
         return state.error
 
     def smallest_eigenvalue(self, state: CGState) -> Float[Array, ""]:
-        """Estimated by Lanczos for a Hessian, zero otherwise."""
+        """Return the Lanczos estimate for a Hessian, zero otherwise."""
         return state.smallest
 
     def spectrum(self, state: CGState) -> Spectrum:
-        """Estimated by Lanczos quadrature, `lanczos_steps` products with C for each of `probes` random vectors."""
+        """Estimate the spectrum by Lanczos quadrature.
+
+        It needs `lanczos_steps` products with C for each of `probes` random vectors.
+        """
         return spectrum_by_products(state.problem, self.probes, self.lanczos_steps)
 
     def solve(self, state: CGState, vector: Params, damping: Resolved) -> Params:
-        """A block of one, from zero."""
+        """Solve for one vector, from zero."""
         check_structure(state.problem.params, vector)
-        found = self._solve(state, trees.ravel(vector)[None], damping)
-        return trees.unravel(vector, found.solutions[0])
+        solved = self._solve(state, trees.ravel(vector)[None], damping)
+        return trees.unravel(vector, solved.solutions[0])
 
     def draw_gram(self, state: CGState, gradients: ExampleGradients, damping: Resolved) -> Form:
-        """`⟨g_k, x_l⟩ + ⟨x_k, r_l⟩` with every `x_l` solved for, and the worst true residual of each example."""
+        """Compute `⟨g_k, x_l⟩ + ⟨x_k, r_l⟩` for every solution `x_l`.
+
+        The residual is the worst true residual of each example.
+        """
         rows, solved, missing = self._solve_all(state, gradients, damping)
         values = jnp.einsum("kbp,lbp->bkl", rows, solved) + jnp.einsum("kbp,lbp->bkl", solved, missing)
         size = jnp.linalg.norm(rows, axis=2)
@@ -135,12 +148,12 @@ class CG(Backend[CGState]):
     def bilinear_form(
         self, state: CGState, left: ExampleGradients, right: ExampleGradients, damping: Resolved
     ) -> Float[Array, "left right"]:
-        """`⟨g_i, x_j⟩` with every `x_j` of the right solved for."""
+        """Compute `⟨g_i, x_j⟩` for every solution `x_j` of the right side."""
         _, solved, _ = self._solve_all(state, right, damping)
         return trees.ravel_batch(left.full()) @ solved.reshape(-1, solved.shape[-1]).T
 
     def _solve_all(self, state: CGState, gradients: ExampleGradients, damping: Resolved) -> tuple[Draws, Draws, Draws]:
-        """Every gradient, its solution and its residual."""
+        """Return every gradient, its solution and its residual."""
         rows = trees.ravel_batch(gradients.full())
         rows = rows.reshape(gradients.draws, -1, rows.shape[1])
         draws, batch, size = rows.shape
@@ -148,16 +161,16 @@ class CG(Backend[CGState]):
         each = -(-batch // groups)
         even = jnp.pad(rows, ((0, 0), (0, groups * each - batch), (0, 0)))
 
-        def ungrouped(blocks: Array) -> Draws:
-            apart = blocks.reshape(groups, draws, each, size)
-            return jnp.moveaxis(apart, 1, 0).reshape(draws, -1, size)[:, :batch]
+        def ungroup(blocks: Array) -> Draws:
+            split = blocks.reshape(groups, draws, each, size)
+            return jnp.moveaxis(split, 1, 0).reshape(draws, -1, size)[:, :batch]
 
         blocks = jnp.moveaxis(even.reshape(draws, groups, each, size), 0, 1).reshape(groups, -1, size)
-        found = jax.vmap(lambda block: self._solve(state, block, damping))(blocks)
-        return rows, ungrouped(found.solutions), ungrouped(found.residuals)
+        solved = jax.vmap(lambda block: self._solve(state, block, damping))(blocks)
+        return rows, ungroup(solved.solutions), ungroup(solved.residuals)
 
     def _solve(self, state: CGState, rows: Float[Array, "rows size"], damping: Resolved) -> Solutions:
-        """One block."""
+        """Solve one block."""
         value, product = scalar(damping), flat_products(state.problem)
         unravel = partial(trees.unravel, state.problem.params)
 
@@ -174,14 +187,21 @@ class CG(Backend[CGState]):
 
 
 def spectrum_by_products(problem: Problem, probes: int, steps: int) -> Spectrum:
-    """The eigenvalues of C from products alone, and its rank: the number of outer products that it is a sum of.
+    """Estimate the eigenvalues of C from products alone, with a bound of its rank.
+
+    The bound is the number of outer products that C is a sum of.
+
+    Args:
+        problem: The problem.
+        probes: Number of random vectors.
+        steps: Number of Lanczos steps for each.
 
     Raises:
-        CurvatureError: C is a Hessian, which is indefinite.
+        CurvatureError: If C is a Hessian, which is indefinite.
     """
     if problem.curvature == "hessian":
         raise CurvatureError(
-            "An effective dimension, or a mean over nonzero eigenvalues, takes a positive semi-definite C, got "
+            "An effective dimension, or a mean over nonzero eigenvalues, needs a positive semi-definite C, got "
             "curvature='hessian'; use 'ggn', 'fisher' or 'empirical_fisher', or give relative or absolute damping."
         )
 
@@ -191,5 +211,5 @@ def spectrum_by_products(problem: Problem, probes: int, steps: int) -> Spectrum:
         return spectral_density(flat_products(problem), randomness.root(0, Stream.SPECTRUM), like, probes, steps)
 
     rank = min(row_count(problem, None), trees.size(problem.params))
-    found = density(problem)
-    return Spectrum(found.values, found.counts, rank)
+    points = density(problem)
+    return Spectrum(points.values, points.counts, rank)

@@ -1,4 +1,4 @@
-"""Dominant eigenpairs by block Lanczos, and EK-FAC for what they leave."""
+"""Approximate the inverse by dominant eigenpairs of C, and the rest by EK-FAC."""
 
 import dataclasses
 import functools
@@ -35,7 +35,7 @@ from influence_ssl_jax.types import Params
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DeflatedState:
-    """`C ≈ Qᵀ diag(θ) Q + Π K Π`, `Π = I − QᵀQ`.
+    """The fitted curvature `C ≈ Qᵀ diag(θ) Q + Π K Π` with `Π = I − QᵀQ`.
 
     Attributes:
         values: θ.
@@ -52,21 +52,22 @@ class DeflatedState:
 
 @dataclasses.dataclass(frozen=True)
 class Deflated(Backend[DeflatedState]):
-    """`(C + λI)⁻¹ ≈ Qᵀ (θ + λ)⁻¹ Q + Π (K + λI)⁻¹ Π`, Q the dominant Ritz vectors of C, K an EK-FAC of `Π C Π`.
+    """Deflated EK-FAC: `(C + λI)⁻¹ ≈ Qᵀ (θ + λ)⁻¹ Q + Π (K + λI)⁻¹ Π`.
 
-    The subspace holds the few large eigenvalues and their coupling between layers, which no block-diagonal
-    approximation has; EK-FAC holds the many small ones, which no affordable subspace has. K takes the Kronecker
-    eigenbases of the gradients, and in them the second moments of what is left of the gradients outside Q. Gradients of
-    examples are formed in those bases, one batch at a time. Exact at full rank.
+    Q are the dominant Ritz vectors of C, and K is an EK-FAC of `Π C Π`. The subspace has the few large eigenvalues
+    and their coupling between layers, which a block-diagonal approximation lacks. EK-FAC has the many small
+    eigenvalues, which an affordable subspace lacks. K uses the Kronecker eigenbases of the gradients, and in them the
+    second moments of the gradients' parts outside Q. Gradients of examples are formed in those bases, one batch at a
+    time. It is exact at full rank.
 
     Attributes:
-        rank: Eigenpairs in the subspace.
+        rank: Number of eigenpairs in the subspace.
         block: Vectors multiplied at a time; eigenvalues of up to this multiplicity are found at once.
         expansion: Size of the Krylov space over `rank`; about rank · expansion products with C.
         restarts: Further cycles from the kept pairs.
-        samples: Draws from N(0, ∇²head) for K, per example or per batch of a batch-coupled loss.
-        exact_limit: Blocks without a weight matrix are taken apart exactly up to so many parameters.
-        unexplained: What to do with parameters that no known layer explains.
+        samples: Draws from N(0, ∇²head) for K, for each example or for each batch of a batch-coupled loss.
+        exact_limit: Largest number of parameters of a block without a weight matrix whose eigenvectors are computed.
+        unexplained: How to treat parameters that no known layer explains.
     """
 
     rank: int = 64
@@ -84,17 +85,17 @@ class Deflated(Backend[DeflatedState]):
         return tuple(cls(rank, samples=grid.samples) for rank in (*grid.ranks, *grid.deflated))
 
     def fit(self, problem: Problem, key: Key[Array, ""]) -> DeflatedState:
-        """Find the subspace, then correct the eigenvalues of an EK-FAC on what is outside it."""
+        """Compute the subspace, then correct the eigenvalues of an EK-FAC outside it."""
         refuse_hessian(problem, self)
         like = trees.ravel(problem.params)
         dimension = round(self.rank * self.expansion)
-        found = leading_eigenpairs(flat_products(problem), key, like, self.rank, self.block, dimension, self.restarts)
+        pairs = leading_eigenpairs(flat_products(problem), key, like, self.rank, self.block, dimension, self.restarts)
         blocks = cut.discover_blocks(problem, self.unexplained)
         bases = kronecker_bases(problem, blocks, self.samples, None).bases
-        directions = jax.vmap(lambda row: trees.unravel(problem.params, row))(found.vectors)
+        directions = jax.vmap(lambda row: trees.unravel(problem.params, row))(pairs.vectors)
         vectors = project_trees(directions, blocks, bases)
 
-        def deflated(coordinates: Coordinates) -> tuple[Coordinates, Scalars]:
+        def deflate(coordinates: Coordinates) -> tuple[Coordinates, Scalars]:
             rows = _split(coordinates, vectors)[1]
             return rows, {name: jnp.sum(row**2) for name, row in rows.items()}
 
@@ -102,23 +103,23 @@ class Deflated(Backend[DeflatedState]):
             problem,
             self.samples,
             small_vectors(blocks, self.exact_limit),
-            lambda gradients: deflated(project(gradients, blocks, bases)),
-            lambda tree: deflated(project_trees(tree, blocks, bases)),
+            lambda gradients: deflate(project(gradients, blocks, bases)),
+            lambda tree: deflate(project_trees(tree, blocks, bases)),
         )
         rest = eigendecompose(problem, blocks, bases, moments, traces, traces)
-        values = jnp.maximum(found.values, 0.0)
+        values = jnp.maximum(pairs.values, 0.0)
         return DeflatedState(values, vectors, rest, (jnp.sum(values) + sum(traces.values())) / like.size)
 
     def mean_eigenvalue(self, state: DeflatedState) -> Resolved:
-        """tr(C)/P: of the subspace exactly, of the rest estimated."""
+        """Return tr(C)/P: exact for the subspace, estimated for the rest."""
         return state.mean
 
     def smallest_eigenvalue(self, state: DeflatedState) -> Float[Array, ""]:
-        """Zero: positive semi-definite by construction."""
+        """Return zero: C is positive semi-definite by construction."""
         return jnp.zeros_like(state.mean)
 
     def solve(self, state: DeflatedState, vector: Params, damping: Resolved) -> Params:
-        """`Qᵀ (θ + λ)⁻¹ Q v + Π (K + λI)⁻¹ Π v`."""
+        """Compute `Qᵀ (θ + λ)⁻¹ Q v + Π (K + λI)⁻¹ Π v`."""
         cut.check_structure(state.rest.params, vector)
         blocks, bases = state.rest.blocks, state.rest.bases
         parts = {block.name: block.read(vector) for block in blocks}
@@ -134,14 +135,14 @@ class Deflated(Backend[DeflatedState]):
         )
 
     def draw_gram(self, state: DeflatedState, gradients: ExampleGradients, damping: Resolved) -> Form:
-        """Inner products of whitened coordinates, in the subspace and outside it."""
+        """Compute inner products of whitened coordinates, in the subspace and outside it."""
         forms = [gram_of_features(rows, gradients.draws) for rows in self._whiten(state, gradients, damping)]
         return Form(sum((form.values for form in forms[1:]), forms[0].values), forms[0].residual)
 
     def bilinear_form(
         self, state: DeflatedState, left: ExampleGradients, right: ExampleGradients, damping: Resolved
     ) -> Float[Array, "left right"]:
-        """Inner products of whitened coordinates, in the subspace and outside it."""
+        """Compute the inner products of `draw_gram` between two batches."""
         sides = (self._whiten(state, gradients, damping) for gradients in (left, right))
         total, *others = (a @ b.T for a, b in zip(*sides, strict=True))
         return functools.reduce(jnp.add, others, total)
@@ -149,30 +150,33 @@ class Deflated(Backend[DeflatedState]):
     def _whiten(
         self, state: DeflatedState, gradients: ExampleGradients, damping: Resolved
     ) -> list[Float[Array, "n features"]]:
-        """`(θ + λ)^{-½} Q g`, then `(μ + λ)^{-½}` times the coordinates of `Π g` in every block's eigenbasis."""
+        """Compute whitened coordinates in the subspace, then in every block's eigenbasis.
+
+        They are `(θ + λ)^{-½} Q g`, and `(μ + λ)^{-½}` times the coordinates of `Π g`.
+        """
         rest = state.rest
         inside, outside = _split(project(gradients, rest.blocks, rest.bases), state.vectors)
-        found = [inside / jnp.sqrt(state.values + scalar(damping))[None]]
+        parts = [inside / jnp.sqrt(state.values + scalar(damping))[None]]
         for name, rows in outside.items():
-            found.append(_rotate(rest, name, rows) / jnp.sqrt(rest.eigenvalues[name] + scalar(damping))[None])
-        return found
+            parts.append(_rotate(rest, name, rows) / jnp.sqrt(rest.eigenvalues[name] + scalar(damping))[None])
+        return parts
 
 
 def _rotate(rest: EigenbasisState, name: str, rows: Float[Array, "n features"]) -> Float[Array, "n features"]:
-    """Coordinates of a block in its eigenvectors."""
+    """Compute a block's coordinates in its eigenvectors."""
     return rows @ rest.rotations[name] if name in rest.rotations else rows
 
 
 def _solve_rest(
     rest: EigenbasisState, name: str, rows: Float[Array, "n features"], damping: Resolved
 ) -> Float[Array, "n features"]:
-    """`(K + λI)⁻¹` of the coordinates of a block."""
+    """Apply `(K + λI)⁻¹` to the coordinates of a block."""
     scaled = _rotate(rest, name, rows) / (rest.eigenvalues[name] + scalar(damping))[None]
     return scaled @ rest.rotations[name].T if name in rest.rotations else scaled
 
 
 def _split(coordinates: Coordinates, vectors: dict[str, Array]) -> tuple[Float[Array, "n rank"], Coordinates]:
-    """`Q g` and the coordinates of `Π g`, of rows that hold `g` in the coordinates of the bases."""
+    """Compute `Q g` and the coordinates of `Π g`, from coordinates of g."""
     parts = [coordinates[name] @ rows.T for name, rows in vectors.items()]
     inside = sum(parts[1:], parts[0])
     return inside, {name: coordinates[name] - inside @ rows for name, rows in vectors.items()}

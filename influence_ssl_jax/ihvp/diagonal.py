@@ -1,4 +1,4 @@
-"""Approximate the curvature by one number, or by its diagonal."""
+"""Approximate the curvature by one number for all parameters, or by its diagonal."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -28,13 +28,13 @@ from influence_ssl_jax.types import Params
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class IdentityState:
-    """`C ≈ c I`.
+    """The fitted curvature `C ≈ c I`.
 
     Attributes:
-        params: Gives vectors their structure.
+        params: Parameters, which define the structure of vectors.
         level: c = tr(C)/P.
         error: Relative standard error of c.
-        blocks: The layers, for per-example norms.
+        blocks: The blocks, for per-example norms.
     """
 
     params: Params
@@ -45,16 +45,18 @@ class IdentityState:
 
 @dataclasses.dataclass(frozen=True)
 class Identity(Backend[IdentityState]):
-    """`(C + λI)⁻¹ ≈ I / (c + λ)`, c the mean eigenvalue: the squared gradient norm, ranked as TracIn ranks.
+    """The null backend: `(C + λI)⁻¹ ≈ I / (c + λ)`.
+
+    c is the mean eigenvalue. A score is then the squared norm of the gradient over c + λ, and ranks as TracIn does.
 
     Attributes:
         probes: Random vectors for the mean eigenvalue.
-        unexplained: What to do with parameters that no known layer explains.
+        unexplained: How to treat parameters that no known layer explains.
     """
 
     probes: int = 16
     unexplained: cut.Unexplained = "error"
-    vectors_per_draw: ClassVar[int] = 0  # norms are taken block by block
+    vectors_per_draw: ClassVar[int] = 0  # norms are computed block by block
     when_to_use: ClassVar[str] = "A first look: ranks by the gradient's norm alone."
 
     @classmethod
@@ -68,31 +70,31 @@ class Identity(Backend[IdentityState]):
         return IdentityState(problem.params, *mean_eigenvalue(problem, key, self.probes), blocks)
 
     def mean_eigenvalue(self, state: IdentityState) -> Resolved:
-        """C."""
+        """Return c."""
         return state.level
 
     def mean_error(self, state: IdentityState) -> Float[Array, ""]:
-        """From the spread of the probes."""
+        """Return the relative standard error, from the spread of the probes."""
         return state.error
 
     def smallest_eigenvalue(self, state: IdentityState) -> Float[Array, ""]:
-        """c, every eigenvalue of c I."""
+        """Return c, every eigenvalue of c I."""
         return state.level
 
     def solve(self, state: IdentityState, vector: Params, damping: Resolved) -> Params:
-        """`v / (c + λ)`."""
+        """Compute `v / (c + λ)`."""
         cut.check_structure(state.params, vector)
         return trees.scale(1 / (state.level + scalar(damping)), vector)
 
     def draw_gram(self, state: IdentityState, gradients: ExampleGradients, damping: Resolved) -> Form:
-        """`⟨g_k, g_l⟩ / (c + λ)`, the inner products taken layer by layer without the gradients."""
+        """Compute `⟨g_k, g_l⟩ / (c + λ)`, layer by layer and without the gradients."""
         values = gradients.gram(state.blocks) / (state.level + scalar(damping))
         return Form(values, jnp.zeros(values.shape[0], values.dtype))
 
     def bilinear_form(
         self, state: IdentityState, left: ExampleGradients, right: ExampleGradients, damping: Resolved
     ) -> Float[Array, "left right"]:
-        """`⟨g_i, g_j⟩ / (c + λ)`, block by block."""
+        """Compute `⟨g_i, g_j⟩ / (c + λ)`, block by block."""
         total = jnp.zeros((), left.cotangents.dtype)
         for block in state.blocks:
             total = total + block.cross_products(left, right)
@@ -101,14 +103,15 @@ class Identity(Backend[IdentityState]):
 
 @dataclasses.dataclass(frozen=True)
 class Diagonal(EigenbasisBackend):
-    """`(C + λI)⁻¹ ≈ diag(1 / (C_pp + λ))`, `C_pp = Σ g_p²` over curvature samples.
+    """The diagonal of the curvature: `(C + λI)⁻¹ ≈ diag(1 / (C_pp + λ))`.
 
-    Squares of drawn gradients rather than Hutchinson's `v ∘ C v`: they are never negative, and their relative error is
-    about √(2 / number of draws) in every entry, however large the rest of its row.
+    `C_pp = Σ g_p²` over curvature samples. Squares of drawn gradients are used in place of Hutchinson's `v ∘ C v`,
+    because they are never negative, and their relative error is about √(2 / number of draws) in every entry, whatever
+    the rest of its row.
 
     Attributes:
-        samples: Draws from N(0, ∇²head), per example or per batch of a batch-coupled loss.
-        unexplained: What to do with parameters that no known layer explains.
+        samples: Draws from N(0, ∇²head), for each example or for each batch of a batch-coupled loss.
+        unexplained: How to treat parameters that no known layer explains.
     """
 
     samples: int = 1

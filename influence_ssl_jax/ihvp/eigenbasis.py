@@ -1,4 +1,7 @@
-"""Define backends whose curvature is diagonal in a basis of each block."""
+"""Approximate the curvature by a diagonal in a basis of each block.
+
+K-FAC, EK-FAC, LoGra and the diagonal are backends of this kind.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,37 +23,42 @@ from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Params
 
 Bases: TypeAlias = dict[str, tuple[Array, ...]]
-"""Per block: (B_in, B_out) of a weight matrix, [groups, size, rank]; (B,) of a vector; () where entries are their own
-coordinates."""
+"""The basis B of each block.
+
+(B_in, B_out) for a weight matrix, [groups, size, rank]; (B,) for a vector; () if entries are their own coordinates.
+"""
 
 Coordinates: TypeAlias = dict[str, Float[Array, "n _"]]
 Scalars: TypeAlias = dict[str, Float[Array, ""]]
 
 
 def project(gradients: ExampleGradients, blocks: Blocks, bases: Bases) -> Coordinates:
-    """`Bᵀ g` of every block, flattened; of a weight matrix without forming its gradient."""
+    """Compute `Bᵀ g` of every block, flattened.
+
+    The gradient of a weight matrix is not formed.
+    """
 
     def of(part: ExampleGradients) -> dict[str, Float[Array, "batch draws _"]]:
-        found = {}
+        coordinates = {}
         for block in blocks:
             if isinstance(block, MatrixBlock) and bases[block.name]:
                 rows = _flat(block.project(part, *bases[block.name]))
             else:
                 rows = to_coordinates(block.materialise(part), bases[block.name])
-            found[block.name] = jnp.swapaxes(rows.reshape(part.draws, -1, rows.shape[1]), 0, 1)
-        return found
+            coordinates[block.name] = jnp.swapaxes(rows.reshape(part.draws, -1, rows.shape[1]), 0, 1)
+        return coordinates
 
-    found = gradients.map_examples(of, blocks)
-    return {name: jnp.swapaxes(rows, 0, 1).reshape(-1, rows.shape[2]) for name, rows in found.items()}
+    coordinates = gradients.map_examples(of, blocks)
+    return {name: jnp.swapaxes(rows, 0, 1).reshape(-1, rows.shape[2]) for name, rows in coordinates.items()}
 
 
 def project_trees(trees: Params, blocks: Blocks, bases: Bases) -> Coordinates:
-    """`Bᵀ g` of every block of whole gradients with a leading axis."""
+    """Compute `Bᵀ g` of every block, from whole gradients with a leading axis."""
     return {block.name: to_coordinates(jax.vmap(block.read)(trees), bases[block.name]) for block in blocks}
 
 
 def squared_norms(gradients: ExampleGradients, blocks: Blocks) -> Scalars:
-    """`Σ_i ‖g_i‖²` of every block."""
+    """Compute `Σ_i ‖g_i‖²` of every block."""
 
     def of(part: ExampleGradients) -> Scalars:
         return {block.name: jnp.sum(block.squared_norms(part)) for block in blocks}
@@ -59,12 +67,22 @@ def squared_norms(gradients: ExampleGradients, blocks: Blocks) -> Scalars:
 
 
 def squared_norms_of_trees(trees: Params, blocks: Blocks) -> Scalars:
-    """`Σ_i ‖g_i‖²` of every block of whole gradients with a leading axis."""
+    """Compute `Σ_i ‖g_i‖²` of every block, from whole gradients with a leading axis."""
     return {block.name: jnp.sum(jax.vmap(block.read)(trees) ** 2) for block in blocks}
 
 
 def to_coordinates(parts: Float[Array, "n *shape"], bases: tuple[Array, ...]) -> Float[Array, "n features"]:
-    """`Bᵀ` of blocks in their own shape."""
+    """Compute `Bᵀ v` of blocks in their own shape.
+
+    Example:
+        The basis of a 2 × 2 matrix is its first row and its second column, so one coordinate remains:
+
+        >>> import jax.numpy as jnp
+        >>> from influence_ssl_jax.ihvp.eigenbasis import to_coordinates
+        >>> first, second = jnp.asarray([[[1.0], [0.0]]]), jnp.asarray([[[0.0], [1.0]]])
+        >>> to_coordinates(jnp.asarray([[[[1.0, 2.0], [3.0, 4.0]]]]), (first, second)).tolist()
+        [[2.0]]
+    """
     if not bases:
         return _flat(parts)
     if len(bases) == 1:
@@ -75,7 +93,7 @@ def to_coordinates(parts: Float[Array, "n *shape"], bases: tuple[Array, ...]) ->
 def from_coordinates(
     features: Float[Array, " features"], bases: tuple[Array, ...], like: Float[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
-    """`B` of coordinates: a block in its own shape, that of `like`."""
+    """Compute `B c` of coordinates, in the block's own shape, that of `like`."""
     if not bases:
         return features.reshape(like.shape)
     if len(bases) == 1:
@@ -86,6 +104,7 @@ def from_coordinates(
 
 
 def _flat(parts: Array) -> Float[Array, "n features"]:
+    """Flatten all axes but the first."""
     return parts.reshape(parts.shape[0], -1)
 
 
@@ -96,16 +115,19 @@ ProjectTrees: TypeAlias = Callable[[Params], tuple[Coordinates, Scalars]]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class EigenbasisState:
-    """Per block: `C ≈ B diag(μ) Bᵀ + level · (I − B Bᵀ)`.
+    """The fitted curvature, diagonal in a basis of each block.
+
+    `C ≈ B diag(μ) Bᵀ + level · (I − B Bᵀ)` for each block.
 
     Attributes:
-        params: Gives vectors their structure.
+        params: Parameters, which define the structure of vectors.
         bases: B as factors (see `Bases`).
-        rotations: Eigenvectors within B, of blocks that have any; fewer than B has columns where the others' μ are zero.
-        eigenvalues: μ, without those that are zero where there are fewer eigenvectors.
-        level: Mean curvature of what lies outside B, of blocks where that is kept (B is orthonormal there).
-        mean: tr(C)/P of the block itself, whatever of it B holds.
-        blocks: The layers.
+        rotations: Eigenvectors within B, of blocks that have any. There are fewer than B has columns if the μ of the
+            others are zero.
+        eigenvalues: μ; if there are fewer eigenvectors, without those that are zero.
+        level: Mean curvature outside B, of blocks that keep it (their B is orthonormal).
+        mean: tr(C)/P of the block itself, independent of B.
+        blocks: The blocks.
     """
 
     params: Params
@@ -117,48 +139,57 @@ class EigenbasisState:
     blocks: cut.Blocks = dataclasses.field(metadata={"static": True})
 
 
-class EigenbasisBackend(Backend[EigenbasisState]):  # abstract: `fit` is its subclasses'
-    """`(C + λI)⁻¹ ≈ ⊕_blocks B (μ + λ)⁻¹ Bᵀ + (I − B Bᵀ) / (level + λ)`, the last term where a level is kept.
+class EigenbasisBackend(Backend[EigenbasisState]):  # abstract: subclasses define `fit`
+    """A backend whose curvature is diagonal in a basis of each block.
 
-    The complement is never formed: its part of a form is what is left of the gradients' inner product, `⟨g, g'⟩ −
-    ⟨Bᵀg, Bᵀg'⟩`, from norms that take no gradient either (`Block.gram`). Curvature between blocks is left out.
+    `(C + λI)⁻¹ ≈ ⊕_blocks B (μ + λ)⁻¹ Bᵀ + (I − B Bᵀ) / (level + λ)`; the last term only if a level
+    is kept. The complement is never formed: its part of a form is the rest of the gradients' inner product,
+    `⟨g, g'⟩ − ⟨Bᵀg, Bᵀg'⟩`, from norms that need no gradient either (`Block.gram`). Curvature between blocks is
+    left out.
     """
 
     def mean_eigenvalue(self, state: EigenbasisState) -> Resolved:
-        """tr(C)/P of every block."""
+        """Return tr(C)/P of every block."""
         return state.mean
 
     def smallest_eigenvalue(self, state: EigenbasisState) -> Float[Array, ""]:
-        """Zero: a second moment."""
+        """Return zero, because C is a second moment."""
         return jnp.zeros_like(jax.tree.leaves(state.mean)[0])
 
     def workspace(self, state: EigenbasisState, parameters: int) -> Workspace:
-        """Three times the coordinates in the bases: as they are projected, rotated and weighted."""
+        """Return three times the coordinates in the bases: projected, rotated and weighted."""
         del parameters
         return Workspace(0, 3 * sum(_eigenvalues(state, block.name).shape[0] for block in state.blocks))
 
     def spectrum(self, state: EigenbasisState) -> dict[str, Spectrum]:
-        """μ of every block, and its level as often as there are parameters outside its basis."""
+        """Return μ of every block, and its level once for each parameter outside its basis."""
         return {block.name: self._spectrum_of(state, block) for block in state.blocks}
 
     def _spectrum_of(self, state: EigenbasisState, block: cut.Block) -> Spectrum:
+        """Return the spectrum of one block."""
         return Spectrum(*_points(state, block.name))
 
     def solve(self, state: EigenbasisState, vector: Params, damping: Resolved) -> Params:
-        """`B (μ + λ)⁻¹ Bᵀ v` and, where a level is kept, `(v − B Bᵀ v) / (level + λ)`, block by block."""
+        """Compute `B (μ + λ)⁻¹ Bᵀ v`, block by block.
+
+        If a level is kept, `(v − B Bᵀ v) / (level + λ)` is added.
+        """
         cut.check_structure(state.params, vector)
-        found = {}
+        solved = {}
         for block in state.blocks:
             name, part = block.name, block.read(vector)
             weights, outside = _weights(state, name, damping)
             rotation = state.rotations.get(name)
             coordinates = _rotate(to_coordinates(part[None], state.bases[name]), rotation)[0] * weights
             inner = _rotate_back(coordinates, rotation)
-            found[name] = from_coordinates(inner, state.bases[name], part) + outside * part
-        return cut.assemble(vector, state.blocks, found)
+            solved[name] = from_coordinates(inner, state.bases[name], part) + outside * part
+        return cut.assemble(vector, state.blocks, solved)
 
     def draw_gram(self, state: EigenbasisState, gradients: ExampleGradients, damping: Resolved) -> Form:
-        """Weighted inner products of coordinates and, where a level is kept, of the gradients."""
+        """Compute weighted inner products of coordinates.
+
+        If a level is kept, those of the gradients are added.
+        """
         total = jnp.zeros((), gradients.cotangents.dtype)
         coordinates = project(gradients, state.blocks, state.bases)
         for block in state.blocks:
@@ -173,7 +204,7 @@ class EigenbasisBackend(Backend[EigenbasisState]):  # abstract: `fit` is its sub
     def bilinear_form(
         self, state: EigenbasisState, left: ExampleGradients, right: ExampleGradients, damping: Resolved
     ) -> Float[Array, "left right"]:
-        """As `draw_gram`, between two batches."""
+        """Compute the form of `draw_gram` between two batches."""
         total = jnp.zeros((), left.cotangents.dtype)
         sides = [project(gradients, state.blocks, state.bases) for gradients in (left, right)]
         for block in state.blocks:
@@ -192,30 +223,31 @@ def second_moments(
     project: Project,
     project_trees: ProjectTrees,
 ) -> tuple[dict[str, Array], Scalars]:
-    """Σ over curvature samples of `c cᵀ` (blocks in `dense`) or of `c²` (the others), and of `‖g‖²`.
+    """Sum `c cᵀ` or `c²` over curvature samples, and `‖g‖²`.
 
-    The eigenvalue correction, for whatever gradients `project` makes coordinates of: normalised so that with complete
-    orthonormal bases the sum of a block's corrected eigenvalues is its tr(C).
+    `c cᵀ` is summed for blocks in `dense`, `c²` for the others. This is the eigenvalue correction, for the
+    coordinates of any gradients. With complete orthonormal bases, the corrected eigenvalues of a block sum to its
+    tr(C).
 
     Args:
-        problem: Whose curvature.
-        samples: Draws per example, or per batch of a coupled loss.
-        dense: Names of the blocks whose whole second moment is wanted.
+        problem: The problem.
+        samples: Draws for each example, or for each batch of a coupled loss.
+        dense: Names of the blocks whose whole second moment is computed.
         project: Coordinates `c` and `Σ_i ‖g_i‖²` of per-example gradients, by block.
-        project_trees: The same of whole gradients with a leading axis.
+        project_trees: The same for whole gradients with a leading axis.
     """
 
     def moments(coordinates: Coordinates, norms: Scalars) -> tuple[dict[str, Array], Scalars]:
-        found = {
+        sums = {
             name: rows.T @ rows if name in dense else jnp.sum(rows**2, axis=0) for name, rows in coordinates.items()
         }
-        return found, norms
+        return sums, norms
 
     return sum_over_samples(problem, samples, lambda g: moments(*project(g)), lambda g: moments(*project_trees(g)))
 
 
 def projections_onto(blocks: cut.Blocks, bases: Bases) -> tuple[Project, ProjectTrees]:
-    """Coordinates in `bases`, and squared norms: what `second_moments` asks for."""
+    """Return the functions that compute coordinates in `bases` and squared norms, for `second_moments`."""
     return (
         lambda g: (project(g, blocks, bases), squared_norms(g, blocks)),
         lambda g: (project_trees(g, blocks, bases), squared_norms_of_trees(g, blocks)),
@@ -231,16 +263,18 @@ def eigendecompose(
     traces: Scalars,
     rank: int | None = None,
 ) -> EigenbasisState:
-    """The state of second moments in `bases`: a whole moment becomes eigenpairs, a diagonal one is μ already.
+    """Return the fitted state of second moments in `bases`.
+
+    A whole moment becomes eigenpairs; a diagonal one is already μ.
 
     Args:
-        problem: Whose curvature.
-        blocks: The layers.
-        bases: The bases, orthonormal where they leave something out.
-        moments: Whole second moments or their diagonals.
+        problem: The problem.
+        blocks: The blocks.
+        bases: The bases, orthonormal if they leave something out.
+        moments: Whole second moments, or their diagonals.
         totals: Sum of a block's eigenvalues inside and outside its basis.
         traces: tr(C) of every block.
-        rank: The most that the rank of a whole moment can be, where that is known.
+        rank: A bound of the rank of a whole moment; None if no bound is known.
     """
     rotations, eigenvalues, level = {}, dict(moments), {}
     dense = {name: moment for name, moment in moments.items() if moment.ndim == 2}
@@ -259,10 +293,10 @@ def eigendecompose(
 
 
 def refuse_hessian(problem: Problem, backend: Backend) -> None:
-    """Raise where the curvature is no second moment.
+    """Refuse a curvature that is no second moment.
 
     Raises:
-        CurvatureError: It is the Hessian, which is indefinite away from a minimum.
+        CurvatureError: If it is the Hessian, which is indefinite away from a minimum.
     """
     if problem.curvature == "hessian":
         raise CurvatureError(
@@ -272,7 +306,7 @@ def refuse_hessian(problem: Problem, backend: Backend) -> None:
 
 
 def _points(state: EigenbasisState, name: str) -> tuple[Float[Array, " points"], Float[Array, " points"]]:
-    """μ of a block and its level, and how often each occurs."""
+    """Return μ of a block and its level, and how often each occurs."""
     values = state.eigenvalues[name]
     counts = jnp.ones_like(values)
     rotation = state.rotations.get(name)
@@ -287,7 +321,10 @@ def _points(state: EigenbasisState, name: str) -> tuple[Float[Array, " points"],
 
 
 def _weights(state: EigenbasisState, name: str, damping: Resolved) -> tuple[Float[Array, " coordinates"], Array]:
-    """`1/(μ + λ) − 1/(level + λ)` of the coordinates and `1/(level + λ)` of the vector itself; zero for no level."""
+    """Return the weights of the coordinates and of the vector itself.
+
+    They are `1/(μ + λ) − 1/(level + λ)` and `1/(level + λ)`; without a level, `1/(μ + λ)` and zero.
+    """
     value = damping[name] if isinstance(damping, dict) else damping
     inside = 1 / (_eigenvalues(state, name) + value)
     if name not in state.level:
@@ -297,7 +334,7 @@ def _weights(state: EigenbasisState, name: str, damping: Resolved) -> tuple[Floa
 
 
 def _eigenvalues(state: EigenbasisState, name: str) -> Float[Array, " coordinates"]:
-    """μ of each of the coordinates that `_rotated` makes."""
+    """Return μ of each coordinate that `_rotate` makes."""
     values, rotation = state.eigenvalues[name], state.rotations.get(name)
     if rotation is None or rotation.shape[1] == rotation.shape[0]:
         return values
@@ -305,7 +342,10 @@ def _eigenvalues(state: EigenbasisState, name: str) -> Float[Array, " coordinate
 
 
 def _rotate(rows: Float[Array, "n features"], rotation: Array | None) -> Float[Array, "n coordinates"]:
-    """Coordinates along the eigenvectors V and, where these are not all, what is left, `c − V Vᵀ c`, as it stands."""
+    """Compute coordinates along the eigenvectors V.
+
+    If V is not complete, the rest `c − V Vᵀ c` is appended.
+    """
     if rotation is None:
         return rows
     along = rows @ rotation
@@ -315,7 +355,7 @@ def _rotate(rows: Float[Array, "n features"], rotation: Array | None) -> Float[A
 
 
 def _rotate_back(coordinates: Float[Array, " coordinates"], rotation: Array | None) -> Float[Array, " features"]:
-    """The inverse of `_rotated`."""
+    """Invert `_rotate`."""
     if rotation is None:
         return coordinates
     count = rotation.shape[1]

@@ -33,19 +33,20 @@ from influence_ssl_jax.problem import Problem
 
 @dataclasses.dataclass(frozen=True)
 class KFAC(EigenbasisBackend):
-    """`C ≈ ⊕_layers A ⊗ S`, A the second moment of a layer's inputs (a last 1 for the bias), S of its output-gradients.
+    """K-FAC: `C ≈ ⊕_layers A ⊗ S`.
 
-    EK-FAC without its correction: the eigenvalues of a layer are the products `α_i σ_j`. Exact where inputs and
+    A is the second moment of a layer's inputs (with a last 1 for the bias), and S is that of its output-gradients. It
+    is EK-FAC without the correction: the eigenvalues of a layer are the products `α_i σ_j`. It is exact if inputs and
     output-gradients are independent and a layer is called at one position. λ is relative to tr(C)/P of the block, as
-    everywhere, not to the product of the factors' means.
+    in all backends, not to the product of the factors' means.
     Reference: arXiv 1503.05671 (K-FAC), arXiv 1602.01407 (convolutions).
 
     Attributes:
-        rank: Eigenvectors kept on each side of a layer; all where None.
-        samples: Draws from N(0, ∇²head), per example or per batch of a batch-coupled loss.
-        exact_limit: Blocks without a weight matrix are taken apart exactly up to so many parameters; larger ones keep
-            their diagonal.
-        unexplained: What to do with parameters that no known layer explains.
+        rank: Number of eigenvectors kept on each side of a layer; all if None.
+        samples: Draws from N(0, ∇²head), for each example or for each batch of a batch-coupled loss.
+        exact_limit: Largest number of parameters of a block without a weight matrix whose eigenvectors are computed;
+            larger blocks keep their diagonal.
+        unexplained: How to treat parameters that no known layer explains.
     """
 
     rank: int | None = None
@@ -60,27 +61,32 @@ class KFAC(EigenbasisBackend):
         return (cls(samples=grid.samples),)
 
     def fit(self, problem: Problem, key: Key[Array, ""]) -> EigenbasisState:
-        """Average the factors, take them apart in float64; average tr(C) and the blocks without a weight matrix."""
+        """Average the factors and compute their eigenpairs in float64.
+
+        Also average tr(C), and the second moments of the blocks without a weight matrix.
+        """
         del key
         refuse_hessian(problem, self)
         blocks = cut.discover_blocks(problem, self.unexplained)
-        found = kronecker_bases(problem, blocks, self.samples, self.rank)
+        kronecker = kronecker_bases(problem, blocks, self.samples, self.rank)
         vectors = tuple(block for block in blocks if isinstance(block, cut.VectorBlock))
         moments, traces = second_moments(
             problem,
             self.samples,
             small_vectors(blocks, self.exact_limit),
-            lambda g: (project(g, vectors, found.bases), squared_norms(g, blocks)),
-            lambda g: (project_trees(g, vectors, found.bases), squared_norms_of_trees(g, blocks)),
+            lambda g: (project(g, vectors, kronecker.bases), squared_norms(g, blocks)),
+            lambda g: (project_trees(g, vectors, kronecker.bases), squared_norms_of_trees(g, blocks)),
         )
-        return eigendecompose(problem, blocks, found.bases, moments | found.eigenvalues, traces | found.totals, traces)
+        return eigendecompose(
+            problem, blocks, kronecker.bases, moments | kronecker.eigenvalues, traces | kronecker.totals, traces
+        )
 
 
 class KroneckerBases(NamedTuple):
-    """Eigenvectors of Kronecker factors.
+    """Eigenpairs of Kronecker factors.
 
     Attributes:
-        bases: U and V of every layer; nothing of blocks without a weight matrix.
+        bases: U and V of every layer; empty for blocks without a weight matrix.
         eigenvalues: The products `α_i σ_j` of every layer.
         totals: `tr(A) tr(S)` of every layer, summed over groups.
     """
@@ -91,46 +97,58 @@ class KroneckerBases(NamedTuple):
 
 
 def kronecker_bases(problem: Problem, blocks: cut.Blocks, samples: int, rank: int | None) -> KroneckerBases:
-    """The leading `rank` eigenvectors of each factor of every layer."""
-    found = KroneckerBases({block.name: () for block in blocks}, {}, {})
+    """Compute the leading `rank` eigenvectors of each factor of every layer.
+
+    Args:
+        problem: The problem.
+        blocks: The blocks.
+        samples: Draws for each example, or for each batch of a coupled loss.
+        rank: Number of eigenvectors on each side; all if None.
+    """
+    kronecker = KroneckerBases({block.name: () for block in blocks}, {}, {})
     factors = factor_moments(problem, blocks, samples)
     sides = [side for pair in factors.values() for side in pair]
     pairs = iter(spread(lambda side: stacked_eigenpairs(side, rank), sides, [_cost(side) for side in sides]))
     for name, (inputs, outputs) in factors.items():
         (alpha, left), (sigma, right) = next(pairs), next(pairs)
-        found.bases[name] = (left, right)
-        found.eigenvalues[name] = kronecker_eigenvalues(alpha, sigma)
-        found.totals[name] = jnp.sum(jnp.einsum("gii->g", inputs) * jnp.einsum("gii->g", outputs))
-    return found
+        kronecker.bases[name] = (left, right)
+        kronecker.eigenvalues[name] = kronecker_eigenvalues(alpha, sigma)
+        kronecker.totals[name] = jnp.sum(jnp.einsum("gii->g", inputs) * jnp.einsum("gii->g", outputs))
+    return kronecker
 
 
 def _cost(stack: Array) -> int:
-    """Of taking a stack of matrices apart, in any unit."""
+    """Estimate the cost of the eigenpairs of a stack of matrices, in arbitrary units."""
     return stack.shape[0] * stack.shape[1] ** 3
 
 
 def small_vectors(blocks: cut.Blocks, limit: int) -> frozenset[str]:
-    """Names of the blocks without a weight matrix and of at most `limit` parameters: those that are taken apart."""
+    """Return the names of the small blocks without a weight matrix.
+
+    They have at most `limit` parameters, and their eigenvectors are computed.
+    """
     return frozenset(block.name for block in blocks if isinstance(block, cut.VectorBlock) and block.size <= limit)
 
 
 @dataclasses.dataclass(frozen=True)
 class EKFAC(EigenbasisBackend):
-    """`C ≈ ⊕_layers (U ⊗ V) diag(Λ) (U ⊗ V)ᵀ`, U and V the eigenvectors of the layer's Kronecker factors.
+    """EK-FAC: `C ≈ ⊕_layers (U ⊗ V) diag(Λ) (U ⊗ V)ᵀ`.
 
-    `Λ = Σ (Uᵀ G V)²` over curvature samples: of all matrices that are diagonal in that basis the nearest to C, exact
-    where the block is a Kronecker product. With a `rank`, the leading eigenvectors of each side are kept and the rest
-    of a block counts with its mean curvature. BatchNorm's parameters (and others without a weight matrix) are small
-    blocks, exact up to `exact_limit`. Factors leave out what a batch-coupled loss puts between examples; Λ has it.
+    U and V are the eigenvectors of the layer's Kronecker factors, and `Λ = Σ (Uᵀ G V)²` over curvature samples. Among
+    all matrices that are diagonal in this basis, it is the nearest to C, and it is exact if the block is a Kronecker
+    product. With a `rank`, the leading eigenvectors of each side are kept, and the rest of a block counts with its
+    mean curvature. BatchNorm's parameters (and others without a weight matrix) are small blocks, exact up to
+    `exact_limit`. The factors leave out what a batch-coupled loss puts between examples; Λ includes it.
     Reference: arXiv 1806.03884 (EK-FAC), arXiv 1602.01407 (convolutions), arXiv 2308.03296 (influence).
 
     Attributes:
-        rank: Eigenvectors kept on each side of a layer; all where None.
-        samples: Draws from N(0, ∇²head) per example for `ggn` and `fisher` curvature of a separable loss; per batch for
-            a batch-coupled one, where only a draw over the whole batch sees the coupling, so that many are needed.
-        exact_limit: Blocks of this many parameters at most are taken apart exactly where they have no weight matrix;
-            larger ones keep their diagonal.
-        unexplained: What to do with parameters that no known layer explains.
+        rank: Number of eigenvectors kept on each side of a layer; all if None.
+        samples: Draws from N(0, ∇²head) for `ggn` and `fisher` curvature: for each example if the loss is separable;
+            for each batch if it couples examples. Then only a draw over the whole batch includes the coupling, so
+            many draws are needed.
+        exact_limit: Largest number of parameters of a block without a weight matrix whose eigenvectors are computed;
+            larger blocks keep their diagonal.
+        unexplained: How to treat parameters that no known layer explains.
     """
 
     rank: int | None = None
@@ -145,7 +163,10 @@ class EKFAC(EigenbasisBackend):
         return (cls(samples=grid.samples),)
 
     def fit(self, problem: Problem, key: Key[Array, ""]) -> EigenbasisState:
-        """Average the factors, take them apart in float64, then average squared coordinates in their eigenbasis."""
+        """Average the factors, then average squared coordinates in their eigenbasis.
+
+        The eigenvectors of the factors are computed in float64.
+        """
         del key
         refuse_hessian(problem, self)
         blocks = cut.discover_blocks(problem, self.unexplained)
@@ -161,7 +182,16 @@ def correct_eigenvalues(
     project: Project,
     project_trees: ProjectTrees,
 ) -> EigenbasisState:
-    """The eigenvalue correction: second moments, in `bases`, of the coordinates that `project` makes of gradients."""
+    """Compute the second moments, in `bases`, of the coordinates of gradients.
+
+    Args:
+        problem: The problem.
+        blocks: The blocks.
+        bases: The bases.
+        settings: The backend.
+        project: Coordinates and squared norms of per-example gradients.
+        project_trees: The same for whole gradients with a leading axis.
+    """
     dense = small_vectors(blocks, settings.exact_limit)
     moments, traces = second_moments(problem, settings.samples, dense, project, project_trees)
     return eigendecompose(problem, blocks, bases, moments, traces, traces)

@@ -1,4 +1,4 @@
-"""The dense reference: every eigenpair of C."""
+"""Invert the dense curvature matrix through all its eigenpairs."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ from influence_ssl_jax.types import Params
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ExactState:
-    """`C = V diag(μ) Vᵀ`.
+    """The fitted curvature `C = V diag(μ) Vᵀ`.
 
     Attributes:
-        params: Where C was taken; gives vectors their structure.
+        params: Parameters at which C was computed; they define the structure of vectors.
         eigenvalues: μ, ascending.
         eigenvectors: V, orthonormal columns.
     """
@@ -36,11 +36,13 @@ class ExactState:
 
 @dataclasses.dataclass(frozen=True)
 class Exact(Backend[ExactState]):
-    """`(C + λI)⁻¹ = V (diag(μ) + λI)⁻¹ Vᵀ`, formed column by column: the reference for small networks.
+    """The dense reference for small networks: `(C + λI)⁻¹ = V (diag(μ) + λI)⁻¹ Vᵀ`.
+
+    C is formed column by column.
 
     Attributes:
-        max_parameters: Refuse more parameters than this; the matrix takes P² numbers, its eigenvectors P³ operations.
-        chunk: Columns formed at a time.
+        max_parameters: Largest number P of parameters; the matrix needs P² numbers, its eigenvectors P³ operations.
+        chunk: Number of columns formed at a time.
     """
 
     max_parameters: int = 20_000
@@ -53,7 +55,11 @@ class Exact(Backend[ExactState]):
         return (cls(max_parameters=grid.dense),)
 
     def fit(self, problem: Problem, key: Key[Array, ""]) -> ExactState:
-        """Form C and take it apart."""
+        """Form C and compute its eigenpairs.
+
+        Raises:
+            InfluenceError: If the network has more than `max_parameters` parameters.
+        """
         del key
         flat = trees.ravel(problem.params)
         if flat.size > self.max_parameters:
@@ -69,48 +75,49 @@ class Exact(Backend[ExactState]):
         columns = jax.lax.map(column, jnp.eye(flat.size, dtype=flat.dtype), batch_size=self.chunk)
         values, vectors = jnp.linalg.eigh((columns + columns.T) / 2)
         if problem.curvature != "hessian":
-            values = jnp.maximum(values, 0.0)  # positive semi-definite by construction: what is negative is rounding
+            values = jnp.maximum(values, 0.0)  # positive semi-definite by construction: negative values are rounding
         return ExactState(problem.params, values, vectors)
 
     def mean_eigenvalue(self, state: ExactState) -> Resolved:
-        """Mean of μ."""
+        """Return the mean of μ."""
         return jnp.mean(state.eigenvalues)
 
     def smallest_eigenvalue(self, state: ExactState) -> Float[Array, ""]:
-        """The first of μ."""
+        """Return the smallest μ."""
         return state.eigenvalues[0]
 
     def spectrum(self, state: ExactState) -> Spectrum:
-        """μ.
+        """Return μ.
 
         Raises:
-            CurvatureError: C is indefinite, and an effective dimension counts positive eigenvalues.
+            CurvatureError: If C is indefinite: an effective dimension counts positive eigenvalues.
         """
         least, most = float(state.eigenvalues[0]), float(state.eigenvalues[-1])
         if least < -float(jnp.finfo(state.eigenvalues.dtype).eps) * state.eigenvalues.size * most:
             raise CurvatureError(
-                "An effective dimension, or a mean over nonzero eigenvalues, takes a positive semi-definite C; the "
-                f"smallest eigenvalue of this one is {least:.3g}. Use curvature 'ggn', 'fisher' or 'empirical_fisher', or "
+                "An effective dimension, or a mean over nonzero eigenvalues, needs a positive semi-definite C; the "
+                f"smallest eigenvalue of this C is {least:.3g}. Use curvature 'ggn', 'fisher' or 'empirical_fisher', or "
                 "give relative or absolute damping."
             )
         return Spectrum(state.eigenvalues, jnp.ones_like(state.eigenvalues))
 
     def solve(self, state: ExactState, vector: Params, damping: Resolved) -> Params:
-        """`V (μ + λ)⁻¹ Vᵀ v`."""
+        """Compute `V (μ + λ)⁻¹ Vᵀ v`."""
         check_structure(state.params, vector)
         coordinates = trees.ravel(vector) @ state.eigenvectors
         return trees.unravel(state.params, state.eigenvectors @ (coordinates / (state.eigenvalues + scalar(damping))))
 
     def draw_gram(self, state: ExactState, gradients: ExampleGradients, damping: Resolved) -> Form:
-        """Inner products of `(μ + λ)^{-½} Vᵀ g`."""
+        """Compute inner products of `(μ + λ)^{-½} Vᵀ g`."""
         return gram_of_features(self._whiten(state, gradients, damping), gradients.draws)
 
     def bilinear_form(
         self, state: ExactState, left: ExampleGradients, right: ExampleGradients, damping: Resolved
     ) -> Float[Array, "left right"]:
-        """Inner products of `(μ + λ)^{-½} Vᵀ g`."""
+        """Compute inner products of `(μ + λ)^{-½} Vᵀ g` between two batches."""
         return self._whiten(state, left, damping) @ self._whiten(state, right, damping).T
 
     def _whiten(self, state: ExactState, gradients: ExampleGradients, damping: Resolved) -> Float[Array, "n size"]:
+        """Compute `(μ + λ)^{-½} Vᵀ g` of every gradient."""
         rows = trees.ravel_batch(gradients.full()) @ state.eigenvectors
         return rows / jnp.sqrt(state.eigenvalues + scalar(damping))[None]

@@ -1,4 +1,4 @@
-"""Invert by a fixed number of steps: LiSSA and ASTRA."""
+"""Solve by a fixed number of steps: LiSSA and ASTRA."""
 
 import abc
 import dataclasses
@@ -25,22 +25,24 @@ from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Params, PyTree
 
 MARGIN = 1.25
-"""Over a power iteration's estimate, which is from below; convergence itself needs half the eigenvalue."""
+"""The factor on a power iteration's estimate, which is a lower bound; convergence needs half of the eigenvalue."""
 
 Steps: TypeAlias = Literal["all", "one"]
-"""A step takes C of all batches, or that of one batch drawn at random."""
+"""A step uses C of "all" batches, or that of "one" batch drawn at random."""
 
 
 @dataclasses.dataclass(frozen=True)
 class IterationState:
-    """The problem itself, with what damping and steps need to know of its matrix; further fields are the subclasses'.
+    """The problem, with the properties of its matrix that damping and steps need.
+
+    Subclasses add further fields.
 
     Attributes:
-        problem: What products are taken of.
+        problem: The problem that products use.
         mean: tr(C)/P.
-        error: Relative standard error of it.
+        error: Its relative standard error.
         smallest: Estimate of the smallest eigenvalue; zero unless the curvature can be indefinite.
-        orders: Which batch each step of each repeat takes; empty where steps take the whole set.
+        orders: The batch of each step of each repeat; empty if steps use the whole set.
     """
 
     problem: Problem
@@ -53,41 +55,47 @@ class IterationState:
 State = TypeVar("State", bound=IterationState)
 
 
-class Iterations(Backend[State]):  # abstract: `fit` and `runs` are its subclasses'
-    """`(C + λI) x = v` by a fixed number of steps; what they leave is measured, with a product of its own."""
+class Iterations(Backend[State]):  # abstract: subclasses define `fit` and `runs`
+    """A backend that solves `(C + λI) x = v` by a fixed number of steps.
+
+    The residual of the last step is measured with a product of its own.
+    """
 
     probes: int
     lanczos_steps: int
 
     @abc.abstractmethod
     def runs(self, state: State, vector: Params, damping: Resolved) -> Params:
-        """Every repeat's x, leaves [repeats, …]."""
+        """Compute every repeat's x, leaves [repeats, …]."""
 
     def mean_eigenvalue(self, state: State) -> Resolved:
-        """tr(C)/P, estimated."""
+        """Return the estimate of tr(C)/P."""
         return state.mean
 
     def mean_error(self, state: State) -> Float[Array, ""]:
-        """From the spread of the probes."""
+        """Return the relative standard error, from the spread of the probes."""
         return state.error
 
     def smallest_eigenvalue(self, state: State) -> Float[Array, ""]:
-        """Estimated by Lanczos for a Hessian, zero otherwise."""
+        """Return the Lanczos estimate for a Hessian, zero otherwise."""
         return state.smallest
 
     def spectrum(self, state: State) -> Spectrum:
-        """Estimated by Lanczos quadrature, `lanczos_steps` products with C for each of `probes` random vectors."""
+        """Estimate the spectrum by Lanczos quadrature.
+
+        It needs `lanczos_steps` products with C for each of `probes` random vectors.
+        """
         return spectrum_by_products(state.problem, self.probes, self.lanczos_steps)
 
     def solve(self, state: State, vector: Params, damping: Resolved) -> Params:
-        """The mean of the repeats."""
+        """Compute the mean of the repeats."""
         check_structure(state.problem.params, vector)
         return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), self.runs(state, vector, damping))
 
     def draw_gram(self, state: State, gradients: ExampleGradients, damping: Resolved) -> Form:
-        """`⟨g_k, x_l⟩` with every `x_l` solved for, symmetrised, and the worst true residual of each example.
+        """Compute `⟨g_k, x_l⟩` for every solution `x_l`, symmetrised.
 
-        The residual is infinite, never NaN, where a run overflowed.
+        The residual is the worst true residual of each example. It is infinite, never NaN, if a run overflowed.
         """
         rows = gradients.full()
         product, value = matvec(state.problem), scalar(damping)
@@ -106,12 +114,15 @@ class Iterations(Backend[State]):  # abstract: `fit` and `runs` are its subclass
     def bilinear_form(
         self, state: State, left: ExampleGradients, right: ExampleGradients, damping: Resolved
     ) -> Float[Array, "left right"]:
-        """`⟨g_i, x_j⟩` with every `x_j` of the right solved for."""
+        """Compute `⟨g_i, x_j⟩` for every solution `x_j` of the right side."""
         solved = jax.vmap(lambda v: self.solve(state, v, damping))(right.full())
         return trees.ravel_batch(left.full()) @ trees.ravel_batch(solved).T
 
     def standard_error(self, state: State, gradients: ExampleGradients, damping: Resolved) -> Float[Array, " n"]:
-        """Standard error of each quadratic form over the repeats; NaN where there is one alone."""
+        """Compute the standard error of each quadratic form over the repeats.
+
+        It is NaN for a single repeat.
+        """
         rows = gradients.full()
         runs = jax.vmap(lambda v: trees.ravel_batch(self.runs(state, v, damping)))(rows)
         values = jnp.einsum("np,nrp->nr", trees.ravel_batch(rows), runs)
@@ -121,7 +132,10 @@ class Iterations(Backend[State]):  # abstract: `fit` and `runs` are its subclass
 def draw_orders(
     problem: Problem, steps: Steps, repeats: int, depth: int, key: Key[Array, ""]
 ) -> Int[Array, "repeats depth"]:
-    """Draw the batch of every step of every repeat; one repeat without steps of its own where each takes all."""
+    """Draw the batch of every step of every repeat.
+
+    If steps use all batches, there is one repeat, without a drawn order.
+    """
     if steps == "all":
         return jnp.zeros((1, 0), jnp.int32)
     return randomness.integers(key, (repeats, depth), 0, problem.batches.index.shape[0])
@@ -137,11 +151,22 @@ def iterate(
     start: Carry,
     depth: int,
 ) -> Params:
-    """Repeat `carry ← step(carry, C x)`, x read from the carry, for every repeat's batches: leaves [repeats, …]."""
+    """Repeat `carry ← step(carry, C x)`, where x is read from the carry.
+
+    Args:
+        state: The fitted state, which has the batches of every repeat.
+        step: One step.
+        read: Reads x from the carry.
+        start: The first carry.
+        depth: Number of steps.
+
+    Returns:
+        Every repeat's x, leaves [repeats, …].
+    """
     if not state.orders.size:
         product = matvec(state.problem)
-        found = jax.lax.fori_loop(0, depth, lambda _, carry: step(carry, product(read(carry))), start)
-        return jax.tree.map(lambda leaf: leaf[None], read(found))
+        last = jax.lax.fori_loop(0, depth, lambda _, carry: step(carry, product(read(carry))), start)
+        return jax.tree.map(lambda leaf: leaf[None], read(last))
 
     def run(order: Int[Array, " depth"]) -> Params:
         def of_batch(carry: Carry, i: Int[Array, ""]) -> tuple[Carry, None]:
@@ -153,21 +178,22 @@ def iterate(
 
 
 def single_batch(problem: Problem, batch: Int[Array, ""]) -> Problem:
-    """The problem of one batch alone."""
+    """Return the problem of one batch alone."""
     return dataclasses.replace(problem, batches=jax.tree.map(lambda leaf: leaf[batch][None], problem.batches))
 
 
 def _size(state: IterationState) -> int:
+    """Count the parameters."""
     return trees.size(state.problem.params)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LiSSAState(IterationState):
-    """As every iteration's state.
+    """The fitted state of LiSSA.
 
     Attributes:
-        largest: Estimate from below of the largest eigenvalue of C, or of any batch's C where steps take single batches.
+        largest: Lower estimate of the largest eigenvalue of C; if steps use single batches, of that of any batch's C.
     """
 
     largest: Float[Array, ""]
@@ -175,23 +201,24 @@ class LiSSAState(IterationState):
 
 @dataclasses.dataclass(frozen=True)
 class LiSSA(Iterations[LiSSAState]):
-    """`x ← x + (v − (C + λI) x) / scale`, `depth` times from zero: a Neumann series of `(C + λI)⁻¹ v`.
+    """LiSSA: `x ← x + (v − (C + λI) x) / scale`, `depth` times from zero.
 
-    λ is the λ of `(C + λI)⁻¹`, whatever the scale. (Elsewhere the recursion is `u ← v + (1−d)u − Cu/s` and returns `u/s`,
-    which solves with λ = d·s.) It converges where `2 · scale > μ_max + λ`; what is left after `depth` steps is at most
-    `(1 − λ/scale)^depth` of v where scale ≥ μ_max + λ, and `Form.residual` tells what is left in truth.
+    This is a Neumann series of `(C + λI)⁻¹ v`. λ is the λ of `(C + λI)⁻¹` for every scale. (Other
+    implementations use the recursion `u ← v + (1−d)u − Cu/s` and return `u/s`, which solves with λ = d·s.) It
+    converges if `2 · scale > μ_max + λ`; after `depth` steps the residual is at most `(1 − λ/scale)^depth` of
+    v if scale ≥ μ_max + λ, and `Form.residual` is the measured one.
     Reference: arXiv 1602.03943; arXiv 1703.04730.
 
     Attributes:
-        depth: Steps.
-        steps: Each takes C of "all" batches, which makes the approximation one polynomial of C; or of "one" batch drawn
-            at random, which is unbiased as depth grows and noisy (`standard_error`).
-        scale: Divisor of each step; from the largest eigenvalue, found by power iteration, where None.
-        repeats: Independent runs to average, of steps that take "one" batch.
+        depth: Number of steps.
+        steps: Each step uses C of "all" batches, which makes the approximation one polynomial of C; or of "one" batch
+            drawn at random, which is unbiased as depth grows, and noisy (`standard_error`).
+        scale: Divisor of each step; if None, it follows from the largest eigenvalue, estimated by power iteration.
+        repeats: Independent runs to average, if steps use "one" batch.
         power_steps: Steps of that power iteration.
         probes: Random vectors for the mean eigenvalue.
-        lanczos_steps: Steps of the estimate of the smallest eigenvalue, for `hessian` curvature alone, and of the spectrum,
-            for damping by effective dimension alone.
+        lanczos_steps: Steps of the estimate of the smallest eigenvalue, for `hessian` curvature only, and of the
+            spectrum, for damping by effective dimension only.
     """
 
     depth: int = 1000
@@ -209,7 +236,10 @@ class LiSSA(Iterations[LiSSAState]):
         return tuple(cls(depth, probes=grid.probes) for depth in grid.depths)
 
     def fit(self, problem: Problem, key: Key[Array, ""]) -> LiSSAState:
-        """Estimate the largest and the mean eigenvalue and, of a Hessian, the smallest one; draw the batches."""
+        """Estimate the largest and the mean eigenvalue, and draw the batches.
+
+        For a Hessian, the smallest eigenvalue is estimated too.
+        """
         mean_key, power_key, order_key, start_key = jax.random.split(key, 4)
         like, count = trees.ravel(problem.params), problem.batches.index.shape[0]
         mean, error = mean_eigenvalue(problem, mean_key, self.probes)
@@ -234,23 +264,23 @@ class LiSSA(Iterations[LiSSAState]):
         return LiSSAState(problem, mean, error, smallest, orders, largest)
 
     def resolve(self, state: LiSSAState, damping: Damping) -> Resolved:
-        """λ in numbers.
+        """Return λ as a number.
 
         Raises:
-            DivergenceError: The given scale is too small for this matrix.
+            DivergenceError: If the given scale is too small for this matrix.
         """
         resolved = scalar(Backend.resolve(self, state, damping))
         reach = float(state.largest + resolved)
         if self.scale is not None and 2 * self.scale <= reach:
             raise DivergenceError(
                 f"LiSSA diverges: its steps are divided by scale={self.scale:.4g} and converge only above half of the "
-                f"largest eigenvalue of C + λI, which is at least {reach:.4g}. Use scale=None, which finds one, or a "
+                f"largest eigenvalue of C + λI, which is at least {reach:.4g}. Use scale=None, which chooses one, or a "
                 f"scale of about {MARGIN * reach:.4g}."
             )
         return resolved
 
     def runs(self, state: LiSSAState, vector: Params, damping: Resolved) -> Params:
-        """Every repeat's x, leaves [repeats, …]."""
+        """Compute every repeat's x, leaves [repeats, …]."""
         value = scalar(damping)
         scale = MARGIN * state.largest + value if self.scale is None else self.scale
 
@@ -260,19 +290,20 @@ class LiSSA(Iterations[LiSSAState]):
         return iterate(state, step, lambda x: x, jax.tree.map(jnp.zeros_like, vector), self.depth)
 
 
-_DAMPINGS = (1e-4, 1e-2, 1.0, 100.0)  # λ over the mean eigenvalue, at which the length of a step is found
+_DAMPINGS = (1e-4, 1e-2, 1.0, 100.0)
+"""The values of λ, over the mean eigenvalue, at which the fit estimates the length of a step."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ASTRAState(IterationState):
-    """As every iteration's state, with an EK-FAC and how far a step may go.
+    """The fitted state of ASTRA: an EK-FAC, and the length of a step.
 
     Attributes:
         preconditioner: K.
-        dampings: λ_j, rising.
-        reach: Estimates from below of the largest eigenvalue ν_j of `(K + λ_j I)⁻¹(C + λ_j I)`, C of any batch where steps
-            take single batches.
+        dampings: λ_j, ascending.
+        reach: Lower estimates of the largest eigenvalue ν_j of `(K + λ_j I)⁻¹(C + λ_j I)`; if steps use single
+            batches, for the C of any batch.
     """
 
     preconditioner: EigenbasisState
@@ -282,25 +313,27 @@ class ASTRAState(IterationState):
 
 @dataclasses.dataclass(frozen=True)
 class ASTRA(Iterations[ASTRAState]):
-    """`d ← β d + α (K + λI)⁻¹ (v − (C + λI) x)`, `x ← x + d`, `depth` times from zero; K an EK-FAC of C.
+    """ASTRA: gradient descent with momentum, preconditioned by EK-FAC.
 
-    Gradient descent on `½xᵀ(C + λI)x − vᵀx` with momentum, where EK-FAC evens out what LiSSA's steps crawl along. α is
-    1/(1.25 ν), ν the largest eigenvalue of `(K + λI)⁻¹(C + λI)`; it converges below 2(1 + β)/ν. ν falls with λ where it is
-    above 1, so that the fit finds it at four λ, and the next of them below the λ asked for bounds it. `Form.residual`
-    tells what is left after `depth` steps.
-    Reference: arXiv 2507.14740 (with `steps="one"`, whose noise ends on a plateau that falls with α: `standard_error`).
+    `d ← β d + α (K + λI)⁻¹ (v − (C + λI) x)`, `x ← x + d`, `depth` times from zero; K is an EK-FAC of C. The steps
+    minimise `½xᵀ(C + λI)x − vᵀx`, and the preconditioner evens out the directions in which LiSSA's steps are slow. α
+    is 1/(1.25 ν), where ν is the largest eigenvalue of `(K + λI)⁻¹(C + λI)`; the steps converge if α is below 2(1 +
+    β)/ν. ν decreases with λ if it is above 1, so the fit estimates it at four λ, and the largest of these that is not
+    above the requested λ bounds it. `Form.residual` is the measured residual after `depth` steps.
+    Reference: arXiv 2507.14740 (with `steps="one"`, whose noise ends on a plateau that falls with α:
+    `standard_error`).
 
     Attributes:
-        depth: Steps.
-        steps: Each takes C of "all" batches, which makes the approximation symmetric and a score independent of the
-            others; or of "one" batch drawn at random, as published.
+        depth: Number of steps.
+        steps: Each step uses C of "all" batches, which makes the approximation symmetric and a score independent of
+            the others; or of "one" batch drawn at random, as published.
         momentum: β.
-        samples: Draws of the EK-FAC, per example or per batch of a batch-coupled loss.
-        repeats: Independent runs to average, of steps that take "one" batch.
+        samples: Draws of the EK-FAC, for each example or for each batch of a batch-coupled loss.
+        repeats: Independent runs to average, if steps use "one" batch.
         power_steps: Steps of the power iteration for ν.
         probes: Random vectors for the mean eigenvalue.
-        lanczos_steps: Steps of the estimate of the spectrum, for damping by effective dimension alone.
-        unexplained: What to do with parameters that no known layer explains.
+        lanczos_steps: Steps of the estimate of the spectrum, for damping by effective dimension only.
+        unexplained: How to treat parameters that no known layer explains.
     """
 
     depth: int = 100
@@ -312,7 +345,7 @@ class ASTRA(Iterations[ASTRAState]):
     probes: int = 16
     lanczos_steps: int = 40
     unexplained: cut.Unexplained = "error"
-    vectors_per_draw: ClassVar[int] = 8  # of the gradient, the steps and the product; 7.4 measured
+    vectors_per_draw: ClassVar[int] = 8  # for the gradient, the steps and the product; 7.4 measured
     when_to_use: ClassVar[str] = "To repeat published results; CG with EK-FAC is as cheap."
 
     @classmethod
@@ -321,10 +354,10 @@ class ASTRA(Iterations[ASTRAState]):
         return tuple(cls(depth, samples=grid.samples, probes=grid.probes) for depth in grid.depths)
 
     def fit(self, problem: Problem, key: Key[Array, ""]) -> ASTRAState:
-        """Fit the EK-FAC, estimate the mean eigenvalue, and find how long steps may be; draw the batches.
+        """Fit the EK-FAC, estimate the mean eigenvalue and ν, and draw the batches.
 
         Raises:
-            CurvatureError: The curvature is a Hessian, which has no EK-FAC.
+            CurvatureError: If the curvature is a Hessian, which has no EK-FAC.
         """
         refuse_hessian(problem, self)
         mean_key, power_key, order_key, other_key = jax.random.split(key, 4)
@@ -352,7 +385,7 @@ class ASTRA(Iterations[ASTRAState]):
         )
 
     def runs(self, state: ASTRAState, vector: Params, damping: Resolved) -> Params:
-        """Every repeat's x, leaves [repeats, …]."""
+        """Compute every repeat's x, leaves [repeats, …]."""
         value = scalar(damping)
         rate = 1 / (MARGIN * self._reach(state, value))
         precondition = partial(EKFAC().solve, state.preconditioner, damping=value)
@@ -367,9 +400,10 @@ class ASTRA(Iterations[ASTRAState]):
         return iterate(state, step, lambda carry: carry[0], (zero, zero), self.depth)
 
     def _reach(self, state: ASTRAState, damping: Float[Array, ""]) -> Float[Array, ""]:
-        """A bound of ν at λ: that at the next λ_j below it, and `ν_1 λ_1/λ` below all.
+        """Bound ν at λ.
 
-        `C + λ_jI ≼ ν_j (K + λ_jI)` and ν_j ≥ 1 give `C + λI ≼ ν_j (K + λI)` for λ ≥ λ_j; and for λ < λ_1
+        The bound is that at the largest λ_j not above λ; below all of them it is `ν_1 λ_1/λ`.
+        `C + λ_jI ≼ ν_j (K + λ_jI)` and ν_j ≥ 1 give `C + λI ≼ ν_j (K + λI)` for λ ≥ λ_j; and below λ_1,
         `C + λI ≼ C + λ_1I ≼ ν_1 (K + λ_1I) ≼ ν_1 (λ_1/λ) (K + λI)`.
         """
         below = jnp.maximum(jnp.sum(state.dampings <= damping) - 1, 0)
@@ -378,7 +412,10 @@ class ASTRA(Iterations[ASTRAState]):
     def _largest(
         self, problem: Problem, preconditioner: EigenbasisState, damping: Float[Array, ""], key: Key[Array, ""]
     ) -> Float[Array, ""]:
-        """`vᵀMv / vᵀ(K + λI)v` after steps `v ← (K + λI)⁻¹ M v`, `M = C + λI`: rises to ν from below."""
+        """Estimate ν from below by a power iteration.
+
+        Its steps are `v ← (K + λI)⁻¹ M v` with `M = C + λI`; the estimate is `vᵀMv / vᵀ(K + λI)v`, which rises to ν.
+        """
         product = matvec(problem)
 
         def times(v: Params) -> Params:
@@ -387,7 +424,7 @@ class ASTRA(Iterations[ASTRAState]):
         def step(carry: tuple[Params, Array], _: None) -> tuple[tuple[Params, Array], None]:
             image, _rise = carry
             v = EKFAC().solve(preconditioner, image, damping)
-            size = jnp.sqrt(trees.dot(v, image))  # of v in the norm of K + λI
+            size = jnp.sqrt(trees.dot(v, image))  # the norm of v with respect to K + λI
             image = jax.tree.map(lambda leaf: leaf / size, times(v))
             return (image, trees.dot(v, image) / size), None
 

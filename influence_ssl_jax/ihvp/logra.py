@@ -1,4 +1,4 @@
-"""LoGra: every layer's gradient projected on both sides, its projected curvature inverted exactly."""
+"""Invert the curvature of each layer's projected gradients (LoGra)."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -27,26 +27,29 @@ from influence_ssl_jax.problem import Problem
 
 @dataclasses.dataclass(frozen=True)
 class LoGra(EigenbasisBackend):
-    """`(C + λI)⁻¹ ≈ ⊕_layers B (Bᵀ C B + λI)⁻¹ Bᵀ`, B = B_in ⊗ B_out: low-rank gradient projection.
+    """LoGra: `(C + λI)⁻¹ ≈ ⊕_layers B (Bᵀ C B + λI)⁻¹ Bᵀ` with B = B_in ⊗ B_out.
 
-    Projecting a layer's gradient needs its projected inputs and output-gradients alone, so scoring computes no weight
-    gradient and can cost less than one. What lies outside the bases is dropped, as published; with "random" bases norms
-    and inner products are unbiased, and λ keeps the meaning that it has for C itself while a block has far fewer nonzero
-    eigenvalues r than rank². Measured at rank 16 on a 64 × 64 layer: r = 8 moves them by a factor of 0.74 to 1.24, r = 32
-    by 0.46 to 1.85, and r = 2048 makes all of them 6 to 12 times as large, the trace being that of 256 in place of 2048.
-    Exact where rank reaches the size of the only layer. Curvature between layers is left out (LogIX's convention; the mean
-    eigenvalue is that of the unprojected block, whereas LogIX divides the trace by the projected size).
-    With `complement="keep"` the bases are orthonormal and what they leave out counts with its mean curvature, through
-    the gradients' norms, as in low-rank EK-FAC.
+    This is low-rank gradient projection. Projecting a layer's gradient needs only its projected inputs and
+    output-gradients, so scoring computes no weight gradient and can cost less than one. What lies outside the bases
+    is dropped, as published. With "random" bases, norms and inner products are unbiased, and λ keeps the meaning that
+    it has for C itself as long as a block has far fewer nonzero eigenvalues r than rank². Measured at rank 16 on a 64
+    × 64 layer: r = 8 changes the eigenvalues by a factor of 0.74 to 1.24, r = 32 by 0.46 to 1.85; and r = 2048 makes
+    all of them 6 to 12 times as large, because the trace of 2048 eigenvalues is that of 256. It is exact if the rank
+    reaches the size of the only layer. Curvature between layers is left out (LogIX's convention; the mean eigenvalue
+    is that of the unprojected block, whereas LogIX divides the trace by the projected size). With `complement="keep"`
+    the bases are orthonormal, and what they leave out counts with its mean curvature, through the gradients' norms,
+    as in low-rank EK-FAC.
     Reference: arXiv 2405.13954 (LogIX, LoGra).
 
     Attributes:
         rank: Size of each side's basis; a block has rank² features.
-        bases: "random" positions, or "pca": leading eigenvectors of the inputs' and output-gradients' second moments.
+        bases: "random" positions, or "pca": leading eigenvectors of the second moments of inputs and
+            output-gradients.
         complement: "drop" what lies outside the bases, or "keep" it.
-        samples: Draws from N(0, ∇²head) per example for `ggn` and `fisher` curvature of a separable loss; per batch for
-            a batch-coupled one, where only a draw over the whole batch sees the coupling, so that many are needed.
-        unexplained: What to do with parameters that no known layer explains.
+        samples: Draws from N(0, ∇²head) for `ggn` and `fisher` curvature: for each example if the loss is separable;
+            for each batch if it couples examples. Then only a draw over the whole batch includes the coupling, so
+            many draws are needed.
+        unexplained: How to treat parameters that no known layer explains.
     """
 
     rank: int = 16
@@ -65,7 +68,7 @@ class LoGra(EigenbasisBackend):
 
     @property
     def definite(self) -> bool:
-        """Only with the complement."""
+        """Whether the complement is kept."""
         return self.complement == "keep"
 
     def fit(self, problem: Problem, key: Key[Array, ""]) -> EigenbasisState:
@@ -80,8 +83,9 @@ class LoGra(EigenbasisBackend):
         return state if self.complement == "keep" else dataclasses.replace(state, level={})
 
     def _bases(self, problem: Problem, blocks: cut.Blocks, key: Key[Array, ""]) -> Bases:
+        """Choose the basis of each side of each block."""
         dtype = jax.tree.leaves(problem.params)[0].dtype
-        # A scaled basis keeps norms in expectation where the rest is dropped; kept, there is nothing to make up for.
+        # If the rest is dropped, a scaled basis keeps norms in expectation; if it is kept, no scale is needed.
         draw = {"drop": random_basis, "keep": random_orthonormal}[self.complement]
         moments = side_moments(problem, blocks) if self.bases == "pca" else {}
         wanted: dict[tuple[str, int], _Wanted] = {}
@@ -108,7 +112,10 @@ class LoGra(EigenbasisBackend):
 
 
 class _Wanted(NamedTuple):
-    """Random bases to draw: one for each key."""
+    """Random bases to draw for one side of a block.
+
+    There is one basis for each key.
+    """
 
     size: int
     rank: int
@@ -120,14 +127,17 @@ def _draw_together(
     wanted: dict[tuple[str, int], _Wanted],
     dtype: jax.typing.DTypeLike,
 ) -> dict[tuple[str, int], Array]:
-    """Draw the bases of one size and rank in one operation: a network has few sizes, and a draw compiles slowly."""
+    """Draw all bases of one size and rank in one operation.
+
+    A network has few sizes, and a draw compiles slowly.
+    """
     alike: dict[tuple[int, int], list[tuple[str, int]]] = {}
     for place, (size, rank, _) in wanted.items():
         alike.setdefault((size, rank), []).append(place)
     drawn = {}
     for (size, rank), places in alike.items():
         keys = jnp.concatenate([wanted[place].keys for place in places])
-        # One after another: on CPU batched LAPACK calls can wait for each other for ever.
+        # One after another: on a CPU, batched LAPACK calls can wait for each other for ever.
         together = jax.lax.map(lambda key, size=size, rank=rank: draw(key, size, rank, dtype), keys)
         ends = np.cumsum([len(wanted[place].keys) for place in places])[:-1]
         drawn |= dict(zip(places, jnp.split(together, ends), strict=True))

@@ -1,4 +1,4 @@
-"""Nyström: a low-rank approximation of C from its products with random vectors."""
+"""Approximate the inverse by products of C with random vectors (Nyström)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -22,16 +22,16 @@ from influence_ssl_jax.types import Params
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class NystromState:
-    """`C ≈ Qᵀ diag(μ) Q + level · (I − QᵀQ)`.
+    """The fitted curvature `C ≈ Qᵀ diag(μ) Q + level · (I − QᵀQ)`.
 
     Attributes:
-        params: Gives vectors their structure.
+        params: Parameters, which define the structure of vectors.
         eigenvalues: μ.
         vectors: Q, orthonormal rows.
         level: Curvature outside Q.
         mean: tr(C)/P.
-        error: Relative standard error of it.
-        blocks: The layers, for per-example norms.
+        error: Its relative standard error.
+        blocks: The blocks, for per-example norms.
     """
 
     params: Params
@@ -45,17 +45,18 @@ class NystromState:
 
 @dataclasses.dataclass(frozen=True)
 class Nystrom(Backend[NystromState]):
-    """`(C + λI)⁻¹ ≈ Qᵀ (μ + λ)⁻¹ Q + (I − QᵀQ) / (level + λ)`, `Qᵀ diag(μ) Q = CΩ (ΩᵀCΩ)⁻¹ ΩᵀC` for random Ω.
+    """Nyström: `(C + λI)⁻¹ ≈ Qᵀ (μ + λ)⁻¹ Q + (I − QᵀQ) / (level + λ)`.
 
-    One pass of `rank` products with C, all independent of each other. Never above C in any direction; exact once `rank`
-    reaches the rank of C. Its trace is completed by that of the remainder `C − Qᵀ diag(μ) Q`, estimated with few probes.
+    `Qᵀ diag(μ) Q = CΩ (ΩᵀCΩ)⁻¹ ΩᵀC` for random Ω. The fit is one pass of `rank` products with C, all independent of
+    each other. The approximation is never above C in any direction, and exact if `rank` reaches the rank of C. Its
+    trace is completed by that of the remainder `C − Qᵀ diag(μ) Q`, estimated with few probes.
     Reference: arXiv 2110.02820 (algorithm 2.1); arXiv 2109.10659 (Nyström++) for the trace.
 
     Attributes:
         rank: Number of random vectors.
         complement: Curvature outside Q: "zero", as published, or "mean", that of the remainder.
         probes: Random vectors for the trace of the remainder.
-        unexplained: What to do with parameters that no known layer explains.
+        unexplained: How to treat parameters that no known layer explains.
     """
 
     rank: int = 64
@@ -70,47 +71,52 @@ class Nystrom(Backend[NystromState]):
         return tuple(cls(rank, complement="mean") for rank in grid.ranks)
 
     def fit(self, problem: Problem, key: Key[Array, ""]) -> NystromState:
-        """Multiply, factorise, and estimate what is left."""
+        """Multiply random vectors by C, factorise, and estimate the trace of the remainder."""
         refuse_hessian(problem, self)
         products, like = flat_products(problem), trees.ravel(problem.params)
         draw_key, trace_key = jax.random.split(key)
-        found = nystrom(products, draw_key, like, min(self.rank, like.size))
+        approximation = nystrom(products, draw_key, like, min(self.rank, like.size))
 
         signs = randomness.signs(trace_key, (self.probes, like.size), like.dtype)
-        held = jnp.sum((signs @ found.vectors.T) ** 2 * found.eigenvalues[None], axis=1)
-        of_probes = jnp.sum(signs * products(signs), axis=1) - held
+        inside = jnp.sum((signs @ approximation.vectors.T) ** 2 * approximation.eigenvalues[None], axis=1)
+        of_probes = jnp.sum(signs * products(signs), axis=1) - inside
         rest = jnp.maximum(jnp.mean(of_probes), 0.0)
         level = {"zero": jnp.zeros_like(rest), "mean": rest / max(like.size - self.rank, 1)}[self.complement]
-        mean = (jnp.sum(found.eigenvalues) + rest) / like.size
+        mean = (jnp.sum(approximation.eigenvalues) + rest) / like.size
         blocks = cut.discover_blocks(problem, self.unexplained)
         error = standard_error(of_probes) / (mean * like.size)
-        return NystromState(problem.params, found.eigenvalues, found.vectors, level, mean, error, blocks)
+        return NystromState(
+            problem.params, approximation.eigenvalues, approximation.vectors, level, mean, error, blocks
+        )
 
     def mean_eigenvalue(self, state: NystromState) -> Resolved:
-        """tr(C)/P, estimated."""
+        """Return the estimate of tr(C)/P."""
         return state.mean
 
     def mean_error(self, state: NystromState) -> Float[Array, ""]:
-        """From the spread of the probes of the remainder."""
+        """Return the relative standard error, from the spread of the probes of the remainder."""
         return state.error
 
     def smallest_eigenvalue(self, state: NystromState) -> Float[Array, ""]:
-        """Zero: C is positive semi-definite by construction."""
+        """Return zero: C is positive semi-definite by construction."""
         return jnp.zeros_like(state.mean)
 
     def workspace(self, state: NystromState, parameters: int) -> Workspace:
-        """Q once more, shaped as the parameters: no gradient of an example is formed."""
+        """Return the size of one more Q, shaped as the parameters.
+
+        No gradient of an example is formed.
+        """
         return Workspace(state.vectors.size + 2 * parameters, 0)
 
     def solve(self, state: NystromState, vector: Params, damping: Resolved) -> Params:
-        """`Qᵀ (μ + λ)⁻¹ Q v`, and what lies outside Q divided by `level + λ`."""
+        """Compute `Qᵀ (μ + λ)⁻¹ Q v`, and divide what lies outside Q by `level + λ`."""
         cut.check_structure(state.params, vector)
         flat = trees.ravel(vector)
         weights, outside = _weights(state, damping)
         return trees.unravel(state.params, ((state.vectors @ flat) * weights) @ state.vectors + outside * flat)
 
     def draw_gram(self, state: NystromState, gradients: ExampleGradients, damping: Resolved) -> Form:
-        """Weighted inner products of `Q g`, taken by forward mode, and of the gradients."""
+        """Compute weighted inner products of `Q g`, by forward mode, and of the gradients."""
         weights, outside = _weights(state, damping)
         rows = _coordinates(state, gradients)
         drawn = rows.reshape(gradients.draws, -1, rows.shape[1])
@@ -120,7 +126,7 @@ class Nystrom(Backend[NystromState]):
     def bilinear_form(
         self, state: NystromState, left: ExampleGradients, right: ExampleGradients, damping: Resolved
     ) -> Float[Array, "left right"]:
-        """As `draw_gram`, between two batches."""
+        """Compute the form of `draw_gram` between two batches."""
         weights, outside = _weights(state, damping)
         total = (_coordinates(state, left) * weights[None]) @ _coordinates(state, right).T
         for block in state.blocks:
@@ -129,10 +135,11 @@ class Nystrom(Backend[NystromState]):
 
 
 def _weights(state: NystromState, damping: Resolved) -> tuple[Float[Array, " rank"], Array]:
-    """`1/(μ + λ) − 1/(level + λ)` of the coordinates, `1/(level + λ)` of the vector itself."""
+    """Return `1/(μ + λ) − 1/(level + λ)` for the coordinates, `1/(level + λ)` for the vector."""
     outside = 1 / (state.level + scalar(damping))
     return 1 / (state.eigenvalues + scalar(damping)) - outside, outside
 
 
 def _coordinates(state: NystromState, gradients: ExampleGradients) -> Float[Array, "n rank"]:
+    """Compute `Q g` of every gradient by forward mode."""
     return gradients.along(jax.vmap(lambda row: trees.unravel(state.params, row))(state.vectors))

@@ -1,24 +1,24 @@
-"""What rounding can have done to gradients and to products with C: the model, what of it is measured, what is assumed.
+"""Bound the rounding errors of gradients and of products with C.
 
-Bounds of an exact score are of the score in exact arithmetic, at the parameters, pixels and noise as they are stored. They
-hold if rounding has done no more than this, `u` being the unit roundoff and `k` the setting `rounding` (32):
+A bound of an exact score is a bound of the score in exact arithmetic, at the parameters, pixels and noise as they are
+stored. It holds if rounding errors are at most the following, where `u` is the unit roundoff and `k` is the setting
+`rounding` (32):
 
-1. The gradient of *one view*, `Jᵀc`, is right to `k u` of its own length. The gradient of a score is the difference of two
-   such parts, which is the smaller the nearer the views are, so that its relative error grows (measured in float32: 4 to 20
-   u at noise of σ = 0.2, 5,000 u at 0.0002). The lengths of the parts are computed.
-2. The embedding of a view is right to `k u` of its length, in a random direction. What that does to the gradient is
-   measured with two random directions; the larger counts twice.
-3. A product `C x` is right to `k u (‖C‖ + λ)‖x‖` and four times what two products with sums are seen to lose,
-   `‖C(v + w) − Cv − Cw‖`. ‖C‖ is taken to be at most twice what eight steps of a power iteration reach.
-4. What Lanczos' recurrence loses is measured with four normal vectors (`linalg.quadrature`), with a chance of 0.5 % to
-   miss an error of rank one.
+1. The gradient of *one view*, `Jᵀc`, is accurate to `k u` of its own length. The gradient of a score is the
+   difference of two such parts. It is smaller if the views are closer, so its relative error grows (measured in
+   float32: 4 to 20 u at noise of σ = 0.2, 5,000 u at 0.0002). The lengths of the parts are computed.
+2. The embedding of a view is accurate to `k u` of its length, in a random direction. The effect on the gradient is
+   measured with two random directions; the larger one counts twice.
+3. A product `C x` is accurate to `k u (‖C‖ + λ)‖x‖` plus four times the error that two products with sums show,
+   `‖C(v + w) − Cv − Cw‖`. ‖C‖ is taken to be at most twice the result of eight steps of a power iteration.
+4. The error of Lanczos' recurrence is measured with four normal vectors (`linalg.quadrature`), which miss an error of
+   rank one with a probability of 0.5 %.
+5. A row of A (`C = AᵀA`, if certificates are made from rows) is a gradient of that kind, or a sum of them over a
+   batch if the loss couples examples: assumptions 1 and 2 hold for every part.
 
-5. A row of A (`C = AᵀA`, where certificates are made from rows) is a gradient of that kind, or a sum of them over a batch
-   where the loss couples examples: assumptions 1 and 2 hold of every part.
-
-These are measurements and assumptions, no theorem about floating point: an error that stays in the same direction in all of
-them (a constant that is stored wrongly, a compiler that reorders all products alike) is not seen. `audit --precision
-float64` makes all of them smaller by nine digits.
+These are measurements and assumptions, not a theorem about floating point. They do not detect an error that has the
+same direction in all of them (a constant that is stored wrongly, a compiler that reorders all products in the same
+way). `audit --precision float64` makes all of them smaller by nine digits.
 """
 
 from typing import NamedTuple
@@ -43,11 +43,11 @@ _POWER_STEPS, _DIRECTIONS = 8, 2
 
 
 class Lengths(NamedTuple):
-    """Gradients' lengths and what they may be off by.
+    """The lengths of gradients, and bounds of their rounding errors.
 
     Attributes:
         length: ‖g‖.
-        doubt: Bound of ‖δg‖, δg the rounding error of g.
+        doubt: A bound of ‖δg‖, where δg is the rounding error of g.
     """
 
     length: Float[Array, " n"]
@@ -55,17 +55,18 @@ class Lengths(NamedTuple):
 
 
 def gradient_lengths(measurement: Objective, gradients: ExampleGradients, rounding: float = 32.0) -> Lengths:
-    """Measure the lengths of gradients and bound their rounding error, by assumptions 1 and 2 of this module.
+    """Measure the lengths of gradients and bound their rounding error.
 
-    Costs a gradient for g itself, one for each view and one for each of two directions, one after the other.
+    The bound uses assumptions 1 and 2 of this module. It costs a gradient for g itself, one for each view and one for
+    each of two directions, one after the other.
 
     Args:
-        measurement: What the gradients are of.
-        gradients: The gradients, of every example and draw.
+        measurement: The objective of the gradients.
+        gradients: The gradients of every example and draw.
         rounding: k.
 
     Raises:
-        TypeError: The objective is no measurement.
+        TypeError: If the objective is no measurement.
     """
     loss, network = measurement.loss, gradients.network
     if not isinstance(loss, Measurement):
@@ -76,40 +77,41 @@ def gradient_lengths(measurement: Objective, gradients: ExampleGradients, roundi
     slope = jax.grad(lambda z: jnp.sum(loss.values(loss.outputs(Embeddings(z)))))
     reach = unit * jnp.linalg.norm(embedded, axis=2, keepdims=True) / embedded.shape[2] ** 0.5
 
-    def moved(key: Key[Array, ""]) -> Float[Array, "views n width"]:
+    def move(key: Key[Array, ""]) -> Float[Array, "views n width"]:
         return slope(embedded + reach * randomness.normal(key, embedded.shape, embedded.dtype)) - own
 
     keys = jax.random.split(randomness.root(0, Stream.ROUNDING), _DIRECTIONS)
     alone = own[None] * jnp.eye(views, dtype=own.dtype)[:, :, None, None]
-    variants = jnp.concatenate([own[None], alone, jax.vmap(moved)(keys)])
+    variants = jnp.concatenate([own[None], alone, jax.vmap(move)(keys)])
 
     def lengths(example: tuple[Array, Array]) -> Float[Array, " variants"]:
         shown, cotangents = example
         _, backward = jax.vjp(lambda params: network(params, gradients.frozen, shown), gradients.params)
         return jax.lax.map(lambda cotangent: trees.norm(backward(cotangent)[0]), cotangents)
 
-    found = jax.lax.map(lengths, (jnp.swapaxes(images, 0, 1), jnp.moveaxis(variants, 2, 0))).T
-    apart, turned = jnp.sum(found[1 : 1 + views], axis=0), jnp.max(found[1 + views :], axis=0)
-    return Lengths(found[0], unit * apart + 2 * turned)
+    norms = jax.lax.map(lengths, (jnp.swapaxes(images, 0, 1), jnp.moveaxis(variants, 2, 0))).T
+    parts, moves = jnp.sum(norms[1 : 1 + views], axis=0), jnp.max(norms[1 + views :], axis=0)
+    return Lengths(norms[0], unit * parts + 2 * moves)
 
 
 def row_doubt(problem: Problem, samples: int | None, blocks: cut.Blocks, rounding: float = 32.0) -> Float[Array, ""]:
-    """Bound ‖δA‖ in the Frobenius norm, `C = AᵀA`, by assumption 5 of this module.
+    """Bound the rounding error ‖δA‖ in the Frobenius norm, where `C = AᵀA`.
 
-    Costs the norms of a gradient for each view and for each of two directions, over the whole curvature set.
+    The bound uses assumption 5 of this module. It costs the norms of a gradient for each view and for each of two
+    directions, over the whole curvature set.
 
     Args:
-        problem: Whose curvature, no Hessian.
+        problem: The problem; its curvature is no Hessian.
         samples: Draws of a `ggn` for each example; None for every output.
-        blocks: The layers.
+        blocks: The blocks.
         rounding: k.
     """
     unit = rounding * float(jnp.finfo(jax.tree.leaves(problem.params)[0].dtype).eps)
     draws, views = draw_count(problem, samples), problem.objective.loss.views
 
     def of_batch(batch: Batch) -> Float[Array, ""]:
-        found = row_parts(problem, batch, draws, unit, _DIRECTIONS, lambda part: jnp.sqrt(part.squared_norms(blocks)))
-        doubt = unit * jnp.sum(found[:views], axis=0) + 2 * jnp.max(found[views:], axis=0)
+        norms = row_parts(problem, batch, draws, unit, _DIRECTIONS, lambda part: jnp.sqrt(part.squared_norms(blocks)))
+        doubt = unit * jnp.sum(norms[:views], axis=0) + 2 * jnp.max(norms[views:], axis=0)
         together = jnp.sum(doubt, axis=1) if _sums_examples(problem) else doubt
         return jnp.sum(together**2) / (draws or 1)
 
@@ -124,7 +126,9 @@ def _sums_examples(problem: Problem) -> bool:
 def product_doubt(
     products: Rows, like: Float[Array, " size"], damping: Float[Array, ""], rounding: float = 32.0
 ) -> Float[Array, ""]:
-    """Bound the rounding error of `(C + λI) x` for ‖x‖ = 1, by assumption 3 of this module.
+    """Bound the rounding error of `(C + λI) x` for ‖x‖ = 1.
+
+    The bound uses assumption 3 of this module.
 
     Args:
         products: V ↦ V C.
@@ -137,10 +141,11 @@ def product_doubt(
 
 
 def _nonlinearity(products: Rows, like: Float[Array, " size"]) -> Float[Array, ""]:
-    """`‖C(v + w) − Cv − Cw‖` of random unit vectors, the larger of two: what rounding does to products.
+    """Measure `‖C(v + w) − Cv − Cw‖` of random unit vectors, the larger of two.
 
-    Where views are nearly equal, a measurement's Jacobian is a small difference of large ones, and products lose digits
-    in proportion, a thousand times as many as ‖C‖ would tell.
+    It is the effect of rounding on products. If views are nearly equal, a measurement's Jacobian is a small
+    difference of large ones, and products lose digits in proportion: the error can be a thousand times what ‖C‖
+    suggests.
     """
 
     def one(key: Key[Array, ""]) -> Float[Array, ""]:

@@ -1,1 +1,1 @@
-"""Compute with matrices that are known by their products; this package knows no models."""
+"""Compute with matrices that are known by their products, without any model."""

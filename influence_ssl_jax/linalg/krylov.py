@@ -82,7 +82,7 @@ def leading_eigenpairs(
     )
     basis = _expand(products, keys[0], basis, 0, block)
     for cycle in range(restarts if kept + block <= full else 0):
-        basis = _expand(products, keys[cycle + 1], _restarted(basis, kept, block), kept, block)
+        basis = _expand(products, keys[cycle + 1], _restart(basis, kept, block), kept, block)
     values, vectors, coupling, smallest = _ritz(basis, rank, block)
     return Subspace(values, vectors @ basis.rows[:full], coupling, smallest)
 
@@ -127,8 +127,8 @@ def _ritz(basis: _Basis, count: int, block: int) -> tuple[Array, Array, Array, A
     return jnp.where(true, values, 0.0)[order], chosen, chosen[:, -block:] @ basis.coupling, values[0]
 
 
-def _restarted(basis: _Basis, kept: int, block: int) -> _Basis:
-    """Return a basis of the kept Ritz vectors, followed by the block to multiply next."""
+def _restart(basis: _Basis, kept: int, block: int) -> _Basis:
+    """Return a basis of the kept Ritz vectors and the next block."""
     full = basis.projected.shape[0]
     values, vectors, _, _ = _ritz(basis, kept, block)
     rows = jnp.zeros_like(basis.rows).at[:kept].set(vectors @ basis.rows[:full])
@@ -284,30 +284,30 @@ def block_cg(
     """
     target = tolerance * jnp.linalg.norm(right, axis=1)
 
-    def unsolved(held: _Iterate) -> Array:
-        return jnp.any(jnp.linalg.norm(held.lengths, axis=1) > target) & (held.iterations < iterations)
+    def unsolved(iterate: _Iterate) -> Array:
+        return jnp.any(jnp.linalg.norm(iterate.lengths, axis=1) > target) & (iterate.iterations < iterations)
 
-    def step(held: _Iterate) -> _Iterate:
-        moved = products(held.directions)
-        weights = jnp.linalg.solve(held.directions @ moved.T, held.gram).T
-        turn, basis = _factorise(held.basis - weights @ moved)
+    def step(iterate: _Iterate) -> _Iterate:
+        moved = products(iterate.directions)
+        weights = jnp.linalg.solve(iterate.directions @ moved.T, iterate.gram).T
+        turn, basis = _factorise(iterate.basis - weights @ moved)
         preconditioned = precondition(basis)
         gram = basis @ preconditioned.T
-        conjugate = gram @ jnp.linalg.solve(held.gram, turn).T
+        conjugate = gram @ jnp.linalg.solve(iterate.gram, turn).T
         return _Iterate(
-            held.solutions + held.lengths @ (weights @ held.directions),
-            held.lengths @ turn,
+            iterate.solutions + iterate.lengths @ (weights @ iterate.directions),
+            iterate.lengths @ turn,
             basis,
             gram,
-            preconditioned + conjugate @ held.directions,
-            held.iterations + 1,
+            preconditioned + conjugate @ iterate.directions,
+            iterate.iterations + 1,
         )
 
     lengths, basis = _factorise(right)
     directions = precondition(basis)
     begin = _Iterate(jnp.zeros_like(right), lengths, basis, basis @ directions.T, directions, jnp.zeros((), int))
-    found = jax.lax.while_loop(unsolved, step, begin)
-    return Solutions(found.solutions, right - products(found.solutions), found.iterations)
+    last = jax.lax.while_loop(unsolved, step, begin)
+    return Solutions(last.solutions, right - products(last.solutions), last.iterations)
 
 
 def _factorise(rows: Float[Array, "rows size"]) -> tuple[Float[Array, "rows block"], Float[Array, "block size"]]:

@@ -23,13 +23,6 @@ def eigenpairs(
     Args:
         matrix: A symmetric positive semi-definite matrix.
         rank: Number of pairs; all if None.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from influence_ssl_jax.linalg.lowrank import eigenpairs
-        >>> values, vectors = eigenpairs(jnp.diag(jnp.asarray([1.0, 5.0, 3.0])), rank=2)
-        >>> values.tolist(), vectors.shape
-        ([5.0, 3.0], (3, 2))
     """
     rank = matrix.shape[0] if rank is None else min(rank, matrix.shape[0])
     with jax.enable_x64(True):

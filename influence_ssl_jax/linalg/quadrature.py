@@ -218,29 +218,29 @@ def quadratic_form_bounds(
     def narrow(low: Array, high: Array, asked: float | Array) -> Array:
         return (jnp.isfinite(high) & (high - low <= asked * (high + low) / 2)) | (length == 0)
 
-    def too_wide(found: _Lanczos) -> Array:
-        slack = nominal(found.t)
-        done = narrow(*bounds(found.t, slack), width) | (damping <= 2 * slack) | ~jnp.isfinite(length)
-        return (found.t.taken < steps) & ((found.t.taken == 0) | ~jnp.all(done))
+    def too_wide(lanczos: _Lanczos) -> Array:
+        slack = nominal(lanczos.t)
+        done = narrow(*bounds(lanczos.t, slack), width) | (damping <= 2 * slack) | ~jnp.isfinite(length)
+        return (lanczos.t.taken < steps) & ((lanczos.t.taken == 0) | ~jnp.all(done))
 
     unit = starts / jnp.where(length > 0, length, 1.0)[:, None]
     zeros = jnp.zeros((starts.shape[0], steps), dtype)
     rows = jnp.zeros((starts.shape[0], steps + 1, starts.shape[1]), dtype).at[:, 0].set(unit)
     begin = _Lanczos(rows, Tridiagonal(zeros, zeros, jnp.zeros((), int)))
-    found = jax.lax.while_loop(too_wide, lambda found: _step(products, found), begin)
+    lanczos = jax.lax.while_loop(too_wide, lambda lanczos: _step(products, lanczos), begin)
     after = 1 + jnp.arange(steps)
 
     def best(taken: Array) -> Bounds:
         """Compute the best bounds of the first `taken` steps, at the slack measured over them."""
-        reached = _Lanczos(found.rows, _leading(found.t, taken))
+        reached = _Lanczos(lanczos.rows, _leading(lanczos.t, taken))
         slack = nominal(reached.t) + _measured_slack(products, reached, key)
-        low, high = jax.vmap(lambda k: bounds(_leading(found.t, k), slack))(after)
+        low, high = jax.vmap(lambda k: bounds(_leading(lanczos.t, k), slack))(after)
         among = (after <= taken)[:, None]
         low, high = jnp.max(jnp.where(among, low, 0.0), axis=0), jnp.min(jnp.where(among, high, jnp.inf), axis=0)
         return Bounds(low, high, slack, taken)
 
     def with_earlier(last: Bounds) -> Bounds:
-        low, high = jax.vmap(lambda k: bounds(_leading(found.t, k), nominal(_leading(found.t, k))))(after)
+        low, high = jax.vmap(lambda k: bounds(_leading(lanczos.t, k), nominal(_leading(lanczos.t, k))))(after)
         enough = jnp.stack([jax.vmap(lambda a, b, asked=w: jnp.all(narrow(a, b, asked)))(low, high) for w in _WIDTHS])
         enough = enough & (after < last.steps)[None]
         every = jax.lax.map(best, jnp.where(jnp.any(enough, axis=1), after[jnp.argmax(enough, axis=1)], last.steps))
@@ -249,7 +249,7 @@ def quadratic_form_bounds(
             upper=jnp.minimum(last.upper, jnp.min(every.upper, axis=0)),
         )
 
-    last = best(found.t.taken)
+    last = best(lanczos.t.taken)
     return jax.lax.cond(jnp.all(narrow(last.lower, last.upper, width)), lambda: last, lambda: with_earlier(last))
 
 
@@ -284,39 +284,39 @@ def spectral_density(
         zeros = jnp.zeros((1, steps), like.dtype)
         rows = jnp.zeros((1, steps + 1, size), like.dtype).at[:, 0].set(start)
         begin = _Lanczos(rows, Tridiagonal(zeros, zeros, jnp.zeros((), int)))
-        found = jax.lax.fori_loop(0, steps, lambda _, found: _step(products, found), begin).t
-        coupling = found.beta[0, :-1]
-        matrix = jnp.diag(found.alpha[0]) + jnp.diag(coupling, 1) + jnp.diag(coupling, -1)
+        t = jax.lax.fori_loop(0, steps, lambda _, lanczos: _step(products, lanczos), begin).t
+        coupling = t.beta[0, :-1]
+        matrix = jnp.diag(t.alpha[0]) + jnp.diag(coupling, 1) + jnp.diag(coupling, -1)
         values, vectors = jnp.linalg.eigh(matrix)
         return Density(jnp.maximum(values, 0.0), vectors[0] ** 2 * (size / probes))
 
-    found = jax.lax.map(of_probe, jax.random.split(key, probes))
-    return Density(found.values.reshape(-1), found.counts.reshape(-1))
+    densities = jax.lax.map(of_probe, jax.random.split(key, probes))
+    return Density(densities.values.reshape(-1), densities.counts.reshape(-1))
 
 
-def _step(products: Rows, found: _Lanczos) -> _Lanczos:
+def _step(products: Rows, lanczos: _Lanczos) -> _Lanczos:
     """Take one step with full reorthogonalisation, twice; write zeros after a breakdown."""
-    alphas, betas, i = found.t
-    vector = found.rows[:, i]
+    alphas, betas, i = lanczos.t
+    vector = lanczos.rows[:, i]
     product = products(vector)
     alpha = jnp.sum(vector * product, axis=1)
     lengths = []
     for _ in range(2):
-        coefficients = jnp.einsum("nkp,np->nk", found.rows, product)
-        product = product - jnp.einsum("nk,nkp->np", coefficients, found.rows)
+        coefficients = jnp.einsum("nkp,np->nk", lanczos.rows, product)
+        product = product - jnp.einsum("nk,nkp->np", coefficients, lanczos.rows)
         lengths.append(jnp.linalg.norm(product, axis=1))
     first, beta = lengths
-    floor = 10 * jnp.finfo(product.dtype).eps * jnp.maximum(norm_bound(found.t), jnp.abs(alpha))
+    floor = 10 * jnp.finfo(product.dtype).eps * jnp.maximum(norm_bound(lanczos.t), jnp.abs(alpha))
     # If the second pass removes most of a vector, the vector is rounding error: normalised, it would not be orthogonal.
     beta = jnp.where((beta > floor) & (beta > first / 2), beta, 0.0)
     following = jnp.where(beta > 0, 1 / jnp.where(beta > 0, beta, 1.0), 0.0)[:, None] * product
     grown = Tridiagonal(alphas.at[:, i].set(alpha), betas.at[:, i].set(beta), i + 1)
-    return _Lanczos(found.rows.at[:, i + 1].set(following), grown)
+    return _Lanczos(lanczos.rows.at[:, i + 1].set(following), grown)
 
 
-def _measured_slack(products: Rows, found: _Lanczos, key: Key[Array, ""]) -> Float[Array, " n"]:
+def _measured_slack(products: Rows, lanczos: _Lanczos, key: Key[Array, ""]) -> Float[Array, " n"]:
     """Compute η = `2 (3 ‖F s‖ + 2 √2 ‖T‖ ‖QQᵀ − I‖_F)`, see `quadratic_form_bounds`."""
-    (alpha, beta, taken), (n, steps) = found.t, found.t.alpha.shape
+    (alpha, beta, taken), (n, steps) = lanczos.t, lanczos.t.alpha.shape
     used = jnp.arange(steps) < taken
     coupling = jnp.where(used, beta, 0.0)
 
@@ -325,13 +325,13 @@ def _measured_slack(products: Rows, found: _Lanczos, key: Key[Array, ""]) -> Flo
         onward = jnp.pad(coupling * drawn, ((0, 0), (1, 0)))
         back = jnp.pad((coupling * jnp.pad(drawn[:, 1:], ((0, 0), (0, 1)))), ((0, 0), (0, 1)))
         expected = jnp.pad(alpha * drawn, ((0, 0), (0, 1))) + onward + back
-        product = products(jnp.einsum("nk,nkp->np", drawn, found.rows[:, :steps]))
-        return jnp.linalg.norm(product - jnp.einsum("nk,nkp->np", expected, found.rows), axis=1)
+        product = products(jnp.einsum("nk,nkp->np", drawn, lanczos.rows[:, :steps]))
+        return jnp.linalg.norm(product - jnp.einsum("nk,nkp->np", expected, lanczos.rows), axis=1)
 
     worst = jnp.max(jax.lax.map(residual, jax.random.split(key, _PROBES)), axis=0)
-    reached = jnp.where((jnp.arange(steps + 1) <= taken)[None, :, None], found.rows, 0.0)
+    reached = jnp.where((jnp.arange(steps + 1) <= taken)[None, :, None], lanczos.rows, 0.0)
     gram = jnp.einsum("nkp,nlp->nkl", reached, reached)
     alive = jnp.any(reached != 0, axis=2)
     identity = jnp.eye(steps + 1, dtype=gram.dtype)[None] * alive[:, :, None]
     orthogonality = jnp.linalg.norm(gram - identity, axis=(1, 2))
-    return 2 * _FACTOR * worst + 2 * 8**0.5 * norm_bound(found.t) * orthogonality
+    return 2 * _FACTOR * worst + 2 * 8**0.5 * norm_bound(lanczos.t) * orthogonality

@@ -8,7 +8,6 @@ import pytest
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.products import block_matvec, matvec
 from influence_ssl_jax.losses import CosineDistance, SimCLR
-from influence_ssl_jax.trees import LONG, sum_over
 from tests import problems
 from tests.curvature.dense import dense
 
@@ -51,14 +50,3 @@ def test_a_block_of_vectors_is_the_dense_matrix_times_each(curvature):
     got = multiply(problem, jnp.asarray(rows))
     want = rows @ np.asarray(both(problem, rows[0])[0])
     np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-11 * np.abs(want).max())
-
-
-def test_a_long_sum_in_float32_loses_no_digit_to_its_length():
-    """A tenth, 20,000 times: added up one after the other it would be 1e-4 off."""
-    tenth, count = np.float32(0.1), 20_000
-    plain = np.cumsum(np.full(count, tenth), dtype=np.float32)[-1]
-    found = jax.jit(lambda items: sum_over(lambda item: item, items, lambda item: item > 0))(jnp.full(count, tenth))
-    assert abs(plain / (count * float(tenth)) - 1) > 1e-5
-    assert found.dtype == jnp.float32
-    assert abs(float(found) / (count * float(tenth)) - 1) < 1e-7
-    assert float(sum_over(lambda item: item, jnp.arange(LONG, dtype=jnp.float32))) == LONG * (LONG - 1) / 2
