@@ -15,7 +15,7 @@ from jaxtyping import Int, Shaped
 from influence_ssl_jax.configuration import Plain, fingerprint
 from influence_ssl_jax.data.source import Skipped
 from influence_ssl_jax.errors import StoreError
-from influence_ssl_jax.parallel import first_only, in_every
+from influence_ssl_jax.parallel import first_only, require_equal
 from influence_ssl_jax.scoring.table import CONTENT, EMBEDDING, skipped_table
 from influence_ssl_jax.store.files import LOCK, Held, holder_of, living, lock, write_atomically
 from influence_ssl_jax.store.identity import claim, refuse_disagreement, refuse_foreign
@@ -127,7 +127,7 @@ class ScoreStore:
             parts = Parts.load(folder / "parts", size, fingerprint(identity))
             parts.lost = lost
             store = cls(folder, identity, held, parts)
-            in_every(f"{parts.rows()} finished rows", f"The processes see {folder} differently")
+            require_equal(f"{parts.rows()} finished rows", f"The processes see {folder} differently")
             return store
         except BaseException:
             for file in held:
@@ -192,7 +192,7 @@ class ScoreStore:
         Raises:
             StoreError: Those that are there were made with another, or the processes of this run have different ones.
         """
-        in_every(fitted, "The processes of this run have different fitted curvatures")
+        require_equal(fitted, "The processes of this run have different fitted curvatures")
         others = {part.fitted for part in self._parts.all()} - {fitted}
         if others:
             raise StoreError(
