@@ -21,7 +21,7 @@ from pyarrow import compute, ipc
 from influence_ssl_jax.data.encoded import EXTENSIONS, unreachable_error
 from influence_ssl_jax.data.source import UnreachableError, digest, note_names
 from influence_ssl_jax.errors import DataError
-from influence_ssl_jax.parallel import from_first
+from influence_ssl_jax.parallel import broadcast_from_first
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _WILD = re.compile(r"[*?\[]")
@@ -226,7 +226,7 @@ def list_in_first_process(root: Path, links: Links = "skip") -> Listing:
         DataError: As `list_images`.
         InfluenceError: If it failed in the first process and this is another one.
     """
-    return Listing.from_bytes(from_first(lambda: list_images(root, links).to_bytes()))
+    return Listing.from_bytes(broadcast_from_first(lambda: list_images(root, links).to_bytes()))
 
 
 def list_images(root: Path, links: Links = "skip") -> Listing:

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from influence_ssl_jax.data.contents import SHOWN, Change, find_changes, refuse_changes
 from influence_ssl_jax.data.source import OpenSource
 from influence_ssl_jax.errors import DataError
-from influence_ssl_jax.parallel import gathered, part_of
+from influence_ssl_jax.parallel import gather, own_part
 from influence_ssl_jax.progress import Note, Progress
 from influence_ssl_jax.report.scored_run import ScoredFile
 from influence_ssl_jax.run_log import RunLog
@@ -29,7 +29,7 @@ def forget_changed(settings: ScoreRun, source: OpenSource, store: ScoreStore, lo
     """
     again = np.zeros(0, np.int64)
     if settings.scored_images == "compare":
-        changed = sorted({change for text in gathered(_find_changed(source, store)) for change in _parse(text)})
+        changed = sorted({change for text in gather(_find_changed(source, store)) for change in _parse(text)})
         if changed and settings.rescore_changed:
             again = np.array([change.index for change in changed], np.int64)
             log.event("changed images", images=len(changed), first=changed[0].id)
@@ -162,7 +162,7 @@ def _find_changed(source: OpenSource, store: ScoreStore) -> str:
     """Compare this process's part of the images; return the changes as JSON."""
     found: list[Change] = []
     for table in store.contents():
-        mine: Int[np.ndarray, " part"] = part_of(np.arange(table.num_rows))
+        mine: Int[np.ndarray, " part"] = own_part(np.arange(table.num_rows))
         rows = table.take(mine)
         found += find_changes(source, rows["index"].to_numpy(), rows["id"].to_pylist(), rows[CONTENT].to_pylist())
     return json.dumps([dataclasses.astuple(change) for change in found])

@@ -257,7 +257,7 @@ def score(
         given = encoder if isinstance(encoder, Encoder) else None
         if out is not None:
             return Run(folder, given, source)
-        record = recorded(folder, RUN)
+        record = read_record(folder, RUN)
         record["configuration"]["out"] = None  # the folder is deleted
         write_sealed(folder / RUN, record)
         return Run(None, given, source, {name: (folder / name).read_bytes() for name in (SCORES, RUN)})

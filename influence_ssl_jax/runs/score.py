@@ -25,20 +25,20 @@ from influence_ssl_jax.errors import InfluenceError, SkippedError, StoreError
 from influence_ssl_jax.evaluation.statistics import spearman, top_overlap
 from influence_ssl_jax.ihvp.backend import Resolved
 from influence_ssl_jax.parallel import (
-    agreed,
+    agree_with_first,
     all_devices,
     barrier,
     batches_of,
     first_only,
-    gathered,
+    gather,
     is_first,
     local_devices,
-    part_of,
+    min_over_processes,
+    own_part,
     replicated,
-    smallest,
     split,
     start,
-    summed,
+    sum_over_processes,
 )
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.progress import Note, Progress, Written, silent, stage
@@ -174,10 +174,10 @@ def choose_batch_size(scorer: Scorer, mesh: Mesh | None) -> Scorer:
     Raises:
         InfluenceError: There is no memory even for one image at a time.
     """
-    size = smallest(scorer.batch_size)
+    size = min_over_processes(scorer.batch_size)
     while True:
         tried = dataclasses.replace(scorer, settings=dataclasses.replace(scorer.settings, batch_size=size))
-        fits = smallest(int(_fits(tried, mesh)))
+        fits = min_over_processes(int(_fits(tried, mesh)))
         if fits:
             return tried
         if size == 1:
@@ -230,7 +230,7 @@ def _fit_or_load(
     expected = shapes(problem, backend, seed) if divided is None else divided.shapes(backend, seed)
     check_fit(expected.leaves, backend)
     held = load_fitted(store.folder, *expected, fingerprint(store.identity))
-    if agreed(held is not None):
+    if agree_with_first(held is not None):
         if held is None:
             raise StoreError(f"This process cannot read the fitted curvature in {store.folder}; is the folder shared?")
         state, notes = held
@@ -289,7 +289,7 @@ def score(settings: ScoreRun, progress: Progress = silent) -> None:
         log.beat("comparing images")
         forget_changed(settings, source, store, log, progress)
         todo = store.todo()
-        if agreed(not len(todo) and (settings.out / RUN).exists()):
+        if agree_with_first(not len(todo) and (settings.out / RUN).exists()):
             progress(Note(f"Nothing to do: {settings.out / SCORES} is finished."))
             refuse_many_skipped(settings, len(store.skipped()), len(source))
             return
@@ -299,13 +299,13 @@ def score(settings: ScoreRun, progress: Progress = silent) -> None:
         log.beat("reading the curvature set")
         problem, used = draw_problem(settings, given, batches_of(all_devices()) if all_devices().size > 1 else None)
         scorer = fit_scorer(settings, problem, used, measured, store, log, progress)
-        inside = sorted({index for text in gathered(json.dumps(sorted(used))) for index in json.loads(text)})
+        inside = sorted({index for text in gather(json.dumps(sorted(used))) for index in json.loads(text)})
         recorded = {**describe_run(settings, given, scorer), **rank_agreement(settings, given, scorer, progress)}
         spent: defaultdict[str, float] = defaultdict(float)
         scored = stream(scorer, source, transform, own_share(todo, scorer), scoring_mesh(), spent)
         spent["disk"] = write_parts(store, scored, len(source), settings.parts, log, progress)
         recorded["seconds_waiting_for"] = {name: round(seconds, 3) for name, seconds in spent.items()}
-        written = summed(store.rows())
+        written = sum_over_processes(store.rows())
         barrier("scored")
         first_only(lambda: finish(settings, given, recorded, used, inside, written, store, log, progress))
     refuse_many_skipped(settings, len(store.skipped()), len(source))
@@ -333,7 +333,7 @@ def rank_agreement(settings: ScoreRun, given: Prepared, scorer: Scorer, progress
 def own_share(todo: Int[np.ndarray, " todo"], scorer: Scorer) -> Int[np.ndarray, " share"]:
     """Return this process's share of the examples to score: whole batches."""
     batch = todo // scorer.batch_size
-    return todo[np.isin(batch, part_of(np.unique(batch)))]
+    return todo[np.isin(batch, own_part(np.unique(batch)))]
 
 
 def finish(

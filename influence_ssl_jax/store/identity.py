@@ -5,7 +5,7 @@ from pathlib import Path
 
 from influence_ssl_jax.configuration import Plain, differences
 from influence_ssl_jax.errors import StoreError
-from influence_ssl_jax.parallel import gathered
+from influence_ssl_jax.parallel import gather
 from influence_ssl_jax.store.files import LOCK, TEMPORARY, DamagedError, read_sealed, write_sealed
 
 IDENTITY = "identity.json"
@@ -32,7 +32,7 @@ def refuse_disagreement(identity: Plain) -> None:
     Raises:
         StoreError: Two processes differ; the message lists the differences.
     """
-    held = [json.loads(text) for text in gathered(json.dumps(identity))]
+    held = [json.loads(text) for text in gather(json.dumps(identity))]
     for number, other in enumerate(held):
         listed = _listed(held[0], other)
         if listed:

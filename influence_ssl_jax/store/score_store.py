@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from influence_ssl_jax.configuration import Plain, fingerprint
 from influence_ssl_jax.data.source import Skipped
 from influence_ssl_jax.errors import StoreError
-from influence_ssl_jax.parallel import first_only, in_every
+from influence_ssl_jax.parallel import first_only, require_equal
 from influence_ssl_jax.scoring.table import CONTENT, EMBEDDING, skipped_table
 from influence_ssl_jax.store.distances import Distances
 from influence_ssl_jax.store.files import LOCK, Lock, find_living, holder_of, lock
@@ -130,7 +130,7 @@ class ScoreStore:
             parts = Parts.load(folder / "parts", size, fingerprint(identity))
             parts.lost = lost
             store = cls(folder, identity, held, parts)
-            in_every(f"{parts.rows()} finished rows", f"The processes see {folder} differently")
+            require_equal(f"{parts.rows()} finished rows", f"The processes see {folder} differently")
             return store
         except BaseException:
             for file in held:
@@ -203,7 +203,7 @@ class ScoreStore:
             StoreError: The scores in the folder were made with another one, or the processes of this run have different
                 ones.
         """
-        in_every(fitted, "The processes of this run have different fitted curvatures")
+        require_equal(fitted, "The processes of this run have different fitted curvatures")
         others = {part.fitted for part in self._parts.all()} - {fitted}
         if others:
             raise StoreError(

@@ -11,7 +11,7 @@ import jax
 from influence_ssl_jax import configuration, provenance
 from influence_ssl_jax.data import Cached, LoadedBatch, OpenSource, ToInput, epoch
 from influence_ssl_jax.errors import DataError
-from influence_ssl_jax.parallel import first_only, is_first, summed
+from influence_ssl_jax.parallel import first_only, is_first, sum_over_processes
 from influence_ssl_jax.progress import Note, Progress, silent
 from influence_ssl_jax.run_log import Pace, RunLog, Watch, watched
 from influence_ssl_jax.store.identity import refuse_disagreement
@@ -160,7 +160,12 @@ def _epoch(
         behind.append((metrics, loaded))
     rate = look(*behind.pop())
     seconds = time.perf_counter() - began
-    row = {"loss": _mean(losses), "gradient_norm": _mean(norms), "learning_rate": rate, "skipped": summed(skipped)}
+    row = {
+        "loss": _mean(losses),
+        "gradient_norm": _mean(norms),
+        "learning_rate": rate,
+        "skipped": sum_over_processes(skipped),
+    }
     return state, {**row, "images_per_second": pace.done / seconds, "seconds": seconds}
 
 

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from influence_ssl_jax import configuration
 from influence_ssl_jax.data import Example, Skipped
 from influence_ssl_jax.errors import InfluenceError, disk_of
-from influence_ssl_jax.parallel import all_devices, batches_of, is_first, replicated, smallest, split
+from influence_ssl_jax.parallel import all_devices, batches_of, is_first, min_over_processes, replicated, split
 from influence_ssl_jax.run_log import json_lines
 from influence_ssl_jax.store import DamagedError, digest_of, read_sealed, write_sealed
 from influence_ssl_jax.store.files import LOCK, SUM, TEMPORARY, Lock, append_line, checksum, lock, write_atomically
@@ -153,7 +153,7 @@ class Checkpoints:
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, dict(vars(like)))
         for epoch in sorted(self._manager.all_steps(), reverse=True):
             state, reason = self._restore(epoch, shapes)
-            if smallest(int(state is not None)) and state is not None:
+            if min_over_processes(int(state is not None)) and state is not None:
                 return epoch, state
             _log.warning(
                 "the state after epoch %s in %s is damaged (%s); the one before it is used", epoch, self._folder, reason

@@ -23,7 +23,7 @@ def main(folder: Path, coordinator: str, process: int) -> None:
     opened = Folder(str(folder)).open()
     print("said:", len(calls), *opened.ids(), opened.fingerprint())
     try:
-        processes.from_first(lambda: Folder(str(folder / "absent")).open().fingerprint().encode())
+        processes.broadcast_from_first(lambda: Folder(str(folder / "absent")).open().fingerprint().encode())
     except InfluenceError as error:
         print("said:", error)
 

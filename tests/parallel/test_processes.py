@@ -17,8 +17,8 @@ import pytest
 
 from influence_ssl_jax.data.listing import Listing, list_images
 from influence_ssl_jax.errors import InfluenceError, PartnerError
-from influence_ssl_jax.parallel import Distributed, from_first, rank
-from influence_ssl_jax.parallel.processes import resolved
+from influence_ssl_jax.parallel import Distributed, broadcast_from_first, rank
+from influence_ssl_jax.parallel.processes import resolve
 from influence_ssl_jax.run_log import json_lines
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -159,9 +159,9 @@ def test_the_number_of_a_process_is_the_schedulers():
 
 def test_flags_come_before_variables_and_variables_before_a_scheduler():
     variables = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
-    assert resolved(Distributed(), {}) is None
-    assert resolved(Distributed(), variables) == Distributed("a:1", 4, 3)
-    assert resolved(Distributed("b:2", process=0), variables) == Distributed("b:2", 4, 0)
+    assert resolve(Distributed(), {}) is None
+    assert resolve(Distributed(), variables) == Distributed("a:1", 4, 3)
+    assert resolve(Distributed("b:2", process=0), variables) == Distributed("b:2", 4, 0)
 
 
 @pytest.mark.parametrize(
@@ -173,17 +173,17 @@ def test_flags_come_before_variables_and_variables_before_a_scheduler():
     ],
 )
 def test_a_scheduler_is_asked_where_it_started_several(environment):
-    assert resolved(Distributed(), environment) == Distributed()
+    assert resolve(Distributed(), environment) == Distributed()
 
 
 @pytest.mark.parametrize("environment", [{"SLURM_STEP_NUM_TASKS": "1"}, {"TPU_WORKER_HOSTNAMES": "t0"}])
 def test_a_process_on_its_own_joins_nobody(environment):
-    assert resolved(Distributed(), environment) is None
+    assert resolve(Distributed(), environment) is None
 
 
 def test_half_of_what_is_needed_is_refused_with_what_is_missing():
     with pytest.raises(InfluenceError, match="missing: processes, process"):
-        resolved(Distributed("a:1"), {})
+        resolve(Distributed("a:1"), {})
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ def test_a_listing_survives_its_bytes(folder):
     assert again.images[12] == "13\udcff.png"
     assert again.sizes.tolist() == found.sizes.tolist() == [*range(12), 1]
     assert (again.others, again.notes) == (found.others, found.notes)
-    assert from_first(lambda: b"alone") == b"alone"
+    assert broadcast_from_first(lambda: b"alone") == b"alone"
 
 
 @pytest.mark.slow
@@ -228,4 +228,4 @@ def test_one_of_two_processes_lists_and_both_know(folder):
     assert first.split()[1:] == second.split()[1:]
     assert first.split()[1:4] == ["0.png", "1.png", "2.png"]
     assert last.startswith("There is no folder")
-    assert other == "The first process of the run has given up; its own message says why."
+    assert other == "The first process of the run has stopped with an error; its own output says why."

@@ -43,9 +43,9 @@ def test_an_import_says_what_it_found_and_is_scored(tmp_path):
         "pretraining loss: SimCLR(temperature=0.5), views simclr",
         "input: bicubic to 8×8; mean 0.4914, 0.4822, 0.4465; deviation 0.247, 0.2435, 0.2616",
         "parameters: 11,250",
-        "left unread: classifier.… (2 arrays): beside the encoder",
-        "left unread: epoch: 3",
-        "left unread: pytorch-lightning_version: '2.1.2'",
+        "not read: classifier.… (2 arrays): beside the encoder",
+        "not read: epoch: 3",
+        "not read: pytorch-lightning_version: '2.1.2'",
     ]
     held = json.loads((tmp_path / "net" / "encoder.json").read_text())
     assert (held["history"], held["source"]) == ({"epochs": 3}, "solo_learn_simclr.ckpt")
