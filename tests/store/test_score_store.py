@@ -233,7 +233,7 @@ def test_rows_that_a_shared_disk_does_not_show_stop_the_table(tmp_path, monkeypa
 
 def test_processes_that_were_given_different_work_are_refused_with_the_difference(tmp_path, monkeypatch):
     other = json.dumps({"size": SIZE - 1, **IDENTITY})
-    monkeypatch.setattr(identity, "gathered", lambda text: [text, other])
+    monkeypatch.setattr(identity, "gather", lambda text: [text, other])
     with pytest.raises(StoreError, match=r"(?s)not started for the same work.*process 0 → process 1.*size: 10 → 9"):
         ScoreStore.open(tmp_path, IDENTITY, SIZE)
     assert list(tmp_path.iterdir()) == []
