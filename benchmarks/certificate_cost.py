@@ -26,7 +26,7 @@ sys.path[:0] = [str(Path(__file__).parents[1])]
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.products import flat_products
-from influence_ssl_jax.evaluation.certificate import refined, solved_by
+from influence_ssl_jax.evaluation.certificate import refine, solve_and_multiply
 from influence_ssl_jax.ihvp import EKFAC, Arnoldi, Backend, Deflated, Exact
 from influence_ssl_jax.linalg.quadrature import Bounds, quadratic_form_bounds
 from influence_ssl_jax.problem import Problem
@@ -54,8 +54,8 @@ def bounds_from(backend: Backend | None) -> Bound:
     def bounds(problem: Problem, rows: jax.Array, damping: jax.Array, width: jax.Array) -> Bounds:
         if backend is None:
             return quadratic_form_bounds(flat_products(problem), rows, damping, KEY, width, STEPS)
-        found = solved_by(backend, backend.fit(problem, KEY), problem, rows, damping)
-        return refined(found, problem, damping, KEY, width, STEPS)
+        found = solve_and_multiply(backend, backend.fit(problem, KEY), problem, rows, damping)
+        return refine(found, problem, damping, KEY, width, STEPS)
 
     return bounds
 

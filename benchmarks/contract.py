@@ -33,7 +33,7 @@ sys.path[:0] = [str(Path(__file__).parents[1])]
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.contributions import measure
 from influence_ssl_jax.errors import CurvatureError
-from influence_ssl_jax.evaluation.certificate import certificate, solved_by
+from influence_ssl_jax.evaluation.certificate import bound_by_residual, solve_and_multiply
 from influence_ssl_jax.ihvp import (
     ASTRA,
     BACKENDS,
@@ -110,7 +110,7 @@ def judge(backend: Backend, problem: Problem) -> dict[str, Any]:
         if not bounded:
             solve = jax.vmap(lambda v: trees.ravel(backend.solve(state, trees.unravel(problem.params, v), damping)))
             return rows, forms, jnp.sum(rows * solve(rows), axis=1)
-        found = certificate(solved_by(backend, state, problem, rows, damping), damping)
+        found = bound_by_residual(solve_and_multiply(backend, state, problem, rows, damping), damping)
         return rows, forms, found.value, *found.interval
 
     try:

@@ -1,6 +1,6 @@
 """Do calibrated intervals hold the exact score in every group of scores, and how often does one audit fall short?
 
-    python benchmarks/coverage.py
+    python -m benchmarks.coverage
 
 A population of 20,000 pairs (score, exact score) is drawn for each of four backends on three encoders from the committed
 comparisons (experiments/results/compare_*): pairs with replacement, each moved a little along their relation and across it,
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from influence_ssl_jax.evaluation.calibration import Calibration
+from influence_ssl_jax.evaluation.calibration import SHARES, Calibration
 from influence_ssl_jax.store import read_sealed
 
 COMPARISONS = Path(__file__).parents[1] / "experiments" / "results"
@@ -49,11 +49,11 @@ def judged(scores: np.ndarray, exact: np.ndarray, audited: int, seeds: int, zero
     """Coverage by group over seeds, beside what is expected; and the median width of an interval."""
     rank = np.argsort(np.argsort(scores))
     members = [rank * 10 // len(scores) == k for k in range(10)] + [rank >= 0.95 * len(scores)]
-    shares, expected, whole, widths = [], [], [], []
+    shares, expected, whole, widths, tenths = [], [], [], [], np.quantile(scores, SHARES)
     for seed in range(seeds):
         sample = np.random.default_rng(seed).permutation(len(scores))[:audited]
         known = np.where(np.arange(audited) < zeros, 1e-29, exact[sample])
-        made = Calibration(level=LEVEL, seed=seed).fit(scores[sample], known, known, scores)
+        made = Calibration(level=LEVEL, seed=seed).fit(scores[sample], known, known, tenths)
         found, promised = made(scores), made.expected[made.groups(scores)]
         inside = (found.low <= exact) & (exact <= found.high)
         shares.append([inside[each].mean() for each in members])

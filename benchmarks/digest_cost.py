@@ -18,8 +18,8 @@ import numpy as np
 import tyro
 from PIL import Image
 
+from influence_ssl_jax.data.encoded import decode
 from influence_ssl_jax.data.source import content_digest
-from influence_ssl_jax.data.transform import decode
 
 
 @dataclasses.dataclass(frozen=True)

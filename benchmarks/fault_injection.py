@@ -8,9 +8,10 @@ Runs of the real command line, each in a process of its own, on a small network 
 at random moments and gone on with until they are through; stopped by files that may not grow, and by a file system without
 a free page, at many sizes of it; with parts, manifest and fitted curvature cut short, flipped by a bit or deleted in
 between; begun twice at once; with other settings; over images that were taken away, renamed, overwritten by others of the
-same size or swapped; audited with another encoder; given parts of another run; with random bits of finished files flipped,
-and with every state file holding what it never should; asked to stop by Ctrl-C and SIGTERM. Whatever happened, the table
-must have the bytes of an undisturbed run's, or the command must refuse with a reason and leave the scores alone.
+same size or swapped; audited with another encoder; given parts, a table or training states of another run; with random bits
+of finished files flipped, and with every state file holding what it never should; asked to stop by Ctrl-C, SIGTERM and
+SIGHUP. Whatever happened, the table must have the bytes of an undisturbed run's, or the command must refuse with a reason
+and leave the scores alone.
 About ten minutes on two cores. Expected: 0 examples lost or repeated.
 """
 

@@ -36,14 +36,14 @@ from influence_ssl_jax.parallel import (
     all_devices,
     barrier,
     first_only,
-    gathered,
+    gather,
     mesh,
-    part_of,
+    min_over_processes,
+    own_part,
     processes,
-    smallest,
     split,
     start,
-    summed,
+    sum_over_processes,
 )
 from influence_ssl_jax.provenance import device, versions
 from influence_ssl_jax.store import ScoreStore
@@ -97,19 +97,19 @@ def work(config: Config) -> None:
         start(Distributed(config.coordinator, PROCESSES, config.process))
         check_split()
     room = config.batch // 4 if config.process == SMALL or alone else config.batch
-    batch = smallest(room)
+    batch = min_over_processes(room)
     identity = {"draws": 4 + (config.case == "other identity" and config.process == OTHER)}
     with ScoreStore.open(config.folder, identity, config.rows) as store:
         store.bind(f"drawn in batches of {batch}")
         todo = store.todo() // batch
-        for count, number in enumerate(part_of(np.unique(todo)).tolist()):
+        for count, number in enumerate(own_part(np.unique(todo)).tolist()):
             if config.case == "one killed" and config.process == KILLED and count == 2:
                 os.kill(os.getpid(), signal.SIGKILL)
             if config.case == "one slow" and config.process == SLOW:
                 time.sleep(1.0)
             begin = number * batch
             store.append(drawn(begin, min(batch, config.rows - begin)))
-        written = summed(store.rows())
+        written = sum_over_processes(store.rows())
         barrier("scored")
 
         def finish() -> None:
@@ -126,7 +126,7 @@ def check_split() -> None:
     held = np.arange(DEVICES) + DEVICES * jax.process_index()
     rows = split(held.astype(np.float32), whole)
     assert rows.shape == (whole.size,), rows.shape
-    owned = sorted(int(value) for text in gathered(json.dumps(held.tolist())) for value in json.loads(text))
+    owned = sorted(int(value) for text in gather(json.dumps(held.tolist())) for value in json.loads(text))
     assert owned == list(range(whole.size)), owned
     assert float(jax.jit(lambda rows: rows.sum())(rows)) == sum(range(whole.size))
 

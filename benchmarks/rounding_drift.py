@@ -25,7 +25,7 @@ import numpy as np
 import tyro
 
 from influence_ssl_jax import trees
-from influence_ssl_jax.data import Digits, ToInput, cached, epoch
+from influence_ssl_jax.data import Digits, ToInput, cache, epoch
 from influence_ssl_jax.losses import SimCLR
 from influence_ssl_jax.problem import Objective
 from influence_ssl_jax.train import state as training
@@ -97,7 +97,7 @@ def moved(params: Params, seed: int) -> Params:
 def batches(config: Config, layout: Layout) -> Iterator[Batch]:
     """The first `steps` batches of a run."""
     transform = ToInput(config.size, config.size, 3)
-    source = cached(Digits(size=config.size).open(), transform)
+    source = cache(Digits(size=config.size).open(), transform)
     given = (source, transform, SINGLE.batch_size, SINGLE.seed)
     every = (
         loaded.batch

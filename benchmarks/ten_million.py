@@ -34,8 +34,8 @@ from influence_ssl_jax.provenance import device, versions
 from influence_ssl_jax.report.render import render
 from influence_ssl_jax.report.scored_run import ScoredFile
 from influence_ssl_jax.runs import audit
-from influence_ssl_jax.runs.score import searched_among
-from influence_ssl_jax.scoring.neighbours import streamed_knn_distance
+from influence_ssl_jax.runs.score import count_known, count_searched
+from influence_ssl_jax.scoring.neighbours import stream_knn_distance
 from influence_ssl_jax.scoring.stream import embedding_matrix
 from influence_ssl_jax.scoring.table import IN_CURVATURE_SET
 from influence_ssl_jax.store import ScoreStore
@@ -107,23 +107,33 @@ def fill(folder: Path, rows: int) -> None:
 def finish(folder: Path, rows: int) -> None:
     """Search neighbours and write the table."""
     with opened(folder, rows) as store:
-        distance = streamed_knn_distance(
-            lambda: (embedding_matrix(table["embedding"]) for table in store.windows(["embedding"]))
+        distances = store.distances(
+            lambda: stream_knn_distance(
+                lambda: (embedding_matrix(table["embedding"]) for table in store.windows(["embedding"]))
+            )
         )
+        known, _ = count_known(distances, store)
         inside = np.random.default_rng(0).choice(rows, 1024, replace=False)
-        labels = pa.table({"label": pa.array((np.arange(rows) % 10).astype(np.int8))})
-        marked = {"knn_distance": distance, IN_CURVATURE_SET: np.isin(np.arange(rows), inside)}
-        facts: dict[str, Plain] = {"nearest_neighbours": searched_among(distance, 1), "damping": {"resolved": 0.1}}
-        store.finish(labels, marked, facts)
+        labels = pa.table(
+            {"label": pa.array(np.resize(np.arange(10, dtype=np.int8), rows))}
+        )  # the source's: a byte a row
+
+        def further(index: np.ndarray) -> dict[str, np.ndarray]:
+            return {"knn_distance": distances.of(index), IN_CURVATURE_SET: np.isin(index, inside)}
+
+        facts: dict[str, Plain] = {"nearest_neighbours": count_searched(known, 1), "damping": {"resolved": 0.1}}
+        store.finish(labels, further, facts)
+        distances.delete()
 
 
 def judge(folder: Path, rows: int) -> None:
     """Everything that an audit does but the certificates, which are drawn."""
     scored = ScoredFile.open(folder)
-    chosen = np.sort(sample(Audit(examples=AUDITED), rows, np.flatnonzero(audit.own_left_out(scored))))
-    exact = scored.numbers("score")[chosen] ** 0.9 * np.exp(0.05 * np.random.default_rng(1).normal(size=len(chosen)))
+    chosen = np.sort(sample(Audit(examples=AUDITED), rows, audit.find_left_out(scored)))
+    score = scored.taken(chosen, ["score"])["score"].to_numpy()
+    exact = score**0.9 * np.exp(0.05 * np.random.default_rng(1).normal(size=len(chosen)))
     bounds = pa.table({"index": chosen, "lower": 0.99 * exact, "upper": 1.01 * exact})
-    found = audit.judged(scored, bounds, Calibration())
+    found = audit.compare_with_bounds(scored, bounds, Calibration())
     assert found["score"].examples == len(chosen)
     assert audit.calibrate(folder, scored, bounds, None, Calibration(), silent)
 

@@ -22,7 +22,7 @@ from types import FunctionType, ModuleType
 import jax
 import numpy as np
 
-from influence_ssl_jax.theory.draw import Draw, pool
+from influence_ssl_jax.theory.instances import Draw, pool
 from influence_ssl_jax.theory.item import Check
 
 CONFRONTED_BY = {
@@ -30,12 +30,11 @@ CONFRONTED_BY = {
     "linear": ("linear",),
     "two_layer": ("two_layer", "gauss_newton"),
     "gauss_newton": ("gauss_newton",),
-    "homogeneous": ("two_layer", "cosine_derivatives"),
+    "homogeneous": ("two_layer", "cosine"),
     "properties": ("properties",),
     "groups": ("groups",),
     "deviation": ("deviation",),
-    "cosine": ("cosine", "cosine_derivatives"),
-    "cosine_derivatives": ("cosine_derivatives",),
+    "cosine": ("cosine",),
     "leverage": ("leverage", "leave_out"),
     "leave_out": ("leave_out",),
     "gaussian": ("gaussian",),

@@ -31,14 +31,21 @@ from sklearn.datasets import load_digits
 from influence_ssl_jax import trees
 from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.cli.commands import compare
-from influence_ssl_jax.cli.tables import print_comparison
+from influence_ssl_jax.cli.console import print_comparison
 from influence_ssl_jax.configuration import describe
 from influence_ssl_jax.data import Arrays, ToInput, resident
 from influence_ssl_jax.data.loader import batches
 from influence_ssl_jax.data.tfds import Tfds
 from influence_ssl_jax.evaluation.certificate import Audit
-from influence_ssl_jax.evaluation.comparison import Examples, Grid, backends_to_compare, baselines, compared, rankings
-from influence_ssl_jax.evaluation.exact import truths
+from influence_ssl_jax.evaluation.comparison import (
+    Examples,
+    Grid,
+    backends_to_compare,
+    baselines,
+    compare_backends,
+    rankings,
+)
+from influence_ssl_jax.evaluation.exact import exact_scores
 from influence_ssl_jax.losses import CosineDistance, SimCLR
 from influence_ssl_jax.nets import Network
 from influence_ssl_jax.problem import Curvature, Objective, Problem
@@ -95,9 +102,9 @@ class Net:
     def run(self, out: Console) -> None:
         """Compare backends, then curvatures; write JSON and figures."""
         problem, examples = trained(self)
-        known = truths("dense", problem, *examples[:3], self.dampings, examples.scoring)
+        known = exact_scores("dense", problem, *examples[:3], self.dampings, examples.scoring)
         rows = null_rows(baselines(problem, examples), known)
-        rows += [plain(row) for row in compared(backends_to_compare(self.grid), problem, examples, known)]
+        rows += [plain(row) for row in compare_backends(backends_to_compare(self.grid), problem, examples, known)]
         folder = self.out / "compare_net"
         folder.mkdir(parents=True, exist_ok=True)
         write_figures(rows, folder)

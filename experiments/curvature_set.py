@@ -34,14 +34,14 @@ from influence_ssl_jax.configuration import describe
 from influence_ssl_jax.curvature.contributions import measure
 from influence_ssl_jax.data import Digits, Source, Tfds, resident
 from influence_ssl_jax.encoder import Encoder
-from influence_ssl_jax.evaluation.exact import inner_products, materialised
+from influence_ssl_jax.evaluation.exact import inner_products, materialise
 from influence_ssl_jax.evaluation.statistics import spearman, top_overlap
 from influence_ssl_jax.ihvp.backend import Damping, Spectrum, scalar
 from influence_ssl_jax.ihvp.gram import batch_gradients
 from influence_ssl_jax.losses import CosineDistance
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.provenance import versions
-from influence_ssl_jax.runs import objectives
+from influence_ssl_jax.runs.prepare import form_measurement, form_problem
 from influence_ssl_jax.runs.settings import CurvatureSet
 from influence_ssl_jax.types import Batch
 
@@ -106,21 +106,21 @@ def gradients(config: Config) -> dict[str, np.ndarray]:
         return dict(np.load(done, allow_pickle=False))
     path = config.encoder or HERE / "encoders" / f"{config.method}_w16_cifar10"
     encoder = Encoder.load(path)
-    measurement = objectives.measurement(encoder, "encoder", GaussianNoise(), CosineDistance())
+    measurement = form_measurement(encoder, "encoder", GaussianNoise(), CosineDistance())
     count = config.rows + -(-config.scored // config.batch_size) * config.batch_size
     batches = resident(config.source().open(), encoder.input, count, config.batch_size, 0)
     curvature = CurvatureSet(kind="fisher", examples=config.rows, batch_size=config.batch_size)
-    problem = objectives.problem(encoder, "encoder", measurement, curvature, batches)
+    problem = form_problem(encoder, "encoder", measurement, curvature, batches)
 
     @jax.jit
     def of_curvature(problem: Problem, batch: Batch) -> tuple[Array, Array]:
         found = batch_gradients(problem, batch, 1)
-        return materialised(found), jnp.zeros(batch.index.shape)
+        return materialise(found), jnp.zeros(batch.index.shape)
 
     @jax.jit
     def of_scored(problem: Problem, batch: Batch) -> tuple[Array, Array]:
         found = measure(measurement, problem.params, problem.frozen, batch)
-        return materialised(found.gradients), found.values[0]
+        return materialise(found.gradients), found.values[0]
 
     rows, losses = [], []
     for number in range(len(batches.index)):

@@ -29,7 +29,7 @@ from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.nets.heads import SelfSupervised
 from influence_ssl_jax.nets.network import Network
 from influence_ssl_jax.nets.resnet import Stem
-from influence_ssl_jax.train.evaluation import Labelled, embed_all, knn_accuracy
+from influence_ssl_jax.train.probes import Labelled, embed_all, knn_accuracy
 
 HERE = Path(__file__).parent
 ENCODER = HERE / "encoders" / "simclr_torch_w16_cifar10"

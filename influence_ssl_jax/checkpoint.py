@@ -18,8 +18,7 @@ from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.provenance import tree_digest
 from influence_ssl_jax.store import DamagedError, read_sealed, write_sealed
-from influence_ssl_jax.store.files import replacing
-from influence_ssl_jax.store.sealed import read_object
+from influence_ssl_jax.store.files import read_object, replacing
 from influence_ssl_jax.types import PyTree
 
 Storage: TypeAlias = Literal["float32", "float16"]

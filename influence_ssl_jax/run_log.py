@@ -144,7 +144,7 @@ class RunLog:
 def _describe_stop(error: BaseException) -> str:
     """Describe in a few words why a run stopped."""
     if isinstance(error, KeyboardInterrupt):
-        return "terminated (SIGTERM)" if isinstance(error, Terminated) else "interrupted (Ctrl-C)"
+        return str(error) if isinstance(error, Terminated) else "interrupted (Ctrl-C)"
     return f"{type(error).__name__}: {error}"[:500]
 
 

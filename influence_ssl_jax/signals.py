@@ -1,4 +1,4 @@
-"""Handle Ctrl-C and SIGTERM: keep finished work, report the reason, and end in time."""
+"""Handle Ctrl-C, SIGTERM and a lost terminal: keep finished work, report the reason, and end in time."""
 
 import contextlib
 import os
@@ -11,14 +11,26 @@ from types import FrameType
 
 GRACE = 10.0
 """Seconds after a signal in which a run may end by itself; a compilation cannot be interrupted."""
-NAMES = {signal.SIGINT: "interrupted (Ctrl-C)", signal.SIGTERM: "terminated (SIGTERM)"}
+NAMES = {
+    signal.SIGINT: "interrupted (Ctrl-C)",
+    signal.SIGTERM: "terminated (SIGTERM)",
+    signal.SIGHUP: "the terminal was closed (SIGHUP)",
+}
 
 LastWord = Callable[[str], None]
 _last_words: list[LastWord] = []
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as a scheduler sends it before it kills; handled as Ctrl-C, with another exit status."""
+    """SIGTERM, as a scheduler sends it before it kills, or SIGHUP; handled as Ctrl-C, with another exit status.
+
+    Attributes:
+        number: The signal.
+    """
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        self.number = signal.Signals(number)
+        super().__init__(NAMES[self.number])
 
 
 @contextlib.contextmanager
@@ -48,14 +60,16 @@ def leave_at_once(status: int, reason: str) -> None:
 def status_of(number: int) -> int:
     """Return the exit status of a process that a signal ended.
 
-    It is 130 for Ctrl-C and 143 for SIGTERM.
+    It is 130 for Ctrl-C, 143 for SIGTERM and 129 for SIGHUP.
     """
     return 128 + number
 
 
 @contextlib.contextmanager
 def orderly() -> Iterator[None]:
-    """Turn SIGINT into KeyboardInterrupt and SIGTERM into Terminated while the block works.
+    """Turn SIGINT into KeyboardInterrupt, and SIGTERM and SIGHUP into Terminated, while the block works.
+
+    A SIGHUP that is ignored, as under nohup, stays so.
 
     Python handles a signal only between two of its own steps, and one step can be a compilation of minutes. A thread
     that the signal wakes at once therefore prints a message and, after GRACE seconds, ends the process with the
@@ -67,7 +81,8 @@ def orderly() -> Iterator[None]:
     ours, waker = socket.socketpair()
     waker.setblocking(False)
     ended = threading.Event()
-    before = {number: signal.signal(number, _raise) for number in NAMES}
+    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set[signal.Signals]()
+    before = {number: signal.signal(number, _raise) for number in NAMES.keys() - ignored}
     previous = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
     thread = threading.Thread(target=_watch, args=(ours, ended, GRACE), name="signals", daemon=True)
     thread.start()
@@ -85,7 +100,7 @@ def orderly() -> Iterator[None]:
 
 def _raise(number: int, _: FrameType | None) -> None:
     """Raise the exception of a signal."""
-    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
 
 def _watch(wakes: socket.socket, ended: threading.Event, grace: float) -> None:
@@ -95,7 +110,8 @@ def _watch(wakes: socket.socket, ended: threading.Event, grace: float) -> None:
         return
     if ended.wait(min(1.0, grace)):
         return
-    print(f"{NAMES[number]}: stopping, within {grace:g} seconds.", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(f"{NAMES[number]}: stopping, within {grace:g} seconds.", file=sys.stderr, flush=True)
     wakes.settimeout(grace)
     with contextlib.suppress(TimeoutError):
         if _next(wakes) is None and ended.is_set():

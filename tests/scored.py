@@ -34,12 +34,14 @@ def write_run(folder):
     attributes = source.attributes().append_column("age", pa.array(latent))
     attributes = attributes.append_column("$group$ & co", pa.array([[HOSTILE, "b", None][k % 3] for k in range(size)]))
     attributes = attributes.append_column("file", pa.array([f"{k}.png" for k in range(size)]))
+    distance = np.zeros(size)
+    distance[kept] = generator.exponential(size=len(kept))
     with ScoreStore.open(folder, {"source": describe(SOURCE)}, size) as store:
         store.append(pa.table(columns))
         store.skip([Skipped(0, "zero", HOSTILE), Skipped(1, "one", "truncated")])
         store.finish(
             attributes,
-            {"knn_distance": generator.exponential(size=len(kept))},
+            lambda index: {"knn_distance": distance[index]},
             {
                 "configuration": {"class": "Score", "source": describe(SOURCE), "draws": 4},
                 "command": ["influence-ssl", "score", "--out", "my scores"],

@@ -6,9 +6,8 @@ import pytest
 
 from influence_ssl_jax.report.render import render
 from influence_ssl_jax.theory import page as theory_page
-from influence_ssl_jax.theory.families import FAMILIES, ITEMS
+from influence_ssl_jax.theory.families import FAMILIES, ITEMS, Verdict
 from influence_ssl_jax.theory.item import Outcome
-from influence_ssl_jax.theory.verdict import Verdict
 from tests import chromium
 from tests.scored import write_run
 

@@ -137,5 +137,5 @@ def test_a_table_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch, limi
     pq.write_table(pa.table({"file": ["a.png"] * 1000}), tmp_path / "t.parquet")
     assert read_table(tmp_path / "t.parquet").num_rows == 1000
     monkeypatch.setattr(table, limit, value)
-    with pytest.raises(DataError, match="would unpack to 1,000 rows"):
+    with pytest.raises(DataError, match="expands to 1,000 rows"):
         read_table(tmp_path / "t.parquet")

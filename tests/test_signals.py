@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from influence_ssl_jax import signals
+
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 60
 
@@ -60,6 +62,7 @@ def started(folder, body, grace):
     [
         (signal.SIGINT, 130, "Interrupted. What was finished is kept", "interrupted (Ctrl-C)"),
         (signal.SIGTERM, 143, "Terminated. What was finished is kept", "terminated (SIGTERM)"),
+        (signal.SIGHUP, 129, "Terminated. What was finished is kept", "the terminal was closed (SIGHUP)"),
     ],
 )
 def test_a_signal_ends_a_run_with_its_status_and_a_line_in_the_log(tmp_path, number, status, word, reason):
@@ -87,6 +90,14 @@ def test_a_process_that_python_cannot_interrupt_ends_in_time_all_the_same(tmp_pa
     assert 1.0 <= time.monotonic() - began < 10
     assert "stopping, within 1 seconds" in said
     assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["event"] == "stopped"
+
+
+def test_a_lost_terminal_is_ignored_where_the_user_said_so(monkeypatch):
+    monkeypatch.setattr(signals.signal, "getsignal", lambda _: signal.SIG_IGN)  # as nohup leaves it
+    handlers = {}
+    monkeypatch.setattr(signals.signal, "signal", lambda number, handler: handlers.setdefault(number, handler))
+    with signals.orderly():
+        assert set(handlers) == {signal.SIGINT, signal.SIGTERM}
 
 
 def test_a_second_signal_does_not_wait(tmp_path):

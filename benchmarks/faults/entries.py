@@ -26,7 +26,7 @@ from pyarrow import parquet
 
 from influence_ssl_jax.data import Folder
 from influence_ssl_jax.data.source import Skipped
-from influence_ssl_jax.data.table import classes
+from influence_ssl_jax.data.table import number_classes
 from influence_ssl_jax.errors import DataError, printable
 
 READ, NAMED = "read", "named"
@@ -157,7 +157,7 @@ def labels(rng: np.random.Generator, found: collections.Counter[str]) -> None:
     missing = [value is None or value == "" or value != value for value in values]
     refused = all(missing) or kind == "lists"
     try:
-        came = classes(pa.chunked_array([pa.array(values)]), "The column").labels.tolist()
+        came = number_classes(pa.chunked_array([pa.array(values)]), "The column").labels.tolist()
     except DataError:
         found["as put in" if refused else "refused without need"] += 1
         return

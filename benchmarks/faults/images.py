@@ -86,7 +86,7 @@ def _other_encoder(rig: Rig, audit: list[str]) -> int:
 
 
 def _parts_of_another_run(rig: Rig) -> int:
-    """Parts of two draws in a folder of three."""
+    """Parts, then table and record, of two draws in a folder of three."""
     status, said = rig.run(command(rig.score("three", "--draws", "3")))
     assert status == 0, said
     fresh = table(rig.root / "three")
@@ -99,4 +99,8 @@ def _parts_of_another_run(rig: Rig) -> int:
     shutil.rmtree(rig.root / "three" / "parts" / "0000")
     status, _ = rig.run(command(rig.score("three", "--draws", "3")))
     rig.note("parts of another run", refused and status == 0 and table(rig.root / "three") == fresh, said=said[:300])
+    for name in ("scores.parquet", "run.json"):
+        shutil.copy(rig.root / "fresh" / name, rig.root / "three" / name)
+    status, _ = rig.run(command(rig.score("three", "--draws", "3")))
+    rig.note("table and record of another run, the same command", status == 0 and table(rig.root / "three") == fresh)
     return lost_or_repeated(rig.root / "three", rig.config.images)

@@ -39,7 +39,7 @@ def states(rig: Rig, fresh: str) -> int:
 
 
 def _training(rig: Rig) -> int:
-    """The states of pretraining: the newest damaged, one replaced by an older one, settings and journal that are none."""
+    """The states of pretraining: damaged, replaced by older ones or by another run's; settings and journal that are none."""
     whole = (rig.root / "encoder" / "encoder.npz").read_bytes()
     action = told(lambda: rig.train("states"))
     status, said = rig.run(action)
@@ -63,14 +63,21 @@ def _training(rig: Rig) -> int:
         shutil.rmtree(folder / "checkpoints" / str(last))
         shutil.copytree(folder / "checkpoints" / str(before), folder / "checkpoints" / str(last))
 
+    def other() -> None:
+        rig.train("other", seed=1)
+        shutil.rmtree(folder / "checkpoints")
+        shutil.copytree(rig.root / "other" / "checkpoints", folder / "checkpoints")
+        shutil.copy(rig.root / "other" / "checkpoints.json", folder / "checkpoints.json")
+
     for fault, damage in (
         ("the newest state flipped", damaged),
         ("the newest state replaced by the one before", replaced),
+        ("the states of another run", other),
         ("checkpoints.json holds null", lambda: (folder / "checkpoints.json").write_text("null")),
         ("metrics.jsonl holds null", lambda: (folder / "metrics.jsonl").write_text("null\n[]\n" + DEEP)),
     ):
         (folder / "encoder.npz").unlink()
-        damage()
+        rig.run(told(damage))  # in a process of its own, as every use of JAX
         status, said = rig.run(action)
         same = (folder / "encoder.npz").exists() and (folder / "encoder.npz").read_bytes() == whole
         rig.note(f"pretraining: {fault}", status == 0 and same, said=said[-200:] if status else "")

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C at random moments, again and again, until a run comes through."""
+"""SIGTERM, Ctrl-C and a closed terminal at random moments, again and again, until a run comes through."""
 
 import os
 import shutil
@@ -35,7 +35,7 @@ def _stopped_until_through(rig: Rig, arguments: list[str], out: str, seconds: fl
         if times == rig.config.at_most:
             assert ended(process) == 0, (rig.root / "said.txt").read_text()
             return times, well
-        number = rig.random.choice((signal.SIGTERM, signal.SIGINT))
+        number = rig.random.choice((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
         deadline = time.monotonic() + rig.random.uniform(0.3, 0.9) * seconds
         while time.monotonic() < deadline:
             done, status = os.waitpid(process, os.WNOHANG)

@@ -19,7 +19,7 @@ from benchmarks.shared import Shared
 from influence_ssl_jax import trees
 from influence_ssl_jax.checkpoints.layout import filled, shapes_of
 from influence_ssl_jax.checkpoints.resnet import backbone_source
-from influence_ssl_jax.checkpoints.tensor import Tensor
+from influence_ssl_jax.checkpoints.tensors import Tensor
 from influence_ssl_jax.data import ToInput
 from influence_ssl_jax.types import Params
 

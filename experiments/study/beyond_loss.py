@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from experiments.study import results
 from experiments.study.table import Study, Table, images_of
-from influence_ssl_jax.evaluation.statistics import bootstrap, explained, partial_spearman, spearman
+from influence_ssl_jax.evaluation.statistics import bootstrap, explained_variance, partial_spearman, spearman
 
 RIVALS = ("alignment_loss", "gradient_norm", "pixel_variance", "knn_distance")
 DESCRIBED = (
@@ -60,8 +60,8 @@ def find(study: Study, resamples: int = 200) -> tuple[dict[str, Any], Figure]:
         "images": len(score),
         "reliability of the score": reliability(table),
         "spearman": {name: bootstrap(spearman, score, table[name], resamples=resamples) for name in RIVALS},
-        "explained by the alignment loss": bootstrap(explained, score, loss, resamples=resamples),
-        "explained by all rivals": bootstrap(explained, score, every, resamples=resamples),
+        "explained by the alignment loss": bootstrap(explained_variance, score, loss, resamples=resamples),
+        "explained by all rivals": bootstrap(explained_variance, score, every, resamples=resamples),
         "partial spearman given the alignment loss": {
             name: bootstrap(partial_spearman, score, table[name], loss, resamples=resamples) for name in DESCRIBED
         },

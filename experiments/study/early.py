@@ -21,7 +21,7 @@ from experiments.study.beyond_loss import RIVALS
 from experiments.study.table import EXPERIMENTS, Study, Table
 from influence_ssl_jax.data import Tfds
 from influence_ssl_jax.data.source import Example, read_all
-from influence_ssl_jax.evaluation.statistics import bootstrap, explained, spearman
+from influence_ssl_jax.evaluation.statistics import bootstrap, explained_variance, spearman
 
 METHODS = {"SimCLR": "simclr", "BYOL": "byol", "Barlow Twins": "barlow_twins"}
 
@@ -51,8 +51,8 @@ def describe(table: Table) -> dict[str, Any]:
         "spearman": {
             name: bootstrap(spearman, score, table[name]) for name in (*RIVALS, "border_spread", "border_mean")
         },
-        "explained by the alignment loss": bootstrap(explained, score, table["alignment_loss"][:, None]),
-        "explained by all rivals": bootstrap(explained, score, every),
+        "explained by the alignment loss": bootstrap(explained_variance, score, table["alignment_loss"][:, None]),
+        "explained by all rivals": bootstrap(explained_variance, score, every),
         "distribution": results.resampled(distribution.describe, score),
         "deviation": deviation.parts(score, table["score_se"].astype(float) ** 2, 2),
     }

@@ -27,7 +27,8 @@ from influence_ssl_jax.ihvp.eigenbasis import Coordinates, EigenbasisState, proj
 from influence_ssl_jax.losses import CosineDistance
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.progress import silent
-from influence_ssl_jax.runs.score import curvature_of, identity, prepare
+from influence_ssl_jax.runs.prepare import draw_problem, prepare
+from influence_ssl_jax.runs.score import identity
 from influence_ssl_jax.scoring.fitting import shapes
 from influence_ssl_jax.store import load_fitted
 from influence_ssl_jax.types import Batch
@@ -140,7 +141,7 @@ class Variants:
         self.ids = np.random.default_rng(1).permutation(sample)[: study.variants].tolist()
         settings = settings_of(study)
         given = prepare(settings, silent)
-        self.problem, _ = curvature_of(settings, given)
+        self.problem, _ = draw_problem(settings, given)
         described = identity(settings, given.encoder, given.transform, given.source)
         owner = fingerprint({"size": len(given.source), **described})
         held = load_fitted(settings.out, *shapes(self.problem, settings.backend, settings.scoring.seed), owner)

@@ -15,9 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from influence_ssl_jax.checkpoint import CheckpointError
-from influence_ssl_jax.checkpoints.safetensors_file import read_safetensors
-from influence_ssl_jax.checkpoints.tensor import Tensor
-from influence_ssl_jax.checkpoints.torch_file import Foreign, read_torch
+from influence_ssl_jax.checkpoints.tensors import Foreign, Tensor, read_safetensors, read_torch
 from influence_ssl_jax.data.transform import ToInput
 from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.losses import BYOL, BarlowTwins, Loss, SimCLR

@@ -1,1 +1,1 @@
-"""The sub-commands, one file each; the command line imports the one that was asked for."""
+"""Parse command lines, run what they ask for, and print what happens."""

@@ -1,12 +1,12 @@
-"""Run what a command line asks for and print what happens, one function a command.
+"""Run the commands and print their progress and results, one function per command.
 
-Each imports what it needs when it is called, so that a command loads nothing of another one.
+Each function imports its run when it is called, so that a command does not load the others.
 """
 
 from rich.console import Console
 from rich.text import Text
 
-from influence_ssl_jax.cli.console import Renderer
+from influence_ssl_jax.cli.console import Renderer, print_audit, print_comparison
 from influence_ssl_jax.progress import Written
 from influence_ssl_jax.runs.import_encoder import ImportRun
 from influence_ssl_jax.runs.settings import AuditRun, CompareRun, PretrainRun, ReportRun, ScoreRun
@@ -20,7 +20,7 @@ def pretrain(settings: PretrainRun, out: Console) -> None:
 
 
 def import_encoder(settings: ImportRun, out: Console) -> None:
-    """Make an encoder of a file of weights, and print what is in the file."""
+    """Make an encoder from a file of weights, and print what is in the file."""
     from influence_ssl_jax.runs.import_encoder import import_encoder
 
     made = import_encoder(settings)
@@ -28,28 +28,26 @@ def import_encoder(settings: ImportRun, out: Console) -> None:
         out.print(Text(f"{name}: {value}"), soft_wrap=True)
     out.print(Text(f"parameters: {made.parameters:,}"), soft_wrap=True)
     for name, reason in made.unread.items():
-        out.print(Text(f"left unread: {name}: {reason}"), soft_wrap=True)
+        out.print(Text(f"not read: {name}: {reason}"), soft_wrap=True)
     Renderer(out)(Written("Encoder", made.arrays))
 
 
 def score(settings: ScoreRun, out: Console) -> None:
-    """Score a data set."""
+    """Score a data set into a folder."""
     from influence_ssl_jax.runs.score import score
 
     score(settings, Renderer(out))
 
 
 def audit(settings: AuditRun, out: Console) -> None:
-    """Audit a folder of scores, and print how good they are."""
-    from influence_ssl_jax.cli.tables import print_audit
+    """Audit a folder of scores, and print how far they are from exact ones."""
     from influence_ssl_jax.runs.audit import audit
 
     print_audit(audit(settings, Renderer(out)), out)
 
 
 def compare(settings: CompareRun, out: Console) -> None:
-    """Compare backends, and print the tables."""
-    from influence_ssl_jax.cli.tables import print_comparison
+    """Compare backends with exact scores, and print the tables."""
     from influence_ssl_jax.runs.compare import COMPARISON, compare
 
     render = Renderer(out)
@@ -59,6 +57,7 @@ def compare(settings: CompareRun, out: Console) -> None:
 
 def report(settings: ReportRun, out: Console) -> None:
     """Write the report of a folder of scores."""
-    from influence_ssl_jax.runs.report import report
+    from influence_ssl_jax.report.render import render
 
-    report(settings, Renderer(out))
+    page = render(settings.folder, settings.out, extent=settings.extent)
+    Renderer(out)(Written("Report", page))

@@ -1,31 +1,35 @@
-"""Show the progress of runs on a console."""
+"""Show the progress and the results of runs on a console."""
 
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.table import Table
 
+from influence_ssl_jax.configuration import Plain
 from influence_ssl_jax.progress import Advanced, Ended, Event, Note, Started
 
 EVERY = 60.0
-"""Seconds between lines where there is no terminal."""
+"""Seconds between lines if the console is not a terminal."""
 
 
 class Renderer:
-    """Print the events of runs: a bar or a moving sign at a terminal, elsewhere a line, then one a minute.
+    """Prints the events of runs: a progress bar on a terminal, otherwise a line at first and one per minute.
+
+    Args:
+        out: The console.
 
     Example:
         >>> from pathlib import Path
         >>> from influence_ssl_jax.progress import Written
         >>> Renderer(Console(width=80))(Written("Scores", Path("runs/x/scores.parquet")))
         Scores: runs/x/scores.parquet
-
-    Args:
-        out: The console.
     """
 
     def __init__(self, out: Console) -> None:
@@ -35,7 +39,7 @@ class Renderer:
         self._latest: Advanced | None = None
 
     def __call__(self, event: Event) -> None:
-        """Show one event."""
+        """Show an event."""
         if isinstance(event, Started):
             self._start(event)
         elif isinstance(event, Advanced):
@@ -50,6 +54,7 @@ class Renderer:
             self._out.print(f"{event.name}: {event.path}", highlight=False, markup=False, soft_wrap=True)
 
     def _start(self, event: Started) -> None:
+        """Begin to show a stage."""
         if event.done is None or event.total is None:
             began = time.monotonic()
             if self._out.is_terminal:
@@ -63,6 +68,7 @@ class Renderer:
         self._stage.enter_context(_lines(self._out, event.stage, line))
 
     def _advance(self, event: Advanced) -> None:
+        """Show how far a stage is."""
         self._latest = event
         if self._bars is not None:
             shown = " · ".join([event.stage, *(f"{name} {value:.4g}" for name, value in event.values.items())])
@@ -70,9 +76,11 @@ class Renderer:
 
 
 COMPILING = "compiling …"
+"""What is shown in place of a speed before the first batch is finished."""
 
 
 def _bars(out: Console) -> Bars:
+    """Return a progress bar with speed, elapsed time and remaining time."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -86,7 +94,7 @@ def _bars(out: Console) -> Bars:
 
 @contextlib.contextmanager
 def _lines(out: Console, doing: str, line: Callable[[], str]) -> Iterator[None]:
-    """Print a line now and every EVERY seconds while the block works, where there is no terminal."""
+    """Print a line now and every `EVERY` seconds during the block, if the console is not a terminal."""
     if out.is_terminal or out.quiet:
         yield
         return
@@ -107,7 +115,7 @@ def _lines(out: Console, doing: str, line: Callable[[], str]) -> Iterator[None]:
 
 
 def speed(event: Advanced) -> str:
-    """Say how fast all processes are; the first batch compiles and has no speed.
+    """Write the speed of all processes together; the first batch compiles and has no speed.
 
     Example:
         >>> speed(Advanced("scoring", 20, 100, 12.5))
@@ -117,7 +125,7 @@ def speed(event: Advanced) -> str:
 
 
 def count(event: Advanced) -> str:
-    """Say how far a stage is, how fast, and how long the rest takes.
+    """Write how far a stage is, its speed, and the remaining time.
 
     Example:
         >>> count(Advanced("scoring", 20, 100, 1.0))
@@ -128,11 +136,12 @@ def count(event: Advanced) -> str:
 
 
 def _of(done: int, total: int) -> str:
+    """Write how many images of all are finished."""
     return f"{done:,} of {total:,} images"
 
 
 def duration(seconds: float) -> str:
-    """Write seconds as people say them.
+    """Write a duration in seconds, minutes or hours.
 
     Example:
         >>> duration(7300.0)
@@ -142,3 +151,34 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def print_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], out: Console) -> None:
+    """Print a table whose first column is text and whose others are numbers."""
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+    for index, head in enumerate(heads):
+        shown.add_column(head, justify="right" if index else "left")
+    for row in rows:
+        shown.add_row(*row)
+    out.print(shown)
+
+
+def print_audit(record: dict[str, Any], out: Console) -> None:
+    """Print the table of an audit and its remarks."""
+    from influence_ssl_jax.report import audited  # only this command needs it
+
+    title = f"Against {record['counts']['certified']} certified scores, λ = {record['damping']:.4g}"
+    print_table(title, audited.HEADS, audited.table(record), out)
+    for remark in audited.remarks(record):
+        out.print(remark, style="dim", highlight=False)
+
+
+def print_comparison(rows: Sequence[dict[str, Plain]], out: Console) -> None:
+    """Print a table for each damping, with the best backend first, then failed backends with their reasons."""
+    from influence_ssl_jax.report import backends  # loads matplotlib
+
+    for damping in dict.fromkeys(row["damping"] for row in rows):
+        print_table(f"λ = {damping:g} × mean eigenvalue", backends.HEADS, backends.table(rows, damping), out)
+    for row in rows:
+        if row["reason"]:
+            out.print(f"{row['name']}, λ {row['damping']:g}: {row['reason']}", style="dim", highlight=False)

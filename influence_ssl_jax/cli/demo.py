@@ -1,4 +1,4 @@
-"""Run the whole way on bundled images, and say what was found."""
+"""Pretrain, score and report on bundled images, and print how well planted images are found."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,8 +11,7 @@ from rich.table import Table
 from influence_ssl_jax.cli.commands import pretrain, report, score
 from influence_ssl_jax.data import Digits, ToInput
 from influence_ssl_jax.losses import SimCLR
-from influence_ssl_jax.report.baselines import explained_by_baselines
-from influence_ssl_jax.report.recovery import Recovery, recoveries
+from influence_ssl_jax.report.analysis import Recovery, explained_by_baselines, recoveries
 from influence_ssl_jax.report.scored_run import ScoredRun
 from influence_ssl_jax.report.words import decimal, percent
 from influence_ssl_jax.runs.settings import CurvatureSet, PretrainRun, ReportRun, ScoreRun
@@ -21,10 +20,10 @@ from influence_ssl_jax.train import Architecture, Lars, Pretrain, Probe
 
 
 def summarise(folder: Path, out: Console) -> None:
-    """Print how well the score and each baseline recover what was planted, and how much of the score is its own.
+    """Print how well the score and each baseline find planted images, and how far the baselines explain the score.
 
     Raises:
-        StoreError: The folder holds no finished run.
+        StoreError: If the folder does not contain a finished run.
     """
     run = ScoredRun.load(folder)
     found = recoveries(run)
@@ -33,17 +32,17 @@ def summarise(folder: Path, out: Console) -> None:
         precisions = [[detector.average_precision for detector in item.detectors] for item in found]
         out.print(table("AUROC", found, aurocs, [0.5] * len(found)))
         out.print(table("Average precision", found, precisions, [item.chance for item in found]))
-        out.print("low, high: the end of the list that is taken for suspicious; * expected beforehand.", style="dim")
+        out.print("low, high: where planted images are looked for; *: this end was expected beforehand.", style="dim")
     counts, own = run.record["counts"], explained_by_baselines(run)
     out.print(
-        f"{counts['scored']} images scored, {counts['nan']} not finite, {counts['skipped']} skipped. Together the "
-        f"baselines explain {percent(own)} of the variance of the scores' ranks.",
+        f"{counts['scored']} images scored, {counts['nan']} scores not finite, {counts['skipped']} images skipped. "
+        f"Together the baselines explain {percent(own)} of the variance of the scores' ranks.",
         highlight=False,
     )
 
 
 def table(title: str, found: Sequence[Recovery], values: Sequence[Sequence[float]], chance: Sequence[float]) -> Table:
-    """One row for each kind and end, one column for the score and each baseline."""
+    """Make a table with a row for each kind and end, and a column for the score and each baseline."""
     shown = Table(
         box=SIMPLE_HEAD,
         padding=(0, 0),
@@ -65,19 +64,18 @@ def table(title: str, found: Sequence[Recovery], values: Sequence[Sequence[float
 
 @dataclasses.dataclass(frozen=True)
 class Demo:
-    """The whole way on bundled images, in minutes, without network or accelerator: pretrain, score, report.
+    """Pretrain, score and report on bundled images, in minutes, without a download or an accelerator.
 
-    The images are handwritten digits among which exact and near duplicates, blank images and noise were planted, so
-    that it can be told how well the scores find them, beside simpler measures. What is finished is kept: the same
-    command given again goes on where it stopped.
+    The images are handwritten digits with planted exact and near duplicates, blank images and noise. The demo measures
+    how well the scores and simpler measures find these. Finished work is kept: repeat the command to continue.
 
     influence-ssl demo --out demo
 
     Attributes:
-        out: Folder for everything: encoder/, scores/ and report.html.
+        out: Folder for encoder/, scores/ and report.html.
         epochs: Passes over the images in pretraining.
-        draws: Noise draws per image.
-        seed: Fixes everything random but the bundled images.
+        draws: Perturbations per image.
+        seed: Seed of all random numbers; the bundled images are always the same.
     """
 
     out: Path = Path("demo")
@@ -87,7 +85,7 @@ class Demo:
 
 
 def demo(settings: Demo, out: Console) -> None:
-    """Pretrain, score, report, and say what was found."""
+    """Pretrain, score and report, and print how well planted images are found."""
     source = Digits()
     training = Pretrain(
         "simclr",

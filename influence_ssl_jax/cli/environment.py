@@ -1,4 +1,4 @@
-"""Set up JAX for the command line: compile cache, kernels, precision of products."""
+"""Set up JAX for the command line: cache of compiled programs, convolutions on CPUs, precision of products."""
 
 import importlib.metadata
 import os
@@ -10,21 +10,28 @@ FOLDER, LEAST = "JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_T
 
 
 def keep_compiled_programs(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Let JAX keep what it compiles, before it is imported: a second run of the same shapes begins at once.
+    """Let JAX keep compiled programs, so that later runs with the same shapes start at once.
 
-    In `$XDG_CACHE_HOME/influence-ssl/jax/<host>` (`~/.cache/…`), a folder that only the user may read: a cached program
-    is code. `JAX_COMPILATION_CACHE_DIR` names another folder and, set to nothing, keeps nothing.
+    Call it before JAX is imported. The folder is `$XDG_CACHE_HOME/influence-ssl/jax/<host>` (`~/.cache/…`); only the user
+    may read it, because a cached program is code. `JAX_COMPILATION_CACHE_DIR` sets another folder; if it is empty, no
+    program is kept.
+
+    Example:
+        >>> environment = {"JAX_COMPILATION_CACHE_DIR": ""}
+        >>> keep_compiled_programs(environment)
+        >>> environment  # the choice of the user
+        {'JAX_COMPILATION_CACHE_DIR': ''}
     """
     if FOLDER in environment:
         return
     try:
         home = environment.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    except RuntimeError:  # a user without a home, as in some containers
+    except RuntimeError:  # the user has no home folder, as in some containers
         return
-    folder = Path(home) / "influence-ssl" / "jax" / platform.node()  # a program is made for the machine's own processor
+    folder = Path(home) / "influence-ssl" / "jax" / platform.node()  # programs are specific to the processor
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError:  # a home that cannot be written is no reason to stop
+    except OSError:  # the home folder cannot be written to; work without the cache
         return
     environment[FOLDER] = str(folder)
     environment.setdefault(LEAST, "0.2")
@@ -32,17 +39,17 @@ def keep_compiled_programs(environment: MutableMapping[str, str] = os.environ) -
 
 FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 UNDERSTOOD_BY = ("0.10.2",)
-"""Versions of jaxlib that are known to have the flag; any other aborts the process on a flag that it does not know."""
+"""Versions of jaxlib that are known to have the flag; jaxlib aborts the process if it does not know a flag."""
 
 
 def keep_convolutions_whole() -> bool:
-    """Ask XLA not to fuse convolutions into YNNPACK calls; true where the choice is made.
+    """Tell XLA not to fuse convolutions into calls of YNNPACK; return whether the flag was set.
 
-    Measured with ResNet-18 on two cores (`benchmarks/convolutions.py`): a gradient in 0.71 of the time, a forward pass in
-    0.77, because both cores are kept busy.
+    Measured with ResNet-18 on two cores (`benchmarks/convolutions.py`): a gradient takes 0.71 of the time and a forward pass
+    0.77, because both cores are busy.
 
-    Read by XLA when the first computation compiles, so it is called at the start of a program, and by the compiler for
-    CPUs alone: accelerators do not see it. A choice that `XLA_FLAGS` already holds is left as it is.
+    Call it at the start of a program: XLA reads the flag when it compiles the first computation. It affects only the
+    compiler for CPUs. A value that is already in `XLA_FLAGS` is not changed.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if FLAG in flags or importlib.metadata.version("jaxlib") not in UNDERSTOOD_BY:
@@ -55,10 +62,16 @@ VARIABLE = "JAX_DEFAULT_MATMUL_PRECISION"
 
 
 def keep_float32(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Let float32 mean float32 on an accelerator too; a choice that `JAX_DEFAULT_MATMUL_PRECISION` holds is left.
+    """Let JAX multiply float32 numbers in full float32 on accelerators.
 
-    Without it GPUs round the factors of products and convolutions to 10 bits (TF32), TPUs to 7 (`jax.lax.Precision`): far
-    more than a certificate allows for, or a solve to 1e-5. On a CPU it changes no bit. `--precision bfloat16` is where
-    speed is asked for.
+    By default GPUs round the factors of products and convolutions to 10 bits (TF32) and TPUs to 7 (`jax.lax.Precision`):
+    too much for a certificate, or for a solve to 1e-5. On a CPU it changes no bit. A value that is already in
+    `JAX_DEFAULT_MATMUL_PRECISION` is not changed. For speed, use `--precision bfloat16`.
+
+    Example:
+        >>> environment = {}
+        >>> keep_float32(environment)
+        >>> environment
+        {'JAX_DEFAULT_MATMUL_PRECISION': 'highest'}
     """
     environment.setdefault(VARIABLE, "highest")

@@ -1,4 +1,4 @@
-"""`influence-ssl theory`: every statement of the theory checked, in a table, as JSON and as a page."""
+"""Check every statement of the theory, and write the results as a table, JSON and a page."""
 
 import dataclasses
 import json as jsons
@@ -13,9 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from influence_ssl_jax.errors import InfluenceError
-from influence_ssl_jax.theory.document import markdown
-from influence_ssl_jax.theory.page import page
-from influence_ssl_jax.theory.verdict import Verdict, judge, named, plain
+from influence_ssl_jax.theory.families import Verdict, judge, named, plain
+from influence_ssl_jax.theory.page import markdown, page
 
 _STYLES = {"true": "green", "true under conditions": "yellow", "false as stated": "red"}
 
@@ -24,17 +23,19 @@ _STYLES = {"true": "green", "true under conditions": "yellow", "false as stated"
 class Theory:
     """Check every theorem behind the score against automatic differentiation.
 
-    Each statement of the theory has a verdict (true, true under conditions, false as stated) and checks that carry it:
-    random instances in float64, compared with dense linear algebra, automatic differentiation or actual refitting, and
-    the counter-examples that keep a false statement refuted. Ends with an error if any check fails.
+    Each statement of the theory has a verdict (true, true under conditions, false as stated) and checks. A check compares
+    random instances in float64 with dense linear algebra, automatic differentiation or actual refitting; for a false
+    statement it verifies a counter-example. The command ends with an error if a check fails.
+
+    influence-ssl theory --html theory.html
 
     Attributes:
-        item: Only these items, by name; all of them if none is given.
-        draws: Random instances for each check.
-        seed: Another seed gives other instances.
-        json: Write the results here.
-        html: Write a page here, with the statements typeset and a plot for each family: one file, no network.
-        markdown: Write the list of statements and verdicts here, without measured numbers.
+        item: Names of the items to check; all if there are none.
+        draws: Number of random instances for each check.
+        seed: Seed of the instances.
+        json: File for the results as JSON.
+        html: File for a page with the typeset statements and a plot for each family; it needs no other file.
+        markdown: File for the list of statements and verdicts, without measured numbers.
     """
 
     item: tuple[str, ...] = ()
@@ -50,10 +51,10 @@ class Theory:
 
 
 def theory(settings: Theory, out: Console) -> None:
-    """Run the checks, print the table, write the files that were asked for.
+    """Run the checks, print the table, and write the files.
 
     Raises:
-        InfluenceError: A check fails; everything is printed and written before.
+        InfluenceError: If a check fails; the table and all files are complete then.
     """
     if settings.markdown is not None:
         settings.markdown.write_text(markdown())
@@ -80,7 +81,7 @@ def theory(settings: Theory, out: Console) -> None:
 
 
 def table(verdicts: Sequence[Verdict]) -> Table:
-    """For each item its verdict, and for each of its checks what was measured, what is allowed, over how many draws."""
+    """Make a table with the verdict of each item, and for each check the measured number, its limit and the draws."""
     written = Table(title="The theory of Influence-SSL", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     written.add_column("item, verdict, checks", overflow="fold")
     written.add_column("measured", justify="right", no_wrap=True)

@@ -1,18 +1,13 @@
-"""Data sets: sources, one file each, and how their examples become batches.
-
-A source that is added here is known to the command line and to the contract tests.
-"""
+"""Define data sets and load their examples; each source is one file, and `SOURCES` is the registry."""
 
 from influence_ssl_jax.errors import require
 
 require("data")
 
 from influence_ssl_jax.data.arrays import Arrays
-from influence_ssl_jax.data.depth import depth_notes
 from influence_ssl_jax.data.digits import Digits
-from influence_ssl_jax.data.draw import epoch, resident
 from influence_ssl_jax.data.folder import Folder
-from influence_ssl_jax.data.loader import Cached, LoadedBatch, batches, cached
+from influence_ssl_jax.data.loader import Cached, LoadedBatch, batches, cache, epoch, resident
 from influence_ssl_jax.data.parquet import Parquet
 from influence_ssl_jax.data.shards import Shards
 from influence_ssl_jax.data.source import (
@@ -26,10 +21,10 @@ from influence_ssl_jax.data.source import (
 )
 from influence_ssl_jax.data.synthetic import Synthetic
 from influence_ssl_jax.data.tfds import Tfds
-from influence_ssl_jax.data.transform import ToInput
+from influence_ssl_jax.data.transform import ToInput, depth_notes
 
 SOURCES: tuple[type[Source], ...] = (Digits, Tfds, Folder, Parquet, Shards, Synthetic)
-"""What the command line offers: the one list of sources that can be described in words."""
+"""The registry of sources: those of the command line, of restored settings, and of the contract tests."""
 
 __all__ = [
     "SOURCES",
@@ -49,7 +44,7 @@ __all__ = [
     "ToInput",
     "UnreadableExample",
     "batches",
-    "cached",
+    "cache",
     "depth_notes",
     "epoch",
     "repeated_ids",

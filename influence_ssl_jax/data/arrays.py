@@ -1,4 +1,4 @@
-"""Data sets in memory."""
+"""Define data sets of arrays in memory."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,7 +12,15 @@ from influence_ssl_jax.errors import DataError, printable
 
 
 class InMemory(OpenSource):
-    """Images that are already decoded."""
+    """An opened data set of images that are decoded.
+
+    Args:
+        images: Pixels [height, width] or [height, width, channels] of each image.
+        labels: A class for each image, −1 if it is unknown.
+        ids: A name for each image; None takes its number.
+        attributes: One row for each image.
+        truth: Names of the attributes that say what was planted.
+    """
 
     def __init__(
         self,
@@ -36,29 +44,29 @@ class InMemory(OpenSource):
         return len(self._images)
 
     def read(self, index: int) -> Example:
-        """Example `index`; nothing is copied."""
+        """Return example `index`; its pixels are not copied."""
         name = self._ids[index] if self._ids is not None else str(index)
         label = int(self._labels[index]) if self._labels is not None else -1
         return Example(index, name, np.asarray(self._images[index]), label if label >= 0 else None)
 
     def ids(self) -> Sequence[str]:
-        """Return the ids that were given, or numbers."""
+        """Return the given ids, or numbers."""
         return self._ids if self._ids is not None else [str(index) for index in range(len(self))]
 
     def labels(self) -> Int[np.ndarray, " examples"]:
-        """Return the classes that were given, −1 where there are none."""
+        """Return the given classes, −1 if there are none."""
         return np.full(len(self), -1, np.int32) if self._labels is None else self._labels.astype(np.int32)
 
     def truth(self) -> tuple[str, ...]:
-        """Name the attributes that tell what was planted."""
+        """Return the names of the attributes that say what was planted."""
         return self._truth
 
     def attributes(self) -> pa.Table | None:
-        """The columns that were given."""
+        """Return the given attributes."""
         return self._attributes
 
     def fingerprint(self) -> str:
-        """A hash of everything, pixels included: arrays have no name to be known by."""
+        """Return a hash of all arrays, pixels included."""
         parts: list[str | bytes] = ["arrays", *(self._ids or ())]
         for image in self._images:
             parts += [f"{image.dtype} {image.shape}", np.ascontiguousarray(image).tobytes()]
@@ -67,20 +75,29 @@ class InMemory(OpenSource):
         return digest(*parts, *labels, known)
 
     def notes(self) -> tuple[str, ...]:
-        """Ids that occur more than once."""
+        """Return a note on ids that occur more than once."""
         return repeated_ids(self._ids or ())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Arrays(Source):
-    """Arrays in memory, for use from Python; two descriptions are equal only where they are the same object.
+    """Arrays in memory, for use from Python.
+
+    Two of these descriptions are equal only if they are the same object.
 
     Attributes:
         images: One array [count, height, width] or [count, height, width, channels], or a sequence of images of any
             sizes; 8- or 16-bit integers, or floating point in [0, 1].
-        labels: A class 0, 1, … per image, −1 where it is unknown.
-        ids: A name per image; its number where None.
-        columns: What else is known of the images: name and one value per image.
+        labels: A class 0, 1, … for each image, −1 if it is unknown.
+        ids: A name for each image; None takes its number.
+        columns: Further attributes by name, with one value for each image.
+
+    Example:
+        >>> import numpy as np
+        >>> from influence_ssl_jax import Arrays
+        >>> opened = Arrays(np.zeros((2, 8, 8), np.uint8), labels=[1, 0], ids=["a", "b"]).open()
+        >>> len(opened), opened.ids()[1], opened.read(1).label
+        (2, 'b', 0)
     """
 
     images: Sequence[np.ndarray] | np.ndarray
@@ -89,17 +106,17 @@ class Arrays(Source):
     columns: dict[str, Sequence[object] | np.ndarray] | None = None
 
     def _open(self) -> InMemory:
-        """The same arrays as examples.
+        """Open the arrays as examples.
 
         Raises:
-            DataError: Labels, ids or columns are not one per image, or a label is no class.
+            DataError: If labels, ids or columns do not have one value per image, or a label is no class.
         """
         labels = None if self.labels is None else np.asarray(self.labels)
         if labels is not None and not np.issubdtype(labels.dtype, np.integer):
-            raise DataError(f"labels are whole numbers, got dtype {labels.dtype}; number the classes 0, 1, ….")
+            raise DataError(f"labels must be whole numbers, got dtype {labels.dtype}; number the classes 0, 1, ….")
         if labels is not None and labels.size and (labels.min() < -1 or labels.max() >= 2**31):
             raise DataError(
-                f"labels are −1 (unknown) or classes from 0 to {2**31 - 1}, got {labels.min()} to {labels.max()}; "
+                f"labels must be −1 (unknown) or classes 0 to {2**31 - 1}, got {labels.min()} to {labels.max()}; "
                 "number the classes 0, 1, …, as np.unique(labels, return_inverse=True) does."
             )
         for name, values in (self.columns or {}).items():

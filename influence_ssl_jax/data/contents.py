@@ -1,4 +1,4 @@
-"""Whether a source still holds the images that it held: digests of bytes, compared example by example."""
+"""Compare the images of a source with digests that were taken before, example by example."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,19 +6,19 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from influence_ssl_jax.data.loader import in_order
-from influence_ssl_jax.data.source import OpenSource, UnreadableExample, persistently
+from influence_ssl_jax.data.loader import map_in_order
+from influence_ssl_jax.data.source import OpenSource, UnreadableExample, retry
 from influence_ssl_jax.errors import DataError
 
 CHUNK = 64
-"""Examples that a thread compares before it takes the next ones."""
+"""Number of examples that a thread compares at a time."""
 SHOWN = 5
-"""Changed images that a message names."""
+"""Number of changed images that a message names."""
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Change:
-    """An image that is not what it was.
+    """An image that has changed.
 
     Attributes:
         index: Its number in the source.
@@ -31,49 +31,60 @@ class Change:
     reason: str
 
 
-def changes(
+def find_changes(
     source: OpenSource,
     indices: Int[np.ndarray, " count"],
     ids: Sequence[str],
     contents: Sequence[bytes | None],
     workers: int | None = None,
 ) -> list[Change]:
-    """List the examples whose bytes are not those of a digest taken before.
+    """List the examples whose bytes do not have their earlier digest.
 
-    Nothing is decoded where the source can do without. An example whose digest is None is not compared: it had no
-    image to be read. Names, sizes and time stamps play no part.
+    Images are decoded only if the source cannot avoid it. An example whose digest is None had no readable image, and is
+    not compared. Names, sizes and time stamps are not compared either.
 
     Args:
         source: The examples as they are now.
-        indices: Which to compare.
-        ids: Their names then.
-        contents: Their digests then.
-        workers: Threads; as many as `in_order` takes where None.
+        indices: The examples to compare.
+        ids: Their earlier names.
+        contents: Their earlier digests.
+        workers: Number of threads; None takes the default of `map_in_order`.
 
     Raises:
-        DataError: Reading failed again and again for a reason that is not an image's.
+        DataError: As `data.source.retry`.
+
+    Example:
+        >>> import numpy as np
+        >>> from influence_ssl_jax.data import Arrays
+        >>> from influence_ssl_jax.data.contents import find_changes
+        >>> images = np.zeros((3, 2, 2), np.uint8)
+        >>> source = Arrays(images).open()
+        >>> before = [source.content(index) for index in range(3)]
+        >>> images[1] = 7
+        >>> [change.index for change in find_changes(source, np.arange(3), ["a", "b", "c"], before)]
+        [1]
     """
 
     def of_chunk(start: int) -> list[Change]:
         found = []
         for place in range(start, min(start + CHUNK, len(indices))):
-            reason = _changed(source, int(indices[place]), contents[place])
+            reason = _compare(source, int(indices[place]), contents[place])
             found += [Change(int(indices[place]), ids[place], reason)] if reason else []
         return found
 
-    return [change for found in in_order(of_chunk, range(0, len(indices), CHUNK), workers) for change in found]
+    return [change for found in map_in_order(of_chunk, range(0, len(indices), CHUNK), workers) for change in found]
 
 
 def refuse_changes(found: Sequence[Change], since: str, advice: str) -> None:
-    """Stop where an image has changed, naming the first ones.
+    """Refuse a source with changed images, and name the first ones.
 
     Args:
-        found: What `changes` lists.
-        since: What they were before, in the words of the message: "since they were scored".
-        advice: What to do.
+        found: What `find_changes` returned.
+        since: Since when, in the words of the message: "since they were scored".
+        advice: What to do, for the end of the message.
 
     Raises:
-        DataError: There is any.
+        DataError: If there are changes.
     """
     if found:
         named = "".join(f"\n  {change.id} (example {change.index}): {change.reason}" for change in found[:SHOWN])
@@ -81,14 +92,14 @@ def refuse_changes(found: Sequence[Change], since: str, advice: str) -> None:
         raise DataError(f"{len(found):,} images have changed {since}:{named}{more}\n{advice}")
 
 
-def _changed(source: OpenSource, index: int, before: bytes | None) -> str:
-    """What is different; empty where nothing is."""
+def _compare(source: OpenSource, index: int, before: bytes | None) -> str:
+    """Return what is different about an example; empty if nothing is."""
     if before is None:
         return ""
     if index >= len(source):
         return f"the source has {len(source):,} examples now"
     try:
-        now = persistently(source.content, index)
+        now = retry(source.content, index)
     except UnreadableExample as error:
         return f"it cannot be read any more: {error.skipped.reason}"
-    return "" if now == before else "its bytes are others"
+    return "" if now == before else "its bytes are different"

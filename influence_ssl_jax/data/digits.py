@@ -1,4 +1,4 @@
-"""The bundled data set: real handwritten digits with a known share of planted trouble."""
+"""Define the bundled data set: handwritten digits with planted duplicates, blank and noise images."""
 
 import dataclasses
 
@@ -14,30 +14,38 @@ from influence_ssl_jax.errors import DataError
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
+    """An image with what is known about it."""
+
     image: np.ndarray
     label: int
     planted: str
-    original: int  # position before shuffling, −1 for none
+    original: int  # position of the original before the shuffle, −1 if there is none
     id: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Digits(Source):
-    """scikit-learn's 1,797 digits, enlarged to RGB, with duplicates, blank and noise images planted among them.
+    """The 1,797 digits of scikit-learn, enlarged to RGB, with planted duplicates, blank and noise images.
 
-    No network is needed. The truth stands in the attributes: in `planted` none, exact_duplicate, near_duplicate, blank
-    or noise; in `original` the index of the digit that a duplicate repeats, else −1; in `label` the digit, −1 for blank
-    and noise. The digit that is repeated keeps `planted` = none: no pixel tells a copy from its original.
+    They need no download. The attributes contain the truth: `planted` is none, exact_duplicate, near_duplicate, blank or
+    noise; `original` is the index of the digit that a duplicate repeats, else −1; `label` is the digit, null for blank and
+    noise. A digit that is repeated has `planted` = none, because no pixel distinguishes a copy from its original.
 
     Attributes:
         size: Height and width of an image in pixels.
-        digits: How many of the real digits are used.
-        exact_duplicates: Planted copies, bit for bit, as a share of `digits`.
-        near_duplicates: Planted copies after a shift by one pixel, noise or a change of brightness, as a share of
+        digits: Number of real digits.
+        exact_duplicates: Number of planted copies, bit for bit, as a share of `digits`.
+        near_duplicates: Number of planted copies with a shift by one pixel, noise or another brightness, as a share of
             `digits`.
-        blanks: Planted images of one grey level, as a share of `digits`.
-        noise: Planted images of independent uniform noise, as a share of `digits`.
-        seed: Seed of what is planted and of the order.
+        blanks: Number of planted images of one grey level, as a share of `digits`.
+        noise: Number of planted images of independent uniform noise, as a share of `digits`.
+        seed: Seed of the choice of planted images and of the order.
+
+    Example:
+        >>> from influence_ssl_jax import Digits
+        >>> opened = Digits(digits=100).open()
+        >>> len(opened), opened.attributes()["planted"].to_pylist().count("exact_duplicate")
+        (115, 5)
     """
 
     size: int = 16
@@ -49,21 +57,20 @@ class Digits(Source):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be planted."""
+        """Refuse numbers and shares that are impossible."""
         if not 1 <= self.digits <= 1797 or self.size < 1:
-            raise DataError(f"digits is 1…1797 and size at least 1, got digits={self.digits}, size={self.size}.")
+            raise DataError(f"digits must be 1…1797 and size at least 1, got digits={self.digits}, size={self.size}.")
         shares = (self.exact_duplicates, self.near_duplicates, self.blanks, self.noise)
         if min(shares) < 0 or self.exact_duplicates + self.near_duplicates > 1:
             raise DataError(
-                f"Shares are not negative and each digit is repeated at most once, got {shares}; "
-                "keep exact_duplicates + near_duplicates at 1 or less."
+                f"Shares must not be negative, and each digit is repeated at most once, got {shares}; keep "
+                "exact_duplicates + near_duplicates at 1 or less."
             )
 
     def _open(self) -> InMemory:
-        """Enlarge, plant and shuffle."""
-        choice, pixels = np.random.default_rng(self.seed).spawn(
-            2
-        )  # apart, so that the truth does not depend on the size
+        """Enlarge the digits, plant the other images, and shuffle all."""
+        # Two generators, so that what is planted does not depend on the size.
+        choice, pixels = np.random.default_rng(self.seed).spawn(2)
         rows = self._originals(choice)
         rows = [*rows, *self._duplicates(rows, choice, pixels), *self._empty(pixels)]
         order = choice.permutation(len(rows))
@@ -86,7 +93,7 @@ class Digits(Source):
         images, labels = load_digits(return_X_y=True)
         chosen = np.sort(rng.choice(len(images), self.digits, replace=False))
         return [
-            _Row(_enlarged(images[k].reshape(8, 8), self.size), int(labels[k]), "none", -1, f"digit_{k:04d}")
+            _Row(_enlarge(images[k].reshape(8, 8), self.size), int(labels[k]), "none", -1, f"digit_{k:04d}")
             for k in chosen
         ]
 
@@ -114,24 +121,24 @@ class Digits(Source):
         ]
 
 
-def _enlarged(digit: np.ndarray, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """Grey levels 0…16 of 8×8 pixels as 0…255 of size×size×3."""
+def _enlarge(digit: np.ndarray, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """Resize 8×8 grey levels 0…16 to size×size×3 levels 0…255."""
     grey = Image.fromarray(np.round(digit * (255 / 16)).astype(np.uint8))
     return np.repeat(np.asarray(grey.resize((size, size), Image.Resampling.BICUBIC))[..., None], 3, axis=-1)
 
 
-def _shifted(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _shift(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     down, right = ((0, 1), (2, 1), (1, 0), (1, 2))[rng.integers(4)]
     padded = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
     return padded[down : down + image.shape[0], right : right + image.shape[1]]
 
 
-def _noisy(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _add_noise(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(np.round(image + rng.normal(0, 4, image.shape)), 0, 255).astype(np.uint8)
 
 
-def _dimmed(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _dim(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.round(image * rng.uniform(0.8, 0.95)).astype(np.uint8)
 
 
-_CHANGES = (_shifted, _noisy, _dimmed)
+_CHANGES = (_shift, _add_noise, _dim)

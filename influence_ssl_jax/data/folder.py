@@ -1,4 +1,4 @@
-"""A folder of images, with a table of attributes where there is one."""
+"""Define data sets of image files in a folder, with an optional table of attributes."""
 
 import dataclasses
 import functools
@@ -10,30 +10,39 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
 
-from influence_ssl_jax.data.encoded import Encoded
-from influence_ssl_jax.data.listing import Links, Listing, listed_once
-from influence_ssl_jax.data.source import Source, absolute_path, counted, digest
-from influence_ssl_jax.data.table import Classes, Matched, classes, match, read_table
-from influence_ssl_jax.data.transform import EXTENSIONS, UndecodableImage, contents
+from influence_ssl_jax.data.encoded import EXTENSIONS, Encoded, UndecodableImage, read_file
+from influence_ssl_jax.data.listing import Links, Listing, list_in_first_process
+from influence_ssl_jax.data.source import Source, absolute_path, digest, note_names
+from influence_ssl_jax.data.table import Classes, Matched, match, number_classes, read_table
 from influence_ssl_jax.errors import DataError, printable
 
 
 @dataclasses.dataclass(frozen=True)
 class Folder(Source):
-    """All image files below a folder, in natural order of their relative paths (2.jpg before 10.jpg): their ids.
+    """All image files in a folder and its subfolders.
 
-    Files of other kinds and hidden ones are passed over. Without a table, subfolders become the attribute `folder`. A link
-    that leads out of the folder is not followed, since it shows whatever it was made to show: named and skipped. So is
-    every other entry that has the name of an image and is none: a link that leads nowhere, a pipe, a file that is gone
-    when it is read. In ids, characters that a terminal would obey are written as escapes.
+    Ids are the relative paths, in natural order (2.jpg before 10.jpg); control characters in them are written as escapes.
+    Other files and hidden files are left out. Without a table, subfolders become the attribute `folder`. For security, a
+    link that leads out of the folder is not followed but skipped, with a reason. Other entries with the suffix of an image
+    that are not images are skipped too: links to nothing, pipes, files that are gone when they are read.
 
     Attributes:
         path: The folder of images.
         table: A .csv, .tsv or .parquet file with one row per image.
-        file_column: The table's column of file names, relative to the folder of images or to the table's own.
+        file_column: The column of file names in the table, relative to the folder of images or to that of the table.
         label_column: The attribute that is the class; its values are numbered in sorted order, an empty cell is no class.
-        links: Skip links that lead out of the folder and linked folders, or `follow` them, where the folder is your own.
-        encoding: Of a .csv or .tsv table.
+        links: `skip` links that lead out of the folder and links to folders, or `follow` them if you trust the folder.
+        encoding: Encoding of a .csv or .tsv table.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from influence_ssl_jax import Folder
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("10", "2"):
+        ...         size = (pathlib.Path(folder) / f"{name}.pgm").write_bytes(b"P5 2 1 255 " + bytes(2))
+        ...     opened = Folder(folder).open()
+        ...     opened.ids(), opened.read(0).image.shape
+        (['2.pgm', '10.pgm'], (1, 2))
     """
 
     path: str
@@ -44,42 +53,45 @@ class Folder(Source):
     encoding: str = "utf-8"
 
     def absolute(self) -> "Source":
-        """Return the same folder and table by absolute paths."""
+        """Return the same data set with absolute paths of folder and table."""
         return dataclasses.replace(super().absolute(), path=absolute_path(self.path), table=absolute_path(self.table))
 
     def _open(self) -> "OpenFolder":
         """List the images and match the table to them.
 
         Raises:
-            DataError: There is no such folder, no image in it, or the table cannot be used.
+            DataError: If there is no such folder, it contains no images, or the table cannot be used.
         """
         root = Path(self.path).expanduser()
         if not root.is_dir():
             raise DataError(f"There is no folder {self.path!r}; give the path of a folder of images.")
-        found = listed_once(root, self.links)
+        found = list_in_first_process(root, self.links)
         if not found.images:
             kinds, passed = " ".join(sorted(EXTENSIONS)), "".join(f"; {note}" for note in found.notes)
             raise DataError(
-                f"The folder {self.path!r} holds no images (looked for {kinds}; found {len(found.others)} other files"
-                f"{passed})."
+                f"The folder {self.path!r} contains no {kinds} files, only {len(found.others)} other files{passed}. Give "
+                "the path of a folder of images."
             )
-        matched = self._matched(root, found)
+        matched = self._match(root, found)
         labels = None
         if self.label_column is not None:
             known = matched.columns.column_names
             if self.label_column not in known:
-                raise DataError(f"There is no attribute {self.label_column!r} to use as the class; there are {known}.")
-            labels = classes(matched.columns[self.label_column], f"The label column {self.label_column!r}")
+                raise DataError(
+                    f"There is no attribute {self.label_column!r} to use as the class; choose one of {known}."
+                )
+            labels = number_classes(matched.columns[self.label_column], f"The label column {self.label_column!r}")
         table = None if self.table is None else Path(self.table).expanduser().resolve()
         strange = [name for name in found.others if (root / name).resolve() != table]
         notes = (
             *found.notes,
             *matched.notes,
-            *counted("files that are no images by their name, passed over", strange),
+            *note_names("files without the suffix of an image, left out", strange),
         )
         return OpenFolder(root, found, matched.columns, labels, notes, self.links)
 
-    def _matched(self, root: Path, found: Listing) -> Matched:
+    def _match(self, root: Path, found: Listing) -> Matched:
+        """Return the attributes of the files: those of the table, or the subfolder."""
         if self.table is None:
             names = (printable(posixpath.dirname(name)) for name in found.images)
             folders = pa.array(names, pa.string(), size=len(found.images))
@@ -91,7 +103,7 @@ class Folder(Source):
 
 
 class OpenFolder(Encoded):
-    """Listed files; each is opened when it is read."""
+    """An opened folder; a file is opened when it is read."""
 
     def __init__(
         self,
@@ -115,26 +127,26 @@ class OpenFolder(Encoded):
         return -1 if self._labels is None else int(self._labels.labels[index])
 
     def class_names(self) -> tuple[str, ...] | None:
-        """The values of the class column, in the order in which they are numbered."""
+        """Return the values of the class column, in the order of their numbers."""
         return None if self._labels is None else self._labels.values
 
     def _stored(self, index: int) -> bytes:
-        """Return the bytes of one file."""
+        """Return the bytes of a file."""
         path = self._root / self._found.images[index]
-        if self._within is not None and not _resolved(path).is_relative_to(self._within):
-            raise UndecodableImage("a link that leads out of the folder (links='follow' would follow it)")
-        return contents(path)
+        if self._within is not None and not _resolve(path).is_relative_to(self._within):
+            raise UndecodableImage("a link out of the folder (links='follow' follows it)")
+        return read_file(path)
 
     def ids(self) -> list[str]:
         """Return the relative paths."""
         return [printable(name) for name in self._found.images]
 
     def labels(self) -> Int[np.ndarray, " examples"]:
-        """Return the class of every file, −1 where it has none."""
+        """Return the class of every file, −1 if it has none."""
         return np.full(len(self), -1, np.int32) if self._labels is None else self._labels.labels
 
     def attributes(self) -> pa.Table | None:
-        """The table's other columns, or the subfolder."""
+        """Return the other columns of the table, or the subfolder."""
         return self._columns if self._columns.column_names else None
 
     @functools.cached_property
@@ -148,25 +160,25 @@ class OpenFolder(Encoded):
         return digest("folder", names, sizes, columns, known, "follow" if self._within is None else "skip")
 
     def fingerprint(self) -> str:
-        """Hash the names and sizes of the files, in order, the attributes, the classes, and whether links are followed.
+        """Return a hash of the files' names and sizes in order, attributes, classes, and the setting `links`.
 
-        The place of the folder and the times of the files do not count. Nor does what is in them: two files of one size
-        may change places unseen.
+        The path of the folder, and times and content of the files, are not part of it: if two files of the same size are
+        exchanged, the hash stays.
         """
         return self._identity
 
     def notes(self) -> tuple[str, ...]:
-        """Rows without image, images without row, rows that repeat, entries that are passed over."""
+        """Return notes on rows without an image, images without a row, repeated rows, and entries that are left out."""
         return self._notes
 
 
-def _resolved(path: Path) -> Path:
-    """Return where a path leads.
+def _resolve(path: Path) -> Path:
+    """Return the target of a path.
 
     Raises:
-        UndecodableImage: To itself.
+        UndecodableImage: If it is a link to itself.
     """
     try:
         return path.resolve()
-    except (RuntimeError, OSError):  # Python 3.11 and 3.13 say it differently
-        raise UndecodableImage("a link that leads to itself") from None
+    except (RuntimeError, OSError):  # RuntimeError in Python 3.11, OSError in 3.13
+        raise UndecodableImage("a link to itself") from None

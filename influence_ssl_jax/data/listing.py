@@ -1,7 +1,8 @@
-"""What is in a folder of images: names in natural order, sizes, and what is passed over."""
+"""Find the files of a data set: in a folder, by a pattern, or at an address."""
 
 import dataclasses
 import errno
+import itertools
 import json
 import os
 import posixpath
@@ -11,14 +12,123 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
 from pyarrow import compute, ipc
 
-from influence_ssl_jax.data.source import counted, digest
-from influence_ssl_jax.data.transform import EXTENSIONS, unreachable
-from influence_ssl_jax.parallel import from_first
+from influence_ssl_jax.data.encoded import EXTENSIONS, unreachable_error
+from influence_ssl_jax.data.source import UnreachableError, digest, note_names
+from influence_ssl_jax.errors import DataError
+from influence_ssl_jax.parallel import broadcast_from_first
+
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_WILD = re.compile(r"[*?\[]")
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredFile:
+    """A file on this machine or at an address.
+
+    Attributes:
+        system: The file system of fsspec that it is on.
+        path: Its path there.
+        name: Its path below the folder that contains all files of the data set.
+        size: Its size in bytes.
+        version: A time or an entity tag that changes with the file; empty if the system has none.
+    """
+
+    system: Any
+    path: str
+    name: str
+    size: int
+    version: str
+
+    @property
+    def is_local(self) -> bool:
+        """Test whether the file is on this machine."""
+        return "file" in _protocols(self.system)
+
+    def read(self, start: int, size: int) -> bytes:
+        """Return `size` bytes from `start`, fewer if the file ends before.
+
+        Raises:
+            UnreachableError: If the file cannot be read at present.
+        """
+        try:
+            if not self.is_local:
+                return self.system.cat_file(self.path, start, start + size)
+            with open(self.path, "rb") as file:
+                return os.pread(file.fileno(), size, start)
+        except (OSError, RuntimeError) as error:
+            raise UnreachableError(f"{self.path!r}: {error or type(error).__name__}") from error
+
+    def open(self) -> Any:
+        """Open the file for reading."""
+        return open(self.path, "rb") if self.is_local else self.system.open(self.path, "rb")
+
+
+def find_files(path: str, endings: Sequence[str]) -> list[StoredFile]:
+    """Find the files of a data set, in the order of their names.
+
+    Args:
+        path: A file, a folder (all files in it and below with one of the endings), a pattern with `*`, or a range
+            `train-{000..146}.tar`; on this machine, or an address such as `s3://bucket/train`.
+        endings: The endings of file names that are used from a folder.
+
+    Raises:
+        DataError: If there are none, one of a range is missing, or the address cannot be reached.
+    """
+    try:
+        found = [each for one in _expand_ranges(path) for each in _find(one, endings)]
+    except (OSError, ImportError, ValueError, RuntimeError) as error:
+        raise DataError(f"{path!r} cannot be listed: {error or type(error).__name__}.") from error
+    if not found:
+        raise DataError(
+            f"There are no files {path!r}. Give a file, a pattern, or a folder of {' '.join(endings)} files."
+        )
+    parents = [posixpath.dirname(file.path) for file in found]
+    above = posixpath.commonpath(parents) if all(parents) else ""
+    named = [dataclasses.replace(file, name=posixpath.relpath(file.path, above or ".")) for file in found]
+    return sorted(named, key=lambda file: file.name)
+
+
+def _expand_ranges(path: str) -> list[str]:
+    """Expand the ranges of a path, such as `{00..03}`, to all paths that they stand for."""
+    ranges = _RANGE.findall(path)
+    numbers = [[str(k).zfill(len(low)) for k in range(int(low), int(high) + 1)] for low, high in ranges]
+    parts = _RANGE.sub("\0", path).split("\0")
+    return [
+        "".join(itertools.chain.from_iterable(itertools.zip_longest(parts, chosen, fillvalue="")))
+        for chosen in itertools.product(*numbers)
+    ]
+
+
+def _find(path: str, endings: Sequence[str]) -> list[StoredFile]:
+    """Find the files of a path without ranges."""
+    system, plain = fsspec.core.url_to_fs(os.path.expanduser(path))
+    if _WILD.search(plain):
+        infos = list(system.glob(plain, detail=True).values())
+    elif system.isdir(plain):
+        every = system.find(plain, detail=True)
+        infos = [info for name, info in every.items() if name.lower().endswith(tuple(endings))]
+    else:
+        infos = [system.info(plain)]
+    return [_stored_file(system, info) for info in infos if info["type"] == "file"]
+
+
+def _stored_file(system: Any, info: dict[str, Any]) -> StoredFile:
+    version = next(
+        (str(info[key]) for key in ("ETag", "etag", "mtime", "LastModified", "last_modified") if key in info), ""
+    )
+    return StoredFile(system, info["name"], "", int(info["size"]), version)
+
+
+def _protocols(system: Any) -> tuple[str, ...]:
+    """Return the protocols of a file system of fsspec."""
+    return (system.protocol,) if isinstance(system.protocol, str) else tuple(system.protocol)
+
 
 pc: Any = compute  # its functions are made when it is imported: no type checker knows them
 
@@ -27,9 +137,9 @@ _CLOSED = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 class Names(Sequence[str]):
-    """File names as bytes in one array, some 30 bytes each in place of Python's 100; each is text when it is read.
+    """File names in one array of bytes: about 30 bytes each, where Python's texts take 100.
 
-    A name that is not UTF-8 has, as everywhere in Python, a surrogate for each byte that is none.
+    A name becomes text when it is read. Bytes that are not UTF-8 become surrogates, as in `os.fsdecode`.
     """
 
     def __init__(self, stored: pa.LargeBinaryArray) -> None:
@@ -37,13 +147,13 @@ class Names(Sequence[str]):
 
     @property
     def stored(self) -> pa.LargeBinaryArray:
-        """The names as bytes."""
+        """Return the names as bytes."""
         return self._stored
 
     def digest(self) -> str:
-        """Hash the names in their order."""
+        """Return a hash of the names in their order."""
         _, ends, letters = self._stored.buffers()
-        if ends is None or letters is None:  # no names
+        if ends is None or letters is None:  # there are no names
             return digest()
         places = np.frombuffer(ends, np.int64)[self._stored.offset :][: len(self) + 1]
         return digest(np.diff(places).astype("<i8").tobytes(), memoryview(letters)[places[0] : places[-1]].tobytes())
@@ -66,11 +176,11 @@ class Listing:
     """The files below a folder.
 
     Attributes:
-        images: Files whose name is that of an image, in natural order, relative to the folder; whatever they turn out to
-            be when they are read.
-        sizes: Of the images, in bytes; −1 where there is no regular file.
-        others: Further files.
-        notes: What was passed over, counted.
+        images: Files with the suffix of an image, in natural order, relative to the folder; their content is not
+            examined.
+        sizes: Sizes of the images in bytes; −1 if the entry is no regular file.
+        others: All other files.
+        notes: What was left out, with counts.
     """
 
     images: Names
@@ -79,7 +189,7 @@ class Listing:
     notes: tuple[str, ...]
 
     def to_bytes(self) -> bytes:
-        """Write it as one arrow stream."""
+        """Serialise the listing as a stream of arrow."""
         said = json.dumps({"others": self.others, "notes": self.notes}).encode()
         table = pa.table({"images": self.images.stored, "sizes": self.sizes}).replace_schema_metadata({b"said": said})
         sink = pa.BufferOutputStream()
@@ -89,7 +199,7 @@ class Listing:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "Listing":
-        """Read what `to_bytes` wrote."""
+        """Restore a listing from the bytes of `to_bytes`."""
         with ipc.open_stream(content) as reader:
             table = reader.read_all().combine_chunks()
         said = json.loads(table.schema.metadata[b"said"])
@@ -98,7 +208,7 @@ class Listing:
 
 
 @dataclasses.dataclass
-class _Found:
+class _Entries:
     images: list[bytes] = dataclasses.field(default_factory=list)
     sizes: list[int] = dataclasses.field(default_factory=list)
     others: list[str] = dataclasses.field(default_factory=list)
@@ -107,32 +217,43 @@ class _Found:
     loops: list[str] = dataclasses.field(default_factory=list)
 
 
-def listed_once(root: Path, links: Links = "skip") -> Listing:
-    """List the images below `root` in the first process of the run, and hand the list to the others.
+def list_in_first_process(root: Path, links: Links = "skip") -> Listing:
+    """List the images below `root` in the first process, and send the list to the others.
 
-    So no file system answers every process of a large run, and none that lags behind gives one of them another list.
+    One process asks the file system, and all processes of the run have the same list.
 
     Raises:
-        DataError: As `listed`.
-        InfluenceError: It failed in the first process, and this is another one.
+        DataError: As `list_images`.
+        InfluenceError: If it failed in the first process and this is another one.
     """
-    return Listing.from_bytes(from_first(lambda: listed(root, links).to_bytes()))
+    return Listing.from_bytes(broadcast_from_first(lambda: list_images(root, links).to_bytes()))
 
 
-def listed(root: Path, links: Links = "skip") -> Listing:
-    """List the images below `root`, one system call a file; hidden files and folders are passed over.
+def list_images(root: Path, links: Links = "skip") -> Listing:
+    """List the images below `root`, with one system call per file.
 
-    A folder that cannot be opened, a linked folder that is not followed, and one that leads back to a folder above it
-    are noted. Whatever else bears an image's name is listed: a link that leads nowhere, a pipe, a device.
+    Hidden files and folders are left out. The notes name folders that cannot be opened, links to folders that are not
+    followed, and links back to a folder above. Every other entry with the suffix of an image is listed, also a link to
+    nothing, a pipe or a device.
 
     Args:
         root: The folder.
         links: Whether links to folders are followed.
 
     Raises:
-        DataError: A folder cannot be listed at present, though nothing says that it is closed or gone.
+        DataError: If a folder cannot be listed at present, although it is neither forbidden nor gone.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from influence_ssl_jax.data.listing import list_images
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("10.png", "2.png", "notes.txt"):
+        ...         (pathlib.Path(folder) / name).touch()
+        ...     found = list_images(pathlib.Path(folder))
+        >>> list(found.images), found.others
+        (['2.png', '10.png'], ('notes.txt',))
     """
-    found = _Found()
+    found = _Entries()
     folders = [("", frozenset({_place(root)}))]
     while folders:
         prefix, above = folders.pop()
@@ -140,10 +261,10 @@ def listed(root: Path, links: Links = "skip") -> Listing:
             with os.scandir(root / prefix) as entries:
                 for entry in entries:
                     if not entry.name.startswith("."):
-                        folders += _entered(entry, posixpath.join(prefix, entry.name), above, links, found)
+                        folders += _enter(entry, posixpath.join(prefix, entry.name), above, links, found)
         except OSError as error:
             if error.errno not in _CLOSED:
-                raise unreachable(f"The folder {str(root / prefix)!r}", error) from error
+                raise unreachable_error(f"The folder {str(root / prefix)!r}", error) from error
             found.unreadable.append(f"{prefix or '.'} ({error.strerror})")
     names = pa.array(found.images, pa.large_binary())
     order = _natural_order(found.images)
@@ -152,17 +273,17 @@ def listed(root: Path, links: Links = "skip") -> Listing:
         np.array(found.sizes, np.int64)[order],
         tuple(sorted(found.others)),
         (
-            *counted("folders that cannot be opened, their images are not used", sorted(found.unreadable)),
-            *counted("linked folders, not followed (links='follow' would follow them)", sorted(found.links)),
-            *counted("linked folders that lead back to where they are, not followed again", sorted(found.loops)),
+            *note_names("folders that cannot be opened, their images are not used", sorted(found.unreadable)),
+            *note_names("links to folders, not followed (links='follow' follows them)", sorted(found.links)),
+            *note_names("links back to a folder above, not followed", sorted(found.loops)),
         ),
     )
 
 
-def _entered(
-    entry: os.DirEntry[str], name: str, above: frozenset[tuple[int, int]], links: Links, found: _Found
+def _enter(
+    entry: os.DirEntry[str], name: str, above: frozenset[tuple[int, int]], links: Links, found: _Entries
 ) -> list[tuple[str, frozenset[tuple[int, int]]]]:
-    """Note a file; of a folder that is to be listed too, return its name and the folders it is in."""
+    """Record an entry; for a folder that must be listed too, return its name and the folders above it."""
     try:
         is_folder = entry.is_dir()
     except OSError:  # a link to itself
@@ -184,7 +305,7 @@ def _entered(
 
 
 def _place(folder: Path) -> tuple[int, int]:
-    """Return what tells a folder from every other one."""
+    """Return device and inode, which identify a folder."""
     try:
         status = folder.stat()
     except OSError:
@@ -193,6 +314,7 @@ def _place(folder: Path) -> tuple[int, int]:
 
 
 def _size(entry: os.DirEntry[str]) -> int:
+    """Return the size of a regular file in bytes, −1 for every other entry."""
     try:
         status = entry.stat()
     except OSError:
@@ -201,8 +323,8 @@ def _size(entry: os.DirEntry[str]) -> int:
 
 
 def _natural_order(names: Sequence[bytes]) -> Int[np.ndarray, " names"]:
-    """Return the order in which numbers in names count by value (2.jpg before 10.jpg), equal ones by their text."""
-    keys = pa.array((_NUMBER.sub(_by_value, name) for name in names), pa.large_binary(), size=len(names))
+    """Return the natural order of names: numbers by value (2.jpg before 10.jpg), then by text."""
+    keys = pa.array((_NUMBER.sub(_sortable_number, name) for name in names), pa.large_binary(), size=len(names))
     table = pa.table({"key": keys, "name": pa.array(names, pa.large_binary())})
     order = pc.sort_indices(table, sort_keys=[("key", "ascending"), ("name", "ascending")])
     return order.to_numpy().astype(np.int64)
@@ -211,7 +333,7 @@ def _natural_order(names: Sequence[bytes]) -> Int[np.ndarray, " names"]:
 _NUMBER = re.compile(rb"[0-9]+")
 
 
-def _by_value(number: re.Match[bytes]) -> bytes:
-    """Write a number so that longer ones come later: its length in four digits, then its digits without zeros in front."""
+def _sortable_number(number: re.Match[bytes]) -> bytes:
+    """Write a number as its length in four digits and its digits, so that the order of texts is that of numbers."""
     digits = number[0].lstrip(b"0") or b"0"
     return b"%04d%s" % (len(digits), digits)

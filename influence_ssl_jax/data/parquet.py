@@ -1,4 +1,4 @@
-"""Images in the rows of parquet or arrow files, as Hugging Face's data sets are kept."""
+"""Define data sets of images in parquet or arrow files, the formats of Hugging Face's data sets."""
 
 import collections
 import dataclasses
@@ -13,44 +13,57 @@ import pyarrow as pa
 from jaxtyping import Int
 from pyarrow import compute, ipc, parquet
 
-from influence_ssl_jax.data.encoded import Encoded
-from influence_ssl_jax.data.places import Stored, stored
+from influence_ssl_jax.data.encoded import Encoded, UndecodableImage, unreachable_error
+from influence_ssl_jax.data.listing import StoredFile, find_files
 from influence_ssl_jax.data.source import (
     Source,
     UnreachableError,
     absolute_path,
-    counted,
     digest,
-    passing,
+    is_temporary,
+    note_names,
     repeated_ids,
 )
-from influence_ssl_jax.data.table import check_names, classes, scalars, texts
-from influence_ssl_jax.data.transform import UndecodableImage, unreachable
+from influence_ssl_jax.data.table import check_names, number_classes, scalars, texts
 from influence_ssl_jax.errors import DataError, printable
 
 pc: Any = compute  # its functions are made when it is imported: no type checker knows them
 
 Group: TypeAlias = tuple[int, int]
-"""A file, and the number of a row group in it."""
+"""The number of a file, and that of a row group in it."""
 
 ENDINGS = (".parquet", ".pq", ".arrow")
 
 
 @dataclasses.dataclass(frozen=True)
 class Parquet(Source):
-    """Parquet or arrow files with a column of encoded images: bytes, or records {bytes, path} as Hugging Face writes them.
+    """Parquet or arrow files with a column of encoded images.
 
-    The other columns are attributes; columns of lists and records are left out and named. Rows are read by row groups, of
-    which the last used are kept in memory. In order, that costs nothing; in random order (training) over more than is
-    kept, each example reads its whole row group: write groups of some 100 rows then. The id of an example is what the
-    column `id` says, else its image's path, else file and row.
+    The column contains bytes, or records {bytes, path} as Hugging Face writes them. The other columns are attributes;
+    columns of lists and records are left out, with a note. Whole row groups are read, and those that were used last stay
+    in memory. This costs nothing if examples are read in order. In random order (training), if the data set is larger than
+    `kept_mib`, every example reads its whole row group: write row groups of about 100 rows then. The id of an example is
+    its value in the column `id`, or else the path of its image, or else file and row.
 
     Attributes:
-        path: A file, a folder, or a pattern such as `data/train-*.parquet`; local or an address that fsspec knows.
-        image: The column of images; found where None.
-        label: The column of classes; `label`, or the first that Hugging Face calls a class label, where None.
+        path: A file, a folder, or a pattern such as `data/train-*.parquet`; local, or an address that fsspec knows.
+        image: The column of images; None takes `image` or the only column of images.
+        label: The column of classes; None takes `label`, or the first column that Hugging Face declares a class label.
         id: The column of ids.
-        kept_mib: Mebibytes of row groups that are kept in memory.
+        kept_mib: Mebibytes of row groups that stay in memory.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> import pyarrow as pa
+        >>> from pyarrow import parquet
+        >>> from influence_ssl_jax import Parquet
+        >>> image = b"P5 2 1 255 " + bytes(2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = str(pathlib.Path(folder) / "images.parquet")
+        ...     parquet.write_table(pa.table({"image": [image, image], "label": ["cat", "ant"]}), file)
+        ...     opened = Parquet(file).open()
+        ...     opened.labels().tolist(), opened.class_names()
+        ([1, 0], ('ant', 'cat'))
     """
 
     path: str
@@ -60,60 +73,66 @@ class Parquet(Source):
     kept_mib: int = 1024
 
     def absolute(self) -> "Source":
-        """Return the same data set by absolute paths."""
+        """Return the same data set with an absolute path."""
         return dataclasses.replace(super().absolute(), path=absolute_path(self.path))
 
     def _open(self) -> "OpenParquet":
-        """Read the footers and every column but the images.
+        """Read the footers, and every column but the images.
 
         Raises:
-            DataError: There are no such files, one is damaged, their columns differ, or a column cannot be used.
+            DataError: If there are no such files, one is damaged, their columns differ, or a column cannot be used.
         """
-        files = [_file(each) for each in stored(self.path, ENDINGS)]
+        files = [_file(each) for each in find_files(self.path, ENDINGS)]
         schema = files[0].schema
         for file in files[1:]:
             if not file.schema.equals(schema):
                 raise DataError(
-                    f"{file.stored.name} has other columns than {files[0].stored.name}: {_described(file.schema)}, and not "
-                    f"{_described(schema)}. Name files of one kind."
+                    f"{file.stored.name} has other columns than {files[0].stored.name}: {_describe(file.schema)} instead of "
+                    f"{_describe(schema)}. Give files with equal columns."
                 )
         check_names(files[0].stored.name, schema.names)
         return OpenParquet(self, files, schema, _image_column(schema, self.image))
 
 
-def _described(schema: pa.Schema) -> str:
+def _describe(schema: pa.Schema) -> str:
+    """Write names and types of columns."""
     return ", ".join(f"{field.name}: {field.type}" for field in schema)
 
 
 def _holds_images(kind: pa.DataType) -> bool:
+    """Test whether a column of this type can contain encoded images."""
     if pa.types.is_struct(kind):
         return any(field.name == "bytes" and _holds_images(field.type) for field in kind)
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def _image_column(schema: pa.Schema, wanted: str | None) -> str:
-    """Return the column of images: the one that is wanted, the one called image, or the only one."""
+    """Return the column of images: the wanted one, or `image`, or the only one.
+
+    Raises:
+        DataError: If there is no such column, or there are several.
+    """
     columns = [field.name for field in schema if _holds_images(field.type)]
     if wanted is not None:
         if wanted not in columns:
-            raise DataError(f"There is no column {wanted!r} of encoded images; the columns are {_described(schema)}.")
+            raise DataError(f"There is no column {wanted!r} of encoded images; the columns are {_describe(schema)}.")
         return wanted
     if "image" in columns or len(columns) == 1:
         return "image" if "image" in columns else columns[0]
-    found = f"several: {', '.join(columns)}; name one with image=…" if columns else f"none: {_described(schema)}"
-    raise DataError(f"One column of encoded images is needed, found {found}.")
+    found = f"several: {', '.join(columns)}; name one with image=…" if columns else f"none: {_describe(schema)}"
+    raise DataError(f"A data set needs one column of encoded images, this one has {found}.")
 
 
 class _File:
-    """A file whose footer has been read; one thread at a time reads from it."""
+    """A file and its footer; one thread at a time reads from it."""
 
-    def __init__(self, file: Stored, reader: Any, sizes: list[int]) -> None:
+    def __init__(self, file: StoredFile, reader: Any, sizes: list[int]) -> None:
         self.stored, self.sizes = file, sizes
         self._reader, self._lock = reader, threading.Lock()
 
     @property
     def schema(self) -> pa.Schema:
-        """Its columns."""
+        """Return the columns of the file."""
         return self._reader.schema_arrow if isinstance(self._reader, parquet.ParquetFile) else self._reader.schema
 
     def group(self, number: int, columns: list[str]) -> pa.Table:
@@ -124,50 +143,52 @@ class _File:
             return pa.Table.from_batches([self._reader.to_batches()[number]]).select(columns)
 
     def layout(self) -> str:
-        """Say how the rows lie in the file: what tells it from another of one size, as far as the footer does."""
+        """Describe how the rows are stored, which distinguishes most files of the same size."""
         if not isinstance(self._reader, parquet.ParquetFile):
             return str(self.sizes)
         groups = (self._reader.metadata.row_group(k) for k in range(len(self.sizes)))
         return str([[group.column(c).total_compressed_size for c in range(group.num_columns)] for group in groups])
 
 
-def _file(file: Stored) -> _File:
-    """Read a footer.
+def _file(file: StoredFile) -> _File:
+    """Read the footer of a file.
 
     Raises:
-        DataError: The file is damaged, or cannot be read.
+        DataError: If the file is damaged, or cannot be read.
     """
     try:
         if file.path.lower().endswith(".arrow"):
-            table = _mapped(file)
+            table = _map_arrow(file)
             return _File(file, table, [batch.num_rows for batch in table.to_batches()])
         reader = parquet.ParquetFile(file.path, memory_map=True) if file.is_local else parquet.ParquetFile(file.open())
         return _File(file, reader, [reader.metadata.row_group(k).num_rows for k in range(reader.num_row_groups)])
     except (pa.ArrowInvalid, OSError) as error:
         if not _is_damage(error):
-            raise unreachable(repr(file.path), error) from error
+            raise unreachable_error(repr(file.path), error) from error
         raise DataError(f"{file.path!r} is damaged or no {file.path.rpartition('.')[2]} file: {error}") from error
 
 
 def _is_damage(error: Exception) -> bool:
-    """Whether an error says that a file is damaged, and not that it cannot be read: arrow gives those no number."""
-    return not isinstance(error, OSError) or (error.errno is None and not passing(error))
+    """Test whether an error means that a file is damaged; arrow's errors of this kind have no error number."""
+    return not isinstance(error, OSError) or (error.errno is None and not is_temporary(error))
 
 
-def _mapped(file: Stored) -> pa.Table:
-    """Map an arrow file, of either of its two formats, into memory."""
+def _map_arrow(file: StoredFile) -> pa.Table:
+    """Map an arrow file into memory, in either of the two formats of arrow."""
     if not file.is_local:
-        raise DataError(f"{file.path!r} is an arrow file elsewhere: copy it to this machine, or write it as parquet.")
+        raise DataError(
+            f"{file.path!r} is an arrow file on another machine. Copy it to this machine, or write it as parquet."
+        )
     try:
         with ipc.open_file(pa.memory_map(file.path)) as reader:
             return reader.read_all()
-    except pa.ArrowInvalid:  # the format without a footer, which `datasets` keeps its cache in
+    except pa.ArrowInvalid:  # the format without a footer, in which `datasets` writes its cache
         with ipc.open_stream(pa.memory_map(file.path)) as reader:
             return reader.read_all()
 
 
 class _Kept:
-    """The image columns of the row groups used last; a group that is damaged is remembered as such."""
+    """A cache of the row groups that were used last: their images, or why they are damaged."""
 
     def __init__(self, files: Sequence[_File], column: str, limit: int) -> None:
         self._files, self._column, self._limit = files, column, limit
@@ -175,7 +196,7 @@ class _Kept:
         self._lock, self._reading = threading.Lock(), [threading.Lock() for _ in files]
 
     def column(self, group: Group) -> pa.ChunkedArray | str:
-        """Return the images of a row group, or why they cannot be read."""
+        """Return the images of a row group, or why it is damaged."""
         with self._reading[group[0]]:
             with self._lock:
                 if group in self._groups:
@@ -199,18 +220,19 @@ class _Kept:
 
 
 def _bytes(held: pa.ChunkedArray | str) -> int:
+    """Return the memory of an entry of the cache."""
     return len(held) if isinstance(held, str) else held.nbytes
 
 
 class _Labels(NamedTuple):
-    """Classes as numbers, and under which column."""
+    """The class of each row as a number, and the names or values of the classes."""
 
     numbers: Int[np.ndarray, " rows"]
     values: tuple[str, ...]
 
 
 class OpenParquet(Encoded):
-    """Rows of one or more files, one after the other."""
+    """An opened data set of parquet or arrow files: their rows, one file after the other."""
 
     def __init__(self, settings: Parquet, files: Sequence[_File], schema: pa.Schema, image: str) -> None:
         self._files, self._image, self._settings = files, image, settings
@@ -222,10 +244,10 @@ class OpenParquet(Encoded):
         left = [field.name for field in further if pa.types.is_nested(field.type) or _holds_images(field.type)]
         self._table = self._read([field.name for field in further if field.name not in left])
         if settings.id is not None and settings.id not in self._table.column_names:
-            raise DataError(f"There is no column {settings.id!r} of ids; the columns are {_described(schema)}.")
+            raise DataError(f"There is no column {settings.id!r} of ids; the columns are {_describe(schema)}.")
         self._ids = self._read_ids(schema)
         self._labels = self._read_labels(schema)
-        self._notes = (*counted("columns that are no attributes, left out", left), *repeated_ids(self._ids))
+        self._notes = (*note_names("columns that are no attributes, left out", left), *repeated_ids(self._ids))
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -237,33 +259,33 @@ class OpenParquet(Encoded):
         return int(self._labels.numbers[index])
 
     def class_names(self) -> tuple[str, ...] | None:
-        """The names or values of the classes, in the order of their numbers."""
+        """Return the names or values of the classes, in the order of their numbers."""
         return self._labels.values or None
 
     def _stored(self, index: int) -> bytes:
-        """Return the encoded image of one row."""
+        """Return the encoded image of a row."""
         number = int(np.searchsorted(self._ends, index, side="right"))
         held = self._kept.column(self._groups[number])
         if isinstance(held, str):
             raise UndecodableImage(held)
         start = int(self._ends[number - 1]) if number else 0
-        return _encoded(held[index - start].as_py())
+        return _image_bytes(held[index - start].as_py())
 
     def ids(self) -> Sequence[str]:
-        """Return the ids, or paths, or file and row."""
+        """Return the ids of all rows."""
         return self._ids
 
     def labels(self) -> Int[np.ndarray, " examples"]:
-        """Return the class of every row, −1 where it has none."""
+        """Return the class of every row, −1 if it has none."""
         return self._labels.numbers
 
     def attributes(self) -> pa.Table | None:
-        """Return every column but images and ids, classes of Hugging Face by name."""
+        """Return every column but images and ids; class labels of Hugging Face are given by name."""
         table = self._table.drop_columns([self._settings.id] if self._settings.id else [])
         for name in table.column_names:
             if name in self._names:
                 names = pa.array(self._names[name])
-                known = pc.if_else(_between(table[name], len(names)), table[name], None)
+                known = pc.if_else(_is_class(table[name], len(names)), table[name], None)
                 table = table.set_column(table.column_names.index(name), name, names.take(known.combine_chunks()))
         return table if table.column_names else None
 
@@ -275,21 +297,22 @@ class OpenParquet(Encoded):
         return digest("parquet", self._image, *files, known, str(self._table.schema.remove_metadata()), *columns)
 
     def fingerprint(self) -> str:
-        """Hash the names and sizes of the files, how their row groups lie, every attribute and class.
+        """Return a hash of the files' names, sizes and row groups, and of all attributes and classes.
 
-        The bytes of the images do not count: one that was replaced by another which compresses to as much goes unseen.
+        The bytes of the images are not part of it: if an image is replaced by one of the same compressed size, the hash
+        stays.
         """
         return self._identity
 
     def notes(self) -> tuple[str, ...]:
-        """Columns that are left out, ids that repeat."""
+        """Return notes on columns that are left out and on repeated ids."""
         return self._notes
 
     def _read(self, columns: list[str]) -> pa.Table:
         """Read some columns of all rows.
 
         Raises:
-            DataError: They are damaged.
+            DataError: If they are damaged.
         """
         try:
             return pa.concat_tables([self._files[f].group(g, columns) for f, g in self._groups])
@@ -299,6 +322,7 @@ class OpenParquet(Encoded):
             ) from error
 
     def _read_ids(self, schema: pa.Schema) -> list[str]:
+        """Return the id of every row: the column, or the path of the image, or file and row."""
         ids: list[str | None] = [None] * len(self)
         kind = schema.field(self._image).type
         if self._settings.id is not None:
@@ -311,17 +335,22 @@ class OpenParquet(Encoded):
         return [printable(name or place) for name, place in zip(ids, places, strict=True)]
 
     def _paths(self) -> list[str | None]:
-        """Return the path of every image, without reading the images where the format allows."""
+        """Return the path of every image; only arrow files need to read the images for it."""
         paths: list[str | None] = []
         for f, g in self._groups:
             try:
                 column = self._files[f].group(g, [f"{self._image}.path"])[self._image]
-            except (pa.ArrowInvalid, KeyError):  # an arrow file has no columns within columns
+            except (pa.ArrowInvalid, KeyError):  # an arrow file has no columns inside columns
                 column = self._files[f].group(g, [self._image])[self._image]
             paths += pc.struct_field(column, "path").to_pylist()
         return paths
 
     def _read_labels(self, schema: pa.Schema) -> _Labels:
+        """Read the classes.
+
+        Raises:
+            DataError: If there is no such column, or it has no classes.
+        """
         named = self._settings.label
         if named is None:
             found = [name for name in ("label", *self._names) if name in self._table.column_names]
@@ -329,46 +358,48 @@ class OpenParquet(Encoded):
                 return _Labels(np.full(len(self), -1, np.int32), ())
             named = found[0]
         elif named not in schema.names:
-            raise DataError(f"There is no column {named!r} of classes; the columns are {_described(schema)}.")
+            raise DataError(f"There is no column {named!r} of classes; the columns are {_describe(schema)}.")
         elif named not in self._table.column_names:
             raise DataError(
-                f"The label column {named!r} holds {schema.field(named).type}: give one with one value a row."
+                f"The label column {named!r} contains values of type {schema.field(named).type}; give a column with one "
+                "value per row."
             )
         what = f"The label column {named!r}"
         if named not in self._names:
-            known = classes(self._table[named], what)
+            known = number_classes(self._table[named], what)
             return _Labels(known.labels, known.values)
         column, names = scalars(self._table[named], what), self._names[named]
-        numbers = pc.fill_null(pc.if_else(_between(column, len(names)), column, -1), -1)
+        numbers = pc.fill_null(pc.if_else(_is_class(column, len(names)), column, -1), -1)
         return _Labels(numbers.to_numpy().astype(np.int32), tuple(names))
 
 
-def _between(column: pa.ChunkedArray, count: int) -> pa.ChunkedArray:
+def _is_class(column: pa.ChunkedArray, count: int) -> pa.ChunkedArray:
+    """Test which values are numbers of classes, 0 to `count` − 1."""
     return pc.and_(pc.greater_equal(column, 0), pc.less(column, count))
 
 
-def _encoded(value: Any) -> bytes:
+def _image_bytes(value: Any) -> bytes:
     """Return the bytes of an image.
 
     Raises:
-        UndecodableImage: The row has none.
+        UndecodableImage: If the row has none.
     """
     content = value.get("bytes") if isinstance(value, dict) else value
     if content is None:
         path = value.get("path") if isinstance(value, dict) else None
         raise UndecodableImage(
-            "the row holds no image" if path is None else "the row holds a path and not the image itself"
+            "the row has no image" if path is None else "the row has the path of an image and not the image"
         )
     return content
 
 
 def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """Return the names of the classes of each column that Hugging Face calls a class label."""
+    """Return the names of the classes of each column that Hugging Face declares a class label."""
     try:
         described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = described["info"]["features"]
         found = {name: feature["names"] for name, feature in features.items() if feature.get("_type") == "ClassLabel"}
-    except (ValueError, KeyError, TypeError, AttributeError):  # written by somebody else, or not at all
+    except (ValueError, KeyError, TypeError, AttributeError):  # written by another program, or absent
         return {}
     plain = {name: [printable(str(each)) for each in names] for name, names in found.items() if isinstance(names, list)}
     return {

@@ -1,4 +1,4 @@
-"""Images in tar archives as WebDataset writes them."""
+"""Define data sets of images in tar archives, as WebDataset writes them."""
 
 import collections
 import contextlib
@@ -17,16 +17,15 @@ import pyarrow as pa
 from jaxtyping import Int
 from pyarrow import parquet
 
-from influence_ssl_jax.data.encoded import Encoded
-from influence_ssl_jax.data.places import Stored, stored
-from influence_ssl_jax.data.source import Source, absolute_path, counted, digest
-from influence_ssl_jax.data.table import Classes, classes
-from influence_ssl_jax.data.transform import EXTENSIONS, MAX_BYTES, UndecodableImage, unreachable
+from influence_ssl_jax.data.encoded import EXTENSIONS, MAX_BYTES, Encoded, UndecodableImage, unreachable_error
+from influence_ssl_jax.data.listing import StoredFile, find_files
+from influence_ssl_jax.data.source import Source, absolute_path, digest, note_names
+from influence_ssl_jax.data.table import Classes, number_classes
 from influence_ssl_jax.errors import DataError, printable
 
 ENDINGS = (".tar",)
 FORMAT = 1
-"""Of a kept index."""
+"""Version of the format of indices in the cache."""
 CLS = "cls"
 _TEXTS = ("json", CLS)
 _LONGEST_TEXT = 2**20
@@ -45,18 +44,19 @@ _SCHEMA = pa.schema(
 
 @dataclasses.dataclass(frozen=True)
 class Shards(Source):
-    """Tar archives of samples, as WebDataset writes them: files of one sample share the name up to the first dot.
+    """Tar archives of samples, as WebDataset writes them.
 
-    A sample has an image (`0001.jpg`, png, webp, …), and may have a class (`0001.cls`) and attributes (`0001.json`, of
-    which numbers, texts and truth values become attributes). Where the images lie is found in one pass over each archive
-    and kept in `$XDG_CACHE_HOME/influence-ssl/shards` (`~/.cache/…`); any example is then read by itself. Its id is
-    archive/name. What follows a damaged place of an archive cannot be found: said in a note.
+    Files whose names are equal up to the first dot belong to one sample. A sample has an image (`0001.jpg`, png, webp, …)
+    and may have a class (`0001.cls`) and attributes (`0001.json`: numbers, texts and truth values). One pass over each
+    archive finds the positions of the images; this index is stored in `$XDG_CACHE_HOME/influence-ssl/shards`
+    (`~/.cache/…`), and every example is then read directly. The id of an example is archive/name. If an archive is damaged,
+    the samples after the damage are lost, and a note says so.
 
     Attributes:
-        path: An archive, a folder, a pattern, or a range such as `train-{000..146}.tar`; local or an address that fsspec
+        path: An archive, a folder, a pattern, or a range such as `train-{000..146}.tar`; local, or an address that fsspec
             knows.
-        image: The ending of the image where a sample has several, such as `input.png`.
-        label: The class: `cls`, or an attribute; `cls`, or the attribute `label`, where None.
+        image: The ending of the image, such as `input.png`, if samples have several images.
+        label: The class: `cls` or an attribute; None takes `cls`, or else the attribute `label`.
     """
 
     path: str
@@ -64,17 +64,17 @@ class Shards(Source):
     label: str | None = None
 
     def absolute(self) -> "Source":
-        """Return the same data set by absolute paths."""
+        """Return the same data set with an absolute path."""
         return dataclasses.replace(super().absolute(), path=absolute_path(self.path))
 
     def _open(self) -> "OpenShards":
-        """Find the samples.
+        """Find the samples of all archives.
 
         Raises:
-            DataError: There are no such archives, one cannot be read, or there is no sample with an image in them.
+            DataError: If there are no such archives, one cannot be read, no sample has an image, or a sample has several.
         """
-        archives = stored(self.path, ENDINGS)
-        indices = [_index(archive, self.image) for archive in archives]
+        archives = find_files(self.path, ENDINGS)
+        indices = [_read_index(archive, self.image) for archive in archives]
         samples = pa.concat_tables(
             [
                 table.append_column("archive", pa.array([k] * len(table), pa.int32()))
@@ -83,22 +83,25 @@ class Shards(Source):
         )
         if not np.any(samples["images"].to_numpy() > 0):
             raise DataError(
-                f"No archive of {self.path!r} holds an image with the ending of one ({' '.join(sorted(EXTENSIONS))})."
+                f"No archive of {self.path!r} contains an image ({' '.join(sorted(EXTENSIONS))}). Check the path, and the "
+                "ending in --source.image."
             )
         several = np.flatnonzero(samples["images"].to_numpy() > 1)
         if len(several):
             row = samples.slice(int(several[0]), 1).to_pylist()[0]
             raise DataError(
-                f"{len(several)} samples have several images, the first {archives[row['archive']].name}/{row['key']}: name "
-                "the ending of the one that is meant with --source.image, such as input.png."
+                f"{len(several)} samples have several images, the first is {archives[row['archive']].name}/{row['key']}. "
+                "Name the ending of the image to use with --source.image, for example input.png."
             )
         return OpenShards(self, archives, samples, tuple(note for _, notes in indices for note in notes))
 
 
 class OpenShards(Encoded):
-    """Samples of archives, one archive after the other."""
+    """An opened data set of archives: their samples, one archive after the other."""
 
-    def __init__(self, settings: Shards, archives: Sequence[Stored], samples: pa.Table, notes: tuple[str, ...]) -> None:
+    def __init__(
+        self, settings: Shards, archives: Sequence[StoredFile], samples: pa.Table, notes: tuple[str, ...]
+    ) -> None:
         self._settings, self._archives, self._samples = settings, archives, samples
         self._offset, self._size, self._images, self._archive = (
             samples[name].to_numpy() for name in ("offset", "size", "images", "archive")
@@ -119,31 +122,31 @@ class OpenShards(Encoded):
         return -1 if self._labels is None else int(self._labels.labels[index])
 
     def class_names(self) -> tuple[str, ...] | None:
-        """The values of the classes, in the order of their numbers."""
+        """Return the values of the classes, in the order of their numbers."""
         return None if self._labels is None else self._labels.values
 
     def _stored(self, index: int) -> bytes:
-        """Return the encoded image of one sample."""
+        """Return the encoded image of a sample."""
         if not self._images[index]:
             raise UndecodableImage("the sample has no image")
         size = int(self._size[index])
         if size > MAX_BYTES:
-            raise UndecodableImage(f"a file of {size:,} bytes, more than the {MAX_BYTES:,} that are read")
+            raise UndecodableImage(f"a file of {size:,} bytes, more than the limit of {MAX_BYTES:,}")
         content = self._archives[self._archive[index]].read(int(self._offset[index]), size)
         if len(content) < size:
-            raise UndecodableImage(f"the archive is cut short: {len(content)} of {size} bytes are there")
+            raise UndecodableImage(f"the archive is truncated: {len(content)} of {size} bytes are there")
         return content
 
     def ids(self) -> Sequence[str]:
-        """Return archive and key of every sample."""
+        """Return archive and name of every sample."""
         return self._ids
 
     def labels(self) -> Int[np.ndarray, " examples"]:
-        """Return the class of every sample, −1 where it has none."""
+        """Return the class of every sample, −1 if it has none."""
         return np.full(len(self), -1, np.int32) if self._labels is None else self._labels.labels
 
     def attributes(self) -> pa.Table | None:
-        """Return the classes and what the JSON files say."""
+        """Return the classes and the attributes of the JSON files."""
         return self._columns if self._columns.column_names else None
 
     @functools.cached_property
@@ -155,70 +158,81 @@ class OpenShards(Encoded):
         return digest("shards", *files, *self._ids, *places, known, str(self._columns.schema), *columns)
 
     def fingerprint(self) -> str:
-        """Hash the names and sizes of the archives, the names, places and sizes of the images, attributes and classes.
+        """Return a hash of archives (names, sizes), images (names, positions, sizes), attributes and classes.
 
-        The bytes of the images do not count: one that was replaced by another of its size goes unseen.
+        The bytes of the images are not part of it: if an image is replaced by one of the same size, the hash stays.
         """
         return self._identity
 
     def notes(self) -> tuple[str, ...]:
-        """What is damaged or was passed over."""
+        """Return notes on what is damaged or left out."""
         return self._notes
 
     def _read_labels(self) -> Classes | None:
+        """Number the classes; None if there are none.
+
+        Raises:
+            DataError: If there is no such attribute, or it has no value.
+        """
         named, known = self._settings.label, self._columns.column_names
         if named is None:
             named = next((name for name in (CLS, "label") if name in known), None)
             if named is None:
                 return None
         elif named not in known:
-            raise DataError(f"There is no attribute {named!r} to use as the class; there are {known}.")
-        return classes(self._columns[named], f"The label {named!r}")
+            raise DataError(f"There is no attribute {named!r} to use as the class; choose one of {known}.")
+        return number_classes(self._columns[named], f"The label {named!r}")
 
 
-def _index(archive: Stored, image: str | None) -> tuple[pa.Table, tuple[str, ...]]:
-    """Return the samples of an archive, and notes: from the kept index where there is one of this very file."""
-    kept = _kept_in() / f"{digest(str(FORMAT), archive.path, str(archive.size), archive.version, str(image))}.parquet"
+def _read_index(archive: StoredFile, image: str | None) -> tuple[pa.Table, tuple[str, ...]]:
+    """Return the samples of an archive and notes, from the cache if it has the index of this file."""
+    kept = (
+        _cache_folder() / f"{digest(str(FORMAT), archive.path, str(archive.size), archive.version, str(image))}.parquet"
+    )
     try:
         table = parquet.read_table(kept)
         if table.schema.equals(_SCHEMA):
             return table, tuple(json.loads((table.schema.metadata or {})[b"notes"]))
-    except (OSError, pa.ArrowException, ValueError, KeyError):  # not there yet, or damaged: made anew
+    except (OSError, pa.ArrowException, ValueError, KeyError):  # absent or damaged
         pass
-    table, notes = _indexed(archive, image)
+    table, notes = _scan(archive, image)
     if archive.version:
         _keep(table.replace_schema_metadata({b"notes": json.dumps(notes).encode()}), kept)
     return table, notes
 
 
-def _kept_in() -> Path:
+def _cache_folder() -> Path:
+    """Return the folder of the cache of indices."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(home) / "influence-ssl" / "shards"
 
 
 def _keep(table: pa.Table, file: Path) -> None:
+    """Write an index to the cache, if the cache can be written to."""
     unfinished = file.with_suffix(f".{os.getpid()}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         parquet.write_table(table, unfinished)
         unfinished.replace(file)
-    except OSError:  # a place that cannot be written to costs the next run one pass
+    except OSError:  # without the cache, the next run reads the archive again
         with contextlib.suppress(OSError):
             unfinished.unlink()
 
 
 @dataclasses.dataclass
 class _Sample:
+    """A sample: the positions of its files, and the texts of those that are read at once."""
+
     key: str
     fields: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)  # ending → offset, size
     texts: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def _indexed(archive: Stored, image: str | None) -> tuple[pa.Table, tuple[str, ...]]:
+def _scan(archive: StoredFile, image: str | None) -> tuple[pa.Table, tuple[str, ...]]:
     """Find the samples of an archive in one pass over the headers of its files.
 
     Raises:
-        DataError: It is compressed, no tar archive, or cannot be read.
+        DataError: If it is compressed, not a tar archive, or cannot be read.
     """
     strange: dict[str, list[str]] = collections.defaultdict(list)
     columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
@@ -238,28 +252,29 @@ def _indexed(archive: Stored, image: str | None) -> tuple[pa.Table, tuple[str, .
                 for name, value in zip(_SCHEMA.names, row, strict=True):
                     columns[name].append(value)
     except OSError as error:
-        raise unreachable(repr(archive.path), error) from error
+        raise unreachable_error(repr(archive.path), error) from error
     if not columns["key"]:
         raise DataError(
-            f"{archive.path!r} holds no samples: it is compressed, damaged from the start, or no tar archive. Unpack it to "
-            "a plain .tar."
+            f"{archive.path!r} contains no samples: it is compressed, damaged at its beginning, or not a tar archive. "
+            "Convert it to an uncompressed .tar."
         )
-    notes = tuple(note for what, names in strange.items() for note in counted(f"{archive.name}: {what}", names))
+    notes = tuple(note for what, names in strange.items() for note in note_names(f"{archive.name}: {what}", names))
     return pa.table(columns, _SCHEMA), notes
 
 
 def _is_image(ending: str, wanted: str | None) -> bool:
+    """Test whether a file of this ending is the image of its sample."""
     return ending == wanted.lower().lstrip(".") if wanted else f".{ending.rpartition('.')[2]}" in EXTENSIONS
 
 
-def _samples(file: Any, archive: Stored, strange: dict[str, list[str]]) -> Iterator[_Sample]:
-    """Yield the samples of an archive; fills `strange` with what is passed over, by reason."""
+def _samples(file: Any, archive: StoredFile, strange: dict[str, list[str]]) -> Iterator[_Sample]:
+    """Yield the samples of an archive; add what is left out to `strange`, by reason."""
     sample: _Sample | None = None
     for member in _members(file, archive, strange):
         named = _SAMPLE.match(member.name)
         if not member.isreg() or named is None:
             if not member.isdir():
-                strange["entries that belong to no sample, passed over"].append(member.name)
+                strange["entries that belong to no sample, left out"].append(member.name)
             continue
         key, ending = named[1], named[2].lower()
         if sample is None or key != sample.key or ending in sample.fields:
@@ -270,38 +285,38 @@ def _samples(file: Any, archive: Stored, strange: dict[str, list[str]]) -> Itera
         if ending in _TEXTS:
             text = _text(file, member)
             if text is None:
-                strange[f"{ending} files that cannot be read, the sample is without"].append(member.name)
+                strange[f"{ending} files that cannot be read, their samples have none"].append(member.name)
             else:
                 sample.texts[ending] = text
     if sample is not None:
         yield sample
 
 
-def _members(file: Any, archive: Stored, strange: dict[str, list[str]]) -> Iterator[tarfile.TarInfo]:
-    """Yield the files of an archive up to its end or to the first damaged place, which is noted."""
+def _members(file: Any, archive: StoredFile, strange: dict[str, list[str]]) -> Iterator[tarfile.TarInfo]:
+    """Yield the files of an archive up to its end or to the first damage, which is added to `strange`."""
     last = "its beginning"
     end = 0
-    damage = "the archive is damaged, what follows is lost"
+    damage = "the archive is damaged, the files after the damage are lost"
     try:
         with tarfile.open(fileobj=file, mode="r:") as opened:
             members: Any = opened
             while (member := members.next()) is not None:
                 yield member
                 last, end = member.name, members.offset
-                members.members.clear()  # tarfile keeps every header it has read
+                members.members.clear()  # tarfile keeps every header that it has read
     except tarfile.TarError:
         strange[damage].append(f"after {last}")
         return
     file.seek(end)
     closing = file.read(512)
-    if closing.strip(b"\0"):  # tarfile takes a damaged header for the end
+    if closing.strip(b"\0"):  # for tarfile, a damaged header is the end
         strange[damage].append(f"after {last}")
     elif not closing or end > archive.size:
-        strange["the archive has no mark of its end, it may have been cut short"].append(f"after {last}")
+        strange["the archive has no end mark, it may be truncated"].append(f"after {last}")
 
 
 def _text(file: Any, member: tarfile.TarInfo) -> str | None:
-    """Return a short text file of an archive; None where it is too long or no UTF-8."""
+    """Return a text file of an archive; None if it is longer than 1 MiB or not UTF-8."""
     if member.size > _LONGEST_TEXT:
         return None
     file.seek(member.offset_data)
@@ -312,7 +327,7 @@ def _text(file: Any, member: tarfile.TarInfo) -> str | None:
 
 
 def _columns(samples: pa.Table, ids: Sequence[str]) -> tuple[pa.Table, tuple[str, ...]]:
-    """Return the attributes of all samples, and notes of what could not become one."""
+    """Return the attributes of all samples, and notes on what cannot be an attribute."""
     columns: dict[str, list[Any]] = {}
     broken: list[str] = []
     left: dict[str, None] = {}
@@ -331,26 +346,26 @@ def _columns(samples: pa.Table, ids: Sequence[str]) -> tuple[pa.Table, tuple[str
                 columns.setdefault(name, [None] * len(ids))[row] = value
             else:
                 left[name] = None
-    numbers = _whole([None if text is None else text.strip() for text in samples[CLS].to_pylist()])
+    numbers = _to_numbers([None if text is None else text.strip() for text in samples[CLS].to_pylist()])
     if any(value is not None for value in numbers):
         columns[CLS] = numbers
     table = pa.table({name: _column(values) for name, values in columns.items() if name.strip()})
     notes = (
-        *counted("samples whose json is damaged, without attributes", broken),
-        *counted("entries of json files that hold lists or records, left out", list(left)),
+        *note_names("samples whose json is damaged, without attributes", broken),
+        *note_names("entries of json files that contain lists or records, left out", list(left)),
     )
     return table, notes
 
 
-def _whole(texts: list[str | None]) -> list[Any]:
-    """Turn classes into whole numbers where all are such."""
+def _to_numbers(texts: list[str | None]) -> list[Any]:
+    """Convert classes to whole numbers if all of them are whole numbers."""
     if all(text is None or re.fullmatch(r"-?\d{1,18}", text) for text in texts):
         return [None if text is None else int(text) for text in texts]
     return texts
 
 
 def _column(values: list[Any]) -> pa.Array:
-    """Return values of one type as such, values of several as text."""
+    """Return values as a column: of their type, or of text if they have several types."""
     try:
         return pa.array(values)
     except (pa.ArrowException, OverflowError):

@@ -1,4 +1,4 @@
-"""What a data set is: a small hashable description that opens to numbered examples."""
+"""Define data sets: small hashable descriptions that open to numbered examples."""
 
 import abc
 import collections
@@ -21,24 +21,24 @@ Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 
 WAITS = (0.1, 1.0, 5.0)
-"""Seconds before each further try of a read that failed for a reason outside the image."""
+"""Seconds to wait before each further attempt, if a read failed for a reason outside the image."""
 DAMAGE = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV}
 )
-"""Errors of the operating system that belong to one entry of a folder: a second try is no help, and the others are whole."""
+"""Errors of the operating system about one entry of a folder; reading again does not help, and other entries are intact."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One example as it is stored.
+    """An example as it is stored.
 
     Attributes:
         index: Its number in the source.
         id: Its name: a file, a key of the data set, or its number as text.
         image: Pixels [height, width] or [height, width, channels], integer or floating, before any transform.
-        label: Its class where one is known.
-        content: `content_digest` of what was read, before any transform; the loader computes it from `image` where a
-            source has left it empty.
+        label: Its class; None if it is unknown.
+        content: `content_digest` of the bytes that were read, before any transform. If a source leaves it empty, the
+            loader computes it from `image`.
     """
 
     index: int
@@ -50,7 +50,13 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:
-    """An example that could not be used, and why."""
+    """An example that cannot be used.
+
+    Attributes:
+        index: Its number in the source.
+        id: Its name.
+        reason: Why it cannot be used.
+    """
 
     index: int
     id: str
@@ -58,10 +64,10 @@ class Skipped:
 
 
 class UnreadableExample(Exception):
-    """One example cannot be used; the others can.
+    """The error that one example cannot be used; the other examples can.
 
     Attributes:
-        skipped: Which one, and why.
+        skipped: The example and the reason.
     """
 
     def __init__(self, index: int, id: str, reason: str) -> None:
@@ -69,8 +75,8 @@ class UnreadableExample(Exception):
         super().__init__(f"example {index} ({self.skipped.id}): {self.skipped.reason}")
 
 
-def attempt(read: Callable[..., Example], *arguments: Any) -> Example | Skipped:
-    """`read(*arguments)`, or what it says is unreadable."""
+def read_or_skip(read: Callable[..., Example], *arguments: Any) -> Example | Skipped:
+    """Return `read(*arguments)`, or the skipped example if it is unreadable."""
     try:
         return read(*arguments)
     except UnreadableExample as error:
@@ -78,44 +84,54 @@ def attempt(read: Callable[..., Example], *arguments: Any) -> Example | Skipped:
 
 
 class UnreachableError(OSError):
-    """What holds the images cannot be read for now, whatever its own error says: no image is damaged."""
+    """The error that the place of the images cannot be read at present; no image is damaged."""
 
 
-def passing(error: BaseException) -> bool:
-    """Whether an error says nothing of the image: a lost connection, too many open files, no memory, no permission."""
+def is_temporary(error: BaseException) -> bool:
+    """Test whether an error has a cause outside the image.
+
+    Such causes are a lost connection, too many open files, no memory, or no permission.
+
+    Example:
+        >>> from influence_ssl_jax.data.source import is_temporary
+        >>> is_temporary(ConnectionResetError()), is_temporary(ValueError("bad header"))
+        (True, False)
+    """
     if isinstance(error, MemoryError | UnreachableError | TimeoutError | ConnectionError):
         return True
     return isinstance(error, OSError) and error.errno is not None and error.errno not in DAMAGE
 
 
-def persistently(read: Callable[..., Result], *arguments: Any) -> Result:
-    """Return `read(*arguments)`, tried again after WAITS seconds where the failure is not the image's.
+def retry(read: Callable[..., Result], *arguments: Any) -> Result:
+    """Return `read(*arguments)`; after a temporary error, read again.
+
+    The waits between the attempts are `WAITS`. Other errors are raised at once; `is_temporary` tells them apart.
 
     Raises:
-        DataError: It failed every time for a reason that may pass; the message names it.
+        DataError: If every attempt failed with a temporary error; the message names it.
     """
     for wait in (*WAITS, None):
         try:
             return read(*arguments)
         except (OSError, MemoryError) as error:
-            if not passing(error):
+            if not is_temporary(error):
                 raise
             said = str(error) or type(error).__name__
             if wait is None:
                 raise DataError(
-                    f"Images cannot be read: {said}, {len(WAITS) + 1} times in a row. That is no damage of an image, so "
-                    "none is left out for it. Mend the cause, then give the same command again: what was finished is kept."
+                    f"Images cannot be read: {said}, {len(WAITS) + 1} times in a row. This is no damage of an image, so no "
+                    "image is skipped for it. Repair the cause and repeat the command; finished work is kept."
                 ) from error
-            _log.warning("images cannot be read (%s); trying again in %s s", said, wait)
+            _log.warning("images cannot be read (%s); the next attempt is in %s s", said, wait)
             time.sleep(wait)
     raise AssertionError("unreachable")
 
 
 def read_all(source: "OpenSource", indices: Sequence[int]) -> Iterator[Example | Skipped]:
-    """`source.read_many(indices)`, going on from where it failed as `persistently` does.
+    """Yield `source.read_many(indices)`; after a temporary error, continue where it stopped.
 
     Raises:
-        DataError: It failed every time for a reason that may pass.
+        DataError: As `retry`.
     """
     reads: Iterator[Example | Skipped] | None = None
 
@@ -129,63 +145,74 @@ def read_all(source: "OpenSource", indices: Sequence[int]) -> Iterator[Example |
             raise
 
     for done in range(len(indices)):
-        yield persistently(following, done)
+        yield retry(following, done)
 
 
 class OpenSource(abc.ABC):
-    """An opened data set: examples by number, read in any order and from several threads at once."""
+    """An opened data set: numbered examples, read in any order and by several threads at once."""
 
     @abc.abstractmethod
     def __len__(self) -> int:
-        """Number of examples, readable or not."""
+        """Return the number of examples, readable or not."""
 
     @abc.abstractmethod
     def read(self, index: int) -> Example:
-        """Example `index` of `range(len(self))`.
+        """Read example `index` of `range(len(self))`.
 
         Raises:
-            UnreadableExample: Its image is missing, truncated or not an image.
+            UnreadableExample: If its image is missing, truncated or not an image.
         """
 
     def read_many(self, indices: Sequence[int]) -> Iterator[Example | Skipped]:
-        """Read several examples, one after the other, so that one decoded image is in memory at a time.
+        """Read several examples one after the other; one decoded image is in memory at a time.
 
-        In place of an example that cannot be used comes the reason. Overridden where reading together is faster.
+        An example that cannot be used is yielded as `Skipped`. A source overrides this if reading together is faster.
         """
-        return (attempt(self.read, index) for index in indices)
+        return (read_or_skip(self.read, index) for index in indices)
 
     def ids(self) -> Sequence[str]:
-        """Return the id of every example, in order; overridden where ids are known without decoding."""
+        """Return the id of every example, in order.
+
+        A source overrides this if it knows the ids without decoding.
+        """
         return [each.id for each in read_all(self, range(len(self)))]
 
     def labels(self) -> Int[np.ndarray, " examples"]:
-        """Return the class of every example, −1 where it has none; overridden where classes are known undecoded."""
+        """Return the class of every example, −1 if it has none.
+
+        A source overrides this if it knows the classes without decoding.
+        """
         read = read_all(self, range(len(self)))
         known = [each.label if isinstance(each, Example) else None for each in read]
         return np.array([-1 if label is None else label for label in known], np.int32)
 
     def truth(self) -> tuple[str, ...]:
-        """Name the attributes that tell what the source itself planted; no other attribute is read as truth."""
+        """Return the names of the attributes that say what the source planted.
+
+        No other attribute is read as truth.
+        """
         return ()
 
     @abc.abstractmethod
     def attributes(self) -> pa.Table | None:
-        """What is known of every example beside its pixels, one row each, in order; None where nothing is."""
+        """Return the attributes, one row for each example, in order; None if there are none."""
 
     @abc.abstractmethod
     def fingerprint(self) -> str:
-        """Return a hash that changes where examples were added, removed, renamed, resized or reordered.
+        """Return a hash that changes if examples are added, removed, renamed, resized or reordered.
 
-        Classes and attributes count. Of images on disk their sizes count and their content does not: an image that was
-        replaced by one of the same number of bytes under the same name leaves the hash as it is.
+        Classes and attributes are part of it. Of images on disk, the sizes are part of it and the content is not: an
+        image that is replaced by another one of the same name and number of bytes leaves the hash unchanged.
         """
 
     def class_names(self) -> tuple[str, ...] | None:
-        """What the classes 0, 1, … are called, where names were numbered; None where the source has numbers."""
+        """Return the names of the classes 0, 1, …; None if the source itself has numbers."""
         return None
 
     def content(self, index: int) -> bytes:
-        """The `content_digest` of example `index`; overridden where it needs no decoding.
+        """Return the `content_digest` of example `index`.
+
+        A source overrides this if it needs no decoding.
 
         Raises:
             UnreadableExample: As `read`.
@@ -193,49 +220,64 @@ class OpenSource(abc.ABC):
         return content_of(self.read(index))
 
     def notes(self) -> tuple[str, ...]:
-        """What was noticed on opening and does not prevent use, counted: one sentence each."""
+        """Return what was noticed on opening and does not prevent use, one line each, with counts."""
         return ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source(abc.ABC):
-    """A data set by description: a frozen dataclass, which is configuration, CLI entry and cache key at once.
+    """The description of a data set: its settings, its options on the command line, and its key in caches.
 
     Attributes:
-        only: A file of the ids that are used, the others are left out: a list with one id a line (.txt), or a table
-            (.csv, .tsv, .parquet) with a column `id`, and where it has a column `keep`, of the rows that say yes there.
+        only: A file with the ids of the examples that are used; all others are left out. It is a list with one id per line
+            (.txt), or a table (.csv, .tsv, .parquet) with a column `id`. If the table has a column `keep`, only rows that
+            say true there are used.
     """
 
     only: str | None = dataclasses.field(default=None, kw_only=True)
 
     def open(self) -> OpenSource:
-        """Find the data, check it, and leave out what `only` does not name; reads no pixels where they are on disk.
+        """Find the data, check them, and leave out what `only` does not name.
+
+        Pixels on disk are not read.
 
         Raises:
-            DataError: There is no such data set, or `only` does not fit it; the message says what to run or to change.
+            DataError: If there is no such data set, or `only` does not fit it; the message says what to do.
         """
         if self.only is None:
             return self._open()
-        from influence_ssl_jax.data.selection import selected  # it needs this module
+        from influence_ssl_jax.data.selection import select  # imports this module
 
-        return selected(self._open(), self.only)
+        return select(self._open(), self.only)
 
     def absolute(self) -> "Source":
-        """Return the same data set, found from any folder: relative paths are made absolute."""
+        """Return the same data set with absolute paths, so that it is found from any folder."""
         return dataclasses.replace(self, only=absolute_path(self.only))
 
     @abc.abstractmethod
     def _open(self) -> OpenSource:
-        """Find the whole data set and check it."""
+        """Find the whole data set and check it, without regard to `only`."""
 
 
 def absolute_path(path: str | None) -> str | None:
-    """Make a local path absolute; an address, and None, stay as they are."""
+    """Make a local path absolute; addresses and None stay as they are.
+
+    Example:
+        >>> from influence_ssl_jax.data.source import absolute_path
+        >>> absolute_path("s3://bucket/train"), absolute_path(None)
+        ('s3://bucket/train', None)
+    """
     return path if path is None or "://" in path else str(Path(path).expanduser().absolute())
 
 
 def digest(*parts: str | bytes) -> str:
-    """A short stable hash of a sequence of texts; their boundaries count."""
+    """Return a stable hash (BLAKE2b, 32 hexadecimal digits) of a sequence of texts, boundaries included.
+
+    Example:
+        >>> from influence_ssl_jax.data.source import digest
+        >>> len(digest("ab", "c")), digest("ab", "c") == digest("a", "bc")
+        (32, False)
+    """
     total = hashlib.blake2b(digest_size=16)
     for part in parts:
         content = part.encode(errors="surrogatepass") if isinstance(part, str) else part
@@ -245,7 +287,13 @@ def digest(*parts: str | bytes) -> str:
 
 
 def content_digest(stored: bytes | np.ndarray) -> bytes:
-    """Return 16 bytes of BLAKE2b over encoded bytes, or over an array's type, shape and bytes."""
+    """Return 16 bytes of BLAKE2b over encoded bytes, or over an array's type, shape and bytes.
+
+    Example:
+        >>> from influence_ssl_jax.data.source import content_digest
+        >>> len(content_digest(b"an encoded image"))
+        16
+    """
     total = hashlib.blake2b(digest_size=16)
     if isinstance(stored, bytes):
         total.update(stored)
@@ -256,12 +304,18 @@ def content_digest(stored: bytes | np.ndarray) -> bytes:
 
 
 def content_of(example: Example) -> bytes:
-    """Return the digest that an example was read with, or that of its pixels where the source computed none."""
+    """Return the digest of an example; if its source computed none, that of its pixels."""
     return example.content or content_digest(example.image)
 
 
-def counted(what: str, names: Sequence[str], shown: int = 3) -> tuple[str, ...]:
-    """Nothing for no names, else one line: what, how many, and the first few of them."""
+def note_names(what: str, names: Sequence[str], shown: int = 3) -> tuple[str, ...]:
+    """Return one line with a count and the first names; nothing if there are no names.
+
+    Example:
+        >>> from influence_ssl_jax.data.source import note_names
+        >>> note_names("files without a class", ["a.png", "b.png", "c.png", "d.png"])
+        ('files without a class: 4 (a.png, b.png, c.png, …)',)
+    """
     if not names:
         return ()
     more = ", …" if len(names) > shown else ""
@@ -269,23 +323,23 @@ def counted(what: str, names: Sequence[str], shown: int = 3) -> tuple[str, ...]:
 
 
 def require_classes(source: OpenSource, classes: int) -> None:
-    """Refuse a source in which an example has no class, or one that is not among the first `classes`.
+    """Refuse a source with an example whose class is unknown or not among the first `classes`.
 
     Raises:
-        DataError: There are such examples; the message counts them.
+        DataError: If there are such examples; the message counts them.
     """
     labels = source.labels()
     unknown, beyond = int((labels < 0).sum()), int((labels >= classes).sum())
     if unknown or beyond:
         largest = f" (the largest is {labels.max()})" if beyond else ""
         raise DataError(
-            f"Supervised training needs a class 0…{classes - 1} for every image: of {len(labels)} images {unknown} have "
-            f"none and {beyond} one beyond{largest}. State the class (--source.label-column, --source.label), the number "
-            "of classes (--training.architecture.output), or leave images out (--source.only)."
+            f"Supervised training needs a class 0…{classes - 1} for every image: of {len(labels)} images, {unknown} have "
+            f"none and {beyond} have a larger one{largest}. Name the class (--source.label-column, --source.label), set the "
+            "number of classes (--training.architecture.output), or leave images out (--source.only)."
         )
 
 
 def repeated_ids(ids: Iterable[str]) -> tuple[str, ...]:
-    """A note on the ids that several examples share: they are told apart by index alone."""
+    """Return a note on ids that several examples share; only the index tells these apart."""
     again = [name for name, times in collections.Counter(ids).items() if times > 1]
-    return counted("ids that name more than one example, told apart by the index", again)
+    return note_names("ids that name more than one example, distinguished by the index", again)

@@ -1,4 +1,4 @@
-"""Procedural images: any number of them in no memory."""
+"""Define a data set of computed images, of any size without memory."""
 
 import dataclasses
 
@@ -12,16 +12,23 @@ from influence_ssl_jax.errors import DataError
 
 @dataclasses.dataclass(frozen=True)
 class Synthetic(Source):
-    """Noisy colour gratings computed from their number; the class is the orientation. For tests of scale.
+    """Noisy colour gratings, computed when they are read; the class is the orientation.
 
-    `image = ½ + 0.35 cos(2π f (x cos α + y sin α) + φ) + 0.05 n` with class `index mod classes`, `α = π class /
-    classes`, and per image a random frequency `f` of 1…3 periods, a phase `φ` for each colour, and normal noise `n`.
+    They serve tests of scale. `image = ½ + 0.35 cos(2π f (x cos α + y sin α) + φ) + 0.05 n` with class `index mod
+    classes`, `α = π class / classes`, and for each image a random frequency `f` of 1 to 3 periods, a random phase `φ` for
+    each colour, and normal noise `n`.
 
     Attributes:
-        count: How many images there are.
+        count: Number of images.
         size: Height and width of an image in pixels.
-        classes: How many orientations.
-        seed: Seed of everything random.
+        classes: Number of orientations.
+        seed: Seed of all random numbers.
+
+    Example:
+        >>> from influence_ssl_jax import Synthetic
+        >>> opened = Synthetic(count=3, size=8, classes=2).open()
+        >>> opened.read(2).image.shape, opened.labels().tolist()
+        ((8, 8, 3), [0, 1, 0])
     """
 
     count: int = 10_000
@@ -30,17 +37,19 @@ class Synthetic(Source):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse counts and sizes that are not positive."""
+        """Refuse counts and sizes below 1."""
         if min(self.count, self.size, self.classes) < 1:
-            raise DataError(f"count, size and classes are at least 1, got {self.count}, {self.size}, {self.classes}.")
+            raise DataError(
+                f"count, size and classes must be at least 1, got {self.count}, {self.size} and {self.classes}."
+            )
 
     def _open(self) -> "OpenSynthetic":
-        """Nothing to find."""
+        """Return the data set; there is nothing to find."""
         return OpenSynthetic(dataclasses.replace(self, only=None))
 
 
 class OpenSynthetic(OpenSource):
-    """Images that are computed when they are read."""
+    """An opened data set of gratings."""
 
     def __init__(self, recipe: Synthetic) -> None:
         self._recipe = recipe
@@ -62,17 +71,17 @@ class OpenSynthetic(OpenSource):
         return Example(index, str(index), image, index % recipe.classes)
 
     def ids(self) -> list[str]:
-        """Return the numbers."""
+        """Return the numbers of the images as text."""
         return [str(index) for index in range(len(self))]
 
     def labels(self) -> Int[np.ndarray, " examples"]:
-        """Return the orientations."""
+        """Return the number of the orientation of every image."""
         return (np.arange(len(self)) % self._recipe.classes).astype(np.int32)
 
     def attributes(self) -> pa.Table:
-        """The class."""
+        """Return the class as the only attribute."""
         return pa.table({"label": self.labels()})
 
     def fingerprint(self) -> str:
-        """The recipe."""
+        """Return a hash of the settings."""
         return digest("synthetic", repr(self._recipe))

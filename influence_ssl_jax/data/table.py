@@ -1,4 +1,4 @@
-"""Tables of attributes, matched to files by name."""
+"""Read tables of attributes, and match them to files by name."""
 
 import collections
 import posixpath
@@ -12,18 +12,18 @@ import pyarrow as pa
 from jaxtyping import Int
 from pyarrow import compute, csv, parquet
 
-from influence_ssl_jax.data.source import counted
+from influence_ssl_jax.data.source import note_names
 from influence_ssl_jax.errors import DataError, printable
 
 pc: Any = compute  # its functions are made when it is imported: no type checker knows them
 
 
 class Matched(NamedTuple):
-    """A table brought into the order of the files.
+    """A table in the order of the files.
 
     Attributes:
-        columns: One row per file, null where the table has none; without the column of file names.
-        notes: Rows without file, files without row, repeated rows: counted.
+        columns: One row per file, null for files without a row; without the column of file names.
+        notes: Rows without a file, files without a row and repeated rows, with counts.
     """
 
     columns: pa.Table
@@ -34,7 +34,7 @@ class Classes(NamedTuple):
     """A column of classes as numbers.
 
     Attributes:
-        labels: One per row, the place of its value among `values`; −1 where it has none.
+        labels: For each row the position of its value in `values`, −1 if it has no value.
         values: The values that occur, in sorted order, as text.
     """
 
@@ -43,29 +43,38 @@ class Classes(NamedTuple):
 
 
 MAX_CELLS, MAX_BYTES = 1_000_000_000, 8 * 2**30
-"""Of a parquet file, whose few bytes may stand for many."""
+"""Limits of the cells and bytes of a table in memory; a small parquet file may expand to many."""
 _LARGEST_BLOCK = 2**30
 
 
 def read_table(path: Path, text: Sequence[str] = (), encoding: str = "utf-8") -> pa.Table:
-    """Read a CSV, TSV or parquet file whole, and check that its columns can be told apart.
+    r"""Read a CSV, TSV or parquet file, and check that every column has a name of its own.
 
     Args:
         path: The file.
-        text: Columns that are text whatever they look like, such as names that are numbers with leading zeros.
-        encoding: Of a CSV or TSV file.
+        text: Columns that are read as text, for example names that look like numbers with leading zeros.
+        encoding: Encoding of a CSV or TSV file.
 
     Raises:
-        DataError: It is missing, cannot be read as what its name says, would unpack to more than memory should hold, is
-            in another encoding, or two of its columns have one name or one has none.
+        DataError: If the file is missing, damaged, larger than the limits, or in another encoding, or if a column has no
+            name or the name of another one.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from influence_ssl_jax.data.table import read_table
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = pathlib.Path(folder) / "attributes.csv"
+        ...     size = file.write_text("file,age\n1.png,30\n2.png,\n")
+        ...     read_table(file)["age"].to_pylist()
+        [30, None]
     """
     if not path.is_file():
         raise DataError(f"There is no table {str(path)!r}; give the path of a .csv, .tsv or .parquet file.")
     try:
         if path.suffix.lower() in (".parquet", ".pq"):
-            table = _unpacked(path)
+            table = _read_parquet(path)
         else:
-            table = _separated(path, text, encoding)
+            table = _read_text(path, text, encoding)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"The table {path} cannot be read: {error}") from error
     check_names(f"The table {path}", table.column_names)
@@ -73,38 +82,39 @@ def read_table(path: Path, text: Sequence[str] = (), encoding: str = "utf-8") ->
 
 
 def check_names(what: str, names: Sequence[str]) -> None:
-    """Refuse columns without a name, and columns of one name.
+    """Refuse columns without a name, and several columns with the same name.
 
     Raises:
-        DataError: There are such columns; the message gives their places.
+        DataError: If there are such columns; the message gives their positions, from 1.
     """
     nameless = [k + 1 for k, name in enumerate(names) if not name.strip()]
     if nameless:
         raise DataError(
             f"{what} has no name for column {', '.join(map(str, nameless))} of {len(names)}: name or remove it (pandas "
-            "writes one for its row numbers unless told index=False)."
+            "writes such a column for its row numbers; index=False leaves it out)."
         )
     repeated = [name for name, times in collections.Counter(names).items() if times > 1]
     if repeated:
         places = [k + 1 for k, name in enumerate(names) if name == repeated[0]]
         raise DataError(
-            f"{what} has {len(places)} columns named {repeated[0]!r} (columns {', '.join(map(str, places))}), so neither "
-            "can be meant by that name: rename or remove all but one."
+            f"{what} has {len(places)} columns named {repeated[0]!r} (columns {', '.join(map(str, places))}). Rename or "
+            "remove all but one."
         )
 
 
-def _separated(path: Path, text: Sequence[str], encoding: str) -> pa.Table:
+def _read_text(path: Path, text: Sequence[str], encoding: str) -> pa.Table:
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise DataError(
-            f"The table {path} has {size:,} bytes, more than {MAX_BYTES:,}. Keep what is needed, or use parquet."
+            f"The table {path} has {size:,} bytes, more than the limit of {MAX_BYTES:,}. Keep only what is needed, or use "
+            "parquet."
         )
     content = path.read_bytes()
-    content = content if encoding.lower() in ("utf-8", "utf8") else _decoded(content, path, encoding).encode()
-    _decoded(content, path, "utf-8")
+    content = content if encoding.lower() in ("utf-8", "utf8") else _decode(content, path, encoding).encode()
+    _decode(content, path, "utf-8")
     return csv.read_csv(
         pa.BufferReader(content),
-        # One block, so that a row of any length is whole in it.
+        # One block, because a row must not be longer than a block.
         read_options=csv.ReadOptions(block_size=min(max(len(content) + 1, 2**20), _LARGEST_BLOCK)),
         parse_options=csv.ParseOptions(
             delimiter="\t" if path.suffix.lower() == ".tsv" else ",", newlines_in_values=True
@@ -113,11 +123,11 @@ def _separated(path: Path, text: Sequence[str], encoding: str) -> pa.Table:
     )
 
 
-def _decoded(content: bytes, path: Path, encoding: str) -> str:
+def _decode(content: bytes, path: Path, encoding: str) -> str:
     """Return the text of a file.
 
     Raises:
-        DataError: There is no such encoding, or the file is in another one; the message gives the line.
+        DataError: If there is no such encoding, or the file is in another one; the message gives the line.
     """
     try:
         return content.decode(encoding)
@@ -129,28 +139,28 @@ def _decoded(content: bytes, path: Path, encoding: str) -> str:
         line = content.count(b"\n", 0, error.start) + 1
         shown = content[max(0, error.start - 20) : error.end + 20].decode("ascii", "backslashreplace")
         raise DataError(
-            f"Line {line} of the table {path} is not {encoding} ({printable(shown)!r}). Save the table as UTF-8, or state "
-            "its encoding, for a folder as --source.encoding latin-1."
+            f"Line {line} of the table {path} is not {encoding} ({printable(shown)!r}). Save the table as UTF-8, or name "
+            "its encoding; for a folder: --source.encoding latin-1."
         ) from None
 
 
-def _unpacked(path: Path) -> pa.Table:
+def _read_parquet(path: Path) -> pa.Table:
     found = parquet.read_metadata(path)
     size = sum(found.row_group(k).total_byte_size for k in range(found.num_row_groups))
     if found.num_rows * found.num_columns > MAX_CELLS or size > MAX_BYTES:
         raise DataError(
-            f"The table {path} would unpack to {found.num_rows:,} rows of {found.num_columns} columns and {size:,} bytes, "
-            f"more than {MAX_CELLS:,} cells or {MAX_BYTES:,} bytes. Keep the columns and rows that are needed."
+            f"The table {path} expands to {found.num_rows:,} rows of {found.num_columns} columns and {size:,} bytes, more "
+            f"than the limit of {MAX_CELLS:,} cells or {MAX_BYTES:,} bytes. Keep only the columns and rows that are needed."
         )
-    with parquet.ParquetFile(path) as file:  # read_table would look for partitions and fail at names that repeat
+    with parquet.ParquetFile(path) as file:  # `parquet.read_table` looks for partitions and fails at repeated names
         return file.read()
 
 
 def texts(column: pa.ChunkedArray, what: str) -> list[str | None]:
-    """Return a column as text, None where it has no value.
+    """Return a column as text, None for rows without a value.
 
     Raises:
-        DataError: It holds lists or records, or bytes that are not UTF-8.
+        DataError: If it contains lists or records, or bytes that are not UTF-8.
     """
     plain = scalars(column, what)
     try:
@@ -170,41 +180,93 @@ def _is_text(value: object) -> bool:
 
 
 def scalars(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:
-    """Return a column without dictionary encoding.
+    """Return a column with its values as they are: without dictionaries, runs, views and types that others defined.
 
     Raises:
-        DataError: It holds lists or records, of which no value is one thing.
+        DataError: If it contains lists or records.
     """
-    while pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
+    while (plain := _unwrapped(column)) is not None:
+        column = plain
     if pa.types.is_nested(column.type):
-        raise DataError(f"{what} holds {column.type}: give a column with one value a row.")
+        raise DataError(f"{what} contains values of type {column.type}; give a column with one value per row.")
     return column
+
+
+def _unwrapped(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """Return the same values one layer of encoding further in; None if there is none."""
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return pa.chunked_array([chunk.storage for chunk in column.chunks], kind.storage_type)
+    if pa.types.is_dictionary(kind):
+        return column.cast(kind.value_type)
+    if pa.types.is_run_end_encoded(kind):
+        return pa.chunked_array([pc.run_end_decode(chunk) for chunk in column.chunks], kind.value_type)
+    plain = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary(), pa.float16(): pa.float32()}.get(kind)
+    return None if plain is None else column.cast(plain)
+
+
+def storable(attributes: pa.Table) -> pa.Table:
+    """Return attributes of types that a parquet table can hold, with the same values.
+
+    Raises:
+        DataError: A column is of a type that none can hold.
+    """
+    for place, name in enumerate(attributes.column_names):
+        column = attributes[name]
+        encoded = _encoded(column.type)
+        while encoded and (plain := _unwrapped(column)) is not None:
+            column = plain
+        attributes = attributes.set_column(place, name, column)
+        try:
+            parquet.write_table(attributes.select([place]).slice(0, 1), pa.BufferOutputStream())
+        except pa.ArrowException as error:
+            raise DataError(
+                f"The attribute {name!r} is of the type {column.type}, which a table of scores cannot hold: {error}. "
+                "Write it as numbers or text, or leave it out."
+            ) from error
+    return attributes
+
+
+def _encoded(kind: pa.DataType) -> bool:
+    """Whether values of a type are written without their encoding."""
+    return (
+        pa.types.is_dictionary(kind)
+        or pa.types.is_run_end_encoded(kind)
+        or kind in (pa.string_view(), pa.binary_view())
+    )
 
 
 def match(table: pa.Table, file_column: str, files: Sequence[str], folder: str) -> Matched:
     """Bring the rows of `table` into the order of `files`.
 
-    A row names its file relative to the folder of images, or relative to the table's own folder, whichever explains
-    more rows. Only names are compared, letters with accents alike however they are composed; no path of a table is ever
-    opened.
+    Names in the table are relative to the folder of images or to the folder of the table: the one that fits more rows
+    is taken. Names are compared in composed form (`compose`). No path of a table is opened.
 
     Args:
         table: The attributes.
         file_column: The column of file names.
         files: The files that exist, relative to the folder of images, with forward slashes.
-        folder: The folder of images, relative to the table's own folder; `.` where they are the same.
+        folder: The folder of images, relative to the folder of the table; `.` if they are the same.
 
     Raises:
-        DataError: The column is missing, a row names a file outside both folders, or no row names an image.
+        DataError: If the column is missing, a row names a file outside both folders, or no row names an image.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> from influence_ssl_jax.data.table import match
+        >>> table = pa.table({"file": ["b.png", "a.png", "c.png"], "age": [2, 1, 3]})
+        >>> matched = match(table, "file", ["a.png", "b.png"], ".")
+        >>> matched.columns["age"].to_pylist(), matched.notes
+        ([1, 2], ('table rows that name no image, left out: 1 (c.png)',))
     """
     if file_column not in table.column_names:
         raise DataError(
-            f"The table has no column {file_column!r} of file names; it has {', '.join(table.column_names)}."
+            f"The table has no column {file_column!r} of file names; it has {', '.join(table.column_names)}. Name the "
+            "column with --source.file-column."
         )
     given = texts(table[file_column], f"The table's column {file_column!r}")
-    named = [None if name is None else composed(_inside(name, row)) for row, name in enumerate(given)]
-    known = set(map(composed, files))
+    named = [None if name is None else compose(_relative_name(name, row)) for row, name in enumerate(given)]
+    known = set(map(compose, files))
     beside = [None if name is None else posixpath.relpath(name, folder) for name in named]
     rows_of = beside if sum(n in known for n in beside) > sum(n in known for n in named) else named
     place: dict[str, int] = {}
@@ -213,48 +275,76 @@ def match(table: pa.Table, file_column: str, files: Sequence[str], folder: str) 
         first = next((name for name in given if name), None)
         raise DataError(
             f"No row of the table names an image: its column {file_column!r} has names such as {first!r}, the images have "
-            f"names such as {printable(files[0])!r}. Name another column with --source.file-column, or write the names as "
-            "the folder has them."
+            f"names such as {printable(files[0])!r}. Name another column with --source.file-column, or write the names of "
+            "the files."
         )
     notes = (
-        *counted("table rows without a file name, left out", [f"row {k}" for k, n in enumerate(named) if n is None]),
-        *counted(
+        *note_names("table rows without a file name, left out", [f"row {k}" for k, n in enumerate(named) if n is None]),
+        *note_names(
             "table rows that name no image, left out",
             [n for n, m in zip(named, rows_of, strict=True) if n is not None and m not in known],
         ),
-        *counted("images without a table row, kept without attributes", [n for n in files if composed(n) not in place]),
-        *counted("table rows that name a file again, the first row counts", repeated),
+        *note_names(
+            "images without a table row, kept without attributes", [n for n in files if compose(n) not in place]
+        ),
+        *note_names("table rows that name a file again, the first row counts", repeated),
     )
-    order = pa.array([place.get(composed(name)) for name in files], pa.int64())
+    order = pa.array([place.get(compose(name)) for name in files], pa.int64())
     return Matched(table.drop_columns([file_column]).take(order), notes)
 
 
-def composed(name: str) -> str:
-    """Write letters with accents as one character each: a Mac writes them as two, most tables as one."""
+def compose(name: str) -> str:
+    r"""Write each letter with an accent as one character (Unicode NFC).
+
+    macOS writes such a letter as two characters, most tables as one.
+
+    Example:
+        >>> from influence_ssl_jax.data.table import compose
+        >>> len("e\u0301"), len(compose("e\u0301"))
+        (2, 1)
+    """
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
-def classes(column: pa.ChunkedArray, what: str) -> Classes:
-    """Number the values that occur in sorted order, whatever their type; null, NaN and empty text are no class.
+def number_classes(column: pa.ChunkedArray, what: str) -> Classes:
+    """Number the values of a column in sorted order, from 0.
+
+    Null, NaN and empty text are no class.
 
     Raises:
-        DataError: The column holds lists or records, or no value at all.
+        DataError: If the column contains lists or records, or no value at all.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> from influence_ssl_jax.data.table import number_classes
+        >>> found = number_classes(pa.chunked_array([["dog", None, "cat"]]), "The column")
+        >>> found.labels.tolist(), found.values
+        ([1, -1, 0], ('cat', 'dog'))
     """
     values = scalars(column, what)
     if pa.types.is_floating(values.type):
-        values = pc.if_else(pc.is_nan(values), None, values)
-    elif not pa.types.is_primitive(values.type) and not pa.types.is_null(values.type):  # text and bytes
+        values = pc.add(pc.if_else(pc.is_nan(values), None, values), 0.0)  # −0 becomes 0
+    elif _is_text_or_bytes(values.type):
         values = pc.if_else(pc.equal(pc.binary_length(values), 0), None, values)
     known = pc.unique(values).drop_null()
     if not len(known):
         raise DataError(f"{what} has no value, so it gives no class.")
-    known = known.take(pc.sort_indices(known))
+    try:
+        known = known.take(pc.sort_indices(known))
+    except pa.ArrowException as error:
+        raise DataError(f"{what} holds {values.type}, which has no order: give numbers or text.") from error
     labels = pc.fill_null(pc.index_in(values, value_set=known), -1)
     named = (value.decode(errors="replace") if isinstance(value, bytes) else str(value) for value in known.to_pylist())
     return Classes(labels.to_numpy().astype(np.int32), tuple(map(printable, named)))
 
 
-def renamed(attributes: pa.Table, taken: Sequence[str]) -> tuple[pa.Table, dict[str, str]]:
+def _is_text_or_bytes(kind: pa.DataType) -> bool:
+    """Whether values of a type have a length in bytes."""
+    types = pa.types
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind) or types.is_large_binary(kind)
+
+
+def rename_taken(attributes: pa.Table, taken: Sequence[str]) -> tuple[pa.Table, dict[str, str]]:
     """Give every attribute whose name is taken another one, `source_<name>`; the changes by their old name."""
     changes: dict[str, str] = {}
     used = {*taken, *attributes.column_names}
@@ -268,10 +358,15 @@ def renamed(attributes: pa.Table, taken: Sequence[str]) -> tuple[pa.Table, dict[
     return attributes.rename_columns([changes.get(name, name) for name in attributes.column_names]), changes
 
 
-def _inside(name: str, row: int) -> str:
+def _relative_name(name: str, row: int) -> str:
+    """Return a name from a table as a relative path without detours.
+
+    Raises:
+        DataError: If it leads outside the folder.
+    """
     plain = posixpath.normpath(name.replace("\\", "/"))
     if posixpath.isabs(plain) or plain.split("/")[0] == ".." or ":" in plain.split("/")[0]:
         raise DataError(
-            f"Row {row} of the table names {name!r}, outside the folder of images; use relative paths inside it."
+            f"Row {row} of the table names {name!r}, which is outside the folder of images. Use relative paths inside it."
         )
     return plain

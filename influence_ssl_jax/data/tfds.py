@@ -1,4 +1,4 @@
-"""Data sets of tensorflow-datasets, read without TensorFlow."""
+"""Define data sets of tensorflow-datasets, which are read without TensorFlow."""
 
 import dataclasses
 import difflib
@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
 
+from influence_ssl_jax.data.encoded import UndecodableImage, decode
 from influence_ssl_jax.data.source import (
     Example,
     OpenSource,
@@ -18,107 +19,132 @@ from influence_ssl_jax.data.source import (
     Source,
     UnreadableExample,
     absolute_path,
-    attempt,
     content_digest,
     digest,
+    read_or_skip,
 )
-from influence_ssl_jax.data.table import Classes, classes
-from influence_ssl_jax.data.transform import UndecodableImage, decode
+from influence_ssl_jax.data.table import Classes, number_classes
 from influence_ssl_jax.errors import DataError, printable, require
 
 
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one dict with paths `outer/inner`."""
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Flatten nested dicts to one dict with paths `outer/inner`.
+
+    Example:
+        >>> from influence_ssl_jax.data.tfds import flatten
+        >>> flatten({"image": 1, "eyes": {"left": 2}})
+        {'image': 1, 'eyes/left': 2}
+    """
     leaves: dict[str, Any] = {}
     for name, value in tree.items():
         is_group = isinstance(value, dict) or type(value).__name__ == "FeaturesDict"
-        leaves.update(flat(value, f"{prefix}{name}/") if is_group else {f"{prefix}{name}": value})
+        leaves.update(flatten(value, f"{prefix}{name}/") if is_group else {f"{prefix}{name}": value})
     return leaves
 
 
-def nested(path: str, leaf: Any) -> dict[str, Any]:
-    """A path `outer/inner` as nested dicts around `leaf`."""
+def nest(path: str, leaf: Any) -> dict[str, Any]:
+    """Return nested dicts with `leaf` at the path `outer/inner`.
+
+    Example:
+        >>> from influence_ssl_jax.data.tfds import nest
+        >>> nest("eyes/left", 2)
+        {'eyes': {'left': 2}}
+    """
     for name in reversed(path.split("/")):
         leaf = {name: leaf}
     return leaf
 
 
-def known(what: str, name: str, features: dict[str, Any]) -> str:
-    """`name`, where there is such a feature."""
+def require_feature(what: str, name: str, features: dict[str, Any]) -> str:
+    """Return `name` if there is such a feature.
+
+    Raises:
+        DataError: If there is none.
+    """
     if name not in features:
         raise DataError(f"There is no {what} feature {name!r}; the data set has {', '.join(features)}.")
     return name
 
 
 def image_feature(features: dict[str, Any], wanted: str | None) -> str:
-    """The image feature: the one that is wanted, or that is called `image`, or the only one."""
+    """Return the image feature: the wanted one, or `image`, or the only one.
+
+    Raises:
+        DataError: If there is no such feature, there are several, or it is not an image of 8 or 16 bits.
+    """
     images = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
-    name = known("image", wanted, features) if wanted else "image" if "image" in images else next(iter(images), None)
+    name = (
+        require_feature("image", wanted, features)
+        if wanted
+        else "image"
+        if "image" in images
+        else next(iter(images), None)
+    )
     if name is None or (name != "image" and wanted is None and len(images) > 1):
         found = f"several: {', '.join(images)}; name one with image=…" if images else "none, so it is no image data set"
-        raise DataError(f"One image feature is needed, found {found}.")
+        raise DataError(f"A data set needs one image feature, this one has {found}.")
     if name not in images or np.issubdtype(features[name].np_dtype, np.floating):
         raise DataError(
-            f"Feature {name!r} is no picture of 8 or 16 bits, but {features[name]}; name another with image=…."
+            f"The feature {name!r} is {features[name]}, not an image of 8 or 16 bits; name another one with image=…."
         )
     return name
 
 
 def first_class(features: dict[str, Any]) -> str | None:
-    """The class feature: the one that is called `label`, or the first, or None."""
+    """Return the class feature: `label`, or the first class label, or None if there is none."""
     classes = [name for name, feature in features.items() if type(feature).__name__ == "ClassLabel"]
     return "label" if "label" in classes else next(iter(classes), None)
 
 
 def is_scalar(feature: Any) -> bool:
-    """Whether a feature is one number or truth value."""
+    """Test whether a feature is one number or truth value."""
     return feature.shape == () and any(np.issubdtype(feature.np_dtype, kind) for kind in (np.number, np.bool_))
 
 
 def is_text(feature: Any) -> bool:
-    """Whether a feature is one text."""
+    """Test whether a feature is one text."""
     return feature.shape == () and type(feature).__name__ == "Text"
 
 
 def class_values(values: list[Any]) -> pa.ChunkedArray:
-    """Return the values of a feature as a column, text as text."""
+    """Return the values of a feature as a column; bytes become text."""
     plain = [text(value) if isinstance(value, bytes) else value for value in values]
     return pa.chunked_array([pa.array([value.item() if isinstance(value, np.generic) else value for value in plain])])
 
 
 def column(feature: Any, values: list[Any]) -> pa.Array:
-    """One value per example, None where there is none; classes by name."""
+    """Return a value for each example, null if there is none; classes are given by name."""
     names = dict(enumerate(getattr(feature, "names", None) or ()))
-    if any(name != str(number) for number, name in names.items()):  # classes without names are named by their number
+    if any(name != str(number) for number, name in names.items()):  # classes without names have their number as name
         return pa.array([None if value is None else names.get(int(value)) for value in values], pa.string())
     return pa.array(values, pa.from_numpy_dtype(feature.np_dtype))
 
 
 def text(value: Any) -> str:
-    """A name as text."""
+    """Return a name as text."""
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 _NAMES = ("id", "image_id", "file_name", "filename", "image/filename", "image/id")
 _CHUNK = 512
-_DAMAGE = (ValueError, KeyError, IndexError, RuntimeError)  # what a damaged record makes its reader and parser raise
+_DAMAGE = (ValueError, KeyError, IndexError, RuntimeError)  # errors that readers and parsers raise for a damaged record
 
 
 @dataclasses.dataclass(frozen=True)
 class Tfds(Source):
-    """Any image data set of tensorflow-datasets that was prepared in a random-access format.
+    """Any image data set of tensorflow-datasets, prepared in a random-access format.
 
-    The index of an example is its place in the prepared files (tensorflow-datasets shuffles when it prepares); its id
-    is the data set's own where it has one.
+    The index of an example is its position in the prepared files (tensorflow-datasets shuffles when it prepares). Its id
+    is that of the data set, or else split and index.
 
     Attributes:
-        name: The data set, with configuration and version where wanted: `cifar10`, `cifar10:3.0.2`,
+        name: The data set, with an optional configuration and version: `cifar10`, `cifar10:3.0.2`,
             `cifar10_corrupted/fog_1`.
-        split: The split, with a slice where wanted: `train`, `train[:1000]`, `train+test`.
-        data_dir: Where the prepared files are; tensorflow-datasets' own default where None.
-        image: The image feature; found where None.
-        label: The feature that is the class; found where None. A feature that is no class label, such as a text or a year,
-            is numbered by its values in sorted order.
+        split: The split, with an optional slice: `train`, `train[:1000]`, `train+test`.
+        data_dir: The folder of the prepared files; None takes the default of tensorflow-datasets.
+        image: The image feature; None takes `image` or the only image feature.
+        label: The feature that is the class; None takes `label` or the first class label. The values of other features,
+            such as a text or a year, are numbered in sorted order.
     """
 
     name: str = "cifar10"
@@ -128,49 +154,50 @@ class Tfds(Source):
     label: str | None = None
 
     def absolute(self) -> "Source":
-        """Return the same data set by absolute paths."""
+        """Return the same data set with an absolute path of its folder."""
         return dataclasses.replace(super().absolute(), data_dir=absolute_path(self.data_dir))
 
     def _open(self) -> "OpenTfds":
         """Find the prepared files and the features.
 
         Raises:
-            DataError: The data set, the split or a feature is unknown, or it is not prepared; the message says what to
-                run.
+            DataError: If the data set, the split or a feature is unknown, or the data set is not prepared; the message
+                says what to run.
         """
         builder = self._builder()
         if not builder.info.splits or not any(
             _is_random_access(each) for each in builder.info.available_file_formats()
         ):
             raise DataError(self._how_to_prepare(str(builder.data_dir)))
-        features = flat(builder.info.features)
+        features = flatten(builder.info.features)
         image = image_feature(features, self.image)
-        label = first_class(features) if self.label is None else known("label", self.label, features)
+        label = first_class(features) if self.label is None else require_feature("label", self.label, features)
         if label is not None and not is_scalar(features[label]) and not is_text(features[label]):
-            raise DataError(f"The label feature {label!r} is {features[label]}: name one with one value an example.")
+            raise DataError(f"The label feature {label!r} is {features[label]}; name one with one value per example.")
         if self._count(builder.info) < 1:
             splits = ", ".join(
                 f"{name} ({split.num_examples:,} examples)" for name, split in builder.info.splits.items()
             )
-            raise DataError(f"The split {self.split!r} of {self.name!r} has no examples; there are {splits}.")
+            raise DataError(f"The split {self.split!r} of {self.name!r} has no examples; choose from {splits}.")
         gone = [name for name, _ in _files(builder.info, self.split) if not Path(name).is_file()]
         if gone:
             raise DataError(
-                f"The prepared files of {self.name!r} are incomplete: {len(gone)} are missing, the first {gone[0]}."
+                f"The prepared files of {self.name!r} are incomplete: {len(gone)} are missing, the first is {gone[0]}. "
+                "Prepare the data set again with `tfds build`."
             )
         return OpenTfds(builder, self.split, features, image, label)
 
     def _count(self, info: Any) -> int:
-        """Return how many examples the split names; nothing and less of a slice from behind its end.
+        """Return the number of examples of the split; a slice beyond the end has none.
 
         Raises:
-            DataError: There is no such split.
+            DataError: If there is no such split.
         """
         from tensorflow_datasets.core import ReadInstruction
 
         try:
             parts = ReadInstruction.from_spec(self.split).to_absolute(info.splits)
-            info.splits[self.split]  # some slices are refused only here
+            info.splits[self.split]  # some wrong slices raise only here
             ends = [info.splits[each.splitname].num_examples if each.to is None else each.to for each in parts]
             return sum(max(0, end - (each.from_ or 0)) for each, end in zip(parts, ends, strict=True))
         except (ValueError, KeyError, AssertionError) as error:
@@ -178,6 +205,11 @@ class Tfds(Source):
             raise DataError(f"{self.name!r} has the splits {splits}, got {self.split!r} ({error}).") from error
 
     def _builder(self) -> Any:
+        """Return the builder of the data set.
+
+        Raises:
+            DataError: If tensorflow-datasets has no such data set, configuration or version.
+        """
         require("tfds")
         import tensorflow_datasets as tfds  # slow to import
         from tensorflow_datasets.core.registered import DatasetNotFoundError
@@ -187,41 +219,39 @@ class Tfds(Source):
         except DatasetNotFoundError:
             listed = tfds.list_builders(with_community_datasets=False)
             near = difflib.get_close_matches(self.name, listed, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}?" if near else "tfds.list_builders() lists them."
+            hint = f"similar names are {', '.join(near)}." if near else "tfds.list_builders() lists all."
             raise DataError(f"tensorflow-datasets has no data set {self.name!r}; {hint}") from None
-        except (
-            ValueError,
-            AssertionError,
-        ) as error:  # a name that cannot be parsed, a configuration or version that is not
+        except (ValueError, AssertionError) as error:  # a malformed name, or an unknown configuration or version
             raise DataError(f"tensorflow-datasets cannot open {self.name!r}: {error}") from error
 
     def _how_to_prepare(self, folder: str) -> str:
+        """Write the error message with the commands that prepare the data set."""
         where = f" --data_dir={self.data_dir}" if self.data_dir else ""
-        stands = "holds it in another format" if any(Path(folder).glob("*.json")) else "does not hold it"
+        stands = "has it in another format" if any(Path(folder).glob("*.json")) else "does not have it"
         return (
-            f"{self.name!r} is not prepared for random access: {folder} {stands}. Prepare it once, with TensorFlow "
-            "installed (reading needs none):\n"
+            f"{self.name!r} is not prepared for random access: {folder} {stands}. Prepare it once; only this step needs "
+            "TensorFlow:\n"
             "    pip install tensorflow-cpu\n"
             f"    tfds build {self.name} --file_format=array_record{where}"
         )
 
 
 class _Through(NamedTuple):
-    """What is known of every example beside its image: ids, and the values of scalar features, None where damaged."""
+    """The ids of all examples and the values of scalar features, None for damaged records."""
 
     ids: list[str]
     columns: dict[str, list[Any]]
 
 
 class OpenTfds(OpenSource):
-    """A split whose image feature is known."""
+    """An opened split of a data set of tensorflow-datasets."""
 
     def __init__(self, builder: Any, split: str, features: dict[str, Any], image: str, label: str | None) -> None:
         import tensorflow_datasets as tfds
 
         self._builder, self._split, self._features = builder, split, features
         self._image, self._label = image, label
-        undecoded = nested(image, tfds.decode.SkipDecoding())  # the project's own decoder names what is wrong
+        undecoded = nest(image, tfds.decode.SkipDecoding())  # `decode` of this package says what is wrong with an image
         self._records = builder.as_data_source(split=split, decoders=undecoded)
         self._name = next((name for name in _NAMES if name in features and not features[name].shape), None)
 
@@ -229,7 +259,7 @@ class OpenTfds(OpenSource):
         return len(self._records)
 
     def read(self, index: int) -> Example:
-        """Read and decode one record."""
+        """Read and decode a record."""
         try:
             record = self._records[index]
         except _DAMAGE as error:
@@ -237,15 +267,15 @@ class OpenTfds(OpenSource):
         return self._example(index, record)
 
     def read_many(self, indices: Sequence[int]) -> Iterator[Example | Skipped]:
-        """Fetch together, which costs a fraction of one by one; one by one where a record is damaged."""
+        """Read records together, which is much faster; one by one if a record is damaged."""
         try:
             records = self._records.__getitems__(list(indices)) if len(indices) else []
         except _DAMAGE:
-            return (attempt(self.read, index) for index in indices)
-        return (attempt(self._example, *pair) for pair in zip(indices, records, strict=True))
+            return (read_or_skip(self.read, index) for index in indices)
+        return (read_or_skip(self._example, *pair) for pair in zip(indices, records, strict=True))
 
     def _example(self, index: int, nested_record: dict[str, Any]) -> Example:
-        record = flat(nested_record)
+        record = flatten(nested_record)
         name = self._id(index, record)
         try:
             image = decode(record[self._image])
@@ -255,14 +285,14 @@ class OpenTfds(OpenSource):
         return Example(index, name, image, label if label >= 0 else None, content_digest(record[self._image]))
 
     def content(self, index: int) -> bytes:
-        """The digest of the encoded image; nothing is decoded."""
+        """Return the digest of the encoded image, without decoding."""
         try:
-            return content_digest(flat(self._records[index])[self._image])
+            return content_digest(flatten(self._records[index])[self._image])
         except _DAMAGE as error:
             raise UnreadableExample(index, f"{self._split}/{index}", f"the record is damaged: {error}") from error
 
     def class_names(self) -> tuple[str, ...] | None:
-        """The values of a label that is no class label, as they are numbered."""
+        """Return the values of a label that is not a class label, in the order of their numbers."""
         return None if self._label is None or self._is_class else self._classes.values
 
     def _id(self, index: int, record: dict[str, Any]) -> str:
@@ -270,7 +300,7 @@ class OpenTfds(OpenSource):
         return printable(name)
 
     def _numbered(self, index: int, value: Any) -> int:
-        """Return the class of an example: its own number, or the place of its value among all."""
+        """Return the class of an example: its number, or the position of its value among all values."""
         return int(value) if self._is_class else int(self._classes.labels[index])
 
     @property
@@ -279,13 +309,13 @@ class OpenTfds(OpenSource):
 
     @functools.cached_property
     def _classes(self) -> Classes:
-        """The values of a label that is no class label, numbered."""
+        """Number the values of a label that is not a class label."""
         name = str(self._label)
-        return classes(class_values(self._through.columns[name]), f"The label feature {name!r}")
+        return number_classes(class_values(self._through.columns[name]), f"The label feature {name!r}")
 
     @functools.cached_property
     def _through(self) -> "_Through":
-        """What one pass over the records gives, without decoding images."""
+        """Read ids and scalar features in one pass over the records, without decoding images."""
         wanted = [name for name, feature in self._features.items() if is_scalar(feature) and name != self._name]
         wanted += [self._label] if self._label is not None and self._label not in wanted else []
         columns: dict[str, list[Any]] = {name: [] for name in wanted}
@@ -298,9 +328,9 @@ class OpenTfds(OpenSource):
         return _Through(ids, columns)
 
     def _undecoded(self, indices: range) -> list[dict[str, Any]]:
-        """Records without their image decoded; an empty one for each that is damaged."""
+        """Return records whose images are not decoded; an empty one for each damaged record."""
         try:
-            return [flat(record) for record in self._records.__getitems__(list(indices))]
+            return [flatten(record) for record in self._records.__getitems__(list(indices))]
         except _DAMAGE:
             if len(indices) == 1:
                 return [{}]
@@ -308,11 +338,11 @@ class OpenTfds(OpenSource):
             return self._undecoded(indices[:half]) + self._undecoded(indices[half:])
 
     def ids(self) -> list[str]:
-        """Return the data set's own ids, or split and number; one pass over the records, as for the attributes."""
+        """Return the ids of the data set, after one pass over the records; or split and index if it has none."""
         return self._through.ids if self._name else [f"{self._split}/{index}" for index in range(len(self))]
 
     def labels(self) -> Int[np.ndarray, " examples"]:
-        """Return the class of every example, −1 where it has none or its record is damaged."""
+        """Return the class of every example, −1 if it has none or its record is damaged."""
         if self._label is None:
             return np.full(len(self), -1, np.int32)
         if not self._is_class:
@@ -321,7 +351,7 @@ class OpenTfds(OpenSource):
         return np.array([-1 if value is None else int(value) for value in values], np.int32)
 
     def attributes(self) -> pa.Table | None:
-        """Return classes by name, and every other scalar; one pass over the records, without decoding images."""
+        """Return classes by name, and all other scalars, after one pass over the records."""
         columns = self._through.columns
         scalar = {name: values for name, values in columns.items() if is_scalar(self._features[name])}
         if not scalar:
@@ -329,9 +359,9 @@ class OpenTfds(OpenSource):
         return pa.table({name: column(self._features[name], values) for name, values in scalar.items()})
 
     def fingerprint(self) -> str:
-        """Hash data set, configuration, version, split, features, and the names, sizes and shares of its files.
+        """Return a hash of data set, configuration, version, split, features, and the files' names and sizes.
 
-        What is in the files does not count: a record that was replaced by one of the same size goes unseen.
+        The content of the files is not part of it: if a record is replaced by one of the same size, the hash stays.
         """
         info = self._builder.info
         files = [f"{Path(name).name} {Path(name).stat().st_size} {part}" for name, part in _files(info, self._split)]
@@ -339,11 +369,12 @@ class OpenTfds(OpenSource):
 
 
 def _files(info: Any, split: str) -> list[tuple[str, str]]:
-    """The files of a split, and which part of each is read."""
+    """Return the files of a split, and the part of each that is read."""
     return [(str(each.filename), f"{each.skip}+{each.take}") for each in info.splits[split].file_instructions]
 
 
 def _is_random_access(file_format: Any) -> bool:
+    """Test whether records of a file format can be read in any order."""
     from tensorflow_datasets.core import file_adapters
 
     return file_format in file_adapters.FileFormat.with_random_access()

@@ -1,159 +1,15 @@
-"""From encoded bytes to pixels, and from pixels to a network's input."""
+"""Transform the pixels of any image to the input of a network."""
 
-import contextlib
 import dataclasses
-import errno
-import io
-import os
-import stat
-import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
-from influence_ssl_jax.data.source import passing
+from influence_ssl_jax.data.source import Example, OpenSource, read_all
 from influence_ssl_jax.errors import DataError
-
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
-"""What counts as an image file, in lower case."""
-
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""What Pillow may decode. Of its other formats some start a program, as Ghostscript for EPS, whatever the file's name."""
-
-MAX_BYTES = 2**30
-"""Memory that decoding takes at most, by all threads together; also the most bytes of an encoded image."""
-
-_AS_STORED = frozenset({"L", "LA", "RGB", "RGBA", "I;16", "I;16L", "I;16B", "F"})
-_GONE = (errno.ENOENT, errno.ENOTDIR)
-
-
-class UndecodableImage(ValueError):
-    """Bytes that are not a whole image; the message is the reason."""
-
-
-class _Memory:
-    """Bytes that threads hold together; who would exceed them waits for the others."""
-
-    def __init__(self) -> None:
-        self._held, self._changed = 0, threading.Condition()
-
-    @contextlib.contextmanager
-    def holding(self, size: int) -> Iterator[None]:
-        """Wait until `size` more bytes are within MAX_BYTES, and hold them while the block works."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._held or self._held + size <= MAX_BYTES)
-            self._held += size
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._held -= size
-                self._changed.notify_all()
-
-
-_memory = _Memory()
-
-
-def contents(path: Path) -> bytes:
-    """Return the bytes of a regular file; pipes and devices are never opened for reading.
-
-    Raises:
-        UndecodableImage: The file is gone, is a link that leads nowhere, is no regular file, or is too large.
-        OSError: It cannot be read for now (permission, a network disk that does not answer, too many open files), which
-            says nothing of the image: `persistently` tries again and then stops the run.
-    """
-    try:
-        return _contents(path)
-    except OSError as error:
-        if error.errno in _GONE:
-            reason = "a link that leads nowhere" if path.is_symlink() else "the file is gone"
-            raise UndecodableImage(reason) from None
-        if error.errno == errno.ELOOP:
-            raise UndecodableImage("a link that leads to itself") from None
-        if not passing(error):
-            raise UndecodableImage(f"not a regular file ({error.strerror or error})") from None
-        raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from error
-
-
-def unreachable(what: str, error: BaseException) -> DataError:
-    """Return the error of data that cannot be read at present, though nothing says that they are damaged."""
-    return DataError(
-        f"{what} cannot be read: {error}. That is no damage of an image, so nothing is skipped for it. Mend the cause (or "
-        "leave the image out with --source.only), then give the same command again: what was finished is kept."
-    )
-
-
-def _contents(path: Path) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe would wait for its writer
-    with open(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise UndecodableImage("not a regular file")
-        if found.st_size > MAX_BYTES:
-            raise UndecodableImage(f"a file of {found.st_size:,} bytes, more than the {MAX_BYTES:,} that are read")
-        return file.read(found.st_size + 1)
-
-
-def decode(stored: Path | bytes) -> np.ndarray:
-    """Return the pixels of an encoded image, upright, with grey, colour, alpha and 16 bits kept as they are.
-
-    Palettes, bitmaps, CMYK and other colour spaces become RGB (RGBA where they have transparency); the EXIF orientation
-    is applied; of an animation the first frame is read. Only the formats of FORMATS are tried.
-
-    Returns:
-        [height, width] or [height, width, channels] of uint8, uint16 or float32.
-
-    Raises:
-        UndecodableImage: The file is missing, truncated, too large or no image.
-        MemoryError, OSError: There is no memory, or no access, for now: no damage of the image.
-    """
-    content = stored if isinstance(stored, bytes) else contents(stored)
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            size = _decoding_bytes(image)
-            if size > MAX_BYTES:
-                raise UndecodableImage(
-                    f"{image.width}×{image.height} pixels take {size:,} bytes to decode, more than the {MAX_BYTES:,} allowed"
-                )
-            with _memory.holding(size):
-                ImageOps.exif_transpose(image, in_place=True)
-                return _plain(image)
-    except UndecodableImage:
-        raise
-    except MemoryError as error:
-        raise MemoryError("there is no memory left to decode an image") from error
-    except Exception as error:  # Pillow's decoders raise whatever the damage makes them raise
-        if passing(error):
-            raise
-        unknown = isinstance(error, Image.UnidentifiedImageError)
-        reason = f"not an image of a format that is read ({', '.join(FORMATS)})" if unknown else str(error)
-        raise UndecodableImage(reason or type(error).__name__) from error
-
-
-def _decoding_bytes(image: Image.Image) -> int:
-    """Bound the memory of decoding: Pillow's pixels, upright or converted ones, and the array with its pieces."""
-    stored = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4
-    transformed = 0 if image.mode in _AS_STORED and image.getexif().get(0x0112, 1) == 1 else 4
-    return image.width * image.height * (stored + transformed + 2 * (4 if transformed else stored))
-
-
-def _plain(image: Image.Image) -> np.ndarray:
-    if image.mode in _AS_STORED:
-        return np.asarray(image)
-    if image.mode == "1":
-        return np.asarray(image.convert("L"))
-    if image.mode == "I":  # 16-bit grey is opened as 32-bit by some decoders
-        levels = np.asarray(image)
-        if levels.min() < 0 or levels.max() > 65535:
-            raise UndecodableImage(f"grey levels {levels.min()}…{levels.max()}, more than 16 bits hold")
-        return levels.astype(np.uint16)
-    transparent = image.has_transparency_data
-    return np.asarray(image.convert("RGBA" if transparent else "RGB"))
-
 
 Resize: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Fit: TypeAlias = Literal["center", "stretch", "pad"]
@@ -164,36 +20,44 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-
-
 _BLOCK = 2**20
-"""Values that are converted together."""
+"""Number of values that are converted at a time."""
 
 
 class UnusableImage(ValueError):
-    """An array that is no image; the message is the reason."""
+    """The error that an array is not an image; the message is the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ToInput:
-    """Any image as uint8 [height, width, channels]; an image that already is one passes unchanged, bit for bit.
+    """The transform of any image to uint8 [height, width, channels].
 
-    First 8 bits (16-bit `round(255 x / (2^bits − 1))`, floating `round(255 x)`, Booleans 0 and 255), then alpha over the
-    background, then grey ↔ colour (repeated; ITU-R 601 luma `0.299 R + 0.587 G + 0.114 B`), then crop or pad, then
-    resampling by Pillow, which smooths where it shrinks.
+    An image that has this type and size already stays unchanged, bit for bit. The steps are
+
+    1. to 8 bits: `round(255 x / (2^bits − 1))` for 16-bit types, `round(255 x)` for floating point, 0 and 255 for Booleans;
+    2. alpha over the background;
+    3. grey to colour by repetition, colour to grey by the luma of ITU-R 601, `0.299 R + 0.587 G + 0.114 B`;
+    4. crop or pad;
+    5. resampling by Pillow, which smooths if it shrinks.
 
     Attributes:
         height: Height of the input in pixels.
         width: Width of the input in pixels.
         channels: 3 for colour, 1 for grey.
         resize: The resampling filter.
-        crop: What is done where the proportions differ: keep the largest centred part (`center`), distort (`stretch`),
-            or keep everything between bars of the background (`pad`).
-        background: Grey level 0…255 behind transparent pixels and beside padded ones.
-        bits: Bits that the values of images with a 16-bit type really have: 12 for most medical and raw ones, 8 for 8-bit
-            values in a wider type.
-        shorter: With `center`: the shorter side is first resized to so many pixels, and the input is cut from the centre
-            (256 before 224 for most networks of photographs). An image of the input's own size passes unchanged still.
+        crop: What to do if the proportions differ: keep the largest centred part (`center`), distort (`stretch`), or keep
+            everything and fill the rest with the background (`pad`).
+        background: Grey level 0…255 behind transparent pixels and in the padding.
+        bits: The number of bits that values of a 16-bit type use: 12 for most medical and raw images, 8 for 8-bit values
+            in a wider type.
+        shorter: With `center`: first resize the shorter side to this number of pixels, then cut the input from the centre
+            (256 before 224 for most networks of photographs). An image of the size of the input stays unchanged.
+
+    Example:
+        >>> import numpy as np
+        >>> from influence_ssl_jax import ToInput
+        >>> ToInput(1, 2, 3)(np.asarray([[0.0, 1.0]])).tolist()  # floating-point grey becomes 8-bit colour
+        [[[0, 0, 0], [255, 255, 255]]]
     """
 
     height: int = 32
@@ -206,33 +70,33 @@ class ToInput:
     shorter: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse sizes without pixels and grey levels that do not exist."""
+        """Refuse sizes without pixels, and grey levels outside 0…255."""
         if self.height < 1 or self.width < 1:
             raise DataError(f"The input needs at least one pixel, got height={self.height}, width={self.width}.")
         if not 0 <= self.background <= 255:
             raise DataError(f"background is a grey level 0…255, got {self.background}.")
         if self.shorter is not None and (self.crop != "center" or self.shorter < max(self.height, self.width)):
             raise DataError(
-                f"shorter={self.shorter} belongs to crop='center' and is no smaller than the input, got crop={self.crop!r} "
-                f"and {self.height}×{self.width}."
+                f"shorter needs crop='center' and at least the size of the input, got shorter={self.shorter}, "
+                f"crop={self.crop!r} and an input of {self.height}×{self.width}."
             )
 
     def __call__(self, image: np.ndarray) -> UInt8[np.ndarray, "{self.height} {self.width} {self.channels}"]:
-        """The image as the model reads it.
+        """Return the image as the network reads it.
 
         Args:
             image: [height, width] or [height, width, 1…4] (grey, grey + alpha, colour, colour + alpha).
 
         Raises:
-            UnusableImage: Its shape, its type or its values are not those of an image; non-finite pixels among them.
+            UnusableImage: If its shape, type or values are not those of an image, or pixels are not finite.
         """
-        pixels = _eight_bits(_with_channels(image), self.bits)
-        pixels = _recoloured(_opaque(pixels, self.background), self.channels)
+        pixels = _to_eight_bits(_with_channels(image), self.bits)
+        pixels = _to_channels(_blend_alpha(pixels, self.background), self.channels)
         if pixels.shape[:2] == (self.height, self.width):
             return pixels
-        return self._resized(Image.fromarray(pixels[..., 0] if self.channels == 1 else pixels))
+        return self._crop_and_resize(Image.fromarray(pixels[..., 0] if self.channels == 1 else pixels))
 
-    def _resized(self, image: Image.Image) -> UInt8[np.ndarray, "height width channels"]:
+    def _crop_and_resize(self, image: Image.Image) -> UInt8[np.ndarray, "height width channels"]:
         scales = (self.width / image.width, self.height / image.height)
         size = (self.width, self.height)
         if self.shorter is not None:
@@ -260,7 +124,7 @@ def _with_channels(image: np.ndarray) -> np.ndarray:
     return pixels
 
 
-def _eight_bits(pixels: np.ndarray, bits: int) -> UInt8[np.ndarray, "height width channels"]:
+def _to_eight_bits(pixels: np.ndarray, bits: int) -> UInt8[np.ndarray, "height width channels"]:
     if pixels.dtype == np.uint8:
         return pixels
     if pixels.dtype == np.bool_:
@@ -268,8 +132,8 @@ def _eight_bits(pixels: np.ndarray, bits: int) -> UInt8[np.ndarray, "height widt
     if pixels.dtype == np.uint16:
         highest = 2**bits - 1
         if pixels.max() > highest:
-            raise UnusableImage(f"values up to {pixels.max()}, more than {bits} bits hold; raise bits")
-        return _by_rows(lambda rows: np.round(rows * (255 / highest)), pixels, pixels.shape[-1])
+            raise UnusableImage(f"values up to {pixels.max()}, which {bits} bits do not hold; set bits to more")
+        return _map_rows(lambda rows: np.round(rows * (255 / highest)), pixels, pixels.shape[-1])
     if np.issubdtype(pixels.dtype, np.floating):
         broken = int((~np.isfinite(pixels)).sum())
         if broken:
@@ -280,26 +144,26 @@ def _eight_bits(pixels: np.ndarray, bits: int) -> UInt8[np.ndarray, "height widt
     else:
         raise UnusableImage(f"pixels are numbers, got dtype {pixels.dtype}")
     lowest, highest = (float(value) for value in (pixels.min(), pixels.max()))
-    if np.round(lowest * factor) < 0 or np.round(highest * factor) > 255:  # what rounds into the range is in it
-        raise UnusableImage(f"{what} pixels lie in 0…{top}, got {lowest:.6g}…{highest:.6g}")
-    return _by_rows(lambda rows: np.round(rows * factor), pixels, pixels.shape[-1])
+    if np.round(lowest * factor) < 0 or np.round(highest * factor) > 255:  # compared after rounding
+        raise UnusableImage(f"{what} pixels must be in 0…{top}, got {lowest:.6g}…{highest:.6g}")
+    return _map_rows(lambda rows: np.round(rows * factor), pixels, pixels.shape[-1])
 
 
-def _opaque(pixels: np.ndarray, background: int) -> UInt8[np.ndarray, "height width channels"]:
+def _blend_alpha(pixels: np.ndarray, background: int) -> UInt8[np.ndarray, "height width channels"]:
     if pixels.shape[-1] in (1, 3):
         return pixels
 
-    def laid(rows: np.ndarray) -> np.ndarray:
+    def blend(rows: np.ndarray) -> np.ndarray:
         alpha = rows[..., -1:] / 255
         return np.round(rows[..., :-1] * alpha + background * (1 - alpha))
 
-    return _by_rows(laid, pixels, pixels.shape[-1] - 1)
+    return _map_rows(blend, pixels, pixels.shape[-1] - 1)
 
 
-def _by_rows(
+def _map_rows(
     change: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray, channels: int
 ) -> UInt8[np.ndarray, "height width channels"]:
-    """Apply `change` to some rows at a time: what it makes on the way is eight times as large as the image."""
+    """Apply `change` to some rows at a time, because it needs eight times the memory of its rows."""
     changed = np.empty((*pixels.shape[:2], channels), np.uint8)
     step = max(1, _BLOCK // (pixels.shape[1] * pixels.shape[2]))
     for row in range(0, len(pixels), step):
@@ -307,9 +171,30 @@ def _by_rows(
     return changed
 
 
-def _recoloured(pixels: np.ndarray, channels: int) -> UInt8[np.ndarray, "height width channels"]:
+def _to_channels(pixels: np.ndarray, channels: int) -> UInt8[np.ndarray, "height width channels"]:
     if pixels.shape[-1] == channels:
         return pixels
     if channels == 3:
         return np.repeat(pixels, 3, axis=-1)
     return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+
+
+EXAMINED = 16
+"""Number of images, from the first one on, that `depth_notes` reads."""
+
+
+def depth_notes(source: OpenSource, transform: ToInput) -> tuple[str, ...]:
+    """Return a note if the first 16-bit images use fewer bits than `transform` expects.
+
+    Such images would be nearly black.
+    """
+    read = read_all(source, range(min(EXAMINED, len(source))))
+    deep = [each.image for each in read if isinstance(each, Example) and each.image.dtype == np.uint16]
+    highest = max((int(image.max()) for image in deep), default=0)
+    held = next((bits for bits in (8, 10, 12, 14) if highest < 2**bits), 16)
+    if not deep or not highest or held >= transform.bits:
+        return ()
+    return (
+        f"the first {len(deep)} images of 16 bits have no value above {highest}: as images of {transform.bits} bits they "
+        f"are nearly black. If they are images of {held} bits, pretrain with --input.bits {held}",
+    )

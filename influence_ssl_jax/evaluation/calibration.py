@@ -64,6 +64,8 @@ class Coverage(NamedTuple):
     floor: float
 
 
+SHARES = (*(k / 10 for k in range(1, 10)), 0.95)
+"""Quantiles of the scores that part the groups: the tenths, the highest in two halves."""
 UNKNOWN = Coverage(*[float("nan")] * len(Coverage._fields))
 """The coverage of a sample that is too small to hold any of it out."""
 
@@ -148,7 +150,7 @@ class Calibration:
             raise ValueError(f"The level of an interval lies between 0 and 1, got level={self.level}.")
 
     def fit(
-        self, scores: Vector, lower: Vector, upper: Vector, population: Float[np.ndarray, " population"] | None = None
+        self, scores: Vector, lower: Vector, upper: Vector, tenths: Float[np.ndarray, " edges"] | None = None
     ) -> Calibrator:
         """Fit to a certified sample: the backend's scores of its examples, and the bounds of their exact scores.
 
@@ -156,7 +158,8 @@ class Calibration:
             scores: The backend's scores of the sample.
             lower: Bounds of the exact scores from below.
             upper: Bounds from above.
-            population: The backend's scores of all examples, whose tenths are the groups; those of the sample where None.
+            tenths: Quantiles at SHARES of the backend's positive scores of all examples, which part the groups; those of the
+                sample where None.
 
         Raises:
             InfluenceError: Fewer than four examples have a positive score and bounds.
@@ -168,8 +171,8 @@ class Calibration:
                 f"Calibration takes at least 4 examples with a positive score and finite bounds, got {len(order)} of "
                 f"{len(scores)}. Audit more examples, or score by an estimand that is positive (mean_of_scores)."
             )
-        every = scores[order] if population is None else population[np.isfinite(population) & (population > 0)]
-        return self._calibrator(scores, lower, upper, order, every)
+        tenths = np.quantile(scores[order], SHARES) if tenths is None else tenths
+        return self._calibrator(scores, lower, upper, order, tenths)
 
     def coverage(self, scores: Vector, lower: Vector, upper: Vector, splits: int = 40) -> Coverage:
         """Share of held-out audited examples whose bounds lie inside their interval, over random splits.
@@ -186,11 +189,12 @@ class Calibration:
                 f"of {len(scores)}. Audit more examples."
             )
         low, high = np.quantile(scores[usable], [0.1, 0.9])
+        tenths = np.quantile(scores[usable], SHARES)
         held, shares, expected, variances = [], [], [], []
         for split in range(splits):
             order = randomness.generator(self.seed, Stream.COVERAGE, split).permutation(usable)
             out, rest = np.split(order, [max(1, len(order) // 5)])
-            made = self._calibrator(scores, lower, upper, rest, scores[usable])
+            made = self._calibrator(scores, lower, upper, rest, tenths)
             found, groups = made(scores[out]), made.groups(scores[out])
             inside = (found.low <= lower[out]) & (upper[out] <= found.high)
             shares.append(np.mean(inside))
@@ -216,7 +220,7 @@ class Calibration:
         lower: Vector,
         upper: Vector,
         order: Int[np.ndarray, " sample"],
-        population: Float[np.ndarray, " population"],
+        tenths: Float[np.ndarray, " edges"],
     ) -> Calibrator:
         """Fit the curve to the first of the sample, take the radii from the rest."""
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -231,7 +235,7 @@ class Calibration:
         predicted = curve(logs[judged])
         errors = np.maximum(high[judged] - predicted, predicted - low[judged])
         errors = np.where(upper[judged] > 0, errors, np.inf)
-        edges = _edges(logs[judged], np.log(population), self.level)
+        edges = _edges(logs[judged], np.log(tenths), self.level)
         members = np.searchsorted(edges, logs[judged])
         radii = [_radius(errors[members == group], self.level) for group in range(len(edges) + 1)]
         least = 0.0 if (lower[order] >= 0).all() else -np.inf
@@ -255,7 +259,7 @@ def _radius(errors: np.ndarray, level: float) -> float:
     return float(np.sort(errors)[place - 1]) if place <= len(errors) else float("inf")
 
 
-def _edges(logs: np.ndarray, population: np.ndarray, level: float) -> Float[np.ndarray, " edges"]:
+def _edges(logs: np.ndarray, tenths: np.ndarray, level: float) -> Float[np.ndarray, " edges"]:
     """Where log scores are cut into groups: at the population's tenths, where each then has enough of the sample.
 
     Else at the sample's own, in sizes `k (m + 1) − 1`, m the fewest examples with a finite radius, at which the expected
@@ -263,7 +267,6 @@ def _edges(logs: np.ndarray, population: np.ndarray, level: float) -> Float[np.n
     left over in the middle.
     """
     least = next(m for m in range(1, 10**6) if _place(m, level) <= m)
-    tenths = np.quantile(population, [*np.arange(1, 10) / 10, 0.95])
     if (np.bincount(np.searchsorted(tenths, logs), minlength=11) >= least).all():
         return tenths
     logs = np.sort(logs)
@@ -391,12 +394,12 @@ def deviation(
     within = int(np.sum((lower <= scores) & (scores <= upper) & apart))
     calibrated, coverage = np.full(0, np.nan), UNKNOWN
     if np.sum(scores > 0) >= _LEAST:
-        calibrated = _ratio(_held_out(scores, lower, upper, calibration), exact)
+        calibrated = _ratio(_calibrate_halves(scores, lower, upper, calibration), exact)
         coverage = calibration.coverage(*given)
     return Deviation(
         inside=share(within, int(np.sum(apart))),
         raw=_errors(ratio),
-        proportional=_errors(_in_proportion(ratio)),
+        proportional=_errors(_scale_by_median(ratio)),
         calibrated=_errors(calibrated),
         coverage=coverage,
         spearman=bootstrap(spearman, scores, exact),
@@ -407,7 +410,7 @@ def deviation(
     )
 
 
-def _held_out(scores: Vector, lower: Vector, upper: Vector, calibration: Calibration) -> Vector:
+def _calibrate_halves(scores: Vector, lower: Vector, upper: Vector, calibration: Calibration) -> Vector:
     """Each half calibrated by the other."""
     found = np.full(len(scores), np.nan)
     order = randomness.generator(calibration.seed, Stream.HELD_OUT).permutation(np.flatnonzero(scores > 0))
@@ -423,7 +426,7 @@ def _ratio(scores: Vector, exact: Vector) -> Vector:
         return scores / exact
 
 
-def _in_proportion(ratio: Vector) -> Vector:
+def _scale_by_median(ratio: Vector) -> Vector:
     """Ratios over their median, those that are numbers."""
     known = ratio[np.isfinite(ratio)]
     if not len(known) or np.median(known) == 0:

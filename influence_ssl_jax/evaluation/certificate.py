@@ -24,14 +24,14 @@ from influence_ssl_jax.ihvp.rounding import gradient_lengths, product_doubt, row
 from influence_ssl_jax.linalg.quadrature import Bounds, Offset, quadratic_form_bounds
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.randomness import Stream
-from influence_ssl_jax.scoring.estimands import Estimand, bounds
+from influence_ssl_jax.scoring.estimands import Estimand, bound_estimate
 from influence_ssl_jax.scoring.fitting import fit
-from influence_ssl_jax.scoring.memory import available, memory_of
-from influence_ssl_jax.scoring.scores import Scoring, keyed
+from influence_ssl_jax.scoring.memory import available_memory, estimate_memory
+from influence_ssl_jax.scoring.scores import Scoring, assign_keys
 from influence_ssl_jax.types import Batch
 
 
-class Solved(NamedTuple):
+class Solutions(NamedTuple):
     """What a backend makes of gradients g, and the products that judge it: `x`, and `A x` with `A = C + λI`.
 
     Attributes:
@@ -63,7 +63,7 @@ class Certificate(NamedTuple):
     interval: Interval
 
 
-def solved_by(
+def solve_and_multiply(
     backend: Backend[State],
     state: State,
     problem: Problem,
@@ -71,7 +71,7 @@ def solved_by(
     damping: Float[Array, ""],
     rounding: float = 32.0,
     doubt: Float[Array, " n"] | None = None,
-) -> Solved:
+) -> Solutions:
     """Solve for every gradient and multiply the solution by the matrix itself: one product with C a gradient.
 
     Args:
@@ -98,10 +98,10 @@ def solved_by(
     moved = products(solutions) + damping * solutions
     known = rounding * jnp.finfo(rows.dtype).eps * jnp.linalg.norm(rows, axis=1) if doubt is None else doubt
     per_unit = product_doubt(products, rows[0], damping, rounding)
-    return Solved(rows, solutions, moved, known, per_unit * jnp.linalg.norm(solutions, axis=1))
+    return Solutions(rows, solutions, moved, known, per_unit * jnp.linalg.norm(solutions, axis=1))
 
 
-def certificate(found: Solved, damping: Float[Array, ""]) -> Certificate:
+def bound_by_residual(found: Solutions, damping: Float[Array, ""]) -> Certificate:
     """Bounds from no more than a solution and its residual, whatever the solution's length.
 
     For every t, `r = g − t A x` gives `gᵀA⁻¹g = 2t gᵀx − t² xᵀAx + rᵀA⁻¹r` with `0 ≤ rᵀA⁻¹r ≤ ‖r‖²/λ`, as no eigenvalue
@@ -111,8 +111,8 @@ def certificate(found: Solved, damping: Float[Array, ""]) -> Certificate:
     along, energy = _dot(found.rows, found.solutions), _dot(found.solutions, found.products)
     steep, curved = _dot(found.rows, found.products), _dot(found.products, found.products)
     below, (rest, above) = (
-        _left(found, _ratio(along, energy))[1],
-        _left(found, _ratio(steep / damping - along, curved / damping - energy)),
+        _residual(found, _ratio(along, energy))[1],
+        _residual(found, _ratio(steep / damping - along, curved / damping - energy)),
     )
     upper = above.values + above.error + (jnp.linalg.norm(rest, axis=1) + above.doubt) ** 2 / damping
     length = jnp.linalg.norm(found.rows, axis=1)
@@ -124,8 +124,8 @@ def certificate(found: Solved, damping: Float[Array, ""]) -> Certificate:
     )
 
 
-def refined(
-    found: Solved,
+def refine(
+    found: Solutions,
     problem: Problem,
     damping: Float[Array, ""],
     key: Key[Array, ""],
@@ -140,11 +140,11 @@ def refined(
     see them, as if the matrix were deflated. Other backends' residuals have parts everywhere, and save nothing.
     """
     scale = _ratio(_dot(found.rows, found.solutions), _dot(found.solutions, found.products))
-    rest, known = _left(found, scale)
+    rest, known = _residual(found, scale)
     return quadratic_form_bounds(flat_products(problem), rest, damping, key, width, steps, rounding, known)
 
 
-def _left(found: Solved, scale: Float[Array, " n"]) -> tuple[Float[Array, "n size"], Offset]:
+def _residual(found: Solutions, scale: Float[Array, " n"]) -> tuple[Float[Array, "n size"], Offset]:
     """`r = g − t A x`, and `2t gᵀx − t² xᵀAx` with what rounding can have done to both."""
     values = 2 * scale * _dot(found.rows, found.solutions) - scale**2 * _dot(found.solutions, found.products)
     length = jnp.abs(scale) * jnp.linalg.norm(found.solutions, axis=1)
@@ -238,7 +238,7 @@ Shared: TypeAlias = ArnoldiState | RowsOfCurvature | None
 _WOODBURY = Gram(samples=None, unexplained="materialise")
 
 
-class Certified(NamedTuple):
+class ScoreBounds(NamedTuple):
     """Bounds of a batch's scores; NaN where there is no score.
 
     Attributes:
@@ -263,7 +263,7 @@ def certify(
     scoring: Scoring,
     settings: Audit,
     shared: Shared = None,
-) -> Certified:
+) -> ScoreBounds:
     """Bounds of the scores of one batch: from the rows of C, or by Gauss and Gauss–Radau quadrature (`linalg.quadrature`).
 
     The draws, and what they are averaged into, are those of the score: bounds of `gᵀ(C + λI)⁻¹g` for every draw's
@@ -287,26 +287,26 @@ def certify(
             "A certificate needs a lower bound of C's eigenvalues, and a Hessian's is not known: audit 'ggn', 'fisher' "
             "or 'empirical_fisher', got curvature='hessian'."
         )
-    found = measure(measurement, problem.params, problem.frozen, keyed(batch, scoring), scoring.draws)
+    found = measure(measurement, problem.params, problem.frozen, assign_keys(batch, scoring), scoring.draws)
     if isinstance(shared, RowsOfCurvature):
-        return _by_rows(shared, measurement, found, damping, scoring, settings)
+        return _certify_by_rows(shared, measurement, found, damping, scoring, settings)
     rows = trees.ravel_batch(found.gradients.full()).reshape(scoring.draws, batch.index.shape[0], -1)
     doubt = gradient_lengths(measurement, found.gradients, settings.rounding).doubt.reshape(scoring.draws, -1, 1)
     starts, doubts = (_starts(side, scoring.estimand) for side in (rows, doubt))
 
     def one(entry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        bounds = _bounds(problem, *entry, damping, settings, shared)
-        return bounds.lower, bounds.upper, bounds.steps
+        found = _bounds(problem, *entry, damping, settings, shared)
+        return found.lower, found.upper, found.steps
 
     lower, upper, steps = jax.lax.map(one, (starts, doubts[..., 0], jax.random.split(key, starts.shape[0])))
-    low, high = _combined(lower, upper, scoring.estimand)
+    low, high = _combine(lower, upper, scoring.estimand)
     unusable = found.degenerate | jnp.isnan(low) | jnp.isnan(high)
-    return Certified(
+    return ScoreBounds(
         jnp.where(unusable, jnp.nan, low), jnp.where(unusable, jnp.nan, high), found.degenerate, jnp.sum(steps)
     )
 
 
-def shared_by_all(problem: Problem, settings: Audit) -> Shared:
+def prepare_shared(problem: Problem, settings: Audit) -> Shared:
     """Return what the certificates of all batches share: the rows of C, its dominant Ritz pairs, or nothing.
 
     Raises:
@@ -318,7 +318,7 @@ def shared_by_all(problem: Problem, settings: Audit) -> Shared:
         return jax.jit(_rows, static_argnums=1)(problem, settings.program, key)
     if not settings.subspace:
         return None
-    return fit(_shared(settings), problem, key)
+    return fit(_subspace_backend(settings), problem, key)
 
 
 def _rows(problem: Problem, settings: Audit, key: Key[Array, ""]) -> RowsOfCurvature:
@@ -327,14 +327,14 @@ def _rows(problem: Problem, settings: Audit, key: Key[Array, ""]) -> RowsOfCurva
     return RowsOfCurvature(state, row_doubt(problem, _WOODBURY.samples, state.blocks, settings.rounding))
 
 
-def _by_rows(
+def _certify_by_rows(
     rows: RowsOfCurvature,
     measurement: Objective,
     found: MeasuredBatch,
     damping: Float[Array, ""],
     scoring: Scoring,
     settings: Audit,
-) -> Certified:
+) -> ScoreBounds:
     """Bounds from Woodbury's identity.
 
     Let Â be the rows as computed, `E = A − Â`, `x̂` the solution with Â. With e ≥ ‖E‖, `‖x̂‖ ≤ s/√λ` and `‖Âx̂‖ ≤ s`, where
@@ -357,14 +357,14 @@ def _by_rows(
         return left[:, :, None] * right[:, None, :]
 
     error = rounding + relative * pairs(size, size) + pairs(grown, moved) + pairs(moved, grown) + pairs(moved, moved)
-    low, high = bounds(values, error, scoring.estimand)
+    low, high = bound_estimate(values, error, scoring.estimand)
     undefined = found.degenerate | jnp.isnan(low) | jnp.isnan(high)
-    return Certified(
+    return ScoreBounds(
         jnp.where(undefined, jnp.nan, low), jnp.where(undefined, jnp.nan, high), found.degenerate, jnp.asarray(0)
     )
 
 
-def _shared(settings: Audit) -> Arnoldi:
+def _subspace_backend(settings: Audit) -> Arnoldi:
     return Arnoldi(settings.subspace, complement="drop", probes=1, unexplained="materialise")
 
 
@@ -382,13 +382,13 @@ def _bounds(
     if shared is None:
         offset = Offset(jnp.zeros_like(doubt), jnp.zeros_like(doubt), doubt)
         return quadratic_form_bounds(flat_products(problem), starts, damping, key, width, steps, rounding, offset)
-    found = solved_by(_shared(settings), shared, problem, starts, damping, rounding, doubt)
-    bounds, sure = (
-        refined(found, problem, damping, key, width, steps, rounding),
-        certificate(found, damping).interval,
+    found = solve_and_multiply(_subspace_backend(settings), shared, problem, starts, damping, rounding, doubt)
+    narrow, sure = (
+        refine(found, problem, damping, key, width, steps, rounding),
+        bound_by_residual(found, damping).interval,
     )
     # What the subspace leaves may be rounding alone, of which quadrature says nothing; both pairs of bounds hold.
-    return bounds._replace(lower=jnp.maximum(bounds.lower, sure.lower), upper=jnp.minimum(bounds.upper, sure.upper))
+    return narrow._replace(lower=jnp.maximum(narrow.lower, sure.lower), upper=jnp.minimum(narrow.upper, sure.upper))
 
 
 def _starts(rows: Float[Array, "draws batch size"], estimand: Estimand) -> Float[Array, "starts batch size"]:
@@ -397,7 +397,7 @@ def _starts(rows: Float[Array, "draws batch size"], estimand: Estimand) -> Float
     return {"mean_of_scores": rows, "score_of_mean": mean, "u_statistic": jnp.concatenate([rows, mean])}[estimand]
 
 
-def _combined(
+def _combine(
     lower: Float[Array, "starts batch"], upper: Float[Array, "starts batch"], estimand: Estimand
 ) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
     """Bounds of the estimand. Of K draws, `u = (K · form of the mean − mean of forms) / (K − 1)`."""
@@ -408,7 +408,7 @@ def _combined(
     return (draws * lower[-1] - own[1]) / (draws - 1), (draws * upper[-1] - own[0]) / (draws - 1)
 
 
-def galerkin(
+def bound_by_galerkin(
     problem: Problem,
     state: ArnoldiState,
     source: OpenSource,
@@ -435,7 +435,7 @@ def galerkin(
 
     @jax.jit
     def run(problem: Problem, state: ArnoldiState, batch: Batch) -> tuple[Array, Array]:
-        found = measure(measurement, problem.params, problem.frozen, keyed(batch, scoring), scoring.draws)
+        found = measure(measurement, problem.params, problem.frozen, assign_keys(batch, scoring), scoring.draws)
         lengths = gradient_lengths(measurement, found.gradients)
         interval = galerkin_interval(state, found.gradients, damping, measured=lengths, products=moved)
         lower, upper = (jnp.mean(side.reshape(scoring.draws, -1), axis=0) for side in interval)
@@ -443,7 +443,7 @@ def galerkin(
 
     shape = problem.batches.image.shape[2:]
     held = (measurement, problem.params, problem.frozen, Arnoldi(), state, shape, scoring.draws)
-    size = scoring.batch_size or memory_of(*held).batch_size(*available())
+    size = scoring.batch_size or estimate_memory(*held).batch_size(*available_memory())
     for loaded in batches(source, transform, size, scoring.key):
         lower, upper = run(problem, state, loaded.batch)
         yield pa.table(

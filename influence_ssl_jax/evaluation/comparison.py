@@ -24,8 +24,8 @@ from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.scoring.estimands import estimate
 from influence_ssl_jax.scoring.fitting import fit
-from influence_ssl_jax.scoring.memory import available
-from influence_ssl_jax.scoring.scores import Scoring, keyed, pixel_variance
+from influence_ssl_jax.scoring.memory import available_memory
+from influence_ssl_jax.scoring.scores import Scoring, assign_keys, pixel_variance
 from influence_ssl_jax.types import Batch, PyTree
 
 
@@ -99,7 +99,7 @@ class Examples(NamedTuple):
     scoring: Scoring
 
 
-def compared(
+def compare_backends(
     backends: Sequence[Backend],
     problem: Problem,
     examples: Examples,
@@ -112,7 +112,7 @@ def compared(
     """
     for backend in backends:
         try:
-            race = _Race.of(backend, problem, examples)
+            race = _FittedBackend.of(backend, problem, examples)
         except InfluenceError as error:
             yield from (Row(backend, truth.relative, reason=str(error)) for truth in truths)
             continue
@@ -121,7 +121,7 @@ def compared(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Race:
+class _FittedBackend:
     """A fitted backend, compiled to score."""
 
     backend: Backend
@@ -134,12 +134,12 @@ class _Race:
     megabytes: float
 
     @classmethod
-    def of(cls, backend: Backend, problem: Problem, examples: Examples) -> "_Race":
+    def of(cls, backend: Backend, problem: Problem, examples: Examples) -> "_FittedBackend":
         """Compile, then fit once and take the time."""
         key = randomness.root(examples.scoring.seed, Stream.BACKEND)
         fit = _Compiled.of(backend.fit, problem, key)
         fit.check_fits(backend)
-        state, seconds = _timed(fit, problem, key)
+        state, seconds = _time(fit, problem, key)
         one = jnp.ones((), jax.tree.leaves(problem.params)[0].dtype)
         run = _Compiled.of(functools.partial(_score, backend, examples), problem, state, examples.batches[0], one)
         return cls(backend, problem, examples, state, run, seconds, fit.megabytes, run.megabytes)
@@ -149,14 +149,14 @@ class _Race:
         costs = Row(self.backend, truth.relative, self.fit_seconds, self.fit_megabytes, megabytes=self.megabytes)
         try:
             damping = self.backend.resolve(self.state, Damping(absolute=truth.damping))
-            found = [_timed(self.run, self.problem, self.state, batch, damping) for batch in self.examples.batches]
+            found = [_time(self.run, self.problem, self.state, batch, damping) for batch in self.examples.batches]
             scores, loss, residual = (
                 np.concatenate([np.asarray(part[i], np.float64) for part, _ in found])[self.examples.valid]
                 for i in range(3)
             )
             seconds = 1000 * sum(taken for _, taken in found) / len(self.examples.valid)
             left = float(np.median(residual))
-            costs = costs._replace(seconds_per_thousand=seconds, residual=left, scores=scores, reason=_doubt(left))
+            costs = costs._replace(seconds_per_thousand=seconds, residual=left, scores=scores, reason=_reason(left))
             return costs._replace(deviation=deviation(scores, truth.lower, truth.upper, loss, calibration))
         except InfluenceError as error:
             return costs._replace(reason=str(error))
@@ -167,12 +167,12 @@ def _score(
 ) -> tuple[Array, Array, Array]:
     """Score, alignment loss and residual of every example of a batch."""
     scoring = examples.scoring
-    found = measure(examples.measurement, problem.params, problem.frozen, keyed(batch, scoring), scoring.draws)
+    found = measure(examples.measurement, problem.params, problem.frozen, assign_keys(batch, scoring), scoring.draws)
     form = backend.draw_gram(state, found.gradients, damping)
     return estimate(form.values, scoring.estimand).score, jnp.mean(found.values, axis=0), form.residual
 
 
-def _doubt(residual: float) -> str:
+def _reason(residual: float) -> str:
     return f"unconverged: relative residual {residual:.2g}" if not residual <= UNCONVERGED else ""
 
 
@@ -202,7 +202,7 @@ class _Compiled:
         Raises:
             InfluenceError: It does.
         """
-        there, platform = available()
+        there, platform = available_memory()
         if self.megabytes * 1e6 > there:
             raise InfluenceError(
                 f"Fitting {label(backend)} takes {self.megabytes / 1e3:.1f} GB for this network and curvature set, and a "
@@ -216,7 +216,7 @@ class _Compiled:
         return float("nan") if used is None else (used.temp_size_in_bytes + used.output_size_in_bytes) / 1e6
 
 
-def _timed(run: _Compiled, *arguments: Any) -> tuple[Any, float]:
+def _time(run: _Compiled, *arguments: Any) -> tuple[Any, float]:
     begun = time.perf_counter()
     found = jax.block_until_ready(run(*arguments))
     return found, time.perf_counter() - begun
@@ -227,7 +227,7 @@ def baselines(problem: Problem, examples: Examples) -> dict[str, Float[np.ndarra
 
     @jax.jit
     def run(problem: Problem, batch: Batch) -> tuple[Array, Array, Array]:
-        drawn, draws = keyed(batch, examples.scoring), examples.scoring.draws
+        drawn, draws = assign_keys(batch, examples.scoring), examples.scoring.draws
         found = measure(examples.measurement, problem.params, problem.frozen, drawn, draws)
         squared = jnp.sum(trees.ravel_batch(found.gradients.full()) ** 2, axis=1).reshape(draws, -1)
         return jnp.mean(found.values, axis=0), jnp.sqrt(jnp.mean(squared, axis=0)), pixel_variance(batch.image)
@@ -271,7 +271,7 @@ def _exact(problem: Problem, examples: Examples, damping: Damping) -> tuple[str,
 
     @jax.jit
     def run(batch: Batch) -> Array:
-        drawn = keyed(batch, examples.scoring)
+        drawn = assign_keys(batch, examples.scoring)
         found = measure(examples.measurement, problem.params, problem.frozen, drawn, 1)
         return backend.quadratic_form(state, found.gradients, resolved)
 

@@ -13,7 +13,7 @@ from influence_ssl_jax import randomness, trees
 from influence_ssl_jax.curvature.contributions import measure, row_count
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.errors import CurvatureError, InfluenceError
-from influence_ssl_jax.evaluation.certificate import Audit, certify, shared_by_all
+from influence_ssl_jax.evaluation.certificate import Audit, certify, prepare_shared
 from influence_ssl_jax.evaluation.sample import absolute_damping
 from influence_ssl_jax.ihvp.backend import Damping, scalar
 from influence_ssl_jax.ihvp.exact import Exact, ExactState
@@ -22,7 +22,7 @@ from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.scoring.estimands import estimate
 from influence_ssl_jax.scoring.fitting import fit
-from influence_ssl_jax.scoring.scores import Scoring, keyed
+from influence_ssl_jax.scoring.scores import Scoring, assign_keys
 from influence_ssl_jax.types import Batch
 
 Rows = Float[np.ndarray, "n size"]
@@ -55,7 +55,7 @@ class FunctionSpace(NamedTuple):
         return (self.squared_norms - inside) / damping
 
 
-def rank_of(problem: Problem) -> int:
+def count_outer_products(problem: Problem) -> int:
     """How many outer products C is a sum of.
 
     Raises:
@@ -85,7 +85,7 @@ def function_space(problem: Problem, gradients: Rows, max_rank: int = 4096) -> F
         CurvatureError: C is of another kind.
         InfluenceError: C is a sum of more outer products.
     """
-    rank = rank_of(problem)
+    rank = count_outer_products(problem)
     if rank > max_rank:
         raise InfluenceError(
             f"This curvature is a sum of {rank:,} outer products, over the limit of {max_rank:,} for exact scores in "
@@ -122,10 +122,10 @@ def curvature_rows(problem: Problem) -> Rows:
 @jax.jit
 def _rows_of(problem: Problem, batch: Batch) -> Float[Array, "n size"]:
     found = batch_gradients(problem, batch, problem.samples)
-    return materialised(found) if isinstance(found, ExampleGradients) else trees.ravel_batch(found)
+    return materialise(found) if isinstance(found, ExampleGradients) else trees.ravel_batch(found)
 
 
-def materialised(gradients: ExampleGradients) -> Float[Array, "n size"]:
+def materialise(gradients: ExampleGradients) -> Float[Array, "n size"]:
     """Every gradient as a row, a few at a time."""
 
     def one(pair: tuple[Array, Array]) -> Float[Array, " size"]:
@@ -156,7 +156,7 @@ class Truth(NamedTuple):
     upper: Float[np.ndarray, " examples"]
 
 
-class _Given(NamedTuple):
+class _Task(NamedTuple):
     problem: Problem
     measurement: Objective
     batches: Sequence[Batch]
@@ -165,7 +165,7 @@ class _Given(NamedTuple):
     settings: Audit
 
 
-def truths(
+def exact_scores(
     kind: Kind,
     problem: Problem,
     measurement: Objective,
@@ -191,12 +191,12 @@ def truths(
     Raises:
         InfluenceError: The problem is too large, or of another curvature, for that kind.
     """
-    of = {"dense": _dense, "function_space": _function_space, "certified": _certified}[kind]
-    found = of(_Given(problem, measurement, batches, relative, scoring, settings))
+    of = {"dense": _dense, "function_space": _function_space, "certified": _certify}[kind]
+    found = of(_Task(problem, measurement, batches, relative, scoring, settings))
     return [each._replace(lower=each.lower[valid], upper=each.upper[valid]) for each in found]
 
 
-def _dense(given: _Given) -> list[Truth]:
+def _dense(given: _Task) -> list[Truth]:
     problem, measurement, batches, relative, scoring, _ = given
     backend = Exact()
     state = fit(backend, problem, randomness.root(scoring.seed, Stream.BACKEND))
@@ -213,15 +213,15 @@ def _dense(given: _Given) -> list[Truth]:
 def _dense_scores(
     measurement: Objective, scoring: Scoring, state: ExactState, problem: Problem, batch: Batch, damping: Array
 ) -> Array:
-    found = measure(measurement, problem.params, problem.frozen, keyed(batch, scoring), scoring.draws)
+    found = measure(measurement, problem.params, problem.frozen, assign_keys(batch, scoring), scoring.draws)
     return estimate(Exact().draw_gram(state, found.gradients, damping).values, scoring.estimand).score
 
 
-def _function_space(given: _Given) -> list[Truth]:
+def _function_space(given: _Task) -> list[Truth]:
     problem, measurement, batches, relative, scoring, _ = given
     if scoring.estimand != "mean_of_scores":
         raise InfluenceError(f"Exact scores in function space are a mean_of_scores, got estimand={scoring.estimand!r}.")
-    rank_of(problem)
+    count_outer_products(problem)
     rows = [np.asarray(_gradients(measurement, scoring, problem, batch)) for batch in batches]
     space = function_space(problem, np.concatenate(rows))
     every = []
@@ -235,14 +235,14 @@ def _function_space(given: _Given) -> list[Truth]:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _gradients(measurement: Objective, scoring: Scoring, problem: Problem, batch: Batch) -> Float[Array, "n size"]:
-    found = measure(measurement, problem.params, problem.frozen, keyed(batch, scoring), scoring.draws)
-    return materialised(found.gradients)
+    found = measure(measurement, problem.params, problem.frozen, assign_keys(batch, scoring), scoring.draws)
+    return materialise(found.gradients)
 
 
-def _certified(given: _Given) -> list[Truth]:
+def _certify(given: _Task) -> list[Truth]:
     problem, measurement, batches, relative, scoring, settings = given
     run = jax.jit(certify, static_argnums=(1, 5, 6))
-    every, shared = [], shared_by_all(problem, settings)
+    every, shared = [], prepare_shared(problem, settings)
     rounding = randomness.root(settings.seed, Stream.ROUNDING)
     for share in relative:
         damping = absolute_damping(problem, Damping(share), settings)
@@ -257,10 +257,10 @@ def _certified(given: _Given) -> list[Truth]:
     return every
 
 
-def kind_for(problem: Problem, dense: int = 3000, rank: int = 4096) -> Kind:
+def choose_kind(problem: Problem, dense: int = 3000, rank: int = 4096) -> Kind:
     """The cheapest kind that the problem allows."""
     if trees.size(problem.params) <= dense:
         return "dense"
-    if problem.curvature in ("fisher", "empirical_fisher") and rank_of(problem) <= rank:
+    if problem.curvature in ("fisher", "empirical_fisher") and count_outer_products(problem) <= rank:
         return "function_space"
     return "certified"

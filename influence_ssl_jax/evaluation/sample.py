@@ -14,7 +14,14 @@ from influence_ssl_jax.data.loader import LoadedBatch, batches
 from influence_ssl_jax.data.source import OpenSource, Skipped
 from influence_ssl_jax.data.transform import ToInput
 from influence_ssl_jax.errors import CurvatureError, InfluenceError
-from influence_ssl_jax.evaluation.certificate import Audit, Certified, RowsOfCurvature, Shared, certify, shared_by_all
+from influence_ssl_jax.evaluation.certificate import (
+    Audit,
+    RowsOfCurvature,
+    ScoreBounds,
+    Shared,
+    certify,
+    prepare_shared,
+)
 from influence_ssl_jax.ihvp.backend import Damping, scalar
 from influence_ssl_jax.ihvp.cg import CG, spectrum_by_products
 from influence_ssl_jax.problem import Objective, Problem
@@ -22,11 +29,15 @@ from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.scoring.scores import Scoring
 
 
-class Audited(NamedTuple):
+class CertifiedBatch(NamedTuple):
     """One certified batch: a table of its examples, and those that could not be read."""
 
     table: pa.Table
     skipped: tuple[Skipped, ...]
+
+
+PERMUTED, PIECE = 1_000_000, 4096
+"""Up to how many examples are permuted to draw from them, and how many numbers are drawn at once of more examples."""
 
 
 def sample(
@@ -39,8 +50,17 @@ def sample(
         population: How many there are.
         aside: Examples that are not drawn; none where None.
     """
-    drawn = randomness.generator(settings.seed, Stream.AUDITED).permutation(population)
-    return drawn[~np.isin(drawn, [] if aside is None else aside)][: settings.examples]
+    generator, drawn = randomness.generator(settings.seed, Stream.AUDITED), np.zeros(0, np.int64)
+    others = np.zeros(0, np.int64) if aside is None else aside
+    if population <= PERMUTED:
+        drawn = generator.permutation(population)
+        return drawn[~np.isin(drawn, others)][: settings.examples]
+    wanted = min(settings.examples, population - len(np.unique(others)))
+    while len(drawn) < wanted:  # without numbers drawn before: the beginning of a random permutation
+        drawn = np.concatenate([drawn, generator.integers(population, size=PIECE)])
+        drawn = drawn[np.sort(np.unique(drawn, return_index=True)[1])]
+        drawn = drawn[~np.isin(drawn, others)]
+    return drawn[:wanted]
 
 
 def absolute_damping(problem: Problem, damping: Damping, settings: Audit, shared: Shared = None) -> Float[Array, ""]:
@@ -69,7 +89,7 @@ def absolute_damping(problem: Problem, damping: Damping, settings: Audit, shared
     return resolved
 
 
-def certified(
+def certify_examples(
     problem: Problem,
     source: OpenSource,
     transform: ToInput,
@@ -79,7 +99,7 @@ def certified(
     settings: Audit = Audit(),
     measurement: Objective | None = None,
     shared: Shared = None,
-) -> Iterator[Audited]:
+) -> Iterator[CertifiedBatch]:
     """Certify the examples named by `indices`, a batch at a time, in their order; −1 leaves a row empty.
 
     Columns: `index, id, lower, upper, products, reason`. `reason` is empty where the bounds are as narrow as asked for
@@ -93,15 +113,15 @@ def certified(
     """
     measurement = problem.objective if measurement is None else measurement
     run = jax.jit(certify, static_argnums=(1, 5, 6))
-    shared = shared_by_all(problem, settings) if shared is None else shared
+    shared = prepare_shared(problem, settings) if shared is None else shared
     key, noise = scoring.key, randomness.root(settings.seed, Stream.ROUNDING)
     size = min(settings.batch_size, max(1, len(indices)))
     for loaded in batches(source, transform, size, key, indices):
         found = run(problem, measurement, loaded.batch, damping, noise, scoring, settings.program, shared)
-        yield Audited(_table(loaded, found, settings), loaded.skipped)
+        yield CertifiedBatch(_table(loaded, found, settings), loaded.skipped)
 
 
-def audit(
+def certify_sample(
     problem: Problem,
     source: OpenSource,
     transform: ToInput,
@@ -119,7 +139,7 @@ def audit(
     chosen = sample(settings, len(source))
     parts = [
         part.table
-        for part in certified(problem, source, transform, chosen, damping, scoring, settings, measurement)
+        for part in certify_examples(problem, source, transform, chosen, damping, scoring, settings, measurement)
         if part.table.num_rows
     ]
     if not parts:
@@ -138,7 +158,7 @@ def relative_width(lower: Float[np.ndarray, " n"], upper: Float[np.ndarray, " n"
     return np.where(endless, np.inf, np.where(upper == lower, 0.0, found))
 
 
-def _table(loaded: LoadedBatch, found: Certified, settings: Audit) -> pa.Table:
+def _table(loaded: LoadedBatch, found: ScoreBounds, settings: Audit) -> pa.Table:
     """The valid rows of a certified batch."""
     valid = loaded.valid
     lower, upper, degenerate = (np.asarray(side)[valid] for side in found[:3])

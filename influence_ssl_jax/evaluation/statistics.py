@@ -59,7 +59,7 @@ def partial_spearman(left: Vector, right: Vector, given: Real[np.ndarray, "examp
     return _pearson(residuals[:, 0], residuals[:, 1], scale=np.linalg.norm(sides, axis=0))
 
 
-def explained(left: Vector, given: Real[np.ndarray, "examples controls"]) -> float:
+def explained_variance(left: Vector, given: Real[np.ndarray, "examples controls"]) -> float:
     """Share of the variance of the ranks of `left` that a linear function of the ranks of `given` explains: R².
 
     What is not finite is left out; NaN where `left` is constant or fewer examples remain than the fit has freedoms.

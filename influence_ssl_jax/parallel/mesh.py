@@ -1,4 +1,4 @@
-"""Meshes of devices, and arrays spread over them."""
+"""Spread computations and arrays over a mesh of devices."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from influence_ssl_jax.types import PyTree
 
@@ -18,9 +18,12 @@ Rows = TypeVar("Rows")
 
 
 def all_devices(dividing: int | None = None) -> Mesh:
-    """The devices of all processes, those of each next to one another; as many as divide a size evenly, where one is given.
+    """Return the mesh of the devices of all processes, with those of each process next to each other.
 
-    `jax.devices()` need not have that order: on a TPU slice one process owns the devices 0–3 and 8–11.
+    `jax.devices()` may have another order: on a TPU slice, one process owns the devices 0–3 and 8–11.
+
+    Args:
+        dividing: A size; the mesh takes the largest number of devices that divides it. None takes all devices.
     """
     found = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     if dividing is not None:
@@ -29,7 +32,7 @@ def all_devices(dividing: int | None = None) -> Mesh:
 
 
 def local_devices() -> Mesh:
-    """The devices of this process."""
+    """Return the mesh of the devices of this process."""
     return _mesh(sorted(jax.local_devices(), key=lambda device: device.id))
 
 
@@ -38,7 +41,10 @@ def _mesh(found: Sequence[Any]) -> Mesh:
 
 
 def devices() -> int:
-    """How many devices a computation that begins here is split over: 1 without a mesh, and within a split."""
+    """Return the number of devices that a computation started here is divided over.
+
+    It is 1 without a mesh, and inside a computation that is divided already.
+    """
     ambient = jax.sharding.get_abstract_mesh()
     return 1 if ambient.empty or AXIS in ambient.manual_axes else ambient.shape[AXIS]
 
@@ -56,9 +62,9 @@ def over_examples(of_rows: Callable[[PyTree, Items], Rows]) -> Callable[[PyTree,
 
 
 def sum_over_devices(total: Callable[[Items], Rows], items: Items) -> Rows:
-    """`total(items)` for a sum over the leading axis of `items`: each device adds up its own, then all add those up.
+    """Return `total(items)`, a sum over the leading axis of `items`, as the sum of the sums of all devices.
 
-    The order of summation, and so the last digits, depends on the number of devices.
+    The order of summation, and therefore rounding, depends on the number of devices.
     """
     if devices() == 1:
         return total(items)
@@ -74,12 +80,12 @@ Result = TypeVar("Result", bound=PyTree)
 
 
 def spread(function: Callable[[Task], Result], tasks: Sequence[Task], costs: Sequence[float | int]) -> list[Result]:
-    """`[function(task) for task in tasks]`, each computed on one device of the mesh and then known to all.
+    """Return `[function(task) for task in tasks]`; one device computes each task, and all have the results.
 
     Args:
-        function: Traceable; its result's shapes depend on the task's shapes alone.
+        function: A traceable function; the shapes of its result depend only on those of the task.
         tasks: Trees of arrays.
-        costs: What each task takes, in any unit: the longest are given out first, each to the least busy device.
+        costs: The cost of each task in any unit; see `owners`.
     """
     if devices() == 1 or not tasks:
         return [function(task) for task in tasks]
@@ -96,14 +102,20 @@ def spread(function: Callable[[Task], Result], tasks: Sequence[Task], costs: Seq
 
     def of_device(given: list[Task]) -> list[Result]:
         mine = jax.lax.switch(jax.lax.axis_index(AXIS), [share(device) for device in range(devices_of)], given)
-        return jax.lax.psum(mine, AXIS)  # all others add zeros
+        return jax.lax.psum(mine, AXIS)  # the other devices add zeros
 
     devices_of = devices()
     return jax.shard_map(of_device, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False)(list(tasks))
 
 
 def owners(costs: Sequence[float | int], workers: int) -> list[int]:
-    """Which worker does each task: in order of falling cost, each to the one with the least work so far."""
+    """Assign each task to a worker: in order of decreasing cost, to the worker with the least work so far.
+
+    Example:
+        >>> from influence_ssl_jax.parallel.mesh import owners
+        >>> owners([5, 3, 3], workers=2)
+        [0, 1, 1]
+    """
     load, owner = [0.0] * workers, [0] * len(costs)
     for task in sorted(range(len(costs)), key=lambda k: -costs[k]):
         owner[task] = min(range(workers), key=lambda worker: load[worker])
@@ -112,4 +124,79 @@ def owners(costs: Sequence[float | int], workers: int) -> list[int]:
 
 
 def _zeros(shapes: PyTree) -> PyTree:
+    """Return zeros of the given shapes and types."""
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def split(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Return the rows of all processes as one tree of global arrays, split along the first axis over the mesh.
+
+    Args:
+        tree: The rows of this process's devices, in their order; other processes do not see them.
+        mesh: The mesh.
+
+    Raises:
+        ValueError: If the devices of this process would have different numbers of rows, or are not next to each other.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    mine = owned(mesh)
+    uneven = {leaf.shape[0] for leaf in jax.tree.leaves(tree) if leaf.shape[0] % len(mine)}
+    if uneven:
+        raise ValueError(
+            f"The number of rows must be a multiple of the {len(mine)} devices of this process, got {sorted(uneven)} rows."
+        )
+    return _through_key_data(tree, lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)))
+
+
+def replicated(tree: PyTree, mesh: Mesh) -> PyTree:
+    """A tree that all processes hold alike, whole on every device of the mesh."""
+    sharding = NamedSharding(mesh, PartitionSpec())
+    return _through_key_data(tree, lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)))
+
+
+def everywhere(tree: PyTree, mesh: Mesh, local: Mesh) -> PyTree:
+    """Global arrays of a mesh gathered, whole, onto each device of `local`, which this process owns alone."""
+    whole = jax.jit(lambda held: held, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
+    if mesh == local:
+        return whole
+    return replicated(jax.tree.map(lambda leaf: leaf.addressable_data(0), whole), local)
+
+
+def batches_of(mesh: Mesh) -> Callable[[int], range]:
+    """Return a function from a number of items to those of this process, if they are split over the mesh.
+
+    Every device has the same number of items; numbers beyond the last item are padding.
+    """
+
+    def part(count: int) -> range:
+        each, mine = -(-count // mesh.size), owned(mesh)
+        return range(each * mine.start, each * mine.stop)
+
+    return part
+
+
+def owned(mesh: Mesh) -> range:
+    """Return the positions of this process's devices in the mesh.
+
+    Raises:
+        ValueError: If they are not next to each other.
+    """
+    mine = [place for place, device in enumerate(mesh.devices) if device.process_index == jax.process_index()]
+    if not mine or mine != list(range(mine[0], mine[-1] + 1)):
+        raise ValueError(
+            f"The devices of a process must be next to each other in a mesh, got positions {mine} for process "
+            f"{jax.process_index()}; make the mesh by all_devices()."
+        )
+    return range(mine[0], mine[-1] + 1)
+
+
+def _through_key_data(tree: PyTree, place: Callable[[jax.Array | np.ndarray], jax.Array]) -> PyTree:
+    """Apply `place` to every leaf; PRNG keys are placed as their words."""
+
+    def one(leaf: jax.Array) -> jax.Array:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            words = place(np.asarray(jax.random.key_data(leaf)))
+            return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
+        return place(leaf)
+
+    return jax.tree.map(one, tree)

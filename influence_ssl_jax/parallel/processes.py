@@ -1,4 +1,4 @@
-"""Several processes, each with its own devices and its own part of the data, as one run."""
+"""Join several processes to one run; each has its own devices and its own part of the data."""
 
 import atexit
 import contextlib
@@ -19,8 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Int
 
 from influence_ssl_jax.errors import InfluenceError, PartnerError
-from influence_ssl_jax.parallel.mesh import all_devices
-from influence_ssl_jax.parallel.placement import split
+from influence_ssl_jax.parallel.mesh import all_devices, split
 from influence_ssl_jax.signals import leave_at_once
 
 Result = TypeVar("Result")
@@ -28,28 +27,31 @@ _barriers = itertools.count()
 _FOR_EVER = 30 * 24 * 3600 * 1000
 """Milliseconds: longer than any run."""
 _GOODBYE = 30
-"""Seconds that a process that ends waits for the others to end too."""
+"""Seconds that a process waits at its end for the other processes to end."""
 _SILENCE = 60.0
-"""Seconds after which a process that says nothing counts as dead."""
+"""Seconds of silence after which a process is taken to be dead."""
 ENDED = "ended"
+"""What a process writes for the others when it ends without an error."""
 _abort_handler: Any = None
-"""Held for as long as the C library may call it."""
+"""The handler of aborts; it must live as long as the C library may call it."""
 _DEAD = (
-    "A process of this run has died or cannot be reached, so the others stop. Its own output says why. What was finished is "
-    "kept: the same command goes on from there."
+    "A process of this run has died or cannot be reached, so the others stop. Its own output says why. Finished work is "
+    "kept; repeat the command to continue."
 )
+_GIVEN_UP = "The first process of the run has stopped with an error; its own output says why."
 
 
 @dataclasses.dataclass(frozen=True)
 class Distributed:
-    """Which process of how many this is; all three are found by themselves under SLURM, Open MPI and on a TPU pod.
+    """The place of this process in a run of several processes.
 
-    Where they are not given, the variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID are read.
+    Under SLURM, Open MPI and on a TPU pod nothing needs to be set. Settings that are None are read from the variables
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 
     Attributes:
         coordinator: Address of the first process, host:port.
-        processes: How many processes there are.
-        process: The number of this one, from 0.
+        processes: Number of processes.
+        process: Number of this process, from 0.
     """
 
     coordinator: str | None = None
@@ -58,14 +60,14 @@ class Distributed:
 
 
 def start(settings: Distributed, environment: Mapping[str, str] = os.environ) -> None:
-    """Join the other processes, where there are any; before the first array is made.
+    """Join the other processes, if there are any; call it before the first array is made.
 
     Raises:
-        InfluenceError: Only part of what must be known is given, or the others do not answer.
+        InfluenceError: If some settings are missing, or the others do not answer.
     """
     if jax.distributed.is_initialized():
         return
-    given = resolved(settings, environment)
+    given = resolve(settings, environment)
     if given is None:
         return
     try:
@@ -78,8 +80,8 @@ def start(settings: Distributed, environment: Mapping[str, str] = os.environ) ->
         )
     except (RuntimeError, ValueError) as error:
         raise InfluenceError(
-            f"The processes of this run did not find each other ({error}). Check that every one was started with the "
-            "same coordinator address and number of processes, each with its own number, and that the port is free."
+            f"The processes of this run cannot connect ({error}). Check that all were started with the same coordinator "
+            "address and number of processes, each with its own number, and that the port is free."
         ) from error
     client = getattr(_distributed_state(), "client", None)
     if client is not None:
@@ -87,21 +89,21 @@ def start(settings: Distributed, environment: Mapping[str, str] = os.environ) ->
 
 
 def _distributed_state() -> Any:
-    """JAX's own record of the processes that met; None where this version keeps it elsewhere."""
+    """Return JAX's record of the connected processes; None if this version of JAX has none."""
     from jax._src import distributed
 
     return getattr(distributed, "global_state", None)
 
 
 def _watch_partners(client: Any, process: int, processes: int) -> None:
-    """Have a thread end this process, with a sentence, when another one has been silent for _SILENCE seconds.
+    """Start a thread that ends this process, with a message, if another one is silent for `_SILENCE` seconds.
 
-    Every process writes a growing number where the coordinator keeps what processes share, and the word ENDED when it ends
-    well. JAX has such a watch too, which waits longer and aborts.
+    Every process writes a growing number to the store of the coordinator, and `ENDED` when it ends without an error. JAX
+    has a similar watch, which waits longer and aborts without a message.
     """
     stopped = threading.Event()
 
-    def ended() -> None:
+    def say_goodbye() -> None:
         stopped.set()
         with contextlib.suppress(Exception):
             client.key_value_set(f"alive/{process}", ENDED, allow_overwrite=True)
@@ -111,7 +113,7 @@ def _watch_partners(client: Any, process: int, processes: int) -> None:
         for beat in itertools.count():
             if stopped.wait(_SILENCE / 10):
                 return
-            with contextlib.suppress(Exception):  # the coordinator does not answer, or a number is not there yet
+            with contextlib.suppress(Exception):  # the coordinator does not answer, or a number is not written yet
                 client.key_value_set(f"alive/{process}", str(beat), allow_overwrite=True)
                 for other, (before, _) in heard.items():
                     now = client.key_value_try_get(f"alive/{other}")
@@ -127,32 +129,32 @@ def _watch_partners(client: Any, process: int, processes: int) -> None:
                 leave_at_once(PartnerError.status, f"process {silent[0]} of the run has died or cannot be reached")
 
     threading.Thread(target=watch, name="partners", daemon=True).start()
-    atexit.register(ended)
-    _end_where_jax_aborts()
+    atexit.register(say_goodbye)
+    _handle_abort()
 
 
-def _end_where_jax_aborts() -> None:
-    """Where the coordinator dies, JAX aborts the other processes at once: let that end in a sentence and a status too.
+def _handle_abort() -> None:
+    """End with a message and an exit status if JAX aborts this process.
 
-    A handler of Python's own would wait for the main thread, which never comes back from an abort; one of the C library
-    runs in the thread that aborts.
+    JAX aborts the other processes at once if the coordinator dies. A signal handler of Python would wait for the main
+    thread, which does not return from an abort; a handler of the C library runs in the thread that aborts.
     """
     global _abort_handler
     library = ctypes.CDLL(None)
     library.signal.argtypes, library.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
 
-    def aborted(_: int) -> None:
-        print(f"error: JAX has ended this process, as its words above say. {_DEAD}", file=sys.stderr, flush=True)
+    def leave(_: int) -> None:
+        print(f"error: JAX has aborted this process; its message is above. {_DEAD}", file=sys.stderr, flush=True)
         leave_at_once(PartnerError.status, "JAX has aborted: another process of the run has died or cannot be reached")
 
-    _abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)
+    _abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(leave)
     library.signal(signal.SIGABRT, ctypes.cast(_abort_handler, ctypes.c_void_p))
 
 
-def lost_partner(error: BaseException) -> InfluenceError | None:
-    """Return what to say in place of an error that is a dead partner's; None for any other.
+def partner_error(error: BaseException) -> InfluenceError | None:
+    """Return the error to raise instead of `error` if another process has died; None for any other error.
 
-    A collective notices first, as a broken connection or one that timed out.
+    A collective operation notices a dead process first: its connection breaks or times out.
     """
     if jax.process_count() == 1 or not isinstance(error, RuntimeError):
         return None
@@ -161,11 +163,19 @@ def lost_partner(error: BaseException) -> InfluenceError | None:
     return PartnerError(_DEAD) if any(sign in said for sign in signs) else None
 
 
-def resolved(settings: Distributed, environment: Mapping[str, str]) -> Distributed | None:
-    """What to join, with everything None where JAX finds it by itself; None for a process on its own.
+def resolve(settings: Distributed, environment: Mapping[str, str]) -> Distributed | None:
+    """Return the run to join; None for a process on its own.
+
+    All settings are None if a scheduler started the processes, because JAX asks the scheduler then.
 
     Raises:
-        InfluenceError: Only part of it is given.
+        InfluenceError: If some settings are given and others are missing.
+
+    Example:
+        >>> from influence_ssl_jax.parallel import Distributed
+        >>> from influence_ssl_jax.parallel.processes import resolve
+        >>> resolve(Distributed("host:1234"), {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"})
+        Distributed(coordinator='host:1234', processes=2, process=1)
     """
     count, number = environment.get("JAX_NUM_PROCESSES"), environment.get("JAX_PROCESS_ID")
     found = Distributed(
@@ -176,43 +186,50 @@ def resolved(settings: Distributed, environment: Mapping[str, str]) -> Distribut
     values = dataclasses.astuple(found)
     if all(value is not None for value in values):
         return found
-    if any(value is not None for value in values) and not _launched(environment):
+    if any(value is not None for value in values) and not _is_launched(environment):
         missing = [name for name, value in dataclasses.asdict(found).items() if value is None]
         raise InfluenceError(
-            f"A run of several processes needs coordinator, processes and process; missing: {', '.join(missing)}. Give "
-            "them as --distributed.… or as JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."
+            f"A run of several processes needs coordinator, processes and process; missing: {', '.join(missing)}. Set "
+            "them by --distributed.… or by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."
         )
-    return found if _launched(environment) else None
+    return found if _is_launched(environment) else None
 
 
-def _launched(environment: Mapping[str, str]) -> bool:
-    """Whether a scheduler started several processes that JAX can ask it about."""
+def _is_launched(environment: Mapping[str, str]) -> bool:
+    """Test whether a scheduler known to JAX started several processes."""
     sizes = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
     several = any((_whole(environment.get(name)) or 1) > 1 for name in sizes)
     return several or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
 
 
 def rank(environment: Mapping[str, str] = os.environ) -> int:
-    """Return the number of this process among those that a scheduler started together; 0 for one on its own."""
-    if not _launched(environment):
+    """Return the number of this process among those that a scheduler started; 0 if it is alone.
+
+    Example:
+        >>> from influence_ssl_jax.parallel import rank
+        >>> rank({}), rank({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"})
+        (0, 3)
+    """
+    if not _is_launched(environment):
         return 0
     names = ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "TPU_WORKER_ID")
     return next((_whole(environment[name]) or 0 for name in names if environment.get(name)), 0)
 
 
 def _whole(text: str | None) -> int | None:
+    """Read a whole number; None if there is no text."""
     return int(text) if text else None
 
 
 def is_first() -> bool:
-    """Whether this process is the one that speaks for all."""
+    """Test whether this process is the first one, which prints and writes for all."""
     return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Wait for all processes, however long one of them takes; where one dies, all end.
+    """Wait until all processes have called this, without a time limit; if one dies, all end.
 
-    Through the coordination service, whose waiting has no time limit of its own, unlike a collective's.
+    It uses the coordination service, because a collective operation would time out.
     """
     if jax.process_count() > 1:
         from orbax.checkpoint import multihost
@@ -221,10 +238,10 @@ def barrier(name: str) -> None:
 
 
 def first_only(action: Callable[[], Result]) -> Result | None:
-    """What the first process gets from `action` while the others wait; None in those.
+    """Run `action` in the first process while the others wait, and return its result there; None elsewhere.
 
     Raises:
-        InfluenceError: It failed there. In the first process, its own error.
+        InfluenceError: If it failed. The first process raises the error itself.
     """
     if jax.process_count() == 1:
         return action()
@@ -235,32 +252,38 @@ def first_only(action: Callable[[], Result]) -> Result | None:
         except Exception as error:
             failure = error
     barrier("first")
-    good = agreed(failure is None)
+    succeeded = agree_with_first(failure is None)
     if failure is not None:
         raise failure
-    if not good:
-        raise InfluenceError("The first process of the run has given up; its own message says why.")
+    if not succeeded:
+        raise InfluenceError(_GIVEN_UP)
     return result
 
 
-def agreed(flag: bool) -> bool:
-    """What the first process says, in all of them."""
-    return gathered(str(int(flag)))[0] == "1"
+def agree_with_first(flag: bool) -> bool:
+    """Return in all processes the flag of the first one."""
+    return gather(str(int(flag)))[0] == "1"
 
 
-def gathered(text: str) -> list[str]:
-    """What every process says, in the order of their numbers, known to all of them."""
+def gather(text: str) -> list[str]:
+    """Return in all processes the texts of all processes, in the order of their numbers.
+
+    Example:
+        >>> from influence_ssl_jax.parallel import gather
+        >>> gather("ready")  # one process
+        ['ready']
+    """
     if jax.process_count() == 1:
         return [text]
     content = np.frombuffer(text.encode(), np.uint8)
-    lengths = _of_all(np.array([len(content)], np.int32))[:, 0]
+    lengths = _gather_rows(np.array([len(content)], np.int32))[:, 0]
     padded = np.zeros(int(lengths.max()), np.uint8)
     padded[: len(content)] = content
-    return [row[:length].tobytes().decode() for row, length in zip(_of_all(padded), lengths.tolist(), strict=True)]
+    return [row[:length].tobytes().decode() for row, length in zip(_gather_rows(padded), lengths.tolist(), strict=True)]
 
 
-def _of_all(row: np.ndarray) -> np.ndarray:
-    """A row of every process, in the order of their numbers, whatever the order in which JAX lists their devices."""
+def _gather_rows(row: np.ndarray) -> np.ndarray:
+    """Return one row of every process, in the order of their numbers, for any order of the devices."""
     mesh = all_devices()
     mine = split(np.broadcast_to(row, (jax.local_device_count(), *row.shape)), mesh)
     whole = jax.jit(lambda rows: rows, out_shardings=NamedSharding(mesh, PartitionSpec()))(mine)
@@ -268,33 +291,82 @@ def _of_all(row: np.ndarray) -> np.ndarray:
     return np.asarray(whole.addressable_data(0))[[owners.index(process) for process in range(jax.process_count())]]
 
 
-def in_every(said: str, otherwise: str) -> str:
-    """Check that every process says the same, and return it.
+def require_equal(said: str, otherwise: str) -> str:
+    """Check that all processes have the same text, and return it.
 
     Args:
-        said: What this one says.
-        otherwise: The beginning of the message where they differ.
+        said: The text of this process.
+        otherwise: The beginning of the error message.
 
     Raises:
-        InfluenceError: They differ; every process raises, with what each of them said.
+        InfluenceError: If they differ. Every process raises it, and the message lists all texts.
     """
-    heard = gathered(said)
+    heard = gather(said)
     if len(set(heard)) > 1:
         listed = "".join(f"\n  process {number}: {each}" for number, each in enumerate(heard))
-        raise InfluenceError(f"{otherwise}:{listed}\nStart all of them from the same files, on machines of one kind.")
+        raise InfluenceError(f"{otherwise}:{listed}\nStart all processes from the same files, on machines of one kind.")
     return said
 
 
-def smallest(number: int) -> int:
-    """The smallest of the processes' numbers, in all of them."""
-    return min(int(each) for each in gathered(str(number)))
+def min_over_processes(number: int) -> int:
+    """Return in all processes the smallest of their numbers."""
+    return min(int(each) for each in gather(str(number)))
 
 
-def summed(count: int) -> int:
-    """The sum of a number over the processes."""
-    return sum(int(each) for each in gathered(str(count)))
+def sum_over_processes(count: int) -> int:
+    """Return in all processes the sum of their numbers."""
+    return sum(int(each) for each in gather(str(count)))
 
 
-def part_of(items: Int[np.ndarray, " count"]) -> Int[np.ndarray, " part"]:
-    """This process's part of a list that every process holds alike: one run of it, as long as any other's, ± 1."""
+def own_part(items: Int[np.ndarray, " count"]) -> Int[np.ndarray, " part"]:
+    """Return the part of this process of a list that all have: consecutive items, of equal number ± 1."""
     return np.array_split(items, jax.process_count())[jax.process_index()]
+
+
+PIECE = 2**26
+"""Number of bytes that are sent at a time, through the memory of the devices."""
+_FAILED = -1
+
+
+def broadcast_from_first(action: Callable[[], bytes]) -> bytes:
+    """Run `action` in the first process, and return its bytes in all processes.
+
+    All processes of a run must call this together.
+
+    Raises:
+        InfluenceError: If it failed. The first process raises the error itself.
+
+    Example:
+        >>> from influence_ssl_jax.parallel import broadcast_from_first
+        >>> broadcast_from_first(lambda: b"a list of files")  # one process
+        b'a list of files'
+    """
+    if jax.process_count() == 1:
+        return action()
+    content, failure = b"", None
+    if is_first():
+        try:
+            content = action()
+        except Exception as error:
+            failure = error
+    barrier("message")
+    size = _broadcast_size(_FAILED if failure is not None else len(content))
+    if failure is not None:
+        raise failure
+    if size == _FAILED:
+        raise InfluenceError(_GIVEN_UP)
+    padded = np.frombuffer(content, np.uint8) if is_first() else np.zeros(size, np.uint8)
+    return b"".join(_broadcast(padded[start : start + PIECE]).tobytes() for start in range(0, size, PIECE))
+
+
+def _broadcast_size(size: int) -> int:
+    """Return in all processes the number of the first one, sent as two numbers of 32 bits."""
+    high, low = _broadcast(np.array(divmod(size, 2**30), np.int32)).tolist()
+    return high * 2**30 + low
+
+
+def _broadcast(array: np.ndarray) -> np.ndarray:
+    """Return in all processes the array of the first one."""
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.broadcast_one_to_all(array))

@@ -7,7 +7,7 @@ from typing import Any
 from influence_ssl_jax.configuration import Plain
 from influence_ssl_jax.errors import StoreError
 from influence_ssl_jax.report.words import decimal, percent
-from influence_ssl_jax.store import DamagedError, recorded
+from influence_ssl_jax.store import DamagedError, read_record
 
 AUDIT = "audit.json"
 HEADS = (
@@ -34,7 +34,7 @@ def section(folder: Path) -> dict[str, Any] | None:
     if not (folder / AUDIT).is_file():
         return None
     try:
-        record = recorded(folder, AUDIT)
+        record = read_record(folder, AUDIT)
     except (DamagedError, FileNotFoundError) as error:
         raise StoreError(
             f"{error} Give the same `influence-ssl audit` command again (it goes on from its certificates), or delete "

@@ -14,8 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from influence_ssl_jax.report.baselines import Comparison
-from influence_ssl_jax.report.recovery import kinds, members
+from influence_ssl_jax.report.analysis import Comparison, kinds, members
 from influence_ssl_jax.report.scored_run import ScoredRun
 
 INK, MUTED, LINE, HIGH, LOW, PAPER = (f"#{digit:02x}0f0{digit:x}" for digit in range(1, 7))

@@ -14,10 +14,19 @@ from markupsafe import Markup
 from influence_ssl_jax.configuration import flatten
 from influence_ssl_jax.data import Source
 from influence_ssl_jax.report import audited, plots
-from influence_ssl_jax.report.baselines import compare, explained_by_baselines, signal_share
-from influence_ssl_jax.report.breakdown import Categories, Names, Quantity, breakdown
+from influence_ssl_jax.report.analysis import (
+    Categories,
+    Names,
+    Quantity,
+    breakdown,
+    compare,
+    explained_by_baselines,
+    kinds,
+    members,
+    recoveries,
+    signal_share,
+)
 from influence_ssl_jax.report.gallery import Images, images_of, tiles
-from influence_ssl_jax.report.recovery import kinds, members, recoveries
 from influence_ssl_jax.report.scored_run import LISTED, Extent, ScoredRun
 from influence_ssl_jax.report.words import decimal, duration, interval, number, percent
 from influence_ssl_jax.scoring.table import IN_CURVATURE_SET

@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from influence_ssl_jax import randomness
 from influence_ssl_jax.errors import StoreError
 from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.scoring.table import IN_CURVATURE_SET
-from influence_ssl_jax.store import BASELINES, RUN, SCORES, DamagedError, recorded
+from influence_ssl_jax.store import BASELINES, RUN, SCORES, DamagedError, read_record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ class ScoredFile:
                     "the same `influence-ssl score` command, or name another folder."
                 )
         try:
-            record = recorded(folder, RUN)
+            record = read_record(folder, RUN)
             with pq.ParquetFile(folder / SCORES) as file:
                 return cls(folder, record, file.metadata.num_rows, tuple(file.schema_arrow.names))
         except (DamagedError, ValueError, OSError) as error:  # pyarrow's errors are the latter two
@@ -95,20 +95,6 @@ class ScoredFile:
         with pq.ParquetFile(self.folder / SCORES, pre_buffer=False) as file:
             for batch in file.iter_batches(WINDOW, columns=None if columns is None else list(columns)):
                 yield pa.Table.from_batches([batch])
-
-    def numbers(self, name: str) -> Float[np.ndarray, " examples"]:
-        """A column as floating point, NaN where it has no value: 8 bytes a row."""
-        found = np.full(self.rows, np.nan)
-        start = 0
-        for table in self.batches([name]):
-            found[start : start + table.num_rows] = table[name].to_numpy(zero_copy_only=False)
-            start += table.num_rows
-        return found
-
-    def where(self, name: str, value: str | bool) -> Bool[np.ndarray, " examples"]:
-        """Which rows have a value in one column: a byte a row."""
-        found = [table[name].to_numpy(zero_copy_only=False) == value for table in self.batches([name])]
-        return np.concatenate([np.zeros(0, bool), *found]).astype(bool)
 
     def taken(self, rows: Int[np.ndarray, " some"], columns: Sequence[str] | None = None) -> pa.Table:
         """Some rows, in the order in which they are named."""

@@ -1,1 +1,1 @@
-"""Runs: pretrain, score, audit and compare into a folder, resumable, from plain settings."""
+"""Run the steps of the work in a folder: pretrain, import, score, audit and compare; every run can be resumed."""

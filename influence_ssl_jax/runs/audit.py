@@ -1,29 +1,36 @@
-"""Audit a folder of scores: certify a sample, calibrate every score."""
+"""Audit a folder of scores: certify a sample, compare with it, and calibrate every score."""
 
 import collections
 import contextlib
 import dataclasses
-import hashlib
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from influence_ssl_jax import provenance, trees
 from influence_ssl_jax.configuration import Plain, describe, differences, fingerprint
-from influence_ssl_jax.data.contents import Change, changes, refuse_changes
-from influence_ssl_jax.data.source import OpenSource, Source
+from influence_ssl_jax.data.source import Source
 from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.errors import InfluenceError
-from influence_ssl_jax.evaluation.calibration import Calibrated, Calibration, Deviation, deviation
-from influence_ssl_jax.evaluation.certificate import Audit, Shared, galerkin, shared_by_all
-from influence_ssl_jax.evaluation.sample import Audited, absolute_damping, certified, relative_width, sample
+from influence_ssl_jax.evaluation.calibration import SHARES, Calibrated, Calibration, Deviation, deviation
+from influence_ssl_jax.evaluation.certificate import Audit, Shared, bound_by_galerkin, prepare_shared
+from influence_ssl_jax.evaluation.quantiles import quantiles
+from influence_ssl_jax.evaluation.sample import (
+    CertifiedBatch,
+    absolute_damping,
+    certify_examples,
+    relative_width,
+    sample,
+)
 from influence_ssl_jax.ihvp import Arnoldi
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.progress import Note, Progress, Written, silent, stage
@@ -32,29 +39,37 @@ from influence_ssl_jax.report.audited import AUDIT
 from influence_ssl_jax.report.backends import as_json
 from influence_ssl_jax.report.scored_run import ScoredFile, ScoredRun
 from influence_ssl_jax.run_log import Pace, RunLog, Watch, watched
-from influence_ssl_jax.runs.score import Prepared, curvature_of, identity, prepare, problem_over, settings_of
+from influence_ssl_jax.runs.changed_images import (
+    digest_of_contents,
+    image_columns,
+    refuse_changed_rows,
+    refuse_rescored,
+)
+from influence_ssl_jax.runs.prepare import Prepared, draw_problem, prepare
+from influence_ssl_jax.runs.score import identity, restore_settings
 from influence_ssl_jax.runs.settings import AuditRun, ScoreRun
-from influence_ssl_jax.scoring.fitting import fitted
+from influence_ssl_jax.scoring.fitting import fit_checked
 from influence_ssl_jax.scoring.stream import UNRESOLVED
 from influence_ssl_jax.scoring.table import IN_CURVATURE_SET, skipped_table
-from influence_ssl_jax.store import CONTENT, SCORES, file_digest, write_sealed
+from influence_ssl_jax.store import SCORES, file_digest, write_sealed
 from influence_ssl_jax.store.files import lock, replacing, write_atomically
 from influence_ssl_jax.store.identity import claim
 from influence_ssl_jax.store.manifest import Manifest, to_bytes
 from influence_ssl_jax.store.result import FILES
 
 WORK = "audit"
+"""Name of the folder of unfinished audits, inside the folder of the scores."""
 
 
 class Bounds(NamedTuple):
-    """What certifying a sample gives.
+    """The bounds of a sample.
 
     Attributes:
-        table: `index, id, lower, upper, products, reason` of every example of the sample, those that could not be read
-            included, in order of index.
+        table: `index, id, lower, upper, products, reason` of every example of the sample in order of index; an example
+            that could not be read has no bounds.
         damping: λ.
-        resumed: Examples that were there already.
-        recomputed: Examples that were there and damaged.
+        resumed: Number of examples whose certificates an earlier audit left.
+        recomputed: Number of examples whose certificates were damaged.
     """
 
     table: pa.Table
@@ -63,23 +78,33 @@ class Bounds(NamedTuple):
     recomputed: int
 
 
-def bounds(settings: AuditRun, scored: ScoredFile, made: ScoreRun, prepared: Prepared, progress: Progress) -> Bounds:
-    """Certify the examples of the sample that have not been, batch by batch.
+def certify_missing(
+    settings: AuditRun, scored: ScoredFile, made: ScoreRun, prepared: Prepared, progress: Progress
+) -> Bounds:
+    """Certify the examples of the sample that have no certificate yet, batch by batch.
+
+    Args:
+        settings: The settings of the audit.
+        scored: The finished scores.
+        made: The settings of the scores.
+        prepared: What the scores were made from.
+        progress: Called as the work advances.
 
     Raises:
         StoreError: The folder holds certificates of other settings, or is in use.
-        InfluenceError: None of the sample could be read.
+        InfluenceError: No example of the sample could be read.
     """
     folder = settings.folder / WORK
     wide = jax.enable_x64(True) if settings.precision == "float64" else contextlib.nullcontext()
     with RunLog(folder) as log, wide:
         owner = claim(folder, _identity(settings, scored))
         manifest = Manifest.load(folder / "parts", fingerprint(owner))
-        chosen = sample(settings.audit, len(prepared.source), np.flatnonzero(own_left_out(scored)))
+        chosen = sample(settings.audit, len(prepared.source), find_left_out(scored))
         if not len(chosen):
             raise InfluenceError(
                 "Every image is in the curvature set and was scored without its own contribution (leave_own_out): each has "
-                "a matrix of its own, and an audit certifies one for all. Take fewer --curvature.examples than images."
+                "a matrix of its own, but an audit certifies one matrix for all. Score with fewer --curvature.examples "
+                "than images."
             )
         listed = int(np.isin(chosen, manifest.indices()).sum())
         manifest.check(np.zeros(len(prepared.source), bool))
@@ -87,34 +112,34 @@ def bounds(settings: AuditRun, scored: ScoredFile, made: ScoreRun, prepared: Pre
         resumed, recomputed = int(there.sum()), listed - int(there.sum())
         log.event("start", todo=len(chosen) - resumed, total=len(chosen), recomputed=recomputed, command=command())
         refuse_rescored(scored, prepared.source, chosen)
-        averaged, used = curvature_of(made, prepared)
+        averaged, used = draw_problem(made, prepared)
         refuse_rescored(scored, prepared.source, np.array(sorted(used), np.int64), used)
-        problem = _in_precision(averaged, settings.precision)
-        shared = _shared(problem, settings.audit, resumed < len(chosen), progress)
-        damping = _damping(scored.record["damping"]["resolved"], problem, made, settings, shared)
+        problem = _cast(averaged, settings.precision)
+        shared = _prepare_shared(problem, settings.audit, resumed < len(chosen), progress)
+        damping = _resolve_damping(scored.record["damping"]["resolved"], problem, made, settings, shared)
         if resumed < len(chosen):
             _announce(settings, problem, made, len(chosen), resumed, recomputed, progress)
-            todo = _in_place(chosen, there, settings.audit.batch_size)
+            todo = _unfinished_batches(chosen, there, settings.audit.batch_size)
             given = (problem, prepared.source, prepared.transform, todo, damping, made.scoring)
             with watched(progress, log, "certifying", Pace(len(chosen), resumed)) as watch:
                 log.beat("certifying", total=len(chosen), done=resumed)
-                for part in certified(*given, settings.audit, prepared.measurement, shared):
-                    _keep(part, manifest, log, watch)
+                for part in certify_examples(*given, settings.audit, prepared.measurement, shared):
+                    _write_part(part, manifest, log, watch)
         log.event("finished", sample=len(chosen), resumed=resumed, recomputed=recomputed)
-        return Bounds(_collected(manifest, chosen), float(damping), resumed, recomputed)
+        return Bounds(_collect(manifest, chosen), float(damping), resumed, recomputed)
 
 
-def _in_place(chosen: np.ndarray, there: np.ndarray, size: int) -> np.ndarray:
-    """The sample in its batches, those left out that are whole; −1 for what is there, so that the rest keeps its rows.
+def _unfinished_batches(chosen: np.ndarray, there: np.ndarray, size: int) -> np.ndarray:
+    """Return the batches of the sample that are not complete, with −1 for examples that have a certificate.
 
-    What was damaged is so computed again to the same bits.
+    Every example keeps its row in its batch, so a damaged certificate is computed again to the same bits.
     """
     rows = np.where(there, -1, chosen)
     return np.concatenate([rows[k : k + size] for k in range(0, len(rows), size) if (rows[k : k + size] >= 0).any()])
 
 
-def _keep(part: Audited, manifest: Manifest, log: RunLog, watch: Watch) -> None:
-    """Write a batch, and say so."""
+def _write_part(part: CertifiedBatch, manifest: Manifest, log: RunLog, watch: Watch) -> None:
+    """Write one certified batch, and log it."""
     if part.table.num_rows:
         manifest.add("scored", part.table, 0.0, "")
     if part.skipped:
@@ -123,8 +148,8 @@ def _keep(part: Audited, manifest: Manifest, log: RunLog, watch: Watch) -> None:
     log.event("part", rows=part.table.num_rows, skipped=len(part.skipped), **watch.pace.facts())
 
 
-def _collected(manifest: Manifest, chosen: np.ndarray) -> pa.Table:
-    """Every row of the sample; an example that could not be read has no bounds, and the reason."""
+def _collect(manifest: Manifest, chosen: np.ndarray) -> pa.Table:
+    """Return the rows of the whole sample, those that could not be read with their reasons."""
     scored = [manifest.read(part) for part in manifest.parts if part.kind == "scored"]
     skipped = [manifest.read(part) for part in manifest.parts if part.kind == "skipped"]
     if not scored:
@@ -140,11 +165,11 @@ def _collected(manifest: Manifest, chosen: np.ndarray) -> pa.Table:
 def _announce(
     settings: AuditRun, problem: Problem, made: ScoreRun, size: int, resumed: int, recomputed: int, progress: Progress
 ) -> None:
-    """What there is to do, in products with C."""
+    """Report the work to do, in products with C."""
     if recomputed:
         progress(Note(f"{recomputed} certificates were damaged; they are computed again."))
     if resumed:
-        progress(Note(f"Going on: {resumed} of {size} images are certified."))
+        progress(Note(f"Continuing: {resumed} of {size} images are certified."))
     draws, images, parameters = made.scoring.draws, problem.batches.index.size, trees.size(problem.params)
     if settings.audit.by == "rows":
         how = f"from the gradients of {images:,} curvature images of {parameters:,} parameters"
@@ -155,72 +180,26 @@ def _announce(
 
 
 def _identity(settings: AuditRun, scored: ScoredFile) -> Plain:
-    """Everything that a certificate depends on; the size of the sample is not among it."""
+    """Return everything that a certificate depends on; the size of the sample is not among it."""
     return {
         "scores": scored.record["fingerprint"],
         "audit": {name: value for name, value in describe(settings.audit).items() if name != "examples"},
         "precision": settings.precision,
-        "images": _digest_of_contents(scored),
+        "images": digest_of_contents(scored),
         **provenance.decisive(),
     }
 
 
-def refuse_rescored(
-    scored: ScoredFile, source: OpenSource, rows: np.ndarray, known: dict[int, bytes] | None = None
-) -> None:
-    """Check that images are those that were scored.
-
-    Args:
-        scored: The run.
-        source: The images as they are now.
-        rows: Which, by index.
-        known: Digests of what they are now, where they have just been read.
-
-    Raises:
-        DataError: One has changed; the first are named.
-    """
-    _refuse_changed(scored.taken(rows, _of_images(scored)), source, rows, known)
-
-
-def _of_images(scored: ScoredFile) -> list[str]:
-    """The columns that say which images were scored."""
-    return [name for name in ("id", CONTENT) if name in scored.columns]
-
-
-def _refuse_changed(table: pa.Table, source: OpenSource, rows: np.ndarray, known: dict[int, bytes] | None) -> None:
-    """As `refuse_rescored`, of rows that have been read."""
-    ids = table["id"].to_pylist()
-    contents = table[CONTENT].to_pylist() if CONTENT in table.column_names else [None] * len(ids)
-    if known is None:
-        found = changes(source, rows, ids, contents)
-    else:
-        each = zip(rows.tolist(), ids, contents, strict=True)
-        found = [Change(row, name, "its bytes are others") for row, name, content in each if content != known[row]]
-    refuse_changes(
-        found, "since they were scored", "Put them back, or score them again (--rescore-changed), then audit."
-    )
-
-
-def _digest_of_contents(scored: ScoredFile) -> str:
-    """One digest of those of all images as they were scored."""
-    if CONTENT not in scored.columns:
-        return hashlib.sha256(b"-" * scored.rows).hexdigest()
-    found = hashlib.sha256()
-    for table in scored.batches([CONTENT]):
-        found.update(b"".join(content or b"-" for content in table[CONTENT].to_pylist()))
-    return found.hexdigest()
-
-
-def _in_precision(problem: Problem, precision: str) -> Problem:
-    """The problem in float64, over the same views."""
+def _cast(problem: Problem, precision: str) -> Problem:
+    """Convert the parameters to the precision of the audit; views and their noise stay the same."""
     if precision == "float32":
         return problem
     params, frozen = trees.astype((problem.params, problem.frozen), jnp.float64)
     return dataclasses.replace(problem, params=params, frozen=frozen)
 
 
-def _shared(problem: Problem, settings: Audit, certifies: bool, progress: Progress) -> Shared:
-    """What the certificates share, if there are any to make; rows of C give λ too."""
+def _prepare_shared(problem: Problem, settings: Audit, certifies: bool, progress: Progress) -> Shared:
+    """Compute what the certificates share, if there are any to make; rows of C give λ too."""
     if settings.by == "rows":
         name = "gradients of the curvature set"
     elif certifies and settings.subspace:
@@ -228,17 +207,21 @@ def _shared(problem: Problem, settings: Audit, certifies: bool, progress: Progre
     else:
         return None
     with stage(progress, name):
-        return jax.block_until_ready(shared_by_all(problem, settings))
+        return jax.block_until_ready(prepare_shared(problem, settings))
 
 
-def _damping(resolved: Plain, problem: Problem, made: ScoreRun, settings: AuditRun, shared: Shared) -> Float[Array, ""]:
-    """The backend's own λ where that is one number; else, from the mean eigenvalue of the whole matrix."""
+def _resolve_damping(
+    resolved: Plain, problem: Problem, made: ScoreRun, settings: AuditRun, shared: Shared
+) -> Float[Array, ""]:
+    """Return λ as one number: the backend's own, or relative to the mean eigenvalue of the whole matrix."""
     if isinstance(resolved, dict):
         return absolute_damping(problem, made.scoring.damping, settings.audit, shared)
     return jnp.asarray(resolved, jax.tree.leaves(problem.params)[0].dtype)
 
 
 BOUNDS, CALIBRATED = "audit.parquet", "calibrated.parquet"
+GALERKIN = ("galerkin_lo", "galerkin_hi")
+"""Columns of the interval that one shared Krylov subspace gives."""
 
 
 def audit(
@@ -247,35 +230,41 @@ def audit(
     encoder: Encoder | None = None,
     source: Source | None = None,
 ) -> dict[str, Plain]:
-    """Certify a sample, compare score and baselines with it, calibrate every score.
+    """Certify a sample, compare the score and the baselines with it, and calibrate every score.
 
     Args:
-        settings: How.
-        progress: Who is told.
-        encoder: The encoder, where the scores were made of an object.
-        source: The images, likewise.
+        settings: The settings of the audit.
+        progress: Called at every stage and batch.
+        encoder: The encoder, if the scores were made from an object.
+        source: The images, if the scores were made from an object.
 
     Returns:
         What `audit.json` holds.
 
     Raises:
-        StoreError: The folder holds no finished run, or certificates of other settings.
-        InfluenceError: The images have changed since they were scored, or nothing of them can be certified.
+        StoreError: The folder holds no finished scores, or certificates of other settings.
+        InfluenceError: The images have changed since they were scored, or none of them can be certified.
     """
     scored = ScoredFile.open(settings.folder)
-    made = settings_of(scored.record, encoder, source)
+    made = restore_settings(scored.record, encoder, source)
     prepared = prepare(made, progress)
-    refuse_other(scored, identity(made, prepared.encoder, prepared.transform, prepared.source))
+    refuse_differences(scored, identity(made, prepared.encoder, prepared.transform, prepared.source))
     (settings.folder / WORK).mkdir(exist_ok=True)
     with lock(settings.folder / WORK):
         return _audit(settings, scored, made, prepared, progress)
 
 
-def refuse_other(scored: ScoredFile, now: Plain) -> None:
-    """Check that everything an audit reads is what the scores were made by; versions and device are the audit's own.
+def refuse_differences(scored: ScoredFile, now: Plain) -> None:
+    """Check that an audit reads the same things that the scores were made from.
+
+    Versions and device may differ: an audit has its own.
+
+    Args:
+        scored: The finished scores.
+        now: The identity of what is read now.
 
     Raises:
-        InfluenceError: The network, its input, the images or a setting is another one; each difference is listed.
+        InfluenceError: The network, its input, the images or a setting differs; each difference is listed.
     """
     own = ("size", "versions", "device")
     before, after = ({k: v for k, v in each.items() if k not in own} for each in (scored.record["identity"], now))
@@ -283,27 +272,27 @@ def refuse_other(scored: ScoredFile, now: Plain) -> None:
     if differing:
         listed = "\n".join(f"  {line}" for line in differing[:20])
         raise InfluenceError(
-            f"The scores of {scored.folder} were made by something else than what is there now (then → now):\n{listed}\n"
-            "Put it back, or score again and then audit."
+            f"The scores of {scored.folder} were made from something else than what is there now (then → now):\n{listed}\n"
+            "Restore it, or score again and then audit."
         )
 
 
 def _audit(
     settings: AuditRun, scored: ScoredFile, made: ScoreRun, prepared: Prepared, progress: Progress
 ) -> dict[str, Plain]:
-    """Do what is done while the folder is held."""
-    found = bounds(settings, scored, made, prepared, progress)
-    compared = judged(scored, found.table, settings.calibration)
+    """Do the work of `audit` while the folder is locked."""
+    found = certify_missing(settings, scored, made, prepared, progress)
+    compared = compare_with_bounds(scored, found.table, settings.calibration)
     write_atomically(settings.folder / BOUNDS, to_bytes(found.table))
     record = {
         "configuration": describe(settings),
         "damping": found.damping,
         "damping_by_block": isinstance(scored.record["damping"]["resolved"], dict),
-        "counts": counts(found),
+        "counts": count_outcomes(found),
         "relative_width": _median_width(found.table),
         "deviation": {name: as_json(item) for name, item in compared.items()},
     }
-    beside = enclosed(scored, made, prepared, progress)
+    beside = bound_every_score(scored, made, prepared, progress)
     calibrated = calibrate(settings.folder, scored, found.table, beside, settings.calibration, progress)
     files = (SCORES, BOUNDS, *([CALIBRATED] if calibrated else []))
     files_written = {name: file_digest(settings.folder / name) for name in files}
@@ -311,48 +300,82 @@ def _audit(
     return record
 
 
-def enclosed(scored: ScoredFile, made: ScoreRun, prepared: Prepared, progress: Progress) -> pa.Table | None:
-    """The Galerkin interval of every example, where the scores came from one shared Krylov subspace; else None."""
-    resolved = scored.record["damping"]["resolved"]
+def bound_every_score(
+    scored: ScoredFile, made: ScoreRun, prepared: Prepared, progress: Progress
+) -> Iterator[pa.Table] | None:
+    """Compute the Galerkin interval of every example, if one shared Krylov subspace gave the scores; else return None."""
     if not isinstance(made.backend, Arnoldi) or made.scoring.estimand != "mean_of_scores":
         return None
-    problem = problem_over(made, prepared)
+    return _bound_in_order(scored, made, made.backend, prepared, progress)
+
+
+def _bound_in_order(
+    scored: ScoredFile, made: ScoreRun, backend: Arnoldi, prepared: Prepared, progress: Progress
+) -> Iterator[pa.Table]:
+    """Yield the intervals batch by batch, in order of index, after the images are compared with those that were scored."""
+    resolved = scored.record["damping"]["resolved"]
+    problem = draw_problem(made, prepared)[0]
     start = 0
-    for table in scored.batches(_of_images(scored)):
-        _refuse_changed(table, prepared.source, np.arange(start, start + table.num_rows), None)
+    for table in scored.batches(image_columns(scored)):
+        refuse_changed_rows(table, prepared.source, np.arange(start, start + table.num_rows), None)
         start += table.num_rows
     with stage(progress, "Galerkin intervals of every image"):
-        state = fitted(problem, made.backend, made.scoring.seed)
+        state = fit_checked(problem, backend, made.scoring.seed)
         damping = jnp.asarray(resolved, jax.tree.leaves(problem.params)[0].dtype)
         given = (prepared.source, prepared.transform, damping, made.scoring, prepared.measurement)
-        return pa.concat_tables(galerkin(problem, state, *given)).sort_by("index")
+        yield from bound_by_galerkin(problem, state, *given)
 
 
-def judged(scored: ScoredFile, table: pa.Table, calibration: Calibration) -> dict[str, Deviation]:
-    """The score and each baseline against the bounds."""
-    rows, lower, upper = _placed(table)
+def compare_with_bounds(scored: ScoredFile, table: pa.Table, calibration: Calibration) -> dict[str, Deviation]:
+    """Compare the score and each baseline with the bounds of the sample.
+
+    Args:
+        scored: The finished scores.
+        table: The bounds, with columns `index, lower, upper`.
+        calibration: How scores are brought to the exact scale.
+
+    Returns:
+        The deviation of the score and of each baseline, by name.
+    """
+    rows, lower, upper = _columns(table)
     audited = scored.taken(rows)
     sampled = ScoredRun(scored.folder, audited, scored.record)
-    known = ~np.isnan(resolved_scores(scored)[rows])
+    known = ~np.isnan(resolved_scores(audited, scored.record))
     given = lower[known], upper[known], sampled.numbers("alignment_loss")[known], calibration
     return {name: deviation(sampled.numbers(name)[known], *given) for name in ("score", *sampled.baselines)}
 
 
-def resolved_scores(scored: ScoredFile) -> np.ndarray:
-    """The scores of a run, NaN where they are rounding noise or of another matrix: no calibration can learn from those."""
-    noise = scored.where("reason", UNRESOLVED)
-    return np.where(noise | own_left_out(scored), np.nan, scored.numbers("score"))
+def resolved_scores(rows: pa.Table, record: dict[str, Any]) -> Float[np.ndarray, " rows"]:
+    """Return the scores of some rows, NaN where no calibration can learn from them.
+
+    These are rounding noise, and scores by another matrix (`leave_own_out`).
+
+    Args:
+        rows: With `score`, `reason`, and `in_curvature_set` if the run has it.
+        record: The record of the run.
+    """
+    unusable = rows["reason"].to_numpy(zero_copy_only=False) == UNRESOLVED
+    if leaves_own_out(record):
+        unusable |= rows[IN_CURVATURE_SET].fill_null(False).to_numpy(zero_copy_only=False)
+    score = rows["score"].to_numpy(zero_copy_only=False).astype(float)
+    return np.where(unusable, np.nan, score)
 
 
-def own_left_out(scored: ScoredFile) -> np.ndarray:
-    """Which rows have the score of a curvature set without the image itself: a matrix that no other image has."""
-    if not scored.record.get("configuration", {}).get("scoring", {}).get("leave_own_out", False):
-        return np.zeros(scored.rows, bool)
-    return scored.where(IN_CURVATURE_SET, value=True)
+def leaves_own_out(record: dict[str, Any]) -> bool:
+    """Return whether images of the curvature set were scored without their own contribution."""
+    return record.get("configuration", {}).get("scoring", {}).get("leave_own_out", False)
 
 
-def counts(found: Bounds) -> dict[str, Plain]:
-    """How many of the sample have which outcome, and the reasons."""
+def find_left_out(scored: ScoredFile) -> Int[np.ndarray, " members"]:
+    """Find the rows that were scored without their own contribution, by a matrix that no other image has."""
+    if not leaves_own_out(scored.record):
+        return np.zeros(0, np.int64)
+    tables = (table.filter(pc.field(IN_CURVATURE_SET)) for table in scored.batches(["index", IN_CURVATURE_SET]))
+    return np.concatenate([table["index"].to_numpy() for table in tables])
+
+
+def count_outcomes(found: Bounds) -> dict[str, Plain]:
+    """Count the outcomes of the sample, and their reasons."""
     reasons = [reason or "" for reason in found.table["reason"].to_pylist()]
     lower = found.table["lower"].to_numpy()
     kinds = collections.Counter(reason.partition(":")[0] for reason in reasons if reason)
@@ -370,34 +393,39 @@ def calibrate(
     folder: Path,
     scored: ScoredFile,
     table: pa.Table,
-    beside: pa.Table | None,
+    beside: Iterable[pa.Table] | None,
     calibration: Calibration,
     progress: Progress,
 ) -> bool:
-    """Write a calibrated score with its interval for every example, or say why the sample is too small; whether it did.
+    """Write a calibrated score with its interval for every example.
 
     Args:
-        folder: Where to.
+        folder: The folder of the scores.
         scored: The scores.
         table: The bounds of the sample.
-        beside: Galerkin intervals of every example, where there are any.
-        calibration: How.
-        progress: Who is told.
+        beside: Galerkin intervals of every example in order of index, a piece at a time, or None.
+        calibration: How scores are calibrated.
+        progress: Called with the result, or with the reason if the sample is too small.
+
+    Returns:
+        Whether calibrated scores were written.
     """
-    rows, lower, upper = _placed(table)
+    rows, lower, upper = _columns(table)
     try:
-        scores = resolved_scores(scored)
-        calibrated = calibration.fit(scores[rows], lower, upper, scores)
+        tenths = quantiles(lambda: positive_scores(scored), SHARES)
+        audited = scored.taken(rows, _of_scores(scored))
+        calibrated = calibration.fit(resolved_scores(audited, scored.record), lower, upper, tenths)
     except InfluenceError as error:
-        (folder / CALIBRATED).unlink(missing_ok=True)  # one of an earlier, larger sample must not pass for this one's
+        (folder / CALIBRATED).unlink(missing_ok=True)  # a file of an earlier, larger sample would be taken for this one
         progress(Note(f"No calibrated scores: {error}"))
         return False
     writer: pq.ParquetWriter | None = None
-    start = 0
+    intervals = None if beside is None else Ahead(beside)
     with replacing(folder / CALIBRATED) as temporary:
-        for part in scored.batches(["index", "id"]):
-            written = _with_intervals(part, calibrated(scores[start : start + part.num_rows]), beside)
-            start += part.num_rows
+        for part in scored.batches(["id", *_of_scores(scored)]):
+            found = calibrated(resolved_scores(part, scored.record))
+            along = None if intervals is None else intervals.through(part["index"][-1].as_py())
+            written = _add_intervals(part.select(["index", "id"]), found, along)
             writer = writer or pq.ParquetWriter(temporary, written.schema, compression="zstd")
             writer.write_table(written)
         if writer is not None:
@@ -406,25 +434,57 @@ def calibrate(
     return True
 
 
-def _with_intervals(rows: pa.Table, every: Calibrated, beside: pa.Table | None) -> pa.Table:
-    """`index, id` of some rows with their calibrated scores, and Galerkin intervals where there are any."""
+def _of_scores(scored: ScoredFile) -> list[str]:
+    """List the columns that say which scores a calibration can learn from."""
+    return ["index", "score", "reason", *([IN_CURVATURE_SET] if IN_CURVATURE_SET in scored.columns else [])]
+
+
+def positive_scores(scored: ScoredFile) -> Iterator[Float[np.ndarray, " some"]]:
+    """Yield the positive scores that a calibration can learn from, a piece at a time."""
+    for part in scored.batches(_of_scores(scored)):
+        score = resolved_scores(part, scored.record)
+        yield score[np.isfinite(score) & (score > 0)]
+
+
+class Ahead:
+    """Galerkin intervals in order of index, of which as many are computed as are asked for."""
+
+    def __init__(self, tables: Iterable[pa.Table]) -> None:
+        self._tables = iter(tables)
+        self._rest = pa.schema({"index": pa.int64(), **dict.fromkeys(GALERKIN, pa.float64())}).empty_table()
+
+    def through(self, last: int) -> pa.Table:
+        """Return the rows that have not been returned, up to the index `last`."""
+        while not self._rest.num_rows or self._rest["index"][-1].as_py() <= last:
+            more = next(self._tables, None)
+            if more is None:
+                break
+            self._rest = pa.concat_tables([self._rest, more])
+        count = int(np.searchsorted(self._rest["index"].to_numpy(), last, side="right"))
+        found, self._rest = self._rest.slice(0, count), self._rest.slice(count)
+        return found
+
+
+def _add_intervals(rows: pa.Table, every: Calibrated, beside: pa.Table | None) -> pa.Table:
+    """Add the calibrated scores, and Galerkin intervals if there are any, to `index, id` of some rows."""
     for name, values in (("score", every.score), ("score_lo", every.low), ("score_hi", every.high)):
         rows = rows.append_column(name, pa.array(values))
     if beside is None:
         return rows
     index, known = rows["index"].to_numpy(), beside["index"].to_numpy()
     place = np.where(np.isin(index, known), np.searchsorted(known, index), -1)
-    for name in ("galerkin_lo", "galerkin_hi"):
+    for name in GALERKIN:
         rows = rows.append_column(name, pa.array(np.append(beside[name].to_numpy(), np.nan)[place]))
     return rows
 
 
-def _placed(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The rows of the audited examples in the run, which are their indices, and their bounds."""
+def _columns(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the columns index, lower and upper; the index is the row of the example in the run."""
     return tuple(table[name].to_numpy() for name in ("index", "lower", "upper"))
 
 
 def _median_width(table: pa.Table) -> Plain:
+    """Return the median relative width of the bounds; null if there are none."""
     width = relative_width(table["lower"].to_numpy(), table["upper"].to_numpy())
     known = width[~np.isnan(width)]
     return as_json(float(np.median(known))) if len(known) else None

@@ -1,4 +1,4 @@
-"""A comparison: everything that `influence-ssl compare` does, one step after the other."""
+"""Compare backends with exact scores of a sample, into a folder."""
 
 import hashlib
 import json
@@ -11,18 +11,18 @@ import numpy as np
 from influence_ssl_jax import provenance
 from influence_ssl_jax.configuration import Plain, describe
 from influence_ssl_jax.data.loader import batches
-from influence_ssl_jax.evaluation.comparison import Examples, backends_to_compare, baselines, compared, label
-from influence_ssl_jax.evaluation.exact import Truth, kind_for, truths
+from influence_ssl_jax.evaluation.comparison import Examples, backends_to_compare, baselines, compare_backends, label
+from influence_ssl_jax.evaluation.exact import Truth, choose_kind, exact_scores
 from influence_ssl_jax.evaluation.sample import sample
 from influence_ssl_jax.ihvp import CG, Backend
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.progress import Note, Progress, silent, stage
 from influence_ssl_jax.report.backends import null_rows, plain, write_figures
 from influence_ssl_jax.run_log import RunLog
-from influence_ssl_jax.runs.images import refuse_other_images, texts
-from influence_ssl_jax.runs.score import Prepared, curvature_of, of_encoder, prepare
+from influence_ssl_jax.runs.changed_images import digests_as_text, refuse_other_images
+from influence_ssl_jax.runs.prepare import Prepared, describe_encoder, draw_problem, prepare
 from influence_ssl_jax.runs.settings import CompareRun, describe_without
-from influence_ssl_jax.scoring.memory import available, memory_of
+from influence_ssl_jax.scoring.memory import available_memory, estimate_memory
 from influence_ssl_jax.store import DamagedError, read_sealed, write_sealed
 from influence_ssl_jax.store.files import lock
 from influence_ssl_jax.store.identity import claim, refuse_foreign
@@ -33,18 +33,18 @@ _log = logging.getLogger(__name__)
 
 
 def compare(settings: CompareRun, progress: Progress = silent) -> dict[str, Plain]:
-    """Compute exact scores, race every backend that has not been, write table and figures.
+    """Compute exact scores, score with every backend that has no result yet, and write table and figures.
 
     Args:
         settings: Which backends, dampings and images.
-        progress: Who is told.
+        progress: Called at every stage.
 
     Returns:
         What `comparison.json` holds.
 
     Raises:
         StoreError: The folder holds something else, or is in use.
-        InfluenceError: There is no exact score at this size and curvature.
+        InfluenceError: Exact scores are not possible at this size and with this curvature.
     """
     prepared = prepare(settings, progress)
     settings.out.mkdir(parents=True, exist_ok=True)
@@ -53,20 +53,22 @@ def compare(settings: CompareRun, progress: Progress = silent) -> dict[str, Plai
         claim(settings.out, _identity(settings, prepared))
         every = backends_to_compare(settings.grid)
         (settings.out / PARTS).mkdir(exist_ok=True)
-        there = sum(_whole(_part(settings, backend)) for backend in every)
+        there = sum(_is_intact(_part_path(settings, backend)) for backend in every)
         log.event("start", todo=len(every) - there, total=len(every), command=provenance.command())
-        problem, used = curvature_of(settings, prepared)
-        examples, read = _examples(settings, prepared, problem)
-        _same_images(settings.out / IMAGES, texts({**used, **read}))
+        problem, used = draw_problem(settings, prepared)
+        examples, read = _load_examples(settings, prepared, problem)
+        _check_images(settings.out / IMAGES, digests_as_text({**used, **read}))
         log.beat("exact scores")
-        known = _truths(settings, problem, examples, progress)
-        rows = _nulls(settings, problem, examples, known)
+        known = _exact_scores(settings, problem, examples, progress)
+        rows = _baseline_rows(settings, problem, examples, known)
         for number, backend in enumerate(every, 1):
-            path = _part(settings, backend)
-            if not _whole(path):
+            path = _part_path(settings, backend)
+            if not _is_intact(path):
                 progress(Note(f"{number} of {len(every)}: {label(backend)}"))
                 log.beat(label(backend), done=number - 1, total=len(every))
-                found = [plain(row) for row in compared([backend], problem, examples, known, settings.calibration)]
+                found = [
+                    plain(row) for row in compare_backends([backend], problem, examples, known, settings.calibration)
+                ]
                 write_sealed(path, {ROWS: found}, indent=None)
                 log.event("part", backend=label(backend), done=number, total=len(every))
             rows += read_sealed(path)[ROWS]
@@ -75,16 +77,18 @@ def compare(settings: CompareRun, progress: Progress = silent) -> dict[str, Plai
         return record
 
 
-def _nulls(settings: CompareRun, problem: Problem, examples: Examples, known: list[Truth]) -> list[dict[str, Plain]]:
-    """Rows of the baselines, from the folder where they are there."""
+def _baseline_rows(
+    settings: CompareRun, problem: Problem, examples: Examples, known: list[Truth]
+) -> list[dict[str, Plain]]:
+    """Return the rows of the baselines, from the folder if they are there."""
     path = settings.out / PARTS / "baselines.json"
-    if not _whole(path):
+    if not _is_intact(path):
         write_sealed(path, {ROWS: null_rows(baselines(problem, examples), known)}, indent=None)
     return read_sealed(path)[ROWS]
 
 
-def _whole(path: Path) -> bool:
-    """Whether a sealed file is there and is what was written; a damaged one is made again."""
+def _is_intact(path: Path) -> bool:
+    """Test whether a sealed file is there and undamaged; a damaged one is computed again."""
     try:
         read_sealed(path)
     except FileNotFoundError:
@@ -95,13 +99,13 @@ def _whole(path: Path) -> bool:
     return True
 
 
-def _same_images(path: Path, now: dict[str, str]) -> None:
-    """Write which images a comparison reads, or compare with those that it was begun with.
+def _check_images(path: Path, now: dict[str, str]) -> None:
+    """Write which images a comparison reads; if it was begun before, check that they are the same.
 
     Raises:
-        DataError: One has changed.
+        DataError: An image has changed.
     """
-    if _whole(path):
+    if _is_intact(path):
         refuse_other_images(now, read_sealed(path))
     else:
         write_sealed(path, now, indent=None)
@@ -128,22 +132,28 @@ def _finish(
 
 
 def _identity(settings: CompareRun, prepared: Prepared) -> Plain:
-    """Everything that a row depends on; a larger grid adds rows, and changes none that is there."""
+    """Return everything that a row depends on.
+
+    The grid is not among it: a larger grid adds rows, and changes none that is there.
+    """
     aside = {"out", "encoder", "source", "grid"}
     return {
         "configuration": describe_without(settings, aside),
-        **of_encoder(prepared.encoder, prepared.transform),
+        **describe_encoder(prepared.encoder, prepared.transform),
         "data": prepared.source.fingerprint(),
         **provenance.decisive(),
     }
 
 
-def _examples(settings: CompareRun, prepared: Prepared, problem: Problem) -> tuple[Examples, dict[int, bytes]]:
-    """The sample and its digests by index; its batches have room in what takes most, a backend of whole gradients."""
+def _load_examples(settings: CompareRun, prepared: Prepared, problem: Problem) -> tuple[Examples, dict[int, bytes]]:
+    """Return the sample, and its digests by index.
+
+    Its batches are small enough for the backends that take most memory, those that form whole gradients.
+    """
     chosen, key = sample(settings.audit, len(prepared.source)), settings.scoring.key
     shape, draws = problem.batches.image.shape[2:], settings.scoring.draws
     held = (prepared.measurement, problem.params, problem.frozen, CG(), problem.params, shape, draws)
-    size = min(settings.scoring.batch_size or memory_of(*held).batch_size(*available()), len(chosen))
+    size = min(settings.scoring.batch_size or estimate_memory(*held).batch_size(*available_memory()), len(chosen))
     loaded = list(batches(prepared.source, prepared.transform, size, key, chosen))
     valid = np.concatenate([part.valid for part in loaded])
     index = np.concatenate([np.asarray(part.batch.index) for part in loaded])[valid].tolist()
@@ -152,14 +162,14 @@ def _examples(settings: CompareRun, prepared: Prepared, problem: Problem) -> tup
     return found, dict(zip(index, contents, strict=True))
 
 
-def _truths(settings: CompareRun, problem: Problem, examples: Examples, progress: Progress) -> list[Truth]:
-    """Exact scores, from the folder where they are there."""
+def _exact_scores(settings: CompareRun, problem: Problem, examples: Examples, progress: Progress) -> list[Truth]:
+    """Return the exact scores, from the folder if they are there."""
     path = settings.out / TRUTH
-    if not _whole(path):
-        kind = kind_for(problem) if settings.truth == "auto" else settings.truth
+    if not _is_intact(path):
+        kind = choose_kind(problem) if settings.truth == "auto" else settings.truth
         begun = time.monotonic()
         with stage(progress, f"exact scores of {int(examples.valid.sum())} images: {kind}"):
-            found = truths(kind, problem, *examples[:3], settings.dampings, examples.scoring, settings.audit)
+            found = exact_scores(kind, problem, *examples[:3], settings.dampings, examples.scoring, settings.audit)
         lists = [{name: np.asarray(getattr(truth, name)).tolist() for name in Truth._fields} for truth in found]
         write_sealed(path, {ROWS: lists}, indent=None)
         progress(Note(f"Exact scores ({kind}): {time.monotonic() - begun:.0f} s"))
@@ -169,7 +179,7 @@ def _truths(settings: CompareRun, problem: Problem, examples: Examples, progress
     ]
 
 
-def _part(settings: CompareRun, backend: Backend) -> Path:
-    """The file of one backend's rows, named by its settings."""
+def _part_path(settings: CompareRun, backend: Backend) -> Path:
+    """Return the path of one backend's rows, which its settings name."""
     digest = hashlib.sha256(json.dumps(describe(backend), sort_keys=True).encode()).hexdigest()
     return settings.out / PARTS / f"{label(backend).replace(' ', '_')}_{digest[:8]}.json"

@@ -1,4 +1,4 @@
-"""Make an encoder of a file of weights."""
+"""Convert a file of weights to an encoder."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 from influence_ssl_jax import checkpoints, provenance
 from influence_ssl_jax.checkpoint import Storage
 from influence_ssl_jax.errors import InfluenceError
-from influence_ssl_jax.runs.settings import POSITIONAL, called
+from influence_ssl_jax.runs.settings import POSITIONAL, option_name
 
 if TYPE_CHECKING:
     Layout: TypeAlias = str
@@ -19,10 +19,10 @@ else:  # one value for each entry of the one list
 
 @dataclasses.dataclass(frozen=True)
 class ImportRun:
-    """Make an encoder of a file of weights that somebody trained elsewhere (.pth, .ckpt, .safetensors).
+    """Convert a file of weights (.pth, .ckpt, .safetensors) of another program to an encoder.
 
-    Nothing in the file is executed. What was recognised is printed, and everything left unread is named. The folder can then
-    be scored: influence-ssl score --encoder FOLDER.
+    Nothing in the file is executed. What was recognised is printed, and everything left unread is named. The folder can
+    then be scored: influence-ssl score --encoder FOLDER.
 
     influence-ssl import dinov2_vits14_pretrain.pth --out dinov2
 
@@ -31,22 +31,22 @@ class ImportRun:
     Attributes:
         file: The file.
         out: The folder of the encoder; it must not hold another one.
-        layout: The layout of the file, where its names do not say.
-        size: Height and width of the input in pixels; the layout's own where not given.
-        mean: Per-channel mean of pixels in [0, 1]; the layout's own where not given.
-        std: Per-channel standard deviation of pixels; the layout's own where not given.
-        heads: Attention heads of a transformer; its width / 64 where not given.
+        layout: The layout of the file, if the names of its arrays do not show it.
+        size: Height and width of the input in pixels; the layout's own if not given.
+        mean: Per-channel mean of pixels in [0, 1]; the layout's own if not given.
+        std: Per-channel standard deviation of pixels; the layout's own if not given.
+        heads: Attention heads of a transformer; its width / 64 if not given.
         part: Which network of a file that holds a teacher and a student.
-        dataset: What a solo-learn network was trained on: its normalisation.
-        loss: What the network was pretrained with, so that the curvature of that loss can be used.
-        temperature: Of SimCLR's loss; 0.2 where not given.
+        dataset: The data set that a solo-learn network was trained on, which sets the normalisation.
+        loss: The loss that the network was pretrained with, for the curvature of that loss.
+        temperature: Temperature of SimCLR's loss; 0.2 if not given.
         storage: The type of stored parameters.
         notes: A JSON file that is kept in the encoder's description, such as the history of its training.
     """
 
     file: Path = dataclasses.field(metadata=POSITIONAL)
     out: Path
-    layout: Layout | None = dataclasses.field(default=None, metadata=called("as"))
+    layout: Layout | None = dataclasses.field(default=None, metadata=option_name("as"))
     size: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -60,13 +60,13 @@ class ImportRun:
 
 
 class Imported(NamedTuple):
-    """An encoder that was made of a file.
+    """The result of an import.
 
     Attributes:
         recognised: What was recognised in the file, by name.
-        parameters: How many parameters the encoder has.
+        parameters: Number of parameters of the encoder.
         unread: What was left unread, and why.
-        arrays: The file of its arrays.
+        arrays: The file of the encoder's arrays.
     """
 
     recognised: Mapping[str, str]
@@ -76,7 +76,7 @@ class Imported(NamedTuple):
 
 
 def import_encoder(settings: ImportRun) -> Imported:
-    """Read the file, embed an image, save the encoder.
+    """Read the file, embed an image as a check, and save the encoder.
 
     Raises:
         InfluenceError: The file is damaged or of no known layout, or the folder holds an encoder.
@@ -94,6 +94,7 @@ def import_encoder(settings: ImportRun) -> Imported:
 
 
 def _json(path: Path) -> object:
+    """Read a JSON file of notes."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -4,7 +4,7 @@ import jax
 
 from influence_ssl_jax import provenance
 from influence_ssl_jax.configuration import describe
-from influence_ssl_jax.data import cached, depth_notes, require_classes
+from influence_ssl_jax.data import cache, depth_notes, require_classes
 from influence_ssl_jax.losses import Supervised
 from influence_ssl_jax.parallel import first_only, is_first, start
 from influence_ssl_jax.progress import Note, Progress, Written, silent
@@ -13,11 +13,15 @@ from influence_ssl_jax.train import save
 from influence_ssl_jax.train.loop import pretrain as train
 
 CACHED = 2**30
-"""Bytes of pixels up to which a process that is alone keeps the whole data set in memory."""
+"""Bytes of pixels up to which a single process keeps the whole data set in memory."""
 
 
 def pretrain(settings: PretrainRun, progress: Progress = silent) -> None:
-    """Train, or resume training, then write the encoder.
+    """Train an encoder, or resume its training, then write it.
+
+    Args:
+        settings: The settings of the run.
+        progress: Called at every stage and epoch.
 
     Raises:
         DataError: The source cannot be read, or a supervised loss lacks classes.
@@ -32,8 +36,8 @@ def pretrain(settings: PretrainRun, progress: Progress = silent) -> None:
     for note in (*source.notes(), *depth_notes(source, settings.input)):
         progress(Note(note, "caution"))
     size = len(source) * settings.input.height * settings.input.width * settings.input.channels
-    alone = jax.process_count() == 1  # of several processes none holds the whole set
-    images = cached(source, settings.input) if size < CACHED and alone else source
+    alone = jax.process_count() == 1  # several processes read their parts of the set
+    images = cache(source, settings.input) if size < CACHED and alone else source
     trained = train(settings.training, images, settings.input, settings.out, probe=settings.probe, progress=progress)
     made = {
         "input": describe(settings.input),

@@ -1,10 +1,9 @@
-"""Score images from Python, and read, audit and report what a folder of scores holds."""
+"""Score images from Python, and read, audit and report finished scores."""
 
 import contextlib
 import dataclasses
-import shutil
+import json
 import tempfile
-import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -23,21 +22,21 @@ from influence_ssl_jax.evaluation.calibration import Calibration
 from influence_ssl_jax.evaluation.certificate import Audit
 from influence_ssl_jax.ihvp import Backend, LoGra
 from influence_ssl_jax.losses import CosineDistance, Measurement
-from influence_ssl_jax.progress import Progress, silent
-from influence_ssl_jax.report.scored_run import Extent, ScoredRun
+from influence_ssl_jax.progress import Event, Progress, Written, silent
+from influence_ssl_jax.report.render import render
+from influence_ssl_jax.report.scored_run import Extent, ScoredFile
 from influence_ssl_jax.runs import audit as audits
-from influence_ssl_jax.runs import report as reports
 from influence_ssl_jax.runs import score as scores
 from influence_ssl_jax.runs.settings import (
     AnyPerturbation,
     AuditRun,
     CurvatureSet,
     Precision,
-    ReportRun,
     ScoreRun,
 )
 from influence_ssl_jax.scoring.scores import Scoring
-from influence_ssl_jax.store import RUN, SCORES, recorded
+from influence_ssl_jax.store import RUN, SCORES, read_record, write_sealed
+from influence_ssl_jax.store.files import SUM
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,37 +58,47 @@ class AuditResult:
 class Run:
     """A finished run of scores: its table, its audit, its report.
 
+    Scores that `score` made without a folder are in memory: then `folder` is None, and `files` holds the contents of
+    what the folder would hold. An audit and a report of them work in a temporary folder, which they delete.
+
     Example:
         ```python
         run = isj.Run(Path("runs/simclr/scores"))  # of the command line, or of `score(…, out="runs/simclr/scores")`
         ```
 
     Attributes:
-        folder: The folder of the scores.
-        encoder: The encoder, if the scores were made of an object and not of a file.
+        folder: The folder of the scores; None if they are in memory.
+        encoder: The encoder, if the scores were made from an object and not from a file.
         source: The images, likewise.
-        temporary: Whether the folder is deleted with the run.
+        files: Contents of the files of scores in memory, by path.
     """
 
-    folder: Path
+    folder: Path | None
     encoder: Encoder | None = None
     source: Source | None = None
-    temporary: bool = False
+    files: dict[str, bytes] = dataclasses.field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         """Read the folder as a path, and refuse one without finished scores."""
-        object.__setattr__(self, "folder", Path(self.folder))
-        ScoredRun.load(self.folder)
+        if self.folder is not None:
+            object.__setattr__(self, "folder", Path(self.folder))
+            ScoredFile.open(Path(self.folder))
+        elif not {SCORES, RUN} <= self.files.keys():
+            raise InfluenceError(f"Without a folder, a run needs the contents of {SCORES} and {RUN}; got neither.")
 
     @property
     def table(self) -> pa.Table:
-        """One row an image, in order of index: score, errors, baselines, reason, attributes of the source."""
+        """Return one row for each image, in order of index: score, errors, baselines, reason, attributes."""
+        if self.folder is None:
+            return pq.read_table(pa.BufferReader(self.files[SCORES]))
         return pq.read_table(self.folder / SCORES)
 
     @property
     def record(self) -> dict[str, Plain]:
-        """How the scores were made: what `run.json` holds."""
-        return recorded(self.folder, RUN)
+        """Return how the scores were made: what `run.json` holds."""
+        if self.folder is not None:
+            return read_record(self.folder, RUN)
+        return {name: value for name, value in json.loads(self.files[RUN]).items() if name != SUM}
 
     def audit(
         self,
@@ -100,42 +109,66 @@ class Run:
     ) -> AuditResult:
         """Certify a sample of the scores, and calibrate every score by it, as `influence-ssl audit` does.
 
+        A larger sample later adds to the certificates that are there.
+
         Args:
             audit: How many images, and how narrow.
             calibration: How scores are brought to the certified scale.
-            precision: In which the certificates are computed.
-            progress: Who is told.
+            precision: The type in which the certificates are computed.
+            progress: Called at every stage and batch.
 
         Raises:
-            InfluenceError: The encoder or the images are others than those that were scored, or are not given.
+            InfluenceError: The encoder or the images differ from those that were scored, or are not given.
         """
-        with _full_precision():
-            settings = AuditRun(self.folder, audit, precision, calibration)
-            record = audits.audit(settings, progress, self.encoder, self.source)
-        calibrated = self.folder / audits.CALIBRATED
-        return AuditResult(
-            record,
-            pq.read_table(self.folder / audits.BOUNDS),
-            pq.read_table(calibrated) if calibrated.exists() else None,
-        )
+        with self._opened() as folder:
+            with _full_precision():
+                settings = AuditRun(folder, audit, precision, calibration)
+                record = audits.audit(settings, self._tell(progress), self.encoder, self.source)
+            calibrated = folder / audits.CALIBRATED
+            # Read whole, without a memory map: a temporary folder is deleted at the end of this block.
+            return AuditResult(
+                record,
+                pq.read_table(folder / audits.BOUNDS, memory_map=False),
+                pq.read_table(calibrated, memory_map=False) if calibrated.exists() else None,
+            )
 
     def report(self, out: str | Path | None = None, extent: Extent = Extent(), progress: Progress = silent) -> Path:
-        """Write the report, one HTML page, and return where it is.
+        """Write the report, one HTML page, and return its path.
 
         Args:
             out: The page; `report.html` in the folder of the scores if None.
             extent: How much is shown.
-            progress: Who is told.
+            progress: Called with the page that was written.
 
         Raises:
-            InfluenceError: The folder is temporary and no page is named.
+            InfluenceError: The scores are in memory and no page is named.
         """
-        if out is None and self.temporary:
-            raise InfluenceError(
-                "These scores are in a temporary folder, which is deleted with the run. Name the page: run.report('x.html')."
-            )
-        settings = ReportRun(self.folder, extent, None if out is None else Path(out))
-        return reports.report(settings, progress, self.source)
+        if out is None and self.folder is None:
+            raise InfluenceError("These scores are in memory, without a folder. Name the page: run.report('x.html').")
+        with self._opened() as folder:
+            page = render(folder, None if out is None else Path(out), extent=extent, source=self.source)
+        progress(Written("Report", page))
+        return page
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Path]:
+        """Yield the folder; or a temporary one with the files in memory, which are read back and deleted."""
+        if self.folder is not None:
+            yield self.folder
+            return
+        with tempfile.TemporaryDirectory(prefix="influence-ssl-") as temporary:
+            folder = Path(temporary) / "scores"
+            for name, content in self.files.items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(content)
+            try:
+                yield folder
+            finally:  # an audit that is interrupted keeps its certificates
+                self.files.update(_contents(folder))
+
+    def _tell(self, progress: Progress) -> Progress:
+        """Leave out what is said of files in a temporary folder."""
+        return progress if self.folder is not None else _without_files(progress)
 
 
 def score(
@@ -158,8 +191,8 @@ def score(
 ) -> Run:
     """Score every image by its influence on the representation: `gᵀ(C + λI)⁻¹g`.
 
-    The same function as `influence-ssl score`: given again with the same folder, it scores what is missing. float32
-    products are whole (JAX's matmul precision "highest") unless JAX is configured otherwise.
+    It does the same as `influence-ssl score`: called again with the same folder, it scores what is missing. float32
+    products have full precision (JAX's matmul precision "highest") unless JAX is configured otherwise.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np, influence_ssl_jax as isj
@@ -176,20 +209,20 @@ def score(
             weights, or `package.module:function`.
         images: A folder of image files, a data source, or an array [n, height, width, channels] of 8- or 16-bit
             integers or of floating-point numbers in [0, 1].
-        out: The folder of the scores. If None, they are kept in a temporary folder, which is deleted when the run is no
-            longer used or Python ends.
+        out: The folder of the scores. If None, the scores are returned in memory: the call works in a temporary folder
+            and deletes it before it returns or raises, so such a run cannot be resumed.
         backend: How the matrix is inverted.
         output: Which embedding is compared: `encoder`, `projector` or `predictor`.
         trainable: Which parameters count; see `Encoder.with_trainable`.
         perturbation: What an image is compared with.
         measurement: How two embeddings are compared.
         curvature: Which matrix is inverted, over how many of the images.
-        scoring: Damping, draws, seed, and what the draws are averaged into.
-        precision: What layers compute in.
-        rescore_changed: Score images again whose bytes have changed since.
+        scoring: Damping, draws, seed, and how the draws are averaged.
+        precision: The type in which layers compute.
+        rescore_changed: Score images again if their bytes have changed.
         retry_skipped: Read the images again that could not be used before.
         most_skipped: Largest share of skipped images that is no error.
-        progress: Who is told of every stage and batch.
+        progress: Called at every stage and batch.
 
     Raises:
         StoreError: The folder holds something else, or is in use.
@@ -197,12 +230,12 @@ def score(
         SkippedError: More images were skipped than allowed.
         IndefiniteError: C + λI is not positive definite.
     """
-    folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="influence-ssl-"))
-    delete = contextlib.ExitStack()
-    if out is None:
-        delete.callback(shutil.rmtree, folder, ignore_errors=True)
-    with delete:
-        source = source_of(images)
+    source = source_of(images)
+    with contextlib.ExitStack() as temporary:
+        if out is None:
+            folder = Path(temporary.enter_context(tempfile.TemporaryDirectory(prefix="influence-ssl-"))) / "scores"
+        else:
+            folder = Path(out)
         settings = ScoreRun(
             encoder if isinstance(encoder, Encoder) else Path(encoder),
             folder,
@@ -220,21 +253,41 @@ def score(
             most_skipped=most_skipped,
         )
         with _full_precision():
-            scores.score(settings, progress)
-        run = Run(folder, encoder if isinstance(encoder, Encoder) else None, source, temporary=out is None)
-        weakref.finalize(run, delete.pop_all().close)
-    return run
+            scores.score(settings, progress if out is not None else _without_files(progress))
+        given = encoder if isinstance(encoder, Encoder) else None
+        if out is not None:
+            return Run(folder, given, source)
+        record = read_record(folder, RUN)
+        record["configuration"]["out"] = None  # the folder is deleted
+        write_sealed(folder / RUN, record)
+        return Run(None, given, source, {name: (folder / name).read_bytes() for name in (SCORES, RUN)})
+
+
+def _without_files(progress: Progress) -> Progress:
+    """Return a progress function that is not told of written files."""
+
+    def tell(event: Event) -> None:
+        if not isinstance(event, Written):
+            progress(event)
+
+    return tell
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    """Read all files below a folder, by relative path."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def source_of(images: Source | str | Path | np.ndarray | Sequence[np.ndarray]) -> Source:
-    """Return the data source that images are given as: itself, a folder of files, or arrays.
+    """Return the data source of images: a source itself, a folder of files, or arrays.
 
     Example:
         >>> source_of("faces")
         Folder(only=None, path='faces', table=None, file_column='file', label_column=None, links='skip', encoding='utf-8')
 
     Raises:
-        InfluenceError: They are none of these.
+        InfluenceError: The images are none of these.
     """
     if isinstance(images, Source):
         return images
@@ -249,7 +302,7 @@ def source_of(images: Source | str | Path | np.ndarray | Sequence[np.ndarray]) -
 
 @contextlib.contextmanager
 def _full_precision() -> Iterator[None]:
-    """Let float32 mean float32 on accelerators, as the command line does, unless JAX is configured otherwise."""
+    """Compute float32 products in full precision on accelerators, unless JAX is configured otherwise."""
     chosen = jax.default_matmul_precision.value is not None
     with contextlib.nullcontext() if chosen else jax.default_matmul_precision("highest"):
         yield

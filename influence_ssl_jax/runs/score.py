@@ -6,71 +6,79 @@ import json
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from influence_ssl_jax import provenance
 from influence_ssl_jax.configuration import Plain, describe, fingerprint, restore
-from influence_ssl_jax.data import SOURCES, Source, ToInput, depth_notes
-from influence_ssl_jax.data.draw import drawn
+from influence_ssl_jax.data import SOURCES, Source, ToInput
 from influence_ssl_jax.data.source import OpenSource, Skipped
-from influence_ssl_jax.data.table import renamed
+from influence_ssl_jax.data.table import rename_taken, storable
 from influence_ssl_jax.encoder import Encoder
-from influence_ssl_jax.errors import DataError, InfluenceError, StoreError
+from influence_ssl_jax.errors import InfluenceError, SkippedError, StoreError
 from influence_ssl_jax.evaluation.statistics import spearman, top_overlap
 from influence_ssl_jax.ihvp.backend import Resolved
-from influence_ssl_jax.losses import Supervised
 from influence_ssl_jax.parallel import (
-    agreed,
+    agree_with_first,
     all_devices,
     barrier,
     batches_of,
     first_only,
-    gathered,
+    gather,
     is_first,
     local_devices,
-    part_of,
+    min_over_processes,
+    own_part,
     replicated,
-    smallest,
     split,
     start,
-    summed,
+    sum_over_processes,
 )
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.progress import Note, Progress, Written, silent, stage
-from influence_ssl_jax.report.breakdown import TRUTH
+from influence_ssl_jax.report.analysis import TRUTH
 from influence_ssl_jax.run_log import Pace, RunLog, watched
-from influence_ssl_jax.runs import objectives
-from influence_ssl_jax.runs.encoder_of import absolute, encoder_of
-from influence_ssl_jax.runs.images import (
-    refuse_many_skipped,
+from influence_ssl_jax.runs.changed_images import (
+    digests_as_text,
+    forget_changed,
     refuse_other_images,
     refuse_two_versions,
-    take_up,
-    texts,
 )
-from influence_ssl_jax.runs.settings import CompareRun, Parts, ScoreRun, describe_without
-from influence_ssl_jax.scoring.fitting import SplitProblem, fitted, shapes
+from influence_ssl_jax.runs.prepare import Prepared, absolute, describe_encoder, draw_problem, form_measurement, prepare
+from influence_ssl_jax.runs.settings import Parts, ScoreRun, describe_without
+from influence_ssl_jax.scoring.fitting import SplitProblem, fit_checked, shapes
 from influence_ssl_jax.scoring.memory import check_fit
-from influence_ssl_jax.scoring.neighbours import reference_size, streamed_knn_distance
+from influence_ssl_jax.scoring.neighbours import reference_size, stream_knn_distance
 from influence_ssl_jax.scoring.scores import Scorer
 from influence_ssl_jax.scoring.stream import Scored, embedding_matrix, stream
 from influence_ssl_jax.scoring.table import EMBEDDING, IN_CURVATURE_SET, ORDER
 from influence_ssl_jax.store import RUN, SCORES, ScoreStore, digest_of, load_fitted, read_sealed, save_fitted
+from influence_ssl_jax.store.distances import Distances
 from influence_ssl_jax.types import PyTree
 
 
-def fill(
+def write_parts(
     store: ScoreStore, scored: Iterable[Scored], size: int, parts: Parts, log: RunLog, progress: Progress
 ) -> float:
-    """Write scored batches as parts, each with a line in the log, and return the seconds of writing."""
+    """Write scored batches to the store in parts, each with a line in the log.
+
+    Args:
+        store: The store of the run.
+        scored: The scored batches.
+        size: Number of images of the whole run.
+        parts: How often a part is written.
+        log: The log of the run.
+        progress: Called as the work advances.
+
+    Returns:
+        Seconds that writing took.
+    """
     tables: list[pa.Table] = []
     skipped: list[Skipped] = []
     written = time.monotonic()
@@ -81,7 +89,7 @@ def fill(
         nonlocal spent
         began = time.monotonic()
         rows, unusable = list(tables), list(skipped)
-        tables.clear()  # first, so that a stop in the middle of it writes nothing twice
+        tables.clear()  # before writing, so that an interruption here cannot write rows twice
         skipped.clear()
         if rows:
             store.append(pa.concat_tables(rows))
@@ -98,7 +106,7 @@ def fill(
                 if sum(map(len, tables)) >= parts.rows or time.monotonic() - written > parts.seconds:
                     write()
                     written = time.monotonic()
-        finally:  # a signal, a lost disk of images: what is finished is kept whatever ends the run
+        finally:  # whatever ends the run (a signal, a lost disk), finished scores are written
             if tables or skipped:
                 write()
     return spent
@@ -107,7 +115,7 @@ def fill(
 _log = logging.getLogger(__name__)
 
 
-def fitted_scorer(
+def fit_scorer(
     settings: ScoreRun,
     problem: Problem,
     used: dict[int, bytes],
@@ -116,19 +124,19 @@ def fitted_scorer(
     log: RunLog,
     progress: Progress,
 ) -> Scorer:
-    """Fit, or take up the fit that an earlier run left in the folder, and get ready to score on this process's devices.
+    """Fit the backend, or load the fit of an earlier run, and prepare to score on this process's devices.
 
     Args:
-        settings: The run's.
+        settings: The settings of the run.
         problem: Which matrix is inverted.
         used: Digests of the images that it is averaged over, by index.
         measurement: What is scored.
-        store: Where the fit is kept.
-        log: The run's.
-        progress: Who is told.
+        store: The store that keeps the fit.
+        log: The log of the run.
+        progress: Called at every stage.
 
     Raises:
-        StoreError: Scores of another fit are in the folder, or processes have different ones.
+        StoreError: The folder holds scores of another fit, or processes have different fits.
         DataError: Images of the curvature set have changed since the fit.
         IndefiniteError: C + λI is not positive definite.
     """
@@ -137,35 +145,39 @@ def fitted_scorer(
     with stage(progress, "fitting the curvature (the first time, it compiles)"):
         log.beat("fitting")
         divided = SplitProblem(problem, all_devices()) if all_devices().size > 1 else None
-        state, notes = _state(settings, problem, divided, store)
+        state, notes = _fit_or_load(settings, problem, divided, store)
         size = None if notes is None else notes["batch_size"]
         log.event("fitted" if size is None else "fit taken up", devices=jax.device_count(), batch_size=size)
         scoring = settings.scoring if size is None else dataclasses.replace(settings.scoring, batch_size=size)
-        scorer = Scorer.of(_for_scoring(problem), state, settings.backend, scoring, measurement)
+        scorer = Scorer.of(_place_for_scoring(problem), state, settings.backend, scoring, measurement)
         if notes is not None:
-            refuse_other_images(texts(used), notes["images"])
+            refuse_other_images(digests_as_text(used), notes["images"])
         elif settings.scoring.batch_size is None:
             log.beat("choosing the batch size")
-            scorer = with_room(scorer, scoring_mesh())
+            scorer = choose_batch_size(scorer, scoring_mesh())
         store.bind(f"{digest_of(state)} in batches of {scorer.batch_size}")
         if notes is None:
-            kept = {"batch_size": scorer.batch_size, "images": texts(used)}
+            kept = {"batch_size": scorer.batch_size, "images": digests_as_text(used)}
             first_only(lambda: save_fitted(store.folder, state, fingerprint(store.identity), kept))
     return scorer
 
 
-def with_room(scorer: Scorer, mesh: Mesh | None) -> Scorer:
-    """Halve the batch until one is scored without running out of memory; the same size in all processes.
+def choose_batch_size(scorer: Scorer, mesh: Mesh | None) -> Scorer:
+    """Halve the batch until one is scored without running out of memory.
 
-    The batch that is tried compiles the program that scores.
+    All processes choose the same size. The batch that is tried compiles the program that scores.
+
+    Args:
+        scorer: The scorer, with the batch size to begin with.
+        mesh: The devices of this process; None is the default device.
 
     Raises:
-        InfluenceError: Not even one image at a time has room.
+        InfluenceError: There is no memory even for one image at a time.
     """
-    size = smallest(scorer.batch_size)
+    size = min_over_processes(scorer.batch_size)
     while True:
         tried = dataclasses.replace(scorer, settings=dataclasses.replace(scorer.settings, batch_size=size))
-        fits = smallest(int(_fits(tried, mesh)))
+        fits = min_over_processes(int(_fits(tried, mesh)))
         if fits:
             return tried
         if size == 1:
@@ -178,7 +190,7 @@ def with_room(scorer: Scorer, mesh: Mesh | None) -> Scorer:
 
 
 def _fits(scorer: Scorer, mesh: Mesh | None) -> bool:
-    """Whether one batch is scored within the memory of this process's devices."""
+    """Test whether one batch is scored within the memory of this process's devices."""
     first = jax.tree.map(lambda leaf: leaf[0, :1], scorer.problem.batches)
     rows = scorer.batch_size * (1 if mesh is None else mesh.size)
     words = np.broadcast_to(
@@ -206,28 +218,28 @@ def _fits(scorer: Scorer, mesh: Mesh | None) -> bool:
 
 
 def scoring_mesh() -> Mesh | None:
-    """The devices that this process scores on; None where there is one."""
+    """Return the mesh of devices that this process scores on; None if there is one device."""
     return local_devices() if all_devices().size > 1 else None
 
 
-def _state(
+def _fit_or_load(
     settings: ScoreRun, problem: Problem, divided: SplitProblem | None, store: ScoreStore
 ) -> tuple[PyTree, dict[str, Plain] | None]:
-    """The state, and what was settled with it where an earlier run fitted it."""
+    """Return the fitted state; and what was decided with it, if an earlier run fitted it."""
     backend, seed, local = settings.backend, settings.scoring.seed, local_devices()
     expected = shapes(problem, backend, seed) if divided is None else divided.shapes(backend, seed)
     check_fit(expected.leaves, backend)
     held = load_fitted(store.folder, *expected, fingerprint(store.identity))
-    if agreed(held is not None):
+    if agree_with_first(held is not None):
         if held is None:
             raise StoreError(f"This process cannot read the fitted curvature in {store.folder}; is the folder shared?")
         state, notes = held
         return (state if divided is None else replicated(state, local)), notes
-    return (fitted(problem, backend, seed) if divided is None else divided.fitted(backend, seed, local)), None
+    return (fit_checked(problem, backend, seed) if divided is None else divided.fit(backend, seed, local)), None
 
 
-def _for_scoring(problem: Problem) -> Problem:
-    """The problem as scoring reads it: parameters on every device of this process, one batch for the shape of an image."""
+def _place_for_scoring(problem: Problem) -> Problem:
+    """Return the problem for scoring: parameters on every device, and one batch for the shape of an image."""
     first = jax.tree.map(lambda leaf: leaf[:1], problem.batches)
     if all_devices().size == 1:
         return dataclasses.replace(problem, batches=first)
@@ -249,56 +261,64 @@ ASIDE = frozenset(
         "most_skipped",
     }
 )
-"""Settings that change no score: places, and how a run is written and gone on with."""
+"""Settings that change no score: places, how a run is written, and how it is continued."""
 AGREEMENT = 512
-"""Images that are scored in float32 too where layers compute in 16 bits."""
+"""Number of images that are scored in float32 too if layers compute in 16 bits."""
 
 
 def score(settings: ScoreRun, progress: Progress = silent) -> None:
-    """Score every example of the source that has no score yet, then write the table and the record.
+    """Score every image that has no score yet, then write the table and the record.
+
+    Args:
+        settings: The settings of the run.
+        progress: Called at every stage and batch.
 
     Raises:
         StoreError: The folder holds something else, or is in use.
-        CheckpointError: The encoder is absent or damaged.
-        DataError: The source is, or images have changed since they were scored.
+        CheckpointError: There is no encoder, or it is damaged.
+        DataError: The source cannot be read, or images have changed since they were scored.
         SkippedError: More images were skipped than allowed; the table is written.
         IndefiniteError: C + λI is not positive definite.
     """
     start(settings.distributed)
     progress = progress if is_first() else silent
     encoder, transform, measured, source = given = prepare(settings, progress)
+    rename_attributes(source)  # attributes that no table can hold are refused before any work
     owner = identity(settings, encoder, transform, source)
     with ScoreStore.open(settings.out, owner, len(source)) as store, RunLog(settings.out) as log:
         log.beat("comparing images")
-        take_up(settings, source, store, log, progress)
+        forget_changed(settings, source, store, log, progress)
         todo = store.todo()
-        if agreed(not len(todo) and (settings.out / RUN).exists()):
+        if agree_with_first(not len(todo) and (settings.out / RUN).exists()):
             progress(Note(f"Nothing to do: {settings.out / SCORES} is finished."))
             refuse_many_skipped(settings, len(store.skipped()), len(source))
             return
         log.event("start", todo=len(todo), total=len(source), recomputed=store.lost, command=provenance.command())
         if len(todo) < len(source):
-            progress(Note(f"Going on: {len(source) - len(todo)} of {len(source)} images are done."))
+            progress(Note(f"Continuing: {len(source) - len(todo)} of {len(source)} images are done."))
         log.beat("reading the curvature set")
-        problem, used = curvature_of(settings, given, batches_of(all_devices()) if all_devices().size > 1 else None)
-        scorer = fitted_scorer(settings, problem, used, measured, store, log, progress)
-        inside = sorted({index for text in gathered(json.dumps(sorted(used))) for index in json.loads(text)})
-        recorded = {**facts(settings, given, scorer), **rank_agreement(settings, given, scorer, progress)}
+        problem, used = draw_problem(settings, given, batches_of(all_devices()) if all_devices().size > 1 else None)
+        scorer = fit_scorer(settings, problem, used, measured, store, log, progress)
+        inside = sorted({index for text in gather(json.dumps(sorted(used))) for index in json.loads(text)})
+        recorded = {**describe_run(settings, given, scorer), **rank_agreement(settings, given, scorer, progress)}
         spent: defaultdict[str, float] = defaultdict(float)
-        scored = stream(scorer, source, transform, share(todo, scorer), scoring_mesh(), spent)
-        spent["disk"] = fill(store, scored, len(source), settings.parts, log, progress)
+        scored = stream(scorer, source, transform, own_share(todo, scorer), scoring_mesh(), spent)
+        spent["disk"] = write_parts(store, scored, len(source), settings.parts, log, progress)
         recorded["seconds_waiting_for"] = {name: round(seconds, 3) for name, seconds in spent.items()}
-        written = summed(store.rows())
+        written = sum_over_processes(store.rows())
         barrier("scored")
         first_only(lambda: finish(settings, given, recorded, used, inside, written, store, log, progress))
     refuse_many_skipped(settings, len(store.skipped()), len(source))
 
 
-def rank_agreement(settings: ScoreRun, given: "Prepared", scorer: Scorer, progress: Progress) -> dict[str, Plain]:
-    """Spearman's correlation of 16-bit scores with those in float32, over the first images; nothing for float32."""
+def rank_agreement(settings: ScoreRun, given: Prepared, scorer: Scorer, progress: Progress) -> dict[str, Plain]:
+    """Compute Spearman's correlation of 16-bit scores with float32 scores of the first images.
+
+    It is empty for a run in float32.
+    """
     if settings.precision == "float32":
         return {}
-    exact = objectives.measurement(given.encoder, settings.output, settings.perturbation, settings.measurement)
+    exact = form_measurement(given.encoder, settings.output, settings.perturbation, settings.measurement)
     sample = np.arange(min(AGREEMENT, len(given.source)))
     ranked = []
     for each in (scorer, dataclasses.replace(scorer, measurement=exact)):
@@ -310,15 +330,15 @@ def rank_agreement(settings: ScoreRun, given: "Prepared", scorer: Scorer, progre
     return {"bfloat16": {"rank_correlation": found, "images": int(fine.sum())}}
 
 
-def share(todo: Int[np.ndarray, " todo"], scorer: Scorer) -> Int[np.ndarray, " share"]:
-    """This process's share of the examples to score: whole batches."""
+def own_share(todo: Int[np.ndarray, " todo"], scorer: Scorer) -> Int[np.ndarray, " share"]:
+    """Return this process's share of the examples to score: whole batches."""
     batch = todo // scorer.batch_size
-    return todo[np.isin(batch, part_of(np.unique(batch)))]
+    return todo[np.isin(batch, own_part(np.unique(batch)))]
 
 
 def finish(
     settings: ScoreRun,
-    given: "Prepared",
+    given: Prepared,
     recorded: dict[str, Plain],
     used: dict[int, bytes],
     inside: list[int],
@@ -327,37 +347,38 @@ def finish(
     log: RunLog,
     progress: Progress,
 ) -> None:
-    """Put the parts of all processes together, with the distance to the nearest neighbours.
+    """Join the parts of all processes into the table, with the distance to the nearest neighbours.
 
-    `in_curvature_set` marks the images that the matrix is averaged over: their own gradient is a part of it, and they score
-    lower than they would outside (about 10 % at 32 and 64 images), unless `leave_own_out` takes it away.
+    `in_curvature_set` marks the images that the matrix is averaged over. Their own gradient is a part of it, so they
+    score lower than they would outside (about 10 % at 32 and 64 images), unless `leave_own_out` removes that part.
 
     Args:
-        settings: The run's.
-        given: What it reads.
-        recorded: What `run.json` says of it.
+        settings: The settings of the run.
+        given: What the run reads.
+        recorded: Entries of `run.json`.
         used: Digests of this process's curvature set, by index.
-        inside: The indices of the whole curvature set.
-        written: Rows that all processes have written.
-        store: Where they are.
-        log: The run's.
-        progress: Who is told.
+        inside: Indices of the whole curvature set.
+        written: Number of rows that all processes have written.
+        store: The store of the run.
+        log: The log of the run.
+        progress: Called at every stage.
     """
     store.refresh(written)
     refuse_two_versions(used, store)
     with stage(progress, "nearest neighbours"):
         log.beat("nearest neighbours")
         embedded = store.embedded()
-        distance = nearest(settings, store) if embedded else store.kept_distances()
-    if not embedded and np.isnan(distance).any():
+        distances = store.distances(lambda: neighbour_distances(settings, store))
+        known, unknown = count_known(distances, store)
+    if not embedded and unknown:
         progress(
             Note(
-                f"{int(np.isnan(distance).sum()):,} images have no knn_distance: the embeddings of the others were dropped "
+                f"{unknown:,} images have no knn_distance: the embeddings of the others were dropped "
                 "(--parts.embeddings drop). A new folder has all of them.",
                 "caution",
             )
         )
-    searched = searched_among(distance, settings.scoring.neighbours)
+    searched = count_searched(known, settings.scoring.neighbours)
     if searched["reference"] < searched["images"]:
         progress(
             Note(
@@ -366,12 +387,14 @@ def finish(
                 "caution",
             )
         )
-    attributes, changes = distinguished(given.source)
+    attributes, changes = rename_attributes(given.source)
     for old, new in changes.items():
         progress(Note(f"the attribute {old!r} is in the table as {new!r}", "caution"))
     log.beat("writing the table")
-    scored = np.concatenate([table["index"].to_numpy() for table in store.windows([])])
-    further = {"knn_distance": distance, IN_CURVATURE_SET: np.isin(scored, inside)}
+
+    def further(index: Int[np.ndarray, " some"]) -> dict[str, Shaped[np.ndarray, " some"]]:
+        return {"knn_distance": distances.of(index), IN_CURVATURE_SET: np.isin(index, inside)}
+
     found = {
         **recorded,
         **curvature_set_agreement(store),
@@ -380,7 +403,9 @@ def finish(
     }
     table = store.finish(attributes, further, found)
     if embedded and settings.parts.embeddings == "drop":
-        store.drop_embeddings(distance)
+        store.drop_embeddings()
+    elif embedded:
+        distances.delete()
     counts = read_sealed(settings.out / RUN)["counts"]
     log.event("finished", **counts, seconds_waiting_for=recorded["seconds_waiting_for"])
     said = ", ".join(f"{count} {name}" for name, count in counts.items() if name != "size")
@@ -388,23 +413,39 @@ def finish(
     progress(Written("Scores", table))
 
 
-def nearest(settings: ScoreRun, store: ScoreStore) -> Float[np.ndarray, " scored"]:
+def neighbour_distances(settings: ScoreRun, store: ScoreStore) -> Iterator[Float[np.ndarray, " some"]]:
     """The distance of every scored image to its nearest neighbours, from the embeddings in the folder."""
-    return streamed_knn_distance(
+    return stream_knn_distance(
         lambda: (embedding_matrix(table[EMBEDDING]) for table in store.windows([EMBEDDING])),
         settings.scoring.neighbours,
         settings.scoring.seed,
     )
 
 
-def searched_among(distance: Float[np.ndarray, " scored"], neighbours: int) -> dict[str, int]:
-    """Of how many images the nearest neighbours were searched, and among how many of them."""
-    usable = int(np.isfinite(distance).sum())
+def count_known(distances: Distances, store: ScoreStore) -> tuple[int, int]:
+    """Count the scored images that have a distance, and those that have none."""
+    known = unknown = 0
+    for table in store.windows([]):
+        found = int(np.isfinite(distances.of(table["index"].to_numpy())).sum())
+        known, unknown = known + found, unknown + table.num_rows - found
+    return known, unknown
+
+
+def count_searched(usable: int, neighbours: int) -> dict[str, int]:
+    """Count the images whose neighbours were searched, and the images among which they were searched.
+
+    Args:
+        usable: Images that have a distance.
+        neighbours: Neighbours of each image.
+    """
     return {"images": usable, "reference": reference_size(usable, neighbours), "neighbours": neighbours}
 
 
 def curvature_set_agreement(store: ScoreStore) -> dict[str, Plain]:
-    """How alike images rank by either half of the curvature set, and by a half and all of it, where halves were scored."""
+    """Compare the rankings by the two halves of the curvature set, and by a half and the whole.
+
+    It is empty if the backend gives no scores by halves.
+    """
     names = ["score", "score_first_half", "score_second_half", "score_se_curvature"]
     if not set(names) <= set(store.columns()):
         return {}
@@ -427,116 +468,54 @@ def curvature_set_agreement(store: ScoreStore) -> dict[str, Plain]:
     }
 
 
-def distinguished(source: OpenSource) -> tuple[pa.Table | None, dict[str, str]]:
-    """Return the attributes, those renamed that have the name of a column or of planted truth; and the changes.
+def rename_attributes(source: OpenSource) -> tuple[pa.Table | None, dict[str, str]]:
+    """Return the source's attributes under names that are free, and the changes of names.
 
-    Planted truth is what the source says that it planted: a user's own column of that name is an attribute like others.
+    A name is taken if a column of the table or of planted truth has it. Planted truth keeps its name in the source that
+    plants it; in any other source a column of that name is an attribute like others.
     """
     attributes = source.attributes()
     if attributes is None:
         return None, {}
+    attributes = storable(attributes)
     taken = (*ORDER, IN_CURVATURE_SET, EMBEDDING, *(name for name in TRUTH if name not in source.truth()))
-    return renamed(attributes, taken)
+    return rename_taken(attributes, taken)
 
 
-class Prepared(NamedTuple):
-    """What a scoring run reads.
-
-    Attributes:
-        encoder: The network.
-        transform: From an image to its input.
-        measurement: What is scored.
-        source: The images.
-    """
-
-    encoder: Encoder
-    transform: ToInput
-    measurement: Objective
-    source: OpenSource
-
-
-def prepare(settings: ScoreRun | CompareRun, progress: Progress) -> Prepared:
-    """Load the encoder and open the images, and report what is noteworthy about them."""
-    encoder = encoder_of(settings.encoder)
-    if settings.trainable:
-        encoder = encoder.with_trainable(settings.trainable)
-    trained, every = encoder.sizes()
-    if trained < every:
-        named = ", ".join(encoder.trainable) or "the floating-point ones"
-        progress(Note(f"Parameters: {trained:,} of {every:,} count ({named})."))
-    precision = settings.precision if isinstance(settings, ScoreRun) else "float32"
-    measured = objectives.measurement(encoder, settings.output, settings.perturbation, settings.measurement, precision)
-    source = settings.source.open()
-    if settings.curvature.objective == "pretraining" and supervised(encoder):
-        refuse_other_classes(encoder.notes.get("classes"), source.class_names())
-    for note in (*source.notes(), *depth_notes(source, encoder.input)):
-        progress(Note(note, "caution"))
-    return Prepared(encoder, encoder.input, measured, source)
-
-
-def supervised(encoder: Encoder) -> bool:
-    """Whether an encoder was trained by a loss that reads labels."""
-    return encoder.heads is not None and isinstance(encoder.heads.loss, Supervised)
-
-
-def refuse_other_classes(trained: Plain, here: tuple[str, ...] | None) -> None:
-    """Check that a supervised loss, whose curvature reads labels, numbers classes as in training.
+def refuse_many_skipped(settings: ScoreRun, skipped: int, size: int) -> None:
+    """Check that the share of skipped images is not too large.
 
     Args:
-        trained: The classes' names in training; None where they were numbers.
-        here: Those of the images.
+        settings: The settings of the run.
+        skipped: Number of skipped images.
+        size: Number of all images.
 
     Raises:
-        DataError: They differ.
+        SkippedError: The share is larger than `most_skipped`.
     """
-    now = None if here is None else list(here)
-    if trained != now:
-        raise DataError(
-            f"The network was trained on the classes {trained or 'that its data numbered'} and these images have "
-            f"{now or 'classes that are numbers'}: the same number would mean another class. Take the table of the "
-            "training, or --curvature.objective measurement, which reads no labels."
+    if skipped > settings.most_skipped * size:
+        raise SkippedError(
+            f"{skipped:,} of {size:,} images could not be used, more than the share of {settings.most_skipped:g} that "
+            "--most-skipped allows; the scores of the others are written, and each reason stands in its row. Repair the "
+            "images and give --retry-skipped, or allow more."
         )
 
 
-def problem_over(
-    settings: ScoreRun | CompareRun, given: Prepared, part: Callable[[int], range] | None = None
-) -> Problem:
-    """The matrix that is inverted, over random images of the source; with those batches alone that `part` names."""
-    return curvature_of(settings, given, part)[0]
-
-
-def curvature_of(
-    settings: ScoreRun | CompareRun, given: Prepared, part: Callable[[int], range] | None = None
-) -> tuple[Problem, dict[int, bytes]]:
-    """As `problem_over`, with the digests of the images that the matrix is averaged over, by index."""
-    chosen, seed = settings.curvature, settings.scoring.seed
-    found = drawn(given.source, given.transform, chosen.examples, chosen.batch_size, seed, part)
-    problem = objectives.problem(given.encoder, settings.output, given.measurement, chosen, found.batches)
-    return problem, found.contents
-
-
-def of_encoder(encoder: Encoder, transform: ToInput) -> dict[str, Plain]:
-    """What of an encoder a result depends on: arrays, network, which parameters count, and input, but no name."""
-    described = encoder.describe()
-    return {
-        "encoder": encoder.digest(),
-        "network": {name: described[name] for name in ("network", "heads", "trainable")},
-        "input": describe(transform),
-    }
-
-
 def identity(settings: ScoreRun, encoder: Encoder, transform: ToInput, source: OpenSource) -> Plain:
-    """Everything that a score depends on; where the encoder, the data and the scores lie is not among it."""
+    """Return everything that a score depends on, as JSON.
+
+    The places of the encoder, the data and the scores are not among it.
+    """
     return {
         "configuration": describe_without(settings, ASIDE),
-        **of_encoder(encoder, transform),
+        **describe_encoder(encoder, transform),
         "data": source.fingerprint(),
         **provenance.decisive(),
     }
 
 
-def placed_configuration(settings: ScoreRun) -> dict[str, Plain]:
-    """Describe the settings for `run.json`; places are absolute, so that a later step finds them.
+def describe_placed(settings: ScoreRun) -> dict[str, Plain]:
+    """Describe the settings for `run.json`, with absolute places, so that a later step finds them.
 
     An encoder or a data set that was given as an object has no place: null stands for it.
     """
@@ -549,17 +528,18 @@ def placed_configuration(settings: ScoreRun) -> dict[str, Plain]:
     }
 
 
-def settings_of(record: dict[str, Plain], encoder: Encoder | None = None, source: Source | None = None) -> ScoreRun:
+def restore_settings(
+    record: dict[str, Plain], encoder: Encoder | None = None, source: Source | None = None
+) -> ScoreRun:
     """Read the settings of a run of scores from its record.
 
     Args:
         record: What `run.json` holds.
-        encoder: The encoder, where it was given as an object and is given again.
-        source: The images, likewise.
+        encoder: The encoder, if the scores were made from an object.
+        source: The images, if the scores were made from an object.
 
     Raises:
-        InfluenceError: The encoder or the images were given as objects and are not given again, or the record is of
-            another version.
+        InfluenceError: The encoder or the images were objects and are not given, or the record is of another version.
     """
     held = {name: value for name, value in record["configuration"].items() if name != "input"}
     given = {"encoder": encoder, "source": source}
@@ -570,36 +550,36 @@ def settings_of(record: dict[str, Plain], encoder: Encoder | None = None, source
                 "influence_ssl_jax.score(…, out=FOLDER) again, which scores nothing anew, and call what it returns."
             )
     places = {name: held.pop(name) for name in given}
-    restored = restore({**held, "encoder": places["encoder"] or ""}, [ScoreRun])
+    restored = restore({**held, "encoder": places["encoder"] or "", "out": held["out"] or ""}, [ScoreRun])
     if places["source"] is not None:
         given["source"] = source or restore(places["source"], SOURCES)
     return dataclasses.replace(restored, **{name: value for name, value in given.items() if value is not None})
 
 
-def facts(settings: ScoreRun, given: Prepared, scorer: Scorer) -> dict[str, Plain]:
-    """Return what `run.json` says of how the scores were made."""
+def describe_run(settings: ScoreRun, given: Prepared, scorer: Scorer) -> dict[str, Plain]:
+    """Return the entries of `run.json` that say how the scores were made."""
     trained, every = given.encoder.sizes()
     return {
-        "configuration": {**placed_configuration(settings), "input": describe(given.transform)},
+        "configuration": {**describe_placed(settings), "input": describe(given.transform)},
         "encoder": {"name": given.encoder.name, "parameters": every, "trained_parameters": trained},
         "command": provenance.command(),
         "seeds": {"seed": settings.scoring.seed},
         "batch_size": scorer.batch_size,
-        "damping": {**dataclasses.asdict(settings.scoring.damping), **resolved_damping(scorer)},
+        "damping": {**dataclasses.asdict(settings.scoring.damping), **describe_damping(scorer)},
         "device": provenance.device(),
         "versions": provenance.versions(),
     }
 
 
-def resolved_damping(scorer: Scorer) -> dict[str, Plain]:
-    """λ in numbers, and its relative standard error where it follows from random probes."""
-    damping, found = scorer.settings.damping, {"resolved": resolved(scorer.damping)}
+def describe_damping(scorer: Scorer) -> dict[str, Plain]:
+    """Return λ in numbers, and its relative standard error if it was estimated by random probes."""
+    damping, found = scorer.settings.damping, {"resolved": as_numbers(scorer.damping)}
     error = scorer.backend.mean_error(scorer.state)
     if damping.absolute is not None or damping.of_spectrum or error is None:
         return found
     return {**found, "relative_standard_error": float(error)}
 
 
-def resolved(damping: Resolved) -> Plain:
-    """λ in numbers: one, or one per block."""
+def as_numbers(damping: Resolved) -> Plain:
+    """Convert λ to JSON: one number, or one for each block."""
     return {name: float(value) for name, value in damping.items()} if isinstance(damping, dict) else float(damping)

@@ -1,4 +1,4 @@
-"""Settings of every run: plain frozen dataclasses, described and restored as JSON."""
+"""Define the settings of every run: frozen dataclasses that can be written as JSON and read again."""
 
 import dataclasses
 from collections.abc import Collection
@@ -20,23 +20,32 @@ from influence_ssl_jax.parallel import Distributed
 from influence_ssl_jax.problem import Curvature
 from influence_ssl_jax.report.scored_run import Extent
 from influence_ssl_jax.scoring.scores import Scoring
-from influence_ssl_jax.train.evaluation import Probe
+from influence_ssl_jax.train.probes import Probe
 from influence_ssl_jax.train.settings import RECIPES, Precision, Pretrain
 
 INLINE: dict[str, Any] = {"inline": True}
-"""Metadata of a group of settings whose options stand without the group's name on a command line."""
+"""Metadata of a group of settings whose options have no prefix on a command line."""
 POSITIONAL: dict[str, Any] = {"positional": True}
-"""Metadata of a setting that stands without a name on a command line."""
+"""Metadata of a setting whose value is given without an option's name on a command line."""
 
 
 def describe_without(settings: object, aside: Collection[str]) -> dict[str, Plain]:
-    """Describe settings as JSON, without the fields that are named."""
+    """Describe settings as JSON, without some of their fields.
+
+    Args:
+        settings: A dataclass of settings.
+        aside: Names of the fields that are left out.
+    """
     fields = [field.name for field in dataclasses.fields(cast(Any, settings)) if field.name not in aside]
     return {CLASS: type(settings).__name__, **{name: describe(getattr(settings, name)) for name in fields}}
 
 
-def called(name: str) -> dict[str, Any]:
-    """Metadata of a setting that has another name on a command line."""
+def option_name(name: str) -> dict[str, Any]:
+    """Return metadata of a setting that has another name on a command line.
+
+    Args:
+        name: The name of the option.
+    """
     return {"name": name}
 
 
@@ -56,27 +65,29 @@ class Augmentation:
             raise ValueError(f"There is no perturbation {self.name!r}; there are {', '.join(PERTURBATIONS)}.")
 
 
-Augmentation.__doc__ = (Augmentation.__doc__ or "").format(names=", ".join(PERTURBATIONS))  # of the one list
+# The names come from the list itself, so that the help text cannot differ from it.
+Augmentation.__doc__ = (Augmentation.__doc__ or "").format(names=", ".join(PERTURBATIONS))
 AnyPerturbation: TypeAlias = GaussianNoise | Augmentation
 
 
 def views(perturbation: AnyPerturbation) -> Views:
-    """The pair of clean and perturbed image."""
+    """Return the pair of views, the clean and the perturbed image, of a perturbation."""
     return PERTURBATIONS[perturbation.name] if isinstance(perturbation, Augmentation) else perturbation
 
 
 @dataclasses.dataclass(frozen=True)
 class CurvatureSet:
-    """Which matrix is inverted.
+    """The matrix C that is inverted, and the images that it is averaged over.
 
     Attributes:
-        objective: The curvature of the measurement itself, or of the loss that the network was pretrained with, heads
-            included, whichever output is scored.
-        kind: `ggn` (positive semi-definite by construction), `fisher`, `empirical_fisher`, or the exact `hessian`,
-            which is indefinite away from a minimum and then refused.
-        examples: Random images that the matrix is averaged over.
-        batch_size: Images at a time; a pretraining loss couples those of one batch. SimCLR's and Barlow Twins' `ggn` is
-            seen by drawn gradients of whole batches: give a backend that draws them more `samples` then, such as 16.
+        objective: The curvature of the measurement itself, or of the loss that the network was pretrained with. The
+            pretraining loss includes the heads, whichever output is scored.
+        kind: `ggn` (positive semi-definite by construction), `fisher`, `empirical_fisher`, or the exact `hessian`. A
+            hessian is indefinite away from a minimum, and is refused there.
+        examples: Number of random images that the matrix is averaged over.
+        batch_size: Images in a batch; a pretraining loss couples the images of one batch. Backends that draw gradients
+            see the `ggn` of SimCLR and Barlow Twins through gradients of whole batches: give such a backend more
+            `samples` then, for example 16.
         samples: Draws per batch of the sampled `fisher`.
     """
 
@@ -89,13 +100,13 @@ class CurvatureSet:
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """When finished scores are written: what a kill can cost.
+    """How often finished scores are written, which is what an interruption can cost.
 
     Attributes:
-        rows: After so many images,
-        seconds: or after so many seconds, whichever comes first; whole batches.
-        embeddings: Whether the embeddings, 4 bytes a number, stay in the folder once the distances to the nearest ones are
-            known (`keep`), or go (`drop`): images that are scored again later then have no such distance.
+        rows: Write after this many images,
+        seconds: or after this many seconds, whichever comes first; only whole batches are written.
+        embeddings: `keep` leaves the embeddings (4 bytes a number) in the folder; `drop` deletes them once the
+            distances to the nearest ones are known. After `drop`, images that are scored again have no such distance.
     """
 
     rows: int = 2048
@@ -107,35 +118,36 @@ class Parts:
 class ScoreRun:
     """Score every image of a data set by its influence on the representation: g·(C + λI)⁻¹g.
 
-    Scores are kept as they are made: the same command given again goes on where it stopped. The folder then holds
-    scores.parquet (one row an image, the baselines beside each score) and run.json (how it was made).
+    Scores are written while the run works. If the run was stopped, the same command continues it. At the end the folder
+    holds scores.parquet (one row for each image, with the baselines beside the score) and run.json (how the scores were
+    made).
 
     influence-ssl score --encoder runs/simclr --out runs/simclr/scores source:tfds --source.name cifar10
 
     influence-ssl score --encoder runs/simclr --out scores --draws 8 backend:logra --backend.rank 32
 
     Attributes:
-        encoder: The folder of a `pretrain` run or of an imported encoder; a file of weights (`influence-ssl import` says
-            which are known); or package.module:function, which returns an Encoder.
-        out: The folder of the scores; an existing one is gone on with if it was made by the same settings.
+        encoder: The folder of a `pretrain` run or of an imported encoder; a file of weights (`influence-ssl import`
+            lists the known layouts); or package.module:function, a function that returns an Encoder.
+        out: The folder of the scores. A run that is there is continued if it has the same settings.
         source: The images.
-        output: Which embedding is compared: the encoder's representation or the projector's output.
-        trainable: Which parameters count, by name, part of a path or glob (`layer4_1`, `*/bias`; `!` takes away); all
-            where none is named.
-        perturbation: What an image is compared with: itself under noise, or under a named augmentation.
+        output: The embedding that is compared: the encoder's representation or the projector's output.
+        trainable: The parameters that count, by name, part of a path or glob (`layer4_1`, `*/bias`; `!` excludes); all
+            parameters if no name is given.
+        perturbation: What an image is compared with: the image with noise, or with a named augmentation.
         measurement: How two embeddings are compared, and through which of them the gradient goes.
         curvature: Which matrix is inverted.
         backend: How it is inverted.
-        scoring: Damping, draws and what they are averaged into.
-        precision: What layers compute in; gradients, curvature and scores are added up in float32 either way. With bfloat16
-            the rank correlation with float32, over some hundred images, is measured and said.
+        scoring: Damping, draws, and how the draws are averaged.
+        precision: The type in which layers compute; gradients, curvature and scores are summed in float32 in either
+            case. With bfloat16 the rank correlation with float32 scores of up to 512 images is measured and reported.
         parts: How often finished scores are written.
-        distributed: For a run of several processes, where no scheduler says who they are.
-        scored_images: Whether a run that goes on reads the images that have a score again and compares their bytes with
-            those that were scored (`compare`; nothing is decoded), or takes it that they are the same (`trust`).
-        rescore_changed: Give images whose bytes have changed a new score, where the run would else be refused.
+        distributed: For a run of several processes without a scheduler that numbers them.
+        scored_images: `compare` reads the images that have a score again and compares their bytes with those that were
+            scored (nothing is decoded); `trust` assumes that they are the same.
+        rescore_changed: Score images again if their bytes have changed; without it, such a run is refused.
         retry_skipped: Read the images again that could not be used before.
-        most_skipped: Largest share of skipped images with which a finished run counts as a success; beyond it the exit
+        most_skipped: Largest share of skipped images with which a finished run counts as a success; with more, the exit
             status is 3.
     """
 
@@ -160,12 +172,12 @@ class ScoreRun:
 
 @dataclasses.dataclass(frozen=True)
 class CompareRun:
-    """Which inverse is good enough, and what does it cost: every backend against exact scores of one sample of images.
+    """Compare every backend with exact scores of one sample of images: how good it is and what it costs.
 
-    All backends approximate the same (C + λI)⁻¹, over their main knob and over the damping. The folder then holds
-    comparison.json, pareto.png (error against time), damping.png (error against λ), and a table is printed. A backend
-    that cannot do it (it diverges, or needs layers that are not there) is a row with the reason. The same command given
-    again goes on with the backends that are missing.
+    All backends approximate the same (C + λI)⁻¹, for several values of their main setting and of the damping. The
+    folder then holds comparison.json, pareto.png (error against time) and damping.png (error against λ), and a table is
+    printed. A backend that cannot do it (it diverges, or needs layers that are absent) is a row with the reason. The
+    same command continues with the backends that are missing.
 
     influence-ssl compare --encoder runs/simclr --out runs/simclr/compare source:tfds --source.name cifar10
 
@@ -177,21 +189,21 @@ class CompareRun:
     samples); and otherwise from Lanczos quadrature, some 20 to 100 products with C for each image and draw.
 
     Attributes:
-        encoder: The folder of a `pretrain` run or of an imported encoder; a file of weights (`influence-ssl import` says
-            which are known); or package.module:function, which returns an Encoder.
+        encoder: The folder of a `pretrain` run or of an imported encoder; a file of weights (`influence-ssl import`
+            lists the known layouts); or package.module:function, a function that returns an Encoder.
         out: The folder of the comparison.
         source: The images.
-        output: Which embedding is compared: the encoder's representation or the projector's output.
-        trainable: Which parameters count, by name, part of a path or glob (`layer4_1`, `*/bias`; `!` takes away); all
-            where none is named.
-        perturbation: What an image is compared with: itself under noise, or under a named augmentation.
+        output: The embedding that is compared: the encoder's representation or the projector's output.
+        trainable: The parameters that count, by name, part of a path or glob (`layer4_1`, `*/bias`; `!` excludes); all
+            parameters if no name is given.
+        perturbation: What an image is compared with: the image with noise, or with a named augmentation.
         measurement: How two embeddings are compared, and through which of them the gradient goes.
         curvature: Which matrix is inverted.
-        grid: How the backends are varied.
+        grid: Which settings of the backends are tried.
         dampings: λ over the mean eigenvalue of C; one number for the whole matrix in every backend.
-        truth: Where exact scores come from.
-        scoring: Draws and what they are averaged into; `damping` is not read.
-        audit: How many images, and how narrow where their scores are certified.
+        truth: How exact scores are computed.
+        scoring: Draws and how they are averaged; its `damping` is ignored.
+        audit: How many images are scored, and how narrow certificates are.
         calibration: How scores are brought to the exact scale.
     """
 
@@ -211,11 +223,11 @@ class CompareRun:
     calibration: Calibration = dataclasses.field(default_factory=Calibration)
 
     def __post_init__(self) -> None:
-        """Refuse a matrix of its own for every image: backends are compared over one."""
+        """Refuse `leave_own_out`: backends are compared over one matrix for all images."""
         if self.scoring.leave_own_out:
             raise ValueError(
-                "A comparison is over one matrix for all images, got leave_own_out=True, which gives every image of the "
-                "curvature set its own; leave it off."
+                "A comparison needs one matrix for all images, got leave_own_out=True, which gives every image of the "
+                "curvature set a matrix of its own; leave it off."
             )
 
 
@@ -223,17 +235,17 @@ class CompareRun:
 class AuditRun:
     """Certify a random sample of a scored data set, and calibrate every score by it.
 
-    Of each sampled image the exact score g·(C + λI)⁻¹g is enclosed between two bounds, at any size of network (Gauss and
-    Gauss–Radau quadrature by Lanczos; rounding is measured and allowed for, by the assumptions that `ihvp.rounding`
-    states). The sample says how far the scores are from
-    exact ones, beside the trivial baselines, and turns each into a calibrated score with an interval that holds the
-    exact one with a known probability (split conformal prediction).
+    For each image of the sample the exact score g·(C + λI)⁻¹g is enclosed between two bounds, at any size of network
+    (Gauss and Gauss–Radau quadrature by Lanczos; rounding is measured and allowed for, under the assumptions that
+    `ihvp.rounding` states). The sample shows how far the scores, and the simple baselines beside them, are from the
+    exact ones. It also gives every image a calibrated score with an interval that holds the exact score with a known
+    probability (split conformal prediction).
 
-    The folder then also holds audit.parquet (the bounds, and a reason where there are none or too wide ones),
-    calibrated.parquet (score, score_lo and score_hi of every image; where the scores came from `backend:arnoldi`,
-    galerkin_lo and galerkin_hi too, which hold as the certificates do) and audit.json (how good the scores are).
-    scores.parquet is not touched. Certificates are kept as they are made: the same command given again goes on where it
-    stopped, and a larger --examples adds to the sample.
+    The folder then also holds audit.parquet (the bounds, and the reason if they are absent or too wide),
+    calibrated.parquet (score, score_lo and score_hi of every image; for scores by `backend:arnoldi` also galerkin_lo
+    and galerkin_hi, which hold as the certificates do) and audit.json (how good the scores are). scores.parquet is not
+    changed. Certificates are written while the audit works: the same command continues it, and a larger --examples adds
+    to the sample.
 
     influence-ssl audit runs/simclr/scores
 
@@ -241,15 +253,16 @@ class AuditRun:
 
     influence-ssl audit runs/simclr/scores --by rows
 
-    What it costs: up to --steps products with C for each image and draw, a product being some two gradients of the whole
-    curvature set. Certificates get narrow in fewer steps with more damping; with little (λ below about 1e-5 of the
-    largest eigenvalue) float32 leaves no bound, and audit.parquet says so: take --precision float64 then. Where C is a
-    `fisher` or an `empirical_fisher` of few images, --by rows is far cheaper, and bounds scores in float32 at less damping.
+    Cost: up to --steps products with C for each image and draw; one product costs about two gradients of the whole
+    curvature set. More damping makes certificates narrow in fewer steps. With little damping (λ below about 1e-5 of the
+    largest eigenvalue) float32 gives no bound, and audit.parquet says so: use --precision float64 then. If C is a
+    `fisher` or an `empirical_fisher` of few images, --by rows is far cheaper, and in float32 it gives bounds at less
+    damping.
 
     Attributes:
         folder: A finished folder of scores.
         audit: How many images, and how narrow.
-        precision: In which the certificates are computed; the noise is that of the scores in either.
+        precision: The type in which the certificates are computed; the noise of the scores is used in either case.
         calibration: How scores are brought to the certified scale, and the coverage of their intervals.
     """
 
@@ -263,19 +276,20 @@ class AuditRun:
 class PretrainRun:
     """Train an encoder without labels, by SimCLR, BYOL or Barlow Twins (or with labels, the supervised baseline).
 
-    A run that was stopped goes on from its last whole epoch when the same command is given again.
+    If a run was stopped, the same command continues it from its last complete epoch.
 
     influence-ssl pretrain --out runs/simclr source:tfds --source.name cifar10
 
     influence-ssl pretrain --out runs/byol source:folder --source.path faces training:table3-byol --training.epochs 100
 
     Attributes:
-        out: Folder of the run: checkpoints, metrics.jsonl (one line an epoch), and the encoder that `score` reads.
-        source: The images. Labels, where there are any, are read by the accuracy probe alone.
+        out: Folder of the run: checkpoints, metrics.jsonl (one line for each epoch), and the encoder that `score`
+            reads.
+        source: The images. Labels, if there are any, are read by the accuracy probe alone.
         training: A recipe, by name: loss, views, network, optimiser and duration, each of which can be changed.
         input: How an image becomes the network's input.
         probe: The nearest-neighbour and linear accuracy after each epoch.
-        distributed: For a run of several processes, where no scheduler says who they are.
+        distributed: For a run of several processes without a scheduler that numbers them.
     """
 
     out: Path
@@ -288,17 +302,17 @@ class PretrainRun:
 
 @dataclasses.dataclass(frozen=True)
 class ReportRun:
-    """Write the report of a scored data set: one HTML page that needs nothing but itself.
+    """Write the report of a scored data set: one HTML page that needs no other file.
 
     influence-ssl report runs/cifar10
 
     influence-ssl report runs/cifar10 --images 60 --tail 0.01 --out cifar10.html
 
     Attributes:
-        folder: A finished folder of scores: it holds scores.parquet and run.json. Pictures are read again from the data
-            set that it names.
+        folder: A finished folder of scores, with scores.parquet and run.json. Pictures are read again from the data set
+            that run.json names.
         extent: How much is shown.
-        out: The page to write; report.html in the folder where it is not given.
+        out: The page to write; report.html in the folder if it is not given.
     """
 
     folder: Path = dataclasses.field(metadata=POSITIONAL)

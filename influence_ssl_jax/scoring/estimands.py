@@ -54,7 +54,7 @@ def estimate(gram: Float[Array, "batch draws draws"], estimand: Estimand) -> Est
     return Estimate((total - own) / (draws * (draws - 1)), _jackknife(without) if draws > 2 else nothing)
 
 
-def bounds(
+def bound_estimate(
     gram: Float[Array, "batch draws draws"], rounding: Float[Array, "batch draws draws"], estimand: Estimand
 ) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
     """Bounds of the score from bounds of the error of each B_kl: every estimand weighs these with positive numbers.
@@ -80,10 +80,10 @@ def curvature_error(left_out: Float[Array, "parts batch draws draws"], estimand:
         left_out: Every B_kl by the curvature set without each of its parts.
         estimand: What the draws are averaged into.
     """
-    return _jackknife(each_estimate(left_out, estimand).T)
+    return _jackknife(estimate_each(left_out, estimand).T)
 
 
-def each_estimate(grams: Float[Array, "sets batch draws draws"], estimand: Estimand) -> Float[Array, "sets batch"]:
+def estimate_each(grams: Float[Array, "sets batch draws draws"], estimand: Estimand) -> Float[Array, "sets batch"]:
     """The scores by each of several curvature sets."""
     return jax.vmap(lambda gram: estimate(gram, estimand).score)(grams)
 

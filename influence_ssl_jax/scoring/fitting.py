@@ -31,7 +31,7 @@ def fit(backend: Backend, problem: Problem, key: Key[Array, ""]) -> PyTree:
     return backend.fit(problem, key)
 
 
-def fitted(problem: Problem, backend: Backend, seed: int) -> PyTree:
+def fit_checked(problem: Problem, backend: Backend, seed: int) -> PyTree:
     """The backend's state for a problem, on one device.
 
     Raises:
@@ -55,7 +55,7 @@ class Shapes(NamedTuple):
 
 
 def shapes(problem: Problem, backend: Backend, seed: int) -> Shapes:
-    """Shapes of what `fitted` returns, by tracing alone."""
+    """Shapes of what `fit_checked` returns, by tracing alone."""
     structures: list[Structure] = []
 
     def leaves(problem: Problem, key: jax.Array) -> list[jax.Array]:
@@ -96,14 +96,14 @@ class SplitProblem:
         self.problem = dataclasses.replace(self.problem, padding=padding)
 
     def shapes(self, backend: Backend, seed: int) -> Shapes:
-        """Shapes of what `fitted` returns."""
+        """Shapes of what `fit_checked` returns."""
 
         def whole(leaf: jax.Array) -> jax.Array:
             return jnp.broadcast_to(leaf[:1], (self.count, *leaf.shape[1:]))
 
         return shapes(dataclasses.replace(self._mine, batches=jax.tree.map(whole, self._mine.batches)), backend, seed)
 
-    def fitted(self, backend: Backend, seed: int, local: Mesh) -> PyTree:
+    def fit(self, backend: Backend, seed: int, local: Mesh) -> PyTree:
         """The backend's state, fitted by all devices together, whole on each device of this process.
 
         Raises:

@@ -42,15 +42,15 @@ class Memory(NamedTuple):
         """Bytes for a batch."""
         return self.fixed + batch_size * self.per_example
 
-    def batch_size(self, available: int, platform: str) -> int:
+    def batch_size(self, memory: int, platform: str) -> int:
         """The largest power of two that fits into half of the memory that is there, at least 1."""
         most, size = LARGEST.get(platform, 512), 1
-        while 2 * size <= most and 2 * self.peak(2 * size) <= available:
+        while 2 * size <= most and 2 * self.peak(2 * size) <= memory:
             size *= 2
         return size
 
 
-def memory_of(
+def estimate_memory(
     measurement: Objective,
     params: Params,
     frozen: Frozen,
@@ -80,16 +80,16 @@ def check_fit(leaves: Sequence[jax.ShapeDtypeStruct], backend: Backend) -> None:
     Raises:
         InfluenceError: It does not fit.
     """
-    needed, (there, platform) = _bytes(leaves), available()
-    if needed > there:
+    needed, (memory, platform) = _bytes(leaves), available_memory()
+    if needed > memory:
         raise InfluenceError(
             f"{type(backend).__name__} keeps {needed / 2**30:.1f} GiB for this network and curvature set, and a device "
-            f"({platform}) has {there / 2**30:.1f} GiB. Take fewer curvature examples or samples (Gram keeps one gradient "
+            f"({platform}) has {memory / 2**30:.1f} GiB. Take fewer curvature examples or samples (Gram keeps one gradient "
             "for each), Gram with storage='bfloat16', or a backend that keeps less, such as LoGra."
         )
 
 
-def available() -> tuple[int, str]:
+def available_memory() -> tuple[int, str]:
     """Bytes of memory that each device of this process may use, and the platform.
 
     A host's memory is shared by the devices that live in it, bounded by the control group of the process (a container, a

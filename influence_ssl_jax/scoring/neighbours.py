@@ -34,23 +34,23 @@ def knn_distance(
     seed: int = 0,
     max_reference: int = MAX_REFERENCE,
 ) -> Float[np.ndarray, " examples"]:
-    """`streamed_knn_distance` of embeddings in memory."""
-    return streamed_knn_distance(lambda: [embeddings], neighbours, seed, max_reference)
+    """`stream_knn_distance` of embeddings in memory."""
+    return np.concatenate(list(stream_knn_distance(lambda: [embeddings], neighbours, seed, max_reference)))
 
 
-def streamed_knn_distance(
+def stream_knn_distance(
     chunks: Chunks,
     neighbours: int = 1,
     seed: int = 0,
     max_reference: int = MAX_REFERENCE,
     max_pairs: int = MAX_PAIRS,
-) -> Float[np.ndarray, " examples"]:
+) -> Iterator[Float[np.ndarray, " chunk"]]:
     """Mean cosine distance `½‖u − u'‖²` to the nearest other embeddings: zero for a duplicate.
 
     Of n examples, beyond R = min(max_reference, max_pairs / n) the neighbours are searched among a random subset of
     size R (`reference_size`), and distances come out larger. An embedding that is zero or not finite has no direction
     and gets NaN; it is nobody's neighbour. So does every example where there are too few others. Memory: R embeddings,
-    QUERIES × R similarities, one number per example.
+    QUERIES × R similarities, one chunk.
 
     Args:
         chunks: One row per example, read three times.
@@ -58,30 +58,37 @@ def streamed_knn_distance(
         seed: Fixes the random subset.
         max_reference: Size of that subset.
         max_pairs: Bounds n R.
+
+    Returns:
+        One array for each chunk, in order.
     """
-    directed = np.concatenate([_directed(chunk) for chunk in chunks()])
-    found, usable = np.full(len(directed), np.nan), np.flatnonzero(directed)
-    if len(usable) <= neighbours:
-        return found
-    size = reference_size(len(usable), neighbours, max_reference, max_pairs)
-    chosen = usable
-    if len(usable) > size:
-        chosen = usable[np.sort(randomness.generator(seed, Stream.NEIGHBOURS).choice(len(usable), size, replace=False))]
-    numbered = _numbered(chunks, directed)
-    reference = np.concatenate([units[np.isin(index, chosen, assume_unique=True)] for index, units in numbered])
+    usable = sum(int(_has_direction(chunk).sum()) for chunk in chunks())
+    if usable <= neighbours:
+        yield from (np.full(len(chunk), np.nan) for chunk in chunks())
+        return
+    size, chosen = reference_size(usable, neighbours, max_reference, max_pairs), np.arange(min(usable, max_reference))
+    if usable > size:
+        chosen = np.sort(randomness.generator(seed, Stream.NEIGHBOURS).choice(usable, size, replace=False))
+    picked = [
+        units[chosen[slice(*np.searchsorted(chosen, [first, first + len(units)]))] - first]
+        for first, _, units in _unit_vectors(chunks)
+    ]
+    reference = np.concatenate(picked)
     held = jax.device_put(reference)
-    for index, units in _numbered(chunks, directed):
-        for start in range(0, len(index), QUERIES):
+    for first, directed, units in _unit_vectors(chunks):
+        found, own = np.full(len(directed), np.nan), np.empty(len(units))
+        for start in range(0, len(units), QUERIES):
             rows = slice(start, start + QUERIES)
             asked, padded = units[rows], np.zeros((QUERIES, units.shape[1]), units.dtype)  # one shape, compiled once
             padded[: len(asked)] = asked
             places = np.asarray(_nearest(padded, held, min(neighbours + 1, len(reference))))[: len(asked)]
-            itself = chosen[places] == index[rows, None]
-            found[index[rows]] = _mean_distance(asked, reference[_others(places, itself)])
-    return found
+            itself = chosen[places] == first + start + np.arange(len(asked))[:, None]
+            own[rows] = _mean_distance(asked, reference[_others(places, itself)])
+        found[directed] = own
+        yield found
 
 
-def _directed(chunk: Float32[np.ndarray, "chunk width"]) -> Bool[np.ndarray, " chunk"]:
+def _has_direction(chunk: Float32[np.ndarray, "chunk width"]) -> Bool[np.ndarray, " chunk"]:
     norms = _norms(chunk)
     return np.isfinite(norms) & (norms > 0)
 
@@ -91,14 +98,14 @@ def _norms(chunk: Float32[np.ndarray, "chunk width"]) -> Float[np.ndarray, " chu
         return np.linalg.norm(chunk, axis=1)
 
 
-def _numbered(chunks: Chunks, directed: Bool[np.ndarray, " examples"]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Numbers and unit vectors of the examples that have a direction."""
-    start = 0
+def _unit_vectors(chunks: Chunks) -> Iterator[tuple[int, Bool[np.ndarray, " chunk"], Float[np.ndarray, "units width"]]]:
+    """How many examples before a chunk have a direction; which of the chunk do; and their unit vectors."""
+    first = 0
     for chunk in chunks():
-        index = start + np.flatnonzero(directed[start : start + len(chunk)])
-        rows = chunk[index - start]
-        yield index, rows / _norms(rows)[:, None]
-        start += len(chunk)
+        directed = _has_direction(chunk)
+        rows = chunk[directed]
+        yield first, directed, rows / _norms(rows)[:, None]
+        first += len(rows)
 
 
 def _others(

@@ -17,9 +17,9 @@ from influence_ssl_jax.losses.alignment import Measurement
 from influence_ssl_jax.parallel import over_examples
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.randomness import Stream
-from influence_ssl_jax.scoring.estimands import Estimand, bounds, curvature_error, each_estimate, estimate
-from influence_ssl_jax.scoring.fitting import fitted
-from influence_ssl_jax.scoring.memory import available, memory_of
+from influence_ssl_jax.scoring.estimands import Estimand, bound_estimate, curvature_error, estimate, estimate_each
+from influence_ssl_jax.scoring.fitting import fit_checked
+from influence_ssl_jax.scoring.memory import available_memory, estimate_memory
 from influence_ssl_jax.types import Batch, PyTree
 
 
@@ -72,7 +72,7 @@ class Scoring:
         return randomness.root(self.seed, Stream.SCORED_EXAMPLES)
 
 
-def keyed(batch: Batch, settings: Scoring) -> Batch:
+def assign_keys(batch: Batch, settings: Scoring) -> Batch:
     """Return the batch with the keys that its draws come from: its own, or one for all examples."""
     if settings.noise == "own":
         return batch
@@ -147,7 +147,7 @@ class Scorer:
         """
         if settings.leave_own_out:
             backend.check_own(problem)
-        return cls.of(problem, fitted(problem, backend, settings.seed), backend, settings, measurement)
+        return cls.of(problem, fit_checked(problem, backend, settings.seed), backend, settings, measurement)
 
     @classmethod
     def of(
@@ -162,8 +162,8 @@ class Scorer:
         blocks = cut.discover(measurement.network, problem.params, problem.frozen, shape, "materialise")
         damping = backend.resolve(state, settings.damping)
         if settings.batch_size is None:
-            need = memory_of(measurement, problem.params, problem.frozen, backend, state, shape, settings.draws)
-            settings = dataclasses.replace(settings, batch_size=need.batch_size(*available()))
+            need = estimate_memory(measurement, problem.params, problem.frozen, backend, state, shape, settings.draws)
+            settings = dataclasses.replace(settings, batch_size=need.batch_size(*available_memory()))
         return cls(problem, state, damping, measurement, backend, settings, blocks)
 
     @property
@@ -179,7 +179,7 @@ class Scorer:
 
     def _rows(self, batch: Batch) -> Columns:
         settings = self.settings
-        drawn, loss = keyed(batch, settings), self.measurement.loss
+        drawn, loss = assign_keys(batch, settings), self.measurement.loss
         assert isinstance(loss, Measurement)
         found = measure(self.measurement, self.problem.params, self.problem.frozen, drawn, settings.draws)
         given = self.state, found.gradients, self.damping
@@ -189,9 +189,9 @@ class Scorer:
             else self.backend.assess(*given)
         )
         score, error = estimate(form.values, settings.estimand)
-        lower, upper = (None, None) if rounding is None else bounds(form.values, rounding, settings.estimand)
+        lower, upper = (None, None) if rounding is None else bound_estimate(form.values, rounding, settings.estimand)
         curvature = None if left_out is None else curvature_error(left_out, settings.estimand)
-        first, second = (None, None) if halves is None else each_estimate(halves, settings.estimand)
+        first, second = (None, None) if halves is None else estimate_each(halves, settings.estimand)
         squared = found.gradients.squared_norms(self.blocks).reshape(settings.draws, -1)
         return Columns(
             score=score,

@@ -22,7 +22,7 @@ from influence_ssl_jax.parallel import split
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.scoring.neighbours import knn_distance
 from influence_ssl_jax.scoring.scores import Columns, Scorer, Scoring
-from influence_ssl_jax.scoring.table import ERRORS, IN_CURVATURE_SET, assemble, skipped_table
+from influence_ssl_jax.scoring.table import ERRORS, IN_CURVATURE_SET, assemble_table, skipped_table
 
 UNCONVERGED = 1e-2
 """A relative residual above which a solve is called unconverged."""
@@ -30,14 +30,14 @@ UNRESOLVED = "the views agree to rounding: the score is zero or rounding noise"
 """The reason of a score that is no more than what rounding leaves of equal views, such as those of a blank image."""
 
 
-def table_of(loaded: LoadedBatch, columns: Columns) -> pa.Table:
+def to_table(loaded: LoadedBatch, columns: Columns) -> pa.Table:
     """The valid rows of a scored batch: `index, id`, the numbers, `reason, content, embedding`.
 
     `ERRORS` are among the numbers where the backend knows them.
     """
     valid = loaded.valid
     found: Columns = jax.tree.map(lambda column: np.asarray(column)[valid], columns)
-    reason = reasons(found)
+    reason = explain_rows(found)
     unusable = found.degenerate | ~np.isfinite(found.score)
     score = np.where(unusable, np.nan, found.score)
     width = found.embedding.shape[1]
@@ -64,7 +64,7 @@ def table_of(loaded: LoadedBatch, columns: Columns) -> pa.Table:
     )
 
 
-def reasons(found: Columns) -> list[str]:
+def explain_rows(found: Columns) -> list[str]:
     """Per example, what is the matter with its score; empty where nothing is."""
 
     def one(i: int) -> str:
@@ -128,21 +128,21 @@ def stream(
     """
     spent = defaultdict(float) if spent is None else spent
     size = scorer.batch_size
-    order = in_slots(np.arange(len(source)) if indices is None else np.asarray(indices), size)
+    order = place_in_slots(np.arange(len(source)) if indices is None else np.asarray(indices), size)
     key = scorer.settings.key
     devices = 1 if mesh is None else mesh.size
     place = jax.device_put if mesh is None else partial(split, mesh=mesh)
     pending: deque[tuple[LoadedBatch, Columns]] = deque()
-    for loaded in _timed(batches(source, transform, size * devices, key, order, place=place), spent):
+    for loaded in _time_reading(batches(source, transform, size * devices, key, order, place=place), spent):
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             pending.append((loaded, scorer(loaded.batch)))
         if len(pending) > IN_FLIGHT:
-            yield _scored(*pending.popleft(), spent)
+            yield _collect(*pending.popleft(), spent)
     while pending:
-        yield _scored(*pending.popleft(), spent)
+        yield _collect(*pending.popleft(), spent)
 
 
-def in_slots(indices: Int[np.ndarray, " count"], size: int) -> Int[np.ndarray, " rows"]:
+def place_in_slots(indices: Int[np.ndarray, " count"], size: int) -> Int[np.ndarray, " rows"]:
     """Batches of `size` rows, one after the other, with index `i` in row `i mod size` of batch `i // size`.
 
     Batches stand in the order in which `indices` names them first; a row that is not asked for holds −1.
@@ -182,17 +182,17 @@ def self_influence(
     inside = np.isin(table["index"].to_numpy(), np.asarray(problem.batches.index))
     skipped = skipped_table(row for part in parts for row in part.skipped)
     further = {"knn_distance": distance, IN_CURVATURE_SET: inside}
-    return assemble(table.drop_columns("embedding"), skipped, further, source.attributes())
+    return assemble_table(table.drop_columns("embedding"), skipped, further, source.attributes())
 
 
-def _scored(loaded: LoadedBatch, columns: Columns, spent: defaultdict[str, float]) -> Scored:
+def _collect(loaded: LoadedBatch, columns: Columns, spent: defaultdict[str, float]) -> Scored:
     began = time.perf_counter()
     jax.block_until_ready(columns)
     spent["device"] += time.perf_counter() - began
-    return Scored(table_of(loaded, columns), loaded.skipped)
+    return Scored(to_table(loaded, columns), loaded.skipped)
 
 
-def _timed(loading: Iterator[LoadedBatch], spent: defaultdict[str, float]) -> Iterator[LoadedBatch]:
+def _time_reading(loading: Iterator[LoadedBatch], spent: defaultdict[str, float]) -> Iterator[LoadedBatch]:
     while True:
         began = time.perf_counter()
         loaded = next(loading, None)

@@ -39,7 +39,7 @@ def skipped_table(rows: Iterable[Skipped]) -> pa.Table:
     )
 
 
-def assemble(
+def assemble_table(
     scored: pa.Table,
     skipped: pa.Table,
     extra: Mapping[str, Shaped[np.ndarray, " scored"]],

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and a folder that one process writes."""
+"""Write files that are whole or absent, seal JSON files with a checksum, and lock a folder."""
 
 import contextlib
 import errno
@@ -11,31 +11,37 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
+from influence_ssl_jax.configuration import Plain
 from influence_ssl_jax.errors import StoreError, disk_of
 
 TEMPORARY = ".tmp"
 LOCK = "lock"
 BEAT, PATIENCE, SETTLE = 5.0, 15.0, 1.0
-"""Seconds between two signs of life of a lock, of watching for one, and until a lock without the kernel's help counts."""
+"""Seconds between two signs of life of a lock, of watching for one, and until a lock counts without the kernel."""
 UNSUPPORTED = frozenset(
     {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EBADF, errno.EACCES}
 )
-"""What a file system says that has no locks, or cannot wait for the names in a folder."""
+"""Errors of a file system that has no locks, or cannot wait until the names in a folder are on disk."""
+SUM = "sum"
+"""The key of the checksum in a sealed file: SHA-256 of the content without it, as JSON with sorted keys."""
 _log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file to write that takes the place of `path` when the block ends well; until then `path` is what it was.
+    """Write a temporary file in the block, and let it replace `path` at the end.
 
-    Nothing is left behind where the block fails.
+    Until then `path` is what it was. If the block fails, the temporary file is deleted.
+
+    Yields:
+        The path of the temporary file.
 
     Raises:
-        FullDiskError: The disk takes no more.
+        FullDiskError: The disk is full.
     """
     temporary = path.with_name(path.name + TEMPORARY)
     with disk_of(path):
@@ -52,25 +58,111 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: bytes) -> str:
-    """Write `content` so that a crash at any moment leaves the old file or the new one, and return its SHA-256."""
+    """Write `content`, and return its SHA-256; a crash at any moment leaves the old file or the new one.
+
+    Raises:
+        FullDiskError: The disk is full.
+
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_atomically(pathlib.Path(folder) / "a", b"content")[:8]
+    'ed7002b4'
+    """
     with replacing(path) as temporary:
         temporary.write_bytes(content)
     return hashlib.sha256(content).hexdigest()
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line and wait until it is on disk; a crash can leave it torn, never any line before it."""
+    """Append one line to a file, and wait until it is on disk.
+
+    A crash can cut this line short. The lines before it stay whole.
+
+    Raises:
+        FullDiskError: The disk is full.
+    """
     with disk_of(path), path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
         file.flush()
         os.fsync(file.fileno())
 
 
+class DamagedError(StoreError):
+    """A file has changed since it was written."""
+
+
+def write_sealed(path: Path, content: Mapping[str, Plain], indent: int | None = 2) -> None:
+    """Write a JSON object with its checksum, whole or not at all.
+
+    Args:
+        path: The file.
+        content: Plain JSON, without the key `sum`.
+        indent: Of the text.
+
+    Raises:
+        FullDiskError: The disk is full.
+
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = pathlib.Path(folder) / "a.json"
+    ...     write_sealed(file, {"draws": 4})
+    ...     read_sealed(file)
+    {'draws': 4}
+    """
+    plain = json.loads(json.dumps(content))
+    text = json.dumps({**plain, SUM: checksum(plain)}, indent=indent, ensure_ascii=False)
+    write_atomically(path, text.encode("utf-8", "surrogatepass"))
+
+
+def read_sealed(path: Path) -> dict[str, Plain]:
+    """Read what `write_sealed` wrote, without the checksum.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        DamagedError: The content is not what was written.
+    """
+    content = read_object(path)
+    found = content.pop(SUM, None)
+    if found != checksum(content):
+        raise DamagedError(f"{path} is damaged: its content does not have the checksum that it was written with.")
+    return content
+
+
+def read_object(path: Path) -> dict[str, Plain]:
+    """Read one JSON object.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        DamagedError: It is not JSON, or not an object.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # RecursionError: nested more deeply than anything that is written here
+        raise DamagedError(f"{path} is damaged: it is no JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise DamagedError(f"{path} is damaged: it holds {type(content).__name__}, not an object.")
+    return content
+
+
+def checksum(content: Mapping[str, Plain]) -> str:
+    """Return the SHA-256 of a JSON object; the order of its keys does not matter."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, which is read piece by piece."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on disk, where the file system can say so."""
+    """Wait until the names in a folder are on disk, if the file system supports it."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # a folder that may be written and not read
+    except PermissionError:  # the folder may be written but not read
         return
     try:
         os.fsync(descriptor)
@@ -82,19 +174,20 @@ def sync_folder(folder: Path) -> None:
 
 
 def holder_of(path: Path) -> dict[str, str | int]:
-    """Return what a lock file says of the process that holds it; empty where nobody does."""
+    """Read from a lock file which process holds it; return an empty dictionary if none does."""
     try:
         said = json.loads(path.read_bytes().rstrip(b"\0\n ") or b"{}")
     except (OSError, ValueError, RecursionError):
         return {}
-    return said if isinstance(said, dict) and {"host", "pid", "beat"} <= said.keys() else {}
+    types = {"host": str, "pid": int, "beat": int}
+    return said if isinstance(said, dict) and all(type(said.get(key)) is kind for key, kind in types.items()) else {}
 
 
-def living(paths: Sequence[Path]) -> list[Path]:
-    """Name the lock files whose holders on other hosts are alive, after at most PATIENCE seconds of watching.
+def find_living(paths: Sequence[Path]) -> list[Path]:
+    """Return the lock files whose holders on other hosts are alive.
 
-    A holder writes a new number into its file every BEAT seconds. No clocks are compared: a number that changes while it
-    is watched belongs to a process that lives.
+    A holder writes a new number into its file every BEAT seconds. The files are watched for at most PATIENCE seconds: if
+    a number changes, its process is alive. No clocks are compared.
     """
     before = {path: holder_of(path) for path in paths}
     before = {path: said for path, said in before.items() if said and said["host"] != socket.gethostname()}
@@ -111,22 +204,26 @@ def living(paths: Sequence[Path]) -> list[Path]:
     return []
 
 
-class Held:
-    """A folder that this process holds, until it is closed or the process ends, however it ends.
+class Lock:
+    """The lock of a folder, held until it is closed or the process ends.
 
-    The kernel's lock says so to processes that see it. For the others, on file systems where it is missing or known to
-    one host alone, the lock file names host and process and has a number that grows every BEAT seconds.
+    Processes that see the kernel's lock need no more. On some file systems there is none, or one host does not see that of
+    another: for these the lock file names host and process, and holds a number that grows every BEAT seconds.
+
+    Attributes:
+        lost: Whether another process has taken the folder, because this one gave no sign of life for so long.
     """
 
     def __init__(self, path: Path, file: TextIO) -> None:
         self._path, self._file, self._beat = path, file, 0
+        self.lost = False
         self._token = secrets.token_hex(4)
         self._end = threading.Event()
         self._write()
         self._thread = threading.Thread(target=self._go_on, name="lock", daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> "Held":
+    def __enter__(self) -> "Lock":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -138,7 +235,7 @@ class Held:
         return holder_of(self._path).get("token") == self._token
 
     def close(self) -> None:
-        """Let another process have the folder."""
+        """Release the folder."""
         if self._file.closed:
             return
         self._end.set()
@@ -150,7 +247,11 @@ class Held:
 
     def _go_on(self) -> None:
         while not self._end.wait(BEAT):
-            with contextlib.suppress(OSError):  # a full disk stops the run elsewhere, with a word
+            said = holder_of(self._path)
+            if said and said.get("token") != self._token:
+                self.lost = True
+                return
+            with contextlib.suppress(OSError):  # the run meets a full disk elsewhere, and reports it
                 self._write()
 
     def _write(self) -> None:
@@ -160,12 +261,17 @@ class Held:
         os.ftruncate(self._file.fileno(), os.pwrite(self._file.fileno(), text, 0))
 
 
-def lock(folder: Path) -> Held:
-    """Hold the folder until the returned object is closed or the process ends, however it ends.
+def lock(folder: Path) -> Lock:
+    """Lock a folder until the returned object is closed or the process ends.
 
     Raises:
-        StoreError: Another process holds it.
-        FullDiskError: The disk takes no more.
+        StoreError: Another process holds the lock.
+        FullDiskError: The disk is full.
+
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, lock(pathlib.Path(folder)) as held:
+    ...     held.lost
+    False
     """
     path = folder / LOCK
     with disk_of(path):
@@ -174,18 +280,18 @@ def lock(folder: Path) -> Held:
         known = _kernel_lock(file)
         said = holder_of(path)
         here = said.get("host") == socket.gethostname()
-        if known is False or (known is None and here and _runs(int(said["pid"]))) or living([path]):
+        if known is False or (known is None and here and _runs(int(said["pid"]))) or find_living([path]):
             raise StoreError(
                 f"{folder} is being written by another run (process {said.get('pid', 'unknown')} on "
                 f"{said.get('host', 'an unknown host')}). Wait for it, or choose another folder."
             )
         with disk_of(path):
-            held = Held(path, file)
+            held = Lock(path, file)
     except BaseException:
         file.close()
         raise
     if known is None:
-        time.sleep(SETTLE)  # of two that came at once, the last one to write keeps the folder
+        time.sleep(SETTLE)  # if two processes came at once, the last one to write keeps the folder
         if not held.ours:
             held.close()
             raise StoreError(f"{folder} was taken by another run at the same moment. Wait for it, or choose another.")
@@ -193,7 +299,7 @@ def lock(folder: Path) -> Held:
 
 
 def _kernel_lock(file: TextIO) -> bool | None:
-    """Whether the kernel gave the lock; None where the file system has none."""
+    """Ask the kernel for the lock, and return whether it gave it; None if the file system has no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -206,7 +312,7 @@ def _kernel_lock(file: TextIO) -> bool | None:
 
 
 def _runs(process: int) -> bool:
-    """Whether a process of this host is there; one that has ended and was not waited for is not."""
+    """Return whether a process of this host runs; one that has ended and was not waited for does not."""
     with contextlib.suppress(OSError, IndexError):
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     try:

@@ -1,4 +1,4 @@
-"""A fitted backend on disk, so that a run that goes on neither fits again nor mixes two fits."""
+"""Keep a fitted backend on disk, so that a resumed run neither fits again nor mixes two fits."""
 
 import hashlib
 import io
@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from influence_ssl_jax.configuration import Plain
-from influence_ssl_jax.store.files import write_atomically
-from influence_ssl_jax.store.sealed import DamagedError, read_sealed, write_sealed
+from influence_ssl_jax.store.files import DamagedError, read_sealed, write_atomically, write_sealed
 from influence_ssl_jax.types import PyTree
 
 ARRAYS, DESCRIPTION = "fitted.npz", "fitted.json"
@@ -21,13 +20,16 @@ _log = logging.getLogger(__name__)
 
 
 def save_fitted(folder: Path, state: PyTree, owner: str, notes: Plain = None) -> None:
-    """Write a state and whose it is.
+    """Write a fitted state with the fingerprint of its run.
 
     Args:
-        folder: Where to.
-        state: Any tree of arrays, PRNG keys among them.
+        folder: The folder of the run.
+        state: Any tree of arrays; PRNG keys may be among them.
         owner: Fingerprint of everything that the state depends on.
-        notes: What else was settled when it was fitted; plain JSON.
+        notes: What else was decided when it was fitted; plain JSON.
+
+    Raises:
+        FullDiskError: The disk is full.
     """
     arrays = [_words(leaf) for leaf in jax.tree.leaves(state)]
     buffer = io.BytesIO()
@@ -39,13 +41,13 @@ def save_fitted(folder: Path, state: PyTree, owner: str, notes: Plain = None) ->
 def load_fitted(
     folder: Path, leaves: Sequence[jax.ShapeDtypeStruct], structure: Any, owner: str
 ) -> tuple[PyTree, Plain] | None:
-    """The state and notes that `save_fitted` wrote for the same owner; None where there is no whole one.
+    """Read the state and notes that `save_fitted` wrote; None if they are absent, damaged or of another owner.
 
     Args:
-        folder: Where they are.
+        folder: The folder of the run.
         leaves: Shapes and types of the state's arrays.
-        structure: What holds them, a `jax.tree_util.PyTreeDef`.
-        owner: As given when it was written: a state of anything else is never returned.
+        structure: The tree that holds them, a `jax.tree_util.PyTreeDef`.
+        owner: Fingerprint of everything that the state depends on.
     """
     try:
         described = read_sealed(folder / DESCRIPTION)
@@ -65,7 +67,11 @@ def load_fitted(
 
 
 def digest_of(state: PyTree) -> str:
-    """A hash of every bit of a state."""
+    """Return a hash of every bit of a state: 32 hexadecimal digits.
+
+    >>> digest_of({"a": jnp.zeros(2)}) == digest_of({"a": jnp.zeros(3)})
+    False
+    """
     total = hashlib.sha256()
     for leaf in jax.tree.leaves(state):
         array = _words(leaf)
@@ -75,10 +81,12 @@ def digest_of(state: PyTree) -> str:
 
 
 def _words(leaf: jax.Array) -> np.ndarray:
+    """Return an array as NumPy's; of a PRNG key, the words that it consists of."""
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
 def _restored(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+    """Return an array, or a PRNG key, of the type that is expected."""
     if _is_key(like):
         return jax.random.wrap_key_data(jnp.asarray(array))
     if array.shape != like.shape or array.dtype != like.dtype:
@@ -87,4 +95,5 @@ def _restored(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
 
 
 def _is_key(leaf: jax.Array | jax.ShapeDtypeStruct) -> bool:
+    """Return whether a leaf holds PRNG keys."""
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -1,24 +1,23 @@
-"""Whose scores a folder holds."""
+"""Record to which run a folder belongs, and refuse another one."""
 
 import json
 from pathlib import Path
 
 from influence_ssl_jax.configuration import Plain, differences
 from influence_ssl_jax.errors import StoreError
-from influence_ssl_jax.parallel import gathered
-from influence_ssl_jax.store.files import LOCK, TEMPORARY
-from influence_ssl_jax.store.sealed import DamagedError, read_sealed, write_sealed
+from influence_ssl_jax.parallel import gather
+from influence_ssl_jax.store.files import LOCK, TEMPORARY, DamagedError, read_sealed, write_sealed
 
 IDENTITY = "identity.json"
 SHOWN = 20
-"""Differences that a message lists."""
+"""How many differences a message lists."""
 
 
 def refuse_foreign(folder: Path) -> None:
-    """A folder without an identity is used only where nobody could miss what is in it.
+    """Check that a folder is a run's or empty.
 
     Raises:
-        StoreError: There is something in it.
+        StoreError: It holds other files.
     """
     if (folder / IDENTITY).exists():
         return
@@ -28,12 +27,12 @@ def refuse_foreign(folder: Path) -> None:
 
 
 def refuse_disagreement(identity: Plain) -> None:
-    """Check that all processes of a run were started for the same work; every one of them raises where they were not.
+    """Check that all processes of a run were started for the same work; otherwise each of them raises the error.
 
     Raises:
-        StoreError: Two differ; the message lists in what.
+        StoreError: Two processes differ; the message lists the differences.
     """
-    held = [json.loads(text) for text in gathered(json.dumps(identity))]
+    held = [json.loads(text) for text in gather(json.dumps(identity))]
     for number, other in enumerate(held):
         listed = _listed(held[0], other)
         if listed:
@@ -44,10 +43,17 @@ def refuse_disagreement(identity: Plain) -> None:
 
 
 def claim(folder: Path, identity: Plain) -> Plain:
-    """Write the identity, or compare with the one that is there; returns it as JSON has it.
+    """Write the identity of a run into its folder, or compare it with the one that is there.
+
+    Args:
+        folder: The folder of the run.
+        identity: Everything that the results depend on; plain JSON.
+
+    Returns:
+        The identity as JSON reads it back.
 
     Raises:
-        StoreError: The folder is another run's; the message lists every difference.
+        StoreError: The folder belongs to another run (the differences are listed), or its identity is damaged.
     """
     identity = json.loads(json.dumps(identity))
     path = folder / IDENTITY
@@ -68,7 +74,7 @@ def claim(folder: Path, identity: Plain) -> Plain:
 
 
 def _listed(before: Plain, after: Plain) -> str:
-    """The first differences, one a line."""
+    """Return the first differences as text, one a line."""
     differing = differences(before, after)
     more = [f"  … and {len(differing) - SHOWN} more"] if len(differing) > SHOWN else []
     return "\n".join([*(f"  {line}" for line in differing[:SHOWN]), *more])

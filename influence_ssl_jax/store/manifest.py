@@ -1,11 +1,12 @@
-"""Parts of a run on disk, each listed with its checksum."""
+"""Keep the rows of a run in parts on disk, each listed with its checksum."""
 
 import dataclasses
 import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -28,15 +29,15 @@ class Part:
     """One file of rows.
 
     Attributes:
-        name: File name, numbered in the order of writing.
-        kind: Rows with scores, or the examples that could not be read.
+        name: File name; files are numbered in the order in which they are written.
+        kind: `scored` for rows with scores, `skipped` for examples that could not be read.
         rows: Number of examples.
         sha256: Checksum of the file.
         seconds: Time since the part before it, or since the run began.
-        runs: The examples, as [first, last + 1] of each unbroken run of numbers.
+        runs: The numbers of the examples, as [first, last + 1] of each run of consecutive numbers.
         fitted: Digest of the fitted curvature that the scores were made with.
         owner: Fingerprint of the run that the rows belong to.
-        embeddings: Checksum of the file beside it that holds their embeddings; empty where there is none.
+        embeddings: Checksum of the file beside it that holds the embeddings; empty if there is none.
     """
 
     name: str
@@ -51,24 +52,25 @@ class Part:
 
     @property
     def beside(self) -> str:
-        """The name of the file of embeddings, which few readers open."""
+        """The name of the file of embeddings."""
         return self.name.replace(".parquet", ".arrow")
 
     def indices(self) -> Int[np.ndarray, " rows"]:
-        """Numbers of the examples, ascending."""
+        """Return the numbers of the examples, ascending."""
         return np.concatenate([np.arange(first, end) for first, end in self.runs])
 
 
 @dataclasses.dataclass
 class Manifest:
-    """Parts on disk: a line is written only when its file is whole, so a part without a line does not count.
+    """The parts that one process has written, and their list.
 
-    Every line has a checksum of its own; one that is torn or changed is as if it had never been written.
+    The line of a part is written after its file, so a part without a line does not count. Every line has a checksum of
+    its own. A line that was cut short or changed counts as absent.
 
     Attributes:
-        folder: Where the parts are.
-        parts: The listed ones, in the order of writing.
-        owner: Fingerprint of the run whose parts these are.
+        folder: The folder of the parts.
+        parts: The listed parts, in the order in which they were written.
+        owner: Fingerprint of the run that the parts belong to.
     """
 
     folder: Path
@@ -77,10 +79,10 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: Path, owner: str) -> "Manifest":
-        """What is listed; the files are not looked at.
+        """Read the list of parts, and not their files.
 
         Raises:
-            StoreError: Parts of another run are among them.
+            StoreError: Parts of another run are in the list.
         """
         folder.mkdir(parents=True, exist_ok=True)
         parts = _listed(folder / LIST)
@@ -94,17 +96,17 @@ class Manifest:
         return cls(folder, parts, owner)
 
     def indices(self) -> Int[np.ndarray, " rows"]:
-        """Numbers of the examples of all parts, in the order of writing."""
+        """Return the numbers of the examples of all parts, in the order in which they were written."""
         return np.concatenate([np.zeros(0, np.int64), *(part.indices() for part in self.parts)])
 
     def check(self, finished: Bool[np.ndarray, " size"]) -> int:
-        """Keep the parts whose checksum holds and whose examples no earlier one has; delete everything else.
+        """Keep the parts with the right checksum whose examples are in no earlier part; delete all other parts.
 
         Args:
-            finished: Which examples are in earlier parts; those of the parts that are kept are added.
+            finished: Which examples are in earlier parts. The examples of the parts that are kept are added to it.
 
         Returns:
-            Rows of the parts that were listed and are not kept.
+            Number of rows in the parts that were listed and are not kept.
         """
         sound, lost = [], 0
         for part in self.parts:
@@ -118,7 +120,7 @@ class Manifest:
         return lost
 
     def keep(self, sound: list[Part]) -> None:
-        """Forget all other parts, then delete their files and those that a kill left unfinished."""
+        """Take all other parts off the list, then delete their files and the unfinished files of a killed process."""
         names = {part.name for part in sound} | {part.beside for part in sound if part.embeddings}
         write_atomically(self.folder / LIST, "".join(_line(part) + "\n" for part in sound).encode())
         self.parts = sound
@@ -127,9 +129,9 @@ class Manifest:
                 file.unlink()
 
     def forget(self, indices: Int[np.ndarray, " count"]) -> int:
-        """Drop some examples from the parts that hold them; returns how many there were.
+        """Remove some examples from the parts that hold them, and return how many were removed.
 
-        A kill on the way loses no other example: a part is rewritten under a new name before the old one is dropped.
+        A kill loses no other example: a part is written under a new name before the old one is deleted.
         """
         sound, new = [], []
         for part in self.parts:
@@ -145,7 +147,7 @@ class Manifest:
         return before - sum(part.rows for part in sound)
 
     def sound(self, part: Part) -> bool:
-        """Whether the files are there and are what was written."""
+        """Return whether the files of a part exist and are what was written."""
         files = {part.name: part.sha256} | ({part.beside: part.embeddings} if part.embeddings else {})
         return all(
             (self.folder / name).is_file() and hashlib.sha256((self.folder / name).read_bytes()).hexdigest() == digest
@@ -153,21 +155,28 @@ class Manifest:
         )
 
     def drop_embeddings(self) -> None:
-        """Delete the embeddings of every part; a kill on the way leaves them, or files that the next check deletes."""
+        """Delete the embeddings of every part.
+
+        A kill leaves them whole, or leaves files that the next `check` deletes.
+        """
         self.keep([dataclasses.replace(part, embeddings="") for part in self.parts])
 
     def add(self, kind: Kind, table: pa.Table, seconds: float, fitted: str) -> None:
-        """Write the file, then its line."""
+        """Write the file of a new part, then its line.
+
+        Raises:
+            FullDiskError: The disk is full.
+        """
         part = self._written(self._next(), kind, table, seconds, fitted)
         append_line(self.folder / LIST, _line(part))
         self.parts.append(part)
 
     def _next(self) -> int:
-        """The number of the next file."""
+        """Return the number of the next file."""
         return 1 + max((int(part.name.split(".")[0]) for part in self.parts), default=-1)
 
     def _written(self, number: int, kind: Kind, table: pa.Table, seconds: float, fitted: str) -> Part:
-        """Write the file of a part, and say what its line must be."""
+        """Write the file of a part, and return the entry for the list."""
         part = Part(
             name=f"{number:06d}.parquet",
             kind=kind,
@@ -186,7 +195,11 @@ class Manifest:
         return dataclasses.replace(part, sha256=checksum, embeddings=embeddings)
 
     def read(self, part: Part, columns: list[str] | None = None) -> pa.Table:
-        """Rows of a part, checked again; the embeddings, where there are any, if they are asked for or all columns are.
+        """Read the rows of a part, after a comparison with its checksum.
+
+        Args:
+            part: The part.
+            columns: Which columns; all if None. Embeddings are read only if they are among them.
 
         Raises:
             StoreError: A file has changed since it was written.
@@ -199,7 +212,11 @@ class Manifest:
         return table
 
     def _content(self, part: Part, name: str, digest: str) -> bytes:
-        """The bytes of one file of a part."""
+        """Return the bytes of one file of a part.
+
+        Raises:
+            StoreError: They have changed since they were written.
+        """
         content = (self.folder / name).read_bytes()
         if hashlib.sha256(content).hexdigest() != digest:
             raise StoreError(
@@ -210,21 +227,50 @@ class Manifest:
 
 
 def runs_of(indices: Int[np.ndarray, " rows"]) -> list[list[int]]:
-    """A set of numbers as [first, last + 1] of its unbroken runs, ascending."""
+    """Return a set of numbers as [first, last + 1] of each run of consecutive numbers, ascending.
+
+    >>> runs_of(np.array([5, 1, 2, 3]))
+    [[1, 4], [5, 6]]
+    """
     ordered = np.sort(indices)
     breaks = np.flatnonzero(np.diff(ordered) != 1) + 1
     return [[int(run[0]), int(run[-1]) + 1] for run in np.split(ordered, breaks) if len(run)]
 
 
+def gaps_and_repeats(runs: Iterable[Sequence[int]], size: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Return the numbers below `size` that are in no run, and those that are in two or more, as runs themselves.
+
+    Args:
+        runs: [first, last + 1] of each, in any order.
+        size: One more than the last number.
+
+    >>> gaps_and_repeats([[4, 6], [0, 3], [2, 5]], 8)
+    ([[6, 8]], [[2, 3], [4, 5]])
+    """
+    missing, repeated = list[list[int]](), list[list[int]]()
+    reached = twice = 0
+    for first, end in sorted(map(tuple, runs)):
+        if first > reached:
+            missing.append([reached, first])
+        begun, again = max(first, twice), min(end, reached)
+        if begun < again:
+            repeated.append([begun, again])
+            twice = again
+        reached = max(reached, end)
+    if reached < size:
+        missing.append([reached, size])
+    return missing, repeated
+
+
 def to_bytes(table: pa.Table) -> bytes:
-    """A table as one parquet file."""
+    """Return a table as the bytes of a parquet file."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", use_compliant_nested_type=False)  # lists keep their field names
     return buffer.getvalue()
 
 
 def _to_arrow(table: pa.Table) -> bytes:
-    """A table as one arrow file: numbers that no compression makes smaller."""
+    """Return a table as the bytes of an Arrow file, uncompressed: compression does not make embeddings smaller."""
     buffer = io.BytesIO()
     with pa.ipc.new_file(buffer, table.schema) as writer:
         writer.write_table(table)
@@ -232,15 +278,18 @@ def _to_arrow(table: pa.Table) -> bytes:
 
 
 def _line(part: Part) -> str:
+    """Return the line of a part, with its checksum."""
     plain = dataclasses.asdict(part)
     return json.dumps({**plain, SUM: _sum(plain)})
 
 
 def _sum(plain: dict) -> str:
+    """Return the checksum of a line: 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _listed(path: Path) -> list[Part]:
+    """Read the parts of a list; lines that are not what was written are left out."""
     parts: list[Part] = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
@@ -248,22 +297,22 @@ def _listed(path: Path) -> list[Part]:
             if plain.pop(SUM) == _sum(plain):
                 parts.append(Part(**plain))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            continue  # torn by a kill, or changed: never promised
+            continue  # cut short by a kill, or changed
     return parts
 
 
 WINDOW = 65_536
-"""Examples that are in memory together when rows are read in order."""
+"""How many neighbouring examples are in memory together when rows are read in order."""
 
 
 @dataclasses.dataclass
 class Parts:
-    """One sub-folder for each process that ever wrote here, so that no two write one file.
+    """All parts of a run: one sub-folder for each process that ever wrote, so that no two write one file.
 
     Attributes:
-        manifests: Of each sub-folder, by its number.
+        manifests: The list of each sub-folder, by the number of its process.
         size: Number of examples of the source.
-        lost: Rows of parts that were listed and are missing, changed, or hold an example again.
+        lost: Number of rows in parts that were listed and are absent, changed, or hold an example a second time.
     """
 
     manifests: dict[int, Manifest]
@@ -272,56 +321,55 @@ class Parts:
 
     @classmethod
     def load(cls, folder: Path, size: int, owner: str) -> "Parts":
-        """What is listed.
+        """Read the lists of all sub-folders.
 
         Raises:
-            StoreError: Parts of another run are among them.
+            StoreError: Parts of another run are in a list.
         """
         folder.mkdir(exist_ok=True)
         return cls({int(each.name): Manifest.load(each, owner) for each in writers(folder)}, size)
 
     def check(self) -> None:
-        """Keep the parts whose checksum holds and whose examples no earlier one has; delete everything else."""
+        """Keep the parts with the right checksum whose examples are in no earlier part; delete all other parts."""
         finished = np.zeros(self.size, bool)
         for manifest in self.manifests.values():
             self.lost += manifest.check(finished)
 
     def finished(self) -> Bool[np.ndarray, " size"]:
-        """Which examples are in some part."""
+        """Return which examples are in a part: one byte for each example of the source."""
         found = np.zeros(self.size, bool)
-        for manifest in self.manifests.values():
-            found[manifest.indices()] = True
+        for part in self.all():
+            for first, end in part.runs:
+                found[first:end] = True
         return found
 
     def rows(self) -> int:
-        """How many rows are listed, whatever their examples."""
+        """Return the number of listed rows."""
         return sum(part.rows for part in self.all())
 
     def refuse_gaps(self) -> None:
-        """Check that the listed rows are every example once.
+        """Check that every example is in exactly one part.
 
         Raises:
-            StoreError: An example is missing, or in two parts.
+            StoreError: An example is in no part, or in two.
         """
-        times = np.zeros(self.size, np.int64)
-        for manifest in self.manifests.values():
-            np.add.at(times, manifest.indices(), 1)
-        missing, repeated = np.flatnonzero(times == 0), np.flatnonzero(times > 1)
-        if len(missing):
-            raise StoreError(f"{len(missing)} of {self.size} examples have no score yet, {missing[0]} first.")
-        if len(repeated):
+        missing, repeated = gaps_and_repeats((run for part in self.all() for run in part.runs), self.size)
+        if missing:
+            count, first = sum(end - start for start, end in missing), missing[0][0]
+            raise StoreError(f"{count} of {self.size} examples have no score yet, {first} first.")
+        if repeated:
+            count, first = sum(end - start for start, end in repeated), repeated[0][0]
             raise StoreError(
-                f"{len(repeated)} of {self.size} examples are in two parts, {repeated[0]} first: two processes did the same "
-                "work. Give the same command again: the second of each two parts is dropped, and what is then missing is "
-                "computed."
+                f"{count} of {self.size} examples are in two parts, {first} first: two processes did the same work. Give "
+                "the same command again: the second of each two parts is dropped, and what is then missing is computed."
             )
 
     def forget(self, indices: Int[np.ndarray, " count"]) -> int:
-        """Drop some examples from whichever parts hold them; returns how many there were."""
+        """Remove some examples from the parts that hold them, and return how many were removed."""
         return sum(manifest.forget(indices) for manifest in self.manifests.values())
 
     def embedded(self) -> bool:
-        """Whether the embeddings of every scored row are there."""
+        """Return whether the embeddings of every scored row are in the folder."""
         return all(part.embeddings for part in self.all() if part.kind == "scored")
 
     def drop_embeddings(self) -> None:
@@ -329,16 +377,20 @@ class Parts:
         for manifest in self.manifests.values():
             manifest.drop_embeddings()
 
+    def digest(self) -> str:
+        """Return one digest of the rows of all parts; embeddings do not count."""
+        return hashlib.sha256("".join(sorted(part.sha256 for part in self.all())).encode()).hexdigest()
+
     def seconds(self) -> float:
-        """Time that the parts took: that of the process that took longest, since they worked side by side."""
+        """Return how long the parts took: that of the slowest process, because processes work side by side."""
         return max((sum(part.seconds for part in each.parts) for each in self.manifests.values()), default=0.0)
 
     def all(self) -> list[Part]:
-        """Every part."""
+        """Return every part."""
         return [part for manifest in self.manifests.values() for part in manifest.parts]
 
     def schema(self) -> pa.Schema | None:
-        """Of the scored parts; None where there is none."""
+        """Return the schema of the scored parts; None if there are none."""
         for manifest in self.manifests.values():
             for part in manifest.parts:
                 if part.kind == "scored":
@@ -346,28 +398,36 @@ class Parts:
         return None
 
     def windows(self, kind: Kind, columns: list[str]) -> Iterator[pa.Table]:
-        """Rows in order of index, those of WINDOW neighbouring examples at a time; memory does not grow with the size.
+        """Read rows in order of index, those of WINDOW neighbouring examples at a time.
+
+        Yields:
+            One table for each window of the source, an empty one if it has no such rows.
 
         Raises:
             StoreError: A part has changed since it was written.
         """
-        for start in range(0, self.size, WINDOW):
-            yield self.window(kind, columns, start)
-
-    def window(self, kind: Kind, columns: list[str], start: int) -> pa.Table:
-        """The rows of examples [start, start + WINDOW), in order."""
-        tables, end = [], start + WINDOW
+        places: defaultdict[int, list[tuple[Manifest, Part]]] = defaultdict(list)
         for manifest in self.manifests.values():
             for part in manifest.parts:
-                if part.kind == kind and any(first < end and start < last for first, last in part.runs):
-                    table = manifest.read(part, columns)
-                    index = table["index"].to_numpy()
-                    tables.append(table.filter((index >= start) & (index < end)))
-        return pa.concat_tables(tables).sort_by("index") if tables else pa.table({})
+                if part.kind == kind:
+                    for number in sorted({k for first, end in part.runs for k in range(first // WINDOW, _up(end))}):
+                        places[number].append((manifest, part))
+        for number in range(_up(self.size)):
+            tables, start = [], number * WINDOW
+            for manifest, part in places[number]:
+                table = manifest.read(part, columns)
+                index = table["index"].to_numpy()
+                tables.append(table.filter((index >= start) & (index < start + WINDOW)))
+            yield pa.concat_tables(tables).sort_by("index") if tables else pa.table({})
+
+
+def _up(end: int) -> int:
+    """Return how many windows hold the examples below `end`."""
+    return -(-end // WINDOW)
 
 
 def writers(folder: Path) -> list[Path]:
-    """The sub-folders of the processes that ever wrote below `folder`, in order."""
+    """Return the sub-folders of the processes that ever wrote below `folder`, in order."""
     return sorted(
         (each for each in folder.iterdir() if each.is_dir() and each.name.isdecimal()), key=lambda f: int(f.name)
     )

@@ -1,29 +1,37 @@
-"""Write the finished table of scores and its record."""
+"""Write the finished table of scores and its record, and check them."""
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Shaped
+from jaxtyping import Int, Shaped
 
 from influence_ssl_jax.configuration import Plain
-from influence_ssl_jax.scoring.table import EMBEDDING, assemble, skipped_table
-from influence_ssl_jax.store.files import replacing
+from influence_ssl_jax.scoring.table import EMBEDDING, assemble_table, skipped_table
+from influence_ssl_jax.store.files import DamagedError, file_digest, read_sealed, replacing, write_sealed
 from influence_ssl_jax.store.manifest import WINDOW, Parts
-from influence_ssl_jax.store.sealed import DamagedError, file_digest, read_sealed, write_sealed
+
+Extra: TypeAlias = Callable[[Int[np.ndarray, " some"]], Mapping[str, Shaped[np.ndarray, " some"]]]
+"""From the numbers of some scored examples, in ascending order, to further columns of their rows."""
 
 
-def renamed(columns: Sequence[str], attributes: pa.Table | None) -> dict[str, str]:
-    """The columns of the table that hold an attribute under another name, by the attribute's own name."""
+def no_more(_: Int[np.ndarray, " some"]) -> dict[str, Shaped[np.ndarray, " some"]]:
+    """Return no further columns."""
+    return {}
+
+
+def renamed_attributes(columns: Sequence[str], attributes: pa.Table | None) -> dict[str, str]:
+    """Return the attributes that the table holds under another name: from their own name to that one."""
     names = [] if attributes is None else attributes.column_names
     return {name: f"source_{name}" for name in names if f"source_{name}" in columns and f"source_{name}" not in names}
 
 
 def count_outcomes(table: pa.Table) -> dict[str, int]:
-    """How many examples there are, and of each kind: `scored + nan + skipped = size`."""
+    """Count the examples of each kind: `scored + nan + skipped = size`."""
     skipped = table["score"].null_count
     finite = int(np.isfinite(table["score"].to_numpy()).sum())
     return {"size": table.num_rows, "scored": finite, "nan": table.num_rows - skipped - finite, "skipped": skipped}
@@ -31,7 +39,9 @@ def count_outcomes(table: pa.Table) -> dict[str, int]:
 
 SCORES, RUN = "scores.parquet", "run.json"
 FILES = "files"
-"""The key of a record that holds the SHA-256 of the files beside it, by name."""
+"""The key of a record under which the SHA-256 of the files beside it stand, by name."""
+OWNER, PARTS = "fingerprint", "parts"
+"""The keys of a record for the fingerprint of the run, and for the digest of its parts."""
 
 
 def write_result(
@@ -39,40 +49,44 @@ def write_result(
     parts: Parts,
     schema: pa.Schema,
     attributes: pa.Table | None,
-    extra: Mapping[str, Shaped[np.ndarray, " scored"]],
+    extra: Extra,
     record: Mapping[str, Plain],
     further: Mapping[str, int],
     wall: float,
 ) -> Path:
-    """Write `scores.parquet`, then `run.json`, each whole or not at all; the bytes of the table depend on rows alone.
+    """Write `scores.parquet`, then `run.json`, each whole or not at all.
 
-    The record has a checksum of its own and holds that of the table.
+    The bytes of the table depend on its rows alone. The record has a checksum of its own and holds that of the table.
 
     Args:
-        folder: Where to.
+        folder: The folder of the run.
         parts: All rows.
-        schema: Of the scored ones.
-        attributes: Of the source.
-        extra: Further columns, one value for every scored example in order.
-        record: What `run.json` begins with.
+        schema: Of the scored rows.
+        attributes: Of the source, one row for every example.
+        extra: Further columns of scored examples.
+        record: The first entries of `run.json`.
         further: Counts beside those of the table.
-        wall: Seconds that it took.
+        wall: Duration of the run in seconds.
+
+    Returns:
+        The path of the table.
+
+    Raises:
+        StoreError: A part has changed since it was written.
+        FullDiskError: The disk is full.
     """
     names = [name for name in schema.names if name != EMBEDDING]
     empty = pa.schema([schema.field(name) for name in names]).empty_table()
     counts: collections.Counter[str] = collections.Counter()
     writer: pq.ParquetWriter | None = None
-    behind, columns = 0, list[str]()
+    columns = list[str]()
+    both = zip(parts.windows("scored", names), parts.windows("skipped", ["index", "id", "reason"]), strict=True)
     with replacing(folder / SCORES) as temporary:
-        for start in range(0, parts.size, WINDOW):
-            scored = parts.window("scored", names, start)
+        for number, (scored, skipped) in enumerate(both):
             scored = scored if scored.num_rows else empty
-            values = {name: column[behind : behind + scored.num_rows] for name, column in extra.items()}
-            behind += scored.num_rows
-            skipped = parts.window("skipped", ["index", "id", "reason"], start)
             skipped = skipped if skipped.num_rows else skipped_table([])
-            known = attributes.slice(start, WINDOW) if attributes is not None else None
-            table = assemble(scored, skipped, values, known)
+            known = attributes.slice(number * WINDOW, WINDOW) if attributes is not None else None
+            table = assemble_table(scored, skipped, extra(scored["index"].to_numpy()), known)
             counts.update(count_outcomes(table))
             writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
             writer.write_table(table)
@@ -84,24 +98,25 @@ def write_result(
         **record,
         "counts": {**counts, **further},
         "attributes": attributes.column_names if attributes is not None else [],
-        "renamed": renamed(columns, attributes),
+        "renamed": renamed_attributes(columns, attributes),
         "wall_seconds": wall,
+        PARTS: parts.digest(),
         FILES: {SCORES: written},
     }
     write_sealed(folder / RUN, run)
     return folder / SCORES
 
 
-def recorded(folder: Path, record: str) -> dict[str, Plain]:
-    """Read a record whose files are the ones that it was written beside.
+def read_record(folder: Path, record: str) -> dict[str, Plain]:
+    """Read a record, and check that the files beside it are those that it was written for.
 
     Args:
-        folder: Where record and files are.
-        record: The record's name.
+        folder: The folder of record and files.
+        record: The name of the record.
 
     Raises:
-        FileNotFoundError: The record or one of its files is not there.
-        DamagedError: One of them is not what was written.
+        FileNotFoundError: The record or one of its files is absent.
+        DamagedError: One of them has changed since it was written.
     """
     content = read_sealed(folder / record)
     for name, digest in content.get(FILES, {}).items():
@@ -110,12 +125,20 @@ def recorded(folder: Path, record: str) -> dict[str, Plain]:
     return content
 
 
-def damage(folder: Path) -> str:
-    """Say what is wrong with the table and its record; empty where nothing is, or where neither is there."""
+def find_damage(folder: Path, owner: str, parts: Parts) -> str:
+    """Return why table and record are not those of the parts; empty if they are, or if neither file exists.
+
+    Args:
+        folder: The folder of the run.
+        owner: Fingerprint of the run.
+        parts: All rows.
+    """
     if not (folder / RUN).exists() and not (folder / SCORES).exists():
         return ""
     try:
-        recorded(folder, RUN)
+        record = read_record(folder, RUN)
     except (FileNotFoundError, DamagedError) as error:
         return str(error)
-    return ""
+    if record.get(OWNER) != owner:
+        return f"{folder / RUN} is the record of another run."
+    return "" if record.get(PARTS) == parts.digest() else f"{folder / RUN} is the record of other parts."

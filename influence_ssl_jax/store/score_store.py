@@ -1,36 +1,38 @@
-"""Keep scores as they are made, and resume from them."""
+"""Keep scores while a run computes them, and resume from them."""
 
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int
 
 from influence_ssl_jax.configuration import Plain, fingerprint
 from influence_ssl_jax.data.source import Skipped
 from influence_ssl_jax.errors import StoreError
-from influence_ssl_jax.parallel import first_only, in_every
+from influence_ssl_jax.parallel import first_only, require_equal
 from influence_ssl_jax.scoring.table import CONTENT, EMBEDDING, skipped_table
-from influence_ssl_jax.store.files import LOCK, Held, holder_of, living, lock, write_atomically
+from influence_ssl_jax.store.distances import Distances
+from influence_ssl_jax.store.files import LOCK, Lock, find_living, holder_of, lock
 from influence_ssl_jax.store.identity import claim, refuse_disagreement, refuse_foreign
-from influence_ssl_jax.store.manifest import Kind, Manifest, Parts, to_bytes, writers
-from influence_ssl_jax.store.result import FILES, RUN, SCORES, damage, recorded, write_result
-from influence_ssl_jax.store.sealed import DamagedError, write_sealed
+from influence_ssl_jax.store.manifest import Kind, Manifest, Parts, writers
+from influence_ssl_jax.store.result import OWNER, RUN, SCORES, Extra, find_damage, no_more, write_result
 
 
-def enter(folder: Path, identity: Plain, size: int) -> tuple[Held, int]:
-    """Hold the folder for the whole run and check every part in it: the lock, and how many listed rows are lost.
+def enter(folder: Path, identity: Plain, size: int) -> tuple[Lock, int]:
+    """Lock the folder of a run, and check every part in it.
 
-    A table or a record that is damaged, deleted or of other parts is removed: it is made again from the parts.
+    A table or a record that is damaged, incomplete or of other parts is deleted, and later made again from the parts.
+
+    Returns:
+        The lock, and the number of listed rows that are lost.
 
     Raises:
-        StoreError: The folder is a file, is in use, or holds another run or something else.
+        StoreError: The folder is a file, is in use, or holds another run or other files.
     """
     if folder.exists() and not folder.is_dir():
         raise StoreError(f"{folder} is a file; the output is a folder. Choose another --out.")
@@ -40,10 +42,11 @@ def enter(folder: Path, identity: Plain, size: int) -> tuple[Held, int]:
     try:
         claim(folder, identity)
         refuse_writers(folder / "parts")
-        parts = Parts.load(folder / "parts", size, fingerprint(identity))
+        owner = fingerprint(identity)
+        parts = Parts.load(folder / "parts", size, owner)
         parts.check()
-        if not parts.finished().all() or damage(folder):
-            for name in (SCORES, RUN):  # an earlier result that is no longer whole must not pass for one
+        if not parts.finished().all() or find_damage(folder, owner, parts):
+            for name in (SCORES, RUN):
                 (folder / name).unlink(missing_ok=True)
     except BaseException:
         held.close()
@@ -52,26 +55,24 @@ def enter(folder: Path, identity: Plain, size: int) -> tuple[Held, int]:
 
 
 def refuse_writers(parts: Path) -> None:
-    """Check that no process of an earlier run still writes its parts; the locks of those that have ended are cleared.
+    """Check that no process of an earlier run still writes its parts, and clear the locks of those that have ended.
 
     Raises:
-        StoreError: One does.
+        StoreError: One still writes.
     """
     parts.mkdir(exist_ok=True)
     locks = [each / LOCK for each in writers(parts) if (each / LOCK).exists()]
-    alive = living(locks)
+    alive = find_living(locks)
     if alive:
         raise StoreError(
             f"A process of an earlier run still writes {alive[0].parent}. Wait for it, end it, or choose another folder."
         )
     for each in locks:
         if holder_of(each).get("host") != socket.gethostname():
-            os.truncate(each, 0)  # it was watched, and has ended
+            os.truncate(each, 0)  # its process was watched, and has ended
         lock(each.parent).close()
 
 
-DISTANCES, DISTANCES_RECORD = "distances.parquet", "distances.json"
-"""Distances to nearest neighbours, where the embeddings that they were found by have been dropped."""
 LATE = 90.0
 """Seconds for which a shared file system may show what a folder was before."""
 
@@ -91,7 +92,7 @@ class ScoreStore:
             store.finish(source.attributes())
     """
 
-    def __init__(self, folder: Path, identity: Plain, held: list[Held], parts: Parts) -> None:
+    def __init__(self, folder: Path, identity: Plain, held: list[Lock], parts: Parts) -> None:
         self.folder = folder
         self.identity = identity
         self._held = held
@@ -104,16 +105,18 @@ class ScoreStore:
 
     @classmethod
     def open(cls, folder: Path, identity: Plain, size: int) -> "ScoreStore":
-        """Begin in a new or empty folder, or go on where the same identity left off; all processes of a run together.
+        """Begin a run in a new or empty folder, or resume the run with the same identity.
+
+        All processes of a run call it together.
 
         Args:
-            folder: The output folder; made where it is missing.
-            identity: JSON of everything that the scores depend on.
+            folder: The output folder; it is made if it does not exist.
+            identity: Everything that the scores depend on; plain JSON.
             size: Number of examples of the source.
 
         Raises:
-            StoreError: The folder holds another run (the differences are listed), something else, or is in use; or the
-                processes of this run were given different work.
+            StoreError: The folder is in use, or holds another run (the differences are listed) or other files; or the
+                processes of this run were started for different work.
         """
         folder = Path(folder)
         identity = {"size": size, **identity}
@@ -127,7 +130,7 @@ class ScoreStore:
             parts = Parts.load(folder / "parts", size, fingerprint(identity))
             parts.lost = lost
             store = cls(folder, identity, held, parts)
-            in_every(f"{parts.rows()} finished rows", f"The processes see {folder} differently")
+            require_equal(f"{parts.rows()} finished rows", f"The processes see {folder} differently")
             return store
         except BaseException:
             for file in held:
@@ -141,45 +144,49 @@ class ScoreStore:
         self.close()
 
     def close(self) -> None:
-        """Let another run have the folder."""
+        """Release the folder."""
         for file in self._held:
             file.close()
 
     def done(self) -> Int[np.ndarray, " done"]:
-        """Numbers of the examples that need no more work, ascending."""
+        """Return the numbers of the examples that are finished, ascending."""
         return np.flatnonzero(self._finished)
 
     def todo(self) -> Int[np.ndarray, " todo"]:
-        """Numbers of the others."""
+        """Return the numbers of the examples that are not finished, ascending."""
         return np.flatnonzero(~self._finished)
 
     @property
     def lost(self) -> int:
-        """Rows of parts that were found damaged when the folder was opened."""
+        """Number of rows in parts that were damaged when the folder was opened."""
         return self._parts.lost
 
     def contents(self) -> Iterator[pa.Table]:
-        """`index, id, content` of the scored rows in order, a bounded number at a time; nothing where parts have none."""
+        """Read `index, id, content` of the scored rows in order, a bounded number at a time.
+
+        Yields:
+            Tables; none if the parts have no column `content`.
+        """
         known = self._schema is not None and CONTENT in self._schema.names
         return self.windows(["id", CONTENT]) if known else iter(())
 
     def skipped(self) -> Int[np.ndarray, " skipped"]:
-        """Numbers of the examples that could not be used, ascending."""
+        """Return the numbers of the examples that could not be used, ascending."""
         parts = [part.indices() for part in self._parts.all() if part.kind == "skipped"]
         return np.sort(np.concatenate([np.zeros(0, np.int64), *parts]))
 
     def forget(self, indices: Int[np.ndarray, " count"]) -> None:
-        """Drop the rows of some examples, so that they are made again; all processes of a run together.
+        """Delete the rows of some examples, so that they are made again.
 
-        The table and the record go too: they are made again from what there is then.
+        Table and record are deleted too. All processes of a run call it together.
         """
 
         def drop() -> None:
             for name in (SCORES, RUN):
                 (self.folder / name).unlink(missing_ok=True)
-            kept = self._distances()
+            kept = Distances.open(self.folder, fingerprint(self.identity))
             if kept is not None:
-                self._keep_distances(kept.filter(~np.isin(kept["index"].to_numpy(), indices)))
+                kept.forget(indices)
             self._parts.forget(indices)
 
         first_only(drop)
@@ -187,12 +194,16 @@ class ScoreStore:
         self._resumed = int(self._finished.sum())
 
     def bind(self, fitted: str) -> None:
-        """Say with which fitted curvature scores are made from here on, by its digest.
+        """Set the fitted curvature that scores are made with from now on.
+
+        Args:
+            fitted: Its digest.
 
         Raises:
-            StoreError: Those that are there were made with another, or the processes of this run have different ones.
+            StoreError: The scores in the folder were made with another one, or the processes of this run have different
+                ones.
         """
-        in_every(fitted, "The processes of this run have different fitted curvatures")
+        require_equal(fitted, "The processes of this run have different fitted curvatures")
         others = {part.fitted for part in self._parts.all()} - {fitted}
         if others:
             raise StoreError(
@@ -203,14 +214,16 @@ class ScoreStore:
         self._fitted = fitted
 
     def append(self, table: pa.Table) -> None:
-        """Keep the rows of one part; when this returns they are on disk.
+        """Write the rows of one part; they are on disk when this returns.
 
         Args:
-            table: `index`, `id`, `score` (never null), any further columns of COLUMNS, extra numbers, `embedding` (a
-                fixed-size list, kept in the parts alone).
+            table: `index`, `id`, `score` (never null), any further columns of COLUMNS, other numbers, and `embedding` (a
+                fixed-size list, which stays in the parts).
 
         Raises:
-            ValueError: Columns are missing or differ from the parts before, or an example is there already.
+            ValueError: Columns are missing or differ from those of earlier parts, or an example is in the folder already.
+            StoreError: Another run has taken the folder.
+            FullDiskError: The disk is full.
         """
         if not table.num_rows:
             return
@@ -225,57 +238,48 @@ class ScoreStore:
         self._schema = table.schema
 
     def _alike(self, schema: pa.Schema) -> bool:
-        """Whether rows of a schema may follow those that are there, whose embeddings may have been dropped."""
+        """Return whether rows of a schema may follow the earlier ones, whose embeddings may have been deleted."""
         assert self._schema is not None
         if EMBEDDING in self._schema.names or EMBEDDING not in schema.names:
             return schema.equals(self._schema)
         return schema.remove(schema.get_field_index(EMBEDDING)).equals(self._schema)
 
     def embedded(self) -> bool:
-        """Whether the embeddings of every scored row are in the folder."""
+        """Return whether the embeddings of every scored row are in the folder."""
         return self._parts.embedded()
 
-    def drop_embeddings(self, distance: Shaped[np.ndarray, " scored"]) -> None:
-        """Delete all embeddings, once the distances that they are kept for are in a file of their own.
+    def distances(self, measure: Callable[[], Iterable[Float[np.ndarray, " some"]]]) -> Distances:
+        """Return the distance of every scored example to its nearest neighbours.
 
         Args:
-            distance: One for every scored example in order of index.
+            measure: Finds them from the embeddings of `windows`, in its order. It is not called if embeddings have been
+                dropped: then the distances are those that were found before.
         """
-        index = np.concatenate([table["index"].to_numpy() for table in self.windows([])])
-        self._keep_distances(pa.table({"index": index, "distance": distance}))
+        owner = fingerprint(self.identity)
+        if not self.embedded():
+            return Distances.open(self.folder, owner) or Distances.write(self.folder, owner, [])
+        index = (table["index"].to_numpy() for table in self.windows([]))
+        return Distances.write(self.folder, owner, zip(index, measure(), strict=True))
+
+    def drop_embeddings(self) -> None:
+        """Delete all embeddings; the distances stay."""
         self._parts.drop_embeddings()
 
-    def kept_distances(self) -> Shaped[np.ndarray, " scored"]:
-        """The distances that were found before embeddings were dropped; NaN of examples scored since, or if damaged."""
-        found, kept = np.full(len(self._finished), np.nan), self._distances()
-        if kept is not None:
-            found[kept["index"].to_numpy()] = kept["distance"].to_numpy()
-        return np.concatenate([found[table["index"].to_numpy()] for table in self.windows([])])
-
-    def _distances(self) -> pa.Table | None:
-        """What is in the file of distances; None where there is none, or it is damaged."""
-        try:
-            recorded(self.folder, DISTANCES_RECORD)
-        except (DamagedError, FileNotFoundError):
-            return None
-        return pq.read_table(self.folder / DISTANCES)
-
-    def _keep_distances(self, table: pa.Table) -> None:
-        """Write the file of distances and the record of its checksum."""
-        digest = write_atomically(self.folder / DISTANCES, to_bytes(table))
-        write_sealed(self.folder / DISTANCES_RECORD, {FILES: {DISTANCES: digest}})
-
     def skip(self, rows: Iterable[Skipped]) -> None:
-        """Keep the examples that cannot be scored, with the reason.
+        """Write the examples that cannot be scored, with the reasons.
 
         Raises:
-            ValueError: An example is there already.
+            ValueError: An example is in the folder already.
+            StoreError: Another run has taken the folder.
+            FullDiskError: The disk is full.
         """
         table = skipped_table(rows)
         if table.num_rows:
             self._add("skipped", table)
 
     def _add(self, kind: Kind, table: pa.Table) -> None:
+        """Write the part of either kind."""
+        self._refuse_lost_lock()
         indices = table["index"].to_numpy()
         outside = (indices < 0) | (indices >= len(self._finished))
         if outside.any():
@@ -288,22 +292,35 @@ class ScoreStore:
         self._finished[indices] = True
         self._since = now
 
+    def _refuse_lost_lock(self) -> None:
+        """Check that no other run has taken the folder while this process stood still.
+
+        Raises:
+            StoreError: One has.
+        """
+        if any(held.lost for held in self._held):
+            raise StoreError(
+                f"Another run has taken {self.folder} while this process stood still for so long that it seemed to have "
+                "ended. What was written before is kept; the other run goes on from there."
+            )
+
     def _mine(self) -> Manifest:
+        """Return the parts of this process."""
         return self._parts.manifests[jax.process_index()]
 
     def rows(self) -> int:
-        """Rows that this process has written, in this run and before."""
+        """Return the number of rows that this process has written, now and in earlier runs."""
         return sum(part.rows for part in self._mine().parts)
 
     def refresh(self, expected: int = 0) -> None:
-        """Look again at what the other processes have written; for the first one, when all are through.
+        """Read again what the other processes have written; the first process calls it when all have finished.
 
         Args:
-            expected: Rows that they say they wrote. A shared file system may show old folders for a while: it is asked
-                again for LATE seconds.
+            expected: Number of rows that all processes have written. A shared file system may show an old state for a
+                while: it is read again for LATE seconds.
 
         Raises:
-            StoreError: It still does not show as many.
+            StoreError: It still shows fewer rows.
         """
         end = time.monotonic() + LATE
         self._look()
@@ -317,39 +334,41 @@ class ScoreStore:
             self._look()
 
     def _look(self) -> None:
+        """Read the lists of all processes."""
         lost = self._parts.lost
         self._parts = Parts.load(self.folder / "parts", len(self._finished), fingerprint(self.identity))
         self._parts.lost, self._finished, self._schema = lost, self._parts.finished(), self._parts.schema()
 
     def columns(self) -> list[str]:
-        """What is known of scored rows; nothing where none is scored."""
+        """Return the names of the columns of scored rows; none if no row is scored."""
         schema = self._parts.schema()
         return [] if schema is None else schema.names
 
     def windows(self, columns: list[str]) -> Iterator[pa.Table]:
-        """Scored rows in order of index, a bounded number at a time."""
+        """Read `index` and some columns of the scored rows in order, a bounded number of rows at a time."""
         return (table for table in self._parts.windows("scored", ["index", *columns]) if table.num_rows)
 
     def finish(
         self,
         attributes: pa.Table | None = None,
-        extra: Mapping[str, Shaped[np.ndarray, " scored"]] | None = None,
+        extra: Extra = no_more,
         facts: Mapping[str, Plain] | None = None,
     ) -> Path:
-        """Write `scores.parquet` and `run.json`, and return the former.
+        """Write `scores.parquet` and `run.json`, and return the path of the table.
 
         Args:
-            attributes: The source's, one row for every example in order.
-            extra: Further columns, one value for every scored example in order of index (`windows` has that order).
-            facts: What `run.json` records beside identity, counts and wall time.
+            attributes: Of the source, one row for every example, in order.
+            extra: Further columns of scored examples.
+            facts: Further entries of `run.json`.
 
         Raises:
-            StoreError: Examples are missing or in two parts, or none could be scored.
+            StoreError: An example is in no part or in two, or none could be scored.
+            FullDiskError: The disk is full.
         """
         self._parts.refuse_gaps()
         if self._schema is None:
             raise StoreError(f"None of the {len(self._finished)} examples could be read; there is nothing to score.")
         wall = self._parts.seconds() + time.monotonic() - self._since
-        record = {"identity": self.identity, "fingerprint": fingerprint(self.identity), **(facts or {})}
+        record = {"identity": self.identity, OWNER: fingerprint(self.identity), **(facts or {})}
         further = {"resumed": self._resumed, "recomputed": self._parts.lost}
-        return write_result(self.folder, self._parts, self._schema, attributes, extra or {}, record, further, wall)
+        return write_result(self.folder, self._parts, self._schema, attributes, extra, record, further, wall)

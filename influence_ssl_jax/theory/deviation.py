@@ -12,10 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from influence_ssl_jax.theory import instances, linear, oracle
-from influence_ssl_jax.theory.draw import Draw
-from influence_ssl_jax.theory.item import AtLeast, AtMost, Check, CounterExample, Item
+from influence_ssl_jax.theory.instances import Draw
+from influence_ssl_jax.theory.item import AtLeast, AtMost, Check, CounterExample, Item, Scalar
 from influence_ssl_jax.theory.linear import shrinkage
-from influence_ssl_jax.theory.scalars import Scalar
 
 
 def mean_distance(weight: Float[Array, "d p"], moment: Float[Array, "p p"], eps: Scalar) -> Float[Array, ""]:

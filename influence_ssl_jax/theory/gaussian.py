@@ -11,9 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from influence_ssl_jax.theory import background, deviation, instances, oracle
-from influence_ssl_jax.theory.draw import Draw
-from influence_ssl_jax.theory.item import AtLeast, AtMost, Check, CounterExample, Item
-from influence_ssl_jax.theory.scalars import Scalar
+from influence_ssl_jax.theory.instances import Draw
+from influence_ssl_jax.theory.item import AtLeast, AtMost, Check, CounterExample, Item, Scalar
 
 
 def energy_mean(weight: Float[Array, "d p"], mean: Float[Array, " p"], sigma: Scalar) -> Float[Array, ""]:

@@ -6,7 +6,7 @@ One linear layer has m = 2, L layers m = 2L, the cosine distance m = 0.
 
 from jaxtyping import Array, Float
 
-from influence_ssl_jax.theory.scalars import Scalar
+from influence_ssl_jax.theory.item import Scalar
 
 
 def influence_limit(loss: Scalar, degree: Scalar) -> Scalar:

@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from influence_ssl_jax.theory.draw import Draw, Pool, pool
+from influence_ssl_jax.theory.instances import Draw, Pool, pool
 
 _FAST_COMPILATION = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 """Every item is compiled once and run once, so compilation is all of its time."""
 
+Scalar: TypeAlias = Float[Array, ""] | float | int
+"""One real number: a Python number, or an array without axes, so that the closed forms differentiate and `vmap`."""
 Status: TypeAlias = Literal["true", "true under conditions", "false as stated"]
 Origin: TypeAlias = Literal["paper", "derived here"]
 FEWEST = {"worst": 1, "median": 200, "mean": 200}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from influence_ssl_jax.theory.scalars import Scalar
+from influence_ssl_jax.theory.item import Scalar
 
 
 class Derivatives(NamedTuple):

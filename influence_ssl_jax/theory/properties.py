@@ -10,9 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from influence_ssl_jax.theory import gauss_newton, instances, linear, oracle
-from influence_ssl_jax.theory.draw import Draw
-from influence_ssl_jax.theory.item import AtLeast, AtMost, Check, CounterExample, Item
-from influence_ssl_jax.theory.scalars import Scalar
+from influence_ssl_jax.theory.instances import Draw
+from influence_ssl_jax.theory.item import AtLeast, AtMost, Check, CounterExample, Item, Scalar
 
 
 class Decomposition(NamedTuple):

@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from influence_ssl_jax.theory import homogeneous, instances, linear, oracle
-from influence_ssl_jax.theory.draw import Draw
+from influence_ssl_jax.theory.instances import Draw
 from influence_ssl_jax.theory.item import AtLeast, AtMost, Check, CounterExample, Item
 
 

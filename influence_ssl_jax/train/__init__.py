@@ -4,10 +4,10 @@ from influence_ssl_jax.errors import require
 
 require("train")
 
-from influence_ssl_jax.train.evaluation import Probe
 from influence_ssl_jax.train.export import Trained, load, save
 from influence_ssl_jax.train.loop import pretrain
 from influence_ssl_jax.train.optimisers import Lars, Sgd
+from influence_ssl_jax.train.probes import Probe
 from influence_ssl_jax.train.resume import TrainingError
 from influence_ssl_jax.train.settings import RECIPES, Architecture, Pretrain, tiny
 

@@ -11,12 +11,12 @@ import jax
 from influence_ssl_jax import configuration, provenance
 from influence_ssl_jax.data import Cached, LoadedBatch, OpenSource, ToInput, epoch
 from influence_ssl_jax.errors import DataError
-from influence_ssl_jax.parallel import first_only, is_first, summed
+from influence_ssl_jax.parallel import first_only, is_first, sum_over_processes
 from influence_ssl_jax.progress import Note, Progress, silent
 from influence_ssl_jax.run_log import Pace, RunLog, Watch, watched
 from influence_ssl_jax.store.identity import refuse_disagreement
-from influence_ssl_jax.train.evaluation import Evaluation, Probe
 from influence_ssl_jax.train.export import Trained
+from influence_ssl_jax.train.probes import Evaluation, Probe
 from influence_ssl_jax.train.resume import Checkpoints, Journal, Layout, Row, TrainingError, check_images, claim
 from influence_ssl_jax.train.settings import Pretrain
 from influence_ssl_jax.train.state import Metrics, Step, TrainState, initial, make_step
@@ -79,7 +79,8 @@ def pretrain(
         until_the_end.enter_context(claimed or contextlib.nullcontext())
         if isinstance(source, Cached):
             check_images(folder, source.examples)
-        checkpoints = until_the_end.enter_context(contextlib.closing(Checkpoints(folder, keep)))
+        kept = Checkpoints(folder, keep, configuration.fingerprint(description))
+        checkpoints = until_the_end.enter_context(contextlib.closing(kept))
         log, journal = until_the_end.enter_context(RunLog(folder)), Journal(folder / "metrics.jsonl")
         done, state = checkpoints.latest(layout.everywhere(initial(settings, shape)))
         log.event("start", **_extent(settings, steps), resumed_at_step=done * steps, command=provenance.command())
@@ -159,7 +160,12 @@ def _epoch(
         behind.append((metrics, loaded))
     rate = look(*behind.pop())
     seconds = time.perf_counter() - began
-    row = {"loss": _mean(losses), "gradient_norm": _mean(norms), "learning_rate": rate, "skipped": summed(skipped)}
+    row = {
+        "loss": _mean(losses),
+        "gradient_norm": _mean(norms),
+        "learning_rate": rate,
+        "skipped": sum_over_processes(skipped),
+    }
     return state, {**row, "images_per_second": pace.done / seconds, "seconds": seconds}
 
 

@@ -13,10 +13,10 @@ import orbax.checkpoint as ocp
 from influence_ssl_jax import configuration
 from influence_ssl_jax.data import Example, Skipped
 from influence_ssl_jax.errors import InfluenceError, disk_of
-from influence_ssl_jax.parallel import all_devices, batches_of, is_first, replicated, smallest, split
+from influence_ssl_jax.parallel import all_devices, batches_of, is_first, min_over_processes, replicated, split
 from influence_ssl_jax.run_log import json_lines
 from influence_ssl_jax.store import DamagedError, digest_of, read_sealed, write_sealed
-from influence_ssl_jax.store.files import LOCK, TEMPORARY, Held, append_line, lock, write_atomically
+from influence_ssl_jax.store.files import LOCK, SUM, TEMPORARY, Lock, append_line, checksum, lock, write_atomically
 from influence_ssl_jax.train.state import TrainState
 from influence_ssl_jax.types import Batch
 
@@ -24,27 +24,35 @@ Row = dict[str, float | int]
 
 
 class Journal:
-    """A JSON-lines file with one row for each epoch."""
+    """A JSON-lines file with one row for each epoch; each line has a checksum of its own under `sum`."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
 
     def rows(self) -> list[Row]:
-        """Read the rows; incomplete lines and lines without an epoch number are ignored."""
-        return [row for row in json_lines(self._file) if type(row.get("epoch")) is int]
+        """Read the rows; incomplete and damaged lines and lines without an epoch number are ignored."""
+        rows = [row for row in json_lines(self._file) if row.pop(SUM, None) == checksum(row)]
+        return [row for row in rows if type(row.get("epoch")) is int]
 
     def keep(self, epochs: int) -> list[Row]:
         """Delete the rows after `epochs`, because the continued run writes them again; return the others."""
         kept = [row for row in self.rows() if row["epoch"] <= epochs]
-        write_atomically(self._file, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        write_atomically(self._file, "".join(_line(row) + "\n" for row in kept).encode())
         return kept
 
     def append(self, row: Mapping[str, float | int]) -> None:
         """Add a row; it is on disk when this returns."""
-        append_line(self._file, json.dumps(dict(row)))
+        append_line(self._file, _line(row))
+
+
+def _line(row: Mapping[str, float | int]) -> str:
+    """Write a row with its checksum."""
+    return json.dumps({**row, SUM: checksum(row)})
 
 
 SETTINGS, DIGESTS, IMAGES = "settings.json", "checkpoints.json", "images.json"
+OWNER = "fingerprint"
+"""The key of `checkpoints.json` that says of which run it is."""
 _log = logging.getLogger(__name__)
 
 
@@ -52,7 +60,7 @@ class TrainingError(InfluenceError):
     """A training run that cannot start, continue or finish."""
 
 
-def claim(folder: Path, description: dict) -> Held:
+def claim(folder: Path, description: dict) -> Lock:
     """Record the settings of a run in `folder`, and lock the folder.
 
     The lock lasts until the returned object is closed or the process ends.
@@ -110,13 +118,18 @@ class Checkpoints:
     """The states of a run after its last epochs.
 
     A state that was not written completely is ignored. The digest of each state is kept with its epoch in
-    `checkpoints.json`: if a state has changed, or is that of another epoch, the one before it is used.
+    `checkpoints.json`: if a state has changed, or is that of another epoch or another run, the one before it is used.
+
+    Args:
+        folder: The folder of the run.
+        keep: States that are kept.
+        owner: Fingerprint of the run's settings.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int, owner: str) -> None:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
         self._folder, self._digests = folder.resolve() / "checkpoints", folder / DIGESTS
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        self._manager, self._owner = ocp.CheckpointManager(self._folder, options=options), owner
 
     def save(self, epoch: int, state: TrainState) -> None:
         """Save the state after `epoch` epochs, and delete the oldest one.
@@ -128,7 +141,7 @@ class Checkpoints:
         with disk_of(self._folder):
             if is_first():  # before the state: a digest without a state does no harm, the reverse would lose the state
                 kept = {str(step): self._read_digests().get(str(step)) for step in self._manager.all_steps()}
-                write_sealed(self._digests, {**kept, str(epoch): digest})
+                write_sealed(self._digests, {OWNER: self._owner, **kept, str(epoch): digest})
             self._manager.save(epoch, args=ocp.args.StandardSave(dict(vars(state))))
             self._manager.wait_until_finished()
 
@@ -140,7 +153,7 @@ class Checkpoints:
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, dict(vars(like)))
         for epoch in sorted(self._manager.all_steps(), reverse=True):
             state, reason = self._restore(epoch, shapes)
-            if smallest(int(state is not None)) and state is not None:
+            if min_over_processes(int(state is not None)) and state is not None:
                 return epoch, state
             _log.warning(
                 "the state after epoch %s in %s is damaged (%s); the one before it is used", epoch, self._folder, reason
@@ -159,11 +172,12 @@ class Checkpoints:
         return state, ""
 
     def _read_digests(self) -> dict[str, str]:
-        """Read the digests by epoch; empty if their file is absent or damaged."""
+        """Read the digests by epoch; empty if their file is absent, damaged or of another run."""
         try:
-            return read_sealed(self._digests)
+            digests = read_sealed(self._digests)
         except (FileNotFoundError, DamagedError):
             return {}
+        return digests if digests.pop(OWNER, None) == self._owner else {}
 
     def close(self) -> None:
         """Release the resources of orbax."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from influence_ssl_jax.checkpoints import WeightsFile
-from influence_ssl_jax.checkpoints.tensor import Tensor
+from influence_ssl_jax.checkpoints.tensors import Tensor
 
 
 def file_of(content, path="weights.pth"):

@@ -18,7 +18,7 @@ from influence_ssl_jax.errors import StructureError
 from influence_ssl_jax.ihvp import Identity
 from influence_ssl_jax.ihvp import eigenbasis as basis
 from influence_ssl_jax.losses import CosineDistance
-from influence_ssl_jax.scoring.fitting import fitted
+from influence_ssl_jax.scoring.fitting import fit_checked
 from tests import problems
 from tests.curvature.networks import CASES, SHAPE
 
@@ -212,4 +212,4 @@ class Coupled(nn.Module):
 def test_a_fit_stops_where_a_gradient_fails_the_check():
     problem = problems.problem(CosineDistance(), module=Coupled(), image=2)
     with pytest.raises(StructureError, match=r"net/linear/kernel.*disagree with automatic differentiation"):
-        fitted(problem, Identity(), 0)
+        fit_checked(problem, Identity(), 0)

@@ -36,7 +36,7 @@ def test_the_fingerprint_sees_pixels_order_ids_and_labels():
 def test_ids_that_repeat_are_noted_and_kept():
     opened = Arrays(IMAGES, ids=["a", "b", "a", "c", "b"]).open()
     assert len(opened) == 5
-    assert opened.notes() == ("ids that name more than one example, told apart by the index: 2 (a, b)",)
+    assert opened.notes() == ("ids that name more than one example, distinguished by the index: 2 (a, b)",)
     assert Arrays(IMAGES).open().notes() == ()
 
 
@@ -48,7 +48,7 @@ def test_lengths_and_types_that_do_not_fit_are_refused():
     with pytest.raises(DataError, match="column 'age' has 2 values for 5 images"):
         Arrays(IMAGES, columns={"age": [1, 2]}).open()
     for labels in ([0, 1, 2, 3, 2**31], [-2, 0, 0, 0, 0]):
-        with pytest.raises(DataError, match=f"from 0 to {2**31 - 1}, got {min(labels)} to {max(labels)}"):
+        with pytest.raises(DataError, match=f"classes 0 to {2**31 - 1}, got {min(labels)} to {max(labels)}"):
             Arrays(IMAGES, labels=np.array(labels)).open()
-    with pytest.raises(DataError, match="labels are whole numbers, got dtype float64"):
+    with pytest.raises(DataError, match="labels must be whole numbers, got dtype float64"):
         Arrays(IMAGES, labels=np.ones(5)).open()

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from influence_ssl_jax.data import Arrays, Folder, Tfds, ToInput, batches, cached
+from influence_ssl_jax.data import Arrays, Folder, Tfds, ToInput, batches, cache
 from influence_ssl_jax.data import source as sources
 from influence_ssl_jax.data.arrays import InMemory
-from influence_ssl_jax.data.contents import changes, refuse_changes
-from influence_ssl_jax.data.draw import drawn
+from influence_ssl_jax.data.contents import find_changes, refuse_changes
+from influence_ssl_jax.data.loader import draw_curvature_set
 from influence_ssl_jax.data.source import content_digest
 from influence_ssl_jax.errors import DataError
-from influence_ssl_jax.runs.score import refuse_other_classes
+from influence_ssl_jax.runs.prepare import refuse_other_classes
 
 INPUT = ToInput(4, 4)
 
@@ -45,7 +45,7 @@ def test_a_batch_holds_the_digest_of_every_example_over_bytes_or_pixels(images, 
     tfds = Tfds("tiny_shapes", "train", str(prepared)).open()
     read = [each for each in tfds.read_many(range(len(tfds))) if hasattr(each, "image")]
     assert loaded(tfds) == [each.content for each in read] == [tfds.content(each.index) for each in read]
-    assert loaded(cached(folder, INPUT)) == loaded(folder)
+    assert loaded(cache(folder, INPUT)) == loaded(folder)
 
 
 def test_digests_tell_shape_type_and_every_bit_apart():
@@ -59,7 +59,7 @@ def test_digests_tell_shape_type_and_every_bit_apart():
 
 def test_the_curvature_set_knows_what_it_was_read_from(images):
     source = Folder(str(images)).open()
-    found = drawn(source, INPUT, count=5, batch_size=2, seed=0)
+    found = draw_curvature_set(source, INPUT, count=5, batch_size=2, seed=0)
     assert found.contents == {int(k): source.content(int(k)) for k in np.asarray(found.batches.index).ravel()}
     assert len(found.contents) == 4  # of five, as many as whole batches take
 
@@ -70,22 +70,22 @@ def test_changed_swapped_and_vanished_images_are_named_and_time_stamps_are_not(i
     before = [source.content(k) for k in range(6)]
     for name in ids:
         os.utime(images / name, (1, 1))
-    assert changes(source, index, ids, before) == []
+    assert find_changes(source, index, ids, before) == []
     one, two = (images / "1.png").read_bytes(), (images / "2.png").read_bytes()
     (images / "1.png").write_bytes(two)
     (images / "2.png").write_bytes(one)
     (images / "4.png").unlink()
-    found = changes(source, index, ids, before)
+    found = find_changes(source, index, ids, before)
     assert [(change.id, change.reason) for change in found] == [
-        ("1.png", "its bytes are others"),
-        ("2.png", "its bytes are others"),
+        ("1.png", "its bytes are different"),
+        ("2.png", "its bytes are different"),
         ("4.png", "it cannot be read any more: the file is gone"),
     ]
     with pytest.raises(
-        DataError, match=r"3 images have changed since then:\n  1.png \(example 1\): its bytes are others"
+        DataError, match=r"3 images have changed since then:\n  1.png \(example 1\): its bytes are different"
     ):
         refuse_changes(found, "since then", "Put them back.")
-    assert changes(source, index, ids, [None] * 6) == []
+    assert find_changes(source, index, ids, [None] * 6) == []
 
 
 class Failing(InMemory):
@@ -108,7 +108,7 @@ PASSING = [OSError(number, os.strerror(number)) for number in (errno.ESTALE, err
 @pytest.mark.parametrize("error", [*PASSING, MemoryError()], ids=lambda error: type(error).__name__)
 def test_a_failure_that_is_not_the_images_is_tried_again_and_then_stops_the_run(error):
     assert len(loaded(Failing(error, 2))) == 3
-    with pytest.raises(DataError, match=r"Images cannot be read: .*3 times in a row. That is no damage of an image"):
+    with pytest.raises(DataError, match=r"Images cannot be read: .*3 times in a row. This is no damage of an image"):
         loaded(Failing(error, 99))
 
 
@@ -132,12 +132,12 @@ def test_a_file_that_cannot_be_opened_for_now_is_no_skipped_image(images, monkey
 
 
 def test_a_decoder_without_memory_is_no_skipped_image(images, monkeypatch):
-    from influence_ssl_jax.data import transform
+    from influence_ssl_jax.data import encoded
 
     def without(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr(transform.ImageOps, "exif_transpose", without)
+    monkeypatch.setattr(encoded.ImageOps, "exif_transpose", without)
     with pytest.raises(DataError, match="no damage of an image"):
         loaded(Folder(str(images)).open())
 
@@ -156,7 +156,7 @@ def test_classes_have_names_in_the_order_of_their_numbers(images):
         "file,a,b\n" + "".join(f"{k}.png,{'zebra' if k % 2 else 'ant'},{k}\n" for k in range(6))
     )
     named = Folder(str(images), str(images / "t.csv"), label_column="a").open()
-    assert named.class_names() == cached(named, INPUT).class_names() == ("ant", "zebra")
+    assert named.class_names() == cache(named, INPUT).class_names() == ("ant", "zebra")
     assert [named.read(k).label for k in range(2)] == [0, 1]
     assert Folder(str(images), str(images / "t.csv"), label_column="b").open().class_names() == tuple("012345")
     refuse_other_classes(["ant", "zebra"], ("ant", "zebra"))

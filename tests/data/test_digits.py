@@ -87,5 +87,5 @@ def test_impossible_shares_are_refused():
         Digits(digits=1798)
     with pytest.raises(DataError, match="each digit is repeated at most once"):
         Digits(exact_duplicates=0.6, near_duplicates=0.6)
-    with pytest.raises(DataError, match="not negative"):
+    with pytest.raises(DataError, match="not be negative"):
         Digits(noise=-0.1)

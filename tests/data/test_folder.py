@@ -101,7 +101,7 @@ def test_links_out_of_the_folder_are_named_and_not_followed(photos, tmp_path):
     opened = Folder(str(photos / "train")).open()
     reasons = {each.id: each.reason for each in opened.read_many(range(len(opened))) if isinstance(each, Skipped)}
     assert set(reasons) == {"0.png", "14.png"}
-    assert "a link that leads out of the folder" in reasons["0.png"]
+    assert "a link out of the folder" in reasons["0.png"]
     (photos / "train" / "14.png").unlink()
     followed = Folder(str(photos / "train"), links="follow").open()
     assert (followed.read(0).image == 77).all()
@@ -124,15 +124,14 @@ def test_entries_that_are_no_files_are_named_and_never_waited_for(photos):
         read = list(opened.read_many(range(len(opened))))
         reasons = {each.id: each.reason for each in read if isinstance(each, Skipped)}
         assert reasons == {
-            "20.png": "a link that leads nowhere",
-            "21.png": "a link that leads to itself",
+            "20.png": "a link to nothing",
+            "21.png": "a link to itself",
             "22.png": "not a regular file",
             "23.png": "not a regular file",
         }
         assert read[-1].id == "26\\xff\\x1b[31m.jpg"
     assert (
-        "linked folders, not followed (links='follow' would follow them): 1 (25.png)"
-        in Folder(str(folder)).open().notes()
+        "links to folders, not followed (links='follow' follows them): 1 (25.png)" in Folder(str(folder)).open().notes()
     )
 
 
@@ -150,9 +149,9 @@ def test_linked_folders_are_followed_where_the_user_says_so_and_once(photos, tmp
     (photos / "linked").symlink_to(elsewhere)
     (photos / "train" / "up").symlink_to(photos)
     skipped, followed = (Folder(str(photos), links=links).open() for links in ("skip", "follow"))
-    assert "not followed (links='follow' would follow them): 2 (linked, train/up)" in " ".join(skipped.notes())
+    assert "not followed (links='follow' follows them): 2 (linked, train/up)" in " ".join(skipped.notes())
     assert [name for name in followed.ids() if "far" in name] == ["linked/far.jpg"]
-    assert "lead back to where they are, not followed again: 1 (train/up)" in " ".join(followed.notes())
+    assert "links back to a folder above, not followed: 1 (train/up)" in " ".join(followed.notes())
     assert len(followed) == len(skipped) + 1
     assert followed.fingerprint() != skipped.fingerprint()
 
@@ -194,7 +193,7 @@ def test_a_time_stamp_alone_changes_nothing_and_the_fingerprint_says_what_it_doe
     (photos / "train" / "1.jpg").write_bytes(content[:-3] + b"xyz")
     assert opened.open().fingerprint() == before
     said = " ".join(type(opened.open()).fingerprint.__doc__.split())
-    assert "two files of one size may change places unseen" in said
+    assert "if two files of the same size are exchanged, the hash stays" in said
 
 
 def test_a_large_folder_is_listed_in_little_memory(tmp_path):
@@ -203,7 +202,7 @@ def test_a_large_folder_is_listed_in_little_memory(tmp_path):
     for k in range(count):
         os.close(os.open(tmp_path / f"img{k % 977}_{k}.jpg", os.O_CREAT | os.O_WRONLY))
     tracemalloc.start()
-    found = listing.listed(tmp_path)
+    found = listing.list_images(tmp_path)
     peak = tracemalloc.get_traced_memory()[1] / count
     tracemalloc.stop()
     assert len(found.images) == count
@@ -219,7 +218,7 @@ def test_other_files_are_passed_over_and_counted(photos):
     (photos / "train" / "UPPER.JPG").write_bytes((photos / "train" / "1.jpg").read_bytes())
     opened = Folder(str(photos / "train")).open()
     assert len(opened) == 13
-    assert opened.notes() == ("files that are no images by their name, passed over: 1 (notes.txt)",)
+    assert opened.notes() == ("files without the suffix of an image, left out: 1 (notes.txt)",)
     (photos / "train" / "table.csv").write_text("file,age\n1.jpg,3\n")
     tabled = Folder(str(photos / "train"), table=str(photos / "train" / "table.csv")).open()
     assert tabled.notes()[-1] == opened.notes()[0]  # the table itself is no stranger
@@ -229,9 +228,9 @@ def test_folders_that_cannot_be_used_are_refused(tmp_path, photos):
     with pytest.raises(DataError, match="There is no folder"):
         Folder(str(tmp_path / "absent")).open()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"holds no images .*found 0 other files"):
+    with pytest.raises(DataError, match=r"contains no .* files, only 0 other files"):
         Folder(str(tmp_path / "empty")).open()
-    with pytest.raises(DataError, match="no attribute 'age' to use as the class; there are \\['folder'\\]"):
+    with pytest.raises(DataError, match="no attribute 'age' to use as the class; choose one of \\['folder'\\]"):
         Folder(str(photos), label_column="age").open()
 
 

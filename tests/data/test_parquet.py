@@ -104,9 +104,9 @@ def test_rows_without_an_image_say_so(tmp_path):
     parquet.write_table(pa.table({"image": pa.array(rows, kind)}), tmp_path / "t.parquet")
     opened = Parquet(str(tmp_path / "t.parquet")).open()
     assert list(opened.ids()) == ["/photos/1.jpg", "t.parquet/1", "t.parquet/2"]
-    with pytest.raises(UnreadableExample, match="a path and not the image itself"):
+    with pytest.raises(UnreadableExample, match="the path of an image and not the image"):
         opened.read(0)
-    with pytest.raises(UnreadableExample, match="the row holds no image"):
+    with pytest.raises(UnreadableExample, match="the row has no image"):
         opened.read(1)
 
 
@@ -130,12 +130,12 @@ def test_what_cannot_be_used_is_refused_by_name(tmp_path, folder):
         Parquet(str(tmp_path / "broken.parquet")).open()
     with pytest.raises(DataError, match="no column 'age' of encoded images; the columns are image: struct"):
         Parquet(str(folder), image="age").open()
-    with pytest.raises(DataError, match="label column 'boxes' holds list<"):
+    with pytest.raises(DataError, match="label column 'boxes' contains values of type list<"):
         Parquet(str(folder), label="boxes").open()
     with pytest.raises(DataError, match="no column 'name' of ids"):
         Parquet(str(folder), id="name").open()
     parquet.write_table(pa.table({"left": [b""], "right": [b""]}), tmp_path / "two.parquet")
-    with pytest.raises(DataError, match="found several: left, right"):
+    with pytest.raises(DataError, match="this one has several: left, right"):
         Parquet(str(tmp_path / "two.parquet")).open()
     parquet.write_table(pa.table({"image": [b"", b""], "age": ["a", "b"]}), folder / "train-00002.parquet")
     with pytest.raises(DataError, match=r"train-00002\.parquet has other columns than train-00000\.parquet"):

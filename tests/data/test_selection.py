@@ -38,7 +38,7 @@ def test_ids_that_name_nothing_are_counted_and_many_are_refused(tmp_path):
     assert opened.notes()[-1] == "ids of that file that name no example: 1 (other)"
     (tmp_path / "l.txt").write_text("\n".join([*IDS[:98], "other", "another"]))
     with pytest.raises(
-        DataError, match=r"Of 100 ids .* 2 name no example, more than one in a hundred: 'other'; .* '000'"
+        DataError, match=r"Of 100 ids .* 2 name no example, more than one in a hundred; the first is 'other', .* '000'"
     ):
         used(tmp_path / "l.txt")
 
@@ -49,7 +49,7 @@ def test_ids_that_repeat_on_either_side_are_noted(tmp_path):
     assert [opened.read(k).image[0, 0, 0] for k in range(3)] == [0, 1, 2]
     assert opened.notes()[-2:] == (
         "ids of that file that name several examples, all used: 1 (a)",
-        "ids that are in that file again: 1 (a)",
+        "ids with several rows in that file: 1 (a)",
     )
 
 

@@ -35,7 +35,7 @@ def test_samples_are_examples_in_the_order_of_archives_and_keys(folder):
         "cls": [k % 3 for k in range(10)],
     }
     assert opened.labels().tolist() == [k % 3 for k in range(10)]
-    assert opened.notes() == ("entries of json files that hold lists or records, left out: 1 (tags)",)
+    assert opened.notes() == ("entries of json files that contain lists or records, left out: 1 (tags)",)
     assert Shards(str(folder), label="indoors").open().labels().tolist() == [1, 0] * 5
 
 
@@ -43,8 +43,8 @@ def test_the_index_is_made_once_and_belongs_to_the_file(folder, kept_in, monkeyp
     first = Shards(str(folder)).open()
     assert len(list(kept_in.glob("*.parquet"))) == 2
     made = []
-    indexed = shards._indexed
-    monkeypatch.setattr(shards, "_indexed", lambda archive, image: made.append(archive.name) or indexed(archive, image))
+    indexed = shards._scan
+    monkeypatch.setattr(shards, "_scan", lambda archive, image: made.append(archive.name) or indexed(archive, image))
     again = Shards(str(folder)).open()
     assert made == []
     assert again.fingerprint() == first.fingerprint()
@@ -97,13 +97,13 @@ def test_what_follows_a_damaged_place_is_said_to_be_lost(folder, damage):
         file.write_bytes(content)
     opened = Shards(str(folder)).open()
     (note,) = [note for note in opened.notes() if "train-000" in note]
-    assert "the archive is damaged, what follows is lost: 1 (after 000" in note
+    assert "the archive is damaged, the files after the damage are lost: 1 (after 000" in note
     read = list(opened.read_many(range(len(opened))))
     whole = [each.id for each in read if not isinstance(each, Skipped)]
     assert whole == [f"train-000.tar/{k:04d}" for k in range(3)] + [f"train-001.tar/{k:04d}" for k in range(5, 10)]
     if damage == "cut":
         assert next(each.reason for each in read if isinstance(each, Skipped)).startswith(
-            "the archive is cut short: 40 of"
+            "the archive is truncated: 40 of"
         )
 
 
@@ -120,7 +120,7 @@ def test_strange_entries_are_counted_and_nothing_is_followed(tmp_path):
     opened = Shards(str(tmp_path / "t.tar")).open()
     assert list(opened.ids()) == ["t.tar/a/1", "t.tar/a/3", "t.tar/a/\\x1b[31m"]
     assert opened.notes() == (
-        "t.tar: entries that belong to no sample, passed over: 2 (a/2.png, README)",
+        "t.tar: entries that belong to no sample, left out: 2 (a/2.png, README)",
         "samples whose json is damaged, without attributes: 1 (t.tar/a/1)",
     )
     (missed,) = [each for each in opened.read_many(range(3)) if isinstance(each, Skipped)]
@@ -131,18 +131,18 @@ def test_several_images_of_a_sample_are_asked_about(tmp_path):
     with tarfile.open(tmp_path / "t.tar", "w") as archive:
         for ending, number in (("input.png", 1), ("depth.png", 2)):
             add(archive, f"7.{ending}", encoded(number))
-    with pytest.raises(DataError, match=r"1 samples have several images, the first t\.tar/7"):
+    with pytest.raises(DataError, match=r"1 samples have several images, the first is t\.tar/7"):
         Shards(str(tmp_path / "t.tar")).open()
     np.testing.assert_array_equal(Shards(str(tmp_path / "t.tar"), image="depth.png").open().read(0).image, pixels(2))
 
 
 def test_what_is_no_archive_is_refused(tmp_path, folder):
     (tmp_path / "x.tar").write_bytes(b"no archive" * 100)
-    with pytest.raises(DataError, match=r"x\.tar' holds no samples: it is compressed, damaged"):
+    with pytest.raises(DataError, match=r"x\.tar' contains no samples: it is compressed, damaged"):
         Shards(str(tmp_path / "x.tar")).open()
     with tarfile.open(tmp_path / "y.tar", "w") as archive:
         add(archive, "1.txt", b"x")
-    with pytest.raises(DataError, match="holds an image with the ending of one"):
+    with pytest.raises(DataError, match="contains an image"):
         Shards(str(tmp_path / "y.tar")).open()
-    with pytest.raises(DataError, match="no attribute 'colour' to use as the class; there are"):
+    with pytest.raises(DataError, match="no attribute 'colour' to use as the class; choose one of"):
         Shards(str(folder), label="colour").open()

@@ -20,7 +20,7 @@ from influence_ssl_jax.data import (
     ToInput,
     batches,
 )
-from influence_ssl_jax.data.source import Skipped, counted, digest, repeated_ids
+from influence_ssl_jax.data.source import Skipped, digest, note_names, repeated_ids
 from influence_ssl_jax.errors import DataError, printable
 from tests.data.kept import write_parquet, write_shards
 
@@ -144,12 +144,12 @@ def test_text_is_printable_and_unchanged_where_it_was():
     assert printable("a/ü 中 \u200d.png") == "a/ü 中 \u200d.png"
     assert printable("\x1b]0;x\x07\r\n\u202egnp") == "\\x1b]0;x\\x07\\r\\n\\u202egnp"
     assert printable("\udcff.png") == "\\xff.png"
-    assert counted("files", ["\x1b[2J"]) == ("files: 1 (\\x1b[2J)",)
+    assert note_names("files", ["\x1b[2J"]) == ("files: 1 (\\x1b[2J)",)
 
 
 def test_counted_names_the_first_and_counts_all():
-    assert counted("things", []) == ()
-    assert counted("things", ["a", "b"]) == ("things: 2 (a, b)",)
-    assert counted("things", list("abcde")) == ("things: 5 (a, b, c, …)",)
-    assert repeated_ids(["x", "y", "x"]) == ("ids that name more than one example, told apart by the index: 1 (x)",)
+    assert note_names("things", []) == ()
+    assert note_names("things", ["a", "b"]) == ("things: 2 (a, b)",)
+    assert note_names("things", list("abcde")) == ("things: 5 (a, b, c, …)",)
+    assert repeated_ids(["x", "y", "x"]) == ("ids that name more than one example, distinguished by the index: 1 (x)",)
     assert repeated_ids(["x", "y"]) == ()

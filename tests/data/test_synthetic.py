@@ -31,5 +31,5 @@ def test_the_class_is_the_orientation():
 
 
 def test_counts_are_positive():
-    with pytest.raises(DataError, match="at least 1, got 0, 16, 10"):
+    with pytest.raises(DataError, match="at least 1, got 0, 16 and 10"):
         Synthetic(count=0)

@@ -1,8 +1,12 @@
+import datetime
+from decimal import Decimal
+
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from influence_ssl_jax.data.table import classes, match, read_table, renamed
+from influence_ssl_jax.data.table import match, number_classes, read_table, rename_taken, storable
 from influence_ssl_jax.errors import DataError
 
 FILES = ["1.jpg", "2.jpg", "sub/3.jpg"]
@@ -107,7 +111,7 @@ def test_names_are_text_whatever_they_look_like(tmp_path):
     assert match(as_codes, "file", ["2.jpg", "1.jpg"], ".").columns.to_pydict() == {"row": [2, 1]}
     with pytest.raises(DataError, match=r"column 'file' is not text in row 1: .* Write it as UTF-8"):
         match(pa.table({"file": [b"1.jpg", b"\xff"]}), "file", ["1.jpg"], ".")
-    with pytest.raises(DataError, match=r"column 'file' holds list<"):
+    with pytest.raises(DataError, match=r"column 'file' contains values of type list<"):
         match(pa.table({"file": [["1.jpg"]]}), "file", ["1.jpg"], ".")
 
 
@@ -129,7 +133,7 @@ def test_no_match_at_all_is_refused_with_both_forms():
 
 def test_classes_number_values_of_every_type_in_sorted_order():
     def numbered(values: list, kind: pa.DataType | None = None) -> list[int]:
-        return classes(pa.chunked_array([pa.array(values, kind)]), "x").labels.tolist()
+        return number_classes(pa.chunked_array([pa.array(values, kind)]), "x").labels.tolist()
 
     assert numbered(["b", "a", None, "b", ""]) == [1, 0, -1, 1, -1]
     assert numbered(["only", "only"], pa.large_string()) == [0, 0]
@@ -141,22 +145,60 @@ def test_classes_number_values_of_every_type_in_sorted_order():
     assert numbered([True, None, False]) == [1, -1, 0]
     assert numbered([b"x", b"", None]) == [0, -1, -1]
     coded = pa.chunked_array([pa.array(["b", "a", None]).dictionary_encode()])
-    assert classes(coded, "x").labels.tolist() == [1, 0, -1]
-    assert classes(pa.chunked_array([["b", "a", None]]), "x").values == ("a", "b")
+    assert number_classes(coded, "x").labels.tolist() == [1, 0, -1]
+    assert number_classes(pa.chunked_array([["b", "a", None]]), "x").values == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        (pa.array([Decimal("2.5"), None, Decimal("1.5")]), [1, -1, 0]),
+        (pa.array([datetime.date(2021, 1, 1), datetime.date(2020, 1, 1)]), [1, 0]),
+        (pa.array(["b", "a", "", None], pa.string_view()), [1, 0, -1, -1]),
+        (pa.array([b"b", b"a"], pa.binary_view()), [1, 0]),
+        (pa.array(np.array([2, 1, np.nan], np.float16)), [1, 0, -1]),
+        (pa.array([-0.0, 1.0, 0.0]), [0, 1, 0]),
+        (pa.array([b"b" * 16, b"a" * 16], pa.uuid()), [1, 0]),
+        (pa.RunEndEncodedArray.from_arrays([2, 3], ["b", "a"]), [1, 1, 0]),
+        (pa.DictionaryArray.from_arrays([0, 1], pa.array(["a", None])), [0, -1]),
+    ],
+    ids=str,
+)
+def test_classes_of_every_type_that_a_file_can_hold(values, labels):
+    assert number_classes(pa.chunked_array([values]), "x").labels.tolist() == labels
+
+
+def test_attributes_become_what_a_table_can_hold_or_are_refused_by_name():
+    runs = pa.RunEndEncodedArray.from_arrays([1, 2], ["a", "b"])
+    names = pa.DictionaryArray.from_arrays([0, 1], pa.array(["a", None]))
+    given = pa.table({"view": pa.array(["a", "b"], pa.string_view()), "runs": runs, "names": names, "lists": [[1], []]})
+    table = storable(given)
+    assert table.to_pydict() == given.to_pydict()
+    assert table.schema.types == [pa.string(), pa.string(), pa.string(), pa.list_(pa.int64())]
+    for kind, values in (
+        ("month_day_nano_interval", pa.array([pa.MonthDayNano([1, 2, 3])])),
+        ("struct<>", pa.array([{}], pa.struct([]))),
+    ):
+        with pytest.raises(
+            DataError, match=f"^The attribute 'odd' is of the type {kind}, which a table of scores cannot"
+        ):
+            storable(pa.table({"good": [1], "odd": values}))
 
 
 def test_what_gives_no_class_is_refused_by_name():
+    with pytest.raises(DataError, match=r"^x holds month_day_nano_interval, which has no order"):
+        number_classes(pa.chunked_array([pa.array([pa.MonthDayNano([1, 2, 3])])]), "x")
     for values in ([[1, 0], [0, 1]], [{"a": 1}, None]):
-        with pytest.raises(DataError, match=r"^The label column 'y' holds (list|struct)<"):
-            classes(pa.chunked_array([pa.array(values)]), "The label column 'y'")
+        with pytest.raises(DataError, match=r"^The label column 'y' contains values of type (list|struct)<"):
+            number_classes(pa.chunked_array([pa.array(values)]), "The label column 'y'")
     for values in ([None, None], ["", None], [float("nan")]):
         with pytest.raises(DataError, match=r"^x has no value"):
-            classes(pa.chunked_array([pa.array(values)]), "x")
+            number_classes(pa.chunked_array([pa.array(values)]), "x")
 
 
 def test_attributes_of_taken_names_are_renamed_and_told():
     given = pa.table({"score": [1], "age": [2], "source_score": [3], "id": [4]})
-    new, changes = renamed(given, ("index", "id", "score"))
+    new, changes = rename_taken(given, ("index", "id", "score"))
     assert changes == {"score": "source_source_score", "id": "source_id"}
     assert new.to_pydict() == {"source_source_score": [1], "age": [2], "source_score": [3], "source_id": [4]}
-    assert renamed(new, ("index", "id", "score")) == (new, {})
+    assert rename_taken(new, ("index", "id", "score")) == (new, {})

@@ -96,14 +96,14 @@ def test_sixteen_bit_images_may_hold_fewer_bits(bits):
     np.testing.assert_array_equal(ToInput(5, 6, bits=bits)(stored), image)
     stored[0, 0, 0] = highest + 1 if bits < 16 else highest
     if bits < 16:
-        with pytest.raises(UnusableImage, match=f"values up to {highest + 1}, more than {bits} bits hold"):
+        with pytest.raises(UnusableImage, match=f"values up to {highest + 1}, which {bits} bits do not hold"):
             ToInput(5, 6, bits=bits)(stored)
 
 
 def test_what_rounds_into_the_range_is_in_it():
     image = np.array([[-1e-7, 1.0000002, 0.5]], np.float32)
     assert ToInput(1, 3, channels=1)(image)[0, :, 0].tolist() == [0, 255, 128]
-    with pytest.raises(UnusableImage, match=r"lie in 0…1, got 0…1\.002"):
+    with pytest.raises(UnusableImage, match=r"must be in 0…1, got 0…1\.002"):
         ToInput(1, 3)(np.array([[0, 1.002, 0.5]]))
 
 
@@ -134,8 +134,8 @@ def test_any_size_fits(height, width, out_height, out_width):
     [
         (np.full((2, 2, 3), np.nan), "non-finite pixels: 12 of 12"),
         (np.array([[0.5, np.inf]]), "non-finite pixels: 1 of 2"),
-        (np.array([[0.5, 1.5]]), "floating-point pixels lie in 0…1, got 0.5…1.5"),
-        (np.array([[-1, 300]]), "integer pixels lie in 0…255, got -1…300"),
+        (np.array([[0.5, 1.5]]), "floating-point pixels must be in 0…1, got 0.5…1.5"),
+        (np.array([[-1, 300]]), "integer pixels must be in 0…255, got -1…300"),
         (np.zeros((3, 8, 8)), r"got shape \[3, 8, 8\]"),
         (np.zeros((8,)), r"got shape \[8\]"),
         (np.zeros((0, 8, 3)), r"got shape \[0, 8, 3\]"),
@@ -168,5 +168,5 @@ def test_the_shorter_side_is_resized_before_the_centre_is_cut(size):
 
 def test_a_shorter_side_belongs_to_a_centre_that_it_holds():
     for settings in ({"shorter": 11}, {"shorter": 16, "crop": "pad"}, {"shorter": 16, "crop": "stretch"}):
-        with pytest.raises(DataError, match=r"shorter=.* belongs to crop='center' and is no smaller than the input"):
+        with pytest.raises(DataError, match=r"shorter needs crop='center' and at least the size of the input"):
             ToInput(12, 12, **settings)

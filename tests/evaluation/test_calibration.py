@@ -1,12 +1,14 @@
-"""Coverage of conformal intervals on exchangeable data, and curves that recover planted relations."""
+"""Coverage of conformal intervals, curves that recover planted relations, and errors of planted scores."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from influence_ssl_jax import randomness
 from influence_ssl_jax.errors import InfluenceError
-from influence_ssl_jax.evaluation.calibration import Calibration
+from influence_ssl_jax.evaluation.calibration import Calibration, deviation
+from influence_ssl_jax.randomness import Stream
 
 FORMS = ["proportional", "log_linear", "monotone"]
 
@@ -175,3 +177,71 @@ def test_errors_say_what_to_do():
         Calibration().fit(np.ones(9), np.ones(9), np.full(9, np.inf))
     with pytest.raises(ValueError, match="between 0 and 1"):
         Calibration(level=90.0)
+
+
+def planted(n=160):
+    rng = np.random.default_rng(0)
+    exact = np.exp(rng.normal(size=n))
+    return rng, exact, exact * 0.99, exact * 1.01
+
+
+def test_a_perfect_score():
+    rng, exact, lower, upper = planted()
+    found = deviation(exact, lower, upper, rng.uniform(size=len(exact)), Calibration())
+    assert found.inside.value == 1
+    assert found.raw.median < 1e-12
+    assert found.calibrated.p90 < 6e-5  # the calibration's middle of the bounds is the geometric one: 5e-5 off at 1 %
+    assert found.spearman.value > 1 - 1e-12
+    assert found.top == found.bottom == 1
+
+
+def test_a_factor_is_removed_and_noise_is_not():
+    rng, exact, lower, upper = planted()
+    noise = np.exp(0.1 * rng.normal(size=len(exact)))
+    found = deviation(3 * exact * noise, lower, upper, exact, Calibration())
+    assert found.inside.value == 0
+    np.testing.assert_allclose(found.raw.median, 2.0, atol=0.35)
+    np.testing.assert_allclose(found.calibrated.median, 0.067, atol=0.02)  # the median of |N(0, 0.1²)|
+    assert np.isnan(found.partial.value)  # the loss given is the exact score itself: nothing is left to know
+    assert 0.85 <= found.coverage.share <= 1
+
+
+def test_what_has_no_number_is_left_out():
+    rng, exact, lower, upper = planted()
+    spoilt = exact.copy()
+    spoilt[:5] = np.nan
+    found = deviation(spoilt, lower, upper, rng.uniform(size=len(exact)), Calibration())
+    assert found.inside.value == 1
+    assert found.spearman.value > 1 - 1e-12
+
+
+def skewed(count=40):
+    """Scores with a bias and noise that is not symmetric, and bounds of one percent."""
+    rng = np.random.default_rng(3)
+    exact = np.exp(rng.normal(size=count))
+    scores = 3 * exact * np.exp(rng.exponential(size=count) ** 2 / 4)
+    return scores, exact, 0.995 * exact, 1.005 * exact
+
+
+def test_one_factor_is_the_median_ratio():
+    scores, exact, lower, upper = skewed()
+    ratio = scores / exact
+    found = deviation(scores, lower, upper, exact, Calibration()).proportional
+    want = np.abs(ratio / np.sort(ratio)[[19, 20]].mean() - 1)
+    np.testing.assert_allclose([found.median, found.p90], [np.median(want), np.quantile(want, 0.9)], rtol=1e-9)
+
+
+def test_each_half_is_calibrated_by_the_other():
+    scores, exact, lower, upper = skewed()
+    calibration = Calibration(form="proportional", seed=4)
+    found = deviation(scores, lower, upper, exact, calibration).calibrated
+    halves = np.array_split(randomness.generator(4, Stream.HELD_OUT).permutation(40), 2)
+    errors = []
+    for own, other in (halves, halves[::-1]):
+        # The factor is that of the first half of the other half; bounds are equally wide about the exact score.
+        order = randomness.generator(4, Stream.CALIBRATION).permutation(np.arange(20))[:10]
+        middle = np.sqrt(lower * upper)[other][order]
+        factor = np.exp(np.median(np.log(middle / scores[other][order])))
+        errors.append(np.abs(scores[own] * factor / exact[own] - 1))
+    errors = np.concatenate(errors)
+    np.testing.assert_allclose([found.median, found.p90], [np.median(errors), np.quantile(errors, 0.9)], rtol=1e-9)

@@ -13,11 +13,11 @@ from influence_ssl_jax.evaluation.comparison import (
     Grid,
     backends_to_compare,
     baselines,
-    compared,
+    compare_backends,
     label,
     rankings,
 )
-from influence_ssl_jax.evaluation.exact import kind_for, truths
+from influence_ssl_jax.evaluation.exact import choose_kind, exact_scores
 from influence_ssl_jax.ihvp import CG, Damping, Deflated, Diagonal, Exact, Identity, LiSSA
 from influence_ssl_jax.losses import CosineDistance
 from influence_ssl_jax.scoring.scores import Scoring
@@ -48,7 +48,9 @@ def examples():
 
 @functools.cache
 def known(kind, relative=(0.1, 1.0)):
-    return truths(kind, the_problem(), *examples()[:3], relative, SCORING, Audit(steps=40, width=0.02, probes=400))
+    return exact_scores(
+        kind, the_problem(), *examples()[:3], relative, SCORING, Audit(steps=40, width=0.02, probes=400)
+    )
 
 
 def test_the_three_truths_agree():
@@ -58,16 +60,18 @@ def test_the_three_truths_agree():
         np.testing.assert_allclose(left.lower, right.lower, rtol=1e-8)
     (bounds,) = known("certified", (0.1,))
     assert (bounds.upper - bounds.lower <= 0.0201 * bounds.upper).all()
-    (exact,) = truths("dense", the_problem(), *examples()[:3], (bounds.damping / dense[0].damping * 0.1,), SCORING)
+    (exact,) = exact_scores(
+        "dense", the_problem(), *examples()[:3], (bounds.damping / dense[0].damping * 0.1,), SCORING
+    )
     assert (bounds.lower <= exact.lower).all()
     assert (exact.lower <= bounds.upper).all()
-    assert kind_for(the_problem()) == "dense"
-    assert kind_for(the_problem(), dense=10) == "function_space"
-    assert kind_for(the_problem(), dense=10, rank=10) == "certified"
+    assert choose_kind(the_problem()) == "dense"
+    assert choose_kind(the_problem(), dense=10) == "function_space"
+    assert choose_kind(the_problem(), dense=10, rank=10) == "certified"
 
 
 def test_an_exact_backend_has_no_error_and_others_have_the_scores_of_the_scoring_path():
-    rows = list(compared([Exact(), Diagonal()], the_problem(), examples(), known("dense")))
+    rows = list(compare_backends([Exact(), Diagonal()], the_problem(), examples(), known("dense")))
     assert [row.damping for row in rows] == [0.1, 1.0, 0.1, 1.0]
     for row in rows[:2]:
         assert row.reason == ""
@@ -88,7 +92,7 @@ def test_an_exact_backend_has_no_error_and_others_have_the_scores_of_the_scoring
 
 def test_what_fails_is_a_row_with_the_reason():
     backends = [LiSSA(5, scale=1e-9, probes=2, power_steps=3), Exact(max_parameters=3), CG(iterations=1, probes=2)]
-    rows = list(compared(backends, the_problem(), examples(), known("dense")[:1]))
+    rows = list(compare_backends(backends, the_problem(), examples(), known("dense")[:1]))
     assert "LiSSA diverges" in rows[0].reason
     assert np.isfinite(rows[0].fit_seconds)
     assert "over its limit of 3 parameters" in rows[1].reason

@@ -10,7 +10,7 @@ from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.contributions import measure
 from influence_ssl_jax.curvature.products import flat_products
 from influence_ssl_jax.errors import CurvatureError, InfluenceError
-from influence_ssl_jax.evaluation.exact import function_space, materialised, rank_of
+from influence_ssl_jax.evaluation.exact import count_outer_products, function_space, materialise
 from influence_ssl_jax.losses import CosineDistance, SimCLR
 from tests import problems
 
@@ -32,7 +32,7 @@ CASES = [("fisher", CosineDistance()), ("fisher", SimCLR(0.5)), ("empirical_fish
 @pytest.mark.parametrize(("curvature", "loss"), CASES, ids=lambda value: str(value)[:12])
 def test_forms_are_those_of_the_dense_matrix(curvature, loss):
     problem, matrix, gradients = case(curvature, loss)
-    rows = np.asarray(jax.jit(materialised)(gradients))
+    rows = np.asarray(jax.jit(materialise)(gradients))
     np.testing.assert_allclose(rows, trees.ravel_batch(gradients.full()), atol=1e-12)
     space = function_space(problem, rows)
     np.testing.assert_allclose(space.mean_eigenvalue, np.trace(matrix) / len(matrix), rtol=1e-10)
@@ -43,8 +43,8 @@ def test_forms_are_those_of_the_dense_matrix(curvature, loss):
 
 def test_what_is_no_small_sum_of_outer_products_is_refused():
     problem, _, _ = case(*CASES[0])
-    assert rank_of(problem) == 2 * 4 * 3  # batches · examples · samples
+    assert count_outer_products(problem) == 2 * 4 * 3  # batches · examples · samples
     with pytest.raises(InfluenceError, match="24 outer products, over the limit of 8"):
         function_space(problem, np.zeros((1, trees.size(problem.params))), max_rank=8)
     with pytest.raises(CurvatureError, match="got curvature='ggn'"):
-        rank_of(problems.problem(CosineDistance(), "ggn", module=problems.Small()))
+        count_outer_products(problems.problem(CosineDistance(), "ggn", module=problems.Small()))

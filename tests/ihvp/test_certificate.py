@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from influence_ssl_jax.errors import CurvatureError
-from influence_ssl_jax.evaluation.certificate import Solved, certificate, refined, solved_by
+from influence_ssl_jax.evaluation.certificate import Solutions, bound_by_residual, refine, solve_and_multiply
 from influence_ssl_jax.ihvp import BACKENDS, CG, EKFAC, Arnoldi, Damping, Exact, Gram, Identity, LiSSA
 from tests.ihvp.dense import single
 from tests.ihvp.fitted import asking, fitted, gradient_rows
 
 pytestmark = pytest.mark.xdist_group("small problems")  # fitted once, in `fitted.py` and `dense.py`
 
-certified = jax.jit(certificate)
-narrowed = jax.jit(functools.partial(refined, width=0.02))
-solved = jax.jit(solved_by, static_argnums=0)
+certified = jax.jit(bound_by_residual)
+narrowed = jax.jit(functools.partial(refine, width=0.02))
+solved = jax.jit(solve_and_multiply, static_argnums=0)
 
 
 @functools.cache
@@ -43,11 +43,11 @@ def truth(name):
     )
 
 
-def densely_judged(rows, matrix, solutions) -> Solved:
+def densely_judged(rows, matrix, solutions) -> Solutions:
     """Solutions with their products by the dense matrix, and as much doubt as float64 leaves of both."""
     unit = 32 * np.finfo(float).eps
     doubts = unit * np.linalg.norm(rows, axis=1), unit * np.linalg.norm(matrix, 2) * np.linalg.norm(solutions, axis=1)
-    return Solved(*(jnp.asarray(array) for array in (rows, solutions, solutions @ matrix, *doubts)))
+    return Solutions(*(jnp.asarray(array) for array in (rows, solutions, solutions @ matrix, *doubts)))
 
 
 @pytest.mark.parametrize("kind", BACKENDS, ids=lambda kind: kind.__name__)
@@ -141,7 +141,7 @@ def test_intervals_hold_in_float32_for_any_solution():
             products = x @ matrix + np.float32(damping) * x
             unit = 8 * np.finfo(np.float32).eps
             doubts = [unit * np.linalg.norm(rows, axis=1), unit * np.linalg.norm(x, axis=1) * (1 + damping)]
-            found = Solved(*(jnp.asarray(array, jnp.float32) for array in (rows, x, products, *doubts)))
+            found = Solutions(*(jnp.asarray(array, jnp.float32) for array in (rows, x, products, *doubts)))
             got = certified(found, jnp.asarray(damping, jnp.float32)).interval
             assert (got.lower <= want).all()
             assert (want <= got.upper).all()
@@ -153,7 +153,7 @@ def test_intervals_hold_in_float32_for_any_solution():
 
 def test_zero_has_the_interval_zero():
     zero = jnp.zeros((2, 3))
-    got = certified(Solved(zero, zero, zero, jnp.zeros(2), jnp.zeros(2)), jnp.asarray(0.1))
+    got = certified(Solutions(zero, zero, zero, jnp.zeros(2), jnp.zeros(2)), jnp.asarray(0.1))
     for value in (got.value, got.residual, got.interval.lower, got.interval.upper):
         np.testing.assert_array_equal(value, 0.0)
 
@@ -162,4 +162,4 @@ def test_a_hessian_is_refused():
     backend, problem, state, _ = fitted(Identity, "coupled")
     problem = dataclasses.replace(problem, curvature="hessian")
     with pytest.raises(CurvatureError, match="semi-definite"):
-        solved_by(backend, state, problem, jnp.asarray(gradient_rows("coupled")), jnp.asarray(1.0))
+        solve_and_multiply(backend, state, problem, jnp.asarray(gradient_rows("coupled")), jnp.asarray(1.0))

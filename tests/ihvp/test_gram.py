@@ -16,7 +16,7 @@ from influence_ssl_jax.errors import CurvatureError, InfluenceError
 from influence_ssl_jax.ihvp import CG, EKFAC, Arnoldi, Damping, Exact, Gram
 from influence_ssl_jax.ihvp.gram import Wide
 from influence_ssl_jax.losses import CosineDistance, SimCLR, SquaredEuclid
-from influence_ssl_jax.scoring.estimands import bounds, curvature_error, estimate
+from influence_ssl_jax.scoring.estimands import bound_estimate, curvature_error, estimate
 from tests import problems
 from tests.ihvp.fitted import fitted
 
@@ -211,13 +211,13 @@ def test_bounds_of_every_estimand_follow_from_those_of_the_forms(estimand):
     """Whatever the errors within their bounds, the estimate stays within its own; the largest errors reach them."""
     rng = np.random.default_rng(0)
     gram, rounding = (jnp.asarray(rng.uniform(low, 1, (3, 4, 4))) for low in (0.5, 0))
-    low, high = bounds(gram, rounding, estimand)
+    low, high = bound_estimate(gram, rounding, estimand)
     for signs in (np.ones((3, 4, 4)), -np.ones((3, 4, 4)), rng.uniform(-1, 1, (3, 4, 4))):
         score = estimate(gram + signs * rounding, estimand).score
         assert (score <= high).all()
         assert ((score >= low) | (low == 0)).all()
     np.testing.assert_allclose(high, estimate(gram + rounding, estimand).score, rtol=1e-13)
-    tiny = bounds(0.01 * gram, rounding, estimand)[0]
+    tiny = bound_estimate(0.01 * gram, rounding, estimand)[0]
     assert (tiny < 0).all() if estimand == "u_statistic" else (tiny == 0).all()  # a positive form is never below zero
 
 

@@ -15,7 +15,7 @@ from influence_ssl_jax.ihvp import BACKENDS, KFAC, Arnoldi, Damping, Identity, N
 from influence_ssl_jax.losses import SquaredEuclid
 from influence_ssl_jax.nets.network import Network
 from influence_ssl_jax.problem import Objective, Problem
-from influence_ssl_jax.runs.score import resolved_damping
+from influence_ssl_jax.runs.score import describe_damping
 from influence_ssl_jax.scoring.scores import Scorer, Scoring
 from influence_ssl_jax.types import Batch
 from tests import problems
@@ -105,7 +105,7 @@ def test_the_record_of_a_run_says_how_uncertain_relative_damping_is():
 
     def recorded(damping):
         settings = Scoring(damping, batch_size=1)
-        return resolved_damping(
+        return describe_damping(
             Scorer(problem, state, backend.resolve(state, damping), problem.objective, backend, settings, state.blocks)
         )
 

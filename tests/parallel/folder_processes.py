@@ -1,4 +1,4 @@
-"""Run by `test_messages.py` as each of two processes: open a folder of which each sees something else."""
+"""Run by `test_processes.py` as each of two processes: open a folder of which each sees something else."""
 
 import os
 import sys
@@ -6,13 +6,13 @@ from pathlib import Path
 
 from influence_ssl_jax.data import Folder
 from influence_ssl_jax.errors import InfluenceError
-from influence_ssl_jax.parallel import Distributed, messages, start
+from influence_ssl_jax.parallel import Distributed, processes, start
 
 
 def main(folder: Path, coordinator: str, process: int) -> None:
     """Print the number of calls for folders, the ids and the fingerprint; then what an absent folder gives."""
     start(Distributed(coordinator, 2, process), {})
-    messages.PIECE = 100  # several pieces
+    processes.PIECE = 100  # several pieces
     scandir, calls = os.scandir, []
 
     def counted(path):
@@ -23,7 +23,7 @@ def main(folder: Path, coordinator: str, process: int) -> None:
     opened = Folder(str(folder)).open()
     print("said:", len(calls), *opened.ids(), opened.fingerprint())
     try:
-        messages.from_first(lambda: Folder(str(folder / "absent")).open().fingerprint().encode())
+        processes.broadcast_from_first(lambda: Folder(str(folder / "absent")).open().fingerprint().encode())
     except InfluenceError as error:
         print("said:", error)
 

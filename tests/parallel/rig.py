@@ -85,7 +85,7 @@ def on_mesh(backend, whole, part):
 
     padded, first = cut(whole.batches)
     divided = SplitProblem(dataclasses.replace(whole, batches=padded), all_devices())
-    state = divided.fitted(backend, SETTINGS.seed, local)
+    state = divided.fit(backend, SETTINGS.seed, local)
     here = dataclasses.replace(
         whole,
         params=replicated(whole.params, local),

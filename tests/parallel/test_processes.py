@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from influence_ssl_jax.data.listing import Listing, list_images
 from influence_ssl_jax.errors import InfluenceError, PartnerError
-from influence_ssl_jax.parallel import Distributed, rank
-from influence_ssl_jax.parallel.processes import resolved
+from influence_ssl_jax.parallel import Distributed, broadcast_from_first, rank
+from influence_ssl_jax.parallel.processes import resolve
 from influence_ssl_jax.run_log import json_lines
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -158,9 +159,9 @@ def test_the_number_of_a_process_is_the_schedulers():
 
 def test_flags_come_before_variables_and_variables_before_a_scheduler():
     variables = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
-    assert resolved(Distributed(), {}) is None
-    assert resolved(Distributed(), variables) == Distributed("a:1", 4, 3)
-    assert resolved(Distributed("b:2", process=0), variables) == Distributed("b:2", 4, 0)
+    assert resolve(Distributed(), {}) is None
+    assert resolve(Distributed(), variables) == Distributed("a:1", 4, 3)
+    assert resolve(Distributed("b:2", process=0), variables) == Distributed("b:2", 4, 0)
 
 
 @pytest.mark.parametrize(
@@ -172,14 +173,59 @@ def test_flags_come_before_variables_and_variables_before_a_scheduler():
     ],
 )
 def test_a_scheduler_is_asked_where_it_started_several(environment):
-    assert resolved(Distributed(), environment) == Distributed()
+    assert resolve(Distributed(), environment) == Distributed()
 
 
 @pytest.mark.parametrize("environment", [{"SLURM_STEP_NUM_TASKS": "1"}, {"TPU_WORKER_HOSTNAMES": "t0"}])
 def test_a_process_on_its_own_joins_nobody(environment):
-    assert resolved(Distributed(), environment) is None
+    assert resolve(Distributed(), environment) is None
 
 
 def test_half_of_what_is_needed_is_refused_with_what_is_missing():
     with pytest.raises(InfluenceError, match="missing: processes, process"):
-        resolved(Distributed("a:1"), {})
+        resolve(Distributed("a:1"), {})
+
+
+@pytest.fixture
+def folder(tmp_path) -> pathlib.Path:
+    for number in range(12):
+        (tmp_path / f"{number}.png").write_bytes(b"x" * number)
+    (tmp_path / "notes.txt").write_text("")
+    (tmp_path / "away").symlink_to("/tmp")
+    return tmp_path
+
+
+def test_a_listing_survives_its_bytes(folder):
+    with open(os.fsencode(folder) + b"/13\xff.png", "wb") as file:
+        file.write(b"x")
+    found = list_images(folder)
+    again = Listing.from_bytes(found.to_bytes())
+    assert list(again.images) == list(found.images)
+    assert again.images[12] == "13\udcff.png"
+    assert again.sizes.tolist() == found.sizes.tolist() == [*range(12), 1]
+    assert (again.others, again.notes) == (found.others, found.notes)
+    assert broadcast_from_first(lambda: b"alone") == b"alone"
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_lists_and_both_know(folder):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.parallel.folder_processes", str(folder), f"localhost:{port}"]
+    both = [
+        subprocess.Popen([*command, str(number)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+        for number in range(2)
+    ]
+    printed = [process.communicate(timeout=240)[0].splitlines() for process in both]
+    (first, last), (second, other) = (
+        [line.removeprefix("said: ") for line in lines if line.startswith("said: ")] for lines in printed
+    )
+    assert [process.returncode for process in both] == [0, 0]
+    assert first.split()[0] == "1"
+    assert second.split()[0] == "0"
+    assert first.split()[1:] == second.split()[1:]
+    assert first.split()[1:4] == ["0.png", "1.png", "2.png"]
+    assert last.startswith("There is no folder")
+    assert other == "The first process of the run has stopped with an error; its own output says why."

@@ -12,8 +12,17 @@ import jax.numpy as jnp
 
 from influence_ssl_jax.cli import main as command_line
 from influence_ssl_jax.errors import InfluenceError
-from influence_ssl_jax.parallel import Distributed, all_devices, barrier, gathered, in_every, processes, smallest, start
-from influence_ssl_jax.parallel.placement import split
+from influence_ssl_jax.parallel import (
+    Distributed,
+    all_devices,
+    barrier,
+    gather,
+    min_over_processes,
+    processes,
+    require_equal,
+    start,
+)
+from influence_ssl_jax.parallel.mesh import split
 
 
 def other(folder: Path, process: int) -> None:
@@ -28,11 +37,11 @@ def other(folder: Path, process: int) -> None:
             print(error, file=sys.stderr)
 
     said = ["größer 0", "g1"][process]
-    print(f"smallest {smallest(7 + 5 * process)} gathered {gathered(said)}", file=sys.stderr)
+    print(f"smallest {min_over_processes(7 + 5 * process)} gathered {gather(said)}", file=sys.stderr)
     with told():
         ScoreStore.open(folder, {"draws": 4 - 2 * process}, 100 - 10 * process)
     with told():
-        in_every(f"fit {process}", "The processes of this run have different fitted curvatures")
+        require_equal(f"fit {process}", "The processes of this run have different fitted curvatures")
 
 
 def dies(waits: str, killed: int, process: int) -> None:

@@ -6,11 +6,12 @@ import shutil
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from influence_ssl_jax.errors import StoreError
 from influence_ssl_jax.report.render import condensed, render
-from influence_ssl_jax.report.scored_run import Extent, ScoredFile
+from influence_ssl_jax.report.scored_run import Extent
 from influence_ssl_jax.runs.audit import resolved_scores
 from influence_ssl_jax.store import ScoreStore, read_sealed, write_sealed
 
@@ -178,8 +179,7 @@ def test_images_of_the_curvature_set_are_told(tmp_path, left_out, said):
         store.append(pa.table({"index": np.arange(4), "id": list("abcd"), "score": [1.0, 2.0, 3.0, 4.0]}))
         searched = {"images": 4, "reference": 4 - left_out, "neighbours": 1}
         facts = {"configuration": {"scoring": {"leave_own_out": left_out}}, "nearest_neighbours": searched}
-        further = {"in_curvature_set": np.array([True, False, True, False]), "knn_distance": np.arange(4.0)}
-        store.finish(None, further, facts)
+        store.finish(None, lambda index: {"in_curvature_set": index % 2 == 0, "knn_distance": index / 2}, facts)
     page = render(tmp_path).read_text()
     assert ("kNN distances are to the nearest of 3 random images, not of all 4" in page) == left_out
     assert "2 of the scored images are in the curvature set" in page
@@ -187,7 +187,7 @@ def test_images_of_the_curvature_set_are_told(tmp_path, left_out, said):
     assert "Median score: 2.00, of the other images 3.00." in page
     assert page.count('title="in the curvature set"') == 2
     known = [1.0, 2.0, 3.0, 4.0] if not left_out else [np.nan, 2.0, np.nan, 4.0]  # what an audit can learn from
-    np.testing.assert_array_equal(resolved_scores(ScoredFile.open(tmp_path)), known)
+    np.testing.assert_array_equal(resolved_scores(pq.read_table(tmp_path / "scores.parquet"), facts), known)
 
 
 def test_an_unfinished_or_damaged_run_is_refused(tmp_path, bare_folder):

@@ -26,7 +26,7 @@ from influence_ssl_jax.losses import CosineDistance
 from influence_ssl_jax.report import audited
 from influence_ssl_jax.run_log import json_lines
 from influence_ssl_jax.runs import audit
-from influence_ssl_jax.runs.score import Prepared
+from influence_ssl_jax.runs.prepare import Prepared
 from influence_ssl_jax.runs.settings import AuditRun, ScoreRun
 from influence_ssl_jax.scoring import Scoring, self_influence
 from influence_ssl_jax.store import ScoreStore, file_digest, read_sealed, write_sealed
@@ -67,7 +67,7 @@ def mean_eigenvalue():
 def folder(tmp_path, monkeypatch, few_resamples):
     """Scores of which half is missing, and more or less by chance."""
     monkeypatch.setattr(audit, "prepare", lambda *_: Prepared(None, TRANSFORM, the_problem().objective, source()))
-    monkeypatch.setattr(audit, "curvature_of", lambda *_: (the_problem(), {}))
+    monkeypatch.setattr(audit, "draw_problem", lambda *_: (the_problem(), {}))
     monkeypatch.setattr(audit, "identity", lambda *given: {"data": given[-1].fingerprint()})
     table = exact().filter(np.arange(SIZE) != BROKEN)
     noise = np.exp(0.1 * np.random.default_rng(0).normal(size=SIZE - 1))
@@ -79,7 +79,7 @@ def folder(tmp_path, monkeypatch, few_resamples):
     with ScoreStore.open(tmp_path, {"data": source().fingerprint()}, SIZE) as store:
         store.append(table.drop_columns("knn_distance"))
         store.skip([Skipped(BROKEN, str(BROKEN), "pixels are not finite")])
-        store.finish(None, {"knn_distance": table["knn_distance"].to_numpy()}, facts)
+        store.finish(None, lambda index: {"knn_distance": exact()["knn_distance"].to_numpy()[index]}, facts)
     return tmp_path
 
 
@@ -155,9 +155,9 @@ def test_a_stopped_audit_goes_on_and_a_larger_one_adds(finished, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(command(finished, 24))
     monkeypatch.setattr(Manifest, "add", added)
-    assert "Going on: 8 of 24 images are certified." in run(command(finished, 24))
+    assert "Continuing: 8 of 24 images are certified." in run(command(finished, 24))
     assert (finished / "audit.parquet").read_bytes() == whole
-    assert f"Going on: 24 of {SIZE}" in run(command(finished))
+    assert f"Continuing: 24 of {SIZE}" in run(command(finished))
     assert json.loads((finished / "audit.json").read_text())["counts"]["sample"] == SIZE
     with pytest.raises(StoreError, match=r"audit.seed: 0 → 1"):
         run(command(finished, seed=1))
@@ -176,7 +176,7 @@ def test_damaged_certificates_are_computed_again_to_the_same_bits_and_counted(fo
     path.write_bytes(path.read_bytes()[:-7])
     text = run(command(folder))
     assert f"{damaged.rows} certificates were damaged; they are computed again." in text
-    assert f"Going on: {SIZE - damaged.rows} of {SIZE}" in text
+    assert f"Continuing: {SIZE - damaged.rows} of {SIZE}" in text
     assert (folder / "audit.parquet").read_bytes() == whole
     assert json.loads((folder / "audit.json").read_text())["counts"]["recomputed"] == damaged.rows
     starts = [line["recomputed"] for line in json_lines(folder / "audit" / "log.jsonl") if line["event"] == "start"]
@@ -192,7 +192,7 @@ def test_a_sample_too_small_to_calibrate_says_so_and_leaves_no_older_calibration
 
 
 def test_scores_from_a_shared_subspace_have_rigorous_intervals_for_every_image(folder, monkeypatch):
-    monkeypatch.setattr(audit, "problem_over", lambda *_: the_problem())
+    monkeypatch.setattr(audit, "draw_problem", lambda *_: (the_problem(), {}))
     record = read_sealed(folder / "run.json")
     record["configuration"]["backend"] = describe(Arnoldi(12, block=2, probes=2))
     write_sealed(folder / "run.json", record)
@@ -209,12 +209,12 @@ def test_images_that_have_changed_are_refused(folder, monkeypatch):
     other = Arrays(np.zeros((SIZE, IMAGE, IMAGE, 3), np.uint8)).open()
     prepared = Prepared(None, TRANSFORM, the_problem().objective, other)
     monkeypatch.setattr(audit, "prepare", lambda *_: prepared)
-    with pytest.raises(InfluenceError, match=r"(?s)made by something else than what is there now.*data: "):
+    with pytest.raises(InfluenceError, match=r"(?s)made from something else than what is there now.*data: "):
         run(command(folder))
 
 
 def test_of_the_curvature_set_no_image_may_have_changed(folder, monkeypatch):
-    monkeypatch.setattr(audit, "curvature_of", lambda *_: (the_problem(), {4: source().content(4), 5: b"other"}))
+    monkeypatch.setattr(audit, "draw_problem", lambda *_: (the_problem(), {4: source().content(4), 5: b"other"}))
     with pytest.raises(DataError, match=r"1 images have changed since they were scored:\n  5 .example 5.: its bytes"):
         run(command(folder))
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from influence_ssl_jax.cli import main
 from influence_ssl_jax.data import Folder, ToInput
-from influence_ssl_jax.data.draw import drawn
+from influence_ssl_jax.data.loader import draw_curvature_set
 from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.errors import DataError, InfluenceError, SkippedError
 from influence_ssl_jax.evaluation.certificate import Audit
@@ -82,7 +82,7 @@ def half(command, monkeypatch):
 
 def in_curvature_set(command):
     """Numbers of the images that the matrix is averaged over."""
-    return drawn(command.source.open(), ToInput(8, 8, 3), 4, 4, 0).contents.keys()
+    return draw_curvature_set(command.source.open(), ToInput(8, 8, 3), 4, 4, 0).contents.keys()
 
 
 def swap(folder, one, other):
@@ -149,14 +149,14 @@ def test_a_changed_image_of_the_curvature_set_is_refused_even_then(command, tmp_
 def test_an_image_that_changes_between_fit_and_score_is_noticed(command, tmp_path, monkeypatch):
     from influence_ssl_jax.runs import score as module
 
-    late, fitted = max(in_curvature_set(command)), module.fitted_scorer
+    late, fitted = max(in_curvature_set(command)), module.fit_scorer
 
     def then_changed(*arguments):
         scorer = fitted(*arguments)
         Image.fromarray(np.full((8, 8, 3), 7, np.uint8)).save(tmp_path / "images" / f"{late}.bmp")
         return scorer
 
-    monkeypatch.setattr(module, "fitted_scorer", then_changed)
+    monkeypatch.setattr(module, "fit_scorer", then_changed)
     with pytest.raises(DataError, match="between fitting the curvature and scoring"):
         score(command)
     assert not (command.out / "scores.parquet").exists()
@@ -183,7 +183,7 @@ def audited(command):
 
 def test_an_audit_refuses_images_and_an_encoder_that_are_not_those_of_the_scores(command, tmp_path):
     score(command)
-    said = r"(?s)made by something else.*encoder: "
+    said = r"(?s)made from something else.*encoder: "
     with another_encoder(command, seed=1), pytest.raises(InfluenceError, match=said):
         audited(command)
     assert not (command.out / "calibrated.parquet").exists()

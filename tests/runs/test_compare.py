@@ -16,7 +16,7 @@ from influence_ssl_jax.evaluation.comparison import Grid
 from influence_ssl_jax.losses import CosineDistance
 from influence_ssl_jax.run_log import json_lines
 from influence_ssl_jax.runs import compare
-from influence_ssl_jax.runs.score import Prepared
+from influence_ssl_jax.runs.prepare import Prepared
 from influence_ssl_jax.runs.settings import CompareRun
 from influence_ssl_jax.scoring.scores import Scoring
 from influence_ssl_jax.store import read_sealed, write_sealed
@@ -40,7 +40,7 @@ def command(tmp_path, monkeypatch, few_resamples):
     )
     prepared = Prepared(network, ToInput(6, 6, 3), the_problem().objective, SOURCE.open())
     monkeypatch.setattr(compare, "prepare", lambda *_: prepared)
-    monkeypatch.setattr(compare, "curvature_of", lambda *_: (the_problem(), {}))
+    monkeypatch.setattr(compare, "draw_problem", lambda *_: (the_problem(), {}))
 
     def made(grid=NONE, dampings=(0.1, 1.0)):
         scoring, audit = Scoring(draws=1, batch_size=10), Audit(examples=20)
@@ -78,9 +78,11 @@ def test_the_record_the_table_and_the_figures(command, monkeypatch):
 
     # a backend more, and one whose part was lost: only these are run
     (next((folder / "parts").glob("Diagonal*"))).unlink()
-    fitted, original = [], comparison._Race.of.__func__
+    fitted, original = [], comparison._FittedBackend.of.__func__
     monkeypatch.setattr(
-        comparison._Race, "of", classmethod(lambda cls, b, *given: (fitted.append(b), original(cls, b, *given))[1])
+        comparison._FittedBackend,
+        "of",
+        classmethod(lambda cls, b, *given: (fitted.append(b), original(cls, b, *given))[1]),
     )
     text = run(command(Grid((), (), (3,), (), samples=2, probes=2)))
     assert [type(backend).__name__ for backend in fitted] == ["Diagonal", "CG"]

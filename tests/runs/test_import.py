@@ -13,7 +13,7 @@ from influence_ssl_jax.checkpoints import Choices, read
 from influence_ssl_jax.cli import main
 from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.losses import SimCLR
-from influence_ssl_jax.runs.encoder_of import encoder_of
+from influence_ssl_jax.runs.prepare import load_encoder
 
 FILES = Path(__file__).parents[1] / "checkpoints" / "files"
 COMMITTED = Path(__file__).parents[2] / "experiments" / "encoders" / "simclr_torch_w16_cifar10"
@@ -43,13 +43,13 @@ def test_an_import_says_what_it_found_and_is_scored(tmp_path):
         "pretraining loss: SimCLR(temperature=0.5), views simclr",
         "input: bicubic to 8×8; mean 0.4914, 0.4822, 0.4465; deviation 0.247, 0.2435, 0.2616",
         "parameters: 11,250",
-        "left unread: classifier.… (2 arrays): beside the encoder",
-        "left unread: epoch: 3",
-        "left unread: pytorch-lightning_version: '2.1.2'",
+        "not read: classifier.… (2 arrays): beside the encoder",
+        "not read: epoch: 3",
+        "not read: pytorch-lightning_version: '2.1.2'",
     ]
     held = json.loads((tmp_path / "net" / "encoder.json").read_text())
     assert (held["history"], held["source"]) == ({"epochs": 3}, "solo_learn_simclr.ckpt")
-    encoder = encoder_of(tmp_path / "net")
+    encoder = load_encoder(tmp_path / "net")
     assert encoder.heads.loss == SimCLR(0.5)
     status, _, complained = run("import", FILES / "dino.pth", "--out", tmp_path / "net", "--heads", "2")
     assert status == 2
@@ -71,20 +71,20 @@ def test_an_import_says_what_it_found_and_is_scored(tmp_path):
 
 def test_every_place_an_encoder_can_be(tmp_path, monkeypatch):
     run("import", FILES / "dinov3.pth", "--out", tmp_path / "net.v1", "--size", "16")
-    saved, direct = encoder_of(tmp_path / "net.v1" / "encoder.npz"), encoder_of(FILES / "dinov3.pth")
+    saved, direct = load_encoder(tmp_path / "net.v1" / "encoder.npz"), load_encoder(FILES / "dinov3.pth")
     jax.tree.map(np.testing.assert_array_equal, saved.params, direct.params)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "of_mine.py").write_text(
         "from influence_ssl_jax.encoder import Encoder\n\ndef make():\n    return Encoder.load('net.v1')\n"
     )
     for place in ("of_mine:make", "net.v1", "net.v1/encoder", "net.v1/encoder.json"):
-        assert encoder_of(Path(place)).digest() == saved.digest()
+        assert load_encoder(Path(place)).digest() == saved.digest()
     for place, said in {
         "absent.ckpt": "There is no file absent.ckpt",
         "absent": "No saved network at absent.json",
     }.items():
         with pytest.raises(CheckpointError, match=said):
-            encoder_of(Path(place))
+            load_encoder(Path(place))
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from influence_ssl_jax.ihvp import (
 )
 from influence_ssl_jax.losses import BYOL, BarlowTwins, CosineDistance, SimCLR
 from influence_ssl_jax.randomness import Stream
-from influence_ssl_jax.runs import objectives
+from influence_ssl_jax.runs.prepare import form_measurement, form_problem
 from influence_ssl_jax.runs.settings import CurvatureSet
 from influence_ssl_jax.train import Trained
 from influence_ssl_jax.train.settings import tiny
@@ -122,9 +122,9 @@ def matrix(name, curvature):
 
 
 def asked(name, output, curvature):
-    measurement = objectives.measurement(trained(name), output, GaussianNoise(0.3), CosineDistance())
+    measurement = form_measurement(trained(name), output, GaussianNoise(0.3), CosineDistance())
     chosen = CurvatureSet("pretraining", curvature)
-    return objectives.problem(trained(name), output, measurement, chosen, batches()), measurement
+    return form_problem(trained(name), output, measurement, chosen, batches()), measurement
 
 
 @functools.cache

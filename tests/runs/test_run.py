@@ -1,6 +1,5 @@
 """Scores from Python: the folder of the command line, resumed by either; arrays without a folder; audit and report."""
 
-import gc
 import tempfile
 from pathlib import Path
 
@@ -67,13 +66,30 @@ def test_python_and_the_command_line_write_one_folder_and_go_on_with_each_others
         isj.Run(tmp_path / "python").audit()
 
 
-def test_arrays_without_a_folder_are_scored_audited_and_reported_and_leave_nothing(encoder, images, tmp_path):
+@pytest.fixture
+def working(monkeypatch, tmp_path):
+    """The place of temporary folders, and a working folder in which relative paths would be written."""
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path
+
+
+def files_below(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_arrays_without_a_folder_are_scored_audited_and_reported_and_leave_nothing(encoder, images, working):
     events = []
     run = scored(encoder, images, progress=events.append)
+    assert files_below(working) == []
+    assert not list((working / "temporary").iterdir())
     assert run.table.column_names == [*COLUMNS, "in_curvature_set"]
     assert run.table["in_curvature_set"].to_pylist().count(True) == 6
     assert all(reason is None for reason in run.table["reason"].to_pylist())
     assert run.record["counts"]["scored"] == 12
+    assert run.folder is run.record["configuration"]["out"] is None
 
     (scoring,) = (event for event in events if isinstance(event, Started) and event.total)
     assert (scoring.stage, scoring.done, scoring.total) == ("scoring", 0, 12)
@@ -81,27 +97,29 @@ def test_arrays_without_a_folder_are_scored_audited_and_reported_and_leave_nothi
     assert [event.rate is None for event in events if isinstance(event, Advanced)] == [True, False]
     stages = [event.stage for event in events if isinstance(event, Started)]
     assert stages == [event.stage for event in events if isinstance(event, Ended)]
-    assert events[-1] == Written("Scores", run.folder / "scores.parquet")
+    assert not any(isinstance(event, Written) for event in events)  # no file is left that could be named
 
-    result = run.audit(isj.Audit(examples=12, width=0.01))
-    assert result.record["counts"]["certified"] == result.bounds.num_rows == 12
+    result = run.audit(isj.Audit(examples=6, width=0.01, batch_size=6))
+    assert result.record["counts"]["certified"] == result.bounds.num_rows == 6
     lower, upper = (result.bounds[name].to_numpy() for name in ("lower", "upper"))
     assert (lower <= upper).all()
+    more = run.audit(isj.Audit(examples=12, width=0.01, batch_size=6))
+    assert (more.record["counts"]["resumed"], more.bounds.num_rows) == (6, 12)
     with pytest.raises(InfluenceError, match="Name the page"):
         run.report()
-    page = run.report(tmp_path / "page.html")
+    page = run.report("page.html")
     assert page.read_text().count("data:image/png") > 0
-    folder = run.folder
-    del run
-    gc.collect()
-    assert not folder.exists()
+    assert str(working / "temporary") not in page.read_text()  # no name of a folder that is deleted
+    assert files_below(working) == [working / "here" / "page.html"]
+    assert not list((working / "temporary").iterdir())
 
 
-def test_an_error_leaves_no_temporary_folder(encoder, monkeypatch, tmp_path):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+def test_an_error_leaves_no_temporary_folder(encoder, working):
     with pytest.raises(DataError):
         scored(encoder, np.zeros((0, 4, 4, 3), np.uint8))
-    assert not list(tmp_path.iterdir())
+    assert not list((working / "temporary").iterdir())
+    with pytest.raises(InfluenceError, match=r"contents of scores\.parquet and run\.json"):
+        isj.Run(None)
 
 
 def test_images_are_a_folder_a_source_or_arrays():

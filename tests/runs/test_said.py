@@ -16,8 +16,8 @@ from influence_ssl_jax.errors import StoreError
 from influence_ssl_jax.ihvp import Identity
 from influence_ssl_jax.losses import CosineDistance, SimCLR
 from influence_ssl_jax.provenance import RECORDED
-from influence_ssl_jax.runs import compare, objectives, pretrain, score
-from influence_ssl_jax.runs.score import Prepared
+from influence_ssl_jax.runs import compare, prepare, pretrain, score
+from influence_ssl_jax.runs.prepare import Prepared
 from influence_ssl_jax.runs.settings import CompareRun, PretrainRun, ScoreRun
 from influence_ssl_jax.scoring.scores import Scoring
 from influence_ssl_jax.store.files import lock
@@ -43,9 +43,9 @@ def trained():
 def _a_small_network_and_a_note(monkeypatch):
     """A linear net in place of a pretrained one, over a source that has something to say."""
     monkeypatch.setattr(InMemory, "notes", lambda _: (NOTE,))
-    monkeypatch.setattr(score, "encoder_of", lambda _: trained())
-    monkeypatch.setattr(objectives, "measurement", lambda *_: the_problem().objective)
-    monkeypatch.setattr(score, "curvature_of", lambda *_: (the_problem(), {}))
+    monkeypatch.setattr(prepare, "load_encoder", lambda _: trained())
+    monkeypatch.setattr(prepare, "form_measurement", lambda *_: the_problem().objective)
+    monkeypatch.setattr(score, "draw_problem", lambda *_: (the_problem(), {}))
 
 
 def said(run, settings):
@@ -85,7 +85,7 @@ def test_pretraining_says_the_notes(tmp_path, monkeypatch):
 def test_a_comparison_refuses_a_folder_that_is_written_by_another(tmp_path, monkeypatch):
     prepared = Prepared(trained(), ToInput(3, 3), the_problem().objective, SOURCE.open())
     monkeypatch.setattr(compare, "prepare", lambda *_: prepared)
-    monkeypatch.setattr(compare, "curvature_of", lambda *_: (the_problem(), {}))
+    monkeypatch.setattr(compare, "draw_problem", lambda *_: (the_problem(), {}))
     monkeypatch.setattr(compare, "claim", lambda *_: pytest.fail("a folder in use was taken"))
     (tmp_path / "out").mkdir()
     with lock(tmp_path / "out"), pytest.raises(StoreError, match="is being written by another run"):

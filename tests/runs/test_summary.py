@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from influence_ssl_jax.cli.demo import summarise
-from influence_ssl_jax.report.recovery import recoveries
+from influence_ssl_jax.report.analysis import recoveries
 from influence_ssl_jax.report.scored_run import ScoredRun
 from tests.scored import write_bare, write_run
 
@@ -33,4 +33,4 @@ def test_every_kind_and_end_has_its_numbers_within_eighty_columns(tmp_path, told
 def test_a_run_without_planted_truth_says_what_it_can(tmp_path, told):
     with told.capture() as said:
         summarise(write_bare(tmp_path), told)
-    assert said.get().startswith("4 images scored, 0 not finite, 0 skipped.")
+    assert said.get().startswith("4 images scored, 0 scores not finite, 0 images skipped.")

@@ -76,7 +76,7 @@ def test_the_whole_way(encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(ScoreStore, "append", appended)
     with told.capture() as said:
         score(command(encoder, tmp_path / "resumed", parts=Parts(1)), Renderer(told))
-    assert f"Going on: 13 of {SIZE} images are done." in said.get()
+    assert f"Continuing: 13 of {SIZE} images are done." in said.get()
     both = [(tmp_path / name / "scores.parquet").read_bytes() for name in ("fresh", "resumed")]
     assert both[0] == both[1]
     assert json.loads((tmp_path / "resumed" / "run.json").read_text())["counts"]["resumed"] == 13

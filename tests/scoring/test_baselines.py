@@ -5,8 +5,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from influence_ssl_jax.runs.score import searched_among
-from influence_ssl_jax.scoring.neighbours import knn_distance, reference_size, streamed_knn_distance
+from influence_ssl_jax.runs.score import count_searched
+from influence_ssl_jax.scoring.neighbours import knn_distance, reference_size, stream_knn_distance
 from influence_ssl_jax.scoring.scores import pixel_variance
 
 
@@ -44,16 +44,17 @@ def test_pieces_of_any_size_are_the_whole(seed, pieces):
     z = rng.normal(size=(23, 4)).astype(np.float32)
     z[3] = 0
     cuts = np.sort(rng.integers(0, 24, pieces))
-    streamed = streamed_knn_distance(lambda: np.split(z, cuts), 2, seed, max_reference=15)
-    np.testing.assert_array_equal(streamed, knn_distance(z, 2, seed, max_reference=15))
+    streamed = list(stream_knn_distance(lambda: np.split(z, cuts), 2, seed, max_reference=15))
+    assert [len(piece) for piece in streamed] == [len(piece) for piece in np.split(z, cuts)]
+    np.testing.assert_array_equal(np.concatenate(streamed), knn_distance(z, 2, seed, max_reference=15))
 
 
 def test_the_number_of_pairs_is_bounded():
     z = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
-    few = streamed_knn_distance(lambda: [z], max_pairs=600)  # a reference of ten
+    (few,) = stream_knn_distance(lambda: [z], max_pairs=600)  # a reference of ten
     assert reference_size(len(z), max_pairs=600) == 10
     assert [reference_size(10**k) for k in (4, 6, 8)] == [10_000, 2_500, 25]
-    assert searched_among(np.append(few, np.nan), 1) == {"images": 60, "reference": 60, "neighbours": 1}
+    assert count_searched(60, 1) == {"images": 60, "reference": 60, "neighbours": 1}
     assert (few >= knn_distance(z) - 1e-6).all()
     np.testing.assert_array_equal(few, knn_distance(z, max_reference=10))
 

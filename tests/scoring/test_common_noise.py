@@ -8,12 +8,12 @@ import numpy as np
 
 from influence_ssl_jax import randomness
 from influence_ssl_jax.evaluation.calibration import Calibration
-from influence_ssl_jax.evaluation.comparison import Examples, compared
+from influence_ssl_jax.evaluation.comparison import Examples, compare_backends
 from influence_ssl_jax.evaluation.exact import Truth
 from influence_ssl_jax.ihvp import Damping, Identity
 from influence_ssl_jax.losses import CosineDistance
 from influence_ssl_jax.randomness import Stream
-from influence_ssl_jax.scoring.scores import Scorer, Scoring, keyed
+from influence_ssl_jax.scoring.scores import Scorer, Scoring, assign_keys
 from tests import problems
 
 OWN = Scoring(Damping(absolute=0.1), draws=2, batch_size=4, seed=9)
@@ -49,7 +49,7 @@ def test_comparisons_of_backends():
 
     def scores(settings):
         examples = Examples(problem.objective, [batch], np.ones(4, bool), settings)
-        (row,) = compared([Identity(probes=1)], problem, examples, [truth], Calibration())
+        (row,) = compare_backends([Identity(probes=1)], problem, examples, [truth], Calibration())
         return row.scores
 
     own, common = scores(OWN), scores(COMMON)
@@ -59,8 +59,8 @@ def test_comparisons_of_backends():
 
 def test_certificates():
     _, batch = given()
-    assert keyed(batch, OWN) is batch
-    common = keyed(batch, COMMON)
+    assert assign_keys(batch, OWN) is batch
+    common = assign_keys(batch, COMMON)
     one = jax.random.key_data(randomness.root(9, Stream.COMMON_NOISE))
     np.testing.assert_array_equal(jax.random.key_data(common.key), [one] * 4)
     np.testing.assert_array_equal(common.image, batch.image)

@@ -16,10 +16,10 @@ from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.ihvp import BACKENDS, Damping, Exact, Gram, Identity, LoGra
 from influence_ssl_jax.losses import CosineDistance
-from influence_ssl_jax.runs.score import with_room
+from influence_ssl_jax.runs.score import choose_batch_size
 from influence_ssl_jax.scoring import memory
 from influence_ssl_jax.scoring.fitting import shapes
-from influence_ssl_jax.scoring.memory import Memory, check_fit, memory_of
+from influence_ssl_jax.scoring.memory import Memory, check_fit, estimate_memory, host_memory
 from influence_ssl_jax.scoring.scores import Scorer, Scoring
 from influence_ssl_jax.scoring.stream import stream
 from tests import problems
@@ -98,7 +98,7 @@ def test_the_formula_bounds_what_the_compiled_program_allocates(monkeypatch):
     monkeypatch.setattr(cut, "ENTRIES", 1)
     scorer, batch = scorer_of(32)
     held = scorer.problem.params, scorer.problem.frozen
-    need = memory_of(scorer.measurement, *held, scorer.backend, scorer.state, (SIZE, SIZE, 3), DRAWS)
+    need = estimate_memory(scorer.measurement, *held, scorer.backend, scorer.state, (SIZE, SIZE, 3), DRAWS)
     fixed = need.fixed - 4 * 2**24  # the patches, of which there is one example's here
     leaves, structure = jax.tree.flatten((scorer, batch))
 
@@ -164,9 +164,9 @@ def test_gram_keeps_a_number_for_each_row_and_parameter_and_is_refused_beforehan
     leaves = shapes(problem, backend, 0).leaves
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
     assert 0 <= held - rows * parameters * width - 4 * (parameters + 4 * rows**2) < 100 * width * rows
-    monkeypatch.setattr(memory, "available", lambda: (held, "cpu"))
+    monkeypatch.setattr(memory, "available_memory", lambda: (held, "cpu"))
     check_fit(leaves, backend)
-    monkeypatch.setattr(memory, "available", lambda: (held - 1, "cpu"))
+    monkeypatch.setattr(memory, "available_memory", lambda: (held - 1, "cpu"))
     with pytest.raises(InfluenceError, match="Gram keeps"):
         check_fit(leaves, backend)
 
@@ -240,7 +240,7 @@ def crowded(**of_device):
 
 def test_a_batch_that_runs_out_of_memory_is_halved_until_one_has_room(caplog):
     device = crowded(room=5)
-    assert with_room(device, None).batch_size == 4
+    assert choose_batch_size(device, None).batch_size == 4
     assert device.tried == [16, 8, 4]
     assert [line.message for line in caplog.records] == [
         "batches of 16 images run out of memory; trying 8",
@@ -250,8 +250,51 @@ def test_a_batch_that_runs_out_of_memory_is_halved_until_one_has_room(caplog):
 
 def test_a_device_without_room_for_one_image_is_refused_and_other_failures_are_not_taken_for_that():
     with pytest.raises(InfluenceError, match="out of memory while it scores one image at a time"):
-        with_room(crowded(), None)
+        choose_batch_size(crowded(), None)
     broken = crowded(said="INTERNAL: a kernel failed")
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        with_room(broken, None)
+        choose_batch_size(broken, None)
     assert broken.tried == [16]
+
+
+GIB = 2**30
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A host with 1 TiB free, as the kernel tells of it."""
+    (tmp_path / "proc/self").mkdir(parents=True)
+    write(tmp_path, "proc/meminfo", f"MemTotal: {2**30} kB\nMemAvailable: {2**30} kB\n")
+    write(tmp_path, "proc/self/statm", "100 0 0\n")
+    return tmp_path
+
+
+def write(root, name, text):
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_text(text)
+
+
+def test_without_control_groups_the_host_is_the_bound(root):
+    assert 0 < host_memory(root) <= 2**40
+    assert host_memory(root / "nothing there") >= host_memory(root)
+
+
+def test_the_limit_of_a_group_of_version_2_counts_and_so_does_one_above_it(root):
+    write(root, "proc/self/cgroup", "0::/job/step\n")
+    write(root, "sys/fs/cgroup/job/step/memory.max", "max\n")
+    write(root, "sys/fs/cgroup/job/memory.max", f"{GIB}\n")
+    assert host_memory(root) == GIB
+    write(root, "sys/fs/cgroup/job/step/memory.max", f"{GIB // 2}\n")
+    assert host_memory(root) == GIB // 2
+
+
+def test_the_limit_of_a_group_of_version_1_counts(root):
+    write(root, "proc/self/cgroup", "4:cpu,cpuacct:/job\n3:memory:/job\n")
+    write(root, "sys/fs/cgroup/memory/job/memory.limit_in_bytes", f"{GIB}\n")
+    write(root, "sys/fs/cgroup/memory/memory.limit_in_bytes", f"{2**63 - 4096}\n")
+    assert host_memory(root) == GIB
+
+
+def test_what_other_processes_hold_is_not_there(root):
+    write(root, "proc/meminfo", f"MemTotal: {2**30} kB\nMemAvailable: {GIB // 1024} kB\n")
+    assert host_memory(root) == GIB

@@ -7,7 +7,7 @@ import pytest
 
 from influence_ssl_jax.data.loader import LoadedBatch
 from influence_ssl_jax.scoring.scores import Columns
-from influence_ssl_jax.scoring.stream import reasons, table_of
+from influence_ssl_jax.scoring.stream import explain_rows, to_table
 from influence_ssl_jax.types import Batch
 
 
@@ -45,14 +45,14 @@ def columns(count=1, **changes) -> Columns:
     ],
 )
 def test_each_thing_that_can_be_the_matter_is_said(changes, said):
-    assert reasons(columns(**changes)) == [said]
+    assert explain_rows(columns(**changes)) == [said]
 
 
 def test_a_row_without_a_score_has_nan_and_padding_has_no_row():
     valid, index = np.array([True, False, True, True]), np.array([8, -1, 10, 11])
     batch = Batch(jnp.zeros((4, 1, 1, 1)), jax.random.split(jax.random.key(0), 4), jnp.asarray(index), None)
     held = columns(4, score=[1.0, 7.0, np.inf, 3.0], degenerate=[False, False, False, True], residual=[0.5, 0, 0, 0])
-    table = table_of(LoadedBatch(batch, ("a", "", "b", "c"), valid, (), (bytes(16), b"", bytes(16), bytes(16))), held)
+    table = to_table(LoadedBatch(batch, ("a", "", "b", "c"), valid, (), (bytes(16), b"", bytes(16), bytes(16))), held)
     assert table["index"].to_pylist() == [8, 10, 11]
     assert table["id"].to_pylist() == ["a", "b", "c"]
     for name, kept in (("score", 1.0), ("score_se", 0.5)):

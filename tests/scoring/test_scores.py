@@ -21,7 +21,7 @@ from influence_ssl_jax.losses import MEASUREMENTS, CosineDistance, SimCLR
 from influence_ssl_jax.losses.loss import Embeddings
 from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.scoring.scores import Scorer, Scoring
-from influence_ssl_jax.scoring.stream import UNRESOLVED, in_slots, self_influence, stream
+from influence_ssl_jax.scoring.stream import UNRESOLVED, place_in_slots, self_influence, stream
 from influence_ssl_jax.store import COLUMNS
 from influence_ssl_jax.types import Batch
 from tests import problems
@@ -97,7 +97,7 @@ def test_batch_size_and_order_do_not_change_a_score():
 def test_an_example_has_the_same_row_whatever_else_is_asked_for(count, size, seed):
     rng = np.random.default_rng(seed)
     asked = rng.permutation(count)[: rng.integers(1, count + 1)]
-    rows = in_slots(asked, size).reshape(-1, size)
+    rows = place_in_slots(asked, size).reshape(-1, size)
     assert sorted(rows[rows >= 0].tolist()) == sorted(asked.tolist())
     for batch in rows:
         held = batch[batch >= 0]

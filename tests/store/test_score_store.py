@@ -57,10 +57,14 @@ def fill(folder, batches, finish=True):
             store.append(part(todo[todo != 6]))
             store.skip([Skipped(6, "image_6", "truncated")] if 6 in todo else [])
         if finish:
-            manifest = [embedding_matrix(table["embedding"]) for table in store.windows(["embedding"])]
-            squares = np.concatenate(manifest)[:, 1].astype(float)
-            return store.finish(ATTRIBUTES, {"knn_distance": squares}, {"damping": 0.5})
+            distances = store.distances(lambda: squares(store))
+            return store.finish(ATTRIBUTES, lambda index: {"knn_distance": distances.of(index)}, {"damping": 0.5})
     return None
+
+
+def squares(store):
+    """The second number of every embedding, in place of a distance."""
+    return (embedding_matrix(table["embedding"])[:, 1].astype(float) for table in store.windows(["embedding"]))
 
 
 BATCHES = [np.array([0, 1, 2, 3]), np.array([4, 5, 6, 7]), np.array([8, 9])]
@@ -203,9 +207,20 @@ def test_rows_that_two_processes_made_stop_the_table_and_are_dropped_by_the_next
         monkeypatch.undo()
         first.refresh(12)
         with pytest.raises(StoreError, match="2 of 10 examples are in two parts, 2 first"):
-            first.finish(ATTRIBUTES, {"knn_distance": np.zeros(11)}, {})
+            first.finish(ATTRIBUTES, zeros, {})
     assert not (tmp_path / "out" / "scores.parquet").exists()
     assert fill(tmp_path / "out", []).read_bytes() == fresh
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 4)), max_size=6))
+def test_gaps_and_repeats_are_those_of_counting(starts):
+    runs = [[first, min(first + length, 10)] for first, length in starts]
+    times = np.zeros(10, int)
+    for first, end in runs:
+        times[first:end] += 1
+    missing, repeated = manifest.gaps_and_repeats(runs, 10)
+    for found, right in ((missing, times == 0), (repeated, times > 1)):
+        assert [k for first, end in found for k in range(first, end)] == np.flatnonzero(right).tolist()
 
 
 def test_rows_that_a_shared_disk_does_not_show_stop_the_table(tmp_path, monkeypatch):
@@ -218,7 +233,7 @@ def test_rows_that_a_shared_disk_does_not_show_stop_the_table(tmp_path, monkeypa
 
 def test_processes_that_were_given_different_work_are_refused_with_the_difference(tmp_path, monkeypatch):
     other = json.dumps({"size": SIZE - 1, **IDENTITY})
-    monkeypatch.setattr(identity, "gathered", lambda text: [text, other])
+    monkeypatch.setattr(identity, "gather", lambda text: [text, other])
     with pytest.raises(StoreError, match=r"(?s)not started for the same work.*process 0 → process 1.*size: 10 → 9"):
         ScoreStore.open(tmp_path, IDENTITY, SIZE)
     assert list(tmp_path.iterdir()) == []
@@ -255,6 +270,40 @@ def test_a_crash_while_examples_are_forgotten_costs_no_other_one(tmp_path, monke
     with ScoreStore.open(tmp_path, IDENTITY, SIZE) as store:
         assert set(store.todo().tolist()) <= {1}
     assert fill(tmp_path, BATCHES).read_bytes() == fresh
+
+
+def test_a_whole_table_of_another_run_or_of_earlier_parts_is_made_again(tmp_path):
+    products, kept = ("scores.parquet", "run.json"), tmp_path / "kept"
+    fresh = fill(tmp_path / "out", BATCHES).read_bytes()
+    other = {**IDENTITY, "data": "other"}
+    with ScoreStore.open(tmp_path / "other", other, SIZE) as store:
+        store.append(part(np.arange(SIZE), scale=2.0))
+        store.finish()
+    for name in products:
+        shutil.copy(tmp_path / "other" / name, tmp_path / "out" / name)
+    assert fill(tmp_path / "out", []).read_bytes() == fresh
+    shutil.copytree(tmp_path / "out", kept)
+    with ScoreStore.open(tmp_path / "out", IDENTITY, SIZE) as store:
+        store.forget(np.array([1]))
+        store.append(part([1], scale=3.0))  # its image has changed, and was scored again
+        new = store.finish(ATTRIBUTES).read_bytes()
+    for name in products:
+        shutil.copy(kept / name, tmp_path / "out" / name)
+    with ScoreStore.open(tmp_path / "out", IDENTITY, SIZE) as store:
+        assert not (tmp_path / "out" / "run.json").exists()
+        assert store.finish(ATTRIBUTES).read_bytes() == new
+
+
+def test_distances_of_another_run_are_none(tmp_path):
+    for name, value in (("ours", 0.5), ("other", 0.25)):
+        with ScoreStore.open(tmp_path / name, {"name": name}, 1) as store:
+            store.append(part([0]))
+            store.distances(lambda value=value: [np.array([value])])
+            store.drop_embeddings()
+    for name in ("distances.parquet", "distances.json"):
+        shutil.copy(tmp_path / "other" / name, tmp_path / "ours" / name)
+    with ScoreStore.open(tmp_path / "ours", {"name": "ours"}, 1) as store:
+        assert np.isnan(store.distances(refuse).of(np.array([0]))).all()
 
 
 def test_scores_of_two_fits_are_not_mixed(tmp_path):
@@ -294,12 +343,16 @@ def test_a_file_that_may_not_grow_stops_the_run_and_loses_nothing(tmp_path):
     assert fill(tmp_path / "out", BATCHES).read_bytes() == fresh
 
 
+def zeros(index):
+    return {"knn_distance": np.zeros(len(index))}
+
+
 def go_on(store):
     """The batches after the first, and the table."""
     for batch in BATCHES[1:]:
         store.append(part(batch[batch != 6]))
         store.skip([Skipped(6, "image_6", "truncated")] if 6 in batch else [])
-    store.finish(ATTRIBUTES, {"knn_distance": np.zeros(SIZE - 1)}, {})
+    store.finish(ATTRIBUTES, zeros, {})
 
 
 @pytest.mark.parametrize("file", ["parts/0000/000001.parquet.tmp", "parts/0000/manifest.jsonl", "scores.parquet.tmp"])
@@ -478,14 +531,20 @@ def test_embeddings_are_in_files_of_their_own_that_other_readers_do_not_open(tmp
     assert sorted(file.name for file in (tmp_path / "parts" / "0000").glob("0*")) == ["000000.arrow", "000000.parquet"]
 
 
+def refuse():
+    """Embeddings that were dropped cannot be measured."""
+    raise AssertionError
+
+
 def test_dropped_embeddings_leave_their_distances_and_the_same_table(tmp_path):
     distance = np.array([0.5, 0.25, 0.125, 1.0])
     with ScoreStore.open(tmp_path, {}, 4) as store:
         store.append(part([0, 1, 2]))
         store.append(part([3]))
         assert store.embedded()
-        store.finish(None, {"knn_distance": distance})
-        store.drop_embeddings(distance)
+        distances = store.distances(lambda: [distance])
+        store.finish(None, lambda index: {"knn_distance": distances.of(index)})
+        store.drop_embeddings()
         assert not store.embedded()
         assert "embedding" not in store.columns()
     assert not list(tmp_path.rglob("*.arrow"))
@@ -493,13 +552,15 @@ def test_dropped_embeddings_leave_their_distances_and_the_same_table(tmp_path):
     (tmp_path / "scores.parquet").unlink()
     with ScoreStore.open(tmp_path, {}, 4) as store:
         assert not len(store.todo())
-        np.testing.assert_array_equal(store.kept_distances(), distance)
-        store.finish(None, {"knn_distance": store.kept_distances()})
+        kept = store.distances(refuse)
+        np.testing.assert_array_equal(kept.of(np.arange(4)), distance)
+        np.testing.assert_array_equal(kept.of(np.array([1, 3, 9])), [0.25, 1.0, np.nan])
+        store.finish(None, lambda index: {"knn_distance": kept.of(index)})
         assert (tmp_path / "scores.parquet").read_bytes() == before
         store.forget(np.array([1]))
         store.append(part([1]))  # with an embedding, after others whose were dropped
         assert not store.embedded()
-        np.testing.assert_array_equal(store.kept_distances(), [0.5, np.nan, 0.125, 1.0])
+        np.testing.assert_array_equal(store.distances(refuse).of(np.arange(4)), [0.5, np.nan, 0.125, 1.0])
     DAMAGE["one bit"](tmp_path / "distances.parquet")
     with ScoreStore.open(tmp_path, {}, 4) as store:
-        assert np.isnan(store.kept_distances()).all()
+        assert np.isnan(store.distances(refuse).of(np.arange(4))).all()

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from influence_ssl_jax.ihvp import Damping, Exact
 from influence_ssl_jax.losses import CosineDistance, SquaredEuclid
-from influence_ssl_jax.theory import background, cosine_derivatives, gauss_newton, leverage, linear
+from influence_ssl_jax.theory import background, cosine, gauss_newton, leverage, linear
 from tests import problems
 from tests.theory.bridge import CONJUGATE, DAMPING, EXAMPLES, SETTINGS, Tanh, only, problem, scores, views
 from tests.theory.cases import compiled
@@ -29,9 +29,9 @@ def residual_and_jacobian(loss, weight, x, perturbed):
         moved = {"both": x - perturbed, "clean": x, "perturbed": -perturbed}[loss.gradient]
         return residual, 2**0.5 * jnp.kron(jnp.eye(len(weight)), moved[None])
     jacobian = {
-        "both": lambda: cosine_derivatives.jacobian(weight, x, perturbed),
-        "clean": lambda: cosine_derivatives.stop_gradient_jacobian(weight, x),
-        "perturbed": lambda: -cosine_derivatives.stop_gradient_jacobian(weight, perturbed),
+        "both": lambda: cosine.jacobian(weight, x, perturbed),
+        "clean": lambda: cosine.stop_gradient_jacobian(weight, x),
+        "perturbed": lambda: -cosine.stop_gradient_jacobian(weight, perturbed),
     }[loss.gradient]()
     return gauss_newton.cosine_residual(weight @ x, weight @ perturbed), jacobian
 
@@ -68,7 +68,7 @@ def test_the_exact_hessian_of_the_cosine_distance():
     """Indefinite, so damped beyond its most negative eigenvalue."""
     whole = problem(CosineDistance(), curvature="hessian")
     weight, *_, gradients = closed(whole)
-    hessians = jax.jit(lambda whole: jax.vmap(functools.partial(cosine_derivatives.hessian, weight))(*views(whole)))
+    hessians = jax.jit(lambda whole: jax.vmap(functools.partial(cosine.hessian, weight))(*views(whole)))
     curvature = np.mean(hessians(whole), axis=0)
     damping = float(-2 * np.linalg.eigvalsh(curvature)[0])
     assert damping > 0

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from influence_ssl_jax.theory import document, linear, oracle, typeset
-from influence_ssl_jax.theory.draw import Draw, pool
+from influence_ssl_jax.theory import linear, oracle, page
 from influence_ssl_jax.theory.families import FAMILIES, ITEMS
+from influence_ssl_jax.theory.instances import Draw, pool
 from influence_ssl_jax.theory.item import AtLeast, AtMost, Check, CounterExample, Item
 
 
@@ -43,14 +43,14 @@ def test_a_false_statement_has_a_counter_example_and_a_correction():
 def test_every_formula_is_typeset(item):
     example = "" if item.counter_example is None else item.counter_example.instance
     for text in (item.statement, item.conditions, item.correction, example):
-        written = typeset.prose(text)
+        written = page.prose(text)
         assert written.count("<svg") == len(re.findall(r"\$[^$]+\$", text))
         assert "$" not in re.sub(r'aria-label="[^"]*"', "", written)
 
 
 def test_the_document_is_what_the_list_says():
     written = (Path(__file__).parents[2] / "docs" / "theory.md").read_text()
-    assert written == document.markdown(), "write it again: influence-ssl theory --markdown docs/theory.md"
+    assert written == page.markdown(), "write it again: influence-ssl theory --markdown docs/theory.md"
     for item in ITEMS:
         assert f"| [{item.title}](#{item.name}) | {item.origin} | {item.status} |" in written
         assert f"> {item.statement}" in written
@@ -126,7 +126,7 @@ def test_what_is_derived_here_is_not_counted_as_the_papers():
     derived = {item.name for item in ITEMS if item.origin == "derived here"}
     assert {"leave-one-out", "gaussian-ranking", "gaussian-estimators", "duplicates", "leverage"} <= derived
     assert not {"claim-4", "theorem-1", "proposition-3", "cosine-limits"} & derived
-    said = document.markdown()
+    said = page.markdown()
     for origin, count in (("of the paper", len(ITEMS) - len(derived)), ("derived here", len(derived))):
         assert f"Statements {origin}, {count}: " in said
 

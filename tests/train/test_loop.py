@@ -65,7 +65,7 @@ def test_a_run_learns_and_reports(tmp_path):
     shown = Console(file=io.StringIO(), width=200)
     settings = small(SimCLR(0.5), epochs=3, optimiser=Sgd(0.05, warmup_epochs=1))
     trained = pretrain(settings, coloured(48), INPUT, tmp_path, probe=PROBE, progress=Renderer(shown))
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rows = Journal(tmp_path / "metrics.jsonl").rows()
     assert rows == list(trained.history)
     assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
     assert rows[3]["loss"] < rows[1]["loss"]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from influence_ssl_jax.data import Arrays, ToInput, cached
+from influence_ssl_jax.data import Arrays, ToInput, cache
 from influence_ssl_jax.losses import SimCLR
 from influence_ssl_jax.store import write_sealed
 from influence_ssl_jax.train import Probe, TrainingError, loop, pretrain, resume
@@ -28,7 +28,7 @@ def state(number):
 @pytest.fixture
 def three(tmp_path):
     """The folder after three epochs, of which the last two are kept."""
-    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints = Checkpoints(tmp_path, keep=2, owner="ours")
     for epoch in (1, 2, 3):
         checkpoints.save(epoch, state(epoch))
     checkpoints.close()
@@ -36,7 +36,7 @@ def three(tmp_path):
 
 
 def latest(folder):
-    checkpoints = Checkpoints(folder, keep=2)
+    checkpoints = Checkpoints(folder, keep=2, owner="ours")
     try:
         return checkpoints.latest(state(0))
     finally:
@@ -105,12 +105,21 @@ def test_a_newest_state_that_cannot_be_read_is_passed_over_and_its_epoch_saved_a
         else:
             file.write_bytes(b"")
     assert latest(three)[0] == 2
-    checkpoints = Checkpoints(three, keep=2)
+    checkpoints = Checkpoints(three, keep=2, owner="ours")
     checkpoints.save(3, state(3))
     checkpoints.close()
     epoch, found = latest(three)
     assert epoch == 3
     equal(found, state(3))
+
+
+def test_states_of_another_run_are_not_taken(three, caplog):
+    checkpoints = Checkpoints(three, keep=2, owner="another")
+    epoch, found = checkpoints.latest(state(0))
+    checkpoints.close()
+    assert epoch == 0
+    equal(found, state(0))
+    assert "its digest is not the one that was kept" in caplog.text
 
 
 def test_where_no_state_is_whole_the_run_begins_anew(three):
@@ -153,21 +162,21 @@ def identity_of(monkeypatch, tmp_path):
 def test_the_identity_is_the_same_whether_images_are_held_or_read_and_knows_the_input(identity_of):
     """One process holds the decoded set, several read it as it is: each goes on with the other's run."""
     source, other = coloured(32), ToInput(8, 8, 3, resize="nearest", crop="stretch")
-    alone, together = identity_of(cached(source, INPUT), INPUT), identity_of(source, INPUT)
+    alone, together = identity_of(cache(source, INPUT), INPUT), identity_of(source, INPUT)
     assert alone == together
     assert identity_of(source, other) != together
-    assert identity_of(cached(source, other), other) == identity_of(source, other)
+    assert identity_of(cache(source, other), other) == identity_of(source, other)
     assert {"versions", "device", "input", "data", "pretrain"} == alone.keys()
 
 
 def test_images_that_change_between_two_runs_of_a_training_are_named(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3), dtype=np.uint8)
-    first = cached(Arrays(images).open(), INPUT)
+    first = cache(Arrays(images).open(), INPUT)
     resume.check_images(tmp_path, first.examples)
-    resume.check_images(tmp_path, cached(Arrays(images.copy()).open(), INPUT).examples)
+    resume.check_images(tmp_path, cache(Arrays(images.copy()).open(), INPUT).examples)
     images[[3, 5]] = images[[5, 3]]
     with pytest.raises(TrainingError, match="2 images have changed since this run began, the first: 3, 5"):
-        resume.check_images(tmp_path, cached(Arrays(images).open(), INPUT).examples)
+        resume.check_images(tmp_path, cache(Arrays(images).open(), INPUT).examples)
 
 
 def test_versions_and_device_are_part_of_the_identity(tmp_path):
@@ -179,11 +188,13 @@ def test_versions_and_device_are_part_of_the_identity(tmp_path):
 def test_a_line_of_the_journal_that_is_no_row_is_passed_over(tmp_path):
     from influence_ssl_jax.train.resume import Journal
 
-    (tmp_path / "metrics.jsonl").write_text(
-        'null\n[1]\n{"loss": 1}\n{"epoch": null}\n{"epoch": 0}\n' + "[" * 100_000 + "\n"
-    )
-    assert Journal(tmp_path / "metrics.jsonl").rows() == [{"epoch": 0}]
-    assert Journal(tmp_path / "metrics.jsonl").keep(0) == [{"epoch": 0}]
+    journal = Journal(tmp_path / "metrics.jsonl")
+    for row in ({"loss": 1}, {"epoch": 0}, {"epoch": 1, "loss": 2.5}):
+        journal.append(row)
+    lines = (tmp_path / "metrics.jsonl").read_text().replace("2.5", "7.5")  # a digit that a disk has changed
+    (tmp_path / "metrics.jsonl").write_text('null\n[1]\n{"epoch": 2}\n' + lines + "[" * 100_000 + "\n")
+    assert journal.rows() == [{"epoch": 0}]
+    assert journal.keep(0) == [{"epoch": 0}]
 
 
 @pytest.mark.parametrize(

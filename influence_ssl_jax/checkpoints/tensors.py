@@ -1,4 +1,4 @@
-"""Read weights that torch saved (`.pth`, `.pt`, `.ckpt`) without executing them.
+"""Read arrays from files of weights: torch (`.pth`, `.pt`, `.ckpt`) and safetensors.
 
 A file of torch is a pickle: a program for a stack machine, which can call any function of any module. Here the program
 is *interpreted as data*: the functions that it names are recorded by name, and never imported or called. Dicts, lists,
@@ -7,6 +7,7 @@ numbers, texts and arrays are returned as such; everything else becomes `Foreign
 
 import dataclasses
 import io
+import json
 import math
 import pickletools
 import struct
@@ -15,8 +16,81 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
+import numpy as np
+
 from influence_ssl_jax.checkpoint import CheckpointError
-from influence_ssl_jax.checkpoints.tensor import DTYPES, Tensor
+
+DTYPES: dict[str, np.dtype] = {
+    "float64": np.dtype("<f8"),
+    "float32": np.dtype("<f4"),
+    "float16": np.dtype("<f2"),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "int64": np.dtype("<i8"),
+    "int32": np.dtype("<i4"),
+    "int16": np.dtype("<i2"),
+    "int8": np.dtype("i1"),
+    "uint8": np.dtype("u1"),
+    "bool": np.dtype("?"),
+}
+"""Types of arrays in files, little-endian."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """An array in a file.
+
+    Attributes:
+        shape: Its shape.
+        dtype: Name of its type, one of `DTYPES`.
+        strides: Number of elements between neighbours on each axis.
+        offset: Number of elements before the first one.
+        stored: Number of elements in the stored bytes.
+        read: Returns the stored bytes.
+
+    Example:
+        >>> import numpy as np
+        >>> from influence_ssl_jax.checkpoints.tensors import Tensor
+        >>> Tensor.of(np.asarray([[1.0, 2.0]])).numpy().tolist()
+        [[1.0, 2.0]]
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    strides: tuple[int, ...]
+    offset: int
+    stored: int
+    read: Callable[[], bytes]
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> "Tensor":
+        """Wrap an array in memory."""
+        flat = np.ascontiguousarray(array)
+        strides = tuple(stride // flat.itemsize for stride in flat.strides)
+        return cls(flat.shape, flat.dtype.name, strides, 0, flat.size, flat.tobytes)
+
+    def numpy(self) -> np.ndarray:
+        """Read the values.
+
+        Raises:
+            CheckpointError: If the stored bytes are fewer than the shape needs.
+        """
+        kind = DTYPES[self.dtype]
+        last = self.offset + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
+        count = int(np.prod(self.shape))
+        inside = min((self.offset, *self.strides), default=0) >= 0 and last < self.stored and count <= self.stored
+        if count and not inside:
+            raise CheckpointError(
+                f"The file is damaged: an array of shape {list(self.shape)} reads outside its {self.stored} stored values. "
+                "Copy it again."
+            )
+        content = self.read()
+        if len(content) < self.stored * kind.itemsize:
+            raise CheckpointError("The file is truncated: an array has fewer bytes than it should. Copy it again.")
+        flat = np.frombuffer(content, kind, self.stored)
+        strides = tuple(stride * kind.itemsize for stride in self.strides)
+        return np.array(np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, strides))
+
 
 STORAGES = {
     "DoubleStorage": "float64",
@@ -98,7 +172,7 @@ def interpret(
         The pickle would call `print`; its interpretation records the name and calls nothing.
 
         >>> import io, pickle
-        >>> from influence_ssl_jax.checkpoints.torch_file import interpret
+        >>> from influence_ssl_jax.checkpoints.tensors import interpret
         >>> class Call:
         ...     def __reduce__(self):
         ...         return print, ("executed",)
@@ -339,3 +413,81 @@ def _read_legacy(path: Path) -> Any:
             places[str(key)] = (stream.tell(), size)
             stream.seek(size, io.SEEK_CUR)
     return content
+
+
+KINDS = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+"""Types by their names in the header."""
+
+LONGEST = 100_000_000
+"""Bytes of the longest header that the format allows."""
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Return the arrays of a safetensors file by name.
+
+    Raises:
+        CheckpointError: If the file is damaged, or has an unknown type.
+
+    Example:
+        The file has the length of the header, the header, and two float32 numbers.
+
+        >>> import json, pathlib, struct, tempfile, numpy as np
+        >>> from influence_ssl_jax.checkpoints.tensors import read_safetensors
+        >>> header = json.dumps({"bias": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+        >>> content = struct.pack("<Q", len(header)) + header + np.asarray([1, 2], "<f4").tobytes()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder) / "weights.safetensors"
+        ...     size = path.write_bytes(content)
+        ...     read_safetensors(path)["bias"].numpy().tolist()
+        [1.0, 2.0]
+    """
+    with path.open("rb") as stream:
+        size = path.stat().st_size
+        try:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > min(LONGEST, size - 8):
+                raise ValueError("the header is longer than the file")
+            header = json.loads(stream.read(length))
+            entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            return {name: _tensor(path, name, entry, 8 + length, size) for name, entry in entries.items()}
+        except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path} is not a safetensors file, or damaged ({error}); copy it again.") from error
+
+
+def _tensor(path: Path, name: str, entry: dict, start: int, size: int) -> Tensor:
+    """Return the array that an entry of the header describes.
+
+    Raises:
+        ValueError: If its bytes lie outside the file, or are not as many as its shape needs.
+    """
+    kind, shape = KINDS.get(entry["dtype"]), tuple(int(length) for length in entry["shape"])
+    if kind is None:
+        raise CheckpointError(f"{path}: {name} has the type {entry['dtype']}; known are {', '.join(KINDS)}.")
+    first, last = entry["data_offsets"]
+    count = math.prod(shape)
+    if not 0 <= first <= last <= size - start or last - first != count * DTYPES[kind].itemsize:
+        raise ValueError(f"{name} lies outside the file, or has another size than its shape {list(shape)}")
+    strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    return Tensor(shape, kind, strides, 0, count, _reader(path, start + first, last - first))
+
+
+def _reader(path: Path, start: int, length: int) -> Callable[[], bytes]:
+    """Return a function that reads `length` bytes from `start`."""
+
+    def read() -> bytes:
+        with path.open("rb") as stream:
+            stream.seek(start)
+            return stream.read(length)
+
+    return read

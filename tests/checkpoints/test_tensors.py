@@ -14,9 +14,7 @@ import pytest
 
 from influence_ssl_jax import checkpoints
 from influence_ssl_jax.checkpoint import CheckpointError
-from influence_ssl_jax.checkpoints.safetensors_file import read_safetensors
-from influence_ssl_jax.checkpoints.tensor import Tensor
-from influence_ssl_jax.checkpoints.torch_file import Foreign, interpret, read_torch
+from influence_ssl_jax.checkpoints.tensors import Foreign, Tensor, interpret, read_safetensors, read_torch
 
 FILES = pathlib.Path(__file__).parent / "files"
 BASE = np.arange(24, dtype=np.float64).reshape(4, 6)

@@ -7,7 +7,7 @@ import pytest
 from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.losses import BYOL, CosineDistance, SimCLR
-from influence_ssl_jax.runs import objectives
+from influence_ssl_jax.runs.prepare import form_measurement, form_problem
 from influence_ssl_jax.runs.settings import CurvatureSet
 from influence_ssl_jax.train import Trained, tiny
 from influence_ssl_jax.types import Batch
@@ -21,7 +21,7 @@ def trained(loss):
 
 
 def measured(loss, output):
-    return objectives.measurement(trained(loss), output, GaussianNoise(), CosineDistance())
+    return form_measurement(trained(loss), output, GaussianNoise(), CosineDistance())
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_an_output_has_its_method_and_its_parameters(output, method, parts):
     found = measured(BYOL(), output)
     assert found.network.method == method
     assert found.loss == CosineDistance()
-    problem = objectives.problem(trained(BYOL()), output, found, CurvatureSet(kind="fisher", samples=3), BATCHES)
+    problem = form_problem(trained(BYOL()), output, found, CurvatureSet(kind="fisher", samples=3), BATCHES)
     assert problem.params.keys() == parts
     assert problem.objective == found
     assert (problem.curvature, problem.samples) == ("fisher", 3)
@@ -45,7 +45,7 @@ def test_an_output_has_its_method_and_its_parameters(output, method, parts):
 @pytest.mark.parametrize(("loss", "parts"), [(SimCLR(), {"backbone", "projector"}), (BYOL(), PARTS.keys())])
 def test_curvature_of_the_pretraining_loss_has_the_parameters_that_it_reads(loss, parts):
     pretraining = CurvatureSet("pretraining")
-    problem = objectives.problem(trained(loss), "encoder", measured(loss, "encoder"), pretraining, BATCHES)
+    problem = form_problem(trained(loss), "encoder", measured(loss, "encoder"), pretraining, BATCHES)
     assert problem.params.keys() == parts
     assert problem.objective.loss == loss
 

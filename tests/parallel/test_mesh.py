@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import Mesh
 
-from influence_ssl_jax.parallel import mesh, placement
+from influence_ssl_jax.parallel import mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,17 +39,17 @@ def test_rows_of_processes_neither_overlap_nor_leave_gaps_whatever_the_order_of_
         rows = []
         for process in range(2):
             patch.setattr(jax, "process_index", lambda process=process: process)
-            rows += placement.batches_of(mesh.all_devices())(count)
+            rows += mesh.batches_of(mesh.all_devices())(count)
     assert rows == list(range(16 * -(-count // 16)))
 
 
 def test_devices_of_a_process_that_stand_apart_are_refused(monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 0)
-    with pytest.raises(ValueError, match=r"stand together in a mesh, got places \[0, 1, 4, 5\] for process 0"):
-        placement.owned(plain([Device(k, (k // 2) % 2) for k in (0, 1, 2, 3, 4, 5)]))
+    with pytest.raises(ValueError, match=r"next to each other in a mesh, got positions \[0, 1, 4, 5\] for process 0"):
+        mesh.owned(plain([Device(k, (k // 2) % 2) for k in (0, 1, 2, 3, 4, 5)]))
 
 
 def test_rows_that_are_not_equally_many_for_each_device_are_refused(monkeypatch):
-    monkeypatch.setattr(placement, "owned", lambda _: range(4))
-    with pytest.raises(ValueError, match=r"evenly over 4 devices of this process, got \[6\] rows"):
-        placement.split({"rows": np.zeros((6, 2))}, mesh.local_devices())
+    monkeypatch.setattr(mesh, "owned", lambda _: range(4))
+    with pytest.raises(ValueError, match=r"a multiple of the 4 devices of this process, got \[6\] rows"):
+        mesh.split({"rows": np.zeros((6, 2))}, mesh.local_devices())

@@ -1,4 +1,4 @@
-"""Folders that one process writes: with the kernel's locks, without them, and beside processes of other hosts."""
+"""Files that know when they are damaged, and folders that one process writes, with and without locks of the kernel."""
 
 import errno
 import json
@@ -9,13 +9,23 @@ import sys
 import threading
 import time
 
+import numpy as np
+import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from influence_ssl_jax.errors import StoreError
-from influence_ssl_jax.store import ScoreStore, files
+from influence_ssl_jax.store import DamagedError, ScoreStore, files, read_sealed, write_sealed
 from influence_ssl_jax.store.files import LOCK, holder_of, lock
 
 TIMEOUT = 60
+CONTENT = {
+    "text": "größer\udce9",
+    "number": 0.1,
+    "missing": None,
+    "nested": {"list": [1, 2.5, "three"], "nan": float("inf")},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +75,26 @@ def test_without_locks_of_the_kernel_a_living_holder_is_refused(tmp_path, no_ker
 def test_without_locks_of_the_kernel_a_dead_holder_is_none(tmp_path, no_kernel_locks):
     said_by(tmp_path, socket.gethostname(), dead())
     lock(tmp_path).close()
+
+
+@pytest.mark.parametrize("said", [b"null", b"[" * 10**5, b'{"host": 1, "pid": "x", "beat": null}', b"\xff"])
+def test_a_lock_file_that_says_nothing_is_held_by_nobody(tmp_path, no_kernel_locks, said):
+    (tmp_path / LOCK).write_bytes(said)
+    lock(tmp_path).close()
+
+
+def test_a_process_that_stood_still_and_lost_its_folder_writes_no_more(tmp_path, no_kernel_locks, monkeypatch):
+    monkeypatch.setattr(files, "BEAT", 0.2)
+    store = ScoreStore.open(tmp_path, {}, 4)
+    table = pa.table({"index": [0], "id": ["a"], "score": [1.0]})
+    for folder in (tmp_path, tmp_path / "parts" / "0000"):
+        said_by(folder, "another", 1)  # a run on another host, while this process gives no sign of life
+    time.sleep(0.5)
+    assert holder_of(tmp_path / LOCK)["host"] == "another"  # it is not taken back
+    with pytest.raises(StoreError, match=r"Another run has taken .* while this process stood still"):
+        store.append(table)
+    store.close()
+    assert holder_of(tmp_path / LOCK)["host"] == "another"
 
 
 def test_without_locks_of_the_kernel_one_of_two_that_come_at_once_has_the_folder(tmp_path, no_kernel_locks):
@@ -144,3 +174,30 @@ def test_a_folder_that_cannot_be_synced_is_no_reason_to_stop(tmp_path, monkeypat
     monkeypatch.setattr(files.os, "fsync", broken)
     with pytest.raises(OSError, match="broken"):
         files.sync_folder(tmp_path)
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    write_sealed(tmp_path / "a.json", CONTENT)
+    assert read_sealed(tmp_path / "a.json") == CONTENT
+    with pytest.raises(FileNotFoundError):
+        read_sealed(tmp_path / "b.json")
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_a_flipped_bit_is_noticed_or_changes_nothing(tmp_path_factory, seed):
+    path, draw = tmp_path_factory.mktemp("sealed") / "a.json", np.random.default_rng(seed)
+    write_sealed(path, CONTENT)
+    content = bytearray(path.read_bytes())
+    content[draw.integers(len(content))] ^= 1 << draw.integers(8)
+    path.write_bytes(content)
+    try:
+        assert read_sealed(path) == CONTENT
+    except DamagedError as error:
+        assert str(path) in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", '"text"', "{}", '{"sum": null}', "[" * 100_000, '{"a": ' * 100_000])
+def test_what_is_no_sealed_object_is_damaged(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(DamagedError, match=r"a.json is damaged: it"):
+        read_sealed(tmp_path / "a.json")

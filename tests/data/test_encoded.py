@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from influence_ssl_jax.data import encoded as encoded_images
 from influence_ssl_jax.data import source as sources
-from influence_ssl_jax.data import transform
-from influence_ssl_jax.data.transform import UndecodableImage, decode
+from influence_ssl_jax.data.encoded import UndecodableImage, decode
 from influence_ssl_jax.errors import DataError
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -88,8 +88,8 @@ def test_an_animation_is_its_first_frame():
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "not an image of a format that is read"),
-        (b"file,age\n1.jpg,3\n", "not an image of a format that is read"),
+        (b"", "not an image in one of the formats"),
+        (b"file,age\n1.jpg,3\n", "not an image in one of the formats"),
         (encoded(Image.fromarray(np.tile(COLOUR, (9, 9, 1))), "JPEG")[:900], "truncated"),
         (encoded(Image.fromarray(COLOUR), "PNG")[:80], "truncated|broken"),
         (header(30_000, 30_000), "exceeds limit|decompression bomb"),
@@ -102,8 +102,8 @@ def test_damage_is_named(content, reason):
 
 
 def test_too_many_bytes_are_refused_before_decoding(monkeypatch):
-    monkeypatch.setattr(transform, "MAX_BYTES", 12 * 54 - 1)
-    with pytest.raises(UndecodableImage, match="9×6 pixels take 648 bytes to decode, more than the 647"):
+    monkeypatch.setattr(encoded_images, "MAX_BYTES", 12 * 54 - 1)
+    with pytest.raises(UndecodableImage, match="9×6 pixels need 648 bytes to decode, more than the limit 647"):
         decode(encoded(Image.fromarray(COLOUR), "PNG"))
     assert decode(encoded(Image.fromarray(COLOUR[..., 0]), "PNG")).shape == (6, 9)  # grey takes a quarter
 
@@ -118,7 +118,7 @@ def test_the_bound_of_bytes_holds(kind):
         options["exif"][0x0112] = 6
     content = encoded(image.convert({"transparent": "RGBA", "palette": "P"}.get(kind, "RGB")), "PNG", **options)
     with Image.open(io.BytesIO(content)) as opened:
-        estimate = transform._decoding_bytes(opened)
+        estimate = encoded_images._decoding_bytes(opened)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what earlier tests freed would serve in place of new memory
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
@@ -142,7 +142,7 @@ def test_no_format_that_starts_a_program_is_tried(tmp_path, monkeypatch):
     (tmp_path / "x.png").write_bytes(
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EndProlog\nshowpage\n%%EOF\n"
     )
-    with pytest.raises(UndecodableImage, match="not an image of a format that is read"):
+    with pytest.raises(UndecodableImage, match="not an image in one of the formats"):
         decode(tmp_path / "x.png")
     assert started == []
 
@@ -155,9 +155,9 @@ def test_a_photograph_of_several_pictures_is_its_first():
 
 
 def test_decoding_waits_where_all_threads_together_would_hold_too_much(monkeypatch):
-    monkeypatch.setattr(transform, "MAX_BYTES", 10)
+    monkeypatch.setattr(encoded_images, "MAX_BYTES", 10)
     order = []
-    with transform._memory.holding(6):
+    with encoded_images._memory.hold(6):
         waiting = threading.Thread(target=lambda: order.append("in") if _held(6) else None)
         waiting.start()
         waiting.join(0.05)
@@ -168,13 +168,13 @@ def test_decoding_waits_where_all_threads_together_would_hold_too_much(monkeypat
 
 
 def _held(size: int) -> bool:
-    with transform._memory.holding(size):
+    with encoded_images._memory.hold(size):
         return True
 
 
 def test_levels_beyond_16_bits_are_refused_and_not_cut_off():
     deep = Image.fromarray(np.array([[0, 70_000]], np.int32))
-    with pytest.raises(UndecodableImage, match=r"grey levels 0…70000, more than 16 bits hold"):
+    with pytest.raises(UndecodableImage, match=r"grey levels 0…70000, outside the 0…65535"):
         decode(encoded(deep, "TIFF"))
 
 
@@ -190,11 +190,11 @@ def test_a_file_that_cannot_be_read_now_is_tried_again_and_then_stops_the_run(nu
         return opened(path, *given, **named)
 
     monkeypatch.setattr(os, "open", failing)
-    with pytest.raises(DataError, match=r"cannot be read: .*x\.png', 3 times in a row\. That is no damage of an image"):
-        sources.persistently(decode, tmp_path / "x.png")
+    with pytest.raises(DataError, match=r"cannot be read: .*x\.png', 3 times in a row\. This is no damage of an image"):
+        sources.retry(decode, tmp_path / "x.png")
     assert not failures
     failures.append(number)
-    np.testing.assert_array_equal(sources.persistently(decode, tmp_path / "x.png"), COLOUR)
+    np.testing.assert_array_equal(sources.retry(decode, tmp_path / "x.png"), COLOUR)
 
 
 def test_running_out_of_memory_is_no_damage(monkeypatch):
@@ -203,8 +203,8 @@ def test_running_out_of_memory_is_no_damage(monkeypatch):
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", exhausted)
     monkeypatch.setattr(sources, "WAITS", (0, 0))
-    with pytest.raises(DataError, match="no memory left"):
-        sources.persistently(decode, encoded(Image.fromarray(COLOUR), "PNG"))
+    with pytest.raises(DataError, match="no memory to decode"):
+        sources.retry(decode, encoded(Image.fromarray(COLOUR), "PNG"))
 
 
 def test_a_file_that_vanished_is_named(tmp_path):

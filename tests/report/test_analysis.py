@@ -7,9 +7,18 @@ import pyarrow as pa
 import pytest
 from scipy import stats
 
-from influence_ssl_jax.report.baselines import compare, explained_by_baselines, signal_share
-from influence_ssl_jax.report.breakdown import Categories, Names, Quantity, breakdown
-from influence_ssl_jax.report.recovery import LOW, kinds, recoveries
+from influence_ssl_jax.report.analysis import (
+    LOW,
+    Categories,
+    Names,
+    Quantity,
+    breakdown,
+    compare,
+    explained_by_baselines,
+    kinds,
+    recoveries,
+    signal_share,
+)
 from influence_ssl_jax.report.render import affordable
 from influence_ssl_jax.report.scored_run import ScoredRun
 from influence_ssl_jax.store import ScoreStore

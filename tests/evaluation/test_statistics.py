@@ -59,10 +59,12 @@ def test_a_score_that_only_restates_a_baseline_has_no_partial_correlation():
 @given(seeds)
 def test_explained_variance_by_one_control_is_the_squared_correlation(seed):
     left, right = draw(seed)
-    assert statistics.explained(left, right[:, None]) == pytest.approx(statistics.spearman(left, right) ** 2, abs=1e-10)
-    assert statistics.explained(left, np.column_stack([right, np.exp(left)])) == pytest.approx(1.0, abs=1e-10)
-    assert math.isnan(statistics.explained(left[:3], right[:3, None]))
-    assert math.isnan(statistics.explained(np.ones(len(left)), right[:, None]))
+    assert statistics.explained_variance(left, right[:, None]) == pytest.approx(
+        statistics.spearman(left, right) ** 2, abs=1e-10
+    )
+    assert statistics.explained_variance(left, np.column_stack([right, np.exp(left)])) == pytest.approx(1.0, abs=1e-10)
+    assert math.isnan(statistics.explained_variance(left[:3], right[:3, None]))
+    assert math.isnan(statistics.explained_variance(np.ones(len(left)), right[:, None]))
 
 
 @pytest.mark.parametrize("side", [np.ones(10), np.full(10, np.nan)])

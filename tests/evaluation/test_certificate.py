@@ -1,4 +1,4 @@
-"""Certificates hold the dense score, for every estimand, in float64 and in float32."""
+"""Certificates and Galerkin intervals hold the dense score, for every estimand, in float64 and in float32."""
 
 import dataclasses
 import functools
@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from influence_ssl_jax import randomness, trees
@@ -14,14 +15,22 @@ from influence_ssl_jax.curvature.blocks import discover_blocks
 from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.data.loader import batches
 from influence_ssl_jax.errors import CurvatureError, InfluenceError
-from influence_ssl_jax.evaluation.certificate import Audit, _combined, _rows, _starts, certify
-from influence_ssl_jax.evaluation.sample import absolute_damping, audit, certified, relative_width, sample
-from influence_ssl_jax.ihvp import Damping
+from influence_ssl_jax.evaluation.certificate import Audit, _combine, _rows, _starts, bound_by_galerkin, certify
+from influence_ssl_jax.evaluation.sample import (
+    absolute_damping,
+    certify_examples,
+    certify_sample,
+    relative_width,
+    sample,
+)
+from influence_ssl_jax.ihvp import Arnoldi, Damping, Exact
 from influence_ssl_jax.ihvp.gram import curvature_rows
 from influence_ssl_jax.ihvp.rounding import row_doubt
 from influence_ssl_jax.losses import CosineDistance, SimCLR
 from influence_ssl_jax.randomness import Stream
+from influence_ssl_jax.scoring import memory
 from influence_ssl_jax.scoring.scores import Scoring
+from influence_ssl_jax.scoring.stream import self_influence
 from influence_ssl_jax.types import Batch
 from tests import problems
 from tests.curvature.dense import dense
@@ -84,7 +93,7 @@ def damping(relative=0.02):
 @functools.cache
 def audited(estimand, subspace=0):
     settings = dataclasses.replace(SETTINGS, subspace=subspace)
-    return audit(
+    return certify_sample(
         the_problem(), source(), TRANSFORM, damping(), dataclasses.replace(SCORING, estimand=estimand), settings
     )
 
@@ -112,7 +121,7 @@ def test_the_score_of_the_mean_starts_at_the_mean_gradient():
     np.testing.assert_allclose(_starts(rows, "score_of_mean"), mean[None], rtol=1e-14)
     np.testing.assert_allclose(_starts(rows, "u_statistic"), np.concatenate([rows, mean[None]]), rtol=1e-14)
     one = jnp.asarray([[1.0, 2.0]]), jnp.asarray([[3.0, 4.0]])
-    for found, want in zip(_combined(*one, "score_of_mean"), one, strict=True):
+    for found, want in zip(_combine(*one, "score_of_mean"), one, strict=True):
         np.testing.assert_array_equal(found, want[0])
 
 
@@ -133,7 +142,9 @@ def test_float32_certificates_hold_the_float64_score(relative):
     want = exact_scores(damping(relative))
     single = trees.astype(the_problem(), jnp.float32)
     settings = dataclasses.replace(SETTINGS, width=0.0, examples=9)
-    lower, upper = sides(audit(single, source(), TRANSFORM, damping(relative).astype("float32"), SCORING, settings))
+    lower, upper = sides(
+        certify_sample(single, source(), TRANSFORM, damping(relative).astype("float32"), SCORING, settings)
+    )
     assert (lower <= want).all()
     assert (want <= upper).all()
     if relative > 1:
@@ -152,7 +163,7 @@ def by_rows(problem, estimand, damping, **changes):
     settings = dataclasses.replace(SETTINGS, by="rows", **changes)
     scoring, measurement = dataclasses.replace(SCORING, estimand=estimand), the_problem().objective
     given = problem, source(), TRANSFORM, np.arange(3), damping, scoring, settings, measurement
-    return next(certified(*given)).table
+    return next(certify_examples(*given)).table
 
 
 @pytest.mark.parametrize(
@@ -238,7 +249,7 @@ def test_damping_is_resolved_on_the_whole_matrix():
 
 def test_a_hessian_has_no_certificate():
     with pytest.raises(CurvatureError, match="lower bound"):
-        audit(the_problem("hessian"), source(), TRANSFORM, jnp.asarray(1.0), Scoring(draws=1), SETTINGS)
+        certify_sample(the_problem("hessian"), source(), TRANSFORM, jnp.asarray(1.0), Scoring(draws=1), SETTINGS)
 
 
 def test_the_sample_is_seeded_and_without_repetition():
@@ -253,10 +264,19 @@ def test_a_larger_sample_begins_with_a_smaller_one():
     np.testing.assert_array_equal(sample(Audit(examples=30), 100)[:20], sample(Audit(examples=20), 100))
 
 
+def test_a_sample_of_very_many_is_drawn_in_pieces_and_has_the_same_properties():
+    population, aside = 10**12, np.arange(10**6)
+    many = sample(Audit(examples=10_000, seed=3), population)
+    assert len(set(many.tolist())) == 10_000
+    np.testing.assert_array_equal(many[:20], sample(Audit(examples=20, seed=3), population))
+    assert abs(np.mean(many) / population - 0.5) < 5 * 12**-0.5 / 100
+    assert not np.isin(sample(Audit(examples=500), 2 * 10**6, aside), aside).any()
+
+
 def test_what_has_no_narrow_certificate_says_why():
     """One step leaves wide bounds."""
     settings = dataclasses.replace(SETTINGS, steps=1, examples=9)
-    table = audit(the_problem(), source(), TRANSFORM, damping(0.3), SCORING, settings)
+    table = certify_sample(the_problem(), source(), TRANSFORM, damping(0.3), SCORING, settings)
     width = (table["upper"].to_numpy() / table["lower"].to_numpy()) - 1
     wide = [reason.startswith("too wide") for reason in table["reason"].to_pylist()]
     np.testing.assert_array_equal(wide, width > 0.051)
@@ -268,7 +288,7 @@ def test_where_rounding_is_as_large_as_the_damping_there_is_no_bound_and_the_tab
     """No bound is another matter than no score."""
     scoring = dataclasses.replace(SCORING, estimand=estimand)
     nearly_none = jnp.asarray(1e-18, jnp.float64)  # and no weak type, which would be another program
-    found = next(certified(the_problem(), source(), TRANSFORM, np.arange(3), nearly_none, scoring, SETTINGS))
+    found = next(certify_examples(the_problem(), source(), TRANSFORM, np.arange(3), nearly_none, scoring, SETTINGS))
     lower, upper = sides(found.table)
     assert set(found.table["reason"].to_pylist()) == {"no bound: rounding is as large as the damping"}
     assert np.isinf(upper).all()
@@ -289,3 +309,39 @@ def test_settings_that_certify_nothing_are_refused():
         Audit(width=float("nan"))
     with pytest.raises(ValueError, match="needs no Krylov subspace"):
         Audit(by="rows", subspace=4)
+
+
+def test_bounds_of_a_difference_take_the_far_ends():
+    """Of two draws and their mean: `2 · form of the mean − mean of the forms`, each form known to an interval."""
+    lower, upper = jnp.array([[1.0], [2.0], [4.0]]), jnp.array([[3.0], [6.0], [5.0]])
+    found = _combine(lower, upper, "u_statistic")
+    np.testing.assert_allclose([float(side[0]) for side in found], [2 * 4 - 4.5, 2 * 5 - 1.5])
+    low, high = _combine(lower[:2], upper[:2], "mean_of_scores")
+    assert (float(low[0]), float(high[0])) == (1.5, 4.5)
+
+
+def test_intervals_hold_the_score_of_every_example(monkeypatch):
+    problem = problems.problem(CosineDistance(), module=problems.Small(), channels=3)
+    transform = ToInput(problems.SIZE, problems.SIZE, 3)
+    images = Arrays(
+        np.random.default_rng(1).integers(0, 256, (7, problems.SIZE, problems.SIZE, 3), dtype=np.uint8)
+    ).open()
+    scoring = Scoring(Damping(absolute=0.05), draws=2)
+    monkeypatch.setitem(memory.LARGEST, "cpu", 4)
+    want = self_influence(problem, Exact(), images, transform, scoring)["score"].to_numpy()
+    for rank in (6, trees.size(problem.params)):
+        state = jax.jit(Arnoldi(rank, block=2, probes=2).fit)(problem, jax.random.key(0))
+        damping = jax.numpy.asarray(0.05)
+        found = pa.concat_tables(
+            bound_by_galerkin(problem, state, images, transform, damping, scoring, problem.objective)
+        )
+        assert found["index"].to_pylist() == list(range(7))
+        lower, upper = found["galerkin_lo"].to_numpy(), found["galerkin_hi"].to_numpy()
+        assert (lower <= want).all()
+        assert (want <= upper).all()
+    np.testing.assert_allclose(lower, upper, rtol=1e-5)
+    refused = bound_by_galerkin(
+        problem, state, images, transform, damping, Scoring(draws=2, estimand="u_statistic"), problem.objective
+    )
+    with pytest.raises(InfluenceError, match="mean_of_scores"):
+        next(refused)

@@ -60,7 +60,7 @@ def knn_accuracy(bank: Labelled, queries: Labelled, neighbours: int = 20, temper
 
     Example:
         >>> import numpy as np
-        >>> from influence_ssl_jax.train.evaluation import Labelled, knn_accuracy
+        >>> from influence_ssl_jax.train.probes import Labelled, knn_accuracy
         >>> bank = Labelled(np.asarray([[1.0, 0.0], [0.0, 1.0]]), np.asarray([3, 7]))
         >>> queries = Labelled(np.asarray([[2.0, 0.1], [0.1, 2.0]]), np.asarray([3, 3]))
         >>> knn_accuracy(bank, queries, neighbours=1)

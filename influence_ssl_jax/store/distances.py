@@ -1,0 +1,81 @@
+"""Keep distances to nearest neighbours: while a table is written, and after embeddings are deleted."""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float, Int
+
+from influence_ssl_jax.store.files import DamagedError, file_digest, replacing, write_sealed
+from influence_ssl_jax.store.result import FILES, OWNER, read_record
+
+FILE, RECORD = "distances.parquet", "distances.json"
+SCHEMA = pa.schema({"index": pa.int64(), "distance": pa.float64()})
+
+
+@dataclasses.dataclass(frozen=True)
+class Distances:
+    """A file with the distances of examples in order of index, of which a bounded number of rows is in memory.
+
+    Attributes:
+        folder: The folder of the run.
+        owner: Fingerprint of the run.
+    """
+
+    folder: Path
+    owner: str
+
+    @classmethod
+    def open(cls, folder: Path, owner: str) -> "Distances | None":
+        """Return the distances in a folder; None if they are absent, damaged or of another run."""
+        try:
+            record = read_record(folder, RECORD)
+        except (DamagedError, FileNotFoundError):
+            return None
+        return cls(folder, owner) if record.get(OWNER) == owner else None
+
+    @classmethod
+    def write(
+        cls, folder: Path, owner: str, pieces: Iterable[tuple[Int[np.ndarray, " some"], Float[np.ndarray, " some"]]]
+    ) -> "Distances":
+        """Write the numbers and distances of examples, piece by piece, in order of index.
+
+        Raises:
+            FullDiskError: The disk is full.
+        """
+        with replacing(folder / FILE) as temporary:
+            with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+                for index, distance in pieces:
+                    writer.write_table(pa.table({"index": index, "distance": distance}, schema=SCHEMA))
+            digest = file_digest(temporary)
+        write_sealed(folder / RECORD, {OWNER: owner, FILES: {FILE: digest}})
+        return cls(folder, owner)
+
+    def of(self, index: Int[np.ndarray, " some"]) -> Float[np.ndarray, " some"]:
+        """Return the distances of some examples; NaN for those that the file does not hold.
+
+        Args:
+            index: The numbers of the examples, ascending.
+        """
+        found = np.full(len(index), np.nan)
+        if len(index):
+            within = [("index", ">=", int(index[0])), ("index", "<=", int(index[-1]))]
+            table = pq.read_table(self.folder / FILE, filters=within)
+            _, here, there = np.intersect1d(index, table["index"].to_numpy(), assume_unique=True, return_indices=True)
+            found[here] = table["distance"].to_numpy()[there]
+        return found
+
+    def forget(self, indices: Int[np.ndarray, " count"]) -> None:
+        """Remove some examples from the file."""
+        with pq.ParquetFile(self.folder / FILE) as file:
+            tables = (file.read_row_group(number) for number in range(file.num_row_groups))
+            kept = (table.filter(~np.isin(table["index"].to_numpy(), indices)) for table in tables)
+            self.write(self.folder, self.owner, ((t["index"].to_numpy(), t["distance"].to_numpy()) for t in kept))
+
+    def delete(self) -> None:
+        """Delete the file and its record."""
+        for name in (RECORD, FILE):
+            (self.folder / name).unlink(missing_ok=True)
