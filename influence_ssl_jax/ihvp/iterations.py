@@ -316,10 +316,10 @@ class ASTRA(Iterations[ASTRAState]):
     """ASTRA: gradient descent with momentum, preconditioned by EK-FAC.
 
     `d ← β d + α (K + λI)⁻¹ (v − (C + λI) x)`, `x ← x + d`, `depth` times from zero; K is an EK-FAC of C. The steps
-    minimise `½xᵀ(C + λI)x − vᵀx`, and the preconditioner evens out the directions in which LiSSA's steps are slow. α
-    is 1/(1.25 ν), where ν is the largest eigenvalue of `(K + λI)⁻¹(C + λI)`; the steps converge if α is below 2(1 +
-    β)/ν. ν decreases with λ if it is above 1, so the fit estimates it at four λ, and the largest of these that is not
-    above the requested λ bounds it. `Form.residual` is the measured residual after `depth` steps.
+    minimise `½xᵀ(C + λI)x − vᵀx`, and the preconditioner evens out the directions in which LiSSA's steps are slow.
+    The steps converge if α is below 2(1 + β)/ν, where ν is the largest eigenvalue of `(K + λI)⁻¹(C + λI)`; α is
+    1/(1.25 ν). ν decreases with λ if it is above 1. So the fit estimates it at four λ, and its value at the largest of
+    these that is not above the requested λ is a bound. `Form.residual` is the measured residual after `depth` steps.
     Reference: arXiv 2507.14740 (with `steps="one"`, whose noise ends on a plateau that falls with α:
     `standard_error`).
 
