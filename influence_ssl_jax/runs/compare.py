@@ -17,7 +17,7 @@ from influence_ssl_jax.evaluation.sample import sample
 from influence_ssl_jax.ihvp import CG, Backend
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.progress import Note, Progress, silent, stage
-from influence_ssl_jax.report.backends import null_rows, plain, write_figures
+from influence_ssl_jax.report.backends import baseline_rows, row_as_json, write_figures
 from influence_ssl_jax.run_log import RunLog
 from influence_ssl_jax.runs.images import refuse_other_images, texts
 from influence_ssl_jax.runs.score import Prepared, curvature_of, of_encoder, prepare
@@ -66,7 +66,9 @@ def compare(settings: CompareRun, progress: Progress = silent) -> dict[str, Plai
             if not _whole(path):
                 progress(Note(f"{number} of {len(every)}: {label(backend)}"))
                 log.beat(label(backend), done=number - 1, total=len(every))
-                found = [plain(row) for row in compared([backend], problem, examples, known, settings.calibration)]
+                found = [
+                    row_as_json(row) for row in compared([backend], problem, examples, known, settings.calibration)
+                ]
                 write_sealed(path, {ROWS: found}, indent=None)
                 log.event("part", backend=label(backend), done=number, total=len(every))
             rows += read_sealed(path)[ROWS]
@@ -79,7 +81,7 @@ def _nulls(settings: CompareRun, problem: Problem, examples: Examples, known: li
     """Rows of the baselines, from the folder where they are there."""
     path = settings.out / PARTS / "baselines.json"
     if not _whole(path):
-        write_sealed(path, {ROWS: null_rows(baselines(problem, examples), known)}, indent=None)
+        write_sealed(path, {ROWS: baseline_rows(baselines(problem, examples), known)}, indent=None)
     return read_sealed(path)[ROWS]
 
 
