@@ -264,7 +264,7 @@ def _fields(settings: type) -> Iterator[tuple[dataclasses.Field, Any]]:
 
 
 def _options(settings: type) -> Iterator[Option]:
-    """Yield the options of a command without those of choices; a group of settings is one option unless it is inline."""
+    """Yield the options of a command; a group of settings is one option unless it is inline."""
     said = _attributes(settings)
     for each, hint in _fields(settings):
         if choices_of(hint):
@@ -315,7 +315,7 @@ def _default(field: dataclasses.Field) -> Any:
 
 
 def _in_words(value: Any) -> str:
-    """Return a default as it is shown; nothing for a switch that is off and for what is not set."""
+    """Return a default as it is shown: nothing for None and False."""
     if value is dataclasses.MISSING:
         return "required"
     if value is None or value is False:
@@ -373,7 +373,10 @@ def _brief(option: Option, width: int) -> list[str]:
 
 
 def _whole(option: Option, width: int) -> list[str]:
-    """Write an option with its whole text and its default; a list of values that is too long becomes part of the text."""
+    """Write an option with its whole text and its default.
+
+    A list of values that is too long for a line becomes part of the text.
+    """
     head, text = f"  {option.name} {option.value}".rstrip(), option.text
     if len(head) > width:
         head, text = f"  {option.name} NAME", f"{text} One of {', '.join(option.value.strip('{}').split(','))}."

@@ -165,7 +165,7 @@ def members(run: ScoredRun, kind: str) -> Bool[np.ndarray, " examples"]:
 
 
 def _ordinary(run: ScoredRun) -> Bool[np.ndarray, " examples"]:
-    """Return which examples are neither planted nor the original of a copy, which is as redundant as the copy."""
+    """Return which examples are neither planted nor the original of a copy."""
     ordinary = np.array([value in (None, "none") for value in run.table["planted"].to_pylist()], bool)
     if "original" in run.table.column_names:
         originals = [value for value in run.table["original"].to_pylist() if value is not None and value >= 0]

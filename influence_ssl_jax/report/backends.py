@@ -76,7 +76,7 @@ HEADS = (
 
 
 def table(rows: Rows, damping: float) -> list[list[str]]:
-    """Return a row with the columns of `HEADS` for each backend with scores at this damping, the best first."""
+    """Return a row of `HEADS` for each backend with scores at this damping, the best first."""
     lines = []
     own = [row for row in rows if row["damping"] == damping and row["deviation"]]
     for row in sorted(own, key=lambda row: _error(row, "calibrated")):
@@ -102,7 +102,7 @@ def write_figures(rows: Rows, folder: Path) -> None:
 
 
 def pareto(rows: Rows, damping: float) -> Figure:
-    """Plot the median calibrated error over the time to fit and to score 1,000 images, with the Pareto front."""
+    """Plot the median calibrated error over the time to fit and score, with the Pareto front."""
     figure, axes = _figure()
     own = [
         row

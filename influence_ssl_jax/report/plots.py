@@ -121,7 +121,7 @@ def distribution(run: ScoredRun, tail: int) -> Markup:
 
 
 def uncertainty(run: ScoredRun) -> Markup | None:
-    """Draw the scores in order of rank with two standard errors; return None if the run has no errors."""
+    """Draw the scores by rank with two standard errors; None if there are no errors."""
     rows = run.ranked()
     if "score_se" not in run.table.column_names or not np.isfinite(run.numbers("score_se")[rows]).any():
         return None
@@ -157,7 +157,7 @@ def scatter(run: ScoredRun, comparison: Comparison) -> Markup:
 
 
 def _hexagons(axes: Axes, left: np.ndarray, right: np.ndarray, wide: tuple[bool, bool]) -> None:
-    """Draw counts as hexagons of one colour; the opacity shows the count on light and dark pages."""
+    """Draw counts as hexagons of one colour, whose opacity is the count."""
     scales: list[Literal["linear", "log"]] = ["log" if w else "linear" for w in wide]
     drawn = axes.hexbin(left, right, gridsize=34, mincnt=1, linewidths=0.2, xscale=scales[0], yscale=scales[1])
     counts = np.asarray(drawn.get_array(), float)
@@ -174,7 +174,7 @@ def _rgb(colour: str) -> tuple[float, float, float]:
 
 
 def by_kind(run: ScoredRun) -> Markup | None:
-    """Draw the scores of each planted kind, one dot per example; return None if nothing was planted."""
+    """Draw the scores of each planted kind as dots; None if nothing was planted."""
     found = ["none", *kinds(run)]
     if len(found) == 1:
         return None

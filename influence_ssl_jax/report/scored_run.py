@@ -269,7 +269,7 @@ class ScoredRun:
         return tuple(name for name in present if np.isfinite(self.numbers(name)).any())
 
     def ranked(self) -> Int[np.ndarray, " scored"]:
-        """Return the rows with a finite score, from the highest to the lowest; equal scores in order of index."""
+        """Return the rows with a finite score, the highest first; equal scores by index."""
         score = np.where(np.isfinite(self.score), self.score, -np.inf)
         return np.argsort(-score, kind="stable")[: int(np.isfinite(self.score).sum())]
 
