@@ -49,7 +49,7 @@ from influence_ssl_jax.evaluation.exact import exact_scores
 from influence_ssl_jax.losses import CosineDistance, SimCLR
 from influence_ssl_jax.nets import Network
 from influence_ssl_jax.problem import Curvature, Objective, Problem
-from influence_ssl_jax.report.backends import null_rows, plain, write_figures
+from influence_ssl_jax.report.backends import baseline_rows, row_as_json, write_figures
 from influence_ssl_jax.runs.settings import CompareRun, CurvatureSet
 from influence_ssl_jax.scoring.scores import Scoring
 from influence_ssl_jax.types import Batch, Params
@@ -103,8 +103,8 @@ class Net:
         """Compare backends, then curvatures; write JSON and figures."""
         problem, examples = trained(self)
         known = exact_scores("dense", problem, *examples[:3], self.dampings, examples.scoring)
-        rows = null_rows(baselines(problem, examples), known)
-        rows += [plain(row) for row in compare_backends(backends_to_compare(self.grid), problem, examples, known)]
+        rows = baseline_rows(baselines(problem, examples), known)
+        rows += [row_as_json(row) for row in compare_backends(backends_to_compare(self.grid), problem, examples, known)]
         folder = self.out / "compare_net"
         folder.mkdir(parents=True, exist_ok=True)
         write_figures(rows, folder)

@@ -20,7 +20,7 @@ EVERY = 60.0
 
 
 class Renderer:
-    """Prints the events of runs: a progress bar on a terminal, otherwise a line at first and one per minute.
+    """A printer of the events of runs: a progress bar on a terminal, else a line per minute.
 
     Args:
         out: The console.
@@ -94,7 +94,7 @@ def _bars(out: Console) -> Bars:
 
 @contextlib.contextmanager
 def _lines(out: Console, doing: str, line: Callable[[], str]) -> Iterator[None]:
-    """Print a line now and every `EVERY` seconds during the block, if the console is not a terminal."""
+    """Print a line every `EVERY` seconds during the block, if there is no terminal."""
     if out.is_terminal or out.quiet:
         yield
         return
@@ -174,7 +174,7 @@ def print_audit(record: dict[str, Any], out: Console) -> None:
 
 
 def print_comparison(rows: Sequence[dict[str, Plain]], out: Console) -> None:
-    """Print a table for each damping, with the best backend first, then failed backends with their reasons."""
+    """Print a table for each damping, then the failed backends with their reasons."""
     from influence_ssl_jax.report import backends  # loads matplotlib
 
     for damping in dict.fromkeys(row["damping"] for row in rows):

@@ -20,7 +20,7 @@ from influence_ssl_jax.train import Architecture, Lars, Pretrain, Probe
 
 
 def summarise(folder: Path, out: Console) -> None:
-    """Print how well the score and each baseline find planted images, and how far the baselines explain the score.
+    """Print how well the score and each baseline find planted images.
 
     Raises:
         StoreError: If the folder does not contain a finished run.
@@ -42,7 +42,7 @@ def summarise(folder: Path, out: Console) -> None:
 
 
 def table(title: str, found: Sequence[Recovery], values: Sequence[Sequence[float]], chance: Sequence[float]) -> Table:
-    """Make a table with a row for each kind and end, and a column for the score and each baseline."""
+    """Make a table with rows for kinds and ends, and columns for score and baselines."""
     shown = Table(
         box=SIMPLE_HEAD,
         padding=(0, 0),

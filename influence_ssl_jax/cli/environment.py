@@ -1,4 +1,4 @@
-"""Set up JAX for the command line: cache of compiled programs, convolutions on CPUs, precision of products."""
+"""Set up JAX for the command line: compiled programs, convolutions, precision of products."""
 
 import importlib.metadata
 import os

@@ -208,17 +208,18 @@ def _execute(arguments: Sequence[str], out: Console) -> None:
             f"There is no command {name!r}; there are {', '.join(COMMANDS)}. {PROGRAM} --help describes them."
         )
     require("cli")
-    from influence_ssl_jax.cli.options import parse, write_help  # imports JAX
+    from influence_ssl_jax.cli.options import parse, wrap_paragraphs, write_help  # imports JAX
 
     command, program = COMMANDS[name], f"{PROGRAM} {name}"
     settings = load(command.settings)
     # The docstring up to its list of fields.
     text = inspect.cleandoc(settings.__doc__ or "").partition("\n\nAttributes:")[0]
+    width = min(out.width, WIDEST)
     if not HELP.isdisjoint(rest):
-        out.print(Text(write_help(settings, rest, program, text, min(out.width, WIDEST))), soft_wrap=True, end="")
+        out.print(Text(write_help(settings, rest, program, text, width)), soft_wrap=True, end="")
         return
     rest = ["--help" if word == "--help-all" else word for word in rest]
-    parsed = parse(settings, rest, program, text)
+    parsed = parse(settings, rest, program, wrap_paragraphs(text, width))
     if not hasattr(parsed, "distributed"):
         from influence_ssl_jax.parallel import rank
 

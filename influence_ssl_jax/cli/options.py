@@ -213,7 +213,7 @@ def command_help(settings: type, program: str, description: str, width: int) -> 
     places = [option.name for option in options if not option.name.startswith("--")]
     usage = " ".join(["usage:", program, *places, "[OPTIONS]", *(f"[{each.name}:NAME]" for each in chosen)])
     parts = [textwrap.fill(usage, width, subsequent_indent=" " * INDENT)]
-    parts.append("\n\n".join(_paragraph(text, width) for text in description.split("\n\n")))
+    parts.append(wrap_paragraphs(description, width))
     listed = [line for option in options for line in (_brief if chosen else _whole)(option, width)]
     parts.append("\n".join(["Options (defaults in parentheses):", *listed]))
     example = ""
@@ -248,8 +248,8 @@ def topic_help(settings: type, topic: str, program: str, width: int) -> str:
         raise InfluenceError(f"{program} has no choice {topic!r}; there are {listed}.")
     choice = known[group][name]
     text = inspect.cleandoc(choice.settings.__doc__ or "").partition("\n\nAttributes:")[0]
-    parts = [f"usage: {program} … {topic} [OPTIONS]", _paragraph(choice.text, width)]
-    parts += [_paragraph(paragraph, width) for paragraph in text.split("\n\n") if paragraph != choice.text]
+    parts = [f"usage: {program} … {topic} [OPTIONS]", wrap_paragraphs(choice.text, width)]
+    parts += [wrap_paragraphs(paragraph, width) for paragraph in text.split("\n\n") if paragraph != choice.text]
     lines = ["Options (defaults in parentheses):"]
     for option in _every_option(choice.settings, f"{group}.", choice.default):
         lines += _whole(option, width)
@@ -264,7 +264,7 @@ def _fields(settings: type) -> Iterator[tuple[dataclasses.Field, Any]]:
 
 
 def _options(settings: type) -> Iterator[Option]:
-    """Yield the options of a command without those of choices; a group of settings is one option unless it is inline."""
+    """Yield the options of a command; a group of settings is one option unless it is inline."""
     said = _attributes(settings)
     for each, hint in _fields(settings):
         if choices_of(hint):
@@ -315,7 +315,7 @@ def _default(field: dataclasses.Field) -> Any:
 
 
 def _in_words(value: Any) -> str:
-    """Return a default as it is shown; nothing for a switch that is off and for what is not set."""
+    """Return a default as it is shown: nothing for None and False."""
     if value is dataclasses.MISSING:
         return "required"
     if value is None or value is False:
@@ -373,7 +373,10 @@ def _brief(option: Option, width: int) -> list[str]:
 
 
 def _whole(option: Option, width: int) -> list[str]:
-    """Write an option with its whole text and its default; a list of values that is too long becomes part of the text."""
+    """Write an option with its whole text and its default.
+
+    A list of values that is too long for a line becomes part of the text.
+    """
     head, text = f"  {option.name} {option.value}".rstrip(), option.text
     if len(head) > width:
         head, text = f"  {option.name} NAME", f"{text} One of {', '.join(option.value.strip('{}').split(','))}."
@@ -395,14 +398,19 @@ def _default_choice(field: dataclasses.Field, choices: dict[str, Choice]) -> str
     return next(name for name in same if type(default) is choices[name].settings)
 
 
-def _paragraph(text: str, width: int) -> str:
-    r"""Wrap a paragraph; a long command continues on the next line after a backslash.
+def wrap_paragraphs(text: str, width: int) -> str:
+    r"""Wrap paragraphs; a long command continues on the next line after a backslash.
 
     Example:
-        >>> print(_paragraph("influence-ssl report runs/cifar10 --images 60", 40))
+        >>> print(wrap_paragraphs("influence-ssl report runs/cifar10 --images 60", 40))
         influence-ssl report runs/cifar10 \
             --images 60
     """
+    return "\n\n".join(_wrap_paragraph(paragraph, width) for paragraph in text.split("\n\n"))
+
+
+def _wrap_paragraph(text: str, width: int) -> str:
+    """Wrap one paragraph."""
     if not text.startswith("influence-ssl "):
         return textwrap.fill(text, width)
     command = " ".join(text.split())

@@ -81,7 +81,7 @@ def theory(settings: Theory, out: Console) -> None:
 
 
 def table(verdicts: Sequence[Verdict]) -> Table:
-    """Make a table with the verdict of each item, and for each check the measured number, its limit and the draws."""
+    """Make a table with verdicts, and for each check its measured number, limit and draws."""
     written = Table(title="The theory of Influence-SSL", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     written.add_column("item, verdict, checks", overflow="fold")
     written.add_column("measured", justify="right", no_wrap=True)

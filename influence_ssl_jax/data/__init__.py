@@ -1,4 +1,7 @@
-"""Define data sets and load their examples; each source is one file, and `SOURCES` is the registry."""
+"""Define data sets and load their examples.
+
+Each source is one file; `SOURCES` is the registry.
+"""
 
 from influence_ssl_jax.errors import require
 

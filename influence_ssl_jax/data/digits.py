@@ -88,6 +88,7 @@ class Digits(Source):
         return InMemory(np.stack([row.image for row in rows]), labels, ids, pa.table(columns), truth)
 
     def _originals(self, rng: np.random.Generator) -> list[_Row]:
+        """Choose and enlarge real digits."""
         from sklearn.datasets import load_digits  # slow to import, and only this source needs it
 
         images, labels = load_digits(return_X_y=True)
@@ -98,6 +99,7 @@ class Digits(Source):
         ]
 
     def _duplicates(self, rows: list[_Row], choice: np.random.Generator, pixels: np.random.Generator) -> list[_Row]:
+        """Copy some digits, exactly or with a change."""
         exact, near = round(self.exact_duplicates * self.digits), round(self.near_duplicates * self.digits)
         chosen = choice.permutation(len(rows))[: exact + near]
         planted = []
@@ -111,6 +113,7 @@ class Digits(Source):
         return planted
 
     def _empty(self, rng: np.random.Generator) -> list[_Row]:
+        """Make blank and noise images."""
         shape = (self.size, self.size, 3)
         blank, noise = round(self.blanks * self.digits), round(self.noise * self.digits)
         blanks = [np.full(shape, rng.integers(256), np.uint8) for _ in range(blank)]
@@ -128,16 +131,19 @@ def _enlarge(digit: np.ndarray, size: int) -> UInt8[np.ndarray, "{size} {size} 3
 
 
 def _shift(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Shift an image by one pixel."""
     down, right = ((0, 1), (2, 1), (1, 0), (1, 2))[rng.integers(4)]
     padded = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
     return padded[down : down + image.shape[0], right : right + image.shape[1]]
 
 
 def _add_noise(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Add normal noise with σ = 4 grey levels."""
     return np.clip(np.round(image + rng.normal(0, 4, image.shape)), 0, 255).astype(np.uint8)
 
 
 def _dim(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Multiply the brightness by 0.8 to 0.95."""
     return np.round(image * rng.uniform(0.8, 0.95)).astype(np.uint8)
 
 

@@ -86,6 +86,7 @@ def unreachable_error(what: str, error: BaseException) -> DataError:
 
 
 def _read_regular(path: Path) -> bytes:
+    """Return the bytes of a file after checks of its kind and size."""
     # Without O_NONBLOCK, opening a pipe would wait for its writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
@@ -154,7 +155,7 @@ def _decoding_bytes(image: Image.Image) -> int:
 
 
 def _to_array(image: Image.Image) -> np.ndarray:
-    """Convert an image of Pillow to an array, and its colours to grey, RGB or RGBA if they are others."""
+    """Convert an image of Pillow to an array; unusual colours become grey, RGB or RGBA."""
     if image.mode in _AS_STORED:
         return np.asarray(image)
     if image.mode == "1":

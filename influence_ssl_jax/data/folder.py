@@ -160,15 +160,15 @@ class OpenFolder(Encoded):
         return digest("folder", names, sizes, columns, known, "follow" if self._within is None else "skip")
 
     def fingerprint(self) -> str:
-        """Return a hash of the files' names and sizes in order, attributes, classes, and the setting `links`.
+        """Return a hash of files, attributes, classes, and the setting `links`.
 
-        The path of the folder, and times and content of the files, are not part of it: if two files of the same size are
-        exchanged, the hash stays.
+        Names and sizes of the files, in order, are part of it; the path of the folder, and times and content of the files,
+        are not: if two files of the same size are exchanged, the hash stays.
         """
         return self._identity
 
     def notes(self) -> tuple[str, ...]:
-        """Return notes on rows without an image, images without a row, repeated rows, and entries that are left out."""
+        """Return notes on rows and images without a match, and on entries that are left out."""
         return self._notes
 
 

@@ -95,7 +95,7 @@ def find_files(path: str, endings: Sequence[str]) -> list[StoredFile]:
 
 
 def _expand_ranges(path: str) -> list[str]:
-    """Expand the ranges of a path, such as `{00..03}`, to all paths that they stand for."""
+    """Expand the ranges of a path, such as `{00..03}`, to all its paths."""
     ranges = _RANGE.findall(path)
     numbers = [[str(k).zfill(len(low)) for k in range(int(low), int(high) + 1)] for low, high in ranges]
     parts = _RANGE.sub("\0", path).split("\0")
@@ -119,6 +119,7 @@ def _find(path: str, endings: Sequence[str]) -> list[StoredFile]:
 
 
 def _stored_file(system: Any, info: dict[str, Any]) -> StoredFile:
+    """Return a file from the facts that fsspec lists."""
     version = next(
         (str(info[key]) for key in ("ETag", "etag", "mtime", "LastModified", "last_modified") if key in info), ""
     )
@@ -209,6 +210,8 @@ class Listing:
 
 @dataclasses.dataclass
 class _Entries:
+    """The entries of a folder as they are found, by kind."""
+
     images: list[bytes] = dataclasses.field(default_factory=list)
     sizes: list[int] = dataclasses.field(default_factory=list)
     others: list[str] = dataclasses.field(default_factory=list)
@@ -283,7 +286,7 @@ def list_images(root: Path, links: Links = "skip") -> Listing:
 def _enter(
     entry: os.DirEntry[str], name: str, above: frozenset[tuple[int, int]], links: Links, found: _Entries
 ) -> list[tuple[str, frozenset[tuple[int, int]]]]:
-    """Record an entry; for a folder that must be listed too, return its name and the folders above it."""
+    """Record an entry; return the folder to list next, with the folders above it, if it is one."""
     try:
         is_folder = entry.is_dir()
     except OSError:  # a link to itself
@@ -334,6 +337,6 @@ _NUMBER = re.compile(rb"[0-9]+")
 
 
 def _sortable_number(number: re.Match[bytes]) -> bytes:
-    """Write a number as its length in four digits and its digits, so that the order of texts is that of numbers."""
+    """Write a number as its length in four digits and its digits, which texts sort by value."""
     digits = number[0].lstrip(b"0") or b"0"
     return b"%04d%s" % (len(digits), digits)

@@ -253,7 +253,7 @@ def stack(
 
 
 def _host(array: np.ndarray) -> Any:
-    """Return an array of NumPy as a leaf of a batch that is not on a device yet."""
+    """Return an array of NumPy as a leaf of a batch, before it is on a device."""
     return array
 
 

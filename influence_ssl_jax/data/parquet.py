@@ -169,7 +169,7 @@ def _file(file: StoredFile) -> _File:
 
 
 def _is_damage(error: Exception) -> bool:
-    """Test whether an error means that a file is damaged; arrow's errors of this kind have no error number."""
+    """Test whether an error means a damaged file: arrow gives such errors no number."""
     return not isinstance(error, OSError) or (error.errno is None and not is_temporary(error))
 
 
@@ -280,7 +280,7 @@ class OpenParquet(Encoded):
         return self._labels.numbers
 
     def attributes(self) -> pa.Table | None:
-        """Return every column but images and ids; class labels of Hugging Face are given by name."""
+        """Return every column but images and ids; class labels become names."""
         table = self._table.drop_columns([self._settings.id] if self._settings.id else [])
         for name in table.column_names:
             if name in self._names:
@@ -297,10 +297,10 @@ class OpenParquet(Encoded):
         return digest("parquet", self._image, *files, known, str(self._table.schema.remove_metadata()), *columns)
 
     def fingerprint(self) -> str:
-        """Return a hash of the files' names, sizes and row groups, and of all attributes and classes.
+        """Return a hash of files, attributes and classes.
 
-        The bytes of the images are not part of it: if an image is replaced by one of the same compressed size, the hash
-        stays.
+        Names, sizes and row groups of the files are part of it; the bytes of the images are not: if an image is replaced
+        by one of the same compressed size, the hash stays.
         """
         return self._identity
 
@@ -322,7 +322,7 @@ class OpenParquet(Encoded):
             ) from error
 
     def _read_ids(self, schema: pa.Schema) -> list[str]:
-        """Return the id of every row: the column, or the path of the image, or file and row."""
+        """Return the ids of all rows: a column, or paths of images, or file and row."""
         ids: list[str | None] = [None] * len(self)
         kind = schema.field(self._image).type
         if self._settings.id is not None:

@@ -185,7 +185,7 @@ class OpenShards(Encoded):
 
 
 def _read_index(archive: StoredFile, image: str | None) -> tuple[pa.Table, tuple[str, ...]]:
-    """Return the samples of an archive and notes, from the cache if it has the index of this file."""
+    """Return the samples of an archive and notes, from the cache if possible."""
     kept = (
         _cache_folder() / f"{digest(str(FORMAT), archive.path, str(archive.size), archive.version, str(image))}.parquet"
     )
@@ -293,7 +293,7 @@ def _samples(file: Any, archive: StoredFile, strange: dict[str, list[str]]) -> I
 
 
 def _members(file: Any, archive: StoredFile, strange: dict[str, list[str]]) -> Iterator[tarfile.TarInfo]:
-    """Yield the files of an archive up to its end or to the first damage, which is added to `strange`."""
+    """Yield the files of an archive up to the first damage, which is added to `strange`."""
     last = "its beginning"
     end = 0
     damage = "the archive is damaged, the files after the damage are lost"
@@ -316,7 +316,7 @@ def _members(file: Any, archive: StoredFile, strange: dict[str, list[str]]) -> I
 
 
 def _text(file: Any, member: tarfile.TarInfo) -> str | None:
-    """Return a text file of an archive; None if it is longer than 1 MiB or not UTF-8."""
+    """Return a text file of an archive; None if it is above 1 MiB or not UTF-8."""
     if member.size > _LONGEST_TEXT:
         return None
     file.seek(member.offset_data)

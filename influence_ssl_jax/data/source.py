@@ -84,7 +84,7 @@ def read_or_skip(read: Callable[..., Example], *arguments: Any) -> Example | Ski
 
 
 class UnreachableError(OSError):
-    """The error that the place of the images cannot be read at present; no image is damaged."""
+    """The error that images cannot be read at present; none is damaged."""
 
 
 def is_temporary(error: BaseException) -> bool:
@@ -226,7 +226,7 @@ class OpenSource(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source(abc.ABC):
-    """The description of a data set: its settings, its options on the command line, and its key in caches.
+    """The description of a data set: settings, options on the command line, and key in caches.
 
     Attributes:
         only: A file with the ids of the examples that are used; all others are left out. It is a list with one id per line

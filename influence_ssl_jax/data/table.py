@@ -48,7 +48,7 @@ _LARGEST_BLOCK = 2**30
 
 
 def read_table(path: Path, text: Sequence[str] = (), encoding: str = "utf-8") -> pa.Table:
-    r"""Read a CSV, TSV or parquet file, and check that every column has a name of its own.
+    r"""Read a CSV, TSV or parquet file, and check the names of its columns.
 
     Args:
         path: The file.
@@ -103,6 +103,7 @@ def check_names(what: str, names: Sequence[str]) -> None:
 
 
 def _read_text(path: Path, text: Sequence[str], encoding: str) -> pa.Table:
+    """Read a CSV or TSV file."""
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise DataError(
@@ -145,6 +146,7 @@ def _decode(content: bytes, path: Path, encoding: str) -> str:
 
 
 def _read_parquet(path: Path) -> pa.Table:
+    """Read a parquet file that does not exceed the limits."""
     found = parquet.read_metadata(path)
     size = sum(found.row_group(k).total_byte_size for k in range(found.num_row_groups))
     if found.num_rows * found.num_columns > MAX_CELLS or size > MAX_BYTES:
@@ -173,6 +175,7 @@ def texts(column: pa.ChunkedArray, what: str) -> list[str | None]:
 
 
 def _is_text(value: object) -> bool:
+    """Test whether a value is text, or bytes of UTF-8."""
     try:
         return not isinstance(value, bytes) or bool(value.decode() or True)
     except UnicodeDecodeError:

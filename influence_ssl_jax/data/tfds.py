@@ -275,6 +275,7 @@ class OpenTfds(OpenSource):
         return (read_or_skip(self._example, *pair) for pair in zip(indices, records, strict=True))
 
     def _example(self, index: int, nested_record: dict[str, Any]) -> Example:
+        """Decode a record."""
         record = flatten(nested_record)
         name = self._id(index, record)
         try:
@@ -292,7 +293,7 @@ class OpenTfds(OpenSource):
             raise UnreadableExample(index, f"{self._split}/{index}", f"the record is damaged: {error}") from error
 
     def class_names(self) -> tuple[str, ...] | None:
-        """Return the values of a label that is not a class label, in the order of their numbers."""
+        """Return the values of a numbered label, in the order of their numbers."""
         return None if self._label is None or self._is_class else self._classes.values
 
     def _id(self, index: int, record: dict[str, Any]) -> str:
@@ -300,7 +301,7 @@ class OpenTfds(OpenSource):
         return printable(name)
 
     def _numbered(self, index: int, value: Any) -> int:
-        """Return the class of an example: its number, or the position of its value among all values."""
+        """Return the class of an example: its number, or the position of its value."""
         return int(value) if self._is_class else int(self._classes.labels[index])
 
     @property
@@ -338,7 +339,10 @@ class OpenTfds(OpenSource):
             return self._undecoded(indices[:half]) + self._undecoded(indices[half:])
 
     def ids(self) -> list[str]:
-        """Return the ids of the data set, after one pass over the records; or split and index if it has none."""
+        """Return the ids of the data set, or split and index if it has none.
+
+        Ids of the data set need one pass over the records.
+        """
         return self._through.ids if self._name else [f"{self._split}/{index}" for index in range(len(self))]
 
     def labels(self) -> Int[np.ndarray, " examples"]:
@@ -359,9 +363,10 @@ class OpenTfds(OpenSource):
         return pa.table({name: column(self._features[name], values) for name, values in scalar.items()})
 
     def fingerprint(self) -> str:
-        """Return a hash of data set, configuration, version, split, features, and the files' names and sizes.
+        """Return a hash of data set, configuration, version, split, features and files.
 
-        The content of the files is not part of it: if a record is replaced by one of the same size, the hash stays.
+        Names and sizes of the files are part of it; their content is not: if a record is replaced by one of the same size,
+        the hash stays.
         """
         info = self._builder.info
         files = [f"{Path(name).name} {Path(name).stat().st_size} {part}" for name, part in _files(info, self._split)]

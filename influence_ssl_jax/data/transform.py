@@ -97,6 +97,7 @@ class ToInput:
         return self._crop_and_resize(Image.fromarray(pixels[..., 0] if self.channels == 1 else pixels))
 
     def _crop_and_resize(self, image: Image.Image) -> UInt8[np.ndarray, "height width channels"]:
+        """Bring an image of other proportions or size to those of the input."""
         scales = (self.width / image.width, self.height / image.height)
         size = (self.width, self.height)
         if self.shorter is not None:
@@ -118,6 +119,7 @@ class ToInput:
 
 
 def _with_channels(image: np.ndarray) -> np.ndarray:
+    """Return the image with an axis of channels."""
     pixels = image[..., None] if image.ndim == 2 else image
     if pixels.ndim != 3 or pixels.shape[-1] not in (1, 2, 3, 4) or 0 in pixels.shape:
         raise UnusableImage(f"an image is [height, width] or [height, width, 1…4], got shape {list(image.shape)}")
@@ -125,6 +127,7 @@ def _with_channels(image: np.ndarray) -> np.ndarray:
 
 
 def _to_eight_bits(pixels: np.ndarray, bits: int) -> UInt8[np.ndarray, "height width channels"]:
+    """Convert pixels of any type to 8 bits."""
     if pixels.dtype == np.uint8:
         return pixels
     if pixels.dtype == np.bool_:
@@ -150,6 +153,7 @@ def _to_eight_bits(pixels: np.ndarray, bits: int) -> UInt8[np.ndarray, "height w
 
 
 def _blend_alpha(pixels: np.ndarray, background: int) -> UInt8[np.ndarray, "height width channels"]:
+    """Blend transparent pixels with the background, and remove alpha."""
     if pixels.shape[-1] in (1, 3):
         return pixels
 
@@ -163,7 +167,7 @@ def _blend_alpha(pixels: np.ndarray, background: int) -> UInt8[np.ndarray, "heig
 def _map_rows(
     change: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray, channels: int
 ) -> UInt8[np.ndarray, "height width channels"]:
-    """Apply `change` to some rows at a time, because it needs eight times the memory of its rows."""
+    """Apply `change` to some rows at a time; it needs eight times their memory."""
     changed = np.empty((*pixels.shape[:2], channels), np.uint8)
     step = max(1, _BLOCK // (pixels.shape[1] * pixels.shape[2]))
     for row in range(0, len(pixels), step):
@@ -172,6 +176,7 @@ def _map_rows(
 
 
 def _to_channels(pixels: np.ndarray, channels: int) -> UInt8[np.ndarray, "height width channels"]:
+    """Convert grey to colour or colour to grey."""
     if pixels.shape[-1] == channels:
         return pixels
     if channels == 3:

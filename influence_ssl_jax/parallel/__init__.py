@@ -1,4 +1,4 @@
-"""Compute on many devices and in many processes: `mesh` divides the work, `processes` joins and synchronises them."""
+"""Compute on many devices (`mesh`) and in many processes (`processes`)."""
 
 from influence_ssl_jax.parallel.mesh import (
     AXIS,

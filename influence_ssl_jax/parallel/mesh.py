@@ -18,7 +18,7 @@ Rows = TypeVar("Rows")
 
 
 def all_devices(dividing: int | None = None) -> Mesh:
-    """Return the mesh of the devices of all processes, with those of each process next to each other.
+    """Return the mesh of the devices of all processes; those of a process are neighbours.
 
     `jax.devices()` may have another order: on a TPU slice, one process owns the devices 0–3 and 8–11.
 
@@ -37,6 +37,7 @@ def local_devices() -> Mesh:
 
 
 def _mesh(found: Sequence[Any]) -> Mesh:
+    """Return a mesh with one axis."""
     return Mesh(np.array(found), (AXIS,), axis_types=(AxisType.Auto,))
 
 
@@ -62,7 +63,7 @@ def over_examples(of_rows: Callable[[PyTree, Items], Rows]) -> Callable[[PyTree,
 
 
 def sum_over_devices(total: Callable[[Items], Rows], items: Items) -> Rows:
-    """Return `total(items)`, a sum over the leading axis of `items`, as the sum of the sums of all devices.
+    """Return `total(items)`, a sum over the leading axis; each device sums its part.
 
     The order of summation, and therefore rounding, depends on the number of devices.
     """
@@ -109,7 +110,7 @@ def spread(function: Callable[[Task], Result], tasks: Sequence[Task], costs: Seq
 
 
 def owners(costs: Sequence[float | int], workers: int) -> list[int]:
-    """Assign each task to a worker: in order of decreasing cost, to the worker with the least work so far.
+    """Assign tasks, the most expensive first, to the worker with the least work.
 
     Example:
         >>> from influence_ssl_jax.parallel.mesh import owners
@@ -129,7 +130,7 @@ def _zeros(shapes: PyTree) -> PyTree:
 
 
 def split(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Return the rows of all processes as one tree of global arrays, split along the first axis over the mesh.
+    """Return the rows of all processes as global arrays, split over the mesh.
 
     Args:
         tree: The rows of this process's devices, in their order; other processes do not see them.
@@ -163,7 +164,7 @@ def everywhere(tree: PyTree, mesh: Mesh, local: Mesh) -> PyTree:
 
 
 def batches_of(mesh: Mesh) -> Callable[[int], range]:
-    """Return a function from a number of items to those of this process, if they are split over the mesh.
+    """Return a function from a number of split items to those of this process.
 
     Every device has the same number of items; numbers beyond the last item are padding.
     """

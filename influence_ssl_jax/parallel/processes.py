@@ -96,7 +96,7 @@ def _distributed_state() -> Any:
 
 
 def _watch_partners(client: Any, process: int, processes: int) -> None:
-    """Start a thread that ends this process, with a message, if another one is silent for `_SILENCE` seconds.
+    """Start a thread that ends this process if another one is silent for `_SILENCE` seconds.
 
     Every process writes a growing number to the store of the coordinator, and `ENDED` when it ends without an error. JAX
     has a similar watch, which waits longer and aborts without a message.
@@ -152,7 +152,7 @@ def _handle_abort() -> None:
 
 
 def partner_error(error: BaseException) -> InfluenceError | None:
-    """Return the error to raise instead of `error` if another process has died; None for any other error.
+    """Return the error that another process has died, if that caused `error`; else None.
 
     A collective operation notices a dead process first: its connection breaks or times out.
     """
@@ -203,7 +203,7 @@ def _is_launched(environment: Mapping[str, str]) -> bool:
 
 
 def rank(environment: Mapping[str, str] = os.environ) -> int:
-    """Return the number of this process among those that a scheduler started; 0 if it is alone.
+    """Return the number of this process as its scheduler counts; 0 if it is alone.
 
     Example:
         >>> from influence_ssl_jax.parallel import rank
@@ -227,9 +227,9 @@ def is_first() -> bool:
 
 
 def barrier(name: str) -> None:
-    """Wait until all processes have called this, without a time limit; if one dies, all end.
+    """Wait until all processes have called this, without a time limit.
 
-    It uses the coordination service, because a collective operation would time out.
+    If a process dies, all end. It uses the coordination service, because a collective operation would time out.
     """
     if jax.process_count() > 1:
         from orbax.checkpoint import multihost
@@ -238,7 +238,7 @@ def barrier(name: str) -> None:
 
 
 def first_only(action: Callable[[], Result]) -> Result | None:
-    """Run `action` in the first process while the others wait, and return its result there; None elsewhere.
+    """Run `action` in the first process while the others wait; these return None.
 
     Raises:
         InfluenceError: If it failed. The first process raises the error itself.
@@ -283,7 +283,7 @@ def gather(text: str) -> list[str]:
 
 
 def _gather_rows(row: np.ndarray) -> np.ndarray:
-    """Return one row of every process, in the order of their numbers, for any order of the devices."""
+    """Return one row of every process, in the order of their numbers."""
     mesh = all_devices()
     mine = split(np.broadcast_to(row, (jax.local_device_count(), *row.shape)), mesh)
     whole = jax.jit(lambda rows: rows, out_shardings=NamedSharding(mesh, PartitionSpec()))(mine)
@@ -319,7 +319,16 @@ def sum_over_processes(count: int) -> int:
 
 
 def own_part(items: Int[np.ndarray, " count"]) -> Int[np.ndarray, " part"]:
-    """Return the part of this process of a list that all have: consecutive items, of equal number ± 1."""
+    """Return the part of this process of a list that all have.
+
+    The parts are consecutive, and their sizes differ by at most 1.
+
+    Example:
+        >>> import numpy as np
+        >>> from influence_ssl_jax.parallel import own_part
+        >>> own_part(np.arange(3)).tolist()  # one process
+        [0, 1, 2]
+    """
     return np.array_split(items, jax.process_count())[jax.process_index()]
 
 

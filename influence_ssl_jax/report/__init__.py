@@ -1,4 +1,4 @@
-"""The report of a scored data set: one self-contained HTML page (`report.render`)."""
+"""Write the report of a scored data set as one self-contained HTML page (`report.render`)."""
 
 from influence_ssl_jax.errors import require
 

@@ -19,25 +19,25 @@ from influence_ssl_jax.evaluation.statistics import (
 )
 from influence_ssl_jax.report.scored_run import ScoredRun
 
-NAMES = {
+COLUMN_NAMES = {
     "score": "influence score",
     "alignment_loss": "alignment loss",
     "gradient_norm": "gradient norm",
     "pixel_variance": "pixel variance",
     "knn_distance": "kNN distance",
 }
-"""How columns are called in sentences."""
+"""Names of columns in sentences."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """The score against one baseline.
+    """A comparison of the score with a baseline.
 
     Attributes:
-        column: The baseline's column.
-        name: What it is called.
+        column: The column of the baseline.
+        name: Its name in sentences.
         spearman: Rank correlation with the score.
-        partial: Rank correlation with the score given all the other baselines.
+        partial: Rank correlation with the score, given all other baselines.
     """
 
     column: str
@@ -47,26 +47,26 @@ class Comparison:
 
 
 def compare(run: ScoredRun, resamples: int) -> list[Comparison]:
-    """The score against each baseline, with bootstrap intervals."""
+    """Compare the score with each baseline, with bootstrap intervals."""
     columns = {name: run.numbers(name) for name in run.baselines}
     found = []
     for name, values in columns.items():
-        others = _stacked([other for key, other in columns.items() if key != name], len(values))
+        others = _stack([other for key, other in columns.items() if key != name], len(values))
         whole = bootstrap(spearman, run.score, values, resamples=resamples)
         partial = bootstrap(partial_spearman, run.score, values, others, resamples=resamples)
-        found.append(Comparison(name, NAMES[name], whole, partial))
+        found.append(Comparison(name, COLUMN_NAMES[name], whole, partial))
     return found
 
 
 def explained_by_baselines(run: ScoredRun) -> float:
-    """Share of the variance of the score's ranks that all baselines explain together."""
-    return explained_variance(run.score, _stacked([run.numbers(name) for name in run.baselines], len(run.score)))
+    """Return the share of the variance of the score's ranks that all baselines explain together."""
+    return explained_variance(run.score, _stack([run.numbers(name) for name in run.baselines], len(run.score)))
 
 
 def signal_share(run: ScoredRun) -> float:
-    """Reliability: the share of the scores' variance that is between examples, `1 − mean(se²)/var(score)`.
+    """Return the reliability: the share of the scores' variance between examples, `1 − mean(se²)/var(score)`.
 
-    NaN where the run has no standard errors (one draw).
+    It is NaN if the run has no standard errors (one draw).
     """
     if "score_se" not in run.table.column_names:
         return float("nan")
@@ -77,22 +77,23 @@ def signal_share(run: ScoredRun) -> float:
     return float(1 - np.mean(error[kept] ** 2) / score[kept].var(ddof=1))
 
 
-def _stacked(columns: list[np.ndarray], rows: int) -> np.ndarray:
+def _stack(columns: list[np.ndarray], rows: int) -> np.ndarray:
+    """Stack columns to an array [rows, columns], also if there are none."""
     return np.stack(columns, axis=1) if columns else np.zeros((rows, 0))
 
 
 LOW = frozenset({"exact_duplicate", "near_duplicate"})
-"""Redundant kinds: a *low* score was expected of them before any was seen. Of other kinds both ends are told."""
+"""Redundant kinds: low scores were expected for them before any score was seen. For other kinds both ends are shown."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Detector:
-    """One column as a detector of one kind.
+    """A column as a detector of a kind of planted examples.
 
     Attributes:
         name: The score or a baseline.
-        auroc: Probability that a planted example is nearer the suspicious end than an ordinary one.
-        average_precision: Mean precision over the planted ones as the list is read from that end.
+        auroc: Probability that a planted example is nearer to the suspicious end than an ordinary one.
+        average_precision: Mean precision over the planted examples, for the list read from that end.
     """
 
     name: str
@@ -102,16 +103,16 @@ class Detector:
 
 @dataclasses.dataclass(frozen=True)
 class Recovery:
-    """One kind from one end.
+    """How well a kind of planted examples is found at one end of the list.
 
     Attributes:
         kind: What was planted.
         low: Whether the low end is the suspicious one.
-        expected: Whether the direction was fixed beforehand.
-        planted: How many there are.
+        expected: Whether the end was fixed before any score was seen.
+        planted: Number of planted examples.
         chance: Average precision of a random order.
         detectors: The score first, then the baselines.
-        lift: Rank correlation of score and kind given all baselines: what the score adds to them.
+        lift: Rank correlation of score and kind, given all baselines: what the score adds to them.
     """
 
     kind: str
@@ -124,26 +125,27 @@ class Recovery:
 
 
 def kinds(run: ScoredRun) -> list[str]:
-    """The planted kinds, in the order of the alphabet."""
+    """Return the kinds of planted examples in alphabetical order."""
     if "planted" not in run.table.column_names:
         return []
     return sorted({str(kind) for kind in run.table["planted"].to_pylist() if kind is not None} - {"none"})
 
 
 def recoveries(run: ScoredRun) -> list[Recovery]:
-    """Every kind, from the end that was expected or from both."""
+    """Measure how well each kind is found: at the expected end, or at both ends."""
     ends = [(kind, low) for kind in kinds(run) for low in ((True,) if kind in LOW else (False, True))]
     return [_recovery(run, kind, low) for kind, low in ends]
 
 
 def _recovery(run: ScoredRun, kind: str, low: bool) -> Recovery:
+    """Measure how well a kind is found at one end."""
     planted = members(run, kind)
     kept = np.isfinite(run.score) & (planted | _ordinary(run))
     sign = -1.0 if low else 1.0
 
     def detector(column: str) -> Detector:
         values: Float[np.ndarray, " kept"] = sign * run.numbers(column)[kept]
-        return Detector(NAMES[column], auroc(values, planted[kept]), average_precision(values, planted[kept]))
+        return Detector(COLUMN_NAMES[column], auroc(values, planted[kept]), average_precision(values, planted[kept]))
 
     given = np.stack([run.numbers(name)[kept] for name in run.baselines] or [np.zeros(kept.sum())], axis=1)
     return Recovery(
@@ -158,12 +160,12 @@ def _recovery(run: ScoredRun, kind: str, low: bool) -> Recovery:
 
 
 def members(run: ScoredRun, kind: str) -> Bool[np.ndarray, " examples"]:
-    """Which examples are of a kind."""
+    """Return which examples are of a kind."""
     return np.array([value == kind for value in run.table["planted"].to_pylist()], bool)
 
 
 def _ordinary(run: ScoredRun) -> Bool[np.ndarray, " examples"]:
-    """Neither planted nor repeated by a planted one: an original is as redundant as its copy."""
+    """Return which examples are neither planted nor the original of a copy."""
     ordinary = np.array([value in (None, "none") for value in run.table["planted"].to_pylist()], bool)
     if "original" in run.table.column_names:
         originals = [value for value in run.table["original"].to_pylist() if value is not None and value >= 0]
@@ -172,21 +174,21 @@ def _ordinary(run: ScoredRun) -> Bool[np.ndarray, " examples"]:
 
 
 LEVELS = 12
-"""Values of an attribute that are listed one by one; the rarer ones are counted together."""
+"""Number of values of an attribute that are listed one by one; rarer values are counted together."""
 TRUTH = ("planted", "original")
-"""Attributes that have a section of their own."""
+"""Attributes with the planted truth, which has its own section."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Level:
-    """One value of an attribute.
+    """A value of an attribute, with its shares.
 
     Attributes:
         name: The value.
-        count: Examples that have it, among those with a score.
-        population: Their share of all.
-        top: Their share of the most influential.
-        bottom: Their share of the least influential.
+        count: Number of examples with a score that have it.
+        population: Their share of all examples with a score.
+        top: Their share of the highest scores.
+        bottom: Their share of the lowest scores.
     """
 
     name: str
@@ -202,7 +204,7 @@ class Categories:
 
     Attributes:
         name: The attribute.
-        levels: Its values, the most frequent first.
+        levels: Its values, the most frequent first; whole numbers in their order.
     """
 
     name: str
@@ -210,7 +212,7 @@ class Categories:
 
     @property
     def largest(self) -> float:
-        """The end of the scale that shows every interval."""
+        """Return the end of a scale on which every interval fits."""
         ends = [end for level in self.levels for end in (level.population, level.top.high, level.bottom.high)]
         return 1.03 * max([end for end in ends if np.isfinite(end)], default=1.0)
 
@@ -223,8 +225,8 @@ class Quantity:
         name: The attribute.
         spearman: Its rank correlation with the score.
         population: Its median over all examples with a score.
-        top: Its median among the most influential.
-        bottom: Its median among the least influential.
+        top: Its median over the highest scores.
+        bottom: Its median over the lowest scores.
     """
 
     name: str
@@ -236,11 +238,11 @@ class Quantity:
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """An attribute with a value of its own for nearly every example, which nothing can be counted by.
+    """An attribute with too many values to count, such as a name for each example.
 
     Attributes:
         name: The attribute.
-        distinct: How many values it has.
+        distinct: Number of its values.
     """
 
     name: str
@@ -248,12 +250,19 @@ class Names:
 
 
 def breakdown(run: ScoredRun, tail: int, resamples: int) -> list[Categories | Quantity | Names]:
-    """Every attribute of the source, in its order."""
+    """Analyse each attribute of the source in the tails of the score.
+
+    Args:
+        run: The scores.
+        tail: Number of highest, and of lowest, scores that make up a tail.
+        resamples: Number of bootstrap draws for each interval.
+    """
     names = [name for name in run.record.get("attributes", []) if name not in TRUTH and name in run.table.column_names]
     return [_attribute(run, name, tail, resamples) for name in names]
 
 
 def _attribute(run: ScoredRun, name: str, tail: int, resamples: int) -> Categories | Quantity | Names:
+    """Analyse one attribute."""
     column, rows = run.table[name], run.ranked()
     values = [str(value) if value is not None else "(none)" for value in column.to_pylist()]
     distinct = len(set(values))
@@ -271,12 +280,13 @@ def _attribute(run: ScoredRun, name: str, tail: int, resamples: int) -> Categori
 
 
 def _by_value(level: Level) -> tuple[bool, int]:
-    """Numbers in their order, then what stands for no number."""
+    """Return a key that sorts numbers by value, and other texts behind them."""
     number = level.name.lstrip("-").isdigit()
     return not number, int(level.name) if number else 0
 
 
 def _levels(values: list[str], rows: np.ndarray, tail: int) -> tuple[Level, ...]:
+    """Count the most frequent values of an attribute in all examples and in both tails."""
     ranked = [values[row] for row in rows]
     common = [name for name, _ in collections.Counter(ranked).most_common(LEVELS)]
     rest = len(set(ranked)) - len(common)
@@ -294,5 +304,6 @@ def _levels(values: list[str], rows: np.ndarray, tail: int) -> tuple[Level, ...]
 
 
 def _median(values: np.ndarray) -> float:
+    """Return the median of the finite values; NaN if there are none."""
     finite = values[np.isfinite(values)]
     return float(np.median(finite)) if len(finite) else float("nan")

@@ -1,4 +1,4 @@
-"""An audit in a table and remarks, for the report and the command line."""
+"""Show an audit as a table with remarks, in the report and on the command line."""
 
 import math
 from pathlib import Path
@@ -12,24 +12,25 @@ from influence_ssl_jax.store import DamagedError, read_record
 AUDIT = "audit.json"
 HEADS = (
     "",
-    "inside",
-    "error as it is",
-    "one factor",
-    "calibrated",
+    "inside bounds",
+    "uncalibrated error",
+    "error, one factor",
+    "calibrated error",
     "90th percentile",
     "Spearman",
-    "beyond the loss",
+    "given the loss",
     "coverage",
 )
+"""Titles of the columns of `table`."""
 
 _RANKS = ("spearman", "partial")
 
 
 def section(folder: Path) -> dict[str, Any] | None:
-    """What the report says of a run's audit; None where it has not been audited.
+    """Return what the report shows of an audit; None if the run has none.
 
     Raises:
-        StoreError: A file of the audit is damaged, or it is an audit of other scores than those that are there.
+        StoreError: If a file of the audit is damaged or belongs to other scores.
     """
     if not (folder / AUDIT).is_file():
         return None
@@ -37,14 +38,14 @@ def section(folder: Path) -> dict[str, Any] | None:
         record = read_record(folder, AUDIT)
     except (DamagedError, FileNotFoundError) as error:
         raise StoreError(
-            f"{error} Give the same `influence-ssl audit` command again (it goes on from its certificates), or delete "
+            f"{error} Repeat the `influence-ssl audit` command, which continues from its certificates, or delete "
             f"{folder / AUDIT}."
         ) from error
     return {"record": record, "heads": HEADS, "rows": table(record), "remarks": remarks(record)}
 
 
 def table(record: dict[str, Any]) -> list[list[str]]:
-    """One row for the score and each baseline, under HEADS."""
+    """Return a row for the score and for each baseline, with the columns of `HEADS`."""
     rows = []
     for name, item in record["deviation"].items():
         errors = (percent(_number(item[kind]["median"])) for kind in ("raw", "proportional", "calibrated"))
@@ -58,39 +59,42 @@ def table(record: dict[str, Any]) -> list[list[str]]:
 
 
 def remarks(record: dict[str, Any]) -> list[str]:
-    """What stands below the table."""
+    """Return the remarks below the table."""
     counts, coverage = record["counts"], record["deviation"]["score"]["coverage"]
     level = record["configuration"]["calibration"]["level"]
     found = [
-        f"Errors are medians relative to the middle of the bounds, whose median width is "
-        f"{percent(_number(record['relative_width']))}; calibrated ones, their 90th percentile and the coverage are of "
-        "images that the calibration has not seen.",
-        f"Coverage of the score's {percent(level)} intervals: {percent(_number(coverage['share']))} of held-out images, "
-        f"expected {percent(_number(coverage['expected']))} ± {percent(2 * _number(coverage['standard_error']))}; of "
-        f"the lowest tenth of scores {percent(_number(coverage.get('lowest')))}, of the highest "
+        f"Errors are medians, relative to the midpoint of the bounds; the median width of the bounds is "
+        f"{percent(_number(record['relative_width']))}. Calibrated errors, their 90th percentile and the coverage are "
+        "those of images that were not used to calibrate.",
+        f"The {percent(level)} intervals of the score contain the exact score of "
+        f"{percent(_number(coverage['share']))} of the held-out images; expected are "
+        f"{percent(_number(coverage['expected']))} ± {percent(2 * _number(coverage['standard_error']))}. For the lowest "
+        f"tenth of the scores it is {percent(_number(coverage.get('lowest')))}, for the highest tenth "
         f"{percent(_number(coverage.get('highest')))}.",
-        f"{percent(level)} is the share of exact scores that intervals hold on average over audits, in every group of "
-        "scores. One audit of this size holds less than that, over all images, with probability "
-        f"{percent(_number(coverage.get('chance_below')))}, and about one of 20 less than "
-        f"{percent(_number(coverage.get('floor')))}; audit more images to come closer.",
+        f"On average over audits, the intervals contain {percent(level)} of the exact scores, in every group of scores. "
+        "An audit of this size contains less, over all images, with probability "
+        f"{percent(_number(coverage.get('chance_below')))}, and about one audit in 20 contains less than "
+        f"{percent(_number(coverage.get('floor')))}. Audit more images for intervals closer to {percent(level)}.",
     ]
     if record["damping_by_block"]:
         found.append(
-            "The scores took a damping for each block, certificates take one for the whole matrix: part of the "
-            "difference is that. Score with an absolute damping to compare the same inverse."
+            "The scores have a damping for each block, the certificates have one for the whole matrix; this is part of the "
+            "error. Score with an absolute damping to compare the same inverse."
         )
     if counts["reasons"]:
         listed = ", ".join(f"{times} {reason}" for reason, times in counts["reasons"].items())
         found.append(
-            f"Of {counts['sample']} images {counts['narrow']} are certified as narrowly as asked for; the others: {listed}. "
-            "They are named in audit.parquet."
+            f"Of {counts['sample']} images, {counts['narrow']} have bounds as narrow as requested. The others: {listed}. "
+            "audit.parquet names them."
         )
     return found
 
 
 def _number(value: Plain) -> float:
+    """Return a number of a record; NaN for null."""
     return math.nan if value is None else value
 
 
 def _decimal(value: Plain) -> str:
+    """Write a number of a record with three decimals."""
     return decimal(_number(value))

@@ -1,4 +1,4 @@
-"""Backends side by side: as plain JSON, as lines of a table, and as two figures."""
+"""Show a comparison of backends as JSON, as a table, and as two figures."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,29 +16,40 @@ from influence_ssl_jax.evaluation.statistics import Estimate
 from influence_ssl_jax.report.words import decimal, number, percent
 
 Rows = Sequence[dict[str, Plain]]
+"""The rows of a comparison as `row_as_json` writes them."""
 PARETO, STABILITY = "pareto.png", "damping.png"
 
 
-def plain(row: Row) -> dict[str, Plain]:
-    """A row as JSON; nested results become `{name: value}`, what is not finite null."""
+def row_as_json(row: Row) -> dict[str, Plain]:
+    """Return a row as JSON; nested results become `{name: value}`, numbers that are not finite null."""
     values = {name: as_json(getattr(row, name)) for name in Row._fields if name != "backend"}
     if isinstance(row.backend, str):
         return {"name": row.backend, "backend": None, **values}
     return {"name": label(row.backend), "backend": describe(row.backend), **values}
 
 
-def null_rows(values: Mapping[str, np.ndarray], truths: Sequence[Truth]) -> list[dict[str, Plain]]:
-    """The baselines as rows beside those of backends."""
+def baseline_rows(values: Mapping[str, np.ndarray], truths: Sequence[Truth]) -> list[dict[str, Plain]]:
+    """Return the rows of the baselines, with the same columns as those of backends."""
     loss = values["alignment loss"]
     return [
-        plain(Row(name, t.relative, deviation=deviation(each, t.lower, t.upper, loss, Calibration()), scores=each))
+        row_as_json(
+            Row(name, t.relative, deviation=deviation(each, t.lower, t.upper, loss, Calibration()), scores=each)
+        )
         for name, each in values.items()
         for t in truths
     ]
 
 
 def as_json(value: object) -> Plain:
-    """Statistics as JSON: named ones become `{name: value}`, arrays lists of six digits, what is not finite null."""
+    """Return statistics as JSON.
+
+    Named results become `{name: value}`, arrays lists with six digits, numbers that are not finite null.
+
+    Example:
+        >>> import numpy as np
+        >>> as_json(np.asarray([0.1234567, np.nan]))
+        [0.123457, None]
+    """
     if isinstance(value, Estimate | Errors | Coverage | Deviation):
         return {name: as_json(item) for name, item in value._asdict().items()}
     if isinstance(value, np.ndarray):
@@ -50,21 +61,22 @@ def as_json(value: object) -> Plain:
 
 HEADS = (
     "backend",
-    "error as it is",
-    "one factor",
-    "calibrated",
+    "uncalibrated error",
+    "error, one factor",
+    "calibrated error",
     "Spearman",
-    "beyond the loss",
+    "given the loss",
     "top",
     "bottom",
     "fit, s",
     "1,000 scores, s",
     "MB",
 )
+"""Titles of the columns of `table`."""
 
 
 def table(rows: Rows, damping: float) -> list[list[str]]:
-    """Return a line under HEADS for each backend that has scores at this damping, best first."""
+    """Return a row of `HEADS` for each backend with scores at this damping, the best first."""
     lines = []
     own = [row for row in rows if row["damping"] == damping and row["deviation"]]
     for row in sorted(own, key=lambda row: _error(row, "calibrated")):
@@ -83,14 +95,14 @@ def table(rows: Rows, damping: float) -> list[list[str]]:
 
 
 def write_figures(rows: Rows, folder: Path) -> None:
-    """Error against time at the middle damping, and against the damping."""
+    """Write two figures: error over time at the middle damping, and error over damping."""
     dampings = sorted({row["damping"] for row in rows})
     pareto(rows, dampings[len(dampings) // 2]).savefig(folder / PARETO, dpi=130)
     stability(rows).savefig(folder / STABILITY, dpi=130)
 
 
 def pareto(rows: Rows, damping: float) -> Figure:
-    """Median error after calibration against the time to fit and to score 1,000 examples; the front is a line."""
+    """Plot the median calibrated error over the time to fit and score, with the Pareto front."""
     figure, axes = _figure()
     own = [
         row
@@ -112,12 +124,12 @@ def pareto(rows: Rows, damping: float) -> Figure:
 
 
 def stability(rows: Rows) -> Figure:
-    """Median error after calibration against the damping, a line for each backend."""
+    """Plot the median calibrated error over the damping, with a line for each backend."""
     figure, axes = _figure()
     for name in dict.fromkeys(row["name"] for row in rows):
         own = sorted((row["damping"], _error(row, "calibrated")) for row in rows if row["name"] == name)
         axes.plot(*zip(*own, strict=True), marker="o", markersize=3, label=name)
-    positive = any(_error(row, "calibrated") > 0 for row in rows)  # none where the sample is too small to calibrate
+    positive = any(_error(row, "calibrated") > 0 for row in rows)  # there is none if the sample is too small
     axes.set(xscale="log", yscale="log" if positive else "linear")
     axes.set(xlabel="λ / mean eigenvalue", ylabel="median relative error, calibrated")
     axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -125,15 +137,17 @@ def stability(rows: Rows) -> Figure:
 
 
 def _figure() -> tuple[Figure, Axes]:
+    """Return an empty figure."""
     figure = Figure(figsize=(7.5, 4.6), layout="constrained")
     return figure, figure.subplots()
 
 
 def _number(value: float | None) -> float:
+    """Return a number; NaN for None."""
     return math.nan if value is None else value
 
 
 def _error(row: dict[str, Plain], name: str) -> float:
-    """Median of an error; NaN where there is none."""
+    """Return the median of an error; NaN if there is none."""
     found = row["deviation"]
     return math.nan if found is None else _number(found[name]["median"])

@@ -1,4 +1,4 @@
-"""The images themselves: small pictures with what is known of them."""
+"""Show images as small pictures with their score and attributes."""
 
 import base64
 import dataclasses
@@ -20,26 +20,26 @@ from influence_ssl_jax.scoring.table import IN_CURVATURE_SET
 from influence_ssl_jax.store import CONTENT
 
 Images: TypeAlias = Callable[[int], np.ndarray]
-"""From the number of an example to its pixels."""
+"""A function from the number of an example to its pixels."""
 
 LARGEST = 96
-"""Longest side of an embedded picture in pixels."""
+"""Longest side of a picture in pixels."""
 LONGEST = 28
-"""Characters of an attribute that are shown."""
+"""Number of characters of an attribute that are shown."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """One example of a gallery.
+    """An example of a gallery.
 
     Attributes:
-        picture: A PNG as a data URI; empty where there is none.
-        missing: Why there is none.
-        id: Its name.
+        picture: A PNG as a data URI; empty if there is none.
+        missing: Why there is no picture.
+        id: Name of the example.
         index: Its number.
         score: Its score.
-        planted: What it was planted as, empty where it was not.
-        badges: What else is known of it: (name, value).
+        planted: The kind that it was planted as; empty if it was not planted.
+        badges: Some of its attributes, each as (name, text).
     """
 
     picture: str
@@ -52,21 +52,21 @@ class Tile:
 
 
 def images_of(run: ScoredRun, shown: int, source: Source | None = None) -> tuple[Images | None, str]:
-    """Return the images of a source, by default the one that the run names, or none and why.
+    """Return the images of a source, or None and the reason why there are none.
 
-    Those of a changed source are other images, and an image that has changed since it was scored is none.
+    A source that has changed since it was scored has no images. An image that has changed has no picture.
 
     Args:
         run: The scores.
-        shown: How many images of either end of the scores are asked for.
-        source: Where they are read from, in place of the source that the run names.
+        shown: Number of images of each end that are shown.
+        source: The source to read; None takes the one that the run names.
     """
     try:
         named = source or restore(run.record.get("configuration", {}).get("source"), data.SOURCES)
         opened = named.open()
         scored = (run.record.get("identity") or {}).get("data")
         if scored is not None and opened.fingerprint() != scored:
-            return None, "the data set has changed since it was scored, so its images may be others"
+            return None, "the data set has changed since it was scored, so its images may be different ones"
     except InfluenceError as error:
         return None, str(error)
     pictured = pa.concat_tables(run.ends(shown))
@@ -76,10 +76,10 @@ def images_of(run: ScoredRun, shown: int, source: Source | None = None) -> tuple
 
     def image(index: int) -> np.ndarray:
         if index >= len(opened):
-            raise UnusableImage("the source has fewer images now")
+            raise UnusableImage("the data set has fewer images now")
         example = opened.read(index)
         if example.id != names[index]:
-            raise UnusableImage(f"scored under another name, {names[index]!r}")
+            raise UnusableImage(f"it had another name when it was scored, {names[index]!r}")
         if contents[index] is not None and content_of(example) != contents[index]:
             raise UnusableImage("it has changed since it was scored")
         return example.image
@@ -88,11 +88,12 @@ def images_of(run: ScoredRun, shown: int, source: Source | None = None) -> tuple
 
 
 def tiles(rows: pa.Table, images: Images | None, known: Sequence[str]) -> list[Tile]:
-    """The examples of some rows, in their order, each with the attributes `known`."""
+    """Return the examples of some rows, in their order, with the attributes `known`."""
     return [_tile(row, known, images) for row in rows.to_pylist()]
 
 
 def _tile(row: dict, known: Sequence[str], images: Images | None) -> Tile:
+    """Return the example of a row."""
     planted = row.get("planted") or "none"
     inside = (("in the curvature set", "in curvature set"),) if row.get(IN_CURVATURE_SET) else ()
     picture, missing = _picture(row["index"], images)
@@ -103,18 +104,18 @@ def _tile(row: dict, known: Sequence[str], images: Images | None) -> Tile:
         index=row["index"],
         score=row["score"],
         planted="" if planted == "none" else str(planted).replace("_", " "),
-        badges=(*inside, *((name, _shortened(name, row[name])) for name in known if row[name] is not None))[:3],
+        badges=(*inside, *((name, _shorten(name, row[name])) for name in known if row[name] is not None))[:3],
     )
 
 
-def _shortened(name: str, value: object) -> str:
-    """A word speaks for itself; a number needs its name."""
+def _shorten(name: str, value: object) -> str:
+    """Write an attribute in at most `LONGEST` characters, numbers with the name of the attribute."""
     text = value if isinstance(value, str) else f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
 def _picture(index: int, images: Images | None) -> tuple[str, str]:
-    """The image as a PNG of at most LARGEST pixels a side, in its own proportions; or nothing, and why."""
+    """Return an image as a small PNG in a data URI, or why there is none."""
     if images is None:
         return "", ""
     try:
@@ -126,10 +127,15 @@ def _picture(index: int, images: Images | None) -> tuple[str, str]:
 
 
 def data_uri(image: np.ndarray) -> str:
-    """Pixels as a `data:` address of a small PNG.
+    """Return pixels as a `data:` address of a PNG with sides of at most `LARGEST` pixels.
 
     Raises:
-        UnusableImage: The array is no image.
+        UnusableImage: If the array is not an image.
+
+    Example:
+        >>> import numpy as np
+        >>> data_uri(np.zeros((2, 3), np.uint8))[:30]
+        'data:image/png;base64,iVBORw0K'
     """
     height, width = image.shape[:2]
     shrink = min(1.0, LARGEST / max(height, width))

@@ -1,4 +1,4 @@
-"""Plots of the report, in one theme."""
+"""Draw the plots of the report in one theme."""
 
 import io
 import re
@@ -18,14 +18,14 @@ from influence_ssl_jax.report.analysis import Comparison, kinds, members
 from influence_ssl_jax.report.scored_run import ScoredRun
 
 INK, MUTED, LINE, HIGH, LOW, PAPER = (f"#{digit:02x}0f0{digit:x}" for digit in range(1, 7))
-"""Colours that no figure means: each is replaced by the page's own of that name."""
+"""Placeholders of colours; `to_svg` replaces each by the colour of that name in the page."""
 _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", HIGH: "high", LOW: "low", PAPER: "paper"}
 
 _STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text: it scales, is selected and read aloud
+    "svg.fonttype": "none",  # text stays text, so that it scales, can be selected, and is read aloud
     "font.family": "sans-serif",
     "font.size": 10.5,
-    "text.parse_math": False,  # a dollar sign in somebody's file name is a dollar sign
+    "text.parse_math": False,  # a dollar sign in a file name is no formula
     "text.color": INK,
     "axes.edgecolor": LINE,
     "axes.labelcolor": MUTED,
@@ -49,19 +49,19 @@ _STYLE: dict[Any, Any] = {
 
 
 @contextmanager
-def themed(width: float, height: float) -> Iterator[Figure]:
-    """A figure of `width`×`height` inches in the page's style."""
+def theme(width: float, height: float) -> Iterator[Figure]:
+    """Make a figure of `width`×`height` inches in the style of the page."""
     with mpl.rc_context(_STYLE):
         yield Figure(figsize=(width, height), layout="constrained")
 
 
 def to_svg(figure: Figure, name: str, description: str) -> Markup:
-    """The figure as an `<svg>` element; equal figures give equal text.
+    """Return the figure as an `<svg>` element; equal figures give equal text.
 
     Args:
-        figure: What to draw.
-        name: Unique on the page: the ids inside begin with it.
-        description: What the figure shows, for those who hear it.
+        figure: The figure.
+        name: A name that is unique on the page; the ids inside the element begin with it.
+        description: What the figure shows, for screen readers.
     """
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": name, **_STYLE}):
@@ -73,7 +73,7 @@ def to_svg(figure: Figure, name: str, description: str) -> Markup:
     text = re.sub(r'id="([^"]+)"', rf'id="{name}-\1"', text)
     text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
     text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
-    # coordinates to a hundredth of a point; what stands between tags is text
+    # Coordinates are rounded to a hundredth of a point; text between tags is not.
     text = re.sub(r'(?<=[ "(,])-?\d+\.\d{3,}', lambda number: f"{float(number[0]):.2f}", text)
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var(--{variable})")
@@ -83,13 +83,19 @@ def to_svg(figure: Figure, name: str, description: str) -> Markup:
 
 
 MANY = 1200
-"""Above so many examples a cloud of points is drawn as hexagons."""
+"""Largest number of examples that are drawn as points; more are drawn as hexagons."""
 WIDE = 20.0
-"""Above this ratio of the 99th to the 1st percentile positive values stand on a logarithmic axis."""
+"""Ratio of the 99th to the 1st percentile above which positive values have a logarithmic axis."""
 
 
 def is_wide(values: Float[np.ndarray, " examples"]) -> bool:
-    """Whether values are all positive and spread over more than a decade or so."""
+    """Test whether values are positive and spread by more than `WIDE`, for a logarithmic axis.
+
+    Example:
+        >>> import numpy as np
+        >>> is_wide(np.asarray([1.0, 10.0, 1000.0])), is_wide(np.asarray([-1.0, 1000.0]))
+        (True, False)
+    """
     finite = values[np.isfinite(values)]
     if not len(finite) or finite.min() <= 0:
         return False
@@ -98,24 +104,24 @@ def is_wide(values: Float[np.ndarray, " examples"]) -> bool:
 
 
 def distribution(run: ScoredRun, tail: int) -> Markup:
-    """Histogram of the scores, the tails in their colours."""
+    """Draw a histogram of the scores, with the tails in their colours."""
     values = run.score[run.ranked()]
     wide = is_wide(values)
     edges = np.histogram_bin_edges(np.log10(values) if wide else values, bins=min(60, max(8, len(values) // 12)))
     if wide:
         edges = 10**edges
-        edges[[0, -1]] = values[-1], values[0]  # as rounded powers they would leave the extremes out
-    with themed(5.4, 3.1) as figure:
+        edges[[0, -1]] = values[-1], values[0]  # rounded powers would leave the extremes out
+    with theme(5.4, 3.1) as figure:
         axes = figure.subplots()
         for part, colour in ((values, MUTED), (values[:tail], HIGH), (values[-tail:], LOW)):
             axes.hist(part, bins=edges.tolist(), color=colour, alpha=0.45 if colour == MUTED else 1.0)
-        _logarithmic(axes, wide, False)
+        _set_log_scale(axes, wide, False)
         axes.set(xlabel="influence score", ylabel="examples")
         return to_svg(figure, "distribution", "Histogram of the influence scores")
 
 
 def uncertainty(run: ScoredRun) -> Markup | None:
-    """Scores in order of rank, with the band of two standard errors; None where the run has no errors."""
+    """Draw the scores by rank with two standard errors; None if there are no errors."""
     rows = run.ranked()
     if "score_se" not in run.table.column_names or not np.isfinite(run.numbers("score_se")[rows]).any():
         return None
@@ -124,34 +130,34 @@ def uncertainty(run: ScoredRun) -> Markup | None:
     wide = is_wide(run.score)
     low = np.maximum(values - 2 * errors, values.min() / 3) if wide else values - 2 * errors
     place = np.linspace(0, 100, len(rows))
-    with themed(5.4, 3.1) as figure:
+    with theme(5.4, 3.1) as figure:
         axes = figure.subplots()
         axes.vlines(place, low, values + 2 * errors, color=MUTED, alpha=0.4, linewidth=1.4)
         axes.plot(place, values, color=INK, linewidth=1.3)
-        _logarithmic(axes, False, wide)
+        _set_log_scale(axes, False, wide)
         axes.set(xlabel="rank, in percent from the highest", ylabel="score ± 2 standard errors", xlim=(-1, 101))
         return to_svg(figure, "uncertainty", "Scores in order of rank with two standard errors")
 
 
-def against(run: ScoredRun, comparison: Comparison) -> Markup:
-    """The score against one baseline."""
+def scatter(run: ScoredRun, comparison: Comparison) -> Markup:
+    """Draw the score over a baseline."""
     left, right = run.numbers(comparison.column), run.score
     kept = np.isfinite(left) & np.isfinite(right)
     left, right = left[kept], right[kept]
     wide = is_wide(left), is_wide(right)
-    with themed(5.4, 3.5) as figure:
+    with theme(5.4, 3.5) as figure:
         axes = figure.subplots()
         if len(left) <= MANY:
             axes.plot(left, right, "o", markersize=3, color=INK, alpha=0.32, markeredgewidth=0)
         else:
             _hexagons(axes, left, right, wide)
-        _logarithmic(axes, *wide)
+        _set_log_scale(axes, *wide)
         axes.set(xlabel=comparison.name, ylabel="influence score")
         return to_svg(figure, f"against-{comparison.column}", f"Influence score against {comparison.name}")
 
 
 def _hexagons(axes: Axes, left: np.ndarray, right: np.ndarray, wide: tuple[bool, bool]) -> None:
-    """Counts as the opacity of one colour, which reads on a light page and on a dark one."""
+    """Draw counts as hexagons of one colour, whose opacity is the count."""
     scales: list[Literal["linear", "log"]] = ["log" if w else "linear" for w in wide]
     drawn = axes.hexbin(left, right, gridsize=34, mincnt=1, linewidths=0.2, xscale=scales[0], yscale=scales[1])
     counts = np.asarray(drawn.get_array(), float)
@@ -162,17 +168,18 @@ def _hexagons(axes: Axes, left: np.ndarray, right: np.ndarray, wide: tuple[bool,
 
 
 def _rgb(colour: str) -> tuple[float, float, float]:
+    """Return red, green and blue in [0, 1] of a colour `#rrggbb`."""
     red, green, blue = (int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5))
     return red, green, blue
 
 
 def by_kind(run: ScoredRun) -> Markup | None:
-    """The scores of each planted kind, one dot an example; None where nothing was planted."""
+    """Draw the scores of each planted kind as dots; None if nothing was planted."""
     found = ["none", *kinds(run)]
     if len(found) == 1:
         return None
-    generator = np.random.default_rng(0)  # jitter, so that dots do not hide each other
-    with themed(6.8, 0.46 * len(found) + 0.7) as figure:
+    generator = np.random.default_rng(0)  # for jitter, so that dots do not hide each other
+    with theme(6.8, 0.46 * len(found) + 0.7) as figure:
         axes = figure.subplots()
         for place, kind in enumerate(reversed(found)):
             values = run.score[members(run, kind) & np.isfinite(run.score)]
@@ -182,8 +189,8 @@ def by_kind(run: ScoredRun) -> Markup | None:
             axes.plot(drawn, height, "o", markersize=3, color=colour, alpha=0.5, markeredgewidth=0)
             if len(values):
                 axes.plot([np.median(values)] * 2, [place - 0.36, place + 0.36], color=INK, linewidth=1.6)
-        _logarithmic(axes, is_wide(run.score), False)
-        axes.set_yticks(range(len(found)), [_called(kind) for kind in reversed(found)])
+        _set_log_scale(axes, is_wide(run.score), False)
+        axes.set_yticks(range(len(found)), [_kind_name(kind) for kind in reversed(found)])
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.spines["left"].set_visible(False)
         axes.set(xlabel="influence score (bar: median)", ylim=(-0.6, len(found) - 0.4))
@@ -191,11 +198,13 @@ def by_kind(run: ScoredRun) -> Markup | None:
         return to_svg(figure, "by-kind", "Influence scores of each planted kind")
 
 
-def _called(kind: str) -> str:
+def _kind_name(kind: str) -> str:
+    """Return the label of a kind."""
     return "not planted" if kind == "none" else kind.replace("_", " ")
 
 
-def _logarithmic(axes: Axes, x: bool, y: bool) -> None:
+def _set_log_scale(axes: Axes, x: bool, y: bool) -> None:
+    """Make the chosen axes logarithmic."""
     for wanted, axis, scale in ((x, axes.xaxis, axes.set_xscale), (y, axes.yaxis, axes.set_yscale)):
         if wanted:
             scale("log")
@@ -205,7 +214,7 @@ def _logarithmic(axes: Axes, x: bool, y: bool) -> None:
 
 
 def _power(value: float, _: int) -> str:
-    """A power of ten, written out where that is short."""
+    """Write a power of ten, as a plain number if that is short."""
     exponent = round(np.log10(value))
     return f"{value:g}" if -3 <= exponent <= 4 else "10" + str(exponent).translate(_SUPERSCRIPT)
 

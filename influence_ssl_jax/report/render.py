@@ -1,4 +1,4 @@
-"""The report: one HTML page that needs nothing but itself."""
+"""Render the report of a run as one self-contained HTML page."""
 
 import itertools
 import math
@@ -33,7 +33,7 @@ from influence_ssl_jax.scoring.table import IN_CURVATURE_SET
 from influence_ssl_jax.store.files import write_atomically
 
 DRAWN = 4_000_000
-"""Examples that the bootstrap of one statistic draws in all: seconds."""
+"""Number of examples that the bootstrap of a statistic draws in total, which takes seconds."""
 
 
 def render(
@@ -43,21 +43,21 @@ def render(
     extent: Extent | None = None,
     source: Source | None = None,
 ) -> Path:
-    """Write the report of a finished run.
+    """Write the report of a finished run, and return its path.
 
     Args:
-        folder: The run: `scores.parquet` and `run.json`.
-        out: The page; `report.html` in the folder where None.
-        images: Pixels of an example by number; read from the source that `run.json` names where None. A source that is
-            not there any more costs the pictures and nothing else.
-        extent: How much is shown; `Extent()` where None.
-        source: Where pixels are read from, in place of the source that `run.json` names.
+        folder: The folder with `scores.parquet` and `run.json`.
+        out: The page; None takes `report.html` in the folder.
+        images: A function from the number of an example to its pixels; None reads the source. Without the source, the
+            report has no pictures but is complete otherwise.
+        extent: How much is shown; None takes `Extent()`.
+        source: The source of the images; None takes the one that `run.json` names.
 
     Raises:
-        StoreError: The folder holds no finished run.
+        StoreError: If the folder does not contain a finished run.
     """
     extent = extent or Extent()
-    run, why = ScoredRun.bounded(folder, extent.images), ""
+    run, why = ScoredRun.load_bounded(folder, extent.images), ""
     if images is None:
         images, why = images_of(run, extent.images, source)
     environment = jinja2.Environment(
@@ -77,9 +77,9 @@ def render(
 
 
 def _contents(run: ScoredRun, images: Images | None, why: str, extent: Extent) -> dict[str, Any]:
-    """Everything that the template says."""
+    """Return everything that the template shows."""
     rows, tail = run.ranked(), run.tail(extent.tail)
-    resamples = affordable(extent.resamples, len(rows))
+    resamples = limit_resamples(extent.resamples, len(rows))
     comparisons, attributes = compare(run, resamples), breakdown(run, tail, resamples)
     telling = [item.name for item in attributes if not isinstance(item, Names)]
     shown = min(extent.images, max(1, len(rows) // 2))
@@ -98,7 +98,7 @@ def _contents(run: ScoredRun, images: Images | None, why: str, extent: Extent) -
         "inside": _inside(run),
         "searched": _searched(run),
         "uncertainty": plots.uncertainty(run) if len(rows) else None,
-        "comparisons": [(comparison, plots.against(run, comparison)) for comparison in comparisons],
+        "comparisons": [(comparison, plots.scatter(run, comparison)) for comparison in comparisons],
         "closest": max(comparisons, key=lambda c: abs(c.spearman.value), default=None),
         "audit": audited.section(run.folder),
         "explained": explained_by_baselines(run),
@@ -115,19 +115,32 @@ def _contents(run: ScoredRun, images: Images | None, why: str, extent: Extent) -
     }
 
 
-def affordable(resamples: int, examples: int) -> int:
-    """Fewer bootstrap draws, but 30, where there are so many examples that an interval is narrow whatever its draws."""
+def limit_resamples(resamples: int, examples: int) -> int:
+    """Limit the number of bootstrap draws for many examples, to at least 30.
+
+    With many examples an interval is narrow, and its draws are slow.
+
+    Example:
+        >>> limit_resamples(200, 1_000), limit_resamples(200, 100_000)
+        (200, 40)
+    """
     return min(resamples, max(30, DRAWN // max(1, examples)))
 
 
 def _title(run: ScoredRun) -> str:
+    """Return the title of the report: the run's own, or the name of the data set."""
     source = run.record.get("configuration", {}).get("source") or {}
     named = source.get("name") or source.get("path") or source.get("class") or run.folder.resolve().name
     return str(run.record.get("title") or named)
 
 
 def _planted_counts(run: ScoredRun, *ends: int) -> list[dict[str, Any]]:
-    """How many of each kind are among the first and the last so many, and how many chance would put there."""
+    """Count each kind among the highest and the lowest scores, with the numbers expected by chance.
+
+    Args:
+        run: The scores.
+        *ends: Numbers of highest, and of lowest, scores.
+    """
     rows = run.ranked()
     found = []
     for kind in kinds(run):
@@ -139,7 +152,7 @@ def _planted_counts(run: ScoredRun, *ends: int) -> list[dict[str, Any]]:
 
 
 def _inside(run: ScoredRun) -> dict[str, Any] | None:
-    """The images of the curvature set beside the others; None where none is marked."""
+    """Return the median scores inside and outside the curvature set; None if no image is marked."""
     inside = run.inside()
     if not len(inside):
         return None
@@ -153,13 +166,13 @@ def _inside(run: ScoredRun) -> dict[str, Any] | None:
 
 
 def _searched(run: ScoredRun) -> dict[str, int] | None:
-    """Among how many images nearest neighbours were searched; None where it was among all."""
+    """Return among how many images nearest neighbours were searched; None if among all."""
     found = run.record.get("nearest_neighbours") or {}
     return found if found.get("reference", 0) < found.get("images", 0) else None
 
 
 def _problems(run: ScoredRun) -> dict[str, Any]:
-    """Examples without a finite score, by reason and one by one."""
+    """Return the examples with a remark, by reason and one by one."""
     rows, total, reasons = run.remarks()
     return {
         "problems": rows,
@@ -169,7 +182,7 @@ def _problems(run: ScoredRun) -> dict[str, Any]:
 
 
 def _how(run: ScoredRun) -> dict[str, Any]:
-    """How the run was made: what repeats it, in tables of names and values."""
+    """Return how the run was made: its command, and tables of names and values."""
     known = {"identity", "counts", "attributes", "wall_seconds", "command", "title", "fingerprint", "configuration"}
     configuration = run.record.get("configuration", {})
     facts = {name: value for name, value in run.record.items() if name not in known}
@@ -177,20 +190,25 @@ def _how(run: ScoredRun) -> dict[str, Any]:
     return {
         "command": shlex.join(run.record.get("command", [])),
         "configuration": list(flatten(configuration)),
-        "facts": list(flatten(condensed(facts))),
+        "facts": list(flatten(condense(facts))),
         "versions": list(flatten(versions)),
         "fingerprint": run.record.get("fingerprint", ""),
     }
 
 
-def condensed(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts with every long list of numbers (a damping for each block) as its range, and numbers of four digits."""
+def condense(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Shorten facts: numbers to four digits, and long groups of numbers to their range.
+
+    Example:
+        >>> condense({"seconds": 1.23456, "damping": {f"layer{k}": 0.5 * k for k in range(8)}})
+        {'seconds': '1.235', 'damping': '8 values, 0 … 3.5'}
+    """
     found: dict[str, Any] = {}
     for name, value in facts.items():
         if isinstance(value, Mapping) and len(value) > 6 and all(isinstance(each, float) for each in value.values()):
             found[name] = f"{len(value)} values, {min(value.values()):.4g} … {max(value.values()):.4g}"
         elif isinstance(value, Mapping):
-            found[name] = condensed(value)
+            found[name] = condense(value)
         else:
             found[name] = f"{value:.4g}" if isinstance(value, float) else value
     return found

@@ -25,9 +25,9 @@ class Extent:
     """How much a report shows.
 
     Attributes:
-        images: Most, and least, influential images shown.
-        tail: Share of the examples that counts as most, and as least, influential in tables.
-        resamples: Bootstrap draws behind an interval.
+        images: Number of images shown with the highest scores, and with the lowest.
+        tail: Share of the examples that tables count as the highest scores, and as the lowest.
+        resamples: Number of bootstrap draws for an interval.
     """
 
     images: int = 24
@@ -35,30 +35,30 @@ class Extent:
     resamples: int = 200
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be shown."""
+        """Refuse values that are out of range."""
         if self.images < 1 or not 0 < self.tail <= 0.5 or self.resamples < 1:
             raise ValueError(
-                f"images and resamples are at least 1 and tail is above 0 and at most 0.5, got {self.images}, "
+                f"images and resamples must be at least 1, and tail above 0 and at most 0.5, got {self.images}, "
                 f"{self.resamples} and {self.tail}."
             )
 
 
 SAMPLE = 100_000
-"""Rows of the random sample that statistics of a larger run are of."""
+"""Number of rows of the random sample from which the statistics of a larger run are computed."""
 WINDOW = 65_536
-"""Rows that are in memory together when a table is read from its beginning to its end."""
+"""Number of rows that are in memory at a time if a whole table is read."""
 LISTED = 60
-"""Examples with a remark that are listed one by one."""
+"""Number of examples with a remark that are listed one by one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoredFile:
-    """`scores.parquet`, read a bounded number of rows at a time, and `run.json`.
+    """The files `scores.parquet` and `run.json` of a run; rows are read in parts.
 
     Attributes:
-        folder: Where they are.
+        folder: The folder of the files.
         record: How the run was made.
-        rows: Number of examples: row i is example i.
+        rows: Number of examples; row i is example i.
         columns: Names of the columns.
     """
 
@@ -69,35 +69,35 @@ class ScoredFile:
 
     @classmethod
     def open(cls, folder: Path) -> "ScoredFile":
-        """Check a finished run, and read nothing of its rows.
+        """Open the files of a finished run without reading rows.
 
         Raises:
-            StoreError: The folder has none, or one of its files is damaged.
+            StoreError: If the folder does not contain a finished run, or one of its files is damaged.
         """
         for name in (SCORES, RUN):
             if not (folder / name).is_file():
                 raise StoreError(
-                    f"{folder} has no {name}: it is no folder of scores, or the run is not finished. Finish it with "
-                    "the same `influence-ssl score` command, or name another folder."
+                    f"{folder} has no {name}: it is not a folder of scores, or the run is not finished. Repeat the "
+                    "`influence-ssl score` command to finish it, or name another folder."
                 )
         try:
             record = read_record(folder, RUN)
             with pq.ParquetFile(folder / SCORES) as file:
                 return cls(folder, record, file.metadata.num_rows, tuple(file.schema_arrow.names))
-        except (DamagedError, ValueError, OSError) as error:  # pyarrow's errors are the latter two
+        except (DamagedError, ValueError, OSError) as error:  # errors of pyarrow are of the latter two types
             raise StoreError(
-                f"{error} Give the same `influence-ssl score` command again: it makes table and record from the parts."
+                f"{error} Repeat the `influence-ssl score` command, which makes table and record again from the parts."
             ) from error
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """Some columns, all where None, WINDOW rows at a time."""
-        # Buffered, everything that has been read would stay in memory.
+        """Yield some columns, or all if None, `WINDOW` rows at a time."""
+        # With a buffer, everything that was read would stay in memory.
         with pq.ParquetFile(self.folder / SCORES, pre_buffer=False) as file:
             for batch in file.iter_batches(WINDOW, columns=None if columns is None else list(columns)):
                 yield pa.Table.from_batches([batch])
 
     def taken(self, rows: Int[np.ndarray, " some"], columns: Sequence[str] | None = None) -> pa.Table:
-        """Some rows, in the order in which they are named."""
+        """Return some rows in the given order."""
         order, found, start = np.argsort(rows, kind="stable"), [], 0
         wanted = np.asarray(rows)[order]
         for table in self.batches(columns):
@@ -110,12 +110,12 @@ class ScoredFile:
 
 
 class Remarks(NamedTuple):
-    """What is the matter with examples.
+    """The examples with a remark.
 
     Attributes:
-        rows: The first LISTED of them: index, id, score, reason, and the outcome in words.
-        total: How many there are.
-        reasons: How often each outcome has each reason.
+        rows: The first `LISTED` of them: index, id, score, reason, and the outcome in words.
+        total: Their number.
+        reasons: The number of examples for each outcome and reason.
     """
 
     rows: list[dict[str, Any]]
@@ -123,7 +123,7 @@ class Remarks(NamedTuple):
     reasons: collections.Counter[tuple[str, str]]
 
 
-def remarks_of(tables: Iterable[pa.Table]) -> Remarks:
+def collect_remarks(tables: Iterable[pa.Table]) -> Remarks:
     """Collect the examples that have a reason, from tables with index, id, score and reason."""
     first, reasons = list[dict[str, Any]](), collections.Counter[tuple[str, str]]()
     for table in tables:
@@ -138,13 +138,13 @@ def remarks_of(tables: Iterable[pa.Table]) -> Remarks:
 
 
 class Large(NamedTuple):
-    """What is known of all rows of a run of which only a sample is in memory.
+    """Results over all rows of a run of which only a sample is in memory.
 
     Attributes:
         highest: The rows with the highest scores, the highest first.
-        lowest: Those with the lowest, the lowest first.
+        lowest: The rows with the lowest scores, the lowest first.
         inside: The finite scores of the images of the curvature set.
-        remarks: What is the matter with examples.
+        remarks: The examples with a remark.
     """
 
     highest: pa.Table
@@ -154,7 +154,7 @@ class Large(NamedTuple):
 
 
 def _inside(table: pa.Table) -> Float[np.ndarray, " members"]:
-    """The finite scores of the images of the curvature set, where they are marked."""
+    """Return the finite scores of the images of the curvature set; none if these are not marked."""
     if IN_CURVATURE_SET not in table.column_names:
         return np.zeros(0)
     marked = table.filter(pc.field(IN_CURVATURE_SET))
@@ -164,13 +164,13 @@ def _inside(table: pa.Table) -> Float[np.ndarray, " members"]:
 
 @dataclasses.dataclass(frozen=True)
 class ScoredRun:
-    """Rows of a run in memory: all of them, or a random sample and both ends of a large one.
+    """A run in memory: all rows, or a random sample and both ends of a large run.
 
     Attributes:
-        folder: Where the run is.
-        table: One row per example, in order of index; of a large run, a random sample of SAMPLE rows.
+        folder: The folder of the run.
+        table: One row per example, in order of index; for a large run, a random sample of `SAMPLE` rows.
         record: How the run was made.
-        large: Of a large run, what is known of all its rows.
+        large: Results over all rows of a large run; None otherwise.
     """
 
     folder: Path
@@ -180,25 +180,25 @@ class ScoredRun:
 
     @classmethod
     def load(cls, folder: Path) -> "ScoredRun":
-        """Read every row of a finished run.
+        """Read all rows of a finished run.
 
         Raises:
-            StoreError: The folder has none, or one of its files is damaged.
+            StoreError: As `ScoredFile.open`.
         """
         file = ScoredFile.open(folder)
         return cls(folder, pq.read_table(folder / SCORES), file.record)
 
     @classmethod
-    def bounded(cls, folder: Path, images: int, most: int = SAMPLE) -> "ScoredRun":
-        """Read a finished run in memory that does not grow with it.
+    def load_bounded(cls, folder: Path, images: int, most: int = SAMPLE) -> "ScoredRun":
+        """Read a finished run with bounded memory: all rows, or a random sample and both ends.
 
         Args:
-            folder: Where it is.
-            images: How many rows of either end are wanted of a large one.
-            most: Rows beyond which a run is large: `table` is then a random sample of so many.
+            folder: The folder of the run.
+            images: Number of rows of each end of a large run.
+            most: Largest number of rows that are read completely, and size of the sample of a larger run.
 
         Raises:
-            StoreError: The folder has none, or one of its files is damaged.
+            StoreError: As `ScoredFile.open`.
         """
         file = ScoredFile.open(folder)
         if file.rows <= most:
@@ -212,53 +212,53 @@ class ScoredRun:
             for place, sign in enumerate((-1.0, 1.0)):
                 both = pa.concat_tables([ends[place], table])
                 score = sign * both["score"].to_numpy(zero_copy_only=False).astype(float)
-                order = np.argsort(score, kind="stable")[:images]  # what is not finite comes last
+                order = np.argsort(score, kind="stable")[:images]  # numbers that are not finite come last
                 ends[place] = both.take(order[np.isfinite(score[order])])
-        remarks = remarks_of(file.batches(["index", "id", "score", "reason"]))
+        remarks = collect_remarks(file.batches(["index", "id", "score", "reason"]))
         return cls(folder, sampled, file.record, Large(ends[0], ends[1], np.concatenate(inside), remarks))
 
     @property
     def sampled(self) -> bool:
-        """Whether `table` is a sample."""
+        """Test whether `table` is a sample."""
         return self.large is not None
 
     def ends(self, images: int) -> tuple[pa.Table, pa.Table]:
-        """The rows with the highest scores, and those with the lowest, so many of each."""
+        """Return the given number of rows with the highest scores, and with the lowest."""
         if self.large is not None:
             return self.large.highest.slice(0, images), self.large.lowest.slice(0, images)
         rows = self.ranked()
         return self.table.take(rows[:images]), self.table.take(rows[::-1][:images])
 
     def remarks(self) -> Remarks:
-        """What is the matter with examples."""
+        """Return the examples with a remark."""
         if self.large is not None:
             return self.large.remarks
-        return remarks_of([self.table.select(["index", "id", "score", "reason"])])
+        return collect_remarks([self.table.select(["index", "id", "score", "reason"])])
 
     def inside(self) -> Float[np.ndarray, " members"]:
-        """The finite scores of the images of the curvature set."""
+        """Return the finite scores of the images of the curvature set."""
         return _inside(self.table) if self.large is None else self.large.inside
 
     def numbers(self, name: str) -> Float[np.ndarray, " examples"]:
-        """A column as floating point, NaN where it has no value."""
+        """Return a column as floating point, NaN for rows without a value."""
         return self.table[name].to_numpy(zero_copy_only=False).astype(float)
 
     @property
     def score(self) -> Float[np.ndarray, " examples"]:
-        """The score of every example, NaN where it has none."""
+        """Return the score of every example, NaN if it has none."""
         return self.numbers("score")
 
     @property
     def baselines(self) -> tuple[str, ...]:
-        """The baselines that this run has values of."""
+        """Return the names of the baselines that have finite values in this run."""
         present = [name for name in BASELINES if name in self.table.column_names]
         return tuple(name for name in present if np.isfinite(self.numbers(name)).any())
 
     def ranked(self) -> Int[np.ndarray, " scored"]:
-        """Rows with a finite score, from the highest to the lowest; ties in order of index."""
+        """Return the rows with a finite score, the highest first; equal scores by index."""
         score = np.where(np.isfinite(self.score), self.score, -np.inf)
         return np.argsort(-score, kind="stable")[: int(np.isfinite(self.score).sum())]
 
     def tail(self, share: float) -> int:
-        """How many of the rows in memory `share` of the scored ones are, at least one."""
+        """Return `share` of the number of scored rows in memory, at least 1."""
         return max(1, round(share * int(np.isfinite(self.score).sum())))

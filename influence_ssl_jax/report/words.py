@@ -1,4 +1,4 @@
-"""Numbers as they are printed; what is not a number is a dash."""
+"""Write numbers for readers; a number that is missing or not finite is a dash."""
 
 import math
 
@@ -6,7 +6,12 @@ from influence_ssl_jax.evaluation.statistics import Estimate
 
 
 def number(value: float | int | None) -> str:
-    """Three significant digits, thousands grouped, and a dash for what is not there."""
+    r"""Write a number with three significant digits, and thousands in groups.
+
+    Example:
+        >>> number(12345), number(0.012345), number(None)
+        ('12\u202f345', '0.0123', '–')
+    """
     if value is None or not math.isfinite(value):
         return "–"
     if isinstance(value, int) or (abs(value) >= 1000 and abs(value) < 1e6):
@@ -15,19 +20,34 @@ def number(value: float | int | None) -> str:
 
 
 def decimal(value: float) -> str:
-    """Three decimals, as columns of shares and probabilities have them."""
+    """Write a number with three decimals.
+
+    Example:
+        >>> decimal(-0.5)
+        '−0.500'
+    """
     return f"{value:.3f}".replace("-", "−") if math.isfinite(value) else "–"
 
 
 def percent(value: float) -> str:
-    """A share in percent, with a decimal where it is small."""
+    r"""Write a share in percent, with a decimal if it is small.
+
+    Example:
+        >>> percent(0.25), percent(0.025)
+        ('25\u202f%', '2.5\u202f%')
+    """
     if not math.isfinite(value):
         return "–"
     return f"{100 * value:.1f}\u202f%" if value < 0.0995 else f"{100 * value:.0f}\u202f%"
 
 
 def interval(estimate: Estimate) -> str:
-    """A correlation with its interval."""
+    """Write an estimate with its interval.
+
+    Example:
+        >>> interval(Estimate(-0.5, -0.6, -0.4))
+        '−0.50 [−0.60, −0.40]'
+    """
     if not math.isfinite(estimate.value):
         return "–"
     text = f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
@@ -35,7 +55,12 @@ def interval(estimate: Estimate) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    r"""Write a duration in seconds, minutes or hours.
+
+    Example:
+        >>> duration(90.0)
+        '90\u202fs'
+    """
     if not math.isfinite(seconds):
         return "–"
     if seconds < 120:

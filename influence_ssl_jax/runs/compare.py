@@ -17,7 +17,7 @@ from influence_ssl_jax.evaluation.sample import sample
 from influence_ssl_jax.ihvp import CG, Backend
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.progress import Note, Progress, silent, stage
-from influence_ssl_jax.report.backends import null_rows, plain, write_figures
+from influence_ssl_jax.report.backends import baseline_rows, row_as_json, write_figures
 from influence_ssl_jax.run_log import RunLog
 from influence_ssl_jax.runs.changed_images import digests_as_text, refuse_other_images
 from influence_ssl_jax.runs.prepare import Prepared, describe_encoder, draw_problem, prepare
@@ -67,7 +67,8 @@ def compare(settings: CompareRun, progress: Progress = silent) -> dict[str, Plai
                 progress(Note(f"{number} of {len(every)}: {label(backend)}"))
                 log.beat(label(backend), done=number - 1, total=len(every))
                 found = [
-                    plain(row) for row in compare_backends([backend], problem, examples, known, settings.calibration)
+                    row_as_json(row)
+                    for row in compare_backends([backend], problem, examples, known, settings.calibration)
                 ]
                 write_sealed(path, {ROWS: found}, indent=None)
                 log.event("part", backend=label(backend), done=number, total=len(every))
@@ -83,7 +84,7 @@ def _baseline_rows(
     """Return the rows of the baselines, from the folder if they are there."""
     path = settings.out / PARTS / "baselines.json"
     if not _is_intact(path):
-        write_sealed(path, {ROWS: null_rows(baselines(problem, examples), known)}, indent=None)
+        write_sealed(path, {ROWS: baseline_rows(baselines(problem, examples), known)}, indent=None)
     return read_sealed(path)[ROWS]
 
 

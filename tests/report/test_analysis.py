@@ -19,7 +19,7 @@ from influence_ssl_jax.report.analysis import (
     recoveries,
     signal_share,
 )
-from influence_ssl_jax.report.render import affordable
+from influence_ssl_jax.report.render import limit_resamples
 from influence_ssl_jax.report.scored_run import ScoredRun
 from influence_ssl_jax.store import ScoreStore
 
@@ -131,10 +131,10 @@ def test_attributes_of_any_type_are_counted(tmp_path):
 
 
 def test_the_bootstrap_grows_no_dearer_with_the_data():
-    assert affordable(200, 100) == 200
-    assert affordable(200, 50_000) == 80
-    assert affordable(200, 10**7) == 30
-    assert affordable(5, 10**7) == 5
+    assert limit_resamples(200, 100) == 200
+    assert limit_resamples(200, 50_000) == 80
+    assert limit_resamples(200, 10**7) == 30
+    assert limit_resamples(5, 10**7) == 5
 
 
 def test_names_are_not_counted(run, attributes):

@@ -29,21 +29,21 @@ def record(**changes):
 def test_the_table_has_the_numbers_under_their_heads():
     (score, norm) = audited.table(record())
     told = dict(zip(audited.HEADS, score, strict=True))
-    assert told["inside"] == "0.0\u202f%"
-    assert told["error as it is"] == "100\u202f%"
-    assert told["one factor"] == "0.0\u202f%"
+    assert told["inside bounds"] == "0.0\u202f%"
+    assert told["uncalibrated error"] == "100\u202f%"
+    assert told["error, one factor"] == "0.0\u202f%"
     assert told["Spearman"].startswith("1.000 (1.000 to")
     assert norm[0] == "gradient norm"
 
 
 def test_doubts_are_said():
     plain = " ".join(audited.remarks(record()))
-    assert "median width is 2.0\u202f%" in plain
+    assert "the median width of the bounds is 2.0\u202f%" in plain
     assert "damping for each block" not in plain
     counts = {"sample": 60, "certified": 58, "narrow": 55, "resumed": 0, "reasons": {"too wide": 3, "truncated": 2}}
     doubtful = " ".join(audited.remarks(record(counts=counts, damping_by_block=True)))
     assert "damping for each block" in doubtful
-    assert "Of 60 images 55 are certified as narrowly as asked for; the others: 3 too wide, 2 truncated." in doubtful
+    assert "Of 60 images, 55 have bounds as narrow as requested. The others: 3 too wide, 2 truncated." in doubtful
 
 
 def test_the_report_has_a_section_where_there_was_an_audit(scored_folder, tmp_path):
@@ -51,7 +51,7 @@ def test_the_report_has_a_section_where_there_was_an_audit(scored_folder, tmp_pa
     before = render(tmp_path / "run", extent=Extent(images=2, resamples=5)).read_text()
     write_sealed(tmp_path / "run" / "audit.json", record())
     after = render(tmp_path / "run", extent=Extent(images=2, resamples=5)).read_text()
-    assert "Against certified scores" not in before
-    assert after.count("Against certified scores") == 1
+    assert "Comparison with certified scores" not in before
+    assert after.count("Comparison with certified scores") == 1
     assert 'href="#audit"' in after
     assert "<code>calibrated.parquet</code>" in after

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from influence_ssl_jax.errors import StoreError
-from influence_ssl_jax.report.render import condensed, render
+from influence_ssl_jax.report.render import condense, render
 from influence_ssl_jax.report.scored_run import Extent
 from influence_ssl_jax.runs.audit import resolved_scores
 from influence_ssl_jax.store import ScoreStore, read_sealed, write_sealed
@@ -89,9 +89,9 @@ def test_every_section_is_there(page):
         "Most influential",
         "Distribution.",
         "Certainty of the ranks.",
-        "Alignment loss. Spearman",
-        "kNN distance. Spearman",
-        "blank not fixed beforehand: both ends",
+        "Alignment loss. Rank correlation",
+        "kNN distance. Rank correlation",
+        "blank no end fixed beforehand",
         "exact duplicate expected at the low end",
         "“file” has",
         "zero embedding",
@@ -132,7 +132,7 @@ def test_the_same_run_makes_the_same_page(scored_folder, text, tmp_path):
 
 def test_a_damping_for_each_block_is_told_as_its_range():
     damping = {"relative": 0.1, "resolved": {f"layer{k}": 1 / (k + 1) for k in range(40)}}
-    assert condensed({"damping": damping, "seed": 3}) == {
+    assert condense({"damping": damping, "seed": 3}) == {
         "damping": {"relative": "0.1", "resolved": "40 values, 0.025 … 1"},
         "seed": 3,
     }
@@ -145,7 +145,7 @@ def test_images_that_are_gone_cost_the_pictures_alone(scored_folder, tmp_path):
     write_sealed(tmp_path / "moved" / "run.json", record)
     page = Page(render(tmp_path / "moved", extent=QUICK).read_text())
     assert "img" not in page.tags
-    assert "The images could not be shown: Cannot restore 'Lost'" in page.text
+    assert "The images cannot be shown: Cannot restore 'Lost'" in page.text
 
 
 def test_images_may_be_handed_over(bare_folder):
@@ -158,7 +158,7 @@ def test_a_run_with_nothing_but_scores_has_a_page(bare_folder):
     page = Page(render(bare_folder).read_text())
     assert "images scored of 4" in page.text
     assert "Recovery" not in page.text
-    assert "No standard errors" in page.text
+    assert "There are no standard errors" in page.text
 
 
 def test_scores_that_are_all_equal_or_all_missing_have_a_page(tmp_path):
@@ -172,7 +172,7 @@ def test_scores_that_are_all_equal_or_all_missing_have_a_page(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("left_out", "said"), [(False, "pulls their scores down"), (True, "by the curvature of the other")]
+    ("left_out", "said"), [(False, "lowers their scores"), (True, "with the curvature of the other")]
 )
 def test_images_of_the_curvature_set_are_told(tmp_path, left_out, said):
     with ScoreStore.open(tmp_path, {}, 4) as store:
@@ -181,10 +181,10 @@ def test_images_of_the_curvature_set_are_told(tmp_path, left_out, said):
         facts = {"configuration": {"scoring": {"leave_own_out": left_out}}, "nearest_neighbours": searched}
         store.finish(None, lambda index: {"in_curvature_set": index % 2 == 0, "knn_distance": index / 2}, facts)
     page = render(tmp_path).read_text()
-    assert ("kNN distances are to the nearest of 3 random images, not of all 4" in page) == left_out
+    assert ("kNN distances are distances to the nearest of 3 random images, not of all 4" in page) == left_out
     assert "2 of the scored images are in the curvature set" in page
     assert said in page
-    assert "Median score: 2.00, of the other images 3.00." in page
+    assert "Their median score is 2.00; that of the other images is 3.00." in page
     assert page.count('title="in the curvature set"') == 2
     known = [1.0, 2.0, 3.0, 4.0] if not left_out else [np.nan, 2.0, np.nan, 4.0]  # what an audit can learn from
     np.testing.assert_array_equal(resolved_scores(pq.read_table(tmp_path / "scores.parquet"), facts), known)

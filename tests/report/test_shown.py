@@ -97,7 +97,7 @@ def test_bars_of_a_score_reach_two_standard_errors_either_way(run, scored, drawn
 
 def test_a_baseline_lies_along_the_page_and_the_score_up_it(run, scored, drawn):
     for comparison in compare(run, resamples=2):
-        plots.against(run, comparison)
+        plots.scatter(run, comparison)
         axes = drawn[f"against-{comparison.column}"]
         (cloud,) = axes.lines
         want = np.column_stack([scored[comparison.column], scored["score"]])
@@ -108,7 +108,7 @@ def test_a_baseline_lies_along_the_page_and_the_score_up_it(run, scored, drawn):
 def test_many_examples_are_counted_where_they_lie(run, scored, drawn, monkeypatch):
     monkeypatch.setattr(plots, "MANY", 10)
     loss = next(each for each in compare(run, resamples=2) if each.column == "pixel_variance")
-    plots.against(run, loss)
+    plots.scatter(run, loss)
     axes = drawn["against-pixel_variance"]
     assert not axes.lines
     (low, high), (bottom, top) = axes.get_xlim(), axes.get_ylim()
@@ -150,7 +150,7 @@ def test_each_kind_has_its_own_scores_and_its_median(run, scored, drawn):
 
 def test_kinds_are_counted_at_both_ends(scored_folder, scored, tmp_path):
     page = render(scored_folder, tmp_path / "page.html", extent=Extent(images=6, tail=0.1, resamples=2)).read_text()
-    part = re.search(r"Among the first and the last</h3>.*?</table>", page, re.DOTALL)
+    part = re.search(r"At both ends of the list</h3>.*?</table>", page, re.DOTALL)
     assert part is not None
     cells = [re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in part[0].split("<tr>")[2:]]
     assert [row[0] for row in cells] == ["blank", "exact duplicate", "near duplicate", "noise"]
@@ -167,12 +167,12 @@ def test_kinds_are_counted_at_both_ends(scored_folder, scored, tmp_path):
 @pytest.fixture(scope="module")
 def bounded(scored_folder):
     """The run as one of which fewer rows than it has are in memory."""
-    return ScoredRun.bounded(scored_folder, images=7, most=40)
+    return ScoredRun.load_bounded(scored_folder, images=7, most=40)
 
 
 def test_of_a_large_run_a_random_sample_is_in_memory_with_both_ends_of_all(run, bounded):
     assert bounded.sampled
-    assert not ScoredRun.bounded(run.folder, images=7).sampled
+    assert not ScoredRun.load_bounded(run.folder, images=7).sampled
     assert bounded.table.num_rows == 40
     for name in ("id", "score", "age"):
         want = run.table[name].take(bounded.table["index"])
@@ -186,11 +186,11 @@ def test_of_a_large_run_a_random_sample_is_in_memory_with_both_ends_of_all(run, 
 
 
 def test_the_page_of_a_large_run_says_what_is_of_a_sample(scored_folder, tmp_path, monkeypatch):
-    load = ScoredRun.bounded
-    monkeypatch.setattr(ScoredRun, "bounded", lambda folder, images: load(folder, images, most=60))
+    load = ScoredRun.load_bounded
+    monkeypatch.setattr(ScoredRun, "load_bounded", lambda folder, images: load(folder, images, most=60))
     page = render(scored_folder, tmp_path / "page.html", extent=Extent(images=6, resamples=2)).read_text()
-    assert "random sample of 60 of them" in page
-    assert page.count("in top") == 1  # the tail of the sample alone, and not the images that are shown
+    assert "random sample of 60 images" in page
+    assert page.count("in highest") == 1  # the tail of the sample alone, and not the images that are shown
     whole = render(scored_folder, tmp_path / "whole.html", extent=Extent(images=6, resamples=2))
     assert TILE.findall(page) == TILE.findall(whole.read_text())
 

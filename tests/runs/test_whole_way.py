@@ -93,7 +93,7 @@ def test_the_whole_way(encoder, tmp_path, monkeypatch):
     assert main.run(["report", str(tmp_path / "fresh"), "--images", "4", "--resamples", "5"]) == 0
     page = (tmp_path / "fresh" / "report.html").read_text()
     assert page.count("data:image/png") == 8
-    assert "Recovery of what was planted" in page
+    assert ">Planted truth</h2>" in page
 
 
 def test_an_encoder_that_is_not_there_is_named(tmp_path):
