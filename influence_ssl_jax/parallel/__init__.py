@@ -2,15 +2,20 @@
 
 from influence_ssl_jax.parallel.mesh import (
     AXIS,
+    Sharded,
     all_devices,
     devices,
+    exchange,
+    is_sharded,
     local_devices,
     over_examples,
+    padded_length,
+    shards,
     spread,
     sum_over_devices,
 )
 from influence_ssl_jax.parallel.messages import from_first
-from influence_ssl_jax.parallel.placement import batches_of, everywhere, replicated, split
+from influence_ssl_jax.parallel.placement import batches_of, everywhere, replicated, split, undivided
 from influence_ssl_jax.parallel.processes import (
     Distributed,
     agreed,
@@ -30,27 +35,33 @@ from influence_ssl_jax.parallel.processes import (
 __all__ = [
     "AXIS",
     "Distributed",
+    "Sharded",
     "agreed",
     "all_devices",
     "barrier",
     "batches_of",
     "devices",
     "everywhere",
+    "exchange",
     "first_only",
     "from_first",
     "gathered",
     "in_every",
     "is_first",
+    "is_sharded",
     "local_devices",
     "lost_partner",
     "over_examples",
+    "padded_length",
     "part_of",
     "rank",
     "replicated",
+    "shards",
     "smallest",
     "split",
     "spread",
     "start",
     "sum_over_devices",
     "summed",
+    "undivided",
 ]

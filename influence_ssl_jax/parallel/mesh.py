@@ -1,5 +1,6 @@
 """Meshes of devices, and arrays spread over them."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -43,16 +44,60 @@ def devices() -> int:
     return 1 if ambient.empty or AXIS in ambient.manual_axes else ambient.shape[AXIS]
 
 
+def shards() -> int:
+    """Return how many devices hold the parts of a `Sharded` array here: 1 outside a computation that is split."""
+    ambient = jax.sharding.get_abstract_mesh()
+    return ambient.shape[AXIS] if AXIS in ambient.manual_axes else 1
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sharded:
+    """An array whose first axis is split over the devices, equally, with zeros at its end.
+
+    Attributes:
+        array: The entries and the zeros; within a split computation, this device's part of both.
+        length: Entries along the first axis without zeros.
+    """
+
+    array: Any  # an Array; a PartitionSpec or a shape where a tree of those has the state's structure
+    length: int = dataclasses.field(metadata={"static": True})
+
+
+def padded_length(length: int, count: int) -> int:
+    """Return the length to which zeros fill up `length` entries that `count` devices share."""
+    return -(-length // count) * count
+
+
+def is_sharded(node: PyTree) -> bool:
+    """Return whether a node of a tree is a `Sharded` array."""
+    return isinstance(node, Sharded)
+
+
+def specs_of(tree: PyTree) -> PyTree:
+    """Return how the arrays of a tree lie on a mesh: `Sharded` ones split, all others whole on each device."""
+
+    def one(node: PyTree) -> PyTree:
+        return Sharded(PartitionSpec(AXIS), node.length) if is_sharded(node) else PartitionSpec()
+
+    return jax.tree.map(one, tree, is_leaf=is_sharded)
+
+
 def over_examples(of_rows: Callable[[PyTree, Items], Rows]) -> Callable[[PyTree, Items], Rows]:
     """`of_rows(shared, rows)` with the leading axis of `rows` split over the devices and `shared` on each.
 
-    For functions whose every row of output depends on its own row of input alone. Nothing is communicated, and every
-    device runs the program that one device would run for its rows: the numbers do not depend on how many there are.
+    For functions whose every row of output depends on its own row of input alone. Every device runs the program that one
+    device would run for its rows, and nothing is communicated unless `shared` holds `Sharded` arrays: the numbers do not
+    depend on how many devices there are.
     """
     if devices() == 1:
         return of_rows
-    specs = (PartitionSpec(), PartitionSpec(AXIS))
-    return jax.shard_map(of_rows, in_specs=specs, out_specs=PartitionSpec(AXIS), check_vma=False)
+
+    def split(shared: PyTree, rows: Items) -> Rows:
+        specs = (specs_of(shared), PartitionSpec(AXIS))
+        return jax.shard_map(of_rows, in_specs=specs, out_specs=PartitionSpec(AXIS), check_vma=False)(shared, rows)
+
+    return split
 
 
 def sum_over_devices(total: Callable[[Items], Rows], items: Items) -> Rows:
@@ -67,6 +112,14 @@ def sum_over_devices(total: Callable[[Items], Rows], items: Items) -> Rows:
         return jax.lax.psum(total(part), AXIS)
 
     return jax.shard_map(of_part, in_specs=PartitionSpec(AXIS), out_specs=PartitionSpec(), check_vma=False)(items)
+
+
+def exchange(parts: PyTree) -> PyTree:
+    """Send part d of every array, along its first axis, to device d: entry e of the result came from device e.
+
+    For computations that are split; all devices must run it.
+    """
+    return jax.tree.map(lambda part: jax.lax.all_to_all(part, AXIS, 0, 0), parts)
 
 
 Task = TypeVar("Task", bound=PyTree)

@@ -1,5 +1,6 @@
 """Arrays on the devices of a mesh: split along their first axis, or whole on each."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -7,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from influence_ssl_jax.parallel.mesh import AXIS
+from influence_ssl_jax.errors import InfluenceError
+from influence_ssl_jax.parallel.mesh import AXIS, Sharded, is_sharded, padded_length
 from influence_ssl_jax.types import PyTree
 
 
@@ -28,17 +30,85 @@ def split(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def replicated(tree: PyTree, mesh: Mesh) -> PyTree:
-    """A tree that all processes hold alike, whole on every device of the mesh."""
+    """A tree that all processes hold alike, whole on every device of the mesh; its `Sharded` arrays are split."""
     sharding = NamedSharding(mesh, PartitionSpec())
-    return _through_key_data(tree, lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)))
+
+    def whole(leaf: jax.Array | np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
+
+    def one(node: PyTree) -> PyTree:
+        return _sharded(node, mesh) if is_sharded(node) else _through_key_data(node, whole)
+
+    return jax.tree.map(one, tree, is_leaf=is_sharded)
 
 
 def everywhere(tree: PyTree, mesh: Mesh, local: Mesh) -> PyTree:
-    """Global arrays of a mesh gathered, whole, onto each device of `local`, which this process owns alone."""
-    whole = jax.jit(lambda held: held, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
+    """Global arrays of a mesh gathered, whole, onto each device of `local`, which this process owns alone.
+
+    `Sharded` ones are gathered onto the devices of each process together, and split over these.
+    """
+    nodes, structure = jax.tree.flatten(tree, is_leaf=is_sharded)
+    plain = jax.jit(lambda held: held, out_shardings=NamedSharding(mesh, PartitionSpec()))(
+        [None if is_sharded(node) else node for node in nodes]
+    )
+    if mesh != local:
+        plain = replicated(jax.tree.map(lambda leaf: leaf.addressable_data(0), plain), local)
+    found = [_gathered(node, mesh, local) if is_sharded(node) else plain[i] for i, node in enumerate(nodes)]
+    return jax.tree.unflatten(structure, found)
+
+
+def undivided(tree: PyTree) -> PyTree:
+    """A tree as one device would hold it: `Sharded` arrays of this process in one piece, without zeros, in its memory."""
+
+    def one(node: PyTree) -> PyTree:
+        if not is_sharded(node) or node.array.shape[0] == node.length:
+            return node
+        return dataclasses.replace(node, array=np.asarray(node.array)[: node.length])
+
+    return jax.tree.map(one, tree, is_leaf=is_sharded)
+
+
+def _sharded(node: Sharded, mesh: Mesh) -> Sharded:
+    """A `Sharded` array that all processes hold in one piece, split over a mesh."""
+    whole = np.asarray(node.array)[: node.length]
+    length = padded_length(node.length, mesh.size)
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        start, stop, _ = index[0].indices(length)
+        held = whole[start:stop]
+        return np.pad(held, [(0, stop - start - len(held)), *[(0, 0)] * (whole.ndim - 1)])
+
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    array = jax.make_array_from_callback((length, *whole.shape[1:]), sharding, part)
+    return dataclasses.replace(node, array=array)
+
+
+def _gathered(node: Sharded, mesh: Mesh, local: Mesh) -> Sharded:
+    """A `Sharded` array of all processes, split over the devices of each.
+
+    Raises:
+        InfluenceError: The processes have not equally many devices.
+    """
+    sharding = NamedSharding(local, PartitionSpec(AXIS))
     if mesh == local:
-        return whole
-    return replicated(jax.tree.map(lambda leaf: leaf.addressable_data(0), whole), local)
+        return dataclasses.replace(node, array=jax.device_put(node.array, sharding))
+    owners = [device.process_index for device in mesh.devices]
+    counts = {owners.count(process) for process in owners}
+    if len(counts) > 1:
+        raise InfluenceError(
+            "Rows that the devices of each process share (backend Gram) take equally many devices in every process, got "
+            f"{[owners.count(process) for process in sorted(set(owners))]}."
+        )
+    grid = Mesh(mesh.devices.reshape(-1, local.size), ("processes", AXIS))
+    length = padded_length(node.length, local.size)
+
+    def cut(array: jax.Array) -> jax.Array:
+        zeros = [(0, length - node.length), *[(0, 0)] * (array.ndim - 1)]
+        return jnp.pad(array[: node.length], zeros)
+
+    array = jax.jit(cut, out_shardings=NamedSharding(grid, PartitionSpec(AXIS)))(node.array)
+    parts = [shard.data for shard in array.addressable_shards]
+    return dataclasses.replace(node, array=jax.make_array_from_single_device_arrays(array.shape, sharding, parts))
 
 
 def batches_of(mesh: Mesh) -> Callable[[int], range]:

@@ -42,6 +42,7 @@ from influence_ssl_jax.parallel import (
     split,
     start,
     summed,
+    undivided,
 )
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.progress import Note, Progress, Written, silent, stage
@@ -147,10 +148,11 @@ def fitted_scorer(
         elif settings.scoring.batch_size is None:
             log.beat("choosing the batch size")
             scorer = with_room(scorer, scoring_mesh())
-        store.bind(f"{digest_of(state)} in batches of {scorer.batch_size}")
+        whole = undivided(state)
+        store.bind(f"{digest_of(whole)} in batches of {scorer.batch_size}")
         if notes is None:
             kept = {"batch_size": scorer.batch_size, "images": texts(used)}
-            first_only(lambda: save_fitted(store.folder, state, fingerprint(store.identity), kept))
+            first_only(lambda: save_fitted(store.folder, whole, fingerprint(store.identity), kept))
     return scorer
 
 
@@ -216,8 +218,9 @@ def _state(
     """The state, and what was settled with it where an earlier run fitted it."""
     backend, seed, local = settings.backend, settings.scoring.seed, local_devices()
     expected = shapes(problem, backend, seed) if divided is None else divided.shapes(backend, seed)
-    check_fit(expected.leaves, backend)
-    held = load_fitted(store.folder, *expected, fingerprint(store.identity))
+    check_fit(jax.tree.unflatten(expected.structure, expected.leaves), backend, local.size)
+    to_memory = jnp.asarray if divided is None else np.asarray  # of the host: one device need not have room for all
+    held = load_fitted(store.folder, *expected, fingerprint(store.identity), to_memory)
     if agreed(held is not None):
         if held is None:
             raise StoreError(f"This process cannot read the fitted curvature in {store.folder}; is the folder shared?")
