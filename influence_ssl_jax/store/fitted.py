@@ -88,6 +88,8 @@ def _restored(
 ) -> jax.Array | np.ndarray:
     if _is_key(like):
         return jax.random.wrap_key_data(jnp.asarray(array))
+    if array.dtype.kind == "V" and array.dtype.itemsize == like.dtype.itemsize:
+        array = array.view(like.dtype)  # NumPy reads types that it does not know, such as bfloat16, as plain bytes
     if array.shape != like.shape or array.dtype != like.dtype:
         raise ValueError(f"a fitted array has {array.dtype}{array.shape}, expected {like.dtype}{like.shape}")
     return place(array)
