@@ -107,7 +107,8 @@ def _gathered(node: Sharded, mesh: Mesh, local: Mesh) -> Sharded:
         return jnp.pad(array[: node.length], zeros)
 
     array = jax.jit(cut, out_shardings=NamedSharding(grid, PartitionSpec(AXIS)))(node.array)
-    parts = [shard.data for shard in array.addressable_shards]
+    mine = set(local.devices.flat)
+    parts = [shard.data for shard in array.addressable_shards if shard.device in mine]
     return dataclasses.replace(node, array=jax.make_array_from_single_device_arrays(array.shape, sharding, parts))
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jax.sharding import Mesh
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.data import Synthetic, epoch
@@ -20,8 +21,10 @@ from influence_ssl_jax.ihvp import Gram, LoGra, gram
 from influence_ssl_jax.losses import CosineDistance, SimCLR
 from influence_ssl_jax.losses.loss import Embeddings
 from influence_ssl_jax.parallel import (
+    AXIS,
     all_devices,
     batches_of,
+    everywhere,
     local_devices,
     replicated,
     spread,
@@ -32,7 +35,7 @@ from influence_ssl_jax.runs.score import score
 from influence_ssl_jax.runs.settings import CurvatureSet, Parts, ScoreRun
 from influence_ssl_jax.scoring.memory import bytes_on_device
 from influence_ssl_jax.scoring.scores import Scorer, Scoring
-from influence_ssl_jax.store import ScoreStore
+from influence_ssl_jax.store import ScoreStore, digest_of
 from influence_ssl_jax.train import export
 from influence_ssl_jax.train import state as training
 from influence_ssl_jax.train.resume import Layout
@@ -77,7 +80,14 @@ def shared_rows() -> dict:
         plain, sharded = rig.scores(one), rig.scores(eight, mesh)
         found["apart"].append([apart(plain[name], sharded[name]) for name in ("score", "score_lo", "score_hi")])
     parts = [node.array.addressable_shards for node in state.rows.values()]
+    half = everywhere(
+        state, all_devices(), Mesh(all_devices().devices[:4], (AXIS,))
+    )  # as of two processes with four each
+    rows = [node.array for node in half.rows.values()]
     return found | {
+        "of four": digest_of(undivided(half)) == digest_of(undivided(state)),
+        "bytes of four": [len(array.sharding.device_set) for array in rows] == [4] * len(rows)
+        and sum(array.addressable_shards[0].data.nbytes for array in rows) == bytes_on_device(half.rows, 4),
         "elsewhere": sharded.equals(rig.scores(eight, mesh, turned)),
         "taken up": sharded.equals(rig.scores(dataclasses.replace(eight, state=loaded), mesh)),
         "bytes": [sum(part[device].data.nbytes for part in parts) for device in range(jax.device_count())],

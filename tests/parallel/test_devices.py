@@ -69,6 +69,8 @@ def test_each_device_has_its_share_of_the_rows_as_the_formula_says(report):
     shared, whole = found["formula"]
     assert found["bytes"] == [shared] * 8
     assert (shared, whole) == (3 * 40 * 16 * 2, 21 * 40 * 16 * 2)
+    assert found["of four"]  # the devices of a process take all rows of a fit by several processes
+    assert found["bytes of four"]
 
 
 @pytest.mark.slow
