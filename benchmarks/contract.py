@@ -6,9 +6,9 @@
 
 A convolutional network with BatchNorm (four channels, 240 parameters) with every loss and every curvature, and a linear
 map whose matrix has every eigenvalue three times over; gradients of the cosine distance in two draws; λ a tenth of the
-mean eigenvalue, or twice the most negative one. Backends that have an exact regime are in it. About 45 minutes of one core,
-nearly all of it compiling; a second run continues where a first was stopped (delete the results to start again).
-Per backend and problem:
+mean eigenvalue, or twice the most negative one. Backends that have an exact regime are in it. About 45 minutes of one
+core, nearly all of it compiling; a second run continues where a first was stopped, and measures anew what is of another
+version. Per backend and problem:
 
     error         worst relative error of gᵀ(C + λI)⁻¹g against dense float64
     median        its median after one common factor, which ranks and calibrated scores do not see
@@ -61,6 +61,7 @@ from tests.curvature.dense import dense
 
 OUT = Path(__file__).parent / "results" / "contract.json"
 PAGE = Path(__file__).parents[1] / "docs" / "ihvp.md"
+VERSION = versions()["influence-ssl-jax"]
 EXACT_REGIME = (Exact, Gram, CG, Arnoldi, Deflated, Nystrom)
 
 
@@ -134,16 +135,17 @@ def judge(backend: Backend, problem: Problem) -> dict[str, Any]:
 
 
 def table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """Return the results as a Markdown table: digits of exact backends, per cent of others, `–` where refused."""
+    """Return the results as a Markdown table: `–` where a backend refuses, † behind figures of another version."""
     names = [kind.__name__ for kind in backends(1)]
 
     def cell(row: dict[str, Any] | None) -> str:
         if row is None:
             return "not measured"
-        if not row:
+        if "error" not in row:
             return "–"
         error = row["error"]
-        return f"{error:.0e}" if error < 1e-4 else f"{100 * error:.2g} %" if error < 0.995 else f"{100 * error:.0f} %"
+        text = f"{error:.0e}" if error < 1e-4 else f"{100 * error:.2g} %" if error < 0.995 else f"{100 * error:.0f} %"
+        return text if row["version"] == VERSION else f"{text} †"
 
     lines = [["problem", *(f"`{name}`" for name in names)], ["---"] * (1 + len(names))]
     lines += [[problem, *(cell(rows.get(name)) for name in names)] for problem, rows in found.items()]
@@ -165,12 +167,12 @@ def measure(chosen: list[str]) -> None:
     for name, problem in named_problems():
         rows = found.setdefault(name, {})
         for kind, backend in backends(trees.size(problem.params)).items():
-            if kind.__name__ in chosen and kind.__name__ not in rows:
-                rows[kind.__name__] = judge(backend, problem)
+            if kind.__name__ in chosen and rows.get(kind.__name__, {}).get("version") != VERSION:
+                rows[kind.__name__] = judge(backend, problem) | {"version": VERSION}
                 OUT.write_text(json.dumps({"rows": found, "versions": versions()}, indent=1) + "\n")
             if kind.__name__ not in rows:
                 continue
-            columns = " ".join(f"{key} {value:.2g}" for key, value in rows[kind.__name__].items())
+            columns = " ".join(f"{key} {value:.2g}" for key, value in rows[kind.__name__].items() if key != "version")
             print(f"{name:30} {kind.__name__:9} {columns or 'refused'}", flush=True)
 
 
