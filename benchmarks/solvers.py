@@ -10,6 +10,7 @@ stopped: about ten minutes of one core, INFLUENCE_SSL_TFDS=… names prepared CI
 
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -41,7 +42,7 @@ class Config:
 
     setting: Setting = dataclasses.field(default_factory=lambda: Setting(examples=8, batch=2))
     samples: int = 8
-    relative: tuple[float, ...] = (1000.0, 10.0, 0.1)
+    relative: tuple[float, ...] = (1000.0, 10.0)
     depths: tuple[int, ...] = (3, 10, 30, 100)
 
     @classmethod
@@ -62,22 +63,23 @@ def run(config: Config, held: dict[str, Any] | None = None) -> dict[str, Any]:
     score = jax.jit(Gram().quadratic_form)
     mean = float(Gram().mean_eigenvalue(exact))
     vectors = jax.jit(lambda gradients: gradients.full())(gradients)
-    for backend in (ASTRA(samples=config.samples), LiSSA()):
-        name, state = type(backend).__name__, None
-        for share in config.relative:
-            cell = f"{name} {share:g}"
-            if cell in found:
-                continue
-            state = jax.jit(backend.fit)(problem, key) if state is None else state
-            damping = jnp.asarray(share * mean, jnp.float32)
-            want = np.asarray(score(exact, gradients, damping), float)
-            errors = []
-            for depth in config.depths:
-                got = np.asarray(_forms(backend, state, vectors, damping, jnp.asarray(depth)), float)
-                errors.append(np.abs(got / want - 1).tolist())
-            found[cell] = {"backend": name, "relative": share, "products": list(config.depths), "errors": errors}
-            print(cell, [f"{np.median(each):.2g}" for each in errors], flush=True)
-            record(config, given.data, found)
+    states: dict[str, IterationState] = {}
+    for share, backend in itertools.product(config.relative, (ASTRA(samples=config.samples), LiSSA())):
+        name = type(backend).__name__
+        cell = f"{name} {share:g}"
+        if cell in found:
+            continue
+        if name not in states:
+            states[name] = jax.jit(backend.fit)(problem, key)
+        damping = jnp.asarray(share * mean, jnp.float32)
+        want = np.asarray(score(exact, gradients, damping), float)
+        errors = []
+        for depth in config.depths:
+            got = np.asarray(_forms(backend, states[name], vectors, damping, jnp.asarray(depth)), float)
+            errors.append(np.abs(got / want - 1).tolist())
+        found[cell] = {"backend": name, "relative": share, "products": list(config.depths), "errors": errors}
+        print(cell, [f"{np.median(each):.2g}" for each in errors], flush=True)
+        record(config, given.data, found)
     return {"data": given.data, "cells": found}
 
 
