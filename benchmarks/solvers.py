@@ -1,17 +1,21 @@
-"""How far do ASTRA and LiSSA come with equal products with C, on a trained encoder?
+"""How far do ASTRA and LiSSA come with equal products with C, on trained encoders?
 
-    python -m benchmarks.solvers
+    python -m benchmarks.solvers net          1,112 parameters, digits, GGN, dense truth, float64: a minute of one core
+    python -m benchmarks.solvers resnet18     700,176 parameters, a sampled Fisher of 6 images, exact scores by Gram,
+                                              float32: some ten minutes of one core; INFLUENCE_SSL_TFDS=… names
+                                              prepared CIFAR-10
 
-The shared ResNet-18 of width 16 (a trained SimCLR encoder), C the sampled Fisher of a few images, scores of further images.
-Both start from zero; a step of either takes one product with C, and ASTRA's one solve by EK-FAC besides. Exact scores of the
-same C by `Gram`. Every cell (a backend at a λ) is written as it is measured, and a second run continues where a first was
-stopped: about ten minutes of one core, INFLUENCE_SSL_TFDS=… names prepared CIFAR-10 (the bundled digits otherwise).
+`net` is the encoder of `experiments/compare_ihvp.py`, `resnet18` the committed SimCLR encoder of width 16. Both solvers
+start from zero; a step of either takes one product with C, and ASTRA's one solve by EK-FAC besides. Fitting takes products too:
+LiSSA 20 for the largest eigenvalue, ASTRA 80 for the length of its steps and an EK-FAC. Every cell (a backend at a λ) is
+written as it is measured, and a second run continues where a first was stopped.
 """
 
 import dataclasses
-import functools
 import itertools
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,21 +25,66 @@ from jaxtyping import Array, Float, Int
 
 from benchmarks.results import read, write
 from benchmarks.shared import Setting, shared
+from experiments.compare_ihvp import Net, trained
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.contributions import measured
-from influence_ssl_jax.ihvp import ASTRA, Gram, LiSSA
+from influence_ssl_jax.curvature.gradients import ExampleGradients
+from influence_ssl_jax.ihvp import ASTRA, Backend, Exact, Gram, LiSSA
+from influence_ssl_jax.ihvp.backend import whole
 from influence_ssl_jax.ihvp.iterations import IterationState
 from influence_ssl_jax.problem import Problem
-from influence_ssl_jax.types import Params
+from influence_ssl_jax.types import Params, PyTree
+
+
+class Task(NamedTuple):
+    """Whose scores are solved for.
+
+    Attributes:
+        problem: Which C.
+        gradients: Of the scored images.
+        truth: A backend that is exact for this C.
+        data: Name of the images.
+    """
+
+    problem: Problem
+    gradients: ExampleGradients
+    truth: Backend
+    data: str
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """What is compared.
+class SmallNet:
+    """A small net on the bundled digits, in float64.
+
+    Attributes:
+        curvature: Digits that C is averaged over.
+        images: Digits that are scored.
+        samples: Draws of ASTRA's EK-FAC for each digit.
+        relative: λ over the mean eigenvalue of C.
+        depths: Products with C for each score.
+    """
+
+    curvature: int = 256
+    images: int = 20
+    samples: int = 8
+    relative: tuple[float, ...] = (1.0, 0.1, 0.01)
+    depths: tuple[int, ...] = (3, 10, 30, 100, 300, 1000)
+
+    def task(self) -> Task:
+        """The trained net, and digits that C has not seen."""
+        jax.config.update("jax_enable_x64", True)
+        problem, examples = trained(Net(examples=self.images, curvature=self.curvature))
+        found = measured(examples.measurement, problem.params, problem.frozen, examples.batches[0])
+        return Task(problem, found.gradients, Exact(), "digits")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """The shared ResNet-18 of width 16, in float32.
 
     Attributes:
         setting: Network and images: the first batches are of C, the last one is scored.
-        samples: Draws of the Fisher for each image.
+        samples: Draws of the Fisher, and of ASTRA's EK-FAC, for each image.
         relative: λ over the mean eigenvalue of C.
         depths: Products with C for each score.
     """
@@ -45,59 +94,67 @@ class Config:
     relative: tuple[float, ...] = (1000.0, 10.0)
     depths: tuple[int, ...] = (3, 10, 30, 100)
 
-    @classmethod
-    def tiny(cls) -> "Config":
-        """Two batches of a linear network."""
-        return cls(Setting("linear", width=4, examples=4, batch=2, size=4), samples=2, relative=(1.0,), depths=(1, 100))
+    def task(self) -> Task:
+        """The encoder and its images."""
+        given = shared(self.setting)
+        last = len(given.batches.index) - 1
+        curvature = jax.tree.map(lambda leaf: leaf[:last], given.batches)
+        problem = Problem(given.params, given.frozen, curvature, given.objective, "fisher", self.samples)
+        scored = jax.tree.map(lambda leaf: leaf[last], given.batches)
+        return Task(
+            problem, measured(given.objective, given.params, given.frozen, scored).gradients, Gram(), given.data
+        )
 
 
-def run(config: Config, held: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Measure what is not among the cells of an earlier record, and write the record after each."""
-    given, key = shared(config.setting), jax.random.key(0)
-    last = len(given.batches.index) - 1
-    curvature = jax.tree.map(lambda leaf: leaf[:last], given.batches)
-    problem = Problem(given.params, given.frozen, curvature, given.objective, "fisher", config.samples)
-    scored = jax.tree.map(lambda leaf: leaf[last], given.batches)
-    gradients = measured(given.objective, given.params, given.frozen, scored).gradients
-    exact, found = jax.jit(Gram().fit)(problem, key), dict(held or {})
-    score = jax.jit(Gram().quadratic_form)
-    mean = float(Gram().mean_eigenvalue(exact))
-    vectors = jax.jit(lambda gradients: gradients.full())(gradients)
-    states: dict[str, IterationState] = {}
+def race(config: SmallNet | Pretrained, task: Task, found: dict[str, Any], keep: Callable[[], object]) -> None:
+    """Measure the cells that are not among those found, and keep them after each."""
+    key, states = jax.random.key(0), {}
+    exact = jax.jit(task.truth.fit)(task.problem, key)
+    score, vectors = jax.jit(task.truth.quadratic_form), jax.jit(lambda gradients: gradients.full())(task.gradients)
+    mean = float(whole(task.truth.mean_eigenvalue(exact)))
     for share, backend in itertools.product(config.relative, (ASTRA(samples=config.samples), LiSSA())):
         name = type(backend).__name__
         cell = f"{name} {share:g}"
         if cell in found:
             continue
         if name not in states:
-            states[name] = jax.jit(backend.fit)(problem, key)
-        damping = jnp.asarray(share * mean, jnp.float32)
-        want = np.asarray(score(exact, gradients, damping), float)
+            states[name] = jax.jit(backend.fit)(task.problem, key)
+        damping = jnp.asarray(share * mean, task.gradients.cotangents.dtype)
+        want = np.asarray(score(exact, task.gradients, damping), float)
         errors = []
         for depth in config.depths:
             got = np.asarray(_forms(backend, states[name], vectors, damping, jnp.asarray(depth)), float)
             errors.append(np.abs(got / want - 1).tolist())
         found[cell] = {"backend": name, "relative": share, "products": list(config.depths), "errors": errors}
         print(cell, [f"{np.median(each):.2g}" for each in errors], flush=True)
-        record(config, given.data, found)
-    return {"data": given.data, "cells": found}
+        keep()
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def _forms(
     backend: ASTRA | LiSSA, state: IterationState, vectors: Params, damping: Float[Array, ""], depth: Int[Array, ""]
 ) -> Float[Array, " n"]:
     """`⟨v, x⟩` of every vector after `depth` steps, which is data: one program for all depths."""
     steps = dataclasses.replace(backend, depth=depth)
-    return jax.lax.map(lambda v: trees.dot(v, steps.solve(state, v, damping)), vectors)
+
+    def form(v: PyTree) -> Float[Array, ""]:
+        return trees.dot(v, steps.solve(state, v, damping))
+
+    return jax.lax.map(form, vectors)
 
 
-def record(config: Config, data: str, found: dict[str, Any]) -> None:
-    """Write the cells that are measured, if the configuration is the committed one's."""
-    if config == Config():
-        write("solvers", config, {"data": data, "cells": found})
+def main() -> None:
+    """Race on one encoder."""
+    kinds = {"net": SmallNet(), "resnet18": Pretrained()}
+    config = tyro.extras.overridable_config_cli(
+        {name: (type(each).__doc__ or "", each) for name, each in kinds.items()}
+    )
+    name = f"solvers_{'net' if isinstance(config, SmallNet) else 'resnet18'}"
+    before = read(name)
+    found = dict(before["cells"]) if before else {}
+    task = config.task()
+    race(config, task, found, lambda: write(name, config, {"data": task.data, "cells": found}))
 
 
 if __name__ == "__main__":
-    chosen, before = tyro.cli(Config), read("solvers")
-    run(chosen, before["cells"] if before and chosen == Config() else None)
+    main()

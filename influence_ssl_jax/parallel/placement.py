@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +74,7 @@ def _sharded(node: Sharded, mesh: Mesh) -> Sharded:
     whole = np.asarray(node.array)[: node.length]
     length = padded_length(node.length, mesh.size)
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: Any) -> np.ndarray:  # slices of every axis
         start, stop, _ = index[0].indices(length)
         held = whole[start:stop]
         return np.pad(held, [(0, stop - start - len(held)), *[(0, 0)] * (whole.ndim - 1)])
