@@ -6,16 +6,16 @@
                                               prepared CIFAR-10
 
 `net` is the encoder of `experiments/compare_ihvp.py`, `resnet18` the committed SimCLR encoder of width 16. Both solvers
-start from zero; a step of either takes one product with C, and ASTRA's one solve by EK-FAC besides. Fitting takes products too:
-LiSSA 20 for the largest eigenvalue, ASTRA 80 for the length of its steps and an EK-FAC. Every cell (a backend at a λ) is
-written as it is measured, and a second run continues where a first was stopped.
+start from zero; a step of either takes one product with C, and ASTRA's one solve by EK-FAC besides. Fitting takes products
+too: LiSSA 20 for the largest eigenvalue, ASTRA 80 for the length of its steps and an EK-FAC. Every cell (a backend at
+a λ) is written as it is measured, and a second run continues where a first was stopped.
 """
 
 import dataclasses
 import itertools
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -145,10 +145,8 @@ def _forms(
 
 def main() -> None:
     """Race on one encoder."""
-    kinds = {"net": SmallNet(), "resnet18": Pretrained()}
-    config = tyro.extras.overridable_config_cli(
-        {name: (type(each).__doc__ or "", each) for name, each in kinds.items()}
-    )
+    net, resnet = tyro.conf.subcommand("net"), tyro.conf.subcommand("resnet18")
+    config = tyro.cli(Annotated[SmallNet, net] | Annotated[Pretrained, resnet])
     name = f"solvers_{'net' if isinstance(config, SmallNet) else 'resnet18'}"
     before = read(name)
     found = dict(before["cells"]) if before else {}
