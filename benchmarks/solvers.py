@@ -31,7 +31,7 @@ from influence_ssl_jax.curvature.contributions import measured
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.ihvp import ASTRA, Backend, Exact, Gram, LiSSA
 from influence_ssl_jax.ihvp.backend import whole
-from influence_ssl_jax.ihvp.iterations import IterationState
+from influence_ssl_jax.ihvp.iterations import Iterations, IterationState
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Params, PyTree
 
@@ -133,7 +133,7 @@ def race(config: SmallNet | Pretrained, task: Task, found: dict[str, Any], keep:
 
 @partial(jax.jit, static_argnums=0)
 def _forms(
-    backend: ASTRA | LiSSA, state: IterationState, vectors: Params, damping: Float[Array, ""], depth: Int[Array, ""]
+    backend: Iterations[Any], state: IterationState, vectors: Params, damping: Float[Array, ""], depth: Int[Array, ""]
 ) -> Float[Array, " n"]:
     """`⟨v, x⟩` of every vector after `depth` steps, which is data: one program for all depths."""
     steps = dataclasses.replace(backend, depth=depth)
