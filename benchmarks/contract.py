@@ -1,12 +1,14 @@
 """How near is every backend to the dense matrix, on every small problem? One table, backend × problem.
 
-    python benchmarks/contract.py
+    python benchmarks/contract.py              every backend
+    python benchmarks/contract.py Gram ASTRA   these alone
+    python benchmarks/contract.py --render     the table of docs/ihvp.md, from the results
 
 A convolutional network with BatchNorm (four channels, 240 parameters) with every loss and every curvature, and a linear
 map whose matrix has every eigenvalue three times over; gradients of the cosine distance in two draws; λ a tenth of the
-mean eigenvalue, or twice the most negative one. Backends that have an exact regime are in it. About ten minutes on two
-quiet cores, nearly all of it compiling; a second run goes on where a first was stopped (delete the results to start
-again). Per backend and problem:
+mean eigenvalue, or twice the most negative one. Backends that have an exact regime are in it. About 45 minutes of one
+core, nearly all of it compiling; a second run continues where a first was stopped, and measures anew what is of another
+version. Per backend and problem:
 
     error         worst relative error of gᵀ(C + λI)⁻¹g against dense float64
     median        its median after one common factor, which ranks and calibrated scores do not see
@@ -58,6 +60,8 @@ from tests import problems
 from tests.curvature.dense import dense
 
 OUT = Path(__file__).parent / "results" / "contract.json"
+PAGE = Path(__file__).parents[1] / "docs" / "ihvp.md"
+VERSION = versions()["influence-ssl-jax"]
 EXACT_REGIME = (Exact, Gram, CG, Arnoldi, Deflated, Nystrom)
 
 
@@ -130,19 +134,50 @@ def judge(backend: Backend, problem: Problem) -> dict[str, Any]:
     return row
 
 
-def main() -> None:
-    """Measure what is not measured yet, write after every row, print."""
+def table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """Return the results as a Markdown table: `–` where a backend refuses, † behind figures of another version."""
+    names = [kind.__name__ for kind in backends(1)]
+
+    def cell(row: dict[str, Any] | None) -> str:
+        if row is None:
+            return "not measured"
+        if "error" not in row:
+            return "–"
+        error = row["error"]
+        text = f"{error:.0e}" if error < 1e-4 else f"{100 * error:.2g} %" if error < 0.995 else f"{100 * error:.0f} %"
+        return text if row["version"] == VERSION else f"{text} †"
+
+    lines = [["problem", *(f"`{name}`" for name in names)], ["---"] * (1 + len(names))]
+    lines += [[problem, *(cell(rows.get(name)) for name in names)] for problem, rows in found.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def render() -> None:
+    """Write the table into the page, between its marks."""
+    begin, end = "<!-- contract: begin -->\n", "\n<!-- contract: end -->"
+    before, rest = PAGE.read_text().split(begin)
+    after = rest.split(end)[1]
+    PAGE.write_text(f"{before}{begin}\n{table(json.loads(OUT.read_text())['rows'])}\n{end}{after}")
+
+
+def measure(chosen: list[str]) -> None:
+    """Measure what is not measured yet of the chosen backends, write after every row, print."""
     found = json.loads(OUT.read_text())["rows"] if OUT.exists() else {}
     OUT.parent.mkdir(exist_ok=True)
     for name, problem in named_problems():
         rows = found.setdefault(name, {})
         for kind, backend in backends(trees.size(problem.params)).items():
-            if kind.__name__ not in rows:
-                rows[kind.__name__] = judge(backend, problem)
+            if kind.__name__ in chosen and rows.get(kind.__name__, {}).get("version") != VERSION:
+                rows[kind.__name__] = judge(backend, problem) | {"version": VERSION}
                 OUT.write_text(json.dumps({"rows": found, "versions": versions()}, indent=1) + "\n")
-            columns = " ".join(f"{key} {value:.2g}" for key, value in rows[kind.__name__].items())
+            if kind.__name__ not in rows:
+                continue
+            columns = " ".join(f"{key} {value:.2g}" for key, value in rows[kind.__name__].items() if key != "version")
             print(f"{name:30} {kind.__name__:9} {columns or 'refused'}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:] == ["--render"]:
+        render()
+    else:
+        measure(sys.argv[1:] or [kind.__name__ for kind in BACKENDS])

@@ -159,7 +159,7 @@ def _float64_rows(state: GramState) -> Float[np.ndarray, "rows size"]:
     """A, block after block."""
     parts = []
     for block in state.blocks:
-        spans = np.swapaxes(np.asarray(state.rows[block.name], np.float64), 0, 1)
+        spans = np.swapaxes(np.asarray(state.rows[block.name].array, np.float64), 0, 1)
         parts.append(spans.reshape(len(spans), -1)[:, : block.size])
     return np.concatenate(parts, axis=1)
 

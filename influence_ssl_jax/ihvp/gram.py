@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from influence_ssl_jax import trees
@@ -26,7 +27,7 @@ from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.ihvp.backend import Assessed, Backend, Form, Resolved, Spectrum, scalar
 from influence_ssl_jax.ihvp.eigenbasis import refuse_hessian
-from influence_ssl_jax.parallel import devices, sum_over_devices
+from influence_ssl_jax.parallel import AXIS, Sharded, devices, exchange, padded_length, shards
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Batch, Params, PyTree
 
@@ -52,7 +53,8 @@ class GramState:
 
     Attributes:
         params: Gives vectors their structure.
-        rows: A, block by block, in spans of at most SPAN parameters: [spans, rows, span], with zeros at the end.
+        rows: A, block by block, in spans of at most SPAN parameters: [spans, rows, span], with zeros at the end. On several
+            devices each has some of the spans of every block, and of A as much as another.
         lost: `E Eᵀ`, E what rounding to bfloat16 took from the rows; None where they are kept as they were formed.
         gram: K.
         eigenvalues: μ, ascending, not below zero.
@@ -65,7 +67,7 @@ class GramState:
     """
 
     params: Params
-    rows: dict[str, Float[Array, "spans rows span"]]
+    rows: dict[str, Sharded]
     lost: Float[Array, "rows rows"] | None
     gram: Wide
     eigenvalues: Wide
@@ -84,8 +86,8 @@ class GramState:
 
     @property
     def spans(self) -> int:
-        """Spans of all blocks together."""
-        return sum(part.shape[0] for part in self.rows.values())
+        """Spans of all blocks together, on all devices."""
+        return sum(part.length for part in self.rows.values())
 
 
 class _Own(NamedTuple):
@@ -170,8 +172,12 @@ class Gram(Backend[GramState]):
 
     Rows: of an `empirical_fisher` the examples' contributions; of a `fisher` its draws (over a whole batch where the loss
     couples examples); of a `ggn` draws too, or with `samples=None` every column of a square root of the head's Hessian,
-    which makes C the Gauss–Newton matrix itself. Memory: R · P numbers of `storage`, and 4 R² of the working type (5 with
-    bfloat16).
+    which makes C the Gauss–Newton matrix itself. Memory: R · P numbers of `storage`, shared equally by the devices of a
+    process, and on each 4 R² of the working type (5 with bfloat16).
+
+    On D devices each holds 1/D of every block's parameters, for all rows. The gradients of a batch are cut likewise: every
+    device sends each other one that part of its own examples' gradients which the other one has rows for, multiplies, and
+    sends the products back, where they are added up in float64. Per example and draw P numbers travel, whatever R.
 
     Every form comes with a bound of its rounding (`assess`): that of products in the working precision, of rows kept in
     bfloat16, of K, and of the solve. It holds for C and g as they were computed: backpropagation itself is not bounded.
@@ -225,8 +231,8 @@ class Gram(Backend[GramState]):
         formed = curvature_rows(problem, self.samples, blocks)
         rows, lost = formed, None
         if self.storage == "bfloat16":
-            rows = {name: part.astype(jnp.bfloat16) for name, part in formed.items()}
-            left = {name: (part - rows[name].astype(part.dtype)).astype(jnp.bfloat16) for name, part in formed.items()}
+            rows = jax.tree.map(lambda part: part.astype(jnp.bfloat16), formed)
+            left = jax.tree.map(lambda part, kept: (part - kept.astype(part.dtype)).astype(jnp.bfloat16), formed, rows)
             lost = _gram_of(left, dtype).high
         gram = _gram_of(rows, dtype)
         with jax.enable_x64(True):
@@ -271,7 +277,7 @@ class Gram(Backend[GramState]):
         cut.check_structure(state.params, vector)
         parts = {block.name: block.read(vector) for block in state.blocks}
         flat = {name: part.reshape(1, 1, -1) for name, part in parts.items()}
-        products = [_inner(state.rows[name], True, part, None)[0] for name, part in flat.items()]
+        products = [_by_shards(partial(_inner, state.rows[name], True), part, None)[0] for name, part in flat.items()]
         with jax.enable_x64(True):
             value = _double(scalar(damping))
             solved = _split(_solve(state, _total(products), value[None], None).coefficients, scalar(damping).dtype)
@@ -280,7 +286,7 @@ class Gram(Backend[GramState]):
                 left = _over_spans(
                     lambda total, a, v: (total, _double(v) - _joined(solved)[0] @ _double(a)),
                     jnp.zeros(()),
-                    state.rows[name],
+                    state.rows[name].array,
                     part[0],
                 )[1]
                 joined = jnp.moveaxis(left, 0, 1).reshape(-1)[: part.shape[-1]] / value
@@ -346,11 +352,15 @@ class Gram(Backend[GramState]):
         fast = self._subtracted(state, self._products(state, gradients, False), value, own)
         accuracy = 2.0**17 * float(jnp.finfo(value.dtype).eps) / 2 if self.accuracy is None else self.accuracy
         sizes, bound = (jnp.einsum("bkk->bk", each.high) for each in (fast.values, fast.rounding))
+        careful = jnp.any(bound > accuracy * sizes)
+        # Devices that share A work together, so that all take this way if one must; each keeps what its own examples need.
         judged = jax.lax.cond(
-            jnp.any(bound > accuracy * sizes),
+            jax.lax.pmax(careful, AXIS) if shards() > 1 else careful,
             lambda: self._positive(state, gradients, value, own),
             lambda: fast,
         )
+        if shards() > 1:
+            judged = jax.tree.map(lambda positive, subtracted: jnp.where(careful, positive, subtracted), judged, fast)
         return _assessed(state, judged, value, own)
 
     def bilinear_form(
@@ -369,7 +379,7 @@ class Gram(Backend[GramState]):
         parts = []
         for block in state.blocks:
             a, b = (block.materialise(side).reshape(side.cotangents.shape[1], -1) for side in sides)
-            parts.append(_between(state.rows[block.name], a, b, coefficients[0], coefficients[1]))
+            parts.append(_between(state.rows[block.name].array, a, b, coefficients[0], coefficients[1]))
         with jax.enable_x64(True):
             a, b = map(_joined, coefficients)
             total = _total(parts) / _double(value) + a @ b.T
@@ -380,7 +390,8 @@ class Gram(Backend[GramState]):
         dtype, read = state.gram.high.dtype, []
         for block in state.blocks:
             if not gradients.program.read.isdisjoint(block.leaves):
-                read.append(block.map_examples(gradients, partial(_inner, state.rows[block.name], precise), None))
+                inner = partial(_inner, state.rows[block.name], precise)
+                read.append(block.map_examples(gradients, partial(_by_shards, inner), None))
         with jax.enable_x64(True):
             along, between = (_split(_total(each), dtype) for each in zip(*read, strict=True))
         unit = _UNIT if precise else float(jnp.finfo(dtype).eps) / 2
@@ -422,7 +433,7 @@ class Gram(Backend[GramState]):
             sizes = _sizes(state, found, _squares(_joined(products.between)), products.error)
             coefficients = _split(found.coefficients, damping.dtype)
         left = [
-            block.map_examples(gradients, partial(_outside, state.rows[block.name]), coefficients)
+            block.map_examples(gradients, partial(_by_shards, partial(_outside, state.rows[block.name])), coefficients)
             for block in state.blocks
             if not gradients.program.read.isdisjoint(block.leaves)
         ]
@@ -432,11 +443,8 @@ class Gram(Backend[GramState]):
             c = _joined(coefficients)
             outside = _total(left)
             for name in unread:
-                outside = outside + _joined(
-                    _outside(
-                        state.rows[name], jnp.zeros((*c.shape[:2], _width(state, name)), damping.dtype), coefficients
-                    )
-                )
+                nothing = jnp.zeros((*c.shape[:2], _width(state, name)), damping.dtype)
+                outside = outside + _joined(_by_shards(partial(_outside, state.rows[name]), nothing, coefficients))
             values = outside + value[:, None, None] * jnp.einsum("bkr,blr->bkl", c, c)
             rows = c.shape[-1]
             doubt = (rows + 4) * _UNIT * (sizes.gradient + sizes.weight)
@@ -448,41 +456,50 @@ class Gram(Backend[GramState]):
             return _judged(values, rounding, found, sizes.residual, damping.dtype)
 
 
-def curvature_rows(
-    problem: Problem, samples: int | None, blocks: cut.Blocks
-) -> dict[str, Float[Array, "spans rows span"]]:
-    """The gradients whose outer products sum to C, block by block.
+def curvature_rows(problem: Problem, samples: int | None, blocks: cut.Blocks) -> dict[str, Sharded]:
+    """The gradients whose outer products sum to C, block by block: [spans, rows, span].
 
-    Batch by batch; under a mesh every device forms those of its own batches, and all devices get all.
+    Batch by batch; under a mesh every device forms those of its own batches, and sends each other device its spans of them.
     """
     number, dtype = problem.batches.index.shape[0], jax.tree.leaves(problem.params)[0].dtype
-    each = row_count(problem, samples) // (number - problem.padding)
+    each, count = row_count(problem, samples) // (number - problem.padding), devices()
     scale = 1 / math.sqrt((number - problem.padding) * (draw_count(problem, samples) or 1))
+    sizes = {block.name: _cut(block.size) for block in blocks}
+
+    def formed(batch: Batch) -> dict[str, Array]:
+        """The rows of one batch, for every device its spans: [devices, spans, rows, span]."""
+        found = {}
+        for name, part in batch_rows(problem, batch, samples, blocks).items():
+            spans, span = sizes[name]
+            cut_up = _spans((scale * part).astype(dtype), padded_length(spans, count), span)
+            found[name] = cut_up.reshape(count, -1, *cut_up.shape[1:])
+        return found
 
     def step(held: dict[str, Array], item: tuple[Array, Batch]) -> tuple[dict[str, Array], None]:
         place, batch = item
+        if count == 1:  # then no batch is padding
+            parts = formed(batch)
+        else:
+            nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(formed, batch))
+            parts = exchange(jax.lax.cond(jnp.any(batch.index >= 0), lambda: formed(batch), lambda: nothing))
+        return {
+            name: jax.lax.dynamic_update_slice_in_dim(held[name], jnp.swapaxes(part, 0, 1), place * each, 2)
+            for name, part in parts.items()
+        }, None
 
-        def add() -> dict[str, Array]:
-            formed = {name: _spans(scale * part) for name, part in batch_rows(problem, batch, samples, blocks).items()}
-            return {
-                name: jax.lax.dynamic_update_slice_in_dim(held[name], part.astype(dtype), place * each, 1)
-                for name, part in formed.items()
-            }
+    def of_batches(batches: Batch) -> dict[str, Array]:
+        """This device's spans of all rows, from its own batches and from what the others send."""
+        own, empty = len(batches.index), {}
+        for name, (spans, span) in sizes.items():
+            empty[name] = jnp.zeros((padded_length(spans, count) // count, count, own * each, span), dtype)
+        held = jax.lax.scan(step, empty, (jnp.arange(own), batches))[0]
+        return {name: part.reshape(len(part), -1, part.shape[-1]) for name, part in held.items()}
 
-        if alone:
-            return add(), None
-        return jax.lax.cond(jnp.any(batch.index >= 0), add, lambda: held), None
-
-    def of_batches(items: tuple[Array, Batch]) -> dict[str, Array]:
-        empty = {}
-        for block in blocks:
-            spans, span = _cut(block.size)
-            empty[block.name] = jnp.zeros((spans, number * each, span), dtype)
-        return jax.lax.scan(step, empty, items)[0]
-
-    alone = devices() == 1  # then no batch is padding
-    rows = sum_over_devices(of_batches, (jnp.arange(number), problem.batches))
-    return {name: part[:, : each * (number - problem.padding)] for name, part in rows.items()}
+    if count > 1:
+        spec = PartitionSpec(AXIS)
+        of_batches = jax.shard_map(of_batches, in_specs=spec, out_specs=spec, check_vma=False)
+    rows = of_batches(problem.batches)
+    return {name: Sharded(part[:, : each * (number - problem.padding)], sizes[name][0]) for name, part in rows.items()}
 
 
 def batch_rows(
@@ -520,9 +537,8 @@ def _cut(size: int) -> tuple[int, int]:
     return spans, -(-size // spans)
 
 
-def _spans(rows: Float[Array, "n size"]) -> Float[Array, "spans n span"]:
+def _spans(rows: Float[Array, "n size"], spans: int, span: int) -> Float[Array, "spans n span"]:
     """Rows in spans, zeros at the end."""
-    spans, span = _cut(rows.shape[1])
     even = jnp.pad(rows, ((0, 0), (0, spans * span - rows.shape[1])))
     return jnp.swapaxes(even.reshape(-1, spans, span), 0, 1)
 
@@ -539,59 +555,97 @@ def _over_spans(
     *vectors: Float[Array, "_ size"],
 ) -> tuple[PyTree, PyTree]:
     """Fold `step(total, A_s, g_s, …)` over the spans s of a block and stack its second results."""
-    return jax.lax.scan(lambda total, item: step(total, *item), start, (rows, *map(_spans, vectors)))
+    cut_up = [_spans(each, rows.shape[0], rows.shape[2]) for each in vectors]
+    return jax.lax.scan(lambda total, item: step(total, *item), start, (rows, *cut_up))
 
 
-def _gram_of(rows: dict[str, Float[Array, "spans rows span"]], dtype: jax.typing.DTypeLike) -> Wide:
-    """`AAᵀ`, every product and sum in float64."""
+def _gram_of(rows: dict[str, Sharded], dtype: jax.typing.DTypeLike) -> Wide:
+    """`AAᵀ`, every product and sum in float64: each device adds up its spans, then all add those sums."""
+
+    def total_of(rows: list[Array]) -> Array:
+        with jax.enable_x64(True):
+
+            def step(total: Array, part: Array) -> tuple[Array, None]:
+                wide = _double(part)
+                return total + wide @ wide.T, None
+
+            total = jnp.zeros((rows[0].shape[1],) * 2, jnp.float64)
+            for part in rows:
+                total = jax.lax.scan(step, total, part)[0]
+            return jax.lax.psum(total, AXIS) if shards() > 1 else total
+
+    if devices() > 1:
+        total_of = jax.shard_map(total_of, in_specs=PartitionSpec(AXIS), out_specs=PartitionSpec(), check_vma=False)
     with jax.enable_x64(True):
+        return _split(total_of([part.array for part in rows.values()]), dtype)
 
-        def step(total: Array, part: Array) -> tuple[Array, None]:
-            wide = _double(part)
-            return total + wide @ wide.T, None
 
-        count = next(iter(rows.values())).shape[1]
-        total = jnp.zeros((count, count), jnp.float64)
-        for part in rows.values():
-            total = jax.lax.scan(step, total, part)[0]
-        return _split(total, dtype)
+def _by_shards(
+    compute: Callable[[Float[Array, "some draws part"], PyTree], PyTree],
+    gradients: Float[Array, "some draws size"],
+    beside: PyTree,
+) -> PyTree:
+    """Return `compute(gradients, beside)`, sums over the parameters of a block that the devices share.
+
+    Every device computes the sums over its own parameters for the examples of all devices, one device's after the other
+    so that the numbers do not depend on which device an example is on; the parts are added in the order of the devices.
+
+    Args:
+        compute: From gradients, of this device's parameters, to arrays in float64 with a leading axis of examples.
+        gradients: Of some examples of this device, whole.
+        beside: What else belongs to these examples; arrays with the same leading axis.
+
+    Returns:
+        The sums, each a `Wide`.
+    """
+    count, dtype = shards(), gradients.dtype
+    with jax.enable_x64(True):
+        if count == 1:
+            sums = compute(gradients, beside)
+        else:
+            some, draws, size = gradients.shape
+            spans, span = _cut(size)
+            width = padded_length(spans, count) * span
+            parts = jnp.pad(gradients, ((0, 0), (0, 0), (0, width - size))).reshape(some, draws, count, -1)
+            theirs = exchange(jnp.moveaxis(parts, 2, 0)), jax.lax.all_gather(beside, AXIS)
+            partial_sums = exchange(jax.lax.map(lambda item: compute(*item), theirs))
+            sums = jax.tree.map(lambda part: jnp.sum(part, axis=0), partial_sums)
+        return jax.tree.map(lambda total: _split(total, dtype), sums)
 
 
 def _inner(
-    rows: Float[Array, "spans rows span"], precise: bool, gradients: Float[Array, "some draws size"], _: None
-) -> tuple[Wide, Wide]:
-    """`A g` and `⟨g_k, g_l⟩` of some examples' gradients of one block."""
+    rows: Sharded, precise: bool, gradients: Float[Array, "some draws size"], _: None
+) -> tuple[Float[Array, "some draws rows"], Float[Array, "some draws draws"]]:
+    """`A g` and `⟨g_k, g_l⟩` of some examples' gradients of one block, in float64."""
     some, draws, size = gradients.shape
-    dtype = gradients.dtype
-    with jax.enable_x64(True):
+    kind = jnp.float64 if precise else gradients.dtype
 
-        def step(total: tuple[Array, Array], a: Array, g: Array) -> tuple[tuple[Array, Array], None]:
-            kind = jnp.float64 if precise else dtype
-            a, g = (jax.lax.convert_element_type(each, kind) for each in (a, g))
-            along = jnp.matmul(g, a.T, precision="highest")
-            apart = g.reshape(some, draws, -1)
-            between = jnp.einsum("mks,mls->mkl", apart, apart, precision="highest")
-            return (total[0] + _double(along), total[1] + _double(between)), None
+    def step(total: tuple[Array, Array], a: Array, g: Array) -> tuple[tuple[Array, Array], None]:
+        a, g = (jax.lax.convert_element_type(each, kind) for each in (a, g))
+        along = jnp.matmul(g, a.T, precision="highest")
+        apart = g.reshape(some, draws, -1)
+        between = jnp.einsum("mks,mls->mkl", apart, apart, precision="highest")
+        return (total[0] + _double(along), total[1] + _double(between)), None
 
-        start = jnp.zeros((some * draws, rows.shape[1]), jnp.float64), jnp.zeros((some, draws, draws), jnp.float64)
-        along, between = _over_spans(step, start, rows, gradients.reshape(-1, size))[0]
-        return _split(along.reshape(some, draws, -1), dtype), _split(between, dtype)
+    count = rows.array.shape[1]
+    start = jnp.zeros((some * draws, count), jnp.float64), jnp.zeros((some, draws, draws), jnp.float64)
+    along, between = _over_spans(step, start, rows.array, gradients.reshape(-1, size))[0]
+    return along.reshape(some, draws, -1), between
 
 
 def _outside(
-    rows: Float[Array, "spans rows span"], gradients: Float[Array, "some draws size"], coefficients: Wide
-) -> Wide:
-    """`⟨v_k, v_l⟩`, `v = g − Aᵀc`, of some examples' gradients of one block."""
+    rows: Sharded, gradients: Float[Array, "some draws size"], coefficients: Wide
+) -> Float[Array, "some draws draws"]:
+    """`⟨v_k, v_l⟩`, `v = g − Aᵀc`, of some examples' gradients of one block, in float64."""
     some, draws, size = gradients.shape
-    with jax.enable_x64(True):
-        c = _joined(coefficients).reshape(some * draws, -1)
+    c = _joined(coefficients).reshape(some * draws, -1)
 
-        def step(total: Array, a: Array, g: Array) -> tuple[Array, None]:
-            v = (_double(g) - c @ _double(a)).reshape(some, draws, -1)
-            return total + jnp.einsum("mks,mls->mkl", v, v), None
+    def step(total: Array, a: Array, g: Array) -> tuple[Array, None]:
+        v = (_double(g) - c @ _double(a)).reshape(some, draws, -1)
+        return total + jnp.einsum("mks,mls->mkl", v, v), None
 
-        start = jnp.zeros((some, draws, draws), jnp.float64)
-        return _split(_over_spans(step, start, rows, gradients.reshape(-1, size))[0], gradients.dtype)
+    start = jnp.zeros((some, draws, draws), jnp.float64)
+    return _over_spans(step, start, rows.array, gradients.reshape(-1, size))[0]
 
 
 def _between(

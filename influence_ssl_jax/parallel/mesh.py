@@ -1,5 +1,6 @@
 """Spread computations and arrays over a mesh of devices."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.types import PyTree
 
 AXIS = "devices"
@@ -50,16 +52,60 @@ def devices() -> int:
     return 1 if ambient.empty or AXIS in ambient.manual_axes else ambient.shape[AXIS]
 
 
+def shards() -> int:
+    """Return how many devices hold the parts of a `Sharded` array here: 1 outside a computation that is split."""
+    ambient = jax.sharding.get_abstract_mesh()
+    return ambient.shape[AXIS] if AXIS in ambient.manual_axes else 1
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sharded:
+    """An array whose first axis is split over the devices, equally, with zeros at its end.
+
+    Attributes:
+        array: The entries and the zeros; within a split computation, this device's part of both.
+        length: Entries along the first axis without zeros.
+    """
+
+    array: Any  # an Array; a PartitionSpec or a shape where a tree of those has the state's structure
+    length: int = dataclasses.field(metadata={"static": True})
+
+
+def padded_length(length: int, count: int) -> int:
+    """Return the length to which zeros fill up `length` entries that `count` devices share."""
+    return -(-length // count) * count
+
+
+def is_sharded(node: PyTree) -> bool:
+    """Return whether a node of a tree is a `Sharded` array."""
+    return isinstance(node, Sharded)
+
+
+def specs_of(tree: PyTree) -> PyTree:
+    """Return how the arrays of a tree lie on a mesh: `Sharded` ones split, all others whole on each device."""
+
+    def one(node: PyTree) -> PyTree:
+        return Sharded(PartitionSpec(AXIS), node.length) if is_sharded(node) else PartitionSpec()
+
+    return jax.tree.map(one, tree, is_leaf=is_sharded)
+
+
 def over_examples(of_rows: Callable[[PyTree, Items], Rows]) -> Callable[[PyTree, Items], Rows]:
     """`of_rows(shared, rows)` with the leading axis of `rows` split over the devices and `shared` on each.
 
-    For functions whose every row of output depends on its own row of input alone. Nothing is communicated, and every
-    device runs the program that one device would run for its rows: the numbers do not depend on how many there are.
+    For functions whose every row of output depends on its own row of input alone. Every device runs the program that one
+    device would run for its rows, and nothing is communicated unless `shared` holds `Sharded` arrays: the numbers do not
+    depend on how many devices there are.
     """
     if devices() == 1:
         return of_rows
-    specs = (PartitionSpec(), PartitionSpec(AXIS))
-    return jax.shard_map(of_rows, in_specs=specs, out_specs=PartitionSpec(AXIS), check_vma=False)
+
+    def split(shared: PyTree, rows: Items) -> Rows:
+        specs = (specs_of(shared), PartitionSpec(AXIS))
+        return jax.shard_map(of_rows, in_specs=specs, out_specs=PartitionSpec(AXIS), check_vma=False)(shared, rows)
+
+    return split
 
 
 def sum_over_devices(total: Callable[[Items], Rows], items: Items) -> Rows:
@@ -74,6 +120,14 @@ def sum_over_devices(total: Callable[[Items], Rows], items: Items) -> Rows:
         return jax.lax.psum(total(part), AXIS)
 
     return jax.shard_map(of_part, in_specs=PartitionSpec(AXIS), out_specs=PartitionSpec(), check_vma=False)(items)
+
+
+def exchange(parts: PyTree) -> PyTree:
+    """Send part d of every array, along its first axis, to device d: entry e of the result came from device e.
+
+    For computations that are split; all devices must run it.
+    """
+    return jax.tree.map(lambda part: jax.lax.all_to_all(part, AXIS, 0, 0), parts)
 
 
 Task = TypeVar("Task", bound=PyTree)
@@ -150,17 +204,86 @@ def split(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def replicated(tree: PyTree, mesh: Mesh) -> PyTree:
-    """A tree that all processes hold alike, whole on every device of the mesh."""
+    """Return a tree that all processes hold, whole on every device of the mesh; its `Sharded` arrays are split."""
     sharding = NamedSharding(mesh, PartitionSpec())
-    return _through_key_data(tree, lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)))
+
+    def whole(leaf: jax.Array | np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
+
+    def one(node: PyTree) -> PyTree:
+        return _sharded(node, mesh) if is_sharded(node) else _through_key_data(node, whole)
+
+    return jax.tree.map(one, tree, is_leaf=is_sharded)
 
 
 def everywhere(tree: PyTree, mesh: Mesh, local: Mesh) -> PyTree:
-    """Global arrays of a mesh gathered, whole, onto each device of `local`, which this process owns alone."""
-    whole = jax.jit(lambda held: held, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
+    """Gather global arrays of a mesh, whole, onto each device of `local`, which only this process has.
+
+    `Sharded` ones are gathered onto the devices of each process together, and split over these.
+    """
+    nodes, structure = jax.tree.flatten(tree, is_leaf=is_sharded)
+    plain = jax.jit(lambda held: held, out_shardings=NamedSharding(mesh, PartitionSpec()))(
+        [None if is_sharded(node) else node for node in nodes]
+    )
+    if mesh != local:
+        plain = replicated(jax.tree.map(lambda leaf: leaf.addressable_data(0), plain), local)
+    found = [_gathered(node, mesh, local) if is_sharded(node) else plain[i] for i, node in enumerate(nodes)]
+    return jax.tree.unflatten(structure, found)
+
+
+def undivided(tree: PyTree) -> PyTree:
+    """Join the `Sharded` arrays of this process, without their zeros, in the memory of the host."""
+
+    def one(node: PyTree) -> PyTree:
+        if not is_sharded(node) or node.array.shape[0] == node.length:
+            return node
+        return dataclasses.replace(node, array=np.asarray(node.array)[: node.length])
+
+    return jax.tree.map(one, tree, is_leaf=is_sharded)
+
+
+def _sharded(node: Sharded, mesh: Mesh) -> Sharded:
+    """Split a `Sharded` array, which all processes hold in one piece, over a mesh."""
+    whole = np.asarray(node.array)[: node.length]
+    length = padded_length(node.length, mesh.size)
+
+    def part(index: Any) -> np.ndarray:  # slices of every axis
+        start, stop, _ = index[0].indices(length)
+        held = whole[start:stop]
+        return np.pad(held, [(0, stop - start - len(held)), *[(0, 0)] * (whole.ndim - 1)])
+
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    array = jax.make_array_from_callback((length, *whole.shape[1:]), sharding, part)
+    return dataclasses.replace(node, array=array)
+
+
+def _gathered(node: Sharded, mesh: Mesh, local: Mesh) -> Sharded:
+    """Gather a `Sharded` array of all processes, split over the devices of each.
+
+    Raises:
+        InfluenceError: If the processes have different numbers of devices.
+    """
+    sharding = NamedSharding(local, PartitionSpec(AXIS))
     if mesh == local:
-        return whole
-    return replicated(jax.tree.map(lambda leaf: leaf.addressable_data(0), whole), local)
+        return dataclasses.replace(node, array=jax.device_put(node.array, sharding))
+    owners = [device.process_index for device in mesh.devices]
+    counts = {owners.count(process) for process in owners}
+    if len(counts) > 1:
+        raise InfluenceError(
+            "Rows that the devices of each process share (backend Gram) take equally many devices in every process, got "
+            f"{[owners.count(process) for process in sorted(set(owners))]}."
+        )
+    grid = Mesh(mesh.devices.reshape(-1, local.size), ("processes", AXIS))
+    length = padded_length(node.length, local.size)
+
+    def cut(array: jax.Array) -> jax.Array:
+        zeros = [(0, length - node.length), *[(0, 0)] * (array.ndim - 1)]
+        return jnp.pad(array[: node.length], zeros)
+
+    array = jax.jit(cut, out_shardings=NamedSharding(grid, PartitionSpec(AXIS)))(node.array)
+    mine = set(local.devices.flat)
+    parts = [shard.data for shard in array.addressable_shards if shard.device in mine]
+    return dataclasses.replace(node, array=jax.make_array_from_single_device_arrays(array.shape, sharding, parts))
 
 
 def batches_of(mesh: Mesh) -> Callable[[int], range]:

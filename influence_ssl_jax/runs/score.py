@@ -39,6 +39,7 @@ from influence_ssl_jax.parallel import (
     split,
     start,
     sum_over_processes,
+    undivided,
 )
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.progress import Note, Progress, Written, silent, stage
@@ -155,10 +156,11 @@ def fit_scorer(
         elif settings.scoring.batch_size is None:
             log.beat("choosing the batch size")
             scorer = choose_batch_size(scorer, scoring_mesh())
-        store.bind(f"{digest_of(state)} in batches of {scorer.batch_size}")
+        whole = undivided(state)
+        store.bind(f"{digest_of(whole)} in batches of {scorer.batch_size}")
         if notes is None:
             kept = {"batch_size": scorer.batch_size, "images": digests_as_text(used)}
-            first_only(lambda: save_fitted(store.folder, state, fingerprint(store.identity), kept))
+            first_only(lambda: save_fitted(store.folder, whole, fingerprint(store.identity), kept))
     return scorer
 
 
@@ -228,8 +230,9 @@ def _fit_or_load(
     """Return the fitted state; and what was decided with it, if an earlier run fitted it."""
     backend, seed, local = settings.backend, settings.scoring.seed, local_devices()
     expected = shapes(problem, backend, seed) if divided is None else divided.shapes(backend, seed)
-    check_fit(expected.leaves, backend)
-    held = load_fitted(store.folder, *expected, fingerprint(store.identity))
+    check_fit(jax.tree.unflatten(expected.structure, expected.leaves), backend, local.size)
+    to_memory = jnp.asarray if divided is None else np.asarray  # of the host: one device need not have room for all
+    held = load_fitted(store.folder, *expected, fingerprint(store.identity), to_memory)
     if agree_with_first(held is not None):
         if held is None:
             raise StoreError(f"This process cannot read the fitted curvature in {store.folder}; is the folder shared?")

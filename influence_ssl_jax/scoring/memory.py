@@ -1,7 +1,7 @@
 """How much memory scoring takes, known before it runs, and the batch size that fits."""
 
+import math
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from influence_ssl_jax.curvature.gradients import recorded_size
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.ihvp.backend import Backend
 from influence_ssl_jax.ihvp.gram import Gram
+from influence_ssl_jax.parallel import is_sharded, padded_length
 from influence_ssl_jax.problem import Objective
 from influence_ssl_jax.types import Frozen, Params, PyTree
 
@@ -27,12 +28,13 @@ class Memory(NamedTuple):
     """Peak memory of scoring b examples at a time on one device: `fixed + b · per_example` bytes.
 
     `fixed = |parameters| + |fitted state| + 4 ENTRIES + 4 w_fixed`, the fitted state being rank² numbers and their
-    eigenvectors for each layer of a low-rank backend, and rows × |parameters| numbers of Gram;
+    eigenvectors for each layer of a low-rank backend, and rows × |parameters| numbers of Gram, each device's share of them
+    where several hold them;
     `per_example = |image| + draws · (views · LIVE · 4 Σ_layers (read + written) + 4 w_draw)`, over the numbers that a layer
     reads and writes for one view, and the numbers w that a backend's form holds (`Backend.workspace`). w_draw is zero or
     small for a backend that forms no whole gradients, and some times |parameters| for Exact, CG and their like. Patches
     exist for a few examples, ENTRIES numbers at most. Gram, which forms gradients layer by layer, adds the 12 ENTRIES
-    bytes of a few examples to what is fixed.
+    bytes of a few examples to what is fixed, and where devices share its rows 16 ENTRIES more for what they send.
     """
 
     fixed: int
@@ -66,26 +68,30 @@ def estimate_memory(
     per_view = LIVE * width * (passed + np.prod(image_shape))
     fixed, per_draw = backend.workspace(state, trees.size(params))
     per_example = int(np.prod(image_shape)) + draws * (measurement.loss.views * int(per_view) + width * per_draw)
-    entries = (4 if isinstance(backend, Gram) else 1) * ENTRIES
-    return Memory(_bytes((params, frozen, state)) + width * (entries + fixed), per_example)
+    shared = _sharing(state)
+    entries = ((4 if shared == 1 else 8) if isinstance(backend, Gram) else 1) * ENTRIES
+    held = bytes_on_device((params, frozen, state), shared)
+    return Memory(held + width * (entries + fixed), per_example)
 
 
-def check_fit(leaves: Sequence[jax.ShapeDtypeStruct], backend: Backend) -> None:
+def check_fit(state: PyTree, backend: Backend, devices: int = 1) -> None:
     """Refuse a fitted state that takes more memory than a device has, before anything is computed.
 
     Args:
-        leaves: Shapes of the state's arrays (`influence.fitting.shapes`).
+        state: Shapes of the state's arrays (`scoring.fitting.shapes`), as one device would hold it.
         backend: Whose.
+        devices: How many devices of a process share it.
 
     Raises:
         InfluenceError: It does not fit.
     """
-    needed, (memory, platform) = _bytes(leaves), available_memory()
+    needed, (memory, platform) = bytes_on_device(state, devices), available_memory()
     if needed > memory:
         raise InfluenceError(
-            f"{type(backend).__name__} keeps {needed / 2**30:.1f} GiB for this network and curvature set, and a device "
-            f"({platform}) has {memory / 2**30:.1f} GiB. Take fewer curvature examples or samples (Gram keeps one gradient "
-            "for each), Gram with storage='bfloat16', or a backend that keeps less, such as LoGra."
+            f"{type(backend).__name__} keeps {needed / 2**30:.1f} GiB on each device for this network and curvature set, "
+            f"and one device ({platform}) has {memory / 2**30:.1f} GiB. Take fewer curvature examples or samples (Gram "
+            "keeps one gradient for each, and the devices of a process share them), Gram with storage='bfloat16', or a backend "
+            "that keeps less, such as LoGra."
         )
 
 
@@ -143,5 +149,21 @@ def _numbers(file: Path) -> list[int]:
     return [int(word) for line in _lines(file)[:1] for word in line.split() if word.isdecimal()]
 
 
-def _bytes(tree: PyTree) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+def _sharing(state: PyTree) -> int:
+    """How many devices share the `Sharded` arrays of a state."""
+    for node in jax.tree.leaves(state, is_leaf=is_sharded):
+        if is_sharded(node) and isinstance(node.array, jax.Array):
+            return node.array.shape[0] // node.array.sharding.shard_shape(node.array.shape)[0]
+    return 1
+
+
+def bytes_on_device(tree: PyTree, devices: int) -> int:
+    """Return the bytes of a tree on each of some devices, which share its `Sharded` arrays and have all others whole."""
+
+    def one(node: PyTree) -> int:
+        if not is_sharded(node):
+            return node.size * node.dtype.itemsize
+        array = node.array
+        return padded_length(node.length, devices) // devices * math.prod(array.shape[1:]) * array.dtype.itemsize
+
+    return sum(map(one, jax.tree.leaves(tree, is_leaf=is_sharded)))

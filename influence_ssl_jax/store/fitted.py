@@ -3,7 +3,7 @@
 import hashlib
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,11 @@ def save_fitted(folder: Path, state: PyTree, owner: str, notes: Plain = None) ->
 
 
 def load_fitted(
-    folder: Path, leaves: Sequence[jax.ShapeDtypeStruct], structure: Any, owner: str
+    folder: Path,
+    leaves: Sequence[jax.ShapeDtypeStruct],
+    structure: Any,
+    owner: str,
+    place: Callable[[np.ndarray], jax.Array | np.ndarray] = jnp.asarray,
 ) -> tuple[PyTree, Plain] | None:
     """Read the state and notes that `save_fitted` wrote; None if they are absent, damaged or of another owner.
 
@@ -48,6 +52,7 @@ def load_fitted(
         leaves: Shapes and types of the state's arrays.
         structure: The tree that holds them, a `jax.tree_util.PyTreeDef`.
         owner: Fingerprint of everything that the state depends on.
+        place: Where the arrays are put.
     """
     try:
         described = read_sealed(folder / DESCRIPTION)
@@ -62,7 +67,7 @@ def load_fitted(
         return None
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
         arrays = [archive[name] for name in sorted(archive.files)]
-    state = jax.tree.unflatten(structure, [_restored(*each) for each in zip(arrays, leaves, strict=True)])
+    state = jax.tree.unflatten(structure, [_restored(*each, place) for each in zip(arrays, leaves, strict=True)])
     return state, described["notes"]
 
 
@@ -85,13 +90,17 @@ def _words(leaf: jax.Array) -> np.ndarray:
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
-def _restored(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
-    """Return an array, or a PRNG key, of the type that is expected."""
+def _restored(
+    array: np.ndarray, like: jax.ShapeDtypeStruct, place: Callable[[np.ndarray], jax.Array | np.ndarray]
+) -> jax.Array | np.ndarray:
+    """Return an array, or a PRNG key, of the expected type, put in its place."""
     if _is_key(like):
         return jax.random.wrap_key_data(jnp.asarray(array))
+    if array.dtype.kind == "V" and array.dtype.itemsize == like.dtype.itemsize:
+        array = array.view(like.dtype)  # NumPy reads types that it does not know, such as bfloat16, as plain bytes
     if array.shape != like.shape or array.dtype != like.dtype:
         raise ValueError(f"a fitted array has {array.dtype}{array.shape}, expected {like.dtype}{like.shape}")
-    return jnp.asarray(array)
+    return place(array)
 
 
 def _is_key(leaf: jax.Array | jax.ShapeDtypeStruct) -> bool:

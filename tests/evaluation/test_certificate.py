@@ -189,8 +189,8 @@ def test_rows_of_the_curvature_give_narrow_bounds_of_the_dense_score(kind, estim
 @jax.jit
 def matrix_rows(problem):
     """A, spans of parameters side by side."""
-    rows = curvature_rows(problem, None, discover_blocks(problem, "error"))
-    return jnp.concatenate([jnp.moveaxis(part, 1, 0).reshape(part.shape[1], -1) for part in rows.values()], axis=1)
+    rows = [part.array for part in curvature_rows(problem, None, discover_blocks(problem, "error")).values()]
+    return jnp.concatenate([jnp.moveaxis(part, 1, 0).reshape(part.shape[1], -1) for part in rows], axis=1)
 
 
 @dataclasses.dataclass(frozen=True)

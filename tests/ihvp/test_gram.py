@@ -45,7 +45,7 @@ def flattened(state, parts):
 
 def rows_of(state):
     """A, from the state's spans."""
-    spans = {name: np.swapaxes(np.asarray(part), 0, 1) for name, part in state.rows.items()}
+    spans = {name: np.swapaxes(np.asarray(part.array), 0, 1) for name, part in state.rows.items()}
     return np.asarray(
         flattened(
             state,
@@ -166,7 +166,7 @@ def test_bounds_hold_in_float32_and_for_rows_kept_in_bfloat16(storage, relative)
     values, rounding, whole = judged(backend, state, gradients, damping)
     want = forms_of(rows, whole, float(damping)).astype(float)
     assert (np.abs(values - want) <= rounding).all()
-    assert state.rows["head"].dtype == (jnp.bfloat16 if storage == "bfloat16" else jnp.float32)
+    assert state.rows["head"].array.dtype == (jnp.bfloat16 if storage == "bfloat16" else jnp.float32)
     own, width = (np.einsum("bkk->bk", each) for each in (want, rounding))
     if relative >= 100:
         assert (width <= {"working": 1e-2, "bfloat16": 0.2}[storage] * own).all()

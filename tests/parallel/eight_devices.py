@@ -11,22 +11,35 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+from jax.sharding import Mesh
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.data import Synthetic, epoch
-from influence_ssl_jax.ihvp import LoGra
-from influence_ssl_jax.losses import SimCLR
+from influence_ssl_jax.ihvp import Gram, LoGra, gram
+from influence_ssl_jax.losses import CosineDistance, SimCLR
 from influence_ssl_jax.losses.loss import Embeddings
-from influence_ssl_jax.parallel import all_devices, batches_of, local_devices, spread
+from influence_ssl_jax.parallel import (
+    AXIS,
+    all_devices,
+    batches_of,
+    everywhere,
+    local_devices,
+    replicated,
+    spread,
+    undivided,
+)
 from influence_ssl_jax.run_log import json_lines
 from influence_ssl_jax.runs.score import score
 from influence_ssl_jax.runs.settings import CurvatureSet, Parts, ScoreRun
+from influence_ssl_jax.scoring.memory import bytes_on_device
 from influence_ssl_jax.scoring.scores import Scorer, Scoring
-from influence_ssl_jax.store import ScoreStore
+from influence_ssl_jax.store import ScoreStore, digest_of
 from influence_ssl_jax.train import export
 from influence_ssl_jax.train import state as training
 from influence_ssl_jax.train.resume import Layout
+from tests import problems
 from tests.parallel import rig
 from tests.train.small import INPUT, Small, coloured, saved, small
 
@@ -42,8 +55,50 @@ def scored() -> dict:
         found[name] = {way: table["score"].to_pylist() for way, table in tables.items()}
         found[name]["batches"] = divided.count
         shapes = [leaf.shape for leaf in divided.shapes(backend, 0).leaves]
-        found[name]["shapes"] = shapes == [leaf.shape for leaf in jax.tree.leaves(state)]
+        found[name]["shapes"] = shapes == [leaf.shape for leaf in jax.tree.leaves(undivided(state))]
     return found
+
+
+def shared_rows() -> dict:
+    """Gram in float64, whose rows (in bfloat16) eight devices share, against one device that has them all.
+
+    At three λ: the largest differences of scores and of their bounds. With the first λ no batch is computed in the way that
+    does not cancel, with the second some are, with the third all. Also: bytes of the rows on each device, and by the formula
+    for eight devices and for one; whether a score depends on the device that its batch is on, or on whether the state was
+    kept in one piece in between.
+    """
+    backend = Gram(samples=2, storage="bfloat16", accuracy=3.65e-13)
+    problem = rig.problem(CosineDistance(), problems.Linear())
+    problem = dataclasses.replace(problem, params=trees.astype(problem.params, jnp.float64))
+    one = Scorer.fit(problem, backend, rig.SETTINGS, problem.objective)
+    eight, _, state = rig.on_mesh(backend, problem, batches_of(all_devices())(5))
+    mean, mesh = float(backend.mean_eigenvalue(one.state)), local_devices()
+    loaded, turned = replicated(undivided(state), mesh), np.roll(np.arange(203), 5)  # each batch of five goes elsewhere
+    found = {"apart": []}
+    for share in (10.0, 1.0, 1e-7):
+        one, eight = (dataclasses.replace(each, damping=jnp.asarray(share * mean)) for each in (one, eight))
+        plain, sharded = rig.scores(one), rig.scores(eight, mesh)
+        found["apart"].append([apart(plain[name], sharded[name]) for name in ("score", "score_lo", "score_hi")])
+    parts = [node.array.addressable_shards for node in state.rows.values()]
+    half = everywhere(
+        state, all_devices(), Mesh(all_devices().devices[:4], (AXIS,))
+    )  # as of two processes with four each
+    rows = [node.array for node in half.rows.values()]
+    return found | {
+        "of four": digest_of(undivided(half)) == digest_of(undivided(state)),
+        "bytes of four": [len(array.sharding.device_set) for array in rows] == [4] * len(rows)
+        and sum(array.addressable_shards[0].data.nbytes for array in rows) == bytes_on_device(half.rows, 4),
+        "elsewhere": sharded.equals(rig.scores(eight, mesh, turned)),
+        "taken up": sharded.equals(rig.scores(dataclasses.replace(eight, state=loaded), mesh)),
+        "bytes": [sum(part[device].data.nbytes for part in parts) for device in range(jax.device_count())],
+        "formula": [bytes_on_device(state.rows, count) for count in (jax.device_count(), 1)],
+    }
+
+
+def apart(one: pa.ChunkedArray, other: pa.ChunkedArray) -> float:
+    """The largest difference of two columns of positive numbers or zeros, relative to the number itself."""
+    one, other = one.to_numpy(), other.to_numpy()
+    return float(np.max(np.abs(other - one) / np.maximum(np.abs(one), np.finfo(float).tiny)))
 
 
 def continued(folder: Path) -> dict:
@@ -147,6 +202,7 @@ def decomposed() -> dict:
 def main() -> None:
     """Everything, printed."""
     jax.config.update("jax_disable_most_optimizations", True)
+    gram.SPAN = 16  # every block of a small network then has parameters on several devices
     found = scored()
     with tempfile.TemporaryDirectory() as folder:
         moved = continued(Path(folder))
@@ -154,6 +210,7 @@ def main() -> None:
         report = {
             "devices": jax.device_count(),
             "scored": found,
+            "shared rows": shared_rows(),
             "continued": moved,
             "trained": trained(),
             "decomposed": decomposed(),

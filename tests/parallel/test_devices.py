@@ -52,6 +52,28 @@ def test_scores_in_float32_are_those_of_one_device_and_rank_alike(report, name, 
 
 
 @pytest.mark.slow
+def test_rows_that_devices_share_give_the_scores_and_bounds_of_rows_in_one_piece(report):
+    """In float64. With little damping the bounds of rows in bfloat16 say nothing, and follow from numbers that cancel."""
+    found = report["shared rows"]
+    for (score, low, high), rounding in zip(found["apart"], (1e-12, 1e-12, 1e-6), strict=True):
+        assert score < 1e-12
+        assert max(low, high) < rounding
+    assert found["elsewhere"]
+    assert found["taken up"]
+
+
+@pytest.mark.slow
+def test_each_device_has_its_share_of_the_rows_as_the_formula_says(report):
+    """324 parameters in 21 spans of at most 16, three spans on each of eight devices; 40 rows in bfloat16."""
+    found = report["shared rows"]
+    shared, whole = found["formula"]
+    assert found["bytes"] == [shared] * 8
+    assert (shared, whole) == (3 * 40 * 16 * 2, 21 * 40 * 16 * 2)
+    assert found["of four"]  # the devices of a process take all rows of a fit by several processes
+    assert found["bytes of four"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "devices"), [("grown", [1, 8]), ("shrunk", [8, 1])])
 def test_a_run_goes_on_with_another_number_of_devices_and_differs_by_rounding(report, name, devices):
     """Of LoGra, with the curvature set and the images split; `same` stops and goes on with one device."""

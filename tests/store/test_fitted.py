@@ -7,7 +7,12 @@ import pytest
 
 from influence_ssl_jax.store import digest_of, load_fitted, save_fitted
 
-STATE = {"values": jnp.arange(6.0).reshape(2, 3), "key": jax.random.split(jax.random.key(3), 2), "count": jnp.int32(4)}
+STATE = {
+    "values": jnp.arange(6.0).reshape(2, 3),
+    "short": jnp.arange(3, dtype=jnp.bfloat16) / 3,  # rows of Gram may be kept so; a file of NumPy's has no such type
+    "key": jax.random.split(jax.random.key(3), 2),
+    "count": jnp.int32(4),
+}
 
 
 def loaded(folder, owner="mine"):
@@ -22,6 +27,7 @@ def test_every_bit_comes_back_keys_and_notes_too(tmp_path):
     assert notes == {"batch": 8}
     assert digest_of(state) == digest_of(STATE)
     np.testing.assert_array_equal(state["values"], STATE["values"])
+    assert state["short"].dtype == jnp.bfloat16
     assert (jax.random.bits(state["key"][1]) == jax.random.bits(STATE["key"][1])).all()
 
 
