@@ -102,20 +102,37 @@ class FullDiskError(InfluenceError):
     """A disk is full."""
 
 
+class FailingDiskError(InfluenceError):
+    """A disk cannot be read or written for now."""
+
+
+_FAILING = frozenset(
+    {errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN}
+    | {errno.ETIMEDOUT, errno.EREMOTEIO, errno.EHOSTDOWN, errno.ENETUNREACH}
+)
+"""Errors of a disk that is broken, read-only, closed to this user, or no longer connected."""
+
+
 @contextlib.contextmanager
 def disk_of(path: Path) -> Iterator[None]:
-    """Report a full disk with its name and what to do.
+    """Report a full or failing disk with its name and what to do.
 
     Args:
         path: A path on the disk that the block writes to.
 
     Raises:
         FullDiskError: If no space is left, a quota is used up, or a file may not grow further.
+        FailingDiskError: If the disk is broken, read-only, closed to this user, or no longer connected.
     """
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:  # orbax's own writer reports it as one of the latter two
         number = getattr(error, "errno", None)
+        if isinstance(error, OSError) and number in _FAILING:
+            raise FailingDiskError(
+                f"{error.filename or path} cannot be read or written: {error.strerror}. Mend the disk or its permissions, "
+                "then give the same command again: what was finished is kept."
+            ) from error
         if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             if os.strerror(errno.ENOSPC) not in str(error):
                 raise

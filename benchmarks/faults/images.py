@@ -72,7 +72,8 @@ def images(rig: Rig, _: str) -> int:
 def _other_encoder(rig: Rig, audit: list[str]) -> int:
     """An encoder of the same architecture in the place of the one that made the scores."""
     shutil.copytree(rig.root / "encoder", rig.root / "the encoder")
-    rig.train("another", seed=1)
+    status, said = rig.run(lambda: rig.train("another", seed=1))
+    assert status == 0, said
     for name in ("encoder.npz", "encoder.json"):
         shutil.copy(rig.root / "another" / name, rig.root / "encoder" / name)
     status, said = rig.run(command(audit))

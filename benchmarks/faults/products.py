@@ -1,5 +1,7 @@
 """Finished files with a flipped bit, one at a time and many times: noticed by every reader, or nothing has changed."""
 
+import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,12 +26,9 @@ def products(rig: Rig, fresh: str) -> int:
         run = ScoredRun.load(folder)
         return run.record, run.table.to_pydict()
 
-    trained = export.load(rig.root / "encoder" / "encoder")
-    like = {"params": trained.params, "frozen": trained.frozen}
-
     def network() -> Any:
         path = rig.root / "encoder" / "encoder"
-        return jax.device_get(checkpoint.load(path, like)), checkpoint.describe(path)
+        return jax.device_get(checkpoint.load(path, _like(path))), checkpoint.describe(path)
 
     for file, read in (
         (folder / "scores.parquet", scores),
@@ -56,16 +55,32 @@ def flip(rig: Rig, file: Path) -> None:
     file.write_bytes(content)
 
 
+@functools.cache
+def _like(path: Path) -> Any:
+    """Return the arrays of the encoder as it was before any fault."""
+    trained = export.load(path)
+    return {"params": trained.params, "frozen": trained.frozen}
+
+
 def _flips(rig: Rig, file: Path, read: Callable[[], Any]) -> None:
-    whole, before = file.read_bytes(), repr(read())
-    noticed = unchanged = other = 0
-    for _ in range(rig.config.flips):
-        flip(rig, file)
-        try:
-            same = repr(read()) == before
-            unchanged, other = unchanged + same, other + (not same)
-        except InfluenceError:
-            noticed += 1
-        file.write_bytes(whole)
-    counts = {"tries": rig.config.flips, "noticed": noticed, "of no meaning": unchanged, "silently other": other}
-    rig.note(f"{file.name}: a flipped bit", other == 0 and noticed + unchanged == rig.config.flips, **counts)
+    """Flip bits of a file, one at a time, in a process of its own."""
+
+    def count() -> None:
+        whole, before = file.read_bytes(), repr(read())
+        noticed = unchanged = other = 0
+        for _ in range(rig.config.flips):
+            flip(rig, file)
+            try:
+                same = repr(read()) == before
+                unchanged, other = unchanged + same, other + (not same)
+            except InfluenceError:
+                noticed += 1
+            file.write_bytes(whole)
+        counts = {"tries": rig.config.flips, "noticed": noticed, "of no meaning": unchanged, "silently other": other}
+        print(json.dumps(counts), flush=True)
+
+    status, said = rig.run(count)
+    assert status == 0, said
+    counts = json.loads(said.splitlines()[-1])
+    whole = counts["noticed"] + counts["of no meaning"] == rig.config.flips
+    rig.note(f"{file.name}: a flipped bit", counts["silently other"] == 0 and whole, **counts)

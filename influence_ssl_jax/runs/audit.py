@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Array, Float, Int
+from pyarrow import compute
 
 from influence_ssl_jax import provenance, trees
 from influence_ssl_jax.configuration import Plain, describe, differences, fingerprint
@@ -57,6 +57,7 @@ from influence_ssl_jax.store.identity import claim
 from influence_ssl_jax.store.manifest import Manifest, to_bytes
 from influence_ssl_jax.store.result import FILES
 
+pc: Any = compute  # its functions are made when it is imported: no type checker knows them
 WORK = "audit"
 """Name of the folder of unfinished audits, inside the folder of the scores."""
 

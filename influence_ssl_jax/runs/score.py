@@ -15,7 +15,7 @@ import pyarrow as pa
 from jax.sharding import Mesh
 from jaxtyping import Float, Int, Shaped
 
-from influence_ssl_jax import provenance
+from influence_ssl_jax import provenance, randomness
 from influence_ssl_jax.configuration import Plain, describe, fingerprint, restore
 from influence_ssl_jax.data import SOURCES, Source, ToInput
 from influence_ssl_jax.data.source import OpenSource, Skipped
@@ -43,7 +43,9 @@ from influence_ssl_jax.parallel import (
 )
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.progress import Note, Progress, Written, silent, stage
+from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.report.analysis import TRUTH
+from influence_ssl_jax.report.scored_run import SAMPLE
 from influence_ssl_jax.run_log import Pace, RunLog, watched
 from influence_ssl_jax.runs.changed_images import (
     digests_as_text,
@@ -448,11 +450,12 @@ def curvature_set_agreement(store: ScoreStore) -> dict[str, Plain]:
     """Compare the rankings by the two halves of the curvature set, and by a half and the whole.
 
     It is empty if the backend gives no scores by halves.
+    More than SAMPLE images are compared by a random sample of that size; `images` says how many were.
     """
     names = ["score", "score_first_half", "score_second_half", "score_se_curvature"]
     if not set(names) <= set(store.columns()):
         return {}
-    table = pa.concat_tables(list(store.windows(names)))
+    table = _sampled(store, names)
     score, first, second, error = (table[name].to_numpy() for name in names)
     known = int((np.isfinite(score) & np.isfinite(first) & np.isfinite(second)).sum())
     if not known:
@@ -467,8 +470,23 @@ def curvature_set_agreement(store: ScoreStore) -> dict[str, Plain]:
             "halves": agreement(first, second),
             "half and whole": agreement(first, score),
             "median relative standard error": float(np.nanmedian(error / score)),
+            "images": table.num_rows,
         }
     }
+
+
+def _sampled(store: ScoreStore, columns: list[str]) -> pa.Table:
+    """Return some columns of all scored rows, or of a random sample of SAMPLE of them."""
+    total = sum(table.num_rows for table in store.windows([]))
+    chosen = np.arange(min(total, SAMPLE))
+    if total > SAMPLE:
+        chosen = np.sort(randomness.generator(0, Stream.REPORTED).choice(total, SAMPLE, replace=False))
+    found, start = list[pa.Table](), 0
+    for table in store.windows(columns):
+        inside = chosen[slice(*np.searchsorted(chosen, [start, start + table.num_rows]))]
+        found.append(table.take(inside - start))
+        start += table.num_rows
+    return pa.concat_tables(found)
 
 
 def rename_attributes(source: OpenSource) -> tuple[pa.Table | None, dict[str, str]]:

@@ -90,8 +90,8 @@ def check_fit(state: PyTree, backend: Backend, devices: int = 1) -> None:
         raise InfluenceError(
             f"{type(backend).__name__} keeps {needed / 2**30:.1f} GiB on each device for this network and curvature set, "
             f"and one device ({platform}) has {memory / 2**30:.1f} GiB. Take fewer curvature examples or samples (Gram "
-            "keeps one gradient for each, and the devices of a process share them), Gram with storage='bfloat16', or a backend "
-            "that keeps less, such as LoGra."
+            "keeps one gradient for each, and the devices of a process share them), Gram with storage='bfloat16', or a "
+            "backend that keeps less, such as LoGra."
         )
 
 

@@ -6,11 +6,13 @@ import time
 import numpy as np
 import pyarrow as pa
 import pytest
+from scipy.stats import spearmanr
 
 from influence_ssl_jax.data.source import Skipped
 from influence_ssl_jax.progress import silent
 from influence_ssl_jax.run_log import RunLog
-from influence_ssl_jax.runs.score import write_parts
+from influence_ssl_jax.runs import score as runs_score
+from influence_ssl_jax.runs.score import curvature_set_agreement, write_parts
 from influence_ssl_jax.runs.settings import Parts
 from influence_ssl_jax.scoring.stream import Scored
 from influence_ssl_jax.signals import Terminated
@@ -68,3 +70,24 @@ def test_a_stop_between_parts_costs_nothing_that_was_scored(tmp_path, stop):
         assert store.done().tolist() == list(range(7))
         write_parts(store, [scored(7, 1)], 8, Parts(4), RunLog(tmp_path), silent)
         store.finish()
+
+
+def test_halves_of_the_curvature_set_are_compared_over_all_images_or_a_sample(tmp_path, monkeypatch):
+    draw = np.random.default_rng(0)
+    score = draw.normal(size=300)
+    halves = {"score_first_half": score + 0.1 * draw.normal(size=300), "score_second_half": score, "score": score}
+    index = np.arange(300)
+    table = pa.table({"index": index, "id": index.astype(str).tolist(), **halves, "score_se_curvature": 0.2 * score})
+    with ScoreStore.open(tmp_path, {}, 300) as store:
+        assert curvature_set_agreement(store) == {}
+        store.append(table.slice(100))
+        store.append(table.slice(0, 100))
+        whole = curvature_set_agreement(store)["curvature_set"]
+        monkeypatch.setattr(runs_score, "SAMPLE", 200)
+        sampled = curvature_set_agreement(store)["curvature_set"]
+    right = spearmanr(halves["score_first_half"], score).statistic
+    np.testing.assert_allclose([whole["halves"]["spearman"], whole["half and whole"]["spearman"]], right, rtol=1e-12)
+    assert (whole["images"], sampled["images"]) == (300, 200)
+    assert sampled["halves"]["spearman"] != whole["halves"]["spearman"]
+    assert abs(sampled["halves"]["spearman"] - right) < 0.01
+    np.testing.assert_allclose(whole["median relative standard error"], 0.2)

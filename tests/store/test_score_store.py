@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -21,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from influence_ssl_jax.data.source import Skipped
-from influence_ssl_jax.errors import FullDiskError, StoreError
+from influence_ssl_jax.errors import FailingDiskError, FullDiskError, StoreError
 from influence_ssl_jax.report.scored_run import ScoredRun
 from influence_ssl_jax.scoring.stream import embedding_matrix
 from influence_ssl_jax.store import COLUMNS, ScoreStore, files, identity, manifest, result, score_store
@@ -374,6 +375,23 @@ def test_a_full_disk_is_named_and_loses_nothing(tmp_path, file):
     if held is not None:
         here.write_bytes(held)
     assert list(out.rglob("*.tmp")) == []
+    assert fill(out, BATCHES).read_bytes() == fresh
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_failing_disk_is_named_and_loses_nothing(tmp_path, monkeypatch, number, call):
+    fresh, out = fill(tmp_path / "fresh", BATCHES).read_bytes(), tmp_path / "out"
+    fill(out, BATCHES[:1], finish=False)
+
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    with ScoreStore.open(out, IDENTITY, SIZE) as store:
+        monkeypatch.setattr(*((os, "fsync") if call == "fsync" else (pathlib.Path, "replace")), fail)
+        with pytest.raises(FailingDiskError, match=f"cannot be read or written: {os.strerror(number)}. Mend the disk"):
+            go_on(store)
+        monkeypatch.undo()
     assert fill(out, BATCHES).read_bytes() == fresh
 
 
