@@ -100,9 +100,9 @@ class Calibrator:
             usable = np.isfinite(logs)
             predicted[usable] = self.curve(logs[usable])
             radius = self.radii[self.groups(scores)]
-            found = np.exp(predicted), np.exp(predicted - radius), np.exp(predicted + radius)
+            scaled = np.exp(predicted), np.exp(predicted - radius), np.exp(predicted + radius)
         endless = np.isinf(radius) & usable
-        return Calibrated(found[0], np.where(endless, self.least, found[1]), np.where(endless, np.inf, found[2]))
+        return Calibrated(scaled[0], np.where(endless, self.least, scaled[1]), np.where(endless, np.inf, scaled[2]))
 
     def groups(self, scores: Vector) -> Int[np.ndarray, " examples"]:
         """Return the group of each score."""
@@ -208,18 +208,18 @@ class Calibration:
                 f"{len(scores)}. Audit more examples."
             )
         low, high = np.quantile(scores[usable], [0.1, 0.9])
-        held, shares, expected, variances = [], [], [], []
+        tests, shares, expected, variances = [], [], [], []
         for split in range(splits):
             order = randomness.generator(self.seed, Stream.COVERAGE, split).permutation(usable)
             out, rest = np.split(order, [max(1, len(order) // 5)])
-            made = self._calibrator(scores, lower, upper, rest, scores[usable])
-            found, groups = made(scores[out]), made.groups(scores[out])
-            inside = (found.low <= lower[out]) & (upper[out] <= found.high)
+            calibrator = self._calibrator(scores, lower, upper, rest, scores[usable])
+            calibrated, groups = calibrator(scores[out]), calibrator.groups(scores[out])
+            inside = (calibrated.low <= lower[out]) & (upper[out] <= calibrated.high)
             shares.append(np.mean(inside))
-            expected.append(np.mean(made.expected[groups]))
-            variances.append(_variance(made, np.bincount(groups, minlength=len(made.radii))))
-            held.append((scores[out], inside))
-        tested, inside = (np.concatenate(part) for part in zip(*held, strict=True))
+            expected.append(np.mean(calibrator.expected[groups]))
+            variances.append(_variance(calibrator, np.bincount(groups, minlength=len(calibrator.radii))))
+            tests.append((scores[out], inside))
+        tested, inside = (np.concatenate(part) for part in zip(*tests, strict=True))
         whole = self.fit(scores, lower, upper)
         below, floor = _chance_below(whole, np.bincount(whole.groups(scores[usable]), minlength=len(whole.radii)))
         return Coverage(
@@ -248,8 +248,8 @@ class Calibration:
         # The logarithm of a bound of zero is unknown: the curve takes the other bound of such an example, and leaves out
         # an example without an upper bound. Both count for the radius, with an infinite error.
         middle = np.where(np.isfinite(low), (low + high) / 2, high)
-        told = fitted[np.isfinite(middle[fitted])]
-        curve = _curve(self.form, logs[told], middle[told])
+        known = fitted[np.isfinite(middle[fitted])]
+        curve = _curve(self.form, logs[known], middle[known])
         predicted = curve(logs[judged])
         errors = np.maximum(high[judged] - predicted, predicted - low[judged])
         errors = np.where(upper[judged] > 0, errors, np.inf)
@@ -308,32 +308,32 @@ def _share(inside: Bool[np.ndarray, " some"]) -> float:
     return float(np.mean(inside)) if len(inside) else float("nan")
 
 
-def _variance(made: Calibrator, held_out: np.ndarray) -> float:
+def _variance(calibrator: Calibrator, held_out: np.ndarray) -> float:
     """Return the variance of the covered share of held-out examples.
 
     The coverage of a group has a Beta distribution, and what is observed of it is binomial.
     """
-    expected, m = made.expected, made.counts
+    expected, m = calibrator.expected, calibrator.counts
     seen = np.where(held_out > 0, (m + 1) / ((m + 2) * np.maximum(held_out, 1)), 0.0)
     each = expected * (1 - expected) * (1 / (m + 2) + seen)
     return float(np.sum((held_out / held_out.sum()) ** 2 * each))
 
 
-def _chance_below(made: Calibrator, members: np.ndarray) -> tuple[float, float]:
+def _chance_below(calibrator: Calibrator, members: np.ndarray) -> tuple[float, float]:
     """Return the probability that one audit covers less than the level, and what about 19 of 20 audits cover.
 
     The coverage of a group of m is Beta(k, m + 1 − k), with k the place of its radius. Groups are independent, and
     their mean is taken to be normal.
     """
-    place = np.array([_place(count, made.level) for count in made.counts.tolist()])
-    finite = place <= made.counts
-    a, b = place[finite], (made.counts + 1 - place)[finite]
+    place = np.array([_place(count, calibrator.level) for count in calibrator.counts.tolist()])
+    finite = place <= calibrator.counts
+    a, b = place[finite], (calibrator.counts + 1 - place)[finite]
     weight = members / members.sum()
     mean = float(np.sum(weight[~finite]) + np.sum(weight[finite] * a / (a + b)))
     deviation = float(np.sum(weight[finite] ** 2 * a * b / ((a + b) ** 2 * (a + b + 1)))) ** 0.5
     if deviation == 0:
-        return (0.0 if mean >= made.level else 1.0), mean
-    return NormalDist(mean, deviation).cdf(made.level), mean - 2 * deviation
+        return (0.0 if mean >= calibrator.level else 1.0), mean
+    return NormalDist(mean, deviation).cdf(calibrator.level), mean - 2 * deviation
 
 
 def _curve(form: str, x: np.ndarray, y: np.ndarray) -> Curve:
@@ -421,7 +421,7 @@ def deviation(
         alignment_loss: The alignment losses, for the partial correlation.
         calibration: How scores are brought to the exact scale.
     """
-    given = (scores, lower, upper)
+    sample = (scores, lower, upper)
     kept = np.isfinite(scores) & np.isfinite(lower) & np.isfinite(upper) & np.isfinite(alignment_loss)
     scores, lower, upper, loss = (side[kept] for side in (scores, lower, upper, alignment_loss))
     exact, apart = lower / 2 + upper / 2, lower < upper
@@ -430,7 +430,7 @@ def deviation(
     calibrated, coverage = np.full(0, np.nan), UNKNOWN
     if np.sum(scores > 0) >= _LEAST:
         calibrated = _ratio(_calibrate_halves(scores, lower, upper, calibration), exact)
-        coverage = calibration.coverage(*given)
+        coverage = calibration.coverage(*sample)
     return Deviation(
         inside=share(within, int(np.sum(apart))),
         raw=_errors(ratio),
@@ -447,12 +447,12 @@ def deviation(
 
 def _calibrate_halves(scores: Vector, lower: Vector, upper: Vector, calibration: Calibration) -> Vector:
     """Calibrate each half of the examples by the other half."""
-    found = np.full(len(scores), np.nan)
+    calibrated = np.full(len(scores), np.nan)
     order = randomness.generator(calibration.seed, Stream.HELD_OUT).permutation(np.flatnonzero(scores > 0))
     halves = np.array_split(order, 2)
     for own, other in (halves, halves[::-1]):
-        found[own] = calibration.fit(scores[other], lower[other], upper[other])(scores[own]).score
-    return found
+        calibrated[own] = calibration.fit(scores[other], lower[other], upper[other])(scores[own]).score
+    return calibrated
 
 
 def _ratio(scores: Vector, exact: Vector) -> Vector:

@@ -101,7 +101,7 @@ def solve_and_multiply(
     return Solutions(rows, solutions, moved, known, per_unit * jnp.linalg.norm(solutions, axis=1))
 
 
-def bound_by_residual(found: Solutions, damping: Float[Array, ""]) -> Certificate:
+def bound_by_residual(solutions: Solutions, damping: Float[Array, ""]) -> Certificate:
     """Bound the exact forms by solutions and their residuals, whatever the length of the solutions.
 
     For every t, `r = g − t A x` gives `gᵀA⁻¹g = 2t gᵀx − t² xᵀAx + rᵀA⁻¹r` with `0 ≤ rᵀA⁻¹r ≤ ‖r‖²/λ`, because no
@@ -109,18 +109,18 @@ def bound_by_residual(found: Solutions, damping: Float[Array, ""]) -> Certificat
     − xᵀAx) = gᵀAx/λ − gᵀx`: a common factor of a backend's solutions does not widen the bounds.
 
     Args:
-        found: Solutions and products.
+        solutions: Solutions and products.
         damping: λ.
     """
-    along, energy = _dot(found.rows, found.solutions), _dot(found.solutions, found.products)
-    steep, curved = _dot(found.rows, found.products), _dot(found.products, found.products)
+    along, energy = _dot(solutions.rows, solutions.solutions), _dot(solutions.solutions, solutions.products)
+    steep, curved = _dot(solutions.rows, solutions.products), _dot(solutions.products, solutions.products)
     below, (rest, above) = (
-        _residual(found, _ratio(along, energy))[1],
-        _residual(found, _ratio(steep / damping - along, curved / damping - energy)),
+        _residual(solutions, _ratio(along, energy))[1],
+        _residual(solutions, _ratio(steep / damping - along, curved / damping - energy)),
     )
     upper = above.values + above.error + (jnp.linalg.norm(rest, axis=1) + above.doubt) ** 2 / damping
-    length = jnp.linalg.norm(found.rows, axis=1)
-    missing = jnp.linalg.norm(found.rows - found.products, axis=1)
+    length = jnp.linalg.norm(solutions.rows, axis=1)
+    missing = jnp.linalg.norm(solutions.rows - solutions.products, axis=1)
     return Certificate(
         along,
         missing / jnp.where(length > 0, length, 1.0),
@@ -129,7 +129,7 @@ def bound_by_residual(found: Solutions, damping: Float[Array, ""]) -> Certificat
 
 
 def refine(
-    found: Solutions,
+    solutions: Solutions,
     problem: Problem,
     damping: Float[Array, ""],
     key: Key[Array, ""],
@@ -144,7 +144,7 @@ def refine(
     them, as if the matrix were deflated. The residuals of other backends have parts everywhere, and save nothing.
 
     Args:
-        found: Solutions and products.
+        solutions: Solutions and products.
         problem: Whose curvature.
         damping: λ.
         key: The key for the measurement of rounding.
@@ -152,18 +152,20 @@ def refine(
         steps: Largest number of products with C.
         rounding: Unit roundoffs to allow for in products.
     """
-    scale = _ratio(_dot(found.rows, found.solutions), _dot(found.solutions, found.products))
-    rest, known = _residual(found, scale)
+    scale = _ratio(_dot(solutions.rows, solutions.solutions), _dot(solutions.solutions, solutions.products))
+    rest, known = _residual(solutions, scale)
     return quadratic_form_bounds(flat_products(problem), rest, damping, key, width, steps, rounding, known)
 
 
-def _residual(found: Solutions, scale: Float[Array, " n"]) -> tuple[Float[Array, "n size"], Offset]:
+def _residual(solutions: Solutions, scale: Float[Array, " n"]) -> tuple[Float[Array, "n size"], Offset]:
     """Return `r = g − t A x`, and `2t gᵀx − t² xᵀAx` with bounds of the rounding error of both."""
-    values = 2 * scale * _dot(found.rows, found.solutions) - scale**2 * _dot(found.solutions, found.products)
-    length = jnp.abs(scale) * jnp.linalg.norm(found.solutions, axis=1)
-    product_doubt = jnp.abs(scale) * found.product_doubt
-    error = length * (2 * found.doubt + product_doubt)
-    return found.rows - scale[:, None] * found.products, Offset(values, error, found.doubt + product_doubt)
+    values = 2 * scale * _dot(solutions.rows, solutions.solutions) - scale**2 * _dot(
+        solutions.solutions, solutions.products
+    )
+    length = jnp.abs(scale) * jnp.linalg.norm(solutions.solutions, axis=1)
+    product_doubt = jnp.abs(scale) * solutions.product_doubt
+    error = length * (2 * solutions.doubt + product_doubt)
+    return solutions.rows - scale[:, None] * solutions.products, Offset(values, error, solutions.doubt + product_doubt)
 
 
 def _ratio(above: Float[Array, " n"], below: Float[Array, " n"]) -> Float[Array, " n"]:
@@ -302,22 +304,22 @@ def certify(
             "A certificate needs a lower bound of C's eigenvalues, which is not known for a Hessian: audit 'ggn', "
             "'fisher' or 'empirical_fisher', got curvature='hessian'."
         )
-    found = measured(measurement, problem.params, problem.frozen, assign_keys(batch, scoring), scoring.draws)
+    measurements = measured(measurement, problem.params, problem.frozen, assign_keys(batch, scoring), scoring.draws)
     if isinstance(shared, RowsOfCurvature):
-        return _certify_by_rows(shared, measurement, found, damping, scoring, settings)
-    rows = trees.ravel_batch(found.gradients.full()).reshape(scoring.draws, batch.index.shape[0], -1)
-    doubt = gradient_lengths(measurement, found.gradients, settings.rounding).doubt.reshape(scoring.draws, -1, 1)
+        return _certify_by_rows(shared, measurement, measurements, damping, scoring, settings)
+    rows = trees.ravel_batch(measurements.gradients.full()).reshape(scoring.draws, batch.index.shape[0], -1)
+    doubt = gradient_lengths(measurement, measurements.gradients, settings.rounding).doubt.reshape(scoring.draws, -1, 1)
     starts, doubts = (_starts(side, scoring.estimand) for side in (rows, doubt))
 
     def one(entry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        found = _bounds(problem, *entry, damping, settings, shared)
-        return found.lower, found.upper, found.steps
+        bounds = _bounds(problem, *entry, damping, settings, shared)
+        return bounds.lower, bounds.upper, bounds.steps
 
     lower, upper, steps = jax.lax.map(one, (starts, doubts[..., 0], jax.random.split(key, starts.shape[0])))
     low, high = _combine(lower, upper, scoring.estimand)
-    unusable = found.degenerate | jnp.isnan(low) | jnp.isnan(high)
+    unusable = measurements.degenerate | jnp.isnan(low) | jnp.isnan(high)
     return ScoreBounds(
-        jnp.where(unusable, jnp.nan, low), jnp.where(unusable, jnp.nan, high), found.degenerate, jnp.sum(steps)
+        jnp.where(unusable, jnp.nan, low), jnp.where(unusable, jnp.nan, high), measurements.degenerate, jnp.sum(steps)
     )
 
 
@@ -352,7 +354,7 @@ def _rows(problem: Problem, settings: Audit, key: Key[Array, ""]) -> RowsOfCurva
 def _certify_by_rows(
     rows: RowsOfCurvature,
     measurement: Objective,
-    found: Measured,
+    measurements: Measured,
     damping: Float[Array, ""],
     scoring: Scoring,
     settings: Audit,
@@ -363,11 +365,14 @@ def _certify_by_rows(
     where s² is the form, the form with A differs by at most `s² (2t + 5t²)`, `t = e/√λ`: it is `x̂ᵀΔx̂ − x̂ᵀΔ(C +
     λI)⁻¹Δx̂` with `Δ = ÂᵀE + EᵀA`, and ‖(C + λI)^{-½}Aᵀ‖ ≤ 1. A gradient with the error δ adds `2 s ‖δ‖/√λ + ‖δ‖²/λ`.
     """
-    assessed = _WOODBURY.assess(rows.state, found.gradients, damping)
+    assessed = _WOODBURY.assess(rows.state, measurements.gradients, damping)
     values, rounding = assessed.form.values, assessed.rounding
     assert rounding is not None
     root = jnp.sqrt(damping)
-    moved = gradient_lengths(measurement, found.gradients, settings.rounding).doubt.reshape(scoring.draws, -1).T / root
+    moved = (
+        gradient_lengths(measurement, measurements.gradients, settings.rounding).doubt.reshape(scoring.draws, -1).T
+        / root
+    )
     relative = rows.doubt / root
     relative = 2 * relative + 5 * relative**2
     highest = jnp.einsum("bkk->bk", values + rounding)
@@ -379,9 +384,9 @@ def _certify_by_rows(
 
     error = rounding + relative * pairs(size, size) + pairs(grown, moved) + pairs(moved, grown) + pairs(moved, moved)
     low, high = bound_estimate(values, error, scoring.estimand)
-    undefined = found.degenerate | jnp.isnan(low) | jnp.isnan(high)
+    undefined = measurements.degenerate | jnp.isnan(low) | jnp.isnan(high)
     return ScoreBounds(
-        jnp.where(undefined, jnp.nan, low), jnp.where(undefined, jnp.nan, high), found.degenerate, jnp.asarray(0)
+        jnp.where(undefined, jnp.nan, low), jnp.where(undefined, jnp.nan, high), measurements.degenerate, jnp.asarray(0)
     )
 
 
@@ -404,10 +409,10 @@ def _bounds(
     if shared is None:
         offset = Offset(jnp.zeros_like(doubt), jnp.zeros_like(doubt), doubt)
         return quadratic_form_bounds(flat_products(problem), starts, damping, key, width, steps, rounding, offset)
-    found = solve_and_multiply(_subspace_backend(settings), shared, problem, starts, damping, rounding, doubt)
+    solutions = solve_and_multiply(_subspace_backend(settings), shared, problem, starts, damping, rounding, doubt)
     narrow, sure = (
-        refine(found, problem, damping, key, width, steps, rounding),
-        bound_by_residual(found, damping).interval,
+        refine(solutions, problem, damping, key, width, steps, rounding),
+        bound_by_residual(solutions, damping).interval,
     )
     # What the subspace leaves may be rounding alone, which quadrature cannot bound well; both pairs of bounds hold.
     return narrow._replace(lower=jnp.maximum(narrow.lower, sure.lower), upper=jnp.minimum(narrow.upper, sure.upper))
@@ -470,15 +475,15 @@ def bound_by_galerkin(
 
     @jax.jit
     def run(problem: Problem, state: ArnoldiState, batch: Batch) -> tuple[Array, Array]:
-        found = measured(measurement, problem.params, problem.frozen, assign_keys(batch, scoring), scoring.draws)
-        lengths = gradient_lengths(measurement, found.gradients)
-        interval = galerkin_interval(state, found.gradients, damping, measured=lengths, products=moved)
+        measurements = measured(measurement, problem.params, problem.frozen, assign_keys(batch, scoring), scoring.draws)
+        lengths = gradient_lengths(measurement, measurements.gradients)
+        interval = galerkin_interval(state, measurements.gradients, damping, measured=lengths, products=moved)
         lower, upper = (jnp.mean(side.reshape(scoring.draws, -1), axis=0) for side in interval)
-        return jnp.where(found.degenerate, jnp.nan, lower), jnp.where(found.degenerate, jnp.nan, upper)
+        return jnp.where(measurements.degenerate, jnp.nan, lower), jnp.where(measurements.degenerate, jnp.nan, upper)
 
     shape = problem.batches.image.shape[2:]
-    held = (measurement, problem.params, problem.frozen, Arnoldi(), state, shape, scoring.draws)
-    size = scoring.batch_size or estimate_memory(*held).batch_size(*available_memory())
+    arguments = (measurement, problem.params, problem.frozen, Arnoldi(), state, shape, scoring.draws)
+    size = scoring.batch_size or estimate_memory(*arguments).batch_size(*available_memory())
     for loaded in batches(source, transform, size, scoring.key):
         lower, upper = run(problem, state, loaded.batch)
         yield pa.table(

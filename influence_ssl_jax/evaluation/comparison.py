@@ -164,12 +164,12 @@ class _FittedBackend:
         costs = Row(self.backend, truth.relative, self.fit_seconds, self.fit_megabytes, megabytes=self.megabytes)
         try:
             damping = self.backend.resolve(self.state, Damping(absolute=truth.damping))
-            found = [_time(self.run, self.problem, self.state, batch, damping) for batch in self.examples.batches]
+            results = [_time(self.run, self.problem, self.state, batch, damping) for batch in self.examples.batches]
             scores, loss, residual = (
-                np.concatenate([np.asarray(part[i], np.float64) for part, _ in found])[self.examples.valid]
+                np.concatenate([np.asarray(part[i], np.float64) for part, _ in results])[self.examples.valid]
                 for i in range(3)
             )
-            seconds = 1000 * sum(taken for _, taken in found) / len(self.examples.valid)
+            seconds = 1000 * sum(taken for _, taken in results) / len(self.examples.valid)
             left = float(np.median(residual))
             costs = costs._replace(seconds_per_thousand=seconds, residual=left, scores=scores, reason=_reason(left))
             return costs._replace(deviation=deviation(scores, truth.lower, truth.upper, loss, calibration))
@@ -182,9 +182,11 @@ def _score(
 ) -> tuple[Array, Array, Array]:
     """Return score, alignment loss and residual of every example of a batch."""
     scoring = examples.scoring
-    found = measured(examples.measurement, problem.params, problem.frozen, assign_keys(batch, scoring), scoring.draws)
-    form = backend.draw_gram(state, found.gradients, damping)
-    return estimate(form.values, scoring.estimand).score, jnp.mean(found.values, axis=0), form.residual
+    measurements = measured(
+        examples.measurement, problem.params, problem.frozen, assign_keys(batch, scoring), scoring.draws
+    )
+    form = backend.draw_gram(state, measurements.gradients, damping)
+    return estimate(form.values, scoring.estimand).score, jnp.mean(measurements.values, axis=0), form.residual
 
 
 def _reason(residual: float) -> str:
@@ -235,8 +237,8 @@ class _Compiled:
 def _time(run: _Compiled, *arguments: Any) -> tuple[Any, float]:
     """Run a program, and return its result and the seconds."""
     begun = time.perf_counter()
-    found = jax.block_until_ready(run(*arguments))
-    return found, time.perf_counter() - begun
+    result = jax.block_until_ready(run(*arguments))
+    return result, time.perf_counter() - begun
 
 
 def baselines(problem: Problem, examples: Examples) -> dict[str, Float[np.ndarray, " examples"]]:
@@ -245,9 +247,9 @@ def baselines(problem: Problem, examples: Examples) -> dict[str, Float[np.ndarra
     @jax.jit
     def run(problem: Problem, batch: Batch) -> tuple[Array, Array, Array]:
         drawn, draws = assign_keys(batch, examples.scoring), examples.scoring.draws
-        found = measured(examples.measurement, problem.params, problem.frozen, drawn, draws)
-        squared = jnp.sum(trees.ravel_batch(found.gradients.full()) ** 2, axis=1).reshape(draws, -1)
-        return jnp.mean(found.values, axis=0), jnp.sqrt(jnp.mean(squared, axis=0)), pixel_variance(batch.image)
+        measurements = measured(examples.measurement, problem.params, problem.frozen, drawn, draws)
+        squared = jnp.sum(trees.ravel_batch(measurements.gradients.full()) ** 2, axis=1).reshape(draws, -1)
+        return jnp.mean(measurements.values, axis=0), jnp.sqrt(jnp.mean(squared, axis=0)), pixel_variance(batch.image)
 
     columns = zip(*(run(problem, batch) for batch in examples.batches), strict=True)
     names = ("alignment loss", "gradient norm", "pixel variance")
@@ -272,8 +274,8 @@ def rankings(
     """
     scores: dict[str, np.ndarray] = {}
     for name, problem in problems.items():
-        said, values = _exact(problem, examples, damping)
-        scores[name + said] = values
+        remark, values = _exact(problem, examples, damping)
+        scores[name + remark] = values
     scores |= baselines(next(iter(problems.values())), examples)
     return {left: {right: spearman(a, b) for right, b in scores.items()} for left, a in scores.items()}
 
@@ -282,15 +284,15 @@ def _exact(problem: Problem, examples: Examples, damping: Damping) -> tuple[str,
     """Return a remark on the damping, and the exact scores."""
     backend = Exact()
     state = fit(backend, problem, randomness.root(examples.scoring.seed, Stream.BACKEND))
-    smallest, said = float(backend.smallest_eigenvalue(state)), ""
+    smallest, remark = float(backend.smallest_eigenvalue(state)), ""
     if smallest + float(whole(damping.resolve(backend.mean_eigenvalue(state)))) <= 0:
-        damping, said = Damping(absolute=-1.1 * smallest), ", λ = 1.1 |least eigenvalue|"
+        damping, remark = Damping(absolute=-1.1 * smallest), ", λ = 1.1 |least eigenvalue|"
     resolved = backend.resolve(state, damping)
 
     @jax.jit
     def run(batch: Batch) -> Array:
         drawn = assign_keys(batch, examples.scoring)
-        found = measured(examples.measurement, problem.params, problem.frozen, drawn, 1)
-        return backend.quadratic_form(state, found.gradients, resolved)
+        measurements = measured(examples.measurement, problem.params, problem.frozen, drawn, 1)
+        return backend.quadratic_form(state, measurements.gradients, resolved)
 
-    return said, np.concatenate([np.asarray(run(batch)) for batch in examples.batches])[examples.valid]
+    return remark, np.concatenate([np.asarray(run(batch)) for batch in examples.batches])[examples.valid]

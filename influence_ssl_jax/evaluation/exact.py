@@ -135,8 +135,8 @@ def curvature_rows(problem: Problem) -> Rows:
 @jax.jit
 def _rows_of(problem: Problem, batch: Batch) -> Float[Array, "n size"]:
     """Return the gradients of one batch as rows."""
-    found = batch_gradients(problem, batch, problem.samples)
-    return materialise(found) if isinstance(found, ExampleGradients) else trees.ravel_batch(found)
+    gradients = batch_gradients(problem, batch, problem.samples)
+    return materialise(gradients) if isinstance(gradients, ExampleGradients) else trees.ravel_batch(gradients)
 
 
 def materialise(gradients: ExampleGradients) -> Float[Array, "n size"]:
@@ -208,20 +208,20 @@ def exact_scores(
         InfluenceError: The problem is too large for that kind, or has another curvature.
     """
     of = {"dense": _dense, "function_space": _function_space, "certified": _certify}[kind]
-    found = of(_Task(problem, measurement, batches, relative, scoring, settings))
-    return [each._replace(lower=each.lower[valid], upper=each.upper[valid]) for each in found]
+    truths = of(_Task(problem, measurement, batches, relative, scoring, settings))
+    return [each._replace(lower=each.lower[valid], upper=each.upper[valid]) for each in truths]
 
 
-def _dense(given: _Task) -> list[Truth]:
+def _dense(task: _Task) -> list[Truth]:
     """Compute the scores from the eigendecomposition of the dense matrix."""
-    problem, measurement, batches, relative, scoring, _ = given
+    problem, measurement, batches, relative, scoring, _ = task
     backend = Exact()
     state = fit(backend, problem, randomness.root(scoring.seed, Stream.BACKEND))
     every = []
     for share in relative:
         damping = whole(backend.resolve(state, Damping(share)))
-        found = [_dense_scores(measurement, scoring, state, problem, batch, damping) for batch in batches]
-        scores = np.concatenate([np.asarray(each, np.float64) for each in found])
+        parts = [_dense_scores(measurement, scoring, state, problem, batch, damping) for batch in batches]
+        scores = np.concatenate([np.asarray(each, np.float64) for each in parts])
         every.append(Truth(share, float(damping), scores, scores))
     return every
 
@@ -231,13 +231,13 @@ def _dense_scores(
     measurement: Objective, scoring: Scoring, state: ExactState, problem: Problem, batch: Batch, damping: Array
 ) -> Array:
     """Score one batch by the dense matrix."""
-    found = measured(measurement, problem.params, problem.frozen, assign_keys(batch, scoring), scoring.draws)
-    return estimate(Exact().draw_gram(state, found.gradients, damping).values, scoring.estimand).score
+    measurements = measured(measurement, problem.params, problem.frozen, assign_keys(batch, scoring), scoring.draws)
+    return estimate(Exact().draw_gram(state, measurements.gradients, damping).values, scoring.estimand).score
 
 
-def _function_space(given: _Task) -> list[Truth]:
+def _function_space(task: _Task) -> list[Truth]:
     """Compute the scores in function space."""
-    problem, measurement, batches, relative, scoring, _ = given
+    problem, measurement, batches, relative, scoring, _ = task
     if scoring.estimand != "mean_of_scores":
         raise InfluenceError(
             f"Exact scores in function space need the estimand mean_of_scores, got estimand={scoring.estimand!r}."
@@ -257,23 +257,23 @@ def _function_space(given: _Task) -> list[Truth]:
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _gradients(measurement: Objective, scoring: Scoring, problem: Problem, batch: Batch) -> Float[Array, "n size"]:
     """Return the gradients of all draws of a batch as rows."""
-    found = measured(measurement, problem.params, problem.frozen, assign_keys(batch, scoring), scoring.draws)
-    return materialise(found.gradients)
+    measurements = measured(measurement, problem.params, problem.frozen, assign_keys(batch, scoring), scoring.draws)
+    return materialise(measurements.gradients)
 
 
-def _certify(given: _Task) -> list[Truth]:
+def _certify(task: _Task) -> list[Truth]:
     """Bound the scores by certificates."""
-    problem, measurement, batches, relative, scoring, settings = given
+    problem, measurement, batches, relative, scoring, settings = task
     run = jax.jit(certify, static_argnums=(1, 5, 6))
     every, shared = [], prepare_shared(problem, settings)
     rounding = randomness.root(settings.seed, Stream.ROUNDING)
     for share in relative:
         damping = absolute_damping(problem, Damping(share), settings)
-        found = [
+        parts = [
             run(problem, measurement, batch, damping, rounding, scoring, settings.program, shared) for batch in batches
         ]
         lower, upper = (
-            np.concatenate([np.asarray(getattr(part, side), np.float64) for part in found])
+            np.concatenate([np.asarray(getattr(part, side), np.float64) for part in parts])
             for side in ("lower", "upper")
         )
         every.append(Truth(share, float(damping), lower, upper))

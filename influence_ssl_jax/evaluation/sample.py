@@ -134,8 +134,8 @@ def certify_examples(
     key, noise = scoring.key, randomness.root(settings.seed, Stream.ROUNDING)
     size = min(settings.batch_size, max(1, len(indices)))
     for loaded in batches(source, transform, size, key, indices):
-        found = run(problem, measurement, loaded.batch, damping, noise, scoring, settings.program, shared)
-        yield CertifiedBatch(_table(loaded, found, settings), loaded.skipped)
+        bounds = run(problem, measurement, loaded.batch, damping, noise, scoring, settings.program, shared)
+        yield CertifiedBatch(_table(loaded, bounds, settings), loaded.skipped)
 
 
 def certify_sample(
@@ -184,15 +184,15 @@ def relative_width(lower: Float[np.ndarray, " n"], upper: Float[np.ndarray, " n"
         [0.2, inf]
     """
     with np.errstate(invalid="ignore", divide="ignore"):
-        found = (upper - lower) / ((np.abs(upper) + np.abs(lower)) / 2)
+        width = (upper - lower) / ((np.abs(upper) + np.abs(lower)) / 2)
     endless = np.isinf(upper) | np.isinf(lower)
-    return np.where(endless, np.inf, np.where(upper == lower, 0.0, found))
+    return np.where(endless, np.inf, np.where(upper == lower, 0.0, width))
 
 
-def _table(loaded: LoadedBatch, found: ScoreBounds, settings: Audit) -> pa.Table:
+def _table(loaded: LoadedBatch, bounds: ScoreBounds, settings: Audit) -> pa.Table:
     """Return the valid rows of a certified batch."""
     valid = loaded.valid
-    lower, upper, degenerate = (np.asarray(side)[valid] for side in found[:3])
+    lower, upper, degenerate = (np.asarray(side)[valid] for side in bounds[:3])
     width = relative_width(lower.astype(np.float64), upper.astype(np.float64))
     # A thousandth more is accepted: the iteration compares widths with rounding of its own.
     reasons = [
@@ -205,7 +205,7 @@ def _table(loaded: LoadedBatch, found: ScoreBounds, settings: Audit) -> pa.Table
             "id": pa.array([name for name, ok in zip(loaded.ids, valid, strict=True) if ok], pa.string()),
             "lower": lower.astype(np.float64),
             "upper": upper.astype(np.float64),
-            "products": pa.array(np.full(len(lower), int(found.steps), np.int64)),
+            "products": pa.array(np.full(len(lower), int(bounds.steps), np.int64)),
             "reason": pa.array(reasons, pa.string()),
         }
     )

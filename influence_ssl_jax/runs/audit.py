@@ -76,14 +76,14 @@ class Bounds(NamedTuple):
 
 
 def certify_missing(
-    settings: AuditRun, scored: ScoredFile, made: ScoreRun, prepared: Prepared, progress: Progress
+    settings: AuditRun, scored: ScoredFile, run: ScoreRun, prepared: Prepared, progress: Progress
 ) -> Bounds:
     """Certify the examples of the sample that have no certificate yet, batch by batch.
 
     Args:
         settings: The settings of the audit.
         scored: The finished scores.
-        made: The settings of the scores.
+        run: The settings of the scores.
         prepared: What the scores were made from.
         progress: Called as the work advances.
 
@@ -109,18 +109,18 @@ def certify_missing(
         resumed, recomputed = int(there.sum()), listed - int(there.sum())
         log.event("start", todo=len(chosen) - resumed, total=len(chosen), recomputed=recomputed, command=command())
         refuse_rescored(scored, prepared.source, chosen)
-        averaged, used = draw_problem(made, prepared)
+        averaged, used = draw_problem(run, prepared)
         refuse_rescored(scored, prepared.source, np.array(sorted(used), np.int64), used)
         problem = _cast(averaged, settings.precision)
         shared = _prepare_shared(problem, settings.audit, resumed < len(chosen), progress)
-        damping = _resolve_damping(scored.record["damping"]["resolved"], problem, made, settings, shared)
+        damping = _resolve_damping(scored.record["damping"]["resolved"], problem, run, settings, shared)
         if resumed < len(chosen):
-            _announce(settings, problem, made, len(chosen), resumed, recomputed, progress)
+            _announce(settings, problem, run, len(chosen), resumed, recomputed, progress)
             todo = _unfinished_batches(chosen, there, settings.audit.batch_size)
-            given = (problem, prepared.source, prepared.transform, todo, damping, made.scoring)
+            arguments = (problem, prepared.source, prepared.transform, todo, damping, run.scoring)
             with watched(progress, log, "certifying", Pace(len(chosen), resumed)) as watch:
                 log.beat("certifying", total=len(chosen), done=resumed)
-                for part in certify_examples(*given, settings.audit, prepared.measurement, shared):
+                for part in certify_examples(*arguments, settings.audit, prepared.measurement, shared):
                     _write_part(part, manifest, log, watch)
         log.event("finished", sample=len(chosen), resumed=resumed, recomputed=recomputed)
         return Bounds(_collect(manifest, chosen), float(damping), resumed, recomputed)
@@ -160,14 +160,14 @@ def _collect(manifest: Manifest, chosen: np.ndarray) -> pa.Table:
 
 
 def _announce(
-    settings: AuditRun, problem: Problem, made: ScoreRun, size: int, resumed: int, recomputed: int, progress: Progress
+    settings: AuditRun, problem: Problem, run: ScoreRun, size: int, resumed: int, recomputed: int, progress: Progress
 ) -> None:
     """Report the work to do, in products with C."""
     if recomputed:
         progress(Note(f"{recomputed} certificates were damaged; they are computed again."))
     if resumed:
         progress(Note(f"Continuing: {resumed} of {size} images are certified."))
-    draws, images, parameters = made.scoring.draws, problem.batches.index.size, trees.size(problem.params)
+    draws, images, parameters = run.scoring.draws, problem.batches.index.size, trees.size(problem.params)
     if settings.audit.by == "rows":
         how = f"from the gradients of {images:,} curvature images of {parameters:,} parameters"
     else:
@@ -208,11 +208,11 @@ def _prepare_shared(problem: Problem, settings: Audit, certifies: bool, progress
 
 
 def _resolve_damping(
-    resolved: Plain, problem: Problem, made: ScoreRun, settings: AuditRun, shared: Shared
+    resolved: Plain, problem: Problem, run: ScoreRun, settings: AuditRun, shared: Shared
 ) -> Float[Array, ""]:
     """Return λ as one number: the backend's own, or relative to the mean eigenvalue of the whole matrix."""
     if isinstance(resolved, dict):
-        return absolute_damping(problem, made.scoring.damping, settings.audit, shared)
+        return absolute_damping(problem, run.scoring.damping, settings.audit, shared)
     return jnp.asarray(resolved, jax.tree.leaves(problem.params)[0].dtype)
 
 
@@ -241,12 +241,12 @@ def audit(
         InfluenceError: The images have changed since they were scored, or none of them can be certified.
     """
     scored = ScoredFile.open(settings.folder)
-    made = restore_settings(scored.record, encoder, source)
-    prepared = prepare(made, progress)
-    refuse_differences(scored, identity(made, prepared.encoder, prepared.transform, prepared.source))
+    run = restore_settings(scored.record, encoder, source)
+    prepared = prepare(run, progress)
+    refuse_differences(scored, identity(run, prepared.encoder, prepared.transform, prepared.source))
     (settings.folder / WORK).mkdir(exist_ok=True)
     with lock(settings.folder / WORK):
-        return _audit(settings, scored, made, prepared, progress)
+        return _audit(settings, scored, run, prepared, progress)
 
 
 def refuse_differences(scored: ScoredFile, now: Plain) -> None:
@@ -273,43 +273,43 @@ def refuse_differences(scored: ScoredFile, now: Plain) -> None:
 
 
 def _audit(
-    settings: AuditRun, scored: ScoredFile, made: ScoreRun, prepared: Prepared, progress: Progress
+    settings: AuditRun, scored: ScoredFile, run: ScoreRun, prepared: Prepared, progress: Progress
 ) -> dict[str, Plain]:
     """Do the work of `audit` while the folder is locked."""
-    found = certify_missing(settings, scored, made, prepared, progress)
-    compared = compare_with_bounds(scored, found.table, settings.calibration)
-    write_atomically(settings.folder / BOUNDS, to_bytes(found.table))
+    bounds = certify_missing(settings, scored, run, prepared, progress)
+    compared = compare_with_bounds(scored, bounds.table, settings.calibration)
+    write_atomically(settings.folder / BOUNDS, to_bytes(bounds.table))
     record = {
         "configuration": describe(settings),
-        "damping": found.damping,
+        "damping": bounds.damping,
         "damping_by_block": isinstance(scored.record["damping"]["resolved"], dict),
-        "counts": count_outcomes(found),
-        "relative_width": _median_width(found.table),
+        "counts": count_outcomes(bounds),
+        "relative_width": _median_width(bounds.table),
         "deviation": {name: as_json(item) for name, item in compared.items()},
     }
-    beside = bound_every_score(scored, made, prepared, progress)
-    calibrated = calibrate(settings.folder, scored, found.table, beside, settings.calibration, progress)
+    beside = bound_every_score(scored, run, prepared, progress)
+    calibrated = calibrate(settings.folder, scored, bounds.table, beside, settings.calibration, progress)
     files = (SCORES, BOUNDS, *([CALIBRATED] if calibrated else []))
     files_written = {name: file_digest(settings.folder / name) for name in files}
     write_sealed(settings.folder / AUDIT, {**record, FILES: files_written})
     return record
 
 
-def bound_every_score(scored: ScoredFile, made: ScoreRun, prepared: Prepared, progress: Progress) -> pa.Table | None:
+def bound_every_score(scored: ScoredFile, run: ScoreRun, prepared: Prepared, progress: Progress) -> pa.Table | None:
     """Compute the Galerkin interval of every example, if one shared Krylov subspace gave the scores; else return None."""
     resolved = scored.record["damping"]["resolved"]
-    if not isinstance(made.backend, Arnoldi) or made.scoring.estimand != "mean_of_scores":
+    if not isinstance(run.backend, Arnoldi) or run.scoring.estimand != "mean_of_scores":
         return None
-    problem, _ = draw_problem(made, prepared)
+    problem, _ = draw_problem(run, prepared)
     start = 0
     for table in scored.batches(image_columns(scored)):
         refuse_changed_rows(table, prepared.source, np.arange(start, start + table.num_rows), None)
         start += table.num_rows
     with stage(progress, "Galerkin intervals of every image"):
-        state = fit_checked(problem, made.backend, made.scoring.seed)
+        state = fit_checked(problem, run.backend, run.scoring.seed)
         damping = jnp.asarray(resolved, jax.tree.leaves(problem.params)[0].dtype)
-        given = (prepared.source, prepared.transform, damping, made.scoring, prepared.measurement)
-        return pa.concat_tables(bound_by_galerkin(problem, state, *given)).sort_by("index")
+        arguments = (prepared.source, prepared.transform, damping, run.scoring, prepared.measurement)
+        return pa.concat_tables(bound_by_galerkin(problem, state, *arguments)).sort_by("index")
 
 
 def compare_with_bounds(scored: ScoredFile, table: pa.Table, calibration: Calibration) -> dict[str, Deviation]:
@@ -327,8 +327,8 @@ def compare_with_bounds(scored: ScoredFile, table: pa.Table, calibration: Calibr
     audited = scored.taken(rows)
     sampled = ScoredRun(scored.folder, audited, scored.record)
     known = ~np.isnan(usable_scores(scored)[rows])
-    given = lower[known], upper[known], sampled.numbers("alignment_loss")[known], calibration
-    return {name: deviation(sampled.numbers(name)[known], *given) for name in ("score", *sampled.baselines)}
+    arguments = lower[known], upper[known], sampled.numbers("alignment_loss")[known], calibration
+    return {name: deviation(sampled.numbers(name)[known], *arguments) for name in ("score", *sampled.baselines)}
 
 
 def usable_scores(scored: ScoredFile) -> np.ndarray:
@@ -347,17 +347,17 @@ def mask_left_out(scored: ScoredFile) -> np.ndarray:
     return scored.where(IN_CURVATURE_SET, value=True)
 
 
-def count_outcomes(found: Bounds) -> dict[str, Plain]:
+def count_outcomes(bounds: Bounds) -> dict[str, Plain]:
     """Count the outcomes of the sample, and their reasons."""
-    reasons = [reason or "" for reason in found.table["reason"].to_pylist()]
-    lower = found.table["lower"].to_numpy()
+    reasons = [reason or "" for reason in bounds.table["reason"].to_pylist()]
+    lower = bounds.table["lower"].to_numpy()
     kinds = collections.Counter(reason.partition(":")[0] for reason in reasons if reason)
     return {
-        "sample": found.table.num_rows,
+        "sample": bounds.table.num_rows,
         "certified": int(np.isfinite(lower).sum()),
         "narrow": reasons.count(""),
-        "resumed": found.resumed,
-        "recomputed": found.recomputed,
+        "resumed": bounds.resumed,
+        "recomputed": bounds.recomputed,
         "reasons": dict(kinds.most_common()),
     }
 

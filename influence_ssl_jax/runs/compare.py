@@ -66,10 +66,10 @@ def compare(settings: CompareRun, progress: Progress = silent) -> dict[str, Plai
             if not _is_intact(path):
                 progress(Note(f"{number} of {len(every)}: {label(backend)}"))
                 log.beat(label(backend), done=number - 1, total=len(every))
-                found = [
+                results = [
                     plain(row) for row in compare_backends([backend], problem, examples, known, settings.calibration)
                 ]
-                write_sealed(path, {ROWS: found}, indent=None)
+                write_sealed(path, {ROWS: results}, indent=None)
                 log.event("part", backend=label(backend), done=number, total=len(every))
             rows += read_sealed(path)[ROWS]
         record = _finish(settings, prepared, known, rows)
@@ -152,14 +152,14 @@ def _load_examples(settings: CompareRun, prepared: Prepared, problem: Problem) -
     """
     chosen, key = sample(settings.audit, len(prepared.source)), settings.scoring.key
     shape, draws = problem.batches.image.shape[2:], settings.scoring.draws
-    held = (prepared.measurement, problem.params, problem.frozen, CG(), problem.params, shape, draws)
-    size = min(settings.scoring.batch_size or estimate_memory(*held).batch_size(*available_memory()), len(chosen))
+    arguments = (prepared.measurement, problem.params, problem.frozen, CG(), problem.params, shape, draws)
+    size = min(settings.scoring.batch_size or estimate_memory(*arguments).batch_size(*available_memory()), len(chosen))
     loaded = list(batches(prepared.source, prepared.transform, size, key, chosen))
     valid = np.concatenate([part.valid for part in loaded])
     index = np.concatenate([np.asarray(part.batch.index) for part in loaded])[valid].tolist()
     contents = [content for part in loaded for content in part.contents if content]
-    found = Examples(prepared.measurement, [part.batch for part in loaded], valid, settings.scoring)
-    return found, dict(zip(index, contents, strict=True))
+    examples = Examples(prepared.measurement, [part.batch for part in loaded], valid, settings.scoring)
+    return examples, dict(zip(index, contents, strict=True))
 
 
 def _exact_scores(settings: CompareRun, problem: Problem, examples: Examples, progress: Progress) -> list[Truth]:
@@ -169,8 +169,8 @@ def _exact_scores(settings: CompareRun, problem: Problem, examples: Examples, pr
         kind = choose_kind(problem) if settings.truth == "auto" else settings.truth
         begun = time.monotonic()
         with stage(progress, f"exact scores of {int(examples.valid.sum())} images: {kind}"):
-            found = exact_scores(kind, problem, *examples[:3], settings.dampings, examples.scoring, settings.audit)
-        lists = [{name: np.asarray(getattr(truth, name)).tolist() for name in Truth._fields} for truth in found]
+            truths = exact_scores(kind, problem, *examples[:3], settings.dampings, examples.scoring, settings.audit)
+        lists = [{name: np.asarray(getattr(truth, name)).tolist() for name in Truth._fields} for truth in truths]
         write_sealed(path, {ROWS: lists}, indent=None)
         progress(Note(f"Exact scores ({kind}): {time.monotonic() - begun:.0f} s"))
     return [

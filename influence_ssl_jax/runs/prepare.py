@@ -93,22 +93,22 @@ def refuse_other_classes(trained: Plain, here: tuple[str, ...] | None) -> None:
 
 
 def draw_problem(
-    settings: ScoreRun | CompareRun, given: Prepared, part: Callable[[int], range] | None = None
+    settings: ScoreRun | CompareRun, prepared: Prepared, part: Callable[[int], range] | None = None
 ) -> tuple[Problem, dict[int, bytes]]:
     """Draw the images of the curvature set, and return the matrix over them.
 
     Args:
         settings: The settings of the run.
-        given: What the run reads.
+        prepared: What the run reads.
         part: Chooses the batches of this process by their number; all batches if None.
 
     Returns:
         The problem, and the digests of the images that its matrix is averaged over, by index.
     """
     chosen, seed = settings.curvature, settings.scoring.seed
-    found = drawn(given.source, given.transform, chosen.examples, chosen.batch_size, seed, part)
-    problem = form_problem(given.encoder, settings.output, given.measurement, chosen, found.batches)
-    return problem, found.contents
+    sample = drawn(prepared.source, prepared.transform, chosen.examples, chosen.batch_size, seed, part)
+    problem = form_problem(prepared.encoder, settings.output, prepared.measurement, chosen, sample.batches)
+    return problem, sample.contents
 
 
 def describe_encoder(encoder: Encoder, transform: ToInput) -> dict[str, Plain]:

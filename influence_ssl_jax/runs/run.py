@@ -254,13 +254,13 @@ def score(
         )
         with _full_precision():
             scores.score(settings, progress if out is not None else _without_files(progress))
-        given = encoder if isinstance(encoder, Encoder) else None
+        network = encoder if isinstance(encoder, Encoder) else None
         if out is not None:
-            return Run(folder, given, source)
+            return Run(folder, network, source)
         record = recorded(folder, RUN)
         record["configuration"]["out"] = None  # the folder is deleted
         write_sealed(folder / RUN, record)
-        return Run(None, given, source, {name: (folder / name).read_bytes() for name in (SCORES, RUN)})
+        return Run(None, network, source, {name: (folder / name).read_bytes() for name in (SCORES, RUN)})
 
 
 def _without_files(progress: Progress) -> Progress:

@@ -228,11 +228,11 @@ def _fit_or_load(
     backend, seed, local = settings.backend, settings.scoring.seed, local_devices()
     expected = shapes(problem, backend, seed) if divided is None else divided.shapes(backend, seed)
     check_fit(expected.leaves, backend)
-    held = load_fitted(store.folder, *expected, fingerprint(store.identity))
-    if agreed(held is not None):
-        if held is None:
+    loaded = load_fitted(store.folder, *expected, fingerprint(store.identity))
+    if agreed(loaded is not None):
+        if loaded is None:
             raise StoreError(f"This process cannot read the fitted curvature in {store.folder}; is the folder shared?")
-        state, notes = held
+        state, notes = loaded
         return (state if divided is None else replicated(state, local)), notes
     return (fit_checked(problem, backend, seed) if divided is None else divided.fit(backend, seed, local)), None
 
@@ -281,7 +281,7 @@ def score(settings: ScoreRun, progress: Progress = silent) -> None:
     """
     start(settings.distributed)
     progress = progress if is_first() else silent
-    encoder, transform, measured, source = given = prepare(settings, progress)
+    encoder, transform, measured, source = prepared = prepare(settings, progress)
     owner = identity(settings, encoder, transform, source)
     with ScoreStore.open(settings.out, owner, len(source)) as store, RunLog(settings.out) as log:
         log.beat("comparing images")
@@ -295,37 +295,37 @@ def score(settings: ScoreRun, progress: Progress = silent) -> None:
         if len(todo) < len(source):
             progress(Note(f"Continuing: {len(source) - len(todo)} of {len(source)} images are done."))
         log.beat("reading the curvature set")
-        problem, used = draw_problem(settings, given, batches_of(all_devices()) if all_devices().size > 1 else None)
+        problem, used = draw_problem(settings, prepared, batches_of(all_devices()) if all_devices().size > 1 else None)
         scorer = fit_scorer(settings, problem, used, measured, store, log, progress)
         inside = sorted({index for text in gathered(json.dumps(sorted(used))) for index in json.loads(text)})
-        recorded = {**describe_run(settings, given, scorer), **rank_agreement(settings, given, scorer, progress)}
+        recorded = {**describe_run(settings, prepared, scorer), **rank_agreement(settings, prepared, scorer, progress)}
         spent: defaultdict[str, float] = defaultdict(float)
         scored = stream(scorer, source, transform, own_share(todo, scorer), scoring_mesh(), spent)
         spent["disk"] = write_parts(store, scored, len(source), settings.parts, log, progress)
         recorded["seconds_waiting_for"] = {name: round(seconds, 3) for name, seconds in spent.items()}
         written = summed(store.rows())
         barrier("scored")
-        first_only(lambda: finish(settings, given, recorded, used, inside, written, store, log, progress))
+        first_only(lambda: finish(settings, prepared, recorded, used, inside, written, store, log, progress))
     refuse_many_skipped(settings, len(store.skipped()), len(source))
 
 
-def rank_agreement(settings: ScoreRun, given: Prepared, scorer: Scorer, progress: Progress) -> dict[str, Plain]:
+def rank_agreement(settings: ScoreRun, prepared: Prepared, scorer: Scorer, progress: Progress) -> dict[str, Plain]:
     """Compute Spearman's correlation of 16-bit scores with float32 scores of the first images.
 
     It is empty for a run in float32.
     """
     if settings.precision == "float32":
         return {}
-    exact = form_measurement(given.encoder, settings.output, settings.perturbation, settings.measurement)
-    sample = np.arange(min(AGREEMENT, len(given.source)))
+    exact = form_measurement(prepared.encoder, settings.output, settings.perturbation, settings.measurement)
+    sample = np.arange(min(AGREEMENT, len(prepared.source)))
     ranked = []
     for each in (scorer, dataclasses.replace(scorer, measurement=exact)):
-        parts = stream(each, given.source, given.transform, sample, scoring_mesh())
+        parts = stream(each, prepared.source, prepared.transform, sample, scoring_mesh())
         ranked.append(np.concatenate([part.table["score"].to_numpy() for part in parts]))
     fine = np.isfinite(ranked[0]) & np.isfinite(ranked[1])
-    found = spearman(ranked[0][fine], ranked[1][fine])
-    progress(Note(f"bfloat16 against float32: rank correlation {found:.4f} over {fine.sum()} images."))
-    return {"bfloat16": {"rank_correlation": found, "images": int(fine.sum())}}
+    correlation = spearman(ranked[0][fine], ranked[1][fine])
+    progress(Note(f"bfloat16 against float32: rank correlation {correlation:.4f} over {fine.sum()} images."))
+    return {"bfloat16": {"rank_correlation": correlation, "images": int(fine.sum())}}
 
 
 def own_share(todo: Int[np.ndarray, " todo"], scorer: Scorer) -> Int[np.ndarray, " share"]:
@@ -336,7 +336,7 @@ def own_share(todo: Int[np.ndarray, " todo"], scorer: Scorer) -> Int[np.ndarray,
 
 def finish(
     settings: ScoreRun,
-    given: Prepared,
+    prepared: Prepared,
     recorded: dict[str, Plain],
     used: dict[int, bytes],
     inside: list[int],
@@ -352,7 +352,7 @@ def finish(
 
     Args:
         settings: The settings of the run.
-        given: What the run reads.
+        prepared: What the run reads.
         recorded: Entries of `run.json`.
         used: Digests of this process's curvature set, by index.
         inside: Indices of the whole curvature set.
@@ -384,25 +384,25 @@ def finish(
                 "caution",
             )
         )
-    attributes, changes = rename_attributes(given.source)
+    attributes, changes = rename_attributes(prepared.source)
     for old, new in changes.items():
         progress(Note(f"the attribute {old!r} is in the table as {new!r}", "caution"))
     log.beat("writing the table")
     scored = np.concatenate([table["index"].to_numpy() for table in store.windows([])])
     further = {"knn_distance": distance, IN_CURVATURE_SET: np.isin(scored, inside)}
-    found = {
+    facts = {
         **recorded,
         **curvature_set_agreement(store),
         "nearest_neighbours": searched,
         "renamed_attributes": changes,
     }
-    table = store.finish(attributes, further, found)
+    table = store.finish(attributes, further, facts)
     if embedded and settings.parts.embeddings == "drop":
         store.drop_embeddings(distance)
     counts = read_sealed(settings.out / RUN)["counts"]
     log.event("finished", **counts, seconds_waiting_for=recorded["seconds_waiting_for"])
-    said = ", ".join(f"{count} {name}" for name, count in counts.items() if name != "size")
-    progress(Note(f"{counts['size']} images: {said}."))
+    text = ", ".join(f"{count} {name}" for name, count in counts.items() if name != "size")
+    progress(Note(f"{counts['size']} images: {text}."))
     progress(Written("Scores", table))
 
 
@@ -525,27 +525,29 @@ def restore_settings(
     Raises:
         InfluenceError: The encoder or the images were objects and are not given, or the record is of another version.
     """
-    held = {name: value for name, value in record["configuration"].items() if name != "input"}
-    given = {"encoder": encoder, "source": source}
-    for name, value in given.items():
-        if value is None and held[name] is None:
+    configuration = {name: value for name, value in record["configuration"].items() if name != "input"}
+    objects = {"encoder": encoder, "source": source}
+    for name, value in objects.items():
+        if value is None and configuration[name] is None:
             raise InfluenceError(
                 f"These scores were made in Python from an object ({name}), which no file can name. Give the same {name} to "
                 "influence_ssl_jax.score(…, out=FOLDER) again, which scores nothing anew, and call what it returns."
             )
-    places = {name: held.pop(name) for name in given}
-    restored = restore({**held, "encoder": places["encoder"] or "", "out": held["out"] or ""}, [ScoreRun])
+    places = {name: configuration.pop(name) for name in objects}
+    restored = restore(
+        {**configuration, "encoder": places["encoder"] or "", "out": configuration["out"] or ""}, [ScoreRun]
+    )
     if places["source"] is not None:
-        given["source"] = source or restore(places["source"], SOURCES)
-    return dataclasses.replace(restored, **{name: value for name, value in given.items() if value is not None})
+        objects["source"] = source or restore(places["source"], SOURCES)
+    return dataclasses.replace(restored, **{name: value for name, value in objects.items() if value is not None})
 
 
-def describe_run(settings: ScoreRun, given: Prepared, scorer: Scorer) -> dict[str, Plain]:
+def describe_run(settings: ScoreRun, prepared: Prepared, scorer: Scorer) -> dict[str, Plain]:
     """Return the entries of `run.json` that say how the scores were made."""
-    trained, every = given.encoder.sizes()
+    trained, every = prepared.encoder.sizes()
     return {
-        "configuration": {**describe_placed(settings), "input": describe(given.transform)},
-        "encoder": {"name": given.encoder.name, "parameters": every, "trained_parameters": trained},
+        "configuration": {**describe_placed(settings), "input": describe(prepared.transform)},
+        "encoder": {"name": prepared.encoder.name, "parameters": every, "trained_parameters": trained},
         "command": provenance.command(),
         "seeds": {"seed": settings.scoring.seed},
         "batch_size": scorer.batch_size,
@@ -557,11 +559,11 @@ def describe_run(settings: ScoreRun, given: Prepared, scorer: Scorer) -> dict[st
 
 def describe_damping(scorer: Scorer) -> dict[str, Plain]:
     """Return λ in numbers, and its relative standard error if it was estimated by random probes."""
-    damping, found = scorer.settings.damping, {"resolved": as_numbers(scorer.damping)}
+    damping, description = scorer.settings.damping, {"resolved": as_numbers(scorer.damping)}
     error = scorer.backend.mean_error(scorer.state)
     if damping.absolute is not None or damping.of_spectrum or error is None:
-        return found
-    return {**found, "relative_standard_error": float(error)}
+        return description
+    return {**description, "relative_standard_error": float(error)}
 
 
 def as_numbers(damping: Resolved) -> Plain:

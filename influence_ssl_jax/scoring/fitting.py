@@ -101,8 +101,8 @@ class SplitProblem:
             frozen=replicated(problem.frozen, mesh),
             batches=split(problem.batches, mesh),
         )
-        held = jax.jit(lambda index: jnp.sum(jnp.any(index >= 0, axis=1)))(self.problem.batches.index)
-        self.count = int(held)
+        count = jax.jit(lambda index: jnp.sum(jnp.any(index >= 0, axis=1)))(self.problem.batches.index)
+        self.count = int(count)
         padding = self.problem.batches.index.shape[0] - self.count
         self.problem = dataclasses.replace(self.problem, padding=padding)
 
@@ -139,7 +139,7 @@ def _fit_unpadded(backend: Backend, count: int, problem: Problem, key: Key[Array
     def one(node: PyTree) -> PyTree:
         if not isinstance(node, Problem):
             return node
-        held = jax.tree.map(lambda leaf: leaf[:count], node.batches)
-        return dataclasses.replace(node, batches=held, padding=0)
+        batches = jax.tree.map(lambda leaf: leaf[:count], node.batches)
+        return dataclasses.replace(node, batches=batches, padding=0)
 
     return jax.tree.map(one, backend.fit(problem, key), is_leaf=lambda node: isinstance(node, Problem))

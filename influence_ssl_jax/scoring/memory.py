@@ -119,9 +119,9 @@ def available_memory() -> tuple[int, str]:
     scheduler), and what other processes hold is subtracted.
     """
     device = jax.local_devices()[0]
-    found = device.memory_stats() or {}
-    if "bytes_limit" in found:
-        return int(found["bytes_limit"]), device.platform
+    statistics = device.memory_stats() or {}
+    if "bytes_limit" in statistics:
+        return int(statistics["bytes_limit"]), device.platform
     return host_memory() // jax.local_device_count(), device.platform
 
 

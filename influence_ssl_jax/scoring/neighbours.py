@@ -83,25 +83,25 @@ def streamed_knn_distance(
         max_pairs: A bound of n R.
     """
     directed = np.concatenate([_has_direction(chunk) for chunk in chunks()])
-    found, usable = np.full(len(directed), np.nan), np.flatnonzero(directed)
+    distances, usable = np.full(len(directed), np.nan), np.flatnonzero(directed)
     if len(usable) <= neighbours:
-        return found
+        return distances
     size = reference_size(len(usable), neighbours, max_reference, max_pairs)
     chosen = usable
     if len(usable) > size:
         chosen = usable[np.sort(randomness.generator(seed, Stream.NEIGHBOURS).choice(len(usable), size, replace=False))]
     numbered = _unit_vectors(chunks, directed)
     reference = np.concatenate([units[np.isin(index, chosen, assume_unique=True)] for index, units in numbered])
-    held = jax.device_put(reference)
+    on_device = jax.device_put(reference)
     for index, units in _unit_vectors(chunks, directed):
         for start in range(0, len(index), QUERIES):
             rows = slice(start, start + QUERIES)
             asked, padded = units[rows], np.zeros((QUERIES, units.shape[1]), units.dtype)  # one shape, compiled once
             padded[: len(asked)] = asked
-            places = np.asarray(_nearest(padded, held, min(neighbours + 1, len(reference))))[: len(asked)]
+            places = np.asarray(_nearest(padded, on_device, min(neighbours + 1, len(reference))))[: len(asked)]
             itself = chosen[places] == index[rows, None]
-            found[index[rows]] = _mean_distance(asked, reference[_others(places, itself)])
-    return found
+            distances[index[rows]] = _mean_distance(asked, reference[_others(places, itself)])
+    return distances
 
 
 def _has_direction(chunk: Float32[np.ndarray, "chunk width"]) -> Bool[np.ndarray, " chunk"]:

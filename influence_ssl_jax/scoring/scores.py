@@ -215,28 +215,28 @@ class Scorer:
         settings = self.settings
         drawn, loss = assign_keys(batch, settings), self.measurement.loss
         assert isinstance(loss, Measurement)
-        found = measured(self.measurement, self.problem.params, self.problem.frozen, drawn, settings.draws)
-        given = self.state, found.gradients, self.damping
+        measurements = measured(self.measurement, self.problem.params, self.problem.frozen, drawn, settings.draws)
+        arguments = self.state, measurements.gradients, self.damping
         form, rounding, left_out, halves = (
-            self.backend.assess_without_own(*given, batch.index)
+            self.backend.assess_without_own(*arguments, batch.index)
             if settings.leave_own_out
-            else self.backend.assess(*given)
+            else self.backend.assess(*arguments)
         )
         score, error = estimate(form.values, settings.estimand)
         lower, upper = (None, None) if rounding is None else bound_estimate(form.values, rounding, settings.estimand)
         curvature = None if left_out is None else curvature_error(left_out, settings.estimand)
         first, second = (None, None) if halves is None else estimate_each(halves, settings.estimand)
-        squared = found.gradients.squared_norms(self.blocks).reshape(settings.draws, -1)
+        squared = measurements.gradients.squared_norms(self.blocks).reshape(settings.draws, -1)
         return Columns(
             score=score,
             score_se=error,
-            alignment_loss=jnp.mean(found.values, axis=0),
+            alignment_loss=jnp.mean(measurements.values, axis=0),
             gradient_norm=jnp.sqrt(jnp.mean(squared, axis=0)),
             pixel_variance=pixel_variance(batch.image),
             residual=form.residual,
-            degenerate=found.degenerate,
-            unresolved=jnp.all(found.values <= loss.rounding(found.embeddings)[None], axis=0),
-            embedding=found.embeddings,
+            degenerate=measurements.degenerate,
+            unresolved=jnp.all(measurements.values <= loss.rounding(measurements.embeddings)[None], axis=0),
+            embedding=measurements.embeddings,
             score_lo=lower,
             score_hi=upper,
             score_se_curvature=curvature,

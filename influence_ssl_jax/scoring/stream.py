@@ -36,27 +36,27 @@ def to_table(loaded: LoadedBatch, columns: Columns) -> pa.Table:
     `ERRORS` are among the numbers if the backend knows them.
     """
     valid = loaded.valid
-    found: Columns = jax.tree.map(lambda column: np.asarray(column)[valid], columns)
-    reason = explain_rows(found)
-    unusable = found.degenerate | ~np.isfinite(found.score)
-    score = np.where(unusable, np.nan, found.score)
-    width = found.embedding.shape[1]
+    numbers: Columns = jax.tree.map(lambda column: np.asarray(column)[valid], columns)
+    reason = explain_rows(numbers)
+    unusable = numbers.degenerate | ~np.isfinite(numbers.score)
+    score = np.where(unusable, np.nan, numbers.score)
+    width = numbers.embedding.shape[1]
     with np.errstate(over="ignore"):  # `explain_rows` reports an embedding that is too large for float32
-        flat = pa.array(found.embedding.astype(np.float32).reshape(-1))
+        flat = pa.array(numbers.embedding.astype(np.float32).reshape(-1))
     return pa.table(
         {
             "index": pa.array(np.asarray(loaded.batch.index)[valid].astype(np.int64)),
             "id": pa.array([name for name, ok in zip(loaded.ids, valid, strict=True) if ok], pa.string()),
             "score": score.astype(np.float64),
-            "score_se": np.where(unusable, np.nan, found.score_se).astype(np.float64),
+            "score_se": np.where(unusable, np.nan, numbers.score_se).astype(np.float64),
             **{
-                name: np.where(unusable, np.nan, getattr(found, name)).astype(np.float64)
+                name: np.where(unusable, np.nan, getattr(numbers, name)).astype(np.float64)
                 for name in ERRORS
-                if getattr(found, name) is not None
+                if getattr(numbers, name) is not None
             },
-            "alignment_loss": np.asarray(found.alignment_loss, np.float64),
-            "gradient_norm": np.asarray(found.gradient_norm, np.float64),
-            "pixel_variance": np.asarray(found.pixel_variance, np.float64),
+            "alignment_loss": np.asarray(numbers.alignment_loss, np.float64),
+            "gradient_norm": np.asarray(numbers.gradient_norm, np.float64),
+            "pixel_variance": np.asarray(numbers.pixel_variance, np.float64),
             "reason": pa.array(reason, pa.string()),
             "content": pa.array([c for c, ok in zip(loaded.contents, valid, strict=True) if ok], pa.binary(16)),
             "embedding": pa.FixedSizeListArray.from_arrays(flat, width),
@@ -64,25 +64,25 @@ def to_table(loaded: LoadedBatch, columns: Columns) -> pa.Table:
     )
 
 
-def explain_rows(found: Columns) -> list[str]:
+def explain_rows(columns: Columns) -> list[str]:
     """Return what is wrong with the score of each example; empty if nothing is."""
 
     def one(i: int) -> str:
-        if not np.isfinite(found.embedding[i]).all():
+        if not np.isfinite(columns.embedding[i]).all():
             return "the network's embedding is not finite"
-        if found.degenerate[i]:
+        if columns.degenerate[i]:
             return "zero embedding: the cosine distance is undefined"
-        if not np.isfinite(found.alignment_loss[i]):
+        if not np.isfinite(columns.alignment_loss[i]):
             return "the alignment loss is not finite"
-        if found.unresolved[i]:
+        if columns.unresolved[i]:
             return UNRESOLVED
-        if not np.isfinite(found.score[i]):
+        if not np.isfinite(columns.score[i]):
             return "the score is not finite: a gradient overflowed or the solve diverged"
-        if found.residual[i] > UNCONVERGED:
-            return f"unconverged solve: relative residual {found.residual[i]:.2g}"
+        if columns.residual[i] > UNCONVERGED:
+            return f"unconverged solve: relative residual {columns.residual[i]:.2g}"
         return ""
 
-    return [one(i) for i in range(len(found.score))]
+    return [one(i) for i in range(len(columns.score))]
 
 
 def embedding_matrix(column: pa.ChunkedArray) -> Float[np.ndarray, "examples width"]:

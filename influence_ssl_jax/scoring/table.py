@@ -61,8 +61,8 @@ def assemble_table(
     if "reason" not in scored.column_names:
         scored = scored.append_column("reason", pa.nulls(scored.num_rows, pa.string()))
     finite = np.isfinite(scored["score"].to_numpy())
-    given = scored["reason"].to_pylist()
-    reasons = [said or (None if fine else NOT_FINITE) for said, fine in zip(given, finite, strict=True)]
+    present = scored["reason"].to_pylist()
+    reasons = [reason or (None if fine else NOT_FINITE) for reason, fine in zip(present, finite, strict=True)]
     scored = scored.set_column(scored.column_names.index("reason"), "reason", pa.array(reasons, pa.string()))
     table = pa.concat_tables([scored, skipped], promote_options="default").sort_by("index")
     further = [name for name in scored.column_names if name not in ORDER]
