@@ -414,7 +414,7 @@ def _bounds(
         refine(solutions, problem, damping, key, width, steps, rounding),
         bound_by_residual(solutions, damping).interval,
     )
-    # What the subspace leaves may be rounding alone, which quadrature cannot bound well; both pairs of bounds hold.
+    # What the subspace leaves may be rounding alone, and then quadrature gives no useful bound; both pairs hold.
     return narrow._replace(lower=jnp.maximum(narrow.lower, sure.lower), upper=jnp.minimum(narrow.upper, sure.upper))
 
 

@@ -38,7 +38,7 @@ def forget_changed(settings: ScoreRun, source: OpenSource, store: ScoreStore, lo
             refuse_changes(
                 changed,
                 "since they were scored",
-                "Put the images back, give --rescore-changed to score these anew, or choose another folder.",
+                "Restore the images, give --rescore-changed to score them again, or choose another folder.",
             )
     if settings.retry_skipped:
         again = np.union1d(again, store.skipped())
@@ -144,7 +144,7 @@ def refuse_changed_rows(table: pa.Table, source: OpenSource, rows: np.ndarray, k
         each = zip(rows.tolist(), ids, contents, strict=True)
         changed = [Change(row, name, "its bytes are others") for row, name, content in each if content != known[row]]
     refuse_changes(
-        changed, "since they were scored", "Put them back, or score them again (--rescore-changed), then audit."
+        changed, "since they were scored", "Restore them, or score them again (--rescore-changed), then audit."
     )
 
 

@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 def compare(settings: CompareRun, progress: Progress = silent) -> dict[str, Plain]:
-    """Compute exact scores, score with every backend that has no result yet, and write table and figures.
+    """Compute exact scores, score with the backends that have no result yet, and write table and figures.
 
     Args:
         settings: Which backends, dampings and images.

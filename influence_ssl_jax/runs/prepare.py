@@ -87,7 +87,7 @@ def refuse_other_classes(trained: Plain, here: tuple[str, ...] | None) -> None:
     if trained != now:
         raise DataError(
             f"The network was trained on the classes {trained or 'that its data numbered'} and these images have "
-            f"{now or 'classes that are numbers'}: the same number would mean another class. Take the table of the "
+            f"{now or 'classes that are numbers'}: the same number would mean another class. Use the class table of the "
             "training, or --curvature.objective measurement, which reads no labels."
         )
 
@@ -112,7 +112,10 @@ def draw_problem(
 
 
 def describe_encoder(encoder: Encoder, transform: ToInput) -> dict[str, Plain]:
-    """What of an encoder a result depends on: arrays, network, which parameters count, and input, but no name."""
+    """Describe what a result depends on of an encoder: arrays, network, trainable parameters and input.
+
+    The name of the encoder is not among it.
+    """
     described = encoder.describe()
     return {
         "encoder": encoder.digest(),

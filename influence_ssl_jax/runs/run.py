@@ -41,7 +41,7 @@ from influence_ssl_jax.store.sealed import SUM
 
 @dataclasses.dataclass(frozen=True)
 class AuditResult:
-    """How good the scores of a run are.
+    """The result of an audit: how good the scores of a run are.
 
     Attributes:
         record: What `audit.json` holds: errors, rank correlations and coverage of the score and of each baseline.

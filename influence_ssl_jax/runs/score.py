@@ -380,7 +380,7 @@ def finish(
         progress(
             Note(
                 f"knn_distance is the distance to the nearest of {searched['reference']:,} random images, not of all "
-                f"{searched['images']:,}: it comes out larger, and few duplicates are found by it.",
+                f"{searched['images']:,}: distances are larger, and they find few duplicates.",
                 "caution",
             )
         )
@@ -480,8 +480,8 @@ def refuse_many_skipped(settings: ScoreRun, skipped: int, size: int) -> None:
     if skipped > settings.most_skipped * size:
         raise SkippedError(
             f"{skipped:,} of {size:,} images could not be used, more than the share of {settings.most_skipped:g} that "
-            "--most-skipped allows; the scores of the others are written, and each reason stands in its row. Repair the "
-            "images and give --retry-skipped, or allow more."
+            "--most-skipped allows; the scores of the others are written, and each row has its reason. Repair the images "
+            "and give --retry-skipped, or allow more."
         )
 
 
@@ -531,7 +531,7 @@ def restore_settings(
         if value is None and configuration[name] is None:
             raise InfluenceError(
                 f"These scores were made in Python from an object ({name}), which no file can name. Give the same {name} to "
-                "influence_ssl_jax.score(…, out=FOLDER) again, which scores nothing anew, and call what it returns."
+                "influence_ssl_jax.score(…, out=FOLDER) again (it scores nothing again), and use the Run that it returns."
             )
     places = {name: configuration.pop(name) for name in objects}
     restored = restore(
