@@ -165,7 +165,7 @@ class Calibration:
     def fit(
         self, scores: Vector, lower: Vector, upper: Vector, population: Float[np.ndarray, " population"] | None = None
     ) -> Calibrator:
-        """Fit to a certified sample: the scores of its examples, and the bounds of their exact scores.
+        """Fit to the scores of a certified sample and the bounds of its exact scores.
 
         Args:
             scores: The backend's scores of the sample.
@@ -240,7 +240,7 @@ class Calibration:
         order: Int[np.ndarray, " sample"],
         population: Float[np.ndarray, " population"],
     ) -> Calibrator:
-        """Fit the curve to the first part of the sample, and take the radii from the rest."""
+        """Fit the curve to the first part of the sample; take radii from the rest."""
         with np.errstate(divide="ignore", invalid="ignore"):
             logs = np.log(scores)
             low, high = (np.where(side > 0, np.log(np.maximum(side, 0.0)), -np.inf) for side in (lower, upper))
@@ -262,7 +262,10 @@ class Calibration:
 
 
 def _usable(scores: Vector, lower: Vector, upper: Vector) -> Bool[np.ndarray, " examples"]:
-    """Test which examples have a positive score and bounds, however wide: leaving some out would bias the sample."""
+    """Test which examples have a positive score and bounds, however wide.
+
+    Leaving wide ones out would bias the sample.
+    """
     return np.isfinite(scores) & (scores > 0) & ~np.isnan(lower) & ~np.isnan(upper)
 
 
@@ -272,7 +275,10 @@ def _place(count: int, level: float) -> int:
 
 
 def _radius(errors: np.ndarray, level: float) -> float:
-    """Return the ⌈(m + 1) level⌉-th smallest error; infinite if there are fewer."""
+    """Return the ⌈(m + 1) level⌉-th smallest error.
+
+    It is infinite if there are fewer.
+    """
     place = _place(len(errors), level)
     return float(np.sort(errors)[place - 1]) if place <= len(errors) else float("inf")
 
@@ -320,10 +326,10 @@ def _variance(calibrator: Calibrator, held_out: np.ndarray) -> float:
 
 
 def _chance_below(calibrator: Calibrator, members: np.ndarray) -> tuple[float, float]:
-    """Return the probability that one audit covers less than the level, and what about 19 of 20 audits cover.
+    """Return the probability of covering less than the level, and a likely floor.
 
-    The coverage of a group of m is Beta(k, m + 1 − k), with k the place of its radius. Groups are independent, and
-    their mean is taken to be normal.
+    About 19 of 20 audits cover at least the floor. The coverage of a group of m is Beta(k, m + 1 − k), with k the place
+    of its radius. Groups are independent, and their mean is taken to be normal.
     """
     place = np.array([_place(count, calibrator.level) for count in calibrator.counts.tolist()])
     finite = place <= calibrator.counts
@@ -337,7 +343,10 @@ def _chance_below(calibrator: Calibrator, members: np.ndarray) -> tuple[float, f
 
 
 def _curve(form: str, x: np.ndarray, y: np.ndarray) -> Curve:
-    """Fit the curve of a form, in logarithms, by medians: a few outliers do not move it."""
+    """Fit the curve of a form, in logarithms.
+
+    It is fitted by medians: a few outliers do not move it.
+    """
     if not len(x):
         raise InfluenceError("No certificate of the sample has an upper bound: allow more steps, or take more damping.")
     slope = 1.0 if form == "proportional" else _slope(x, y)
@@ -355,7 +364,10 @@ def _curve(form: str, x: np.ndarray, y: np.ndarray) -> Curve:
 
 
 def _slope(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the median slope of all pairs (Theil–Sen), at least zero; 1 if no two scores differ."""
+    """Return the median slope of all pairs (Theil–Sen), at least zero.
+
+    It is 1 if no two scores differ.
+    """
     i, j = np.triu_indices(len(x), 1)
     apart = x[i] != x[j]
     slopes = (y[j] - y[i])[apart] / (x[j] - x[i])[apart]
@@ -367,7 +379,9 @@ _LEAST = 8
 
 
 class Errors(NamedTuple):
-    """Quantiles over examples of `|score / exact − 1|`; the exact score is the middle of its bounds.
+    """Quantiles over examples of `|score / exact − 1|`.
+
+    The exact score is the middle of its bounds.
 
     Attributes:
         median: The median.

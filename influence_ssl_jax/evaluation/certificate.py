@@ -1,4 +1,7 @@
-"""Enclose exact scores between two bounds that hold, by Lanczos quadrature or by rows of C."""
+"""Enclose exact scores between two bounds that hold.
+
+The bounds come from Lanczos quadrature, or from the rows of C.
+"""
 
 import dataclasses
 from collections.abc import Iterator
@@ -72,7 +75,9 @@ def solve_and_multiply(
     rounding: float = 32.0,
     doubt: Float[Array, " n"] | None = None,
 ) -> Solutions:
-    """Solve for every gradient and multiply the solution by the matrix: one product with C for each gradient.
+    """Solve for every gradient and multiply the solution by the matrix.
+
+    It takes one product with C for each gradient.
 
     Args:
         backend: Any backend, fitted to the problem; its `solve` need not be close to the inverse.
@@ -169,7 +174,10 @@ def _residual(solutions: Solutions, scale: Float[Array, " n"]) -> tuple[Float[Ar
 
 
 def _ratio(above: Float[Array, " n"], below: Float[Array, " n"]) -> Float[Array, " n"]:
-    """Return a factor for a solution; 1 if the denominator is not positive."""
+    """Return a factor for a solution.
+
+    It is 1 if the denominator is not positive.
+    """
     return jnp.where(below > 0, above / jnp.where(below > 0, below, 1.0), 1.0)
 
 
@@ -225,7 +233,10 @@ class Audit:
 
     @property
     def program(self) -> "Audit":
-        """Return the settings that a compiled program depends on, without the size and the seed of the sample."""
+        """Return the settings that a compiled program depends on.
+
+        The size and the seed of the sample are replaced.
+        """
         return dataclasses.replace(self, examples=1, seed=0)
 
 
@@ -281,10 +292,11 @@ def certify(
     settings: Audit,
     shared: Shared = None,
 ) -> ScoreBounds:
-    """Bound the scores of one batch, from the rows of C or by Gauss and Gauss–Radau quadrature.
+    """Bound the scores of one batch.
 
-    The draws and the estimand are those of the score. Bounded is `gᵀ(C + λI)⁻¹g` for the gradient of every draw, for
-    that of the averaged loss, or (`u_statistic`) for both. Quadrature: `linalg.quadrature`.
+    The bounds come from the rows of C, or from Gauss and Gauss–Radau quadrature (`linalg.quadrature`). The draws and
+    the estimand are those of the score. Bounded is `gᵀ(C + λI)⁻¹g` for the gradient of every draw, for that of the
+    averaged loss, or (`u_statistic`) for both.
 
     Args:
         problem: Whose curvature; it is positive semi-definite by construction.
@@ -324,7 +336,9 @@ def certify(
 
 
 def prepare_shared(problem: Problem, settings: Audit) -> Shared:
-    """Compute what the certificates of all batches share: the rows of C, its dominant Ritz pairs, or nothing.
+    """Compute what the certificates of all batches share.
+
+    It is the rows of C, its dominant Ritz pairs, or nothing.
 
     Args:
         problem: Whose curvature.

@@ -35,7 +35,9 @@ def backends_to_compare(grid: Grid) -> list[Backend]:
 
 
 def label(backend: Backend) -> str:
-    """Name a backend in a few words: its name, its main setting, and what it does with the complement.
+    """Name a backend in a few words.
+
+    They are its name, its main setting, and what it does with the complement.
 
     Example:
         >>> label(ihvp.EKFAC(rank=8)), label(ihvp.CG())
@@ -113,7 +115,7 @@ def compare_backends(
     truths: Sequence[Truth],
     calibration: Calibration = Calibration(),
 ) -> Iterator[Row]:
-    """Fit every backend once, score at the damping of every truth, and yield a row for each.
+    """Fit every backend once, and yield a row for each damping.
 
     A failure is a row with the reason. The damping is one number for the whole matrix in every backend, so all of them
     approximate the same inverse.
@@ -229,7 +231,10 @@ class _Compiled:
 
     @property
     def megabytes(self) -> float:
-        """Return temporary and output memory; NaN if the platform does not report it."""
+        """Return temporary and output memory.
+
+        It is NaN if the platform does not report it.
+        """
         used = self.executable.memory_analysis()
         return float("nan") if used is None else (used.temp_size_in_bytes + used.output_size_in_bytes) / 1e6
 
@@ -242,7 +247,10 @@ def _time(run: _Compiled, *arguments: Any) -> tuple[Any, float]:
 
 
 def baselines(problem: Problem, examples: Examples) -> dict[str, Float[np.ndarray, " examples"]]:
-    """Compute alignment loss, gradient norm (root mean square over draws) and pixel variance of every example."""
+    """Compute alignment loss, gradient norm and pixel variance of every example.
+
+    The gradient norm is the root mean square over draws.
+    """
 
     @jax.jit
     def run(problem: Problem, batch: Batch) -> tuple[Array, Array, Array]:

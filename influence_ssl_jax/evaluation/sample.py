@@ -44,7 +44,9 @@ class CertifiedBatch(NamedTuple):
 def sample(
     settings: Audit, population: int, aside: Int[np.ndarray, " others"] | None = None
 ) -> Int[np.ndarray, " examples"]:
-    """Draw the examples to audit, without replacement; a larger sample begins with a smaller one.
+    """Draw the examples to audit, without replacement.
+
+    A larger sample begins with a smaller one.
 
     Args:
         settings: How many, and the seed.
@@ -212,7 +214,10 @@ def _table(loaded: LoadedBatch, bounds: ScoreBounds, settings: Audit) -> pa.Tabl
 
 
 def _reason(width: float, undefined: bool, asked: float) -> str:
-    """Say what is wrong with the bounds of an example; empty if nothing is."""
+    """Say what is wrong with the bounds of an example.
+
+    It is empty if nothing is.
+    """
     if undefined:
         return "zero embedding: the cosine distance is undefined"
     if np.isnan(width):

@@ -1,4 +1,4 @@
-"""Measure the agreement of two scores, and how well a score finds a known set, with intervals."""
+"""Measure the agreement of scores, and how well a score finds a set."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -28,7 +28,10 @@ class Estimate(NamedTuple):
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """Return the mid-rank of every value in its column; there may be no column."""
+    """Return the mid-rank of every value in its column.
+
+    There may be no column.
+    """
     if values.ndim > 1:
         return np.array([_ranks(column) for column in values.T]).reshape(values.T.shape).T
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
@@ -50,7 +53,7 @@ def spearman(left: Vector, right: Vector) -> float:
 
 
 def partial_spearman(left: Vector, right: Vector, given: Real[np.ndarray, "examples controls"]) -> float:
-    """Compute the rank correlation that remains after the ranks of `given` are regressed out of both sides.
+    """Compute the rank correlation that remains after `given` is regressed out.
 
     `corr(r_left − Π r_left, r_right − Π r_right)` with `Π` the least-squares projection on `[1, ranks of given]`.
     Values that are not finite and constant sides count as in `spearman`; it is also NaN if `given` explains a side
@@ -71,8 +74,9 @@ def partial_spearman(left: Vector, right: Vector, given: Real[np.ndarray, "examp
 
 
 def explained_variance(left: Vector, given: Real[np.ndarray, "examples controls"]) -> float:
-    """Compute the share R² of the variance of the ranks of `left` that the ranks of `given` explain linearly.
+    """Compute the share R² of the variance of ranks that other ranks explain.
 
+    It is the share of the variance of the ranks of `left` that a linear function of the ranks of `given` explains.
     Examples with a value that is not finite are left out. It is NaN if `left` is constant or too few examples remain.
 
     Args:
@@ -95,7 +99,10 @@ def _residuals(sides: np.ndarray, given: np.ndarray) -> np.ndarray:
 
 
 def _pearson(left: np.ndarray, right: np.ndarray, scale: np.ndarray | None = None) -> float:
-    """Compute the correlation; NaN if a side varies by no more than rounding relative to `scale`."""
+    """Compute the correlation.
+
+    It is NaN if a side varies by no more than rounding relative to `scale`.
+    """
     if len(left) < 3:
         return float("nan")
     left, right = left - left.mean(), right - right.mean()
@@ -107,9 +114,9 @@ def _pearson(left: np.ndarray, right: np.ndarray, scale: np.ndarray | None = Non
 
 
 def auroc(score: Vector, positive: Members) -> float:
-    """Compute the probability that a positive example scores above a negative one; ties count half.
+    """Compute the probability that a positive example scores above a negative one.
 
-    Examples whose score is not finite are left out. It is NaN without positives or without negatives.
+    Ties count half. Examples whose score is not finite are left out. It is NaN without positives or without negatives.
 
     Example:
         >>> import numpy as np
@@ -139,7 +146,9 @@ def average_precision(score: Vector, positive: Members) -> float:
 
 
 def top_overlap(left: Vector, right: Vector, k: int) -> float:
-    """Compute the share of the `k` highest of `left` that are among the `k` highest of `right`; ties by position.
+    """Compute the share of the `k` highest that two scores have in common.
+
+    Ties are ordered by position.
 
     Args:
         left: One score.
@@ -157,7 +166,10 @@ def top_overlap(left: Vector, right: Vector, k: int) -> float:
 
 
 def bottom_overlap(left: Vector, right: Vector, k: int) -> float:
-    """Compute the share of the `k` lowest of `left` that are among the `k` lowest of `right`; ties by position."""
+    """Compute the share of the `k` lowest that two scores have in common.
+
+    Ties are ordered by position.
+    """
     return top_overlap(-left.astype(float), -right.astype(float), k)
 
 
@@ -195,7 +207,9 @@ def bootstrap(
 
 
 def share(members: int, total: int, level: float = 0.95) -> Estimate:
-    """Compute a share with Wilson's score interval, which holds near 0 and 1 and in small samples.
+    """Compute a share with Wilson's score interval.
+
+    The interval holds near 0 and 1 and in small samples.
 
     Args:
         members: Number of members.

@@ -1,4 +1,4 @@
-"""Audit a folder of scores: certify a sample, compare with it, and calibrate every score."""
+"""Audit a folder of scores: certify a sample, and calibrate every score."""
 
 import collections
 import contextlib
@@ -127,9 +127,10 @@ def certify_missing(
 
 
 def _unfinished_batches(chosen: np.ndarray, there: np.ndarray, size: int) -> np.ndarray:
-    """Return the batches of the sample that are not complete, with −1 for examples that have a certificate.
+    """Return the batches of the sample that are not complete.
 
-    Every example keeps its row in its batch, so a damaged certificate is computed again to the same bits.
+    Examples that have a certificate are −1. Every example keeps its row in its batch, so a damaged certificate is
+    computed again to the same bits.
     """
     rows = np.where(there, -1, chosen)
     return np.concatenate([rows[k : k + size] for k in range(0, len(rows), size) if (rows[k : k + size] >= 0).any()])
@@ -146,7 +147,7 @@ def _write_part(part: CertifiedBatch, manifest: Manifest, log: RunLog, watch: Wa
 
 
 def _collect(manifest: Manifest, chosen: np.ndarray) -> pa.Table:
-    """Return the rows of the whole sample, those that could not be read with their reasons."""
+    """Return the rows of the whole sample; unread examples have a reason and no bounds."""
     scored = [manifest.read(part) for part in manifest.parts if part.kind == "scored"]
     skipped = [manifest.read(part) for part in manifest.parts if part.kind == "skipped"]
     if not scored:
@@ -177,7 +178,10 @@ def _announce(
 
 
 def _identity(settings: AuditRun, scored: ScoredFile) -> Plain:
-    """Return everything that a certificate depends on; the size of the sample is not among it."""
+    """Return everything that a certificate depends on.
+
+    The size of the sample is not among it.
+    """
     return {
         "scores": scored.record["fingerprint"],
         "audit": {name: value for name, value in describe(settings.audit).items() if name != "examples"},
@@ -188,7 +192,10 @@ def _identity(settings: AuditRun, scored: ScoredFile) -> Plain:
 
 
 def _cast(problem: Problem, precision: str) -> Problem:
-    """Convert the parameters to the precision of the audit; views and their noise stay the same."""
+    """Convert the parameters to the precision of the audit.
+
+    Views and their noise stay the same.
+    """
     if precision == "float32":
         return problem
     params, frozen = trees.astype((problem.params, problem.frozen), jnp.float64)
@@ -196,7 +203,10 @@ def _cast(problem: Problem, precision: str) -> Problem:
 
 
 def _prepare_shared(problem: Problem, settings: Audit, certifies: bool, progress: Progress) -> Shared:
-    """Compute what the certificates share, if there are any to make; rows of C give λ too."""
+    """Compute what the certificates share, if there are any to make.
+
+    Rows of C give λ too.
+    """
     if settings.by == "rows":
         name = "gradients of the curvature set"
     elif certifies and settings.subspace:
@@ -210,7 +220,11 @@ def _prepare_shared(problem: Problem, settings: Audit, certifies: bool, progress
 def _resolve_damping(
     resolved: Plain, problem: Problem, run: ScoreRun, settings: AuditRun, shared: Shared
 ) -> Float[Array, ""]:
-    """Return λ as one number: the backend's own, or relative to the mean eigenvalue of the whole matrix."""
+    """Return λ as one number.
+
+    It is the backend's own, or relative to the mean eigenvalue of the whole matrix if the backend's differs between
+    blocks.
+    """
     if isinstance(resolved, dict):
         return absolute_damping(problem, run.scoring.damping, settings.audit, shared)
     return jnp.asarray(resolved, jax.tree.leaves(problem.params)[0].dtype)
@@ -225,7 +239,9 @@ def audit(
     encoder: Encoder | None = None,
     source: Source | None = None,
 ) -> dict[str, Plain]:
-    """Certify a sample, compare the score and the baselines with it, and calibrate every score.
+    """Certify a sample, compare the scores with it, and calibrate them.
+
+    The baselines are compared too.
 
     Args:
         settings: The settings of the audit.
@@ -296,7 +312,10 @@ def _audit(
 
 
 def bound_every_score(scored: ScoredFile, run: ScoreRun, prepared: Prepared, progress: Progress) -> pa.Table | None:
-    """Compute the Galerkin interval of every example, if one shared Krylov subspace gave the scores; else return None."""
+    """Compute the Galerkin interval of every example.
+
+    It needs scores from one shared Krylov subspace, and returns None for others.
+    """
     resolved = scored.record["damping"]["resolved"]
     if not isinstance(run.backend, Arnoldi) or run.scoring.estimand != "mean_of_scores":
         return None
@@ -341,7 +360,10 @@ def usable_scores(scored: ScoredFile) -> np.ndarray:
 
 
 def mask_left_out(scored: ScoredFile) -> np.ndarray:
-    """Return which examples were scored without their own contribution, by a matrix that no other example has."""
+    """Return which examples were scored without their own contribution.
+
+    Each of them has a matrix that no other example has.
+    """
     if not scored.record.get("configuration", {}).get("scoring", {}).get("leave_own_out", False):
         return np.zeros(scored.rows, bool)
     return scored.where(IN_CURVATURE_SET, value=True)
@@ -406,7 +428,7 @@ def calibrate(
 
 
 def _add_intervals(rows: pa.Table, every: Calibrated, beside: pa.Table | None) -> pa.Table:
-    """Add the calibrated scores, and Galerkin intervals if there are any, to `index, id` of some rows."""
+    """Add calibrated scores to `index, id` of some rows, and Galerkin intervals if there are any."""
     for name, values in (("score", every.score), ("score_lo", every.low), ("score_hi", every.high)):
         rows = rows.append_column(name, pa.array(values))
     if beside is None:
@@ -419,12 +441,18 @@ def _add_intervals(rows: pa.Table, every: Calibrated, beside: pa.Table | None) -
 
 
 def _columns(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the columns index, lower and upper; the index is the row of the example in the run."""
+    """Return the columns index, lower and upper.
+
+    The index is the row of the example in the run.
+    """
     return tuple(table[name].to_numpy() for name in ("index", "lower", "upper"))
 
 
 def _median_width(table: pa.Table) -> Plain:
-    """Return the median relative width of the bounds; null if there are none."""
+    """Return the median relative width of the bounds.
+
+    It is null if there are none.
+    """
     width = relative_width(table["lower"].to_numpy(), table["upper"].to_numpy())
     known = width[~np.isnan(width)]
     return as_json(float(np.median(known))) if len(known) else None

@@ -1,4 +1,4 @@
-"""Compare images with those that a run has scored, and refuse to mix two versions of them."""
+"""Compare images with those that a run has scored."""
 
 import dataclasses
 import hashlib

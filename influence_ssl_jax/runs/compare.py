@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 def compare(settings: CompareRun, progress: Progress = silent) -> dict[str, Plain]:
-    """Compute exact scores, score with the backends that have no result yet, and write table and figures.
+    """Compute exact scores and the missing backends' scores, and write table and figures.
 
     Args:
         settings: Which backends, dampings and images.
@@ -88,7 +88,10 @@ def _baseline_rows(
 
 
 def _is_intact(path: Path) -> bool:
-    """Test whether a sealed file is there and undamaged; a damaged one is computed again."""
+    """Test whether a sealed file is there and undamaged.
+
+    A damaged one is computed again.
+    """
     try:
         read_sealed(path)
     except FileNotFoundError:
@@ -100,7 +103,7 @@ def _is_intact(path: Path) -> bool:
 
 
 def _check_images(path: Path, now: dict[str, str]) -> None:
-    """Write which images a comparison reads; if it was begun before, check that they are the same.
+    """Write which images a comparison reads, or check that they are the same as before.
 
     Raises:
         DataError: An image has changed.

@@ -1,4 +1,4 @@
-"""Prepare what a run reads: the encoder, the images, the measurement, and the matrix that is inverted."""
+"""Prepare what a run reads: encoder, images, measurement and matrix."""
 
 import dataclasses
 from collections.abc import Callable
@@ -112,9 +112,9 @@ def draw_problem(
 
 
 def describe_encoder(encoder: Encoder, transform: ToInput) -> dict[str, Plain]:
-    """Describe what a result depends on of an encoder: arrays, network, trainable parameters and input.
+    """Describe the arrays, the network, the trainable parameters and the input of an encoder.
 
-    The name of the encoder is not among it.
+    A result depends on these, and not on the name of the encoder.
     """
     described = encoder.describe()
     return {
@@ -125,7 +125,9 @@ def describe_encoder(encoder: Encoder, transform: ToInput) -> dict[str, Plain]:
 
 
 def load_encoder(place: Path | Encoder) -> Encoder:
-    """Load the encoder at a place; an encoder is returned as it is.
+    """Load the encoder at a place.
+
+    An encoder is returned as it is.
 
     Args:
         place: The folder of a `pretrain` run or of an imported encoder, or its `.npz`; a file of weights of a known
@@ -157,7 +159,10 @@ def names_function(place: Path) -> bool:
 
 
 def absolute(place: Path) -> Path:
-    """Make a path absolute; the name of a function is returned as it is."""
+    """Make a path absolute.
+
+    The name of a function is returned as it is.
+    """
     return place if names_function(place) else place.absolute()
 
 
@@ -168,7 +173,7 @@ def form_measurement(
     loss: Measurement,
     precision: Precision = "float32",
 ) -> Objective:
-    """Return what is scored: the distance of two views at one output of the network.
+    """Return what is scored: the distance of two views at one output.
 
     Args:
         encoder: The network.

@@ -88,7 +88,10 @@ class Run:
 
     @property
     def table(self) -> pa.Table:
-        """Return one row for each image, in order of index: score, errors, baselines, reason, attributes."""
+        """Return one row for each image, in order of index.
+
+        The columns are score, errors, baselines, reason, and attributes of the source.
+        """
         if self.folder is None:
             return pq.read_table(pa.BufferReader(self.files[SCORES]))
         return pq.read_table(self.folder / SCORES)
@@ -107,9 +110,9 @@ class Run:
         precision: Literal["float32", "float64"] = "float32",
         progress: Progress = silent,
     ) -> AuditResult:
-        """Certify a sample of the scores, and calibrate every score by it, as `influence-ssl audit` does.
+        """Certify a sample of the scores, and calibrate every score by it.
 
-        A larger sample later adds to the certificates that are there.
+        It does the same as `influence-ssl audit`. A larger sample later adds to the certificates that are there.
 
         Args:
             audit: How many images, and how narrow.
@@ -152,7 +155,10 @@ class Run:
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Path]:
-        """Yield the folder; or a temporary one with the files in memory, which are read back and deleted."""
+        """Yield the folder, or a temporary one with the files in memory.
+
+        The files of a temporary folder are read back before it is deleted.
+        """
         if self.folder is not None:
             yield self.folder
             return
@@ -280,11 +286,14 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 
 def source_of(images: Source | str | Path | np.ndarray | Sequence[np.ndarray]) -> Source:
-    """Return the data source of images: a source itself, a folder of files, or arrays.
+    """Return the data source of images.
 
     Example:
         >>> source_of("faces")
         Folder(only=None, path='faces', table=None, file_column='file', label_column=None, links='skip', encoding='utf-8')
+
+    Args:
+        images: A data source, which is returned as it is; a folder of files; or arrays.
 
     Raises:
         InfluenceError: The images are none of these.

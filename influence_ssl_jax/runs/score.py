@@ -123,7 +123,7 @@ def fit_scorer(
     log: RunLog,
     progress: Progress,
 ) -> Scorer:
-    """Fit the backend, or load the fit of an earlier run, and prepare to score on this process's devices.
+    """Fit the backend, or load the fit of an earlier run, and make a scorer.
 
     Args:
         settings: The settings of the run.
@@ -133,6 +133,9 @@ def fit_scorer(
         store: The store that keeps the fit.
         log: The log of the run.
         progress: Called at every stage.
+
+    Returns:
+        The scorer, on this process's devices.
 
     Raises:
         StoreError: The folder holds scores of another fit, or processes have different fits.
@@ -217,14 +220,14 @@ def _fits(scorer: Scorer, mesh: Mesh | None) -> bool:
 
 
 def scoring_mesh() -> Mesh | None:
-    """Return the mesh of devices that this process scores on; None if there is one device."""
+    """Return the mesh of devices of this process; None if there is one device."""
     return local_devices() if all_devices().size > 1 else None
 
 
 def _fit_or_load(
     settings: ScoreRun, problem: Problem, divided: SplitProblem | None, store: ScoreStore
 ) -> tuple[PyTree, dict[str, Plain] | None]:
-    """Return the fitted state; and what was decided with it, if an earlier run fitted it."""
+    """Return the fitted state, and the notes of an earlier fit or None."""
     backend, seed, local = settings.backend, settings.scoring.seed, local_devices()
     expected = shapes(problem, backend, seed) if divided is None else divided.shapes(backend, seed)
     check_fit(expected.leaves, backend)
@@ -238,7 +241,10 @@ def _fit_or_load(
 
 
 def _place_for_scoring(problem: Problem) -> Problem:
-    """Return the problem for scoring: parameters on every device, and one batch for the shape of an image."""
+    """Return the problem for scoring, on every device of this process.
+
+    Of the curvature set it keeps one batch, for the shape of an image.
+    """
     first = jax.tree.map(lambda leaf: leaf[:1], problem.batches)
     if all_devices().size == 1:
         return dataclasses.replace(problem, batches=first)
@@ -345,7 +351,7 @@ def finish(
     log: RunLog,
     progress: Progress,
 ) -> None:
-    """Join the parts of all processes into the table, with the distance to the nearest neighbours.
+    """Join the parts of all processes into the table, and add neighbour distances.
 
     `in_curvature_set` marks the images that the matrix is averaged over. Their own gradient is a part of it, so they
     score lower than they would outside (about 10 % at 32 and 64 images), unless `leave_own_out` removes that part.
@@ -407,7 +413,7 @@ def finish(
 
 
 def neighbour_distances(settings: ScoreRun, store: ScoreStore) -> Float[np.ndarray, " scored"]:
-    """Compute the distance of every scored image to its nearest neighbours, from the stored embeddings."""
+    """Compute the distance of every scored image to its nearest neighbours."""
     return streamed_knn_distance(
         lambda: (embedding_matrix(table[EMBEDDING]) for table in store.windows([EMBEDDING])),
         settings.scoring.neighbours,
@@ -416,7 +422,7 @@ def neighbour_distances(settings: ScoreRun, store: ScoreStore) -> Float[np.ndarr
 
 
 def count_searched(distance: Float[np.ndarray, " scored"], neighbours: int) -> dict[str, int]:
-    """Count the images whose neighbours were searched, and the images among which they were searched.
+    """Count the images with neighbours, and those among which neighbours were searched.
 
     Args:
         distance: Distances of all scored images; NaN if there is none.
@@ -427,7 +433,7 @@ def count_searched(distance: Float[np.ndarray, " scored"], neighbours: int) -> d
 
 
 def curvature_set_agreement(store: ScoreStore) -> dict[str, Plain]:
-    """Compare the rankings by the two halves of the curvature set, and by a half and the whole.
+    """Compare the rankings by the halves and by the whole of the curvature set.
 
     It is empty if the backend gives no scores by halves.
     """
@@ -499,7 +505,7 @@ def identity(settings: ScoreRun, encoder: Encoder, transform: ToInput, source: O
 
 
 def describe_placed(settings: ScoreRun) -> dict[str, Plain]:
-    """Describe the settings for `run.json`, with absolute places, so that a later step finds them.
+    """Describe the settings for `run.json`, with absolute places.
 
     An encoder or a data set that was given as an object has no place: null stands for it.
     """
@@ -558,7 +564,7 @@ def describe_run(settings: ScoreRun, prepared: Prepared, scorer: Scorer) -> dict
 
 
 def describe_damping(scorer: Scorer) -> dict[str, Plain]:
-    """Return λ in numbers, and its relative standard error if it was estimated by random probes."""
+    """Return λ in numbers, with its relative standard error if it was estimated."""
     damping, description = scorer.settings.damping, {"resolved": as_numbers(scorer.damping)}
     error = scorer.backend.mean_error(scorer.state)
     if damping.absolute is not None or damping.of_spectrum or error is None:

@@ -1,4 +1,4 @@
-"""Score examples: join a problem, a backend and a measurement, and stream over a data set.
+"""Score examples by a problem, a backend and a measurement.
 
 `self_influence` reads a data set and needs the extra `data`; nothing else here needs it.
 """

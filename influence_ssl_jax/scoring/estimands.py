@@ -88,7 +88,9 @@ def bound_estimate(
 
 
 def curvature_error(left_out: Float[Array, "parts batch draws draws"], estimand: Estimand) -> Float[Array, " batch"]:
-    """Return the standard error that the choice of the curvature set leaves, by a jackknife over its parts.
+    """Return the standard error that the choice of the curvature set leaves.
+
+    It comes from a jackknife over parts of the set.
 
     Args:
         left_out: Every B_kl by the curvature set without each of its parts.

@@ -23,7 +23,9 @@ Structure: TypeAlias = Any
 
 @functools.partial(jax.jit, static_argnums=0)
 def fit(backend: Backend, problem: Problem, key: Key[Array, ""]) -> PyTree:
-    """Fit a backend in one compiled program, which equal backends and problems of equal shapes share.
+    """Fit a backend in one compiled program.
+
+    Equal backends and problems of equal shapes share the program.
 
     Args:
         backend: The backend; it is static.
@@ -115,7 +117,9 @@ class SplitProblem:
         return shapes(dataclasses.replace(self._mine, batches=jax.tree.map(whole, self._mine.batches)), backend, seed)
 
     def fit(self, backend: Backend, seed: int, local: Mesh) -> PyTree:
-        """Fit the backend on all devices together; the state is whole on each device of this process.
+        """Fit the backend on all devices together.
+
+        The state is whole on each device of this process.
 
         Args:
             backend: The backend.
@@ -134,7 +138,7 @@ class SplitProblem:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _fit_unpadded(backend: Backend, count: int, problem: Problem, key: Key[Array, ""]) -> PyTree:
-    """Fit a backend, and remove the padding of a problem that its state holds: all but `count` batches."""
+    """Fit a backend, and remove the padding from a problem that its state holds."""
 
     def one(node: PyTree) -> PyTree:
         if not isinstance(node, Problem):

@@ -1,4 +1,4 @@
-"""Compute the memory that scoring takes before it runs, and the batch size that fits."""
+"""Compute the memory that scoring takes, and the batch size that fits."""
 
 import os
 from collections.abc import Sequence
@@ -51,7 +51,9 @@ class Memory(NamedTuple):
         return self.fixed + batch_size * self.per_example
 
     def batch_size(self, memory: int, platform: str) -> int:
-        """Return the largest power of two whose peak is at most half of the memory, at least 1.
+        """Return the largest power of two whose peak is at most half the memory.
+
+        It is at least 1.
 
         Args:
             memory: Bytes of a device.
@@ -94,7 +96,9 @@ def estimate_memory(
 
 
 def check_fit(leaves: Sequence[jax.ShapeDtypeStruct], backend: Backend) -> None:
-    """Refuse a fitted state that takes more memory than a device has, before anything is computed.
+    """Refuse a fitted state that takes more memory than a device has.
+
+    Nothing is computed before.
 
     Args:
         leaves: Shapes of the state's arrays (`scoring.fitting.shapes`).
@@ -113,7 +117,7 @@ def check_fit(leaves: Sequence[jax.ShapeDtypeStruct], backend: Backend) -> None:
 
 
 def available_memory() -> tuple[int, str]:
-    """Return the bytes of memory that each device of this process may use, and the platform.
+    """Return the bytes that each device of this process may use, and the platform.
 
     Devices on a host share its memory. It is bounded by the control group of the process (a container, a job of a
     scheduler), and what other processes hold is subtracted.
@@ -126,10 +130,10 @@ def available_memory() -> tuple[int, str]:
 
 
 def host_memory(root: Path = Path("/")) -> int:
-    """Return the bytes of a Linux host that this process may use, including what it holds already.
+    """Return the bytes of a Linux host that this process may use.
 
-    It is the smallest of: the host's memory; what is free for programs; and the limit of every control group, of either
-    version, that the process is in.
+    What the process holds already is included. It is the smallest of: the host's memory; what is free for programs; and
+    the limit of every control group, of either version, that the process is in.
 
     Args:
         root: The folder that holds `proc` and `sys`.
@@ -154,7 +158,7 @@ def host_memory(root: Path = Path("/")) -> int:
 
 
 def _lines(file: Path) -> list[str]:
-    """Read the lines of a file of the kernel; none if it is absent."""
+    """Read the lines of a file of the kernel; none if the file is absent."""
     try:
         return file.read_text().splitlines()
     except OSError:
@@ -162,7 +166,10 @@ def _lines(file: Path) -> list[str]:
 
 
 def _numbers(file: Path) -> list[int]:
-    """Read the whole numbers in the first line of a file; a limit of `max` is none."""
+    """Read the whole numbers in the first line of a file.
+
+    A limit of `max` is none.
+    """
     return [int(word) for line in _lines(file)[:1] for word in line.split() if word.isdecimal()]
 
 

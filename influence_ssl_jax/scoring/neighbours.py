@@ -68,12 +68,13 @@ def streamed_knn_distance(
     max_reference: int = MAX_REFERENCE,
     max_pairs: int = MAX_PAIRS,
 ) -> Float[np.ndarray, " examples"]:
-    """Compute the mean cosine distance `½‖u − u'‖²` to the nearest other embeddings; it is zero for a duplicate.
+    """Compute the mean cosine distance `½‖u − u'‖²` to the nearest other embeddings.
 
-    If there are more than R = min(max_reference, max_pairs / n) of n examples, the neighbours are searched among a
-    random subset of size R (`reference_size`), and distances are larger. An embedding that is zero or not finite has no
-    direction: its distance is NaN, and it is no neighbour of others. Without enough other examples all distances are
-    NaN. Memory: R embeddings, QUERIES × R similarities, and one number for each example.
+    It is zero for a duplicate. If there are more than R = min(max_reference, max_pairs / n) of n examples, the
+    neighbours are searched among a random subset of size R (`reference_size`), and distances are larger. An embedding
+    that is zero or not finite has no direction: its distance is NaN, and it is no neighbour of others. Without enough
+    other examples all distances are NaN. Memory: R embeddings, QUERIES × R similarities, and one number for each
+    example.
 
     Args:
         chunks: The embeddings, one row for each example; they are read three times.

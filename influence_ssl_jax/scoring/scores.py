@@ -24,7 +24,9 @@ from influence_ssl_jax.types import Batch, PyTree
 
 
 def pixel_variance(images: Num[Array, "batch height width channels"]) -> Float[Array, " batch"]:
-    """Return the variance over all pixels and channels, with pixels in [0, 1]; it is zero for a uniform image.
+    """Return the variance over all pixels and channels, with pixels in [0, 1].
+
+    It is zero for a uniform image.
 
     Example:
         >>> import numpy as np
@@ -83,7 +85,7 @@ class Scoring:
 
 
 def assign_keys(batch: Batch, settings: Scoring) -> Batch:
-    """Return the batch with the keys of its draws: its own, or one for all examples.
+    """Return the batch with its own keys, or with one key for all examples.
 
     Args:
         batch: A batch with a key for each example.
@@ -183,7 +185,10 @@ class Scorer:
     def of(
         cls, problem: Problem, state: PyTree, backend: Backend, settings: Scoring, measurement: Objective | None = None
     ) -> "Scorer":
-        """Make a scorer of a state that was fitted before; arguments and errors as in `fit`."""
+        """Make a scorer of a state that was fitted before.
+
+        Arguments and errors are those of `fit`.
+        """
         measurement = problem.objective if measurement is None else measurement
         shape = problem.batches.image.shape[2:]
         check_gradients(measurement.network, problem)

@@ -1,4 +1,4 @@
-"""Score a data set batch by batch, into tables with one row for each example."""
+"""Score a data set batch by batch, into tables."""
 
 import contextlib
 import time
@@ -65,7 +65,10 @@ def to_table(loaded: LoadedBatch, columns: Columns) -> pa.Table:
 
 
 def explain_rows(columns: Columns) -> list[str]:
-    """Return what is wrong with the score of each example; empty if nothing is."""
+    """Return what is wrong with the score of each example.
+
+    It is empty if nothing is.
+    """
 
     def one(i: int) -> str:
         if not np.isfinite(columns.embedding[i]).all():
@@ -151,9 +154,9 @@ def stream(
 
 
 def place_in_slots(indices: Int[np.ndarray, " count"], size: int) -> Int[np.ndarray, " rows"]:
-    """Place every index in row `i mod size` of batch `i // size`; −1 fills the other rows.
+    """Place every index in row `i mod size` of batch `i // size`.
 
-    Batches are in the order in which `indices` names them first.
+    −1 fills the other rows. Batches are in the order in which `indices` names them first.
 
     Args:
         indices: Indices of examples.

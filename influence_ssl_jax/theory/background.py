@@ -39,9 +39,10 @@ def function_influence(
 def score(
     left: Float[Array, " p"], right: Float[Array, " p"], curvature: Float[Array, "p p"], damping: Scalar
 ) -> Float[Array, ""]:
-    """Return the score as a magnitude: `+ left ᵀ (C + λI)⁻¹ right` (Eq. 6 without its minus sign; reconstructed).
+    """Return the score as a magnitude: `+ left ᵀ (C + λI)⁻¹ right`.
 
-    With `left = right` and a positive semi-definite C (Gauss–Newton, Fisher) it is never negative.
+    It is Eq. 6 without its minus sign (reconstructed). With `left = right` and a positive semi-definite C
+    (Gauss–Newton, Fisher) it is never negative.
 
     Args:
         left: Gradient of what is measured.

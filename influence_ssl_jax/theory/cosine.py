@@ -86,9 +86,9 @@ def expansion_bounds(tangent_squared: Scalar) -> Float[Array, "2"]:
 
 
 def full_limit(output: Float[Array, " d"], perturbed: Float[Array, " d"]) -> Float[Array, ""]:
-    """Return the per-point Gauss–Newton score as λ → 0 with both branches differentiated: `2(1 − c)`, twice the loss.
+    """Return the per-point Gauss–Newton score as λ → 0: `2(1 − c)`, twice the loss.
 
-    It holds for û ≠ −v̂.
+    Both branches are differentiated; it holds for û ≠ −v̂.
     """
     return 2 * distance(output, perturbed)
 
@@ -108,7 +108,10 @@ def gradient(weight: Float[Array, "d p"], x: Float[Array, " p"], perturbed: Floa
 
 
 def stop_gradient(weight: Float[Array, "d p"], x: Float[Array, " p"], fixed: Float[Array, " p"]) -> Float[Array, "d p"]:
-    """Return the gradient `G = −P xᵀ/‖u‖` with the branch of `fixed` held fixed: O(ε), an order larger than `gradient`."""
+    """Return the gradient `G = −P xᵀ/‖u‖` with the branch of `fixed` held fixed.
+
+    It is O(ε), an order larger than `gradient`.
+    """
     angles = _angles(weight, x, fixed)
     return -jnp.outer(angles.right - angles.cosine * angles.left, x) / angles.left_norm
 

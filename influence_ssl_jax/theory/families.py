@@ -163,7 +163,9 @@ class Verdict:
 
 
 def select_items(names: Iterable[str]) -> tuple[Item, ...]:
-    """Return the items of these names, in the list's order; all items if no name is given.
+    """Return the items of these names, in the list's order.
+
+    It returns all items if no name is given.
 
     Raises:
         InfluenceError: A name is not in the list.

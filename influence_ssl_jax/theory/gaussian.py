@@ -1,8 +1,8 @@
-"""State the moments of the score under Gaussian perturbations `η ~ N(m, σ²I_p)`, and what averages over draws estimate.
+"""State the moments of the score under Gaussian perturbations `η ~ N(m, σ²I_p)`.
 
-Linear encoder, `Γ = WᵀW`. It is the noise of arXiv 2412.17170's experiments; derived for this project. The mean is 0 if
-not stated otherwise. Every input has the same second moment, so the between term of Proposition 2 vanishes: whatever
-ranks examples under isotropic noise comes from the encoder not being linear.
+Also what averages over draws estimate. Linear encoder, `Γ = WᵀW`. It is the noise of arXiv 2412.17170's experiments;
+derived for this project. The mean is 0 if not stated otherwise. Every input has the same second moment, so the between
+term of Proposition 2 vanishes: whatever ranks examples under isotropic noise comes from the encoder not being linear.
 """
 
 import jax
@@ -142,7 +142,10 @@ def _gradient(weight: Float[Array, "d p"], noise: Float[Array, " p"]) -> Float[A
 
 
 def _scores(draw: Draw):
-    """Draw weight, per-block curvature and σ; two inputs and two draws keep the quadrature small."""
+    """Draw weight, per-block curvature and σ.
+
+    Two inputs and two draws keep the quadrature small.
+    """
     weight, _, sigma = _drawn(draw, 2)
     factor = draw.normal(4, 2)
     return weight, factor.T @ factor + 0.1 * jnp.eye(2), sigma
@@ -243,7 +246,10 @@ def _expected_scores(examples: np.ndarray) -> Float[Array, " n"]:
 
 
 def _kendall(left: Float[Array, " n"], right: Float[Array, " n"]) -> Float[Array, ""]:
-    """Return Kendall's τ, concordant minus discordant pairs over all pairs; differences of rounding size are ties."""
+    """Return Kendall's τ, concordant minus discordant pairs over all pairs.
+
+    Differences of rounding size are ties.
+    """
 
     def order(values: Float[Array, " n"]) -> Float[Array, "n n"]:
         difference = values[:, None] - values[None, :]

@@ -34,9 +34,10 @@ def total_over_basis(weight: Float[Array, "d p"], eps: Scalar, damping: Scalar) 
 
 
 def ky_fan_bounds(weight: Float[Array, "d p"], eps: Scalar, count: int) -> Float[Array, "2"]:
-    """Return bounds of `Σ I_0` for k < p orthonormal directions (Claim 5): the sum is conserved only within one span.
+    """Return bounds of `Σ I_0` for k < p orthonormal directions (Claim 5).
 
-    They are `2ε²` times the sum of the k smallest, and of the k largest, eigenvalues of WᵀW (Ky Fan).
+    The sum is conserved only within one span. The bounds are `2ε²` times the sum of the k smallest, and of the k
+    largest, eigenvalues of WᵀW (Ky Fan).
     """
     ascending = 2 * eps**2 * jnp.linalg.eigvalsh(weight.T @ weight)
     return jnp.stack([jnp.sum(ascending[:count]), jnp.sum(ascending[-count:])])

@@ -27,7 +27,10 @@ def pool(key: Key[Array, ""], draws: int) -> Pool:
 
 
 class Draw:
-    """One row of a pool, read from left to right; no number is used twice within an instance."""
+    """One row of a pool, read from left to right.
+
+    No number is used twice within an instance.
+    """
 
     def __init__(self, row: Pool):
         self._row = row

@@ -1,4 +1,4 @@
-"""Define an item of the theory: a statement, its verdict, and the checks that support the verdict."""
+"""Define an item of the theory: a statement, its verdict and its checks."""
 
 import dataclasses
 from collections.abc import Callable

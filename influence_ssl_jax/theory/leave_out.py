@@ -1,7 +1,8 @@
-"""State the exact effect of leaving examples out, where influence is exact up to a known factor.
+"""State the exact effect of leaving examples out.
 
-Anchored objective `F(W) = (1/n) Σ ε²‖Wδ_i‖² + (λ/2)‖W − W₀‖_F²`; its Hessian is `I_d ⊗ A`, `A = 2ε²S + λI`: damping is
-no approximation here and the minimiser is stationary. `h_i` are the leverages of `leverage`. Derived for this project.
+Influence functions are exact here up to a known factor. Anchored objective `F(W) = (1/n) Σ ε²‖Wδ_i‖² + (λ/2)‖W −
+W₀‖_F²`; its Hessian is `I_d ⊗ A`, `A = 2ε²S + λI`: damping is no approximation here and the minimiser is stationary.
+`h_i` are the leverages of `leverage`. Derived for this project.
 """
 
 import jax
@@ -81,7 +82,10 @@ def group_outputs(outputs: Float[Array, "d k"], group_gram: Float[Array, "k k"])
 
 
 def renormalised_damping(damping: Scalar, examples: Scalar) -> Scalar:
-    """Return the damping `λ(n − 1)/n` at which the 1/n problem equals retraining with weight 1/(n − 1) at λ."""
+    """Return the damping `λ(n − 1)/n` of retraining without an example.
+
+    At it, the problem with weights 1/n equals retraining with weights 1/(n − 1) at λ.
+    """
     return damping * (examples - 1) / examples
 
 
@@ -91,7 +95,10 @@ def renormalised_damping(damping: Scalar, examples: Scalar) -> Scalar:
 def _refit(
     drawn: instances.Population, kept: Float[Array, " n"], damping: Scalar, examples: int
 ) -> Float[Array, "d p"]:
-    """Minimise the anchored objective over the kept examples; one Newton step is exact."""
+    """Minimise the anchored objective over the kept examples.
+
+    One Newton step is exact.
+    """
 
     def objective(weight: Float[Array, "d p"]) -> Float[Array, ""]:
         losses = jnp.sum((drawn.eps * drawn.deltas @ weight.T) ** 2, axis=1)
@@ -124,7 +131,10 @@ def _optimum(draw: Draw) -> Float[Array, ""]:
 
 
 def _steps(draw: Draw) -> Float[Array, ""]:
-    """Compare each example's step on its own scale; rounding in W* limits the accuracy."""
+    """Compare each example's step on its own scale.
+
+    Rounding in W* limits the accuracy.
+    """
     problem = _LeaveOneOut(draw)
     steps = problem.without - problem.full[None]
     closed = exact_steps(problem.optimum, *problem.setting)

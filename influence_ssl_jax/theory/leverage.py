@@ -52,7 +52,10 @@ def influences(
 
 
 def effective_dimension(deltas: Float[Array, "n p"], eps: Scalar, damping: Scalar) -> Float[Array, ""]:
-    """Return `Σ h_i = tr S(S + μI)⁻¹ = Σ t/(t + λ)` over the eigenvalues t of 2ε²S; it is at most rank S."""
+    """Return `Σ h_i = tr S(S + μI)⁻¹ = Σ t/(t + λ)` over the eigenvalues t of 2ε²S.
+
+    It is at most rank S.
+    """
     return jnp.sum(shrinkage(jnp.linalg.eigvalsh(hessian(deltas, eps)), damping))
 
 
@@ -69,7 +72,10 @@ def duplicate_leverage(alone: Scalar, copies: Scalar) -> Scalar:
 
 
 def duplicate_influence_bound(loss: Scalar, examples: Scalar, copies: Scalar) -> Scalar:
-    """Return a bound of the score of a point that is present k times: `I_i ≤ 2(n/k) l_i`, because `h_i ≤ 1/k`."""
+    """Return a bound of the score of a point that is present k times.
+
+    `I_i ≤ 2(n/k) l_i`, because `h_i ≤ 1/k`.
+    """
     return 2 * examples / copies * loss
 
 

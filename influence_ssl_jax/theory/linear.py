@@ -44,7 +44,9 @@ def eigenvalue(delta: Float[Array, " p"], eps: Scalar, scale: Scalar = 1.0) -> F
 
 
 def shrinkage(eigenvalue: Float[Array, "*k"], damping: Scalar) -> Float[Array, "*k"]:
-    """Return the factor that damping leaves of a direction: `t/(t + λ)`, and 0 if t = λ = 0.
+    """Return the factor that damping leaves of a direction: `t/(t + λ)`.
+
+    It is 0 if t = λ = 0.
 
     Example:
         >>> import jax.numpy as jnp
@@ -59,9 +61,10 @@ def shrinkage(eigenvalue: Float[Array, "*k"], damping: Scalar) -> Float[Array, "
 def influence(
     weight: Float[Array, "d p"], delta: Float[Array, " p"], eps: Scalar, damping: Scalar, scale: Scalar = 1.0
 ) -> Float[Array, ""]:
-    """Return the self-influence with the point's own Hessian (Theorem 1, as a magnitude, for any output dimension).
+    """Return the self-influence with the point's own Hessian (Theorem 1).
 
-    `I_λ = gᵀ(H + λI)⁻¹g = 4ε⁴‖Wδ‖²‖δ‖²/(λ + 2ε²‖δ‖²) = 2l·t/(t + λ)`; it is 0 if δ = 0 or W = 0.
+    As a magnitude, for any output dimension: `I_λ = gᵀ(H + λI)⁻¹g = 4ε⁴‖Wδ‖²‖δ‖²/(λ + 2ε²‖δ‖²) = 2l·t/(t + λ)`; it is 0
+    if δ = 0 or W = 0.
 
     Args:
         weight: W.

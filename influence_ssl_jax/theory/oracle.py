@@ -47,7 +47,10 @@ def quadratic(matrix: Float[Array, "k k"], vector: Float[Array, " k"], damping: 
 
 
 def pseudo_quadratic(matrix: Float[Array, "k k"], vector: Float[Array, " k"], cut: float = 1e-10) -> Float[Array, ""]:
-    """Compute `vᵀM⁺v` by eigendecomposition; eigenvalues below `cut` times the largest count as zero."""
+    """Compute `vᵀM⁺v` by eigendecomposition.
+
+    Eigenvalues below `cut` times the largest count as zero.
+    """
     values, vectors = jnp.linalg.eigh(matrix)
     kept = jnp.abs(values) > cut * jnp.max(jnp.abs(values))
     return jnp.sum(jnp.where(kept, (vector @ vectors) ** 2 / jnp.where(kept, values, 1.0), 0.0))

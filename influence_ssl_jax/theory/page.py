@@ -1,4 +1,7 @@
-"""Write the statements and their verdicts: one HTML page with typeset formulas and plots, or a Markdown document."""
+"""Write the statements and their verdicts as HTML or Markdown.
+
+The HTML page is one file, with typeset formulas and plots.
+"""
 
 import functools
 import html
@@ -85,7 +88,10 @@ def _table(families: Sequence[Family]) -> list[str]:
 
 
 def _counts(items: Sequence[Item]) -> list[str]:
-    """Count the verdicts on the paper's statements, and on those derived here, which are no errors of the paper."""
+    """Count the verdicts on the paper's statements and on those derived here.
+
+    A failure of the latter is no error of the paper.
+    """
 
     def counted(origin: Origin) -> str:
         own = [item.status for item in items if item.origin == origin]
@@ -127,9 +133,9 @@ def _check(check: Check) -> str:
 
 
 def formula(tex: str) -> Markup:
-    """Draw a formula as inline SVG by matplotlib's mathtext: no network, script or font is needed.
+    """Draw a formula as inline SVG by matplotlib's mathtext.
 
-    It stands on the baseline of the text around it, in the colour of that text.
+    No network, script or font is needed. It stands on the baseline of the text around it, in the colour of that text.
 
     Args:
         tex: LaTeX without the dollars, within what mathtext knows (fractions, accents, Greek; no environments).
@@ -152,7 +158,10 @@ def formula(tex: str) -> Markup:
 
 
 def prose(text: str) -> Markup:
-    """Convert text with formulas between dollars to HTML; punctuation stays on the line of the formula before it."""
+    """Convert text with formulas between dollars to HTML.
+
+    Punctuation stays on the line of the formula before it.
+    """
     pieces = []
     for part in re.split(r"(\$[^$]+\$[.,;:)]*)", text):
         found = re.fullmatch(r"\$([^$]+)\$([.,;:)]*)", part)

@@ -1,6 +1,7 @@
-"""State Definition 2, Lemmas 1–2 and Theorem 1 for two linear layers `W = W₂W₁`, in the parameters (W₁, W₂).
+"""State Definition 2, Lemmas 1–2 and Theorem 1 for two linear layers.
 
-arXiv 2412.17170, Appendix C.1; reconstructed. Regression loss `L = ½‖W₂W₁x − y‖²`, error `e = W₂W₁x − y`; row-major.
+`W = W₂W₁`, in the parameters (W₁, W₂). arXiv 2412.17170, Appendix C.1; reconstructed. Regression loss
+`L = ½‖W₂W₁x − y‖²`, error `e = W₂W₁x − y`; row-major.
 """
 
 from typing import NamedTuple
