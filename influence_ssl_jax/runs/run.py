@@ -22,6 +22,7 @@ from influence_ssl_jax.evaluation.calibration import Calibration
 from influence_ssl_jax.evaluation.certificate import Audit
 from influence_ssl_jax.ihvp import Backend, LoGra
 from influence_ssl_jax.losses import CosineDistance, Measurement
+from influence_ssl_jax.parallel import Distributed, start
 from influence_ssl_jax.progress import Event, Progress, Written, silent
 from influence_ssl_jax.report.render import render
 from influence_ssl_jax.report.scored_run import Extent, ScoredFile
@@ -235,10 +236,16 @@ def score(
         DataError: The images cannot be read, or have changed since they were scored.
         SkippedError: More images were skipped than allowed.
         IndefiniteError: C + λI is not positive definite.
+        InfluenceError: Several processes score together without a folder.
     """
     source = source_of(images)
     with contextlib.ExitStack() as temporary:
         if out is None:
+            start(Distributed())
+            if jax.process_count() > 1:
+                raise InfluenceError(
+                    f"The {jax.process_count()} processes of this run write into one shared folder, got out=None; name it."
+                )
             folder = Path(temporary.enter_context(tempfile.TemporaryDirectory(prefix="influence-ssl-"))) / "scores"
         else:
             folder = Path(out)
