@@ -110,8 +110,8 @@ def bound_by_residual(solutions: Solutions, damping: Float[Array, ""]) -> Certif
     """Bound the exact forms by solutions and their residuals, whatever the length of the solutions.
 
     For every t, `r = g − t A x` gives `gᵀA⁻¹g = 2t gᵀx − t² xᵀAx + rᵀA⁻¹r` with `0 ≤ rᵀA⁻¹r ≤ ‖r‖²/λ`, because no
-    eigenvalue of A is below λ. The lower bound is largest at `t = gᵀx / xᵀAx`, the upper bound smallest at `t (‖Ax‖²/λ
-    − xᵀAx) = gᵀAx/λ − gᵀx`: a common factor of a backend's solutions does not widen the bounds.
+    eigenvalue of A is below λ. The lower bound is largest at `t = gᵀx / xᵀAx`, the upper bound smallest at
+    `t (‖Ax‖²/λ − xᵀAx) = gᵀAx/λ − gᵀx`: a common factor of a backend's solutions does not widen the bounds.
 
     Args:
         solutions: Solutions and products.
@@ -376,8 +376,9 @@ def _certify_by_rows(
     """Bound the scores by Woodbury's identity.
 
     Let Â be the rows as computed, `E = A − Â`, `x̂` the solution with Â. With e ≥ ‖E‖, `‖x̂‖ ≤ s/√λ` and `‖Âx̂‖ ≤ s`,
-    where s² is the form, the form with A differs by at most `s² (2t + 5t²)`, `t = e/√λ`: it is `x̂ᵀΔx̂ − x̂ᵀΔ(C +
-    λI)⁻¹Δx̂` with `Δ = ÂᵀE + EᵀA`, and ‖(C + λI)^{-½}Aᵀ‖ ≤ 1. A gradient with the error δ adds `2 s ‖δ‖/√λ + ‖δ‖²/λ`.
+    where s² is the form, the form with A differs by at most `s² (2t + 5t²)`, `t = e/√λ`: it is
+    `x̂ᵀΔx̂ − x̂ᵀΔ(C + λI)⁻¹Δx̂` with `Δ = ÂᵀE + EᵀA`, and ‖(C + λI)^{-½}Aᵀ‖ ≤ 1. A gradient with the error δ adds
+    `2 s ‖δ‖/√λ + ‖δ‖²/λ`.
     """
     assessed = _WOODBURY.assess(rows.state, measurements.gradients, damping)
     values, rounding = assessed.form.values, assessed.rounding

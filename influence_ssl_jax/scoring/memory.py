@@ -27,12 +27,12 @@ class Memory(NamedTuple):
     """Peak memory of scoring b examples at a time on one device: `fixed + b · per_example` bytes.
 
     `fixed = |parameters| + |fitted state| + 4 ENTRIES + 4 w_fixed`. The fitted state of a low-rank backend is rank²
-    numbers and their eigenvectors for each layer; that of Gram is rows × |parameters| numbers. `per_example = |image| +
-    draws · (views · LIVE · 4 Σ_layers (read + written) + 4 w_draw)`, with the numbers that a layer reads and writes for
-    one view, and the numbers w that a backend's form holds (`Backend.workspace`). w_draw is zero or small for a backend
-    that forms no whole gradients, and a small multiple of |parameters| for Exact, CG and similar backends. Patches
-    exist for a few examples, ENTRIES numbers at most. Gram, which forms gradients layer by layer, adds the 12 ENTRIES
-    bytes of a few examples to what is fixed.
+    numbers and their eigenvectors for each layer; that of Gram is rows × |parameters| numbers.
+    `per_example = |image| + draws · (views · LIVE · 4 Σ_layers (read + written) + 4 w_draw)`, with the numbers that a
+    layer reads and writes for one view, and the numbers w that a backend's form holds (`Backend.workspace`). w_draw is
+    zero or small for a backend that forms no whole gradients, and a small multiple of |parameters| for Exact, CG and
+    similar backends. Patches exist for a few examples, ENTRIES numbers at most. Gram, which forms gradients layer by
+    layer, adds the 12 ENTRIES bytes of a few examples to what is fixed.
 
     Attributes:
         fixed: Bytes whatever the batch.

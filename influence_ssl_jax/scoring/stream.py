@@ -122,9 +122,9 @@ def stream(
 
     Example `i` is always computed in row `i mod batch_size` of a batch of its neighbours, whichever examples are scored
     with it: an interrupted run that continues gives the same bits as an uninterrupted one. Decoding, transfer and
-    computation overlap. Columns: `index, id, score, score_se, alignment_loss, gradient_norm, pixel_variance, reason,
-    content, embedding`. `reason` is empty for a good score and says otherwise what is wrong; without a number, the
-    score is NaN.
+    computation overlap. Columns:
+    `index, id, score, score_se, alignment_loss, gradient_norm, pixel_variance, reason, content, embedding`. `reason` is
+    empty for a good score and says otherwise what is wrong; without a number, the score is NaN.
 
     Args:
         scorer: The fitted scorer; with a mesh, it is on every device of the mesh.

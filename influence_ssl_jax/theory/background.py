@@ -1,8 +1,8 @@
 """State how a minimiser responds to one more example: influence functions in general.
 
-arXiv 2412.17170, Eq. 2–6. `F(θ) = (1/n) Σ L(z_i, θ)` has its isolated minimum at θ*, `H = ∇²F(θ*)`, and `θ(e) = argmin
-F(θ) + e·L(z, θ)`. Removing a training example is `e = −1/n`, adding it once more is `e = +1/n`. Away from a stationary
-point the implicit function theorem does not apply and `−H⁻¹g` is only a Newton-like direction.
+arXiv 2412.17170, Eq. 2–6. `F(θ) = (1/n) Σ L(z_i, θ)` has its isolated minimum at θ*, `H = ∇²F(θ*)`, and
+`θ(e) = argmin F(θ) + e·L(z, θ)`. Removing a training example is `e = −1/n`, adding it once more is `e = +1/n`. Away
+from a stationary point the implicit function theorem does not apply and `−H⁻¹g` is only a Newton-like direction.
 """
 
 import jax
