@@ -29,9 +29,8 @@ def pixel_variance(images: Num[Array, "batch height width channels"]) -> Float[A
     It is zero for a uniform image.
 
     Example:
-        >>> import numpy as np
-        >>> images = np.zeros((2, 2, 2, 1), np.uint8)
-        >>> images[1, 0] = 255
+        >>> import jax.numpy as jnp
+        >>> images = jnp.zeros((2, 2, 2, 1)).at[1, 0].set(1.0)
         >>> pixel_variance(images).tolist()
         [0.0, 0.25]
     """
