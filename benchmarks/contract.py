@@ -160,7 +160,7 @@ def render() -> None:
     PAGE.write_text(f"{before}{begin}\n{table(json.loads(OUT.read_text())['rows'])}\n{end}{after}")
 
 
-def measure(chosen: list[str]) -> None:
+def fill(chosen: list[str]) -> None:
     """Measure what is not measured yet of the chosen backends, write after every row, print."""
     found = json.loads(OUT.read_text())["rows"] if OUT.exists() else {}
     OUT.parent.mkdir(exist_ok=True)
@@ -180,4 +180,4 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["--render"]:
         render()
     else:
-        measure(sys.argv[1:] or [kind.__name__ for kind in BACKENDS])
+        fill(sys.argv[1:] or [kind.__name__ for kind in BACKENDS])

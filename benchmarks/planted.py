@@ -194,8 +194,8 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "the form of a scaled solution has the wrong sign",
-        "_dot(found.rows, found.solutions) - scale**2",
-        "_dot(found.rows, found.solutions) + scale**2",
+        "_dot(solutions.rows, solutions.solutions) - scale**2",
+        "_dot(solutions.rows, solutions.solutions) + scale**2",
     ),
     (
         "what EK-FAC gives back is not kept outside the subspace",
@@ -238,29 +238,29 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "comparisons ignore common noise",
-        "assign_keys(batch, scoring), scoring.draws)\n    form = backend.draw_gram",
-        "batch, scoring.draws)\n    form = backend.draw_gram",
+        "assign_keys(batch, scoring), scoring.draws\n    )\n    form = backend.draw_gram",
+        "batch, scoring.draws\n    )\n    form = backend.draw_gram",
     ),
     (
         "certificates ignore common noise",
         "assign_keys(batch, scoring), scoring.draws)\n    if isinstance(shared",
         "batch, scoring.draws)\n    if isinstance(shared",
     ),
-    ("an unconverged solve is not said", "if found.residual[i] > UNCONVERGED:", "if found.residual[i] > 1e9:"),
+    ("an unconverged solve is not said", "if columns.residual[i] > UNCONVERGED:", "if columns.residual[i] > 1e9:"),
     (
         "a score that is not finite is not said",
-        "if not np.isfinite(found.score[i]):",
-        "if np.isneginf(found.score[i]):",
+        "if not np.isfinite(columns.score[i]):",
+        "if np.isneginf(columns.score[i]):",
     ),
     (
         "an alignment loss that is not finite is not said",
-        "if not np.isfinite(found.alignment_loss[i]):",
-        "if np.isneginf(found.alignment_loss[i]):",
+        "if not np.isfinite(columns.alignment_loss[i]):",
+        "if np.isneginf(columns.alignment_loss[i]):",
     ),
     (
         "an undefined score keeps its number",
-        "score = np.where(unusable, np.nan, found.score)",
-        "score = np.asarray(found.score)",
+        "score = np.where(unusable, np.nan, numbers.score)",
+        "score = np.asarray(numbers.score)",
     ),
     (
         "a neighbour is the image itself",
@@ -284,8 +284,8 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "bounds half inside an interval count as covered",
-        "(found.low <= lower[out]) & (upper",
-        "(found.low <= lower[out]) | (upper",
+        "(calibrated.low <= lower[out]) & (upper",
+        "(calibrated.low <= lower[out]) | (upper",
     ),
     (
         "AUROC reads the list from the other end",

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from influence_ssl_jax.errors import InfluenceError
-from influence_ssl_jax.theory.families import Verdict, judge, named, plain
+from influence_ssl_jax.theory.families import Verdict, as_json, run_checks, select_items
 from influence_ssl_jax.theory.page import markdown, page
 
 _STYLES = {"true": "green", "true under conditions": "yellow", "false as stated": "red"}
@@ -58,9 +58,9 @@ def theory(settings: Theory, out: Console) -> None:
     """
     if settings.markdown is not None:
         settings.markdown.write_text(markdown())
-    items, start = named(settings.item), time.perf_counter()
+    items, start = select_items(settings.item), time.perf_counter()
     verdicts = []
-    for verdict in judge(items, settings.draws, settings.seed):
+    for verdict in run_checks(items, settings.draws, settings.seed):
         verdicts.append(verdict)
         if out.is_terminal:
             out.print(Text(f"{len(verdicts)}/{len(items)} {verdict.item.name}", style="dim"), end="\r")
@@ -71,7 +71,7 @@ def theory(settings: Theory, out: Console) -> None:
         f"{len(verdicts)} items, {checks} checks, {settings.draws} draws each, seed {settings.seed}: {seconds:.0f} s"
     )
     if settings.json is not None:
-        written = {"draws": settings.draws, "seed": settings.seed, "items": [plain(verdict) for verdict in verdicts]}
+        written = {"draws": settings.draws, "seed": settings.seed, "items": [as_json(verdict) for verdict in verdicts]}
         settings.json.write_text(jsons.dumps(written, indent=1, ensure_ascii=False) + "\n")
     if settings.html is not None:
         settings.html.write_text(page(verdicts, settings.draws, settings.seed))

@@ -1,4 +1,4 @@
-"""Exact scores, certificates, calibration, and comparisons of backends."""
+"""Compute exact scores, enclose them in bounds, calibrate scores, and compare backends."""
 
 from influence_ssl_jax.errors import require
 

@@ -27,12 +27,13 @@ Curve = Callable[[np.ndarray], np.ndarray]
 
 
 class Calibrated(NamedTuple):
-    """Scores on the scale of the exact ones.
+    """Scores on the scale of the exact scores.
 
     Attributes:
         score: The calibrated score.
         low: Lower end of its interval.
-        high: Upper end; infinite where the sample is too small for the level, and the lower end then as low as scores go.
+        high: Upper end. If the sample is too small for the level, it is infinite, and the lower end is the least
+            possible score.
     """
 
     score: Vector
@@ -44,15 +45,16 @@ class Coverage(NamedTuple):
     """How often held-out bounds lie inside their interval, and how often they should.
 
     Attributes:
-        share: Observed, over random splits.
-        expected: `⌈(m + 1) level⌉ / (m + 1)` for a radius from m examples of a group, whatever the distribution; the mean
+        share: The observed share, over random splits.
+        expected: `⌈(m + 1) level⌉ / (m + 1)` for a radius from m examples of a group, for any distribution; the mean
             over groups.
-        standard_error: Of the share in one split about that expectation; the mean of several is no farther off.
-        lowest: Observed among the held-out examples of the lowest tenth of scores.
-        highest: Observed among those of the highest tenth.
-        chance_below: How likely one calibration with as many examples is to cover less than the level, over all groups
+        standard_error: Standard error of the share in one split about `expected`; the mean of several splits is at
+            least as close.
+        lowest: The observed share among the held-out examples of the lowest tenth of scores.
+        highest: The same for the highest tenth.
+        chance_below: Probability that one calibration with as many examples covers less than the level, over all groups
             together: coverage is `level` on average over audits, and one audit can be below.
-        floor: What about 19 of 20 such calibrations cover at least.
+        floor: The coverage that about 19 of 20 such calibrations reach.
     """
 
     share: float
@@ -67,20 +69,22 @@ class Coverage(NamedTuple):
 SHARES = (*(k / 10 for k in range(1, 10)), 0.95)
 """Quantiles of the scores that part the groups: the tenths, the highest in two halves."""
 UNKNOWN = Coverage(*[float("nan")] * len(Coverage._fields))
-"""The coverage of a sample that is too small to hold any of it out."""
+"""The coverage of a sample that is too small to hold out a part of it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibrator:
-    """`exact ≈ exp(curve(log score))`, and `|log exact − curve| ≤ radius` with the probability asked for in each group.
+    """A fitted calibration: `exact ≈ exp(curve(log score))`.
+
+    In each group `|log exact − curve| ≤ radius` with the probability `level`.
 
     Attributes:
-        curve: From log score to log exact score, not decreasing.
-        edges: Log scores between which the groups lie, ascending: one fewer than there are groups.
+        curve: The function from log score to log exact score; it does not decrease.
+        edges: Log scores that separate the groups, ascending: one fewer than groups.
         radii: Half the width of the interval in logarithms, for each group.
-        counts: Examples that each radius comes from.
-        level: Coverage asked for.
-        least: A number that no exact score is below: the lower end of an interval of infinite radius.
+        counts: Number of examples behind each radius.
+        level: The coverage asked for.
+        least: A number below which no exact score is: the lower end of an interval of infinite radius.
     """
 
     curve: Curve
@@ -91,25 +95,28 @@ class Calibrator:
     least: float
 
     def __call__(self, scores: Vector) -> Calibrated:
-        """Calibrate; what is not a positive number stays NaN."""
+        """Calibrate scores; a score that is not a positive number gives NaN."""
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             logs = np.log(scores)
             predicted = np.full(len(logs), np.nan)
             usable = np.isfinite(logs)
             predicted[usable] = self.curve(logs[usable])
             radius = self.radii[self.groups(scores)]
-            found = np.exp(predicted), np.exp(predicted - radius), np.exp(predicted + radius)
+            scaled = np.exp(predicted), np.exp(predicted - radius), np.exp(predicted + radius)
         endless = np.isinf(radius) & usable
-        return Calibrated(found[0], np.where(endless, self.least, found[1]), np.where(endless, np.inf, found[2]))
+        return Calibrated(scaled[0], np.where(endless, self.least, scaled[1]), np.where(endless, np.inf, scaled[2]))
 
     def groups(self, scores: Vector) -> Int[np.ndarray, " examples"]:
-        """The group of each score."""
+        """Return the group of each score."""
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.searchsorted(self.edges, np.log(scores))
 
     @property
     def expected(self) -> Float[np.ndarray, " groups"]:
-        """Coverage of each group, on average over audits: `⌈(m + 1) level⌉ / (m + 1)`, 1 where the radius is infinite."""
+        """Return the coverage of each group on average over audits: `⌈(m + 1) level⌉ / (m + 1)`.
+
+        It is 1 if the radius is infinite.
+        """
         return np.array([min(1.0, _place(count, self.level) / (count + 1)) for count in self.counts.tolist()])
 
 
@@ -117,27 +124,35 @@ class Calibrator:
 class Calibration:
     """Split-conformal calibration of log scores, group by group.
 
-    A fifth of the sample fits the curve; the others are put into groups by their scores and give each group its radius:
-    the ⌈(m + 1) level⌉-th smallest of its m errors. Groups are the tenths of the population, the highest cut into two
-    halves. Of a further example that is exchangeable with the sample, the exact score then lies in the interval with
-    probability at least `level` *in each group*, whatever the curve and the distribution: among the highest and the
-    lowest scores too, not on average over all alone. Where a group has fewer examples than a finite radius takes (9 at a
-    level of 0.9; some 300 audited examples give every group as many), the sample itself is cut into groups that are as
-    small as that allows, and a tenth of the population can lie across two of them.
+    A fifth of the sample fits the curve. The others form groups by their scores and give each group its radius: the ⌈(m
+    + 1) level⌉-th smallest of its m errors. Groups are the tenths of the population, the highest one cut into two
+    halves. For a further example that is exchangeable with the sample, the exact score lies in the interval with
+    probability at least `level` *in each group*, for any curve and distribution: also among the highest and the lowest
+    scores, and not only on average over all. A finite radius needs a least number of examples (9 at a level of 0.9;
+    about 300 audited examples give every group as many). If a group has fewer, the sample itself is cut into groups
+    that are as small as that allows, and a tenth of the population can lie across two of them.
 
     The probability is over the audited sample and the further example together. One audit draws one sample, and its
     intervals can cover less: `Coverage.chance_below` and `Coverage.floor` say how often and how far.
 
-    An exact score is only known to lie between two bounds, and the error counts to the farther one. An exact score that
-    is not positive has no logarithm: it counts as an infinite error, so that many of them make the radius infinite. The
-    curve is fitted by medians: some exact scores that are nearly zero do not move it.
-    Reference: Lei et al., arXiv 1604.04173 (split conformal prediction); Vovk et al., Algorithmic Learning in a Random
-    World, section 4.5 (Mondrian: by groups); Theil–Sen regression for the curve.
+    An exact score is only known to lie between two bounds, and the error is measured to the farther bound. An exact
+    score that is not positive has no logarithm: it counts as an infinite error, so many of them make the radius
+    infinite. The curve is fitted by medians, so a few exact scores that are nearly zero do not move it. Reference: Lei
+    et al., arXiv 1604.04173 (split conformal prediction); Vovk et al., Algorithmic Learning in a Random World, section
+    4.5 (Mondrian: by groups); Theil–Sen regression for the curve.
 
     Attributes:
-        form: `proportional` fits one factor, `log_linear` a factor and a power, `monotone` any curve that does not decrease.
-        level: Coverage asked for.
-        seed: Splits the sample.
+        form: `proportional` fits one factor, `log_linear` a factor and a power, `monotone` any curve that does not
+            decrease.
+        level: The coverage asked for.
+        seed: The seed of the split of the sample.
+
+    Example:
+        >>> import numpy as np
+        >>> exact = np.arange(1.0, 41.0)
+        >>> calibrator = Calibration("proportional").fit(exact / 2, exact, exact)
+        >>> calibrator(np.asarray([5.0])).score.round(6).tolist()
+        [10.0]
     """
 
     form: Literal["proportional", "log_linear", "monotone"] = "log_linear"
@@ -152,14 +167,14 @@ class Calibration:
     def fit(
         self, scores: Vector, lower: Vector, upper: Vector, tenths: Float[np.ndarray, " edges"] | None = None
     ) -> Calibrator:
-        """Fit to a certified sample: the backend's scores of its examples, and the bounds of their exact scores.
+        """Fit to the scores of a certified sample and the bounds of its exact scores.
 
         Args:
             scores: The backend's scores of the sample.
-            lower: Bounds of the exact scores from below.
-            upper: Bounds from above.
-            tenths: Quantiles at SHARES of the backend's positive scores of all examples, which part the groups; those of the
-                sample where None.
+            lower: Lower bounds of the exact scores.
+            upper: Upper bounds.
+            tenths: Quantiles at SHARES of the backend's positive scores of all examples, which separate the groups; those of
+                the sample if None.
 
         Raises:
             InfluenceError: Fewer than four examples have a positive score and bounds.
@@ -168,16 +183,23 @@ class Calibration:
         order = randomness.generator(self.seed, Stream.CALIBRATION).permutation(np.flatnonzero(usable))
         if len(order) < 4:
             raise InfluenceError(
-                f"Calibration takes at least 4 examples with a positive score and finite bounds, got {len(order)} of "
+                f"Calibration needs at least 4 examples with a positive score and bounds, got {len(order)} of "
                 f"{len(scores)}. Audit more examples, or score by an estimand that is positive (mean_of_scores)."
             )
         tenths = np.quantile(scores[order], SHARES) if tenths is None else tenths
         return self._calibrator(scores, lower, upper, order, tenths)
 
     def coverage(self, scores: Vector, lower: Vector, upper: Vector, splits: int = 40) -> Coverage:
-        """Share of held-out audited examples whose bounds lie inside their interval, over random splits.
+        """Measure the share of held-out audited examples whose bounds lie inside their interval.
 
-        Each split holds a fifth out and calibrates by the others. An example whose interval is infinite counts as covered.
+        Each random split holds out a fifth and calibrates by the others. An example whose interval is infinite counts
+        as covered.
+
+        Args:
+            scores: The backend's scores of the sample.
+            lower: Lower bounds of the exact scores.
+            upper: Upper bounds.
+            splits: Number of splits.
 
         Raises:
             InfluenceError: Fewer than six examples have a positive score and bounds.
@@ -185,23 +207,23 @@ class Calibration:
         usable = np.flatnonzero(_usable(scores, lower, upper))
         if len(usable) < 6:
             raise InfluenceError(
-                f"Held-out coverage takes at least 6 examples with a positive score and finite bounds, got {len(usable)} "
-                f"of {len(scores)}. Audit more examples."
+                f"Held-out coverage needs at least 6 examples with a positive score and bounds, got {len(usable)} of "
+                f"{len(scores)}. Audit more examples."
             )
         low, high = np.quantile(scores[usable], [0.1, 0.9])
         tenths = np.quantile(scores[usable], SHARES)
-        held, shares, expected, variances = [], [], [], []
+        tests, shares, expected, variances = [], [], [], []
         for split in range(splits):
             order = randomness.generator(self.seed, Stream.COVERAGE, split).permutation(usable)
             out, rest = np.split(order, [max(1, len(order) // 5)])
-            made = self._calibrator(scores, lower, upper, rest, tenths)
-            found, groups = made(scores[out]), made.groups(scores[out])
-            inside = (found.low <= lower[out]) & (upper[out] <= found.high)
+            calibrator = self._calibrator(scores, lower, upper, rest, tenths)
+            calibrated, groups = calibrator(scores[out]), calibrator.groups(scores[out])
+            inside = (calibrated.low <= lower[out]) & (upper[out] <= calibrated.high)
             shares.append(np.mean(inside))
-            expected.append(np.mean(made.expected[groups]))
-            variances.append(_variance(made, np.bincount(groups, minlength=len(made.radii))))
-            held.append((scores[out], inside))
-        tested, inside = (np.concatenate(part) for part in zip(*held, strict=True))
+            expected.append(np.mean(calibrator.expected[groups]))
+            variances.append(_variance(calibrator, np.bincount(groups, minlength=len(calibrator.radii))))
+            tests.append((scores[out], inside))
+        tested, inside = (np.concatenate(part) for part in zip(*tests, strict=True))
         whole = self.fit(scores, lower, upper)
         below, floor = _chance_below(whole, np.bincount(whole.groups(scores[usable]), minlength=len(whole.radii)))
         return Coverage(
@@ -222,16 +244,16 @@ class Calibration:
         order: Int[np.ndarray, " sample"],
         tenths: Float[np.ndarray, " edges"],
     ) -> Calibrator:
-        """Fit the curve to the first of the sample, take the radii from the rest."""
+        """Fit the curve to the first part of the sample; take radii from the rest."""
         with np.errstate(divide="ignore", invalid="ignore"):
             logs = np.log(scores)
             low, high = (np.where(side > 0, np.log(np.maximum(side, 0.0)), -np.inf) for side in (lower, upper))
         fitted, judged = np.split(order, [min((len(order) + 1) // 2, max(10, len(order) // 5))])
-        # A bound of zero says nothing of the logarithm: for the curve such an example counts by its other bound, and one
-        # without an upper bound not at all. Both count for the radius, with an infinite error.
+        # The logarithm of a bound of zero is unknown: the curve takes the other bound of such an example, and leaves out
+        # an example without an upper bound. Both count for the radius, with an infinite error.
         middle = np.where(np.isfinite(low), (low + high) / 2, high)
-        told = fitted[np.isfinite(middle[fitted])]
-        curve = _curve(self.form, logs[told], middle[told])
+        known = fitted[np.isfinite(middle[fitted])]
+        curve = _curve(self.form, logs[known], middle[known])
         predicted = curve(logs[judged])
         errors = np.maximum(high[judged] - predicted, predicted - low[judged])
         errors = np.where(upper[judged] > 0, errors, np.inf)
@@ -244,27 +266,34 @@ class Calibration:
 
 
 def _usable(scores: Vector, lower: Vector, upper: Vector) -> Bool[np.ndarray, " examples"]:
-    """Those with a positive score and a certificate, however wide: leaving some out would be no random sample."""
+    """Test which examples have a positive score and bounds, however wide.
+
+    Leaving wide ones out would bias the sample.
+    """
     return np.isfinite(scores) & (scores > 0) & ~np.isnan(lower) & ~np.isnan(upper)
 
 
 def _place(count: int, level: float) -> int:
-    """`⌈(count + 1) level⌉`, not moved by rounding of the product."""
+    """Return `⌈(count + 1) level⌉`, unaffected by rounding of the product."""
     return math.ceil((count + 1) * level - 1e-9)
 
 
 def _radius(errors: np.ndarray, level: float) -> float:
-    """The ⌈(m + 1) level⌉-th smallest error; infinite where there are fewer."""
+    """Return the ⌈(m + 1) level⌉-th smallest error.
+
+    It is infinite if there are fewer.
+    """
     place = _place(len(errors), level)
     return float(np.sort(errors)[place - 1]) if place <= len(errors) else float("inf")
 
 
 def _edges(logs: np.ndarray, tenths: np.ndarray, level: float) -> Float[np.ndarray, " edges"]:
-    """Where log scores are cut into groups: at the population's tenths, where each then has enough of the sample.
+    """Return the log scores that separate the groups.
 
-    Else at the sample's own, in sizes `k (m + 1) − 1`, m the fewest examples with a finite radius, at which the expected
-    coverage is the level and not more: near a twentieth for the two highest groups, near a tenth from below, and what is
-    left over in the middle.
+    They are the population's tenths if each group then has enough of the sample. Otherwise they are the sample's own,
+    in sizes `k (m + 1) − 1` with m the fewest examples that give a finite radius; at these sizes the expected coverage
+    equals the level. The two highest groups have about a twentieth each, the others from below about a tenth, and the
+    remainder is in the middle.
     """
     least = next(m for m in range(1, 10**6) if _place(m, level) <= m)
     if (np.bincount(np.searchsorted(tenths, logs), minlength=11) >= least).all():
@@ -284,39 +313,45 @@ def _edges(logs: np.ndarray, tenths: np.ndarray, level: float) -> Float[np.ndarr
 
 
 def _share(inside: Bool[np.ndarray, " some"]) -> float:
-    """How many of some examples; NaN of none."""
+    """Return the share of true values; NaN if there are none."""
     return float(np.mean(inside)) if len(inside) else float("nan")
 
 
-def _variance(made: Calibrator, held_out: np.ndarray) -> float:
-    """Variance of the share covered of held-out examples: the coverage of a group is Beta, what is seen of it binomial."""
-    expected, m = made.expected, made.counts
+def _variance(calibrator: Calibrator, held_out: np.ndarray) -> float:
+    """Return the variance of the covered share of held-out examples.
+
+    The coverage of a group has a Beta distribution, and what is observed of it is binomial.
+    """
+    expected, m = calibrator.expected, calibrator.counts
     seen = np.where(held_out > 0, (m + 1) / ((m + 2) * np.maximum(held_out, 1)), 0.0)
     each = expected * (1 - expected) * (1 / (m + 2) + seen)
     return float(np.sum((held_out / held_out.sum()) ** 2 * each))
 
 
-def _chance_below(made: Calibrator, members: np.ndarray) -> tuple[float, float]:
-    """How likely one audit's coverage is below the level, and what about 19 of 20 audits cover at least.
+def _chance_below(calibrator: Calibrator, members: np.ndarray) -> tuple[float, float]:
+    """Return the probability of covering less than the level, and a likely floor.
 
-    The coverage of a group of m is Beta(k, m + 1 − k), k the place of its radius; the groups' are independent, and their
-    mean is taken to be normal.
+    About 19 of 20 audits cover at least the floor. The coverage of a group of m is Beta(k, m + 1 − k), with k the place
+    of its radius. Groups are independent, and their mean is taken to be normal.
     """
-    place = np.array([_place(count, made.level) for count in made.counts.tolist()])
-    finite = place <= made.counts
-    a, b = place[finite], (made.counts + 1 - place)[finite]
+    place = np.array([_place(count, calibrator.level) for count in calibrator.counts.tolist()])
+    finite = place <= calibrator.counts
+    a, b = place[finite], (calibrator.counts + 1 - place)[finite]
     weight = members / members.sum()
     mean = float(np.sum(weight[~finite]) + np.sum(weight[finite] * a / (a + b)))
     deviation = float(np.sum(weight[finite] ** 2 * a * b / ((a + b) ** 2 * (a + b + 1)))) ** 0.5
     if deviation == 0:
-        return (0.0 if mean >= made.level else 1.0), mean
-    return NormalDist(mean, deviation).cdf(made.level), mean - 2 * deviation
+        return (0.0 if mean >= calibrator.level else 1.0), mean
+    return NormalDist(mean, deviation).cdf(calibrator.level), mean - 2 * deviation
 
 
 def _curve(form: str, x: np.ndarray, y: np.ndarray) -> Curve:
-    """The curve of a form, in logarithms: medians, which some far-off points do not move."""
+    """Fit the curve of a form, in logarithms.
+
+    It is fitted by medians: a few outliers do not move it.
+    """
     if not len(x):
-        raise InfluenceError("No certificate of the sample has an upper bound: allow more steps, or damp more.")
+        raise InfluenceError("No certificate of the sample has an upper bound: allow more steps, or take more damping.")
     slope = 1.0 if form == "proportional" else _slope(x, y)
     shift = float(np.median(y - slope * x))
 
@@ -332,7 +367,10 @@ def _curve(form: str, x: np.ndarray, y: np.ndarray) -> Curve:
 
 
 def _slope(x: np.ndarray, y: np.ndarray) -> float:
-    """The median slope of all pairs (Theil–Sen), not below zero; 1 where no two scores differ."""
+    """Return the median slope of all pairs (Theil–Sen), at least zero.
+
+    It is 1 if no two scores differ.
+    """
     i, j = np.triu_indices(len(x), 1)
     apart = x[i] != x[j]
     slopes = (y[j] - y[i])[apart] / (x[j] - x[i])[apart]
@@ -340,31 +378,38 @@ def _slope(x: np.ndarray, y: np.ndarray) -> float:
 
 
 _LEAST = 8
-"""Examples with a positive score from which one half can be calibrated by the other."""
+"""Number of examples with a positive score from which one half can calibrate the other."""
 
 
 class Errors(NamedTuple):
-    """Quantiles over examples of `|score / exact − 1|`, the exact score taken in the middle of its bounds."""
+    """Quantiles over examples of `|score / exact − 1|`.
+
+    The exact score is the middle of its bounds.
+
+    Attributes:
+        median: The median.
+        p90: The 90th percentile.
+    """
 
     median: float
     p90: float
 
 
 class Deviation(NamedTuple):
-    """A score against certified bounds of the exact one.
+    """The deviation of a score from certified bounds of the exact score.
 
     Attributes:
-        inside: Share of examples whose score lies inside the bounds as it is; of those whose bounds are apart, NaN where
-            none are, because an exact score holds no other between its bounds.
-        raw: Relative errors of the score as it is.
+        inside: Share of examples whose score lies inside the bounds, among those whose bounds differ; NaN if no bounds
+            do, because an exact score has nothing between its bounds.
+        raw: Relative errors of the score itself.
         proportional: Relative errors after one factor, the median ratio of these same examples.
         calibrated: Relative errors of examples that the calibration has not seen.
         coverage: Share of held-out examples whose bounds lie inside the conformal interval, beside what is expected.
         spearman: Rank correlation with the exact score.
-        partial: The same, given the alignment loss: what the score knows beyond it.
+        partial: The same, given the alignment loss: what the score adds to the loss.
         top: Overlap of the highest tenth.
         bottom: Overlap of the lowest tenth.
-        examples: How many had a score and bounds.
+        examples: Number of examples with a score and bounds.
     """
 
     inside: Estimate
@@ -382,11 +427,18 @@ class Deviation(NamedTuple):
 def deviation(
     scores: Vector, lower: Vector, upper: Vector, alignment_loss: Vector, calibration: Calibration
 ) -> Deviation:
-    """Compare a score with the certified one; examples without a number on either side are left out.
+    """Compare a score with the bounds of the exact score.
 
-    What takes more examples than there are is NaN.
+    Examples without a number on either side are left out. A quantity that needs more examples than there are is NaN.
+
+    Args:
+        scores: The scores.
+        lower: Lower bounds of the exact scores.
+        upper: Upper bounds.
+        alignment_loss: The alignment losses, for the partial correlation.
+        calibration: How scores are brought to the exact scale.
     """
-    given = (scores, lower, upper)
+    sample = (scores, lower, upper)
     kept = np.isfinite(scores) & np.isfinite(lower) & np.isfinite(upper) & np.isfinite(alignment_loss)
     scores, lower, upper, loss = (side[kept] for side in (scores, lower, upper, alignment_loss))
     exact, apart = lower / 2 + upper / 2, lower < upper
@@ -395,7 +447,7 @@ def deviation(
     calibrated, coverage = np.full(0, np.nan), UNKNOWN
     if np.sum(scores > 0) >= _LEAST:
         calibrated = _ratio(_calibrate_halves(scores, lower, upper, calibration), exact)
-        coverage = calibration.coverage(*given)
+        coverage = calibration.coverage(*sample)
     return Deviation(
         inside=share(within, int(np.sum(apart))),
         raw=_errors(ratio),
@@ -411,23 +463,23 @@ def deviation(
 
 
 def _calibrate_halves(scores: Vector, lower: Vector, upper: Vector, calibration: Calibration) -> Vector:
-    """Each half calibrated by the other."""
-    found = np.full(len(scores), np.nan)
+    """Calibrate each half of the examples by the other half."""
+    calibrated = np.full(len(scores), np.nan)
     order = randomness.generator(calibration.seed, Stream.HELD_OUT).permutation(np.flatnonzero(scores > 0))
     halves = np.array_split(order, 2)
     for own, other in (halves, halves[::-1]):
-        found[own] = calibration.fit(scores[other], lower[other], upper[other])(scores[own]).score
-    return found
+        calibrated[own] = calibration.fit(scores[other], lower[other], upper[other])(scores[own]).score
+    return calibrated
 
 
 def _ratio(scores: Vector, exact: Vector) -> Vector:
-    """Score over exact score; NaN where both are zero."""
+    """Return score over exact score; NaN if both are zero."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return scores / exact
 
 
 def _scale_by_median(ratio: Vector) -> Vector:
-    """Ratios over their median, those that are numbers."""
+    """Divide the finite ratios by their median."""
     known = ratio[np.isfinite(ratio)]
     if not len(known) or np.median(known) == 0:
         return np.full(0, np.nan)
@@ -435,6 +487,7 @@ def _scale_by_median(ratio: Vector) -> Vector:
 
 
 def _errors(ratio: Vector) -> Errors:
+    """Return the quantiles of the finite relative errors."""
     finite = np.abs(ratio[np.isfinite(ratio)] - 1)
     if not len(finite):
         return Errors(float("nan"), float("nan"))

@@ -35,11 +35,19 @@ def backends_to_compare(grid: Grid) -> list[Backend]:
 
 
 def label(backend: Backend) -> str:
-    """A backend in a word or two: its name, its knob, and what it does with the rest."""
+    """Name a backend in a few words.
+
+    They are its name, its main setting, and what it does with the complement.
+
+    Example:
+        >>> label(ihvp.EKFAC(rank=8)), label(ihvp.CG())
+        ('EKFAC 8', 'CG 200')
+    """
     return _words(describe(backend))
 
 
 def _words(settings: Plain) -> str:
+    """Name the settings of a backend."""
     words = [
         settings["class"],
         *(str(settings[name]) for name in ("rank", "iterations", "depth") if settings.get(name)),
@@ -52,23 +60,24 @@ def _words(settings: Plain) -> str:
 
 
 UNCONVERGED = 1e-2
-"""Relative residual of a solve above which a row says so."""
+"""Relative residual of a solve above which a row reports it."""
 
 
 class Row(NamedTuple):
-    """One backend at one damping.
+    """The result of one backend at one damping.
 
     Attributes:
-        backend: Which, with its settings; or the name of a baseline.
+        backend: The backend with its settings; or the name of a baseline.
         damping: λ over the mean eigenvalue.
-        fit_seconds: Time to fit, compilation not counted; NaN where it failed.
-        fit_megabytes: Memory that fitting takes beside the problem: what it works in and what it keeps.
-        seconds_per_thousand: Time for 1,000 scores, compilation not counted.
+        fit_seconds: Time to fit, without compilation; NaN if it failed.
+        fit_megabytes: Memory that fitting takes beside the problem: working memory and the state.
+        seconds_per_thousand: Time for 1,000 scores, without compilation.
         megabytes: Memory that scoring one batch takes beside problem and state.
-        residual: Median over examples of the worst relative residual of a solve; zero where the inverse is applied directly.
-        deviation: How far the scores are from the truth; None where there are none.
-        scores: One per example; empty where there are none.
-        reason: Why there are none, or what is the matter with them; empty for good ones.
+        residual: Median over examples of the largest relative residual of a solve; zero if the inverse is applied
+            directly.
+        deviation: How far the scores are from the exact ones; None without scores.
+        scores: One for each example; empty if there are none.
+        reason: Why there are no scores, or what is wrong with them; empty for good ones.
     """
 
     backend: Backend | str
@@ -84,10 +93,10 @@ class Row(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """What is scored.
+    """The examples that are scored.
 
     Attributes:
-        measurement: What is measured of them.
+        measurement: What is scored.
         batches: The examples, in batches of one shape.
         valid: Which rows of all batches together are examples.
         scoring: Draws, their noise and the estimand.
@@ -106,9 +115,17 @@ def compare_backends(
     truths: Sequence[Truth],
     calibration: Calibration = Calibration(),
 ) -> Iterator[Row]:
-    """Every backend, fitted once, at the damping of every truth; what fails is a row with the reason.
+    """Fit every backend once, and yield a row for each damping.
 
-    The damping is one number for the whole matrix in every backend, so that all of them approximate the same inverse.
+    A failure is a row with the reason. The damping is one number for the whole matrix in every backend, so all of them
+    approximate the same inverse.
+
+    Args:
+        backends: The backends.
+        problem: C.
+        examples: The examples.
+        truths: Their exact scores, at each damping.
+        calibration: How scores are brought to the exact scale.
     """
     for backend in backends:
         try:
@@ -122,7 +139,7 @@ def compare_backends(
 
 @dataclasses.dataclass(frozen=True)
 class _FittedBackend:
-    """A fitted backend, compiled to score."""
+    """A fitted backend with a compiled program that scores."""
 
     backend: Backend
     problem: Problem
@@ -135,7 +152,7 @@ class _FittedBackend:
 
     @classmethod
     def of(cls, backend: Backend, problem: Problem, examples: Examples) -> "_FittedBackend":
-        """Compile, then fit once and take the time."""
+        """Compile, then fit once and measure the time."""
         key = randomness.root(examples.scoring.seed, Stream.BACKEND)
         fit = _Compiled.of(backend.fit, problem, key)
         fit.check_fits(backend)
@@ -145,16 +162,16 @@ class _FittedBackend:
         return cls(backend, problem, examples, state, run, seconds, fit.megabytes, run.megabytes)
 
     def row(self, truth: Truth, calibration: Calibration) -> Row:
-        """Scores at one damping, and how good they are."""
+        """Score at one damping, and compare with the exact scores."""
         costs = Row(self.backend, truth.relative, self.fit_seconds, self.fit_megabytes, megabytes=self.megabytes)
         try:
             damping = self.backend.resolve(self.state, Damping(absolute=truth.damping))
-            found = [_time(self.run, self.problem, self.state, batch, damping) for batch in self.examples.batches]
+            results = [_time(self.run, self.problem, self.state, batch, damping) for batch in self.examples.batches]
             scores, loss, residual = (
-                np.concatenate([np.asarray(part[i], np.float64) for part, _ in found])[self.examples.valid]
+                np.concatenate([np.asarray(part[i], np.float64) for part, _ in results])[self.examples.valid]
                 for i in range(3)
             )
-            seconds = 1000 * sum(taken for _, taken in found) / len(self.examples.valid)
+            seconds = 1000 * sum(taken for _, taken in results) / len(self.examples.valid)
             left = float(np.median(residual))
             costs = costs._replace(seconds_per_thousand=seconds, residual=left, scores=scores, reason=_reason(left))
             return costs._replace(deviation=deviation(scores, truth.lower, truth.upper, loss, calibration))
@@ -165,42 +182,45 @@ class _FittedBackend:
 def _score(
     backend: Backend, examples: Examples, problem: Problem, state: PyTree, batch: Batch, damping: Array
 ) -> tuple[Array, Array, Array]:
-    """Score, alignment loss and residual of every example of a batch."""
+    """Return score, alignment loss and residual of every example of a batch."""
     scoring = examples.scoring
-    found = measure(examples.measurement, problem.params, problem.frozen, assign_keys(batch, scoring), scoring.draws)
-    form = backend.draw_gram(state, found.gradients, damping)
-    return estimate(form.values, scoring.estimand).score, jnp.mean(found.values, axis=0), form.residual
+    measurements = measure(
+        examples.measurement, problem.params, problem.frozen, assign_keys(batch, scoring), scoring.draws
+    )
+    form = backend.draw_gram(state, measurements.gradients, damping)
+    return estimate(form.values, scoring.estimand).score, jnp.mean(measurements.values, axis=0), form.residual
 
 
 def _reason(residual: float) -> str:
+    """Say that a solve has not converged; empty if it has."""
     return f"unconverged: relative residual {residual:.2g}" if not residual <= UNCONVERGED else ""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Compiled:
-    """A function compiled for arguments of one shape, and the memory that it says it takes.
+    """A function compiled for arguments of one shape, and the memory that it reports.
 
-    It is compiled on leaves: a tree of what stands for arrays while compiling is none of the trees that types describe.
+    It is compiled on leaves: while it compiles, the trees of arguments hold tracers, which their declared types forbid.
     """
 
     executable: Any
 
     @classmethod
     def of(cls, function: Callable[..., Any], *arguments: Any) -> "_Compiled":
-        """Compile for arguments like these."""
+        """Compile for arguments of the shapes of these."""
         leaves, structure = jax.tree.flatten(arguments)
         run = jax.jit(lambda leaves: function(*jax.tree.unflatten(structure, leaves)))
         return cls(run.lower(leaves).compile())
 
     def __call__(self, *arguments: Any) -> Any:
-        """Run."""
+        """Run the program."""
         return self.executable(jax.tree.leaves(arguments))
 
     def check_fits(self, backend: Backend) -> None:
-        """Refuse to run what takes more memory than a device has.
+        """Refuse to run a program that takes more memory than a device has.
 
         Raises:
-            InfluenceError: It does.
+            InfluenceError: It takes more.
         """
         there, platform = available_memory()
         if self.megabytes * 1e6 > there:
@@ -211,26 +231,33 @@ class _Compiled:
 
     @property
     def megabytes(self) -> float:
-        """Temporary and output memory; NaN where the platform does not say."""
+        """Return temporary and output memory.
+
+        It is NaN if the platform does not report it.
+        """
         used = self.executable.memory_analysis()
         return float("nan") if used is None else (used.temp_size_in_bytes + used.output_size_in_bytes) / 1e6
 
 
 def _time(run: _Compiled, *arguments: Any) -> tuple[Any, float]:
+    """Run a program, and return its result and the seconds."""
     begun = time.perf_counter()
-    found = jax.block_until_ready(run(*arguments))
-    return found, time.perf_counter() - begun
+    result = jax.block_until_ready(run(*arguments))
+    return result, time.perf_counter() - begun
 
 
 def baselines(problem: Problem, examples: Examples) -> dict[str, Float[np.ndarray, " examples"]]:
-    """Alignment loss, gradient norm (root mean square over draws) and pixel variance of every example."""
+    """Compute alignment loss, gradient norm and pixel variance of every example.
+
+    The gradient norm is the root mean square over draws.
+    """
 
     @jax.jit
     def run(problem: Problem, batch: Batch) -> tuple[Array, Array, Array]:
         drawn, draws = assign_keys(batch, examples.scoring), examples.scoring.draws
-        found = measure(examples.measurement, problem.params, problem.frozen, drawn, draws)
-        squared = jnp.sum(trees.ravel_batch(found.gradients.full()) ** 2, axis=1).reshape(draws, -1)
-        return jnp.mean(found.values, axis=0), jnp.sqrt(jnp.mean(squared, axis=0)), pixel_variance(batch.image)
+        measurements = measure(examples.measurement, problem.params, problem.frozen, drawn, draws)
+        squared = jnp.sum(trees.ravel_batch(measurements.gradients.full()) ** 2, axis=1).reshape(draws, -1)
+        return jnp.mean(measurements.values, axis=0), jnp.sqrt(jnp.mean(squared, axis=0)), pixel_variance(batch.image)
 
     columns = zip(*(run(problem, batch) for batch in examples.batches), strict=True)
     names = ("alignment loss", "gradient norm", "pixel variance")
@@ -243,36 +270,37 @@ def baselines(problem: Problem, examples: Examples) -> dict[str, Float[np.ndarra
 def rankings(
     problems: Mapping[str, Problem], examples: Examples, damping: Damping = Damping()
 ) -> dict[str, dict[str, float]]:
-    """Spearman's correlation between the exact scores by every curvature and by the baselines.
+    """Compute Spearman's correlation between the exact scores by every curvature, and with the baselines.
 
-    Where `C + λI` is not positive definite, λ is 1.1 times the most negative eigenvalue instead, and the name says so.
+    If `C + λI` is not positive definite, λ is 1.1 times the magnitude of the most negative eigenvalue instead, and the
+    name says so.
 
     Args:
         problems: Curvatures by name, at the same parameters.
-        examples: What is scored, one draw each.
+        examples: The examples, with one draw each.
         damping: λ.
     """
     scores: dict[str, np.ndarray] = {}
     for name, problem in problems.items():
-        said, values = _exact(problem, examples, damping)
-        scores[name + said] = values
+        remark, values = _exact(problem, examples, damping)
+        scores[name + remark] = values
     scores |= baselines(next(iter(problems.values())), examples)
     return {left: {right: spearman(a, b) for right, b in scores.items()} for left, a in scores.items()}
 
 
 def _exact(problem: Problem, examples: Examples, damping: Damping) -> tuple[str, Float[np.ndarray, " examples"]]:
-    """A remark on the damping, and the scores."""
+    """Return a remark on the damping, and the exact scores."""
     backend = Exact()
     state = fit(backend, problem, randomness.root(examples.scoring.seed, Stream.BACKEND))
-    smallest, said = float(backend.smallest_eigenvalue(state)), ""
+    smallest, remark = float(backend.smallest_eigenvalue(state)), ""
     if smallest + float(scalar(damping.resolve(backend.mean_eigenvalue(state)))) <= 0:
-        damping, said = Damping(absolute=-1.1 * smallest), ", λ = 1.1 |least eigenvalue|"
+        damping, remark = Damping(absolute=-1.1 * smallest), ", λ = 1.1 |least eigenvalue|"
     resolved = backend.resolve(state, damping)
 
     @jax.jit
     def run(batch: Batch) -> Array:
         drawn = assign_keys(batch, examples.scoring)
-        found = measure(examples.measurement, problem.params, problem.frozen, drawn, 1)
-        return backend.quadratic_form(state, found.gradients, resolved)
+        measurements = measure(examples.measurement, problem.params, problem.frozen, drawn, 1)
+        return backend.quadratic_form(state, measurements.gradients, resolved)
 
-    return said, np.concatenate([np.asarray(run(batch)) for batch in examples.batches])[examples.valid]
+    return remark, np.concatenate([np.asarray(run(batch)) for batch in examples.batches])[examples.valid]

@@ -1,4 +1,4 @@
-"""Exact scores: from the dense matrix, from function space, or from certificates."""
+"""Compute exact scores from the dense matrix, from function space, or from certificates."""
 
 import functools
 import math
@@ -30,11 +30,11 @@ _CHUNK = 1 << 15
 
 
 class FunctionSpace(NamedTuple):
-    """`C = AᵀA` by the eigenvectors of `AAᵀ`, and gradients g in them.
+    """The eigenvectors of `AAᵀ`, with `C = AᵀA`, and gradients g in them.
 
     Attributes:
-        eigenvalues: μ of `AAᵀ`, which are those of C that are not zero.
-        coordinates: `Vᵀ A g` of every gradient, V the eigenvectors of `AAᵀ`.
+        eigenvalues: μ of `AAᵀ`, which are the eigenvalues of C that are not zero.
+        coordinates: `Vᵀ A g` of every gradient, with V the eigenvectors of `AAᵀ`.
         squared_norms: ‖g‖².
         size: Number of parameters.
     """
@@ -46,40 +46,44 @@ class FunctionSpace(NamedTuple):
 
     @property
     def mean_eigenvalue(self) -> float:
-        """tr(C)/P."""
+        """Return tr(C)/P."""
         return float(self.eigenvalues.sum()) / self.size
 
     def forms(self, damping: float) -> Float[np.ndarray, " n"]:
-        """`gᵀ(C + λI)⁻¹g = (‖g‖² − (Ag)ᵀ(AAᵀ + λI)⁻¹Ag) / λ` of every gradient (Woodbury)."""
+        """Return `gᵀ(C + λI)⁻¹g = (‖g‖² − (Ag)ᵀ(AAᵀ + λI)⁻¹Ag) / λ` of every gradient (Woodbury).
+
+        Args:
+            damping: λ.
+        """
         inside = np.sum(self.coordinates**2 / (self.eigenvalues + damping), axis=1)
         return (self.squared_norms - inside) / damping
 
 
 def count_outer_products(problem: Problem) -> int:
-    """How many outer products C is a sum of.
+    """Return the number of outer products whose sum is C.
 
     Raises:
-        CurvatureError: It is none, or of too many to count on.
+        CurvatureError: C is no sum of outer products of gradients.
     """
     if problem.curvature in ("empirical_fisher", "fisher"):
         return row_count(problem, problem.samples)
     raise CurvatureError(
-        "Exact scores in function space take a curvature that is a sum of outer products of gradients, 'fisher' or "
+        "Exact scores in function space need a curvature that is a sum of outer products of gradients, 'fisher' or "
         f"'empirical_fisher', got curvature={problem.curvature!r}."
     )
 
 
 def function_space(problem: Problem, gradients: Rows, max_rank: int = 4096) -> FunctionSpace:
-    """Take C apart in function space, with the gradients whose forms are wanted.
+    """Decompose C in function space, with the gradients whose forms are wanted.
 
-    The gradients that C is made of are formed one batch at a time and kept, in the type of the parameters: memory is
-    (rank + n) vectors of their size. Gram matrices are accumulated in float64, so that the forms are exact up to the
-    rounding of those gradients.
+    The gradients that C is made of are computed one batch at a time and kept, in the type of the parameters: memory is
+    (rank + n) vectors of their size. Gram matrices are summed in float64, so the forms are exact up to the rounding of
+    those gradients.
 
     Args:
         problem: C, a sampled or empirical Fisher.
         gradients: The vectors g, as rows.
-        max_rank: Refuse more outer products than this.
+        max_rank: Largest number of outer products.
 
     Raises:
         CurvatureError: C is of another kind.
@@ -99,7 +103,13 @@ def function_space(problem: Problem, gradients: Rows, max_rank: int = 4096) -> F
 
 
 def inner_products(rows: Rows) -> Float[np.ndarray, "n n"]:
-    """The Gram matrix of rows, every product and sum in float64."""
+    """Return the Gram matrix of rows, with every product and sum in float64.
+
+    Example:
+        >>> import numpy as np
+        >>> inner_products(np.asarray([[1, 2], [3, 4]], np.float32)).tolist()
+        [[5.0, 11.0], [11.0, 25.0]]
+    """
     gram = np.zeros((len(rows), len(rows)))
     for begin in range(0, rows.shape[1], _CHUNK):
         part = rows[:, begin : begin + _CHUNK].astype(np.float64)
@@ -108,7 +118,10 @@ def inner_products(rows: Rows) -> Float[np.ndarray, "n n"]:
 
 
 def curvature_rows(problem: Problem) -> Rows:
-    """The rows of A, `C = AᵀA`, in the order of `trees.ravel`; batch by batch, within one draw by draw."""
+    """Return the rows of A, `C = AᵀA`, in the order of `trees.ravel`.
+
+    They are ordered by batch, and within a batch by draw.
+    """
     count = problem.batches.index.shape[0]
     draws = problem.samples if problem.curvature == "fisher" else 1
     parts = [
@@ -121,12 +134,13 @@ def curvature_rows(problem: Problem) -> Rows:
 
 @jax.jit
 def _rows_of(problem: Problem, batch: Batch) -> Float[Array, "n size"]:
-    found = batch_gradients(problem, batch, problem.samples)
-    return materialise(found) if isinstance(found, ExampleGradients) else trees.ravel_batch(found)
+    """Return the gradients of one batch as rows."""
+    gradients = batch_gradients(problem, batch, problem.samples)
+    return materialise(gradients) if isinstance(gradients, ExampleGradients) else trees.ravel_batch(gradients)
 
 
 def materialise(gradients: ExampleGradients) -> Float[Array, "n size"]:
-    """Every gradient as a row, a few at a time."""
+    """Compute every gradient as a row, a few at a time."""
 
     def one(pair: tuple[Array, Array]) -> Float[Array, " size"]:
         images, cotangents = pair
@@ -141,13 +155,13 @@ Kind = Literal["dense", "function_space", "certified"]
 
 
 class Truth(NamedTuple):
-    """What the exact scores of some examples lie between, at one damping.
+    """The exact scores of examples at one damping, or bounds of them.
 
     Attributes:
         relative: λ over the mean eigenvalue.
         damping: λ.
-        lower: A bound from below.
-        upper: A bound from above; equal to it where the score is exact up to rounding.
+        lower: A lower bound.
+        upper: An upper bound; equal to the lower one if the score is exact up to rounding.
     """
 
     relative: float
@@ -157,6 +171,8 @@ class Truth(NamedTuple):
 
 
 class _Task(NamedTuple):
+    """The arguments of `exact_scores` that every kind reads."""
+
     problem: Problem
     measurement: Objective
     batches: Sequence[Batch]
@@ -175,11 +191,11 @@ def exact_scores(
     scoring: Scoring,
     settings: Audit = Audit(),
 ) -> list[Truth]:
-    """The scores of given examples at several dampings.
+    """Compute the scores of examples at several dampings, exactly or between bounds.
 
     Args:
-        kind: `dense` takes the matrix of all parameters apart; `function_space` the Gram matrix of the outer products
-            that a Fisher is made of; `certified` bounds every score by Lanczos quadrature, at any size.
+        kind: `dense` decomposes the matrix of all parameters; `function_space` the Gram matrix of the outer products
+            whose sum is a Fisher; `certified` bounds every score by Lanczos quadrature, at any size.
         problem: C.
         measurement: What is scored.
         batches: The examples, in batches of one shape.
@@ -189,22 +205,23 @@ def exact_scores(
         settings: How narrow certificates are.
 
     Raises:
-        InfluenceError: The problem is too large, or of another curvature, for that kind.
+        InfluenceError: The problem is too large for that kind, or has another curvature.
     """
     of = {"dense": _dense, "function_space": _function_space, "certified": _certify}[kind]
-    found = of(_Task(problem, measurement, batches, relative, scoring, settings))
-    return [each._replace(lower=each.lower[valid], upper=each.upper[valid]) for each in found]
+    truths = of(_Task(problem, measurement, batches, relative, scoring, settings))
+    return [each._replace(lower=each.lower[valid], upper=each.upper[valid]) for each in truths]
 
 
-def _dense(given: _Task) -> list[Truth]:
-    problem, measurement, batches, relative, scoring, _ = given
+def _dense(task: _Task) -> list[Truth]:
+    """Compute the scores from the eigendecomposition of the dense matrix."""
+    problem, measurement, batches, relative, scoring, _ = task
     backend = Exact()
     state = fit(backend, problem, randomness.root(scoring.seed, Stream.BACKEND))
     every = []
     for share in relative:
         damping = scalar(backend.resolve(state, Damping(share)))
-        found = [_dense_scores(measurement, scoring, state, problem, batch, damping) for batch in batches]
-        scores = np.concatenate([np.asarray(each, np.float64) for each in found])
+        parts = [_dense_scores(measurement, scoring, state, problem, batch, damping) for batch in batches]
+        scores = np.concatenate([np.asarray(each, np.float64) for each in parts])
         every.append(Truth(share, float(damping), scores, scores))
     return every
 
@@ -213,14 +230,18 @@ def _dense(given: _Task) -> list[Truth]:
 def _dense_scores(
     measurement: Objective, scoring: Scoring, state: ExactState, problem: Problem, batch: Batch, damping: Array
 ) -> Array:
-    found = measure(measurement, problem.params, problem.frozen, assign_keys(batch, scoring), scoring.draws)
-    return estimate(Exact().draw_gram(state, found.gradients, damping).values, scoring.estimand).score
+    """Score one batch by the dense matrix."""
+    measurements = measure(measurement, problem.params, problem.frozen, assign_keys(batch, scoring), scoring.draws)
+    return estimate(Exact().draw_gram(state, measurements.gradients, damping).values, scoring.estimand).score
 
 
-def _function_space(given: _Task) -> list[Truth]:
-    problem, measurement, batches, relative, scoring, _ = given
+def _function_space(task: _Task) -> list[Truth]:
+    """Compute the scores in function space."""
+    problem, measurement, batches, relative, scoring, _ = task
     if scoring.estimand != "mean_of_scores":
-        raise InfluenceError(f"Exact scores in function space are a mean_of_scores, got estimand={scoring.estimand!r}.")
+        raise InfluenceError(
+            f"Exact scores in function space need the estimand mean_of_scores, got estimand={scoring.estimand!r}."
+        )
     count_outer_products(problem)
     rows = [np.asarray(_gradients(measurement, scoring, problem, batch)) for batch in batches]
     space = function_space(problem, np.concatenate(rows))
@@ -235,22 +256,24 @@ def _function_space(given: _Task) -> list[Truth]:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _gradients(measurement: Objective, scoring: Scoring, problem: Problem, batch: Batch) -> Float[Array, "n size"]:
-    found = measure(measurement, problem.params, problem.frozen, assign_keys(batch, scoring), scoring.draws)
-    return materialise(found.gradients)
+    """Return the gradients of all draws of a batch as rows."""
+    measurements = measure(measurement, problem.params, problem.frozen, assign_keys(batch, scoring), scoring.draws)
+    return materialise(measurements.gradients)
 
 
-def _certify(given: _Task) -> list[Truth]:
-    problem, measurement, batches, relative, scoring, settings = given
+def _certify(task: _Task) -> list[Truth]:
+    """Bound the scores by certificates."""
+    problem, measurement, batches, relative, scoring, settings = task
     run = jax.jit(certify, static_argnums=(1, 5, 6))
     every, shared = [], prepare_shared(problem, settings)
     rounding = randomness.root(settings.seed, Stream.ROUNDING)
     for share in relative:
         damping = absolute_damping(problem, Damping(share), settings)
-        found = [
+        parts = [
             run(problem, measurement, batch, damping, rounding, scoring, settings.program, shared) for batch in batches
         ]
         lower, upper = (
-            np.concatenate([np.asarray(getattr(part, side), np.float64) for part in found])
+            np.concatenate([np.asarray(getattr(part, side), np.float64) for part in parts])
             for side in ("lower", "upper")
         )
         every.append(Truth(share, float(damping), lower, upper))
@@ -258,7 +281,13 @@ def _certify(given: _Task) -> list[Truth]:
 
 
 def choose_kind(problem: Problem, dense: int = 3000, rank: int = 4096) -> Kind:
-    """The cheapest kind that the problem allows."""
+    """Return the cheapest kind of exact scores that the problem allows.
+
+    Args:
+        problem: C.
+        dense: Largest number of parameters of a dense matrix.
+        rank: Largest number of outer products in function space.
+    """
     if trees.size(problem.params) <= dense:
         return "dense"
     if problem.curvature in ("fisher", "empirical_fisher") and count_outer_products(problem) <= rank:

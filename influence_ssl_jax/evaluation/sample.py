@@ -30,7 +30,12 @@ from influence_ssl_jax.scoring.scores import Scoring
 
 
 class CertifiedBatch(NamedTuple):
-    """One certified batch: a table of its examples, and those that could not be read."""
+    """A certified batch.
+
+    Attributes:
+        table: The rows of its examples.
+        skipped: The examples that could not be read.
+    """
 
     table: pa.Table
     skipped: tuple[Skipped, ...]
@@ -43,12 +48,22 @@ PERMUTED, PIECE = 1_000_000, 4096
 def sample(
     settings: Audit, population: int, aside: Int[np.ndarray, " others"] | None = None
 ) -> Int[np.ndarray, " examples"]:
-    """Which examples are audited: drawn without replacement, in the order drawn, so that more begin with fewer.
+    """Draw the examples to audit, without replacement.
+
+    A larger sample begins with a smaller one.
 
     Args:
-        settings: How many.
-        population: How many there are.
-        aside: Examples that are not drawn; none where None.
+        settings: How many, and the seed.
+        population: Number of all examples.
+        aside: Indices that are not drawn; None excludes nothing.
+
+    Returns:
+        Indices in the order drawn.
+
+    Example:
+        >>> few, more = (sample(Audit(examples=count), 100) for count in (3, 5))
+        >>> few.tolist() == more[:3].tolist()
+        True
     """
     generator, drawn = randomness.generator(settings.seed, Stream.AUDITED), np.zeros(0, np.int64)
     others = np.zeros(0, np.int64) if aside is None else aside
@@ -64,10 +79,17 @@ def sample(
 
 
 def absolute_damping(problem: Problem, damping: Damping, settings: Audit, shared: Shared = None) -> Float[Array, ""]:
-    """λ as one number for the whole matrix: the certificates' own, and to give every backend as `Damping(absolute=…)`.
+    """Return λ as one number for the whole matrix, as certificates need it.
 
-    A backend that is block-diagonal takes relative damping block by block, and then has another matrix to invert. From
-    the rows of C it is exact; without them the eigenvalues that it takes are estimated by `settings.probes` products.
+    A block-diagonal backend takes relative damping block by block, and so inverts another matrix: give it this λ as
+    `Damping(absolute=…)` to compare it with certificates. From the rows of C the number is exact; without them the
+    eigenvalues that it needs are estimated from `settings.probes` products.
+
+    Args:
+        problem: Whose curvature.
+        damping: Relative or absolute damping.
+        settings: The number of probes, and the seed.
+        shared: What `prepare_shared` returned, or None.
 
     Raises:
         CurvatureError: The curvature is zero or not finite.
@@ -100,13 +122,23 @@ def certify_examples(
     measurement: Objective | None = None,
     shared: Shared = None,
 ) -> Iterator[CertifiedBatch]:
-    """Certify the examples named by `indices`, a batch at a time, in their order; −1 leaves a row empty.
+    """Certify the examples named by `indices`, a batch at a time, in their order.
 
-    Columns: `index, id, lower, upper, products, reason`. `reason` is empty where the bounds are as narrow as asked for
-    and says otherwise what is the matter; where there is no score, the bounds are NaN. Example by example the draws are
-    those of `scores.stream` with the same `scoring`, whose `damping` and `leave_own_out` are not read: the certificate is
-    of `damping`, one number for the whole matrix, and of the whole curvature set. `shared` is what `shared_by_all`
-    returned, if it has been called before.
+    Columns: `index, id, lower, upper, products, reason`. `reason` is empty if the bounds are as narrow as asked, and
+    says otherwise what is wrong; without a score, the bounds are NaN. The draws of each example are those of
+    `scoring.stream` with the same `scoring`. Its `damping` and `leave_own_out` are ignored: the certificate is for
+    `damping`, one number for the whole matrix, and for the whole curvature set.
+
+    Args:
+        problem: Whose curvature.
+        source: The examples.
+        transform: The transform of an image to the input.
+        indices: Indices of examples; −1 leaves a row of a batch empty.
+        damping: λ.
+        scoring: Draws, their noise and the estimand.
+        settings: How narrow the bounds are.
+        measurement: What is scored; the problem's own objective if None.
+        shared: What `prepare_shared` returned; None computes it.
 
     Raises:
         CurvatureError: The curvature is a Hessian.
@@ -117,8 +149,8 @@ def certify_examples(
     key, noise = scoring.key, randomness.root(settings.seed, Stream.ROUNDING)
     size = min(settings.batch_size, max(1, len(indices)))
     for loaded in batches(source, transform, size, key, indices):
-        found = run(problem, measurement, loaded.batch, damping, noise, scoring, settings.program, shared)
-        yield CertifiedBatch(_table(loaded, found, settings), loaded.skipped)
+        bounds = run(problem, measurement, loaded.batch, damping, noise, scoring, settings.program, shared)
+        yield CertifiedBatch(_table(loaded, bounds, settings), loaded.skipped)
 
 
 def certify_sample(
@@ -130,7 +162,16 @@ def certify_sample(
     settings: Audit = Audit(),
     measurement: Objective | None = None,
 ) -> pa.Table:
-    """Certify a random sample of a source: the columns of `certified`, in the order of `index`.
+    """Certify a random sample of a source: the columns of `certify_examples`, in order of `index`.
+
+    Args:
+        problem: Whose curvature.
+        source: The examples.
+        transform: The transform of an image to the input.
+        damping: λ.
+        scoring: Draws, their noise and the estimand.
+        settings: Size of the sample, and how narrow the bounds are.
+        measurement: What is scored; the problem's own objective if None.
 
     Raises:
         CurvatureError: The curvature is a Hessian.
@@ -150,20 +191,25 @@ def certify_sample(
 def relative_width(lower: Float[np.ndarray, " n"], upper: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """Return (upper − lower) over the mean of their magnitudes.
 
-    Infinite without a bound on either side, zero where both are equal, never negative; NaN without a score.
+    It is infinite without a bound on either side, zero if both are equal, never negative, and NaN without a score.
+
+    Example:
+        >>> import numpy as np
+        >>> relative_width(np.asarray([0.9, 2.0]), np.asarray([1.1, np.inf])).round(3).tolist()
+        [0.2, inf]
     """
     with np.errstate(invalid="ignore", divide="ignore"):
-        found = (upper - lower) / ((np.abs(upper) + np.abs(lower)) / 2)
+        width = (upper - lower) / ((np.abs(upper) + np.abs(lower)) / 2)
     endless = np.isinf(upper) | np.isinf(lower)
-    return np.where(endless, np.inf, np.where(upper == lower, 0.0, found))
+    return np.where(endless, np.inf, np.where(upper == lower, 0.0, width))
 
 
-def _table(loaded: LoadedBatch, found: ScoreBounds, settings: Audit) -> pa.Table:
-    """The valid rows of a certified batch."""
+def _table(loaded: LoadedBatch, bounds: ScoreBounds, settings: Audit) -> pa.Table:
+    """Return the valid rows of a certified batch."""
     valid = loaded.valid
-    lower, upper, degenerate = (np.asarray(side)[valid] for side in found[:3])
+    lower, upper, degenerate = (np.asarray(side)[valid] for side in bounds[:3])
     width = relative_width(lower.astype(np.float64), upper.astype(np.float64))
-    # A width that is met up to rounding of the comparison is met.
+    # A thousandth more is accepted: the iteration compares widths with rounding of its own.
     reasons = [
         _reason(float(w), bool(undefined), settings.width * (1 + 1e-3))
         for w, undefined in zip(width, degenerate, strict=True)
@@ -174,13 +220,17 @@ def _table(loaded: LoadedBatch, found: ScoreBounds, settings: Audit) -> pa.Table
             "id": pa.array([name for name, ok in zip(loaded.ids, valid, strict=True) if ok], pa.string()),
             "lower": lower.astype(np.float64),
             "upper": upper.astype(np.float64),
-            "products": pa.array(np.full(len(lower), int(found.steps), np.int64)),
+            "products": pa.array(np.full(len(lower), int(bounds.steps), np.int64)),
             "reason": pa.array(reasons, pa.string()),
         }
     )
 
 
 def _reason(width: float, undefined: bool, asked: float) -> str:
+    """Say what is wrong with the bounds of an example.
+
+    It is empty if nothing is.
+    """
     if undefined:
         return "zero embedding: the cosine distance is undefined"
     if np.isnan(width):

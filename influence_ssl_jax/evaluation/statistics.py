@@ -1,4 +1,4 @@
-"""How far two scores agree, and how well one finds a known set: rank statistics with bootstrap intervals."""
+"""Measure the agreement of scores, and how well a score finds a set."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,7 +14,7 @@ Members = Bool[np.ndarray, " examples"]
 
 
 class Estimate(NamedTuple):
-    """A statistic with the interval that its sampling leaves open.
+    """A statistic and the interval of its sampling error.
 
     Attributes:
         value: The statistic of the data.
@@ -28,7 +28,10 @@ class Estimate(NamedTuple):
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """Return the mid-rank of every value in its column; there may be no column."""
+    """Return the mid-rank of every value in its column.
+
+    There may be no column.
+    """
     if values.ndim > 1:
         return np.array([_ranks(column) for column in values.T]).reshape(values.T.shape).T
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
@@ -36,19 +39,30 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 
 def spearman(left: Vector, right: Vector) -> float:
-    """Rank correlation: Pearson's correlation of mid-ranks.
+    """Compute the rank correlation: Pearson's correlation of mid-ranks.
 
-    Examples where either value is not finite are left out; NaN where fewer than three remain or one side is constant.
+    Examples are left out if either value is not finite. It is NaN if fewer than three remain or one side is constant.
+
+    Example:
+        >>> import numpy as np
+        >>> round(spearman(np.asarray([1, 2, 3, 4]), np.asarray([1, 4, 9, 16])), 6)
+        1.0
     """
     kept = np.isfinite(left) & np.isfinite(right)
     return _pearson(_ranks(left[kept]), _ranks(right[kept]))
 
 
 def partial_spearman(left: Vector, right: Vector, given: Real[np.ndarray, "examples controls"]) -> float:
-    """Rank correlation that is left once the ranks of `given` are regressed out of both sides.
+    """Compute the rank correlation that remains after `given` is regressed out.
 
-    `corr(r_left − Π r_left, r_right − Π r_right)` with `Π` the least-squares projection on `[1, ranks of given]`. What
-    is not finite or constant counts as in `spearman`; NaN too where `given` explains a side entirely.
+    `corr(r_left − Π r_left, r_right − Π r_right)` with `Π` the least-squares projection on `[1, ranks of given]`.
+    Values that are not finite and constant sides count as in `spearman`; it is also NaN if `given` explains a side
+    entirely.
+
+    Args:
+        left: One score.
+        right: The other score.
+        given: The controls, one column each.
     """
     kept = np.isfinite(left) & np.isfinite(right) & np.isfinite(given).all(axis=1)
     if kept.sum() < given.shape[1] + 3:
@@ -60,9 +74,14 @@ def partial_spearman(left: Vector, right: Vector, given: Real[np.ndarray, "examp
 
 
 def explained_variance(left: Vector, given: Real[np.ndarray, "examples controls"]) -> float:
-    """Share of the variance of the ranks of `left` that a linear function of the ranks of `given` explains: R².
+    """Compute the share R² of the variance of ranks that other ranks explain.
 
-    What is not finite is left out; NaN where `left` is constant or fewer examples remain than the fit has freedoms.
+    It is the share of the variance of the ranks of `left` that a linear function of the ranks of `given` explains.
+    Examples with a value that is not finite are left out. It is NaN if `left` is constant or too few examples remain.
+
+    Args:
+        left: The score.
+        given: The explaining values, one column each.
     """
     kept = np.isfinite(left) & np.isfinite(given).all(axis=1)
     ranks = _ranks(left[kept])[:, None]
@@ -73,14 +92,17 @@ def explained_variance(left: Vector, given: Real[np.ndarray, "examples controls"
 
 
 def _residuals(sides: np.ndarray, given: np.ndarray) -> np.ndarray:
-    """What is left of each column once `[1, ranks of given]` are regressed out."""
+    """Return what remains of each column after `[1, ranks of given]` are regressed out."""
     controls = _ranks(given)
     controls = np.column_stack([np.ones(len(controls)), controls - controls.mean(axis=0)])
     return sides - controls @ np.linalg.lstsq(controls, sides, rcond=None)[0]
 
 
 def _pearson(left: np.ndarray, right: np.ndarray, scale: np.ndarray | None = None) -> float:
-    """Correlation; NaN where a side varies by no more than rounding relative to `scale`."""
+    """Compute the correlation.
+
+    It is NaN if a side varies by no more than rounding relative to `scale`.
+    """
     if len(left) < 3:
         return float("nan")
     left, right = left - left.mean(), right - right.mean()
@@ -92,9 +114,14 @@ def _pearson(left: np.ndarray, right: np.ndarray, scale: np.ndarray | None = Non
 
 
 def auroc(score: Vector, positive: Members) -> float:
-    """Probability that a positive example scores above a negative one, ties counted half.
+    """Compute the probability that a positive example scores above a negative one.
 
-    Examples whose score is not finite are left out; NaN where positives or negatives are missing.
+    Ties count half. Examples whose score is not finite are left out. It is NaN without positives or without negatives.
+
+    Example:
+        >>> import numpy as np
+        >>> auroc(np.asarray([0.1, 0.4, 0.3]), np.asarray([False, True, False]))
+        1.0
     """
     kept = np.isfinite(score)
     if len(np.unique(positive[kept])) < 2:
@@ -105,9 +132,10 @@ def auroc(score: Vector, positive: Members) -> float:
 
 
 def average_precision(score: Vector, positive: Members) -> float:
-    """Mean precision over the positives as the list is read from the highest score; a random list gives their share.
+    """Compute the mean precision over the positives, reading from the highest score.
 
-    Examples whose score is not finite are left out; NaN where positives are missing.
+    A random order gives about the share of positives. Examples whose score is not finite are left out; it is NaN
+    without positives.
     """
     kept = np.isfinite(score)
     if not positive[kept].any():
@@ -118,7 +146,14 @@ def average_precision(score: Vector, positive: Members) -> float:
 
 
 def top_overlap(left: Vector, right: Vector, k: int) -> float:
-    """Share of the `k` highest of `left` that are among the `k` highest of `right`; ties by position.
+    """Compute the share of the `k` highest that two scores have in common.
+
+    Ties are ordered by position.
+
+    Args:
+        left: One score.
+        right: The other score.
+        k: How many of each.
 
     Raises:
         ValueError: `k` is not between 1 and the number of examples that are finite on both sides.
@@ -131,7 +166,10 @@ def top_overlap(left: Vector, right: Vector, k: int) -> float:
 
 
 def bottom_overlap(left: Vector, right: Vector, k: int) -> float:
-    """Share of the `k` lowest of `left` that are among the `k` lowest of `right`; ties by position."""
+    """Compute the share of the `k` lowest that two scores have in common.
+
+    Ties are ordered by position.
+    """
     return top_overlap(-left.astype(float), -right.astype(float), k)
 
 
@@ -142,9 +180,17 @@ def bootstrap(
     resamples: int = 200,
     level: float = 0.95,
 ) -> Estimate:
-    """Percentile bootstrap over examples: the same examples are drawn from every one of `samples`.
+    """Compute a statistic and its percentile-bootstrap interval over examples.
 
-    Draws on which the statistic is undefined (no positive drawn) are left out.
+    A resample draws the same examples from every one of `samples`. Resamples on which the statistic is undefined (for
+    example without a positive) are left out.
+
+    Args:
+        statistic: A function of the samples.
+        *samples: Arrays with one row for each example.
+        seed: The seed of the resamples.
+        resamples: Number of resamples.
+        level: Coverage of the interval.
     """
     generator = randomness.generator(seed, Stream.BOOTSTRAP)
     size = len(samples[0])
@@ -161,7 +207,19 @@ def bootstrap(
 
 
 def share(members: int, total: int, level: float = 0.95) -> Estimate:
-    """A share with Wilson's score interval, which is sensible at 0 and 1 and in small samples; NaN of nothing."""
+    """Compute a share with Wilson's score interval.
+
+    The interval holds near 0 and 1 and in small samples.
+
+    Args:
+        members: Number of members.
+        total: Number of all; NaN if it is 0.
+        level: Coverage of the interval.
+
+    Example:
+        >>> [round(float(part), 3) for part in share(1, 10)]
+        [0.1, 0.018, 0.404]
+    """
     if total == 0:
         return Estimate(float("nan"), float("nan"), float("nan"))
     from scipy import stats

@@ -1,1 +1,1 @@
-"""Run the steps of the work in a folder: pretrain, import, score, audit and compare; every run can be resumed."""
+"""Pretrain, import, score, audit and compare, each into a folder that can be resumed."""

@@ -1,4 +1,4 @@
-"""Audit a folder of scores: certify a sample, compare with it, and calibrate every score."""
+"""Audit a folder of scores: certify a sample, and calibrate every score."""
 
 import collections
 import contextlib
@@ -80,14 +80,14 @@ class Bounds(NamedTuple):
 
 
 def certify_missing(
-    settings: AuditRun, scored: ScoredFile, made: ScoreRun, prepared: Prepared, progress: Progress
+    settings: AuditRun, scored: ScoredFile, run: ScoreRun, prepared: Prepared, progress: Progress
 ) -> Bounds:
     """Certify the examples of the sample that have no certificate yet, batch by batch.
 
     Args:
         settings: The settings of the audit.
         scored: The finished scores.
-        made: The settings of the scores.
+        run: The settings of the scores.
         prepared: What the scores were made from.
         progress: Called as the work advances.
 
@@ -113,27 +113,28 @@ def certify_missing(
         resumed, recomputed = int(there.sum()), listed - int(there.sum())
         log.event("start", todo=len(chosen) - resumed, total=len(chosen), recomputed=recomputed, command=command())
         refuse_rescored(scored, prepared.source, chosen)
-        averaged, used = draw_problem(made, prepared)
+        averaged, used = draw_problem(run, prepared)
         refuse_rescored(scored, prepared.source, np.array(sorted(used), np.int64), used)
         problem = _cast(averaged, settings.precision)
         shared = _prepare_shared(problem, settings.audit, resumed < len(chosen), progress)
-        damping = _resolve_damping(scored.record["damping"]["resolved"], problem, made, settings, shared)
+        damping = _resolve_damping(scored.record["damping"]["resolved"], problem, run, settings, shared)
         if resumed < len(chosen):
-            _announce(settings, problem, made, len(chosen), resumed, recomputed, progress)
+            _announce(settings, problem, run, len(chosen), resumed, recomputed, progress)
             todo = _unfinished_batches(chosen, there, settings.audit.batch_size)
-            given = (problem, prepared.source, prepared.transform, todo, damping, made.scoring)
+            arguments = (problem, prepared.source, prepared.transform, todo, damping, run.scoring)
             with watched(progress, log, "certifying", Pace(len(chosen), resumed)) as watch:
                 log.beat("certifying", total=len(chosen), done=resumed)
-                for part in certify_examples(*given, settings.audit, prepared.measurement, shared):
+                for part in certify_examples(*arguments, settings.audit, prepared.measurement, shared):
                     _write_part(part, manifest, log, watch)
         log.event("finished", sample=len(chosen), resumed=resumed, recomputed=recomputed)
         return Bounds(_collect(manifest, chosen), float(damping), resumed, recomputed)
 
 
 def _unfinished_batches(chosen: np.ndarray, there: np.ndarray, size: int) -> np.ndarray:
-    """Return the batches of the sample that are not complete, with −1 for examples that have a certificate.
+    """Return the batches of the sample that are not complete.
 
-    Every example keeps its row in its batch, so a damaged certificate is computed again to the same bits.
+    Examples that have a certificate are −1. Every example keeps its row in its batch, so a damaged certificate is
+    computed again to the same bits.
     """
     rows = np.where(there, -1, chosen)
     return np.concatenate([rows[k : k + size] for k in range(0, len(rows), size) if (rows[k : k + size] >= 0).any()])
@@ -150,7 +151,7 @@ def _write_part(part: CertifiedBatch, manifest: Manifest, log: RunLog, watch: Wa
 
 
 def _collect(manifest: Manifest, chosen: np.ndarray) -> pa.Table:
-    """Return the rows of the whole sample, those that could not be read with their reasons."""
+    """Return the rows of the whole sample; unread examples have a reason and no bounds."""
     scored = [manifest.read(part) for part in manifest.parts if part.kind == "scored"]
     skipped = [manifest.read(part) for part in manifest.parts if part.kind == "skipped"]
     if not scored:
@@ -164,14 +165,14 @@ def _collect(manifest: Manifest, chosen: np.ndarray) -> pa.Table:
 
 
 def _announce(
-    settings: AuditRun, problem: Problem, made: ScoreRun, size: int, resumed: int, recomputed: int, progress: Progress
+    settings: AuditRun, problem: Problem, run: ScoreRun, size: int, resumed: int, recomputed: int, progress: Progress
 ) -> None:
     """Report the work to do, in products with C."""
     if recomputed:
         progress(Note(f"{recomputed} certificates were damaged; they are computed again."))
     if resumed:
         progress(Note(f"Continuing: {resumed} of {size} images are certified."))
-    draws, images, parameters = made.scoring.draws, problem.batches.index.size, trees.size(problem.params)
+    draws, images, parameters = run.scoring.draws, problem.batches.index.size, trees.size(problem.params)
     if settings.audit.by == "rows":
         how = f"from the gradients of {images:,} curvature images of {parameters:,} parameters"
     else:
@@ -181,7 +182,10 @@ def _announce(
 
 
 def _identity(settings: AuditRun, scored: ScoredFile) -> Plain:
-    """Return everything that a certificate depends on; the size of the sample is not among it."""
+    """Return everything that a certificate depends on.
+
+    The size of the sample is not among it.
+    """
     return {
         "scores": scored.record["fingerprint"],
         "audit": {name: value for name, value in describe(settings.audit).items() if name != "examples"},
@@ -192,7 +196,10 @@ def _identity(settings: AuditRun, scored: ScoredFile) -> Plain:
 
 
 def _cast(problem: Problem, precision: str) -> Problem:
-    """Convert the parameters to the precision of the audit; views and their noise stay the same."""
+    """Convert the parameters to the precision of the audit.
+
+    Views and their noise stay the same.
+    """
     if precision == "float32":
         return problem
     params, frozen = trees.astype((problem.params, problem.frozen), jnp.float64)
@@ -200,7 +207,10 @@ def _cast(problem: Problem, precision: str) -> Problem:
 
 
 def _prepare_shared(problem: Problem, settings: Audit, certifies: bool, progress: Progress) -> Shared:
-    """Compute what the certificates share, if there are any to make; rows of C give λ too."""
+    """Compute what the certificates share, if there are any to make.
+
+    Rows of C give λ too.
+    """
     if settings.by == "rows":
         name = "gradients of the curvature set"
     elif certifies and settings.subspace:
@@ -212,11 +222,15 @@ def _prepare_shared(problem: Problem, settings: Audit, certifies: bool, progress
 
 
 def _resolve_damping(
-    resolved: Plain, problem: Problem, made: ScoreRun, settings: AuditRun, shared: Shared
+    resolved: Plain, problem: Problem, run: ScoreRun, settings: AuditRun, shared: Shared
 ) -> Float[Array, ""]:
-    """Return λ as one number: the backend's own, or relative to the mean eigenvalue of the whole matrix."""
+    """Return λ as one number.
+
+    It is the backend's own, or relative to the mean eigenvalue of the whole matrix if the backend's differs between
+    blocks.
+    """
     if isinstance(resolved, dict):
-        return absolute_damping(problem, made.scoring.damping, settings.audit, shared)
+        return absolute_damping(problem, run.scoring.damping, settings.audit, shared)
     return jnp.asarray(resolved, jax.tree.leaves(problem.params)[0].dtype)
 
 
@@ -231,7 +245,9 @@ def audit(
     encoder: Encoder | None = None,
     source: Source | None = None,
 ) -> dict[str, Plain]:
-    """Certify a sample, compare the score and the baselines with it, and calibrate every score.
+    """Certify a sample, compare the scores with it, and calibrate them.
+
+    The baselines are compared too.
 
     Args:
         settings: The settings of the audit.
@@ -247,12 +263,12 @@ def audit(
         InfluenceError: The images have changed since they were scored, or none of them can be certified.
     """
     scored = ScoredFile.open(settings.folder)
-    made = restore_settings(scored.record, encoder, source)
-    prepared = prepare(made, progress)
-    refuse_differences(scored, identity(made, prepared.encoder, prepared.transform, prepared.source))
+    run = restore_settings(scored.record, encoder, source)
+    prepared = prepare(run, progress)
+    refuse_differences(scored, identity(run, prepared.encoder, prepared.transform, prepared.source))
     (settings.folder / WORK).mkdir(exist_ok=True)
     with lock(settings.folder / WORK):
-        return _audit(settings, scored, made, prepared, progress)
+        return _audit(settings, scored, run, prepared, progress)
 
 
 def refuse_differences(scored: ScoredFile, now: Plain) -> None:
@@ -279,22 +295,22 @@ def refuse_differences(scored: ScoredFile, now: Plain) -> None:
 
 
 def _audit(
-    settings: AuditRun, scored: ScoredFile, made: ScoreRun, prepared: Prepared, progress: Progress
+    settings: AuditRun, scored: ScoredFile, run: ScoreRun, prepared: Prepared, progress: Progress
 ) -> dict[str, Plain]:
     """Do the work of `audit` while the folder is locked."""
-    found = certify_missing(settings, scored, made, prepared, progress)
-    compared = compare_with_bounds(scored, found.table, settings.calibration)
-    write_atomically(settings.folder / BOUNDS, to_bytes(found.table))
+    bounds = certify_missing(settings, scored, run, prepared, progress)
+    compared = compare_with_bounds(scored, bounds.table, settings.calibration)
+    write_atomically(settings.folder / BOUNDS, to_bytes(bounds.table))
     record = {
         "configuration": describe(settings),
-        "damping": found.damping,
+        "damping": bounds.damping,
         "damping_by_block": isinstance(scored.record["damping"]["resolved"], dict),
-        "counts": count_outcomes(found),
-        "relative_width": _median_width(found.table),
+        "counts": count_outcomes(bounds),
+        "relative_width": _median_width(bounds.table),
         "deviation": {name: as_json(item) for name, item in compared.items()},
     }
-    beside = bound_every_score(scored, made, prepared, progress)
-    calibrated = calibrate(settings.folder, scored, found.table, beside, settings.calibration, progress)
+    beside = bound_every_score(scored, run, prepared, progress)
+    calibrated = calibrate(settings.folder, scored, bounds.table, beside, settings.calibration, progress)
     files = (SCORES, BOUNDS, *([CALIBRATED] if calibrated else []))
     files_written = {name: file_digest(settings.folder / name) for name in files}
     write_sealed(settings.folder / AUDIT, {**record, FILES: files_written})
@@ -302,29 +318,29 @@ def _audit(
 
 
 def bound_every_score(
-    scored: ScoredFile, made: ScoreRun, prepared: Prepared, progress: Progress
+    scored: ScoredFile, run: ScoreRun, prepared: Prepared, progress: Progress
 ) -> Iterator[pa.Table] | None:
     """Compute the Galerkin interval of every example, if one shared Krylov subspace gave the scores; else return None."""
-    if not isinstance(made.backend, Arnoldi) or made.scoring.estimand != "mean_of_scores":
+    if not isinstance(run.backend, Arnoldi) or run.scoring.estimand != "mean_of_scores":
         return None
-    return _bound_in_order(scored, made, made.backend, prepared, progress)
+    return _bound_in_order(scored, run, run.backend, prepared, progress)
 
 
 def _bound_in_order(
-    scored: ScoredFile, made: ScoreRun, backend: Arnoldi, prepared: Prepared, progress: Progress
+    scored: ScoredFile, run: ScoreRun, backend: Arnoldi, prepared: Prepared, progress: Progress
 ) -> Iterator[pa.Table]:
     """Yield the intervals batch by batch, in order of index, after the images are compared with those that were scored."""
     resolved = scored.record["damping"]["resolved"]
-    problem = draw_problem(made, prepared)[0]
+    problem = draw_problem(run, prepared)[0]
     start = 0
     for table in scored.batches(image_columns(scored)):
         refuse_changed_rows(table, prepared.source, np.arange(start, start + table.num_rows), None)
         start += table.num_rows
     with stage(progress, "Galerkin intervals of every image"):
-        state = fit_checked(problem, backend, made.scoring.seed)
+        state = fit_checked(problem, backend, run.scoring.seed)
         damping = jnp.asarray(resolved, jax.tree.leaves(problem.params)[0].dtype)
-        given = (prepared.source, prepared.transform, damping, made.scoring, prepared.measurement)
-        yield from bound_by_galerkin(problem, state, *given)
+        arguments = (prepared.source, prepared.transform, damping, run.scoring, prepared.measurement)
+        yield from bound_by_galerkin(problem, state, *arguments)
 
 
 def compare_with_bounds(scored: ScoredFile, table: pa.Table, calibration: Calibration) -> dict[str, Deviation]:
@@ -342,8 +358,8 @@ def compare_with_bounds(scored: ScoredFile, table: pa.Table, calibration: Calibr
     audited = scored.taken(rows)
     sampled = ScoredRun(scored.folder, audited, scored.record)
     known = ~np.isnan(resolved_scores(audited, scored.record))
-    given = lower[known], upper[known], sampled.numbers("alignment_loss")[known], calibration
-    return {name: deviation(sampled.numbers(name)[known], *given) for name in ("score", *sampled.baselines)}
+    arguments = lower[known], upper[known], sampled.numbers("alignment_loss")[known], calibration
+    return {name: deviation(sampled.numbers(name)[known], *arguments) for name in ("score", *sampled.baselines)}
 
 
 def resolved_scores(rows: pa.Table, record: dict[str, Any]) -> Float[np.ndarray, " rows"]:
@@ -375,17 +391,17 @@ def find_left_out(scored: ScoredFile) -> Int[np.ndarray, " members"]:
     return np.concatenate([table["index"].to_numpy() for table in tables])
 
 
-def count_outcomes(found: Bounds) -> dict[str, Plain]:
+def count_outcomes(bounds: Bounds) -> dict[str, Plain]:
     """Count the outcomes of the sample, and their reasons."""
-    reasons = [reason or "" for reason in found.table["reason"].to_pylist()]
-    lower = found.table["lower"].to_numpy()
+    reasons = [reason or "" for reason in bounds.table["reason"].to_pylist()]
+    lower = bounds.table["lower"].to_numpy()
     kinds = collections.Counter(reason.partition(":")[0] for reason in reasons if reason)
     return {
-        "sample": found.table.num_rows,
+        "sample": bounds.table.num_rows,
         "certified": int(np.isfinite(lower).sum()),
         "narrow": reasons.count(""),
-        "resumed": found.resumed,
-        "recomputed": found.recomputed,
+        "resumed": bounds.resumed,
+        "recomputed": bounds.recomputed,
         "reasons": dict(kinds.most_common()),
     }
 
@@ -467,7 +483,7 @@ class Ahead:
 
 
 def _add_intervals(rows: pa.Table, every: Calibrated, beside: pa.Table | None) -> pa.Table:
-    """Add the calibrated scores, and Galerkin intervals if there are any, to `index, id` of some rows."""
+    """Add calibrated scores to `index, id` of some rows, and Galerkin intervals if there are any."""
     for name, values in (("score", every.score), ("score_lo", every.low), ("score_hi", every.high)):
         rows = rows.append_column(name, pa.array(values))
     if beside is None:
@@ -480,12 +496,18 @@ def _add_intervals(rows: pa.Table, every: Calibrated, beside: pa.Table | None) -
 
 
 def _columns(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the columns index, lower and upper; the index is the row of the example in the run."""
+    """Return the columns index, lower and upper.
+
+    The index is the row of the example in the run.
+    """
     return tuple(table[name].to_numpy() for name in ("index", "lower", "upper"))
 
 
 def _median_width(table: pa.Table) -> Plain:
-    """Return the median relative width of the bounds; null if there are none."""
+    """Return the median relative width of the bounds.
+
+    It is null if there are none.
+    """
     width = relative_width(table["lower"].to_numpy(), table["upper"].to_numpy())
     known = width[~np.isnan(width)]
     return as_json(float(np.median(known))) if len(known) else None

@@ -1,4 +1,4 @@
-"""Compare images with those that a run has scored, and refuse to mix two versions of them."""
+"""Compare images with those that a run has scored."""
 
 import dataclasses
 import hashlib
@@ -38,7 +38,7 @@ def forget_changed(settings: ScoreRun, source: OpenSource, store: ScoreStore, lo
             refuse_changes(
                 changed,
                 "since they were scored",
-                "Put the images back, give --rescore-changed to score these anew, or choose another folder.",
+                "Restore the images, give --rescore-changed to score them again, or choose another folder.",
             )
     if settings.retry_skipped:
         again = np.union1d(again, store.skipped())
@@ -56,16 +56,16 @@ def refuse_two_versions(used: dict[int, bytes], store: ScoreStore) -> None:
     Raises:
         DataError: An image was changed between fitting and scoring.
     """
-    found = []
+    changed = []
     for table in store.contents():
         rows = zip(*(table[name].to_pylist() for name in ("index", "id", CONTENT)), strict=True)
-        found += [
+        changed += [
             Change(index, name, "its bytes are different")
             for index, name, content in rows
             if index in used and content is not None and used[index] != content
         ]
     refuse_changes(
-        found,
+        changed,
         "between fitting the curvature and scoring",
         "The curvature and the scores are of different images. Delete the folder, and score again while nothing writes the "
         "images.",
@@ -82,17 +82,17 @@ def digests_as_text(contents: dict[int, bytes]) -> dict[str, str]:
     return {str(index): content.hex() for index, content in contents.items()}
 
 
-def refuse_other_images(now: dict[str, str], held: dict[str, str]) -> None:
+def refuse_other_images(now: dict[str, str], before: dict[str, str]) -> None:
     """Check that a result is continued with the images that it was begun with.
 
     Args:
         now: `digests_as_text` of what is read now.
-        held: `digests_as_text` of what was read at the beginning.
+        before: `digests_as_text` of what was read at the beginning.
 
     Raises:
         DataError: An image has changed, or only one of the two times it could be read.
     """
-    differing = sorted((index for index in now.keys() | held.keys() if now.get(index) != held.get(index)), key=int)
+    differing = sorted((index for index in now.keys() | before.keys() if now.get(index) != before.get(index)), key=int)
     if differing:
         more = ", …" if len(differing) > SHOWN else ""
         raise DataError(
@@ -139,12 +139,12 @@ def refuse_changed_rows(table: pa.Table, source: OpenSource, rows: np.ndarray, k
     ids = table["id"].to_pylist()
     contents = table[CONTENT].to_pylist() if CONTENT in table.column_names else [None] * len(ids)
     if known is None:
-        found = find_changes(source, rows, ids, contents)
+        changed = find_changes(source, rows, ids, contents)
     else:
         each = zip(rows.tolist(), ids, contents, strict=True)
-        found = [Change(row, name, "its bytes are different") for row, name, content in each if content != known[row]]
+        changed = [Change(row, name, "its bytes are different") for row, name, content in each if content != known[row]]
     refuse_changes(
-        found, "since they were scored", "Put them back, or score them again (--rescore-changed), then audit."
+        changed, "since they were scored", "Restore them, or score them again (--rescore-changed), then audit."
     )
 
 
@@ -152,20 +152,20 @@ def digest_of_contents(scored: ScoredFile) -> str:
     """Compute one digest of the bytes of all scored images."""
     if CONTENT not in scored.columns:
         return hashlib.sha256(b"-" * scored.rows).hexdigest()
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for table in scored.batches([CONTENT]):
-        found.update(b"".join(content or b"-" for content in table[CONTENT].to_pylist()))
-    return found.hexdigest()
+        digest.update(b"".join(content or b"-" for content in table[CONTENT].to_pylist()))
+    return digest.hexdigest()
 
 
 def _find_changed(source: OpenSource, store: ScoreStore) -> str:
     """Compare this process's part of the images; return the changes as JSON."""
-    found: list[Change] = []
+    changed: list[Change] = []
     for table in store.contents():
         mine: Int[np.ndarray, " part"] = own_part(np.arange(table.num_rows))
         rows = table.take(mine)
-        found += find_changes(source, rows["index"].to_numpy(), rows["id"].to_pylist(), rows[CONTENT].to_pylist())
-    return json.dumps([dataclasses.astuple(change) for change in found])
+        changed += find_changes(source, rows["index"].to_numpy(), rows["id"].to_pylist(), rows[CONTENT].to_pylist())
+    return json.dumps([dataclasses.astuple(change) for change in changed])
 
 
 def _parse(text: str) -> list[Change]:

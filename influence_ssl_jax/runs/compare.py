@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 def compare(settings: CompareRun, progress: Progress = silent) -> dict[str, Plain]:
-    """Compute exact scores, score with every backend that has no result yet, and write table and figures.
+    """Compute exact scores and the missing backends' scores, and write table and figures.
 
     Args:
         settings: Which backends, dampings and images.
@@ -66,11 +66,11 @@ def compare(settings: CompareRun, progress: Progress = silent) -> dict[str, Plai
             if not _is_intact(path):
                 progress(Note(f"{number} of {len(every)}: {label(backend)}"))
                 log.beat(label(backend), done=number - 1, total=len(every))
-                found = [
+                results = [
                     row_as_json(row)
                     for row in compare_backends([backend], problem, examples, known, settings.calibration)
                 ]
-                write_sealed(path, {ROWS: found}, indent=None)
+                write_sealed(path, {ROWS: results}, indent=None)
                 log.event("part", backend=label(backend), done=number, total=len(every))
             rows += read_sealed(path)[ROWS]
         record = _finish(settings, prepared, known, rows)
@@ -89,7 +89,10 @@ def _baseline_rows(
 
 
 def _is_intact(path: Path) -> bool:
-    """Test whether a sealed file is there and undamaged; a damaged one is computed again."""
+    """Test whether a sealed file is there and undamaged.
+
+    A damaged one is computed again.
+    """
     try:
         read_sealed(path)
     except FileNotFoundError:
@@ -101,7 +104,7 @@ def _is_intact(path: Path) -> bool:
 
 
 def _check_images(path: Path, now: dict[str, str]) -> None:
-    """Write which images a comparison reads; if it was begun before, check that they are the same.
+    """Write which images a comparison reads, or check that they are the same as before.
 
     Raises:
         DataError: An image has changed.
@@ -153,14 +156,14 @@ def _load_examples(settings: CompareRun, prepared: Prepared, problem: Problem) -
     """
     chosen, key = sample(settings.audit, len(prepared.source)), settings.scoring.key
     shape, draws = problem.batches.image.shape[2:], settings.scoring.draws
-    held = (prepared.measurement, problem.params, problem.frozen, CG(), problem.params, shape, draws)
-    size = min(settings.scoring.batch_size or estimate_memory(*held).batch_size(*available_memory()), len(chosen))
+    arguments = (prepared.measurement, problem.params, problem.frozen, CG(), problem.params, shape, draws)
+    size = min(settings.scoring.batch_size or estimate_memory(*arguments).batch_size(*available_memory()), len(chosen))
     loaded = list(batches(prepared.source, prepared.transform, size, key, chosen))
     valid = np.concatenate([part.valid for part in loaded])
     index = np.concatenate([np.asarray(part.batch.index) for part in loaded])[valid].tolist()
     contents = [content for part in loaded for content in part.contents if content]
-    found = Examples(prepared.measurement, [part.batch for part in loaded], valid, settings.scoring)
-    return found, dict(zip(index, contents, strict=True))
+    examples = Examples(prepared.measurement, [part.batch for part in loaded], valid, settings.scoring)
+    return examples, dict(zip(index, contents, strict=True))
 
 
 def _exact_scores(settings: CompareRun, problem: Problem, examples: Examples, progress: Progress) -> list[Truth]:
@@ -170,8 +173,8 @@ def _exact_scores(settings: CompareRun, problem: Problem, examples: Examples, pr
         kind = choose_kind(problem) if settings.truth == "auto" else settings.truth
         begun = time.monotonic()
         with stage(progress, f"exact scores of {int(examples.valid.sum())} images: {kind}"):
-            found = exact_scores(kind, problem, *examples[:3], settings.dampings, examples.scoring, settings.audit)
-        lists = [{name: np.asarray(getattr(truth, name)).tolist() for name in Truth._fields} for truth in found]
+            truths = exact_scores(kind, problem, *examples[:3], settings.dampings, examples.scoring, settings.audit)
+        lists = [{name: np.asarray(getattr(truth, name)).tolist() for name in Truth._fields} for truth in truths]
         write_sealed(path, {ROWS: lists}, indent=None)
         progress(Note(f"Exact scores ({kind}): {time.monotonic() - begun:.0f} s"))
     return [

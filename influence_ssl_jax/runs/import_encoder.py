@@ -85,12 +85,12 @@ def import_encoder(settings: ImportRun) -> Imported:
         raise InfluenceError(f"{settings.out} already holds an encoder; choose another folder, or delete it.")
     names = [field.name for field in dataclasses.fields(checkpoints.Choices)]
     choices = checkpoints.Choices(**{name: getattr(settings, name) for name in names})
-    found = checkpoints.read(settings.file, settings.layout, choices)
+    file = checkpoints.read(settings.file, settings.layout, choices)
     notes = {} if settings.notes is None else {"history": _json(settings.notes)}
-    made = {"source": settings.file.name, "command": provenance.command(), **notes}
-    encoder = dataclasses.replace(found.encoder, notes={**made, "unread": dict(found.unread)}).checked()
+    origin = {"source": settings.file.name, "command": provenance.command(), **notes}
+    encoder = dataclasses.replace(file.encoder, notes={**origin, "unread": dict(file.unread)}).checked()
     files = encoder.save(settings.out, settings.storage)
-    return Imported(found.recognised, encoder.sizes()[1], found.unread, files.arrays)
+    return Imported(file.recognised, encoder.sizes()[1], file.unread, files.arrays)
 
 
 def _json(path: Path) -> object:

@@ -1,4 +1,4 @@
-"""Prepare what a run reads: the encoder, the images, the measurement, and the matrix that is inverted."""
+"""Prepare what a run reads: encoder, images, measurement and matrix."""
 
 import dataclasses
 from collections.abc import Callable
@@ -87,32 +87,35 @@ def refuse_other_classes(trained: Plain, here: tuple[str, ...] | None) -> None:
     if trained != now:
         raise DataError(
             f"The network was trained on the classes {trained or 'that its data numbered'} and these images have "
-            f"{now or 'classes that are numbers'}: the same number would mean another class. Take the table of the "
+            f"{now or 'classes that are numbers'}: the same number would mean another class. Use the class table of the "
             "training, or --curvature.objective measurement, which reads no labels."
         )
 
 
 def draw_problem(
-    settings: ScoreRun | CompareRun, given: Prepared, part: Callable[[int], range] | None = None
+    settings: ScoreRun | CompareRun, prepared: Prepared, part: Callable[[int], range] | None = None
 ) -> tuple[Problem, dict[int, bytes]]:
     """Draw the images of the curvature set, and return the matrix over them.
 
     Args:
         settings: The settings of the run.
-        given: What the run reads.
+        prepared: What the run reads.
         part: Chooses the batches of this process by their number; all batches if None.
 
     Returns:
         The problem, and the digests of the images that its matrix is averaged over, by index.
     """
     chosen, seed = settings.curvature, settings.scoring.seed
-    found = draw_curvature_set(given.source, given.transform, chosen.examples, chosen.batch_size, seed, part)
-    problem = form_problem(given.encoder, settings.output, given.measurement, chosen, found.batches)
-    return problem, found.contents
+    sample = draw_curvature_set(prepared.source, prepared.transform, chosen.examples, chosen.batch_size, seed, part)
+    problem = form_problem(prepared.encoder, settings.output, prepared.measurement, chosen, sample.batches)
+    return problem, sample.contents
 
 
 def describe_encoder(encoder: Encoder, transform: ToInput) -> dict[str, Plain]:
-    """What of an encoder a result depends on: arrays, network, which parameters count, and input, but no name."""
+    """Describe the arrays, the network, the trainable parameters and the input of an encoder.
+
+    A result depends on these, and not on the name of the encoder.
+    """
     described = encoder.describe()
     return {
         "encoder": encoder.digest(),
@@ -122,7 +125,9 @@ def describe_encoder(encoder: Encoder, transform: ToInput) -> dict[str, Plain]:
 
 
 def load_encoder(place: Path | Encoder) -> Encoder:
-    """Load the encoder at a place; an encoder is returned as it is.
+    """Load the encoder at a place.
+
+    An encoder is returned as it is.
 
     Args:
         place: The folder of a `pretrain` run or of an imported encoder, or its `.npz`; a file of weights of a known
@@ -154,7 +159,10 @@ def names_function(place: Path) -> bool:
 
 
 def absolute(place: Path) -> Path:
-    """Make a path absolute; the name of a function is returned as it is."""
+    """Make a path absolute.
+
+    The name of a function is returned as it is.
+    """
     return place if names_function(place) else place.absolute()
 
 
@@ -165,7 +173,7 @@ def form_measurement(
     loss: Measurement,
     precision: Precision = "float32",
 ) -> Objective:
-    """Return what is scored: the distance of two views at one output of the network.
+    """Return what is scored: the distance of two views at one output.
 
     Args:
         encoder: The network.

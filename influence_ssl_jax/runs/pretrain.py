@@ -39,14 +39,14 @@ def pretrain(settings: PretrainRun, progress: Progress = silent) -> None:
     alone = jax.process_count() == 1  # several processes read their parts of the set
     images = cache(source, settings.input) if size < CACHED and alone else source
     trained = train(settings.training, images, settings.input, settings.out, probe=settings.probe, progress=progress)
-    made = {
+    description = {
         "input": describe(settings.input),
         "source": describe(settings.source.absolute()),
         "data": source.fingerprint(),
     }
     names = source.class_names()
-    made["classes"] = None if names is None else list(names)
+    description["classes"] = None if names is None else list(names)
     where = {"versions": provenance.versions(), "device": provenance.device()}
-    files = first_only(lambda: save(settings.out / "encoder", trained, **made, **where))
+    files = first_only(lambda: save(settings.out / "encoder", trained, **description, **where))
     if files is not None:
         progress(Written("Encoder", files.arrays))

@@ -22,6 +22,7 @@ from influence_ssl_jax.evaluation.calibration import Calibration
 from influence_ssl_jax.evaluation.certificate import Audit
 from influence_ssl_jax.ihvp import Backend, LoGra
 from influence_ssl_jax.losses import CosineDistance, Measurement
+from influence_ssl_jax.parallel import Distributed, start
 from influence_ssl_jax.progress import Event, Progress, Written, silent
 from influence_ssl_jax.report.render import render
 from influence_ssl_jax.report.scored_run import Extent, ScoredFile
@@ -41,7 +42,7 @@ from influence_ssl_jax.store.files import SUM
 
 @dataclasses.dataclass(frozen=True)
 class AuditResult:
-    """How good the scores of a run are.
+    """The result of an audit: how good the scores of a run are.
 
     Attributes:
         record: What `audit.json` holds: errors, rank correlations and coverage of the score and of each baseline.
@@ -88,7 +89,10 @@ class Run:
 
     @property
     def table(self) -> pa.Table:
-        """Return one row for each image, in order of index: score, errors, baselines, reason, attributes."""
+        """Return one row for each image, in order of index.
+
+        The columns are score, errors, baselines, reason, and attributes of the source.
+        """
         if self.folder is None:
             return pq.read_table(pa.BufferReader(self.files[SCORES]))
         return pq.read_table(self.folder / SCORES)
@@ -107,9 +111,9 @@ class Run:
         precision: Literal["float32", "float64"] = "float32",
         progress: Progress = silent,
     ) -> AuditResult:
-        """Certify a sample of the scores, and calibrate every score by it, as `influence-ssl audit` does.
+        """Certify a sample of the scores, and calibrate every score by it.
 
-        A larger sample later adds to the certificates that are there.
+        It does the same as `influence-ssl audit`. A larger sample later adds to the certificates that are there.
 
         Args:
             audit: How many images, and how narrow.
@@ -152,7 +156,10 @@ class Run:
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Path]:
-        """Yield the folder; or a temporary one with the files in memory, which are read back and deleted."""
+        """Yield the folder, or a temporary one with the files in memory.
+
+        The files of a temporary folder are read back before it is deleted.
+        """
         if self.folder is not None:
             yield self.folder
             return
@@ -229,10 +236,16 @@ def score(
         DataError: The images cannot be read, or have changed since they were scored.
         SkippedError: More images were skipped than allowed.
         IndefiniteError: C + λI is not positive definite.
+        InfluenceError: Several processes score together without a folder.
     """
     source = source_of(images)
     with contextlib.ExitStack() as temporary:
         if out is None:
+            start(Distributed())
+            if jax.process_count() > 1:
+                raise InfluenceError(
+                    f"The {jax.process_count()} processes of this run write into one shared folder, got out=None; name it."
+                )
             folder = Path(temporary.enter_context(tempfile.TemporaryDirectory(prefix="influence-ssl-"))) / "scores"
         else:
             folder = Path(out)
@@ -254,13 +267,13 @@ def score(
         )
         with _full_precision():
             scores.score(settings, progress if out is not None else _without_files(progress))
-        given = encoder if isinstance(encoder, Encoder) else None
+        network = encoder if isinstance(encoder, Encoder) else None
         if out is not None:
-            return Run(folder, given, source)
+            return Run(folder, network, source)
         record = read_record(folder, RUN)
         record["configuration"]["out"] = None  # the folder is deleted
         write_sealed(folder / RUN, record)
-        return Run(None, given, source, {name: (folder / name).read_bytes() for name in (SCORES, RUN)})
+        return Run(None, network, source, {name: (folder / name).read_bytes() for name in (SCORES, RUN)})
 
 
 def _without_files(progress: Progress) -> Progress:
@@ -280,11 +293,14 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 
 def source_of(images: Source | str | Path | np.ndarray | Sequence[np.ndarray]) -> Source:
-    """Return the data source of images: a source itself, a folder of files, or arrays.
+    """Return the data source of images.
 
     Example:
         >>> source_of("faces")
         Folder(only=None, path='faces', table=None, file_column='file', label_column=None, links='skip', encoding='utf-8')
+
+    Args:
+        images: A data source, which is returned as it is; a folder of files; or arrays.
 
     Raises:
         InfluenceError: The images are none of these.

@@ -127,7 +127,7 @@ def fit_scorer(
     log: RunLog,
     progress: Progress,
 ) -> Scorer:
-    """Fit the backend, or load the fit of an earlier run, and prepare to score on this process's devices.
+    """Fit the backend, or load the fit of an earlier run, and make a scorer.
 
     Args:
         settings: The settings of the run.
@@ -137,6 +137,9 @@ def fit_scorer(
         store: The store that keeps the fit.
         log: The log of the run.
         progress: Called at every stage.
+
+    Returns:
+        The scorer, on this process's devices.
 
     Raises:
         StoreError: The folder holds scores of another fit, or processes have different fits.
@@ -222,29 +225,32 @@ def _fits(scorer: Scorer, mesh: Mesh | None) -> bool:
 
 
 def scoring_mesh() -> Mesh | None:
-    """Return the mesh of devices that this process scores on; None if there is one device."""
+    """Return the mesh of devices of this process; None if there is one device."""
     return local_devices() if all_devices().size > 1 else None
 
 
 def _fit_or_load(
     settings: ScoreRun, problem: Problem, divided: SplitProblem | None, store: ScoreStore
 ) -> tuple[PyTree, dict[str, Plain] | None]:
-    """Return the fitted state; and what was decided with it, if an earlier run fitted it."""
+    """Return the fitted state, and the notes of an earlier fit or None."""
     backend, seed, local = settings.backend, settings.scoring.seed, local_devices()
     expected = shapes(problem, backend, seed) if divided is None else divided.shapes(backend, seed)
     check_fit(jax.tree.unflatten(expected.structure, expected.leaves), backend, local.size)
     to_memory = jnp.asarray if divided is None else np.asarray  # of the host: one device need not have room for all
-    held = load_fitted(store.folder, *expected, fingerprint(store.identity), to_memory)
-    if agree_with_first(held is not None):
-        if held is None:
+    loaded = load_fitted(store.folder, *expected, fingerprint(store.identity), to_memory)
+    if agree_with_first(loaded is not None):
+        if loaded is None:
             raise StoreError(f"This process cannot read the fitted curvature in {store.folder}; is the folder shared?")
-        state, notes = held
+        state, notes = loaded
         return (state if divided is None else replicated(state, local)), notes
     return (fit_checked(problem, backend, seed) if divided is None else divided.fit(backend, seed, local)), None
 
 
 def _place_for_scoring(problem: Problem) -> Problem:
-    """Return the problem for scoring: parameters on every device, and one batch for the shape of an image."""
+    """Return the problem for scoring, on every device of this process.
+
+    Of the curvature set it keeps one batch, for the shape of an image.
+    """
     first = jax.tree.map(lambda leaf: leaf[:1], problem.batches)
     if all_devices().size == 1:
         return dataclasses.replace(problem, batches=first)
@@ -287,7 +293,7 @@ def score(settings: ScoreRun, progress: Progress = silent) -> None:
     """
     start(settings.distributed)
     progress = progress if is_first() else silent
-    encoder, transform, measured, source = given = prepare(settings, progress)
+    encoder, transform, measured, source = prepared = prepare(settings, progress)
     rename_attributes(source)  # attributes that no table can hold are refused before any work
     owner = identity(settings, encoder, transform, source)
     with ScoreStore.open(settings.out, owner, len(source)) as store, RunLog(settings.out) as log:
@@ -302,37 +308,37 @@ def score(settings: ScoreRun, progress: Progress = silent) -> None:
         if len(todo) < len(source):
             progress(Note(f"Continuing: {len(source) - len(todo)} of {len(source)} images are done."))
         log.beat("reading the curvature set")
-        problem, used = draw_problem(settings, given, batches_of(all_devices()) if all_devices().size > 1 else None)
+        problem, used = draw_problem(settings, prepared, batches_of(all_devices()) if all_devices().size > 1 else None)
         scorer = fit_scorer(settings, problem, used, measured, store, log, progress)
         inside = sorted({index for text in gather(json.dumps(sorted(used))) for index in json.loads(text)})
-        recorded = {**describe_run(settings, given, scorer), **rank_agreement(settings, given, scorer, progress)}
+        recorded = {**describe_run(settings, prepared, scorer), **rank_agreement(settings, prepared, scorer, progress)}
         spent: defaultdict[str, float] = defaultdict(float)
         scored = stream(scorer, source, transform, own_share(todo, scorer), scoring_mesh(), spent)
         spent["disk"] = write_parts(store, scored, len(source), settings.parts, log, progress)
         recorded["seconds_waiting_for"] = {name: round(seconds, 3) for name, seconds in spent.items()}
         written = sum_over_processes(store.rows())
         barrier("scored")
-        first_only(lambda: finish(settings, given, recorded, used, inside, written, store, log, progress))
+        first_only(lambda: finish(settings, prepared, recorded, used, inside, written, store, log, progress))
     refuse_many_skipped(settings, len(store.skipped()), len(source))
 
 
-def rank_agreement(settings: ScoreRun, given: Prepared, scorer: Scorer, progress: Progress) -> dict[str, Plain]:
+def rank_agreement(settings: ScoreRun, prepared: Prepared, scorer: Scorer, progress: Progress) -> dict[str, Plain]:
     """Compute Spearman's correlation of 16-bit scores with float32 scores of the first images.
 
     It is empty for a run in float32.
     """
     if settings.precision == "float32":
         return {}
-    exact = form_measurement(given.encoder, settings.output, settings.perturbation, settings.measurement)
-    sample = np.arange(min(AGREEMENT, len(given.source)))
+    exact = form_measurement(prepared.encoder, settings.output, settings.perturbation, settings.measurement)
+    sample = np.arange(min(AGREEMENT, len(prepared.source)))
     ranked = []
     for each in (scorer, dataclasses.replace(scorer, measurement=exact)):
-        parts = stream(each, given.source, given.transform, sample, scoring_mesh())
+        parts = stream(each, prepared.source, prepared.transform, sample, scoring_mesh())
         ranked.append(np.concatenate([part.table["score"].to_numpy() for part in parts]))
     fine = np.isfinite(ranked[0]) & np.isfinite(ranked[1])
-    found = spearman(ranked[0][fine], ranked[1][fine])
-    progress(Note(f"bfloat16 against float32: rank correlation {found:.4f} over {fine.sum()} images."))
-    return {"bfloat16": {"rank_correlation": found, "images": int(fine.sum())}}
+    correlation = spearman(ranked[0][fine], ranked[1][fine])
+    progress(Note(f"bfloat16 against float32: rank correlation {correlation:.4f} over {fine.sum()} images."))
+    return {"bfloat16": {"rank_correlation": correlation, "images": int(fine.sum())}}
 
 
 def own_share(todo: Int[np.ndarray, " todo"], scorer: Scorer) -> Int[np.ndarray, " share"]:
@@ -343,7 +349,7 @@ def own_share(todo: Int[np.ndarray, " todo"], scorer: Scorer) -> Int[np.ndarray,
 
 def finish(
     settings: ScoreRun,
-    given: Prepared,
+    prepared: Prepared,
     recorded: dict[str, Plain],
     used: dict[int, bytes],
     inside: list[int],
@@ -352,14 +358,14 @@ def finish(
     log: RunLog,
     progress: Progress,
 ) -> None:
-    """Join the parts of all processes into the table, with the distance to the nearest neighbours.
+    """Join the parts of all processes into the table, and add neighbour distances.
 
     `in_curvature_set` marks the images that the matrix is averaged over. Their own gradient is a part of it, so they
     score lower than they would outside (about 10 % at 32 and 64 images), unless `leave_own_out` removes that part.
 
     Args:
         settings: The settings of the run.
-        given: What the run reads.
+        prepared: What the run reads.
         recorded: Entries of `run.json`.
         used: Digests of this process's curvature set, by index.
         inside: Indices of the whole curvature set.
@@ -388,11 +394,11 @@ def finish(
         progress(
             Note(
                 f"knn_distance is the distance to the nearest of {searched['reference']:,} random images, not of all "
-                f"{searched['images']:,}: it comes out larger, and few duplicates are found by it.",
+                f"{searched['images']:,}: distances are larger, and they find few duplicates.",
                 "caution",
             )
         )
-    attributes, changes = rename_attributes(given.source)
+    attributes, changes = rename_attributes(prepared.source)
     for old, new in changes.items():
         progress(Note(f"the attribute {old!r} is in the table as {new!r}", "caution"))
     log.beat("writing the table")
@@ -400,26 +406,26 @@ def finish(
     def further(index: Int[np.ndarray, " some"]) -> dict[str, Shaped[np.ndarray, " some"]]:
         return {"knn_distance": distances.of(index), IN_CURVATURE_SET: np.isin(index, inside)}
 
-    found = {
+    facts = {
         **recorded,
         **curvature_set_agreement(store),
         "nearest_neighbours": searched,
         "renamed_attributes": changes,
     }
-    table = store.finish(attributes, further, found)
+    table = store.finish(attributes, further, facts)
     if embedded and settings.parts.embeddings == "drop":
         store.drop_embeddings()
     elif embedded:
         distances.delete()
     counts = read_sealed(settings.out / RUN)["counts"]
     log.event("finished", **counts, seconds_waiting_for=recorded["seconds_waiting_for"])
-    said = ", ".join(f"{count} {name}" for name, count in counts.items() if name != "size")
-    progress(Note(f"{counts['size']} images: {said}."))
+    text = ", ".join(f"{count} {name}" for name, count in counts.items() if name != "size")
+    progress(Note(f"{counts['size']} images: {text}."))
     progress(Written("Scores", table))
 
 
 def neighbour_distances(settings: ScoreRun, store: ScoreStore) -> Iterator[Float[np.ndarray, " some"]]:
-    """The distance of every scored image to its nearest neighbours, from the embeddings in the folder."""
+    """Compute the distance of every scored image to its nearest neighbours, a piece at a time."""
     return stream_knn_distance(
         lambda: (embedding_matrix(table[EMBEDDING]) for table in store.windows([EMBEDDING])),
         settings.scoring.neighbours,
@@ -447,7 +453,7 @@ def count_searched(usable: int, neighbours: int) -> dict[str, int]:
 
 
 def curvature_set_agreement(store: ScoreStore) -> dict[str, Plain]:
-    """Compare the rankings by the two halves of the curvature set, and by a half and the whole.
+    """Compare the rankings by the halves and by the whole of the curvature set.
 
     It is empty if the backend gives no scores by halves.
     More than SAMPLE images are compared by a random sample of that size; `images` says how many were.
@@ -517,8 +523,8 @@ def refuse_many_skipped(settings: ScoreRun, skipped: int, size: int) -> None:
     if skipped > settings.most_skipped * size:
         raise SkippedError(
             f"{skipped:,} of {size:,} images could not be used, more than the share of {settings.most_skipped:g} that "
-            "--most-skipped allows; the scores of the others are written, and each reason stands in its row. Repair the "
-            "images and give --retry-skipped, or allow more."
+            "--most-skipped allows; the scores of the others are written, and each row has its reason. Repair the images "
+            "and give --retry-skipped, or allow more."
         )
 
 
@@ -536,7 +542,7 @@ def identity(settings: ScoreRun, encoder: Encoder, transform: ToInput, source: O
 
 
 def describe_placed(settings: ScoreRun) -> dict[str, Plain]:
-    """Describe the settings for `run.json`, with absolute places, so that a later step finds them.
+    """Describe the settings for `run.json`, with absolute places.
 
     An encoder or a data set that was given as an object has no place: null stands for it.
     """
@@ -562,27 +568,29 @@ def restore_settings(
     Raises:
         InfluenceError: The encoder or the images were objects and are not given, or the record is of another version.
     """
-    held = {name: value for name, value in record["configuration"].items() if name != "input"}
-    given = {"encoder": encoder, "source": source}
-    for name, value in given.items():
-        if value is None and held[name] is None:
+    configuration = {name: value for name, value in record["configuration"].items() if name != "input"}
+    objects = {"encoder": encoder, "source": source}
+    for name, value in objects.items():
+        if value is None and configuration[name] is None:
             raise InfluenceError(
                 f"These scores were made in Python from an object ({name}), which no file can name. Give the same {name} to "
-                "influence_ssl_jax.score(…, out=FOLDER) again, which scores nothing anew, and call what it returns."
+                "influence_ssl_jax.score(…, out=FOLDER) again (it scores nothing again), and use the Run that it returns."
             )
-    places = {name: held.pop(name) for name in given}
-    restored = restore({**held, "encoder": places["encoder"] or "", "out": held["out"] or ""}, [ScoreRun])
+    places = {name: configuration.pop(name) for name in objects}
+    restored = restore(
+        {**configuration, "encoder": places["encoder"] or "", "out": configuration["out"] or ""}, [ScoreRun]
+    )
     if places["source"] is not None:
-        given["source"] = source or restore(places["source"], SOURCES)
-    return dataclasses.replace(restored, **{name: value for name, value in given.items() if value is not None})
+        objects["source"] = source or restore(places["source"], SOURCES)
+    return dataclasses.replace(restored, **{name: value for name, value in objects.items() if value is not None})
 
 
-def describe_run(settings: ScoreRun, given: Prepared, scorer: Scorer) -> dict[str, Plain]:
+def describe_run(settings: ScoreRun, prepared: Prepared, scorer: Scorer) -> dict[str, Plain]:
     """Return the entries of `run.json` that say how the scores were made."""
-    trained, every = given.encoder.sizes()
+    trained, every = prepared.encoder.sizes()
     return {
-        "configuration": {**describe_placed(settings), "input": describe(given.transform)},
-        "encoder": {"name": given.encoder.name, "parameters": every, "trained_parameters": trained},
+        "configuration": {**describe_placed(settings), "input": describe(prepared.transform)},
+        "encoder": {"name": prepared.encoder.name, "parameters": every, "trained_parameters": trained},
         "command": provenance.command(),
         "seeds": {"seed": settings.scoring.seed},
         "batch_size": scorer.batch_size,
@@ -593,12 +601,12 @@ def describe_run(settings: ScoreRun, given: Prepared, scorer: Scorer) -> dict[st
 
 
 def describe_damping(scorer: Scorer) -> dict[str, Plain]:
-    """Return λ in numbers, and its relative standard error if it was estimated by random probes."""
-    damping, found = scorer.settings.damping, {"resolved": as_numbers(scorer.damping)}
+    """Return λ in numbers, with its relative standard error if it was estimated."""
+    damping, description = scorer.settings.damping, {"resolved": as_numbers(scorer.damping)}
     error = scorer.backend.mean_error(scorer.state)
     if damping.absolute is not None or damping.of_spectrum or error is None:
-        return found
-    return {**found, "relative_standard_error": float(error)}
+        return description
+    return {**description, "relative_standard_error": float(error)}
 
 
 def as_numbers(damping: Resolved) -> Plain:

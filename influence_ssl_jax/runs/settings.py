@@ -1,4 +1,4 @@
-"""Define the settings of every run: frozen dataclasses that can be written as JSON and read again."""
+"""Define the settings of every run, as dataclasses that JSON can hold."""
 
 import dataclasses
 from collections.abc import Collection

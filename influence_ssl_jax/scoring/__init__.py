@@ -1,18 +1,18 @@
-"""Scores: a problem, a backend and a measurement joined and streamed over a data set.
+"""Score examples by a problem, a backend and a measurement.
 
-`self_influence` reads a data set, for which the extra `data` must be installed; nothing else here needs it.
+`self_influence` reads a data set and needs the extra `data`; nothing else here needs it.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from influence_ssl_jax.errors import require
-from influence_ssl_jax.scoring.estimands import Estimand, Estimate, estimate, reliability
+from influence_ssl_jax.scoring.estimands import Estimand, Estimate, estimate
 from influence_ssl_jax.scoring.scores import Scorer, Scoring
 
 if TYPE_CHECKING:
     from influence_ssl_jax.scoring.stream import self_influence
 
-__all__ = ["Estimand", "Estimate", "Scorer", "Scoring", "estimate", "reliability", "self_influence"]
+__all__ = ["Estimand", "Estimate", "Scorer", "Scoring", "estimate", "self_influence"]
 
 
 def __getattr__(name: str) -> Any:

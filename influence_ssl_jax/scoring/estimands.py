@@ -1,4 +1,4 @@
-"""From the draws of an example to one score and its standard error: three estimands that are easily confused."""
+"""Estimate one score of an example from its draws, with a standard error."""
 
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -10,11 +10,11 @@ Estimand: TypeAlias = Literal["mean_of_scores", "u_statistic", "score_of_mean"]
 
 
 class Estimate(NamedTuple):
-    """A score and how far another set of draws would move it.
+    """A score and its standard error.
 
     Attributes:
         score: The estimate.
-        standard_error: Over the draws; NaN where there are too few to tell.
+        standard_error: Standard error over the draws; NaN if there are too few draws for one.
     """
 
     score: Float[Array, " batch"]
@@ -22,19 +22,29 @@ class Estimate(NamedTuple):
 
 
 def estimate(gram: Float[Array, "batch draws draws"], estimand: Estimand) -> Estimate:
-    """One score per example from `B_kl = g_kᵀ(C + λI)⁻¹g_l` over its K draws.
+    """Return one score for each example from the forms of its K draws, `B_kl = g_kᵀ(C + λI)⁻¹g_l`.
 
-    - `mean_of_scores`: mean of B_kk. Targets `E gᵀA⁻¹g`, the score of one draw, averaged: it includes the spread of the
-      gradient over draws, which under pixel noise is most of it.
-    - `u_statistic`: mean of B_kl over k ≠ l. Unbiased for `(E g)ᵀA⁻¹(E g)`, the score of the expected loss; may be
-      negative. Takes 2 draws, its standard error 3.
-    - `score_of_mean`: mean of all B_kl, the score of the averaged loss; biased upwards from the former by
-      (E gᵀA⁻¹g − (E g)ᵀA⁻¹(E g)) / K.
+    - `mean_of_scores`: the mean of B_kk. It estimates `E gᵀA⁻¹g`, the mean score of one draw. It includes the spread of
+      the gradient over draws, which under pixel noise is most of it.
+    - `u_statistic`: the mean of B_kl over k ≠ l. It estimates `(E g)ᵀA⁻¹(E g)`, the score of the expected loss, without
+      bias, and may be negative. It needs 2 draws, its standard error 3.
+    - `score_of_mean`: the mean of all B_kl, the score of the averaged loss. It exceeds the score of the expected loss
+      by (E gᵀA⁻¹g − (E g)ᵀA⁻¹(E g)) / K in expectation.
 
-    Standard errors: of a mean for the first, by the jackknife over draws for the others.
+    The standard error of the first is that of a mean; those of the others come from the jackknife over draws.
+
+    Args:
+        gram: B_kl of each example.
+        estimand: Which estimate.
 
     Raises:
-        ValueError: A U-statistic of fewer than 2 draws.
+        ValueError: `u_statistic` has fewer than 2 draws.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> gram = jnp.asarray([[[4.0, 1.0], [1.0, 2.0]]])
+        >>> [float(estimate(gram, kind).score[0]) for kind in ("mean_of_scores", "u_statistic", "score_of_mean")]
+        [3.0, 1.0, 2.0]
     """
     draws = gram.shape[1]
     nothing = jnp.full(gram.shape[0], jnp.nan, gram.dtype)
@@ -48,7 +58,7 @@ def estimate(gram: Float[Array, "batch draws draws"], estimand: Estimand) -> Est
         without = total_without / max(draws - 1, 1) ** 2
         return Estimate(total / draws**2, _jackknife(without) if draws > 1 else nothing)
     if draws < 2:
-        raise ValueError(f"A U-statistic pairs different draws: it takes at least 2, got draws={draws}.")
+        raise ValueError(f"A U-statistic pairs different draws: it needs at least 2, got draws={draws}.")
     off_without = total_without - (own[:, None] - diagonal)
     without = off_without / max((draws - 1) * (draws - 2), 1)
     return Estimate((total - own) / (draws * (draws - 1)), _jackknife(without) if draws > 2 else nothing)
@@ -57,14 +67,18 @@ def estimate(gram: Float[Array, "batch draws draws"], estimand: Estimand) -> Est
 def bound_estimate(
     gram: Float[Array, "batch draws draws"], rounding: Float[Array, "batch draws draws"], estimand: Estimand
 ) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
-    """Bounds of the score from bounds of the error of each B_kl: every estimand weighs these with positive numbers.
+    """Return bounds of the score from bounds of the error of each B_kl.
 
-    The sum over the draws is itself rounded, by at most one unit roundoff of the sum of sizes for each of K² numbers.
+    Every estimand averages the B_kl with weights that are not negative, so their error bounds average too. The sum over
+    the draws is itself rounded, by at most one unit roundoff of the sum of sizes for each of K² numbers.
 
     Args:
-        gram: B_kl.
-        rounding: Bounds of the error of each.
-        estimand: What the draws are averaged into.
+        gram: B_kl of each example.
+        rounding: A bound of the error of each B_kl.
+        estimand: Which estimate.
+
+    Returns:
+        Lower and upper bounds; the lower one is not negative, except for a `u_statistic`.
     """
     score, sizes = estimate(gram, estimand).score, estimate(jnp.abs(gram), estimand).score
     spacing = float(jnp.finfo(gram.dtype).eps) * (gram.shape[1] ** 2 + 2)
@@ -74,26 +88,23 @@ def bound_estimate(
 
 
 def curvature_error(left_out: Float[Array, "parts batch draws draws"], estimand: Estimand) -> Float[Array, " batch"]:
-    """The standard error that the choice of the curvature set leaves: a jackknife over its parts.
+    """Return the standard error that the choice of the curvature set leaves.
+
+    It comes from a jackknife over parts of the set.
 
     Args:
         left_out: Every B_kl by the curvature set without each of its parts.
-        estimand: What the draws are averaged into.
+        estimand: Which estimate.
     """
     return _jackknife(estimate_each(left_out, estimand).T)
 
 
 def estimate_each(grams: Float[Array, "sets batch draws draws"], estimand: Estimand) -> Float[Array, "sets batch"]:
-    """The scores by each of several curvature sets."""
+    """Return the scores by each of several curvature sets."""
     return jax.vmap(lambda gram: estimate(gram, estimand).score)(grams)
 
 
-def reliability(between: Float[Array, ""], within: Float[Array, ""], draws: int) -> Float[Array, ""]:
-    """Correlation of two independent K-draw scorings, `V_b / (V_b + V_w / K)` (theory: analysis of variance)."""
-    return between / (between + within / draws)
-
-
 def _jackknife(without: Float[Array, "batch draws"]) -> Float[Array, " batch"]:
-    """√((K−1)/K Σ (θ_{−k} − mean)²)."""
+    """Return the jackknife's standard error `√((K−1)/K Σ (θ_{−k} − mean)²)`."""
     draws = without.shape[1]
     return jnp.sqrt((draws - 1) * jnp.var(without, axis=1))

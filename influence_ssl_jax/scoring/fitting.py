@@ -1,4 +1,4 @@
-"""Fitting a backend, on one device or on all devices of all processes."""
+"""Fit a backend on one device, or on all devices of all processes."""
 
 import dataclasses
 import functools
@@ -23,7 +23,14 @@ Structure: TypeAlias = Any
 
 @functools.partial(jax.jit, static_argnums=0)
 def fit(backend: Backend, problem: Problem, key: Key[Array, ""]) -> PyTree:
-    """Fit a backend in one program, which equal backends and problems of equal shapes share.
+    """Fit a backend in one compiled program.
+
+    Equal backends and problems of equal shapes share the program.
+
+    Args:
+        backend: The backend; it is static.
+        problem: Which matrix is inverted.
+        key: The key of the backend's random numbers.
 
     Raises:
         CurvatureError: The backend cannot represent the problem's curvature.
@@ -32,7 +39,12 @@ def fit(backend: Backend, problem: Problem, key: Key[Array, ""]) -> PyTree:
 
 
 def fit_checked(problem: Problem, backend: Backend, seed: int) -> PyTree:
-    """The backend's state for a problem, on one device.
+    """Fit a backend on one device, after a check of the gradients.
+
+    Args:
+        problem: Which matrix is inverted.
+        backend: The backend.
+        seed: The seed of the backend's random numbers.
 
     Raises:
         CurvatureError: The backend cannot represent the problem's curvature.
@@ -43,11 +55,11 @@ def fit_checked(problem: Problem, backend: Backend, seed: int) -> PyTree:
 
 
 class Shapes(NamedTuple):
-    """What a state is made of.
+    """The shapes of a fitted state.
 
     Attributes:
         leaves: Shape and type of its arrays.
-        structure: What holds them.
+        structure: The tree that holds them.
     """
 
     leaves: list[jax.ShapeDtypeStruct]
@@ -55,7 +67,7 @@ class Shapes(NamedTuple):
 
 
 def shapes(problem: Problem, backend: Backend, seed: int) -> Shapes:
-    """Shapes of what `fit_checked` returns, by tracing alone."""
+    """Return the shapes of what `fit_checked` returns; nothing is computed."""
     structures: list[Structure] = []
 
     def leaves(problem: Problem, key: jax.Array) -> list[jax.Array]:
@@ -71,15 +83,16 @@ class SplitProblem:
 
     Attributes:
         mesh: The devices of all processes.
-        problem: The problem on them; batches of padding (index −1 throughout) fill them up.
+        problem: The problem on them; batches of padding (all indices −1) make the parts equal.
         count: Number of batches without padding.
     """
 
     def __init__(self, problem: Problem, mesh: Mesh) -> None:
-        """Split it.
+        """Split a problem.
 
         Args:
-            problem: As each process has it: `batches` holds its own part, equally many in all (`parallel.batches_of`).
+            problem: The problem of this process: `batches` holds its own part, and all processes have equally many
+                (`parallel.batches_of`).
             mesh: The devices of all processes.
         """
         self.mesh = mesh
@@ -90,13 +103,13 @@ class SplitProblem:
             frozen=replicated(problem.frozen, mesh),
             batches=split(problem.batches, mesh),
         )
-        held = jax.jit(lambda index: jnp.sum(jnp.any(index >= 0, axis=1)))(self.problem.batches.index)
-        self.count = int(held)
+        count = jax.jit(lambda index: jnp.sum(jnp.any(index >= 0, axis=1)))(self.problem.batches.index)
+        self.count = int(count)
         padding = self.problem.batches.index.shape[0] - self.count
         self.problem = dataclasses.replace(self.problem, padding=padding)
 
     def shapes(self, backend: Backend, seed: int) -> Shapes:
-        """Shapes of what `fit_checked` returns."""
+        """Return the shapes of what `fit` returns."""
 
         def whole(leaf: jax.Array) -> jax.Array:
             return jnp.broadcast_to(leaf[:1], (self.count, *leaf.shape[1:]))
@@ -104,7 +117,14 @@ class SplitProblem:
         return shapes(dataclasses.replace(self._mine, batches=jax.tree.map(whole, self._mine.batches)), backend, seed)
 
     def fit(self, backend: Backend, seed: int, local: Mesh) -> PyTree:
-        """The backend's state, fitted by all devices together, whole on each device of this process.
+        """Fit the backend on all devices together.
+
+        The state is whole on each device of this process.
+
+        Args:
+            backend: The backend.
+            seed: The seed of the backend's random numbers.
+            local: The devices of this process.
 
         Raises:
             CurvatureError: The backend cannot represent the problem's curvature.
@@ -118,12 +138,12 @@ class SplitProblem:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _fit_unpadded(backend: Backend, count: int, problem: Problem, key: Key[Array, ""]) -> PyTree:
-    """Fit a backend, and cut the padding off a problem that its state may hold: all but `count` batches."""
+    """Fit a backend, and remove the padding from a problem that its state holds."""
 
     def one(node: PyTree) -> PyTree:
         if not isinstance(node, Problem):
             return node
-        held = jax.tree.map(lambda leaf: leaf[:count], node.batches)
-        return dataclasses.replace(node, batches=held, padding=0)
+        batches = jax.tree.map(lambda leaf: leaf[:count], node.batches)
+        return dataclasses.replace(node, batches=batches, padding=0)
 
     return jax.tree.map(one, backend.fit(problem, key), is_leaf=lambda node: isinstance(node, Problem))

@@ -1,4 +1,4 @@
-"""How much memory scoring takes, known before it runs, and the batch size that fits."""
+"""Compute the memory that scoring takes, and the batch size that fits."""
 
 import math
 import os
@@ -19,33 +19,49 @@ from influence_ssl_jax.problem import Objective
 from influence_ssl_jax.types import Frozen, Params, PyTree
 
 LIVE = 3.0
-"""Times that everything layers read and wrote is in memory together: forward pass, backward pass, and the copies between."""
+"""How often all that layers read and write is in memory: forward pass, backward pass, and copies between them."""
 LARGEST = {"cpu": 64}
-"""Batch sizes beyond which nothing is gained, by platform; 512 elsewhere."""
+"""Batch sizes above which nothing is gained, by platform; 512 on other platforms."""
 
 
 class Memory(NamedTuple):
     """Peak memory of scoring b examples at a time on one device: `fixed + b · per_example` bytes.
 
-    `fixed = |parameters| + |fitted state| + 4 ENTRIES + 4 w_fixed`, the fitted state being rank² numbers and their
-    eigenvectors for each layer of a low-rank backend, and rows × |parameters| numbers of Gram, each device's share of them
-    where several hold them;
-    `per_example = |image| + draws · (views · LIVE · 4 Σ_layers (read + written) + 4 w_draw)`, over the numbers that a layer
-    reads and writes for one view, and the numbers w that a backend's form holds (`Backend.workspace`). w_draw is zero or
-    small for a backend that forms no whole gradients, and some times |parameters| for Exact, CG and their like. Patches
-    exist for a few examples, ENTRIES numbers at most. Gram, which forms gradients layer by layer, adds the 12 ENTRIES
-    bytes of a few examples to what is fixed, and where devices share its rows 16 ENTRIES more for what they send.
+    `fixed = |parameters| + |fitted state| + 4 ENTRIES + 4 w_fixed`. The fitted state of a low-rank backend is rank²
+    numbers and their eigenvectors for each layer; that of Gram is rows × |parameters| numbers, of which each device has
+    its share if several share them.
+    `per_example = |image| + draws · (views · LIVE · 4 Σ_layers (read + written) + 4 w_draw)`, with the numbers that a
+    layer reads and writes for one view, and the numbers w that a backend's form holds (`Backend.workspace`). w_draw is
+    zero or small for a backend that forms no whole gradients, and a small multiple of |parameters| for Exact, CG and
+    similar backends. Patches exist for a few examples, ENTRIES numbers at most. Gram, which forms gradients layer by
+    layer, adds the 12 ENTRIES bytes of a few examples to what is fixed, and 16 ENTRIES more for what devices send to each
+    other if they share its rows.
+
+    Attributes:
+        fixed: Bytes whatever the batch.
+        per_example: Bytes for each example of a batch.
+
+    Example:
+        >>> Memory(fixed=1000, per_example=100).peak(8), Memory(1000, 100).batch_size(4000, "cpu")
+        (1800, 8)
     """
 
     fixed: int
     per_example: int
 
     def peak(self, batch_size: int) -> int:
-        """Bytes for a batch."""
+        """Return the bytes for a batch."""
         return self.fixed + batch_size * self.per_example
 
     def batch_size(self, memory: int, platform: str) -> int:
-        """The largest power of two that fits into half of the memory that is there, at least 1."""
+        """Return the largest power of two whose peak is at most half the memory.
+
+        It is at least 1.
+
+        Args:
+            memory: Bytes of a device.
+            platform: The platform, whose LARGEST is not exceeded.
+        """
         most, size = LARGEST.get(platform, 512), 1
         while 2 * size <= most and 2 * self.peak(2 * size) <= memory:
             size *= 2
@@ -61,7 +77,17 @@ def estimate_memory(
     image_shape: tuple[int, ...],
     draws: int,
 ) -> Memory:
-    """The formula for a measurement and a fitted backend, from shapes alone."""
+    """Compute the formula for a measurement and a fitted backend, from shapes alone.
+
+    Args:
+        measurement: What is scored.
+        params: The parameters.
+        frozen: Frozen state of the network.
+        backend: The backend.
+        state: Its fitted state, or the shapes of it.
+        image_shape: (height, width, channels).
+        draws: Draws of each example.
+    """
     dtype = jax.tree.leaves(params)[0].dtype
     passed = recorded_size(measurement.network, params, frozen, image_shape)
     width = dtype.itemsize
@@ -79,11 +105,11 @@ def check_fit(state: PyTree, backend: Backend, devices: int = 1) -> None:
 
     Args:
         state: Shapes of the state's arrays (`scoring.fitting.shapes`), as one device would hold it.
-        backend: Whose.
-        devices: How many devices of a process share it.
+        backend: The backend.
+        devices: Number of devices of a process that share it.
 
     Raises:
-        InfluenceError: It does not fit.
+        InfluenceError: The state does not fit.
     """
     needed, (memory, platform) = bytes_on_device(state, devices), available_memory()
     if needed > memory:
@@ -96,26 +122,26 @@ def check_fit(state: PyTree, backend: Backend, devices: int = 1) -> None:
 
 
 def available_memory() -> tuple[int, str]:
-    """Bytes of memory that each device of this process may use, and the platform.
+    """Return the bytes that each device of this process may use, and the platform.
 
-    A host's memory is shared by the devices that live in it, bounded by the control group of the process (a container, a
-    job of a scheduler), and what other processes hold is not there.
+    Devices on a host share its memory. It is bounded by the control group of the process (a container, a job of a
+    scheduler), and what other processes hold is subtracted.
     """
     device = jax.local_devices()[0]
-    found = device.memory_stats() or {}
-    if "bytes_limit" in found:
-        return int(found["bytes_limit"]), device.platform
+    statistics = device.memory_stats() or {}
+    if "bytes_limit" in statistics:
+        return int(statistics["bytes_limit"]), device.platform
     return host_memory() // jax.local_device_count(), device.platform
 
 
 def host_memory(root: Path = Path("/")) -> int:
-    """Return the bytes of a Linux host that this process may use, what it holds already included.
+    """Return the bytes of a Linux host that this process may use.
 
-    The smallest of: the host's memory; what is free of it for programs; the limit of every control group, of either
-    version, that the process is in.
+    What the process holds already is included. It is the smallest of: the host's memory; what is free for programs; and
+    the limit of every control group, of either version, that the process is in.
 
     Args:
-        root: Where `proc` and `sys` are.
+        root: The folder that holds `proc` and `sys`.
     """
     bounds = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     own = next(iter(_numbers(root / "proc/self/statm")[1:2]), 0) * os.sysconf("SC_PAGE_SIZE")
@@ -137,7 +163,7 @@ def host_memory(root: Path = Path("/")) -> int:
 
 
 def _lines(file: Path) -> list[str]:
-    """The lines of a file of the kernel's; none where it is not there."""
+    """Read the lines of a file of the kernel; none if the file is absent."""
     try:
         return file.read_text().splitlines()
     except OSError:
@@ -145,12 +171,15 @@ def _lines(file: Path) -> list[str]:
 
 
 def _numbers(file: Path) -> list[int]:
-    """The whole numbers of the first line of a file; a limit of `max` is none."""
+    """Read the whole numbers in the first line of a file.
+
+    A limit of `max` is none.
+    """
     return [int(word) for line in _lines(file)[:1] for word in line.split() if word.isdecimal()]
 
 
 def _sharing(state: PyTree) -> int:
-    """How many devices share the `Sharded` arrays of a state."""
+    """Count the devices that share the `Sharded` arrays of a state."""
     for node in jax.tree.leaves(state, is_leaf=is_sharded):
         if is_sharded(node) and isinstance(node.array, jax.Array):
             return node.array.shape[0] // node.array.sharding.shard_shape(node.array.shape)[0]

@@ -1,4 +1,4 @@
-"""The distance to the nearest embeddings: a baseline, in bounded memory and time whatever the number of examples."""
+"""Measure the distance to the nearest embeddings, a baseline, in bounded memory and time."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -13,10 +13,10 @@ from influence_ssl_jax import randomness
 from influence_ssl_jax.randomness import Stream
 
 Chunks: TypeAlias = Callable[[], Iterable[Float32[np.ndarray, "chunk width"]]]
-"""Embeddings a piece at a time, from the beginning whenever they are asked for."""
+"""A function that returns the embeddings in pieces, from the beginning at each call."""
 
 MAX_REFERENCE, MAX_PAIRS = 50_000, 2_500_000_000
-"""Neighbours are searched among so many examples at most, and so that so many pairs at most are looked at."""
+"""Largest number of examples that neighbours are searched among, and of pairs that are compared."""
 QUERIES = 1024
 """Examples whose similarities to all others are in memory together."""
 
@@ -24,7 +24,18 @@ QUERIES = 1024
 def reference_size(
     usable: int, neighbours: int = 1, max_reference: int = MAX_REFERENCE, max_pairs: int = MAX_PAIRS
 ) -> int:
-    """How many of `usable` embeddings the neighbours of each are searched among."""
+    """Return the number of embeddings that the neighbours of each are searched among.
+
+    Args:
+        usable: Number of embeddings with a direction.
+        neighbours: Neighbours of each.
+        max_reference: Largest number to search among.
+        max_pairs: Largest number of pairs to compare.
+
+    Example:
+        >>> reference_size(10_000), reference_size(1_000_000)
+        (10000, 2500)
+    """
     return min(usable, max_reference, max(max_pairs // max(1, usable), neighbours + 1))
 
 
@@ -34,7 +45,19 @@ def knn_distance(
     seed: int = 0,
     max_reference: int = MAX_REFERENCE,
 ) -> Float[np.ndarray, " examples"]:
-    """`stream_knn_distance` of embeddings in memory."""
+    """Compute `stream_knn_distance` of embeddings in memory.
+
+    Args:
+        embeddings: One row for each example.
+        neighbours: Number of neighbours to average over.
+        seed: The seed of the random subset.
+        max_reference: Size of that subset.
+
+    Example:
+        >>> import numpy as np
+        >>> knn_distance(np.asarray([[1, 0], [2, 0], [0, 1]], np.float32)).tolist()
+        [0.0, 0.0, 1.0]
+    """
     return np.concatenate(list(stream_knn_distance(lambda: [embeddings], neighbours, seed, max_reference)))
 
 
@@ -45,19 +68,19 @@ def stream_knn_distance(
     max_reference: int = MAX_REFERENCE,
     max_pairs: int = MAX_PAIRS,
 ) -> Iterator[Float[np.ndarray, " chunk"]]:
-    """Mean cosine distance `½‖u − u'‖²` to the nearest other embeddings: zero for a duplicate.
+    """Compute the mean cosine distance `½‖u − u'‖²` to the nearest other embeddings.
 
-    Of n examples, beyond R = min(max_reference, max_pairs / n) the neighbours are searched among a random subset of
-    size R (`reference_size`), and distances come out larger. An embedding that is zero or not finite has no direction
-    and gets NaN; it is nobody's neighbour. So does every example where there are too few others. Memory: R embeddings,
-    QUERIES × R similarities, one chunk.
+    It is zero for a duplicate. If there are more than R = min(max_reference, max_pairs / n) of n examples, the
+    neighbours are searched among a random subset of size R (`reference_size`), and distances are larger. An embedding
+    that is zero or not finite has no direction: its distance is NaN, and it is no neighbour of others. Without enough
+    other examples all distances are NaN. Memory: R embeddings, QUERIES × R similarities, and one chunk.
 
     Args:
-        chunks: One row per example, read three times.
-        neighbours: How many to average over.
-        seed: Fixes the random subset.
+        chunks: The embeddings, one row for each example; they are read three times.
+        neighbours: Number of neighbours to average over.
+        seed: The seed of the random subset.
         max_reference: Size of that subset.
-        max_pairs: Bounds n R.
+        max_pairs: A bound of n R.
 
     Returns:
         One array for each chunk, in order.
@@ -74,32 +97,34 @@ def stream_knn_distance(
         for first, _, units in _unit_vectors(chunks)
     ]
     reference = np.concatenate(picked)
-    held = jax.device_put(reference)
+    on_device = jax.device_put(reference)
     for first, directed, units in _unit_vectors(chunks):
-        found, own = np.full(len(directed), np.nan), np.empty(len(units))
+        distances, own = np.full(len(directed), np.nan), np.empty(len(units))
         for start in range(0, len(units), QUERIES):
             rows = slice(start, start + QUERIES)
             asked, padded = units[rows], np.zeros((QUERIES, units.shape[1]), units.dtype)  # one shape, compiled once
             padded[: len(asked)] = asked
-            places = np.asarray(_nearest(padded, held, min(neighbours + 1, len(reference))))[: len(asked)]
+            places = np.asarray(_nearest(padded, on_device, min(neighbours + 1, len(reference))))[: len(asked)]
             itself = chosen[places] == first + start + np.arange(len(asked))[:, None]
             own[rows] = _mean_distance(asked, reference[_others(places, itself)])
-        found[directed] = own
-        yield found
+        distances[directed] = own
+        yield distances
 
 
 def _has_direction(chunk: Float32[np.ndarray, "chunk width"]) -> Bool[np.ndarray, " chunk"]:
+    """Test which embeddings are finite and not zero."""
     norms = _norms(chunk)
     return np.isfinite(norms) & (norms > 0)
 
 
 def _norms(chunk: Float32[np.ndarray, "chunk width"]) -> Float[np.ndarray, " chunk"]:
+    """Return the norm of every embedding."""
     with np.errstate(invalid="ignore", over="ignore"):
         return np.linalg.norm(chunk, axis=1)
 
 
 def _unit_vectors(chunks: Chunks) -> Iterator[tuple[int, Bool[np.ndarray, " chunk"], Float[np.ndarray, "units width"]]]:
-    """How many examples before a chunk have a direction; which of the chunk do; and their unit vectors."""
+    """Yield, for each chunk: the examples with a direction before it, a mask of those in it, and their unit vectors."""
     first = 0
     for chunk in chunks():
         directed = _has_direction(chunk)
@@ -111,7 +136,7 @@ def _unit_vectors(chunks: Chunks) -> Iterator[tuple[int, Bool[np.ndarray, " chun
 def _others(
     places: Int[np.ndarray, "queries k"], itself: Bool[np.ndarray, "queries k"]
 ) -> Int[np.ndarray, "queries k-1"]:
-    """The neighbours without the example itself."""
+    """Remove the example itself from its neighbours."""
     # An example among duplicates may not come first in its own list; then the last one is dropped in its place.
     drop = np.where(itself.any(axis=1), itself.argmax(axis=1), places.shape[1] - 1)
     kept = np.ones_like(itself)
@@ -122,6 +147,7 @@ def _others(
 def _mean_distance(
     units: Float[np.ndarray, "queries width"], others: Float[np.ndarray, "queries k width"]
 ) -> Float[np.ndarray, " queries"]:
+    """Return the mean distance of each query to its neighbours."""
     return np.mean(np.sum((others - units[:, None]) ** 2, axis=2) / 2, axis=1)
 
 
@@ -129,5 +155,6 @@ def _mean_distance(
 def _nearest(
     queries: Float[Array | np.ndarray, "queries width"], reference: Float[Array | np.ndarray, "reference width"], k: int
 ) -> Int[Array, "queries k"]:
+    """Return the positions of the k most similar embeddings of each query."""
     similarity = jnp.dot(queries, reference.T, precision=jax.lax.Precision.HIGHEST)
     return jax.lax.top_k(similarity, k)[1]

@@ -1,4 +1,4 @@
-"""Score the examples of a batch: draws, estimand, baselines."""
+"""Score the examples of a batch, with the baselines beside the score."""
 
 import dataclasses
 from typing import Literal, NamedTuple
@@ -24,29 +24,40 @@ from influence_ssl_jax.types import Batch, PyTree
 
 
 def pixel_variance(images: Num[Array, "batch height width channels"]) -> Float[Array, " batch"]:
-    """Variance over all pixels and channels, pixels in [0, 1]: zero for a uniform image."""
+    """Return the variance over all pixels and channels, with pixels in [0, 1].
+
+    It is zero for a uniform image.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> images = jnp.zeros((2, 2, 2, 1)).at[1, 0].set(1.0)
+        >>> pixel_variance(images).tolist()
+        [0.0, 0.25]
+    """
     pixels = images / 255 if jnp.issubdtype(images.dtype, jnp.integer) else images
-    # Less the first pixel, a uniform image is zero to its last digit; its mean would leave rounding.
+    # Subtracting the first pixel makes a uniform image exactly zero; subtracting its mean would leave rounding.
     return jnp.var(pixels - pixels[:, :1, :1, :1], axis=(1, 2, 3))
 
 
 @dataclasses.dataclass(frozen=True)
 class Scoring:
-    """How examples are scored, given a problem and a backend.
+    """How examples are scored, for any problem and backend.
 
     Attributes:
         damping: λ.
-        draws: Perturbations per example. One draw gives no standard error; 8 or more for a ranking by `u_statistic`.
-        estimand: What the draws are averaged into.
-        noise: `own` draws for every example, or the same for all (`common`), which leaves less noise in a ranking.
-        batch_size: Examples at a time on each device; as many as fit its memory where None. A score does not depend on
+        draws: Perturbations of each example. One draw gives no standard error; a ranking by `u_statistic` needs 8 or
+            more.
+        estimand: How the draws are averaged.
+        noise: `own` draws for every example, or the same draws for all (`common`), which leaves less noise in a
+            ranking.
+        batch_size: Examples at a time on each device; None takes as many as fit its memory. A score does not depend on
             it beyond rounding.
-        seed: Fixes the draws, the random bases and the probes.
+        seed: The seed of the draws, the random bases and the probes.
         neighbours: Neighbours of the baseline `knn_distance`.
-        leave_own_out: Whether an image that is in the curvature set is scored by the curvature of the other images of the
-            set, at the same λ: what it would score had it not been drawn. Otherwise its own gradients are part of C and
-            pull its score down, the more the fewer images the set has. Only of `Gram`, and of losses that do not couple
-            examples. Images outside the set score the same either way.
+        leave_own_out: Whether an image of the curvature set is scored by the curvature of the other images of the set,
+            at the same λ: the score it would have if it had not been drawn. Without it, its own gradients are part of C
+            and lower its score, the more the fewer images the set has. Only for `Gram`, and for losses that do not
+            couple examples. Images outside the set have the same score either way.
     """
 
     damping: Damping = Damping()
@@ -62,18 +73,23 @@ class Scoring:
         """Refuse settings that give no score."""
         least = 2 if self.estimand == "u_statistic" else 1
         if self.draws < least:
-            raise ValueError(f"{self.estimand} takes at least {least} draws, got draws={self.draws}.")
+            raise ValueError(f"{self.estimand} needs at least {least} draws, got draws={self.draws}.")
         if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"A batch has at least one example, got batch_size={self.batch_size}.")
+            raise ValueError(f"A batch needs at least one example, got batch_size={self.batch_size}.")
 
     @property
     def key(self) -> Key[Array, ""]:
-        """The key below which every scored example has its own."""
+        """Return the key from which every scored example derives its own."""
         return randomness.root(self.seed, Stream.SCORED_EXAMPLES)
 
 
 def assign_keys(batch: Batch, settings: Scoring) -> Batch:
-    """Return the batch with the keys that its draws come from: its own, or one for all examples."""
+    """Return the batch with its own keys, or with one key for all examples.
+
+    Args:
+        batch: A batch with a key for each example.
+        settings: `noise` decides; `seed` gives the common key.
+    """
     if settings.noise == "own":
         return batch
     one = randomness.root(settings.seed, Stream.COMMON_NOISE)
@@ -81,11 +97,26 @@ def assign_keys(batch: Batch, settings: Scoring) -> Batch:
 
 
 class Columns(NamedTuple):
-    """What is computed for every example of a batch.
+    """The numbers of every example of a batch.
 
-    The last five where the backend knows them (`Backend.assess`): between which bounds the score of the fitted C lies
-    whatever rounding has done; the standard error that the choice of the curvature set leaves, by the jackknife over
-    parts of it; and the scores by either half of it.
+    The last five are absent if the backend does not know them (`Backend.assess`).
+
+    Attributes:
+        score: The score.
+        score_se: Its standard error over draws.
+        alignment_loss: Mean loss over draws.
+        gradient_norm: Root of the mean squared gradient norm over draws.
+        pixel_variance: Variance of the pixels.
+        residual: Largest relative residual of a solve; zero if the inverse is applied directly.
+        degenerate: Whether the measurement is undefined, as for a zero embedding.
+        unresolved: Whether the views agree to rounding in all draws.
+        embedding: The embedding of the clean view.
+        score_lo: A lower bound of the score of the fitted C, whatever rounding does.
+        score_hi: An upper bound of it.
+        score_se_curvature: The standard error that the choice of the curvature set leaves, by a jackknife over parts of
+            it.
+        score_first_half: The score by the first half of the curvature set.
+        score_second_half: The score by the second half.
     """
 
     score: Float[Array | np.ndarray, " batch"]
@@ -107,15 +138,15 @@ class Columns(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Scorer:
-    """A fitted backend, ready to score batches; a pytree.
+    """A fitted backend that scores batches; a pytree.
 
     Attributes:
-        problem: Where gradients and curvature are taken.
-        state: The fitted backend's.
+        problem: The parameters, and the problem whose curvature was fitted.
+        state: The fitted state of the backend.
         damping: λ in numbers.
         measurement: What is scored.
-        backend: Which inverse.
-        settings: How; the batch size is a number here.
+        backend: The backend.
+        settings: How examples are scored; its batch size is a number.
         blocks: The layers, for gradient norms.
     """
 
@@ -135,9 +166,9 @@ class Scorer:
 
         Args:
             problem: Which matrix is inverted.
-            backend: How.
+            backend: How it is inverted.
             settings: How examples are scored.
-            measurement: Whose gradient is scored; the problem's own objective where None.
+            measurement: Whose gradient is scored; the problem's own objective if None.
 
         Raises:
             IndefiniteError: C + λI is not positive definite.
@@ -153,7 +184,10 @@ class Scorer:
     def of(
         cls, problem: Problem, state: PyTree, backend: Backend, settings: Scoring, measurement: Objective | None = None
     ) -> "Scorer":
-        """As `fit`, of a backend that was fitted before."""
+        """Make a scorer of a state that was fitted before.
+
+        Arguments and errors are those of `fit`.
+        """
         measurement = problem.objective if measurement is None else measurement
         shape = problem.batches.image.shape[2:]
         check_gradients(measurement.network, problem)
@@ -168,41 +202,45 @@ class Scorer:
 
     @property
     def batch_size(self) -> int:
-        """Examples at a time on each device."""
-        assert self.settings.batch_size is not None  # `of` has chosen
+        """Return the number of examples at a time on each device."""
+        assert self.settings.batch_size is not None  # `of` has set it
         return self.settings.batch_size
 
     @jax.jit
     def __call__(self, batch: Batch) -> Columns:
-        """Score one batch; every row depends on its own example alone, and under a mesh every device has its rows."""
+        """Score one batch.
+
+        Every row depends on its own example alone; under a mesh every device scores its rows.
+        """
         return over_examples(Scorer._rows)(self, batch)
 
     def _rows(self, batch: Batch) -> Columns:
+        """Score the rows of one device."""
         settings = self.settings
         drawn, loss = assign_keys(batch, settings), self.measurement.loss
         assert isinstance(loss, Measurement)
-        found = measure(self.measurement, self.problem.params, self.problem.frozen, drawn, settings.draws)
-        given = self.state, found.gradients, self.damping
+        measurements = measure(self.measurement, self.problem.params, self.problem.frozen, drawn, settings.draws)
+        arguments = self.state, measurements.gradients, self.damping
         form, rounding, left_out, halves = (
-            self.backend.assess_without_own(*given, batch.index)
+            self.backend.assess_without_own(*arguments, batch.index)
             if settings.leave_own_out
-            else self.backend.assess(*given)
+            else self.backend.assess(*arguments)
         )
         score, error = estimate(form.values, settings.estimand)
         lower, upper = (None, None) if rounding is None else bound_estimate(form.values, rounding, settings.estimand)
         curvature = None if left_out is None else curvature_error(left_out, settings.estimand)
         first, second = (None, None) if halves is None else estimate_each(halves, settings.estimand)
-        squared = found.gradients.squared_norms(self.blocks).reshape(settings.draws, -1)
+        squared = measurements.gradients.squared_norms(self.blocks).reshape(settings.draws, -1)
         return Columns(
             score=score,
             score_se=error,
-            alignment_loss=jnp.mean(found.values, axis=0),
+            alignment_loss=jnp.mean(measurements.values, axis=0),
             gradient_norm=jnp.sqrt(jnp.mean(squared, axis=0)),
             pixel_variance=pixel_variance(batch.image),
             residual=form.residual,
-            degenerate=found.degenerate,
-            unresolved=jnp.all(found.values <= loss.rounding(found.embeddings)[None], axis=0),
-            embedding=found.embeddings,
+            degenerate=measurements.degenerate,
+            unresolved=jnp.all(measurements.values <= loss.rounding(measurements.embeddings)[None], axis=0),
+            embedding=measurements.embeddings,
             score_lo=lower,
             score_hi=upper,
             score_se_curvature=curvature,

@@ -1,4 +1,4 @@
-"""Stream scores over a data set, as tables of one row an example."""
+"""Score a data set batch by batch, into tables."""
 
 import contextlib
 import time
@@ -25,38 +25,38 @@ from influence_ssl_jax.scoring.scores import Columns, Scorer, Scoring
 from influence_ssl_jax.scoring.table import ERRORS, IN_CURVATURE_SET, assemble_table, skipped_table
 
 UNCONVERGED = 1e-2
-"""A relative residual above which a solve is called unconverged."""
+"""Relative residual above which a solve is called unconverged."""
 UNRESOLVED = "the views agree to rounding: the score is zero or rounding noise"
-"""The reason of a score that is no more than what rounding leaves of equal views, such as those of a blank image."""
+"""The reason of a score that is only the rounding error of equal views, such as those of a blank image."""
 
 
 def to_table(loaded: LoadedBatch, columns: Columns) -> pa.Table:
-    """The valid rows of a scored batch: `index, id`, the numbers, `reason, content, embedding`.
+    """Return the valid rows of a scored batch: `index, id`, the numbers, `reason, content, embedding`.
 
-    `ERRORS` are among the numbers where the backend knows them.
+    `ERRORS` are among the numbers if the backend knows them.
     """
     valid = loaded.valid
-    found: Columns = jax.tree.map(lambda column: np.asarray(column)[valid], columns)
-    reason = explain_rows(found)
-    unusable = found.degenerate | ~np.isfinite(found.score)
-    score = np.where(unusable, np.nan, found.score)
-    width = found.embedding.shape[1]
-    with np.errstate(over="ignore"):  # an embedding too large for float32 has its reason already
-        flat = pa.array(found.embedding.astype(np.float32).reshape(-1))
+    numbers: Columns = jax.tree.map(lambda column: np.asarray(column)[valid], columns)
+    reason = explain_rows(numbers)
+    unusable = numbers.degenerate | ~np.isfinite(numbers.score)
+    score = np.where(unusable, np.nan, numbers.score)
+    width = numbers.embedding.shape[1]
+    with np.errstate(over="ignore"):  # `explain_rows` reports an embedding that is too large for float32
+        flat = pa.array(numbers.embedding.astype(np.float32).reshape(-1))
     return pa.table(
         {
             "index": pa.array(np.asarray(loaded.batch.index)[valid].astype(np.int64)),
             "id": pa.array([name for name, ok in zip(loaded.ids, valid, strict=True) if ok], pa.string()),
             "score": score.astype(np.float64),
-            "score_se": np.where(unusable, np.nan, found.score_se).astype(np.float64),
+            "score_se": np.where(unusable, np.nan, numbers.score_se).astype(np.float64),
             **{
-                name: np.where(unusable, np.nan, getattr(found, name)).astype(np.float64)
+                name: np.where(unusable, np.nan, getattr(numbers, name)).astype(np.float64)
                 for name in ERRORS
-                if getattr(found, name) is not None
+                if getattr(numbers, name) is not None
             },
-            "alignment_loss": np.asarray(found.alignment_loss, np.float64),
-            "gradient_norm": np.asarray(found.gradient_norm, np.float64),
-            "pixel_variance": np.asarray(found.pixel_variance, np.float64),
+            "alignment_loss": np.asarray(numbers.alignment_loss, np.float64),
+            "gradient_norm": np.asarray(numbers.gradient_norm, np.float64),
+            "pixel_variance": np.asarray(numbers.pixel_variance, np.float64),
             "reason": pa.array(reason, pa.string()),
             "content": pa.array([c for c, ok in zip(loaded.contents, valid, strict=True) if ok], pa.binary(16)),
             "embedding": pa.FixedSizeListArray.from_arrays(flat, width),
@@ -64,39 +64,47 @@ def to_table(loaded: LoadedBatch, columns: Columns) -> pa.Table:
     )
 
 
-def explain_rows(found: Columns) -> list[str]:
-    """Per example, what is the matter with its score; empty where nothing is."""
+def explain_rows(columns: Columns) -> list[str]:
+    """Return what is wrong with the score of each example.
+
+    It is empty if nothing is.
+    """
 
     def one(i: int) -> str:
-        if not np.isfinite(found.embedding[i]).all():
+        if not np.isfinite(columns.embedding[i]).all():
             return "the network's embedding is not finite"
-        if found.degenerate[i]:
+        if columns.degenerate[i]:
             return "zero embedding: the cosine distance is undefined"
-        if not np.isfinite(found.alignment_loss[i]):
+        if not np.isfinite(columns.alignment_loss[i]):
             return "the alignment loss is not finite"
-        if found.unresolved[i]:
+        if columns.unresolved[i]:
             return UNRESOLVED
-        if not np.isfinite(found.score[i]):
+        if not np.isfinite(columns.score[i]):
             return "the score is not finite: a gradient overflowed or the solve diverged"
-        if found.residual[i] > UNCONVERGED:
-            return f"unconverged solve: relative residual {found.residual[i]:.2g}"
+        if columns.residual[i] > UNCONVERGED:
+            return f"unconverged solve: relative residual {columns.residual[i]:.2g}"
         return ""
 
-    return [one(i) for i in range(len(found.score))]
+    return [one(i) for i in range(len(columns.score))]
 
 
 def embedding_matrix(column: pa.ChunkedArray) -> Float[np.ndarray, "examples width"]:
-    """A column of fixed-size lists as a matrix."""
+    """Return a column of fixed-size lists as a matrix."""
     values = column.combine_chunks()
     return values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), -1)
 
 
 IN_FLIGHT = 2
-"""Batches that devices have been given before the host reads the oldest one's numbers."""
+"""Number of batches that run on the devices before the host reads the numbers of the oldest one."""
 
 
 class Scored(NamedTuple):
-    """One scored batch: a table of its examples, and those that could not be read."""
+    """A scored batch.
+
+    Attributes:
+        table: The rows of its examples.
+        skipped: The examples that could not be read.
+    """
 
     table: pa.Table
     skipped: tuple[Skipped, ...]
@@ -110,21 +118,24 @@ def stream(
     mesh: Mesh | None = None,
     spent: defaultdict[str, float] | None = None,
 ) -> Iterator[Scored]:
-    """Score the examples named by `indices` (all where None), a batch at a time.
+    """Score examples of a source, a batch at a time.
 
-    Example `i` is always computed in row `i mod batch_size` of a batch of its neighbours, whatever else is asked for:
-    going on after an interruption gives the bits that an uninterrupted run gives. Decoding, transfer and computation
-    overlap. Columns: `index, id, score, score_se, alignment_loss, gradient_norm, pixel_variance, reason, content,
-    embedding`.
-    `reason` is empty for a good score and says otherwise what is the matter; where there is no number, the score is NaN.
+    Example `i` is always computed in row `i mod batch_size` of a batch of its neighbours, whichever examples are scored
+    with it: an interrupted run that continues gives the same bits as an uninterrupted one. Decoding, transfer and
+    computation overlap. Columns:
+    `index, id, score, score_se, alignment_loss, gradient_norm, pixel_variance, reason, content, embedding`. `reason` is
+    empty for a good score and says otherwise what is wrong; without a number, the score is NaN.
 
     Args:
-        scorer: What is fitted; on every device of the mesh where there is one.
+        scorer: The fitted scorer; with a mesh, it is on every device of the mesh.
         source: The examples.
-        transform: How an image becomes the input.
-        indices: Which examples.
-        mesh: Devices of this process; each takes `batch_size` examples at a time. The default device where None.
-        spent: Filled with the seconds that the host waited for `images` and for the `device`.
+        transform: The transform of an image to the input.
+        indices: Which examples; all if None.
+        mesh: Devices of this process; each scores `batch_size` examples at a time. None is the default device.
+        spent: Receives the seconds that the host waited for `images` and for the `device`.
+
+    Yields:
+        The scored batches, in order.
     """
     spent = defaultdict(float) if spent is None else spent
     size = scorer.batch_size
@@ -143,9 +154,18 @@ def stream(
 
 
 def place_in_slots(indices: Int[np.ndarray, " count"], size: int) -> Int[np.ndarray, " rows"]:
-    """Batches of `size` rows, one after the other, with index `i` in row `i mod size` of batch `i // size`.
+    """Place every index in row `i mod size` of batch `i // size`.
 
-    Batches stand in the order in which `indices` names them first; a row that is not asked for holds −1.
+    −1 fills the other rows. Batches are in the order in which `indices` names them first.
+
+    Args:
+        indices: Indices of examples.
+        size: Rows of a batch.
+
+    Example:
+        >>> import numpy as np
+        >>> place_in_slots(np.asarray([6, 1]), 4).tolist()
+        [-1, -1, 6, -1, -1, 1, -1, -1]
     """
     numbers, first = np.unique(indices // size, return_index=True)
     position = np.empty(len(numbers), np.int64)
@@ -165,11 +185,17 @@ def self_influence(
 ) -> pa.Table:
     """Score a whole source into one table in memory, with the columns of a stored one.
 
-    `in_curvature_set` marks the examples that the problem's matrix is averaged over: their own gradient is a part of it, and
-    they score lower than they would outside.
+    `in_curvature_set` marks the examples that the problem's matrix is averaged over: their own gradient is a part of
+    it, and they score lower than they would outside. An example that cannot be read has a row of nulls and the reason.
+    For a run that is written to disk and can be resumed, use `influence_ssl_jax.score`.
 
-    An unreadable example has a row of nulls and the reason. For a run that is written to disk and can be resumed, use
-    `influence_ssl_jax.score`.
+    Args:
+        problem: Which matrix is inverted.
+        backend: How it is inverted.
+        source: The examples.
+        transform: The transform of an image to the input.
+        settings: How examples are scored.
+        measurement: Whose gradient is scored; the problem's own objective if None.
 
     Raises:
         DataError: The source is empty.
@@ -186,6 +212,7 @@ def self_influence(
 
 
 def _collect(loaded: LoadedBatch, columns: Columns, spent: defaultdict[str, float]) -> Scored:
+    """Wait for the numbers of a batch, and make its table."""
     began = time.perf_counter()
     jax.block_until_ready(columns)
     spent["device"] += time.perf_counter() - began
@@ -193,6 +220,7 @@ def _collect(loaded: LoadedBatch, columns: Columns, spent: defaultdict[str, floa
 
 
 def _time_reading(loading: Iterator[LoadedBatch], spent: defaultdict[str, float]) -> Iterator[LoadedBatch]:
+    """Yield the batches, and add the seconds of waiting for them to `spent`."""
     while True:
         began = time.perf_counter()
         loaded = next(loading, None)

@@ -1,4 +1,4 @@
-"""The table of scores, in memory and on disk: its columns, and how its rows are put together."""
+"""Define the columns of the table of scores, and assemble its rows."""
 
 from collections.abc import Iterable, Mapping
 
@@ -9,26 +9,26 @@ from jaxtyping import Shaped
 from influence_ssl_jax.data.source import Skipped
 
 ERRORS = ("score_lo", "score_hi", "score_se_curvature", "score_first_half", "score_second_half")
-"""Numbers of an example that some backends know of its score: see `scores.Columns`."""
+"""Errors and bounds of a score that some backends know: see `scores.Columns`."""
 IN_CURVATURE_SET = "in_curvature_set"
 """The column that marks the examples whose gradients are part of the curvature."""
 BASELINES = ("alignment_loss", "gradient_norm", "pixel_variance", "knn_distance")
-"""Columns that a score must be better than, in order."""
+"""The simple measures beside the score, in order."""
 MEASUREMENTS = ("score", "score_se", *BASELINES)
-"""Numbers that every example has, in order."""
+"""The numbers of every example, in order."""
 CONTENT = "content"
-"""16 bytes of BLAKE2b over what the image was read from (`data.source.content_digest`); null for a skipped example."""
+"""The column of digests: 16 bytes of BLAKE2b of what an image was read from (`data.source.content_digest`), or null."""
 COLUMNS = ("index", "id", *MEASUREMENTS, "reason", CONTENT)
-"""The columns that every `scores.parquet` has."""
+"""The columns of every `scores.parquet`."""
 ORDER = ("index", "id", "score", "score_se", *ERRORS, *BASELINES, "reason", CONTENT)
 """The order of its first columns."""
 EMBEDDING = "embedding"
-"""A column of fixed-size lists that parts may have and `scores.parquet` has not."""
+"""A column of fixed-size lists that parts may have, and `scores.parquet` does not."""
 NOT_FINITE = "the score is not finite"
 
 
 def skipped_table(rows: Iterable[Skipped]) -> pa.Table:
-    """Examples without a score, and why."""
+    """Return a table of the examples without a score, with their reasons."""
     rows = list(rows)
     return pa.table(
         {
@@ -45,18 +45,24 @@ def assemble_table(
     extra: Mapping[str, Shaped[np.ndarray, " scored"]],
     attributes: pa.Table | None,
 ) -> pa.Table:
-    """Scored and skipped rows in order of index, then the source's attributes.
+    """Join scored and skipped rows in order of index, and add the source's attributes.
 
-    A skipped example's numbers are null; a score that is not finite keeps its value and has a reason. An attribute
-    whose name is taken becomes `source_<name>`.
+    A skipped example has nulls; a score that is not finite keeps its value and has a reason. An attribute whose name is
+    taken becomes `source_<name>`.
+
+    Args:
+        scored: The scored rows.
+        skipped: The skipped examples (`skipped_table`).
+        extra: Further columns of the scored rows, by name.
+        attributes: Attributes of all examples of the source, or None.
     """
     for name, values in extra.items():
         scored = scored.append_column(name, pa.array(values, pa.bool_() if values.dtype == bool else pa.float64()))
     if "reason" not in scored.column_names:
         scored = scored.append_column("reason", pa.nulls(scored.num_rows, pa.string()))
     finite = np.isfinite(scored["score"].to_numpy())
-    given = scored["reason"].to_pylist()
-    reasons = [said or (None if fine else NOT_FINITE) for said, fine in zip(given, finite, strict=True)]
+    present = scored["reason"].to_pylist()
+    reasons = [reason or (None if fine else NOT_FINITE) for reason, fine in zip(present, finite, strict=True)]
     scored = scored.set_column(scored.column_names.index("reason"), "reason", pa.array(reasons, pa.string()))
     table = pa.concat_tables([scored, skipped], promote_options="default").sort_by("index")
     further = [name for name in scored.column_names if name not in ORDER]

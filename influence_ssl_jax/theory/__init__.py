@@ -1,1 +1,1 @@
-"""Closed forms of Influence-SSL, and every statement about them with its verdict and its checks."""
+"""State the theory of Influence-SSL: closed forms, and statements with their verdicts and checks."""

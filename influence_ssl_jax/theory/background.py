@@ -1,8 +1,8 @@
-"""Influence functions in general: how a minimiser answers to one more example (arXiv 2412.17170, Eq. 2–6).
+"""State how a minimiser responds to one more example: influence functions in general.
 
-`F(θ) = (1/n) Σ L(z_i, θ)` has its isolated minimum at θ*, `H = ∇²F(θ*)`, and `θ(e) = argmin F(θ) + e·L(z, θ)`.
-Removing a training example is `e = −1/n`, adding it once more is `e = +1/n`. Away from a stationary point the implicit
-function theorem does not apply and `−H⁻¹g` is only a Newton-like direction.
+arXiv 2412.17170, Eq. 2–6. `F(θ) = (1/n) Σ L(z_i, θ)` has its isolated minimum at θ*, `H = ∇²F(θ*)`, and
+`θ(e) = argmin F(θ) + e·L(z, θ)`. Removing a training example is `e = −1/n`, adding it once more is `e = +1/n`. Away
+from a stationary point the implicit function theorem does not apply and `−H⁻¹g` is only a Newton-like direction.
 """
 
 import jax
@@ -15,7 +15,7 @@ from influence_ssl_jax.theory.item import AtLeast, AtMost, Check, CounterExample
 
 
 def response(hessian: Float[Array, "p p"], gradient: Float[Array, " p"]) -> Float[Array, " p"]:
-    """Derivative of the minimiser in the weight of an example: `dθ(e)/de|₀ = −H⁻¹ ∇L(z, θ*)` (Eq. 2).
+    """Return the derivative of the minimiser in the weight of an example: `dθ(e)/de|₀ = −H⁻¹ ∇L(z, θ*)` (Eq. 2).
 
     Args:
         hessian: H, non-singular, at the minimum.
@@ -25,29 +25,35 @@ def response(hessian: Float[Array, "p p"], gradient: Float[Array, " p"]) -> Floa
 
 
 def extrapolation(params: Float[Array, " p"], response: Float[Array, " p"], weight: Scalar) -> Float[Array, " p"]:
-    """The minimiser at weight e to first order: `θ(e) = θ* + e·dθ/de|₀ + O(e²)` (Eq. 3)."""
+    """Return the minimiser at weight e to first order: `θ(e) = θ* + e·dθ/de|₀ + O(e²)` (Eq. 3)."""
     return params + weight * response
 
 
 def function_influence(
     function_gradient: Float[Array, " p"], hessian: Float[Array, "p p"], gradient: Float[Array, " p"]
 ) -> Float[Array, ""]:
-    """Derivative of f(θ(e)): `−∇f(θ*)ᵀ H⁻¹ ∇L(z, θ*)` (Eq. 4)."""
+    """Return the derivative of f(θ(e)): `−∇f(θ*)ᵀ H⁻¹ ∇L(z, θ*)` (Eq. 4)."""
     return function_gradient @ response(hessian, gradient)
 
 
 def score(
     left: Float[Array, " p"], right: Float[Array, " p"], curvature: Float[Array, "p p"], damping: Scalar
 ) -> Float[Array, ""]:
-    """The score as a magnitude: `+ left ᵀ (C + λI)⁻¹ right` (Eq. 6 with its minus sign dropped; reconstructed).
+    """Return the score as a magnitude: `+ left ᵀ (C + λI)⁻¹ right`.
 
-    With `left = right` and a positive semi-definite C (Gauss–Newton, Fisher) it is never negative.
+    It is Eq. 6 without its minus sign (reconstructed). With `left = right` and a positive semi-definite C
+    (Gauss–Newton, Fisher) it is never negative.
 
     Args:
         left: Gradient of what is measured.
-        right: Gradient of the loss that trained the network; the same vector by default reading.
+        right: Gradient of the loss that trained the network; the same vector in the default reading.
         curvature: C, symmetric.
         damping: λ, such that C + λI is not singular.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(score(jnp.ones(2), jnp.ones(2), jnp.diag(jnp.asarray([1.0, 3.0])), 1.0))
+        0.75
     """
     return left @ jnp.linalg.solve(curvature + damping * jnp.eye(left.size), right)
 
@@ -55,7 +61,7 @@ def score(
 def signed_score(
     left: Float[Array, " p"], right: Float[Array, " p"], curvature: Float[Array, "p p"], damping: Scalar
 ) -> Float[Array, ""]:
-    """The score with the sign of Eq. 4: `− left ᵀ (C + λI)⁻¹ right`."""
+    """Return the score with the sign of Eq. 4: `− left ᵀ (C + λI)⁻¹ right`."""
     return -score(left, right, curvature, damping)
 
 
@@ -66,7 +72,7 @@ _RIDGE = 0.1
 
 
 class _Regression:
-    """Twelve examples with four features; example 0 can be given more weight."""
+    """A regression of twelve examples with four features, in which example 0 can have more weight."""
 
     def __init__(self, draw: Draw):
         self.features, self.targets = draw.normal(12, 4), draw.normal(12)
@@ -76,17 +82,17 @@ class _Regression:
         return jnp.zeros(12).at[0].set(extra) + 1 / 12
 
     def ridge(self, extra: Float[Array, ""]) -> Float[Array, " p"]:
-        """Minimiser of the ridge objective, by its normal equations."""
+        """Return the minimiser of the ridge objective, by its normal equations."""
         weighted = self._weights(extra)[:, None] * self.features
         return jnp.linalg.solve(weighted.T @ self.features + _RIDGE * jnp.eye(4), weighted.T @ self.targets)
 
     def ridge_parts(self, params: Float[Array, " p"]) -> tuple[Float[Array, "p p"], Float[Array, " p"]]:
-        """Hessian of the ridge objective and gradient of example 0."""
+        """Return the Hessian of the ridge objective and the gradient of example 0."""
         hessian = self.features.T @ self.features / 12 + _RIDGE * jnp.eye(4)
         return hessian, (self.features[0] @ params - self.targets[0]) * self.features[0]
 
     def logistic(self, extra: Float[Array, ""]) -> Float[Array, " p"]:
-        """Minimiser of the ridge-penalised logistic objective, by eight steps of Newton's method from zero."""
+        """Return the minimiser of the ridge-penalised logistic objective, by eight Newton steps from zero."""
         params = jnp.zeros(4)
         for _ in range(8):
             rates = jax.nn.sigmoid(-self.features @ params * self.signs)
@@ -96,7 +102,7 @@ class _Regression:
         return params
 
     def logistic_parts(self, params: Float[Array, " p"]) -> tuple[Float[Array, "p p"], Float[Array, " p"]]:
-        """Hessian of the logistic objective and gradient of example 0."""
+        """Return the Hessian of the logistic objective and the gradient of example 0."""
         rates = jax.nn.sigmoid(-self.features @ params * self.signs)
         weighted = (rates * (1 - rates) / 12)[:, None] * self.features
         return weighted.T @ self.features + _RIDGE * jnp.eye(4), -rates[0] * self.signs[0] * self.features[0]

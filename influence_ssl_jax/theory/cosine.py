@@ -18,7 +18,7 @@ from influence_ssl_jax.theory.item import AtLeast, AtMost, Check, CounterExample
 
 
 class _Angles(NamedTuple):
-    """The two directions, their cosine, and the lengths that were divided out."""
+    """Two directions, their cosine, and the lengths of the vectors."""
 
     left: Float[Array, " d"]
     right: Float[Array, " d"]
@@ -28,16 +28,24 @@ class _Angles(NamedTuple):
 
 
 def distance(output: Float[Array, " d"], perturbed: Float[Array, " d"]) -> Float[Array, ""]:
-    """`1 − cos(u, v) = ½‖û − v̂‖²`: the half-chord form keeps the digits that `1 − û·v̂` loses at small angles."""
+    """Return `1 − cos(u, v) = ½‖û − v̂‖²`.
+
+    The half-chord form keeps the digits that `1 − û·v̂` loses at small angles.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(distance(jnp.asarray([1.0, 0.0]), jnp.asarray([0.0, 2.0])))
+        1.0
+    """
     chord = _unit(output) - _unit(perturbed)
     return chord @ chord / 2
 
 
 def moved_distance(output: Float[Array, " d"], move: Float[Array, " d"], eps: Scalar) -> Float[Array, ""]:
-    """Cosine distance of u and u + εm from their geometry alone.
+    """Return the cosine distance of u and u + εm from their geometry.
 
-    With `s = 1 + εa`, `a = u·m/‖u‖²`, `k = ε²‖m_⊥‖²/‖u‖²`, `h = √(s² + k)`: `1 − s/h`, written as `k/(h(h + s))` where
-    s > 0. There it equals `1 − (1 + c)^(−1/2)` with `c = k/s² = tan²` of the angle.
+    With `s = 1 + εa`, `a = u·m/‖u‖²`, `k = ε²‖m_⊥‖²/‖u‖²`, `h = √(s² + k)` it is `1 − s/h`, computed as `k/(h(h + s))`
+    for s > 0. There it equals `1 − (1 + c)^(−1/2)` with `c = k/s² = tan²` of the angle.
     """
     along = 1 + eps * (output @ move) / (output @ output)
     across = eps**2 * perpendicular(output, move)
@@ -46,58 +54,73 @@ def moved_distance(output: Float[Array, " d"], move: Float[Array, " d"], eps: Sc
 
 
 def perpendicular(output: Float[Array, " d"], move: Float[Array, " d"]) -> Float[Array, ""]:
-    """`‖P_⊥ m‖²/‖u‖²`: the part of the move that turns u, relative to its length."""
+    """Return `‖P_⊥ m‖²/‖u‖²`: the part of the move that turns u, relative to its length."""
     direction = _unit(output)
     across = move - (move @ direction) * direction
     return (across @ across) / (output @ output)
 
 
 def leading(output: Float[Array, " d"], move: Float[Array, " d"], eps: Scalar) -> Float[Array, ""]:
-    """Proposition 3 corrected: `1 − cos = ε²‖P_⊥m‖²/(2‖u‖²) + O(ε³)`."""
+    """Return the leading term (Proposition 3 corrected): `1 − cos = ε²‖P_⊥m‖²/(2‖u‖²) + O(ε³)`."""
     return eps**2 * perpendicular(output, move) / 2
 
 
 def third_order(output: Float[Array, " d"], move: Float[Array, " d"], eps: Scalar) -> Float[Array, ""]:
-    """One term more: `ε²q/2 − ε³aq`, `q = ‖P_⊥m‖²/‖u‖²`, error O(ε⁴)."""
+    """Return two terms of the expansion: `ε²q/2 − ε³aq`, `q = ‖P_⊥m‖²/‖u‖²`, with an error O(ε⁴)."""
     along = (output @ move) / (output @ output)
     return leading(output, move, eps) - eps**3 * along * perpendicular(output, move)
 
 
 def stated_leading(output: Float[Array, " d"], move: Float[Array, " d"], eps: Scalar) -> Float[Array, ""]:
-    """Proposition 3 as stated: `ε²‖m‖²/(2‖u‖²)`. Too large by `1 + a²/q`: moves along u do not turn it."""
+    """Return the leading term of Proposition 3 as stated: `ε²‖m‖²/(2‖u‖²)`.
+
+    It is too large by the factor `1 + a²/q`, because moves along u do not turn it.
+    """
     return eps**2 * (move @ move) / (2 * (output @ output))
 
 
 def expansion_bounds(tangent_squared: Scalar) -> Float[Array, "2"]:
-    """`c/2 − 3c²/8 ≤ 1 − cos ≤ c/2` for `c = tan²` of an angle below a right angle."""
+    """Return `c/2 − 3c²/8 ≤ 1 − cos ≤ c/2` for `c = tan²` of an angle below a right angle."""
     half = jnp.asarray(tangent_squared) / 2
     return jnp.stack([half - 3 * half**2 / 2, half])
 
 
 def full_limit(output: Float[Array, " d"], perturbed: Float[Array, " d"]) -> Float[Array, ""]:
-    """Per-point Gauss–Newton score as λ → 0, both branches differentiated: `2(1 − c)`, twice the loss (û ≠ −v̂)."""
+    """Return the per-point Gauss–Newton score as λ → 0: `2(1 − c)`, twice the loss.
+
+    Both branches are differentiated; it holds for û ≠ −v̂.
+    """
     return 2 * distance(output, perturbed)
 
 
 def stop_gradient_limit(output: Float[Array, " d"], perturbed: Float[Array, " d"]) -> Float[Array, ""]:
-    """The same with one branch held fixed: `1 − c² = sin²` of the angle."""
+    """Return the same limit with one branch held fixed: `1 − c² = sin²` of the angle."""
     half = distance(output, perturbed)
     return half * (2 - half)
 
 
 def gradient(weight: Float[Array, "d p"], x: Float[Array, " p"], perturbed: Float[Array, " p"]) -> Float[Array, "d p"]:
-    """`G = −P xᵀ/‖u‖ − q x′ᵀ/‖v‖`: O(ε²), since the branches cancel. `⟨G, W⟩ = 0` and `GWᵀ` is symmetric."""
+    """Return the gradient `G = −P xᵀ/‖u‖ − q x′ᵀ/‖v‖`: O(ε²), because the branches cancel.
+
+    `⟨G, W⟩ = 0` and `GWᵀ` is symmetric.
+    """
     return stop_gradient(weight, x, perturbed) + stop_gradient(weight, perturbed, x)
 
 
 def stop_gradient(weight: Float[Array, "d p"], x: Float[Array, " p"], fixed: Float[Array, " p"]) -> Float[Array, "d p"]:
-    """`G = −P xᵀ/‖u‖` with the branch of `fixed` held: O(ε), an order larger than `gradient`."""
+    """Return the gradient `G = −P xᵀ/‖u‖` with the branch of `fixed` held fixed.
+
+    It is O(ε), an order larger than `gradient`.
+    """
     angles = _angles(weight, x, fixed)
     return -jnp.outer(angles.right - angles.cosine * angles.left, x) / angles.left_norm
 
 
 def squared_norm(weight: Float[Array, "d p"], x: Float[Array, " p"], perturbed: Float[Array, " p"]) -> Float[Array, ""]:
-    """`‖G‖² = (1 − c²)·‖x/‖u‖ − x′/‖v‖‖² + 2(1 − c²)(1 − c) x·x′/(‖u‖‖v‖)`, free of cancellation at small angles."""
+    """Return the squared norm of `gradient`, free of cancellation at small angles.
+
+    `‖G‖² = (1 − c²)·‖x/‖u‖ − x′/‖v‖‖² + 2(1 − c²)(1 − c) x·x′/(‖u‖‖v‖)`.
+    """
     angles = _angles(weight, x, perturbed)
     left, right = x / angles.left_norm, perturbed / angles.right_norm
     chord = angles.left - angles.right
@@ -108,7 +131,7 @@ def squared_norm(weight: Float[Array, "d p"], x: Float[Array, " p"], perturbed: 
 def stop_gradient_squared_norm(
     weight: Float[Array, "d p"], x: Float[Array, " p"], fixed: Float[Array, " p"]
 ) -> Float[Array, ""]:
-    """`‖G‖² = (1 − c²)‖x‖²/‖u‖²`."""
+    """Return the squared norm of `stop_gradient`: `‖G‖² = (1 − c²)‖x‖²/‖u‖²`."""
     angles = _angles(weight, x, fixed)
     chord = angles.left - angles.right
     half = chord @ chord / 2
@@ -116,21 +139,24 @@ def stop_gradient_squared_norm(
 
 
 def jacobian(weight: Float[Array, "d p"], x: Float[Array, " p"], perturbed: Float[Array, " p"]) -> Float[Array, "d dp"]:
-    """`J = P_u ⊗ xᵀ/‖u‖ − P_v ⊗ x′ᵀ/‖v‖` of the residual `r = û − v̂`, `P_u = I − ûûᵀ`: `G = Jᵀr`, Gauss–Newton `JᵀJ`."""
+    """Return the Jacobian `J = P_u ⊗ xᵀ/‖u‖ − P_v ⊗ x′ᵀ/‖v‖` of the residual `r = û − v̂`, with `P_u = I − ûûᵀ`.
+
+    `G = Jᵀr`, and the Gauss–Newton matrix is `JᵀJ`.
+    """
     return stop_gradient_jacobian(weight, x) - stop_gradient_jacobian(weight, perturbed)
 
 
 def stop_gradient_jacobian(weight: Float[Array, "d p"], x: Float[Array, " p"]) -> Float[Array, "d dp"]:
-    """`J = P_u ⊗ xᵀ/‖u‖`, whatever the branch that is held fixed."""
+    """Return the Jacobian `J = P_u ⊗ xᵀ/‖u‖`, for any branch that is held fixed."""
     angles = _angles(weight, x, x)
     across = jnp.eye(angles.left.size) - jnp.outer(angles.left, angles.left)
     return jnp.kron(across, x[None]) / angles.left_norm
 
 
 def hessian(weight: Float[Array, "d p"], x: Float[Array, " p"], perturbed: Float[Array, " p"]) -> Float[Array, "dp dp"]:
-    """`B_uu ⊗ xxᵀ + B_uv ⊗ xx′ᵀ + B_uvᵀ ⊗ x′xᵀ + B_vv ⊗ x′x′ᵀ`.
+    """Return the Hessian `B_uu ⊗ xxᵀ + B_uv ⊗ xx′ᵀ + B_uvᵀ ⊗ x′xᵀ + B_vv ⊗ x′x′ᵀ`.
 
-    `B_uv = −(I − v̂v̂ᵀ − ûqᵀ)/(‖u‖‖v‖)`. `H vec W = −vec G`: indefinite wherever G ≠ 0, and `gᵀH⁺g = 0` everywhere.
+    `B_uv = −(I − v̂v̂ᵀ − ûqᵀ)/(‖u‖‖v‖)`. `H vec W = −vec G`: H is indefinite if G ≠ 0, and `gᵀH⁺g = 0` everywhere.
     """
     angles = _angles(weight, x, perturbed)
     left, right = angles.left, angles.right
@@ -143,7 +169,7 @@ def hessian(weight: Float[Array, "d p"], x: Float[Array, " p"], perturbed: Float
 def stop_gradient_hessian(
     weight: Float[Array, "d p"], x: Float[Array, " p"], fixed: Float[Array, " p"]
 ) -> Float[Array, "dp dp"]:
-    """`B_uu ⊗ xxᵀ` with `B_uu = (Pûᵀ + ûPᵀ + c(I − ûûᵀ))/‖u‖²`."""
+    """Return the Hessian with one branch held fixed: `B_uu ⊗ xxᵀ` with `B_uu = (Pûᵀ + ûPᵀ + c(I − ûûᵀ))/‖u‖²`."""
     angles = _angles(weight, x, fixed)
     turn = jnp.outer(angles.right - angles.cosine * angles.left, angles.left)
     across = jnp.eye(angles.left.size) - jnp.outer(angles.left, angles.left)
@@ -151,6 +177,7 @@ def stop_gradient_hessian(
 
 
 def _angles(weight: Float[Array, "d p"], x: Float[Array, " p"], other: Float[Array, " p"]) -> _Angles:
+    """Return the directions of Wx and of the other output, and their lengths."""
     u, v = weight @ x, weight @ other
     left_norm, right_norm = jnp.linalg.norm(u), jnp.linalg.norm(v)
     left, right = u / left_norm, v / right_norm
@@ -158,6 +185,7 @@ def _angles(weight: Float[Array, "d p"], x: Float[Array, " p"], other: Float[Arr
 
 
 def _unit(vector: Float[Array, " d"]) -> Float[Array, " d"]:
+    """Return the direction of a vector."""
     return vector / jnp.linalg.norm(vector)
 
 
@@ -165,14 +193,14 @@ def _unit(vector: Float[Array, " d"]) -> Float[Array, " d"]:
 
 
 def _drawn(draw: Draw, outputs: int = 3) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
-    """An output Wx and its move Wδ."""
+    """Draw an output Wx and its move Wδ."""
     drawn = instances.linear(draw, outputs, 4)
     delta = drawn.delta / jnp.linalg.norm(drawn.delta)
     return drawn.weight @ drawn.x, drawn.weight @ delta
 
 
 def _exact(draw: Draw) -> Float[Array, ""]:
-    """At ε in 0.1 … 10 against the definition, on both sides of a right angle."""
+    """Compare with the definition at ε in 0.1 … 10, on both sides of a right angle."""
     output, move = _drawn(draw)
     eps = draw.log_uniform(0.1, 10.0)
     expected = oracle.cosine(output, output + eps * move)
@@ -181,7 +209,7 @@ def _exact(draw: Draw) -> Float[Array, ""]:
 
 
 def _tiny(draw: Draw) -> Float[Array, ""]:
-    """At ε = 1e-5 against two orders of the expansion, of an output twice as long as the move."""
+    """Compare at ε = 1e-5 with two orders of the expansion, for an output twice as long as the move."""
     output, move = 2 * instances.unit(draw, 3), instances.unit(draw, 3)
     return oracle.relative(moved_distance(output, move, 1e-5), third_order(output, move, 1e-5))
 
@@ -201,7 +229,7 @@ def _distance_to(order: int, slope):
 
 
 def _bounds(draw: Draw) -> Float[Array, ""]:
-    """Violation of the two-sided bounds, relative; and closeness of the lower one where c is small."""
+    """Return the relative violation of the bounds, and the distance of the lower one from the value at small c."""
     tangent = draw.log_uniform(1e-3, 1.5)
     lower, upper = expansion_bounds(tangent**2)
     value = moved_distance(jnp.asarray([1.0, 0.0]), jnp.asarray([0.0, 1.0]), tangent)
@@ -218,13 +246,13 @@ def _overestimate(draw: Draw) -> Float[Array, ""]:
 
 
 def _isotropic(draw: Draw) -> Float[Array, ""]:
-    """Moves in a uniform direction of three: the stated constant is 4/3 too large in the median."""
+    """Compare moves in a uniform direction of three: in the median the stated constant is 4/3 of the right one."""
     output, move = instances.unit(draw, 3), instances.unit(draw, 3)
     return stated_leading(output, move, 1.0) / leading(output, move, 1.0)
 
 
 def _one_output(draw: Draw) -> Float[Array, ""]:
-    """D = 1: 0, or 2 where the sign changes."""
+    """Check D = 1: the distance is 0, or 2 if the sign changes."""
     output, move = _drawn(draw, 1)
     value = distance(output, output + 3 * move)
     closed = moved_distance(output, move, 3.0)
@@ -233,7 +261,7 @@ def _one_output(draw: Draw) -> Float[Array, ""]:
 
 
 def _single_precision(form):
-    """Error in float32 at an angle of 7e-5."""
+    """Return a check of the error in float32 at an angle of 7e-5."""
 
     def error(draw: Draw) -> Float[Array, ""]:
         output, move = instances.unit(draw, 3), instances.unit(draw, 3)
@@ -257,20 +285,20 @@ class _Pair:
         held = self.outputs[1]
         self.full = oracle.derivatives(lambda w: oracle.cosine(w @ self.x, w @ self.perturbed), self.weight)
         self.stopped = oracle.derivatives(lambda w: oracle.cosine(w @ self.x, held), self.weight)
-        self.jacobian = _differentiated(
+        self.jacobian = _differentiate(
             lambda w: gauss_newton.cosine_residual(w @ self.x, w @ self.perturbed), self.weight
         )
-        self.held_jacobian = _differentiated(lambda w: gauss_newton.cosine_residual(w @ self.x, held), self.weight)
+        self.held_jacobian = _differentiate(lambda w: gauss_newton.cosine_residual(w @ self.x, held), self.weight)
         self.residual = gauss_newton.cosine_residual(*self.outputs)
 
 
-def _differentiated(residual, weight: Float[Array, "d p"]) -> Float[Array, "d k"]:
-    """Of a residual in vec W, by automatic differentiation."""
+def _differentiate(residual, weight: Float[Array, "d p"]) -> Float[Array, "d k"]:
+    """Differentiate a residual in vec W automatically."""
     return jax.jacrev(residual)(weight).reshape(weight.shape[0], -1)
 
 
 def _worst(*pairs: tuple[Float[Array, "..."], Float[Array, "..."]]) -> Float[Array, ""]:
-    """Largest relative error of (actual, expected)."""
+    """Return the largest relative error of pairs (actual, expected)."""
     return jnp.max(jnp.stack([oracle.relative(actual, expected) for actual, expected in pairs]))
 
 
@@ -301,7 +329,7 @@ def _norms(draw: Draw) -> Float[Array, ""]:
 
 
 def _geometry(draw: Draw) -> Float[Array, ""]:
-    """⟨G, W⟩ = 0 for both, GWᵀ symmetric for the full gradient."""
+    """Check ⟨G, W⟩ = 0 for both gradients, and that GWᵀ is symmetric for the full one."""
     pair = _Pair(draw)
     full, stopped = (form(*pair.arguments) for form in (gradient, stop_gradient))
     product = full @ pair.weight.T
@@ -365,10 +393,10 @@ def _gauss_newton_limits(draw: Draw) -> Float[Array, ""]:
 
 
 def _scores(draw: Draw, damping) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Gauss–Newton scores at W with λ = 0.1 and at 3W with the damping given."""
+    """Return Gauss–Newton scores at W with λ = 0.1, and at 3W with the given damping."""
     pair = _Pair(draw)
     gram = pair.jacobian @ pair.jacobian.T
-    scaled = _differentiated(lambda w: gauss_newton.cosine_residual(w @ pair.x, w @ pair.perturbed), 3 * pair.weight)
+    scaled = _differentiate(lambda w: gauss_newton.cosine_residual(w @ pair.x, w @ pair.perturbed), 3 * pair.weight)
     return (
         gauss_newton.influence(pair.residual, gram, 0.1),
         gauss_newton.influence(pair.residual, scaled @ scaled.T, damping),
@@ -376,8 +404,8 @@ def _scores(draw: Draw, damping) -> tuple[Float[Array, ""], Float[Array, ""]]:
 
 
 def _rescaled(draw: Draw) -> Float[Array, ""]:
-    here, there = _scores(draw, homogeneous.rescaled_damping(0.1, 3.0, 0))
-    return oracle.relative(homogeneous.rescaled(here, 3.0, 0), there)
+    here, there = _scores(draw, homogeneous.rescale_damping(0.1, 3.0, 0))
+    return oracle.relative(homogeneous.rescale_influence(here, 3.0, 0), there)
 
 
 def _fixed_damping_ratio(draw: Draw) -> Float[Array, ""]:

@@ -1,7 +1,7 @@
-"""Expected influence and deviations from it: Definition 1 and Proposition 2 (arXiv 2412.17170, §4.4; reconstructed).
+"""State expected influence and deviations from it: Definition 1 and Proposition 2.
 
-Linear encoder, λ = 0 unless said. `Σ_x = E[δδᵀ | x]` is an input's second moment of perturbations, `Σ = E[δδᵀ]` the
-population's.
+arXiv 2412.17170, section 4.4; reconstructed. Linear encoder, λ = 0 if not stated otherwise. `Σ_x = E[δδᵀ | x]` is the
+second moment of one input's perturbations, `Σ = E[δδᵀ]` that of the population.
 """
 
 from collections.abc import Callable
@@ -18,19 +18,19 @@ from influence_ssl_jax.theory.linear import shrinkage
 
 
 def mean_distance(weight: Float[Array, "d p"], moment: Float[Array, "p p"], eps: Scalar) -> Float[Array, ""]:
-    """Definition 1 of the appendix: `D = E‖Wx − Wa(x)‖² = ε² tr(WᵀW Σ)`."""
+    """Return Definition 1 of the appendix: `D = E‖Wx − Wa(x)‖² = ε² tr(WᵀW Σ)`."""
     return eps**2 * _inner(weight, moment)
 
 
 def mean_influence(weight: Float[Array, "d p"], moment: Float[Array, "p p"], eps: Scalar) -> Float[Array, ""]:
-    """Definition 1 of the main text: `Ī = E I_0 = 2ε² tr(WᵀW Σ)`, twice `mean_distance`."""
+    """Return Definition 1 of the main text: `Ī = E I_0 = 2ε² tr(WᵀW Σ)`, twice `mean_distance`."""
     return 2 * eps**2 * _inner(weight, moment)
 
 
 def averaged_loss_influence(
     weight: Float[Array, "d p"], moment: Float[Array, "p p"], eps: Scalar, damping: Scalar
 ) -> Float[Array, ""]:
-    """Influence of a loss averaged over draws, with its own Hessian: `4ε⁴ tr(W Σ_x (2ε²Σ_x + λ)⁻¹ Σ_x Wᵀ)`.
+    """Return the influence of a loss averaged over draws, with its own Hessian: `4ε⁴ tr(W Σ_x (2ε²Σ_x + λ)⁻¹ Σ_x Wᵀ)`.
 
     As λ → 0 it is `mean_influence` at Σ_x.
     """
@@ -39,10 +39,12 @@ def averaged_loss_influence(
     return jnp.sum(energy * values * shrinkage(values, damping))
 
 
-def within(
+def within_term(
     weight: Float[Array, "d p"], delta: Float[Array, " p"], moment: Float[Array, "p p"], eps: Scalar
 ) -> Float[Array, ""]:
-    """This draw against its input: `2ε²⟨WᵀW, δδᵀ − Σ_x⟩`; mean zero given x, so it is noise of the draw.
+    """Return the deviation of this draw from its input's mean: `2ε²⟨WᵀW, δδᵀ − Σ_x⟩`.
+
+    Its mean given x is zero, so it is noise of the draw.
 
     Args:
         weight: W.
@@ -53,20 +55,28 @@ def within(
     return 2 * eps**2 * _inner(weight, jnp.outer(delta, delta) - moment)
 
 
-def between(
+def between_term(
     weight: Float[Array, "d p"], moment: Float[Array, "p p"], population: Float[Array, "p p"], eps: Scalar
 ) -> Float[Array, ""]:
-    """This input against the population: `2ε²⟨WᵀW, Σ_x − Σ⟩`; `within + between = I − Ī` (Proposition 2 corrected)."""
+    """Return the deviation of this input from the population: `2ε²⟨WᵀW, Σ_x − Σ⟩`.
+
+    `within_term + between_term = I − Ī` (Proposition 2 corrected).
+    """
     return 2 * eps**2 * _inner(weight, moment - population)
 
 
 def reliability(between_variance: Scalar, within_variance: Scalar, draws: Scalar) -> Scalar:
-    """Correlation of two independent scorings with K draws each: `V_b/(V_b + V_w/K)`."""
+    """Return the correlation of two independent scorings with K draws each: `V_b/(V_b + V_w/K)`.
+
+    Example:
+        >>> reliability(1.0, 2.0, 2)
+        0.5
+    """
     return between_variance / (between_variance + within_variance / draws)
 
 
 def _inner(weight: Float[Array, "d p"], moment: Float[Array, "p p"]) -> Float[Array, ""]:
-    """`⟨WᵀW, M⟩_F = tr(W M Wᵀ)`."""
+    """Return `⟨WᵀW, M⟩_F = tr(W M Wᵀ)`."""
     return jnp.sum((weight @ moment) * weight)
 
 
@@ -75,7 +85,7 @@ def _inner(weight: Float[Array, "d p"], moment: Float[Array, "p p"]) -> Float[Ar
 
 _INPUTS, _DRAWS = 5, 3
 Augmentation: TypeAlias = Callable[[Array, Array], Array]
-"""From an input and noise to the augmented input."""
+"""A function from an input and noise to the augmented input."""
 
 
 class _Population:
@@ -89,9 +99,9 @@ class _Population:
         self.moment = jnp.mean(self.moments, axis=0)
         limit = jax.vmap(jax.vmap(lambda delta: linear.influence_limit(drawn.weight, delta, drawn.eps)))
         self.influences = limit(self.deltas)
-        over_draws = jax.vmap(lambda delta, moment: within(drawn.weight, delta, moment, drawn.eps), (0, None))
+        over_draws = jax.vmap(lambda delta, moment: within_term(drawn.weight, delta, moment, drawn.eps), (0, None))
         self.within = jax.vmap(over_draws)(self.deltas, self.moments)
-        self.between = jax.vmap(lambda moment: between(drawn.weight, moment, self.moment, drawn.eps))(self.moments)
+        self.between = jax.vmap(lambda moment: between_term(drawn.weight, moment, self.moment, drawn.eps))(self.moments)
 
 
 def _means(draw: Draw) -> Float[Array, ""]:
@@ -103,7 +113,7 @@ def _means(draw: Draw) -> Float[Array, ""]:
 
 
 def _damped_mean(draw: Draw) -> Float[Array, ""]:
-    """Perturbations of one length: damping multiplies the mean by t/(t + λ)."""
+    """Check perturbations of one length: damping multiplies the mean by t/(t + λ)."""
     drawn = _Population(draw)
     deltas = drawn.deltas.reshape(-1, 3)
     deltas = 2 * deltas / jnp.linalg.norm(deltas, axis=1, keepdims=True)
@@ -113,7 +123,7 @@ def _damped_mean(draw: Draw) -> Float[Array, ""]:
 
 
 def _concentrated(draw: Draw) -> Float[Array, ""]:
-    """The between term over its bound."""
+    """Return the between term over its bound."""
     drawn = _Population(draw)
     apart = jnp.sum(jnp.abs(jnp.linalg.eigvalsh(drawn.moments - drawn.moment[None])), axis=1)
     bound = 2 * drawn.eps**2 * jnp.linalg.norm(drawn.weight, ord=2) ** 2 * apart
@@ -121,7 +131,10 @@ def _concentrated(draw: Draw) -> Float[Array, ""]:
 
 
 def _conditioning(x: Float[Array, " p"], augmentation: Augmentation) -> Float[Array, ""]:
-    """Smallest over largest eigenvalue of `Σ_x = E[δδᵀ | x]`, δ = a(x, z) − x, z standard normal."""
+    """Return the smallest over the largest eigenvalue of `Σ_x = E[δδᵀ | x]`.
+
+    δ = a(x, z) − x with z standard normal.
+    """
 
     def outer(noise: Float[Array, " p"]) -> Float[Array, "p p"]:
         delta = augmentation(x, noise) - x
@@ -167,7 +180,7 @@ def _variances(draw: Draw) -> Float[Array, ""]:
 
 
 def _reliability(draw: Draw) -> Float[Array, ""]:
-    """Correlation of two independent two-draw scorings, over all inputs and all pairs of pairs of draws."""
+    """Compare with the correlation of two two-draw scorings, over all inputs and all pairs of pairs of draws."""
     drawn = _Population(draw)
     scorings = (drawn.influences[:, :, None] + drawn.influences[:, None, :]).reshape(_INPUTS, -1) / 2
     centred = scorings - jnp.mean(scorings)
@@ -177,10 +190,10 @@ def _reliability(draw: Draw) -> Float[Array, ""]:
 
 
 def _deterministic(index: int) -> Float[Array, ""]:
-    """W = [1, 0], δ(x₁) = e₁, δ(x₂) = e₂: part 0 is the within term at x₁, part 1 the deviation."""
+    """Return the within term at x₁ (part 0) or the deviation (part 1), for W = [1, 0], δ(x₁) = e₁, δ(x₂) = e₂."""
     weight, moments = jnp.asarray([[1.0, 0.0]]), jnp.asarray([[[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 1.0]]])
-    part = within(weight, jnp.asarray([1.0, 0.0]), moments[0], 1.0)
-    return (part, part + between(weight, moments[0], jnp.mean(moments, axis=0), 1.0))[index]
+    part = within_term(weight, jnp.asarray([1.0, 0.0]), moments[0], 1.0)
+    return (part, part + between_term(weight, moments[0], jnp.mean(moments, axis=0), 1.0))[index]
 
 
 ITEMS = (
@@ -209,8 +222,8 @@ ITEMS = (
         r"$\Sigma_x = E[\delta\delta^\top | x]$.",
         status="false as stated",
         correction=r"As a magnitude $I - \bar I = 2\varepsilon^2\langle W^\top W, \delta\delta^\top - \Sigma_x\rangle + "
-        r"2\varepsilon^2\langle W^\top W, \Sigma_x - \Sigma\rangle$: noise of the draw, plus what sets the example "
-        r"apart. The variances add.",
+        r"2\varepsilon^2\langle W^\top W, \Sigma_x - \Sigma\rangle$: noise of the draw, plus the difference of the "
+        r"example from the population. The variances add.",
         counter_example=CounterExample(
             instance=r"One fixed perturbation per input, $W = [1, 0]$, $\delta(x_1) = e_1$, $\delta(x_2) = e_2$: the "
             r"right-hand side is $0$, the deviations are $\pm 1$.",
@@ -226,14 +239,14 @@ ITEMS = (
     ),
     Item(
         name="assumption-1",
-        title="Assumption 1 · what augmentations are like",
+        title="Assumption 1 · properties of augmentations",
         source="Sec. 4.4, confidence high as prose",
         statement=r"(i) $\Sigma_x$ is well conditioned; (ii) it concentrates near $\Sigma$; (iii) meaning is preserved.",
         status="true under conditions",
         conditions=r"An assumption, not a theorem. (i) needs a perturbation that is random given $x$.",
-        correction=r"(ii) bounds what a score can say of an example: the between term of Proposition 2 is at most "
-        r"$2\varepsilon^2\,\sigma_{\max}(W)^2\,\|\Sigma_x - \Sigma\|_*$ (sum of absolute eigenvalues). Were it true of "
-        r"every $x$, nothing would be left to detect.",
+        correction=r"(ii) bounds what a score can say about an example: the between term of Proposition 2 is at most "
+        r"$2\varepsilon^2\,\sigma_{\max}(W)^2\,\|\Sigma_x - \Sigma\|_*$ (sum of absolute eigenvalues). If it were true "
+        r"for every $x$, there would be nothing to detect.",
         counter_example=CounterExample(
             instance=r"(i) at $x = (1, 3)$ whose augmentation swaps the two pixels: $\delta = (2, -2)$ in every draw, "
             r"$\Sigma_x = \delta\delta^\top$ has rank one, and its smallest eigenvalue over its largest is $0$. Of the same "
@@ -246,7 +259,7 @@ ITEMS = (
     ),
     Item(
         name="reliability",
-        title="Reliability · how much of a score is the example",
+        title="Reliability · the share of a score that belongs to the example",
         source="derived here",
         origin="derived here",
         statement=r"Two independent scorings with $K$ draws each correlate as $\frac{V_b}{V_b + V_w / K}$, with the "

@@ -1,4 +1,7 @@
-"""Every statement of the theory, by family. Tests, command, page and notebook read this one list."""
+"""List every statement of the theory by family, and run the checks.
+
+Tests, command, page and notebook read this one list.
+"""
 
 import dataclasses
 import time
@@ -30,8 +33,8 @@ class Plot:
     """A picture of a family.
 
     Attributes:
-        draw: Draws it.
-        caption: What it shows, LaTeX between dollars.
+        draw: The function that draws it.
+        caption: What it shows, with LaTeX between dollars.
     """
 
     draw: Callable[[Axes], None]
@@ -115,7 +118,7 @@ FAMILIES = (
         (
             Plot(
                 plots.duplicates,
-                "Score of each of $k$ copies. Theorem 1 does not see copies; leverage falls to $1/k$.",
+                "Score of each of $k$ copies. Theorem 1 does not depend on copies; leverage falls to $1/k$.",
             ),
         ),
     ),
@@ -130,7 +133,7 @@ FAMILIES = (
         (
             Plot(
                 plots.estimators,
-                r"Scoring a gradient averaged over $K$ draws, with $A = aI$: with few draws the score is mostly draw.",
+                r"Scoring a gradient averaged over $K$ draws, with $A = aI$: with few draws the score is mostly noise.",
             ),
         ),
     ),
@@ -141,12 +144,12 @@ ITEMS: tuple[Item, ...] = tuple(item for family in FAMILIES for item in family.i
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """An item and what its checks found.
+    """An item and the results of its checks.
 
     Attributes:
         item: The statement.
         outcomes: One for each check.
-        seconds: Wall time, compilation included.
+        seconds: Wall time, with compilation.
     """
 
     item: Item
@@ -155,15 +158,17 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether every check bears the item's status out."""
+        """Test whether every check supports the item's status."""
         return all(outcome.passed for outcome in self.outcomes)
 
 
-def named(names: Iterable[str]) -> tuple[Item, ...]:
-    """The items of these names, in the list's order; all of them where no name is given.
+def select_items(names: Iterable[str]) -> tuple[Item, ...]:
+    """Return the items of these names, in the list's order.
+
+    It returns all items if no name is given.
 
     Raises:
-        InfluenceError: Where a name is not in the list.
+        InfluenceError: A name is not in the list.
     """
     wanted = set(names)
     unknown = wanted - {item.name for item in ITEMS}
@@ -173,18 +178,27 @@ def named(names: Iterable[str]) -> tuple[Item, ...]:
     return tuple(item for item in ITEMS if not wanted or item.name in wanted)
 
 
-def judge(items: Iterable[Item], draws: int, seed: int) -> Iterator[Verdict]:
-    """Runs the items in float64, each on instances of its own."""
+def run_checks(items: Iterable[Item], draws: int, seed: int) -> Iterator[Verdict]:
+    """Run the checks of the items in float64, each item on instances of its own.
+
+    Args:
+        items: The items.
+        draws: Instances for each check.
+        seed: The seed of the instances.
+
+    Yields:
+        The verdict of each item.
+    """
     with jax.enable_x64(True):
         for item in items:
             start = time.perf_counter()
-            # The place in the whole list, so that an item sees the same instances alone and among the others.
+            # The key depends on the place in the whole list: an item has the same instances alone and among others.
             outcomes = item.run(jax.random.fold_in(jax.random.key(seed), ITEMS.index(item)), draws)
             yield Verdict(item, outcomes, time.perf_counter() - start)
 
 
-def plain(verdict: Verdict) -> dict:
-    """A verdict as JSON has it."""
+def as_json(verdict: Verdict) -> dict:
+    """Convert a verdict to JSON."""
     item = verdict.item
     return {
         "item": item.name,

@@ -1,6 +1,6 @@
-"""Self-influence with a point's own Gauss–Newton matrix, for any differentiable encoder.
+"""State self-influence with a point's own Gauss–Newton matrix, for any differentiable encoder.
 
-`l(θ) = ½‖r(θ)‖²`, `J = ∂r/∂θ`, `g = Jᵀr`, `K = JJᵀ`: one solve of the size of r, whatever the number of parameters.
+`l(θ) = ½‖r(θ)‖²`, `J = ∂r/∂θ`, `g = Jᵀr`, `K = JJᵀ`: one solve of the size of r, for any number of parameters.
 Theorem 1 of arXiv 2412.17170 is this statement for a linear encoder.
 """
 
@@ -16,14 +16,14 @@ from influence_ssl_jax.theory.linear import shrinkage
 
 
 def influence(residual: Float[Array, " d"], gram: Float[Array, "d d"], damping: Scalar) -> Float[Array, ""]:
-    """`gᵀ(JᵀJ + λI)⁻¹g = rᵀK(K + λI)⁻¹r` (push-through identity, exact for λ > 0)."""
+    """Return `gᵀ(JᵀJ + λI)⁻¹g = rᵀK(K + λI)⁻¹r` (push-through identity, exact for λ > 0)."""
     return residual @ gram @ jnp.linalg.solve(gram + damping * jnp.eye(residual.size), residual)
 
 
 def influence_limit(
     residual: Float[Array, " d"], jacobian: Float[Array, "d k"], cut: float = 1e-10
 ) -> Float[Array, ""]:
-    """The limit λ → 0: `‖P_range(J) r‖²`, which is `2l` wherever J has full row rank.
+    """Return the limit λ → 0: `‖P_range(J) r‖²`, which is `2l` if J has full row rank.
 
     Args:
         residual: r.
@@ -36,37 +36,44 @@ def influence_limit(
 
 
 def euclidean_residual(output: Float[Array, " d"], perturbed: Float[Array, " d"]) -> Float[Array, " d"]:
-    """`r = √2 (f − f′)`, so that `½‖r‖² = ‖f − f′‖²`."""
+    """Return `r = √2 (f − f′)`, so that `½‖r‖² = ‖f − f′‖²`."""
     return jnp.sqrt(2.0) * (output - perturbed)
 
 
 def cosine_residual(output: Float[Array, " d"], perturbed: Float[Array, " d"]) -> Float[Array, " d"]:
-    """`r = f/‖f‖ − f′/‖f′‖`, so that `½‖r‖² = 1 − cos(f, f′)` exactly, and to full precision at small angles."""
+    """Return `r = f/‖f‖ − f′/‖f′‖`, so that `½‖r‖² = 1 − cos(f, f′)` exactly, in full precision at small angles."""
     return output / jnp.linalg.norm(output) - perturbed / jnp.linalg.norm(perturbed)
 
 
 def own_influence(gradient: Float[Array, " k"], damping: Scalar) -> Float[Array, ""]:
-    """One point alone: `gᵀ(ggᵀ + λI)⁻¹g = ‖g‖²/(‖g‖² + λ) → 1` for every point."""
+    """Return the influence of one point alone: `gᵀ(ggᵀ + λI)⁻¹g = ‖g‖²/(‖g‖² + λ)`.
+
+    As λ → 0 it tends to 1 for every point.
+    """
     return shrinkage(gradient @ gradient, damping)
 
 
 def rank(examples: int, inputs: int, encoder_rank: int) -> int:
-    """Rank of C for a linear encoder and generic perturbations: `min(n, rp − r(r−1)/2)` with `r = rank W`.
+    """Return the rank of C for a linear encoder and generic perturbations: `min(n, rp − r(r−1)/2)` with `r = rank W`.
 
     The gradients `2ε²Wδδᵀ` span `{WS : S symmetric}`: rotation invariance removes r(r−1)/2 of the rp directions.
+
+    Example:
+        >>> rank(100, 5, 2)
+        9
     """
     return min(examples, encoder_rank * inputs - encoder_rank * (encoder_rank - 1) // 2)
 
 
 def total_influence(examples: int, rank: int) -> int:
-    """`Σ_i g_iᵀC⁺g_i = n·rank C`; no single score exceeds n."""
+    """Return `Σ_i g_iᵀC⁺g_i = n·rank C`; no single score exceeds n."""
     return examples * rank
 
 
 def two_layer_gram(
     first: Float[Array, "h p"], second: Float[Array, "d h"], delta: Float[Array, " p"], eps: Scalar
 ) -> Float[Array, "d d"]:
-    """`K = JJᵀ = 2ε²(‖W₁δ‖² I_d + ‖δ‖² W₂W₂ᵀ)` of the residual `r = √2 ε W₂W₁δ`."""
+    """Return `K = JJᵀ = 2ε²(‖W₁δ‖² I_d + ‖δ‖² W₂W₂ᵀ)` of the residual `r = √2 ε W₂W₁δ`."""
     perturbation = eps * delta
     hidden = first @ perturbation
     return 2 * ((hidden @ hidden) * jnp.eye(second.shape[0]) + (perturbation @ perturbation) * (second @ second.T))
@@ -75,7 +82,10 @@ def two_layer_gram(
 def two_layer_influence(
     first: Float[Array, "h p"], second: Float[Array, "d h"], delta: Float[Array, " p"], eps: Scalar, damping: Scalar
 ) -> Float[Array, ""]:
-    """Theorem 1 in (W₁, W₂) with the Gauss–Newton matrix: `rᵀK(K + λI)⁻¹r → 2l`; not `I_λ` of the product W."""
+    """Return Theorem 1 in (W₁, W₂) with the Gauss–Newton matrix: `rᵀK(K + λI)⁻¹r → 2l`.
+
+    It differs from `I_λ` of the product W.
+    """
     residual = jnp.sqrt(2.0) * (second @ (first @ (eps * delta)))
     return influence(residual, two_layer_gram(first, second, delta, eps), damping)
 
@@ -84,7 +94,7 @@ def two_layer_influence(
 
 
 class _Point:
-    """A residual of a network, its Jacobian in all parameters, and the loss as it is written."""
+    """A residual of a network, its Jacobian in all parameters, and the loss by its definition."""
 
     def __init__(self, residual, loss, params):
         vector, unravel = ravel_pytree(params)
@@ -101,7 +111,7 @@ def _tanh(params, x: Float[Array, " p"]) -> Float[Array, " d"]:
 
 
 def _points(draw: Draw) -> tuple[_Point, _Point]:
-    """A tanh network with squared Euclidean and with cosine distance."""
+    """Draw a tanh network, with squared Euclidean and with cosine distance."""
     params = [draw.normal(4, 3), draw.normal(2, 4)]
     x = draw.normal(3)
     perturbed = x + 0.5 * instances.unit(draw, 3)
@@ -136,7 +146,7 @@ def _limit(draw: Draw) -> Float[Array, ""]:
 
 
 def _deficient(draw: Draw) -> Float[Array, ""]:
-    """A direction that J reaches only by rounding does not count, whatever the scale of J."""
+    """Check that a direction that J reaches only by rounding does not count, at any scale of J."""
     jacobian = draw.normal(3, 5) * jnp.asarray([1.0, 1e-3, 1e-12])[:, None]
     residual = draw.normal(3)
     limits = [influence_limit(residual, scale * jacobian) for scale in (1e-6, 1e6)]
@@ -158,7 +168,7 @@ def _two_layer(draw: Draw) -> Float[Array, ""]:
 
 
 def _deep_limit(draw: Draw) -> Float[Array, ""]:
-    """One to three linear layers: the limit is twice the loss of the product."""
+    """Check one to three linear layers: the limit is twice the loss of the product."""
     errors = []
     for widths in ((4, 2), (4, 3, 2), (3, 3, 2, 2)):
         layers = [draw.normal(rows, columns) for rows, columns in zip(widths[1:], widths[:-1], strict=True)]
@@ -174,7 +184,7 @@ def _deep_limit(draw: Draw) -> Float[Array, ""]:
 
 
 def _damped_parametrisation(draw: Draw) -> Float[Array, ""]:
-    """At λ > 0 the two-layer score is not that of the product W."""
+    """Check that at λ > 0 the two-layer score differs from that of the product W."""
     drawn = instances.two_layer(draw, 2, 3, 4)
     product = linear.influence(drawn.second @ drawn.first, drawn.delta, drawn.eps, drawn.damping)
     layered = two_layer_influence(drawn.first, drawn.second, drawn.delta, drawn.eps, drawn.damping)
@@ -194,7 +204,7 @@ def _fisher_total(draw: Draw) -> Float[Array, ""]:
 
 
 def _fisher_degree(draw: Draw) -> Float[Array, ""]:
-    """Neither ε nor the scale of W changes a score without damping."""
+    """Check that neither ε nor the scale of W changes a score without damping."""
     drawn = instances.population(draw, 9, 2, 4)
     scores = []
     for factor, eps in ((1.0, 1.0), (2.0, 3.0)):
@@ -218,15 +228,15 @@ def _fisher_alone(draw: Draw) -> Float[Array, ""]:
 ITEMS = (
     Item(
         name="gauss-newton",
-        title="Gauss–Newton identity · what Theorem 1 is for any encoder",
+        title="Gauss–Newton identity · Theorem 1 for any encoder",
         source="derived here",
         origin="derived here",
         statement=r"For any differentiable encoder and $l = \frac{1}{2}\|r(\theta)\|^2$, $g = J^\top r$, "
         r"$K = JJ^\top$: $g^\top (J^\top J + \lambda I)^{-1} g = r^\top K (K + \lambda I)^{-1} r$, which tends to "
         r"$\|P_J\, r\|^2$ as $\lambda \to 0$, with $P_J$ the projector on the range of $J$.",
         status="true",
-        correction=r"The limit is $2\,l$ wherever $J$ has full row rank: a point's own curvature at small $\lambda$ adds "
-        r"nothing to its loss. What more a score knows comes from $\lambda$ or from other points.",
+        correction=r"The limit is $2\,l$ wherever $J$ has full row rank: at small $\lambda$ a point's own curvature "
+        r"adds nothing to its loss. Further information in a score comes from $\lambda$ or from other points.",
         checks=(
             Check("tanh network, both distances, λ = 0.3: rel. error", _push_through, AtMost(1e-9)),
             Check("tanh network, both distances: limit = 2l, rel. error", _limit, AtMost(1e-4)),
@@ -258,7 +268,7 @@ ITEMS = (
     ),
     Item(
         name="empirical-fisher",
-        title="Empirical Fisher · scores that forget the loss",
+        title="Empirical Fisher · scores that do not depend on the loss",
         source="derived here",
         origin="derived here",
         statement=r"With $C = \frac{1}{n}\sum_i g_i g_i^\top$ and $\lambda \to 0$: $I_i \leq n$ and $\sum_i I_i = n\, "

@@ -1,8 +1,8 @@
-"""Gaussian perturbations `η ~ N(m, σ²I_p)`: moments of the score, and what averaging over draws estimates.
+"""State the moments of the score under Gaussian perturbations `η ~ N(m, σ²I_p)`.
 
-Linear encoder, `Γ = WᵀW`. The noise of arXiv 2412.17170's experiments; derived for this project. The mean is 0 unless
-said. Every input has the same second moment, so the between term of Proposition 2 vanishes: whatever ranks examples
-under isotropic noise comes from the encoder not being linear.
+Also what averages over draws estimate. Linear encoder, `Γ = WᵀW`. It is the noise of arXiv 2412.17170's experiments;
+derived for this project. The mean is 0 if not stated otherwise. Every input has the same second moment, so the between
+term of Proposition 2 vanishes: whatever ranks examples under isotropic noise comes from the encoder not being linear.
 """
 
 import jax
@@ -16,33 +16,39 @@ from influence_ssl_jax.theory.item import AtLeast, AtMost, Check, CounterExample
 
 
 def energy_mean(weight: Float[Array, "d p"], mean: Float[Array, " p"], sigma: Scalar) -> Float[Array, ""]:
-    """`E‖Wη‖² = σ²‖W‖_F² + ‖Wm‖²`; the score `I_0 = 2‖Wη‖²` has twice this mean."""
+    """Return `E‖Wη‖² = σ²‖W‖_F² + ‖Wm‖²`; the score `I_0 = 2‖Wη‖²` has twice this mean."""
     moved = weight @ mean
     return sigma**2 * jnp.sum(weight**2) + moved @ moved
 
 
 def energy_variance(weight: Float[Array, "d p"], mean: Float[Array, " p"], sigma: Scalar) -> Float[Array, ""]:
-    """`Var‖Wη‖² = 2σ⁴‖Γ‖_F² + 4σ² mᵀΓ²m`; the score has four times this variance."""
+    """Return `Var‖Wη‖² = 2σ⁴‖Γ‖_F² + 4σ² mᵀΓ²m`; the score has four times this variance."""
     pulled = weight.T @ (weight @ mean)
     return 2 * sigma**4 * jnp.sum((weight.T @ weight) ** 2) + 4 * sigma**2 * (pulled @ pulled)
 
 
 def effective_rank(weight: Float[Array, "d p"]) -> Float[Array, ""]:
-    """`r = (tr Γ)²/‖Γ‖_F²`, between 1 and rank W."""
+    """Return `r = (tr Γ)²/‖Γ‖_F²`, between 1 and rank W.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(effective_rank(jnp.eye(3)))
+        3.0
+    """
     return jnp.sum(weight**2) ** 2 / jnp.sum((weight.T @ weight) ** 2)
 
 
 def relative_spread(weight: Float[Array, "d p"], draws: Scalar) -> Float[Array, ""]:
-    """Standard deviation over mean of a score averaged over K draws: `√(2/(K r))`."""
+    """Return the standard deviation over the mean of a score averaged over K draws: `√(2/(K r))`."""
     return jnp.sqrt(2 / (draws * effective_rank(weight)))
 
 
 def single_draw_score(weight: Float[Array, "d p"], curvature: Float[Array, "p p"], sigma: Scalar) -> Float[Array, ""]:
-    """`E gᵀA⁻¹g` of one draw under a fixed curvature `I_d ⊗ A`: `4σ⁴(tr Γ·tr A⁻¹ + 2 tr ΓA⁻¹)` (Isserlis).
+    """Return `E gᵀA⁻¹g` of one draw under a fixed curvature `I_d ⊗ A`: `4σ⁴(tr Γ·tr A⁻¹ + 2 tr ΓA⁻¹)` (Isserlis).
 
     Args:
         weight: W.
-        curvature: A, damping included, positive definite.
+        curvature: A, with its damping, positive definite.
         sigma: σ.
     """
     inverse_trace = jnp.trace(jnp.linalg.solve(curvature, jnp.eye(curvature.shape[0])))
@@ -51,34 +57,40 @@ def single_draw_score(weight: Float[Array, "d p"], curvature: Float[Array, "p p"
 
 
 def mean_gradient_score(weight: Float[Array, "d p"], curvature: Float[Array, "p p"], sigma: Scalar) -> Float[Array, ""]:
-    """`ḡᵀA⁻¹ḡ` of the gradient of the expected loss, `ḡ = 2σ²W`: `4σ⁴ tr ΓA⁻¹`."""
+    """Return `ḡᵀA⁻¹ḡ` of the gradient of the expected loss, `ḡ = 2σ²W`: `4σ⁴ tr ΓA⁻¹`."""
     return 4 * sigma**4 * jnp.sum(weight.T * jnp.linalg.solve(curvature, weight.T))
 
 
 def averaged_gradient_score(single: Scalar, mean_gradient: Scalar, draws: Scalar) -> Scalar:
-    """Expected score of a gradient averaged over K draws: `E_m + (E_s − E_m)/K`; biased, the bias falls as 1/K."""
+    """Return the expected score of a gradient averaged over K draws: `E_m + (E_s − E_m)/K`.
+
+    It is biased, and the bias falls as 1/K.
+    """
     return mean_gradient + (single - mean_gradient) / draws
 
 
 def isotropic_ratio(inputs: Scalar) -> Scalar:
-    """`E_s/E_m = p + 2` for `A = aI`: a single draw's score is almost all draw."""
+    """Return `E_s/E_m = p + 2` for `A = aI`: nearly all of a single draw's score is noise of the draw."""
     return inputs + 2
 
 
 def cross_draw_score(gradients: Float[Array, "draws k"], curvature: Float[Array, "k k"]) -> Float[Array, ""]:
-    """U-statistic `(1/(K(K−1))) Σ_{k≠l} g_kᵀA⁻¹g_l`: unbiased for `mean_gradient_score`, and may be negative."""
+    """Return the U-statistic `(1/(K(K−1))) Σ_{k≠l} g_kᵀA⁻¹g_l`.
+
+    It estimates `mean_gradient_score` without bias, and may be negative.
+    """
     draws = gradients.shape[0]
     pairs = gradients @ jnp.linalg.solve(curvature, gradients.T)
     return (jnp.sum(pairs) - jnp.trace(pairs)) / (draws * (draws - 1))
 
 
 def local_distance(jacobian: Float[Array, "d p"], sigma: Scalar) -> Float[Array, ""]:
-    """Any smooth encoder at small σ: `E‖f(x + η) − f(x)‖² = σ²‖J_f(x)‖_F² + O(σ⁴)`."""
+    """Return the distance of any smooth encoder at small σ: `E‖f(x + η) − f(x)‖² = σ²‖J_f(x)‖_F² + O(σ⁴)`."""
     return sigma**2 * jnp.sum(jacobian**2)
 
 
 def local_cosine_distance(output: Float[Array, " d"], jacobian: Float[Array, "d p"], sigma: Scalar) -> Float[Array, ""]:
-    """The cosine distance at small σ: `σ²‖P_⊥ J_f(x)‖_F²/(2‖f(x)‖²) + O(σ⁴)`."""
+    """Return the cosine distance at small σ: `σ²‖P_⊥ J_f(x)‖_F²/(2‖f(x)‖²) + O(σ⁴)`."""
     direction = output / jnp.linalg.norm(output)
     across = jacobian - jnp.outer(direction, direction @ jacobian)
     return sigma**2 * jnp.sum(across**2) / (2 * (output @ output))
@@ -93,7 +105,7 @@ def _drawn(draw: Draw, inputs: int) -> tuple[Float[Array, "2 p"], Float[Array, "
 
 
 def _moments(draw: Draw) -> Float[Array, ""]:
-    """Mean and variance of ‖Wη‖² by quadrature, which is exact for polynomials."""
+    """Compare mean and variance of ‖Wη‖² with quadrature, which is exact for polynomials."""
     weight, mean, sigma = _drawn(draw, 3)
 
     def energy(noise: Float[Array, " p"]) -> Float[Array, ""]:
@@ -115,7 +127,7 @@ def _spread(draw: Draw) -> Float[Array, ""]:
 
 
 def _effective_rank(draw: Draw) -> Float[Array, ""]:
-    """Between 1 and the rank, and both are reached."""
+    """Check that it lies between 1 and the rank, and reaches both."""
     weight, mean, _ = _drawn(draw, 3)
     value = effective_rank(weight)
     ends = (
@@ -130,14 +142,17 @@ def _gradient(weight: Float[Array, "d p"], noise: Float[Array, " p"]) -> Float[A
 
 
 def _scores(draw: Draw):
-    """Weight, per-block curvature, σ; two inputs and two draws keep the quadrature small."""
+    """Draw weight, per-block curvature and σ.
+
+    Two inputs and two draws keep the quadrature small.
+    """
     weight, _, sigma = _drawn(draw, 2)
     factor = draw.normal(4, 2)
     return weight, factor.T @ factor + 0.1 * jnp.eye(2), sigma
 
 
 def _estimators(draw: Draw) -> Float[Array, ""]:
-    """One draw, the expected gradient, two draws averaged, and cross draws, each by exact quadrature."""
+    """Compare one draw, the expected gradient, two averaged draws and cross draws with exact quadrature."""
     weight, curvature, sigma = _scores(draw)
     full = jnp.kron(jnp.eye(2), curvature)
 
@@ -163,7 +178,7 @@ def _estimators(draw: Draw) -> Float[Array, ""]:
 
 
 def _cross_draws(draw: Draw) -> Float[Array, ""]:
-    """Three draws: the mean over all ordered pairs of different draws."""
+    """Compare three draws with the mean over all ordered pairs of different draws."""
     rows = draw.normal(3, 2)
     _, curvature, _ = _scores(draw)
     pairs = [background.score(rows[k], rows[m], curvature, 0.0) for k in range(3) for m in range(3) if k != m]
@@ -178,15 +193,15 @@ def _isotropic_ratio(draw: Draw) -> Float[Array, ""]:
 
 
 def _between(draw: Draw) -> Float[Array, ""]:
-    """Σ_x by quadrature is the same at every x, so nothing of a linear score is left between examples."""
+    """Check by quadrature that Σ_x is the same at every x, so that linear scores do not differ between examples."""
     weight, sigma = draw.normal(2, 3), draw.log_uniform(0.1, 3.0)
     moment = oracle.normal_expectation(lambda noise: jnp.outer(sigma * noise, sigma * noise), 3)
-    left = jnp.abs(deviation.between(weight, moment, sigma**2 * jnp.eye(3), 1.0))
+    left = jnp.abs(deviation.between_term(weight, moment, sigma**2 * jnp.eye(3), 1.0))
     return left / deviation.mean_influence(weight, moment, 1.0)
 
 
 def _local(draw: Draw) -> Float[Array, ""]:
-    """A tanh encoder at σ = 1e-4: both distances against their local forms."""
+    """Compare a tanh encoder at σ = 1e-4 with the local forms of both distances."""
     weight, x = draw.normal(2, 3), draw.normal(3)
 
     def encoder(x: Float[Array, " p"]) -> Float[Array, " d"]:
@@ -207,7 +222,7 @@ def _local(draw: Draw) -> Float[Array, ""]:
 
 
 def _signal(draw: Draw) -> Float[Array, ""]:
-    """Two inputs of one tanh encoder differ in expected distance: the signal that a linear encoder lacks."""
+    """Check that two inputs of one tanh encoder differ in expected distance, which a linear encoder cannot do."""
     weight, x = draw.normal(2, 3), draw.normal(3)
     jacobian = jax.jacfwd(lambda x: jnp.tanh(weight @ x))
     first, second = local_distance(jacobian(x), 0.2), local_distance(jacobian(-2 * x), 0.2)
@@ -218,7 +233,7 @@ _EXAMPLES = np.asarray([0.0, 1.0, 2.0, 10.0])
 
 
 def _expected_scores(examples: np.ndarray) -> Float[Array, " n"]:
-    """`E gᵀH⁺g` over noise of every example, of the alignment loss as it is written at W = 1, by differentiation."""
+    """Return `E gᵀH⁺g` over noise of every example, of the alignment loss by its definition at W = 1."""
 
     def score(x: Float[Array, ""], noise: Float[Array, "1"]) -> Float[Array, ""]:
         def loss(weight: Float[Array, "1 1"]) -> Float[Array, ""]:
@@ -231,7 +246,10 @@ def _expected_scores(examples: np.ndarray) -> Float[Array, " n"]:
 
 
 def _kendall(left: Float[Array, " n"], right: Float[Array, " n"]) -> Float[Array, ""]:
-    """Kendall's τ: concordant less discordant pairs over all pairs; what differs by rounding alone is tied."""
+    """Return Kendall's τ, concordant minus discordant pairs over all pairs.
+
+    Differences of rounding size are ties.
+    """
 
     def order(values: Float[Array, " n"]) -> Float[Array, "n n"]:
         difference = values[:, None] - values[None, :]
@@ -283,7 +301,7 @@ ITEMS = (
     ),
     Item(
         name="gaussian-ranking",
-        title="Gaussian noise · what is left to rank",
+        title="Gaussian noise · what a score ranks",
         source="Assumption 1 and Sec. 4.4; derived here",
         origin="derived here",
         statement=r"Under isotropic noise the linear theory ranks examples by how atypical they are.",

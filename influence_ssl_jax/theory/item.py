@@ -1,4 +1,4 @@
-"""What an item of the theory is: a statement, the verdict on it, and the checks that carry the verdict."""
+"""Define an item of the theory: a statement, its verdict and its checks."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,25 +12,26 @@ from jaxtyping import Array, Float, Key
 from influence_ssl_jax.theory.instances import Draw, Pool, pool
 
 _FAST_COMPILATION = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-"""Every item is compiled once and run once, so compilation is all of its time."""
+"""Options of fast compilation: every item is compiled once and run once, so compiling is nearly all of its time."""
 
 Scalar: TypeAlias = Float[Array, ""] | float | int
 """One real number: a Python number, or an array without axes, so that the closed forms differentiate and `vmap`."""
 Status: TypeAlias = Literal["true", "true under conditions", "false as stated"]
 Origin: TypeAlias = Literal["paper", "derived here"]
 FEWEST = {"worst": 1, "median": 200, "mean": 200}
-"""Draws that a statistic takes at least: a fraction of fewer would pass or fail by chance."""
+"""Least number of draws of each statistic: a fraction of fewer draws would pass or fail by chance."""
 Measure: TypeAlias = Callable[[Draw], Float[Array, ""]]
-"""Draws one random instance and measures one number on it (an error, a ratio, a slope); `vmap`s over rows of a pool."""
+"""A function that draws one random instance and measures one number on it: an error, a ratio, a slope."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AtMost:
-    """Accepts if the statistic of the draws does not exceed a value.
+    """A limit that the statistic of the draws must not exceed.
 
     Attributes:
         value: The tolerance.
-        statistic: Over the draws: the worst (largest), the median, or the mean.
+        statistic: The statistic over draws: the worst (largest), the median, or the mean.
+        symbol: The relation, as it is printed.
     """
 
     value: float
@@ -38,21 +39,22 @@ class AtMost:
     symbol: str = dataclasses.field(default="≤", init=False)
 
     def statistic_of(self, measured: np.ndarray) -> float:
-        """The number that is compared; NaN if any draw is."""
+        """Return the number that is compared; NaN if any draw is."""
         return float({"worst": np.max, "median": np.median, "mean": np.mean}[self.statistic](measured))
 
     def accepts(self, statistic: float) -> bool:
-        """Whether it is within the tolerance; NaN never is."""
+        """Test whether a statistic is within the tolerance; NaN never is."""
         return statistic <= self.value
 
 
 @dataclasses.dataclass(frozen=True)
 class AtLeast:
-    """Accepts if the statistic of the draws reaches a value: how a statement is shown to fail.
+    """A limit that the statistic of the draws must reach: it shows that a statement fails.
 
     Attributes:
-        value: The least gap, ratio or fraction that counts as failing.
-        statistic: Over the draws: the worst (smallest), the median, or the mean.
+        value: The least gap, ratio or fraction that counts as a failure of the statement.
+        statistic: The statistic over draws: the worst (smallest), the median, or the mean.
+        symbol: The relation, as it is printed.
     """
 
     value: float
@@ -60,11 +62,11 @@ class AtLeast:
     symbol: str = dataclasses.field(default="≥", init=False)
 
     def statistic_of(self, measured: np.ndarray) -> float:
-        """The number that is compared; NaN if any draw is."""
+        """Return the number that is compared; NaN if any draw is."""
         return float({"worst": np.min, "median": np.median, "mean": np.mean}[self.statistic](measured))
 
     def accepts(self, statistic: float) -> bool:
-        """Whether it reaches the value; NaN never does."""
+        """Test whether a statistic reaches the value; NaN never does."""
         return statistic >= self.value
 
 
@@ -72,13 +74,14 @@ class AtLeast:
 class Check:
     """A comparison on random instances.
 
+    A median or a mean is over 200 draws at least, however few are asked for: with fewer, it would pass or fail by
+    chance.
+
     Attributes:
         name: What is compared, in words and plain symbols.
-        measure: One instance to one number.
+        measure: The function from an instance to a number.
         limit: What the numbers of all draws must satisfy.
-        most: Never more draws than this; 1 where the instance is fixed.
-
-    A median or a mean is of 200 draws at least, whatever number is asked for: of fewer, it would pass or fail by chance.
+        most: Largest number of draws; 1 if the instance is fixed, None for no limit.
     """
 
     name: str
@@ -87,11 +90,11 @@ class Check:
     most: int | None = None
 
     def draws(self, asked: int) -> int:
-        """How many draws are counted where so many are asked for."""
+        """Return the number of draws that are counted if `asked` are asked for."""
         return min(max(asked, FEWEST[self.limit.statistic]), self.most or asked + FEWEST["mean"])
 
     def judge(self, measured: np.ndarray) -> "Outcome":
-        """Compares the measured numbers, one per draw."""
+        """Compare the numbers of all draws with the limit."""
         counted = measured[: self.most]
         statistic = self.limit.statistic_of(counted)
         return Outcome(self.name, statistic, self.limit, counted.size, self.limit.accepts(statistic))
@@ -99,14 +102,14 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
         name: The check's name.
         statistic: The number that was compared.
         limit: What it was compared with.
-        draws: How many random instances it covers.
-        passed: The verdict.
+        draws: Number of random instances.
+        passed: Whether the limit accepts it.
     """
 
     name: str
@@ -122,9 +125,9 @@ class CounterExample:
 
     Attributes:
         instance: The instance and what happens there, with LaTeX between dollars.
-        stated: The value, or the bound, of the statement, evaluated at the instance.
-        actual: The value there.
-        gap: `actual − stated` as the instance has it, with its sign: over an upper bound positive, and not zero.
+        stated: The value, or the bound, of the statement at the instance.
+        actual: The true value there.
+        gap: `actual − stated` at the instance, with its sign; it is positive if an upper bound fails, and never zero.
     """
 
     instance: str
@@ -133,9 +136,9 @@ class CounterExample:
     gap: float
 
     def check(self) -> Check:
-        """The comparison that keeps the statement refuted: `actual − stated` is the gap, on its side, to a thousandth.
+        """Return the check that the statement fails: `actual − stated` equals the gap to a thousandth.
 
-        A closed form that is changed changes one of the two, so that nothing but the instance as it is written passes.
+        A change of either closed form changes the gap, so only the instance as it is written passes.
         """
 
         def error(draw: Draw) -> Float[Array, ""]:
@@ -150,16 +153,16 @@ class Item:
     """One statement of the theory.
 
     Attributes:
-        name: Short and unique, for the command line.
-        title: As in the paper, or a title of our own.
-        source: Where it stands, and how sure the reconstruction is.
-        statement: The statement, LaTeX between dollars.
+        name: A short unique name, for the command line.
+        title: The title in the paper, or one of this project.
+        source: Where it is stated, and how certain the reconstruction is.
+        statement: The statement, with LaTeX between dollars.
         status: The verdict on the statement as given.
-        origin: Whether the statement is the paper's; one that is derived here is no error of the paper's where it fails.
-        checks: What carries the verdict.
+        checks: The checks that support the verdict.
         conditions: What the statement needs.
         correction: What holds instead, or in addition.
-        counter_example: Where the statement fails.
+        counter_example: An instance at which the statement fails.
+        origin: Whether the paper makes the statement. A failure of one that is derived here is no error of the paper.
     """
 
     name: str
@@ -174,18 +177,25 @@ class Item:
     origin: Origin = "paper"
 
     def all_checks(self) -> tuple[Check, ...]:
-        """The checks, the counter-example's first."""
+        """Return the checks, that of the counter-example first."""
         return (*(() if self.counter_example is None else (self.counter_example.check(),)), *self.checks)
 
     def run(self, key: Key[Array, ""], draws: int) -> tuple[Outcome, ...]:
-        """All checks on `draws` instances each, or more (`Check.draws`), in one compiled call; needs float64."""
+        """Run all checks on `draws` instances each, or more (`Check.draws`), in one compiled call.
+
+        It needs float64.
+
+        Args:
+            key: The key of the instances.
+            draws: Number of instances.
+        """
         checks = self.all_checks()
         counted = [check.draws(draws) for check in checks]
 
         def measure(row: Pool) -> list[Float[Array, ""]]:
             return [check.measure(Draw(row)) for check in checks]
 
-        # One draw after another: on CPU, batched LAPACK calls that run side by side can wait for each other for ever.
+        # One draw after another: on CPU, batched LAPACK calls that run at the same time can deadlock.
         measured = jax.jit(lambda rows: jax.lax.map(measure, rows), compiler_options=_FAST_COMPILATION)(
             pool(key, max(counted))
         )

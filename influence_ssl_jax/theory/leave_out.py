@@ -1,7 +1,8 @@
-"""Leaving examples out, exactly, where influence functions are exact up to a known factor.
+"""State the exact effect of leaving examples out.
 
-Anchored objective `F(W) = (1/n) Σ ε²‖Wδ_i‖² + (λ/2)‖W − W₀‖_F²`; its Hessian is `I_d ⊗ A`, `A = 2ε²S + λI`: damping is
-no approximation here and the minimiser is stationary. `h_i` are the leverages of `leverage`. Derived for this project.
+Influence functions are exact here up to a known factor. Anchored objective
+`F(W) = (1/n) Σ ε²‖Wδ_i‖² + (λ/2)‖W − W₀‖_F²`; its Hessian is `I_d ⊗ A`, `A = 2ε²S + λI`: damping is no approximation
+here and the minimiser is stationary. `h_i` are the leverages of `leverage`. Derived for this project.
 """
 
 import jax
@@ -16,7 +17,7 @@ from influence_ssl_jax.theory.item import AtLeast, AtMost, Check, CounterExample
 def optimum(
     anchor: Float[Array, "d p"], deltas: Float[Array, "n p"], eps: Scalar, damping: Scalar
 ) -> Float[Array, "d p"]:
-    """Minimiser `W* = λW₀A⁻¹`."""
+    """Return the minimiser `W* = λW₀A⁻¹`."""
     damped = leverage.hessian(deltas, eps) + damping * jnp.eye(deltas.shape[1])
     return damping * jnp.linalg.solve(damped, anchor.T).T
 
@@ -24,7 +25,7 @@ def optimum(
 def predicted_steps(
     weight: Float[Array, "d p"], deltas: Float[Array, "n p"], eps: Scalar, damping: Scalar
 ) -> Float[Array, "n d p"]:
-    """What influence functions predict for removing point i: `(1/n) G_i A⁻¹`, `G_i = 2ε²W*δ_iδ_iᵀ`."""
+    """Return the step that influence functions predict for removing point i: `(1/n) G_i A⁻¹`, `G_i = 2ε²W*δ_iδ_iᵀ`."""
     perturbations = eps * deltas
     damped = leverage.hessian(deltas, eps) + damping * jnp.eye(deltas.shape[1])
     directions = 2 * jnp.linalg.solve(damped, perturbations.T).T / deltas.shape[0]
@@ -34,11 +35,11 @@ def predicted_steps(
 def exact_steps(
     weight: Float[Array, "d p"], deltas: Float[Array, "n p"], eps: Scalar, damping: Scalar
 ) -> Float[Array, "n d p"]:
-    """What happens: `W₋ᵢ − W* = (1/(1 − h_i))·(1/n) G_i A⁻¹`.
+    """Return the exact step: `W₋ᵢ − W* = (1/(1 − h_i))·(1/n) G_i A⁻¹`.
 
     Args:
         weight: W* of `optimum`.
-        deltas: All perturbations, one per row.
+        deltas: All perturbations, one in each row.
         eps: ε.
         damping: λ > 0.
     """
@@ -47,24 +48,31 @@ def exact_steps(
 
 
 def exact_loss_change(loss: Float[Array, " n"], leverages: Float[Array, " n"]) -> Float[Array, " n"]:
-    """`l_i(W₋ᵢ) − l_i(W*) = l_i h(2 − h)/(1 − h)²`."""
+    """Return the exact change of the loss: `l_i(W₋ᵢ) − l_i(W*) = l_i h(2 − h)/(1 − h)²`."""
     return loss * leverages * (2 - leverages) / (1 - leverages) ** 2
 
 
 def predicted_loss_change(loss: Float[Array, " n"], leverages: Float[Array, " n"]) -> Float[Array, " n"]:
-    """Influence functions say `I_i/n = 2h_i l_i`."""
+    """Return the change that influence functions predict: `I_i/n = 2h_i l_i`."""
     return 2 * leverages * loss
 
 
 def underestimate(leverages: Float[Array, " n"]) -> Float[Array, " n"]:
-    """Exact over predicted: `(1 − h/2)/(1 − h)²`, at least 1 and unbounded as h → 1."""
+    """Return the exact over the predicted change: `(1 − h/2)/(1 − h)²`, at least 1 and unbounded as h → 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> underestimate(jnp.asarray([0.0, 0.5])).tolist()
+        [1.0, 3.0]
+    """
     return (1 - leverages / 2) / (1 - leverages) ** 2
 
 
 def group_outputs(outputs: Float[Array, "d k"], group_gram: Float[Array, "k k"]) -> Float[Array, "d k"]:
-    """Removing a group S: `W₋S D_S = W* D_S (I − H_SS)⁻¹`, the columns of D_S being its δ_i.
+    """Return the outputs after a group S is removed: `W₋S D_S = W* D_S (I − H_SS)⁻¹`.
 
-    Additive over the members where `H_SS` is diagonal: the exact analogue of Claim 6.
+    The columns of D_S are the δ_i of the group. It is additive over the members if `H_SS` is diagonal: the exact
+    analogue of Claim 6.
 
     Args:
         outputs: `W* D_S`.
@@ -74,7 +82,10 @@ def group_outputs(outputs: Float[Array, "d k"], group_gram: Float[Array, "k k"])
 
 
 def renormalised_damping(damping: Scalar, examples: Scalar) -> Scalar:
-    """Retraining with weight 1/(n − 1) at λ is the 1/n problem at `λ(n − 1)/n`."""
+    """Return the damping `λ(n − 1)/n` of retraining without an example.
+
+    At it, the problem with weights 1/n equals retraining with weights 1/(n − 1) at λ.
+    """
     return damping * (examples - 1) / examples
 
 
@@ -84,7 +95,10 @@ def renormalised_damping(damping: Scalar, examples: Scalar) -> Scalar:
 def _refit(
     drawn: instances.Population, kept: Float[Array, " n"], damping: Scalar, examples: int
 ) -> Float[Array, "d p"]:
-    """Minimises the anchored objective over the kept examples: one Newton step with its own derivatives is exact."""
+    """Minimise the anchored objective over the kept examples.
+
+    One Newton step is exact.
+    """
 
     def objective(weight: Float[Array, "d p"]) -> Float[Array, ""]:
         losses = jnp.sum((drawn.eps * drawn.deltas @ weight.T) ** 2, axis=1)
@@ -107,6 +121,7 @@ class _LeaveOneOut:
         self.leverages = leverage.leverages(*self.setting)
 
     def losses(self, weight: Float[Array, "d p"]) -> Float[Array, " n"]:
+        """Return the loss of every example."""
         return jnp.sum((self.drawn.eps * self.drawn.deltas @ weight.T) ** 2, axis=1)
 
 
@@ -116,7 +131,10 @@ def _optimum(draw: Draw) -> Float[Array, ""]:
 
 
 def _steps(draw: Draw) -> Float[Array, ""]:
-    """Each example's step on its own scale, which rounding in W* limits from below."""
+    """Compare each example's step on its own scale.
+
+    Rounding in W* limits the accuracy.
+    """
     problem = _LeaveOneOut(draw)
     steps = problem.without - problem.full[None]
     closed = exact_steps(problem.optimum, *problem.setting)
@@ -133,7 +151,7 @@ def _loss_change(draw: Draw) -> Float[Array, ""]:
 
 
 def _prediction(draw: Draw) -> Float[Array, ""]:
-    """Influence over n at the optimum, and the factor by which it falls short."""
+    """Check influence over n at the optimum, and the factor by which it is too small."""
     problem = _LeaveOneOut(draw)
     losses = problem.losses(problem.optimum)
     predicted = predicted_loss_change(losses, problem.leverages)
@@ -146,7 +164,7 @@ def _prediction(draw: Draw) -> Float[Array, ""]:
 
 
 def _first_order(draw: Draw) -> Float[Array, ""]:
-    """The response of Eq. 2, by differentiating the refit in the weight of each example."""
+    """Compare with the response of Eq. 2, by differentiating the refit in the weight of each example."""
     problem = _LeaveOneOut(draw)
 
     def moved(removed: Float[Array, " n"]) -> Float[Array, "d p"]:
@@ -177,7 +195,7 @@ def _group(draw: Draw) -> Float[Array, ""]:
 
 
 def _additive(draw: Draw) -> Float[Array, ""]:
-    """Orthogonal group, isotropic rest: H_SS is diagonal, and the group's step is the sum of the single steps."""
+    """Check that for a diagonal H_SS (orthogonal group, isotropic rest) the single steps add up."""
     problem = _LeaveOneOut(draw)
     basis = instances.orthogonal(draw, 3, 3)
     drawn = problem.drawn._replace(deltas=jnp.concatenate([basis, basis]))

@@ -1,7 +1,7 @@
-"""The data set's own Hessian: score = leverage × sensitivity, and why duplicates score low.
+"""Write the score with the data set's own Hessian as leverage times sensitivity.
 
-Linear encoder, `l_i = ε²‖Wδ_i‖²`, `S = (1/n) Σ δ_iδ_iᵀ`, `H = 2ε² I_d ⊗ S`, `μ = λ/(2ε²)`. Derived for this project
-from Eq. 6 of arXiv 2412.17170. Rows of `deltas` are δ_1 … δ_n.
+It shows why duplicates score low. Linear encoder, `l_i = ε²‖Wδ_i‖²`, `S = (1/n) Σ δ_iδ_iᵀ`, `H = 2ε² I_d ⊗ S`,
+`μ = λ/(2ε²)`. Derived for this project from Eq. 6 of arXiv 2412.17170. Rows of `deltas` are δ_1 … δ_n.
 """
 
 import jax
@@ -15,16 +15,18 @@ from influence_ssl_jax.theory.linear import shrinkage
 
 
 def hessian(deltas: Float[Array, "n p"], eps: Scalar) -> Float[Array, "p p"]:
-    """The block `2ε²S` of the Hessian `2ε² I_d ⊗ S` of the mean alignment loss."""
+    """Return the block `2ε²S` of the Hessian `2ε² I_d ⊗ S` of the mean alignment loss."""
     perturbations = eps * deltas
     return 2 * perturbations.T @ perturbations / deltas.shape[0]
 
 
 def leverages(deltas: Float[Array, "n p"], eps: Scalar, damping: Scalar) -> Float[Array, " n"]:
-    """Ridge leverages `h_i = (1/n) δ_iᵀ(S + μI)⁻¹δ_i = (2ε²/n) δ_iᵀ(2ε²S + λI)⁻¹δ_i ∈ [0, 1)`.
+    """Return the ridge leverages `h_i = (1/n) δ_iᵀ(S + μI)⁻¹δ_i`, which lie in [0, 1).
+
+    They equal `(2ε²/n) δ_iᵀ(2ε²S + λI)⁻¹δ_i`.
 
     Args:
-        deltas: One perturbation per row.
+        deltas: One perturbation in each row.
         eps: ε.
         damping: λ > 0.
     """
@@ -32,7 +34,7 @@ def leverages(deltas: Float[Array, "n p"], eps: Scalar, damping: Scalar) -> Floa
 
 
 def gram(deltas: Float[Array, "n p"], eps: Scalar, damping: Scalar) -> Float[Array, "n n"]:
-    """The hat matrix `(2ε²/n) δ_iᵀ(2ε²S + λI)⁻¹δ_j`; the leverages are its diagonal."""
+    """Return the hat matrix `(2ε²/n) δ_iᵀ(2ε²S + λI)⁻¹δ_j`; the leverages are its diagonal."""
     perturbations = eps * deltas
     damped = hessian(deltas, eps) + damping * jnp.eye(deltas.shape[1])
     return 2 * perturbations @ jnp.linalg.solve(damped, perturbations.T) / deltas.shape[0]
@@ -41,23 +43,39 @@ def gram(deltas: Float[Array, "n p"], eps: Scalar, damping: Scalar) -> Float[Arr
 def influences(
     weight: Float[Array, "d p"], deltas: Float[Array, "n p"], eps: Scalar, damping: Scalar
 ) -> Float[Array, " n"]:
-    """Self-influence of every point with the data set's Hessian: `I_i = 2n h_i l_i`; Theorem 1 is n = 1."""
+    """Return the self-influence of every point with the data set's Hessian: `I_i = 2n h_i l_i`.
+
+    Theorem 1 is the case n = 1.
+    """
     moved = (eps * deltas) @ weight.T
     return 2 * deltas.shape[0] * leverages(deltas, eps, damping) * jnp.sum(moved**2, axis=1)
 
 
 def effective_dimension(deltas: Float[Array, "n p"], eps: Scalar, damping: Scalar) -> Float[Array, ""]:
-    """`Σ h_i = tr S(S + μI)⁻¹ = Σ t/(t + λ)` over the eigenvalues t of 2ε²S; at most rank S."""
+    """Return `Σ h_i = tr S(S + μI)⁻¹ = Σ t/(t + λ)` over the eigenvalues t of 2ε²S.
+
+    It is at most rank S.
+    """
     return jnp.sum(shrinkage(jnp.linalg.eigvalsh(hessian(deltas, eps)), damping))
 
 
 def duplicate_leverage(alone: Scalar, copies: Scalar) -> Scalar:
-    """Leverage of each of k copies: `s/(1 + ks)`, where `s = (2ε²/n) δᵀ(2ε²S_rest + λI)⁻¹δ` leaves all k out of S."""
+    """Return the leverage of each of k copies: `s/(1 + ks)`.
+
+    `s = (2ε²/n) δᵀ(2ε²S_rest + λI)⁻¹δ`, where S_rest leaves all k copies out.
+
+    Example:
+        >>> duplicate_leverage(1.0, 3)
+        0.25
+    """
     return alone / (1 + copies * alone)
 
 
 def duplicate_influence_bound(loss: Scalar, examples: Scalar, copies: Scalar) -> Scalar:
-    """Score of a point present k times: `I_i ≤ 2(n/k) l_i`, because `h_i ≤ 1/k`."""
+    """Return a bound of the score of a point that is present k times.
+
+    `I_i ≤ 2(n/k) l_i`, because `h_i ≤ 1/k`.
+    """
     return 2 * examples / copies * loss
 
 
@@ -65,7 +83,7 @@ def duplicate_influence_bound(loss: Scalar, examples: Scalar, copies: Scalar) ->
 
 
 def _dense(draw: Draw) -> Float[Array, ""]:
-    """Gradients and Hessian of the mean loss by automatic differentiation."""
+    """Compare with gradients and Hessian of the mean loss by automatic differentiation."""
     drawn = instances.population(draw, 6, 2, 3)
 
     def losses(weight: Float[Array, "d p"]) -> Float[Array, " n"]:
@@ -92,13 +110,13 @@ def _dimension(draw: Draw) -> Float[Array, ""]:
 
 
 def _copied(draw: Draw) -> instances.Population:
-    """Seven perturbations of which the first three are one."""
+    """Draw seven perturbations of which the first three are equal."""
     drawn = instances.population(draw, 7, 2, 3)
     return drawn._replace(deltas=drawn.deltas.at[1:3].set(drawn.deltas[0]))
 
 
 def _copies(draw: Draw) -> Float[Array, ""]:
-    """`s/(1 + ks)` with s from the other four, whose 1/n stays 1/7."""
+    """Compare `s/(1 + ks)`, with s from the other four, whose weight stays 1/7."""
     drawn = _copied(draw)
     rest = drawn.deltas[3:] * jnp.sqrt(4 / 7)
     perturbation = drawn.eps * drawn.deltas[0]
@@ -114,7 +132,7 @@ def _bound(draw: Draw) -> Float[Array, ""]:
 
 
 def _attained(draw: Draw) -> Float[Array, ""]:
-    """Copies orthogonal to everything else reach the bound as λ → 0."""
+    """Check that copies orthogonal to everything else reach the bound as λ → 0."""
     drawn = _copied(draw)
     deltas = drawn.deltas.at[:3].multiply(jnp.asarray([0.0, 0.0, 1.0])).at[3:, 2].set(0.0)
     bound = duplicate_influence_bound(linear.loss(drawn.weight, deltas[0], drawn.eps), 7, 3)
@@ -147,7 +165,7 @@ ITEMS = (
         origin="derived here",
         statement=r"The closed form of Theorem 1 makes duplicates score low.",
         status="false as stated",
-        correction=r"It does not see them: a point's own Hessian knows no other point. With the data set's Hessian a "
+        correction=r"It does not: a point's own Hessian does not depend on other points. With the data set's Hessian a "
         r"perturbation present $k$ times has $h_i = \frac{s}{1 + ks} \leq \frac{1}{k}$, so $I_i \leq 2\,\frac{n}{k}\, l_i$.",
         counter_example=CounterExample(
             instance=r"$n = 2$ copies of $W = \delta = \varepsilon = 1$ at $\lambda \to 0$: Theorem 1 gives $2\,l = 2$, as "

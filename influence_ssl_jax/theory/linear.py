@@ -1,7 +1,8 @@
-"""A linear encoder under a perturbation: Lemmas 3–4 and Theorem 1 (arXiv 2412.17170, Appendix C.1; reconstructed).
+"""State Lemmas 3–4 and Theorem 1 for a linear encoder under a perturbation.
 
-`f(x) = Wx`, `a(x) = x + εδ`, `l(W) = ‖f(x) − f(a(x))‖²` (no ½). Vectors of W are row-major. Everything is written in
-the whole perturbation `η = εδ`, never in powers of ε: `ε⁴` underflows in float32 at ε = 1e-12, where `t` does not.
+arXiv 2412.17170, Appendix C.1; reconstructed. `f(x) = Wx`, `a(x) = x + εδ`, `l(W) = ‖f(x) − f(a(x))‖²` (no ½). Vectors
+of W are row-major. All forms use the whole perturbation `η = εδ` and no powers of ε: in float32 `ε⁴` underflows at ε =
+1e-12, where `t` does not.
 """
 
 import jax.numpy as jnp
@@ -13,31 +14,45 @@ from influence_ssl_jax.theory.item import AtLeast, AtMost, Check, CounterExample
 
 
 def loss(weight: Float[Array, "d p"], delta: Float[Array, " p"], eps: Scalar) -> Float[Array, ""]:
-    """Alignment loss `l = ε²‖Wδ‖²` (Lemma 3), the same at every x."""
+    """Return the alignment loss `l = ε²‖Wδ‖²` (Lemma 3), the same at every x."""
     moved = weight @ (eps * delta)
     return moved @ moved
 
 
 def gradient(weight: Float[Array, "d p"], delta: Float[Array, " p"], eps: Scalar) -> Float[Array, "d p"]:
-    """Gradient `∇l = 2ε² W δδᵀ` (Lemma 4)."""
+    """Return the gradient `∇l = 2ε² W δδᵀ` (Lemma 4)."""
     perturbation = eps * delta
     return 2 * jnp.outer(weight @ perturbation, perturbation)
 
 
 def hessian(weight: Float[Array, "d p"], delta: Float[Array, " p"], eps: Scalar) -> Float[Array, "dp dp"]:
-    """Hessian `∇²l = 2ε² I_d ⊗ δδᵀ` in row-major vec W (Lemma 4): rank d, constant in W."""
+    """Return the Hessian `∇²l = 2ε² I_d ⊗ δδᵀ` in row-major vec W (Lemma 4).
+
+    It has rank d and is constant in W.
+    """
     perturbation = eps * delta
     return 2 * jnp.kron(jnp.eye(weight.shape[0]), jnp.outer(perturbation, perturbation))
 
 
 def eigenvalue(delta: Float[Array, " p"], eps: Scalar, scale: Scalar = 1.0) -> Float[Array, ""]:
-    """The only non-zero eigenvalue of that Hessian, d-fold: `t = 2sε²‖δ‖²` for the loss `s‖f(x) − f(a(x))‖²`."""
+    """Return the only non-zero eigenvalue of that Hessian, `t = 2sε²‖δ‖²`, of multiplicity d.
+
+    The loss is `s‖f(x) − f(a(x))‖²`.
+    """
     perturbation = eps * delta
     return 2 * scale * (perturbation @ perturbation)
 
 
 def shrinkage(eigenvalue: Float[Array, "*k"], damping: Scalar) -> Float[Array, "*k"]:
-    """What damping leaves of a direction: `t/(t + λ)`, and 0 where t = λ = 0."""
+    """Return the factor that damping leaves of a direction: `t/(t + λ)`.
+
+    It is 0 if t = λ = 0.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(shrinkage(jnp.asarray(3.0), 1.0))
+        0.75
+    """
     positive = jnp.maximum(eigenvalue, 0.0)  # eigen-solvers return zeros as small negative numbers
     total = positive + damping
     return positive / jnp.maximum(total, jnp.finfo(total.dtype).tiny)
@@ -46,9 +61,10 @@ def shrinkage(eigenvalue: Float[Array, "*k"], damping: Scalar) -> Float[Array, "
 def influence(
     weight: Float[Array, "d p"], delta: Float[Array, " p"], eps: Scalar, damping: Scalar, scale: Scalar = 1.0
 ) -> Float[Array, ""]:
-    """Self-influence with the point's own Hessian (Theorem 1, as a magnitude, for any output dimension).
+    """Return the self-influence with the point's own Hessian (Theorem 1).
 
-    `I_λ = gᵀ(H + λI)⁻¹g = 4ε⁴‖Wδ‖²‖δ‖²/(λ + 2ε²‖δ‖²) = 2l·t/(t + λ)`; with nothing to measure (δ = 0, W = 0) it is 0.
+    As a magnitude, for any output dimension: `I_λ = gᵀ(H + λI)⁻¹g = 4ε⁴‖Wδ‖²‖δ‖²/(λ + 2ε²‖δ‖²) = 2l·t/(t + λ)`; it is 0
+    if δ = 0 or W = 0.
 
     Args:
         weight: W.
@@ -63,12 +79,15 @@ def influence(
 def influence_limit(
     weight: Float[Array, "d p"], delta: Float[Array, " p"], eps: Scalar, scale: Scalar = 1.0
 ) -> Float[Array, ""]:
-    """Theorem 1's limit λ → 0: `I_0 = 2l`, twice the point's own loss."""
+    """Return Theorem 1's limit λ → 0: `I_0 = 2l`, twice the point's own loss."""
     return 2 * scale * loss(weight, delta, eps)
 
 
 def limit_gap(delta: Float[Array, " p"], eps: Scalar, damping: Scalar) -> Float[Array, ""]:
-    """How far `I_λ` is from its limit: `(I_0 − I_λ)/I_0 = λ/(λ + t)`; small λ means λ ≪ 2ε²‖δ‖², not λ ≪ 1."""
+    """Return the relative distance of `I_λ` from its limit: `(I_0 − I_λ)/I_0 = λ/(λ + t)`.
+
+    Small λ means λ ≪ 2ε²‖δ‖², not λ ≪ 1.
+    """
     total = damping + eigenvalue(delta, eps)
     return damping / jnp.maximum(total, jnp.finfo(total.dtype).tiny)
 
@@ -81,13 +100,13 @@ _SHAPES = ((1, 5), (4, 2), (6, 6))
 
 
 def _unsimplified(drawn: instances.Linear) -> oracle.Derivatives:
-    """Gradient and Hessian of `‖Wx − W(x + εδ)‖²` by automatic differentiation."""
+    """Return gradient and Hessian of `‖Wx − W(x + εδ)‖²` by automatic differentiation."""
     perturbed = drawn.x + drawn.eps * drawn.delta
     return oracle.derivatives(lambda weight: oracle.alignment(weight, drawn.x, perturbed), drawn.weight)
 
 
 def _visible(draw: Draw, outputs: int, inputs: int) -> instances.Linear:
-    """A perturbation that a difference of two encodings can still resolve."""
+    """Draw a perturbation that the difference of two encodings can resolve."""
     drawn = instances.linear(draw, outputs, inputs)
     return drawn._replace(eps=jnp.maximum(drawn.eps, 0.05), delta=instances.unit(draw, inputs))
 
@@ -120,7 +139,7 @@ def _dense(draw: Draw, outputs: int, inputs: int) -> Float[Array, ""]:
 
 
 def _autodiff(draw: Draw, outputs: int, inputs: int) -> Float[Array, ""]:
-    """With a loss scale s, so that both readings of the paper's ½ are covered."""
+    """Compare at a random loss scale s, so that both readings of the paper's ½ are covered."""
     drawn = _visible(draw, outputs, inputs)
     scale = draw.log_uniform(0.1, 10.0)
     gradient, hessian = _unsimplified(drawn)
@@ -145,7 +164,7 @@ def _gap(draw: Draw, outputs: int, inputs: int) -> Float[Array, ""]:
 
 
 def _degenerate(draw: Draw) -> Float[Array, ""]:
-    """δ = 0, ε = 0, W = 0, each at λ = 0 and λ > 0: nothing to measure is a score of 0, not NaN."""
+    """Check δ = 0, ε = 0 and W = 0, at λ = 0 and λ > 0: the score is 0 and not NaN."""
     drawn = instances.linear(draw, 2, 3)
     none = jnp.zeros_like(drawn.delta)
     values = [
@@ -168,7 +187,10 @@ def _single_precision(draw: Draw) -> Float[Array, ""]:
 
 
 def _direct_solve(draw: Draw) -> Float[Array, ""]:
-    """How far a direct solve of the singular system at λ = 0 is from `2l = 242`, NaN and infinity read as 0."""
+    """Return the distance of a direct solve of the singular system at λ = 0 from `2l = 242`.
+
+    NaN and infinity are read as 0.
+    """
     del draw
     weight, delta = jnp.asarray([[1.0, 2.0]]), jnp.asarray([3.0, 4.0])
     vector = gradient(weight, delta, 1.0).ravel()

@@ -1,4 +1,7 @@
-"""Write the statements and their verdicts: one HTML page with typeset formulas and plots, or a Markdown document."""
+"""Write the statements and their verdicts as HTML or Markdown.
+
+The HTML page is one file, with typeset formulas and plots.
+"""
 
 import functools
 import html
@@ -26,21 +29,21 @@ _LETTERS = {Path.MOVETO: "M", Path.LINETO: "L", Path.CURVE3: "Q", Path.CURVE4: "
 _HEAD = """# The theory of Influence-SSL
 
 Every statement behind the score, reconstructed from [arXiv 2412.17170](https://arxiv.org/abs/2412.17170) or derived for
-this project, with a verdict and the checks that carry it. Written by `influence-ssl theory --markdown docs/theory.md` from
+this project, with a verdict and the checks that support it. Written by `influence-ssl theory --markdown docs/theory.md` from
 the list that the tests, the command and the notebook read; `influence-ssl theory` runs the checks.
 
-Scores are magnitudes, $I_\\lambda = +g^\\top (C + \\lambda I)^{-1} g$; the paper's carry a minus sign. Unless said,
-$f(x) = Wx$; $a(x) = x + \\varepsilon\\delta$, $l = \\|f(x) - f(a(x))\\|^2$, $t = 2\\varepsilon^2\\|\\delta\\|^2$.
+Scores are magnitudes, $I_\\lambda = +g^\\top (C + \\lambda I)^{-1} g$; the paper's carry a minus sign. If not stated
+otherwise, $f(x) = Wx$; $a(x) = x + \\varepsilon\\delta$, $l = \\|f(x) - f(a(x))\\|^2$, $t = 2\\varepsilon^2\\|\\delta\\|^2$.
 """
 
 
 def page(verdicts: Sequence[Verdict], draws: int, seed: int) -> str:
-    """HTML of the verdicts, by family; families without a verdict are left out.
+    """Return an HTML page of the verdicts, by family, without families that have no verdict.
 
     Args:
-        verdicts: What was run.
+        verdicts: The verdicts.
         draws: Random instances for each check, for the caption.
-        seed: Their seed.
+        seed: The seed of the instances, for the caption.
     """
     by_item = {verdict.item.name: verdict for verdict in verdicts}
     sections = []
@@ -66,11 +69,15 @@ def page(verdicts: Sequence[Verdict], draws: int, seed: int) -> str:
 
 
 def markdown() -> str:
-    """All families, as one document."""
+    """Return all families as one Markdown document, without measured numbers.
+
+    It has a table of verdicts, then every statement with its conditions, what holds, and its checks.
+    """
     return "\n".join([_HEAD, *_table(FAMILIES), *(line for family in FAMILIES for line in _section(family))])
 
 
 def _table(families: Sequence[Family]) -> list[str]:
+    """Return the table of verdicts."""
     rows = [
         f"| [{item.title}](#{item.name}) | {item.origin} | {item.status} | {len(item.all_checks())} |"
         for family in families
@@ -81,7 +88,10 @@ def _table(families: Sequence[Family]) -> list[str]:
 
 
 def _counts(items: Sequence[Item]) -> list[str]:
-    """The verdicts on the paper's statements, and on those that are derived here, which are none of the paper's errors."""
+    """Count the verdicts on the paper's statements and on those derived here.
+
+    A failure of the latter is no error of the paper.
+    """
 
     def counted(origin: Origin) -> str:
         own = [item.status for item in items if item.origin == origin]
@@ -90,16 +100,18 @@ def _counts(items: Sequence[Item]) -> list[str]:
 
     return [
         f"Statements of the paper, {counted('paper')}.",
-        f"Statements derived here, {counted('derived here')}; one that is false as stated is an expectation that suggests "
-        "itself and fails, and no error of the paper's.",
+        f"Statements derived here, {counted('derived here')}; one that is false as stated is a plausible "
+        "expectation that fails, not an error of the paper.",
     ]
 
 
 def _section(family: Family) -> list[str]:
+    """Return the lines of a family."""
     return [f"\n## {family.title}", *(line for item in family.items for line in _entry(item))]
 
 
 def _entry(item: Item) -> list[str]:
+    """Return the lines of an item."""
     example = "" if item.counter_example is None else item.counter_example.instance
     holds = "And" if item.status == "true" else "What holds"
     parts = (("Conditions", item.conditions), (holds, item.correction), ("Counter-example", example))
@@ -114,18 +126,21 @@ def _entry(item: Item) -> list[str]:
 
 
 def _check(check: Check) -> str:
+    """Describe a check in a line."""
     limit = check.limit
     name = check.name.replace("|", "\\|")
     return f"{name} {limit.symbol} {limit.value:.3g} ({limit.statistic})"
 
 
 def formula(tex: str) -> Markup:
-    """One formula, on the baseline of the text around it and in its colour.
+    """Draw a formula as inline SVG by matplotlib's mathtext.
+
+    No network, script or font is needed. It stands on the baseline of the text around it, in the colour of that text.
 
     Args:
         tex: LaTeX without the dollars, within what mathtext knows (fractions, accents, Greek; no environments).
     """
-    # mathtext takes these two superscripts for binary operators and puts space around them.
+    # mathtext reads these two superscripts as binary operators and puts space around them.
     drawn = "$" + tex.replace(r"^\top", r"^{\mathrm{T}}").replace("^*", "^{*}") + "$"
     width, height, descent = TextToPath().get_text_width_height_descent(drawn, _FONT, ismath=True)
     strokes = []
@@ -143,7 +158,10 @@ def formula(tex: str) -> Markup:
 
 
 def prose(text: str) -> Markup:
-    """Text with formulas between dollars. Punctuation stays on the line of the formula before it."""
+    """Convert text with formulas between dollars to HTML.
+
+    Punctuation stays on the line of the formula before it.
+    """
     pieces = []
     for part in re.split(r"(\$[^$]+\$[.,;:)]*)", text):
         found = re.fullmatch(r"\$([^$]+)\$([.,;:)]*)", part)
@@ -155,7 +173,7 @@ def prose(text: str) -> Markup:
 
 
 def picture(plot: Callable[[Axes], None]) -> Markup:
-    """A plot as inline SVG, its text drawn as paths."""
+    """Draw a plot as inline SVG, with its text as paths."""
     with matplotlib.rc_context({"svg.fonttype": "path", "font.size": 10, "axes.spines.top": False}):
         figure = Figure(figsize=(5.2, 3.2), layout="constrained")
         axes = figure.add_subplot()

@@ -1,4 +1,4 @@
-"""One picture for each family of statements, drawn from the closed forms."""
+"""Draw one picture for each family of statements, from the closed forms."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from influence_ssl_jax.theory import (
 
 
 def remainder(axes: Axes) -> None:
-    """What Eq. 3 leaves out, against the weight of the example: `θ(e) = (1 + e)/(2 + e)` for one parameter."""
+    """Draw the remainder of Eq. 3 against the weight of the example: `θ(e) = (1 + e)/(2 + e)` for one parameter."""
     weights = np.logspace(-4, 0, 30)
     response = background.response(2 * jnp.ones((1, 1)), -jnp.ones(1) / 2)
     first_order = [background.extrapolation(jnp.ones(1) / 2, response, weight)[0] for weight in weights]
@@ -31,7 +31,7 @@ def remainder(axes: Axes) -> None:
 
 
 def limit_gap(axes: Axes) -> None:
-    """Theorem 1 at finite damping: one layer, its limit, and the exact two-layer score with its pole."""
+    """Draw Theorem 1 at finite damping: one layer, its limit, and the exact two-layer score with its pole."""
     damping = np.logspace(-3, 3, 400)
     first, second, delta = 2 * jnp.ones((1, 1)), jnp.ones((1, 1)), jnp.ones(1)
     one = jax.vmap(lambda d: linear.influence(second @ first, delta, 1.0, d))(damping)
@@ -50,7 +50,7 @@ def limit_gap(axes: Axes) -> None:
 
 
 def any_encoder(axes: Axes) -> None:
-    """A tanh network: the score over the loss, for both distances."""
+    """Draw the score of a tanh network over its loss, for both distances."""
     keys = jax.random.split(jax.random.key(0), 3)
     first, second = jax.random.normal(keys[0], (8, 3)), jax.random.normal(keys[1], (2, 8))
     x = jax.random.normal(keys[2], (3,))
@@ -71,7 +71,7 @@ def any_encoder(axes: Axes) -> None:
 
 
 def exponent(axes: Axes) -> None:
-    """Claim 3: the local power of ε."""
+    """Draw the local power of ε (Claim 3)."""
     ratio = np.logspace(-3, 3, 100)
     slopes = jax.vmap(lambda r: properties.exponent(jnp.ones(1), jnp.sqrt(r), 1.0))(ratio)
     axes.semilogx(ratio, slopes, label="corrected")
@@ -80,7 +80,7 @@ def exponent(axes: Axes) -> None:
 
 
 def violation(axes: Axes) -> None:
-    """Claim 4: random changes of W against the stated and the corrected bound."""
+    """Draw random changes of W over the stated and the corrected bound (Claim 4)."""
     keys = jax.random.split(jax.random.key(1), 2)
     shift = np.logspace(-2, 2, 400)
     weights = jax.random.normal(keys[0], (400, 2, 3))
@@ -97,7 +97,7 @@ def violation(axes: Axes) -> None:
 
 
 def interaction(axes: Axes) -> None:
-    """Claims 6–7: the remainder of two unit perturbations against the angle between them."""
+    """Draw the remainder of two unit perturbations against the angle between them (Claims 6–7)."""
     angles = np.linspace(0, np.pi, 100)
     weight = jnp.asarray([[2.0, 0.0], [0.0, 1.0]])
     pairs = jnp.stack([jnp.tile(jnp.asarray([1.0, 0.0]), (100, 1)), jnp.stack([np.cos(angles), np.sin(angles)], 1)], 1)
@@ -110,7 +110,7 @@ def interaction(axes: Axes) -> None:
 
 
 def reliability(axes: Axes) -> None:
-    """Reliability against the number of draws."""
+    """Draw the reliability against the number of draws."""
     draws = np.arange(1, 65)
     for ratio in (1, 0.25, 0.05):
         axes.semilogx(draws, [deviation.reliability(ratio, 1.0, int(k)) for k in draws], label=f"$V_b/V_w = {ratio}$")
@@ -118,7 +118,7 @@ def reliability(axes: Axes) -> None:
 
 
 def expansion(axes: Axes) -> None:
-    """Proposition 3: relative error of its three versions."""
+    """Draw the relative error of the three versions of Proposition 3."""
     eps = np.logspace(-4, 0, 60)
     output, move = jnp.asarray([1.0, 0.5]), jnp.asarray([0.4, 0.7])
     truth = jax.vmap(lambda e: cosine.moved_distance(output, move, e))(eps)
@@ -130,7 +130,7 @@ def expansion(axes: Axes) -> None:
 
 
 def duplicates(axes: Axes) -> None:
-    """Score of each of k copies among 100 examples, as the data set's Hessian sees it."""
+    """Draw the score of each of k copies among 100 examples, with the data set's Hessian."""
     copies = np.arange(1, 41)
     for alone in (1.0, 0.1, 0.02):
         scores = 2 * 100 * np.asarray([leverage.duplicate_leverage(alone, int(k)) for k in copies])
@@ -143,14 +143,14 @@ def duplicates(axes: Axes) -> None:
 
 
 def shortfall(axes: Axes) -> None:
-    """What removing an example really does to its loss, over what influence says."""
+    """Draw the exact change of the loss over the change that influence predicts."""
     leverages = jnp.linspace(0.0, 0.95, 100)
     axes.semilogy(leverages, leave_out.underestimate(leverages), label="exact / influence")
     axes.set(xlabel="leverage $h$", ylabel=r"$\Delta l$ over $I/n$")
 
 
 def estimators(axes: Axes) -> None:
-    """Score of a gradient averaged over K draws, over that of the expected gradient."""
+    """Draw the score of a gradient averaged over K draws, over that of the expected gradient."""
     draws = np.logspace(0, 5, 60)
     for inputs in (3, 192, 3072):
         single = gaussian.isotropic_ratio(inputs)

@@ -1,6 +1,6 @@
-"""Proposition 1 (Claims 1–4, Corollaries 1–2) of arXiv 2412.17170 for a linear encoder; reconstructed and corrected.
+"""State Proposition 1 (Claims 1–4, Corollaries 1–2) for a linear encoder.
 
-All differences are of `I_λ` of `linear.influence`; `t = 2ε²‖δ‖²`.
+arXiv 2412.17170; reconstructed and corrected. All differences are of `I_λ` of `linear.influence`; `t = 2ε²‖δ‖²`.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from influence_ssl_jax.theory.item import AtLeast, AtMost, Check, CounterExample
 
 
 class Decomposition(NamedTuple):
-    """`I_λ = scale · geometry`."""
+    """The two factors of `I_λ = scale · geometry`."""
 
     scale: Float[Array, ""]
     geometry: Float[Array, ""]
@@ -24,7 +24,9 @@ class Decomposition(NamedTuple):
 def decomposition(
     weight: Float[Array, "d p"], delta: Float[Array, " p"], eps: Scalar, damping: Scalar
 ) -> Decomposition:
-    """Claim 1: a scale `t·t/(t + λ)` free of W, times the Rayleigh quotient `ρ = ‖Wδ‖²/‖δ‖² ∈ [0, σ_max(W)²]`.
+    """Return the factors of Claim 1: a scale `t·t/(t + λ)` without W, and the Rayleigh quotient `ρ = ‖Wδ‖²/‖δ‖²`.
+
+    ρ lies in [0, σ_max(W)²].
 
     Args:
         weight: W.
@@ -40,14 +42,17 @@ def decomposition(
 
 
 def exponent(delta: Float[Array, " p"], eps: Scalar, damping: Scalar) -> Float[Array, ""]:
-    """Claim 3 corrected: `d log I_λ/d log ε = 2 + 2λ/(λ + t)`; 4 where ε² ≪ λ, 2 where ε² ≫ λ."""
+    """Return the exponent of ε (Claim 3 corrected): `d log I_λ/d log ε = 2 + 2λ/(λ + t)`.
+
+    It is 4 if ε² ≪ λ, and 2 if ε² ≫ λ.
+    """
     return 2 + 2 * linear.limit_gap(delta, eps, damping)
 
 
 def change(
     weight: Float[Array, "d p"], shift: Float[Array, "d p"], delta: Float[Array, " p"], eps: Scalar, damping: Scalar
 ) -> Float[Array, ""]:
-    """Claim 4, exactly: `I_λ(W + E) − I_λ(W) = 2ε²(2⟨Wδ, Eδ⟩ + ‖Eδ‖²)·t/(t + λ)`."""
+    """Return the exact change of Claim 4: `I_λ(W + E) − I_λ(W) = 2ε²(2⟨Wδ, Eδ⟩ + ‖Eδ‖²)·t/(t + λ)`."""
     before, step = weight @ (eps * delta), shift @ (eps * delta)
     return 2 * (2 * before @ step + step @ step) * linear.shrinkage(linear.eigenvalue(delta, eps), damping)
 
@@ -55,12 +60,15 @@ def change(
 def stated_change_bound(
     weight_norm: Scalar, shift_norm: Scalar, delta: Float[Array, " p"], eps: Scalar
 ) -> Float[Array, ""]:
-    """Claim 4 and Corollary 2 as stated: `4ε²‖W‖‖E‖` (times ‖δ‖²). It does not hold: I is quadratic in W."""
+    """Return the bound of Claim 4 and Corollary 2 as stated: `4ε²‖W‖‖E‖` (times ‖δ‖²).
+
+    It does not hold, because I is quadratic in W.
+    """
     return 2 * linear.eigenvalue(delta, eps) * weight_norm * shift_norm
 
 
 def change_bound(weight_norm: Scalar, shift_norm: Scalar, delta: Float[Array, " p"], eps: Scalar) -> Float[Array, ""]:
-    """Claim 4 corrected: `|I_λ(W + E) − I_λ(W)| ≤ (4ε²‖W‖‖E‖ + 2ε²‖E‖²)‖δ‖²`, for every λ ≥ 0.
+    """Return the corrected bound of Claim 4: `|I_λ(W + E) − I_λ(W)| ≤ (4ε²‖W‖‖E‖ + 2ε²‖E‖²)‖δ‖²`, for every λ ≥ 0.
 
     Args:
         weight_norm: Frobenius or (sharper) spectral norm of W.
@@ -73,7 +81,10 @@ def change_bound(weight_norm: Scalar, shift_norm: Scalar, delta: Float[Array, " 
 
 
 def lipschitz_constant(radius: Scalar, delta: Float[Array, " p"], eps: Scalar) -> Float[Array, ""]:
-    """Lipschitz constant of `I_λ` on the ball `‖W‖_F ≤ B`: `4ε²B‖δ‖²`; there is none on the whole space."""
+    """Return the Lipschitz constant of `I_λ` on the ball `‖W‖_F ≤ B`: `4ε²B‖δ‖²`.
+
+    There is none on the whole space.
+    """
     return 2 * linear.eigenvalue(delta, eps) * radius
 
 
@@ -124,7 +135,7 @@ def _hidden_rotation(draw: Draw) -> Float[Array, ""]:
 
 
 def _exact_rotation(draw: Draw) -> Float[Array, ""]:
-    """The exact Hessian in (W₁, W₂), damped above its poles."""
+    """Check rotations with the exact Hessian in (W₁, W₂), at a damping above its poles."""
     drawn = instances.two_layer(draw, 2, 3, 4)
     hidden, outputs = instances.orthogonal(draw, 3, 3), instances.orthogonal(draw, 2, 2)
 
@@ -162,7 +173,7 @@ def _undamped_rescaling(draw: Draw) -> Float[Array, ""]:
 
 
 def _scaling(draw: Draw) -> Float[Array, ""]:
-    """In W at any λ; in ε at λ = 0; in ε at any λ if λ follows."""
+    """Check the scaling in W at any λ, in ε at λ = 0, and in ε at any λ that is rescaled too."""
     drawn = instances.linear(draw, 3, 4)
     factor = draw.log_uniform(0.1, 10.0)
     expected = factor**2 * _influence(drawn.weight, drawn)
@@ -210,7 +221,7 @@ def _change_ratio(order: int | None):
 
 
 def _change_attained(draw: Draw) -> Float[Array, ""]:
-    """W = cE of rank one, δ along it and λ = 0: the corrected bound is reached."""
+    """Check that W = cE of rank one, δ along it and λ = 0 reach the corrected bound."""
     delta = instances.unit(draw, 4)
     weight = 3 * jnp.outer(instances.unit(draw, 3), delta)
     eps, factor = draw.log_uniform(1e-2, 10.0), draw.log_uniform(0.1, 10.0)
@@ -227,7 +238,7 @@ def _ball(draw: Draw) -> Float[Array, ""]:
 
 
 def _ball_attained(draw: Draw) -> Float[Array, ""]:
-    """The constant is the gradient's norm on the sphere: a small step outwards at rank one comes close."""
+    """Check that a small step outwards at rank one nearly reaches the constant, the gradient's norm on the sphere."""
     delta = 3 * instances.unit(draw, 4)
     weight = jnp.outer(jnp.asarray([2.0, 0.0]), delta / jnp.linalg.norm(delta))
     difference = change(weight, -1e-6 * weight, delta, 0.5, 0.0)
@@ -354,8 +365,8 @@ ITEMS = (
         statement=r"$\|E\|_F \leq \tau$ implies $|I(W + E) - I(W)| \leq 4\varepsilon^2 \|W\|_F\, \tau$.",
         status="false as stated",
         correction=r"$|I_\lambda(W + E) - I_\lambda(W)| \leq (4\varepsilon^2 \|W\|\,\|E\| + 2\varepsilon^2 \|E\|^2)\, "
-        r"\|\delta\|^2$, with Frobenius or spectral norms. This is stability of one score in $W$; it says nothing of "
-        r"two networks trained apart.",
+        r"\|\delta\|^2$, with Frobenius or spectral norms. This is stability of one score in $W$; it says nothing "
+        r"about two networks that are trained separately.",
         counter_example=_DOUBLED,
         checks=(
             Check("Frobenius norms: |change|/bound", _change_ratio(None), AtMost(1 + 1e-12)),

@@ -1,6 +1,7 @@
-"""Two linear layers `W = W₂W₁`: Definition 2, Lemmas 1–2, and Theorem 1 in the parameters (W₁, W₂).
+"""State Definition 2, Lemmas 1–2 and Theorem 1 for two linear layers.
 
-arXiv 2412.17170, Appendix C.1; reconstructed. Regression loss `L = ½‖W₂W₁x − y‖²`, error `e = W₂W₁x − y`; row-major.
+`W = W₂W₁`, in the parameters (W₁, W₂). arXiv 2412.17170, Appendix C.1; reconstructed. Regression loss
+`L = ½‖W₂W₁x − y‖²`, error `e = W₂W₁x − y`; row-major.
 """
 
 from typing import NamedTuple
@@ -32,7 +33,7 @@ class HessianBlocks(NamedTuple):
 def gradients(
     first: Float[Array, "h p"], second: Float[Array, "d h"], x: Float[Array, " p"], y: Float[Array, " d"]
 ) -> Gradients:
-    """Lemma 1: `∇W₁ = W₂ᵀ e xᵀ`, `∇W₂ = e (W₁x)ᵀ`."""
+    """Return the gradients of Lemma 1: `∇W₁ = W₂ᵀ e xᵀ`, `∇W₂ = e (W₁x)ᵀ`."""
     hidden = first @ x
     error = second @ hidden - y
     return Gradients(first=jnp.outer(second.T @ error, x), second=jnp.outer(error, hidden))
@@ -41,7 +42,7 @@ def gradients(
 def hessian(
     first: Float[Array, "h p"], second: Float[Array, "d h"], x: Float[Array, " p"], y: Float[Array, " d"]
 ) -> HessianBlocks:
-    """Lemma 2: `H₁₁ = W₂ᵀW₂ ⊗ xxᵀ`, `H₂₂ = I_d ⊗ zzᵀ` with `z = W₁x`, and `H₁₂` with both of its terms.
+    """Return the Hessian of Lemma 2: `H₁₁ = W₂ᵀW₂ ⊗ xxᵀ`, `H₂₂ = I_d ⊗ zzᵀ` with `z = W₁x`, and both terms of `H₁₂`.
 
     `H₁₂[(b,i),(a,c)] = W₂[a,b] x_i z_c + e_a 1{b=c} x_i`: the Gauss–Newton term and the residual curvature.
     """
@@ -54,7 +55,7 @@ def hessian(
 def gauss_newton_hessian(
     first: Float[Array, "h p"], second: Float[Array, "d h"], x: Float[Array, " p"]
 ) -> HessianBlocks:
-    """Lemma 2 without the residual term: the Hessian where `e = 0`, the Gauss–Newton matrix everywhere."""
+    """Return Lemma 2 without the residual term: the Gauss–Newton matrix, which is the Hessian if `e = 0`."""
     hidden = first @ x
     return HessianBlocks(
         first=jnp.kron(second.T @ second, jnp.outer(x, x)),
@@ -64,7 +65,7 @@ def gauss_newton_hessian(
 
 
 def joint(blocks: HessianBlocks) -> Float[Array, "all all"]:
-    """The blocks as one symmetric matrix."""
+    """Return the blocks as one symmetric matrix."""
     return jnp.block([[blocks.first, blocks.cross], [blocks.cross.T, blocks.second]])
 
 
@@ -110,7 +111,7 @@ def _without_residual(draw: Draw) -> Float[Array, ""]:
 
 
 def _interpolating(draw: Draw) -> Float[Array, ""]:
-    """At e = 0 the residual term vanishes and the Hessian is positive semi-definite."""
+    """Check that at e = 0 the residual term vanishes and the Hessian is positive semi-definite."""
     drawn = instances.two_layer(draw, *_SIZES[0])
     drawn = drawn._replace(y=drawn.second @ (drawn.first @ drawn.x))
     hessian = _regression(drawn).hessian
@@ -125,7 +126,7 @@ def _lowest_eigenvalue(draw: Draw) -> Float[Array, ""]:
 
 
 def _narrow_definite(draw: Draw) -> Float[Array, ""]:
-    """One hidden unit and y = 2W₂W₁x: e ≠ 0, yet no negative eigenvalue."""
+    """Check one hidden unit and y = 2W₂W₁x: e ≠ 0, but there is no negative eigenvalue."""
     drawn = instances.two_layer(draw, 2, 1, 3)
     drawn = drawn._replace(y=2 * drawn.second @ (drawn.first @ drawn.x))
     values = jnp.linalg.eigvalsh(joint(hessian(*drawn[:4])))
@@ -167,16 +168,16 @@ def _euler(draw: Draw) -> Float[Array, ""]:
 
 
 def _rescaled(draw: Draw) -> Float[Array, ""]:
-    """At a damping above the poles, θ → 2θ multiplies influence by 2^m if damping follows."""
+    """Check that θ → 2θ multiplies influence by 2^m, at a damping above the poles that is rescaled too."""
     deep = _Deep(draw, _DEPTHS[1])
     damping = 2 * jnp.linalg.norm(deep.hessian)
     influence = oracle.quadratic(deep.hessian, deep.gradient, damping)
     scaled = oracle.quadratic(
         deep.scaled_hessian,
         2.0 ** (deep.degree - 1) * deep.gradient,
-        homogeneous.rescaled_damping(damping, 2.0, deep.degree),
+        homogeneous.rescale_damping(damping, 2.0, deep.degree),
     )
-    return oracle.relative(homogeneous.rescaled(influence, 2.0, deep.degree), scaled)
+    return oracle.relative(homogeneous.rescale_influence(influence, 2.0, deep.degree), scaled)
 
 
 def _negative_eigenvalue(draw: Draw) -> Float[Array, ""]:
@@ -184,13 +185,13 @@ def _negative_eigenvalue(draw: Draw) -> Float[Array, ""]:
 
 
 def _scalar_influence(first: float, second: float, damping: float) -> Float[Array, ""]:
-    """Exact-Hessian score of the two-layer scalar network, `l = (w₁w₂)²`."""
+    """Return the exact-Hessian score of the two-layer scalar network, `l = (w₁w₂)²`."""
     derivatives = oracle.derivatives(lambda weights: jnp.prod(weights) ** 2, jnp.asarray([first, second]))
     return oracle.quadratic(derivatives.hessian, derivatives.gradient, damping)
 
 
 def _pole(draw: Draw) -> Float[Array, ""]:
-    """w₁ = 2, w₂ = 1: −32 below the pole at 3.544, +33.33 above it."""
+    """Check w₁ = 2, w₂ = 1: −32 below the pole at 3.544, +33.33 above it."""
     del draw
     below, above = _scalar_influence(2.0, 1.0, 3.5), _scalar_influence(2.0, 1.0, 3.6)
     return jnp.maximum(jnp.abs(below + 32.0), jnp.abs(above - 100 / 3))

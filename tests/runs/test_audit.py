@@ -187,7 +187,7 @@ def test_damaged_certificates_are_computed_again_to_the_same_bits_and_counted(fo
 def test_a_sample_too_small_to_calibrate_says_so_and_leaves_no_older_calibration(folder):
     (folder / "calibrated.parquet").write_text("of an earlier audit")
     text = run(command(folder, 3))
-    assert "No calibrated scores: Calibration takes at least 4 examples" in text
+    assert "No calibrated scores: Calibration needs at least 4 examples" in text
     assert not (folder / "calibrated.parquet").exists()
 
 

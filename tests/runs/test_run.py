@@ -114,6 +114,13 @@ def test_arrays_without_a_folder_are_scored_audited_and_reported_and_leave_nothi
     assert not list((working / "temporary").iterdir())
 
 
+def test_several_processes_need_a_folder(encoder, images, monkeypatch, working):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(InfluenceError, match="The 2 processes of this run write into one shared folder"):
+        scored(encoder, images)
+    assert not list((working / "temporary").iterdir())
+
+
 def test_an_error_leaves_no_temporary_folder(encoder, working):
     with pytest.raises(DataError):
         scored(encoder, np.zeros((0, 4, 4, 3), np.uint8))

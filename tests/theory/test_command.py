@@ -44,9 +44,9 @@ def test_table_json_and_page_tell_the_same(tmp_path):
 
 
 def test_an_item_sees_the_same_instances_alone_and_in_company():
-    wanted = families.named(["claim-1"])
-    alone = next(iter(families.judge(wanted, 3, 0)))
-    again = list(families.judge(families.named(["lemma-3", "claim-1"]), 3, 0))[1]
+    wanted = families.select_items(["claim-1"])
+    alone = next(iter(families.run_checks(wanted, 3, 0)))
+    again = list(families.run_checks(families.select_items(["lemma-3", "claim-1"]), 3, 0))[1]
     assert alone.outcomes == again.outcomes
     assert alone.passed
 

@@ -75,8 +75,8 @@ def test_proposition_2_splits_exactly(population):
     mean = jnp.asarray(moments.mean(axis=0))
     influences = 2 * np.sum((population.eps * population.deltas @ population.weight.T) ** 2, axis=1)
     for delta, moment, influence in zip(deltas, moments, influences, strict=True):
-        within = deviation.within(weight, delta, jnp.asarray(moment), eps)
-        between = deviation.between(weight, jnp.asarray(moment), mean, eps)
+        within = deviation.within_term(weight, delta, jnp.asarray(moment), eps)
+        between = deviation.between_term(weight, jnp.asarray(moment), mean, eps)
         np.testing.assert_allclose(within, 0, atol=1e-12 * influences.max())
         np.testing.assert_allclose(between, influence - influences.mean(), atol=1e-10 * influences.max())
     np.testing.assert_allclose(deviation.mean_influence(weight, mean, eps), influences.mean(), rtol=1e-10)
