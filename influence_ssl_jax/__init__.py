@@ -3,7 +3,7 @@
 `score` does the main job; its result carries the table, the audit and the report. The public names are loaded at their
 first use, so `import influence_ssl_jax` takes no time.
 
-Example:
+Examples:
     >>> import influence_ssl_jax as isj
     >>> isj.EKFAC(rank=8).rank
     8

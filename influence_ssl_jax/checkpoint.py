@@ -66,7 +66,7 @@ def save(path: str | Path, variables: PyTree, settings: Mapping, storage: Storag
     Raises:
         FullDiskError: If the disk is full.
 
-    Example:
+    Examples:
         `load` fills a tree of the same shapes.
 
         >>> import pathlib, tempfile, numpy as np

@@ -27,7 +27,7 @@ def describe(settings: object) -> Plain:
     Raises:
         TypeError: If JSON cannot represent a value: it would be recorded as an unreadable `repr`.
 
-    Example:
+    Examples:
         >>> from influence_ssl_jax.configuration import describe, restore
         >>> from influence_ssl_jax.losses import SimCLR
         >>> describe(SimCLR(0.5))

@@ -99,7 +99,7 @@ class Encoder:
         trainable: The patterns that selected `params`; empty if all parameters are trained.
         notes: Its origin, as plain JSON that is kept in its file.
 
-    Example:
+    Examples:
         The representation is the mean brightness of an image times a parameter.
 
         >>> import jax.numpy as jnp
@@ -161,7 +161,7 @@ class Encoder:
                 depends on the other images of the batch.
             ValueError: If it does not return one embedding for each image.
 
-        Example:
+        Examples:
             >>> import jax.numpy as jnp
             >>> import influence_ssl_jax as isj
             >>> from influence_ssl_jax.nets.linear import Linear
@@ -205,7 +205,7 @@ class Encoder:
         Dropout and BatchNorm are put into evaluation mode in a copy. The `nnx.Param`s are the parameters. Arguments and
         errors are those of `from_linen`.
 
-        Example:
+        Examples:
             >>> import jax.numpy as jnp
             >>> from flax import nnx
             >>> import influence_ssl_jax as isj
@@ -268,7 +268,7 @@ class Encoder:
                 batch.
             ValueError: If the function does not return one embedding for each image.
 
-        Example:
+        Examples:
             >>> import jax.numpy as jnp
             >>> import influence_ssl_jax as isj
             >>> def add(params, frozen, images):
@@ -306,7 +306,7 @@ class Encoder:
         Raises:
             StructureError: If a pattern matches no parameter, or no parameter is left.
 
-        Example:
+        Examples:
             >>> import jax.numpy as jnp
             >>> import influence_ssl_jax as isj
             >>> def scale(params, images):
@@ -458,7 +458,7 @@ class Encoder:
             StructureError: If the network is not one of this package, so that a file could not say how to build it, or
                 its views have no name.
 
-        Example:
+        Examples:
             `load` inverts `save`.
 
             >>> import tempfile, jax.numpy as jnp

@@ -25,7 +25,7 @@ class Objective:
         loss: The loss that compares the views: a head on outputs.
         target: The network that computes `Embeddings.target` from `frozen["target"]`; None if the loss reads none.
 
-    Example:
+    Examples:
         The image 3 and its mirror image 4 are embedded as themselves, (3, 4) and (4, 3): the loss is 1² + 1².
 
         >>> import jax, jax.numpy as jnp
@@ -113,7 +113,7 @@ class Problem:
         samples: Number of draws for each batch of the sampled `fisher`.
         padding: Number of last batches that are padding (index −1 throughout), which fill the devices of a mesh.
 
-    Example:
+    Examples:
         The curvature set is one batch of one example: its leaves have the leading axes [1, 1].
 
         >>> import jax, jax.numpy as jnp

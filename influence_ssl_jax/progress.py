@@ -101,7 +101,7 @@ def stage(progress: Progress, name: str) -> Iterator[None]:
         progress: The function that receives the events.
         name: The stage, in words.
 
-    Example:
+    Examples:
         >>> from influence_ssl_jax.progress import stage
         >>> with stage(print, "reading"):
         ...     pass

@@ -62,7 +62,7 @@ def root(seed: int, stream: Stream) -> Key[Array, ""]:
     Raises:
         ValueError: If the seed is negative.
 
-    Example:
+    Examples:
         Streams of the same seed are independent.
 
         >>> import jax

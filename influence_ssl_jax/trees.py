@@ -70,7 +70,7 @@ def ravel(tree: PyTree) -> Inexact[Array, " size"]:
 def unravel(like: PyTree, vector: Inexact[Array, " size"]) -> PyTree:
     """Split a vector into the structure of `like`; it inverts `ravel`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from influence_ssl_jax import trees
         >>> tree = {"a": jnp.asarray([1.0, 2.0]), "b": jnp.asarray(3.0)}
@@ -123,7 +123,7 @@ def sum_over(
         items: A tree of arrays with one common leading axis.
         counts: Whether an item is computed and added; None if all are.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from influence_ssl_jax import trees
         >>> float(trees.sum_over(lambda item: item**2, jnp.arange(4.0)))

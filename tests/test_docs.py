@@ -89,7 +89,7 @@ for text in texts:
 print(json.dumps(statuses))
 """
 WRONG = (("influence-ssl", "report", "--no-such-option"), ("influence-ssl", "skore"), ("experiments/none.py",))
-WITHOUT_OPTIONS = ("benchmarks.agreement", "benchmarks.render")
+WITHOUT_OPTIONS = ("benchmarks.agreement", "benchmarks.coverage", "benchmarks.render")
 
 
 @functools.cache

@@ -60,9 +60,9 @@ def started(folder, body, grace):
 @pytest.mark.parametrize(
     ("number", "status", "word", "reason"),
     [
-        (signal.SIGINT, 130, "Interrupted. What was finished is kept", "interrupted (Ctrl-C)"),
-        (signal.SIGTERM, 143, "Terminated. What was finished is kept", "terminated (SIGTERM)"),
-        (signal.SIGHUP, 129, "Terminated. What was finished is kept", "the terminal was closed (SIGHUP)"),
+        (signal.SIGINT, 130, "Interrupted. Finished work is kept", "interrupted (Ctrl-C)"),
+        (signal.SIGTERM, 143, "Terminated. Finished work is kept", "terminated (SIGTERM)"),
+        (signal.SIGHUP, 129, "Terminated. Finished work is kept", "the terminal was closed (SIGHUP)"),
     ],
 )
 def test_a_signal_ends_a_run_with_its_status_and_a_line_in_the_log(tmp_path, number, status, word, reason):

@@ -144,7 +144,7 @@ class Variants:
         self.problem, _ = draw_problem(settings, given)
         described = identity(settings, given.encoder, given.transform, given.source)
         owner = fingerprint({"size": len(given.source), **described})
-        held = load_fitted(settings.out, *shapes(self.problem, settings.backend, settings.scoring.seed), owner)
+        held = load_fitted(settings.out, *shapes(self.problem, settings.backend, settings.scoring.seed)[:2], owner)
         if held is None:
             raise ValueError(f"{settings.out} holds no fit of these settings: run experiments.study.table first.")
         self.state = held[0]

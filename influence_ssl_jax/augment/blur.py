@@ -20,7 +20,7 @@ class GaussianBlur(Transform):
         sigma: Range of the standard deviation in pixels; it is drawn uniformly.
         kernel_size: Size of the kernel in pixels, odd; 13 reaches three standard deviations of the widest default.
 
-    Example:
+    Examples:
         A constant image stays as it is, because the kernel has sum 1.
 
         >>> import jax, jax.numpy as jnp

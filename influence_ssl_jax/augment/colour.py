@@ -78,7 +78,7 @@ class ColourJitter(Transform):
         saturation: Strength of the change of saturation.
         hue: Largest turn of the hue in circles, at most ½.
 
-    Example:
+    Examples:
         Jitter of strength 0 leaves an image as it is.
 
         >>> import jax, jax.numpy as jnp
@@ -152,7 +152,7 @@ def adjust(
 class Grayscale(Transform):
     """A transform that replaces every channel by the luminance.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from influence_ssl_jax.augment.colour import Grayscale
         >>> grey = Grayscale()(jax.random.key(0), jnp.asarray([[[1.0, 0.0, 0.0]]]))
@@ -175,7 +175,7 @@ class Solarise(Transform):
     Attributes:
         threshold: Threshold in [0, 1].
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from influence_ssl_jax.augment.colour import Solarise
         >>> image = jnp.asarray([[[0.25], [0.75]]])

@@ -93,7 +93,7 @@ class RandomResizedCrop(Transform):
         width: Width of the result in pixels; `None` keeps that of the image.
         interpolation: The filter of the resize.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from influence_ssl_jax.augment.crop import RandomResizedCrop
         >>> crop = RandomResizedCrop(scale=(0.25, 0.5), height=2, width=3)
@@ -170,7 +170,7 @@ class RandomShift(Transform):
     Attributes:
         padding: Width of the frame in pixels.
 
-    Example:
+    Examples:
         Without a frame there is one crop: the image.
 
         >>> import jax, jax.numpy as jnp
@@ -196,7 +196,7 @@ class RandomShift(Transform):
 class HorizontalFlip(Transform):
     """A transform that mirrors an image, left for right.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from influence_ssl_jax.augment.crop import HorizontalFlip
         >>> HorizontalFlip()(jax.random.key(0), jnp.asarray([[[0.25], [0.75]]])).ravel().tolist()

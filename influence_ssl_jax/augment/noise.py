@@ -24,7 +24,7 @@ class GaussianNoise(Views):
             standard deviation that pixels are divided by.
         clip: `none` lets noisy pixels leave [0, 1], as the definition does; `unit` clips them.
 
-    Example:
+    Examples:
         The first view is the image itself; the second one is noisy.
 
         >>> import jax, jax.numpy as jnp

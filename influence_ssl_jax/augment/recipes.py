@@ -1,6 +1,6 @@
 """Name the views of published settings.
 
-Example:
+Examples:
     >>> import jax, jax.numpy as jnp
     >>> from influence_ssl_jax.augment.recipes import PERTURBATIONS, PRETRAINING
     >>> sorted(PERTURBATIONS)

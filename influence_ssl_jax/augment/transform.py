@@ -31,7 +31,7 @@ class Sequential(Transform):
     Attributes:
         transforms: The transforms in order of application.
 
-    Example:
+    Examples:
         Two flips restore the image.
 
         >>> import jax, jax.numpy as jnp
@@ -61,7 +61,7 @@ class Randomly(Transform):
         probability: Probability of applying the transform.
         transform: The transform; it keeps the size of the image.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from influence_ssl_jax.augment.crop import HorizontalFlip
         >>> from influence_ssl_jax.augment.transform import Randomly
@@ -109,7 +109,7 @@ class Augmented(Views):
     Attributes:
         transforms: One transform for each view; their results have the same size.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from influence_ssl_jax.augment.colour import Solarise
         >>> from influence_ssl_jax.augment.crop import HorizontalFlip
@@ -139,7 +139,7 @@ class AgainstClean(Views):
     Attributes:
         transform: The perturbation; it keeps the size of the image.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from influence_ssl_jax.augment.crop import HorizontalFlip
         >>> from influence_ssl_jax.augment.transform import AgainstClean

@@ -50,7 +50,7 @@ def read(path: str | Path, layout: str | None = None, choices: Choices | None = 
     Raises:
         CheckpointError: If the file is damaged, has an unknown format, or does not have the named one.
 
-    Example:
+    Examples:
         A file with zeros for the weights of a ConvNeXt of one block; the reader infers the network from names and
         shapes.
 

@@ -48,7 +48,7 @@ class Tensor:
         stored: Number of elements in the stored bytes.
         read: Returns the stored bytes.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from influence_ssl_jax.checkpoints.tensors import Tensor
         >>> Tensor.of(np.asarray([[1.0, 2.0]])).numpy().tolist()
@@ -168,7 +168,7 @@ def interpret(
         CheckpointError: If the pickle has an instruction that no file of weights needs.
         ValueError: If the pickle has no end.
 
-    Example:
+    Examples:
         The pickle would call `print`; its interpretation records the name and calls nothing.
 
         >>> import io, pickle
@@ -439,7 +439,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: If the file is damaged, or has an unknown type.
 
-    Example:
+    Examples:
         The file has the length of the header, the header, and two float32 numbers.
 
         >>> import json, pathlib, struct, tempfile, numpy as np

@@ -25,7 +25,7 @@ class Renderer:
     Args:
         out: The console.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> from influence_ssl_jax.progress import Written
         >>> Renderer(Console(width=80))(Written("Scores", Path("runs/x/scores.parquet")))
@@ -117,7 +117,7 @@ def _lines(out: Console, doing: str, line: Callable[[], str]) -> Iterator[None]:
 def speed(event: Advanced) -> str:
     """Write the speed of all processes together; the first batch compiles and has no speed.
 
-    Example:
+    Examples:
         >>> speed(Advanced("scoring", 20, 100, 12.5))
         '12.5 images/s'
     """
@@ -127,7 +127,7 @@ def speed(event: Advanced) -> str:
 def count(event: Advanced) -> str:
     """Write how far a stage is, its speed, and the remaining time.
 
-    Example:
+    Examples:
         >>> count(Advanced("scoring", 20, 100, 1.0))
         '20 of 100 images, 1 images/s, 80 s left'
     """
@@ -143,7 +143,7 @@ def _of(done: int, total: int) -> str:
 def duration(seconds: float) -> str:
     """Write a duration in seconds, minutes or hours.
 
-    Example:
+    Examples:
         >>> duration(7300.0)
         '2 h 2 min'
     """

@@ -16,7 +16,7 @@ def keep_compiled_programs(environment: MutableMapping[str, str] = os.environ) -
     may read it, because a cached program is code. `JAX_COMPILATION_CACHE_DIR` sets another folder; if it is empty, no
     program is kept.
 
-    Example:
+    Examples:
         >>> environment = {"JAX_COMPILATION_CACHE_DIR": ""}
         >>> keep_compiled_programs(environment)
         >>> environment  # the choice of the user
@@ -68,7 +68,7 @@ def keep_float32(environment: MutableMapping[str, str] = os.environ) -> None:
     too much for a certificate, or for a solve to 1e-5. On a CPU it changes no bit. A value that is already in
     `JAX_DEFAULT_MATMUL_PRECISION` is not changed. For speed, use `--precision bfloat16`.
 
-    Example:
+    Examples:
         >>> environment = {}
         >>> keep_float32(environment)
         >>> environment

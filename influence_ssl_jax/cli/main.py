@@ -79,7 +79,7 @@ COMMANDS = {
 def load(place: str) -> Any:
     """Import and return the object that `module:attribute` names.
 
-    Example:
+    Examples:
         >>> load("math:tau") == 6.283185307179586
         True
     """

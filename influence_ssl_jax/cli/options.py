@@ -92,7 +92,7 @@ def choices_of(hint: Any) -> dict[str, Choice]:
     An abstract class stands for all entries of its registry, a union for its members, and `Pretrain` for all recipes. A
     field of another type has no choices.
 
-    Example:
+    Examples:
         >>> from influence_ssl_jax.data import Source
         >>> list(choices_of(Source))
         ['digits', 'tfds', 'folder', 'parquet', 'shards', 'synthetic']
@@ -353,7 +353,7 @@ def _attributes(settings: type) -> dict[str, str]:
 def _first_clause(text: str) -> str:
     """Return a text up to its first `.`, `;` or `:` outside parentheses.
 
-    Example:
+    Examples:
         >>> _first_clause("Parts of a path (`head`; `!` removes); all if there are none.")
         'Parts of a path (`head`; `!` removes)'
     """
@@ -401,7 +401,7 @@ def _default_choice(field: dataclasses.Field, choices: dict[str, Choice]) -> str
 def wrap_paragraphs(text: str, width: int) -> str:
     r"""Wrap paragraphs; a long command continues on the next line after a backslash.
 
-    Example:
+    Examples:
         >>> print(wrap_paragraphs("influence-ssl report runs/cifar10 --images 60", 40))
         influence-ssl report runs/cifar10 \
             --images 60

@@ -174,7 +174,7 @@ class VectorBlock(Block):
         paths: Their paths.
         shapes: Their shapes.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from influence_ssl_jax.curvature.blocks import VectorBlock
         >>> block = VectorBlock("norm", (0, 1), (("bias",), ("scale",)), ((2,), (2,)))
@@ -508,7 +508,7 @@ def discover(
         StructureError: If a parameter is loose or unread and `unexplained` is "error"; or if JAX cannot differentiate
             its use.
 
-    Example:
+    Examples:
         A linear network without bias is one block:
 
         >>> import jax.numpy as jnp
@@ -652,7 +652,7 @@ def check_structure(like: Params, vector: PyTree) -> None:
     Raises:
         StructureError: If the structure differs, or the shape of a leaf.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from influence_ssl_jax.curvature.blocks import check_structure
         >>> check_structure({"kernel": jnp.zeros(2)}, {"kernel": jnp.ones(2)})

@@ -57,7 +57,7 @@ class ExampleGradients(Captured):
         network: The network that embeds.
         draws: Number of draws of each example.
 
-    Example:
+    Examples:
         The embedding of the image (3, 4) is a matrix times it, so the gradient of its first number is (3, 4):
 
         >>> import jax.numpy as jnp

@@ -159,7 +159,7 @@ def natural_layout(shape: Shape) -> Layout:
 
     The last axis of the parameter is the outputs; all others are the inputs.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from influence_ssl_jax.curvature.matrices import natural_layout
         >>> natural_layout((3, 4, 5)).to_matrix(jnp.zeros((3, 4, 5))).shape

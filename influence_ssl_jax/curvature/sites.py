@@ -296,7 +296,7 @@ def _jointly_linear(instruction: Instruction) -> tuple[int, ...]:
 def leaf_paths(params: Params) -> list[tuple[str, ...]]:
     """Return the path of every parameter, in the order of `jax.tree.leaves`.
 
-    Example:
+    Examples:
         >>> from influence_ssl_jax.curvature.sites import leaf_paths
         >>> leaf_paths({"dense": {"bias": 0.0, "kernel": 0.0}})
         [('dense', 'bias'), ('dense', 'kernel')]
@@ -329,7 +329,7 @@ def program_of(network: Embed, params: Params, frozen: Frozen, image_shape: tupl
     Raises:
         StructureError: If `frozen` has an entry "params", which some networks would read in place of the parameters.
 
-    Example:
+    Examples:
         The kernel of a linear network has one site, a product of rows with a matrix of 2 inputs and 3 outputs:
 
         >>> import jax.numpy as jnp

@@ -92,7 +92,7 @@ class Arrays(Source):
         ids: A name for each image; None takes its number.
         columns: Further attributes by name, with one value for each image.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from influence_ssl_jax import Arrays
         >>> opened = Arrays(np.zeros((2, 8, 8), np.uint8), labels=[1, 0], ids=["a", "b"]).open()

@@ -53,7 +53,7 @@ def find_changes(
     Raises:
         DataError: As `data.source.retry`.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from influence_ssl_jax.data import Arrays
         >>> from influence_ssl_jax.data.contents import find_changes

@@ -41,7 +41,7 @@ class Digits(Source):
         noise: Number of planted images of independent uniform noise, as a share of `digits`.
         seed: Seed of the choice of planted images and of the order.
 
-    Example:
+    Examples:
         >>> from influence_ssl_jax import Digits
         >>> opened = Digits(digits=100).open()
         >>> len(opened), opened.attributes()["planted"].to_pylist().count("exact_duplicate")

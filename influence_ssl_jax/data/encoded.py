@@ -114,7 +114,7 @@ def decode(stored: Path | bytes) -> np.ndarray:
         UndecodableImage: If the file is missing, truncated, too large or not an image.
         MemoryError, OSError: If there is no memory or no access at present; the image may be intact.
 
-    Example:
+    Examples:
         A file of the format PGM: its size, the largest grey level, and two pixels.
 
         >>> from influence_ssl_jax.data.encoded import decode

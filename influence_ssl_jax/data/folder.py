@@ -34,7 +34,7 @@ class Folder(Source):
         links: `skip` links that lead out of the folder and links to folders, or `follow` them if you trust the folder.
         encoding: Encoding of a .csv or .tsv table.
 
-    Example:
+    Examples:
         >>> import pathlib, tempfile
         >>> from influence_ssl_jax import Folder
         >>> with tempfile.TemporaryDirectory() as folder:

@@ -246,7 +246,7 @@ def list_images(root: Path, links: Links = "skip") -> Listing:
     Raises:
         DataError: If a folder cannot be listed at present, although it is neither forbidden nor gone.
 
-    Example:
+    Examples:
         >>> import pathlib, tempfile
         >>> from influence_ssl_jax.data.listing import list_images
         >>> with tempfile.TemporaryDirectory() as folder:

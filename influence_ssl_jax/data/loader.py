@@ -92,7 +92,7 @@ def batches(
     Raises:
         DataError: If the source has no examples, or `batch_size` is not positive.
 
-    Example:
+    Examples:
         >>> import jax, numpy as np
         >>> from influence_ssl_jax.data import Arrays, ToInput, batches
         >>> source = Arrays(np.zeros((3, 4, 4), np.uint8), ids=["a", "b", "c"]).open()
@@ -120,7 +120,7 @@ def decoding_threads(environment: Mapping[str, str] = os.environ, quota: Path = 
     Raises:
         DataError: If the variable is not a whole number of at least 1.
 
-    Example:
+    Examples:
         >>> from influence_ssl_jax.data.loader import decoding_threads
         >>> decoding_threads({"INFLUENCE_SSL_THREADS": "6"})
         6
@@ -178,7 +178,7 @@ def load(
 def chunks(order: Int[np.ndarray, " count"], size: int) -> Iterator[Int[np.ndarray, " chunk"]]:
     """Divide an order into chunks of `size`; the last one may be smaller.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from influence_ssl_jax.data.loader import chunks
         >>> [chunk.tolist() for chunk in chunks(np.arange(5), 2)]
@@ -198,7 +198,7 @@ def map_in_order(
     An exception of `function` is raised in the position of its result. If the iterator is closed, tasks that have not
     begun are cancelled, and the others are waited for. The defaults of `workers` and `ahead` are those of `batches`.
 
-    Example:
+    Examples:
         >>> from influence_ssl_jax.data.loader import map_in_order
         >>> list(map_in_order(str.upper, ["a", "b", "c"], workers=2))
         ['A', 'B', 'C']
@@ -342,7 +342,7 @@ def cache(source: OpenSource, transform: ToInput, max_bytes: int = MAX_BYTES) ->
     Raises:
         DataError: If the transformed images need more than `max_bytes`.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from influence_ssl_jax.data import Arrays, ToInput, cache
         >>> kept = cache(Arrays(np.zeros((3, 8, 8), np.uint8)).open(), ToInput(4, 4))
@@ -392,7 +392,7 @@ def resident(
 ) -> Batch:
     """Return the batches of `draw_curvature_set`, which has the same arguments.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from influence_ssl_jax.data import Arrays, ToInput, resident
         >>> source = Arrays(np.zeros((10, 4, 4), np.uint8)).open()

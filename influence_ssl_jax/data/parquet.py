@@ -52,7 +52,7 @@ class Parquet(Source):
         id: The column of ids.
         kept_mib: Mebibytes of row groups that stay in memory.
 
-    Example:
+    Examples:
         >>> import pathlib, tempfile
         >>> import pyarrow as pa
         >>> from pyarrow import parquet

@@ -111,7 +111,7 @@ def select(source: OpenSource, file: str) -> Selection:
         DataError: If the file cannot be read, more than one in a hundred of its ids name no example, it both keeps and
             leaves out an id, or it keeps no example.
 
-    Example:
+    Examples:
         >>> import pathlib, tempfile
         >>> import numpy as np
         >>> from influence_ssl_jax.data import Arrays

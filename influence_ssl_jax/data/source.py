@@ -92,7 +92,7 @@ def is_temporary(error: BaseException) -> bool:
 
     Such causes are a lost connection, too many open files, no memory, or no permission.
 
-    Example:
+    Examples:
         >>> from influence_ssl_jax.data.source import is_temporary
         >>> is_temporary(ConnectionResetError()), is_temporary(ValueError("bad header"))
         (True, False)
@@ -262,7 +262,7 @@ class Source(abc.ABC):
 def absolute_path(path: str | None) -> str | None:
     """Make a local path absolute; addresses and None stay as they are.
 
-    Example:
+    Examples:
         >>> from influence_ssl_jax.data.source import absolute_path
         >>> absolute_path("s3://bucket/train"), absolute_path(None)
         ('s3://bucket/train', None)
@@ -273,7 +273,7 @@ def absolute_path(path: str | None) -> str | None:
 def digest(*parts: str | bytes) -> str:
     """Return a stable hash (BLAKE2b, 32 hexadecimal digits) of a sequence of texts, boundaries included.
 
-    Example:
+    Examples:
         >>> from influence_ssl_jax.data.source import digest
         >>> len(digest("ab", "c")), digest("ab", "c") == digest("a", "bc")
         (32, False)
@@ -289,7 +289,7 @@ def digest(*parts: str | bytes) -> str:
 def content_digest(stored: bytes | np.ndarray) -> bytes:
     """Return 16 bytes of BLAKE2b over encoded bytes, or over an array's type, shape and bytes.
 
-    Example:
+    Examples:
         >>> from influence_ssl_jax.data.source import content_digest
         >>> len(content_digest(b"an encoded image"))
         16
@@ -311,7 +311,7 @@ def content_of(example: Example) -> bytes:
 def note_names(what: str, names: Sequence[str], shown: int = 3) -> tuple[str, ...]:
     """Return one line with a count and the first names; nothing if there are no names.
 
-    Example:
+    Examples:
         >>> from influence_ssl_jax.data.source import note_names
         >>> note_names("files without a class", ["a.png", "b.png", "c.png", "d.png"])
         ('files without a class: 4 (a.png, b.png, c.png, …)',)

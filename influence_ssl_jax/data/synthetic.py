@@ -24,7 +24,7 @@ class Synthetic(Source):
         classes: Number of orientations.
         seed: Seed of all random numbers.
 
-    Example:
+    Examples:
         >>> from influence_ssl_jax import Synthetic
         >>> opened = Synthetic(count=3, size=8, classes=2).open()
         >>> opened.read(2).image.shape, opened.labels().tolist()

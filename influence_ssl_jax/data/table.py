@@ -59,7 +59,7 @@ def read_table(path: Path, text: Sequence[str] = (), encoding: str = "utf-8") ->
         DataError: If the file is missing, damaged, larger than the limits, or in another encoding, or if a column has no
             name or the name of another one.
 
-    Example:
+    Examples:
         >>> import pathlib, tempfile
         >>> from influence_ssl_jax.data.table import read_table
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -254,7 +254,7 @@ def match(table: pa.Table, file_column: str, files: Sequence[str], folder: str) 
     Raises:
         DataError: If the column is missing, a row names a file outside both folders, or no row names an image.
 
-    Example:
+    Examples:
         >>> import pyarrow as pa
         >>> from influence_ssl_jax.data.table import match
         >>> table = pa.table({"file": ["b.png", "a.png", "c.png"], "age": [2, 1, 3]})
@@ -301,7 +301,7 @@ def compose(name: str) -> str:
 
     macOS writes such a letter as two characters, most tables as one.
 
-    Example:
+    Examples:
         >>> from influence_ssl_jax.data.table import compose
         >>> len("e\u0301"), len(compose("e\u0301"))
         (2, 1)
@@ -317,7 +317,7 @@ def number_classes(column: pa.ChunkedArray, what: str) -> Classes:
     Raises:
         DataError: If the column contains lists or records, or no value at all.
 
-    Example:
+    Examples:
         >>> import pyarrow as pa
         >>> from influence_ssl_jax.data.table import number_classes
         >>> found = number_classes(pa.chunked_array([["dog", None, "cat"]]), "The column")

@@ -30,7 +30,7 @@ from influence_ssl_jax.errors import DataError, printable, require
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Flatten nested dicts to one dict with paths `outer/inner`.
 
-    Example:
+    Examples:
         >>> from influence_ssl_jax.data.tfds import flatten
         >>> flatten({"image": 1, "eyes": {"left": 2}})
         {'image': 1, 'eyes/left': 2}
@@ -45,7 +45,7 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 def nest(path: str, leaf: Any) -> dict[str, Any]:
     """Return nested dicts with `leaf` at the path `outer/inner`.
 
-    Example:
+    Examples:
         >>> from influence_ssl_jax.data.tfds import nest
         >>> nest("eyes/left", 2)
         {'eyes': {'left': 2}}

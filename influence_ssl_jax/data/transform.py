@@ -53,7 +53,7 @@ class ToInput:
         shorter: With `center`: first resize the shorter side to this number of pixels, then cut the input from the centre
             (256 before 224 for most networks of photographs). An image of the size of the input stays unchanged.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from influence_ssl_jax import ToInput
         >>> ToInput(1, 2, 3)(np.asarray([[0.0, 1.0]])).tolist()  # floating-point grey becomes 8-bit colour

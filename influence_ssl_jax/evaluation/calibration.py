@@ -147,7 +147,7 @@ class Calibration:
         level: The coverage asked for.
         seed: The seed of the split of the sample.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> exact = np.arange(1.0, 41.0)
         >>> calibrator = Calibration("proportional").fit(exact / 2, exact, exact)

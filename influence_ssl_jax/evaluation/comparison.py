@@ -39,7 +39,7 @@ def label(backend: Backend) -> str:
 
     They are its name, its main setting, and what it does with the complement.
 
-    Example:
+    Examples:
         >>> label(ihvp.EKFAC(rank=8)), label(ihvp.CG())
         ('EKFAC 8', 'CG 200')
     """

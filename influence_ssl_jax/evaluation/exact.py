@@ -105,7 +105,7 @@ def function_space(problem: Problem, gradients: Rows, max_rank: int = 4096) -> F
 def inner_products(rows: Rows) -> Float[np.ndarray, "n n"]:
     """Return the Gram matrix of rows, with every product and sum in float64.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> inner_products(np.asarray([[1, 2], [3, 4]], np.float32)).tolist()
         [[5.0, 11.0], [11.0, 25.0]]

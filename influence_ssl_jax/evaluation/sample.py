@@ -60,7 +60,7 @@ def sample(
     Returns:
         Indices in the order drawn.
 
-    Example:
+    Examples:
         >>> few, more = (sample(Audit(examples=count), 100) for count in (3, 5))
         >>> few.tolist() == more[:3].tolist()
         True
@@ -193,7 +193,7 @@ def relative_width(lower: Float[np.ndarray, " n"], upper: Float[np.ndarray, " n"
 
     It is infinite without a bound on either side, zero if both are equal, never negative, and NaN without a score.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> relative_width(np.asarray([0.9, 2.0]), np.asarray([1.1, np.inf])).round(3).tolist()
         [0.2, inf]

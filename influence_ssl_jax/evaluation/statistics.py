@@ -43,7 +43,7 @@ def spearman(left: Vector, right: Vector) -> float:
 
     Examples are left out if either value is not finite. It is NaN if fewer than three remain or one side is constant.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> round(spearman(np.asarray([1, 2, 3, 4]), np.asarray([1, 4, 9, 16])), 6)
         1.0
@@ -118,7 +118,7 @@ def auroc(score: Vector, positive: Members) -> float:
 
     Ties count half. Examples whose score is not finite are left out. It is NaN without positives or without negatives.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> auroc(np.asarray([0.1, 0.4, 0.3]), np.asarray([False, True, False]))
         1.0
@@ -216,7 +216,7 @@ def share(members: int, total: int, level: float = 0.95) -> Estimate:
         total: Number of all; NaN if it is 0.
         level: Coverage of the interval.
 
-    Example:
+    Examples:
         >>> [round(float(part), 3) for part in share(1, 10)]
         [0.1, 0.018, 0.404]
     """

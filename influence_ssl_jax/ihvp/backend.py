@@ -58,7 +58,7 @@ class Damping:
         relative_to: The mean over "all" eigenvalues, tr(C)/P, or over the "nonzero" ones, tr(C)/rank C. With more
             parameters than curvature gradients most are zero, and the first mean says little about the others.
 
-    Example:
+    Examples:
         A tenth of the mean eigenvalue, and a λ of one's own:
 
         >>> import jax.numpy as jnp
@@ -114,7 +114,7 @@ class Damping:
 
         A block without curvature is treated as in `resolve`.
 
-        Example:
+        Examples:
             The eigenvalues are 1 and 1: half of the directions remain, 2 · 1/(1 + λ) = 0.5 · 2, if λ is 1.
 
             >>> import jax.numpy as jnp
@@ -245,7 +245,7 @@ class Backend(abc.ABC, Generic[State]):
     Subclasses are final frozen dataclasses: the object is the configuration, the command-line entry and the cache
     key. All methods but `resolve` are pure functions of arrays and may be jitted.
 
-    Example:
+    Examples:
         C is fitted once, then `(C + λI)⁻¹ v` is computed for v = (1, 0). One image is seen as itself and as its
         mirror image, and C = 2 (x − x')(x − x')ᵀ with x − x' = (−1, 1):
 

@@ -74,7 +74,7 @@ def squared_norms_of_trees(trees: Params, blocks: Blocks) -> Scalars:
 def to_coordinates(parts: Float[Array, "n *shape"], bases: tuple[Array, ...]) -> Float[Array, "n features"]:
     """Compute `Bᵀ v` of blocks in their own shape.
 
-    Example:
+    Examples:
         The basis of a 2 × 2 matrix is its first row and its second column, so one coordinate remains:
 
         >>> import jax.numpy as jnp

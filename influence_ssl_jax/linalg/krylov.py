@@ -274,7 +274,7 @@ def block_cg(
         iterations: Stop after this number of iterations.
         precondition: V ↦ V P, P symmetric positive definite and close to A⁻¹.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from influence_ssl_jax.linalg.krylov import block_cg
         >>> matrix = jnp.asarray([[2.0, 1.0], [1.0, 3.0]])

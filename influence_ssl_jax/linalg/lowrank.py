@@ -90,7 +90,7 @@ def kronecker_eigenvalues(left: Float[Array, "groups k"], right: Float[Array, "g
     Returns:
         The products in the order of the flattened array [groups, k, l].
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from influence_ssl_jax.linalg.lowrank import kronecker_eigenvalues
         >>> kronecker_eigenvalues(jnp.asarray([[2.0, 1.0]]), jnp.asarray([[10.0, 3.0]])).tolist()

@@ -29,7 +29,7 @@ class Tridiagonal(NamedTuple):
 def gauss(t: Tridiagonal, damping: Float[Array, " n"]) -> Float[Array, " n"]:
     """Compute the Gauss quadrature `e₁ᵀ(T + damping)⁻¹e₁`, a lower bound.
 
-    Example:
+    Examples:
         T is the 1 × 1 matrix 3, and the damping is 1:
 
         >>> import jax.numpy as jnp

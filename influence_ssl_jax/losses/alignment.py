@@ -64,7 +64,7 @@ class CosineDistance(Measurement):
     Attributes:
         gradient: The view whose embedding is differentiated.
 
-    Example:
+    Examples:
         The vectors (1, 0) and (0, 2) are perpendicular: their cosine is 0, so their distance is 1.
 
         >>> import jax.numpy as jnp
@@ -104,7 +104,7 @@ class SquaredEuclid(Measurement):
     Attributes:
         gradient: The view whose embedding is differentiated.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from influence_ssl_jax.losses import Embeddings, SquaredEuclid
         >>> views = Embeddings(jnp.asarray([[[3.0, 0.0]], [[0.0, 4.0]]]))

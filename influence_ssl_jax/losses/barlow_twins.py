@@ -22,7 +22,7 @@ class BarlowTwins(Loss):
         off_diagonal: λ, the weight of redundancy reduction.
         scale: Factor of the whole loss (0.1 in solo-learn, for use with its learning rate).
 
-    Example:
+    Examples:
         Two equal views with uncorrelated features have the identity as their cross-correlation: the loss is 0.
 
         >>> import jax.numpy as jnp

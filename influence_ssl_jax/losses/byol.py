@@ -18,7 +18,7 @@ class BYOL(Loss):
     − 2 cos(p_v, t_v')`, summed over both pairs of views.
     Reference: arXiv 2006.07733, equation (2), symmetrised.
 
-    Example:
+    Examples:
         Each prediction is perpendicular to the target of the other view: each of the two pairs adds `2 − 2·0`.
 
         >>> import jax.numpy as jnp

@@ -20,7 +20,7 @@ class SimCLR(Loss):
     Attributes:
         temperature: τ > 0.
 
-    Example:
+    Examples:
         If all embeddings are equal, each of the 2b − 1 = 3 other views is as likely as the others: the loss is log 3.
 
         >>> import jax, jax.numpy as jnp, math

@@ -17,7 +17,7 @@ class Supervised(Loss):
     The outputs are the margins of all classes over the labelled one. They are linear in the logits, so the head needs
     no labels and the Gauss–Newton matrix is the usual one of softmax cross-entropy.
 
-    Example:
+    Examples:
         Equal logits of two classes give the loss log 2.
 
         >>> import jax.numpy as jnp, math

@@ -36,7 +36,7 @@ def describe(module: nn.Module) -> Plain:
     Raises:
         StructureError: If the network is not one of this package.
 
-    Example:
+    Examples:
         `build` inverts `describe`.
 
         >>> from influence_ssl_jax.nets.architectures import build, describe

@@ -46,7 +46,7 @@ class ConvNeXt(nn.Module):
         scaled: Whether residual branches are scaled channel by channel.
         dtype: Type to compute in (`None`: that of the images and parameters); parameters are float32.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from influence_ssl_jax.nets.convnext import ConvNeXt
         >>> network, images = ConvNeXt(widths=(2, 4), blocks=(1, 1)), jnp.zeros((3, 8, 8, 1))

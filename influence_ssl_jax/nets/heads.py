@@ -25,7 +25,7 @@ class Projector(nn.Module):
         hidden_bias: Whether hidden layers have a bias; those in the checkpoints of Barlow Twins have none.
         output_bias: Whether the last layer has a bias; that of VICReg has none.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from influence_ssl_jax.nets.heads import Projector
         >>> head = Projector(hidden=3, output=2, normalisation="none")
@@ -65,7 +65,7 @@ class Predictor(nn.Module):
         hidden: Width of the hidden layer.
         dtype: Type to compute in (`None`: that of inputs and parameters); parameters are float32.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from influence_ssl_jax.nets.heads import Predictor
         >>> head, projections = Predictor(hidden=3), jnp.zeros((5, 2))
@@ -92,7 +92,7 @@ class Classifier(nn.Module):
     Attributes:
         classes: Number of classes.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from influence_ssl_jax.nets.heads import Classifier
         >>> layer = {"kernel": jnp.asarray([[1.0], [10.0]]), "bias": jnp.asarray([100.0])}
@@ -135,7 +135,7 @@ class SelfSupervised(nn.Module):
         projector: Module from representations to projections.
         predictor: Module from projections to predictions, for losses that compare with a target network.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from influence_ssl_jax.nets.heads import Projector, SelfSupervised
         >>> from influence_ssl_jax.nets.linear import Linear

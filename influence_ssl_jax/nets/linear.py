@@ -12,7 +12,7 @@ class Linear(nn.Module):
     Attributes:
         features: Width of the embedding.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from influence_ssl_jax.nets.linear import Linear
         >>> variables = {"params": {"dense": {"kernel": jnp.asarray([[1.0], [10.0]])}}}

@@ -119,7 +119,7 @@ class Network:
         output: Name or position of the embedding, if the method returns several outputs.
         pool: How features at several positions become one embedding.
 
-    Example:
+    Examples:
         The pixel 1 is standardised to (1 − 0.5) / 0.25 = 2, then multiplied by the weight 3.
 
         >>> import jax.numpy as jnp

@@ -108,7 +108,7 @@ class ResNet(nn.Module):
         block: `basic` (two 3×3 convolutions) or `bottleneck` (1×1, 3×3, 1×1).
         stem: The layers before the first stage.
 
-    Example:
+    Examples:
         The width doubles at the second stage, and the mean over positions leaves one vector for each image.
 
         >>> import jax, jax.numpy as jnp
@@ -150,7 +150,7 @@ class ResNet(nn.Module):
 def ResNet18(width: int = 64, dtype: jax.typing.DTypeLike | None = None) -> ResNet:
     """Return the ResNet-18 for small images, with 11,168,832 parameters at width 64 on RGB images.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from influence_ssl_jax import trees
         >>> from influence_ssl_jax.nets.resnet import ResNet18

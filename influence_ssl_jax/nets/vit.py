@@ -155,7 +155,7 @@ class VisionTransformer(nn.Module):
         antialias: Whether interpolation smooths if it shrinks.
         dtype: Type to compute in (`None`: that of the images and parameters); parameters are float32.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from influence_ssl_jax.nets.vit import VisionTransformer
         >>> network = VisionTransformer(patch=4, width=6, heads=2, depth=1, hidden=8, grid=2)

@@ -166,7 +166,7 @@ def spread(function: Callable[[Task], Result], tasks: Sequence[Task], costs: Seq
 def owners(costs: Sequence[float | int], workers: int) -> list[int]:
     """Assign tasks, the most expensive first, to the worker with the least work.
 
-    Example:
+    Examples:
         >>> from influence_ssl_jax.parallel.mesh import owners
         >>> owners([5, 3, 3], workers=2)
         [0, 1, 1]

@@ -171,7 +171,7 @@ def resolve(settings: Distributed, environment: Mapping[str, str]) -> Distribute
     Raises:
         InfluenceError: If some settings are given and others are missing.
 
-    Example:
+    Examples:
         >>> from influence_ssl_jax.parallel import Distributed
         >>> from influence_ssl_jax.parallel.processes import resolve
         >>> resolve(Distributed("host:1234"), {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"})
@@ -205,7 +205,7 @@ def _is_launched(environment: Mapping[str, str]) -> bool:
 def rank(environment: Mapping[str, str] = os.environ) -> int:
     """Return the number of this process as its scheduler counts; 0 if it is alone.
 
-    Example:
+    Examples:
         >>> from influence_ssl_jax.parallel import rank
         >>> rank({}), rank({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"})
         (0, 3)
@@ -268,7 +268,7 @@ def agree_with_first(flag: bool) -> bool:
 def gather(text: str) -> list[str]:
     """Return in all processes the texts of all processes, in the order of their numbers.
 
-    Example:
+    Examples:
         >>> from influence_ssl_jax.parallel import gather
         >>> gather("ready")  # one process
         ['ready']
@@ -323,7 +323,7 @@ def own_part(items: Int[np.ndarray, " count"]) -> Int[np.ndarray, " part"]:
 
     The parts are consecutive, and their sizes differ by at most 1.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from influence_ssl_jax.parallel import own_part
         >>> own_part(np.arange(3)).tolist()  # one process
@@ -345,7 +345,7 @@ def broadcast_from_first(action: Callable[[], bytes]) -> bytes:
     Raises:
         InfluenceError: If it failed. The first process raises the error itself.
 
-    Example:
+    Examples:
         >>> from influence_ssl_jax.parallel import broadcast_from_first
         >>> broadcast_from_first(lambda: b"a list of files")  # one process
         b'a list of files'

@@ -45,7 +45,7 @@ def as_json(value: object) -> Plain:
 
     Named results become `{name: value}`, arrays lists with six digits, numbers that are not finite null.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> as_json(np.asarray([0.1234567, np.nan]))
         [0.123457, None]

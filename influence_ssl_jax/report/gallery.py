@@ -132,7 +132,7 @@ def data_uri(image: np.ndarray) -> str:
     Raises:
         UnusableImage: If the array is not an image.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> data_uri(np.zeros((2, 3), np.uint8))[:30]
         'data:image/png;base64,iVBORw0K'

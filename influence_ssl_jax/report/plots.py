@@ -91,7 +91,7 @@ WIDE = 20.0
 def is_wide(values: Float[np.ndarray, " examples"]) -> bool:
     """Test whether values are positive and spread by more than `WIDE`, for a logarithmic axis.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> is_wide(np.asarray([1.0, 10.0, 1000.0])), is_wide(np.asarray([-1.0, 1000.0]))
         (True, False)

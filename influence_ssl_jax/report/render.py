@@ -120,7 +120,7 @@ def limit_resamples(resamples: int, examples: int) -> int:
 
     With many examples an interval is narrow, and its draws are slow.
 
-    Example:
+    Examples:
         >>> limit_resamples(200, 1_000), limit_resamples(200, 100_000)
         (200, 40)
     """
@@ -199,7 +199,7 @@ def _how(run: ScoredRun) -> dict[str, Any]:
 def condense(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Shorten facts: numbers to four digits, and long groups of numbers to their range.
 
-    Example:
+    Examples:
         >>> condense({"seconds": 1.23456, "damping": {f"layer{k}": 0.5 * k for k in range(8)}})
         {'seconds': '1.235', 'damping': '8 values, 0 … 3.5'}
     """

@@ -8,7 +8,7 @@ from influence_ssl_jax.evaluation.statistics import Estimate
 def number(value: float | int | None) -> str:
     r"""Write a number with three significant digits, and thousands in groups.
 
-    Example:
+    Examples:
         >>> number(12345), number(0.012345), number(None)
         ('12\u202f345', '0.0123', '–')
     """
@@ -22,7 +22,7 @@ def number(value: float | int | None) -> str:
 def decimal(value: float) -> str:
     """Write a number with three decimals.
 
-    Example:
+    Examples:
         >>> decimal(-0.5)
         '−0.500'
     """
@@ -32,7 +32,7 @@ def decimal(value: float) -> str:
 def percent(value: float) -> str:
     r"""Write a share in percent, with a decimal if it is small.
 
-    Example:
+    Examples:
         >>> percent(0.25), percent(0.025)
         ('25\u202f%', '2.5\u202f%')
     """
@@ -44,7 +44,7 @@ def percent(value: float) -> str:
 def interval(estimate: Estimate) -> str:
     """Write an estimate with its interval.
 
-    Example:
+    Examples:
         >>> interval(Estimate(-0.5, -0.6, -0.4))
         '−0.50 [−0.60, −0.40]'
     """
@@ -57,7 +57,7 @@ def interval(estimate: Estimate) -> str:
 def duration(seconds: float) -> str:
     r"""Write a duration in seconds, minutes or hours.
 
-    Example:
+    Examples:
         >>> duration(90.0)
         '90\u202fs'
     """

@@ -75,7 +75,7 @@ def refuse_two_versions(used: dict[int, bytes], store: ScoreStore) -> None:
 def digests_as_text(contents: dict[int, bytes]) -> dict[str, str]:
     """Convert digests by index to JSON: decimal index, hexadecimal digest.
 
-    Example:
+    Examples:
         >>> digests_as_text({3: bytes([10, 255])})
         {'3': '0aff'}
     """

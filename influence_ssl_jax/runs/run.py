@@ -62,7 +62,7 @@ class Run:
     Scores that `score` made without a folder are in memory: then `folder` is None, and `files` holds the contents of
     what the folder would hold. An audit and a report of them work in a temporary folder, which they delete.
 
-    Example:
+    Examples:
         ```python
         run = isj.Run(Path("runs/simclr/scores"))  # of the command line, or of `score(…, out="runs/simclr/scores")`
         ```
@@ -201,7 +201,7 @@ def score(
     It does the same as `influence-ssl score`: called again with the same folder, it scores what is missing. float32
     products have full precision (JAX's matmul precision "highest") unless JAX is configured otherwise.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, numpy as np, influence_ssl_jax as isj
         >>> images = np.random.default_rng(0).integers(0, 256, (12, 4, 4, 3), np.uint8)
         >>> embed = lambda params, x: jnp.reshape(x, (len(x), -1)) @ params["kernel"]
@@ -295,7 +295,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
 def source_of(images: Source | str | Path | np.ndarray | Sequence[np.ndarray]) -> Source:
     """Return the data source of images.
 
-    Example:
+    Examples:
         >>> source_of("faces")
         Folder(only=None, path='faces', table=None, file_column='file', label_column=None, links='skip', encoding='utf-8')
 

@@ -235,9 +235,9 @@ def _fit_or_load(
     """Return the fitted state, and the notes of an earlier fit or None."""
     backend, seed, local = settings.backend, settings.scoring.seed, local_devices()
     expected = shapes(problem, backend, seed) if divided is None else divided.shapes(backend, seed)
-    check_fit(jax.tree.unflatten(expected.structure, expected.leaves), backend, local.size)
+    check_fit(expected.leaves, expected.lengths, backend, local.size)
     to_memory = jnp.asarray if divided is None else np.asarray  # of the host: one device need not have room for all
-    loaded = load_fitted(store.folder, *expected, fingerprint(store.identity), to_memory)
+    loaded = load_fitted(store.folder, *expected[:2], fingerprint(store.identity), to_memory)
     if agree_with_first(loaded is not None):
         if loaded is None:
             raise StoreError(f"This process cannot read the fitted curvature in {store.folder}; is the folder shared?")

@@ -40,7 +40,7 @@ def estimate(gram: Float[Array, "batch draws draws"], estimand: Estimand) -> Est
     Raises:
         ValueError: `u_statistic` has fewer than 2 draws.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> gram = jnp.asarray([[[4.0, 1.0], [1.0, 2.0]]])
         >>> [float(estimate(gram, kind).score[0]) for kind in ("mean_of_scores", "u_statistic", "score_of_mean")]

@@ -12,7 +12,7 @@ from jaxtyping import Array, Key
 from influence_ssl_jax import randomness
 from influence_ssl_jax.curvature.gradients import check_gradients
 from influence_ssl_jax.ihvp.backend import Backend
-from influence_ssl_jax.parallel import everywhere, replicated, split
+from influence_ssl_jax.parallel import everywhere, is_sharded, replicated, split
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.types import PyTree
@@ -60,22 +60,27 @@ class Shapes(NamedTuple):
     Attributes:
         leaves: Shape and type of its arrays.
         structure: The tree that holds them.
+        lengths: For each array, its length without padding if the devices of a process share it (`parallel.Sharded`);
+            else None.
     """
 
     leaves: list[jax.ShapeDtypeStruct]
     structure: Structure
+    lengths: tuple[int | None, ...]
 
 
 def shapes(problem: Problem, backend: Backend, seed: int) -> Shapes:
     """Return the shapes of what `fit_checked` returns; nothing is computed."""
-    structures: list[Structure] = []
+    seen: list[tuple[Structure, tuple[int | None, ...]]] = []
 
     def leaves(problem: Problem, key: jax.Array) -> list[jax.Array]:
-        flat, structure = jax.tree.flatten(backend.fit(problem, key))
-        structures.append(structure)
+        state = backend.fit(problem, key)
+        nodes = jax.tree.leaves(state, is_leaf=is_sharded)  # a shared node is one array
+        flat, structure = jax.tree.flatten(state)
+        seen.append((structure, tuple(node.length if is_sharded(node) else None for node in nodes)))
         return flat
 
-    return Shapes(jax.eval_shape(leaves, problem, randomness.root(seed, Stream.BACKEND)), structures[0])
+    return Shapes(jax.eval_shape(leaves, problem, randomness.root(seed, Stream.BACKEND)), *seen[0])
 
 
 class SplitProblem:

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,7 +42,7 @@ class Memory(NamedTuple):
         fixed: Bytes whatever the batch.
         per_example: Bytes for each example of a batch.
 
-    Example:
+    Examples:
         >>> Memory(fixed=1000, per_example=100).peak(8), Memory(1000, 100).batch_size(4000, "cpu")
         (1800, 8)
     """
@@ -100,18 +101,22 @@ def estimate_memory(
     return Memory(held + width * (entries + fixed), per_example)
 
 
-def check_fit(state: PyTree, backend: Backend, devices: int = 1) -> None:
+def check_fit(
+    leaves: Sequence[jax.ShapeDtypeStruct], lengths: Sequence[int | None], backend: Backend, devices: int = 1
+) -> None:
     """Refuse a fitted state that takes more memory than a device has, before anything is computed.
 
     Args:
-        state: Shapes of the state's arrays (`scoring.fitting.shapes`), as one device would hold it.
+        leaves: Shapes of the state's arrays (`scoring.fitting.shapes`), as one device would hold it.
+        lengths: For each array, its length without padding if devices share it, else None.
         backend: The backend.
         devices: Number of devices of a process that share it.
 
     Raises:
         InfluenceError: The state does not fit.
     """
-    needed, (memory, platform) = bytes_on_device(state, devices), available_memory()
+    needed = sum(_array_bytes(leaf, length, devices) for leaf, length in zip(leaves, lengths, strict=True))
+    memory, platform = available_memory()
     if needed > memory:
         raise InfluenceError(
             f"{type(backend).__name__} keeps {needed / 2**30:.1f} GiB on each device for this network and curvature set, "
@@ -190,9 +195,13 @@ def bytes_on_device(tree: PyTree, devices: int) -> int:
     """Return the bytes of a tree on each of some devices, which share its `Sharded` arrays and have all others whole."""
 
     def one(node: PyTree) -> int:
-        if not is_sharded(node):
-            return node.size * node.dtype.itemsize
-        array = node.array
-        return padded_length(node.length, devices) // devices * math.prod(array.shape[1:]) * array.dtype.itemsize
+        return _array_bytes(node.array, node.length, devices) if is_sharded(node) else _array_bytes(node, None, devices)
 
     return sum(map(one, jax.tree.leaves(tree, is_leaf=is_sharded)))
+
+
+def _array_bytes(array: jax.Array | jax.ShapeDtypeStruct, length: int | None, devices: int) -> int:
+    """Return the bytes of an array on each device; devices share an array of a known length without padding."""
+    if length is None:
+        return array.size * array.dtype.itemsize
+    return padded_length(length, devices) // devices * math.prod(array.shape[1:]) * array.dtype.itemsize

@@ -32,7 +32,7 @@ def reference_size(
         max_reference: Largest number to search among.
         max_pairs: Largest number of pairs to compare.
 
-    Example:
+    Examples:
         >>> reference_size(10_000), reference_size(1_000_000)
         (10000, 2500)
     """
@@ -53,7 +53,7 @@ def knn_distance(
         seed: The seed of the random subset.
         max_reference: Size of that subset.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> knn_distance(np.asarray([[1, 0], [2, 0], [0, 1]], np.float32)).tolist()
         [0.0, 0.0, 1.0]

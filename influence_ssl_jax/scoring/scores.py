@@ -28,7 +28,7 @@ def pixel_variance(images: Num[Array, "batch height width channels"]) -> Float[A
 
     It is zero for a uniform image.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> images = jnp.zeros((2, 2, 2, 1)).at[1, 0].set(1.0)
         >>> pixel_variance(images).tolist()

@@ -162,7 +162,7 @@ def place_in_slots(indices: Int[np.ndarray, " count"], size: int) -> Int[np.ndar
         indices: Indices of examples.
         size: Rows of a batch.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> place_in_slots(np.asarray([6, 1]), 4).tolist()
         [-1, -1, 6, -1, -1, 1, -1, -1]

@@ -328,7 +328,7 @@ class ScoreStore:
             if time.monotonic() > end:
                 raise StoreError(
                     f"{self.folder} shows {self._parts.rows()} finished rows and the processes wrote {expected}. Is it one "
-                    "folder on a disk that all of them share? Give the same command again: nothing is lost."
+                    "folder on a disk that all of them share? Repeat the command: nothing is lost."
                 )
             time.sleep(1.0)
             self._look()

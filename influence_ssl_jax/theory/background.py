@@ -50,7 +50,7 @@ def score(
         curvature: C, symmetric.
         damping: λ, such that C + λI is not singular.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> float(score(jnp.ones(2), jnp.ones(2), jnp.diag(jnp.asarray([1.0, 3.0])), 1.0))
         0.75

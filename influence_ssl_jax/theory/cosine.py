@@ -32,7 +32,7 @@ def distance(output: Float[Array, " d"], perturbed: Float[Array, " d"]) -> Float
 
     The half-chord form keeps the digits that `1 − û·v̂` loses at small angles.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> float(distance(jnp.asarray([1.0, 0.0]), jnp.asarray([0.0, 2.0])))
         1.0

@@ -68,7 +68,7 @@ def between_term(
 def reliability(between_variance: Scalar, within_variance: Scalar, draws: Scalar) -> Scalar:
     """Return the correlation of two independent scorings with K draws each: `V_b/(V_b + V_w/K)`.
 
-    Example:
+    Examples:
         >>> reliability(1.0, 2.0, 2)
         0.5
     """

@@ -58,7 +58,7 @@ def rank(examples: int, inputs: int, encoder_rank: int) -> int:
 
     The gradients `2ε²Wδδᵀ` span `{WS : S symmetric}`: rotation invariance removes r(r−1)/2 of the rp directions.
 
-    Example:
+    Examples:
         >>> rank(100, 5, 2)
         9
     """

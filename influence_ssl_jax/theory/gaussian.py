@@ -30,7 +30,7 @@ def energy_variance(weight: Float[Array, "d p"], mean: Float[Array, " p"], sigma
 def effective_rank(weight: Float[Array, "d p"]) -> Float[Array, ""]:
     """Return `r = (tr Γ)²/‖Γ‖_F²`, between 1 and rank W.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> float(effective_rank(jnp.eye(3)))
         3.0

@@ -14,7 +14,7 @@ def influence_limit(loss: Scalar, degree: Scalar) -> Scalar:
 
     It is 2l for one layer, 4/3·l for two, and 0 for the cosine distance.
 
-    Example:
+    Examples:
         >>> influence_limit(3.0, 4)
         4.0
     """

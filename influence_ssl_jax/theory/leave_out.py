@@ -60,7 +60,7 @@ def predicted_loss_change(loss: Float[Array, " n"], leverages: Float[Array, " n"
 def underestimate(leverages: Float[Array, " n"]) -> Float[Array, " n"]:
     """Return the exact over the predicted change: `(1 − h/2)/(1 − h)²`, at least 1 and unbounded as h → 1.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> underestimate(jnp.asarray([0.0, 0.5])).tolist()
         [1.0, 3.0]

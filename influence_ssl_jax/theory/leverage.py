@@ -64,7 +64,7 @@ def duplicate_leverage(alone: Scalar, copies: Scalar) -> Scalar:
 
     `s = (2ε²/n) δᵀ(2ε²S_rest + λI)⁻¹δ`, where S_rest leaves all k copies out.
 
-    Example:
+    Examples:
         >>> duplicate_leverage(1.0, 3)
         0.25
     """

@@ -48,7 +48,7 @@ def shrinkage(eigenvalue: Float[Array, "*k"], damping: Scalar) -> Float[Array, "
 
     It is 0 if t = λ = 0.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> float(shrinkage(jnp.asarray(3.0), 1.0))
         0.75

@@ -29,7 +29,7 @@ class Lars:
         warmup_epochs: Epochs in which the rate rises linearly; it then falls to 0 along a cosine.
         warmup_start: Learning rate at step 0, if there is a warm-up.
 
-    Example:
+    Examples:
         The gradient is so large that the first step is the share η = 0.5 of the norm of the weights, 2.
 
         >>> import jax.numpy as jnp
@@ -66,7 +66,7 @@ class Sgd:
         warmup_epochs: Epochs in which the rate rises linearly; it then falls to 0 along a cosine.
         warmup_start: Learning rate at step 0, if there is a warm-up.
 
-    Example:
+    Examples:
         Only the matrix decays: its step is −0.1 · (1 + 0.5 · 2), that of the bias is −0.1 · 1.
 
         >>> import jax.numpy as jnp
@@ -103,7 +103,7 @@ def schedule(optimiser: Optimiser, epochs: int, steps_per_epoch: int) -> optax.S
     It rises linearly from `warmup_start` to `learning_rate` in the epochs of warm-up, then falls along a cosine to 0 at
     the last step.
 
-    Example:
+    Examples:
         >>> from influence_ssl_jax.train.optimisers import Lars, schedule
         >>> rate = schedule(Lars(0.4, warmup_epochs=1, warmup_start=0.0), epochs=3, steps_per_epoch=10)
         >>> [round(float(rate(step)), 3) for step in (0, 5, 10, 20, 30)]

@@ -58,7 +58,7 @@ def knn_accuracy(bank: Labelled, queries: Labelled, neighbours: int = 20, temper
         neighbours: Number of neighbours of a query.
         temperature: Temperature of the votes.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from influence_ssl_jax.train.probes import Labelled, knn_accuracy
         >>> bank = Labelled(np.asarray([[1.0, 0.0], [0.0, 1.0]]), np.asarray([3, 7]))

@@ -72,7 +72,7 @@ class Pretrain:
         precision: The type that training computes in.
         target_momentum: τ of the target network at step 0 (BYOL); it rises to 1 along a cosine.
 
-    Example:
+    Examples:
         >>> from influence_ssl_jax.train import RECIPES
         >>> RECIPES["table3_simclr"].epochs, RECIPES["table3_simclr"].loss
         (250, SimCLR(temperature=0.2))

@@ -135,7 +135,7 @@ def test_certificates_and_calibrated_scores_beside_untouched_ones(folder):
     low, high = every["score_lo"].to_numpy()[good], every["score_hi"].to_numpy()[good]
     assert np.mean((low <= want[good]) & (want[good] <= high)) >= 0.85
     assert "Calibrated scores" in text
-    assert f"Of {SIZE} images {SIZE - 1} are certified as narrowly as asked for" in text
+    assert f"Of {SIZE} images, {SIZE - 1} have bounds as narrow as requested" in text
     assert "gradient norm" in text
 
 
@@ -225,10 +225,10 @@ def test_a_damaged_product_is_refused_by_the_report_and_made_again_by_the_same_c
     whole = (finished / name).read_bytes()
     middle = len(whole) // 2
     (finished / name).write_bytes(whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1 :])
-    with pytest.raises(StoreError, match=r"Give the same `influence-ssl audit` command again"):
+    with pytest.raises(StoreError, match=r"Repeat the `influence-ssl audit` command"):
         audited.section(finished)
     if name == "scores.parquet":
-        with pytest.raises(StoreError, match="Give the same `influence-ssl score` command again"):
+        with pytest.raises(StoreError, match="Repeat the `influence-ssl score` command"):
             run(command(finished, 24))
         return
     run(command(finished, 24))

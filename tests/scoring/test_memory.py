@@ -161,14 +161,14 @@ def test_gram_keeps_a_number_for_each_row_and_parameter_and_is_refused_beforehan
     problem = problems.problem(CosineDistance(), "fisher", module=Wide(), size=8, image=SIZE, channels=3, samples=2)
     problem = dataclasses.replace(problem, params=trees.astype(problem.params, jnp.float32))
     backend, rows, parameters = Gram(storage=storage), 2 * 8 * 2, trees.size(problem.params)
-    leaves = shapes(problem, backend, 0).leaves
+    leaves, _, lengths = shapes(problem, backend, 0)
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
     assert 0 <= held - rows * parameters * width - 4 * (parameters + 4 * rows**2) < 100 * width * rows
     monkeypatch.setattr(memory, "available_memory", lambda: (held, "cpu"))
-    check_fit(leaves, backend)
+    check_fit(leaves, lengths, backend)
     monkeypatch.setattr(memory, "available_memory", lambda: (held - 1, "cpu"))
     with pytest.raises(InfluenceError, match="Gram keeps"):
-        check_fit(leaves, backend)
+        check_fit(leaves, lengths, backend)
 
 
 def test_gram_forms_the_gradients_of_few_examples_at_a_time(monkeypatch):

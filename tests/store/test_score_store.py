@@ -163,7 +163,7 @@ def test_a_bit_flipped_anywhere_in_table_or_record_is_noticed_and_made_again(tmp
     try:
         read = ScoredRun.load(folder)
     except StoreError as error:
-        assert "Give the same `influence-ssl score` command again" in str(error)  # noqa: PT017
+        assert "Repeat the `influence-ssl score` command" in str(error)  # noqa: PT017
     else:  # white space between two values
         assert name == "run.json"
         assert read.record == record
