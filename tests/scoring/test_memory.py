@@ -46,7 +46,7 @@ def scorer_of(batch, dtype=jnp.float32, module=WIDE):
     problem = problems.problem(CosineDistance(), module=module, size=batch, image=SIZE, channels=3)
     problem = dataclasses.replace(problem, params=trees.astype(problem.params, dtype))
     backend = LoGra(rank=2)
-    leaves, structure = shapes(problem, backend, 0)
+    leaves, structure, _ = shapes(problem, backend, 0)
     ones = jax.tree.unflatten(structure, [jnp.ones(leaf.shape, leaf.dtype) for leaf in leaves])
     return Scorer.of(problem, ones, backend, Scoring(draws=DRAWS, batch_size=batch)), problems.first_batch(problem)
 
@@ -133,7 +133,7 @@ def test_what_a_form_holds_is_known_beforehand(kind, monkeypatch):
     problem = dataclasses.replace(problem, params=trees.astype(problem.params, jnp.float32))
     parameters = trees.size(problem.params)
     monkeypatch.setattr(cut, "ENTRIES", DRAWS * parameters)
-    leaves, structure = shapes(problem, backend, 0)
+    leaves, structure, _ = shapes(problem, backend, 0)
     images, batches = jax.tree.flatten(problems.first_batch(problem))
     counted = []
 
@@ -180,7 +180,7 @@ def test_gram_forms_the_gradients_of_few_examples_at_a_time(monkeypatch):
     monkeypatch.setattr(cut, "ENTRIES", 2 * (positions * inputs + 2 * DRAWS * inputs * CHANNELS))
 
     def forms(problem, batch):
-        leaves, structure = shapes(problem, backend, 0)
+        leaves, structure, _ = shapes(problem, backend, 0)
         state = jax.tree.unflatten(structure, [jnp.ones(leaf.shape, leaf.dtype) for leaf in leaves])
         found = measure(problem.objective, problem.params, problem.frozen, batch, DRAWS).gradients
         return backend.draw_gram(state, found, jnp.ones((), jnp.float64)).values
