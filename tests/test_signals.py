@@ -23,6 +23,7 @@ from influence_ssl_jax.cli import main as cli
 from influence_ssl_jax.run_log import RunLog
 
 signal.alarm({limit})  # a test that fails leaves no process behind
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # not ignored, as it is for what nohup starts
 signals.GRACE = {grace}
 held, take = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock
 take(held)

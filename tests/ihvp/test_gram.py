@@ -295,7 +295,7 @@ def test_damping_that_takes_eigenvalues_is_refused_where_there_are_none():
         Damping(absolute=1.0, effective_dimension=0.5)
     problem = problems.problem(SquaredEuclid(), "hessian", module=problems.Linear(), image=3)
     indefinite = dataclasses.replace(fitted(Exact, "linear")[2], eigenvalues=jnp.linspace(-1.0, 1.0, 54))
-    with pytest.raises(CurvatureError, match="smallest eigenvalue of this one is -1"):
+    with pytest.raises(CurvatureError, match="smallest eigenvalue of this C is -1"):
         Exact().resolve(indefinite, Damping(effective_dimension=0.5))
     with pytest.raises(CurvatureError, match="curvature='hessian'"):
         CG().spectrum(dataclasses.replace(fitted(CG, "linear")[2], problem=problem))
