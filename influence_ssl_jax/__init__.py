@@ -122,7 +122,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name or the version of the package at its first use."""
+    """Load a public name or the package's version at first use."""
     if name == "__version__":
         return importlib.metadata.version("influence-ssl-jax")
     if name not in _MODULES:

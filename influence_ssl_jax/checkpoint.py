@@ -1,7 +1,8 @@
-"""Save trained networks as plain files: arrays in `<name>.npz`, their description in `<name>.json`.
+"""Save trained networks as plain files: `<name>.npz` and `<name>.json`.
 
-The description has the digest of the arrays and a checksum of its own content, so a changed bit in either file is
-detected. Nothing is pickled: a file from elsewhere can be opened without running code in it.
+The first file holds the arrays, the second describes them. The description has the digest of the arrays and a checksum
+of its own content, so a changed bit in either file is detected. Nothing is pickled: a file from elsewhere can be opened
+without running code in it.
 """
 
 import dataclasses
@@ -106,7 +107,7 @@ def describe(path: str | Path) -> dict:
 
 
 def load(path: str | Path, like: PyTree) -> PyTree:
-    """Load the variables saved at `path`, in the structure and types of `like`.
+    """Load the variables at `path` in the structure and types of `like`.
 
     Args:
         path: A path as for `save`.
@@ -147,7 +148,7 @@ def _cast(name: str, array: np.ndarray, storage: Storage) -> np.ndarray:
 
 
 def _read(file: Path, most: int) -> dict[str, np.ndarray]:
-    """Read the arrays of a file that unpacks to at most `most` bytes."""
+    """Read a file's arrays if they unpack to at most `most` bytes."""
     try:
         with zipfile.ZipFile(file) as members:
             size = sum(member.file_size for member in members.infolist())

@@ -1,4 +1,7 @@
-"""Convert settings to plain JSON and back, to record, compare and hash them."""
+"""Convert settings to plain JSON and back.
+
+In this form they are recorded, compared and hashed.
+"""
 
 import dataclasses
 import hashlib
@@ -99,7 +102,10 @@ def _is_union(hint: Any) -> bool:
 
 
 def flatten(description: Plain, prefix: str = "") -> Iterator[tuple[str, Plain]]:
-    """Iterate over nested settings as (dotted name, value); the value of a dataclass is its class."""
+    """Iterate over nested settings as (dotted name, value).
+
+    The value of a dataclass is its class.
+    """
     if not isinstance(description, Mapping):
         yield prefix, description
         return
@@ -122,5 +128,8 @@ def differences(old: Plain, new: Plain) -> list[str]:
 
 
 def fingerprint(description: Plain) -> str:
-    """Compute the SHA-256 of a description; the order of its keys has no effect."""
+    """Compute the SHA-256 of a description.
+
+    The order of its keys has no effect.
+    """
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()

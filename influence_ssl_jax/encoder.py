@@ -1,4 +1,4 @@
-"""Define encoders: pure functions from images to embeddings, with everything that they read."""
+"""Define encoders: pure functions from images to embeddings, and what they read."""
 
 import dataclasses
 import fnmatch
@@ -200,7 +200,7 @@ class Encoder:
         trainable: Sequence[str] = (),
         name: str | None = None,
     ) -> "Encoder":
-        """Make an encoder from an nnx model; the model itself is not changed.
+        """Make an encoder from an nnx model, which is not changed.
 
         Dropout and BatchNorm are put into evaluation mode in a copy. The `nnx.Param`s are the parameters. Arguments and
         errors are those of `from_linen`.
@@ -349,7 +349,7 @@ class Encoder:
         )
 
     def at(self, output: Output) -> "Encoder":
-        """Return the encoder whose embedding is another output: the projector's or the predictor's.
+        """Return the encoder with another output: the projector's or the predictor's.
 
         Raises:
             InfluenceError: If the encoder has no such head.
@@ -366,7 +366,7 @@ class Encoder:
         return dataclasses.replace(self, network=self._at_method(METHODS[output]), params=params)
 
     def pretraining(self) -> tuple[Objective, Params]:
-        """Return the pretraining loss as an objective, and the parameters that it reads.
+        """Return the pretraining loss as an objective, and the parameters it reads.
 
         Raises:
             InfluenceError: If the encoder has no heads, or its pretraining loss is not known.
@@ -402,7 +402,7 @@ class Encoder:
         return dataclasses.replace(self, network=self._with_fixed(changed))
 
     def sizes(self) -> tuple[int, int]:
-        """Count the trained parameters of the encoder without heads, and all its parameters."""
+        """Count the encoder's trained parameters without heads, and all its parameters."""
         whole = self._whole()
         own = {name: whole[name] for name in self.params} if self.heads is not None else whole
         return trees.size(self.params), trees.size(own)
@@ -418,7 +418,10 @@ class Encoder:
         }
 
     def digest(self) -> str:
-        """Return the SHA-256 of `variables`: equal if and only if the arrays are equal."""
+        """Return the SHA-256 of `variables`.
+
+        Two digests are equal if and only if the arrays are equal.
+        """
         return provenance.tree_digest(self.variables())
 
     def describe(self) -> configuration.Plain:
@@ -551,7 +554,9 @@ class Encoder:
         return PartlyTrained(network) if isinstance(self.network, PartlyTrained) else network
 
     def checked(self) -> "Encoder":
-        """Embed random images, and refuse a network that is not a function of each image by itself.
+        """Return the encoder if it embeds each image by itself.
+
+        This is tested with random images.
 
         Raises:
             StructureError: If the network is in training mode, an embedding depends on the other images of its batch or
@@ -622,7 +627,7 @@ def evaluation_arguments(
 
 
 def variable_shapes(network: Network, to_input: ToInput, loss: Loss | None) -> PyTree:
-    """Return the shapes of the variables of a network of this package, as in `Encoder.variables`."""
+    """Return the shapes of `Encoder.variables` of a network of this package."""
     images = jax.ShapeDtypeStruct((2, to_input.height, to_input.width, to_input.channels), jnp.float32)
     arguments: dict[str, Any] = {"train": False}
     frozen = dict(jax.eval_shape(lambda x: network.module.init(jax.random.key(0), x, **arguments), images))
@@ -659,7 +664,7 @@ def _options(network: Network | NnxNetwork | FunctionNetwork) -> dict[str, confi
 
 
 def _call_named(place: str) -> Encoder:
-    """Call a function by name, from an installed package or the working folder."""
+    """Call a named function of an installed package or the working folder."""
     module, _, function = place.partition(":")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # at the end, so that installed packages take precedence
@@ -678,7 +683,7 @@ def _call_named(place: str) -> Encoder:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Test whether a pattern is a whole name or a sequence of whole parts of it."""
+    """Test whether a pattern is a sequence of a name's whole parts."""
     padded, wanted = f"/{name}/", f"/{pattern.strip('/')}/"
     return fnmatch.fnmatchcase(padded, f"*{wanted}*")
 

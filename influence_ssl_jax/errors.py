@@ -14,7 +14,9 @@ from pathlib import Path
 
 
 class InfluenceError(Exception):
-    """Base of every documented error; the command line prints its message without a traceback.
+    """Base of every documented error.
+
+    The command line prints its message without a traceback.
 
     Attributes:
         status: Exit status of a command that ends with it.
@@ -49,15 +51,21 @@ class StructureError(InfluenceError):
 
 
 class DataError(InfluenceError):
-    """A data set is unknown, not prepared or empty, or its description is not valid."""
+    """A data set is unknown, not prepared, empty, or wrongly described."""
 
 
 class StoreError(InfluenceError):
-    """An output folder belongs to another run, is in use, or lacks the requested content."""
+    """An output folder cannot be used.
+
+    It belongs to another run, is in use, or lacks the requested content.
+    """
 
 
 class SkippedError(InfluenceError):
-    """A finished run could not use more of its images than allowed; its results are complete."""
+    """A finished run skipped more of its images than allowed.
+
+    It could not use them; its results are complete.
+    """
 
     status = 3
 
@@ -115,7 +123,7 @@ _FAILING = frozenset(
 
 @contextlib.contextmanager
 def disk_of(path: Path) -> Iterator[None]:
-    """Report a full or failing disk with its name and what to do.
+    """Report a full or failing disk by name, with what to do.
 
     Args:
         path: A path on the disk that the block writes to.
@@ -149,7 +157,7 @@ _TURNS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067
 
 
 def printable(text: str) -> str:
-    r"""Return `text` with escapes for everything that a terminal would obey or could not show.
+    r"""Return `text` with escapes for what a terminal obeys or cannot show.
 
     Control characters, line separators and changes of direction become `\x1b` or `\u202e`; a byte of a file name that
     is not UTF-8 becomes `\xff`.
@@ -160,7 +168,7 @@ def printable(text: str) -> str:
 
 
 def _escape(character: str) -> str:
-    """Return a character, or its escape if a terminal would obey or could not show it."""
+    """Return a character, or its escape if `printable` needs one."""
     if "\udc80" <= character <= "\udcff":  # how Python writes a byte of a file name that is not UTF-8
         return f"\\x{ord(character) - 0xDC00:02x}"
     if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _TURNS:

@@ -46,7 +46,7 @@ class Objective:
     target: EmbeddingFunction | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a loss that compares with a target network if there is none."""
+        """Refuse a loss that compares with an absent target network."""
         if self.loss.compares_with_target and self.target is None:
             raise ValueError(
                 f"{type(self.loss).__name__} compares with a target network, got target=None; "
@@ -54,7 +54,7 @@ class Objective:
             )
 
     def images(self, batch: Batch, dtype: jax.typing.DTypeLike) -> Float[Array, "views batch height width channels"]:
-        """Draw the views of every example, with pixels in [0, 1], and cast them to `dtype`.
+        """Draw every example's views, with pixels in [0, 1], as `dtype`.
 
         Views are computed in the widest of float32, the type of the pixels and `dtype`. So parameters of 16 bits see
         the views that parameters in float32 see, and parameters in float64 see them without the rounding of float32.
@@ -98,7 +98,7 @@ class Objective:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """The matrix `C`: the curvature of an objective at `params`, averaged over batches.
+    """The matrix `C`: an objective's curvature at `params`, averaged over batches.
 
     The keys in `batches` determine all random draws, so `C` is one fixed symmetric matrix.
 

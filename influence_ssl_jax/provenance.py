@@ -25,7 +25,7 @@ def versions(packages: tuple[str, ...] = RECORDED) -> dict[str, str]:
 
 
 def decisive(*further: str) -> dict[str, dict[str, Any]]:
-    """Return the software and the device as far as they can change a number.
+    """Return the software and the device that can change a number.
 
     Of Python this is the minor version, of the device its platform and the arithmetic that is set.
 
@@ -41,14 +41,17 @@ def decisive(*further: str) -> dict[str, dict[str, Any]]:
 
 
 def command() -> list[str]:
-    """Return the command line of this process; empty if the program is not `influence-ssl`."""
+    """Return the command line of `influence-ssl`; empty for another program."""
     program = Path(sys.argv[0])
     ours = program.name == "influence-ssl" or program.parts[-2:] == ("influence_ssl_jax", "__main__.py")
     return ["influence-ssl", *(word for word in sys.argv[1:] if word != "--debug")] if ours else []
 
 
 def device() -> dict[str, Any]:
-    """Return the accelerator of this process and the settings of compilation; this starts JAX."""
+    """Return the accelerator of this process and its settings of compilation.
+
+    This starts JAX.
+    """
     first = jax.devices()[0]
     return {
         "platform": first.platform,
@@ -62,7 +65,7 @@ def device() -> dict[str, Any]:
 
 
 def tree_digest(tree: PyTree) -> str:
-    """Compute the SHA-256 of the path, type, shape and bits of every leaf.
+    """Compute the SHA-256 of every leaf's path, type, shape and bits.
 
     Two trees have the same digest if and only if all of these are equal.
     """

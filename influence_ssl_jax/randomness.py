@@ -1,4 +1,4 @@
-"""Draw random numbers: one named stream for each purpose, the same numbers in every float type.
+"""Draw random numbers from named streams, equal in every float type.
 
 Two rules keep results independent of each other and of the float type. First, a seed is never used as a key itself:
 every purpose has its own stream of the seed, and a key below a stream is either split (`fold_in`, `split`) or drawn
@@ -80,12 +80,14 @@ def root(seed: int, stream: Stream) -> Key[Array, ""]:
 
 
 def branch(key: Key[Array, ""], stream: Stream) -> Key[Array, ""]:
-    """Return the key of a stream below another key, such as that of an example."""
+    """Return the key of a stream below another, such as an example's."""
     return jax.random.fold_in(key, np.uint32(stream.number))
 
 
 def generator(seed: int, stream: Stream, *numbers: int) -> np.random.Generator:
-    """Return NumPy's generator of a stream of a seed; further numbers select parts of the stream.
+    """Return NumPy's generator of a stream of a seed.
+
+    Further numbers select parts of the stream.
 
     Raises:
         ValueError: If the seed is negative.
@@ -97,7 +99,7 @@ def generator(seed: int, stream: Stream, *numbers: int) -> np.random.Generator:
 
 
 def normal(key: Key[Array, ""], shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Float[Array, "*shape"]:
-    """Draw standard normal numbers, the same in every type up to its rounding."""
+    """Draw standard normal numbers, equal in all types up to rounding."""
     centred = 2 * _fraction(key, shape, dtype) - 1  # in (−1, 1), exact in float32
     return jnp.asarray(2**0.5, dtype) * jax.lax.erf_inv(centred)
 
@@ -105,12 +107,15 @@ def normal(key: Key[Array, ""], shape: tuple[int, ...], dtype: jax.typing.DTypeL
 def uniform(
     key: Key[Array, ""], shape: tuple[int, ...], dtype: jax.typing.DTypeLike, low: float = 0.0, high: float = 1.0
 ) -> Float[Array, "*shape"]:
-    """Draw uniform numbers in (low, high), the same in every type up to its rounding."""
+    """Draw uniform numbers in `(low, high)`, equal in all types up to rounding."""
     return low + (high - low) * _fraction(key, shape, dtype)
 
 
 def _fraction(key: Key[Array, ""], shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Float[Array, "*shape"]:
-    """Draw odd multiples of 2⁻²⁴ in (0, 1): exact in float32, and so in every wider type."""
+    """Draw odd multiples of 2⁻²⁴ in (0, 1).
+
+    They are exact in float32, and so in every wider type.
+    """
     odd = 2 * (jax.random.bits(key, shape, jnp.uint32) >> 9) + 1
     wide = jnp.promote_types(dtype, jnp.float32)
     return (odd.astype(wide) * jnp.asarray(2.0**-24, wide)).astype(dtype)

@@ -1,4 +1,4 @@
-"""Record a long run while it works: a structured log, a heartbeat, events of progress."""
+"""Record a long run: structured log, heartbeat, events of progress."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ BEAT = 5.0
 
 
 def json_lines(file: Path) -> list[dict]:
-    """Read the objects of a JSON-lines file; incomplete and damaged lines are left out."""
+    """Read a JSON-lines file's objects, without incomplete and damaged lines."""
     objects = []
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []:
         with contextlib.suppress(ValueError, RecursionError):
@@ -97,11 +97,11 @@ class RunLog:
                     self._heartbeat()
 
     def event(self, name: str, **facts: Plain) -> None:
-        """Add a line to the log; its `time` is in seconds since 1970."""
+        """Add a line to the log, with `time` in seconds since 1970."""
         self._write(json.dumps({"time": round(time.time(), 3), "event": name, **self._who, **facts}))
 
     def events(self, name: str) -> list[dict]:
-        """Read the lines with this name, of this run and of earlier ones."""
+        """Read the lines with this name, of this and earlier runs."""
         return [line for line in json_lines(self._log) if line.get("event") == name]
 
     def beat(self, doing: str, **facts: Plain) -> None:
@@ -125,7 +125,10 @@ class RunLog:
             unfinished.replace(self._heart)
 
     def of_others(self) -> int:
-        """Count the examples that the other processes of this run have done, from their heartbeats."""
+        """Count the examples that the run's other processes have done.
+
+        Their heartbeats tell the numbers.
+        """
         total = 0
         for number in range(jax.process_count()):
             if number != jax.process_index():
@@ -197,7 +200,10 @@ class Pace:
 
 
 class Watch:
-    """The progress of a stage: an event for every batch, and a heartbeat every few seconds."""
+    """The progress of a stage, as events and heartbeats.
+
+    There is an event for every batch, and a heartbeat every few seconds.
+    """
 
     def __init__(self, progress: Progress, log: RunLog, doing: str, pace: Pace, others: Callable[[], int]) -> None:
         self.pace, self._progress, self._log, self._doing = pace, progress, log, doing

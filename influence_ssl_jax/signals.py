@@ -1,4 +1,7 @@
-"""Handle Ctrl-C, SIGTERM and a lost terminal: keep finished work, report the reason, and end in time."""
+"""Handle Ctrl-C, SIGTERM and a lost terminal without losing finished work.
+
+The program reports the reason, and ends in time.
+"""
 
 import contextlib
 import os
@@ -22,7 +25,9 @@ _last_words: list[LastWord] = []
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as a scheduler sends it before it kills, or SIGHUP; handled as Ctrl-C, with another exit status.
+    """SIGTERM or SIGHUP, handled as Ctrl-C with another exit status.
+
+    A scheduler sends SIGTERM before it kills.
 
     Attributes:
         number: The signal.
@@ -35,7 +40,7 @@ class Terminated(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def last_word(say: LastWord) -> Iterator[None]:
-    """Call `say(reason)` if the process must end at once while the block works."""
+    """Call `say(reason)` if the block's process must end at once."""
     _last_words.append(say)
     try:
         yield
@@ -67,9 +72,9 @@ def status_of(number: int) -> int:
 
 @contextlib.contextmanager
 def orderly() -> Iterator[None]:
-    """Turn SIGINT into KeyboardInterrupt, and SIGTERM and SIGHUP into Terminated, while the block works.
+    """Turn SIGINT into KeyboardInterrupt, and SIGTERM and SIGHUP into Terminated.
 
-    A SIGHUP that is ignored, as under nohup, stays so.
+    This holds while the block works. A SIGHUP that is ignored, as under nohup, stays so.
 
     Python handles a signal only between two of its own steps, and one step can be a compilation of minutes. A thread
     that the signal wakes at once therefore prints a message and, after GRACE seconds, ends the process with the
@@ -104,7 +109,10 @@ def _raise(number: int, _: FrameType | None) -> None:
 
 
 def _watch(wakes: socket.socket, ended: threading.Event, grace: float) -> None:
-    """End the process if the block still works `grace` seconds after a signal, or at a second signal."""
+    """End the process `grace` seconds after a signal, or at another.
+
+    It goes on if the block has ended by then.
+    """
     number = _next(wakes)
     if number is None:
         return

@@ -1,4 +1,7 @@
-"""Define operations on vectors that are pytrees: products, norms, draws, ravelling, partition, sums."""
+"""Define operations on vectors that are pytrees.
+
+They are products, norms, draws, ravelling, partition and sums.
+"""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -83,7 +86,7 @@ def unravel(like: PyTree, vector: Inexact[Array, " size"]) -> PyTree:
 
 
 def ravel_batch(trees: PyTree) -> Inexact[Array, "batch size"]:
-    """Join all leaves to a matrix, one row for each entry of their common leading axis."""
+    """Join all leaves to a matrix with their leading axis as rows."""
     leaves = jax.tree.leaves(trees)
     return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in leaves], axis=1)
 

@@ -30,7 +30,7 @@ else:  # computations receive arrays of JAX; a loader's arrays are NumPy's until
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """A batch of examples: pixels, and one PRNG key and one index for each example.
+    """A batch of examples: pixels, and each example's key and index.
 
     The key belongs to the *example*, not to its place in a batch: the random draws of an example (its views, its
     perturbation) are the same in every batch, order, device count and process count. Pixels and numbers are NumPy

@@ -1,1 +1,1 @@
-"""Compute products with curvature matrices, gradients of examples, and second moments of gradients."""
+"""Compute products with curvature matrices, examples' gradients, and their second moments."""

@@ -48,7 +48,7 @@ A larger one is seen as a matrix, also if no operation multiplies rows by it.
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Tap:
-    """The values that one site read, and the gradient with respect to its result.
+    """The values that a site read, and its result's gradient.
 
     Attributes:
         operands: The recorded operands.
@@ -129,7 +129,7 @@ class Block(abc.ABC):
 
     @abc.abstractmethod
     def is_formed_whole(self, program: Program) -> bool:
-        """Whether the gradients of this block have to be formed whole."""
+        """Test whether the gradients of this block have to be formed whole."""
 
     def map_examples(
         self,
@@ -166,7 +166,9 @@ class Block(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class VectorBlock(Block):
-    """Parameters seen as one vector: scales, biases, tokens, and others without a weight matrix.
+    """Parameters seen as one vector: all that have no weight matrix.
+
+    They are scales, biases, tokens and others.
 
     Attributes:
         name: Path of the block.
@@ -221,7 +223,7 @@ class VectorBlock(Block):
         return draw_gram(self.materialise(gradients), draws)
 
     def is_formed_whole(self, program: Program) -> bool:
-        """Whether the network reads the block."""
+        """Test whether the network reads the block."""
         return any(leaf in program.read for leaf in self.leaves)
 
 
@@ -371,7 +373,10 @@ class MatrixBlock(Block):
         return jax.lax.map(of_one, (_split_examples(taps, draws), beside), batch_size=max(1, ENTRIES // entries))
 
     def is_formed_whole(self, program: Program) -> bool:
-        """Whether the kernel is loose, or is used in another layout or without its bias."""
+        """Test whether the gradients have to be formed whole.
+
+        They do if the kernel is loose, or is used in another layout or without its bias.
+        """
         return self._places(program) is None
 
     def calls(self, gradients: Captured) -> list[Calls] | None:
@@ -491,7 +496,7 @@ Blocks: TypeAlias = tuple[MatrixBlock | VectorBlock, ...]
 def discover(
     network: Embed, params: Params, frozen: Frozen, image_shape: tuple[int, ...], unexplained: Unexplained = "error"
 ) -> Blocks:
-    """Divide the parameters into blocks, in the order in which `network` uses them.
+    """Divide the parameters into blocks, in the order `network` uses them.
 
     A matrix that multiplies rows is a block, together with the bias that is added right after it. A scale and the
     bias added after it are one vector. Parameters that no site explains come last: loose ones and those that are not
@@ -582,7 +587,7 @@ def _refuse(program: Program, paths: list[Path], unexplained: Unexplained) -> No
 def _matrix(
     leaf: int, program: Program, shapes: list[tuple[int, ...]]
 ) -> tuple[Layout, tuple[int, int, int], int | None] | None:
-    """Describe a parameter as a matrix: its layout, (groups, inputs, outputs), and its bias."""
+    """Describe a parameter as a matrix: layout, (groups, inputs, outputs), and bias."""
     sites = [site for site in program.sites if site.leaf == leaf]
     known = [site for site in sites if site.layout is not None]
     if not known or known[0].layout is None:
@@ -601,7 +606,7 @@ def _matrix(
 
 
 def _with_bias(leaf: int, program: Program, paths: list[Path], used: set[int]) -> tuple[int, ...]:
-    """Return a scale with the bias of its module, or the parameter alone."""
+    """Return a scale with its module's bias, or the parameter alone."""
 
     def uses(leaf: int) -> set[str]:
         return {program.instructions[site.instruction].name for site in program.sites if site.leaf == leaf}
@@ -647,7 +652,7 @@ def assemble(like: Params, blocks: Blocks, arrays: dict[str, Array]) -> Params:
 
 
 def check_structure(like: Params, vector: PyTree) -> None:
-    """Refuse a vector whose structure or shapes differ from those of the parameters.
+    """Refuse a vector of other structure or shapes than the parameters.
 
     Raises:
         StructureError: If the structure differs, or the shape of a leaf.
@@ -686,7 +691,10 @@ def merge_views(array: Array) -> Array:
 
 
 def _split_examples(taps: Calls, draws: int) -> Calls:
-    """Reshape the arrays [views, draws · batch, …] of all calls to [batch, views, draws, …]."""
+    """Reshape all calls' arrays to [batch, views, draws, …].
+
+    Their leading axes are [views, draws · batch].
+    """
 
     def one(array: Array) -> Array:
         views, n, *rest = array.shape

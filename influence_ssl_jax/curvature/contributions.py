@@ -1,4 +1,4 @@
-"""Compute the gradients that an objective gives its examples: measured, contributed or drawn."""
+"""Compute examples' gradients of an objective: measured, contributed or drawn."""
 
 import math
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from influence_ssl_jax.types import Batch, Frozen, Params
 def output_samples(
     loss: Loss, outputs: Float[Array, "*outputs"], batch: Batch, samples: int | None
 ) -> Float[Array, "samples *outputs"]:
-    """Draw w ~ N(0, ∇²head(outputs)), or return the columns of its square root.
+    """Draw `w ~ N(0, ∇²head(outputs))`, or return the columns of its square root.
 
     For a separable loss, an example's draws come from its own key, so they do not depend on the rest of the batch.
     For a batch-coupled loss, they come from the first key of the batch.
@@ -237,7 +237,7 @@ def _contributed_cotangents(
 
 
 def draw_batch_gradients(problem: Problem, batch: Batch, samples: int | None) -> Params:
-    """Draw `J_yᵀ w` with w ~ N(0, ∇²head) over the whole batch, for any loss.
+    """Draw `J_yᵀ w` with `w ~ N(0, ∇²head)` over the whole batch, for any loss.
 
     The mean of their outer products has the batch's Gauss–Newton matrix as its expectation, with the coupling between
     the examples of the batch. The cost is one forward pass, and one backward pass for each draw. If `samples` is
@@ -259,7 +259,7 @@ def row_parts(
     directions: int,
     statistic: Callable[[ExampleGradients], Float[Array, " batch"]],
 ) -> Float[Array, "variants samples batch"]:
-    """Measure the parts of a batch's rows, and their change if embeddings change.
+    """Measure parts of a batch's rows, and how changed embeddings change them.
 
     Args:
         problem: The problem.

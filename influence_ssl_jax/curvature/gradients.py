@@ -79,7 +79,10 @@ class ExampleGradients(Captured):
     draws: int = dataclasses.field(default=1, metadata={"static": True})
 
     def full(self) -> Params:
-        """Compute every gradient whole, leaves [n, …]: for small networks and dense backends."""
+        """Compute every gradient whole, leaves [n, …].
+
+        This is for small networks and dense backends.
+        """
 
         def one(images: Array, cotangents: Array) -> Params:
             _, backward = jax.vjp(lambda params: self.network(params, self.frozen, images), self.params)
@@ -260,7 +263,7 @@ class ExampleGradients(Captured):
 
     @property
     def _examples(self) -> tuple[Array, Array]:
-        """Images and cotangents with a leading axis of examples: [batch, views, draws, …]."""
+        """Images and cotangents, examples first: [batch, views, draws, …]."""
 
         def first(array: Array) -> Array:
             views, n, *rest = array.shape
@@ -274,7 +277,7 @@ class ExampleGradients(Captured):
 
 
 def formed_size(program: Program, leaf: int) -> int:
-    """Count the numbers of a parameter's gradient, less those that its sites record anyway."""
+    """Count a gradient's numbers, less those that the parameter's sites record."""
     shape = program.avals[program.parameters[leaf]].shape
     sites = [site for site in program.sites if site.leaf == leaf]
     if leaf not in program.loose and not sites:
@@ -290,7 +293,7 @@ def recorded_size(network: Embed, params: Params, frozen: Frozen, image_shape: t
 
 
 def _split(array: Array, split: tuple[int, ...]) -> Array:
-    """Reshape [views · n, …] to [views, n, …], in at least 32 bits.
+    """Reshape `[views · n, …]` to `[views, n, …]`, in at least 32 bits.
 
     Values computed in 16 bits are summed in 32.
     """

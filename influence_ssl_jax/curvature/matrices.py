@@ -68,7 +68,7 @@ class LayoutStep:
         return broadcast(array.reshape(spread), self.after)
 
     def transpose(self, array: Array) -> Array:
-        """Apply the transposed map; it is the inverse if the change is bijective."""
+        """Apply the transposed map: the inverse of a bijective change."""
         if self.kind == "same":
             return array
         if self.kind == "reshape":
@@ -198,7 +198,7 @@ class Matrix(abc.ABC):
     @property
     @abc.abstractmethod
     def kernel_steps(self) -> tuple[LayoutStep, ...]:
-        """The changes of layout from the operand to the matrix [groups, inputs, outputs]."""
+        """The changes of layout from operand to matrix [groups, inputs, outputs]."""
 
     @abc.abstractmethod
     def input_rows(self, read: Float[Array, "images *read"]) -> Float[Array, "images positions groups inputs"]:
@@ -206,7 +206,10 @@ class Matrix(abc.ABC):
 
     @abc.abstractmethod
     def output_rows(self, written: Any) -> Any:
-        """Return `s_t` at every position, [images, positions, groups, outputs]; also for arrays of NumPy."""
+        """Return `s_t` at every position: [images, positions, groups, outputs].
+
+        Arrays of NumPy are taken too.
+        """
 
     @abc.abstractmethod
     def project_inputs(
@@ -356,7 +359,7 @@ class Convolution(Matrix):
 
     @property
     def inputs(self) -> int:
-        """The size of the window times the number of channels of a group."""
+        """The window's size times the number of channels of a group."""
         return math.prod(self.window) * self.kernel[self.kernel_axes[1]]
 
     @property
@@ -371,7 +374,7 @@ class Convolution(Matrix):
 
     @property
     def kernel_steps(self) -> tuple[LayoutStep, ...]:
-        """The window first, then inputs, then outputs; groups are split from the outputs."""
+        """The window first, then inputs, then outputs; groups are split from outputs."""
         order = (*self.kernel_axes[2:], self.kernel_axes[1], self.kernel_axes[0])
         moved = tuple(self.kernel[k] for k in order)
         steps = [] if order == tuple(range(len(order))) else [LayoutStep("transpose", self.kernel, moved, order)]
@@ -412,7 +415,7 @@ class Convolution(Matrix):
     def gradient(
         self, read: Float[Array, "images *read"], gradients: Float[Array, "images *written"]
     ) -> Float[Array, "images groups inputs outputs"]:
-        """Compute `Σ_t a_t s_tᵀ` without whole patches: one line of the window at a time.
+        """Compute `Σ_t a_t s_tᵀ` one line of the window at a time.
 
         Whole patches would need the window's area times the memory of the images, and on a CPU filling them costs ten
         times as much as the products.
@@ -455,9 +458,9 @@ class Convolution(Matrix):
 
     @property
     def _tiled(self) -> bool:
-        """Whether windows lie side by side, so that patches are a change of layout.
+        """Whether windows lie side by side.
 
-        The first layer of a vision transformer is of this kind.
+        Patches are then a change of layout. The first layer of a vision transformer is of this kind.
         """
         ones, none = (1,) * len(self.window), ((0, 0),) * len(self.window)
         plain = self.padding == none and self.dilation == ones and self.kernel_dilation == ones

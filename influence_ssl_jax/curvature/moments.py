@@ -103,7 +103,7 @@ def side_moments(problem: Problem, blocks: Blocks) -> Sides:
 
 
 def factor_moments(problem: Problem, blocks: Blocks, samples: int) -> Sides:
-    """Compute the side moments of curvature samples: Kronecker factors of every layer's C.
+    """Compute side moments of curvature samples: Kronecker factors of layers' C.
 
     A factor has the rows of one example at a time, so it leaves out what a batch-coupled loss puts between examples.
 
@@ -123,7 +123,7 @@ def factor_moments(problem: Problem, blocks: Blocks, samples: int) -> Sides:
 
 
 def sides(blocks: Blocks, gradients: ExampleGradients) -> Sides:
-    """Compute `A` and `S` of every matrix from the gradients of a batch.
+    """Compute every matrix's `A` and `S` from a batch's gradients.
 
     If the network transforms or shares a matrix, its gradient G is no sum over rows. Then `A = E[G Gᵀ] / E‖G‖²` and
     `S = Σ Gᵀ G`, which agree with the definition if G is that of one row, and have the same trace.

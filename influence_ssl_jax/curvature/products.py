@@ -1,4 +1,4 @@
-"""Multiply vectors by a curvature matrix without forming it, and estimate its trace."""
+"""Multiply by a curvature matrix without forming it, and estimate its trace."""
 
 from collections.abc import Callable
 from functools import partial
@@ -45,7 +45,7 @@ def block_matvec(problem: Problem) -> Matvec:
 
 
 def flat_products(problem: Problem) -> Rows:
-    """Return the map V ↦ V C of rows, each a ravelled tree.
+    """Return the map `V ↦ V C` of rows, each a ravelled tree.
 
     `trees.ravel` ravels a tree. Every batch of the curvature set is linearised once for all rows.
     """
@@ -93,7 +93,7 @@ def mean_eigenvalue(problem: Problem, key: Key[Array, ""], probes: int) -> MeanE
 
 
 def standard_error(values: Float[Array, " probes"]) -> Float[Array, ""]:
-    """Compute the standard error of a mean over random probes, from their spread.
+    """Compute a mean's standard error from the spread of random probes.
 
     It is NaN for a single probe.
     """
@@ -116,7 +116,7 @@ def _product(problem: Problem, batch: Batch) -> Matvec:
 
 
 def _hessian_product(problem: Problem, batch: Batch) -> Matvec:
-    """Return v ↦ ∇²loss · v, the derivative of the gradient along v."""
+    """Return `v ↦ ∇²loss · v`, the derivative of the gradient along v."""
 
     def gradient(params: Params) -> Params:
         return jax.grad(problem.objective)(params, problem.frozen, batch)
@@ -125,7 +125,7 @@ def _hessian_product(problem: Problem, batch: Batch) -> Matvec:
 
 
 def _ggn_product(problem: Problem, batch: Batch) -> Matvec:
-    """Return v ↦ J_yᵀ (∇²head) J_y · v: linearise the outputs once, then transpose."""
+    """Return `v ↦ J_yᵀ (∇²head) J_y · v`: linearise the outputs once, then transpose."""
     y, push = jax.linearize(lambda params: problem.objective.outputs(params, problem.frozen, batch), problem.params)
     _, curve = jax.linearize(jax.grad(problem.objective.loss.head), y)
     pull = jax.linear_transpose(push, problem.params)
@@ -133,7 +133,7 @@ def _ggn_product(problem: Problem, batch: Batch) -> Matvec:
 
 
 def _fisher_product(problem: Problem, batch: Batch) -> Matvec:
-    """Return v ↦ J_yᵀ (mean of w wᵀ) J_y · v with w ~ N(0, ∇²head).
+    """Return `v ↦ J_yᵀ (mean of w wᵀ) J_y · v` with `w ~ N(0, ∇²head)`.
 
     It is the Gauss–Newton product with drawn samples in place of its middle matrix. For a separable loss, the samples
     of different examples are independent, so their products have expectation zero and are left out; only the noise of

@@ -1,4 +1,4 @@
-"""Find where a network uses its parameters, from the jaxpr of one example.
+"""Find where a network uses its parameters, from one example's jaxpr.
 
 This works for any framework. The network is traced for one image. A parameter keeps its *origin* through operations
 that are linear in it and that no image enters. An operation that is linear in such a value and also reads the image
@@ -182,7 +182,7 @@ class Program:
 
     @functools.cached_property
     def recorded(self) -> tuple[int, ...]:
-        """The numbers of the recorded values that depend on the image, each once."""
+        """Numbers of the recorded values that depend on the image, each once."""
         numbers = dict.fromkeys(v for site in self.sites for v in self.operands(site) if v in self.depends)
         return tuple(numbers)
 
@@ -316,7 +316,7 @@ def _word(key: Any) -> str:
 
 
 def program_of(network: Embed, params: Params, frozen: Frozen, image_shape: tuple[int, ...]) -> Program:
-    """Trace a network for one image and find the uses of its parameters.
+    """Trace a network for one image and find its parameters' uses.
 
     The same network is traced only once.
 
@@ -492,7 +492,7 @@ class _Builder:
     def append(
         self, name: str, params: dict[str, Any], inputs: list[int], avals: list[Any], evaluate: Callable[..., Any]
     ) -> list[int]:
-        """Append one operation and record what it does to parameters among its operands."""
+        """Append an operation and record its effect on parameters among its operands."""
         outputs, depends = [self.value(aval) for aval in avals], any(v in self.depends for v in inputs)
         instruction = Instruction(name, params, tuple(inputs), tuple(outputs), evaluate, depends)
         number = len(self.instructions)
@@ -527,7 +527,7 @@ class _Builder:
         return Step(number, position, layout_step(instruction.name, instruction.params, *shapes))
 
     def loosen(self, values: Sequence[int], reason: str, number: int | None) -> None:
-        """Record that an operation which is not linear in these values uses their parameters."""
+        """Record that an operation not linear in these values uses their parameters."""
         self.reasons.extend((leaf, reason, number) for value in values for leaf, _ in self.parts.get(value, ()))
 
     def unroll(self, params: dict[str, Any], inputs: list[int]) -> list[int]:
@@ -633,7 +633,7 @@ class _Builder:
 
 
 def _layouts(chain: Chain) -> list[LayoutStep | None]:
-    """Return the changes of layout of a chain, with `W[t]` as one step.
+    """Return a chain's changes of layout, with `W[t]` as one step.
 
     An entry is None if the operation does more than change the layout.
     """
