@@ -1,4 +1,7 @@
-"""Draw random views of an image: perturbations of scores and augmentations of pretraining."""
+"""Draw random views of an image for scores and for pretraining.
+
+The views of scores are perturbations, those of pretraining augmentations.
+"""
 
 from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.augment.transform import Views

@@ -72,7 +72,7 @@ def blur(
 
 
 def _shifts(pixels: int, reach: int) -> np.ndarray:
-    """Return one matrix for each offset `t`, in which pixel `o` reads pixel `reflect(o + t)`."""
+    """Return one matrix per offset `t`: pixel `o` reads pixel `reflect(o + t)`."""
     reflected = np.pad(np.arange(pixels), reach, mode="reflect")
     windows = np.lib.stride_tricks.sliding_window_view(reflected, pixels)
     return windows[..., None] == np.arange(pixels)

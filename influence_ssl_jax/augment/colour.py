@@ -43,7 +43,7 @@ def blend(
 def shift_hue(
     image: Float[Array, "height width channels"], shift: Float[Array, ""]
 ) -> Float[Array, "height width channels"]:
-    """Turn the hue by `shift` full circles at constant HSV saturation and value.
+    """Turn the hue by `shift` circles at constant HSV saturation and value.
 
     A grey image has no hue and stays as it is.
     """
@@ -116,7 +116,7 @@ def adjust(
     shift: Float[Array, ""],
     order: jax.Array,
 ) -> Float[Array, "height width channels"]:
-    """Change brightness (0), contrast (1), saturation (2) and hue (3) in an order.
+    """Change brightness (0), contrast (1), saturation (2), hue (3) in an order.
 
     The first three blend by `factors`; the hue turns by `shift` circles.
 

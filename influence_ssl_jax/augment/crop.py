@@ -45,7 +45,7 @@ def resample(
 def _weights(
     pixels: int, start: Array, extent: Array, out: int, interpolation: Interpolation, dtype: jnp.dtype
 ) -> Array:
-    """Return the matrix in which row `o` weighs pixel `i` for the output pixel `o`.
+    """Return the matrix whose entry `(o, i)` weighs pixel `i` in output `o`.
 
     The weight is `f((i + ½ − start − (o + ½) s) / max(s, 1))` with `s = extent / out`, and 0 outside the rectangle;
     each row has sum 1.
@@ -65,7 +65,10 @@ def _triangle(x: Array) -> Array:
 
 
 def _keys_cubic(x: Array) -> Array:
-    """Keys' cubic convolution with a = −½, the parameter of PIL and of torch's antialiased resize."""
+    """Compute Keys' cubic convolution with a = −½.
+
+    This is the parameter of PIL and of torch's antialiased resize.
+    """
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
     return jnp.where(x < 1, near, jnp.where(x < 2, far, 0))
@@ -153,7 +156,7 @@ class RandomResizedCrop(Transform):
         )
 
     def _central(self, height: int, width: int) -> tuple[int, int]:
-        """Return height and width of the largest central rectangle with an allowed ratio."""
+        """Return height and width of the largest central rectangle of allowed ratio."""
         if width / height < self.ratio[0]:
             return min(height, round(width / self.ratio[0])), width
         if width / height > self.ratio[1]:
@@ -163,7 +166,7 @@ class RandomResizedCrop(Transform):
 
 @dataclasses.dataclass(frozen=True)
 class RandomShift(Transform):
-    """A random crop of the image's own size from the image with a black frame.
+    """A random crop of the image's own size, after black padding.
 
     It is the usual augmentation of supervised training on CIFAR.
 

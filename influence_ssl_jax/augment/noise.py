@@ -12,7 +12,7 @@ from influence_ssl_jax.augment.transform import Views
 
 @dataclasses.dataclass(frozen=True)
 class GaussianNoise(Views):
-    """The clean image and a noisy one, `x' = x + η` with η ~ N(mean, σ²).
+    """The clean image and a noisy one, `x' = x + η`, `η ~ N(mean, σ²)`.
 
     The draws are independent for every pixel and channel.
     Reference: arXiv 2412.17170.

@@ -55,7 +55,7 @@ class Sequential(Transform):
 
 @dataclasses.dataclass(frozen=True)
 class Randomly(Transform):
-    """A transform that is applied with a probability; otherwise the image stays as it is.
+    """A transform applied with a probability; otherwise the image stays unchanged.
 
     Attributes:
         probability: Probability of applying the transform.
@@ -87,10 +87,11 @@ class Randomly(Transform):
 
 
 class Views(abc.ABC):
-    """A random map from one image to the stack of views that a loss compares.
+    """A random map from one image to a stack of views.
 
-    It is written for one example; `vmap` applies it to a batch. Subclasses are frozen dataclasses: the object is its
-    own configuration. Pixels of the image are in [0, 1]; those of the views need not be (Gaussian noise).
+    A loss compares the views. The map is written for one example; `vmap` applies it to a batch. Subclasses are frozen
+    dataclasses: the object is its own configuration. Pixels of the image are in [0, 1]; those of the views need not be
+    (Gaussian noise).
     """
 
     @abc.abstractmethod

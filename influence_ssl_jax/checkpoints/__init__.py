@@ -1,4 +1,7 @@
-"""Read encoders from files of weights that other programs wrote; `FORMATS` is the registry."""
+"""Read encoders from other programs' files of weights.
+
+`FORMATS` is the registry.
+"""
 
 from pathlib import Path
 
@@ -40,7 +43,9 @@ FORMATS: dict[str, Format] = {
 
 
 def read(path: str | Path, layout: str | None = None, choices: Choices | None = None) -> Imported:
-    """Read an encoder from a `.pth`, `.pt`, `.ckpt` or `.safetensors` file, without executing it.
+    """Read an encoder from a file of weights without executing it.
+
+    Its name ends in `.pth`, `.pt`, `.ckpt` or `.safetensors`.
 
     Args:
         path: The file.

@@ -1,4 +1,7 @@
-"""Read ConvNeXts with the names of their authors (also DINOv3's) or of timm."""
+"""Read ConvNeXts with the names of their authors or of timm.
+
+DINOv3's have the authors' names too.
+"""
 
 import dataclasses
 import re

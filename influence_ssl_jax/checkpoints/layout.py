@@ -1,4 +1,7 @@
-"""Define what formats of checkpoints share: find the network in a file, and convert its arrays."""
+"""Find the network in a checkpoint, and convert its arrays.
+
+All formats of checkpoints share this.
+"""
 
 import abc
 import dataclasses
@@ -91,13 +94,18 @@ class WeightsFile:
         return cls(path, content)
 
     def group(self, name: str) -> State:
-        """Return the arrays under an entry of the file, or at its top if `name` is empty."""
+        """Return the arrays under the entry `name`, or at the top.
+
+        An empty `name` is the top of the file.
+        """
         entry = self.content.get(name) if name else self.content
         entries = entry.items() if isinstance(entry, dict) else ()
         return {str(key): value for key, value in entries if isinstance(value, Tensor)}
 
     def beside(self, name: str) -> Mapping[str, Any]:
-        """Read a JSON object from another file of the same folder; empty if there is none.
+        """Read a JSON object from another file of the folder.
+
+        It is empty if there is no such file.
 
         Raises:
             CheckpointError: If the file is not JSON.
@@ -144,7 +152,7 @@ class Format(abc.ABC):
 
     @abc.abstractmethod
     def recognises(self, file: WeightsFile) -> bool:
-        """Test whether names in the file belong to this format and to no other."""
+        """Test whether names in the file belong to this format only."""
 
     @abc.abstractmethod
     def read(self, file: WeightsFile, choices: Choices) -> Imported:
@@ -159,7 +167,7 @@ class Format(abc.ABC):
 def locate(
     file: WeightsFile, groups: Sequence[str], prefixes: Sequence[str], marker: str, name: str
 ) -> tuple[str, str, dict[str, Tensor]]:
-    """Find the entry of the file, and the prefix, under which an array is named `marker`.
+    """Find the entry and the prefix under which `marker` names an array.
 
     Returns:
         The entry, the prefix, and the arrays of the entry by their complete names.
@@ -181,7 +189,7 @@ def locate(
 
 
 def select_prefix(state: State, prefix: str) -> dict[str, Tensor]:
-    """Return the arrays under a prefix, without the prefix and without torch's counters of batches."""
+    """Return arrays under a prefix, without it and torch's batch counters."""
     return {
         name.removeprefix(prefix): tensor
         for name, tensor in state.items()
@@ -277,7 +285,7 @@ def input_of(choices: Choices, size: int, shorter: int | None, resize: Literal["
 def normalisation(
     choices: Choices, usual: tuple[tuple[float, ...], tuple[float, ...]]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation: the chosen ones, or those of the format.
+    """Return mean and standard deviation, as chosen or of the format.
 
     Raises:
         CheckpointError: If only one of them is chosen.
@@ -313,7 +321,7 @@ def loss_of(choices: Choices) -> tuple[Loss | None, str | None]:
 
 
 def summarise(left: Mapping[str, str]) -> dict[str, str]:
-    """Summarise unread arrays: one entry for each first part of the name and each reason."""
+    """Summarise unread arrays by first part of the name and by reason."""
     groups: dict[tuple[str, str], list[str]] = {}
     for name, reason in left.items():
         first = re.match(r"(module\.)?[^.]+", name)

@@ -1,4 +1,7 @@
-"""Read ResNets with torchvision's names, also as Barlow Twins, VICReg, MoCo, SwAV and DINO save them."""
+"""Read ResNets with torchvision's names.
+
+Barlow Twins, VICReg, MoCo, SwAV and DINO also save these names.
+"""
 
 import dataclasses
 import re
@@ -83,7 +86,7 @@ class TorchvisionResNet(Format):
     resize: Literal["bilinear", "bicubic"] = "bilinear"
 
     def recognises(self, file: WeightsFile) -> bool:
-        """Test whether names in the file belong to this format and to no other."""
+        """Test whether names in the file belong to this format only."""
         if self.sign is None:
             return False
         for group in self._groups(Choices()):
@@ -118,13 +121,13 @@ class TorchvisionResNet(Format):
         return Imported(made.encoder, recognised, {**made.unread, **outside, **file.others(group)})
 
     def _groups(self, choices: Choices) -> tuple[str, ...]:
-        """Return the entries to search: of teacher and student only the chosen one."""
+        """Return the entries to search; of teacher and student, the chosen one."""
         pair = {"teacher", "student"}
         return tuple(name for name in self.groups if name not in pair - {choices.part})
 
 
 def module_of(state: State, stem: Stem, name: str) -> ResNet:
-    """Infer the architecture of a ResNet from the names and shapes of its arrays.
+    """Infer a ResNet's architecture from its arrays' names and shapes.
 
     Args:
         state: Arrays of the backbone.
@@ -243,7 +246,9 @@ def describe_resnet(module: ResNet) -> str:
 
 
 def head_of(state: State, into: int, part: str) -> tuple[Any, str]:
-    """Infer the form of a head saved as torch's `Sequential` of Linear, BatchNorm1d and ReLU.
+    """Infer the form of a head saved as torch's `Sequential`.
+
+    Its layers are Linear, BatchNorm1d and ReLU.
 
     Returns:
         The module and an empty text, or None and the reason why this package has no such head.

@@ -1,4 +1,4 @@
-"""Read checkpoints of solo-learn: Lightning's `state_dict` with a backbone and heads of pretraining.
+"""Read solo-learn's checkpoints: Lightning's `state_dict` of backbone and pretraining heads.
 
 Its ResNets for CIFAR have a 3×3 stem of stride 1 with padding 2, which turns 32×32 pixels into 34×34.
 """
@@ -45,7 +45,9 @@ NORMALISATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class SoloLearn(Format):
-    """The format of solo-learn's ResNets, with projector, predictor and target network if they are there.
+    """The format of solo-learn's ResNets.
+
+    Projector, predictor and target network are read if they are there.
 
     Attributes:
         name: Its name for `--as`.

@@ -112,7 +112,9 @@ LEGACY = 0x1950A86A20F9469CFC6C
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Foreign:
-    """An object that the pickle would create by importing or calling `name`; it is not created.
+    """An object that the pickle would create, by importing or calling `name`.
+
+    It is not created.
 
     Attributes:
         name: Module and name.
@@ -158,7 +160,7 @@ def read_torch(path: Path) -> Any:
 def interpret(
     stream: io.BytesIO | io.BufferedReader, stored: Callable[[Storage], tuple[int, Callable[[], bytes]]]
 ) -> Any:
-    """Interpret one pickle as data, and move the stream to the end of the pickle.
+    """Interpret one pickle as data, and move the stream behind it.
 
     Args:
         stream: A stream at the start of the pickle.
@@ -276,7 +278,7 @@ class _Machine:
         return self.take(len(self.stack) - self.marks.pop())
 
     def discard(self, name: str) -> None:
-        """Remove or repeat the last value, or remove all values above the mark."""
+        """Remove or repeat the last value, or remove all above the mark."""
         if name == "DUP":
             self.stack.append(self.stack[-1])
         elif name == "POP_MARK" or (self.marks and self.marks[-1] == len(self.stack)):
@@ -296,7 +298,10 @@ class _Machine:
             self.stack.append(items if name == "LIST" else tuple(items))
 
     def fill(self, name: str) -> None:
-        """Put the last values into the list or dict below them; a `Foreign` object takes none."""
+        """Put the last values into the list or dict below them.
+
+        A `Foreign` object takes none.
+        """
         count = {"APPEND": 1, "SETITEM": 2}.get(name)
         items = self.take(count) if count else self.to_mark()
         target = self.stack[-1]
@@ -308,7 +313,7 @@ class _Machine:
             raise ValueError(f"a pickle that puts items into a {type(target).__name__}")
 
     def make(self, name: str, argument: Any) -> None:
-        """Record the result of a call as `Foreign`; create dicts, arrays and sizes."""
+        """Record a call's result as `Foreign`; create dicts, arrays and sizes."""
         if name == "INST":
             self.to_mark()
             self.stack.append(Foreign(argument.replace(" ", ".")))
@@ -349,7 +354,10 @@ class _Machine:
 
 
 def _read_zip(path: Path) -> Any:
-    """Read the layout since torch 1.6: an uncompressed zip with `data.pkl` and one member for each storage."""
+    """Read the layout since torch 1.6: an uncompressed zip.
+
+    It has `data.pkl` and one member for each storage.
+    """
     with zipfile.ZipFile(path) as archive:
         members = {member.filename: member for member in archive.infolist()}
         packed = [name for name, member in members.items() if member.compress_type != zipfile.ZIP_STORED]

@@ -85,7 +85,7 @@ class Transformer(Format):
     parts: frozenset[str] = frozenset()
 
     def recognises(self, file: WeightsFile) -> bool:
-        """Test whether names in the file belong to this format and to no other."""
+        """Test whether names in the file belong to this format only."""
         if self.recognised_by is None:
             return False
         for group in self.groups:
@@ -119,7 +119,7 @@ class Transformer(Format):
         return Imported(encoder, recognised, {**summarise(left), **outside, **file.others(group)})
 
     def _module(self, state: State, choices: Choices) -> tuple[VisionTransformer, str]:
-        """Infer the architecture from names and shapes; return also the assumptions, in words."""
+        """Infer the architecture from names and shapes, with assumptions in words."""
         width, _, patch, _ = state[MARKER].shape
         numbers = {int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))}
         if "cls_token" not in state or not numbers:
@@ -177,7 +177,7 @@ class Transformer(Format):
             raise CheckpointError(f"Networks of the layout {self.name} have rotary positions, and this file has none.")
 
     def _heads(self, state: State, width: int, choices: Choices) -> tuple[int, tuple[float, ...], str]:
-        """Return the number of heads, the periods of the rotation, and the assumptions, in words."""
+        """Return the number of heads, rotation periods, and assumptions in words."""
         periods: tuple[float, ...] = ()
         if "rope_embed.periods" in state:
             periods = tuple(float(value) for value in state["rope_embed.periods"].numpy())
@@ -196,7 +196,10 @@ class Transformer(Format):
 
 
 def _grid(state: State) -> tuple[int, Literal["with_class", "patches"]]:
-    """Infer the side of the square grid of stored positions, and which tokens have one."""
+    """Infer the side of the square grid of stored positions.
+
+    Return also which tokens have a position.
+    """
     if "pos_embed" not in state:
         raise CheckpointError("The file has neither pos_embed nor rope_embed.periods: its positions are not known.")
     count = state["pos_embed"].shape[1]
@@ -230,7 +233,7 @@ def _qkv_bias(state: State) -> Literal["full", "no_key", "none"]:
 
 
 def _drop_chunk(name: str) -> str:
-    """Remove the number of a chunk of blocks from a name (`blocks.0.3.` → `blocks.3.`)."""
+    """Remove the chunk's number from a block's name (`blocks.0.3.` → `blocks.3.`)."""
     return re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)
 
 

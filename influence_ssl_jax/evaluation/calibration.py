@@ -1,4 +1,4 @@
-"""Bring scores to the exact scale, and measure how far from exact they are."""
+"""Bring scores to the exact scale and measure how exact they are."""
 
 import dataclasses
 import math
@@ -42,7 +42,9 @@ class Calibrated(NamedTuple):
 
 
 class Coverage(NamedTuple):
-    """How often held-out bounds lie inside their interval, and how often they should.
+    """The observed and the expected coverage of held-out bounds.
+
+    Bounds are covered if they lie inside their interval.
 
     Attributes:
         share: The observed share, over random splits.
@@ -167,7 +169,7 @@ class Calibration:
     def fit(
         self, scores: Vector, lower: Vector, upper: Vector, tenths: Float[np.ndarray, " edges"] | None = None
     ) -> Calibrator:
-        """Fit to the scores of a certified sample and the bounds of its exact scores.
+        """Fit to a certified sample's scores and bounds of exact scores.
 
         Args:
             scores: The backend's scores of the sample.
@@ -190,7 +192,7 @@ class Calibration:
         return self._calibrator(scores, lower, upper, order, tenths)
 
     def coverage(self, scores: Vector, lower: Vector, upper: Vector, splits: int = 40) -> Coverage:
-        """Measure the share of held-out audited examples whose bounds lie inside their interval.
+        """Measure the share of held-out examples whose bounds lie inside their interval.
 
         Each random split holds out a fifth and calibrates by the others. An example whose interval is infinite counts
         as covered.
@@ -244,7 +246,7 @@ class Calibration:
         order: Int[np.ndarray, " sample"],
         tenths: Float[np.ndarray, " edges"],
     ) -> Calibrator:
-        """Fit the curve to the first part of the sample; take radii from the rest."""
+        """Fit the curve to the sample's first part, radii to the rest."""
         with np.errstate(divide="ignore", invalid="ignore"):
             logs = np.log(scores)
             low, high = (np.where(side > 0, np.log(np.maximum(side, 0.0)), -np.inf) for side in (lower, upper))
@@ -329,7 +331,7 @@ def _variance(calibrator: Calibrator, held_out: np.ndarray) -> float:
 
 
 def _chance_below(calibrator: Calibrator, members: np.ndarray) -> tuple[float, float]:
-    """Return the probability of covering less than the level, and a likely floor.
+    """Return the probability of covering less than the level, and a floor.
 
     About 19 of 20 audits cover at least the floor. The coverage of a group of m is Beta(k, m + 1 − k), with k the place
     of its radius. Groups are independent, and their mean is taken to be normal.

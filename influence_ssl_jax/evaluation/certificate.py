@@ -35,7 +35,7 @@ from influence_ssl_jax.types import Batch
 
 
 class Solutions(NamedTuple):
-    """Solutions x of gradients g by a backend, and their products `A x` with `A = C + λI`.
+    """A backend's solutions x for gradients g, and `A x` (`A = C + λI`).
 
     Attributes:
         rows: g.
@@ -107,7 +107,7 @@ def solve_and_multiply(
 
 
 def bound_by_residual(solutions: Solutions, damping: Float[Array, ""]) -> Certificate:
-    """Bound the exact forms by solutions and their residuals, whatever the length of the solutions.
+    """Bound the exact forms by solutions of any length and their residuals.
 
     For every t, `r = g − t A x` gives `gᵀA⁻¹g = 2t gᵀx − t² xᵀAx + rᵀA⁻¹r` with `0 ≤ rᵀA⁻¹r ≤ ‖r‖²/λ`, because no
     eigenvalue of A is below λ. The lower bound is largest at `t = gᵀx / xᵀAx`, the upper bound smallest at
@@ -142,11 +142,12 @@ def refine(
     steps: int = 60,
     rounding: float = 32.0,
 ) -> Bounds:
-    """Narrow the bounds by Gauss and Gauss–Radau quadrature of the form of the residual, `rᵀA⁻¹r`.
+    """Narrow the bounds by Gauss and Gauss–Radau quadrature of `rᵀA⁻¹r`.
 
-    The bounds hold for any backend. Products are saved by the Galerkin solution in a shared Krylov subspace,
-    `Arnoldi(complement="drop")`: its residual has almost no part along the large eigenvalues, so Lanczos does not see
-    them, as if the matrix were deflated. The residuals of other backends have parts everywhere, and save nothing.
+    r is the residual of the solutions. The bounds hold for any backend. Products are saved by the Galerkin solution in
+    a shared Krylov subspace, `Arnoldi(complement="drop")`: its residual has almost no part along the large eigenvalues,
+    so Lanczos does not see them, as if the matrix were deflated. The residuals of other backends have parts everywhere,
+    and save nothing.
 
     Args:
         solutions: Solutions and products.
@@ -419,7 +420,7 @@ def _bounds(
     settings: Audit,
     shared: ArnoldiState | None,
 ) -> Bounds:
-    """Compute quadrature that starts at the gradients, or at what the shared subspace leaves of them."""
+    """Compute quadrature from the gradients, or their remainders outside the shared subspace."""
     width, steps, rounding = settings.width, settings.steps, settings.rounding
     if shared is None:
         offset = Offset(jnp.zeros_like(doubt), jnp.zeros_like(doubt), doubt)
@@ -434,7 +435,10 @@ def _bounds(
 
 
 def _starts(rows: Float[Array, "draws batch size"], estimand: Estimand) -> Float[Array, "starts batch size"]:
-    """Return the gradients whose forms the estimand needs: of every draw, and the mean over draws."""
+    """Return the gradients whose forms the estimand needs.
+
+    These are the gradients of every draw, and the mean over draws.
+    """
     mean = jnp.mean(rows, axis=0, keepdims=True)
     return {"mean_of_scores": rows, "score_of_mean": mean, "u_statistic": jnp.concatenate([rows, mean])}[estimand]
 

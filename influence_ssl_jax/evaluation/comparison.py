@@ -1,4 +1,4 @@
-"""Compare backends, over a grid of settings, with exact scores of one sample."""
+"""Compare backends, over a grid of settings, with a sample's exact scores."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ from influence_ssl_jax.types import Batch, PyTree
 
 
 def backends_to_compare(grid: Grid) -> list[Backend]:
-    """Return the settings of every backend that a comparison tries, cheap backends first."""
+    """Return the settings of backends to compare, cheap backends first."""
     return [each for kind in ihvp.BACKENDS for each in kind.variants(grid)]
 
 
@@ -198,7 +198,7 @@ def _reason(residual: float) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Compiled:
-    """A function compiled for arguments of one shape, and the memory that it reports.
+    """A function compiled for arguments of one shape, and its reported memory.
 
     It is compiled on leaves: while it compiles, the trees of arguments hold tracers, which their declared types forbid.
     """
@@ -217,7 +217,7 @@ class _Compiled:
         return self.executable(jax.tree.leaves(arguments))
 
     def check_fits(self, backend: Backend) -> None:
-        """Refuse to run a program that takes more memory than a device has.
+        """Refuse a program that takes more memory than a device has.
 
         Raises:
             InfluenceError: It takes more.
@@ -270,7 +270,7 @@ def baselines(problem: Problem, examples: Examples) -> dict[str, Float[np.ndarra
 def rankings(
     problems: Mapping[str, Problem], examples: Examples, damping: Damping = Damping()
 ) -> dict[str, dict[str, float]]:
-    """Compute Spearman's correlation between the exact scores by every curvature, and with the baselines.
+    """Compute Spearman correlations of all curvatures' exact scores and the baselines.
 
     If `C + λI` is not positive definite, λ is 1.1 times the magnitude of the most negative eigenvalue instead, and the
     name says so.

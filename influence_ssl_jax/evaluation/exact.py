@@ -1,4 +1,4 @@
-"""Compute exact scores from the dense matrix, from function space, or from certificates."""
+"""Compute exact scores from dense matrices, function space or certificates."""
 
 import functools
 import math
@@ -103,7 +103,7 @@ def function_space(problem: Problem, gradients: Rows, max_rank: int = 4096) -> F
 
 
 def inner_products(rows: Rows) -> Float[np.ndarray, "n n"]:
-    """Return the Gram matrix of rows, with every product and sum in float64.
+    """Return the Gram matrix of rows, with all arithmetic in float64.
 
     Examples:
         >>> import numpy as np

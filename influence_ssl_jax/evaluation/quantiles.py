@@ -12,7 +12,9 @@ DIGIT, ROUNDS = 16, 4
 def quantiles(
     pieces: Callable[[], Iterable[Float[np.ndarray, " some"]]], shares: Sequence[float]
 ) -> Float[np.ndarray, " shares"]:
-    """Return quantiles of finite numbers, interpolated as `np.quantile` does, in memory that does not grow with them.
+    """Return quantiles of finite numbers in bounded memory.
+
+    They are interpolated as `np.quantile` does. The memory does not grow with the numbers.
 
     A float64 that is read as an integer, with the order of the negative ones turned, sorts as the numbers do. Each of ROUNDS
     readings counts the next DIGIT bits of the numbers that begin as a wanted one does, and so finds these bits of it

@@ -79,7 +79,7 @@ def sample(
 
 
 def absolute_damping(problem: Problem, damping: Damping, settings: Audit, shared: Shared = None) -> Float[Array, ""]:
-    """Return λ as one number for the whole matrix, as certificates need it.
+    """Return λ as one number for the whole matrix, for certificates.
 
     A block-diagonal backend takes relative damping block by block, and so inverts another matrix: give it this λ as
     `Damping(absolute=…)` to compare it with certificates. From the rows of C the number is exact; without them the
@@ -122,7 +122,7 @@ def certify_examples(
     measurement: Objective | None = None,
     shared: Shared = None,
 ) -> Iterator[CertifiedBatch]:
-    """Certify the examples named by `indices`, a batch at a time, in their order.
+    """Certify the examples named by `indices`, batch by batch, in order.
 
     Columns: `index, id, lower, upper, products, reason`. `reason` is empty if the bounds are as narrow as asked, and
     says otherwise what is wrong; without a score, the bounds are NaN. The draws of each example are those of
@@ -162,7 +162,9 @@ def certify_sample(
     settings: Audit = Audit(),
     measurement: Objective | None = None,
 ) -> pa.Table:
-    """Certify a random sample of a source: the columns of `certify_examples`, in order of `index`.
+    """Certify a random sample of a source, in order of `index`.
+
+    The columns are those of `certify_examples`.
 
     Args:
         problem: Whose curvature.

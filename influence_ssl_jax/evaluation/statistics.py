@@ -1,4 +1,4 @@
-"""Measure the agreement of scores, and how well a score finds a set."""
+"""Measure how scores agree, and how well one finds a set."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -74,7 +74,7 @@ def partial_spearman(left: Vector, right: Vector, given: Real[np.ndarray, "examp
 
 
 def explained_variance(left: Vector, given: Real[np.ndarray, "examples controls"]) -> float:
-    """Compute the share R² of the variance of ranks that other ranks explain.
+    """Compute the share R² of ranks' variance that other ranks explain.
 
     It is the share of the variance of the ranks of `left` that a linear function of the ranks of `given` explains.
     Examples with a value that is not finite are left out. It is NaN if `left` is constant or too few examples remain.
@@ -146,7 +146,7 @@ def average_precision(score: Vector, positive: Members) -> float:
 
 
 def top_overlap(left: Vector, right: Vector, k: int) -> float:
-    """Compute the share of the `k` highest that two scores have in common.
+    """Compute the share of the `k` highest common to two scores.
 
     Ties are ordered by position.
 
@@ -166,7 +166,7 @@ def top_overlap(left: Vector, right: Vector, k: int) -> float:
 
 
 def bottom_overlap(left: Vector, right: Vector, k: int) -> float:
-    """Compute the share of the `k` lowest that two scores have in common.
+    """Compute the share of the `k` lowest common to two scores.
 
     Ties are ordered by position.
     """

@@ -122,11 +122,11 @@ class Arnoldi(Backend[ArnoldiState]):
         return state.mean
 
     def mean_error(self, state: ArnoldiState) -> Float[Array, ""]:
-        """Return the relative standard error, from the spread of the probes of the rest."""
+        """Return the relative standard error, from the spread of the rest's probes."""
         return state.error
 
     def smallest_eigenvalue(self, state: ArnoldiState) -> Float[Array, ""]:
-        """Return the smallest Ritz value of a Hessian, kept or not; zero otherwise."""
+        """Return a Hessian's smallest Ritz value, kept or not; zero otherwise."""
         return state.smallest
 
     def workspace(self, state: ArnoldiState, parameters: int) -> Workspace:
@@ -144,7 +144,7 @@ class Arnoldi(Backend[ArnoldiState]):
         return trees.unravel(state.params, ((state.vectors @ flat) * weights) @ state.vectors + outside * flat)
 
     def draw_gram(self, state: ArnoldiState, gradients: ExampleGradients, damping: Resolved) -> Form:
-        """Compute weighted inner products of `Q g` and, with the complement, of the gradients."""
+        """Compute weighted inner products of `Q g`; with the complement, also of gradients."""
         weights, outside = self._weights(state, damping)
         rows = coordinates(state, gradients)
         drawn = rows.reshape(gradients.draws, -1, rows.shape[1])
@@ -201,7 +201,7 @@ def galerkin_interval(
     measured: Lengths | None = None,
     products: Float[Array, ""] | None = None,
 ) -> Interval:
-    """Bound the forms from the one shared subspace, without further products with C.
+    """Bound the forms from the shared subspace, without further products with C.
 
     With `y = (θ + λ)⁻¹ Q g` and `x = Qᵀ y`, the Galerkin value `gᵀx = Σ (Q g)² / (θ + λ)` is never above the form.
     Its error is `rᵀ(C + λI)⁻¹r ≤ ‖r‖²/λ` with `‖r‖ ≤ ‖g − QᵀQ g‖ + ‖Kᵀy‖`, where K is the coupling.

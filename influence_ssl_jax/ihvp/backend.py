@@ -23,7 +23,7 @@ Resolved: TypeAlias = Float[Array, ""] | dict[str, Float[Array, ""]]
 
 
 class Spectrum(NamedTuple):
-    """The eigenvalues of a matrix, or of one block of it, with their multiplicities.
+    """The eigenvalues of a matrix, or of one block, with multiplicities.
 
     Attributes:
         values: The eigenvalues, or points that represent them.
@@ -75,7 +75,7 @@ class Damping:
     relative_to: Literal["all", "nonzero"] = "all"
 
     def __post_init__(self) -> None:
-        """Refuse damping that is not positive and finite, and shares outside (0, 1)."""
+        """Refuse damping outside `(0, ∞)`, and shares outside `(0, 1)`."""
         for name, value in (("relative", self.relative), ("absolute", self.absolute)):
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise InfluenceError(
@@ -100,7 +100,7 @@ class Damping:
         return self.absolute is None and (self.effective_dimension is not None or self.relative_to == "nonzero")
 
     def resolve(self, mean_eigenvalue: Resolved) -> Resolved:
-        """Return λ for a matrix, or for each block of one, from the mean eigenvalues.
+        """Return λ for a matrix or each block, from mean eigenvalues.
 
         A block without curvature (of a dead layer) gets 1e-6 times the largest λ, so that its inverse exists.
         """
@@ -110,7 +110,7 @@ class Damping:
         return _raise_to_floor(jax.tree.map(lambda mean: self.relative * mean, mean_eigenvalue))
 
     def resolve_by_spectrum(self, spectra: Spectra) -> Resolved:
-        """Return λ for a matrix, or for each block of one, from the eigenvalues.
+        """Return λ for a matrix or each block, from the eigenvalues.
 
         A block without curvature is treated as in `resolve`.
 
@@ -286,7 +286,10 @@ class Backend(abc.ABC, Generic[State]):
 
     @property
     def definite(self) -> bool:
-        """Whether `solve` is positive definite; false if what lies outside a subspace is dropped."""
+        """Whether `solve` is positive definite.
+
+        It is not if what lies outside a subspace is dropped.
+        """
         return True
 
     @abc.abstractmethod
@@ -314,7 +317,10 @@ class Backend(abc.ABC, Generic[State]):
 
     @abc.abstractmethod
     def smallest_eigenvalue(self, state: State) -> Float[Array, ""]:
-        """Estimate the smallest eigenvalue of C; zero if C is positive semi-definite by construction."""
+        """Estimate the smallest eigenvalue of C.
+
+        It is zero if C is positive semi-definite by construction.
+        """
 
     @abc.abstractmethod
     def solve(self, state: State, vector: Params, damping: Resolved) -> Params:
@@ -369,7 +375,7 @@ class Backend(abc.ABC, Generic[State]):
         return Assessed(self.draw_gram(state, gradients, damping))
 
     def check_own(self, problem: Problem) -> None:
-        """Refuse to leave an example's own contribution out of C, if this backend cannot.
+        """Refuse if the backend cannot leave an example's own contribution out.
 
         Raises:
             InfluenceError: If it cannot.

@@ -1,4 +1,4 @@
-"""Solve with C by conjugate gradients, to any accuracy and without the matrix."""
+"""Solve with C by conjugate gradients: matrix-free, to any accuracy."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -187,7 +187,7 @@ class CG(Backend[CGState]):
 
 
 def spectrum_by_products(problem: Problem, probes: int, steps: int) -> Spectrum:
-    """Estimate the eigenvalues of C from products alone, with a bound of its rank.
+    """Estimate the eigenvalues of C from products, with a rank bound.
 
     The bound is the number of outer products that C is a sum of.
 

@@ -1,4 +1,4 @@
-"""Approximate the inverse by dominant eigenpairs of C, and the rest by EK-FAC."""
+"""Approximate the inverse by C's dominant eigenpairs, the rest by EK-FAC."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Approximate the curvature by one number for all parameters, or by its diagonal."""
+"""Approximate the curvature by its diagonal, or one number for all parameters."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -162,7 +162,7 @@ class EigenbasisBackend(Backend[EigenbasisState]):  # abstract: subclasses defin
         return Workspace(0, 3 * sum(_eigenvalues(state, block.name).shape[0] for block in state.blocks))
 
     def spectrum(self, state: EigenbasisState) -> dict[str, Spectrum]:
-        """Return μ of every block, and its level once for each parameter outside its basis."""
+        """Return every block's μ, and its level per parameter outside its basis."""
         return {block.name: self._spectrum_of(state, block) for block in state.blocks}
 
     def _spectrum_of(self, state: EigenbasisState, block: cut.Block) -> Spectrum:
@@ -247,7 +247,10 @@ def second_moments(
 
 
 def projections_onto(blocks: cut.Blocks, bases: Bases) -> tuple[Project, ProjectTrees]:
-    """Return the functions that compute coordinates in `bases` and squared norms, for `second_moments`."""
+    """Return the functions for coordinates in `bases` and for squared norms.
+
+    They are arguments of `second_moments`.
+    """
     return (
         lambda g: (project(g, blocks, bases), squared_norms(g, blocks)),
         lambda g: (project_trees(g, blocks, bases), squared_norms_of_trees(g, blocks)),
@@ -306,7 +309,7 @@ def refuse_hessian(problem: Problem, backend: Backend) -> None:
 
 
 def _points(state: EigenbasisState, name: str) -> tuple[Float[Array, " points"], Float[Array, " points"]]:
-    """Return μ of a block and its level, and how often each occurs."""
+    """Return a block's μ and level, and how often each occurs."""
     values = state.eigenvalues[name]
     counts = jnp.ones_like(values)
     rotation = state.rotations.get(name)

@@ -118,7 +118,7 @@ def kronecker_bases(problem: Problem, blocks: cut.Blocks, samples: int, rank: in
 
 
 def _cost(stack: Array) -> int:
-    """Estimate the cost of the eigenpairs of a stack of matrices, in arbitrary units."""
+    """Estimate the cost of a stack's eigenpairs, in arbitrary units."""
     return stack.shape[0] * stack.shape[1] ** 3
 
 

@@ -138,7 +138,10 @@ def _restart(basis: _Basis, kept: int, block: int) -> _Basis:
 
 
 def _orthonormal(key: Key[Array, ""], block: Array, against: Array, scale: Array) -> Array:
-    """Orthonormalise a block, with random rows orthogonal to `against` in place of dependent rows."""
+    """Orthonormalise a block, with random rows in place of dependent ones.
+
+    The random rows are orthogonal to `against`.
+    """
     rows, _ = _gram_schmidt(block, 10 * jnp.finfo(block.dtype).eps * scale)
     rows = rows - (rows @ against.T) @ against  # a small remainder is no longer orthogonal after it is normalised
     rows, alive = _gram_schmidt(rows, jnp.asarray(0.5, block.dtype))
@@ -151,7 +154,7 @@ def _orthonormal(key: Key[Array, ""], block: Array, against: Array, scale: Array
 
 
 def _random_rows(key: Key[Array, ""], against: Array, count: int) -> Array:
-    """Draw random unit vectors and remove their parts along the rows of `against`.
+    """Draw random unit vectors without parts along the rows of `against`.
 
     If `against` spans the whole space, only rounding errors are left.
     """

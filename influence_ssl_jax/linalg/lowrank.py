@@ -34,7 +34,7 @@ def eigenpairs(
 def eigenpairs_of_rank(
     matrix: Float[Array, "size size"], rank: int | None
 ) -> tuple[Float[Array, " kept"], Float[Array, "size kept"]]:
-    """Compute the eigenpairs of a second moment M of at most `rank` vectors.
+    """Compute eigenpairs of a second moment M of at most `rank` vectors.
 
     These are all eigenpairs of M, or those with nonzero eigenvalues. M times `rank` random columns spans its range,
     and M restricted to an orthonormal basis Q of that range is all of M: `M = Q (QᵀMQ) Qᵀ`. That needs two products
@@ -65,7 +65,7 @@ def eigenpairs_of_rank(
 def _largest(
     values: Float[Array, " all"], vectors: Float[Array, "size all"], rank: int, dtype: jax.typing.DTypeLike
 ) -> tuple[Float[Array, " rank"], Float[Array, "size rank"]]:
-    """Return the last `rank` of ascending eigenpairs, in descending order and in another type."""
+    """Return the last `rank` of ascending eigenpairs, descending, in another type."""
     values = jax.lax.convert_element_type(jnp.maximum(values[::-1][:rank], 0.0), dtype)
     return values, jax.lax.convert_element_type(vectors[:, ::-1][:, :rank], dtype)
 

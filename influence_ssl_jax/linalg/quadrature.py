@@ -231,7 +231,10 @@ def quadratic_form_bounds(
     after = 1 + jnp.arange(steps)
 
     def best(taken: Array) -> Bounds:
-        """Compute the best bounds of the first `taken` steps, at the slack measured over them."""
+        """Compute the best bounds of the first `taken` steps.
+
+        The slack is the one measured over these steps.
+        """
         reached = _Lanczos(lanczos.rows, _leading(lanczos.t, taken))
         slack = nominal(reached.t) + _measured_slack(products, reached, key)
         low, high = jax.vmap(lambda k: bounds(_leading(lanczos.t, k), slack))(after)
@@ -262,11 +265,11 @@ def _leading(t: Tridiagonal, count: Array) -> Tridiagonal:
 def spectral_density(
     products: Rows, key: Key[Array, ""], like: Float[Array, " size"], probes: int, steps: int
 ) -> Density:
-    """Estimate the eigenvalues of C by Gauss quadrature from random signs (stochastic Lanczos quadrature).
+    """Estimate the eigenvalues of C by stochastic Lanczos quadrature.
 
-    The estimate is unbiased except for the error of the quadrature. The quadrature is exact for polynomials of degree
-    2 steps − 1, and exact for all functions if `steps` reaches the number of different eigenvalues. The cost is
-    `steps · probes` products with C; the memory is (steps + 1) vectors.
+    This is Gauss quadrature from random signs. The estimate is unbiased except for the error of the quadrature. The
+    quadrature is exact for polynomials of degree 2 steps − 1, and exact for all functions if `steps` reaches the number
+    of different eigenvalues. The cost is `steps · probes` products with C; the memory is (steps + 1) vectors.
     Reference: Ubaru, Chen & Saad, SIAM J. Matrix Anal. Appl. 38 (2017).
 
     Args:

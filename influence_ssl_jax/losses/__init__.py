@@ -1,4 +1,4 @@
-"""List the losses: each is a convex head on outputs of the embeddings.
+"""List the losses, convex heads on outputs of the embeddings.
 
 `TRAINING_LOSSES` and `MEASUREMENTS` are the registries that the command line, the tests and the documents read.
 """

@@ -18,21 +18,24 @@ Path: TypeAlias = Literal["both", "clean", "perturbed"]
 
 
 class Measurement(Loss):
-    """A separable loss with one residual `r` for each example and the value `½‖r‖²`."""
+    """A separable loss with one residual `r` per example: `½‖r‖²`."""
 
     separable: ClassVar[bool] = True
 
     @abc.abstractmethod
     def residuals(self, embeddings: Embeddings) -> Float[Array, "batch width"]:
-        """Compute one residual for each example; it is zero where `degenerate` is true."""
+        """Compute one residual per example, zero where `degenerate` is true."""
 
     @abc.abstractmethod
     def degenerate(self, embeddings: Embeddings) -> Bool[Array, " batch"]:
-        """Mark the examples whose measurement is undefined: residual, value and gradient are zero."""
+        """Mark the examples whose measurement is undefined.
+
+        Their residual, value and gradient are zero.
+        """
 
     @abc.abstractmethod
     def rounding(self, embedding: Float[Array, "batch width"]) -> Float[Array, " batch"]:
-        """Bound the value that rounding alone gives two equal views with this embedding."""
+        """Bound the value that rounding gives two equal views with this embedding."""
 
     def values(self, residuals: Float[Array, "batch width"]) -> Float[Array, " batch"]:
         """Compute the value `½‖r‖²` of each example."""

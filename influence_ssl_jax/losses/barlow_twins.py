@@ -60,7 +60,10 @@ class BarlowTwins(Loss):
         return standardise(first).T @ standardise(second)
 
     def head(self, outputs: Float[Array, "width width"]) -> Float[Array, ""]:
-        """Compute the squared distance of `C` from the identity, off-diagonal entries weighted by λ."""
+        """Compute the squared distance of `C` from the identity.
+
+        Entries off the diagonal are weighted by λ.
+        """
         diagonal = jnp.diagonal(outputs)
         rest = jnp.sum(outputs**2) - jnp.sum(diagonal**2)
         return self.scale * (jnp.sum((1 - diagonal) ** 2) + self.off_diagonal * rest)

@@ -110,7 +110,7 @@ def standardise(embeddings: Float[Array, "batch width"]) -> Float[Array, "batch 
 
 
 def covariance_square_root(logits: Float[Array, "rows classes"], noise: Float[Array, "rows classes"]) -> Array:
-    """Multiply each row of noise by a square root of its softmax covariance.
+    """Multiply each row of noise by its softmax covariance's square root.
 
     `S = diag(√p) − p √pᵀ`, so that `S Sᵀ = diag(p) − p pᵀ = ∇² log Σ exp(logits)`, where `p` is the softmax of a row.
     """

@@ -1,4 +1,7 @@
-"""Compute SimCLR's NT-Xent: cross-entropy of finding the other view of an example in the batch."""
+"""Compute SimCLR's NT-Xent.
+
+It is the cross-entropy of finding the other view of an example in the batch.
+"""
 
 import dataclasses
 from typing import ClassVar
@@ -39,7 +42,7 @@ class SimCLR(Loss):
             raise ValueError(f"The temperature of NT-Xent must be positive, got {self.temperature}.")
 
     def outputs(self, embeddings: Embeddings) -> Float[Array, "views others"]:
-        """Compute the logits [2b, 2b − 1] of every view with all others.
+        """Compute the logits `[2b, 2b − 1]` of every view with all others.
 
         The positive is in column 0. The similarity of a view with itself is left out instead of being set to −∞, so
         outputs are finite.

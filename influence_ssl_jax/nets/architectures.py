@@ -31,7 +31,7 @@ DTYPE = "dtype"
 
 
 def describe(module: nn.Module) -> Plain:
-    """Describe a network of this package as JSON: its class and its fields.
+    """Describe a network of this package as JSON: class and fields.
 
     Raises:
         StructureError: If the network is not one of this package.
@@ -79,7 +79,7 @@ def build(description: Plain) -> nn.Module:
 
 
 def computing_in(module: nn.Module, dtype: jax.typing.DTypeLike | None) -> nn.Module:
-    """Return the network with layers that compute in another type; parameters keep theirs.
+    """Return the network to compute in another type; parameters keep theirs.
 
     The type is that of the field `dtype`, also of modules that are fields of the network.
 
@@ -101,7 +101,7 @@ def computing_in(module: nn.Module, dtype: jax.typing.DTypeLike | None) -> nn.Mo
 
 
 def _fields(cls: type[nn.Module]) -> list[str]:
-    """List the fields that a class adds to those of every linen module."""
+    """List the fields that a class adds to those of linen modules."""
     return [field.name for field in dataclasses.fields(cls) if field.name not in ("parent", "name")]
 
 

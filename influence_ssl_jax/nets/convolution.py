@@ -66,7 +66,7 @@ def channels_last(ndim: int) -> lax.ConvDimensionNumbers:
 
 
 def dilated_extent(size: int, factor: int) -> int:
-    """Return the extent of an axis after factor − 1 zeros are put between its entries."""
+    """Return an axis's extent after `factor − 1` zeros between its entries."""
     return 0 if size == 0 else 1 + factor * (size - 1)
 
 
@@ -241,7 +241,7 @@ def conv_general_dilated(
 
 @contextlib.contextmanager
 def canonical_convolutions() -> Iterator[None]:
-    """Replace convolutions of linen modules by `conv_general_dilated` of this module, on a CPU.
+    """Replace linen modules' convolutions by this module's `conv_general_dilated`, on a CPU.
 
     It replaces those of every ordinary `nn.Conv` that is called inside the block. Accelerators, and layers with a
     convolution of their own, are left unchanged.
@@ -254,7 +254,7 @@ def canonical_convolutions() -> Iterator[None]:
 
 
 def with_canonical_convolutions(model: nnx.Module) -> nnx.Module:
-    """Replace the convolutions of an nnx model by `conv_general_dilated` of this module, on a CPU.
+    """Replace an nnx model's convolutions by this module's `conv_general_dilated`, on a CPU.
 
     Args:
         model: A model that no other code uses, as `nnx.merge` returns it: it is changed in place.
@@ -282,7 +282,7 @@ def _of_nnx(
 def _with_canonical_convolution(
     call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: nn.module.InterceptorContext
 ) -> Any:
-    """Call a layer with its convolution replaced, if it is an ordinary `nn.Conv`."""
+    """Call a layer, with its convolution replaced in an ordinary `nn.Conv`."""
     layer = context.module
     ordinary = (
         isinstance(layer, nn.Conv)

@@ -59,7 +59,9 @@ class Projector(nn.Module):
 
 
 class Predictor(nn.Module):
-    """BYOL's predictor (arXiv 2006.07733): a projector with one hidden layer, from projections to projections.
+    """BYOL's predictor (arXiv 2006.07733): a projector with one hidden layer.
+
+    It maps projections to projections.
 
     Attributes:
         hidden: Width of the hidden layer.

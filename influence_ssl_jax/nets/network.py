@@ -254,7 +254,7 @@ class FunctionNetwork:
 
 @dataclasses.dataclass(frozen=True)
 class PartlyTrained:
-    """A network with fixed parameters, which are read from `frozen["fixed"]` and not differentiated.
+    """A network whose fixed parameters, in `frozen["fixed"]`, are not differentiated.
 
     Attributes:
         network: The network of all parameters.

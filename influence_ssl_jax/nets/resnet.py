@@ -24,7 +24,10 @@ MOMENTUM = 0.9
 
 
 def batch_norm(train: bool, dtype: jax.typing.DTypeLike | None, name: str) -> nn.BatchNorm:
-    """Return BatchNorm as torch defines it: ε = 1e-5 and momentum 0.9 of the running statistics."""
+    """Return BatchNorm as torch defines it.
+
+    It has ε = 1e-5 and momentum 0.9 of the running statistics.
+    """
     return nn.BatchNorm(use_running_average=not train, momentum=MOMENTUM, epsilon=1e-5, dtype=dtype, name=name)
 
 
@@ -148,7 +151,9 @@ class ResNet(nn.Module):
 
 
 def ResNet18(width: int = 64, dtype: jax.typing.DTypeLike | None = None) -> ResNet:
-    """Return the ResNet-18 for small images, with 11,168,832 parameters at width 64 on RGB images.
+    """Return the ResNet-18 for small images.
+
+    It has 11,168,832 parameters at width 64 on RGB images.
 
     Examples:
         >>> import jax, jax.numpy as jnp

@@ -1,4 +1,7 @@
-"""Define vision transformers as DINO, DINOv2, DINOv3, MAE and timm build them (arXiv 2010.11929)."""
+"""Define vision transformers as DINO, DINOv2, DINOv3, MAE and timm build them.
+
+Reference: arXiv 2010.11929.
+"""
 
 import math
 from typing import Literal
@@ -29,7 +32,9 @@ class LayerScale(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one fused layer for queries, keys and values, in this order.
+    """Multi-head self-attention with one layer for queries, keys and values.
+
+    They are fused in this order.
 
     Attributes:
         heads: Number of heads; it divides the width.
@@ -237,7 +242,10 @@ class VisionTransformer(nn.Module):
         return jnp.einsum("ri,cj,ijw->rcw", vertical, horizontal, square).reshape(1, rows * columns, -1)
 
     def _refuse(self, shape: tuple[int, ...]) -> None:
-        """Refuse images that patches do not fill, and heads that do not divide the width."""
+        """Refuse images that patches do not fill, and wrong numbers of heads.
+
+        The number of heads must divide the width.
+        """
         if shape[1] % self.patch or shape[2] % self.patch:
             raise ValueError(
                 f"Images of {shape[1]}×{shape[2]} pixels cannot be cut into patches of {self.patch}; choose a size that "
@@ -248,7 +256,7 @@ class VisionTransformer(nn.Module):
 
 
 def layer_norm(epsilon: float, dtype: jax.typing.DTypeLike | None, name: str) -> nn.LayerNorm:
-    """Return LayerNorm as torch computes it: the variance is that of centred values."""
+    """Return LayerNorm as torch computes it, from the centred values' variance."""
     return nn.LayerNorm(epsilon, dtype, use_fast_variance=False, name=name)
 
 

@@ -20,7 +20,7 @@ Rows = TypeVar("Rows")
 
 
 def all_devices(dividing: int | None = None) -> Mesh:
-    """Return the mesh of the devices of all processes; those of a process are neighbours.
+    """Return the mesh of all processes' devices, each process's side by side.
 
     `jax.devices()` may have another order: on a TPU slice, one process owns the devices 0–3 and 8–11.
 
@@ -44,7 +44,7 @@ def _mesh(found: Sequence[Any]) -> Mesh:
 
 
 def devices() -> int:
-    """Return the number of devices that a computation started here is divided over.
+    """Return how many devices share a computation that starts here.
 
     It is 1 without a mesh, and inside a computation that is divided already.
     """
@@ -53,7 +53,10 @@ def devices() -> int:
 
 
 def shards() -> int:
-    """Return how many devices hold the parts of a `Sharded` array here: 1 outside a computation that is split."""
+    """Return how many devices hold parts of a `Sharded` array here.
+
+    It is 1 outside a computation that is split.
+    """
     ambient = jax.sharding.get_abstract_mesh()
     return ambient.shape[AXIS] if AXIS in ambient.manual_axes else 1
 
@@ -61,7 +64,9 @@ def shards() -> int:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sharded:
-    """An array whose first axis is split over the devices, equally, with zeros at its end.
+    """An array whose first axis is split equally over the devices.
+
+    Zeros at its end make the parts equal.
 
     Attributes:
         array: The entries and the zeros; within a split computation, this device's part of both.
@@ -73,7 +78,7 @@ class Sharded:
 
 
 def padded_length(length: int, count: int) -> int:
-    """Return the length to which zeros fill up `length` entries that `count` devices share."""
+    """Return the length with zeros, so that `count` devices share it equally."""
     return -(-length // count) * count
 
 
@@ -83,7 +88,10 @@ def is_sharded(node: PyTree) -> bool:
 
 
 def specs_of(tree: PyTree) -> PyTree:
-    """Return how the arrays of a tree lie on a mesh: `Sharded` ones split, all others whole on each device."""
+    """Return how a tree's arrays lie on a mesh.
+
+    `Sharded` ones are split; all others are whole on each device.
+    """
 
     def one(node: PyTree) -> PyTree:
         return Sharded(PartitionSpec(AXIS), node.length) if is_sharded(node) else PartitionSpec()
@@ -92,11 +100,11 @@ def specs_of(tree: PyTree) -> PyTree:
 
 
 def over_examples(of_rows: Callable[[PyTree, Items], Rows]) -> Callable[[PyTree, Items], Rows]:
-    """`of_rows(shared, rows)` with the leading axis of `rows` split over the devices and `shared` on each.
+    """Return `of_rows` with its rows split over the devices.
 
-    For functions whose every row of output depends on its own row of input alone. Every device runs the program that one
-    device would run for its rows, and nothing is communicated unless `shared` holds `Sharded` arrays: the numbers do not
-    depend on how many devices there are.
+    The leading axis of `rows` is split, and `shared` is on each device. For functions whose every row of output depends
+    on its own row of input alone. Every device runs the program that one device would run for its rows, and nothing is
+    communicated unless `shared` holds `Sharded` arrays: the numbers do not depend on how many devices there are.
     """
     if devices() == 1:
         return of_rows
@@ -109,9 +117,9 @@ def over_examples(of_rows: Callable[[PyTree, Items], Rows]) -> Callable[[PyTree,
 
 
 def sum_over_devices(total: Callable[[Items], Rows], items: Items) -> Rows:
-    """Return `total(items)`, a sum over the leading axis; each device sums its part.
+    """Return the sum `total(items)`; each device sums its part.
 
-    The order of summation, and therefore rounding, depends on the number of devices.
+    The sum is over the leading axis. The order of summation, and therefore rounding, depends on the number of devices.
     """
     if devices() == 1:
         return total(items)
@@ -123,9 +131,10 @@ def sum_over_devices(total: Callable[[Items], Rows], items: Items) -> Rows:
 
 
 def exchange(parts: PyTree) -> PyTree:
-    """Send part d of every array, along its first axis, to device d: entry e of the result came from device e.
+    """Send part d of every array to device d.
 
-    For computations that are split; all devices must run it.
+    Parts lie along the first axis; entry e of the result came from device e. For computations that are split; all
+    devices must run it.
     """
     return jax.tree.map(lambda part: jax.lax.all_to_all(part, AXIS, 0, 0), parts)
 
@@ -164,7 +173,7 @@ def spread(function: Callable[[Task], Result], tasks: Sequence[Task], costs: Seq
 
 
 def owners(costs: Sequence[float | int], workers: int) -> list[int]:
-    """Assign tasks, the most expensive first, to the worker with the least work.
+    """Assign tasks, most expensive first, to the worker with least work.
 
     Examples:
         >>> from influence_ssl_jax.parallel.mesh import owners
@@ -184,7 +193,7 @@ def _zeros(shapes: PyTree) -> PyTree:
 
 
 def split(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Return the rows of all processes as global arrays, split over the mesh.
+    """Return all processes' rows as global arrays, split over the mesh.
 
     Args:
         tree: The rows of this process's devices, in their order; other processes do not see them.
@@ -204,7 +213,10 @@ def split(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def replicated(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Return a tree that all processes hold, whole on every device of the mesh; its `Sharded` arrays are split."""
+    """Return a tree that all processes hold, whole on every device.
+
+    The devices are those of the mesh; its `Sharded` arrays are split.
+    """
     sharding = NamedSharding(mesh, PartitionSpec())
 
     def whole(leaf: jax.Array | np.ndarray) -> jax.Array:
@@ -217,9 +229,10 @@ def replicated(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def everywhere(tree: PyTree, mesh: Mesh, local: Mesh) -> PyTree:
-    """Gather global arrays of a mesh, whole, onto each device of `local`, which only this process has.
+    """Gather global arrays, whole, onto each device of `local`.
 
-    `Sharded` ones are gathered onto the devices of each process together, and split over these.
+    They are arrays of `mesh`; only this process has `local`. `Sharded` ones are gathered onto the devices of each
+    process together, and split over these.
     """
     nodes, structure = jax.tree.flatten(tree, is_leaf=is_sharded)
     plain = jax.jit(lambda held: held, out_shardings=NamedSharding(mesh, PartitionSpec()))(
@@ -232,7 +245,7 @@ def everywhere(tree: PyTree, mesh: Mesh, local: Mesh) -> PyTree:
 
 
 def undivided(tree: PyTree) -> PyTree:
-    """Join the `Sharded` arrays of this process, without their zeros, in the memory of the host."""
+    """Join this process's `Sharded` arrays, without zeros, in the host's memory."""
 
     def one(node: PyTree) -> PyTree:
         if not is_sharded(node) or node.array.shape[0] == node.length:
@@ -243,7 +256,7 @@ def undivided(tree: PyTree) -> PyTree:
 
 
 def _sharded(node: Sharded, mesh: Mesh) -> Sharded:
-    """Split a `Sharded` array, which all processes hold in one piece, over a mesh."""
+    """Split a `Sharded` array, whole in every process, over a mesh."""
     whole = np.asarray(node.array)[: node.length]
     length = padded_length(node.length, mesh.size)
 
@@ -258,7 +271,7 @@ def _sharded(node: Sharded, mesh: Mesh) -> Sharded:
 
 
 def _gathered(node: Sharded, mesh: Mesh, local: Mesh) -> Sharded:
-    """Gather a `Sharded` array of all processes, split over the devices of each.
+    """Gather all processes' `Sharded` array, split over the devices of each.
 
     Raises:
         InfluenceError: If the processes have different numbers of devices.
@@ -287,7 +300,7 @@ def _gathered(node: Sharded, mesh: Mesh, local: Mesh) -> Sharded:
 
 
 def batches_of(mesh: Mesh) -> Callable[[int], range]:
-    """Return a function from a number of split items to those of this process.
+    """Return a map from a number of items to this process's range.
 
     Every device has the same number of items; numbers beyond the last item are padding.
     """

@@ -1,4 +1,7 @@
-"""Join several processes to one run; each has its own devices and its own part of the data."""
+"""Join several processes to one run.
+
+Each has its own devices and its own part of the data.
+"""
 
 import atexit
 import contextlib
@@ -60,7 +63,7 @@ class Distributed:
 
 
 def start(settings: Distributed, environment: Mapping[str, str] = os.environ) -> None:
-    """Join the other processes, if there are any; call it before the first array is made.
+    """Join the other processes, if any, before the first array is made.
 
     Raises:
         InfluenceError: If some settings are missing, or the others do not answer.
@@ -89,17 +92,21 @@ def start(settings: Distributed, environment: Mapping[str, str] = os.environ) ->
 
 
 def _distributed_state() -> Any:
-    """Return JAX's record of the connected processes; None if this version of JAX has none."""
+    """Return JAX's record of the connected processes, or None.
+
+    It is None if this version of JAX has no record.
+    """
     from jax._src import distributed
 
     return getattr(distributed, "global_state", None)
 
 
 def _watch_partners(client: Any, process: int, processes: int) -> None:
-    """Start a thread that ends this process if another one is silent for `_SILENCE` seconds.
+    """Start a thread that ends this process if another is silent.
 
-    Every process writes a growing number to the store of the coordinator, and `ENDED` when it ends without an error. JAX
-    has a similar watch, which waits longer and aborts without a message.
+    A process is silent if nothing comes from it for `_SILENCE` seconds. Every process writes a growing number to the
+    store of the coordinator, and `ENDED` when it ends without an error. JAX has a similar watch, which waits longer and
+    aborts without a message.
     """
     stopped = threading.Event()
 
@@ -134,7 +141,7 @@ def _watch_partners(client: Any, process: int, processes: int) -> None:
 
 
 def _handle_abort() -> None:
-    """End with a message and an exit status if JAX aborts this process.
+    """End with a message and exit status if JAX aborts this process.
 
     JAX aborts the other processes at once if the coordinator dies. A signal handler of Python would wait for the main
     thread, which does not return from an abort; a handler of the C library runs in the thread that aborts.
@@ -152,9 +159,9 @@ def _handle_abort() -> None:
 
 
 def partner_error(error: BaseException) -> InfluenceError | None:
-    """Return the error that another process has died, if that caused `error`; else None.
+    """Return the error that a process died, if that caused `error`.
 
-    A collective operation notices a dead process first: its connection breaks or times out.
+    It is None otherwise. A collective operation notices a dead process first: its connection breaks or times out.
     """
     if jax.process_count() == 1 or not isinstance(error, RuntimeError):
         return None
@@ -203,7 +210,7 @@ def _is_launched(environment: Mapping[str, str]) -> bool:
 
 
 def rank(environment: Mapping[str, str] = os.environ) -> int:
-    """Return the number of this process as its scheduler counts; 0 if it is alone.
+    """Return this process's number as its scheduler counts, 0 if alone.
 
     Examples:
         >>> from influence_ssl_jax.parallel import rank
@@ -222,7 +229,10 @@ def _whole(text: str | None) -> int | None:
 
 
 def is_first() -> bool:
-    """Test whether this process is the first one, which prints and writes for all."""
+    """Test whether this process is the first.
+
+    It prints and writes for all.
+    """
     return jax.process_index() == 0
 
 
@@ -238,7 +248,7 @@ def barrier(name: str) -> None:
 
 
 def first_only(action: Callable[[], Result]) -> Result | None:
-    """Run `action` in the first process while the others wait; these return None.
+    """Run `action` in the first process; the others wait and return None.
 
     Raises:
         InfluenceError: If it failed. The first process raises the error itself.
@@ -266,7 +276,7 @@ def agree_with_first(flag: bool) -> bool:
 
 
 def gather(text: str) -> list[str]:
-    """Return in all processes the texts of all processes, in the order of their numbers.
+    """Return the texts of all processes, by number, in each process.
 
     Examples:
         >>> from influence_ssl_jax.parallel import gather
@@ -338,7 +348,7 @@ _FAILED = -1
 
 
 def broadcast_from_first(action: Callable[[], bytes]) -> bytes:
-    """Run `action` in the first process, and return its bytes in all processes.
+    """Run `action` in the first process; return its bytes in all.
 
     All processes of a run must call this together.
 
@@ -369,7 +379,7 @@ def broadcast_from_first(action: Callable[[], bytes]) -> bytes:
 
 
 def _broadcast_size(size: int) -> int:
-    """Return in all processes the number of the first one, sent as two numbers of 32 bits."""
+    """Broadcast the first process's number as two numbers of 32 bits."""
     high, low = _broadcast(np.array(divmod(size, 2**30), np.int32)).tolist()
     return high * 2**30 + low
 

@@ -1,4 +1,4 @@
-"""Estimate one score of an example from its draws, with a standard error."""
+"""Estimate an example's score from its draws, with a standard error."""
 
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -22,7 +22,9 @@ class Estimate(NamedTuple):
 
 
 def estimate(gram: Float[Array, "batch draws draws"], estimand: Estimand) -> Estimate:
-    """Return one score for each example from the forms of its K draws, `B_kl = g_kᵀ(C + λI)⁻¹g_l`.
+    """Return each example's score from the forms of its K draws.
+
+    The forms are `B_kl = g_kᵀ(C + λI)⁻¹g_l`.
 
     - `mean_of_scores`: the mean of B_kk. It estimates `E gᵀA⁻¹g`, the mean score of one draw. It includes the spread of
       the gradient over draws, which under pixel noise is most of it.
@@ -67,7 +69,7 @@ def estimate(gram: Float[Array, "batch draws draws"], estimand: Estimand) -> Est
 def bound_estimate(
     gram: Float[Array, "batch draws draws"], rounding: Float[Array, "batch draws draws"], estimand: Estimand
 ) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
-    """Return bounds of the score from bounds of the error of each B_kl.
+    """Return bounds of the score from error bounds of each B_kl.
 
     Every estimand averages the B_kl with weights that are not negative, so their error bounds average too. The sum over
     the draws is itself rounded, by at most one unit roundoff of the sum of sizes for each of K² numbers.

@@ -1,4 +1,4 @@
-"""Fit a backend on one device, or on all devices of all processes."""
+"""Fit a backend on one device, or on all processes' devices."""
 
 import dataclasses
 import functools
@@ -84,7 +84,7 @@ def shapes(problem: Problem, backend: Backend, seed: int) -> Shapes:
 
 
 class SplitProblem:
-    """A problem whose curvature set is split over the devices of a mesh, batch by batch.
+    """A problem whose curvature set is split over a mesh by batches.
 
     Attributes:
         mesh: The devices of all processes.
@@ -143,7 +143,7 @@ class SplitProblem:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _fit_unpadded(backend: Backend, count: int, problem: Problem, key: Key[Array, ""]) -> PyTree:
-    """Fit a backend, and remove the padding from a problem that its state holds."""
+    """Fit a backend, and remove padding from a problem in its state."""
 
     def one(node: PyTree) -> PyTree:
         if not isinstance(node, Problem):

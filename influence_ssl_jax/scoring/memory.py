@@ -26,7 +26,7 @@ LARGEST = {"cpu": 64}
 
 
 class Memory(NamedTuple):
-    """Peak memory of scoring b examples at a time on one device: `fixed + b · per_example` bytes.
+    """Peak memory per device of scoring b examples at once: `fixed + b · per_example` bytes.
 
     `fixed = |parameters| + |fitted state| + 4 ENTRIES + 4 w_fixed`. The fitted state of a low-rank backend is rank²
     numbers and their eigenvectors for each layer; that of Gram is rows × |parameters| numbers, of which each device has
@@ -55,7 +55,7 @@ class Memory(NamedTuple):
         return self.fixed + batch_size * self.per_example
 
     def batch_size(self, memory: int, platform: str) -> int:
-        """Return the largest power of two whose peak is at most half the memory.
+        """Return the largest power of two that peaks within half the memory.
 
         It is at least 1.
 
@@ -78,7 +78,7 @@ def estimate_memory(
     image_shape: tuple[int, ...],
     draws: int,
 ) -> Memory:
-    """Compute the formula for a measurement and a fitted backend, from shapes alone.
+    """Estimate the memory of a measurement and backend, from shapes alone.
 
     Args:
         measurement: What is scored.
@@ -104,7 +104,7 @@ def estimate_memory(
 def check_fit(
     leaves: Sequence[jax.ShapeDtypeStruct], lengths: Sequence[int | None], backend: Backend, devices: int = 1
 ) -> None:
-    """Refuse a fitted state that takes more memory than a device has, before anything is computed.
+    """Refuse a state that exceeds a device's memory, before anything is computed.
 
     Args:
         leaves: Shapes of the state's arrays (`scoring.fitting.shapes`), as one device would hold it.
@@ -127,7 +127,7 @@ def check_fit(
 
 
 def available_memory() -> tuple[int, str]:
-    """Return the bytes that each device of this process may use, and the platform.
+    """Return the usable bytes of each local device, and the platform.
 
     Devices on a host share its memory. It is bounded by the control group of the process (a container, a job of a
     scheduler), and what other processes hold is subtracted.
@@ -168,7 +168,7 @@ def host_memory(root: Path = Path("/")) -> int:
 
 
 def _lines(file: Path) -> list[str]:
-    """Read the lines of a file of the kernel; none if the file is absent."""
+    """Read the lines of a kernel's file; none if it is absent."""
     try:
         return file.read_text().splitlines()
     except OSError:
@@ -192,7 +192,10 @@ def _sharing(state: PyTree) -> int:
 
 
 def bytes_on_device(tree: PyTree, devices: int) -> int:
-    """Return the bytes of a tree on each of some devices, which share its `Sharded` arrays and have all others whole."""
+    """Return the bytes of a tree on each of some devices.
+
+    They share its `Sharded` arrays and have all others whole.
+    """
 
     def one(node: PyTree) -> int:
         return _array_bytes(node.array, node.length, devices) if is_sharded(node) else _array_bytes(node, None, devices)
@@ -201,7 +204,10 @@ def bytes_on_device(tree: PyTree, devices: int) -> int:
 
 
 def _array_bytes(array: jax.Array | jax.ShapeDtypeStruct, length: int | None, devices: int) -> int:
-    """Return the bytes of an array on each device; devices share an array of a known length without padding."""
+    """Return the bytes of an array on each device.
+
+    Devices share an array that has a known length without padding.
+    """
     if length is None:
         return array.size * array.dtype.itemsize
     return padded_length(length, devices) // devices * math.prod(array.shape[1:]) * array.dtype.itemsize

@@ -1,4 +1,4 @@
-"""Measure the distance to the nearest embeddings, a baseline, in bounded memory and time."""
+"""Measure distances to nearest embeddings, a baseline, with bounded memory and time."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -24,7 +24,7 @@ QUERIES = 1024
 def reference_size(
     usable: int, neighbours: int = 1, max_reference: int = MAX_REFERENCE, max_pairs: int = MAX_PAIRS
 ) -> int:
-    """Return the number of embeddings that the neighbours of each are searched among.
+    """Return the number of embeddings that neighbours are searched among.
 
     Args:
         usable: Number of embeddings with a direction.
@@ -124,7 +124,10 @@ def _norms(chunk: Float32[np.ndarray, "chunk width"]) -> Float[np.ndarray, " chu
 
 
 def _unit_vectors(chunks: Chunks) -> Iterator[tuple[int, Bool[np.ndarray, " chunk"], Float[np.ndarray, "units width"]]]:
-    """Yield, for each chunk: the examples with a direction before it, a mask of those in it, and their unit vectors."""
+    """Yield each chunk's unit vectors, with their place and mask.
+
+    The place is the number of examples with a direction before the chunk; the mask marks those in it.
+    """
     first = 0
     for chunk in chunks():
         directed = _has_direction(chunk)

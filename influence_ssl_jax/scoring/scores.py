@@ -24,7 +24,7 @@ from influence_ssl_jax.types import Batch, PyTree
 
 
 def pixel_variance(images: Num[Array, "batch height width channels"]) -> Float[Array, " batch"]:
-    """Return the variance over all pixels and channels, with pixels in [0, 1].
+    """Return the variance over pixels (in [0, 1]) and channels.
 
     It is zero for a uniform image.
 
@@ -84,7 +84,7 @@ class Scoring:
 
 
 def assign_keys(batch: Batch, settings: Scoring) -> Batch:
-    """Return the batch with its own keys, or with one key for all examples.
+    """Return the batch with its own keys, or one for all.
 
     Args:
         batch: A batch with a key for each example.

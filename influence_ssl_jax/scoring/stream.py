@@ -183,11 +183,12 @@ def self_influence(
     settings: Scoring = Scoring(),
     measurement: Objective | None = None,
 ) -> pa.Table:
-    """Score a whole source into one table in memory, with the columns of a stored one.
+    """Score a whole source into one table in memory.
 
-    `in_curvature_set` marks the examples that the problem's matrix is averaged over: their own gradient is a part of
-    it, and they score lower than they would outside. An example that cannot be read has a row of nulls and the reason.
-    For a run that is written to disk and can be resumed, use `influence_ssl_jax.score`.
+    Its columns are those of a stored table. `in_curvature_set` marks the examples that the problem's matrix is averaged
+    over: their own gradient is a part of it, and they score lower than they would outside. An example that cannot be
+    read has a row of nulls and the reason. For a run that is written to disk and can be resumed, use
+    `influence_ssl_jax.score`.
 
     Args:
         problem: Which matrix is inverted.
@@ -220,7 +221,7 @@ def _collect(loaded: LoadedBatch, columns: Columns, spent: defaultdict[str, floa
 
 
 def _time_reading(loading: Iterator[LoadedBatch], spent: defaultdict[str, float]) -> Iterator[LoadedBatch]:
-    """Yield the batches, and add the seconds of waiting for them to `spent`."""
+    """Yield the batches, and add the seconds of waiting to `spent`."""
     while True:
         began = time.perf_counter()
         loaded = next(loading, None)

@@ -45,7 +45,7 @@ def assemble_table(
     extra: Mapping[str, Shaped[np.ndarray, " scored"]],
     attributes: pa.Table | None,
 ) -> pa.Table:
-    """Join scored and skipped rows in order of index, and add the source's attributes.
+    """Join scored and skipped rows by index, with the source's attributes.
 
     A skipped example has nulls; a score that is not finite keeps its value and has a reason. An attribute whose name is
     taken becomes `source_<name>`.

@@ -1,4 +1,4 @@
-"""Pretrain networks: settings and recipes, the training loop, and trained networks as files."""
+"""Pretrain networks: settings and recipes, training loop, and files of networks."""
 
 from influence_ssl_jax.errors import require
 

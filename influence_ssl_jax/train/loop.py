@@ -133,7 +133,7 @@ def _epoch(
     watch: Watch,
     log: RunLog,
 ) -> tuple[TrainState, Row]:
-    """Train for one epoch; return the new state and means over its steps."""
+    """Train one epoch; return the new state and its steps' means."""
     began, pace, losses, norms, rate, skipped = time.perf_counter(), Pace(0, 0), [], [], 0.0, 0
     behind: list[tuple[Metrics, LoadedBatch]] = []
 

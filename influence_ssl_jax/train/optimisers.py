@@ -1,4 +1,7 @@
-"""Define the optimisers of self-supervised training: LARS and SGD with warm-up and cosine decay."""
+"""Define LARS and SGD with warm-up and cosine decay.
+
+They are the optimisers of self-supervised training.
+"""
 
 import dataclasses
 from typing import NamedTuple, TypeAlias
@@ -13,7 +16,7 @@ from influence_ssl_jax.types import Params
 
 @dataclasses.dataclass(frozen=True)
 class Lars:
-    """SGD with momentum and a limited step for each layer, as solo-learn defines it.
+    """SGD with momentum and limited steps per layer, as in solo-learn.
 
     For a weight matrix or kernel `w` with gradient `g`, weight decay `β` and learning rate `α`: `v ← m v + min(η‖w‖ /
     (α (‖g‖ + β‖w‖)), 1) (g + β w)`, `w ← w − α v`. Before momentum, a layer moves by `α` times its decayed gradient,

@@ -35,7 +35,7 @@ class Labelled:
 
 
 def embed_all(embed: Embed, batches: Iterable[Batch]) -> Labelled:
-    """Embed the labelled examples of all batches; padding and unlabelled examples are left out."""
+    """Embed the labelled examples of all batches, without padding."""
     rows, labels = [], []
     for batch in batches:
         kept = np.asarray(batch.index) >= 0
@@ -47,7 +47,7 @@ def embed_all(embed: Embed, batches: Iterable[Batch]) -> Labelled:
 
 
 def knn_accuracy(bank: Labelled, queries: Labelled, neighbours: int = 20, temperature: float = 0.07) -> float:
-    """Measure the share of queries that a vote of nearest neighbours classifies correctly.
+    """Measure the share of queries that nearest neighbours classify correctly.
 
     The neighbours are those of largest cosine similarity `s` in the bank; each has `exp(s / temperature)` votes.
     Reference: arXiv 1805.01978, section 3.4.
@@ -85,7 +85,7 @@ def _vote(
     neighbours: int,
     temperature: float,
 ) -> Int[Array, " queries"]:
-    """Return the position of the class with the most votes for each query."""
+    """Return the position of every query's class with most votes."""
     similarity, nearest = jax.lax.top_k(unit(queries) @ unit(bank).T, neighbours)
     # Subtracting the largest similarity keeps exp in range; it multiplies all votes by the same factor.
     weights = jnp.exp((similarity - similarity[:, :1]) / temperature)
@@ -137,7 +137,7 @@ class Probe:
 
 
 class Evaluation:
-    """The probe of a run, on examples that are fixed for the whole run."""
+    """The probe of a run, on examples fixed for all of it."""
 
     def __init__(
         self, probe: Probe, settings: Pretrain, train: OpenSource, test: OpenSource | None, transform: ToInput
@@ -156,7 +156,7 @@ class Evaluation:
         self._key = randomness.root(settings.seed, Stream.PROBE_TEST)
 
     def __call__(self, state: TrainState) -> dict[str, float]:
-        """Measure the accuracies `knn` and, if it is enabled, `linear`; empty without labels."""
+        """Measure accuracies `knn` and, if enabled, `linear`; empty without labels."""
 
         def embed(batch: Batch) -> Float[Array, "batch features"]:
             return _embed(self._network, state.params, state.frozen, batch)

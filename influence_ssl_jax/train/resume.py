@@ -1,4 +1,4 @@
-"""Keep checkpoints and metrics of a training run, so that it can be continued."""
+"""Keep a training run's checkpoints and metrics, so it can continue."""
 
 import dataclasses
 import json
@@ -24,18 +24,27 @@ Row = dict[str, float | int]
 
 
 class Journal:
-    """A JSON-lines file with one row for each epoch; each line has a checksum of its own under `sum`."""
+    """A JSON-lines file with one row for each epoch.
+
+    Each line has a checksum of its own under `sum`.
+    """
 
     def __init__(self, file: Path) -> None:
         self._file = file
 
     def rows(self) -> list[Row]:
-        """Read the rows; incomplete and damaged lines and lines without an epoch number are ignored."""
+        """Read the rows, except incomplete and damaged ones.
+
+        Lines without an epoch number are ignored too.
+        """
         rows = [row for row in json_lines(self._file) if row.pop(SUM, None) == checksum(row)]
         return [row for row in rows if type(row.get("epoch")) is int]
 
     def keep(self, epochs: int) -> list[Row]:
-        """Delete the rows after `epochs`, because the continued run writes them again; return the others."""
+        """Delete the rows after `epochs`, and return the others.
+
+        The continued run writes the deleted ones again.
+        """
         kept = [row for row in self.rows() if row["epoch"] <= epochs]
         write_atomically(self._file, "".join(_line(row) + "\n" for row in kept).encode())
         return kept
@@ -92,7 +101,7 @@ def claim(folder: Path, description: dict) -> Lock:
 
 
 def check_images(folder: Path, examples: Sequence[Example | Skipped]) -> None:
-    """Record the digests of the training images, or compare them with the recorded ones.
+    """Record the training images' digests, or compare with the recorded ones.
 
     Raises:
         TrainingError: If an image has changed; the first five are named.
@@ -146,7 +155,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def latest(self, like: TrainState) -> tuple[int, TrainState]:
-        """Return the newest intact state and its number of epochs, or (0, `like`).
+        """Return the newest intact state and its epochs, or `(0, like)`.
 
         A damaged state is named in a warning and deleted, so that its epoch can be saved again.
         """
@@ -162,7 +171,7 @@ class Checkpoints:
         return 0, like
 
     def _restore(self, epoch: int, shapes: dict) -> tuple[TrainState | None, str]:
-        """Load the state after an epoch; return None and the reason if it is damaged."""
+        """Load an epoch's state; return None and the reason if damaged."""
         try:
             state = TrainState(**self._manager.restore(epoch, args=ocp.args.StandardRestore(shapes)))
         except Exception as error:  # orbax and tensorstore raise many types of errors for damaged files
@@ -172,7 +181,10 @@ class Checkpoints:
         return state, ""
 
     def _read_digests(self) -> dict[str, str]:
-        """Read the digests by epoch; empty if their file is absent, damaged or of another run."""
+        """Read the digests by epoch.
+
+        There are none if their file is absent, damaged or of another run.
+        """
         try:
             digests = read_sealed(self._digests)
         except (FileNotFoundError, DamagedError):

@@ -89,7 +89,7 @@ class Pretrain:
     target_momentum: float = 0.99
 
     def __post_init__(self) -> None:
-        """Refuse runs without a step; shorten a warm-up that is as long as the run."""
+        """Refuse runs without a step; shorten a warm-up of the run's length."""
         if self.views not in PRETRAINING:
             raise ValueError(f"Unknown views {self.views!r}; known are {', '.join(PRETRAINING)}.")
         if self.epochs < 1 or self.batch_size < 2:

@@ -125,7 +125,7 @@ def _embed_in_training(
 
 
 def _linen(network: EmbeddingFunction) -> Network:
-    """Return the network if it is a linen one, whose module has a training mode.
+    """Return a linen network, whose module has a training mode.
 
     Raises:
         TypeError: If it is another one.
