@@ -1,4 +1,7 @@
-"""Exact inverses of a curvature that is a sum of few outer products, through the Gram matrix of its rows (Woodbury)."""
+"""Invert a sum of few outer products exactly, by its Gram matrix.
+
+The sum is the curvature, and the Gram matrix is that of its rows (Woodbury).
+"""
 
 import dataclasses
 import functools
@@ -40,7 +43,10 @@ _PAIR = 2.0**-47
 
 
 class Wide(NamedTuple):
-    """A float64 array as the sum of two of the working type, which a program without float64 can keep and pass on."""
+    """A float64 array as the sum of two narrower ones.
+
+    The two are of the working type, so a program without float64 can keep and pass them on.
+    """
 
     high: Float[Array, "*shape"]
     low: Float[Array, "*shape"]
@@ -80,7 +86,7 @@ class GramState:
 
     @property
     def unexact(self) -> float:
-        """Relative error of the numbers of K, in the norms of the rows."""
+        """Relative error of K's numbers, in the norms of the rows."""
         kept = _PAIR if self.gram.high.dtype == jnp.float32 else 0.0
         return kept + _UNIT * (SPAN + self.spans + 8)
 
@@ -91,7 +97,7 @@ class GramState:
 
 
 class _Own(NamedTuple):
-    """The rows of A that an example of the curvature set makes itself.
+    """The rows of A made by an example of the curvature set.
 
     Attributes:
         inside: Whether an example is in the curvature set.
@@ -103,7 +109,7 @@ class _Own(NamedTuple):
 
 
 class _Products(NamedTuple):
-    """`k = A g` and `⟨g_k, g_l⟩` of the draws of every example, and their relative error in the norms.
+    """`k = A g` and `⟨g_k, g_l⟩` of every example's draws, with errors.
 
     Attributes:
         along: k, [examples, draws, rows].
@@ -133,7 +139,7 @@ class _Solved(NamedTuple):
 
 
 class _Sizes(NamedTuple):
-    """Norms of every gradient from which bounds of rounding are made, in float64.
+    """Norms of every gradient, in float64, for bounds of rounding.
 
     Attributes:
         gradient: ‖g‖.
@@ -147,7 +153,9 @@ class _Sizes(NamedTuple):
 
 
 class _Judged(NamedTuple):
-    """Forms of every pair of draws, times λ, and a bound of their rounding; float64 kept as two numbers.
+    """Forms of every pair of draws, times λ, with bounds of rounding.
+
+    Numbers in float64 are kept as two numbers.
 
     Attributes:
         values: The forms.
@@ -164,11 +172,12 @@ class _Judged(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Gram(Backend[GramState]):
-    """`(C + λI)⁻¹ = (I − Aᵀ(AAᵀ + λI)⁻¹A) / λ`, A the R gradients whose outer products sum to C: exact at any size.
+    """Exact inverse of a curvature of few outer products, at any size.
 
-    A form is `(gᵀg' − kᵀ(K + λI)⁻¹k') / λ` with `k = A g` and `K = AAᵀ` (Woodbury): one product of every gradient with R
-    rows. Where that difference cancels (g nearly in the span of the rows, small λ) it is computed as
-    `(⟨v, v'⟩ + λ cᵀc') / λ` with `c = (K + λI)⁻¹k` and `v = g − Aᵀc`, in float64 throughout. Any λ, no second fit.
+    `(C + λI)⁻¹ = (I − Aᵀ(AAᵀ + λI)⁻¹A) / λ`, where A holds the R gradients whose outer products sum to C. A form is
+    `(gᵀg' − kᵀ(K + λI)⁻¹k') / λ` with `k = A g` and `K = AAᵀ` (Woodbury): one product of every gradient with R rows.
+    Where that difference cancels (g nearly in the span of the rows, small λ) it is computed as `(⟨v, v'⟩ + λ cᵀc') / λ`
+    with `c = (K + λI)⁻¹k` and `v = g − Aᵀc`, in float64 throughout. Any λ, no second fit.
 
     Rows: of an `empirical_fisher` the examples' contributions; of a `fisher` its draws (over a whole batch where the loss
     couples examples); of a `ggn` draws too, or with `samples=None` every column of a square root of the head's Hessian,
@@ -212,7 +221,9 @@ class Gram(Backend[GramState]):
             raise InfluenceError(f"A jackknife leaves out one of at least two parts, got parts={self.parts}.")
 
     def fit(self, problem: Problem, key: Key[Array, ""]) -> GramState:
-        """Form the rows batch by batch, their Gram matrix in float64, and its eigenvectors.
+        """Form the rows, their Gram matrix in float64, and its eigenvectors.
+
+        The rows are formed batch by batch.
 
         Raises:
             CurvatureError: The curvature is a Hessian, which is no sum of outer products.
@@ -298,16 +309,19 @@ class Gram(Backend[GramState]):
         return self.assess(state, gradients, damping).form
 
     def assess(self, state: GramState, gradients: ExampleGradients, damping: Resolved) -> Assessed:
-        """Forms, bounds of their rounding, and what leaving out a part of the curvature set changes.
+        """Compute forms, rounding bounds, and the effect of leaving parts out.
 
-        The exact form of C lies within `rounding` of each value. Let `q(c) = ‖g‖² − 2cᵀk + cᵀ(K + λI)c`, which is
-        `‖g − Aᵀc‖² + λ‖c‖²`; whatever c, `q(c) − ρᵀ(K + λI)⁻¹ρ` is λ times the form, `ρ = k − (K + λI)c`. So an error of the
-        solve counts squared, and what remains is the rounding of k, of ‖g‖² and of K where they enter q.
+        The parts are those of the curvature set. The exact form of C lies within `rounding` of each value. Let
+        `q(c) = ‖g‖² − 2cᵀk + cᵀ(K + λI)c`, which is `‖g − Aᵀc‖² + λ‖c‖²`; whatever c, `q(c) − ρᵀ(K + λI)⁻¹ρ` is λ times
+        the form, `ρ = k − (K + λI)c`. So an error of the solve counts squared, and what remains is the rounding of k,
+        of ‖g‖² and of K where they enter q.
         """
         return self._assess(state, gradients, damping, None)
 
     def check_own(self, problem: Problem) -> None:
-        """Refuse to leave an example's own rows out where it has none of its own, or where nothing would be left.
+        """Refuse if an example's own rows cannot be left out.
+
+        It may have no rows of its own, or nothing may be left without them.
 
         Raises:
             InfluenceError: The loss couples the examples of a batch, or the curvature set holds an example twice.
@@ -328,12 +342,12 @@ class Gram(Backend[GramState]):
     def assess_without_own(
         self, state: GramState, gradients: ExampleGradients, damping: Resolved, index: Int[Array, " batch"]
     ) -> Assessed:
-        """`assess`; of an example that is in the curvature set, with C averaged over the other examples.
+        """Compute `assess`, with an example's C averaged over the other examples.
 
-        With J the example's rows and n examples in the set, C becomes `n/(n − 1) A_{−J}ᵀA_{−J}`; λ stays the number that it
-        is. `(K + λ(n − 1)/n I)⁻¹` without the rows and columns J follows from that of all rows by a Schur complement of the
-        size of J: an update of rank one for each draw. What the choice of the curvature set leaves open is not known of
-        these examples (NaN).
+        Of an example outside the curvature set it is `assess` itself. With J the example's rows and n examples in the
+        set, C becomes `n/(n − 1) A_{−J}ᵀA_{−J}`; λ stays the number that it is. `(K + λ(n − 1)/n I)⁻¹` without the rows
+        and columns J follows from that of all rows by a Schur complement of the size of J: an update of rank one for
+        each draw. What the choice of the curvature set leaves open is not known of these examples (NaN).
 
         Raises:
             InfluenceError: The curvature set has one example.
@@ -347,7 +361,7 @@ class Gram(Backend[GramState]):
         )
 
     def _assess(self, state: GramState, gradients: ExampleGradients, damping: Resolved, own: _Own | None) -> Assessed:
-        """Forms by the way that is accurate enough for all examples of the batch."""
+        """Compute forms in a way accurate enough for all examples."""
         value = scalar(damping)
         fast = self._subtracted(state, self._products(state, gradients, False), value, own)
         accuracy = 2.0**17 * float(jnp.finfo(value.dtype).eps) / 2 if self.accuracy is None else self.accuracy
@@ -386,7 +400,10 @@ class Gram(Backend[GramState]):
             return jax.lax.convert_element_type(total, value.dtype)
 
     def _products(self, state: GramState, gradients: ExampleGradients, precise: bool) -> _Products:
-        """k and the inner products of the draws, layer by layer; in float64 throughout where `precise`."""
+        """Compute k and the draws' inner products, layer by layer.
+
+        They are in float64 throughout if `precise`.
+        """
         dtype, read = state.gram.high.dtype, []
         for block in state.blocks:
             if not gradients.program.read.isdisjoint(block.leaves):
@@ -424,7 +441,10 @@ class Gram(Backend[GramState]):
     def _positive(
         self, state: GramState, gradients: ExampleGradients, damping: Float[Array, ""], own: _Own | None
     ) -> _Judged:
-        """λ times the forms as `⟨v, v'⟩ + λ cᵀc'`, `v = g − Aᵀc`: every gradient formed twice more, float64 throughout."""
+        """Compute λ times the forms as `⟨v, v'⟩ + λ cᵀc'`, `v = g − Aᵀc`.
+
+        Every gradient is formed twice more, in float64 throughout.
+        """
         products = self._products(state, gradients, True)
         with jax.enable_x64(True):
             along = _joined(products.along)
@@ -457,9 +477,10 @@ class Gram(Backend[GramState]):
 
 
 def curvature_rows(problem: Problem, samples: int | None, blocks: cut.Blocks) -> dict[str, Sharded]:
-    """The gradients whose outer products sum to C, block by block: [spans, rows, span].
+    """Return each block's gradients whose outer products sum to C.
 
-    Batch by batch; under a mesh every device forms those of its own batches, and sends each other device its spans of them.
+    Their shapes are [spans, rows, span]. They are formed batch by batch; under a mesh every device forms those of its
+    own batches, and sends each other device its spans of them.
     """
     number, dtype = problem.batches.index.shape[0], jax.tree.leaves(problem.params)[0].dtype
     each, count = row_count(problem, samples) // (number - problem.padding), devices()
@@ -467,7 +488,7 @@ def curvature_rows(problem: Problem, samples: int | None, blocks: cut.Blocks) ->
     sizes = {block.name: _cut(block.size) for block in blocks}
 
     def formed(batch: Batch) -> dict[str, Array]:
-        """The rows of one batch, for every device its spans: [devices, spans, rows, span]."""
+        """Return one batch's rows as every device's spans: [devices, spans, rows, span]."""
         found = {}
         for name, part in batch_rows(problem, batch, samples, blocks).items():
             spans, span = sizes[name]
@@ -488,7 +509,10 @@ def curvature_rows(problem: Problem, samples: int | None, blocks: cut.Blocks) ->
         }, None
 
     def of_batches(batches: Batch) -> dict[str, Array]:
-        """This device's spans of all rows, from its own batches and from what the others send."""
+        """Return this device's spans of all rows.
+
+        They come from its own batches and from what the others send.
+        """
         own, empty = len(batches.index), {}
         for name, (spans, span) in sizes.items():
             empty[name] = jnp.zeros((padded_length(spans, count) // count, count, own * each, span), dtype)
@@ -505,7 +529,10 @@ def curvature_rows(problem: Problem, samples: int | None, blocks: cut.Blocks) ->
 def batch_rows(
     problem: Problem, batch: Batch, samples: int | None, blocks: cut.Blocks
 ) -> dict[str, Float[Array, "rows size"]]:
-    """The gradients of one batch whose outer products sum, over the number of draws, to the batch's curvature."""
+    """Return a batch's gradients whose outer products make up its curvature.
+
+    Their sum, divided by the number of draws, is the curvature of the batch.
+    """
     found = batch_gradients(problem, batch, samples)
     if isinstance(found, ExampleGradients):
         return {block.name: block.materialise(found).reshape(found.cotangents.shape[1], -1) for block in blocks}
@@ -514,7 +541,10 @@ def batch_rows(
 
 
 def batch_gradients(problem: Problem, batch: Batch, samples: int | None) -> ExampleGradients | Params:
-    """The same gradients: of examples, or whole (leaves with a leading axis) where the loss couples examples."""
+    """Return the gradients of `batch_rows`: of examples, or whole.
+
+    They are whole (leaves with a leading axis) if the loss couples examples.
+    """
     if problem.curvature == "empirical_fisher":
         return contributions(problem, batch)
     draws = draw_count(problem, samples)
@@ -522,7 +552,10 @@ def batch_gradients(problem: Problem, batch: Batch, samples: int | None) -> Exam
 
 
 def _order(problem: Problem, samples: int | None) -> tuple[Int[np.ndarray, " rows"], int]:
-    """The rows example by example (batch by batch, for a loss that couples examples), and how many of these there are."""
+    """Return the order of rows by example, and the number of examples.
+
+    For a loss that couples examples both are of batches.
+    """
     number, size = problem.batches.index.shape
     number, count = number - problem.padding, row_count(problem, samples)
     rows = np.arange(count)
@@ -532,7 +565,7 @@ def _order(problem: Problem, samples: int | None) -> tuple[Int[np.ndarray, " row
 
 
 def _cut(size: int) -> tuple[int, int]:
-    """How many spans a block of this size is cut into, and how long they are."""
+    """Return the number of spans of a block, and their length."""
     spans = -(-size // SPAN)
     return spans, -(-size // spans)
 
@@ -554,13 +587,16 @@ def _over_spans(
     rows: Float[Array, "spans rows span"],
     *vectors: Float[Array, "_ size"],
 ) -> tuple[PyTree, PyTree]:
-    """Fold `step(total, A_s, g_s, …)` over the spans s of a block and stack its second results."""
+    """Fold `step(total, A_s, g_s, …)` over a block's spans s and stack its second results."""
     cut_up = [_spans(each, rows.shape[0], rows.shape[2]) for each in vectors]
     return jax.lax.scan(lambda total, item: step(total, *item), start, (rows, *cut_up))
 
 
 def _gram_of(rows: dict[str, Sharded], dtype: jax.typing.DTypeLike) -> Wide:
-    """`AAᵀ`, every product and sum in float64: each device adds up its spans, then all add those sums."""
+    """Compute `AAᵀ` with every product and sum in float64.
+
+    Each device adds up its spans, then all add those sums.
+    """
 
     def total_of(rows: list[Array]) -> Array:
         with jax.enable_x64(True):
@@ -585,7 +621,7 @@ def _by_shards(
     gradients: Float[Array, "some draws size"],
     beside: PyTree,
 ) -> PyTree:
-    """Return `compute(gradients, beside)`, sums over the parameters of a block that the devices share.
+    """Return `compute(gradients, beside)`, summed over the devices' shares of parameters.
 
     Every device computes the sums over its own parameters for the examples of all devices, one device's after the other
     so that the numbers do not depend on which device an example is on; the parts are added in the order of the devices.
@@ -677,7 +713,9 @@ def _each(state: GramState, damping: Float[Array, ""], own: _Own | None, count: 
 def _solve(
     state: GramState, along: Float[Array, "batch draws rows"], damping: Float[Array, " batch"], own: _Own | None
 ) -> _Solved:
-    """c = V (μ + λ)⁻¹ Vᵀ k, as two numbers of the working type keep it, and what it leaves; in float64.
+    """Solve `(K + λI) c = k` in float64 by `c = V (μ + λ)⁻¹ Vᵀ k`.
+
+    c is returned as two numbers of the working type keep it, with what this c leaves.
 
     Args:
         state: The fitted state.
@@ -718,7 +756,10 @@ def _sizes(state: GramState, solved: _Solved, gradient: Float[Array, "*n"], erro
 
 
 def _of_solve(state: GramState, residual: Float[Array, "batch draws"], damping: Float[Array, " batch"]) -> Array:
-    """A bound of `ρᵀ(K + λI)⁻¹ρ'` for all pairs of draws; K without some rows has no smaller eigenvalue."""
+    """Bound `ρᵀ(K + λI)⁻¹ρ'` for all pairs of draws.
+
+    K without some rows has no smaller eigenvalue, so the bound holds for it too.
+    """
     return _pairs(residual, residual) / (_least(state) + damping)[:, None, None]
 
 
@@ -768,7 +809,7 @@ def _assessed(state: GramState, judged: _Judged, damping: Float[Array, ""], own:
 def _of_storage(
     state: GramState, judged: _Judged, damping: Float[Array, " batch"]
 ) -> Float[Array, "batch draws draws"]:
-    """A bound of what rounding the rows to bfloat16 changes in the forms.
+    """Bound what rounding the rows to bfloat16 changes in the forms.
 
     With Â the rows kept, `A = Â + E`, `x̂ = (ÂᵀÂ + λI)⁻¹g` and `ĉ = Âx̂`, the forms differ by `x̂ᵀΔx̂' − x̂ᵀΔ(C + λI)⁻¹Δx̂'`,
     `Δ = C − Ĉ = ÂᵀE + EᵀÂ + EᵀE = AᵀE + EᵀÂ`, and ‖(C + λI)^{-½}Aᵀ‖ ≤ 1.

@@ -33,7 +33,7 @@ Steps: TypeAlias = Literal["all", "one"]
 
 @dataclasses.dataclass(frozen=True)
 class IterationState:
-    """The problem, with the properties of its matrix that damping and steps need.
+    """The problem and the properties of its matrix for damping and steps.
 
     Subclasses add further fields.
 
@@ -297,7 +297,7 @@ _DAMPINGS = (1e-4, 1e-2, 1.0, 100.0)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ASTRAState(IterationState):
-    """The fitted state of ASTRA: an EK-FAC, and the length of a step.
+    """The fitted state of ASTRA: an EK-FAC and a step length.
 
     Attributes:
         preconditioner: K.
@@ -354,7 +354,7 @@ class ASTRA(Iterations[ASTRAState]):
         return tuple(cls(depth, samples=grid.samples, probes=grid.probes) for depth in grid.depths)
 
     def fit(self, problem: Problem, key: Key[Array, ""]) -> ASTRAState:
-        """Fit the EK-FAC, estimate the mean eigenvalue and ν, and draw the batches.
+        """Fit the EK-FAC, estimate mean eigenvalue and ν, draw the batches.
 
         Raises:
             CurvatureError: If the curvature is a Hessian, which has no EK-FAC.

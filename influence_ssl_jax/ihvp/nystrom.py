@@ -71,7 +71,7 @@ class Nystrom(Backend[NystromState]):
         return tuple(cls(rank, complement="mean") for rank in grid.ranks)
 
     def fit(self, problem: Problem, key: Key[Array, ""]) -> NystromState:
-        """Multiply random vectors by C, factorise, and estimate the trace of the remainder."""
+        """Multiply random vectors by C, factorise, and estimate the remainder's trace."""
         refuse_hessian(problem, self)
         products, like = flat_products(problem), trees.ravel(problem.params)
         draw_key, trace_key = jax.random.split(key)
@@ -94,7 +94,7 @@ class Nystrom(Backend[NystromState]):
         return state.mean
 
     def mean_error(self, state: NystromState) -> Float[Array, ""]:
-        """Return the relative standard error, from the spread of the probes of the remainder."""
+        """Return the relative standard error, from the spread of the remainder's probes."""
         return state.error
 
     def smallest_eigenvalue(self, state: NystromState) -> Float[Array, ""]:
@@ -116,7 +116,10 @@ class Nystrom(Backend[NystromState]):
         return trees.unravel(state.params, ((state.vectors @ flat) * weights) @ state.vectors + outside * flat)
 
     def draw_gram(self, state: NystromState, gradients: ExampleGradients, damping: Resolved) -> Form:
-        """Compute weighted inner products of `Q g`, by forward mode, and of the gradients."""
+        """Compute weighted inner products of `Q g` and of the gradients.
+
+        `Q g` is computed by forward mode.
+        """
         weights, outside = _weights(state, damping)
         rows = _coordinates(state, gradients)
         drawn = rows.reshape(gradients.draws, -1, rows.shape[1])
