@@ -1,6 +1,7 @@
-"""Run the commands and print their progress and results, one function per command.
+"""Run the commands and print their progress and results.
 
-Each function imports its run when it is called, so that a command does not load the others.
+There is one function for each command. Each function imports its run when it is called, so that a command does not load
+the others.
 """
 
 from rich.console import Console
@@ -20,7 +21,7 @@ def pretrain(settings: PretrainRun, out: Console) -> None:
 
 
 def import_encoder(settings: ImportRun, out: Console) -> None:
-    """Make an encoder from a file of weights, and print what is in the file."""
+    """Import an encoder, and print what is in its file of weights."""
     from influence_ssl_jax.runs.import_encoder import import_encoder
 
     made = import_encoder(settings)
@@ -40,7 +41,7 @@ def score(settings: ScoreRun, out: Console) -> None:
 
 
 def audit(settings: AuditRun, out: Console) -> None:
-    """Audit a folder of scores, and print how far they are from exact ones."""
+    """Audit a folder of scores, and print how exact they are."""
     from influence_ssl_jax.runs.audit import audit
 
     print_audit(audit(settings, Renderer(out)), out)

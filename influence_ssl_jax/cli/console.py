@@ -20,7 +20,9 @@ EVERY = 60.0
 
 
 class Renderer:
-    """A printer of the events of runs: a progress bar on a terminal, else a line per minute.
+    """A printer of the events of runs.
+
+    It shows a progress bar on a terminal, else a line per minute.
 
     Args:
         out: The console.
@@ -94,7 +96,10 @@ def _bars(out: Console) -> Bars:
 
 @contextlib.contextmanager
 def _lines(out: Console, doing: str, line: Callable[[], str]) -> Iterator[None]:
-    """Print a line every `EVERY` seconds during the block, if there is no terminal."""
+    """Print a line every `EVERY` seconds during the block.
+
+    It prints nothing if there is a terminal.
+    """
     if out.is_terminal or out.quiet:
         yield
         return
@@ -115,7 +120,9 @@ def _lines(out: Console, doing: str, line: Callable[[], str]) -> Iterator[None]:
 
 
 def speed(event: Advanced) -> str:
-    """Write the speed of all processes together; the first batch compiles and has no speed.
+    """Write the speed of all processes together.
+
+    The first batch compiles and has no speed.
 
     Examples:
         >>> speed(Advanced("scoring", 20, 100, 12.5))
@@ -154,7 +161,7 @@ def duration(seconds: float) -> str:
 
 
 def print_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], out: Console) -> None:
-    """Print a table whose first column is text and whose others are numbers."""
+    """Print a table: the first column is text, the others numbers."""
     shown = Table(box=SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
     for index, head in enumerate(heads):
         shown.add_column(head, justify="right" if index else "left")
@@ -174,7 +181,7 @@ def print_audit(record: dict[str, Any], out: Console) -> None:
 
 
 def print_comparison(rows: Sequence[dict[str, Plain]], out: Console) -> None:
-    """Print a table for each damping, then the failed backends with their reasons."""
+    """Print a table for each damping, then failed backends with reasons."""
     from influence_ssl_jax.report import backends  # loads matplotlib
 
     for damping in dict.fromkeys(row["damping"] for row in rows):

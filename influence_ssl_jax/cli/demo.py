@@ -1,4 +1,7 @@
-"""Pretrain, score and report on bundled images, and print how well planted images are found."""
+"""Pretrain, score and report on bundled images.
+
+Also print how well planted images are found.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -42,7 +45,10 @@ def summarise(folder: Path, out: Console) -> None:
 
 
 def table(title: str, found: Sequence[Recovery], values: Sequence[Sequence[float]], chance: Sequence[float]) -> Table:
-    """Make a table with rows for kinds and ends, and columns for score and baselines."""
+    """Make a table with kinds and ends as rows.
+
+    The columns are the score and the baselines.
+    """
     shown = Table(
         box=SIMPLE_HEAD,
         padding=(0, 0),
@@ -64,10 +70,11 @@ def table(title: str, found: Sequence[Recovery], values: Sequence[Sequence[float
 
 @dataclasses.dataclass(frozen=True)
 class Demo:
-    """Pretrain, score and report on bundled images, in minutes, without a download or an accelerator.
+    """Pretrain, score and report on bundled images in minutes.
 
-    The images are handwritten digits with planted exact and near duplicates, blank images and noise. The demo measures
-    how well the scores and simpler measures find these. Finished work is kept: repeat the command to continue.
+    Neither a download nor an accelerator is needed. The images are handwritten digits with planted exact and near
+    duplicates, blank images and noise. The demo measures how well the scores and simpler measures find these. Finished
+    work is kept: repeat the command to continue.
 
     influence-ssl demo --out demo
 

@@ -1,4 +1,4 @@
-"""Set up JAX for the command line: compiled programs, convolutions, precision of products."""
+"""Set up JAX for commands: compiled programs, convolutions, precision of products."""
 
 import importlib.metadata
 import os
@@ -10,11 +10,11 @@ FOLDER, LEAST = "JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_T
 
 
 def keep_compiled_programs(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Let JAX keep compiled programs, so that later runs with the same shapes start at once.
+    """Let JAX keep compiled programs for later runs.
 
-    Call it before JAX is imported. The folder is `$XDG_CACHE_HOME/influence-ssl/jax/<host>` (`~/.cache/…`); only the user
-    may read it, because a cached program is code. `JAX_COMPILATION_CACHE_DIR` sets another folder; if it is empty, no
-    program is kept.
+    Runs with the same shapes then start at once. Call it before JAX is imported. The folder is
+    `$XDG_CACHE_HOME/influence-ssl/jax/<host>` (`~/.cache/…`); only the user may read it, because a cached program is
+    code. `JAX_COMPILATION_CACHE_DIR` sets another folder; if it is empty, no program is kept.
 
     Examples:
         >>> environment = {"JAX_COMPILATION_CACHE_DIR": ""}
@@ -43,7 +43,9 @@ UNDERSTOOD_BY = ("0.10.2",)
 
 
 def keep_convolutions_whole() -> bool:
-    """Tell XLA not to fuse convolutions into calls of YNNPACK; return whether the flag was set.
+    """Tell XLA not to fuse convolutions into calls of YNNPACK.
+
+    Return whether the flag was set.
 
     Measured with ResNet-18 on two cores (`benchmarks/convolutions.py`): a gradient takes 0.71 of the time and a forward pass
     0.77, because both cores are busy.

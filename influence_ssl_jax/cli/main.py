@@ -1,4 +1,4 @@
-"""Run `influence-ssl`: find the command, parse its options, run it, and print errors."""
+"""Run `influence-ssl`: find a command, parse options, run it, print errors."""
 
 import contextlib
 import functools
@@ -26,7 +26,7 @@ WRONG, SIGNALLED = 2, 128
 
 
 class Command(NamedTuple):
-    """A command with the names of its parts, which are imported only when it runs.
+    """A command, whose named parts are imported only when it runs.
 
     Attributes:
         settings: `module:class` of a dataclass; its fields are the options and its docstring is the help.
@@ -162,7 +162,7 @@ def run(arguments: Sequence[str], out: Console | None = None, err: Console | Non
 
 
 def _replace_partner_error(error: RuntimeError) -> InfluenceError:
-    """Return the error to print if another process of the run has died.
+    """Return the error to print if another process has died.
 
     Raises:
         RuntimeError: The given error, if it has another cause.
@@ -189,7 +189,7 @@ class _Notes(logging.Handler):
 
 @contextlib.contextmanager
 def _print_notes(console: Console) -> Iterator[None]:
-    """Print the warnings of the package to the console, and nowhere else, during the block."""
+    """Print the package's warnings to the console only, during the block."""
     ours, handler = logging.getLogger("influence_ssl_jax"), _Notes(console)
     ours.addHandler(handler)
     ours.propagate = False

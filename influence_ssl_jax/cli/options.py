@@ -31,7 +31,10 @@ REGISTRY = tyro.constructors.ConstructorRegistry()
 def _backend_by_name(
     info: tyro.constructors.PrimitiveTypeInfo,
 ) -> tyro.constructors.PrimitiveConstructorSpec[Backend] | None:
-    """Read a backend inside a backend (the preconditioner of CG) by its name, with its default settings."""
+    """Read a backend inside a backend by its name.
+
+    It has its default settings. The preconditioner of CG is such a backend.
+    """
     if info.type is not Backend:
         return None
     return tyro.constructors.PrimitiveConstructorSpec(
@@ -87,7 +90,7 @@ class Choice(NamedTuple):
 
 
 def choices_of(hint: Any) -> dict[str, Choice]:
-    """Return the choices for a field of settings, by their names on the command line.
+    """Return a field's choices by their names on the command line.
 
     An abstract class stands for all entries of its registry, a union for its members, and `Pretrain` for all recipes. A
     field of another type has no choices.
@@ -129,18 +132,21 @@ def _subcommand(name: str, choice: Choice) -> Any:
 
 
 def _recipe(recipe: Pretrain) -> Choice:
-    """Return the choice of a recipe; its loss and optimiser are fixed, everything else is an option."""
+    """Return the choice of a recipe.
+
+    Its loss and optimiser are fixed, everything else is an option.
+    """
     loss, size = type(recipe.loss).__name__, f"{recipe.epochs} epochs in batches of {recipe.batch_size}"
     return Choice(Pretrain, f"{loss}, views {recipe.views}, {size}.", recipe)
 
 
 def _hyphenate(each: type) -> str:
-    """Return the name of a class in lower case, with hyphens between its words."""
+    """Return a class's name in lower case, with hyphens between words."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", each.__name__).lower()
 
 
 def _first_sentence(each: type) -> str:
-    """Return the first sentence of the docstring of a class, on one line."""
+    """Return the first sentence of a class's docstring, on one line."""
     text = " ".join(inspect.cleandoc(each.__doc__ or "").partition("\n\n")[0].split())
     return re.split(r"(?<=[.:]) ", text)[0].rstrip(".:") + "."
 
@@ -177,7 +183,7 @@ class Option(NamedTuple):
 
 
 def write_help(settings: type, words: Sequence[str], program: str, description: str, width: int) -> str:
-    """Write the help of a command, or that of one of its choices if `words` name one.
+    """Write a command's help, or that of the choice in `words`.
 
     Args:
         settings: The settings of the command.
@@ -264,7 +270,10 @@ def _fields(settings: type) -> Iterator[tuple[dataclasses.Field, Any]]:
 
 
 def _options(settings: type) -> Iterator[Option]:
-    """Yield the options of a command; a group of settings is one option unless it is inline."""
+    """Yield the options of a command.
+
+    A group of settings is one option unless it is inline.
+    """
     said = _attributes(settings)
     for each, hint in _fields(settings):
         if choices_of(hint):
@@ -324,7 +333,7 @@ def _in_words(value: Any) -> str:
 
 
 def _value(hint: Any) -> str:
-    """Return what stands for the value of an option: its choices, or its type."""
+    """Return what stands for an option's value: its choices or type."""
     origin, inside = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return "{" + ",".join(map(str, inside)) + "}"
@@ -351,7 +360,7 @@ def _attributes(settings: type) -> dict[str, str]:
 
 
 def _first_clause(text: str) -> str:
-    """Return a text up to its first `.`, `;` or `:` outside parentheses.
+    """Return text up to the first `.`, `;` or `:` outside parentheses.
 
     Examples:
         >>> _first_clause("Parts of a path (`head`; `!` removes); all if there are none.")
@@ -366,7 +375,10 @@ def _first_clause(text: str) -> str:
 
 
 def _brief(option: Option, width: int) -> list[str]:
-    """Write an option in a line or two: the first clause of its text, and its default."""
+    """Write an option briefly: its text's first clause, and its default.
+
+    This takes a line or two.
+    """
     default = f" ({option.default})" if option.default else ""
     inner = f". NAME: {', '.join(option.inner)}" if option.inner else ""
     return _entry(f"{option.name} {option.value}".strip(), f"{_first_clause(option.text)}{inner}{default}", width)
@@ -399,7 +411,7 @@ def _default_choice(field: dataclasses.Field, choices: dict[str, Choice]) -> str
 
 
 def wrap_paragraphs(text: str, width: int) -> str:
-    r"""Wrap paragraphs; a long command continues on the next line after a backslash.
+    r"""Wrap paragraphs; a long command continues after a backslash.
 
     Examples:
         >>> print(wrap_paragraphs("influence-ssl report runs/cifar10 --images 60", 40))

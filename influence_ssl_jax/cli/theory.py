@@ -1,4 +1,4 @@
-"""Check every statement of the theory, and write the results as a table, JSON and a page."""
+"""Check every statement of the theory; write table, JSON and page."""
 
 import dataclasses
 import json as jsons
@@ -81,7 +81,10 @@ def theory(settings: Theory, out: Console) -> None:
 
 
 def table(verdicts: Sequence[Verdict]) -> Table:
-    """Make a table with verdicts, and for each check its measured number, limit and draws."""
+    """Make a table of verdicts and their checks.
+
+    For each check it has the measured number, limit and draws.
+    """
     written = Table(title="The theory of Influence-SSL", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     written.add_column("item, verdict, checks", overflow="fold")
     written.add_column("measured", justify="right", no_wrap=True)
