@@ -1,4 +1,4 @@
-"""Compare the images of a source with digests that were taken before, example by example."""
+"""Compare a source's images, one by one, with digests taken before."""
 
 import dataclasses
 from collections.abc import Sequence

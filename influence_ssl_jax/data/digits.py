@@ -1,4 +1,4 @@
-"""Define the bundled data set: handwritten digits with planted duplicates, blank and noise images."""
+"""Define the bundled handwritten digits with planted duplicates, blanks and noise."""
 
 import dataclasses
 
@@ -25,11 +25,12 @@ class _Row:
 
 @dataclasses.dataclass(frozen=True)
 class Digits(Source):
-    """The 1,797 digits of scikit-learn, enlarged to RGB, with planted duplicates, blank and noise images.
+    """The 1,797 digits of scikit-learn with planted duplicates, blanks and noise.
 
-    They need no download. The attributes contain the truth: `planted` is none, exact_duplicate, near_duplicate, blank or
-    noise; `original` is the index of the digit that a duplicate repeats, else −1; `label` is the digit, null for blank and
-    noise. A digit that is repeated has `planted` = none, because no pixel distinguishes a copy from its original.
+    They are enlarged to RGB. They need no download. The attributes contain the truth: `planted` is none,
+    exact_duplicate, near_duplicate, blank or noise; `original` is the index of the digit that a duplicate repeats, else
+    −1; `label` is the digit, null for blank and noise. A digit that is repeated has `planted` = none, because no pixel
+    distinguishes a copy from its original.
 
     Attributes:
         size: Height and width of an image in pixels.

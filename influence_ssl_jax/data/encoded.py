@@ -30,18 +30,24 @@ _GONE = (errno.ENOENT, errno.ENOTDIR)
 
 
 class UndecodableImage(ValueError):
-    """The error that bytes are not a complete image; the message is the reason."""
+    """The error that bytes are not a complete image.
+
+    The message is the reason.
+    """
 
 
 class _Memory:
-    """The memory that threads share; a thread that would exceed it waits for the others."""
+    """The memory that threads share.
+
+    A thread that would exceed it waits for the others.
+    """
 
     def __init__(self) -> None:
         self._held, self._changed = 0, threading.Condition()
 
     @contextlib.contextmanager
     def hold(self, size: int) -> Iterator[None]:
-        """Wait until `size` more bytes are within `MAX_BYTES`, and hold them during the block."""
+        """Hold `size` bytes during the block, once `MAX_BYTES` allows them."""
         with self._changed:
             self._changed.wait_for(lambda: not self._held or self._held + size <= MAX_BYTES)
             self._held += size
@@ -57,7 +63,7 @@ _memory = _Memory()
 
 
 def read_file(path: Path) -> bytes:
-    """Return the bytes of a regular file; pipes and devices are not read.
+    """Return the bytes of a regular file, never of pipes or devices.
 
     Raises:
         UndecodableImage: If the file is gone, is a link to nothing, is no regular file, or is too large.
@@ -78,7 +84,10 @@ def read_file(path: Path) -> bytes:
 
 
 def unreachable_error(what: str, error: BaseException) -> DataError:
-    """Return the error that data cannot be read at present, although no damage is known."""
+    """Return the error that data cannot be read at present.
+
+    No damage is known.
+    """
     return DataError(
         f"{what} cannot be read: {error}. This is no damage of an image, so none is skipped for it. Repair the cause (or "
         "leave the image out with --source.only) and repeat the command; finished work is kept."
@@ -86,7 +95,7 @@ def unreachable_error(what: str, error: BaseException) -> DataError:
 
 
 def _read_regular(path: Path) -> bytes:
-    """Return the bytes of a file after checks of its kind and size."""
+    """Return a file's bytes after checks of its kind and size."""
     # Without O_NONBLOCK, opening a pipe would wait for its writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
@@ -99,7 +108,7 @@ def _read_regular(path: Path) -> bytes:
 
 
 def decode(stored: Path | bytes) -> np.ndarray:
-    """Decode an image; grey, colour, alpha and 16 bits stay as they are.
+    """Decode an image; keep grey, colour, alpha and 16 bits.
 
     Palettes, bitmaps, CMYK and other colour spaces become RGB (RGBA if they have transparency). The EXIF orientation is
     applied. The first frame of an animation is read. Only `FORMATS` are decoded.
@@ -155,7 +164,10 @@ def _decoding_bytes(image: Image.Image) -> int:
 
 
 def _to_array(image: Image.Image) -> np.ndarray:
-    """Convert an image of Pillow to an array; unusual colours become grey, RGB or RGBA."""
+    """Convert an image of Pillow to an array.
+
+    Unusual colours become grey, RGB or RGBA.
+    """
     if image.mode in _AS_STORED:
         return np.asarray(image)
     if image.mode == "1":

@@ -1,4 +1,7 @@
-"""Define data sets of image files in a folder, with an optional table of attributes."""
+"""Define data sets of image files in a folder.
+
+A table of attributes may be given.
+"""
 
 import dataclasses
 import functools
@@ -91,7 +94,7 @@ class Folder(Source):
         return OpenFolder(root, found, matched.columns, labels, notes, self.links)
 
     def _match(self, root: Path, found: Listing) -> Matched:
-        """Return the attributes of the files: those of the table, or the subfolder."""
+        """Return the files' attributes: those of the table, or the subfolder."""
         if self.table is None:
             names = (printable(posixpath.dirname(name)) for name in found.images)
             folders = pa.array(names, pa.string(), size=len(found.images))
@@ -127,7 +130,7 @@ class OpenFolder(Encoded):
         return -1 if self._labels is None else int(self._labels.labels[index])
 
     def class_names(self) -> tuple[str, ...] | None:
-        """Return the values of the class column, in the order of their numbers."""
+        """Return the values of the class column, in order of numbers."""
         return None if self._labels is None else self._labels.values
 
     def _stored(self, index: int) -> bytes:
@@ -168,7 +171,7 @@ class OpenFolder(Encoded):
         return self._identity
 
     def notes(self) -> tuple[str, ...]:
-        """Return notes on rows and images without a match, and on entries that are left out."""
+        """Return notes on unmatched rows and images, and left-out entries."""
         return self._notes
 
 

@@ -1,4 +1,4 @@
-"""Find the files of a data set: in a folder, by a pattern, or at an address."""
+"""Find a data set's files: by folder, pattern or address."""
 
 import dataclasses
 import errno
@@ -70,7 +70,7 @@ class StoredFile:
 
 
 def find_files(path: str, endings: Sequence[str]) -> list[StoredFile]:
-    """Find the files of a data set, in the order of their names.
+    """Find a data set's files, in the order of their names.
 
     Args:
         path: A file, a folder (all files in it and below with one of the endings), a pattern with `*`, or a range
@@ -95,7 +95,7 @@ def find_files(path: str, endings: Sequence[str]) -> list[StoredFile]:
 
 
 def _expand_ranges(path: str) -> list[str]:
-    """Expand the ranges of a path, such as `{00..03}`, to all its paths."""
+    """Expand a path's ranges, such as `{00..03}`, to all its paths."""
     ranges = _RANGE.findall(path)
     numbers = [[str(k).zfill(len(low)) for k in range(int(low), int(high) + 1)] for low, high in ranges]
     parts = _RANGE.sub("\0", path).split("\0")
@@ -138,9 +138,10 @@ _CLOSED = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 class Names(Sequence[str]):
-    """File names in one array of bytes: about 30 bytes each, where Python's texts take 100.
+    """File names in one array of bytes.
 
-    A name becomes text when it is read. Bytes that are not UTF-8 become surrogates, as in `os.fsdecode`.
+    A name takes about 30 bytes, where Python's texts take 100. A name becomes text when it is read. Bytes that are not
+    UTF-8 become surrogates, as in `os.fsdecode`.
     """
 
     def __init__(self, stored: pa.LargeBinaryArray) -> None:
@@ -221,7 +222,7 @@ class _Entries:
 
 
 def list_in_first_process(root: Path, links: Links = "skip") -> Listing:
-    """List the images below `root` in the first process, and send the list to the others.
+    """List the images below `root` in the first process, for all.
 
     One process asks the file system, and all processes of the run have the same list.
 
@@ -286,7 +287,10 @@ def list_images(root: Path, links: Links = "skip") -> Listing:
 def _enter(
     entry: os.DirEntry[str], name: str, above: frozenset[tuple[int, int]], links: Links, found: _Entries
 ) -> list[tuple[str, frozenset[tuple[int, int]]]]:
-    """Record an entry; return the folder to list next, with the folders above it, if it is one."""
+    """Record an entry; return the folder to list next, if any.
+
+    The folders above it are returned too.
+    """
     try:
         is_folder = entry.is_dir()
     except OSError:  # a link to itself
@@ -317,7 +321,7 @@ def _place(folder: Path) -> tuple[int, int]:
 
 
 def _size(entry: os.DirEntry[str]) -> int:
-    """Return the size of a regular file in bytes, −1 for every other entry."""
+    """Return a regular file's size in bytes, −1 for other entries."""
     try:
         status = entry.stat()
     except OSError:
@@ -326,7 +330,10 @@ def _size(entry: os.DirEntry[str]) -> int:
 
 
 def _natural_order(names: Sequence[bytes]) -> Int[np.ndarray, " names"]:
-    """Return the natural order of names: numbers by value (2.jpg before 10.jpg), then by text."""
+    """Return the natural order of names.
+
+    Numbers are sorted by value (2.jpg before 10.jpg), then names by text.
+    """
     keys = pa.array((_NUMBER.sub(_sortable_number, name) for name in names), pa.large_binary(), size=len(names))
     table = pa.table({"key": keys, "name": pa.array(names, pa.large_binary())})
     order = pc.sort_indices(table, sort_keys=[("key", "ascending"), ("name", "ascending")])
@@ -337,6 +344,9 @@ _NUMBER = re.compile(rb"[0-9]+")
 
 
 def _sortable_number(number: re.Match[bytes]) -> bytes:
-    """Write a number as its length in four digits and its digits, which texts sort by value."""
+    """Write a number so that texts sort by value.
+
+    The text is the length in four digits, then the digits.
+    """
     digits = number[0].lstrip(b"0") or b"0"
     return b"%04d%s" % (len(digits), digits)

@@ -112,10 +112,11 @@ def batches(
 
 
 def decoding_threads(environment: Mapping[str, str] = os.environ, quota: Path = _QUOTA) -> int:
-    """Return the number of threads that decode: that of the cores, at most `MOST_THREADS`.
+    """Return the number of threads that decode.
 
-    The cores are those that the process may run on, or fewer if its control group has less time. The environment variable
-    INFLUENCE_SSL_THREADS sets another number, for example if several processes share a machine.
+    It is that of the cores, at most `MOST_THREADS`. The cores are those that the process may run on, or fewer if its
+    control group has less time. The environment variable INFLUENCE_SSL_THREADS sets another number, for example if
+    several processes share a machine.
 
     Raises:
         DataError: If the variable is not a whole number of at least 1.
@@ -158,7 +159,9 @@ def count_examples(source: OpenSource, batch_size: int) -> int:
 def load(
     source: OpenSource, transform: ToInput, indices: Int[np.ndarray, " count"]
 ) -> tuple[list[Example], list[Skipped]]:
-    """Read and transform examples; return these with their digests, and those that cannot be used.
+    """Read and transform examples.
+
+    Return these with their digests, and those that cannot be used.
 
     Raises:
         DataError: As `data.source.retry`.
@@ -176,7 +179,7 @@ def load(
 
 
 def chunks(order: Int[np.ndarray, " count"], size: int) -> Iterator[Int[np.ndarray, " chunk"]]:
-    """Divide an order into chunks of `size`; the last one may be smaller.
+    """Divide an order into chunks of `size`, the last maybe smaller.
 
     Examples:
         >>> import numpy as np
@@ -226,7 +229,7 @@ def stack(
     key: Key[Array, ""],
     places: Sequence[int] | None = None,
 ) -> LoadedBatch:
-    """Stack transformed examples to a batch of `batch_size` rows; missing rows are padding.
+    """Stack transformed examples to `batch_size` rows; missing rows are padding.
 
     Args:
         examples: The examples.
@@ -253,7 +256,10 @@ def stack(
 
 
 def _host(array: np.ndarray) -> Any:
-    """Return an array of NumPy as a leaf of a batch, before it is on a device."""
+    """Return an array of NumPy as a leaf of a batch.
+
+    It is not yet on a device.
+    """
     return array
 
 
@@ -264,7 +270,10 @@ def _shape(transform: ToInput) -> tuple[int, int, int]:
 
 @jax.jit
 def example_keys(key: Key[Array, ""], index: Int[Array | np.ndarray, " batch"]) -> Key[Array, " batch"]:
-    """Return `fold_in(key, index)` for each example: a key that does not depend on its batch."""
+    """Return `fold_in(key, index)` for each example.
+
+    Such a key does not depend on the batch.
+    """
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
 
 
@@ -337,7 +346,9 @@ class Cached(OpenSource):
 
 
 def cache(source: OpenSource, transform: ToInput, max_bytes: int = MAX_BYTES) -> Cached:
-    """Read and transform every image once and keep it in memory, for many epochs.
+    """Read and transform every image once, and keep it in memory.
+
+    This is for many epochs.
 
     Raises:
         DataError: If the transformed images need more than `max_bytes`.
@@ -410,11 +421,12 @@ def draw_curvature_set(
     seed: int,
     part: Callable[[int], range] | None = None,
 ) -> CurvatureDraw:
-    """Draw the curvature set: `count` random examples, in batches with leading axes [num_batches, batch].
+    """Draw the curvature set: `count` random examples, in batches.
 
-    `seed` determines a permutation of the source, and the first usable examples of it are taken; those that cannot be used
-    are left out and logged. There are `count // batch_size` batches, or one smaller batch if `count` or the source has
-    fewer examples than a batch. The key of an example is derived from the seed and its index.
+    The leading axes are [num_batches, batch]. `seed` determines a permutation of the source, and the first usable
+    examples of it are taken; those that cannot be used are left out and logged. There are `count // batch_size`
+    batches, or one smaller batch if `count` or the source has fewer examples than a batch. The key of an example is
+    derived from the seed and its index.
 
     Args:
         source: The examples to draw from.
@@ -525,7 +537,7 @@ def _fill_rows(
     rows: range,
     rng: np.random.Generator,
 ) -> tuple[list[Example], list[Skipped]]:
-    """Load some rows of a batch, with random substitutes for examples that cannot be used.
+    """Load rows of a batch, with random substitutes for unusable examples.
 
     A row draws substitutes until one can be used: first from the examples `row, row + batch, row + 2 batch, …`, then from
     all. In the first step two rows cannot take the same example, and no row depends on the other rows that are loaded. The

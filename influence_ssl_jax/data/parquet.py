@@ -1,4 +1,7 @@
-"""Define data sets of images in parquet or arrow files, the formats of Hugging Face's data sets."""
+"""Define data sets of images in parquet or arrow files.
+
+These are the formats of Hugging Face's data sets.
+"""
 
 import collections
 import dataclasses
@@ -107,7 +110,7 @@ def _holds_images(kind: pa.DataType) -> bool:
 
 
 def _image_column(schema: pa.Schema, wanted: str | None) -> str:
-    """Return the column of images: the wanted one, or `image`, or the only one.
+    """Return the image column: the wanted one, `image`, or the only one.
 
     Raises:
         DataError: If there is no such column, or there are several.
@@ -124,7 +127,7 @@ def _image_column(schema: pa.Schema, wanted: str | None) -> str:
 
 
 class _File:
-    """A file and its footer; one thread at a time reads from it."""
+    """A file and its footer, read by one thread at a time."""
 
     def __init__(self, file: StoredFile, reader: Any, sizes: list[int]) -> None:
         self.stored, self.sizes = file, sizes
@@ -143,7 +146,10 @@ class _File:
             return pa.Table.from_batches([self._reader.to_batches()[number]]).select(columns)
 
     def layout(self) -> str:
-        """Describe how the rows are stored, which distinguishes most files of the same size."""
+        """Describe how the rows are stored.
+
+        This distinguishes most files of the same size.
+        """
         if not isinstance(self._reader, parquet.ParquetFile):
             return str(self.sizes)
         groups = (self._reader.metadata.row_group(k) for k in range(len(self.sizes)))
@@ -169,12 +175,15 @@ def _file(file: StoredFile) -> _File:
 
 
 def _is_damage(error: Exception) -> bool:
-    """Test whether an error means a damaged file: arrow gives such errors no number."""
+    """Test whether an error means a damaged file.
+
+    Arrow gives such errors no number.
+    """
     return not isinstance(error, OSError) or (error.errno is None and not is_temporary(error))
 
 
 def _map_arrow(file: StoredFile) -> pa.Table:
-    """Map an arrow file into memory, in either of the two formats of arrow."""
+    """Map a file in either of arrow's two formats into memory."""
     if not file.is_local:
         raise DataError(
             f"{file.path!r} is an arrow file on another machine. Copy it to this machine, or write it as parquet."
@@ -188,7 +197,10 @@ def _map_arrow(file: StoredFile) -> pa.Table:
 
 
 class _Kept:
-    """A cache of the row groups that were used last: their images, or why they are damaged."""
+    """A cache of the row groups that were used last.
+
+    It holds their images, or why they are damaged.
+    """
 
     def __init__(self, files: Sequence[_File], column: str, limit: int) -> None:
         self._files, self._column, self._limit = files, column, limit
@@ -225,14 +237,17 @@ def _bytes(held: pa.ChunkedArray | str) -> int:
 
 
 class _Labels(NamedTuple):
-    """The class of each row as a number, and the names or values of the classes."""
+    """Each row's class as a number, and the classes' names or values."""
 
     numbers: Int[np.ndarray, " rows"]
     values: tuple[str, ...]
 
 
 class OpenParquet(Encoded):
-    """An opened data set of parquet or arrow files: their rows, one file after the other."""
+    """An opened data set of parquet or arrow files.
+
+    Its rows are those of one file after the other.
+    """
 
     def __init__(self, settings: Parquet, files: Sequence[_File], schema: pa.Schema, image: str) -> None:
         self._files, self._image, self._settings = files, image, settings
@@ -259,7 +274,7 @@ class OpenParquet(Encoded):
         return int(self._labels.numbers[index])
 
     def class_names(self) -> tuple[str, ...] | None:
-        """Return the names or values of the classes, in the order of their numbers."""
+        """Return the classes' names or values, in order of their numbers."""
         return self._labels.values or None
 
     def _stored(self, index: int) -> bytes:
@@ -322,7 +337,7 @@ class OpenParquet(Encoded):
             ) from error
 
     def _read_ids(self, schema: pa.Schema) -> list[str]:
-        """Return the ids of all rows: a column, or paths of images, or file and row."""
+        """Return all rows' ids: a column, images' paths, or file and row."""
         ids: list[str | None] = [None] * len(self)
         kind = schema.field(self._image).type
         if self._settings.id is not None:
@@ -335,7 +350,10 @@ class OpenParquet(Encoded):
         return [printable(name or place) for name, place in zip(ids, places, strict=True)]
 
     def _paths(self) -> list[str | None]:
-        """Return the path of every image; only arrow files need to read the images for it."""
+        """Return the path of every image.
+
+        Only arrow files need to read the images for it.
+        """
         paths: list[str | None] = []
         for f, g in self._groups:
             try:
@@ -394,7 +412,7 @@ def _image_bytes(value: Any) -> bytes:
 
 
 def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """Return the names of the classes of each column that Hugging Face declares a class label."""
+    """Return class names of columns that Hugging Face declares class labels."""
     try:
         described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = described["info"]["features"]

@@ -1,4 +1,4 @@
-"""Select a part of a data set by the ids of its examples."""
+"""Select a part of a data set by its examples' ids."""
 
 import collections
 import dataclasses
@@ -25,7 +25,7 @@ _YES, _NO = frozenset({"true", "yes", "1", "1.0"}), frozenset({"false", "no", "0
 
 
 class Selection(OpenSource):
-    """Some examples of another source, in its order, with new numbers from 0."""
+    """Some examples of a source, in its order, numbered from 0."""
 
     def __init__(self, source: OpenSource, chosen: Int[np.ndarray, " chosen"], notes: tuple[str, ...] = ()) -> None:
         self._source, self._chosen, self._notes = source, chosen, notes
@@ -63,7 +63,7 @@ class Selection(OpenSource):
         return [every[int(index)] for index in self._chosen]
 
     def labels(self) -> Int[np.ndarray, " examples"]:
-        """Return the classes of the selected examples, with the numbers of the whole source."""
+        """Return the selected examples' classes, with the whole source's numbers."""
         return self._source.labels()[self._chosen]
 
     def truth(self) -> tuple[str, ...]:
@@ -87,7 +87,7 @@ class Selection(OpenSource):
         return table
 
     def fingerprint(self) -> str:
-        """Return a hash of the fingerprint of the source and of the selection."""
+        """Return a hash of the source's fingerprint and the selection."""
         return digest("selected", self._source.fingerprint(), self._chosen.astype("<i8").tobytes())
 
     def notes(self) -> tuple[str, ...]:
@@ -101,7 +101,7 @@ def _renumber(read: Kind, index: int) -> Kind:
 
 
 def select(source: OpenSource, file: str) -> Selection:
-    r"""Select the examples whose ids a file names, in the order of the source.
+    r"""Select the examples whose ids a file names, in source order.
 
     Args:
         source: All examples.

@@ -97,7 +97,10 @@ class Shards(Source):
 
 
 class OpenShards(Encoded):
-    """An opened data set of archives: their samples, one archive after the other."""
+    """An opened data set of archives.
+
+    Its samples are those of one archive after the other.
+    """
 
     def __init__(
         self, settings: Shards, archives: Sequence[StoredFile], samples: pa.Table, notes: tuple[str, ...]
@@ -158,9 +161,10 @@ class OpenShards(Encoded):
         return digest("shards", *files, *self._ids, *places, known, str(self._columns.schema), *columns)
 
     def fingerprint(self) -> str:
-        """Return a hash of archives (names, sizes), images (names, positions, sizes), attributes and classes.
+        """Return a hash of archives, images, attributes and classes.
 
-        The bytes of the images are not part of it: if an image is replaced by one of the same size, the hash stays.
+        Archives count by name and size, images by name, position and size. The bytes of the images are not part of it:
+        if an image is replaced by one of the same size, the hash stays.
         """
         return self._identity
 
@@ -185,7 +189,7 @@ class OpenShards(Encoded):
 
 
 def _read_index(archive: StoredFile, image: str | None) -> tuple[pa.Table, tuple[str, ...]]:
-    """Return the samples of an archive and notes, from the cache if possible."""
+    """Return an archive's samples and notes, from the cache if possible."""
     kept = (
         _cache_folder() / f"{digest(str(FORMAT), archive.path, str(archive.size), archive.version, str(image))}.parquet"
     )
@@ -208,7 +212,7 @@ def _cache_folder() -> Path:
 
 
 def _keep(table: pa.Table, file: Path) -> None:
-    """Write an index to the cache, if the cache can be written to."""
+    """Write an index to the cache, if that is possible."""
     unfinished = file.with_suffix(f".{os.getpid()}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -221,7 +225,7 @@ def _keep(table: pa.Table, file: Path) -> None:
 
 @dataclasses.dataclass
 class _Sample:
-    """A sample: the positions of its files, and the texts of those that are read at once."""
+    """A sample: its files' positions, and the texts read at once."""
 
     key: str
     fields: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)  # ending → offset, size
@@ -229,7 +233,7 @@ class _Sample:
 
 
 def _scan(archive: StoredFile, image: str | None) -> tuple[pa.Table, tuple[str, ...]]:
-    """Find the samples of an archive in one pass over the headers of its files.
+    """Find an archive's samples in one pass over its files' headers.
 
     Raises:
         DataError: If it is compressed, not a tar archive, or cannot be read.
@@ -263,12 +267,15 @@ def _scan(archive: StoredFile, image: str | None) -> tuple[pa.Table, tuple[str, 
 
 
 def _is_image(ending: str, wanted: str | None) -> bool:
-    """Test whether a file of this ending is the image of its sample."""
+    """Test whether a file with this ending is its sample's image."""
     return ending == wanted.lower().lstrip(".") if wanted else f".{ending.rpartition('.')[2]}" in EXTENSIONS
 
 
 def _samples(file: Any, archive: StoredFile, strange: dict[str, list[str]]) -> Iterator[_Sample]:
-    """Yield the samples of an archive; add what is left out to `strange`, by reason."""
+    """Yield the samples of an archive.
+
+    What is left out is added to `strange`, by reason.
+    """
     sample: _Sample | None = None
     for member in _members(file, archive, strange):
         named = _SAMPLE.match(member.name)
@@ -293,7 +300,10 @@ def _samples(file: Any, archive: StoredFile, strange: dict[str, list[str]]) -> I
 
 
 def _members(file: Any, archive: StoredFile, strange: dict[str, list[str]]) -> Iterator[tarfile.TarInfo]:
-    """Yield the files of an archive up to the first damage, which is added to `strange`."""
+    """Yield an archive's files up to the first damage.
+
+    The damage is added to `strange`.
+    """
     last = "its beginning"
     end = 0
     damage = "the archive is damaged, the files after the damage are lost"
@@ -316,7 +326,10 @@ def _members(file: Any, archive: StoredFile, strange: dict[str, list[str]]) -> I
 
 
 def _text(file: Any, member: tarfile.TarInfo) -> str | None:
-    """Return a text file of an archive; None if it is above 1 MiB or not UTF-8."""
+    """Return a text file of an archive.
+
+    It is None if the file is above 1 MiB or not UTF-8.
+    """
     if member.size > _LONGEST_TEXT:
         return None
     file.seek(member.offset_data)
@@ -327,7 +340,7 @@ def _text(file: Any, member: tarfile.TarInfo) -> str | None:
 
 
 def _columns(samples: pa.Table, ids: Sequence[str]) -> tuple[pa.Table, tuple[str, ...]]:
-    """Return the attributes of all samples, and notes on what cannot be an attribute."""
+    """Return all samples' attributes, and notes on what cannot be one."""
     columns: dict[str, list[Any]] = {}
     broken: list[str] = []
     left: dict[str, None] = {}
@@ -365,7 +378,10 @@ def _to_numbers(texts: list[str | None]) -> list[Any]:
 
 
 def _column(values: list[Any]) -> pa.Array:
-    """Return values as a column: of their type, or of text if they have several types."""
+    """Return values as a column of their type.
+
+    If they have several types, the column is of text.
+    """
     try:
         return pa.array(values)
     except (pa.ArrowException, OverflowError):

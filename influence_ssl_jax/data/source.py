@@ -149,7 +149,10 @@ def read_all(source: "OpenSource", indices: Sequence[int]) -> Iterator[Example |
 
 
 class OpenSource(abc.ABC):
-    """An opened data set: numbered examples, read in any order and by several threads at once."""
+    """An opened data set of numbered examples.
+
+    They are read in any order, and by several threads at once.
+    """
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -164,9 +167,10 @@ class OpenSource(abc.ABC):
         """
 
     def read_many(self, indices: Sequence[int]) -> Iterator[Example | Skipped]:
-        """Read several examples one after the other; one decoded image is in memory at a time.
+        """Read several examples one after the other.
 
-        An example that cannot be used is yielded as `Skipped`. A source overrides this if reading together is faster.
+        One decoded image is in memory at a time. An example that cannot be used is yielded as `Skipped`. A source
+        overrides this if reading together is faster.
         """
         return (read_or_skip(self.read, index) for index in indices)
 
@@ -195,18 +199,22 @@ class OpenSource(abc.ABC):
 
     @abc.abstractmethod
     def attributes(self) -> pa.Table | None:
-        """Return the attributes, one row for each example, in order; None if there are none."""
+        """Return the attributes, one row per example in order, or None."""
 
     @abc.abstractmethod
     def fingerprint(self) -> str:
-        """Return a hash that changes if examples are added, removed, renamed, resized or reordered.
+        """Return a hash of the examples.
 
-        Classes and attributes are part of it. Of images on disk, the sizes are part of it and the content is not: an
-        image that is replaced by another one of the same name and number of bytes leaves the hash unchanged.
+        It changes if examples are added, removed, renamed, resized or reordered. Classes and attributes are part of it.
+        Of images on disk, the sizes are part of it and the content is not: an image that is replaced by another one of
+        the same name and number of bytes leaves the hash unchanged.
         """
 
     def class_names(self) -> tuple[str, ...] | None:
-        """Return the names of the classes 0, 1, …; None if the source itself has numbers."""
+        """Return the names of the classes 0, 1, …, or None.
+
+        It is None if the source itself has numbers.
+        """
         return None
 
     def content(self, index: int) -> bytes:
@@ -220,13 +228,18 @@ class OpenSource(abc.ABC):
         return content_of(self.read(index))
 
     def notes(self) -> tuple[str, ...]:
-        """Return what was noticed on opening and does not prevent use, one line each, with counts."""
+        """Return what was noticed on opening, one line each.
+
+        Lines give counts; nothing in them prevents use.
+        """
         return ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source(abc.ABC):
-    """The description of a data set: settings, options on the command line, and key in caches.
+    """The description of a data set.
+
+    It serves as settings, as options on the command line, and as key in caches.
 
     Attributes:
         only: A file with the ids of the examples that are used; all others are left out. It is a list with one id per line
@@ -237,7 +250,7 @@ class Source(abc.ABC):
     only: str | None = dataclasses.field(default=None, kw_only=True)
 
     def open(self) -> OpenSource:
-        """Find the data, check them, and leave out what `only` does not name.
+        """Find and check the data, and leave out what `only` excludes.
 
         Pixels on disk are not read.
 
@@ -251,7 +264,10 @@ class Source(abc.ABC):
         return select(self._open(), self.only)
 
     def absolute(self) -> "Source":
-        """Return the same data set with absolute paths, so that it is found from any folder."""
+        """Return the same data set with absolute paths.
+
+        It is then found from any folder.
+        """
         return dataclasses.replace(self, only=absolute_path(self.only))
 
     @abc.abstractmethod
@@ -271,7 +287,9 @@ def absolute_path(path: str | None) -> str | None:
 
 
 def digest(*parts: str | bytes) -> str:
-    """Return a stable hash (BLAKE2b, 32 hexadecimal digits) of a sequence of texts, boundaries included.
+    """Return a stable hash of a sequence of texts.
+
+    It is BLAKE2b, 32 hexadecimal digits; boundaries of texts are included.
 
     Examples:
         >>> from influence_ssl_jax.data.source import digest
@@ -287,7 +305,9 @@ def digest(*parts: str | bytes) -> str:
 
 
 def content_digest(stored: bytes | np.ndarray) -> bytes:
-    """Return 16 bytes of BLAKE2b over encoded bytes, or over an array's type, shape and bytes.
+    """Return 16 bytes of BLAKE2b over encoded bytes or an array.
+
+    Of an array, type, shape and bytes count.
 
     Examples:
         >>> from influence_ssl_jax.data.source import content_digest
@@ -304,12 +324,14 @@ def content_digest(stored: bytes | np.ndarray) -> bytes:
 
 
 def content_of(example: Example) -> bytes:
-    """Return the digest of an example; if its source computed none, that of its pixels."""
+    """Return an example's digest; of its pixels if its source gives none."""
     return example.content or content_digest(example.image)
 
 
 def note_names(what: str, names: Sequence[str], shown: int = 3) -> tuple[str, ...]:
-    """Return one line with a count and the first names; nothing if there are no names.
+    """Return one line with a count and the first names.
+
+    There is no line if there are no names.
 
     Examples:
         >>> from influence_ssl_jax.data.source import note_names
@@ -323,7 +345,7 @@ def note_names(what: str, names: Sequence[str], shown: int = 3) -> tuple[str, ..
 
 
 def require_classes(source: OpenSource, classes: int) -> None:
-    """Refuse a source with an example whose class is unknown or not among the first `classes`.
+    """Refuse a source with classes unknown or beyond the first `classes`.
 
     Raises:
         DataError: If there are such examples; the message counts them.
@@ -340,6 +362,9 @@ def require_classes(source: OpenSource, classes: int) -> None:
 
 
 def repeated_ids(ids: Iterable[str]) -> tuple[str, ...]:
-    """Return a note on ids that several examples share; only the index tells these apart."""
+    """Return a note on ids that several examples share.
+
+    Only the index tells these apart.
+    """
     again = [name for name, times in collections.Counter(ids).items() if times > 1]
     return note_names("ids that name more than one example, distinguished by the index", again)

@@ -12,7 +12,7 @@ from influence_ssl_jax.errors import DataError
 
 @dataclasses.dataclass(frozen=True)
 class Synthetic(Source):
-    """Noisy colour gratings, computed when they are read; the class is the orientation.
+    """Noisy colour gratings, computed when read, with orientation as class.
 
     They serve tests of scale. `image = ½ + 0.35 cos(2π f (x cos α + y sin α) + φ) + 0.05 n` with class `index mod
     classes`, `α = π class / classes`, and for each image a random frequency `f` of 1 to 3 periods, a random phase `φ` for

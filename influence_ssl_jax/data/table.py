@@ -48,7 +48,7 @@ _LARGEST_BLOCK = 2**30
 
 
 def read_table(path: Path, text: Sequence[str] = (), encoding: str = "utf-8") -> pa.Table:
-    r"""Read a CSV, TSV or parquet file, and check the names of its columns.
+    r"""Read a CSV, TSV or parquet file, and check column names.
 
     Args:
         path: The file.
@@ -183,7 +183,9 @@ def _is_text(value: object) -> bool:
 
 
 def scalars(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:
-    """Return a column with its values as they are: without dictionaries, runs, views and types that others defined.
+    """Return a column with its values in plain types.
+
+    Dictionaries, runs, views and types that others defined are removed.
 
     Raises:
         DataError: If it contains lists or records.
@@ -196,7 +198,10 @@ def scalars(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:
 
 
 def _unwrapped(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    """Return the same values one layer of encoding further in; None if there is none."""
+    """Return the same values with one layer of encoding less.
+
+    It is None if there is no layer.
+    """
     kind = column.type
     if isinstance(kind, pa.BaseExtensionType):
         return pa.chunked_array([chunk.storage for chunk in column.chunks], kind.storage_type)
@@ -209,7 +214,7 @@ def _unwrapped(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
 
 
 def storable(attributes: pa.Table) -> pa.Table:
-    """Return attributes of types that a parquet table can hold, with the same values.
+    """Return the same attributes in types that a parquet table holds.
 
     Raises:
         DataError: A column is of a type that none can hold.
@@ -348,7 +353,10 @@ def _is_text_or_bytes(kind: pa.DataType) -> bool:
 
 
 def rename_taken(attributes: pa.Table, taken: Sequence[str]) -> tuple[pa.Table, dict[str, str]]:
-    """Give every attribute whose name is taken another one, `source_<name>`; the changes by their old name."""
+    """Rename attributes whose name is taken to `source_<name>`.
+
+    Return also the changes by their old name.
+    """
     changes: dict[str, str] = {}
     used = {*taken, *attributes.column_names}
     for name in attributes.column_names:

@@ -67,7 +67,7 @@ def require_feature(what: str, name: str, features: dict[str, Any]) -> str:
 
 
 def image_feature(features: dict[str, Any], wanted: str | None) -> str:
-    """Return the image feature: the wanted one, or `image`, or the only one.
+    """Return the image feature: the wanted one, `image`, or the only one.
 
     Raises:
         DataError: If there is no such feature, there are several, or it is not an image of 8 or 16 bits.
@@ -91,7 +91,10 @@ def image_feature(features: dict[str, Any], wanted: str | None) -> str:
 
 
 def first_class(features: dict[str, Any]) -> str | None:
-    """Return the class feature: `label`, or the first class label, or None if there is none."""
+    """Return the class feature, or None if there is none.
+
+    It is `label`, or else the first class label.
+    """
     classes = [name for name, feature in features.items() if type(feature).__name__ == "ClassLabel"]
     return "label" if "label" in classes else next(iter(classes), None)
 
@@ -113,7 +116,7 @@ def class_values(values: list[Any]) -> pa.ChunkedArray:
 
 
 def column(feature: Any, values: list[Any]) -> pa.Array:
-    """Return a value for each example, null if there is none; classes are given by name."""
+    """Return one value per example, or null; classes by name."""
     names = dict(enumerate(getattr(feature, "names", None) or ()))
     if any(name != str(number) for number, name in names.items()):  # classes without names have their number as name
         return pa.array([None if value is None else names.get(int(value)) for value in values], pa.string())
@@ -188,7 +191,9 @@ class Tfds(Source):
         return OpenTfds(builder, self.split, features, image, label)
 
     def _count(self, info: Any) -> int:
-        """Return the number of examples of the split; a slice beyond the end has none.
+        """Return the number of examples of the split.
+
+        A slice beyond the end has none.
 
         Raises:
             DataError: If there is no such split.
@@ -237,7 +242,7 @@ class Tfds(Source):
 
 
 class _Through(NamedTuple):
-    """The ids of all examples and the values of scalar features, None for damaged records."""
+    """The ids and scalar features of all examples; None if damaged."""
 
     ids: list[str]
     columns: dict[str, list[Any]]
@@ -267,7 +272,10 @@ class OpenTfds(OpenSource):
         return self._example(index, record)
 
     def read_many(self, indices: Sequence[int]) -> Iterator[Example | Skipped]:
-        """Read records together, which is much faster; one by one if a record is damaged."""
+        """Read records together, or one by one if one is damaged.
+
+        Reading together is much faster.
+        """
         try:
             records = self._records.__getitems__(list(indices)) if len(indices) else []
         except _DAMAGE:
@@ -293,7 +301,7 @@ class OpenTfds(OpenSource):
             raise UnreadableExample(index, f"{self._split}/{index}", f"the record is damaged: {error}") from error
 
     def class_names(self) -> tuple[str, ...] | None:
-        """Return the values of a numbered label, in the order of their numbers."""
+        """Return a numbered label's values, in the order of their numbers."""
         return None if self._label is None or self._is_class else self._classes.values
 
     def _id(self, index: int, record: dict[str, Any]) -> str:
@@ -301,7 +309,7 @@ class OpenTfds(OpenSource):
         return printable(name)
 
     def _numbered(self, index: int, value: Any) -> int:
-        """Return the class of an example: its number, or the position of its value."""
+        """Return an example's class: its number, or its value's position."""
         return int(value) if self._is_class else int(self._classes.labels[index])
 
     @property
@@ -316,7 +324,7 @@ class OpenTfds(OpenSource):
 
     @functools.cached_property
     def _through(self) -> "_Through":
-        """Read ids and scalar features in one pass over the records, without decoding images."""
+        """Read ids and scalar features in one pass, without decoding images."""
         wanted = [name for name, feature in self._features.items() if is_scalar(feature) and name != self._name]
         wanted += [self._label] if self._label is not None and self._label not in wanted else []
         columns: dict[str, list[Any]] = {name: [] for name in wanted}
@@ -329,7 +337,7 @@ class OpenTfds(OpenSource):
         return _Through(ids, columns)
 
     def _undecoded(self, indices: range) -> list[dict[str, Any]]:
-        """Return records whose images are not decoded; an empty one for each damaged record."""
+        """Return records with undecoded images, empty ones for damaged records."""
         try:
             return [flatten(record) for record in self._records.__getitems__(list(indices))]
         except _DAMAGE:
@@ -339,14 +347,14 @@ class OpenTfds(OpenSource):
             return self._undecoded(indices[:half]) + self._undecoded(indices[half:])
 
     def ids(self) -> list[str]:
-        """Return the ids of the data set, or split and index if it has none.
+        """Return the data set's ids, or else split and index.
 
         Ids of the data set need one pass over the records.
         """
         return self._through.ids if self._name else [f"{self._split}/{index}" for index in range(len(self))]
 
     def labels(self) -> Int[np.ndarray, " examples"]:
-        """Return the class of every example, −1 if it has none or its record is damaged."""
+        """Return every example's class, −1 if it has none or is damaged."""
         if self._label is None:
             return np.full(len(self), -1, np.int32)
         if not self._is_class:
@@ -355,7 +363,7 @@ class OpenTfds(OpenSource):
         return np.array([-1 if value is None else int(value) for value in values], np.int32)
 
     def attributes(self) -> pa.Table | None:
-        """Return classes by name, and all other scalars, after one pass over the records."""
+        """Return classes by name and all other scalars, in one pass."""
         columns = self._through.columns
         scalar = {name: values for name, values in columns.items() if is_scalar(self._features[name])}
         if not scalar:
@@ -374,12 +382,12 @@ class OpenTfds(OpenSource):
 
 
 def _files(info: Any, split: str) -> list[tuple[str, str]]:
-    """Return the files of a split, and the part of each that is read."""
+    """Return a split's files, and which part of each is read."""
     return [(str(each.filename), f"{each.skip}+{each.take}") for each in info.splits[split].file_instructions]
 
 
 def _is_random_access(file_format: Any) -> bool:
-    """Test whether records of a file format can be read in any order."""
+    """Test whether a file format's records can be read in any order."""
     from tensorflow_datasets.core import file_adapters
 
     return file_format in file_adapters.FileFormat.with_random_access()

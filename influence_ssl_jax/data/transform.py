@@ -25,7 +25,10 @@ _BLOCK = 2**20
 
 
 class UnusableImage(ValueError):
-    """The error that an array is not an image; the message is the reason."""
+    """The error that an array is not an image.
+
+    The message is the reason.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +100,7 @@ class ToInput:
         return self._crop_and_resize(Image.fromarray(pixels[..., 0] if self.channels == 1 else pixels))
 
     def _crop_and_resize(self, image: Image.Image) -> UInt8[np.ndarray, "height width channels"]:
-        """Bring an image of other proportions or size to those of the input."""
+        """Bring an image of any proportions and size to the input's."""
         scales = (self.width / image.width, self.height / image.height)
         size = (self.width, self.height)
         if self.shorter is not None:
@@ -167,7 +170,10 @@ def _blend_alpha(pixels: np.ndarray, background: int) -> UInt8[np.ndarray, "heig
 def _map_rows(
     change: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray, channels: int
 ) -> UInt8[np.ndarray, "height width channels"]:
-    """Apply `change` to some rows at a time; it needs eight times their memory."""
+    """Apply `change` to some rows at a time.
+
+    It needs eight times the memory of these rows.
+    """
     changed = np.empty((*pixels.shape[:2], channels), np.uint8)
     step = max(1, _BLOCK // (pixels.shape[1] * pixels.shape[2]))
     for row in range(0, len(pixels), step):
@@ -189,9 +195,9 @@ EXAMINED = 16
 
 
 def depth_notes(source: OpenSource, transform: ToInput) -> tuple[str, ...]:
-    """Return a note if the first 16-bit images use fewer bits than `transform` expects.
+    """Return a note if 16-bit images use too few bits.
 
-    Such images would be nearly black.
+    The first 16-bit images then use fewer bits than `transform` expects. Such images would be nearly black.
     """
     read = read_all(source, range(min(EXAMINED, len(source))))
     deep = [each.image for each in read if isinstance(each, Example) and each.image.dtype == np.uint16]
