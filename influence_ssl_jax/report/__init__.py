@@ -1,4 +1,7 @@
-"""Write the report of a scored data set as one self-contained HTML page (`report.render`)."""
+"""Write the report of a scored data set as one page.
+
+The page is HTML and needs no other file (`report.render`).
+"""
 
 from influence_ssl_jax.errors import require
 

@@ -59,7 +59,10 @@ def compare(run: ScoredRun, resamples: int) -> list[Comparison]:
 
 
 def explained_by_baselines(run: ScoredRun) -> float:
-    """Return the share of the variance of the score's ranks that all baselines explain together."""
+    """Return the share of variance that all baselines explain together.
+
+    The variance is that of the score's ranks.
+    """
     return explained_variance(run.score, _stack([run.numbers(name) for name in run.baselines], len(run.score)))
 
 
@@ -103,7 +106,7 @@ class Detector:
 
 @dataclasses.dataclass(frozen=True)
 class Recovery:
-    """How well a kind of planted examples is found at one end of the list.
+    """The recovery of a kind of planted examples at one end.
 
     Attributes:
         kind: What was planted.
@@ -132,7 +135,10 @@ def kinds(run: ScoredRun) -> list[str]:
 
 
 def recoveries(run: ScoredRun) -> list[Recovery]:
-    """Measure how well each kind is found: at the expected end, or at both ends."""
+    """Measure how well each kind is found.
+
+    It is searched at the expected end, or at both ends.
+    """
     ends = [(kind, low) for kind in kinds(run) for low in ((True,) if kind in LOW else (False, True))]
     return [_recovery(run, kind, low) for kind, low in ends]
 
@@ -238,7 +244,9 @@ class Quantity:
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """An attribute with too many values to count, such as a name for each example.
+    """An attribute with too many values to count.
+
+    A name for each example is one.
 
     Attributes:
         name: The attribute.
@@ -280,13 +288,13 @@ def _attribute(run: ScoredRun, name: str, tail: int, resamples: int) -> Categori
 
 
 def _by_value(level: Level) -> tuple[bool, int]:
-    """Return a key that sorts numbers by value, and other texts behind them."""
+    """Return a key that sorts numbers by value, other texts last."""
     number = level.name.lstrip("-").isdigit()
     return not number, int(level.name) if number else 0
 
 
 def _levels(values: list[str], rows: np.ndarray, tail: int) -> tuple[Level, ...]:
-    """Count the most frequent values of an attribute in all examples and in both tails."""
+    """Count an attribute's most frequent values overall and in both tails."""
     ranked = [values[row] for row in rows]
     common = [name for name, _ in collections.Counter(ranked).most_common(LEVELS)]
     rest = len(set(ranked)) - len(common)

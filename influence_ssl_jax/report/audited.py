@@ -1,4 +1,7 @@
-"""Show an audit as a table with remarks, in the report and on the command line."""
+"""Show an audit as a table with remarks.
+
+The report and the command line show the same.
+"""
 
 import math
 from pathlib import Path
@@ -27,7 +30,7 @@ _RANKS = ("spearman", "partial")
 
 
 def section(folder: Path) -> dict[str, Any] | None:
-    """Return what the report shows of an audit; None if the run has none.
+    """Return what the report shows of an audit, if there is one.
 
     Raises:
         StoreError: If a file of the audit is damaged or belongs to other scores.
@@ -45,7 +48,7 @@ def section(folder: Path) -> dict[str, Any] | None:
 
 
 def table(record: dict[str, Any]) -> list[list[str]]:
-    """Return a row for the score and for each baseline, with the columns of `HEADS`."""
+    """Return a row for the score and each baseline, under `HEADS`."""
     rows = []
     for name, item in record["deviation"].items():
         errors = (percent(_number(item[kind]["median"])) for kind in ("raw", "proportional", "calibrated"))

@@ -1,4 +1,4 @@
-"""Show a comparison of backends as JSON, as a table, and as two figures."""
+"""Show a comparison of backends as JSON, table, and two figures."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,10 @@ PARETO, STABILITY = "pareto.png", "damping.png"
 
 
 def row_as_json(row: Row) -> dict[str, Plain]:
-    """Return a row as JSON; nested results become `{name: value}`, numbers that are not finite null."""
+    """Return a row as JSON.
+
+    Nested results become `{name: value}`, numbers that are not finite null.
+    """
     values = {name: as_json(getattr(row, name)) for name in Row._fields if name != "backend"}
     if isinstance(row.backend, str):
         return {"name": row.backend, "backend": None, **values}
@@ -29,7 +32,7 @@ def row_as_json(row: Row) -> dict[str, Plain]:
 
 
 def baseline_rows(values: Mapping[str, np.ndarray], truths: Sequence[Truth]) -> list[dict[str, Plain]]:
-    """Return the rows of the baselines, with the same columns as those of backends."""
+    """Return the rows of baselines, with the same columns as backends."""
     loss = values["alignment loss"]
     return [
         row_as_json(
@@ -76,7 +79,10 @@ HEADS = (
 
 
 def table(rows: Rows, damping: float) -> list[list[str]]:
-    """Return a row of `HEADS` for each backend with scores at this damping, the best first."""
+    """Return a row of `HEADS` for each backend, the best first.
+
+    Backends without scores at this damping have no row.
+    """
     lines = []
     own = [row for row in rows if row["damping"] == damping and row["deviation"]]
     for row in sorted(own, key=lambda row: _error(row, "calibrated")):
@@ -95,14 +101,20 @@ def table(rows: Rows, damping: float) -> list[list[str]]:
 
 
 def write_figures(rows: Rows, folder: Path) -> None:
-    """Write two figures: error over time at the middle damping, and error over damping."""
+    """Write two figures, of error over time and error over damping.
+
+    Error over time is that at the middle damping.
+    """
     dampings = sorted({row["damping"] for row in rows})
     pareto(rows, dampings[len(dampings) // 2]).savefig(folder / PARETO, dpi=130)
     stability(rows).savefig(folder / STABILITY, dpi=130)
 
 
 def pareto(rows: Rows, damping: float) -> Figure:
-    """Plot the median calibrated error over the time to fit and score, with the Pareto front."""
+    """Plot median error over time, with the Pareto front.
+
+    The error is calibrated; the time is that to fit and score.
+    """
     figure, axes = _figure()
     own = [
         row
@@ -124,7 +136,7 @@ def pareto(rows: Rows, damping: float) -> Figure:
 
 
 def stability(rows: Rows) -> Figure:
-    """Plot the median calibrated error over the damping, with a line for each backend."""
+    """Plot each backend's median calibrated error over damping as a line."""
     figure, axes = _figure()
     for name in dict.fromkeys(row["name"] for row in rows):
         own = sorted((row["damping"], _error(row, "calibrated")) for row in rows if row["name"] == name)

@@ -52,7 +52,7 @@ class Tile:
 
 
 def images_of(run: ScoredRun, shown: int, source: Source | None = None) -> tuple[Images | None, str]:
-    """Return the images of a source, or None and the reason why there are none.
+    """Return a source's images, or None and the reason.
 
     A source that has changed since it was scored has no images. An image that has changed has no picture.
 
@@ -88,7 +88,7 @@ def images_of(run: ScoredRun, shown: int, source: Source | None = None) -> tuple
 
 
 def tiles(rows: pa.Table, images: Images | None, known: Sequence[str]) -> list[Tile]:
-    """Return the examples of some rows, in their order, with the attributes `known`."""
+    """Return the examples of some rows, in order, with attributes `known`."""
     return [_tile(row, known, images) for row in rows.to_pylist()]
 
 
@@ -109,13 +109,19 @@ def _tile(row: dict, known: Sequence[str], images: Images | None) -> Tile:
 
 
 def _shorten(name: str, value: object) -> str:
-    """Write an attribute in at most `LONGEST` characters, numbers with the name of the attribute."""
+    """Write an attribute in at most `LONGEST` characters.
+
+    Numbers come with the name of the attribute.
+    """
     text = value if isinstance(value, str) else f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
 def _picture(index: int, images: Images | None) -> tuple[str, str]:
-    """Return an image as a small PNG in a data URI, or why there is none."""
+    """Return an image as a small PNG, or why there is none.
+
+    The PNG is in a data URI.
+    """
     if images is None:
         return "", ""
     try:
@@ -127,7 +133,9 @@ def _picture(index: int, images: Images | None) -> tuple[str, str]:
 
 
 def data_uri(image: np.ndarray) -> str:
-    """Return pixels as a `data:` address of a PNG with sides of at most `LARGEST` pixels.
+    """Return pixels as a `data:` address of a PNG.
+
+    Its sides have at most `LARGEST` pixels.
 
     Raises:
         UnusableImage: If the array is not an image.

@@ -89,7 +89,9 @@ WIDE = 20.0
 
 
 def is_wide(values: Float[np.ndarray, " examples"]) -> bool:
-    """Test whether values are positive and spread by more than `WIDE`, for a logarithmic axis.
+    """Test whether values need a logarithmic axis.
+
+    They do if they are positive and spread by more than `WIDE`.
 
     Examples:
         >>> import numpy as np
@@ -121,7 +123,10 @@ def distribution(run: ScoredRun, tail: int) -> Markup:
 
 
 def uncertainty(run: ScoredRun) -> Markup | None:
-    """Draw the scores by rank with two standard errors; None if there are no errors."""
+    """Draw the scores by rank with two standard errors.
+
+    It is None if there are no errors.
+    """
     rows = run.ranked()
     if "score_se" not in run.table.column_names or not np.isfinite(run.numbers("score_se")[rows]).any():
         return None
@@ -174,7 +179,10 @@ def _rgb(colour: str) -> tuple[float, float, float]:
 
 
 def by_kind(run: ScoredRun) -> Markup | None:
-    """Draw the scores of each planted kind as dots; None if nothing was planted."""
+    """Draw the scores of each planted kind as dots.
+
+    It is None if nothing was planted.
+    """
     found = ["none", *kinds(run)]
     if len(found) == 1:
         return None
@@ -214,7 +222,7 @@ def _set_log_scale(axes: Axes, x: bool, y: bool) -> None:
 
 
 def _power(value: float, _: int) -> str:
-    """Write a power of ten, as a plain number if that is short."""
+    """Write a power of ten, as a plain number if short."""
     exponent = round(np.log10(value))
     return f"{value:g}" if -3 <= exponent <= 4 else "10" + str(exponent).translate(_SUPERSCRIPT)
 

@@ -116,7 +116,7 @@ def _contents(run: ScoredRun, images: Images | None, why: str, extent: Extent) -
 
 
 def limit_resamples(resamples: int, examples: int) -> int:
-    """Limit the number of bootstrap draws for many examples, to at least 30.
+    """Limit the number of bootstrap draws, to at least 30.
 
     With many examples an interval is narrow, and its draws are slow.
 
@@ -128,14 +128,16 @@ def limit_resamples(resamples: int, examples: int) -> int:
 
 
 def _title(run: ScoredRun) -> str:
-    """Return the title of the report: the run's own, or the name of the data set."""
+    """Return the report's title: the run's own, or the data set's name."""
     source = run.record.get("configuration", {}).get("source") or {}
     named = source.get("name") or source.get("path") or source.get("class") or run.folder.resolve().name
     return str(run.record.get("title") or named)
 
 
 def _planted_counts(run: ScoredRun, *ends: int) -> list[dict[str, Any]]:
-    """Count each kind among the highest and the lowest scores, with the numbers expected by chance.
+    """Count each kind among the highest and the lowest scores.
+
+    The numbers expected by chance are beside them.
 
     Args:
         run: The scores.
@@ -152,7 +154,10 @@ def _planted_counts(run: ScoredRun, *ends: int) -> list[dict[str, Any]]:
 
 
 def _inside(run: ScoredRun) -> dict[str, Any] | None:
-    """Return the median scores inside and outside the curvature set; None if no image is marked."""
+    """Return the median scores inside and outside the curvature set.
+
+    It is None if no image is marked.
+    """
     inside = run.inside()
     if not len(inside):
         return None
@@ -166,7 +171,10 @@ def _inside(run: ScoredRun) -> dict[str, Any] | None:
 
 
 def _searched(run: ScoredRun) -> dict[str, int] | None:
-    """Return among how many images nearest neighbours were searched; None if among all."""
+    """Return among how many images nearest neighbours were searched.
+
+    It is None if among all.
+    """
     found = run.record.get("nearest_neighbours") or {}
     return found if found.get("reference", 0) < found.get("images", 0) else None
 
@@ -182,7 +190,7 @@ def _problems(run: ScoredRun) -> dict[str, Any]:
 
 
 def _how(run: ScoredRun) -> dict[str, Any]:
-    """Return how the run was made: its command, and tables of names and values."""
+    """Return how the run was made: command, tables of named values."""
     known = {"identity", "counts", "attributes", "wall_seconds", "command", "title", "fingerprint", "configuration"}
     configuration = run.record.get("configuration", {})
     facts = {name: value for name, value in run.record.items() if name not in known}
@@ -197,7 +205,7 @@ def _how(run: ScoredRun) -> dict[str, Any]:
 
 
 def condense(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Shorten facts: numbers to four digits, and long groups of numbers to their range.
+    """Shorten facts: numbers to four digits, long groups to their range.
 
     Examples:
         >>> condense({"seconds": 1.23456, "damping": {f"layer{k}": 0.5 * k for k in range(8)}})

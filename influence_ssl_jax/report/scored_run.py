@@ -53,7 +53,7 @@ LISTED = 60
 
 @dataclasses.dataclass(frozen=True)
 class ScoredFile:
-    """The files `scores.parquet` and `run.json` of a run; rows are read in parts.
+    """A run's files `scores.parquet` and `run.json`, read in parts.
 
     Attributes:
         folder: The folder of the files.
@@ -124,7 +124,10 @@ class Remarks(NamedTuple):
 
 
 def collect_remarks(tables: Iterable[pa.Table]) -> Remarks:
-    """Collect the examples that have a reason, from tables with index, id, score and reason."""
+    """Collect the examples that have a reason.
+
+    The tables have index, id, score and reason.
+    """
     first, reasons = list[dict[str, Any]](), collections.Counter[tuple[str, str]]()
     for table in tables:
         for row in table.filter(pc.field("reason") != "").to_pylist():
@@ -138,7 +141,9 @@ def collect_remarks(tables: Iterable[pa.Table]) -> Remarks:
 
 
 class Large(NamedTuple):
-    """Results over all rows of a run of which only a sample is in memory.
+    """Results over all rows of a run too large for memory.
+
+    Only a sample of the rows is in memory.
 
     Attributes:
         highest: The rows with the highest scores, the highest first.
@@ -154,7 +159,10 @@ class Large(NamedTuple):
 
 
 def _inside(table: pa.Table) -> Float[np.ndarray, " members"]:
-    """Return the finite scores of the images of the curvature set; none if these are not marked."""
+    """Return the finite scores of the curvature set's images.
+
+    There are none if these are not marked.
+    """
     if IN_CURVATURE_SET not in table.column_names:
         return np.zeros(0)
     marked = table.filter(pc.field(IN_CURVATURE_SET))
@@ -164,7 +172,9 @@ def _inside(table: pa.Table) -> Float[np.ndarray, " members"]:
 
 @dataclasses.dataclass(frozen=True)
 class ScoredRun:
-    """A run in memory: all rows, or a random sample and both ends of a large run.
+    """A run in memory, in whole or in part.
+
+    Of a large run, a random sample and both ends are in memory.
 
     Attributes:
         folder: The folder of the run.
@@ -190,7 +200,9 @@ class ScoredRun:
 
     @classmethod
     def load_bounded(cls, folder: Path, images: int, most: int = SAMPLE) -> "ScoredRun":
-        """Read a finished run with bounded memory: all rows, or a random sample and both ends.
+        """Read a finished run with bounded memory.
+
+        All rows are read, or of a large run a random sample and both ends.
 
         Args:
             folder: The folder of the run.
@@ -223,7 +235,7 @@ class ScoredRun:
         return self.large is not None
 
     def ends(self, images: int) -> tuple[pa.Table, pa.Table]:
-        """Return the given number of rows with the highest scores, and with the lowest."""
+        """Return the given number of highest and of lowest scored rows."""
         if self.large is not None:
             return self.large.highest.slice(0, images), self.large.lowest.slice(0, images)
         rows = self.ranked()
@@ -250,15 +262,15 @@ class ScoredRun:
 
     @property
     def baselines(self) -> tuple[str, ...]:
-        """Return the names of the baselines that have finite values in this run."""
+        """Names of the baselines that have finite values in this run."""
         present = [name for name in BASELINES if name in self.table.column_names]
         return tuple(name for name in present if np.isfinite(self.numbers(name)).any())
 
     def ranked(self) -> Int[np.ndarray, " scored"]:
-        """Return the rows with a finite score, the highest first; equal scores by index."""
+        """Return the rows with finite scores, highest first, ties by index."""
         score = np.where(np.isfinite(self.score), self.score, -np.inf)
         return np.argsort(-score, kind="stable")[: int(np.isfinite(self.score).sum())]
 
     def tail(self, share: float) -> int:
-        """Return `share` of the number of scored rows in memory, at least 1."""
+        """Count `share` of the scored rows in memory, at least 1."""
         return max(1, round(share * int(np.isfinite(self.score).sum())))

@@ -1,4 +1,7 @@
-"""Write numbers for readers; a number that is missing or not finite is a dash."""
+"""Write numbers for readers.
+
+A number that is missing or not finite is a dash.
+"""
 
 import math
 
