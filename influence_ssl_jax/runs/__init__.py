@@ -1,1 +1,1 @@
-"""Pretrain, import, score, audit and compare, each into a folder that can be resumed."""
+"""Pretrain, import, score, audit and compare, each in a resumable folder."""

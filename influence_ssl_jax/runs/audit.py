@@ -82,7 +82,7 @@ class Bounds(NamedTuple):
 def certify_missing(
     settings: AuditRun, scored: ScoredFile, run: ScoreRun, prepared: Prepared, progress: Progress
 ) -> Bounds:
-    """Certify the examples of the sample that have no certificate yet, batch by batch.
+    """Certify the sample's examples that lack a certificate, batch by batch.
 
     Args:
         settings: The settings of the audit.
@@ -151,7 +151,10 @@ def _write_part(part: CertifiedBatch, manifest: Manifest, log: RunLog, watch: Wa
 
 
 def _collect(manifest: Manifest, chosen: np.ndarray) -> pa.Table:
-    """Return the rows of the whole sample; unread examples have a reason and no bounds."""
+    """Return the rows of the whole sample.
+
+    Unread examples have a reason and no bounds.
+    """
     scored = [manifest.read(part) for part in manifest.parts if part.kind == "scored"]
     skipped = [manifest.read(part) for part in manifest.parts if part.kind == "skipped"]
     if not scored:
@@ -272,7 +275,7 @@ def audit(
 
 
 def refuse_differences(scored: ScoredFile, now: Plain) -> None:
-    """Check that an audit reads the same things that the scores were made from.
+    """Check that an audit reads what the scores were made from.
 
     Versions and device may differ: an audit has its own.
 
@@ -320,7 +323,10 @@ def _audit(
 def bound_every_score(
     scored: ScoredFile, run: ScoreRun, prepared: Prepared, progress: Progress
 ) -> Iterator[pa.Table] | None:
-    """Compute the Galerkin interval of every example, if one shared Krylov subspace gave the scores; else return None."""
+    """Compute the Galerkin interval of every example, or return None.
+
+    There are intervals if one shared Krylov subspace gave the scores.
+    """
     if not isinstance(run.backend, Arnoldi) or run.scoring.estimand != "mean_of_scores":
         return None
     return _bound_in_order(scored, run, run.backend, prepared, progress)
@@ -329,7 +335,10 @@ def bound_every_score(
 def _bound_in_order(
     scored: ScoredFile, run: ScoreRun, backend: Arnoldi, prepared: Prepared, progress: Progress
 ) -> Iterator[pa.Table]:
-    """Yield the intervals batch by batch, in order of index, after the images are compared with those that were scored."""
+    """Yield the intervals batch by batch, in order of index.
+
+    Before that, the images are compared with those that were scored.
+    """
     resolved = scored.record["damping"]["resolved"]
     problem = draw_problem(run, prepared)[0]
     start = 0
@@ -363,7 +372,7 @@ def compare_with_bounds(scored: ScoredFile, table: pa.Table, calibration: Calibr
 
 
 def resolved_scores(rows: pa.Table, record: dict[str, Any]) -> Float[np.ndarray, " rows"]:
-    """Return the scores of some rows, NaN where no calibration can learn from them.
+    """Return rows' scores, NaN where no calibration can learn from them.
 
     These are rounding noise, and scores by another matrix (`leave_own_out`).
 
@@ -379,12 +388,15 @@ def resolved_scores(rows: pa.Table, record: dict[str, Any]) -> Float[np.ndarray,
 
 
 def leaves_own_out(record: dict[str, Any]) -> bool:
-    """Return whether images of the curvature set were scored without their own contribution."""
+    """Test whether the curvature set's images were scored without their own contribution."""
     return record.get("configuration", {}).get("scoring", {}).get("leave_own_out", False)
 
 
 def find_left_out(scored: ScoredFile) -> Int[np.ndarray, " members"]:
-    """Find the rows that were scored without their own contribution, by a matrix that no other image has."""
+    """Find the rows that were scored without their own contribution.
+
+    No other image has the matrix of such a row.
+    """
     if not leaves_own_out(scored.record):
         return np.zeros(0, np.int64)
     tables = (table.filter(pc.field(IN_CURVATURE_SET)) for table in scored.batches(["index", IN_CURVATURE_SET]))
@@ -457,21 +469,21 @@ def _of_scores(scored: ScoredFile) -> list[str]:
 
 
 def positive_scores(scored: ScoredFile) -> Iterator[Float[np.ndarray, " some"]]:
-    """Yield the positive scores that a calibration can learn from, a piece at a time."""
+    """Yield the positive scores that a calibration can use, in pieces."""
     for part in scored.batches(_of_scores(scored)):
         score = resolved_scores(part, scored.record)
         yield score[np.isfinite(score) & (score > 0)]
 
 
 class Ahead:
-    """Galerkin intervals in order of index, of which as many are computed as are asked for."""
+    """Galerkin intervals in order of index, computed as they are asked for."""
 
     def __init__(self, tables: Iterable[pa.Table]) -> None:
         self._tables = iter(tables)
         self._rest = pa.schema({"index": pa.int64(), **dict.fromkeys(GALERKIN, pa.float64())}).empty_table()
 
     def through(self, last: int) -> pa.Table:
-        """Return the rows that have not been returned, up to the index `last`."""
+        """Return rows not returned yet, up to the index `last`."""
         while not self._rest.num_rows or self._rest["index"][-1].as_py() <= last:
             more = next(self._tables, None)
             if more is None:
@@ -483,7 +495,7 @@ class Ahead:
 
 
 def _add_intervals(rows: pa.Table, every: Calibrated, beside: pa.Table | None) -> pa.Table:
-    """Add calibrated scores to `index, id` of some rows, and Galerkin intervals if there are any."""
+    """Add calibrated scores, and Galerkin intervals if any, to `index, id`."""
     for name, values in (("score", every.score), ("score_lo", every.low), ("score_hi", every.high)):
         rows = rows.append_column(name, pa.array(values))
     if beside is None:

@@ -20,7 +20,7 @@ from influence_ssl_jax.store import CONTENT, ScoreStore
 
 
 def forget_changed(settings: ScoreRun, source: OpenSource, store: ScoreStore, log: RunLog, progress: Progress) -> None:
-    """Drop the scores of images that have changed or are to be read again.
+    """Drop the scores of images that changed or are read again.
 
     All processes of a run call it together; each compares its part.
 
@@ -47,7 +47,7 @@ def forget_changed(settings: ScoreRun, source: OpenSource, store: ScoreStore, lo
 
 
 def refuse_two_versions(used: dict[int, bytes], store: ScoreStore) -> None:
-    """Check that the curvature was fitted to the same images that were scored.
+    """Check that the curvature was fitted to the images that were scored.
 
     Args:
         used: Digests of the curvature set, by index.
@@ -83,7 +83,7 @@ def digests_as_text(contents: dict[int, bytes]) -> dict[str, str]:
 
 
 def refuse_other_images(now: dict[str, str], before: dict[str, str]) -> None:
-    """Check that a result is continued with the images that it was begun with.
+    """Check that a result is continued with the same images.
 
     Args:
         now: `digests_as_text` of what is read now.

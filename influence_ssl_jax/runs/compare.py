@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 def compare(settings: CompareRun, progress: Progress = silent) -> dict[str, Plain]:
-    """Compute exact scores and the missing backends' scores, and write table and figures.
+    """Compute exact and missing backends' scores, and write table and figures.
 
     Args:
         settings: Which backends, dampings and images.
@@ -81,7 +81,7 @@ def compare(settings: CompareRun, progress: Progress = silent) -> dict[str, Plai
 def _baseline_rows(
     settings: CompareRun, problem: Problem, examples: Examples, known: list[Truth]
 ) -> list[dict[str, Plain]]:
-    """Return the rows of the baselines, from the folder if they are there."""
+    """Return the rows of the baselines, from the folder if there."""
     path = settings.out / PARTS / "baselines.json"
     if not _is_intact(path):
         write_sealed(path, {ROWS: baseline_rows(baselines(problem, examples), known)}, indent=None)
@@ -104,7 +104,7 @@ def _is_intact(path: Path) -> bool:
 
 
 def _check_images(path: Path, now: dict[str, str]) -> None:
-    """Write which images a comparison reads, or check that they are the same as before.
+    """Record the images of a comparison, or check that they are unchanged.
 
     Raises:
         DataError: An image has changed.

@@ -19,10 +19,10 @@ else:  # one value for each entry of the one list
 
 @dataclasses.dataclass(frozen=True)
 class ImportRun:
-    """Convert a file of weights (.pth, .ckpt, .safetensors) of another program to an encoder.
+    """Convert a file of weights of another program to an encoder.
 
-    Nothing in the file is executed. What was recognised is printed, and everything left unread is named. The folder can
-    then be scored: influence-ssl score --encoder FOLDER.
+    The file is a .pth, .ckpt or .safetensors. Nothing in the file is executed. What was recognised is printed, and
+    everything left unread is named. The folder can then be scored: influence-ssl score --encoder FOLDER.
 
     influence-ssl import dinov2_vits14_pretrain.pth --out dinov2
 
@@ -76,7 +76,7 @@ class Imported(NamedTuple):
 
 
 def import_encoder(settings: ImportRun) -> Imported:
-    """Read the file, embed an image as a check, and save the encoder.
+    """Read the file, check it on an image, and save the encoder.
 
     Raises:
         InfluenceError: The file is damaged or of no known layout, or the folder holds an encoder.

@@ -38,7 +38,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(settings: ScoreRun | CompareRun, progress: Progress) -> Prepared:
-    """Load the encoder, open the images, and report what is notable about them.
+    """Load the encoder, open the images, and report what is notable.
 
     Args:
         settings: The settings of the run.
@@ -95,7 +95,7 @@ def refuse_other_classes(trained: Plain, here: tuple[str, ...] | None) -> None:
 def draw_problem(
     settings: ScoreRun | CompareRun, prepared: Prepared, part: Callable[[int], range] | None = None
 ) -> tuple[Problem, dict[int, bytes]]:
-    """Draw the images of the curvature set, and return the matrix over them.
+    """Draw the curvature set's images, and return the matrix over them.
 
     Args:
         settings: The settings of the run.
@@ -112,7 +112,7 @@ def draw_problem(
 
 
 def describe_encoder(encoder: Encoder, transform: ToInput) -> dict[str, Plain]:
-    """Describe the arrays, the network, the trainable parameters and the input of an encoder.
+    """Describe an encoder: arrays, network, trainable parameters and input.
 
     A result depends on these, and not on the name of the encoder.
     """
@@ -154,7 +154,10 @@ def load_encoder(place: Path | Encoder) -> Encoder:
 
 
 def names_function(place: Path) -> bool:
-    """Test whether a place is the name of a function, `package.module:function`, and no path."""
+    """Test whether a place names a function, not a path.
+
+    A function is named as `package.module:function`.
+    """
     return not place.exists() and ":" in str(place)
 
 

@@ -42,7 +42,7 @@ from influence_ssl_jax.store.files import SUM
 
 @dataclasses.dataclass(frozen=True)
 class AuditResult:
-    """The result of an audit: how good the scores of a run are.
+    """The result of an audit: how good a run's scores are.
 
     Attributes:
         record: What `audit.json` holds: errors, rank correlations and coverage of the score and of each baseline.
@@ -318,7 +318,10 @@ def source_of(images: Source | str | Path | np.ndarray | Sequence[np.ndarray]) -
 
 @contextlib.contextmanager
 def _full_precision() -> Iterator[None]:
-    """Compute float32 products in full precision on accelerators, unless JAX is configured otherwise."""
+    """Compute float32 products in full precision on accelerators.
+
+    It changes nothing if JAX is configured otherwise.
+    """
     chosen = jax.default_matmul_precision.value is not None
     with contextlib.nullcontext() if chosen else jax.default_matmul_precision("highest"):
         yield

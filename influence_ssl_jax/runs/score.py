@@ -69,7 +69,7 @@ from influence_ssl_jax.types import PyTree
 def write_parts(
     store: ScoreStore, scored: Iterable[Scored], size: int, parts: Parts, log: RunLog, progress: Progress
 ) -> float:
-    """Write scored batches to the store in parts, each with a line in the log.
+    """Write scored batches to the store in parts, and log each.
 
     Args:
         store: The store of the run.
@@ -127,7 +127,7 @@ def fit_scorer(
     log: RunLog,
     progress: Progress,
 ) -> Scorer:
-    """Fit the backend, or load the fit of an earlier run, and make a scorer.
+    """Fit the backend or load an earlier fit, and make a scorer.
 
     Args:
         settings: The settings of the run.
@@ -197,7 +197,7 @@ def choose_batch_size(scorer: Scorer, mesh: Mesh | None) -> Scorer:
 
 
 def _fits(scorer: Scorer, mesh: Mesh | None) -> bool:
-    """Test whether one batch is scored within the memory of this process's devices."""
+    """Test whether scoring one batch fits this process's devices' memory."""
     first = jax.tree.map(lambda leaf: leaf[0, :1], scorer.problem.batches)
     rows = scorer.batch_size * (1 if mesh is None else mesh.size)
     words = np.broadcast_to(
@@ -225,14 +225,14 @@ def _fits(scorer: Scorer, mesh: Mesh | None) -> bool:
 
 
 def scoring_mesh() -> Mesh | None:
-    """Return the mesh of devices of this process; None if there is one device."""
+    """Return the mesh of this process's devices; None for one device."""
     return local_devices() if all_devices().size > 1 else None
 
 
 def _fit_or_load(
     settings: ScoreRun, problem: Problem, divided: SplitProblem | None, store: ScoreStore
 ) -> tuple[PyTree, dict[str, Plain] | None]:
-    """Return the fitted state, and the notes of an earlier fit or None."""
+    """Return the fitted state, and an earlier fit's notes or None."""
     backend, seed, local = settings.backend, settings.scoring.seed, local_devices()
     expected = shapes(problem, backend, seed) if divided is None else divided.shapes(backend, seed)
     check_fit(expected.leaves, expected.lengths, backend, local.size)
@@ -278,7 +278,7 @@ AGREEMENT = 512
 
 
 def score(settings: ScoreRun, progress: Progress = silent) -> None:
-    """Score every image that has no score yet, then write the table and the record.
+    """Score every image without a score, and write table and record.
 
     Args:
         settings: The settings of the run.
@@ -323,9 +323,9 @@ def score(settings: ScoreRun, progress: Progress = silent) -> None:
 
 
 def rank_agreement(settings: ScoreRun, prepared: Prepared, scorer: Scorer, progress: Progress) -> dict[str, Plain]:
-    """Compute Spearman's correlation of 16-bit scores with float32 scores of the first images.
+    """Compute Spearman's correlation of 16-bit with float32 scores.
 
-    It is empty for a run in float32.
+    The scores are those of the first images. It is empty for a run in float32.
     """
     if settings.precision == "float32":
         return {}
@@ -358,7 +358,7 @@ def finish(
     log: RunLog,
     progress: Progress,
 ) -> None:
-    """Join the parts of all processes into the table, and add neighbour distances.
+    """Join all processes' parts into the table; add neighbour distances.
 
     `in_curvature_set` marks the images that the matrix is averaged over. Their own gradient is a part of it, so they
     score lower than they would outside (about 10 % at 32 and 64 images), unless `leave_own_out` removes that part.
@@ -425,7 +425,7 @@ def finish(
 
 
 def neighbour_distances(settings: ScoreRun, store: ScoreStore) -> Iterator[Float[np.ndarray, " some"]]:
-    """Compute the distance of every scored image to its nearest neighbours, a piece at a time."""
+    """Compute every scored image's distance to its nearest neighbours, in pieces."""
     return stream_knn_distance(
         lambda: (embedding_matrix(table[EMBEDDING]) for table in store.windows([EMBEDDING])),
         settings.scoring.neighbours,
@@ -434,7 +434,7 @@ def neighbour_distances(settings: ScoreRun, store: ScoreStore) -> Iterator[Float
 
 
 def count_known(distances: Distances, store: ScoreStore) -> tuple[int, int]:
-    """Count the scored images that have a distance, and those that have none."""
+    """Count the scored images with a distance, and those without."""
     known = unknown = 0
     for table in store.windows([]):
         found = int(np.isfinite(distances.of(table["index"].to_numpy())).sum())
@@ -443,7 +443,7 @@ def count_known(distances: Distances, store: ScoreStore) -> tuple[int, int]:
 
 
 def count_searched(usable: int, neighbours: int) -> dict[str, int]:
-    """Count the images whose neighbours were searched, and the images among which they were searched.
+    """Count the images whose neighbours were searched, and among how many.
 
     Args:
         usable: Images that have a distance.
@@ -453,7 +453,7 @@ def count_searched(usable: int, neighbours: int) -> dict[str, int]:
 
 
 def curvature_set_agreement(store: ScoreStore) -> dict[str, Plain]:
-    """Compare the rankings by the halves and by the whole of the curvature set.
+    """Compare rankings by halves and by the whole of the curvature set.
 
     It is empty if the backend gives no scores by halves.
     More than SAMPLE images are compared by a random sample of that size; `images` says how many were.
@@ -482,7 +482,10 @@ def curvature_set_agreement(store: ScoreStore) -> dict[str, Plain]:
 
 
 def _sampled(store: ScoreStore, columns: list[str]) -> pa.Table:
-    """Return some columns of all scored rows, or of a random sample of SAMPLE of them."""
+    """Return some columns of all scored rows, or of a sample.
+
+    The sample is random and has SAMPLE rows.
+    """
     total = sum(table.num_rows for table in store.windows([]))
     chosen = np.arange(min(total, SAMPLE))
     if total > SAMPLE:
@@ -496,7 +499,7 @@ def _sampled(store: ScoreStore, columns: list[str]) -> pa.Table:
 
 
 def rename_attributes(source: OpenSource) -> tuple[pa.Table | None, dict[str, str]]:
-    """Return the source's attributes under names that are free, and the changes of names.
+    """Return the source's attributes under free names, and the changes.
 
     A name is taken if a column of the table or of planted truth has it. Planted truth keeps its name in the source that
     plants it; in any other source a column of that name is an attribute like others.
@@ -601,7 +604,7 @@ def describe_run(settings: ScoreRun, prepared: Prepared, scorer: Scorer) -> dict
 
 
 def describe_damping(scorer: Scorer) -> dict[str, Plain]:
-    """Return λ in numbers, with its relative standard error if it was estimated."""
+    """Return λ in numbers, with its relative standard error if estimated."""
     damping, description = scorer.settings.damping, {"resolved": as_numbers(scorer.damping)}
     error = scorer.backend.mean_error(scorer.state)
     if damping.absolute is not None or damping.of_spectrum or error is None:

@@ -41,7 +41,7 @@ def describe_without(settings: object, aside: Collection[str]) -> dict[str, Plai
 
 
 def option_name(name: str) -> dict[str, Any]:
-    """Return metadata of a setting that has another name on a command line.
+    """Return metadata of a setting with another name as an option.
 
     Args:
         name: The name of the option.
@@ -71,13 +71,13 @@ AnyPerturbation: TypeAlias = GaussianNoise | Augmentation
 
 
 def views(perturbation: AnyPerturbation) -> Views:
-    """Return the pair of views, the clean and the perturbed image, of a perturbation."""
+    """Return a perturbation's pair of views: clean and perturbed image."""
     return PERTURBATIONS[perturbation.name] if isinstance(perturbation, Augmentation) else perturbation
 
 
 @dataclasses.dataclass(frozen=True)
 class CurvatureSet:
-    """The matrix C that is inverted, and the images that it is averaged over.
+    """The inverted matrix C, and the images it is averaged over.
 
     Attributes:
         objective: The curvature of the measurement itself, or of the loss that the network was pretrained with. The
@@ -100,7 +100,9 @@ class CurvatureSet:
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """How often finished scores are written, which is what an interruption can cost.
+    """The intervals at which finished scores are written.
+
+    An interruption can cost the scores of one interval.
 
     Attributes:
         rows: Write after this many images,
@@ -116,7 +118,7 @@ class Parts:
 
 @dataclasses.dataclass(frozen=True)
 class ScoreRun:
-    """Score every image of a data set by its influence on the representation: g·(C + λI)⁻¹g.
+    """Score every image by its influence on the representation: `g·(C + λI)⁻¹g`.
 
     Scores are written while the run works. If the run was stopped, the same command continues it. At the end the folder
     holds scores.parquet (one row for each image, with the baselines beside the score) and run.json (how the scores were
@@ -172,12 +174,12 @@ class ScoreRun:
 
 @dataclasses.dataclass(frozen=True)
 class CompareRun:
-    """Compare every backend with exact scores of one sample of images: how good it is and what it costs.
+    """Compare every backend with exact scores of one sample of images.
 
-    All backends approximate the same (C + λI)⁻¹, for several values of their main setting and of the damping. The
-    folder then holds comparison.json, pareto.png (error against time) and damping.png (error against λ), and a table is
-    printed. A backend that cannot do it (it diverges, or needs layers that are absent) is a row with the reason. The
-    same command continues with the backends that are missing.
+    This shows how good each backend is and what it costs. All backends approximate the same (C + λI)⁻¹, for several
+    values of their main setting and of the damping. The folder then holds comparison.json, pareto.png (error against
+    time) and damping.png (error against λ), and a table is printed. A backend that cannot do it (it diverges, or needs
+    layers that are absent) is a row with the reason. The same command continues with the backends that are missing.
 
     influence-ssl compare --encoder runs/simclr --out runs/simclr/compare source:tfds --source.name cifar10
 
@@ -233,7 +235,7 @@ class CompareRun:
 
 @dataclasses.dataclass(frozen=True)
 class AuditRun:
-    """Certify a random sample of a scored data set, and calibrate every score by it.
+    """Certify a random sample of scored images, and calibrate all scores.
 
     For each image of the sample the exact score g·(C + λI)⁻¹g is enclosed between two bounds, at any size of network
     (Gauss and Gauss–Radau quadrature by Lanczos; rounding is measured and allowed for, under the assumptions that
@@ -274,9 +276,10 @@ class AuditRun:
 
 @dataclasses.dataclass(frozen=True)
 class PretrainRun:
-    """Train an encoder without labels, by SimCLR, BYOL or Barlow Twins (or with labels, the supervised baseline).
+    """Train an encoder without labels, by SimCLR, BYOL or Barlow Twins.
 
-    If a run was stopped, the same command continues it from its last complete epoch.
+    The supervised baseline is trained with labels. If a run was stopped, the same command continues it from its last
+    complete epoch.
 
     influence-ssl pretrain --out runs/simclr source:tfds --source.name cifar10
 
@@ -302,7 +305,9 @@ class PretrainRun:
 
 @dataclasses.dataclass(frozen=True)
 class ReportRun:
-    """Write the report of a scored data set: one HTML page that needs no other file.
+    """Write the report of a scored data set as one page.
+
+    The page is HTML and needs no other file.
 
     influence-ssl report runs/cifar10
 
