@@ -1,4 +1,7 @@
-"""A resumable store of scores: parts with checksums during the run, one table at its end."""
+"""Keep scores in a resumable store.
+
+It has parts with checksums during the run, and one table at its end.
+"""
 
 from influence_ssl_jax.errors import require
 

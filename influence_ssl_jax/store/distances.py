@@ -1,4 +1,7 @@
-"""Keep distances to nearest neighbours: while a table is written, and after embeddings are deleted."""
+"""Keep distances to nearest neighbours in a file.
+
+It serves while a table is written, and after embeddings are deleted.
+"""
 
 import dataclasses
 from collections.abc import Iterable
@@ -18,7 +21,9 @@ SCHEMA = pa.schema({"index": pa.int64(), "distance": pa.float64()})
 
 @dataclasses.dataclass(frozen=True)
 class Distances:
-    """A file with the distances of examples in order of index, of which a bounded number of rows is in memory.
+    """A file with the distances of examples in order of index.
+
+    A bounded number of its rows is in memory.
 
     Attributes:
         folder: The folder of the run.
@@ -30,7 +35,10 @@ class Distances:
 
     @classmethod
     def open(cls, folder: Path, owner: str) -> "Distances | None":
-        """Return the distances in a folder; None if they are absent, damaged or of another run."""
+        """Return a folder's distances, or None.
+
+        It is None if they are absent, damaged or of another run.
+        """
         try:
             record = read_record(folder, RECORD)
         except (DamagedError, FileNotFoundError):
@@ -41,7 +49,7 @@ class Distances:
     def write(
         cls, folder: Path, owner: str, pieces: Iterable[tuple[Int[np.ndarray, " some"], Float[np.ndarray, " some"]]]
     ) -> "Distances":
-        """Write the numbers and distances of examples, piece by piece, in order of index.
+        """Write examples' numbers and distances piece by piece, by ascending index.
 
         Raises:
             FullDiskError: The disk is full.
@@ -55,7 +63,7 @@ class Distances:
         return cls(folder, owner)
 
     def of(self, index: Int[np.ndarray, " some"]) -> Float[np.ndarray, " some"]:
-        """Return the distances of some examples; NaN for those that the file does not hold.
+        """Return some examples' distances, NaN where the file has none.
 
         Args:
             index: The numbers of the examples, ascending.

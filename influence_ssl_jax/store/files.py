@@ -1,4 +1,4 @@
-"""Write files that are whole or absent, seal JSON files with a checksum, and lock a folder."""
+"""Write whole files or none, seal JSON with checksums, lock folders."""
 
 import contextlib
 import errno
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Write a temporary file in the block, and let it replace `path` at the end.
+    """Write a temporary file in the block, then replace `path` by it.
 
     Until then `path` is what it was. If the block fails, the temporary file is deleted.
 
@@ -58,7 +58,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: bytes) -> str:
-    """Write `content`, and return its SHA-256; a crash at any moment leaves the old file or the new one.
+    """Write `content` to a file as a whole, and return its SHA-256.
+
+    A crash at any moment leaves the old file or the new one.
 
     Raises:
         FullDiskError: The disk is full.
@@ -74,7 +76,7 @@ def write_atomically(path: Path, content: bytes) -> str:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line to a file, and wait until it is on disk.
+    """Append a line to a file, and wait for the disk.
 
     A crash can cut this line short. The lines before it stay whole.
 
@@ -148,7 +150,7 @@ def read_object(path: Path) -> dict[str, Plain]:
 
 
 def checksum(content: Mapping[str, Plain]) -> str:
-    """Return the SHA-256 of a JSON object; the order of its keys does not matter."""
+    """Return the SHA-256 of a JSON object, whatever its keys' order."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -159,7 +161,7 @@ def file_digest(path: Path) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on disk, if the file system supports it."""
+    """Wait until the names in a folder are on disk, if supported."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except PermissionError:  # the folder may be written but not read
@@ -174,7 +176,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def holder_of(path: Path) -> dict[str, str | int]:
-    """Read from a lock file which process holds it; return an empty dictionary if none does."""
+    """Read from a lock file which process holds it, if any.
+
+    The dictionary is empty if none does.
+    """
     try:
         said = json.loads(path.read_bytes().rstrip(b"\0\n ") or b"{}")
     except (OSError, ValueError, RecursionError):
@@ -205,10 +210,11 @@ def find_living(paths: Sequence[Path]) -> list[Path]:
 
 
 class Lock:
-    """The lock of a folder, held until it is closed or the process ends.
+    """The lock of a folder.
 
-    Processes that see the kernel's lock need no more. On some file systems there is none, or one host does not see that of
-    another: for these the lock file names host and process, and holds a number that grows every BEAT seconds.
+    It is held until it is closed or the process ends. Processes that see the kernel's lock need no more. On some file
+    systems there is none, or one host does not see that of another: for these the lock file names host and process, and
+    holds a number that grows every BEAT seconds.
 
     Attributes:
         lost: Whether another process has taken the folder, because this one gave no sign of life for so long.
@@ -262,7 +268,7 @@ class Lock:
 
 
 def lock(folder: Path) -> Lock:
-    """Lock a folder until the returned object is closed or the process ends.
+    """Lock a folder until the result is closed or the process ends.
 
     Raises:
         StoreError: Another process holds the lock.
@@ -299,7 +305,10 @@ def lock(folder: Path) -> Lock:
 
 
 def _kernel_lock(file: TextIO) -> bool | None:
-    """Ask the kernel for the lock, and return whether it gave it; None if the file system has no locks."""
+    """Ask the kernel for the lock, and return whether it agreed.
+
+    It is None if the file system has no locks.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -312,7 +321,10 @@ def _kernel_lock(file: TextIO) -> bool | None:
 
 
 def _runs(process: int) -> bool:
-    """Return whether a process of this host runs; one that has ended and was not waited for does not."""
+    """Test whether a process of this host runs.
+
+    One that has ended and was not waited for does not.
+    """
     with contextlib.suppress(OSError, IndexError):
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     try:

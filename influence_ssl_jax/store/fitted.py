@@ -1,4 +1,7 @@
-"""Keep a fitted backend on disk, so that a resumed run neither fits again nor mixes two fits."""
+"""Keep a fitted backend on disk for resumed runs.
+
+Such a run neither fits again nor mixes two fits.
+"""
 
 import hashlib
 import io
@@ -45,7 +48,9 @@ def load_fitted(
     owner: str,
     place: Callable[[np.ndarray], jax.Array | np.ndarray] = jnp.asarray,
 ) -> tuple[PyTree, Plain] | None:
-    """Read the state and notes that `save_fitted` wrote; None if they are absent, damaged or of another owner.
+    """Read the state and notes of `save_fitted`, or None.
+
+    It is None if they are absent, damaged or of another owner.
 
     Args:
         folder: The folder of the run.
@@ -86,14 +91,17 @@ def digest_of(state: PyTree) -> str:
 
 
 def _words(leaf: jax.Array) -> np.ndarray:
-    """Return an array as NumPy's; of a PRNG key, the words that it consists of."""
+    """Return an array, or a PRNG key's words, as NumPy's."""
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
 def _restored(
     array: np.ndarray, like: jax.ShapeDtypeStruct, place: Callable[[np.ndarray], jax.Array | np.ndarray]
 ) -> jax.Array | np.ndarray:
-    """Return an array, or a PRNG key, of the expected type, put in its place."""
+    """Return an array, or a PRNG key, of the expected type.
+
+    It is put in its place.
+    """
     if _is_key(like):
         return jax.random.wrap_key_data(jnp.asarray(array))
     if array.dtype.kind == "V" and array.dtype.itemsize == like.dtype.itemsize:

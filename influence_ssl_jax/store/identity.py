@@ -27,7 +27,9 @@ def refuse_foreign(folder: Path) -> None:
 
 
 def refuse_disagreement(identity: Plain) -> None:
-    """Check that all processes of a run were started for the same work; otherwise each of them raises the error.
+    """Check that all processes of a run do the same work.
+
+    Otherwise each of them raises the error.
 
     Raises:
         StoreError: Two processes differ; the message lists the differences.
@@ -43,7 +45,7 @@ def refuse_disagreement(identity: Plain) -> None:
 
 
 def claim(folder: Path, identity: Plain) -> Plain:
-    """Write the identity of a run into its folder, or compare it with the one that is there.
+    """Write a run's identity to its folder, or compare the stored one.
 
     Args:
         folder: The folder of the run.

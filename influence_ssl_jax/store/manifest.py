@@ -1,4 +1,4 @@
-"""Keep the rows of a run in parts on disk, each listed with its checksum."""
+"""Keep a run's rows in parts on disk, listed with checksums."""
 
 import dataclasses
 import hashlib
@@ -96,11 +96,13 @@ class Manifest:
         return cls(folder, parts, owner)
 
     def indices(self) -> Int[np.ndarray, " rows"]:
-        """Return the numbers of the examples of all parts, in the order in which they were written."""
+        """Return the example numbers of all parts, in order of writing."""
         return np.concatenate([np.zeros(0, np.int64), *(part.indices() for part in self.parts)])
 
     def check(self, finished: Bool[np.ndarray, " size"]) -> int:
-        """Keep the parts with the right checksum whose examples are in no earlier part; delete all other parts.
+        """Keep the intact parts of new examples; delete all others.
+
+        An intact part has the right checksum, and none of its examples is in an earlier part.
 
         Args:
             finished: Which examples are in earlier parts. The examples of the parts that are kept are added to it.
@@ -120,7 +122,10 @@ class Manifest:
         return lost
 
     def keep(self, sound: list[Part]) -> None:
-        """Take all other parts off the list, then delete their files and the unfinished files of a killed process."""
+        """Take all other parts off the list, then delete their files.
+
+        The unfinished files of a killed process are deleted too.
+        """
         names = {part.name for part in sound} | {part.beside for part in sound if part.embeddings}
         write_atomically(self.folder / LIST, "".join(_line(part) + "\n" for part in sound).encode())
         self.parts = sound
@@ -129,7 +134,7 @@ class Manifest:
                 file.unlink()
 
     def forget(self, indices: Int[np.ndarray, " count"]) -> int:
-        """Remove some examples from the parts that hold them, and return how many were removed.
+        """Remove some examples from their parts, and return how many.
 
         A kill loses no other example: a part is written under a new name before the old one is deleted.
         """
@@ -147,7 +152,7 @@ class Manifest:
         return before - sum(part.rows for part in sound)
 
     def sound(self, part: Part) -> bool:
-        """Return whether the files of a part exist and are what was written."""
+        """Test whether a part's files exist and are as written."""
         files = {part.name: part.sha256} | ({part.beside: part.embeddings} if part.embeddings else {})
         return all(
             (self.folder / name).is_file() and hashlib.sha256((self.folder / name).read_bytes()).hexdigest() == digest
@@ -176,7 +181,7 @@ class Manifest:
         return 1 + max((int(part.name.split(".")[0]) for part in self.parts), default=-1)
 
     def _written(self, number: int, kind: Kind, table: pa.Table, seconds: float, fitted: str) -> Part:
-        """Write the file of a part, and return the entry for the list."""
+        """Write a part's file, and return its entry for the list."""
         part = Part(
             name=f"{number:06d}.parquet",
             kind=kind,
@@ -227,7 +232,9 @@ class Manifest:
 
 
 def runs_of(indices: Int[np.ndarray, " rows"]) -> list[list[int]]:
-    """Return a set of numbers as [first, last + 1] of each run of consecutive numbers, ascending.
+    """Return a set of numbers as ascending runs `[first, last + 1]`.
+
+    A run has consecutive numbers.
 
     >>> runs_of(np.array([5, 1, 2, 3]))
     [[1, 4], [5, 6]]
@@ -238,7 +245,9 @@ def runs_of(indices: Int[np.ndarray, " rows"]) -> list[list[int]]:
 
 
 def gaps_and_repeats(runs: Iterable[Sequence[int]], size: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Return the numbers below `size` that are in no run, and those that are in two or more, as runs themselves.
+    """Return the numbers below `size` in no run, and repeated ones.
+
+    Repeated numbers are in two or more runs. Both results are runs themselves.
 
     Args:
         runs: [first, last + 1] of each, in any order.
@@ -270,7 +279,10 @@ def to_bytes(table: pa.Table) -> bytes:
 
 
 def _to_arrow(table: pa.Table) -> bytes:
-    """Return a table as the bytes of an Arrow file, uncompressed: compression does not make embeddings smaller."""
+    """Return a table as an uncompressed Arrow file's bytes.
+
+    Compression does not make embeddings smaller.
+    """
     buffer = io.BytesIO()
     with pa.ipc.new_file(buffer, table.schema) as writer:
         writer.write_table(table)
@@ -289,7 +301,10 @@ def _sum(plain: dict) -> str:
 
 
 def _listed(path: Path) -> list[Part]:
-    """Read the parts of a list; lines that are not what was written are left out."""
+    """Read the parts of a list, without damaged lines.
+
+    A damaged line is not what was written.
+    """
     parts: list[Part] = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
@@ -307,7 +322,9 @@ WINDOW = 65_536
 
 @dataclasses.dataclass
 class Parts:
-    """All parts of a run: one sub-folder for each process that ever wrote, so that no two write one file.
+    """All parts of a run, in a sub-folder for each process.
+
+    Every process that ever wrote has one, so that no two write one file.
 
     Attributes:
         manifests: The list of each sub-folder, by the number of its process.
@@ -330,13 +347,19 @@ class Parts:
         return cls({int(each.name): Manifest.load(each, owner) for each in writers(folder)}, size)
 
     def check(self) -> None:
-        """Keep the parts with the right checksum whose examples are in no earlier part; delete all other parts."""
+        """Keep the intact parts of new examples; delete all others.
+
+        An intact part has the right checksum, and none of its examples is in an earlier part.
+        """
         finished = np.zeros(self.size, bool)
         for manifest in self.manifests.values():
             self.lost += manifest.check(finished)
 
     def finished(self) -> Bool[np.ndarray, " size"]:
-        """Return which examples are in a part: one byte for each example of the source."""
+        """Return which examples are in a part.
+
+        This takes one byte for each example of the source.
+        """
         found = np.zeros(self.size, bool)
         for part in self.all():
             for first, end in part.runs:
@@ -365,7 +388,7 @@ class Parts:
             )
 
     def forget(self, indices: Int[np.ndarray, " count"]) -> int:
-        """Remove some examples from the parts that hold them, and return how many were removed."""
+        """Remove some examples from their parts, and return how many."""
         return sum(manifest.forget(indices) for manifest in self.manifests.values())
 
     def embedded(self) -> bool:
@@ -378,11 +401,14 @@ class Parts:
             manifest.drop_embeddings()
 
     def digest(self) -> str:
-        """Return one digest of the rows of all parts; embeddings do not count."""
+        """Return one digest of all parts' rows, without embeddings."""
         return hashlib.sha256("".join(sorted(part.sha256 for part in self.all())).encode()).hexdigest()
 
     def seconds(self) -> float:
-        """Return how long the parts took: that of the slowest process, because processes work side by side."""
+        """Return how long the parts took.
+
+        It is the time of the slowest process, because processes work side by side.
+        """
         return max((sum(part.seconds for part in each.parts) for each in self.manifests.values()), default=0.0)
 
     def all(self) -> list[Part]:
@@ -398,7 +424,7 @@ class Parts:
         return None
 
     def windows(self, kind: Kind, columns: list[str]) -> Iterator[pa.Table]:
-        """Read rows in order of index, those of WINDOW neighbouring examples at a time.
+        """Read rows in order of index, WINDOW neighbouring examples at once.
 
         Yields:
             One table for each window of the source, an empty one if it has no such rows.
@@ -427,7 +453,7 @@ def _up(end: int) -> int:
 
 
 def writers(folder: Path) -> list[Path]:
-    """Return the sub-folders of the processes that ever wrote below `folder`, in order."""
+    """Return, in order, the sub-folders of processes that wrote below `folder`."""
     return sorted(
         (each for each in folder.iterdir() if each.is_dir() and each.name.isdecimal()), key=lambda f: int(f.name)
     )

@@ -25,7 +25,10 @@ def no_more(_: Int[np.ndarray, " some"]) -> dict[str, Shaped[np.ndarray, " some"
 
 
 def renamed_attributes(columns: Sequence[str], attributes: pa.Table | None) -> dict[str, str]:
-    """Return the attributes that the table holds under another name: from their own name to that one."""
+    """Return the attributes that the table holds under another name.
+
+    The result leads from an attribute's own name to that one.
+    """
     names = [] if attributes is None else attributes.column_names
     return {name: f"source_{name}" for name in names if f"source_{name}" in columns and f"source_{name}" not in names}
 
@@ -108,7 +111,9 @@ def write_result(
 
 
 def read_record(folder: Path, record: str) -> dict[str, Plain]:
-    """Read a record, and check that the files beside it are those that it was written for.
+    """Read a record, and check the files beside it.
+
+    They must be those that the record was written for.
 
     Args:
         folder: The folder of record and files.
@@ -126,7 +131,9 @@ def read_record(folder: Path, record: str) -> dict[str, Plain]:
 
 
 def find_damage(folder: Path, owner: str, parts: Parts) -> str:
-    """Return why table and record are not those of the parts; empty if they are, or if neither file exists.
+    """Return why table and record do not fit the parts.
+
+    It is empty if they fit, or if neither file exists.
 
     Args:
         folder: The folder of the run.

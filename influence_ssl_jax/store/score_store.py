@@ -55,7 +55,9 @@ def enter(folder: Path, identity: Plain, size: int) -> tuple[Lock, int]:
 
 
 def refuse_writers(parts: Path) -> None:
-    """Check that no process of an earlier run still writes its parts, and clear the locks of those that have ended.
+    """Check that no earlier run's process still writes its parts.
+
+    The locks of processes that have ended are cleared.
 
     Raises:
         StoreError: One still writes.
@@ -78,11 +80,12 @@ LATE = 90.0
 
 
 class ScoreStore:
-    """An output folder: parts while scores are made, `scores.parquet` and `run.json` when they all are.
+    """A resumable output folder of scores.
 
-    The folder belongs to one identity (configuration, parameters, data, versions). A part is appended whole or not at
-    all and has a checksum; a part that fails it is made again. One run at a time holds the folder; each of its
-    processes writes parts of its own, and the first one puts them together.
+    It holds parts while scores are made, `scores.parquet` and `run.json` when they all are. The folder belongs to one
+    identity (configuration, parameters, data, versions). A part is appended whole or not at all and has a checksum; a
+    part that fails it is made again. One run at a time holds the folder; each of its processes writes parts of its own,
+    and the first one puts them together.
 
         with ScoreStore.open(folder, identity, size=len(source)) as store:
             store.bind(digest)
@@ -105,9 +108,9 @@ class ScoreStore:
 
     @classmethod
     def open(cls, folder: Path, identity: Plain, size: int) -> "ScoreStore":
-        """Begin a run in a new or empty folder, or resume the run with the same identity.
+        """Begin a run in a new or empty folder, or resume it.
 
-        All processes of a run call it together.
+        A run is resumed if it has the same identity. All processes of a run call it together.
 
         Args:
             folder: The output folder; it is made if it does not exist.
@@ -158,11 +161,13 @@ class ScoreStore:
 
     @property
     def lost(self) -> int:
-        """Number of rows in parts that were damaged when the folder was opened."""
+        """Number of rows in parts that were damaged on opening."""
         return self._parts.lost
 
     def contents(self) -> Iterator[pa.Table]:
-        """Read `index, id, content` of the scored rows in order, a bounded number at a time.
+        """Read the scored rows' `index, id, content` in order.
+
+        A bounded number of rows is read at a time.
 
         Yields:
             Tables; none if the parts have no column `content`.
@@ -214,7 +219,7 @@ class ScoreStore:
         self._fitted = fitted
 
     def append(self, table: pa.Table) -> None:
-        """Write the rows of one part; they are on disk when this returns.
+        """Write one part's rows; they are on disk on return.
 
         Args:
             table: `index`, `id`, `score` (never null), any further columns of COLUMNS, other numbers, and `embedding` (a
@@ -238,7 +243,10 @@ class ScoreStore:
         self._schema = table.schema
 
     def _alike(self, schema: pa.Schema) -> bool:
-        """Return whether rows of a schema may follow the earlier ones, whose embeddings may have been deleted."""
+        """Test whether rows of a schema may follow the earlier ones.
+
+        The embeddings of these may have been deleted.
+        """
         assert self._schema is not None
         if EMBEDDING in self._schema.names or EMBEDDING not in schema.names:
             return schema.equals(self._schema)
@@ -293,7 +301,7 @@ class ScoreStore:
         self._since = now
 
     def _refuse_lost_lock(self) -> None:
-        """Check that no other run has taken the folder while this process stood still.
+        """Check that no other run took the folder during a standstill.
 
         Raises:
             StoreError: One has.
@@ -309,11 +317,16 @@ class ScoreStore:
         return self._parts.manifests[jax.process_index()]
 
     def rows(self) -> int:
-        """Return the number of rows that this process has written, now and in earlier runs."""
+        """Return the number of rows that this process has written.
+
+        Those of earlier runs count too.
+        """
         return sum(part.rows for part in self._mine().parts)
 
     def refresh(self, expected: int = 0) -> None:
-        """Read again what the other processes have written; the first process calls it when all have finished.
+        """Read again what the other processes have written.
+
+        The first process calls it when all have finished.
 
         Args:
             expected: Number of rows that all processes have written. A shared file system may show an old state for a
@@ -340,12 +353,15 @@ class ScoreStore:
         self._parts.lost, self._finished, self._schema = lost, self._parts.finished(), self._parts.schema()
 
     def columns(self) -> list[str]:
-        """Return the names of the columns of scored rows; none if no row is scored."""
+        """Return the names of scored rows' columns; none without scored rows."""
         schema = self._parts.schema()
         return [] if schema is None else schema.names
 
     def windows(self, columns: list[str]) -> Iterator[pa.Table]:
-        """Read `index` and some columns of the scored rows in order, a bounded number of rows at a time."""
+        """Read `index` and some columns of scored rows in order.
+
+        A bounded number of rows is read at a time.
+        """
         return (table for table in self._parts.windows("scored", ["index", *columns]) if table.num_rows)
 
     def finish(
