@@ -1,1 +1,1 @@
-"""State the theory of Influence-SSL: closed forms, and statements with their verdicts and checks."""
+"""State the theory of Influence-SSL: closed forms, statements, verdicts and checks."""

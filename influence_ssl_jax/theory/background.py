@@ -1,8 +1,9 @@
-"""State how a minimiser responds to one more example: influence functions in general.
+"""State how a minimiser responds to one more example.
 
-arXiv 2412.17170, Eq. 2–6. `F(θ) = (1/n) Σ L(z_i, θ)` has its isolated minimum at θ*, `H = ∇²F(θ*)`, and
-`θ(e) = argmin F(θ) + e·L(z, θ)`. Removing a training example is `e = −1/n`, adding it once more is `e = +1/n`. Away
-from a stationary point the implicit function theorem does not apply and `−H⁻¹g` is only a Newton-like direction.
+These are influence functions in general. arXiv 2412.17170, Eq. 2–6. `F(θ) = (1/n) Σ L(z_i, θ)` has its isolated minimum
+at θ*, `H = ∇²F(θ*)`, and `θ(e) = argmin F(θ) + e·L(z, θ)`. Removing a training example is `e = −1/n`, adding it once
+more is `e = +1/n`. Away from a stationary point the implicit function theorem does not apply and `−H⁻¹g` is only a
+Newton-like direction.
 """
 
 import jax
@@ -15,7 +16,7 @@ from influence_ssl_jax.theory.item import AtLeast, AtMost, Check, CounterExample
 
 
 def response(hessian: Float[Array, "p p"], gradient: Float[Array, " p"]) -> Float[Array, " p"]:
-    """Return the derivative of the minimiser in the weight of an example: `dθ(e)/de|₀ = −H⁻¹ ∇L(z, θ*)` (Eq. 2).
+    """Return `dθ(e)/de|₀ = −H⁻¹ ∇L(z, θ*)`, the minimiser's derivative in an example's weight (Eq. 2).
 
     Args:
         hessian: H, non-singular, at the minimum.
@@ -72,7 +73,10 @@ _RIDGE = 0.1
 
 
 class _Regression:
-    """A regression of twelve examples with four features, in which example 0 can have more weight."""
+    """A regression of twelve examples with four features.
+
+    Example 0 can have more weight.
+    """
 
     def __init__(self, draw: Draw):
         self.features, self.targets = draw.normal(12, 4), draw.normal(12)
@@ -87,12 +91,15 @@ class _Regression:
         return jnp.linalg.solve(weighted.T @ self.features + _RIDGE * jnp.eye(4), weighted.T @ self.targets)
 
     def ridge_parts(self, params: Float[Array, " p"]) -> tuple[Float[Array, "p p"], Float[Array, " p"]]:
-        """Return the Hessian of the ridge objective and the gradient of example 0."""
+        """Return the ridge objective's Hessian and the gradient of example 0."""
         hessian = self.features.T @ self.features / 12 + _RIDGE * jnp.eye(4)
         return hessian, (self.features[0] @ params - self.targets[0]) * self.features[0]
 
     def logistic(self, extra: Float[Array, ""]) -> Float[Array, " p"]:
-        """Return the minimiser of the ridge-penalised logistic objective, by eight Newton steps from zero."""
+        """Return the minimiser of the ridge-penalised logistic objective.
+
+        It takes eight Newton steps from zero.
+        """
         params = jnp.zeros(4)
         for _ in range(8):
             rates = jax.nn.sigmoid(-self.features @ params * self.signs)
@@ -102,7 +109,7 @@ class _Regression:
         return params
 
     def logistic_parts(self, params: Float[Array, " p"]) -> tuple[Float[Array, "p p"], Float[Array, " p"]]:
-        """Return the Hessian of the logistic objective and the gradient of example 0."""
+        """Return the logistic objective's Hessian and the gradient of example 0."""
         rates = jax.nn.sigmoid(-self.features @ params * self.signs)
         weighted = (rates * (1 - rates) / 12)[:, None] * self.features
         return weighted.T @ self.features + _RIDGE * jnp.eye(4), -rates[0] * self.signs[0] * self.features[0]

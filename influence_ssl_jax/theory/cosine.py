@@ -1,9 +1,10 @@
-"""The cosine distance of two encodings, its expansion in the perturbation, and its derivatives in W.
+"""State the cosine distance of two encodings, its expansion and derivatives.
 
-Proposition 3 of arXiv 2412.17170 (reconstructed) and what replaces it; the gradient and the Hessian in W (row-major
-vec W) are derived for this project, because the paper has no formula for them. Notation: `u = f(x)` and `v = f(a(x))`
-with directions `û` and `v̂`; the distance is `l = 1 − c` with `c = û·v̂`; `P = v̂ − cû`, `q = û − cv̂`. For a linear encoder
-`f(a(x)) = u + εm` with `m = Wδ`. The `stop_gradient` forms hold the branch of `v` fixed.
+The expansion is in the perturbation, the derivatives are in W. Proposition 3 of arXiv 2412.17170 (reconstructed) and
+what replaces it; the gradient and the Hessian in W (row-major vec W) are derived for this project, because the paper
+has no formula for them. Notation: `u = f(x)` and `v = f(a(x))` with directions `û` and `v̂`; the distance is
+`l = 1 − c` with `c = û·v̂`; `P = v̂ − cû`, `q = û − cv̂`. For a linear encoder `f(a(x)) = u + εm` with `m = Wδ`. The
+`stop_gradient` forms hold the branch of `v` fixed.
 """
 
 from typing import NamedTuple
@@ -42,7 +43,7 @@ def distance(output: Float[Array, " d"], perturbed: Float[Array, " d"]) -> Float
 
 
 def moved_distance(output: Float[Array, " d"], move: Float[Array, " d"], eps: Scalar) -> Float[Array, ""]:
-    """Return the cosine distance of u and u + εm from their geometry.
+    """Return the cosine distance of u and `u + εm` from their geometry.
 
     With `s = 1 + εa`, `a = u·m/‖u‖²`, `k = ε²‖m_⊥‖²/‖u‖²`, `h = √(s² + k)` it is `1 − s/h`, computed as `k/(h(h + s))`
     for s > 0. There it equals `1 − (1 + c)^(−1/2)` with `c = k/s² = tan²` of the angle.
@@ -54,7 +55,10 @@ def moved_distance(output: Float[Array, " d"], move: Float[Array, " d"], eps: Sc
 
 
 def perpendicular(output: Float[Array, " d"], move: Float[Array, " d"]) -> Float[Array, ""]:
-    """Return `‖P_⊥ m‖²/‖u‖²`: the part of the move that turns u, relative to its length."""
+    """Return `‖P_⊥ m‖²/‖u‖²`: the part of the move that turns u.
+
+    It is relative to the length of u.
+    """
     direction = _unit(output)
     across = move - (move @ direction) * direction
     return (across @ across) / (output @ output)
@@ -86,15 +90,18 @@ def expansion_bounds(tangent_squared: Scalar) -> Float[Array, "2"]:
 
 
 def full_limit(output: Float[Array, " d"], perturbed: Float[Array, " d"]) -> Float[Array, ""]:
-    """Return the per-point Gauss–Newton score as λ → 0: `2(1 − c)`, twice the loss.
+    """Return the per-point Gauss–Newton score as λ → 0: `2(1 − c)`.
 
-    Both branches are differentiated; it holds for û ≠ −v̂.
+    This is twice the loss. Both branches are differentiated; it holds for û ≠ −v̂.
     """
     return 2 * distance(output, perturbed)
 
 
 def stop_gradient_limit(output: Float[Array, " d"], perturbed: Float[Array, " d"]) -> Float[Array, ""]:
-    """Return the same limit with one branch held fixed: `1 − c² = sin²` of the angle."""
+    """Return the same limit with one branch held fixed: `1 − c²`.
+
+    This is sin² of the angle.
+    """
     half = distance(output, perturbed)
     return half * (2 - half)
 
@@ -177,7 +184,7 @@ def stop_gradient_hessian(
 
 
 def _angles(weight: Float[Array, "d p"], x: Float[Array, " p"], other: Float[Array, " p"]) -> _Angles:
-    """Return the directions of Wx and of the other output, and their lengths."""
+    """Return the directions and lengths of Wx and the other output."""
     u, v = weight @ x, weight @ other
     left_norm, right_norm = jnp.linalg.norm(u), jnp.linalg.norm(v)
     left, right = u / left_norm, v / right_norm
@@ -200,7 +207,10 @@ def _drawn(draw: Draw, outputs: int = 3) -> tuple[Float[Array, " d"], Float[Arra
 
 
 def _exact(draw: Draw) -> Float[Array, ""]:
-    """Compare with the definition at ε in 0.1 … 10, on both sides of a right angle."""
+    """Compare with the definition at ε in 0.1 … 10.
+
+    These moves lie on both sides of a right angle.
+    """
     output, move = _drawn(draw)
     eps = draw.log_uniform(0.1, 10.0)
     expected = oracle.cosine(output, output + eps * move)
@@ -209,7 +219,10 @@ def _exact(draw: Draw) -> Float[Array, ""]:
 
 
 def _tiny(draw: Draw) -> Float[Array, ""]:
-    """Compare at ε = 1e-5 with two orders of the expansion, for an output twice as long as the move."""
+    """Compare at ε = 1e-5 with two orders of the expansion.
+
+    The output is twice as long as the move.
+    """
     output, move = 2 * instances.unit(draw, 3), instances.unit(draw, 3)
     return oracle.relative(moved_distance(output, move, 1e-5), third_order(output, move, 1e-5))
 
@@ -229,7 +242,10 @@ def _distance_to(order: int, slope):
 
 
 def _bounds(draw: Draw) -> Float[Array, ""]:
-    """Return the relative violation of the bounds, and the distance of the lower one from the value at small c."""
+    """Return the bounds' relative violation, and the lower one's distance.
+
+    The distance is that from the value at small c.
+    """
     tangent = draw.log_uniform(1e-3, 1.5)
     lower, upper = expansion_bounds(tangent**2)
     value = moved_distance(jnp.asarray([1.0, 0.0]), jnp.asarray([0.0, 1.0]), tangent)
@@ -246,13 +262,16 @@ def _overestimate(draw: Draw) -> Float[Array, ""]:
 
 
 def _isotropic(draw: Draw) -> Float[Array, ""]:
-    """Compare moves in a uniform direction of three: in the median the stated constant is 4/3 of the right one."""
+    """Compare moves in a uniform direction of three.
+
+    In the median the stated constant is 4/3 of the right one.
+    """
     output, move = instances.unit(draw, 3), instances.unit(draw, 3)
     return stated_leading(output, move, 1.0) / leading(output, move, 1.0)
 
 
 def _one_output(draw: Draw) -> Float[Array, ""]:
-    """Check D = 1: the distance is 0, or 2 if the sign changes."""
+    """Check `D = 1`: the distance is 0, or 2 if the sign changes."""
     output, move = _drawn(draw, 1)
     value = distance(output, output + 3 * move)
     closed = moved_distance(output, move, 3.0)
@@ -261,7 +280,7 @@ def _one_output(draw: Draw) -> Float[Array, ""]:
 
 
 def _single_precision(form):
-    """Return a check of the error in float32 at an angle of 7e-5."""
+    """Return a check of float32's error at an angle of 7e-5."""
 
     def error(draw: Draw) -> Float[Array, ""]:
         output, move = instances.unit(draw, 3), instances.unit(draw, 3)
@@ -274,7 +293,10 @@ def _single_precision(form):
 
 
 class _Pair:
-    """A linear encoder, two inputs, and the derivatives of their cosine distance, with and without stop-gradient."""
+    """A linear encoder and two inputs, with derivatives of their distance.
+
+    The derivatives of the cosine distance are with and without stop-gradient.
+    """
 
     def __init__(self, draw: Draw, outputs: int = 3, inputs: int = 4):
         self.weight = draw.normal(outputs, inputs)
@@ -329,7 +351,10 @@ def _norms(draw: Draw) -> Float[Array, ""]:
 
 
 def _geometry(draw: Draw) -> Float[Array, ""]:
-    """Check ⟨G, W⟩ = 0 for both gradients, and that GWᵀ is symmetric for the full one."""
+    """Check `⟨G, W⟩ = 0`, and the symmetry of GWᵀ.
+
+    The first holds for both gradients, the second for the full one.
+    """
     pair = _Pair(draw)
     full, stopped = (form(*pair.arguments) for form in (gradient, stop_gradient))
     product = full @ pair.weight.T
@@ -393,7 +418,10 @@ def _gauss_newton_limits(draw: Draw) -> Float[Array, ""]:
 
 
 def _scores(draw: Draw, damping) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Return Gauss–Newton scores at W with λ = 0.1, and at 3W with the given damping."""
+    """Return Gauss–Newton scores at W and at 3W.
+
+    λ is 0.1 at W, and the given damping at 3W.
+    """
     pair = _Pair(draw)
     gram = pair.jacobian @ pair.jacobian.T
     scaled = _differentiate(lambda w: gauss_newton.cosine_residual(w @ pair.x, w @ pair.perturbed), 3 * pair.weight)

@@ -30,9 +30,9 @@ def mean_influence(weight: Float[Array, "d p"], moment: Float[Array, "p p"], eps
 def averaged_loss_influence(
     weight: Float[Array, "d p"], moment: Float[Array, "p p"], eps: Scalar, damping: Scalar
 ) -> Float[Array, ""]:
-    """Return the influence of a loss averaged over draws, with its own Hessian: `4ε⁴ tr(W Σ_x (2ε²Σ_x + λ)⁻¹ Σ_x Wᵀ)`.
+    """Return the influence of a loss averaged over draws.
 
-    As λ → 0 it is `mean_influence` at Σ_x.
+    With its own Hessian it is `4ε⁴ tr(W Σ_x (2ε²Σ_x + λ)⁻¹ Σ_x Wᵀ)`. As λ → 0 it is `mean_influence` at Σ_x.
     """
     values, vectors = jnp.linalg.eigh(2 * eps**2 * moment)
     energy = jnp.sum((weight @ vectors) ** 2, axis=0)
@@ -89,7 +89,10 @@ Augmentation: TypeAlias = Callable[[Array, Array], Array]
 
 
 class _Population:
-    """Five inputs with three equally likely perturbations each, so that every mean is a finite sum."""
+    """Five inputs, each with three equally likely perturbations.
+
+    Every mean is then a finite sum.
+    """
 
     def __init__(self, draw: Draw):
         drawn = instances.population(draw, _INPUTS * _DRAWS, 2, 3)
@@ -113,7 +116,10 @@ def _means(draw: Draw) -> Float[Array, ""]:
 
 
 def _damped_mean(draw: Draw) -> Float[Array, ""]:
-    """Check perturbations of one length: damping multiplies the mean by t/(t + λ)."""
+    """Check that damping multiplies the mean by `t/(t + λ)`.
+
+    The perturbations have one length.
+    """
     drawn = _Population(draw)
     deltas = drawn.deltas.reshape(-1, 3)
     deltas = 2 * deltas / jnp.linalg.norm(deltas, axis=1, keepdims=True)
@@ -180,7 +186,10 @@ def _variances(draw: Draw) -> Float[Array, ""]:
 
 
 def _reliability(draw: Draw) -> Float[Array, ""]:
-    """Compare with the correlation of two two-draw scorings, over all inputs and all pairs of pairs of draws."""
+    """Compare with the correlation of two two-draw scorings.
+
+    It is over all inputs and all pairs of pairs of draws.
+    """
     drawn = _Population(draw)
     scorings = (drawn.influences[:, :, None] + drawn.influences[:, None, :]).reshape(_INPUTS, -1) / 2
     centred = scorings - jnp.mean(scorings)
@@ -190,7 +199,10 @@ def _reliability(draw: Draw) -> Float[Array, ""]:
 
 
 def _deterministic(index: int) -> Float[Array, ""]:
-    """Return the within term at x₁ (part 0) or the deviation (part 1), for W = [1, 0], δ(x₁) = e₁, δ(x₂) = e₂."""
+    """Return the within term at x₁ (part 0) or deviation (part 1).
+
+    Here W = [1, 0], δ(x₁) = e₁ and δ(x₂) = e₂.
+    """
     weight, moments = jnp.asarray([[1.0, 0.0]]), jnp.asarray([[[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 1.0]]])
     part = within_term(weight, jnp.asarray([1.0, 0.0]), moments[0], 1.0)
     return (part, part + between_term(weight, moments[0], jnp.mean(moments, axis=0), 1.0))[index]

@@ -179,7 +179,7 @@ def select_items(names: Iterable[str]) -> tuple[Item, ...]:
 
 
 def run_checks(items: Iterable[Item], draws: int, seed: int) -> Iterator[Verdict]:
-    """Run the checks of the items in float64, each item on instances of its own.
+    """Run the items' checks in float64, each on its own instances.
 
     Args:
         items: The items.

@@ -23,7 +23,9 @@ def influence(residual: Float[Array, " d"], gram: Float[Array, "d d"], damping: 
 def influence_limit(
     residual: Float[Array, " d"], jacobian: Float[Array, "d k"], cut: float = 1e-10
 ) -> Float[Array, ""]:
-    """Return the limit λ → 0: `‖P_range(J) r‖²`, which is `2l` if J has full row rank.
+    """Return the limit λ → 0: `‖P_range(J) r‖²`.
+
+    It is `2l` if J has full row rank.
 
     Args:
         residual: r.
@@ -54,9 +56,10 @@ def own_influence(gradient: Float[Array, " k"], damping: Scalar) -> Float[Array,
 
 
 def rank(examples: int, inputs: int, encoder_rank: int) -> int:
-    """Return the rank of C for a linear encoder and generic perturbations: `min(n, rp − r(r−1)/2)` with `r = rank W`.
+    """Return the rank of C for a linear encoder and generic perturbations.
 
-    The gradients `2ε²Wδδᵀ` span `{WS : S symmetric}`: rotation invariance removes r(r−1)/2 of the rp directions.
+    It is `min(n, rp − r(r−1)/2)` with `r = rank W`. The gradients `2ε²Wδδᵀ` span `{WS : S symmetric}`: rotation
+    invariance removes r(r−1)/2 of the rp directions.
 
     Examples:
         >>> rank(100, 5, 2)
@@ -94,7 +97,10 @@ def two_layer_influence(
 
 
 class _Point:
-    """A residual of a network, its Jacobian in all parameters, and the loss by its definition."""
+    """A network's residual, its Jacobian in all parameters, and the loss.
+
+    The loss is computed by its definition.
+    """
 
     def __init__(self, residual, loss, params):
         vector, unravel = ravel_pytree(params)
@@ -146,7 +152,10 @@ def _limit(draw: Draw) -> Float[Array, ""]:
 
 
 def _deficient(draw: Draw) -> Float[Array, ""]:
-    """Check that a direction that J reaches only by rounding does not count, at any scale of J."""
+    """Check that directions reached only by rounding do not count.
+
+    J reaches them; this holds at any scale of J.
+    """
     jacobian = draw.normal(3, 5) * jnp.asarray([1.0, 1e-3, 1e-12])[:, None]
     residual = draw.normal(3)
     limits = [influence_limit(residual, scale * jacobian) for scale in (1e-6, 1e6)]
@@ -168,7 +177,10 @@ def _two_layer(draw: Draw) -> Float[Array, ""]:
 
 
 def _deep_limit(draw: Draw) -> Float[Array, ""]:
-    """Check one to three linear layers: the limit is twice the loss of the product."""
+    """Check one to three linear layers.
+
+    The limit is twice the loss of their product.
+    """
     errors = []
     for widths in ((4, 2), (4, 3, 2), (3, 3, 2, 2)):
         layers = [draw.normal(rows, columns) for rows, columns in zip(widths[1:], widths[:-1], strict=True)]
@@ -184,7 +196,7 @@ def _deep_limit(draw: Draw) -> Float[Array, ""]:
 
 
 def _damped_parametrisation(draw: Draw) -> Float[Array, ""]:
-    """Check that at λ > 0 the two-layer score differs from that of the product W."""
+    """Check that at λ > 0 the two-layer and product scores differ."""
     drawn = instances.two_layer(draw, 2, 3, 4)
     product = linear.influence(drawn.second @ drawn.first, drawn.delta, drawn.eps, drawn.damping)
     layered = two_layer_influence(drawn.first, drawn.second, drawn.delta, drawn.eps, drawn.damping)
@@ -204,7 +216,7 @@ def _fisher_total(draw: Draw) -> Float[Array, ""]:
 
 
 def _fisher_degree(draw: Draw) -> Float[Array, ""]:
-    """Check that neither ε nor the scale of W changes a score without damping."""
+    """Check that ε and W's scale change no score without damping."""
     drawn = instances.population(draw, 9, 2, 4)
     scores = []
     for factor, eps in ((1.0, 1.0), (2.0, 3.0)):

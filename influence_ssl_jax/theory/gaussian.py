@@ -39,7 +39,10 @@ def effective_rank(weight: Float[Array, "d p"]) -> Float[Array, ""]:
 
 
 def relative_spread(weight: Float[Array, "d p"], draws: Scalar) -> Float[Array, ""]:
-    """Return the standard deviation over the mean of a score averaged over K draws: `√(2/(K r))`."""
+    """Return the relative standard deviation of a score: `√(2/(K r))`.
+
+    It is that over the mean, for a score averaged over K draws.
+    """
     return jnp.sqrt(2 / (draws * effective_rank(weight)))
 
 
@@ -70,7 +73,10 @@ def averaged_gradient_score(single: Scalar, mean_gradient: Scalar, draws: Scalar
 
 
 def isotropic_ratio(inputs: Scalar) -> Scalar:
-    """Return `E_s/E_m = p + 2` for `A = aI`: nearly all of a single draw's score is noise of the draw."""
+    """Return `E_s/E_m = p + 2` for `A = aI`.
+
+    Nearly all of a single draw's score is noise of the draw.
+    """
     return inputs + 2
 
 
@@ -105,7 +111,10 @@ def _drawn(draw: Draw, inputs: int) -> tuple[Float[Array, "2 p"], Float[Array, "
 
 
 def _moments(draw: Draw) -> Float[Array, ""]:
-    """Compare mean and variance of ‖Wη‖² with quadrature, which is exact for polynomials."""
+    """Compare mean and variance of ‖Wη‖² with quadrature.
+
+    Quadrature is exact for polynomials.
+    """
     weight, mean, sigma = _drawn(draw, 3)
 
     def energy(noise: Float[Array, " p"]) -> Float[Array, ""]:
@@ -152,7 +161,10 @@ def _scores(draw: Draw):
 
 
 def _estimators(draw: Draw) -> Float[Array, ""]:
-    """Compare one draw, the expected gradient, two averaged draws and cross draws with exact quadrature."""
+    """Compare four estimators with exact quadrature.
+
+    They are one draw, the expected gradient, two averaged draws and cross draws.
+    """
     weight, curvature, sigma = _scores(draw)
     full = jnp.kron(jnp.eye(2), curvature)
 
@@ -178,7 +190,7 @@ def _estimators(draw: Draw) -> Float[Array, ""]:
 
 
 def _cross_draws(draw: Draw) -> Float[Array, ""]:
-    """Compare three draws with the mean over all ordered pairs of different draws."""
+    """Compare three draws with the mean over ordered pairs of different ones."""
     rows = draw.normal(3, 2)
     _, curvature, _ = _scores(draw)
     pairs = [background.score(rows[k], rows[m], curvature, 0.0) for k in range(3) for m in range(3) if k != m]
@@ -193,7 +205,10 @@ def _isotropic_ratio(draw: Draw) -> Float[Array, ""]:
 
 
 def _between(draw: Draw) -> Float[Array, ""]:
-    """Check by quadrature that Σ_x is the same at every x, so that linear scores do not differ between examples."""
+    """Check by quadrature that Σ_x is the same at every x.
+
+    So linear scores do not differ between examples.
+    """
     weight, sigma = draw.normal(2, 3), draw.log_uniform(0.1, 3.0)
     moment = oracle.normal_expectation(lambda noise: jnp.outer(sigma * noise, sigma * noise), 3)
     left = jnp.abs(deviation.between_term(weight, moment, sigma**2 * jnp.eye(3), 1.0))
@@ -201,7 +216,10 @@ def _between(draw: Draw) -> Float[Array, ""]:
 
 
 def _local(draw: Draw) -> Float[Array, ""]:
-    """Compare a tanh encoder at σ = 1e-4 with the local forms of both distances."""
+    """Compare a tanh encoder with the local forms of both distances.
+
+    Here σ = 1e-4.
+    """
     weight, x = draw.normal(2, 3), draw.normal(3)
 
     def encoder(x: Float[Array, " p"]) -> Float[Array, " d"]:
@@ -222,7 +240,10 @@ def _local(draw: Draw) -> Float[Array, ""]:
 
 
 def _signal(draw: Draw) -> Float[Array, ""]:
-    """Check that two inputs of one tanh encoder differ in expected distance, which a linear encoder cannot do."""
+    """Check that two inputs of one tanh encoder differ in distance.
+
+    It is the expected distance, in which inputs of a linear encoder cannot differ.
+    """
     weight, x = draw.normal(2, 3), draw.normal(3)
     jacobian = jax.jacfwd(lambda x: jnp.tanh(weight @ x))
     first, second = local_distance(jacobian(x), 0.2), local_distance(jacobian(-2 * x), 0.2)
@@ -233,7 +254,10 @@ _EXAMPLES = np.asarray([0.0, 1.0, 2.0, 10.0])
 
 
 def _expected_scores(examples: np.ndarray) -> Float[Array, " n"]:
-    """Return `E gᵀH⁺g` over noise of every example, of the alignment loss by its definition at W = 1."""
+    """Return `E gᵀH⁺g` over noise of every example.
+
+    The loss is alignment by its definition at W = 1.
+    """
 
     def score(x: Float[Array, ""], noise: Float[Array, "1"]) -> Float[Array, ""]:
         def loss(weight: Float[Array, "1 1"]) -> Float[Array, ""]:

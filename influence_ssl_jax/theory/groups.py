@@ -18,7 +18,7 @@ from influence_ssl_jax.theory.linear import shrinkage
 def sum_of_influences(
     weight: Float[Array, "d p"], deltas: Float[Array, "n p"], eps: Scalar, damping: Scalar
 ) -> Float[Array, ""]:
-    """Return `Σ I_λ(δ_i)`, each with its own Hessian: the score of a group that is additive."""
+    """Return `Σ I_λ(δ_i)`, each with its own Hessian: a group's additive score."""
     moved = (eps * deltas) @ weight.T
     eigenvalues = 2 * jnp.sum((eps * deltas) ** 2, axis=1)
     return 2 * jnp.sum(jnp.sum(moved**2, axis=1) * shrinkage(eigenvalues, damping))
@@ -78,9 +78,9 @@ def pooled_remainder_range(weight: Float[Array, "d p"], deltas: Float[Array, "n 
 def own_influence(
     weight: Float[Array, "d p"], deltas: Float[Array, "n p"], eps: Scalar, damping: Scalar
 ) -> Float[Array, ""]:
-    """Return the influence of the group's loss with its own Hessian: `4ε⁴ tr(W O (2ε²O + λ)⁻¹ O Wᵀ)`, `O = Σ δ_iδ_iᵀ`.
+    """Return the influence of the group's loss with its own Hessian.
 
-    It is additive as λ → 0.
+    It is `4ε⁴ tr(W O (2ε²O + λ)⁻¹ O Wᵀ)` with `O = Σ δ_iδ_iᵀ`. It is additive as λ → 0.
 
     Args:
         weight: W.
@@ -101,7 +101,10 @@ def kernel(deltas: Float[Array, "n p"], curvature: Float[Array, "p p"], damping:
 def shared_influence(
     weight: Float[Array, "d p"], deltas: Float[Array, "n p"], eps: Scalar, kernel: Float[Array, "n n"]
 ) -> Float[Array, ""]:
-    """Return the influence of a group with one shared curvature: `I(S) = 4ε⁴ Σ_ij ⟨Wδ_i, Wδ_j⟩ κ_ij` (Claim 6 corrected)."""
+    """Return a group's influence with one shared curvature (Claim 6 corrected).
+
+    It is `I(S) = 4ε⁴ Σ_ij ⟨Wδ_i, Wδ_j⟩ κ_ij`.
+    """
     return 4 * eps**2 * jnp.sum(_moved_gram(weight, eps * deltas) * kernel)
 
 
@@ -155,7 +158,10 @@ def _inside_span(draw: Draw) -> Float[Array, ""]:
 
 
 def _ky_fan(draw: Draw) -> Float[Array, ""]:
-    """Return the violation of the bounds, and the distance from them of singular vectors, which reach them."""
+    """Return the violation of the bounds, and singular vectors' distance from them.
+
+    Singular vectors reach the bounds.
+    """
     drawn = instances.linear(draw, 3, 5)
     lower, upper = ky_fan_bounds(drawn.weight, drawn.eps, 4)
     total = sum_of_influences(drawn.weight, instances.orthogonal(draw, 5, 4).T, drawn.eps, 0.0)
@@ -175,7 +181,10 @@ def _pooled(draw: Draw) -> Float[Array, ""]:
 
 
 def _own(draw: Draw) -> Float[Array, ""]:
-    """Compare with the group loss by automatic differentiation, and check additivity at λ = 0."""
+    """Compare with the group loss by automatic differentiation.
+
+    Check also additivity at λ = 0.
+    """
     drawn = instances.population(draw, 4, 2, 3)
     arguments = drawn.weight, drawn.deltas, drawn.eps
 
@@ -222,7 +231,10 @@ def _without_kernel(draw: Draw) -> Float[Array, ""]:
 
 
 def _orthogonal_images(draw: Draw) -> Float[Array, ""]:
-    """Check δ_i along right singular vectors: the Wδ_i are orthogonal, and both remainders vanish."""
+    """Check δ_i along right singular vectors.
+
+    The Wδ_i are orthogonal, and both remainders vanish.
+    """
     drawn, _, kernel = _shared(draw)
     _, _, vectors = jnp.linalg.svd(drawn.weight, full_matrices=False)
     deltas = vectors * jnp.asarray([1.0, 2.0])[:, None]
@@ -241,7 +253,10 @@ def _bound(draw: Draw) -> Float[Array, ""]:
 
 
 def _duplicates(draw: Draw) -> Float[Array, ""]:
-    """Check that exact duplicates along the top singular vector reach all three upper bounds."""
+    """Check that duplicates along the top singular vector reach the bounds.
+
+    The duplicates are exact; the bounds are all three upper ones.
+    """
     drawn, _, _ = _shared(draw)
     _, values, vectors = jnp.linalg.svd(drawn.weight)
     deltas = 3 * jnp.tile(vectors[:1], (4, 1))

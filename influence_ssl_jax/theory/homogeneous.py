@@ -1,4 +1,4 @@
-"""Derive influence of losses that are homogeneous of degree m in the parameters: `l(cθ) = c^m l(θ)`.
+"""Derive influence of losses homogeneous of degree m in the parameters: `l(cθ) = c^m l(θ)`.
 
 Euler: `gᵀθ = m·l` and `Hθ = (m − 1) g`, so g lies in the range of the *exact* Hessian and `gᵀH⁺g = gᵀθ/(m − 1)`.
 One linear layer has m = 2, L layers have m = 2L, and the cosine distance has m = 0.
@@ -27,7 +27,10 @@ def euler_gradient(hessian: Float[Array, "k k"], params: Float[Array, " k"], deg
 
 
 def rescale_influence(influence: Scalar, factor: Scalar, degree: Scalar) -> Scalar:
-    """Return the influence of cθ from that of θ: `I_μ(cθ) = c^m I_λ(θ)`, with μ from `rescale_damping`."""
+    """Return the influence of cθ from that of θ: `I_μ(cθ) = c^m I_λ(θ)`.
+
+    μ is that of `rescale_damping`.
+    """
     return factor**degree * influence
 
 

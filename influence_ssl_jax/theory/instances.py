@@ -1,4 +1,7 @@
-"""Draw random instances for the checks: encoders, perturbations and damping over many orders of magnitude."""
+"""Draw random instances for the checks.
+
+They are encoders, perturbations and damping over many orders of magnitude.
+"""
 
 from typing import NamedTuple
 
@@ -110,7 +113,7 @@ def linear(draw: Draw, outputs: int, inputs: int) -> Linear:
 
 
 def population(draw: Draw, examples: int, outputs: int, inputs: int) -> Population:
-    """Draw normal W and δ_i, ε in 0.1 … 3, λ in 1e-3 … 10."""
+    """Draw normal W and δ_i, `ε` in `0.1 … 3`, `λ` in `1e-3 … 10`."""
     return Population(
         weight=draw.normal(outputs, inputs),
         deltas=draw.normal(examples, inputs),
@@ -120,7 +123,10 @@ def population(draw: Draw, examples: int, outputs: int, inputs: int) -> Populati
 
 
 def two_layer(draw: Draw, outputs: int, hidden: int, inputs: int) -> TwoLayer:
-    """Draw normal layers, inputs and targets, unit δ, ε in 0.1 … 3, λ in 1e-2 … 10."""
+    """Draw normal layers, inputs and targets, unit δ, and random ε, λ.
+
+    ε is in 0.1 … 3, λ in 1e-2 … 10.
+    """
     return TwoLayer(
         first=draw.normal(hidden, inputs),
         second=draw.normal(outputs, hidden),

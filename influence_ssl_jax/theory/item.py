@@ -1,4 +1,4 @@
-"""Define an item of the theory: a statement, its verdict and its checks."""
+"""Define an item of theory: a statement, its verdict and checks."""
 
 import dataclasses
 from collections.abc import Callable
@@ -49,7 +49,7 @@ class AtMost:
 
 @dataclasses.dataclass(frozen=True)
 class AtLeast:
-    """A limit that the statistic of the draws must reach: it shows that a statement fails.
+    """A limit that the draws' statistic must reach if a statement fails.
 
     Attributes:
         value: The least gap, ratio or fraction that counts as a failure of the statement.
@@ -90,7 +90,7 @@ class Check:
     most: int | None = None
 
     def draws(self, asked: int) -> int:
-        """Return the number of draws that are counted if `asked` are asked for."""
+        """Return the number of draws counted if `asked` are asked for."""
         return min(max(asked, FEWEST[self.limit.statistic]), self.most or asked + FEWEST["mean"])
 
     def judge(self, measured: np.ndarray) -> "Outcome":
@@ -136,9 +136,10 @@ class CounterExample:
     gap: float
 
     def check(self) -> Check:
-        """Return the check that the statement fails: `actual − stated` equals the gap to a thousandth.
+        """Return the check that the statement fails.
 
-        A change of either closed form changes the gap, so only the instance as it is written passes.
+        `actual − stated` equals the gap to a thousandth. A change of either closed form changes the gap, so only the
+        instance as it is written passes.
         """
 
         def error(draw: Draw) -> Float[Array, ""]:
@@ -181,9 +182,9 @@ class Item:
         return (*(() if self.counter_example is None else (self.counter_example.check(),)), *self.checks)
 
     def run(self, key: Key[Array, ""], draws: int) -> tuple[Outcome, ...]:
-        """Run all checks on `draws` instances each, or more (`Check.draws`), in one compiled call.
+        """Run all checks on `draws` instances in one compiled call.
 
-        It needs float64.
+        A check may take more instances (`Check.draws`). It needs float64.
 
         Args:
             key: The key of the instances.

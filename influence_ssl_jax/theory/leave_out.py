@@ -25,7 +25,10 @@ def optimum(
 def predicted_steps(
     weight: Float[Array, "d p"], deltas: Float[Array, "n p"], eps: Scalar, damping: Scalar
 ) -> Float[Array, "n d p"]:
-    """Return the step that influence functions predict for removing point i: `(1/n) G_i A⁻¹`, `G_i = 2ε²W*δ_iδ_iᵀ`."""
+    """Return the predicted step for removing point i: `(1/n) G_i A⁻¹`.
+
+    Influence functions predict it; `G_i = 2ε²W*δ_iδ_iᵀ`.
+    """
     perturbations = eps * deltas
     damped = leverage.hessian(deltas, eps) + damping * jnp.eye(deltas.shape[1])
     directions = 2 * jnp.linalg.solve(damped, perturbations.T).T / deltas.shape[0]
@@ -58,7 +61,9 @@ def predicted_loss_change(loss: Float[Array, " n"], leverages: Float[Array, " n"
 
 
 def underestimate(leverages: Float[Array, " n"]) -> Float[Array, " n"]:
-    """Return the exact over the predicted change: `(1 − h/2)/(1 − h)²`, at least 1 and unbounded as h → 1.
+    """Return the exact over the predicted change: `(1 − h/2)/(1 − h)²`.
+
+    It is at least 1, and unbounded as h → 1.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -109,7 +114,10 @@ def _refit(
 
 
 class _LeaveOneOut:
-    """An anchored problem of six examples, and its six refits with one of them removed."""
+    """An anchored problem of six examples, and its six refits.
+
+    Each refit has one of the examples removed.
+    """
 
     def __init__(self, draw: Draw):
         self.drawn = instances.population(draw, 6, 2, 3)
@@ -151,7 +159,10 @@ def _loss_change(draw: Draw) -> Float[Array, ""]:
 
 
 def _prediction(draw: Draw) -> Float[Array, ""]:
-    """Check influence over n at the optimum, and the factor by which it is too small."""
+    """Check influence over n at the optimum, and its shortfall.
+
+    The shortfall is the factor by which it is too small.
+    """
     problem = _LeaveOneOut(draw)
     losses = problem.losses(problem.optimum)
     predicted = predicted_loss_change(losses, problem.leverages)
@@ -164,7 +175,10 @@ def _prediction(draw: Draw) -> Float[Array, ""]:
 
 
 def _first_order(draw: Draw) -> Float[Array, ""]:
-    """Compare with the response of Eq. 2, by differentiating the refit in the weight of each example."""
+    """Compare with the response of Eq. 2.
+
+    The refit is differentiated in the weight of each example.
+    """
     problem = _LeaveOneOut(draw)
 
     def moved(removed: Float[Array, " n"]) -> Float[Array, "d p"]:
@@ -195,7 +209,10 @@ def _group(draw: Draw) -> Float[Array, ""]:
 
 
 def _additive(draw: Draw) -> Float[Array, ""]:
-    """Check that for a diagonal H_SS (orthogonal group, isotropic rest) the single steps add up."""
+    """Check that single steps add up for a diagonal H_SS.
+
+    The group is orthogonal, the rest isotropic.
+    """
     problem = _LeaveOneOut(draw)
     basis = instances.orthogonal(draw, 3, 3)
     drawn = problem.drawn._replace(deltas=jnp.concatenate([basis, basis]))

@@ -1,4 +1,4 @@
-"""Write the score with the data set's own Hessian as leverage times sensitivity.
+"""Write scores with the data's own Hessian as leverage times sensitivity.
 
 It shows why duplicates score low. Linear encoder, `l_i = ε²‖Wδ_i‖²`, `S = (1/n) Σ δ_iδ_iᵀ`, `H = 2ε² I_d ⊗ S`,
 `μ = λ/(2ε²)`. Derived for this project from Eq. 6 of arXiv 2412.17170. Rows of `deltas` are δ_1 … δ_n.
@@ -15,7 +15,10 @@ from influence_ssl_jax.theory.linear import shrinkage
 
 
 def hessian(deltas: Float[Array, "n p"], eps: Scalar) -> Float[Array, "p p"]:
-    """Return the block `2ε²S` of the Hessian `2ε² I_d ⊗ S` of the mean alignment loss."""
+    """Return the block `2ε²S` of the mean alignment loss's Hessian.
+
+    The whole Hessian is `2ε² I_d ⊗ S`.
+    """
     perturbations = eps * deltas
     return 2 * perturbations.T @ perturbations / deltas.shape[0]
 
@@ -72,7 +75,7 @@ def duplicate_leverage(alone: Scalar, copies: Scalar) -> Scalar:
 
 
 def duplicate_influence_bound(loss: Scalar, examples: Scalar, copies: Scalar) -> Scalar:
-    """Return a bound of the score of a point that is present k times.
+    """Bound the score of a point that is present k times.
 
     `I_i ≤ 2(n/k) l_i`, because `h_i ≤ 1/k`.
     """
@@ -132,7 +135,10 @@ def _bound(draw: Draw) -> Float[Array, ""]:
 
 
 def _attained(draw: Draw) -> Float[Array, ""]:
-    """Check that copies orthogonal to everything else reach the bound as λ → 0."""
+    """Check that copies orthogonal to everything else reach the bound.
+
+    They reach it as λ → 0.
+    """
     drawn = _copied(draw)
     deltas = drawn.deltas.at[:3].multiply(jnp.asarray([0.0, 0.0, 1.0])).at[3:, 2].set(0.0)
     bound = duplicate_influence_bound(linear.loss(drawn.weight, deltas[0], drawn.eps), 7, 3)

@@ -1,4 +1,4 @@
-"""State Lemmas 3–4 and Theorem 1 for a linear encoder under a perturbation.
+"""State Lemmas 3–4 and Theorem 1 for linear encoders under perturbations.
 
 arXiv 2412.17170, Appendix C.1; reconstructed. `f(x) = Wx`, `a(x) = x + εδ`, `l(W) = ‖f(x) − f(a(x))‖²` (no ½). Vectors
 of W are row-major. All forms use the whole perturbation `η = εδ` and no powers of ε: in float32 `ε⁴` underflows at ε =
@@ -79,7 +79,10 @@ def influence(
 def influence_limit(
     weight: Float[Array, "d p"], delta: Float[Array, " p"], eps: Scalar, scale: Scalar = 1.0
 ) -> Float[Array, ""]:
-    """Return Theorem 1's limit λ → 0: `I_0 = 2l`, twice the point's own loss."""
+    """Return Theorem 1's limit λ → 0: `I_0 = 2l`.
+
+    It is twice the point's own loss.
+    """
     return 2 * scale * loss(weight, delta, eps)
 
 
@@ -139,7 +142,10 @@ def _dense(draw: Draw, outputs: int, inputs: int) -> Float[Array, ""]:
 
 
 def _autodiff(draw: Draw, outputs: int, inputs: int) -> Float[Array, ""]:
-    """Compare at a random loss scale s, so that both readings of the paper's ½ are covered."""
+    """Compare at a random loss scale s.
+
+    This covers both readings of the paper's ½.
+    """
     drawn = _visible(draw, outputs, inputs)
     scale = draw.log_uniform(0.1, 10.0)
     gradient, hessian = _unsimplified(drawn)
@@ -164,7 +170,10 @@ def _gap(draw: Draw, outputs: int, inputs: int) -> Float[Array, ""]:
 
 
 def _degenerate(draw: Draw) -> Float[Array, ""]:
-    """Check δ = 0, ε = 0 and W = 0, at λ = 0 and λ > 0: the score is 0 and not NaN."""
+    """Check that the score is 0, not NaN, in degenerate cases.
+
+    They are δ = 0, ε = 0 and W = 0, at λ = 0 and λ > 0.
+    """
     drawn = instances.linear(draw, 2, 3)
     none = jnp.zeros_like(drawn.delta)
     values = [
@@ -187,9 +196,9 @@ def _single_precision(draw: Draw) -> Float[Array, ""]:
 
 
 def _direct_solve(draw: Draw) -> Float[Array, ""]:
-    """Return the distance of a direct solve of the singular system at λ = 0 from `2l = 242`.
+    """Return a direct solve's distance from `2l = 242` at λ = 0.
 
-    NaN and infinity are read as 0.
+    The system is singular. NaN and infinity are read as 0.
     """
     del draw
     weight, delta = jnp.asarray([[1.0, 2.0]]), jnp.asarray([3.0, 4.0])

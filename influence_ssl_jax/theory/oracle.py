@@ -1,4 +1,4 @@
-"""Compute the references of the closed forms: dense algebra, automatic differentiation, exact quadrature."""
+"""Compute closed forms' references: dense algebra, automatic differentiation, exact quadrature."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -12,14 +12,17 @@ from influence_ssl_jax.theory.item import Scalar
 
 
 class Derivatives(NamedTuple):
-    """Gradient and Hessian of a scalar function of a vector or matrix, in row-major order."""
+    """Gradient and Hessian of a scalar function, in row-major order.
+
+    The function is of a vector or matrix.
+    """
 
     gradient: Float[Array, " k"]
     hessian: Float[Array, "k k"]
 
 
 def relative(actual: Float[Array, "*shape"] | float, expected: Float[Array, "*shape"] | float) -> Float[Array, ""]:
-    """Return the largest absolute difference over the largest absolute entry of what is expected.
+    """Return the largest absolute difference over the largest expected magnitude.
 
     It is 0 if both are zero everywhere.
     """

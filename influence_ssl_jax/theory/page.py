@@ -38,7 +38,9 @@ otherwise, $f(x) = Wx$; $a(x) = x + \\varepsilon\\delta$, $l = \\|f(x) - f(a(x))
 
 
 def page(verdicts: Sequence[Verdict], draws: int, seed: int) -> str:
-    """Return an HTML page of the verdicts, by family, without families that have no verdict.
+    """Return an HTML page of the verdicts, by family.
+
+    Families without a verdict are left out.
 
     Args:
         verdicts: The verdicts.

@@ -21,7 +21,10 @@ from influence_ssl_jax.theory import (
 
 
 def remainder(axes: Axes) -> None:
-    """Draw the remainder of Eq. 3 against the weight of the example: `θ(e) = (1 + e)/(2 + e)` for one parameter."""
+    """Draw the remainder of Eq. 3 against the weight of the example.
+
+    With one parameter, `θ(e) = (1 + e)/(2 + e)`.
+    """
     weights = np.logspace(-4, 0, 30)
     response = background.response(2 * jnp.ones((1, 1)), -jnp.ones(1) / 2)
     first_order = [background.extrapolation(jnp.ones(1) / 2, response, weight)[0] for weight in weights]
@@ -31,7 +34,10 @@ def remainder(axes: Axes) -> None:
 
 
 def limit_gap(axes: Axes) -> None:
-    """Draw Theorem 1 at finite damping: one layer, its limit, and the exact two-layer score with its pole."""
+    """Draw Theorem 1 at finite damping.
+
+    The lines are one layer, its limit, and the exact two-layer score with its pole.
+    """
     damping = np.logspace(-3, 3, 400)
     first, second, delta = 2 * jnp.ones((1, 1)), jnp.ones((1, 1)), jnp.ones(1)
     one = jax.vmap(lambda d: linear.influence(second @ first, delta, 1.0, d))(damping)
@@ -50,7 +56,7 @@ def limit_gap(axes: Axes) -> None:
 
 
 def any_encoder(axes: Axes) -> None:
-    """Draw the score of a tanh network over its loss, for both distances."""
+    """Draw a tanh network's score over its loss, for both distances."""
     keys = jax.random.split(jax.random.key(0), 3)
     first, second = jax.random.normal(keys[0], (8, 3)), jax.random.normal(keys[1], (2, 8))
     x = jax.random.normal(keys[2], (3,))
@@ -80,7 +86,10 @@ def exponent(axes: Axes) -> None:
 
 
 def violation(axes: Axes) -> None:
-    """Draw random changes of W over the stated and the corrected bound (Claim 4)."""
+    """Draw random changes of W over the two bounds of Claim 4.
+
+    One bound is the stated one, the other the corrected one.
+    """
     keys = jax.random.split(jax.random.key(1), 2)
     shift = np.logspace(-2, 2, 400)
     weights = jax.random.normal(keys[0], (400, 2, 3))
@@ -97,7 +106,7 @@ def violation(axes: Axes) -> None:
 
 
 def interaction(axes: Axes) -> None:
-    """Draw the remainder of two unit perturbations against the angle between them (Claims 6–7)."""
+    """Draw two unit perturbations' remainder against their angle (Claims 6–7)."""
     angles = np.linspace(0, np.pi, 100)
     weight = jnp.asarray([[2.0, 0.0], [0.0, 1.0]])
     pairs = jnp.stack([jnp.tile(jnp.asarray([1.0, 0.0]), (100, 1)), jnp.stack([np.cos(angles), np.sin(angles)], 1)], 1)
@@ -130,7 +139,10 @@ def expansion(axes: Axes) -> None:
 
 
 def duplicates(axes: Axes) -> None:
-    """Draw the score of each of k copies among 100 examples, with the data set's Hessian."""
+    """Draw the score of each of k copies among 100 examples.
+
+    The Hessian is that of the data set.
+    """
     copies = np.arange(1, 41)
     for alone in (1.0, 0.1, 0.02):
         scores = 2 * 100 * np.asarray([leverage.duplicate_leverage(alone, int(k)) for k in copies])
@@ -143,14 +155,17 @@ def duplicates(axes: Axes) -> None:
 
 
 def shortfall(axes: Axes) -> None:
-    """Draw the exact change of the loss over the change that influence predicts."""
+    """Draw the loss's exact change over the change that influence predicts."""
     leverages = jnp.linspace(0.0, 0.95, 100)
     axes.semilogy(leverages, leave_out.underestimate(leverages), label="exact / influence")
     axes.set(xlabel="leverage $h$", ylabel=r"$\Delta l$ over $I/n$")
 
 
 def estimators(axes: Axes) -> None:
-    """Draw the score of a gradient averaged over K draws, over that of the expected gradient."""
+    """Draw the score of averaged gradients over that of the expected one.
+
+    A gradient is averaged over K draws.
+    """
     draws = np.logspace(0, 5, 60)
     for inputs in (3, 192, 3072):
         single = gaussian.isotropic_ratio(inputs)

@@ -24,9 +24,9 @@ class Decomposition(NamedTuple):
 def decomposition(
     weight: Float[Array, "d p"], delta: Float[Array, " p"], eps: Scalar, damping: Scalar
 ) -> Decomposition:
-    """Return the factors of Claim 1: a scale `t·t/(t + λ)` without W, and the Rayleigh quotient `ρ = ‖Wδ‖²/‖δ‖²`.
+    """Return Claim 1's factors: a scale and the Rayleigh quotient.
 
-    ρ lies in [0, σ_max(W)²].
+    The scale `t·t/(t + λ)` has no W; the quotient is `ρ = ‖Wδ‖²/‖δ‖²`. ρ lies in [0, σ_max(W)²].
 
     Args:
         weight: W.
@@ -60,15 +60,17 @@ def change(
 def stated_change_bound(
     weight_norm: Scalar, shift_norm: Scalar, delta: Float[Array, " p"], eps: Scalar
 ) -> Float[Array, ""]:
-    """Return the bound of Claim 4 and Corollary 2 as stated: `4ε²‖W‖‖E‖` (times ‖δ‖²).
+    """Return the stated bound of Claim 4 and Corollary 2.
 
-    It does not hold, because I is quadratic in W.
+    It is `4ε²‖W‖‖E‖` (times ‖δ‖²). It does not hold, because I is quadratic in W.
     """
     return 2 * linear.eigenvalue(delta, eps) * weight_norm * shift_norm
 
 
 def change_bound(weight_norm: Scalar, shift_norm: Scalar, delta: Float[Array, " p"], eps: Scalar) -> Float[Array, ""]:
-    """Return the corrected bound of Claim 4: `|I_λ(W + E) − I_λ(W)| ≤ (4ε²‖W‖‖E‖ + 2ε²‖E‖²)‖δ‖²`, for every λ ≥ 0.
+    """Return the corrected bound of Claim 4.
+
+    `|I_λ(W + E) − I_λ(W)| ≤ (4ε²‖W‖‖E‖ + 2ε²‖E‖²)‖δ‖²` holds for every λ ≥ 0.
 
     Args:
         weight_norm: Frobenius or (sharper) spectral norm of W.
@@ -135,7 +137,10 @@ def _hidden_rotation(draw: Draw) -> Float[Array, ""]:
 
 
 def _exact_rotation(draw: Draw) -> Float[Array, ""]:
-    """Check rotations with the exact Hessian in (W₁, W₂), at a damping above its poles."""
+    """Check rotations with the exact Hessian in `(W₁, W₂)`.
+
+    The damping is above its poles.
+    """
     drawn = instances.two_layer(draw, 2, 3, 4)
     hidden, outputs = instances.orthogonal(draw, 3, 3), instances.orthogonal(draw, 2, 2)
 
@@ -173,7 +178,10 @@ def _undamped_rescaling(draw: Draw) -> Float[Array, ""]:
 
 
 def _scaling(draw: Draw) -> Float[Array, ""]:
-    """Check the scaling in W at any λ, in ε at λ = 0, and in ε at any λ that is rescaled too."""
+    """Check the scaling in W and in ε.
+
+    The one in W is checked at any λ; the one in ε at λ = 0, and at any λ that is rescaled too.
+    """
     drawn = instances.linear(draw, 3, 4)
     factor = draw.log_uniform(0.1, 10.0)
     expected = factor**2 * _influence(drawn.weight, drawn)
@@ -221,7 +229,10 @@ def _change_ratio(order: int | None):
 
 
 def _change_attained(draw: Draw) -> Float[Array, ""]:
-    """Check that W = cE of rank one, δ along it and λ = 0 reach the corrected bound."""
+    """Check that the corrected bound is reached.
+
+    It is by W = cE of rank one, δ along it and λ = 0.
+    """
     delta = instances.unit(draw, 4)
     weight = 3 * jnp.outer(instances.unit(draw, 3), delta)
     eps, factor = draw.log_uniform(1e-2, 10.0), draw.log_uniform(0.1, 10.0)
@@ -238,7 +249,10 @@ def _ball(draw: Draw) -> Float[Array, ""]:
 
 
 def _ball_attained(draw: Draw) -> Float[Array, ""]:
-    """Check that a small step outwards at rank one nearly reaches the constant, the gradient's norm on the sphere."""
+    """Check that a small step at rank one nearly reaches the constant.
+
+    The step goes outwards; the constant is the gradient's norm on the sphere.
+    """
     delta = 3 * instances.unit(draw, 4)
     weight = jnp.outer(jnp.asarray([2.0, 0.0]), delta / jnp.linalg.norm(delta))
     difference = change(weight, -1e-6 * weight, delta, 0.5, 0.0)

@@ -42,9 +42,10 @@ def gradients(
 def hessian(
     first: Float[Array, "h p"], second: Float[Array, "d h"], x: Float[Array, " p"], y: Float[Array, " d"]
 ) -> HessianBlocks:
-    """Return the Hessian of Lemma 2: `H₁₁ = W₂ᵀW₂ ⊗ xxᵀ`, `H₂₂ = I_d ⊗ zzᵀ` with `z = W₁x`, and both terms of `H₁₂`.
+    """Return the Hessian of Lemma 2, block by block.
 
-    `H₁₂[(b,i),(a,c)] = W₂[a,b] x_i z_c + e_a 1{b=c} x_i`: the Gauss–Newton term and the residual curvature.
+    `H₁₁ = W₂ᵀW₂ ⊗ xxᵀ`, `H₂₂ = I_d ⊗ zzᵀ` with `z = W₁x`, and `H₁₂[(b,i),(a,c)] = W₂[a,b] x_i z_c + e_a 1{b=c} x_i`:
+    the Gauss–Newton term and the residual curvature.
     """
     hidden = first @ x
     residual = jnp.einsum("a,bc,i->biac", second @ hidden - y, jnp.eye(hidden.size), x).reshape(first.size, second.size)
@@ -55,7 +56,10 @@ def hessian(
 def gauss_newton_hessian(
     first: Float[Array, "h p"], second: Float[Array, "d h"], x: Float[Array, " p"]
 ) -> HessianBlocks:
-    """Return Lemma 2 without the residual term: the Gauss–Newton matrix, which is the Hessian if `e = 0`."""
+    """Return Lemma 2 without the residual term: the Gauss–Newton matrix.
+
+    It is the Hessian if `e = 0`.
+    """
     hidden = first @ x
     return HessianBlocks(
         first=jnp.kron(second.T @ second, jnp.outer(x, x)),
@@ -111,7 +115,10 @@ def _without_residual(draw: Draw) -> Float[Array, ""]:
 
 
 def _interpolating(draw: Draw) -> Float[Array, ""]:
-    """Check that at e = 0 the residual term vanishes and the Hessian is positive semi-definite."""
+    """Check that at e = 0 the Hessian is positive semi-definite.
+
+    The residual term vanishes there.
+    """
     drawn = instances.two_layer(draw, *_SIZES[0])
     drawn = drawn._replace(y=drawn.second @ (drawn.first @ drawn.x))
     hessian = _regression(drawn).hessian
@@ -126,7 +133,10 @@ def _lowest_eigenvalue(draw: Draw) -> Float[Array, ""]:
 
 
 def _narrow_definite(draw: Draw) -> Float[Array, ""]:
-    """Check one hidden unit and y = 2W₂W₁x: e ≠ 0, but there is no negative eigenvalue."""
+    """Check one hidden unit and `y = 2W₂W₁x`.
+
+    Then e ≠ 0, but there is no negative eigenvalue.
+    """
     drawn = instances.two_layer(draw, 2, 1, 3)
     drawn = drawn._replace(y=2 * drawn.second @ (drawn.first @ drawn.x))
     values = jnp.linalg.eigvalsh(joint(hessian(*drawn[:4])))
@@ -134,7 +144,10 @@ def _narrow_definite(draw: Draw) -> Float[Array, ""]:
 
 
 class _Deep:
-    """Alignment loss of a deep linear network with unit perturbation and ε = 1, as a function of all its layers."""
+    """Alignment loss of a deep linear network, of all its layers.
+
+    The perturbation has unit length, and ε = 1.
+    """
 
     def __init__(self, draw: Draw, widths: tuple[int, ...]):
         layers = [draw.normal(rows, columns) for rows, columns in zip(widths[1:], widths[:-1], strict=True)]
@@ -168,7 +181,10 @@ def _euler(draw: Draw) -> Float[Array, ""]:
 
 
 def _rescaled(draw: Draw) -> Float[Array, ""]:
-    """Check that θ → 2θ multiplies influence by 2^m, at a damping above the poles that is rescaled too."""
+    """Check that θ → 2θ multiplies influence by 2^m.
+
+    The damping is above the poles, and is rescaled too.
+    """
     deep = _Deep(draw, _DEPTHS[1])
     damping = 2 * jnp.linalg.norm(deep.hessian)
     influence = oracle.quadratic(deep.hessian, deep.gradient, damping)
@@ -191,7 +207,10 @@ def _scalar_influence(first: float, second: float, damping: float) -> Float[Arra
 
 
 def _pole(draw: Draw) -> Float[Array, ""]:
-    """Check w₁ = 2, w₂ = 1: −32 below the pole at 3.544, +33.33 above it."""
+    """Check `w₁ = 2`, `w₂ = 1` on both sides of the pole.
+
+    Below the pole at 3.544 it is −32, above it +33.33.
+    """
     del draw
     below, above = _scalar_influence(2.0, 1.0, 3.5), _scalar_influence(2.0, 1.0, 3.6)
     return jnp.maximum(jnp.abs(below + 32.0), jnp.abs(above - 100 / 3))
