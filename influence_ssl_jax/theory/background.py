@@ -83,6 +83,7 @@ class _Regression:
         self.signs = jnp.sign(self.targets)
 
     def _weights(self, extra: Float[Array, ""]) -> Float[Array, " n"]:
+        """Return the weights 1/12, with `extra` added to that of example 0."""
         return jnp.zeros(12).at[0].set(extra) + 1 / 12
 
     def ridge(self, extra: Float[Array, ""]) -> Float[Array, " p"]:
@@ -116,24 +117,28 @@ class _Regression:
 
 
 def _response(draw: Draw) -> Float[Array, ""]:
+    """Compare Eq. 2 with the derivative of the ridge regression's minimiser."""
     problem, none = _Regression(draw), jnp.zeros(())
     exact = jax.jacfwd(problem.ridge)(none)
     return oracle.relative(response(*problem.ridge_parts(problem.ridge(none))), exact)
 
 
 def _not_stationary(draw: Draw) -> Float[Array, ""]:
+    """Measure how far Eq. 2 is off away from the minimum."""
     problem = _Regression(draw)
     exact = jax.jacfwd(problem.ridge)(jnp.zeros(()))
     return oracle.relative(response(*problem.ridge_parts(draw.normal(4))), exact)
 
 
 def _logistic(draw: Draw) -> Float[Array, ""]:
+    """Compare Eq. 2 with refits of a logistic regression at ±1e-4."""
     problem, step = _Regression(draw), jnp.asarray(1e-4)
     closed = response(*problem.logistic_parts(problem.logistic(jnp.zeros(()))))
     return oracle.relative(closed, (problem.logistic(step) - problem.logistic(-step)) / (2 * step))
 
 
 def _order(draw: Draw) -> Float[Array, ""]:
+    """Measure how far the remainder of Eq. 3 is from order 2."""
     problem = _Regression(draw)
     params = problem.ridge(jnp.zeros(()))
     first_order = response(*problem.ridge_parts(params))
@@ -144,6 +149,8 @@ def _order(draw: Draw) -> Float[Array, ""]:
 
 
 def _function(draw: Draw) -> Float[Array, ""]:
+    """Compare Eq. 4 with the derivative through the ridge solution."""
+
     def value(params: Float[Array, " p"]) -> Float[Array, ""]:
         return jnp.sum(jnp.sin(params))
 
@@ -155,11 +162,13 @@ def _function(draw: Draw) -> Float[Array, ""]:
 
 
 def _scores(draw: Draw) -> tuple[Float[Array, "3 p"], Float[Array, "p p"], Float[Array, ""]]:
+    """Draw three gradients, a positive semi-definite curvature, and damping."""
     factor = draw.normal(3, 5)
     return draw.normal(3, 5), factor.T @ factor, draw.log_uniform(1e-3, 1e3)
 
 
 def _dense_score(draw: Draw) -> Float[Array, ""]:
+    """Compare both signs of the score with the eigendecomposition."""
     (left, right, _), curvature, damping = _scores(draw)
     values, vectors = jnp.linalg.eigh(curvature)
     expected = jnp.sum((left @ vectors) * (right @ vectors) / (values + damping))
@@ -169,6 +178,7 @@ def _dense_score(draw: Draw) -> Float[Array, ""]:
 
 
 def _bilinear(draw: Draw) -> Float[Array, ""]:
+    """Check that the score is bilinear and symmetric."""
     (a, b, c), curvature, damping = _scores(draw)
     joint = score(a + 2 * b, c, curvature, damping)
     apart = score(c, a, curvature, damping) + 2 * score(c, b, curvature, damping)
@@ -176,11 +186,13 @@ def _bilinear(draw: Draw) -> Float[Array, ""]:
 
 
 def _negative_part(draw: Draw) -> Float[Array, ""]:
+    """Return minus the score of a gradient, which is never positive."""
     (left, _, _), curvature, damping = _scores(draw)
     return -score(left, left, curvature, damping)
 
 
 def _indefinite() -> Float[Array, ""]:
+    """Return the score at `C = −1`, `λ = 1/2`, `g = 1`: it is −2."""
     return score(jnp.ones(1), jnp.ones(1), -jnp.ones((1, 1)), 0.5)
 
 

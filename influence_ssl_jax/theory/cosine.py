@@ -228,6 +228,8 @@ def _tiny(draw: Draw) -> Float[Array, ""]:
 
 
 def _slope(approximation):
+    """Return a function that measures the order of an approximation's error."""
+
     def slope(draw: Draw) -> Float[Array, ""]:
         output, move = _drawn(draw)
         move = move * jnp.linalg.norm(output) / jnp.linalg.norm(move)
@@ -238,6 +240,7 @@ def _slope(approximation):
 
 
 def _distance_to(order: int, slope):
+    """Return a function that measures a slope's distance from an order."""
     return lambda draw: jnp.abs(slope(draw) - order)
 
 
@@ -255,6 +258,7 @@ def _bounds(draw: Draw) -> Float[Array, ""]:
 
 
 def _overestimate(draw: Draw) -> Float[Array, ""]:
+    """Check that the stated term over the leading one is `1 + a²/q`."""
     output, move = _drawn(draw)
     ratio = stated_leading(output, move, 0.5) / leading(output, move, 0.5)
     along = (output @ move) / (output @ output)
@@ -325,6 +329,7 @@ def _worst(*pairs: tuple[Float[Array, "..."], Float[Array, "..."]]) -> Float[Arr
 
 
 def _gradients(draw: Draw) -> Float[Array, ""]:
+    """Compare both gradients with automatic differentiation."""
     pair = _Pair(draw)
     return _worst(
         (gradient(*pair.arguments).ravel(), pair.full.gradient),
@@ -333,6 +338,7 @@ def _gradients(draw: Draw) -> Float[Array, ""]:
 
 
 def _jacobians(draw: Draw) -> Float[Array, ""]:
+    """Compare both Jacobians, and `Jᵀr`, with automatic differentiation."""
     pair = _Pair(draw)
     full = jacobian(*pair.arguments)
     return _worst(
@@ -343,6 +349,7 @@ def _jacobians(draw: Draw) -> Float[Array, ""]:
 
 
 def _norms(draw: Draw) -> Float[Array, ""]:
+    """Compare both squared norms with automatic differentiation."""
     pair = _Pair(draw)
     return _worst(
         (squared_norm(*pair.arguments), jnp.sum(pair.full.gradient**2)),
@@ -363,6 +370,8 @@ def _geometry(draw: Draw) -> Float[Array, ""]:
 
 
 def _order(form, order: int):
+    """Return a check of the order in ε of a gradient's norm."""
+
     def distance(draw: Draw) -> Float[Array, ""]:
         pair = _Pair(draw)
         step = pair.perturbed - pair.x
@@ -374,6 +383,7 @@ def _order(form, order: int):
 
 
 def _hessians(draw: Draw) -> Float[Array, ""]:
+    """Compare both Hessians with automatic differentiation."""
     pair = _Pair(draw)
     return _worst(
         (hessian(*pair.arguments), pair.full.hessian),
@@ -382,6 +392,7 @@ def _hessians(draw: Draw) -> Float[Array, ""]:
 
 
 def _euler(draw: Draw) -> Float[Array, ""]:
+    """Check `H vec W = −vec G` with and without stop-gradient."""
     pair = _Pair(draw)
     params = pair.weight.ravel()
     return jnp.max(
@@ -396,12 +407,14 @@ def _euler(draw: Draw) -> Float[Array, ""]:
 
 
 def _lowest(draw: Draw) -> Float[Array, ""]:
+    """Return the higher of both Hessians' lowest eigenvalues, over their norms."""
     pair = _Pair(draw)
     lowest = [jnp.linalg.eigvalsh(d.hessian)[0] / jnp.linalg.norm(d.hessian) for d in (pair.full, pair.stopped)]
     return jnp.maximum(*lowest)
 
 
 def _exact_limit(draw: Draw) -> Float[Array, ""]:
+    """Check that the limit with the exact Hessian is 0."""
     pair = _Pair(draw)
     loss = distance(*pair.outputs)
     closed = homogeneous.influence_limit(loss, 0)
@@ -410,6 +423,7 @@ def _exact_limit(draw: Draw) -> Float[Array, ""]:
 
 
 def _gauss_newton_limits(draw: Draw) -> Float[Array, ""]:
+    """Compare both closed limits with those of their Jacobians."""
     pair = _Pair(draw)
     return _worst(
         (full_limit(*pair.outputs), gauss_newton.influence_limit(pair.residual, pair.jacobian)),
@@ -432,11 +446,13 @@ def _scores(draw: Draw, damping) -> tuple[Float[Array, ""], Float[Array, ""]]:
 
 
 def _rescaled(draw: Draw) -> Float[Array, ""]:
+    """Check that the score at 3W with λ/9 is as predicted."""
     here, there = _scores(draw, homogeneous.rescale_damping(0.1, 3.0, 0))
     return oracle.relative(homogeneous.rescale_influence(here, 3.0, 0), there)
 
 
 def _fixed_damping_ratio(draw: Draw) -> Float[Array, ""]:
+    """Return the score at 3W over that at W, at one damping."""
     here, there = _scores(draw, 0.1)
     return there / here
 

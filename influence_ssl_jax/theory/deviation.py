@@ -108,6 +108,7 @@ class _Population:
 
 
 def _means(draw: Draw) -> Float[Array, ""]:
+    """Compare the closed means of influence and distance with finite sums."""
     drawn = _Population(draw)
     mean = jnp.mean(drawn.influences)
     influence = mean_influence(drawn.weight, drawn.moment, drawn.eps)
@@ -151,6 +152,7 @@ def _conditioning(x: Float[Array, " p"], augmentation: Augmentation) -> Float[Ar
 
 
 def _averaged_loss(draw: Draw) -> Float[Array, ""]:
+    """Compare the averaged loss's influence with automatic differentiation and the mean."""
     drawn = _Population(draw)
     deltas, moment = drawn.deltas[0], drawn.moments[0]
 
@@ -167,6 +169,7 @@ def _averaged_loss(draw: Draw) -> Float[Array, ""]:
 
 
 def _split(draw: Draw) -> Float[Array, ""]:
+    """Check that both terms add up, and the within term averages zero."""
     drawn = _Population(draw)
     deviations = drawn.influences - jnp.mean(drawn.influences)
     whole = oracle.relative(drawn.within + drawn.between[:, None], deviations)
@@ -175,11 +178,13 @@ def _split(draw: Draw) -> Float[Array, ""]:
 
 
 def _within_only(draw: Draw) -> Float[Array, ""]:
+    """Measure how far the within term alone is from the deviation."""
     drawn = _Population(draw)
     return oracle.relative(drawn.within, drawn.influences - jnp.mean(drawn.influences))
 
 
 def _variances(draw: Draw) -> Float[Array, ""]:
+    """Check that the variances of both terms add up."""
     drawn = _Population(draw)
     parts = jnp.mean(jnp.var(drawn.within, axis=1)) + jnp.var(drawn.between)
     return oracle.relative(parts, jnp.var(drawn.influences))

@@ -113,6 +113,7 @@ class _Point:
 
 
 def _tanh(params, x: Float[Array, " p"]) -> Float[Array, " d"]:
+    """Embed x by a network with one hidden tanh layer."""
     return params[1] @ jnp.tanh(params[0] @ x)
 
 
@@ -139,6 +140,7 @@ def _points(draw: Draw) -> tuple[_Point, _Point]:
 
 
 def _push_through(draw: Draw) -> Float[Array, ""]:
+    """Compare both tanh scores at `λ = 0.3` with dense solves."""
     errors = []
     for point in _points(draw):
         expected = oracle.quadratic(point.matrix, point.gradient, 0.3)
@@ -147,6 +149,7 @@ def _push_through(draw: Draw) -> Float[Array, ""]:
 
 
 def _limit(draw: Draw) -> Float[Array, ""]:
+    """Compare both tanh limits with twice the loss."""
     limits = [(influence_limit(p.residual, p.jacobian), 2 * p.loss) for p in _points(draw)]
     return jnp.max(jnp.stack([oracle.relative(actual, expected) for actual, expected in limits]))
 
@@ -163,6 +166,7 @@ def _deficient(draw: Draw) -> Float[Array, ""]:
 
 
 def _two_layer(draw: Draw) -> Float[Array, ""]:
+    """Compare the two-layer K and influence with automatic differentiation."""
     drawn = instances.two_layer(draw, 2, 3, 4)
     zero = jnp.zeros(2)
     point = _Point(
@@ -204,6 +208,7 @@ def _damped_parametrisation(draw: Draw) -> Float[Array, ""]:
 
 
 def _fisher_total(draw: Draw) -> Float[Array, ""]:
+    """Check that the scores sum to `n·rank C`, and none exceeds n."""
     errors = []
     for outputs, inputs, examples in ((2, 4, 9), (3, 2, 9), (2, 4, 5), (3, 4, 12)):
         drawn = instances.population(draw, examples, outputs, inputs)
@@ -228,6 +233,7 @@ def _fisher_degree(draw: Draw) -> Float[Array, ""]:
 
 
 def _fisher_alone(draw: Draw) -> Float[Array, ""]:
+    """Compare a single point's own influence with a dense solve."""
     drawn = instances.linear(draw, 2, 3)
     gradient = linear.gradient(drawn.weight, drawn.delta, drawn.eps).ravel()
     gradient = gradient / jnp.linalg.norm(gradient)

@@ -106,6 +106,7 @@ def local_cosine_distance(output: Float[Array, " d"], jacobian: Float[Array, "d 
 
 
 def _drawn(draw: Draw, inputs: int) -> tuple[Float[Array, "2 p"], Float[Array, " p"], Float[Array, ""]]:
+    """Draw W, the mean of the noise, and σ."""
     weight = draw.normal(2, inputs)
     return weight, draw.normal(inputs), draw.log_uniform(0.1, 3.0)
 
@@ -129,6 +130,7 @@ def _moments(draw: Draw) -> Float[Array, ""]:
 
 
 def _spread(draw: Draw) -> Float[Array, ""]:
+    """Compare the relative spread of five draws with mean and variance."""
     weight, _, sigma = _drawn(draw, 3)
     mean = energy_mean(weight, jnp.zeros(3), sigma)
     deviation_of_mean = jnp.sqrt(energy_variance(weight, jnp.zeros(3), sigma) / 5)
@@ -147,6 +149,7 @@ def _effective_rank(draw: Draw) -> Float[Array, ""]:
 
 
 def _gradient(weight: Float[Array, "d p"], noise: Float[Array, " p"]) -> Float[Array, " dp"]:
+    """Differentiate `‖Wη‖²` in vec W automatically."""
     return jax.grad(lambda w: jnp.sum((w @ noise) ** 2))(weight).ravel()
 
 
@@ -199,6 +202,7 @@ def _cross_draws(draw: Draw) -> Float[Array, ""]:
 
 
 def _isotropic_ratio(draw: Draw) -> Float[Array, ""]:
+    """Compare `E_s/E_m` at `A = 2I` with `p + 2`."""
     weight, _, sigma = _drawn(draw, 5)
     single = single_draw_score(weight, 2 * jnp.eye(5), sigma)
     return oracle.relative(single / mean_gradient_score(weight, 2 * jnp.eye(5), sigma), isotropic_ratio(5.0))

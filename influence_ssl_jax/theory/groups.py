@@ -142,12 +142,14 @@ def _off_diagonal(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
 
 
 def _conserved(draw: Draw) -> Float[Array, ""]:
+    """Compare the sum over an orthonormal basis with its closed form."""
     drawn = instances.linear(draw, 3, 5)
     total = sum_of_influences(drawn.weight, instances.orthogonal(draw, 5, 5), drawn.eps, drawn.damping)
     return oracle.relative(total_over_basis(drawn.weight, drawn.eps, drawn.damping), total)
 
 
 def _inside_span(draw: Draw) -> Float[Array, ""]:
+    """Check that a rotation inside the span keeps the sum."""
     drawn = instances.linear(draw, 3, 5)
     basis = instances.orthogonal(draw, 5, 2).T
     total = sum_of_influences(drawn.weight, basis, drawn.eps, drawn.damping)
@@ -172,6 +174,7 @@ def _ky_fan(draw: Draw) -> Float[Array, ""]:
 
 
 def _pooled(draw: Draw) -> Float[Array, ""]:
+    """Compare the pooled influence, and its parts, with Theorem 1's limit."""
     drawn = instances.population(draw, 4, 2, 3)
     arguments = drawn.weight, drawn.deltas, drawn.eps
     pooled = linear.influence_limit(drawn.weight, jnp.sum(drawn.deltas, axis=0), drawn.eps)
@@ -198,12 +201,14 @@ def _own(draw: Draw) -> Float[Array, ""]:
 
 
 def _own_sign(draw: Draw) -> Float[Array, ""]:
+    """Return 1 if the group's own influence is below the sum."""
     drawn = instances.population(draw, 2, 2, 3)
     arguments = drawn.weight, drawn.deltas, drawn.eps, drawn.damping
     return (own_influence(*arguments) < sum_of_influences(*arguments)).astype(float)
 
 
 def _shared(draw: Draw) -> tuple[instances.Population, Float[Array, "p p"], Float[Array, "n n"]]:
+    """Draw a population, one curvature that it shares, and the kernel."""
     drawn = instances.population(draw, 4, 2, 3)
     factor = draw.normal(5, 3)
     curvature = factor.T @ factor / 5
@@ -211,6 +216,7 @@ def _shared(draw: Draw) -> tuple[instances.Population, Float[Array, "p p"], Floa
 
 
 def _dense_shared(draw: Draw) -> Float[Array, ""]:
+    """Compare the shared influence and remainder with dense solves."""
     drawn, curvature, kernel = _shared(draw)
     rows = jax.vmap(lambda delta: linear.gradient(drawn.weight, delta, drawn.eps).ravel())(drawn.deltas)
     full = jnp.kron(jnp.eye(2), curvature)
@@ -225,6 +231,7 @@ def _dense_shared(draw: Draw) -> Float[Array, ""]:
 
 
 def _without_kernel(draw: Draw) -> Float[Array, ""]:
+    """Measure how far the remainder is off without the kernel."""
     drawn, _, kernel = _shared(draw)
     remainder = shared_remainder(drawn.weight, drawn.deltas, drawn.eps, kernel)
     return oracle.relative(pooled_remainder(drawn.weight, drawn.deltas, drawn.eps), remainder)
@@ -247,6 +254,7 @@ def _orthogonal_images(draw: Draw) -> Float[Array, ""]:
 
 
 def _bound(draw: Draw) -> Float[Array, ""]:
+    """Return the pooled remainder over its bound."""
     drawn = instances.population(draw, 4, 2, 3)
     arguments = drawn.weight, drawn.deltas, drawn.eps
     return jnp.abs(pooled_remainder(*arguments)) / pooled_remainder_bound(*arguments)
@@ -277,6 +285,7 @@ def _duplicates(draw: Draw) -> Float[Array, ""]:
 
 
 def _range(draw: Draw) -> Float[Array, ""]:
+    """Return by how much the pooled remainder leaves its range."""
     drawn = instances.population(draw, 4, 2, 3)
     arguments = drawn.weight, drawn.deltas, drawn.eps
     lower, upper = pooled_remainder_range(*arguments)
@@ -293,6 +302,7 @@ def _cancelling(draw: Draw) -> Float[Array, ""]:
 
 
 def _shared_bound(draw: Draw) -> Float[Array, ""]:
+    """Return the shared remainder over its bound."""
     drawn, _, kernel = _shared(draw)
     arguments = drawn.weight, drawn.deltas, drawn.eps, kernel
     return jnp.abs(shared_remainder(*arguments)) / shared_remainder_bound(*arguments)

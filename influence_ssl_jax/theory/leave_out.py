@@ -134,6 +134,7 @@ class _LeaveOneOut:
 
 
 def _optimum(draw: Draw) -> Float[Array, ""]:
+    """Compare the closed optimum with a refit."""
     problem = _LeaveOneOut(draw)
     return oracle.relative(problem.optimum, problem.full)
 
@@ -151,6 +152,7 @@ def _steps(draw: Draw) -> Float[Array, ""]:
 
 
 def _loss_change(draw: Draw) -> Float[Array, ""]:
+    """Compare the closed change of the loss with six refits."""
     problem = _LeaveOneOut(draw)
     before = problem.losses(problem.full)
     after = jnp.diagonal(jax.vmap(problem.losses)(problem.without))
@@ -189,11 +191,13 @@ def _first_order(draw: Draw) -> Float[Array, ""]:
 
 
 def _shortfall(draw: Draw) -> Float[Array, ""]:
+    """Return the largest underestimate of the six examples."""
     problem = _LeaveOneOut(draw)
     return jnp.max(underestimate(problem.leverages))
 
 
 def _renormalised(draw: Draw) -> Float[Array, ""]:
+    """Compare a refit at renormalised damping with retraining on five examples."""
     drawn = instances.population(draw, 6, 2, 3)
     kept = jnp.ones(6).at[0].set(0.0)
     retrained = _refit(drawn, kept, drawn.damping, 5)
@@ -201,6 +205,7 @@ def _renormalised(draw: Draw) -> Float[Array, ""]:
 
 
 def _group(draw: Draw) -> Float[Array, ""]:
+    """Compare the closed outputs without three examples with a refit."""
     problem = _LeaveOneOut(draw)
     deltas = problem.drawn.deltas[:3].T
     without = _refit(problem.drawn, jnp.ones(6).at[:3].set(0.0), problem.drawn.damping, 6)

@@ -100,12 +100,14 @@ def _dense(draw: Draw) -> Float[Array, ""]:
 
 
 def _single(draw: Draw) -> Float[Array, ""]:
+    """Compare the influence of a single point with Theorem 1."""
     drawn = instances.population(draw, 1, 2, 3)
     expected = linear.influence(drawn.weight, drawn.deltas[0], drawn.eps, drawn.damping)
     return oracle.relative(influences(*drawn)[0], expected)
 
 
 def _dimension(draw: Draw) -> Float[Array, ""]:
+    """Check that leverages sum to the effective dimension, each below 1."""
     drawn = instances.population(draw, 6, 2, 3)
     shares = leverages(*drawn[1:])
     dimension = effective_dimension(*drawn[1:])
@@ -129,6 +131,7 @@ def _copies(draw: Draw) -> Float[Array, ""]:
 
 
 def _bound(draw: Draw) -> Float[Array, ""]:
+    """Return the influence of one of three copies over its bound."""
     drawn = _copied(draw)
     loss = linear.loss(drawn.weight, drawn.deltas[0], drawn.eps)
     return influences(*drawn)[0] / duplicate_influence_bound(loss, 7, 3)

@@ -115,12 +115,14 @@ def _visible(draw: Draw, outputs: int, inputs: int) -> instances.Linear:
 
 
 def _loss(draw: Draw, outputs: int, inputs: int) -> Float[Array, ""]:
+    """Compare the loss with its definition."""
     drawn = _visible(draw, outputs, inputs)
     expected = oracle.alignment(drawn.weight, drawn.x, drawn.x + drawn.eps * drawn.delta)
     return oracle.relative(loss(drawn.weight, drawn.delta, drawn.eps), expected)
 
 
 def _derivatives(draw: Draw, outputs: int, inputs: int) -> Float[Array, ""]:
+    """Compare gradient and Hessian with automatic differentiation."""
     drawn = _visible(draw, outputs, inputs)
     arguments = drawn.weight, drawn.delta, drawn.eps
     expected = _unsimplified(drawn)
@@ -129,12 +131,14 @@ def _derivatives(draw: Draw, outputs: int, inputs: int) -> Float[Array, ""]:
 
 
 def _rank(draw: Draw, outputs: int, inputs: int) -> Float[Array, ""]:
+    """Return the distance of the Hessian's rank from d."""
     drawn = instances.linear(draw, outputs, inputs)
     values = jnp.linalg.eigvalsh(hessian(drawn.weight, drawn.delta, drawn.eps))
     return jnp.abs(jnp.sum(values > 1e-10 * values[-1]) - outputs).astype(float)
 
 
 def _dense(draw: Draw, outputs: int, inputs: int) -> Float[Array, ""]:
+    """Compare the influence with a dense solve."""
     drawn = instances.linear(draw, outputs, inputs)
     arguments = drawn.weight, drawn.delta, drawn.eps
     expected = oracle.quadratic(hessian(*arguments), gradient(*arguments).ravel(), drawn.damping)
@@ -154,6 +158,7 @@ def _autodiff(draw: Draw, outputs: int, inputs: int) -> Float[Array, ""]:
 
 
 def _limit(draw: Draw, outputs: int, inputs: int) -> Float[Array, ""]:
+    """Compare the undamped limit with the pseudo-inverse and twice the loss."""
     drawn = instances.linear(draw, outputs, inputs)
     arguments = drawn.weight, drawn.delta, drawn.eps
     expected = oracle.pseudo_quadratic(hessian(*arguments), gradient(*arguments).ravel())
@@ -163,6 +168,7 @@ def _limit(draw: Draw, outputs: int, inputs: int) -> Float[Array, ""]:
 
 
 def _gap(draw: Draw, outputs: int, inputs: int) -> Float[Array, ""]:
+    """Compare the gap to the limit with `λ/(λ + t)`."""
     drawn = instances.linear(draw, outputs, inputs)
     arguments = drawn.weight, drawn.delta, drawn.eps
     measured = 1 - influence(*arguments, drawn.damping) / influence_limit(*arguments)
@@ -190,6 +196,7 @@ def _degenerate(draw: Draw) -> Float[Array, ""]:
 
 
 def _single_precision(draw: Draw) -> Float[Array, ""]:
+    """Compare the influence in float32 with float64 at `ε = 1e-12`."""
     drawn = draw.normal(2, 3), instances.unit(draw, 3), jnp.asarray(1e-12), 1e-24 * draw.log_uniform(0.1, 10.0)
     weight, delta, eps, damping = (value.astype(jnp.float32) for value in drawn)
     return oracle.relative(influence(weight, delta, eps, damping).astype(float), influence(*drawn))
@@ -208,6 +215,8 @@ def _direct_solve(draw: Draw) -> Float[Array, ""]:
 
 
 def _over_shapes(measure, name: str, tolerance: float) -> tuple[Check, ...]:
+    """Return one check of the worst error over all shapes."""
+
     def worst(draw: Draw) -> Float[Array, ""]:
         return jnp.max(jnp.stack([measure(draw, *shape) for shape in _SHAPES]))
 

@@ -97,10 +97,12 @@ _ONE = jnp.ones
 
 
 def _influence(weight: Float[Array, "d p"], drawn: instances.Linear) -> Float[Array, ""]:
+    """Return the influence of an instance at the given W."""
     return linear.influence(weight, drawn.delta, drawn.eps, drawn.damping)
 
 
 def _decomposition(draw: Draw) -> Float[Array, ""]:
+    """Check that scale times geometry is the influence, damped and undamped."""
     drawn = instances.linear(draw, 3, 4)
     scale, geometry = decomposition(drawn.weight, drawn.delta, drawn.eps, drawn.damping)
     trace = jnp.trace(drawn.weight.T @ drawn.weight @ jnp.outer(drawn.delta, drawn.delta))
@@ -112,12 +114,14 @@ def _decomposition(draw: Draw) -> Float[Array, ""]:
 
 
 def _rayleigh(draw: Draw) -> Float[Array, ""]:
+    """Return the geometry over its upper bound `σ_max(W)²`."""
     drawn = instances.linear(draw, 3, 4)
     _, geometry = decomposition(drawn.weight, drawn.delta, drawn.eps, drawn.damping)
     return geometry / jnp.linalg.norm(drawn.weight, ord=2) ** 2
 
 
 def _rotation(draw: Draw) -> Float[Array, ""]:
+    """Check that isometries of the outputs keep the influence."""
     drawn = instances.linear(draw, 3, 4)
     expected = _influence(drawn.weight, drawn)
     rotated = [_influence(instances.orthogonal(draw, rows, 3) @ drawn.weight, drawn) for rows in (3, 5)]
@@ -125,10 +129,12 @@ def _rotation(draw: Draw) -> Float[Array, ""]:
 
 
 def _layered(first: Float[Array, "h p"], second: Float[Array, "d h"], drawn: instances.TwoLayer) -> Float[Array, ""]:
+    """Return the two-layer influence of an instance at the given layers."""
     return gauss_newton.two_layer_influence(first, second, drawn.delta, drawn.eps, drawn.damping)
 
 
 def _hidden_rotation(draw: Draw) -> Float[Array, ""]:
+    """Check that rotations of hidden units and outputs keep the influence."""
     drawn = instances.two_layer(draw, 2, 3, 4)
     hidden, outputs = instances.orthogonal(draw, 3, 3), instances.orthogonal(draw, 2, 2)
     expected = _layered(drawn.first, drawn.second, drawn)
@@ -158,6 +164,7 @@ def _exact_rotation(draw: Draw) -> Float[Array, ""]:
 
 
 def _input_rotation(draw: Draw) -> Float[Array, ""]:
+    """Measure how much a rotation of the inputs changes the influence."""
     drawn = instances.linear(draw, 3, 4)
     return oracle.relative(
         _influence(drawn.weight @ instances.orthogonal(draw, 4, 4), drawn), _influence(*drawn[:1], drawn)
@@ -165,6 +172,7 @@ def _input_rotation(draw: Draw) -> Float[Array, ""]:
 
 
 def _hidden_rescaling(draw: Draw, damping: float | None = None) -> Float[Array, ""]:
+    """Measure how much rescaling the hidden layer changes the influence."""
     drawn = instances.two_layer(draw, 2, 3, 4)
     if damping is not None:
         drawn = drawn._replace(damping=damping * drawn.eps**2)
@@ -174,6 +182,7 @@ def _hidden_rescaling(draw: Draw, damping: float | None = None) -> Float[Array, 
 
 
 def _undamped_rescaling(draw: Draw) -> Float[Array, ""]:
+    """Measure the same almost without damping."""
     return _hidden_rescaling(draw, 1e-12)
 
 
@@ -196,6 +205,7 @@ def _scaling(draw: Draw) -> Float[Array, ""]:
 
 
 def _exponent(draw: Draw) -> Float[Array, ""]:
+    """Compare the local exponent with automatic differentiation."""
     drawn = instances.linear(draw, 3, 4)
 
     def logarithm(log_eps: Float[Array, ""]) -> Float[Array, ""]:
@@ -206,12 +216,14 @@ def _exponent(draw: Draw) -> Float[Array, ""]:
 
 
 def _shifted(draw: Draw) -> tuple[instances.Linear, Float[Array, "d p"]]:
+    """Draw an instance and a change of its W."""
     drawn = instances.linear(draw, 3, 4)
     size = draw.log_uniform(1e-2, 1e2) * jnp.linalg.norm(drawn.weight)
     return drawn, size * draw.normal(3, 4)
 
 
 def _change(draw: Draw) -> Float[Array, ""]:
+    """Compare the closed change with the difference of two influences."""
     drawn, shift = _shifted(draw)
     after, before = _influence(drawn.weight + shift, drawn), _influence(drawn.weight, drawn)
     closed = change(drawn.weight, shift, drawn.delta, drawn.eps, drawn.damping)
@@ -219,6 +231,8 @@ def _change(draw: Draw) -> Float[Array, ""]:
 
 
 def _change_ratio(order: int | None):
+    """Return a function that measures the change over its corrected bound."""
+
     def ratio(draw: Draw) -> Float[Array, ""]:
         drawn, shift = _shifted(draw)
         norms = jnp.linalg.norm(drawn.weight, ord=order), jnp.linalg.norm(shift, ord=order)
@@ -231,7 +245,7 @@ def _change_ratio(order: int | None):
 def _change_attained(draw: Draw) -> Float[Array, ""]:
     """Check that the corrected bound is reached.
 
-    It is by W = cE of rank one, δ along it and λ = 0.
+    W = cE of rank one, δ along it and λ = 0 reach it.
     """
     delta = instances.unit(draw, 4)
     weight = 3 * jnp.outer(instances.unit(draw, 3), delta)
@@ -242,6 +256,7 @@ def _change_attained(draw: Draw) -> Float[Array, ""]:
 
 
 def _ball(draw: Draw) -> Float[Array, ""]:
+    """Return the change over its bound on the ball."""
     drawn, shift = _shifted(draw)
     radius = jnp.maximum(jnp.linalg.norm(drawn.weight), jnp.linalg.norm(drawn.weight + shift))
     difference = change(drawn.weight, shift, drawn.delta, drawn.eps, drawn.damping)
@@ -260,6 +275,7 @@ def _ball_attained(draw: Draw) -> Float[Array, ""]:
 
 
 def _violated(draw: Draw) -> Float[Array, ""]:
+    """Return 1 if the change exceeds the stated bound."""
     drawn, shift = _shifted(draw)
     norms = jnp.linalg.norm(drawn.weight), jnp.linalg.norm(shift)
     difference = change(drawn.weight, shift, drawn.delta, drawn.eps, 0.0)

@@ -83,6 +83,7 @@ _DEPTHS = ((4, 2), (4, 3, 2), (4, 3, 1), (3, 3, 2, 2))
 
 
 def _regression(drawn: instances.TwoLayer) -> oracle.Derivatives:
+    """Differentiate the squared error of two layers automatically."""
     vector, unravel = ravel_pytree((drawn.first, drawn.second))
 
     def loss(params: Float[Array, " k"]) -> Float[Array, ""]:
@@ -92,6 +93,7 @@ def _regression(drawn: instances.TwoLayer) -> oracle.Derivatives:
 
 
 def _gradients(draw: Draw) -> Float[Array, ""]:
+    """Compare the closed gradients with automatic differentiation."""
     errors = []
     for sizes in _SIZES:
         drawn = instances.two_layer(draw, *sizes)
@@ -101,6 +103,7 @@ def _gradients(draw: Draw) -> Float[Array, ""]:
 
 
 def _blocks(draw: Draw) -> Float[Array, ""]:
+    """Compare the closed Hessian with automatic differentiation."""
     errors = []
     for sizes in _SIZES:
         drawn = instances.two_layer(draw, *sizes)
@@ -109,6 +112,7 @@ def _blocks(draw: Draw) -> Float[Array, ""]:
 
 
 def _without_residual(draw: Draw) -> Float[Array, ""]:
+    """Measure how far the Hessian is off without its residual term."""
     drawn = instances.two_layer(draw, *_SIZES[0])
     dropped = joint(gauss_newton_hessian(drawn.first, drawn.second, drawn.x))
     return oracle.relative(dropped, _regression(drawn).hessian)
@@ -128,6 +132,7 @@ def _interpolating(draw: Draw) -> Float[Array, ""]:
 
 
 def _lowest_eigenvalue(draw: Draw) -> Float[Array, ""]:
+    """Return the highest of the Hessians' lowest eigenvalues."""
     lowest = [jnp.linalg.eigvalsh(_regression(instances.two_layer(draw, *sizes)).hessian)[0] for sizes in _SIZES]
     return jnp.max(jnp.stack(lowest))
 
@@ -164,6 +169,7 @@ class _Deep:
 
 
 def _limit(draw: Draw) -> Float[Array, ""]:
+    """Compare the limit with the pseudo-inverse at every depth."""
     errors = []
     for widths in _DEPTHS:
         deep = _Deep(draw, widths)
@@ -173,6 +179,7 @@ def _limit(draw: Draw) -> Float[Array, ""]:
 
 
 def _euler(draw: Draw) -> Float[Array, ""]:
+    """Check Euler's identities of gradient and Hessian."""
     deep = _Deep(draw, _DEPTHS[1])
     gradient = homogeneous.euler_gradient(deep.hessian, deep.params, deep.degree)
     return jnp.maximum(
@@ -197,6 +204,7 @@ def _rescaled(draw: Draw) -> Float[Array, ""]:
 
 
 def _negative_eigenvalue(draw: Draw) -> Float[Array, ""]:
+    """Return the lowest eigenvalue of a two-layer network's Hessian."""
     return jnp.linalg.eigvalsh(_Deep(draw, _DEPTHS[1]).hessian)[0]
 
 
@@ -209,7 +217,7 @@ def _scalar_influence(first: float, second: float, damping: float) -> Float[Arra
 def _pole(draw: Draw) -> Float[Array, ""]:
     """Check `w₁ = 2`, `w₂ = 1` on both sides of the pole.
 
-    Below the pole at 3.544 it is −32, above it +33.33.
+    The score is −32 below the pole at 3.544, and +33.33 above it.
     """
     del draw
     below, above = _scalar_influence(2.0, 1.0, 3.5), _scalar_influence(2.0, 1.0, 3.6)
