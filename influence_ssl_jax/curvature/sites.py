@@ -700,5 +700,5 @@ def _evaluation(equation: Any) -> Callable[[Sequence[Any]], list[Array]]:
 
 
 def _ordinary(params: dict[str, Any]) -> bool:
-    """Whether a convolution has no setting that its canonical form lacks."""
+    """Test whether a convolution has no setting that its canonical form lacks."""
     return params["preferred_element_type"] is None and params.get("out_sharding") is None

@@ -47,7 +47,7 @@ class StoredFile:
 
     @property
     def is_local(self) -> bool:
-        """Test whether the file is on this machine."""
+        """Whether the file is on this machine."""
         return "file" in _protocols(self.system)
 
     def read(self, start: int, size: int) -> bytes:
@@ -149,7 +149,7 @@ class Names(Sequence[str]):
 
     @property
     def stored(self) -> pa.LargeBinaryArray:
-        """Return the names as bytes."""
+        """The names as bytes."""
         return self._stored
 
     def digest(self) -> str:

@@ -293,17 +293,17 @@ class Cached(OpenSource):
 
     @property
     def source(self) -> OpenSource:
-        """Return the source that the images were read from."""
+        """The source that the images were read from."""
         return self._source
 
     @property
     def transform(self) -> ToInput:
-        """Return the transform of the images."""
+        """The transform of the images."""
         return self._transform
 
     @property
     def examples(self) -> list[Example | Skipped]:
-        """Return every example, or why it cannot be used."""
+        """Every example, or why it cannot be used."""
         return self._examples
 
     def __len__(self) -> int:

@@ -135,7 +135,7 @@ class _File:
 
     @property
     def schema(self) -> pa.Schema:
-        """Return the columns of the file."""
+        """The columns of the file."""
         return self._reader.schema_arrow if isinstance(self._reader, parquet.ParquetFile) else self._reader.schema
 
     def group(self, number: int, columns: list[str]) -> pa.Table:

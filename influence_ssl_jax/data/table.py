@@ -236,7 +236,7 @@ def storable(attributes: pa.Table) -> pa.Table:
 
 
 def _encoded(kind: pa.DataType) -> bool:
-    """Whether values of a type are written without their encoding."""
+    """Test whether values of a type are written without their encoding."""
     return (
         pa.types.is_dictionary(kind)
         or pa.types.is_run_end_encoded(kind)
@@ -347,7 +347,7 @@ def number_classes(column: pa.ChunkedArray, what: str) -> Classes:
 
 
 def _is_text_or_bytes(kind: pa.DataType) -> bool:
-    """Whether values of a type have a length in bytes."""
+    """Test whether values of a type have a length in bytes."""
     types = pa.types
     return types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind) or types.is_large_binary(kind)
 

@@ -324,7 +324,7 @@ class OpenTfds(OpenSource):
 
     @functools.cached_property
     def _through(self) -> "_Through":
-        """Read ids and scalar features in one pass, without decoding images."""
+        """Ids and scalar features, read in one pass without decoding images."""
         wanted = [name for name, feature in self._features.items() if is_scalar(feature) and name != self._name]
         wanted += [self._label] if self._label is not None and self._label not in wanted else []
         columns: dict[str, list[Any]] = {name: [] for name in wanted}

@@ -115,7 +115,7 @@ class Calibrator:
 
     @property
     def expected(self) -> Float[np.ndarray, " groups"]:
-        """Return the coverage of each group on average over audits: `⌈(m + 1) level⌉ / (m + 1)`.
+        """The coverage of each group on average over audits: `⌈(m + 1) level⌉ / (m + 1)`.
 
         It is 1 if the radius is infinite.
         """

@@ -234,7 +234,7 @@ class Audit:
 
     @property
     def program(self) -> "Audit":
-        """Return the settings that a compiled program depends on.
+        """The settings that a compiled program depends on.
 
         The size and the seed of the sample are replaced.
         """

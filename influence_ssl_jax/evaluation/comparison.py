@@ -231,7 +231,7 @@ class _Compiled:
 
     @property
     def megabytes(self) -> float:
-        """Return temporary and output memory.
+        """Temporary and output memory.
 
         It is NaN if the platform does not report it.
         """

@@ -46,7 +46,7 @@ class FunctionSpace(NamedTuple):
 
     @property
     def mean_eigenvalue(self) -> float:
-        """Return tr(C)/P."""
+        """The mean eigenvalue, tr(C)/P."""
         return float(self.eigenvalues.sum()) / self.size
 
     def forms(self, damping: float) -> Float[np.ndarray, " n"]:

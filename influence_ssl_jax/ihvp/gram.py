@@ -266,15 +266,15 @@ class Gram(Backend[GramState]):
         )
 
     def mean_eigenvalue(self, state: GramState) -> Resolved:
-        """tr(K)/P, which is tr(C)/P."""
+        """Return tr(K)/P, which is tr(C)/P."""
         return jnp.trace(state.gram.high) / trees.size(state.params)
 
     def smallest_eigenvalue(self, state: GramState) -> Float[Array, ""]:
-        """Zero: a sum of outer products."""
+        """Return zero: C is a sum of outer products."""
         return jnp.zeros_like(state.gram.high[0, 0])
 
     def spectrum(self, state: GramState) -> Spectrum:
-        """The eigenvalues of K: those of C that are not zero.
+        """Return the eigenvalues of K: those of C that are not zero.
 
         Rows that are off by a relative ε leave eigenvalues of dependent rows at ε² of the largest, in each of R directions;
         ε is 16 times the spacing of the working type here.
@@ -284,7 +284,7 @@ class Gram(Backend[GramState]):
         return Spectrum(values, jnp.ones_like(values), resolution=len(values) * (spacing**2 + 2 * _UNIT))
 
     def solve(self, state: GramState, vector: Params, damping: Resolved) -> Params:
-        """`(v − Aᵀ(K + λI)⁻¹ A v) / λ`, in float64."""
+        """Compute `(v − Aᵀ(K + λI)⁻¹ A v) / λ`, in float64."""
         cut.check_structure(state.params, vector)
         parts = {block.name: block.read(vector) for block in state.blocks}
         flat = {name: part.reshape(1, 1, -1) for name, part in parts.items()}
@@ -305,7 +305,7 @@ class Gram(Backend[GramState]):
         return cut.assemble(vector, state.blocks, found)
 
     def draw_gram(self, state: GramState, gradients: ExampleGradients, damping: Resolved) -> Form:
-        """The Woodbury identity, for all pairs of draws."""
+        """Compute forms by the Woodbury identity, for all pairs of draws."""
         return self.assess(state, gradients, damping).form
 
     def assess(self, state: GramState, gradients: ExampleGradients, damping: Resolved) -> Assessed:
@@ -380,7 +380,10 @@ class Gram(Backend[GramState]):
     def bilinear_form(
         self, state: GramState, left: ExampleGradients, right: ExampleGradients, damping: Resolved
     ) -> Float[Array, "left right"]:
-        """The Woodbury identity between two batches, without the difference that cancels."""
+        """Compute forms between two batches by the Woodbury identity.
+
+        The difference that cancels is avoided.
+        """
         value = scalar(damping)
         sides = [dataclasses.replace(side, draws=1) for side in (left, right)]
         coefficients: list[Wide] = []
@@ -418,7 +421,7 @@ class Gram(Backend[GramState]):
     def _subtracted(
         self, state: GramState, products: _Products, damping: Float[Array, ""], own: _Own | None
     ) -> _Judged:
-        """λ times the forms as `⟨g, g'⟩ − kᵀc' − cᵀρ'`."""
+        """Compute λ times the forms as `⟨g, g'⟩ − kᵀc' − cᵀρ'`."""
         with jax.enable_x64(True):
             along = _joined(products.along)
             value = _each(state, _double(damping), own, len(along))
@@ -571,13 +574,13 @@ def _cut(size: int) -> tuple[int, int]:
 
 
 def _spans(rows: Float[Array, "n size"], spans: int, span: int) -> Float[Array, "spans n span"]:
-    """Rows in spans, zeros at the end."""
+    """Return rows in spans, with zeros at the end."""
     even = jnp.pad(rows, ((0, 0), (0, spans * span - rows.shape[1])))
     return jnp.swapaxes(even.reshape(-1, spans, span), 0, 1)
 
 
 def _width(state: GramState, name: str) -> int:
-    """Parameters of a block."""
+    """Return the number of parameters of a block."""
     return next(block.size for block in state.blocks if block.name == name)
 
 
@@ -652,7 +655,7 @@ def _by_shards(
 def _inner(
     rows: Sharded, precise: bool, gradients: Float[Array, "some draws size"], _: None
 ) -> tuple[Float[Array, "some draws rows"], Float[Array, "some draws draws"]]:
-    """`A g` and `⟨g_k, g_l⟩` of some examples' gradients of one block, in float64."""
+    """Compute `A g` and `⟨g_k, g_l⟩` of examples' gradients of one block, in float64."""
     some, draws, size = gradients.shape
     kind = jnp.float64 if precise else gradients.dtype
 
@@ -672,7 +675,7 @@ def _inner(
 def _outside(
     rows: Sharded, gradients: Float[Array, "some draws size"], coefficients: Wide
 ) -> Float[Array, "some draws draws"]:
-    """`⟨v_k, v_l⟩`, `v = g − Aᵀc`, of some examples' gradients of one block, in float64."""
+    """Compute `⟨v_k, v_l⟩`, `v = g − Aᵀc`, of some examples' gradients of one block, in float64."""
     some, draws, size = gradients.shape
     c = _joined(coefficients).reshape(some * draws, -1)
 
@@ -691,7 +694,7 @@ def _between(
     of_left: Wide,
     of_right: Wide,
 ) -> Wide:
-    """`⟨v, v'⟩`, `v = g − Aᵀc`, between the gradients of one block of two batches."""
+    """Compute `⟨v, v'⟩`, `v = g − Aᵀc`, between the gradients of one block of two batches."""
     with jax.enable_x64(True):
         a, b = _joined(of_left), _joined(of_right)
 
@@ -704,7 +707,10 @@ def _between(
 
 
 def _each(state: GramState, damping: Float[Array, ""], own: _Own | None, count: int) -> Float[Array, " batch"]:
-    """λ of every example: without rows J, `(C_{−J} + λI)⁻¹ = (n − 1)/n (A_{−J}ᵀA_{−J} + λ(n − 1)/n I)⁻¹`."""
+    """Return λ of every example.
+
+    Without rows J, `(C_{−J} + λI)⁻¹ = (n − 1)/n (A_{−J}ᵀA_{−J} + λ(n − 1)/n I)⁻¹`.
+    """
     if own is None:
         return jnp.broadcast_to(damping, count)
     return jnp.where(own.inside, damping * (state.units - 1) / state.units, damping)
@@ -730,7 +736,7 @@ def _solve(
     if own is not None:
 
         def less(item: tuple[Array, ...]) -> Array:
-            """(K + λI)⁻¹k without the rows and columns of one example."""
+            """Return `(K + λI)⁻¹k` without the rows and columns of one example."""
             c, weight, places = item
             rows = vectors[places]
             factor = jax.scipy.linalg.cho_factor(_scaled(rows, weight) @ rows.T, lower=True)
@@ -747,7 +753,7 @@ def _solve(
 
 
 def _sizes(state: GramState, solved: _Solved, gradient: Float[Array, "*n"], error: float) -> _Sizes:
-    """Norms, with the rounding of k in that of the residual."""
+    """Return norms, with the rounding of k in that of the residual."""
     lengths = jnp.sqrt(jnp.diagonal(_joined(state.gram)))
     weight = jnp.abs(solved.coefficients) @ lengths
     trace = jnp.sqrt(jnp.sum(lengths**2))
@@ -764,17 +770,17 @@ def _of_solve(state: GramState, residual: Float[Array, "batch draws"], damping: 
 
 
 def _least(state: GramState) -> Float[Array, ""]:
-    """A number that the smallest eigenvalue of K is not below."""
+    """Bound the smallest eigenvalue of K from below."""
     return jnp.maximum(_joined(state.eigenvalues)[0] - _slack(state), 0.0)
 
 
 def _slack(state: GramState) -> Float[Array, ""]:
-    """A bound of the error of an eigenvalue of K."""
+    """Bound the error of an eigenvalue of K."""
     return 16 * len(state.gram.high) * (_UNIT + state.unexact) * _top(state)
 
 
 def _top(state: GramState) -> Float[Array, ""]:
-    """A number that the largest eigenvalue of K is not above."""
+    """Bound the largest eigenvalue of K from above."""
     return jnp.trace(_joined(state.gram))
 
 
@@ -783,7 +789,7 @@ def _judged(values: Array, rounding: Array, solved: _Solved, residual: Array, dt
 
 
 def _assessed(state: GramState, judged: _Judged, damping: Float[Array, ""], own: _Own | None) -> Assessed:
-    """Forms with everything that is known of them."""
+    """Return forms with everything that is known of them."""
     dtype, eps = damping.dtype, float(jnp.finfo(damping.dtype).eps)
     with jax.enable_x64(True):
         value, forms = _double(damping), _joined(judged.values) / _double(damping)
@@ -831,7 +837,7 @@ def _of_storage(
 def _left_out(
     state: GramState, judged: _Judged, damping: Float[Array, ""], parts: int
 ) -> Float[Array, "parts batch draws draws"]:
-    """Forms of the curvature set without each of its parts, in float64.
+    """Compute forms without each part of the curvature set, in float64.
 
     Without a part J of the rows C is `f A_{−J}ᵀA_{−J}`, f = parts / (parts − 1). With `M = (K + (λ/f) I)⁻¹` the form is
     `(⟨g, g'⟩ − kᵀMk' + (Mk)_Jᵀ (M_JJ)⁻¹ (Mk')_J) / λ` (Schur complement): only its last term depends on J.
@@ -862,12 +868,12 @@ def _pairs(left: Float[Array, "batch draws"], right: Float[Array, "batch draws"]
 
 
 def _squares(between: Float[Array, "batch draws draws"]) -> Float[Array, "batch draws"]:
-    """Norms from inner products."""
+    """Return norms from inner products."""
     return jnp.sqrt(jnp.maximum(jnp.einsum("bkk->bk", between), 0.0))
 
 
 def _scaled(vectors: Float[Array, "*n rows"], weights: Float[Array, " rows"]) -> Float[Array, "*n rows"]:
-    """Every vector times the weights, entry by entry."""
+    """Multiply every vector by the weights, entry by entry."""
     return jnp.einsum("...r,r->...r", vectors, weights)
 
 

@@ -119,7 +119,7 @@ def row_doubt(problem: Problem, samples: int | None, blocks: cut.Blocks, roundin
 
 
 def _sums_examples(problem: Problem) -> bool:
-    """Whether a row is a sum over the examples of a batch."""
+    """Test whether a row sums over the examples of a batch."""
     return problem.curvature != "empirical_fisher" and not problem.objective.loss.separable
 
 

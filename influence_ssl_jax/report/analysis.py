@@ -218,7 +218,7 @@ class Categories:
 
     @property
     def largest(self) -> float:
-        """Return the end of a scale on which every interval fits."""
+        """The end of a scale on which every interval fits."""
         ends = [end for level in self.levels for end in (level.population, level.top.high, level.bottom.high)]
         return 1.03 * max([end for end in ends if np.isfinite(end)], default=1.0)
 

@@ -231,7 +231,7 @@ class ScoredRun:
 
     @property
     def sampled(self) -> bool:
-        """Test whether `table` is a sample."""
+        """Whether `table` is a sample."""
         return self.large is not None
 
     def ends(self, images: int) -> tuple[pa.Table, pa.Table]:
@@ -257,7 +257,7 @@ class ScoredRun:
 
     @property
     def score(self) -> Float[np.ndarray, " examples"]:
-        """Return the score of every example, NaN if it has none."""
+        """The score of every example, NaN if it has none."""
         return self.numbers("score")
 
     @property

@@ -89,7 +89,7 @@ class Run:
 
     @property
     def table(self) -> pa.Table:
-        """Return one row for each image, in order of index.
+        """One row for each image, in order of index.
 
         The columns are score, errors, baselines, reason, and attributes of the source.
         """
@@ -99,7 +99,7 @@ class Run:
 
     @property
     def record(self) -> dict[str, Plain]:
-        """Return how the scores were made: what `run.json` holds."""
+        """How the scores were made: what `run.json` holds."""
         if self.folder is not None:
             return read_record(self.folder, RUN)
         return {name: value for name, value in json.loads(self.files[RUN]).items() if name != SUM}

@@ -79,7 +79,7 @@ class Scoring:
 
     @property
     def key(self) -> Key[Array, ""]:
-        """Return the key from which every scored example derives its own."""
+        """The key from which every scored example derives its own."""
         return randomness.root(self.seed, Stream.SCORED_EXAMPLES)
 
 
@@ -202,7 +202,7 @@ class Scorer:
 
     @property
     def batch_size(self) -> int:
-        """Return the number of examples at a time on each device."""
+        """The number of examples at a time on each device."""
         assert self.settings.batch_size is not None  # `of` has set it
         return self.settings.batch_size
 

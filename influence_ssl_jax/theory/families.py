@@ -158,7 +158,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Test whether every check supports the item's status."""
+        """Whether every check supports the item's status."""
         return all(outcome.passed for outcome in self.outcomes)
 
 
