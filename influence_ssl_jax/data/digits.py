@@ -27,7 +27,7 @@ class _Row:
 class Digits(Source):
     """The 1,797 digits of scikit-learn with planted duplicates, blanks and noise.
 
-    They are enlarged to RGB. They need no download. The attributes contain the truth: `planted` is none,
+    They are enlarged to RGB and need no download. The attributes contain the truth: `planted` is none,
     exact_duplicate, near_duplicate, blank or noise; `original` is the index of the digit that a duplicate repeats, else
     −1; `label` is the digit, null for blank and noise. A digit that is repeated has `planted` = none, because no pixel
     distinguishes a copy from its original.

@@ -222,7 +222,7 @@ class _Entries:
 
 
 def list_in_first_process(root: Path, links: Links = "skip") -> Listing:
-    """List the images below `root` in the first process, for all.
+    """List the images below `root` in the first process, for all processes.
 
     One process asks the file system, and all processes of the run have the same list.
 

@@ -179,7 +179,7 @@ def load(
 
 
 def chunks(order: Int[np.ndarray, " count"], size: int) -> Iterator[Int[np.ndarray, " chunk"]]:
-    """Divide an order into chunks of `size`, the last maybe smaller.
+    """Divide an order into chunks of `size`; the last may be smaller.
 
     Examples:
         >>> import numpy as np

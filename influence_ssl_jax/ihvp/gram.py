@@ -557,7 +557,7 @@ def batch_gradients(problem: Problem, batch: Batch, samples: int | None) -> Exam
 def _order(problem: Problem, samples: int | None) -> tuple[Int[np.ndarray, " rows"], int]:
     """Return the order of rows by example, and the number of examples.
 
-    For a loss that couples examples both are of batches.
+    If the loss couples examples, they are the order by batch and the number of batches.
     """
     number, size = problem.batches.index.shape
     number, count = number - problem.padding, row_count(problem, samples)
@@ -721,7 +721,7 @@ def _solve(
 ) -> _Solved:
     """Solve `(K + λI) c = k` in float64 by `c = V (μ + λ)⁻¹ Vᵀ k`.
 
-    c is returned as two numbers of the working type keep it, with what this c leaves.
+    c is returned as two numbers of the working type keep it, with the residual that this c leaves.
 
     Args:
         state: The fitted state.

@@ -79,7 +79,7 @@ def build(description: Plain) -> nn.Module:
 
 
 def computing_in(module: nn.Module, dtype: jax.typing.DTypeLike | None) -> nn.Module:
-    """Return the network to compute in another type; parameters keep theirs.
+    """Return the network with computations in another type; parameters keep theirs.
 
     The type is that of the field `dtype`, also of modules that are fields of the network.
 

@@ -215,7 +215,7 @@ def split(tree: PyTree, mesh: Mesh) -> PyTree:
 def replicated(tree: PyTree, mesh: Mesh) -> PyTree:
     """Return a tree that all processes hold, whole on every device.
 
-    The devices are those of the mesh; its `Sharded` arrays are split.
+    The devices are those of the mesh; `Sharded` arrays of the tree are split.
     """
     sharding = NamedSharding(mesh, PartitionSpec())
 

@@ -159,7 +159,7 @@ def _handle_abort() -> None:
 
 
 def partner_error(error: BaseException) -> InfluenceError | None:
-    """Return the error that a process died, if that caused `error`.
+    """Return the error that another process died, if that caused `error`.
 
     It is None otherwise. A collective operation notices a dead process first: its connection breaks or times out.
     """

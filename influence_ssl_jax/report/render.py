@@ -173,7 +173,7 @@ def _inside(run: ScoredRun) -> dict[str, Any] | None:
 def _searched(run: ScoredRun) -> dict[str, int] | None:
     """Return among how many images nearest neighbours were searched.
 
-    It is None if among all.
+    It is None if among all images.
     """
     found = run.record.get("nearest_neighbours") or {}
     return found if found.get("reference", 0) < found.get("images", 0) else None
@@ -190,7 +190,7 @@ def _problems(run: ScoredRun) -> dict[str, Any]:
 
 
 def _how(run: ScoredRun) -> dict[str, Any]:
-    """Return how the run was made: command, tables of named values."""
+    """Return how the run was made: command, tables of names and values."""
     known = {"identity", "counts", "attributes", "wall_seconds", "command", "title", "fingerprint", "configuration"}
     configuration = run.record.get("configuration", {})
     facts = {name: value for name, value in run.record.items() if name not in known}
@@ -205,7 +205,7 @@ def _how(run: ScoredRun) -> dict[str, Any]:
 
 
 def condense(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Shorten facts: numbers to four digits, long groups to their range.
+    """Shorten facts: numbers to four digits, long groups of them to ranges.
 
     Examples:
         >>> condense({"seconds": 1.23456, "damping": {f"layer{k}": 0.5 * k for k in range(8)}})

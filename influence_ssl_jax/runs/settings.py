@@ -235,7 +235,7 @@ class CompareRun:
 
 @dataclasses.dataclass(frozen=True)
 class AuditRun:
-    """Certify a random sample of scored images, and calibrate all scores.
+    """Certify a random sample of scores, and calibrate every score by it.
 
     For each image of the sample the exact score g·(C + λI)⁻¹g is enclosed between two bounds, at any size of network
     (Gauss and Gauss–Radau quadrature by Lanczos; rounding is measured and allowed for, under the assumptions that

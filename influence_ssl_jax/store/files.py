@@ -305,7 +305,7 @@ def lock(folder: Path) -> Lock:
 
 
 def _kernel_lock(file: TextIO) -> bool | None:
-    """Ask the kernel for the lock, and return whether it agreed.
+    """Ask the kernel for the lock, and return whether it was given.
 
     It is None if the file system has no locks.
     """

@@ -301,7 +301,9 @@ class ScoreStore:
         self._since = now
 
     def _refuse_lost_lock(self) -> None:
-        """Check that no other run took the folder during a standstill.
+        """Check that no other run has taken the folder.
+
+        It may have done so while this process stood still.
 
         Raises:
             StoreError: One has.
