@@ -163,8 +163,8 @@ class OpenShards(Encoded):
     def fingerprint(self) -> str:
         """Return a hash of archives, images, attributes and classes.
 
-        Archives count by name and size, images by name, position and size. The bytes of the images are not part of it:
-        if an image is replaced by one of the same size, the hash stays.
+        Archives count by name and size, images by name, position and size. The bytes of the images are not part of the
+        hash: if an image is replaced by one of the same size, the hash stays.
         """
         return self._identity
 

@@ -102,9 +102,10 @@ def specs_of(tree: PyTree) -> PyTree:
 def over_examples(of_rows: Callable[[PyTree, Items], Rows]) -> Callable[[PyTree, Items], Rows]:
     """Return `of_rows` with its rows split over the devices.
 
-    The leading axis of `rows` is split, and `shared` is on each device. For functions whose every row of output depends
-    on its own row of input alone. Every device runs the program that one device would run for its rows, and nothing is
-    communicated unless `shared` holds `Sharded` arrays: the numbers do not depend on how many devices there are.
+    The leading axis of `rows` is split, and `shared` is on each device. It is for functions whose every row of output
+    depends on its own row of input alone. Every device runs the program that one device would run for its rows, and
+    nothing is communicated unless `shared` holds `Sharded` arrays: the numbers do not depend on how many devices there
+    are.
     """
     if devices() == 1:
         return of_rows
@@ -133,7 +134,7 @@ def sum_over_devices(total: Callable[[Items], Rows], items: Items) -> Rows:
 def exchange(parts: PyTree) -> PyTree:
     """Send part d of every array to device d.
 
-    Parts lie along the first axis; entry e of the result came from device e. For computations that are split; all
+    Parts lie along the first axis; entry e of the result came from device e. It is for computations that are split; all
     devices must run it.
     """
     return jax.tree.map(lambda part: jax.lax.all_to_all(part, AXIS, 0, 0), parts)

@@ -325,7 +325,7 @@ def score(settings: ScoreRun, progress: Progress = silent) -> None:
 def rank_agreement(settings: ScoreRun, prepared: Prepared, scorer: Scorer, progress: Progress) -> dict[str, Plain]:
     """Compute Spearman's correlation of 16-bit with float32 scores.
 
-    The scores are those of the first images. It is empty for a run in float32.
+    The scores are those of the first images. The result is empty for a run in float32.
     """
     if settings.precision == "float32":
         return {}

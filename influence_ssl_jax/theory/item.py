@@ -184,7 +184,7 @@ class Item:
     def run(self, key: Key[Array, ""], draws: int) -> tuple[Outcome, ...]:
         """Run all checks on `draws` instances in one compiled call.
 
-        A check may take more instances (`Check.draws`). It needs float64.
+        A check may take more instances (`Check.draws`). All need float64.
 
         Args:
             key: The key of the instances.
