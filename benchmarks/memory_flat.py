@@ -35,11 +35,11 @@ from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.progress import silent
 from influence_ssl_jax.provenance import device, versions
 from influence_ssl_jax.run_log import RunLog
-from influence_ssl_jax.runs.score import write_parts
+from influence_ssl_jax.runs.score import neighbours_of, write_parts
 from influence_ssl_jax.runs.settings import Parts
-from influence_ssl_jax.scoring.neighbours import stream_knn_distance
 from influence_ssl_jax.scoring.scores import Scorer, Scoring
-from influence_ssl_jax.scoring.stream import embedding_matrix, stream
+from influence_ssl_jax.scoring.stream import stream
+from influence_ssl_jax.scoring.table import neighbour_columns
 from influence_ssl_jax.store import ScoreStore
 
 SIZE = 32
@@ -152,14 +152,10 @@ def run(config: Config) -> dict:
         write_parts(store, counted(), len(source), Parts(16_384, 60.0), RunLog(Path(name)), silent)
         seconds = time.monotonic() - began
         watch.phase, began = "nearest neighbours", time.monotonic()
-        distances = store.distances(
-            lambda: stream_knn_distance(
-                lambda: (embedding_matrix(t["embedding"]) for t in store.windows(["embedding"]))
-            )
-        )
+        distances = store.distances(lambda: neighbours_of(Scoring(), store))
         neighbours = time.monotonic() - began
         watch.phase, began = "table", time.monotonic()
-        table = store.finish(None, lambda index: {"knn_distance": distances.of(index)})
+        table = store.finish(None, lambda index: neighbour_columns(distances.of(index)))
         writing, size = time.monotonic() - began, table.stat().st_size
     watch.end()
     scoring = [row for row in watch.rows if row[1] == "scoring"]

@@ -264,7 +264,7 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "a neighbour is the image itself",
-        "itself = chosen[places] == first + start + np.arange(len(asked))[:, None]",
+        "itself = chosen[places] == part.first + start + np.arange(len(asked))[:, None]",
         "itself = np.zeros_like(places, bool)",
     ),
     (

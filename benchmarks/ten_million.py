@@ -34,10 +34,9 @@ from influence_ssl_jax.provenance import device, versions
 from influence_ssl_jax.report.render import render
 from influence_ssl_jax.report.scored_run import ScoredFile
 from influence_ssl_jax.runs import audit
-from influence_ssl_jax.runs.score import count_known, count_searched
-from influence_ssl_jax.scoring.neighbours import stream_knn_distance
-from influence_ssl_jax.scoring.stream import embedding_matrix
-from influence_ssl_jax.scoring.table import IN_CURVATURE_SET
+from influence_ssl_jax.runs.score import count_known, count_searched, neighbours_of
+from influence_ssl_jax.scoring.scores import Scoring
+from influence_ssl_jax.scoring.table import IN_CURVATURE_SET, neighbour_columns
 from influence_ssl_jax.store import ScoreStore
 
 STAGES = ("store", "finish", "report", "audit")
@@ -107,11 +106,7 @@ def fill(folder: Path, rows: int) -> None:
 def finish(folder: Path, rows: int) -> None:
     """Search neighbours and write the table."""
     with opened(folder, rows) as store:
-        distances = store.distances(
-            lambda: stream_knn_distance(
-                lambda: (embedding_matrix(table["embedding"]) for table in store.windows(["embedding"]))
-            )
-        )
+        distances = store.distances(lambda: neighbours_of(Scoring(), store))
         known, _ = count_known(distances, store)
         inside = np.random.default_rng(0).choice(rows, 1024, replace=False)
         labels = pa.table(
@@ -119,7 +114,7 @@ def finish(folder: Path, rows: int) -> None:
         )  # the source's: a byte a row
 
         def further(index: np.ndarray) -> dict[str, np.ndarray]:
-            return {"knn_distance": distances.of(index), IN_CURVATURE_SET: np.isin(index, inside)}
+            return {**neighbour_columns(distances.of(index)), IN_CURVATURE_SET: np.isin(index, inside)}
 
         facts: dict[str, Plain] = {"nearest_neighbours": count_searched(known, 1), "damping": {"resolved": 0.1}}
         store.finish(labels, further, facts)

@@ -36,7 +36,7 @@ from influence_ssl_jax.data import Digits, Source, Tfds
 from influence_ssl_jax.provenance import versions
 from influence_ssl_jax.runs.score import score
 from influence_ssl_jax.runs.settings import CurvatureSet, ScoreRun
-from influence_ssl_jax.scoring.neighbours import knn_distance
+from influence_ssl_jax.scoring.neighbours import find_neighbours
 from influence_ssl_jax.scoring.scores import Scoring
 from influence_ssl_jax.scoring.stream import embedding_matrix
 
@@ -176,7 +176,7 @@ def condense(study: Study, chosen: dict[str, list[str]], seconds: float) -> Path
         "label": opened.labels()[numbers].astype(np.int8),
         **{name: np.isin(ids, chosen[name]) for name in chosen},
         **{name: scored[name].to_numpy().astype(np.float32) for name in NUMBERS},
-        "knn_distance": knn_distance(units.astype(np.float32)).astype(np.float32),
+        "knn_distance": find_neighbours(units.astype(np.float32)).distance.astype(np.float32),
         "brightness": measures.brightness(pixels).astype(np.float32),
         "contrast": measures.contrast(pixels).astype(np.float32),
         "border_spread": spread.astype(np.float32),

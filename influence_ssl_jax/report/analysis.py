@@ -18,6 +18,7 @@ from influence_ssl_jax.evaluation.statistics import (
     spearman,
 )
 from influence_ssl_jax.report.scored_run import ScoredRun
+from influence_ssl_jax.scoring.table import LIGHT
 
 COLUMN_NAMES = {
     "score": "influence score",
@@ -258,15 +259,16 @@ class Names:
 
 
 def breakdown(run: ScoredRun, tail: int, resamples: int) -> list[Categories | Quantity | Names]:
-    """Analyse each attribute of the source in the tails of the score.
+    """Analyse light and the source's attributes in the tails of the score.
 
     Args:
         run: The scores.
         tail: Number of highest, and of lowest, scores that make up a tail.
         resamples: Number of bootstrap draws for each interval.
     """
-    names = [name for name in run.record.get("attributes", []) if name not in TRUTH and name in run.table.column_names]
-    return [_attribute(run, name, tail, resamples) for name in names]
+    names = dict.fromkeys([*LIGHT, *run.record.get("attributes", [])])
+    present = [name for name in names if name not in TRUTH and name in run.table.column_names]
+    return [_attribute(run, name, tail, resamples) for name in present]
 
 
 def _attribute(run: ScoredRun, name: str, tail: int, resamples: int) -> Categories | Quantity | Names:

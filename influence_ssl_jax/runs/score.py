@@ -57,10 +57,10 @@ from influence_ssl_jax.runs.prepare import Prepared, absolute, describe_encoder,
 from influence_ssl_jax.runs.settings import Parts, ScoreRun, describe_without
 from influence_ssl_jax.scoring.fitting import SplitProblem, fit_checked, shapes
 from influence_ssl_jax.scoring.memory import check_fit
-from influence_ssl_jax.scoring.neighbours import reference_size, stream_knn_distance
-from influence_ssl_jax.scoring.scores import Scorer
+from influence_ssl_jax.scoring.neighbours import Neighbours, reference_size, stream_neighbours
+from influence_ssl_jax.scoring.scores import Scorer, Scoring
 from influence_ssl_jax.scoring.stream import Scored, embedding_matrix, stream
-from influence_ssl_jax.scoring.table import EMBEDDING, IN_CURVATURE_SET, ORDER
+from influence_ssl_jax.scoring.table import EMBEDDING, IN_CURVATURE_SET, ORDER, neighbour_columns
 from influence_ssl_jax.store import RUN, SCORES, ScoreStore, digest_of, load_fitted, read_sealed, save_fitted
 from influence_ssl_jax.store.distances import Distances
 from influence_ssl_jax.types import PyTree
@@ -379,7 +379,7 @@ def finish(
     with stage(progress, "nearest neighbours"):
         log.beat("nearest neighbours")
         embedded = store.embedded()
-        distances = store.distances(lambda: neighbour_distances(settings, store))
+        distances = store.distances(lambda: neighbours_of(settings.scoring, store))
         known, unknown = count_known(distances, store)
     if not embedded and unknown:
         progress(
@@ -404,7 +404,7 @@ def finish(
     log.beat("writing the table")
 
     def further(index: Int[np.ndarray, " some"]) -> dict[str, Shaped[np.ndarray, " some"]]:
-        return {"knn_distance": distances.of(index), IN_CURVATURE_SET: np.isin(index, inside)}
+        return {**neighbour_columns(distances.of(index)), IN_CURVATURE_SET: np.isin(index, inside)}
 
     facts = {
         **recorded,
@@ -424,20 +424,24 @@ def finish(
     progress(Written("Scores", table))
 
 
-def neighbour_distances(settings: ScoreRun, store: ScoreStore) -> Iterator[Float[np.ndarray, " some"]]:
-    """Compute every scored image's distance to its nearest neighbours, in pieces."""
-    return stream_knn_distance(
-        lambda: (embedding_matrix(table[EMBEDDING]) for table in store.windows([EMBEDDING])),
-        settings.scoring.neighbours,
-        settings.scoring.seed,
-    )
+def neighbours_of(settings: Scoring, store: ScoreStore) -> Iterator[Neighbours]:
+    """Find the nearest neighbours of every scored image, in pieces."""
+    return stream_neighbours(lambda: read_embeddings(store), settings.neighbours, settings.seed)
+
+
+def read_embeddings(
+    store: ScoreStore,
+) -> Iterator[tuple[Int[np.ndarray, " some"], Float[np.ndarray, "some width"]]]:
+    """Read indices and embeddings of the scored images, in ordered pieces."""
+    for table in store.windows([EMBEDDING]):
+        yield table["index"].to_numpy(), embedding_matrix(table[EMBEDDING])
 
 
 def count_known(distances: Distances, store: ScoreStore) -> tuple[int, int]:
     """Count the scored images with a distance, and those without."""
     known = unknown = 0
     for table in store.windows([]):
-        found = int(np.isfinite(distances.of(table["index"].to_numpy())).sum())
+        found = int(np.isfinite(distances.of(table["index"].to_numpy()).distance).sum())
         known, unknown = known + found, unknown + table.num_rows - found
     return known, unknown
 

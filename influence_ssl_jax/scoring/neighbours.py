@@ -1,8 +1,8 @@
-"""Measure distances to nearest embeddings, a baseline, with bounded memory and time."""
+"""Find the nearest embeddings, in bounded memory and time."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,10 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 from influence_ssl_jax import randomness
 from influence_ssl_jax.randomness import Stream
 
-Chunks: TypeAlias = Callable[[], Iterable[Float32[np.ndarray, "chunk width"]]]
-"""A function that returns the embeddings in pieces, from the beginning at each call."""
+Chunks: TypeAlias = Callable[[], Iterable[tuple[Int[np.ndarray, " chunk"], Float32[np.ndarray, "chunk width"]]]]
+"""A function that returns the numbers and embeddings of examples in pieces, from the beginning at each call."""
+NONE = -1
+"""The number of the nearest example of an example that has none."""
 
 MAX_REFERENCE, MAX_PAIRS = 50_000, 2_500_000_000
 """Largest number of examples that neighbours are searched among, and of pairs that are compared."""
@@ -39,76 +41,104 @@ def reference_size(
     return min(usable, max_reference, max(max_pairs // max(1, usable), neighbours + 1))
 
 
-def knn_distance(
+class Neighbours(NamedTuple):
+    """The nearest other examples of some examples.
+
+    Attributes:
+        example: The numbers of the examples.
+        distance: The mean cosine distance to their nearest neighbours; NaN without any.
+        nearest: The number of the nearest example; `NONE` without any.
+    """
+
+    example: Int[np.ndarray, " examples"]
+    distance: Float[np.ndarray, " examples"]
+    nearest: Int[np.ndarray, " examples"]
+
+
+def find_neighbours(
     embeddings: Float32[np.ndarray, "examples width"],
     neighbours: int = 1,
     seed: int = 0,
     max_reference: int = MAX_REFERENCE,
-) -> Float[np.ndarray, " examples"]:
-    """Compute `stream_knn_distance` of embeddings in memory.
+    index: Int[np.ndarray, " examples"] | None = None,
+) -> Neighbours:
+    """Find the neighbours of embeddings in memory, as `stream_neighbours` does.
 
     Args:
         embeddings: One row for each example.
         neighbours: Number of neighbours to average over.
         seed: The seed of the random subset.
         max_reference: Size of that subset.
+        index: The numbers of the examples; their rows if None.
 
     Examples:
         >>> import numpy as np
-        >>> knn_distance(np.asarray([[1, 0], [2, 0], [0, 1]], np.float32)).tolist()
-        [0.0, 0.0, 1.0]
+        >>> found = find_neighbours(np.asarray([[1, 0], [2, 0], [0, 1]], np.float32))
+        >>> found.distance.tolist(), found.nearest[:2].tolist()
+        ([0.0, 0.0, 1.0], [1, 0])
     """
-    return np.concatenate(list(stream_knn_distance(lambda: [embeddings], neighbours, seed, max_reference)))
+    index = np.arange(len(embeddings)) if index is None else index
+    (found,) = stream_neighbours(lambda: [(index, embeddings)], neighbours, seed, max_reference)
+    return found
 
 
-def stream_knn_distance(
+def stream_neighbours(
     chunks: Chunks,
     neighbours: int = 1,
     seed: int = 0,
     max_reference: int = MAX_REFERENCE,
     max_pairs: int = MAX_PAIRS,
-) -> Iterator[Float[np.ndarray, " chunk"]]:
-    """Compute the mean cosine distance `½‖u − u'‖²` to the nearest other embeddings.
+) -> Iterator[Neighbours]:
+    """Find the nearest other examples, and the mean cosine distance to them.
 
-    It is zero for a duplicate. If there are more than R = min(max_reference, max_pairs / n) of n examples, the
+    The cosine distance of unit vectors u and u' is `½‖u − u'‖²`.
+
+    The distance is zero for a duplicate. If there are more than R = min(max_reference, max_pairs / n) of n examples, the
     neighbours are searched among a random subset of size R (`reference_size`), and distances are larger. An embedding
     that is zero or not finite has no direction: its distance is NaN, and it is no neighbour of others. Without enough
     other examples all distances are NaN. Memory: R embeddings, QUERIES × R similarities, and one chunk.
 
     Args:
-        chunks: The embeddings, one row for each example; they are read three times.
+        chunks: The numbers and embeddings of the examples; they are read three times.
         neighbours: Number of neighbours to average over.
         seed: The seed of the random subset.
         max_reference: Size of that subset.
         max_pairs: A bound of n R.
 
     Returns:
-        One array for each chunk, in order.
+        The neighbours of each chunk, in order.
     """
-    usable = sum(int(_has_direction(chunk).sum()) for chunk in chunks())
+    usable = sum(int(_has_direction(chunk).sum()) for _, chunk in chunks())
     if usable <= neighbours:
-        yield from (np.full(len(chunk), np.nan) for chunk in chunks())
+        yield from (_without_neighbours(index) for index, _ in chunks())
         return
     size, chosen = reference_size(usable, neighbours, max_reference, max_pairs), np.arange(min(usable, max_reference))
     if usable > size:
         chosen = np.sort(randomness.generator(seed, Stream.NEIGHBOURS).choice(usable, size, replace=False))
-    picked = [
-        units[chosen[slice(*np.searchsorted(chosen, [first, first + len(units)]))] - first]
-        for first, _, units in _unit_vectors(chunks)
-    ]
-    reference = np.concatenate(picked)
+    picked = []
+    for part in _unit_vectors(chunks):
+        rows = chosen[slice(*np.searchsorted(chosen, [part.first, part.first + len(part.units)]))] - part.first
+        picked.append((part.example[part.directed][rows], part.units[rows]))
+    numbers, reference = (np.concatenate(columns) for columns in zip(*picked, strict=True))
     on_device = jax.device_put(reference)
-    for first, directed, units in _unit_vectors(chunks):
-        distances, own = np.full(len(directed), np.nan), np.empty(len(units))
+    for part in _unit_vectors(chunks):
+        units, found = part.units, _without_neighbours(part.example)
+        distance, nearest = np.empty(len(units)), np.empty(len(units), np.int64)
         for start in range(0, len(units), QUERIES):
             rows = slice(start, start + QUERIES)
             asked, padded = units[rows], np.zeros((QUERIES, units.shape[1]), units.dtype)  # one shape, compiled once
             padded[: len(asked)] = asked
             places = np.asarray(_nearest(padded, on_device, min(neighbours + 1, len(reference))))[: len(asked)]
-            itself = chosen[places] == first + start + np.arange(len(asked))[:, None]
-            own[rows] = _mean_distance(asked, reference[_others(places, itself)])
-        distances[directed] = own
-        yield distances
+            itself = chosen[places] == part.first + start + np.arange(len(asked))[:, None]
+            others = _others(places, itself)
+            distance[rows], nearest[rows] = _mean_distance(asked, reference[others]), numbers[others[:, 0]]
+        found.distance[part.directed], found.nearest[part.directed] = distance, nearest
+        yield found
+
+
+def _without_neighbours(index: Int[np.ndarray, " chunk"]) -> Neighbours:
+    """Return examples that have no neighbour."""
+    return Neighbours(index, np.full(len(index), np.nan), np.full(len(index), NONE))
 
 
 def _has_direction(chunk: Float32[np.ndarray, "chunk width"]) -> Bool[np.ndarray, " chunk"]:
@@ -123,16 +153,29 @@ def _norms(chunk: Float32[np.ndarray, "chunk width"]) -> Float[np.ndarray, " chu
         return np.linalg.norm(chunk, axis=1)
 
 
-def _unit_vectors(chunks: Chunks) -> Iterator[tuple[int, Bool[np.ndarray, " chunk"], Float[np.ndarray, "units width"]]]:
-    """Yield each chunk's unit vectors, with their place and mask.
+class _Directed(NamedTuple):
+    """The examples of a chunk that have a direction.
 
-    The place is the number of examples with a direction before the chunk; the mask marks those in it.
+    Attributes:
+        first: Number of such examples in the chunks before.
+        example: The numbers of all examples of the chunk.
+        directed: Which of them have a direction.
+        units: The unit vectors of those.
     """
+
+    first: int
+    example: Int[np.ndarray, " chunk"]
+    directed: Bool[np.ndarray, " chunk"]
+    units: Float[np.ndarray, "units width"]
+
+
+def _unit_vectors(chunks: Chunks) -> Iterator[_Directed]:
+    """Yield the examples with a direction of each chunk."""
     first = 0
-    for chunk in chunks():
+    for index, chunk in chunks():
         directed = _has_direction(chunk)
         rows = chunk[directed]
-        yield first, directed, rows / _norms(rows)[:, None]
+        yield _Directed(first, index, directed, rows / _norms(rows)[:, None])
         first += len(rows)
 
 

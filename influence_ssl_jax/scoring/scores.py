@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key, Num
 
 from influence_ssl_jax import randomness
+from influence_ssl_jax.augment.colour import luminance
 from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.contributions import measure
 from influence_ssl_jax.curvature.gradients import check_gradients
@@ -34,9 +35,31 @@ def pixel_variance(images: Num[Array, "batch height width channels"]) -> Float[A
         >>> pixel_variance(images).tolist()
         [0.0, 0.25]
     """
-    pixels = images / 255 if jnp.issubdtype(images.dtype, jnp.integer) else images
+    pixels = _scale_pixels(images)
     # Subtracting the first pixel makes a uniform image exactly zero; subtracting its mean would leave rounding.
     return jnp.var(pixels - pixels[:, :1, :1, :1], axis=(1, 2, 3))
+
+
+def brightness(images: Num[Array, "batch height width channels"]) -> Float[Array, "batch 2"]:
+    """Return mean and standard deviation of the luminance.
+
+    Pixels are in [0, 1]. The standard deviation is the contrast; it is zero for a uniform image. Of images with neither
+    1 nor 3 channels, the luminance is the mean of the channels.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> images = jnp.zeros((2, 2, 2, 1)).at[1, 0].set(1.0)
+        >>> brightness(images).tolist()
+        [[0.0, 0.0], [0.5, 0.5]]
+    """
+    pixels = _scale_pixels(images)
+    grey = jax.vmap(luminance)(pixels) if pixels.shape[-1] in (1, 3) else jnp.mean(pixels, axis=-1, keepdims=True)
+    return jnp.stack([jnp.mean(grey, axis=(1, 2, 3)), jnp.std(grey - grey[:, :1, :1], axis=(1, 2, 3))], axis=1)
+
+
+def _scale_pixels(images: Num[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
+    """Return pixels in [0, 1]."""
+    return images / 255 if jnp.issubdtype(images.dtype, jnp.integer) else images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +130,8 @@ class Columns(NamedTuple):
         alignment_loss: Mean loss over draws.
         gradient_norm: Root of the mean squared gradient norm over draws.
         pixel_variance: Variance of the pixels.
+        brightness: Mean of the luminance.
+        contrast: Standard deviation of the luminance.
         residual: Largest relative residual of a solve; zero if the inverse is applied directly.
         degenerate: Whether the measurement is undefined, as for a zero embedding.
         unresolved: Whether the views agree to rounding in all draws.
@@ -124,6 +149,8 @@ class Columns(NamedTuple):
     alignment_loss: Float[Array | np.ndarray, " batch"]
     gradient_norm: Float[Array | np.ndarray, " batch"]
     pixel_variance: Float[Array | np.ndarray, " batch"]
+    brightness: Float[Array | np.ndarray, " batch"]
+    contrast: Float[Array | np.ndarray, " batch"]
     residual: Float[Array | np.ndarray, " batch"]
     degenerate: Bool[Array | np.ndarray, " batch"]
     unresolved: Bool[Array | np.ndarray, " batch"]
@@ -231,12 +258,15 @@ class Scorer:
         curvature = None if left_out is None else curvature_error(left_out, settings.estimand)
         first, second = (None, None) if halves is None else estimate_each(halves, settings.estimand)
         squared = measurements.gradients.squared_norms(self.blocks).reshape(settings.draws, -1)
+        light = brightness(batch.image)
         return Columns(
             score=score,
             score_se=error,
             alignment_loss=jnp.mean(measurements.values, axis=0),
             gradient_norm=jnp.sqrt(jnp.mean(squared, axis=0)),
             pixel_variance=pixel_variance(batch.image),
+            brightness=light[:, 0],
+            contrast=light[:, 1],
             residual=form.residual,
             degenerate=measurements.degenerate,
             unresolved=jnp.all(measurements.values <= loss.rounding(measurements.embeddings)[None], axis=0),

@@ -20,9 +20,16 @@ from influence_ssl_jax.errors import DataError
 from influence_ssl_jax.ihvp.backend import Backend
 from influence_ssl_jax.parallel import split
 from influence_ssl_jax.problem import Objective, Problem
-from influence_ssl_jax.scoring.neighbours import knn_distance
+from influence_ssl_jax.scoring.neighbours import find_neighbours
 from influence_ssl_jax.scoring.scores import Columns, Scorer, Scoring
-from influence_ssl_jax.scoring.table import ERRORS, IN_CURVATURE_SET, assemble_table, skipped_table
+from influence_ssl_jax.scoring.table import (
+    ERRORS,
+    IN_CURVATURE_SET,
+    LIGHT,
+    assemble_table,
+    neighbour_columns,
+    skipped_table,
+)
 
 UNCONVERGED = 1e-2
 """Relative residual above which a solve is called unconverged."""
@@ -54,9 +61,10 @@ def to_table(loaded: LoadedBatch, columns: Columns) -> pa.Table:
                 for name in ERRORS
                 if getattr(numbers, name) is not None
             },
-            "alignment_loss": np.asarray(numbers.alignment_loss, np.float64),
-            "gradient_norm": np.asarray(numbers.gradient_norm, np.float64),
-            "pixel_variance": np.asarray(numbers.pixel_variance, np.float64),
+            **{
+                name: np.asarray(getattr(numbers, name), np.float64)
+                for name in ("alignment_loss", "gradient_norm", "pixel_variance", *LIGHT)
+            },
             "reason": pa.array(reason, pa.string()),
             "content": pa.array([c for c, ok in zip(loaded.contents, valid, strict=True) if ok], pa.binary(16)),
             "embedding": pa.FixedSizeListArray.from_arrays(flat, width),
@@ -123,8 +131,8 @@ def stream(
     Example `i` is always computed in row `i mod batch_size` of a batch of its neighbours, whichever examples are scored
     with it: an interrupted run that continues gives the same bits as an uninterrupted one. Decoding, transfer and
     computation overlap. Columns:
-    `index, id, score, score_se, alignment_loss, gradient_norm, pixel_variance, reason, content, embedding`. `reason` is
-    empty for a good score and says otherwise what is wrong; without a number, the score is NaN.
+    `index, id, score, score_se, alignment_loss, gradient_norm, pixel_variance, brightness, contrast, reason, content,
+    embedding`. `reason` is empty for a good score and says otherwise what is wrong; without a number, the score is NaN.
 
     Args:
         scorer: The fitted scorer; with a mesh, it is on every device of the mesh.
@@ -205,10 +213,11 @@ def self_influence(
         raise DataError("The source holds no example, so there is nothing to score; check the path or the split.")
     parts = list(stream(Scorer.fit(problem, backend, settings, measurement), source, transform))
     table = pa.concat_tables([part.table for part in parts]).sort_by("index")
-    distance = knn_distance(embedding_matrix(table["embedding"]), settings.neighbours, settings.seed)
-    inside = np.isin(table["index"].to_numpy(), np.asarray(problem.batches.index))
+    index, vectors = table["index"].to_numpy(), embedding_matrix(table["embedding"])
+    found = find_neighbours(vectors, settings.neighbours, settings.seed, index=index)
+    inside = np.isin(index, np.asarray(problem.batches.index))
     skipped = skipped_table(row for part in parts for row in part.skipped)
-    further = {"knn_distance": distance, IN_CURVATURE_SET: inside}
+    further = {**neighbour_columns(found), IN_CURVATURE_SET: inside}
     return assemble_table(table.drop_columns("embedding"), skipped, further, source.attributes())
 
 

@@ -7,6 +7,7 @@ import pyarrow as pa
 from jaxtyping import Shaped
 
 from influence_ssl_jax.data.source import Skipped
+from influence_ssl_jax.scoring.neighbours import Neighbours
 
 ERRORS = ("score_lo", "score_hi", "score_se_curvature", "score_first_half", "score_second_half")
 """Errors and bounds of a score that some backends know: see `scores.Columns`."""
@@ -16,15 +17,24 @@ BASELINES = ("alignment_loss", "gradient_norm", "pixel_variance", "knn_distance"
 """The simple measures beside the score, in order."""
 MEASUREMENTS = ("score", "score_se", *BASELINES)
 """The numbers of every example, in order."""
+LIGHT = ("brightness", "contrast")
+"""Mean and standard deviation of the luminance, with which faces or photographs are compared."""
+NEAREST = "nearest_index"
+"""The index of the example with the nearest embedding, or null: `knn_distance` away if one neighbour is asked for."""
 CONTENT = "content"
 """The column of digests: 16 bytes of BLAKE2b of what an image was read from (`data.source.content_digest`), or null."""
-COLUMNS = ("index", "id", *MEASUREMENTS, "reason", CONTENT)
+COLUMNS = ("index", "id", *MEASUREMENTS, *LIGHT, NEAREST, "reason", CONTENT)
 """The columns of every `scores.parquet`."""
-ORDER = ("index", "id", "score", "score_se", *ERRORS, *BASELINES, "reason", CONTENT)
+ORDER = ("index", "id", "score", "score_se", *ERRORS, *BASELINES, *LIGHT, NEAREST, "reason", CONTENT)
 """The order of its first columns."""
 EMBEDDING = "embedding"
 """A column of fixed-size lists that parts may have, and `scores.parquet` does not."""
 NOT_FINITE = "the score is not finite"
+
+
+def neighbour_columns(found: Neighbours) -> dict[str, Shaped[np.ndarray, " scored"]]:
+    """Return the columns that describe the nearest neighbours of some examples."""
+    return {"knn_distance": found.distance, NEAREST: found.nearest}
 
 
 def skipped_table(rows: Iterable[Skipped]) -> pa.Table:
@@ -53,11 +63,15 @@ def assemble_table(
     Args:
         scored: The scored rows.
         skipped: The skipped examples (`skipped_table`).
-        extra: Further columns of the scored rows, by name.
+        extra: Further columns of the scored rows, by name; a negative integer is no number.
         attributes: Attributes of all examples of the source, or None.
     """
     for name, values in extra.items():
-        scored = scored.append_column(name, pa.array(values, pa.bool_() if values.dtype == bool else pa.float64()))
+        if np.issubdtype(values.dtype, np.integer):
+            column = pa.array(values, pa.int64(), mask=values < 0)
+        else:
+            column = pa.array(values, pa.bool_() if values.dtype == bool else pa.float64())
+        scored = scored.append_column(name, column)
     if "reason" not in scored.column_names:
         scored = scored.append_column("reason", pa.nulls(scored.num_rows, pa.string()))
     finite = np.isfinite(scored["score"].to_numpy())

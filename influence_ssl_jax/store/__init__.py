@@ -7,7 +7,7 @@ from influence_ssl_jax.errors import require
 
 require("data")
 
-from influence_ssl_jax.scoring.table import BASELINES, COLUMNS, CONTENT, MEASUREMENTS
+from influence_ssl_jax.scoring.table import BASELINES, COLUMNS, CONTENT, MEASUREMENTS, NEAREST
 from influence_ssl_jax.store.files import DamagedError, file_digest, read_sealed, write_sealed
 from influence_ssl_jax.store.fitted import digest_of, load_fitted, save_fitted
 from influence_ssl_jax.store.result import RUN, SCORES, read_record
@@ -18,6 +18,7 @@ __all__ = [
     "COLUMNS",
     "CONTENT",
     "MEASUREMENTS",
+    "NEAREST",
     "RUN",
     "SCORES",
     "DamagedError",

@@ -1,4 +1,4 @@
-"""Keep distances to nearest neighbours in a file.
+"""Keep nearest neighbours in a file.
 
 It serves while a table is written, and after embeddings are deleted.
 """
@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
+from influence_ssl_jax.scoring.neighbours import NONE, Neighbours
 from influence_ssl_jax.store.files import DamagedError, file_digest, replacing, write_sealed
 from influence_ssl_jax.store.result import FILES, OWNER, read_record
 
 FILE, RECORD = "distances.parquet", "distances.json"
-SCHEMA = pa.schema({"index": pa.int64(), "distance": pa.float64()})
+SCHEMA = pa.schema({"index": pa.int64(), "distance": pa.float64(), "nearest": pa.int64()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,37 +44,40 @@ class Distances:
             record = read_record(folder, RECORD)
         except (DamagedError, FileNotFoundError):
             return None
-        return cls(folder, owner) if record.get(OWNER) == owner else None
+        ours = record.get(OWNER) == owner and pq.read_schema(folder / FILE).names == SCHEMA.names
+        return cls(folder, owner) if ours else None
 
     @classmethod
-    def write(
-        cls, folder: Path, owner: str, pieces: Iterable[tuple[Int[np.ndarray, " some"], Float[np.ndarray, " some"]]]
-    ) -> "Distances":
-        """Write examples' numbers and distances piece by piece, by ascending index.
+    def write(cls, folder: Path, owner: str, pieces: Iterable[Neighbours]) -> "Distances":
+        """Write the neighbours of examples, piece by piece, in order of index.
 
         Raises:
             FullDiskError: The disk is full.
         """
         with replacing(folder / FILE) as temporary:
             with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
-                for index, distance in pieces:
-                    writer.write_table(pa.table({"index": index, "distance": distance}, schema=SCHEMA))
+                for piece in pieces:
+                    writer.write_table(pa.table(dict(zip(SCHEMA.names, piece, strict=True)), schema=SCHEMA))
             digest = file_digest(temporary)
         write_sealed(folder / RECORD, {OWNER: owner, FILES: {FILE: digest}})
         return cls(folder, owner)
 
-    def of(self, index: Int[np.ndarray, " some"]) -> Float[np.ndarray, " some"]:
-        """Return some examples' distances, NaN where the file has none.
+    def of(self, index: Int[np.ndarray, " some"]) -> Neighbours:
+        """Return the neighbours of some examples.
+
+        Those that the file does not hold have the distance NaN and the nearest `NONE`.
 
         Args:
             index: The numbers of the examples, ascending.
         """
-        found = np.full(len(index), np.nan)
+        found = Neighbours(index, np.full(len(index), np.nan), np.full(len(index), NONE))
         if len(index):
             within = [("index", ">=", int(index[0])), ("index", "<=", int(index[-1]))]
             table = pq.read_table(self.folder / FILE, filters=within)
             _, here, there = np.intersect1d(index, table["index"].to_numpy(), assume_unique=True, return_indices=True)
-            found[here] = table["distance"].to_numpy()[there]
+            found.distance[here], found.nearest[here] = (
+                table[name].to_numpy()[there] for name in ("distance", "nearest")
+            )
         return found
 
     def forget(self, indices: Int[np.ndarray, " count"]) -> None:
@@ -81,7 +85,8 @@ class Distances:
         with pq.ParquetFile(self.folder / FILE) as file:
             tables = (file.read_row_group(number) for number in range(file.num_row_groups))
             kept = (table.filter(~np.isin(table["index"].to_numpy(), indices)) for table in tables)
-            self.write(self.folder, self.owner, ((t["index"].to_numpy(), t["distance"].to_numpy()) for t in kept))
+            pieces = (Neighbours(*(table[name].to_numpy() for name in SCHEMA.names)) for table in kept)
+            self.write(self.folder, self.owner, pieces)
 
     def delete(self) -> None:
         """Delete the file and its record."""

@@ -9,12 +9,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from influence_ssl_jax.configuration import Plain, fingerprint
 from influence_ssl_jax.data.source import Skipped
 from influence_ssl_jax.errors import StoreError
 from influence_ssl_jax.parallel import first_only, require_equal
+from influence_ssl_jax.scoring.neighbours import Neighbours
 from influence_ssl_jax.scoring.table import CONTENT, EMBEDDING, skipped_table
 from influence_ssl_jax.store.distances import Distances
 from influence_ssl_jax.store.files import LOCK, Lock, find_living, holder_of, lock
@@ -256,8 +257,8 @@ class ScoreStore:
         """Return whether the embeddings of every scored row are in the folder."""
         return self._parts.embedded()
 
-    def distances(self, measure: Callable[[], Iterable[Float[np.ndarray, " some"]]]) -> Distances:
-        """Return the distance of every scored example to its nearest neighbours.
+    def distances(self, measure: Callable[[], Iterable[Neighbours]]) -> Distances:
+        """Return the nearest neighbours of every scored example, and their distances.
 
         Args:
             measure: Finds them from the embeddings of `windows`, in its order. It is not called if embeddings have been
@@ -266,8 +267,7 @@ class ScoreStore:
         owner = fingerprint(self.identity)
         if not self.embedded():
             return Distances.open(self.folder, owner) or Distances.write(self.folder, owner, [])
-        index = (table["index"].to_numpy() for table in self.windows([]))
-        return Distances.write(self.folder, owner, zip(index, measure(), strict=True))
+        return Distances.write(self.folder, owner, measure())
 
     def drop_embeddings(self) -> None:
         """Delete all embeddings; the distances stay."""

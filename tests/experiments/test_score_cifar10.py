@@ -10,7 +10,7 @@ import pytest
 from experiments.score_cifar10 import HERE, Config, condense, correlations, plot
 from influence_ssl_jax.data import Digits
 from influence_ssl_jax.report.scored_run import ScoredRun
-from influence_ssl_jax.store import COLUMNS, CONTENT
+from influence_ssl_jax.store import COLUMNS, MEASUREMENTS
 
 TABLES = sorted(path.stem for path in (HERE / "results").glob("scores_*_w16_cifar10.parquet"))
 
@@ -23,10 +23,7 @@ def test_there_are_tables():
 def test_a_committed_table_is_that_of_its_record(name):
     file = HERE / "results" / f"{name}.parquet"
     table, record = pq.read_table(file), json.loads(file.with_suffix(".json").read_text())
-    assert table.column_names == [
-        *(name for name in COLUMNS if name != CONTENT),
-        "label",
-    ]  # made before digests were kept
+    assert table.column_names == ["index", "id", *MEASUREMENTS, "reason", "label"]  # of version 0.1
     assert file.stat().st_size < 450_000
     assert table["index"].to_pylist() == list(range(record["counts"]["size"]))
     assert np.isfinite(table["score"].to_numpy()).sum() == record["counts"]["scored"]

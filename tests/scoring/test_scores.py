@@ -121,7 +121,7 @@ def test_bad_examples_are_named_and_leave_the_others_alone():
     table = self_influence(problem, LoGra(rank=2), source(pixels), TRANSFORM, SETTINGS)
     assert "non-finite" in table["reason"][4].as_py()
     assert [name for name in table.column_names if table[name][4].as_py() is None] == [
-        *COLUMNS[2:8],
+        *COLUMNS[2:11],
         "content",
         "in_curvature_set",
     ]

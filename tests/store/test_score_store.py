@@ -24,7 +24,9 @@ from hypothesis import strategies as st
 from influence_ssl_jax.data.source import Skipped
 from influence_ssl_jax.errors import FailingDiskError, FullDiskError, StoreError
 from influence_ssl_jax.report.scored_run import ScoredRun
+from influence_ssl_jax.scoring.neighbours import Neighbours
 from influence_ssl_jax.scoring.stream import embedding_matrix
+from influence_ssl_jax.scoring.table import LIGHT, neighbour_columns
 from influence_ssl_jax.store import COLUMNS, ScoreStore, files, identity, manifest, result, score_store
 from influence_ssl_jax.store.manifest import Manifest
 
@@ -45,6 +47,7 @@ def part(indices, scale=1.0):
             **numbers,
             "reason": pa.nulls(len(indices), pa.string()),
             "content": pa.array([bytes([index]) * 16 for index in indices], pa.binary(16)),
+            **{name: scale * (indices + k) for k, name in enumerate(LIGHT)},
             "embedding": pa.FixedSizeListArray.from_arrays(embedding.ravel(), 2),
         }
     )
@@ -59,13 +62,17 @@ def fill(folder, batches, finish=True):
             store.skip([Skipped(6, "image_6", "truncated")] if 6 in todo else [])
         if finish:
             distances = store.distances(lambda: squares(store))
-            return store.finish(ATTRIBUTES, lambda index: {"knn_distance": distances.of(index)}, {"damping": 0.5})
+            return store.finish(ATTRIBUTES, lambda index: neighbour_columns(distances.of(index)), {"damping": 0.5})
     return None
 
 
 def squares(store):
-    """The second number of every embedding, in place of a distance."""
-    return (embedding_matrix(table["embedding"])[:, 1].astype(float) for table in store.windows(["embedding"]))
+    """The second number of every embedding, in place of a distance, and the next example as the nearest."""
+    for table in store.windows(["embedding"]):
+        index = table["index"].to_numpy()
+        yield Neighbours(
+            index, embedding_matrix(table["embedding"])[:, 1].astype(float), np.where(index < 9, index + 1, -1)
+        )
 
 
 BATCHES = [np.array([0, 1, 2, 3]), np.array([4, 5, 6, 7]), np.array([8, 9])]
@@ -82,6 +89,7 @@ def test_a_run_writes_every_example_once_in_order(tmp_path):
     assert table["id"].to_pylist() == [f"image_{k}" for k in range(SIZE)]
     assert table["score"].to_pylist() == [None if k == 6 else float(k) for k in range(SIZE)]
     assert table["knn_distance"].to_pylist() == [None if k == 6 else float(k**2) for k in range(SIZE)]
+    assert table["nearest_index"].to_pylist() == [None if k in (6, 9) else k + 1 for k in range(SIZE)]
     assert table["reason"].to_pylist() == ["truncated" if k == 6 else None for k in range(SIZE)]
     assert table["label"].to_pylist() == [k % 3 for k in range(SIZE)]
     assert table["source_score"].to_pylist() == [k / 2 for k in range(SIZE)]
@@ -299,12 +307,12 @@ def test_distances_of_another_run_are_none(tmp_path):
     for name, value in (("ours", 0.5), ("other", 0.25)):
         with ScoreStore.open(tmp_path / name, {"name": name}, 1) as store:
             store.append(part([0]))
-            store.distances(lambda value=value: [np.array([value])])
+            store.distances(lambda value=value: [Neighbours(np.array([0]), np.array([value]), np.array([0]))])
             store.drop_embeddings()
     for name in ("distances.parquet", "distances.json"):
         shutil.copy(tmp_path / "other" / name, tmp_path / "ours" / name)
     with ScoreStore.open(tmp_path / "ours", {"name": "ours"}, 1) as store:
-        assert np.isnan(store.distances(refuse).of(np.array([0]))).all()
+        assert np.isnan(store.distances(refuse).of(np.array([0])).distance).all()
 
 
 def test_scores_of_two_fits_are_not_mixed(tmp_path):
@@ -555,13 +563,13 @@ def refuse():
 
 
 def test_dropped_embeddings_leave_their_distances_and_the_same_table(tmp_path):
-    distance = np.array([0.5, 0.25, 0.125, 1.0])
+    found = Neighbours(np.arange(4), np.array([0.5, 0.25, 0.125, 1.0]), np.array([1, 0, 0, 2]))
     with ScoreStore.open(tmp_path, {}, 4) as store:
         store.append(part([0, 1, 2]))
         store.append(part([3]))
         assert store.embedded()
-        distances = store.distances(lambda: [distance])
-        store.finish(None, lambda index: {"knn_distance": distances.of(index)})
+        distances = store.distances(lambda: [found])
+        store.finish(None, lambda index: neighbour_columns(distances.of(index)))
         store.drop_embeddings()
         assert not store.embedded()
         assert "embedding" not in store.columns()
@@ -571,14 +579,16 @@ def test_dropped_embeddings_leave_their_distances_and_the_same_table(tmp_path):
     with ScoreStore.open(tmp_path, {}, 4) as store:
         assert not len(store.todo())
         kept = store.distances(refuse)
-        np.testing.assert_array_equal(kept.of(np.arange(4)), distance)
-        np.testing.assert_array_equal(kept.of(np.array([1, 3, 9])), [0.25, 1.0, np.nan])
-        store.finish(None, lambda index: {"knn_distance": kept.of(index)})
+        np.testing.assert_array_equal(kept.of(np.arange(4)).distance, found.distance)
+        some = kept.of(np.array([1, 3, 9]))
+        np.testing.assert_array_equal(some.distance, [0.25, 1.0, np.nan])
+        assert some.nearest.tolist() == [0, 2, -1]
+        store.finish(None, lambda index: neighbour_columns(kept.of(index)))
         assert (tmp_path / "scores.parquet").read_bytes() == before
         store.forget(np.array([1]))
         store.append(part([1]))  # with an embedding, after others whose were dropped
         assert not store.embedded()
-        np.testing.assert_array_equal(store.distances(refuse).of(np.arange(4)), [0.5, np.nan, 0.125, 1.0])
+        np.testing.assert_array_equal(store.distances(refuse).of(np.arange(4)).distance, [0.5, np.nan, 0.125, 1.0])
     DAMAGE["one bit"](tmp_path / "distances.parquet")
     with ScoreStore.open(tmp_path, {}, 4) as store:
-        assert np.isnan(store.distances(refuse).of(np.arange(4))).all()
+        assert np.isnan(store.distances(refuse).of(np.arange(4)).distance).all()
