@@ -17,13 +17,13 @@ pytestmark = pytest.mark.xdist_group("small problems")  # fitted once, in `fitte
 
 
 def truth(damping):
-    _, matrix, _, rows = dense()
+    _, matrix, _, rows = dense(module="linear")
     return rows @ np.linalg.solve(matrix + damping * np.eye(len(matrix)), rows.T)
 
 
 @functools.cache
 def setting():
-    problem, matrix, gradients, _ = dense()
+    problem, matrix, gradients, _ = dense(module="linear")
     return problem, gradients, 0.1 * np.trace(matrix) / len(matrix)
 
 
