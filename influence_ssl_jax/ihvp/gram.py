@@ -499,6 +499,8 @@ def curvature_rows(problem: Problem, samples: int | None, blocks: cut.Blocks) ->
             found[name] = cut_up.reshape(count, -1, *cut_up.shape[1:])
         return found
 
+    formed = jax.jit(formed, inline=True)  # traced once, for the shapes and for the loop
+
     def step(held: dict[str, Array], item: tuple[Array, Batch]) -> tuple[dict[str, Array], None]:
         place, batch = item
         if count == 1:  # then no batch is padding

@@ -152,6 +152,7 @@ def spread(function: Callable[[Task], Result], tasks: Sequence[Task], costs: Seq
         tasks: Trees of arrays.
         costs: The cost of each task in any unit; see `owners`.
     """
+    function = jax.jit(function, inline=True)  # traced once for all tasks of a shape
     if devices() == 1 or not tasks:
         return [function(task) for task in tasks]
     owner = owners(costs, devices())
