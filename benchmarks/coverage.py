@@ -30,7 +30,7 @@ COMPARISONS = Path(__file__).parents[1] / "experiments" / "results"
 RESULT = Path(__file__).parent / "results" / "coverage.json"
 BACKENDS = ("LoGra 8 dropped", "Arnoldi 24", "EKFAC", "Identity")
 DAMPING, SIZE, LEVEL, BLANK = 0.1, 20_000, 0.9, 1e-29
-CASES = ((200, 0.0, 100), (500, 0.0, 100), (200, 0.01, 100), (200, 0.0, 1000), (500, 0.0, 1000))
+CASES = ((200, 0.0, 100), (500, 0.0, 100), (200, 0.01, 100), (200, 0.0, 1000), (500, 0.0, 1000), (200, 0.01, 1000))
 """Audited images, share of exact scores that are nearly zero, number of audits."""
 GROUPS = (*(f"tenth {k + 1}" for k in range(10)), "highest twentieth")
 
@@ -109,12 +109,11 @@ def _rounded(values: np.ndarray) -> list[float]:
 
 def main() -> None:
     """Judge every backend on every encoder; write and print the results."""
-    rows, number = [], 0
-    for folder in sorted(COMPARISONS.glob("compare_*_w16_cifar10")):
-        for backend in BACKENDS:
-            for audited, blank, audits in CASES:
-                number += 1
-                rng = np.random.default_rng(number)
+    rows = []
+    for encoder, folder in enumerate(sorted(COMPARISONS.glob("compare_*_w16_cifar10"))):
+        for kind, backend in enumerate(BACKENDS):
+            for case, (audited, blank, audits) in enumerate(CASES):
+                rng = np.random.default_rng([encoder, kind, case])
                 many = population(*pairs(folder, backend), blank, rng)
                 row = judge(*many, audited, audits, rng)
                 rows.append(

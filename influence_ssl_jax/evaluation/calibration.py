@@ -134,9 +134,9 @@ class Calibration:
 
     A group with fewer examples than that also takes those with the nearest scores. Its probability is then the same only
     if their errors are distributed like its own. At a level of 0.9 this concerns groups of fewer than 9: either half of
-    the highest tenth in a third of all audits of 200, a whole tenth in one of 700. A sample of fewer than 170 does not
-    separate the halves of the highest tenth; below 90 there are fifths in place of tenths, below 50 halves, below 26 one
-    group.
+    the highest tenth in a third of all audits of 200, a whole tenth in one of 700. A sample of fewer than 160 does not
+    separate the halves of the highest tenth; below 112 there are fifths in place of tenths, below 56 halves, below 28 one
+    group, and below 18 intervals are infinite.
 
     The probability is over the audited sample and the further example together. One audit draws one sample, and its
     intervals can cover less: `Coverage.chance_below` and `Coverage.floor` say how often and how far.
@@ -301,47 +301,46 @@ def _least(level: float) -> int:
 
 
 def _for_curve(count: int) -> int:
-    """Return the fewest examples of a sample that fit the curve: 10, or half of a small sample."""
-    return min((count + 1) // 2, 10)
+    """Return how many examples of a sample are to fit the curve: a fifth, and 10 at least."""
+    return max(10, count // 5)
 
 
 def _edges(count: int, tenths: np.ndarray, level: float) -> Float[np.ndarray, " edges"]:
     """Return the log scores that separate the groups: tenths, or every second or fifth of these, or none.
-
-    A group has on average at least 0.8 of the examples that a complete one needs.
 
     Args:
         count: Size of the sample.
         tenths: Log scores at SHARES of the population.
         level: The coverage asked for.
     """
-    share = 0.8 * (_least(level) + 1) / max(1, count - _for_curve(count))
-    step = next((step for step in (1, 2, 5) if step / 10 >= share), 10)
-    return np.append(tenths[step - 1 : 9 : step], tenths[9:] if share <= 0.05 else [])
+    least = _least(level)
+    step = next((step for step in (1, 2, 5) if (count - _for_curve(count)) * step >= 10 * least), 10)
+    return np.append(tenths[step - 1 : 9 : step], tenths[9:] if count >= 16 * (least + 1) else [])
 
 
 def _choose_judged(members: Int[np.ndarray, " sample"], level: float) -> Bool[np.ndarray, " sample"]:
     """Choose the examples that give the radii; the others fit the curve.
 
-    They are the first `k (least + 1) − 1` of each group, or all of a group that has fewer than `least`. If too few are
-    left for the curve, the first ones of the sample are set aside for it.
+    They are the first `k (least + 1) − 1` of each group, or all of a group that has fewer than `least`. While the curve
+    has too few, the largest group gives up `least + 1`, the outermost one of equally large groups: scores far apart
+    determine a slope. A sample too small for both has no radii.
 
     Args:
         members: The group of each example, in a random order.
         level: The coverage asked for.
     """
-    size, needed = _least(level) + 1, _for_curve(len(members))
-
-    def choose(aside: int) -> Bool[np.ndarray, " sample"]:
-        chosen = np.zeros(len(members), bool)
-        for group in np.unique(members):
-            own = np.flatnonzero(members == group)
-            own = own[own >= aside]
-            chosen[own[: max((len(own) + 1) // size, 1) * size - 1]] = True
-        return chosen
-
-    chosen = choose(0)
-    return chosen if np.sum(~chosen) >= needed else choose(needed)
+    least, count = _least(level), len(members)
+    sizes = np.bincount(members)
+    judged = np.where(sizes < least, sizes, (sizes + 1) // (least + 1) * (least + 1) - 1)
+    outermost_first = sorted(range(len(sizes)), key=lambda group: min(group, len(sizes) - 1 - group))
+    while count - judged.sum() < _for_curve(count) and judged.max() > least:
+        judged[max(outermost_first, key=lambda group: judged[group])] -= least + 1
+    if count - judged.sum() < min(10, (count + 1) // 2):
+        judged[:] = 0
+    chosen = np.zeros(count, bool)
+    for group, number in enumerate(judged):
+        chosen[np.flatnonzero(members == group)[:number]] = True
+    return chosen
 
 
 def _choose_nearest(logs: np.ndarray, edges: np.ndarray, level: float) -> list[Int[np.ndarray, " members"]]:
