@@ -126,11 +126,11 @@ class Calibration:
     """Split-conformal calibration of log scores, group by group.
 
     Groups are the tenths of the population, the highest one cut into two halves. In each group some examples of the
-    sample give the radius: the ⌈(m + 1) level⌉-th smallest of m errors. The others fit the curve. m is chosen so that
-    ⌈(m + 1) level⌉ / (m + 1) is the same for every group: at a level of 0.9 it is 9, 19, 29, …, and the quotient is 0.9.
-    For a further example that is exchangeable with the sample, the exact score lies in the interval with this
-    probability *in each group*, for any curve and distribution: also among the highest and the lowest scores, and not
-    only on average over all.
+    sample give the radius: the ⌈(m + 1) level⌉-th smallest of m errors. The others, usually a fifth of the sample and
+    more, fit the curve. m is chosen so that ⌈(m + 1) level⌉ / (m + 1) is the same for every group: at a level of 0.9 it is
+    9, 19, 29, …, and the quotient is 0.9. For a further example that is exchangeable with the sample, the exact score
+    lies in the interval with this probability *in each group*, for any curve and distribution: also among the highest and
+    the lowest scores, and not only on average over all.
 
     A group with fewer examples than that also takes those with the nearest scores. Its probability is then the same only
     if their errors are distributed like its own. At a level of 0.9 this concerns groups of fewer than 9: either half of

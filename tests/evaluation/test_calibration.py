@@ -70,7 +70,9 @@ def test_every_radius_is_an_order_statistic_of_its_own_group():
     half = np.exp(errors)  # bounds a factor of half below and above: whichever examples fit it, the curve is the score
     tenths = np.exp(np.array([*np.arange(29.5, 270, 30), 284.5]))
     fitted = Calibration("proportional").fit(scores, scores / half, scores * half, tenths)
-    assert fitted.counts.tolist() == [19] * 3 + [29] * 5 + [19] + [9] * 2  # 21 are left over; four tenths give up 10 more
+    assert (
+        fitted.counts.tolist() == [19] * 3 + [29] * 5 + [19] + [9] * 2
+    )  # 21 are left over; four tenths give up 10 more
     for group, count in enumerate(fitted.counts):
         own = np.sort(errors[fitted.groups(scores) == group])
         place = 9 * (count + 1) // 10
