@@ -101,8 +101,9 @@ def _lines(out: Console, doing: str, line: Callable[[], str]) -> Iterator[None]:
     ended = threading.Event()
 
     def speak() -> None:
-        while not ended.wait(EVERY):
-            out.print(f"{doing}: {line()}", highlight=False, markup=False, soft_wrap=True)
+        with contextlib.suppress(BrokenPipeError):  # the run itself meets it at its next line
+            while not ended.wait(EVERY):
+                out.print(f"{doing}: {line()}", highlight=False, markup=False, soft_wrap=True)
 
     out.print(f"{doing} …", highlight=False, markup=False)
     thread = threading.Thread(target=speak, name="lines", daemon=True)

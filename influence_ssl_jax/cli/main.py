@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import inspect
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -105,17 +106,42 @@ Start with:  {PROGRAM} demo --out demo
 """
 
 
+class _Output(Console):
+    """A console that leaves it to the program what happens if its reader has ended."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise the BrokenPipeError that is being handled; rich would exit with status 1."""
+        raise
+
+
 def main() -> None:
     """Run the command line of this process and exit."""
     keep_compiled_programs()
     keep_float32()
     keep_convolutions_whole()
-    with orderly():
+    with _silent_without_reader(), orderly():
         status = run(sys.argv[1:])
     # Threads of XLA may still compile, or wait for a dead process; the normal exit of Python would crash in them.
     if status > SIGNALLED or status == PartnerError.status:
         leave_at_once(status, "")
     sys.exit(status)
+
+
+@contextlib.contextmanager
+def _silent_without_reader() -> Iterator[None]:
+    """End without a word, with the status of SIGPIPE, if the reader of the output ends before the block, as `head` does."""
+    try:
+        try:
+            yield
+        finally:  # also before the exit of a parser that has printed its help
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):  # what is left in their buffers is written at the exit
+            if stream is not None:
+                os.dup2(nowhere, stream.fileno())
+        sys.exit(status_of(signal.SIGPIPE))
 
 
 def run(arguments: Sequence[str], out: Console | None = None, err: Console | None = None) -> int:
@@ -128,8 +154,11 @@ def run(arguments: Sequence[str], out: Console | None = None, err: Console | Non
         arguments: The words after the name of the program.
         out: The console for results; None takes standard output.
         err: The console for errors and notes; None takes standard error.
+
+    Raises:
+        BrokenPipeError: The reader of the output has ended.
     """
-    out, err = out or Console(), err or Console(stderr=True)
+    out, err = out or _Output(), err or _Output(stderr=True)
     rest = [argument for argument in arguments if argument != "--debug"]
     if not rest or rest[0] in ("--help", "-h", "help"):
         listed = "\n".join(f"  {name:<10}{entry.summary}" for name, entry in COMMANDS.items())
@@ -147,11 +176,11 @@ def run(arguments: Sequence[str], out: Console | None = None, err: Console | Non
         with contextlib.suppress(OSError):  # the terminal may be gone
             err.print(Text(f"{said}. Finished work is kept; repeat the command to continue."), soft_wrap=True)
         return status_of(number)
-    except (InfluenceError, ValueError, OSError, RuntimeError) as error:
-        if len(rest) < len(arguments):
+    except (InfluenceError, ValueError, OSError, RuntimeError, MemoryError) as error:
+        if isinstance(error, BrokenPipeError) or len(rest) < len(arguments):
             raise
-        if isinstance(error, RuntimeError):
-            error = _replace_partner_error(error)
+        if isinstance(error, RuntimeError | MemoryError):
+            error = _explain(error)
         lines = (printable(line) for line in (str(error) or type(error).__name__).split("\n"))
         said = Text.assemble(("error: ", "bold red"), "\n".join(lines))
         if not isinstance(error, InfluenceError):
@@ -161,14 +190,20 @@ def run(arguments: Sequence[str], out: Console | None = None, err: Console | Non
     return 0
 
 
-def _replace_partner_error(error: RuntimeError) -> InfluenceError:
-    """Return the error to print if another process of the run has died.
+def _explain(error: RuntimeError | MemoryError) -> InfluenceError:
+    """Return the error to print if memory is used up, or another process of the run has died.
 
     Raises:
         RuntimeError: The given error, if it has another cause.
     """
-    from influence_ssl_jax.parallel import partner_error
+    from influence_ssl_jax.parallel import is_out_of_memory, partner_error
 
+    if is_out_of_memory(error):
+        return InfluenceError(
+            f"There is not enough memory: {str(error).partition(chr(10))[0] or type(error).__name__}. Take smaller batches "
+            "(--batch-size, --curvature.batch-size, --training.batch-size), a smaller rank or fewer draws, or end other "
+            "programs; what was finished is kept."
+        )
     lost = partner_error(error)
     if lost is None:
         raise error

@@ -290,11 +290,12 @@ class OpenParquet(Encoded):
         return table if table.column_names else None
 
     @functools.cached_property
-    def _identity(self) -> str:
-        files = [f"{file.stored.name} {file.stored.size} {file.layout()}" for file in self._files]
+    def _members(self) -> str:
+        files = [f"{file.stored.name} {sum(file.sizes)}" for file in self._files]
         known = digest(*self._labels.values, self._labels.numbers.tobytes())
         columns = (str(column.to_pylist()) for column in self._table.columns)
-        return digest("parquet", self._image, *files, known, str(self._table.schema.remove_metadata()), *columns)
+        schema = str(self._table.schema.remove_metadata())
+        return digest("parquet", self._image, *files, digest(*self._ids), known, schema, *columns)
 
     def fingerprint(self) -> str:
         """Return a hash of files, attributes and classes.
@@ -302,7 +303,12 @@ class OpenParquet(Encoded):
         Names, sizes and row groups of the files are part of it; the bytes of the images are not: if an image is replaced
         by one of the same compressed size, the hash stays.
         """
-        return self._identity
+        files = (f"{file.stored.size} {file.layout()}" for file in self._files)
+        return digest(self._members, *files)
+
+    def members(self) -> str:
+        """Return a hash of names and numbers of rows of the files, ids, attributes and classes."""
+        return self._members
 
     def notes(self) -> tuple[str, ...]:
         """Return notes on columns that are left out and on repeated ids."""

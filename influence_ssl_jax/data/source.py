@@ -205,6 +205,15 @@ class OpenSource(abc.ABC):
         image that is replaced by another one of the same name and number of bytes leaves the hash unchanged.
         """
 
+    def members(self) -> str:
+        """Return a hash of which examples there are: names, order, classes and attributes.
+
+        A run that keeps the `content` of every image that it has read is known by this hash, because it compares the
+        contents one by one and names the images that have changed. A source overrides this if `fingerprint` depends on
+        the size or the pixels of an image.
+        """
+        return self.fingerprint()
+
     def class_names(self) -> tuple[str, ...] | None:
         """Return the names of the classes 0, 1, …; None if the source itself has numbers."""
         return None

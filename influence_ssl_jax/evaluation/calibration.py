@@ -478,7 +478,7 @@ def _ratio(scores: Vector, exact: Vector) -> Vector:
         return scores / exact
 
 
-def _scale_by_median(ratio: Vector) -> Vector:
+def _scale_by_median(ratio: Vector) -> Float[np.ndarray, " known"]:
     """Divide the finite ratios by their median."""
     known = ratio[np.isfinite(ratio)]
     if not len(known) or np.median(known) == 0:

@@ -19,6 +19,16 @@ Items = TypeVar("Items")
 Rows = TypeVar("Rows")
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that a device or the host has no memory left.
+
+    >>> is_out_of_memory(RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes"))
+    True
+    """
+    said = str(error)
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in said or "out of memory" in said.lower()
+
+
 def all_devices(dividing: int | None = None) -> Mesh:
     """Return the mesh of the devices of all processes; those of a process are neighbours.
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from pyarrow import compute
 
 from influence_ssl_jax import provenance, trees
-from influence_ssl_jax.configuration import Plain, describe, differences, fingerprint
+from influence_ssl_jax.configuration import Plain, describe, fingerprint
 from influence_ssl_jax.data.source import Source
 from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.errors import InfluenceError
@@ -53,7 +53,7 @@ from influence_ssl_jax.scoring.stream import UNRESOLVED
 from influence_ssl_jax.scoring.table import IN_CURVATURE_SET, skipped_table
 from influence_ssl_jax.store import SCORES, file_digest, write_sealed
 from influence_ssl_jax.store.files import lock, replacing, write_atomically
-from influence_ssl_jax.store.identity import claim
+from influence_ssl_jax.store.identity import claim, list_differences
 from influence_ssl_jax.store.manifest import Manifest, to_bytes
 from influence_ssl_jax.store.result import FILES
 
@@ -285,9 +285,8 @@ def refuse_differences(scored: ScoredFile, now: Plain) -> None:
     """
     own = ("size", "versions", "device")
     before, after = ({k: v for k, v in each.items() if k not in own} for each in (scored.record["identity"], now))
-    differing = differences(before, json.loads(json.dumps(after)))
-    if differing:
-        listed = "\n".join(f"  {line}" for line in differing[:20])
+    listed = list_differences(before, json.loads(json.dumps(after)))
+    if listed:
         raise InfluenceError(
             f"The scores of {scored.folder} were made from something else than what is there now (then → now):\n{listed}\n"
             "Restore it, or score again and then audit."

@@ -107,6 +107,20 @@ def test_help_by_topic_has_every_option_of_a_choice_and_its_default():
         assert "there are source:digits" in Said("score", "--help", unknown).err
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["theory", "--help-all"], ["reprot"]])
+def test_where_nobody_reads_any_more_a_command_ends_without_a_word(arguments):
+    """As in `influence-ssl --help | head -1`; an error too, whose reader may be the same."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "influence_ssl_jax", *arguments]
+    said = write if arguments == ["reprot"] else subprocess.PIPE
+    try:
+        run = subprocess.run(command, stdout=write, stderr=said, text=True, check=False, timeout=120)
+    finally:
+        os.close(write)
+    assert (run.returncode, run.stderr or "") == (141, "")
+
+
 def test_version_is_the_packages():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     assert Said("--version").out == f"influence-ssl {project['version']}\n"
@@ -215,6 +229,20 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(tyro, "cli", fail)
     with pytest.raises(RuntimeError, match="ours"):
         Said("report", "x")
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.")]
+)
+def test_memory_that_is_used_up_is_one_sentence(monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(main, "_execute", fail)
+    said = Said("score")
+    assert said.status == 2
+    assert said.err.startswith(f"error: There is not enough memory: {error or 'MemoryError'}")
+    assert "Take smaller batches" in said.err
 
 
 def test_help_starts_nothing_heavy():

@@ -120,6 +120,20 @@ def test_the_fingerprint_follows_rows_attributes_and_classes_but_not_the_place(f
     assert len(prints) == 3
 
 
+def test_images_of_other_sizes_are_the_same_members(folder):
+    before = Parquet(str(folder)).open()
+    file = folder / "train-00001.parquet"
+    table = parquet.read_table(file)
+    images = table["image"].to_pylist()
+    images[2]["bytes"] += b"more"
+    column = pa.array(images, table.schema.field("image").type)
+    parquet.write_table(table.set_column(table.column_names.index("image"), table.schema.field("image"), column), file)
+    after = Parquet(str(folder)).open()
+    assert after.fingerprint() != before.fingerprint()
+    assert after.members() == before.members()
+    assert [k for k in range(10) if after.content(k) != before.content(k)] == [7]
+
+
 def test_what_cannot_be_used_is_refused_by_name(tmp_path, folder):
     with pytest.raises(DataError, match="no files"):
         Parquet(str(tmp_path / "none-*.parquet")).open()

@@ -101,7 +101,7 @@ def test_the_digest_of_each_file_stands_in_its_row(command):
     assert len(set(contents)) == SIZE
 
 
-@pytest.mark.parametrize("change", ["overwritten", "swapped"])
+@pytest.mark.parametrize("change", ["overwritten", "swapped", "resized"])
 @pytest.mark.parametrize("finished", [False, True])
 def test_a_run_over_changed_images_is_refused_and_names_them(command, tmp_path, monkeypatch, change, finished):
     if finished:
@@ -111,8 +111,10 @@ def test_a_run_over_changed_images_is_refused_and_names_them(command, tmp_path, 
     before = sorted(command.out.rglob("*.parquet"))
     if change == "overwritten":
         written(tmp_path / "images", seed=1)
-    else:
+    elif change == "swapped":
         swap(tmp_path / "images", 0, 1)
+    else:
+        Image.fromarray(np.full((9, 9, 3), 7, np.uint8)).save(tmp_path / "images" / "0.bmp")
     with pytest.raises(
         DataError, match=r"images have changed since they were scored:\n  0.bmp \(example 0\): its bytes"
     ):
@@ -131,7 +133,7 @@ def test_a_changed_time_stamp_alone_is_no_change(command, tmp_path, monkeypatch)
 def test_changed_images_are_scored_again_on_request_with_the_bytes_of_a_fresh_run(command, tmp_path):
     score(command)
     changed = next(index for index in range(SIZE) if index not in in_curvature_set(command))
-    Image.fromarray(np.full((8, 8, 3), 7, np.uint8)).save(tmp_path / "images" / f"{changed}.bmp")
+    Image.fromarray(np.full((9, 10, 3), 7, np.uint8)).save(tmp_path / "images" / f"{changed}.bmp")
     score(dataclasses.replace(command, rescore_changed=True))
     fresh = dataclasses.replace(command, out=tmp_path / "fresh")
     score(fresh)
@@ -166,7 +168,7 @@ def test_skipped_images_are_read_again_on_request_and_too_many_are_an_exit_statu
     spared = [index for index in range(SIZE) if index not in in_curvature_set(command)][:2]
     good = {index: (tmp_path / "images" / f"{index}.bmp").read_bytes() for index in spared}
     for index in spared:
-        (tmp_path / "images" / f"{index}.bmp").write_bytes(bytes(len(good[index])))
+        (tmp_path / "images" / f"{index}.bmp").write_bytes(good[index][:40])
     with pytest.raises(SkippedError, match="2 of 12 images could not be used"):
         score(command)
     assert SkippedError.status == 3
