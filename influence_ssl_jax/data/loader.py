@@ -127,23 +127,24 @@ def timed(loading: Iterator[LoadedBatch], spent: defaultdict[str, float]) -> Ite
         yield loaded
 
 
-MUCH = 0.2
-"""Share of the time of a run above which waiting for images is worth advice."""
+MUCH, LONG = 0.2, 10.0
+"""Share of the time of a run, and seconds, from which on waiting for images is worth advice."""
 
 
-def describe_waiting(share: float) -> str:
+def describe_waiting(share: float, seconds: float) -> str:
     """Say in a sentence for how much of the time a run waited for images, with advice if it is much.
 
     Args:
         share: Of the time of the run.
+        seconds: For which it waited.
 
     Examples:
         >>> from influence_ssl_jax.data.loader import describe_waiting
-        >>> describe_waiting(0.03)
+        >>> describe_waiting(0.03, 12.0)
         'Waited for images 3 % of the time.'
     """
     said = f"Waited for images {100 * share:.0f} % of the time."
-    if share < MUCH:
+    if share < MUCH or seconds < LONG:
         return said
     return (
         f"{said} Reading and decoding them is slower than the computation: give the process more cores ({THREADS} sets the "
@@ -434,7 +435,7 @@ def resident(
     seed: int,
     part: Callable[[int], range] | None = None,
 ) -> Batch:
-    """Return the batches of `draw_curvature_set`, which has the same arguments.
+    """Return the batches of `draw_curvature_set`, which has the same arguments but for an earlier draw.
 
     Examples:
         >>> import numpy as np
@@ -453,6 +454,7 @@ def draw_curvature_set(
     batch_size: int,
     seed: int,
     part: Callable[[int], range] | None = None,
+    among: Int[np.ndarray, " members"] | None = None,
 ) -> CurvatureDraw:
     """Draw the curvature set: `count` random examples, in batches with leading axes [num_batches, batch].
 
@@ -468,6 +470,8 @@ def draw_curvature_set(
         seed: Seed of the draw.
         part: From the number of batches to those that this process keeps; None keeps all. A number beyond the last batch
             stands for a batch of padding (index −1 in every row).
+        among: The examples of an earlier draw: only they are taken, so that an example that could not be used then and
+            can be used now does not change the set. None draws from all.
 
     Raises:
         DataError: If `count` is not positive, the source has no examples, or none of them can be used.
@@ -476,7 +480,9 @@ def draw_curvature_set(
     if count < 1:
         raise DataError(f"A curvature set needs at least one example, got count={count}.")
     order = randomness.generator(seed, Stream.CURVATURE_ORDER).permutation(total)
-    wanted = min(count, total)
+    if among is not None:
+        order = order[np.isin(order, among)]
+    wanted = min(count, len(order))
     kept = (part or range)(max(1, wanted // batch_size))
     examples: dict[int, Example] = {}  # by position in the set, only those of the kept batches
     contents: dict[int, bytes] = {}

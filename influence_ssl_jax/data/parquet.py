@@ -24,7 +24,7 @@ from influence_ssl_jax.data.source import (
     note_names,
     repeated_ids,
 )
-from influence_ssl_jax.data.table import check_names, number_classes, scalars, texts
+from influence_ssl_jax.data.table import check_names, in_microseconds, number_classes, scalars, texts
 from influence_ssl_jax.errors import DataError, printable
 
 pc: Any = compute  # its functions are made when it is imported: no type checker knows them
@@ -321,7 +321,7 @@ class OpenParquet(Encoded):
             DataError: If they are damaged.
         """
         try:
-            return pa.concat_tables([self._files[f].group(g, columns) for f, g in self._groups])
+            return in_microseconds(pa.concat_tables([self._files[f].group(g, columns) for f, g in self._groups]))
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(
                 f"The columns {', '.join(columns)} of {self._settings.path!r} cannot be read: {error}"

@@ -113,7 +113,7 @@ def certify_missing(
         resumed, recomputed = int(there.sum()), listed - int(there.sum())
         log.event("start", todo=len(chosen) - resumed, total=len(chosen), recomputed=recomputed, command=command())
         refuse_rescored(scored, prepared.source, chosen)
-        averaged, used = draw_problem(run, prepared)
+        averaged, used = draw_problem(run, prepared, None, find_members(scored))
         refuse_rescored(scored, prepared.source, np.array(sorted(used), np.int64), used)
         problem = _cast(averaged, settings.precision)
         shared = _prepare_shared(problem, settings.audit, resumed < len(chosen), progress)
@@ -330,7 +330,7 @@ def _bound_in_order(
 ) -> Iterator[pa.Table]:
     """Yield the intervals batch by batch, in order of index, after the images are compared with those that were scored."""
     resolved = scored.record["damping"]["resolved"]
-    problem = draw_problem(run, prepared)[0]
+    problem = draw_problem(run, prepared, None, find_members(scored))[0]
     start = 0
     for table in scored.batches(image_columns(scored)):
         refuse_changed_rows(table, prepared.source, np.arange(start, start + table.num_rows), None)
@@ -384,8 +384,14 @@ def leaves_own_out(record: dict[str, Any]) -> bool:
 
 def find_left_out(scored: ScoredFile) -> Int[np.ndarray, " members"]:
     """Find the rows that were scored without their own contribution, by a matrix that no other image has."""
-    if not leaves_own_out(scored.record):
-        return np.zeros(0, np.int64)
+    members = find_members(scored) if leaves_own_out(scored.record) else None
+    return np.zeros(0, np.int64) if members is None else members
+
+
+def find_members(scored: ScoredFile) -> Int[np.ndarray, " members"] | None:
+    """Find the images that the matrix of the scores is averaged over; None if the table does not say."""
+    if IN_CURVATURE_SET not in scored.columns:
+        return None
     tables = (table.filter(pc.field(IN_CURVATURE_SET)) for table in scored.batches(["index", IN_CURVATURE_SET]))
     return np.concatenate([table["index"].to_numpy() for table in tables])
 

@@ -51,6 +51,7 @@ from influence_ssl_jax.report.scored_run import SAMPLE
 from influence_ssl_jax.run_log import Pace, RunLog, watched
 from influence_ssl_jax.runs.changed_images import (
     digests_as_text,
+    fitted_images,
     forget_changed,
     refuse_other_images,
     refuse_two_versions,
@@ -306,7 +307,8 @@ def score(settings: ScoreRun, progress: Progress = silent) -> None:
         if todo < len(source):
             progress(Note(f"Continuing: {len(source) - todo} of {len(source)} images are done."))
         log.beat("reading the curvature set")
-        problem, used = draw_problem(settings, prepared, batches_of(all_devices()) if all_devices().size > 1 else None)
+        part = batches_of(all_devices()) if all_devices().size > 1 else None
+        problem, used = draw_problem(settings, prepared, part, fitted_images(store))
         scorer = fit_scorer(settings, problem, used, measured, store, log, progress)
         inside = sorted({index for text in gather(json.dumps(sorted(used))) for index in json.loads(text)})
         recorded = {**describe_run(settings, prepared, scorer), **rank_agreement(settings, prepared, scorer, progress)}
@@ -437,7 +439,7 @@ def finish(
     log.event("finished", **counts, **waits)
     text = ", ".join(f"{count} {name}" for name, count in counts.items() if name != "size")
     progress(Note(f"{counts['size']} images: {text}."))
-    progress(Note(describe_waiting(recorded["share_waiting_for_images"])))
+    progress(Note(describe_waiting(recorded["share_waiting_for_images"], recorded["seconds_waiting_for"]["images"])))
     progress(Written("Scores", table))
 
 

@@ -14,6 +14,8 @@ SHOWN = 20
 MEANING = {
     "data": "other images, names, classes or attributes",
     "encoder": "other parameters",
+    "images": "scores of other bytes of images",
+    "scores": "scores of another run",
 }
 """What has changed if a part of an identity that is a hash has changed."""
 

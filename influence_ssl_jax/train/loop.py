@@ -4,7 +4,7 @@ import contextlib
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -112,8 +112,7 @@ def pretrain(
                 watch.pause("saving")
                 checkpoints.save(number, state)
         if is_first():
-            waited = spent["images"] / spent["all"] if done < settings.epochs else None
-            _finish({**_extent(settings, steps), "resumed_at_step": done * steps}, history, waited, log, progress)
+            _finish({**_extent(settings, steps), "resumed_at_step": done * steps}, history, spent, log, progress)
     state = layout.here(state)
     return Trained(settings, shape, state.params, state.frozen, tuple(history))
 
@@ -187,7 +186,9 @@ def _say(row: Row, watch: Watch) -> None:
         watch.say(f"epoch {row['epoch']}: " + " · ".join(f"{name} {value:.4g}" for name, value in shown.items()))
 
 
-def _finish(counts: dict[str, int], history: list[Row], waited: float | None, log: RunLog, progress: Progress) -> None:
+def _finish(
+    counts: dict[str, int], history: list[Row], spent: Mapping[str, float], log: RunLog, progress: Progress
+) -> None:
     """Log and report the totals of a run.
 
     They are epochs, steps, starts, losses that are not finite, skipped images, and the share of the time of training for
@@ -196,21 +197,22 @@ def _finish(counts: dict[str, int], history: list[Row], waited: float | None, lo
     Args:
         counts: Epochs, steps, and the step from which this run continued.
         history: The rows of all epochs.
-        waited: The share; None if nothing was left to train.
+        spent: Seconds of `all` steps of this run, and of waiting for `images`; empty if nothing was left to train.
         log: The log of the run.
         progress: The function that receives the events of the run.
     """
     counts["runs"] = len(log.events("start"))
     counts["nan"] = len(log.events("diverged"))
     counts["skipped"] = sum(int(row.get("skipped", 0)) for row in history)
-    log.event("finished", **counts, **({} if waited is None else {"share_waiting_for_images": round(waited, 4)}))
+    share = spent["images"] / spent["all"] if spent else None
+    log.event("finished", **counts, **({} if share is None else {"share_waiting_for_images": round(share, 4)}))
     text = (
         f"{counts['epochs']} epochs, {counts['steps']} steps in {counts['runs']} runs, the last from step "
         f"{counts['resumed_at_step']}; {counts['nan']} losses not finite, {counts['skipped']} images could not be used."
     )
     progress(Note(text))
-    if waited is not None:
-        progress(Note(describe_waiting(waited)))
+    if share is not None:
+        progress(Note(describe_waiting(share, spent["images"])))
 
 
 def _mean(values: list[float]) -> float:

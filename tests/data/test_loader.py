@@ -171,7 +171,10 @@ def test_the_time_of_waiting_for_batches_is_measured():
     for _ in timed(slow(), spent):
         time.sleep(0.1)  # work on the batch, which does not count
     assert 0.15 <= spent["images"] < 0.3
-    assert describe_waiting(0.034) == "Waited for images 3 % of the time."
+    assert describe_waiting(0.034, 500.0) == "Waited for images 3 % of the time."
+    assert describe_waiting(0.97, 2.0) == "Waited for images 97 % of the time."  # the first batch of a short run
+    assert "Reading and decoding them is slower than the computation" in describe_waiting(0.25, 60.0)
+    assert "INFLUENCE_SSL_THREADS" in describe_waiting(0.25, 60.0)
 
 
 def test_results_come_in_order_and_errors_in_their_place():

@@ -84,8 +84,7 @@ def test_a_run_says_how_long_it_waited_for_images_and_among_how_many_neighbours_
     assert "note: knn_distance is the distance to the nearest of 7 random images, not of all 12" in text
     assert record["share_waiting_for_images"] == 0.25
     assert record["batch_size"] == 6
-    assert "Waited for images 25 % of the time. Reading and decoding them is slower than the computation" in text
-    assert "INFLUENCE_SSL_THREADS" in text
+    assert "Waited for images 25 % of the time." in text
 
 
 def test_the_share_of_waiting_is_that_of_the_process_that_waited_most(monkeypatch):
