@@ -160,7 +160,8 @@ def _file(file: StoredFile) -> _File:
         if file.path.lower().endswith(".arrow"):
             table = _map_arrow(file)
             return _File(file, table, [batch.num_rows for batch in table.to_batches()])
-        reader = parquet.ParquetFile(file.path, memory_map=True) if file.is_local else parquet.ParquetFile(file.open())
+        # Not mapped into memory: if a mapped file is cut short by another program, reading it ends this one.
+        reader = parquet.ParquetFile(file.path if file.is_local else file.open())
         return _File(file, reader, [reader.metadata.row_group(k).num_rows for k in range(reader.num_row_groups)])
     except (pa.ArrowInvalid, OSError) as error:
         if not _is_damage(error):

@@ -179,6 +179,22 @@ def test_a_bad_setting_is_said_plainly():
     assert "--debug shows where" in said.err
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--most-skipped", "nan", "a share of the images, 0 to 1, got nan"),
+        ("--parts.rows", "0", "got rows=0, seconds=20.0"),
+        ("--parts.seconds", "nan", "got rows=2048, seconds=nan"),
+        ("--neighbours", "0", "at least one neighbour, got neighbours=0"),
+    ],
+)
+def test_numbers_that_say_nothing_are_refused_before_any_work(tmp_path, option, value, said):
+    heard = Said("score", "--encoder", "x", "--out", str(tmp_path / "out"), option, value)
+    assert heard.status == 2
+    assert said in heard.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_wrong_option_is_tyros_to_explain(capsys):
     with pytest.raises(SystemExit) as left:
         main.run(["report", "x", "--tial", "0.1"])
