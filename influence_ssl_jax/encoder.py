@@ -676,7 +676,7 @@ def _call_named(place: str) -> Encoder:
         asked = [each.name for each in inspect.signature(named).parameters.values() if _must_be_given(each)]
         if asked:
             raise InfluenceError(
-                f"{place} asks for arguments ({', '.join(asked)}); name a function without arguments that returns an Encoder."
+                f"{place} asks for arguments ({', '.join(asked)}); name a function without any that returns an Encoder."
             )
     encoder = named() if callable(named) and not isinstance(named, Encoder) else named
     if not isinstance(encoder, Encoder):

@@ -2,13 +2,14 @@
 
 import io
 import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from influence_ssl_jax.cli import console, main
 from influence_ssl_jax.cli.console import Renderer, duration
-from influence_ssl_jax.progress import Note, stage
+from influence_ssl_jax.progress import Note, Written, stage
 from influence_ssl_jax.run_log import Pace, RunLog, watched
 
 
@@ -116,6 +117,12 @@ def test_a_note_stands_above_the_bar_and_an_error_ends_the_stage(tmp_path, termi
     assert "first batch done" in said(out)
     with stage(show, "nearest neighbours"):  # a second stage of the same renderer
         until(out, "nearest neighbours")
+
+
+def test_a_path_is_shown_as_text_whatever_is_in_it():
+    out = Console(file=io.StringIO(), width=200)
+    Renderer(out)(Written("Scores", Path("a\x1b[2J\udcff")))
+    assert said(out) == "Scores: a\\x1b[2J\\xff\n"
 
 
 def test_durations():

@@ -13,6 +13,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from influence_ssl_jax.configuration import Plain
+from influence_ssl_jax.errors import printable
 from influence_ssl_jax.progress import Advanced, Ended, Event, Note, Started
 
 EVERY = 60.0
@@ -51,7 +52,9 @@ class Renderer:
             text = f"note: {event.text}" if event.kind == "caution" else event.text
             self._out.print(text, highlight=False, markup=False, style="dim" if event.kind == "detail" else None)
         else:
-            self._out.print(f"{event.name}: {event.path}", highlight=False, markup=False, soft_wrap=True)
+            self._out.print(
+                f"{event.name}: {printable(str(event.path))}", highlight=False, markup=False, soft_wrap=True
+            )
 
     def _start(self, event: Started) -> None:
         """Begin to show a stage."""

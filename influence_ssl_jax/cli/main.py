@@ -5,6 +5,7 @@ import functools
 import importlib
 import importlib.metadata
 import inspect
+import io
 import logging
 import os
 import signal
@@ -110,8 +111,8 @@ class _Output(Console):
     """A console that leaves it to the program what happens if its reader has ended."""
 
     def on_broken_pipe(self) -> None:
-        """Raise the BrokenPipeError that is being handled; rich would exit with status 1."""
-        raise
+        """Raise the error again; rich would exit with status 1."""
+        raise BrokenPipeError
 
 
 def main() -> None:
@@ -119,7 +120,10 @@ def main() -> None:
     keep_compiled_programs()
     keep_float32()
     keep_convolutions_whole()
-    with _silent_without_reader(), orderly():
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what an encoding lacks is written as an escape, and stops no run
+            stream.reconfigure(errors="backslashreplace")
+    with _outlive_output(), orderly():
         status = run(sys.argv[1:])
     # Threads of XLA may still compile, or wait for a dead process; the normal exit of Python would crash in them.
     if status > SIGNALLED or status == PartnerError.status:
@@ -128,20 +132,28 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def _silent_without_reader() -> Iterator[None]:
+def _outlive_output() -> Iterator[None]:
     """End without a word, with the status of SIGPIPE, if the reader of the output ends before the block, as `head` does."""
-    try:
+    status = status_of(signal.SIGPIPE)
+    with contextlib.suppress(BrokenPipeError):
         try:
             yield
         finally:  # also before the exit of a parser that has printed its help
-            if sys.stdout is not None:
-                sys.stdout.flush()
-    except BrokenPipeError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):  # what is left in their buffers is written at the exit
-            if stream is not None:
-                os.dup2(nowhere, stream.fileno())
-        sys.exit(status_of(signal.SIGPIPE))
+            try:
+                if sys.stdout is not None:
+                    sys.stdout.flush()
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                print(f"error: The output cannot be written: {error.strerror}.", file=sys.stderr)
+                status = WRONG
+                raise BrokenPipeError from error
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):  # what is left in their buffers is written at the exit
+        if stream is not None:
+            os.dup2(nowhere, stream.fileno())
+    sys.exit(status)
 
 
 def run(arguments: Sequence[str], out: Console | None = None, err: Console | None = None) -> int:
@@ -160,13 +172,6 @@ def run(arguments: Sequence[str], out: Console | None = None, err: Console | Non
     """
     out, err = out or _Output(), err or _Output(stderr=True)
     rest = [argument for argument in arguments if argument != "--debug"]
-    if not rest or rest[0] in ("--help", "-h", "help"):
-        listed = "\n".join(f"  {name:<10}{entry.summary}" for name, entry in COMMANDS.items())
-        out.print(Text(USAGE.format(commands=listed)), soft_wrap=True, end="")
-        return 0
-    if rest[0] == "--version":
-        out.print(Text(f"{PROGRAM} {importlib.metadata.version('influence-ssl-jax')}"))
-        return 0
     try:
         with _print_notes(err):
             _execute(rest, out)
@@ -236,7 +241,14 @@ def _print_notes(console: Console) -> Iterator[None]:
 
 
 def _execute(arguments: Sequence[str], out: Console) -> None:
-    """Parse the options of a command and run it."""
+    """Parse the options of a command and run it, or print the help of the program or its version."""
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        listed = "\n".join(f"  {name:<10}{entry.summary}" for name, entry in COMMANDS.items())
+        out.print(Text(USAGE.format(commands=listed)), soft_wrap=True, end="")
+        return
+    if arguments[0] == "--version":
+        out.print(Text(f"{PROGRAM} {importlib.metadata.version('influence-ssl-jax')}"))
+        return
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
         raise InfluenceError(

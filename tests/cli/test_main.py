@@ -121,6 +121,23 @@ def test_where_nobody_reads_any_more_a_command_ends_without_a_word(arguments):
     assert (run.returncode, run.stderr or "") == (141, "")
 
 
+def test_output_that_cannot_be_written_is_one_sentence():
+    command = [sys.executable, "-m", "influence_ssl_jax", "--help"]
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=120)
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: [Errno 28] No space left on device\n")
+    assert "Traceback" not in run.stderr
+
+
+def test_characters_that_an_encoding_lacks_stop_no_run():
+    command = [sys.executable, "-m", "influence_ssl_jax", "audit", "--help"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
+    assert run.returncode == 0, run.stderr
+    assert "(upper \\u2212 lower)" in " ".join(run.stdout.split())
+
+
 def test_version_is_the_packages():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     assert Said("--version").out == f"influence-ssl {project['version']}\n"

@@ -86,7 +86,9 @@ def test_every_place_an_encoder_can_be(tmp_path, monkeypatch):
     }.items():
         with pytest.raises(CheckpointError, match=said):
             load_encoder(Path(place))
-    with pytest.raises(InfluenceError, match=r"of_mine:asks asks for arguments \(size, width\); name a function without"):
+    with pytest.raises(
+        InfluenceError, match=r"of_mine:asks asks for arguments \(size, width\); name a function without"
+    ):
         load_encoder(Path("of_mine:asks"))
 
 
