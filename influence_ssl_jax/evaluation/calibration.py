@@ -253,7 +253,7 @@ class Calibration:
         order: Int[np.ndarray, " sample"],
         tenths: Float[np.ndarray, " edges"],
     ) -> Calibrator:
-        """Fit the curve to a part of the sample; take radii from the rest."""
+        """Fit the curve to a part, and take radii from the rest."""
         with np.errstate(divide="ignore", invalid="ignore"):
             logs = np.log(scores)
             low, high = (np.where(side > 0, np.log(np.maximum(side, 0.0)), -np.inf) for side in (lower, upper))
@@ -303,12 +303,17 @@ def _least(level: float) -> int:
 
 
 def _for_curve(count: int) -> int:
-    """Return how many examples of a sample are to fit the curve: a fifth, and 10 at least."""
+    """Return how many examples of a sample fit the curve.
+
+    A fifth, and 10 at least.
+    """
     return max(10, count // 5)
 
 
 def _edges(count: int, tenths: np.ndarray, level: float) -> Float[np.ndarray, " edges"]:
-    """Return the log scores that separate the groups: tenths, or every second or fifth of these, or none.
+    """Return the log scores that separate the groups.
+
+    They are tenths, or every second or fifth of these, or none.
 
     Args:
         count: Size of the sample.
@@ -346,7 +351,10 @@ def _choose_judged(members: Int[np.ndarray, " sample"], level: float) -> Bool[np
 
 
 def _choose_nearest(logs: np.ndarray, edges: np.ndarray, level: float) -> list[Int[np.ndarray, " members"]]:
-    """Return the examples behind each group's radius: its own, and the nearest ones if these are too few."""
+    """Return the examples behind each group's radius.
+
+    They are its own, and the nearest ones if these are too few.
+    """
     groups, ends = np.searchsorted(edges, logs), np.concatenate([[-np.inf], edges, [np.inf]])
     chosen = []
     for group, (low, high) in enumerate(itertools.pairwise(ends)):
@@ -522,7 +530,7 @@ def _ratio(scores: Vector, exact: Vector) -> Vector:
         return scores / exact
 
 
-def _scale_by_median(ratio: Vector) -> Vector:
+def _scale_by_median(ratio: Vector) -> Float[np.ndarray, " known"]:
     """Divide the finite ratios by their median."""
     known = ratio[np.isfinite(ratio)]
     if not len(known) or np.median(known) == 0:

@@ -19,6 +19,16 @@ Items = TypeVar("Items")
 Rows = TypeVar("Rows")
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that no memory is left.
+
+    >>> is_out_of_memory(RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes"))
+    True
+    """
+    said = str(error)
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in said or "out of memory" in said.lower()
+
+
 def all_devices(dividing: int | None = None) -> Mesh:
     """Return the mesh of all processes' devices, each process's side by side.
 

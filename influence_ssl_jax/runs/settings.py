@@ -115,6 +115,13 @@ class Parts:
     seconds: float = 20.0
     embeddings: Literal["keep", "drop"] = "keep"
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that say nothing."""
+        if self.rows < 1 or not self.seconds >= 0:
+            raise ValueError(
+                f"A part is written after at least one image or some seconds, got rows={self.rows}, seconds={self.seconds}."
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class ScoreRun:
@@ -170,6 +177,11 @@ class ScoreRun:
     rescore_changed: bool = False
     retry_skipped: bool = False
     most_skipped: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse a share that is none."""
+        if not 0 <= self.most_skipped <= 1:
+            raise ValueError(f"most_skipped is a share of the images, 0 to 1, got {self.most_skipped}.")
 
 
 @dataclasses.dataclass(frozen=True)

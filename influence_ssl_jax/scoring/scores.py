@@ -99,6 +99,8 @@ class Scoring:
             raise ValueError(f"{self.estimand} needs at least {least} draws, got draws={self.draws}.")
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"A batch needs at least one example, got batch_size={self.batch_size}.")
+        if self.neighbours < 1:
+            raise ValueError(f"A distance is to at least one neighbour, got neighbours={self.neighbours}.")
 
     @property
     def key(self) -> Key[Array, ""]:

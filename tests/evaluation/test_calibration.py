@@ -244,9 +244,12 @@ def test_what_has_no_number_is_left_out():
     rng, exact, lower, upper = planted()
     spoilt = exact.copy()
     spoilt[:5] = np.nan
+    spoilt[5] = lower[5] = upper[5] = 0  # nothing over nothing
     found = deviation(spoilt, lower, upper, rng.uniform(size=len(exact)), Calibration())
     assert found.inside.value == 1
     assert found.spearman.value > 1 - 1e-12
+    assert np.isfinite([*found.raw, *found.proportional, *found.calibrated]).all()
+    assert np.isnan(deviation(exact, exact, exact, exact, Calibration()).inside.value)  # no bounds to lie in
 
 
 def skewed(count=40):
