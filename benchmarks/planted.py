@@ -284,8 +284,8 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "a radius is of one example too many",
-        "(len(own) + 1) // size, 1) * size - 1]",
-        "(len(own) + 1) // size, 1) * size]",
+        "(sizes + 1) // (least + 1) * (least + 1) - 1)",
+        "(sizes + 1) // (least + 1) * (least + 1))",
     ),
     (
         "a calibration error counts to the nearer bound",
@@ -468,8 +468,8 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ("windows of rows overlap by one", "(index < start + WINDOW)", "(index <= start + WINDOW)"),
     (
         "another run's folder is gone on with",
-        "listed = _listed(held, identity)\n    if listed:",
-        "listed = _listed(held, identity)\n    if not held:",
+        "listed = list_differences(held, identity)\n    if listed:",
+        "listed = list_differences(held, identity)\n    if not held:",
     ),
     (
         "two runs may write one folder",
