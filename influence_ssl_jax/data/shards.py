@@ -59,6 +59,20 @@ class Shards(Source):
             knows.
         image: The ending of the image, such as `input.png`, if samples have several images.
         label: The class: `cls` or an attribute; None takes `cls`, or else the attribute `label`.
+
+    Examples:
+        >>> import io, tarfile, tempfile
+        >>> from PIL import Image
+        >>> import influence_ssl_jax as isj
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file, image = f"{folder}/train-000.tar", io.BytesIO()
+        ...     Image.new("RGB", (4, 4)).save(image, "PNG")
+        ...     with tarfile.open(file, "w") as archive:
+        ...         member = tarfile.TarInfo("0001.png")
+        ...         member.size = image.tell()
+        ...         archive.addfile(member, io.BytesIO(image.getvalue()))
+        ...     len(isj.Shards(file).open())
+        1
     """
 
     path: str

@@ -148,6 +148,10 @@ class Tfds(Source):
         image: The image feature; None takes `image` or the only image feature.
         label: The feature that is the class; None takes `label` or the first class label. The values of other features,
             such as a text or a year, are numbered in sorted order.
+
+    Examples:
+        >>> import influence_ssl_jax as isj
+        >>> images = isj.Tfds("cifar10", split="train[:1000]")  # isj.score(encoder, images)
     """
 
     name: str = "cifar10"

@@ -202,6 +202,10 @@ class Gram(Backend[GramState]):
         accuracy: The relative bound of rounding above which the forms of a batch are computed in the way that does not
             cancel, at two to three times the cost; 2¹⁷ unit roundoffs where None (0.8 % in float32).
         unexplained: What to do with parameters that no known layer explains.
+
+    Examples:
+        >>> import influence_ssl_jax as isj
+        >>> backend = isj.Gram(storage="bfloat16")  # isj.score(encoder, images, backend=backend)
     """
 
     samples: int | None = 1

@@ -219,6 +219,10 @@ class LiSSA(Iterations[LiSSAState]):
         probes: Random vectors for the mean eigenvalue.
         lanczos_steps: Steps of the estimate of the smallest eigenvalue, for `hessian` curvature only, and of the
             spectrum, for damping by effective dimension only.
+
+    Examples:
+        >>> import influence_ssl_jax as isj
+        >>> backend = isj.LiSSA(depth=2000)  # isj.score(encoder, images, backend=backend)
     """
 
     depth: int = 1000
@@ -334,6 +338,10 @@ class ASTRA(Iterations[ASTRAState]):
         probes: Random vectors for the mean eigenvalue.
         lanczos_steps: Steps of the estimate of the spectrum, for damping by effective dimension only.
         unexplained: How to treat parameters that no known layer explains.
+
+    Examples:
+        >>> import influence_ssl_jax as isj
+        >>> backend = isj.ASTRA(depth=50)  # isj.score(encoder, images, backend=backend)
     """
 
     depth: int = 100

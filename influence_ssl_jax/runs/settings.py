@@ -55,6 +55,10 @@ class Augmentation:
 
     Attributes:
         name: {names}; noise has σ = 0.2.
+
+    Examples:
+        >>> import influence_ssl_jax as isj
+        >>> crop = isj.Augmentation("crop")  # isj.score(encoder, images, perturbation=crop)
     """
 
     name: str = "crop"
@@ -89,6 +93,10 @@ class CurvatureSet:
             see the `ggn` of SimCLR and Barlow Twins through gradients of whole batches: give such a backend more
             `samples` then, for example 16.
         samples: Draws per batch of the sampled `fisher`.
+
+    Examples:
+        >>> import influence_ssl_jax as isj
+        >>> fisher = isj.CurvatureSet(kind="fisher", examples=2048)  # isj.score(encoder, images, curvature=fisher)
     """
 
     objective: Literal["measurement", "pretraining"] = "measurement"

@@ -81,6 +81,10 @@ class Scoring:
             at the same λ: the score it would have if it had not been drawn. Without it, its own gradients are part of C
             and lower its score, the more the fewer images the set has. Only for `Gram`, and for losses that do not
             couple examples. Images outside the set have the same score either way.
+
+    Examples:
+        >>> import influence_ssl_jax as isj
+        >>> scoring = isj.Scoring(draws=8, estimand="u_statistic")  # isj.score(encoder, images, scoring=scoring)
     """
 
     damping: Damping = Damping()

@@ -248,6 +248,19 @@ def self_influence(
 
     Raises:
         DataError: The source is empty.
+
+    Examples:
+        >>> import jax, numpy as np
+        >>> import influence_ssl_jax as isj
+        >>> from influence_ssl_jax.data import resident
+        >>> from influence_ssl_jax.nets.linear import Linear
+        >>> images, transform = isj.Arrays(np.arange(4, dtype=np.uint8).reshape(2, 1, 2, 1)).open(), isj.ToInput(1, 2, 1)
+        >>> objective = isj.Objective(isj.Network(Linear(2)), isj.GaussianNoise(), isj.CosineDistance())
+        >>> batches = resident(images, transform, count=2, batch_size=2, seed=0)
+        >>> problem = isj.Problem({"dense": {"kernel": np.eye(2, dtype=np.float32)}}, {}, batches, objective)
+        >>> scoring = isj.Scoring(isj.Damping(absolute=0.1), batch_size=2)
+        >>> isj.self_influence(problem, isj.Exact(), images, transform, scoring).num_rows
+        2
     """
     if not len(source):
         raise DataError("The source holds no example, so there is nothing to score; check the path or the split.")
