@@ -284,8 +284,8 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "a radius is of one example too many",
-        "(len(own) + 1) // size, 1) * size - 1]",
-        "(len(own) + 1) // size, 1) * size]",
+        "(sizes + 1) // (least + 1) * (least + 1) - 1)",
+        "(sizes + 1) // (least + 1) * (least + 1))",
     ),
     (
         "a calibration error counts to the nearer bound",
