@@ -127,7 +127,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     found = {(row["solver"], row["damping"], row["products"]): row for row in rows}
 
     def cell(row: dict[str, Any] | None) -> str:
-        return "" if row is None else f"{percent(row['median'])} ({percent(row['one factor'])})"
+        if row is None:
+            return ""
+        return "diverged" if row["median"] > 10 else f"{percent(row['median'])} ({percent(row['one factor'])})"
 
     lines = [["λ / mean", "solver", *map(str, PRODUCTS)], ["---"] * (2 + len(PRODUCTS))]
     lines += [
