@@ -458,8 +458,8 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ("windows of rows overlap by one", "(index < start + WINDOW)", "(index <= start + WINDOW)"),
     (
         "another run's folder is gone on with",
-        "listed = _listed(held, identity)\n    if listed:",
-        "listed = _listed(held, identity)\n    if not held:",
+        "listed = list_differences(held, identity)\n    if listed:",
+        "listed = list_differences(held, identity)\n    if not held:",
     ),
     (
         "two runs may write one folder",
