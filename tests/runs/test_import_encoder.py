@@ -12,6 +12,7 @@ from influence_ssl_jax.checkpoint import CheckpointError
 from influence_ssl_jax.checkpoints import Choices, read
 from influence_ssl_jax.cli import main
 from influence_ssl_jax.encoder import Encoder
+from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.losses import SimCLR
 from influence_ssl_jax.runs.prepare import load_encoder
 
