@@ -3,10 +3,10 @@
     python -m experiments.study.outputs --data-dir DIR                       (after experiments.study.stability; minutes)
 
 The published study leaves both open. One encoder of each method of `stability` (the first seed) scores images in all four
-ways, exactly by `Gram`, twice with other noise: the cosine distance at the representation or at the projector's output, by the
-curvature of that measurement or of the loss of pretraining with its heads. Losses that couple the images of a batch are drawn
-as often for a batch as it has images, so that every matrix is a mean of as many outer products. λ is a tenth of the mean
-eigenvalue, each time that of its own matrix.
+ways, exactly by `Gram`, twice with other noise: the cosine distance at the representation or at the projector's output, by
+the curvature of that measurement or of the loss of pretraining with its heads. Losses that couple the images of a batch are
+drawn as often for a batch as it has images, so that every matrix is a mean of as many outer products. λ is a tenth of the
+mean eigenvalue, each time that of its own matrix.
 """
 
 import dataclasses
@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.study.small import COLUMNS, Pictures, complete, main, read, reliability, score
-from experiments.study.stability import Stability, encoder_of
+from experiments.study.small import COLUMNS, Pictures, complete, encoder_of, main, minutes, read, reliability, score
+from experiments.study.stability import Stability
 from experiments.study.variants import agreement
 from influence_ssl_jax.evaluation.statistics import bootstrap, spearman
 from influence_ssl_jax.ihvp.gram import Gram
@@ -57,19 +57,9 @@ def scored(scale: Outputs, method: str, choice: str, pictures: Pictures) -> dict
     coupled = objective == "pretraining" and not trained.settings.loss.separable
     samples = SIZE if coupled else 1
     curvature = CurvatureSet(objective, "fisher", scale.curvature, SIZE, samples)
-    twice = [
-        score(
-            trained,
-            pictures,
-            Gram(),
-            Scoring(draws=scale.draws, batch_size=64, seed=noise),
-            curvature,
-            scale.compared,
-            output,
-        )
-        for noise in (0, 1)
-    ]
-    return {name: np.stack([each[name] for each in twice]) for name in list(COLUMNS.values())[:2]}
+    scoring = Scoring(draws=scale.draws, batch_size=64)
+    found = score(trained, pictures, Gram(), scoring, curvature, scale.compared, output, scorings=2)
+    return {name: found[name] for name in list(COLUMNS.values())[:2]}
 
 
 def compared(found: dict[str, dict[str, dict[str, np.ndarray]]], resamples: int = 500) -> dict[str, Any]:
@@ -112,10 +102,9 @@ def find(scale: Outputs) -> tuple[dict[str, Any], None]:
     }
     done = complete(scale, jobs)
     found = {
-        method: {choice: done[f"{method}_{choice.replace(' ', '_')}"] for choice in CHOICES}
-        for method in scale.methods
+        method: {choice: done[f"{method}_{choice.replace(' ', '_')}"] for choice in CHOICES} for method in scale.methods
     }
-    return compared(found), None
+    return {"minutes": minutes(done), **compared(found)}, None
 
 
 if __name__ == "__main__":

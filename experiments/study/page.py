@@ -111,9 +111,8 @@ def thousands(value: int) -> str:
 def scale_of(record: Record) -> str:
     """Return at which scale small encoders were trained."""
     of = record["scale"]
-    return (
-        f"Width {of['width']}, {of['pixels']}×{of['pixels']} pixels, {of['train']:,} training images, {of['epochs']} epochs"
-    )
+    size = f"{of['pixels']}×{of['pixels']} pixels"
+    return f"Width {of['width']}, {size}, {of['train']:,} training images, {of['epochs']} epochs"
 
 
 def separation(record: Record) -> Finding:
@@ -272,19 +271,22 @@ def beyond_loss(record: Record) -> Finding:
 def stability(record: Record) -> Finding:
     """Judge Figure 2 by every method's mean correlation over pairs of seeds, with intervals over images.
 
-    It holds where Spearman and Pearson are above 0.7, and weakly where Spearman is above 0.5 or, divided by the ceiling of the
-    draws, above 0.7. It does not where one method's Spearman is below 0.5.
+    It holds where Spearman and Pearson are above 0.7, and weakly where Spearman is above 0.5 or, divided by the ceiling of
+    the draws, above 0.7. It does not where one method's Spearman is below 0.5.
     """
     found = {method: each["score"] for method, each in record["found"].items()}
     high = all(each[kind][1] > 0.7 for each in found.values() for kind in ("spearman", "pearson"))
     weakly = all(each["spearman"][1] > 0.5 or each["spearman over ceiling"][1] > 0.7 for each in found.values())
     low = any(each["spearman"][2] < 0.5 for each in found.values())
-    parts = [
-        f"{method}: Spearman {interval(each['spearman'])} (at most {number(each['ceiling'][0])}), Pearson "
-        f"{interval(each['pearson'])}; of the alignment loss {number(record['found'][method]['alignment loss']['spearman'][0])}, "
-        f"the gradient norm {number(record['found'][method]['gradient norm']['spearman'][0])}"
-        for method, each in found.items()
-    ]
+    parts = []
+    for method, each in found.items():
+        loss, norm = (
+            number(record["found"][method][rival]["spearman"][0]) for rival in ("alignment loss", "gradient norm")
+        )
+        parts.append(
+            f"{method}: Spearman {interval(each['spearman'])} (at most {number(each['ceiling'][0])}), Pearson "
+            f"{interval(each['pearson'])}; Spearman of the alignment loss {loss}, of the gradient norm {norm}"
+        )
     seeds = len(record["scale"]["seeds"])
     text = f"{scale_of(record)}; {record['images']:,} images, {seeds} seeds. {'. '.join(parts)}."
     return Finding(text, HOLDS if high else WEAKLY if weakly else NOT if low else UNDECIDED)
@@ -293,10 +295,10 @@ def stability(record: Record) -> Finding:
 def removal(record: Record) -> Finding:
     """Judge Figure 6 by differences of accuracy to nothing removed, within a seed, with intervals over seeds.
 
-    It holds where a self-supervised encoder improves without the highest at one share and degrades without the lowest at every
-    share, and a supervised one degrades without either at every share. It does not where the self-supervised one degrades
-    without the highest at every share. Else it holds weakly where at the largest share the self-supervised one is better
-    without the highest than without the lowest.
+    It holds where a self-supervised encoder improves without the highest at one share and degrades without the lowest at
+    every share, and a supervised one degrades without either at every share. It does not where the self-supervised one
+    degrades without the highest at every share. Else it holds weakly where at the largest share the self-supervised one is
+    better without the highest than without the lowest.
     """
     ours = [method for method in record["found"] if method != "supervised"]
     changes = {
@@ -306,9 +308,7 @@ def removal(record: Record) -> Finding:
     largest = {method: list(found["shares"].values())[-1] for method, found in record["found"].items()}
     improves = all(any(each[HIGHEST][1] > 0 for each in changes[method]) for method in ours)
     degrades = all(each[LOWEST][2] < 0 for method in ours for each in changes[method])
-    supervised_degrades = all(
-        each[end][2] < 0 for each in changes.get("supervised", []) for end in (HIGHEST, LOWEST)
-    )
+    supervised_degrades = all(each[end][2] < 0 for each in changes.get("supervised", []) for end in (HIGHEST, LOWEST))
     contradicted = all(each[HIGHEST][2] < 0 for method in ours for each in changes[method])
     ordered = all(largest[method]["without the highest less without the lowest"][1] > 0 for method in ours)
     parts = []
@@ -318,7 +318,9 @@ def removal(record: Record) -> Finding:
             + ", ".join(f"{ranking} {points(value)}" for ranking, value in each["less nothing removed"].items())
             for share, each in found["shares"].items()
         ]
-        parts.append(f"{method}, {percent(found['nothing removed'])} ({found['probe']}), change in points: {'; '.join(words)}")
+        parts.append(
+            f"{method}, {percent(found['nothing removed'])} ({found['probe']}), change in points: {'; '.join(words)}"
+        )
     verdict = (
         HOLDS
         if improves and degrades and supervised_degrades
@@ -336,12 +338,14 @@ def supervised(record: Record) -> Finding:
 
     There is a trend towards uniform borders where the upper end is below -0.1, and none where the lower end is above it.
     """
-    found = {method: each["score"]["spearman with the spread of the border"] for method, each in record["found"].items()}
+    found = {
+        method: each["score"]["spearman with the spread of the border"] for method, each in record["found"].items()
+    }
     value = found["supervised"]
     words = "; ".join(f"{method} {interval(each)}" for method, each in found.items())
     text = (
-        f"{scale_of(record)}; CIFAR-10, {record['images']:,} images, too few to count white and black borders. Spearman of the "
-        f"score with the spread of the border: {words}."
+        f"{scale_of(record)}; CIFAR-10, {record['images']:,} images, too few to count white and black borders. Spearman of "
+        f"the score with the spread of the border: {words}."
     )
     return Finding(text, NOT if value[2] < -0.1 else HOLDS if value[1] > -0.1 else UNDECIDED)
 
@@ -363,8 +367,8 @@ def retraining(record: Record) -> Finding:
     """Judge whether the exact score predicts the effect of retraining on the loss under the views of training.
 
     Undecidable where the effect itself has a reliability below 0.2. It does not predict where the interval of its Spearman
-    correlation reaches zero. It holds where that is above zero and above that of every rival by the interval of the difference,
-    and weakly where a rival predicts as well.
+    correlation reaches zero. It holds where that is above zero and above that of every rival by the interval of the
+    difference, and weakly where a rival predicts as well.
     """
     found = record["found"]["views of training"]
     ranks, less = found["spearman"], found["spearman of the exact score less that of"]
@@ -381,9 +385,9 @@ def retraining(record: Record) -> Finding:
     )
     scores = "; ".join(f"{name} {interval(ranks[name])}" for name in SCORES)
     text = (
-        f"{scale_of(record)}; {record['images']:,} images, {record['encoders']} encoders of halves. Reliability of the effect "
-        f"{number(found['reliability'])}, so at most {number(found['ceiling'])}. Spearman with the effect: {scores}. Best rival: "
-        f"{best} {interval(ranks[best])}. On the loss under noise (at most {number(noise['ceiling'])}): {EXACT} "
+        f"{scale_of(record)}; {record['images']:,} images, {record['encoders']} encoders of halves. Reliability of the "
+        f"effect {number(found['reliability'])}, so at most {number(found['ceiling'])}. Spearman with the effect: {scores}. "
+        f"Best rival: {best} {interval(ranks[best])}. On the loss under noise (at most {number(noise['ceiling'])}): {EXACT} "
         f"{interval(noise['spearman'][EXACT])}."
     )
     return Finding(text, verdict)

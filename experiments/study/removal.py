@@ -7,10 +7,10 @@ without the lowest; a supervised one degrades without either.
 
 For every seed an encoder is trained on all images and scores them, exactly by `Gram`; further ones are trained by the same
 seed, for as many epochs, without a share of the images: the highest scores, the lowest, the highest alignment losses, or
-random ones. Accuracy on test images: of a self-supervised encoder by a linear probe that is fitted to all training images, the
-removed ones too, so that only the encoder differs; of a supervised one by its own classifier. Differences are taken within a
-seed, which decides first parameters, ranking and random images; brackets hold 95 % intervals by Student's t over seeds, for
-the given test images.
+random ones. Accuracy on test images: of a self-supervised encoder by a linear probe that is fitted to all training images,
+the removed ones too, so that only the encoder differs; of a supervised one by its own classifier. Differences are taken
+within a seed, which decides first parameters, ranking and random images; brackets hold 95 % intervals by Student's t over
+seeds, for the given test images.
 """
 
 import dataclasses
@@ -21,7 +21,19 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from experiments.study.small import COLUMNS, Pictures, Result, Small, accuracies, complete, main, read, score, train
+from experiments.study.small import (
+    COLUMNS,
+    Pictures,
+    Result,
+    Small,
+    accuracies,
+    complete,
+    main,
+    minutes,
+    read,
+    score,
+    train,
+)
 from influence_ssl_jax.evaluation.statistics import Estimate
 from influence_ssl_jax.ihvp.gram import Gram
 from influence_ssl_jax.runs.settings import CurvatureSet
@@ -47,9 +59,8 @@ class Removal(Small):
     methods: tuple[str, ...] = ("SimCLR", "supervised")
     seeds: tuple[int, ...] = (0, 42, 123)
     shares: tuple[float, ...] = (0.1, 0.4)
-    train: int = 2560
-    epochs: int = 20
-    curvature: int = 1024
+    train: int = 1024
+    curvature: int = 512
 
 
 def removed(scores: Result, ranking: str, share: float, seed: int) -> np.ndarray:
@@ -75,7 +86,7 @@ def whole(scale: Removal, method: str, seed: int, pictures: Pictures, test: Pict
     trained = train(scale, method, pictures, seed)
     scoring = Scoring(draws=scale.draws, batch_size=64)
     columns = score(trained, pictures, Gram(), scoring, CurvatureSet(examples=scale.curvature, batch_size=64))
-    return {**columns, **accuracies(trained, pictures, test)}
+    return {**{name: each[0] for name, each in columns.items()}, **accuracies(trained, pictures, test)}
 
 
 def without(
@@ -100,9 +111,9 @@ def retrained(scale: Removal, pictures: Pictures, test: Pictures) -> dict[str, R
     """Return all encoders, trained where they are missing."""
     before = wholes(scale, pictures, test)
     jobs: dict[str, Callable[[], Mapping[str, Any]]] = {}
-    for method in scale.methods:
+    for share in sorted(scale.shares, reverse=True):
         for seed in scale.seeds:
-            for share in sorted(scale.shares, reverse=True):
+            for method in scale.methods:
                 for ranking in RANKINGS:
                     rows = removed(before[f"{method}_{seed}_whole"], ranking, share, seed)
                     jobs[f"{method}_{seed}_{ranking.replace(' ', '_')}_{share:g}"] = (
@@ -139,8 +150,10 @@ def compared(scale: Removal, found: dict[str, Result]) -> dict[str, Any]:
                 },
                 "without the highest less without the lowest": over_seeds(each[HIGHEST] - each[LOWEST]),
             }
-        labels = {column: float(np.mean([found[f"{method}_{seed}_whole"][column].mean() for seed in scale.seeds]))
-                  for column in list(COLUMNS.values())[:2]}
+        labels = {
+            column: float(np.mean([found[f"{method}_{seed}_whole"][column].mean() for seed in scale.seeds]))
+            for column in list(COLUMNS.values())[:2]
+        }
         record["found"][method] = {"probe": probe, "nothing removed": over_seeds(base), "shares": rows, "means": labels}
     return record
 
@@ -165,8 +178,9 @@ def draw(record: dict[str, Any]) -> Figure:
 def find(scale: Removal) -> tuple[dict[str, Any], Figure]:
     """Train, remove, retrain, compare and draw."""
     pictures, test = read(scale, "train"), read(scale, "test")
-    record = compared(scale, retrained(scale, pictures, test))
-    return record, draw(record)
+    found = retrained(scale, pictures, test)
+    record = compared(scale, found)
+    return {"minutes": minutes(found), **record}, draw(record)
 
 
 if __name__ == "__main__":

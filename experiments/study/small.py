@@ -2,8 +2,8 @@
 
 What the experiments share that need more encoders than one: `stability`, `retraining`, `removal` and `outputs`. Images are
 those of CIFAR-10, shrunk by averaging; networks are ResNet-18 of few channels. The published scale is `--pixels 32
---width 64 --train 50000 --epochs 1000`. Every encoder leaves one small file of results under `runs`, so that the same command
-continues where it was stopped; `--minutes 10` begins no further encoder after ten minutes.
+--width 64 --train 50000 --epochs 1000`. Every encoder leaves one small file of results under `runs`, so that the same
+command continues where it was stopped; `--minutes 10` begins no further encoder after ten minutes.
 
 All encoders of a method are trained by one compiled step: seeds and images are data. The step, the first parameters and the
 order of the images are those of `influence_ssl_jax.train`.
@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 import tyro
 from jaxtyping import Array, Float, Int, UInt8
 from matplotlib.figure import Figure
@@ -32,7 +33,7 @@ from influence_ssl_jax.cli.environment import keep_compiled_programs, keep_convo
 from influence_ssl_jax.configuration import describe, fingerprint
 from influence_ssl_jax.data import Arrays, Digits, OpenSource, Tfds, ToInput, batches, epoch, resident
 from influence_ssl_jax.data.source import Example, read_all
-from influence_ssl_jax.encoder import Output
+from influence_ssl_jax.encoder import Encoder, Output
 from influence_ssl_jax.evaluation.statistics import spearman
 from influence_ssl_jax.ihvp.backend import Backend
 from influence_ssl_jax.losses import BYOL, BarlowTwins, CosineDistance, SimCLR, Supervised
@@ -41,9 +42,11 @@ from influence_ssl_jax.problem import Objective
 from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.runs.prepare import form_measurement, form_problem
 from influence_ssl_jax.runs.settings import CurvatureSet
-from influence_ssl_jax.scoring.scores import Scoring
-from influence_ssl_jax.scoring.stream import self_influence
-from influence_ssl_jax.train import Architecture, Lars, Pretrain, Sgd, Trained
+from influence_ssl_jax.scoring.neighbours import knn_distance
+from influence_ssl_jax.scoring.scores import Scorer, Scoring
+from influence_ssl_jax.scoring.stream import embedding_matrix, stream
+from influence_ssl_jax.train import Architecture, Lars, Pretrain, Sgd, Trained, save
+from influence_ssl_jax.train import load as load_trained
 from influence_ssl_jax.train.probes import Labelled, embed_all, knn_accuracy, linear_accuracy
 from influence_ssl_jax.train.state import initial, make_step
 from influence_ssl_jax.types import Batch, Frozen, Params
@@ -105,10 +108,10 @@ class Small:
     pixels: int = 16
     width: int = 4
     train: int = 2048
-    test: int = 5000
-    epochs: int = 20
-    batch_size: int = 128
-    draws: int = 4
+    test: int = 3000
+    epochs: int = 10
+    batch_size: int = 64
+    draws: int = 2
     at_once: int = 2
     minutes: float | None = None
     runs: Path = Path("runs/study/small")
@@ -127,8 +130,10 @@ class Small:
         return {name: value for name, value in dict(describe(self)).items() if name not in places}
 
     def folder(self) -> Path:
-        """Return the folder of this scale's files, and make it."""
-        place = self.runs / f"{type(self).__name__.lower()}_{fingerprint(self.described())[:12]}"
+        """Return the folder of this scale's files, and make it; how many encoders there are does not name it."""
+        counts = ("methods", "seeds", "cuts", "shares")
+        decides = {name: value for name, value in self.described().items() if name not in counts}
+        place = self.runs / f"{type(self).__name__.lower()}_{fingerprint(decides)[:12]}"
         place.mkdir(parents=True, exist_ok=True)
         return place
 
@@ -178,7 +183,11 @@ def read(scale: Small, part: Literal["train", "test"]) -> Pictures:
     else:
         source = Tfds("cifar10", f"{part}[:{count}]", scale.data_dir)
     opened = source.open()
-    pixels = [each.image for each in read_all(opened, range(count)) if isinstance(each, Example)]
+    pixels = [
+        ToInput(*each.image.shape[:2])(each.image)
+        for each in read_all(opened, range(count))
+        if isinstance(each, Example)
+    ]
     return Pictures(shrink(np.stack(pixels), scale.pixels), np.asarray(opened.labels())[:count])
 
 
@@ -200,6 +209,15 @@ def train(scale: Small, method: str, pictures: Pictures, seed: int) -> Trained:
             raise ValueError(f"{method}, seed {seed}: the loss is {float(loss)} in epoch {number}.")
     row = {"epoch": settings.epochs, "loss": float(loss)}
     return Trained(own, pictures.images.shape[1:], state.params, state.frozen, (row,))
+
+
+def encoder_of(scale: Small, method: str, seed: int, pictures: Pictures) -> Trained:
+    """Train an encoder and keep it, or read it where it was trained before."""
+    place = scale.folder() / "encoders" / f"{method.lower().replace(' ', '_')}_{seed}"
+    if not place.with_suffix(".json").exists():
+        place.parent.mkdir(exist_ok=True)
+        save(place, train(scale, method, pictures, seed))
+    return load_trained(place)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -233,7 +251,9 @@ def accuracies(trained: Trained, bank: Pictures, test: Pictures) -> dict[str, fl
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _alignment(objective: Objective, draws: int, params: Params, frozen: Frozen, batch: Batch) -> Float[Array, " batch"]:
+def _alignment(
+    objective: Objective, draws: int, params: Params, frozen: Frozen, batch: Batch
+) -> Float[Array, " batch"]:
     loss = objective.loss
     assert isinstance(loss, CosineDistance)
 
@@ -266,6 +286,15 @@ def alignment(trained: Trained, pictures: Pictures, views: Literal["training", "
     return np.concatenate(rows)
 
 
+def backbone(trained: Trained) -> Encoder:
+    """Return the encoder without its heads: one network for all methods, whose scores are compiled once."""
+    part = "backbone"
+    frozen = {name: {part: state[part]} for name, state in trained.frozen.items() if part in state}
+    settings = dataclasses.replace(METHODS["SimCLR"], architecture=Architecture(trained.settings.architecture.width))
+    height, width = trained.image_shape[:2]
+    return Encoder(settings.network("encode"), {part: trained.params[part]}, frozen, ToInput(height, width), "backbone")
+
+
 def score(
     trained: Trained,
     pictures: Pictures,
@@ -274,9 +303,9 @@ def score(
     curvature: CurvatureSet,
     scored: int | None = None,
     output: Output = "encoder",
-    views: Literal["noise", "training"] = "noise",
+    scorings: int = 1,
 ) -> Result:
-    """Score images; returns the score and its rivals by their names in `COLUMNS`.
+    """Score images; returns the score and its rivals by their names in `COLUMNS`, [scorings, images].
 
     Args:
         trained: The encoder.
@@ -286,17 +315,26 @@ def score(
         curvature: Which curvature.
         scored: How many images are scored, the first; None scores all.
         output: The output whose cosine distance is differentiated.
-        views: What is compared: the image and itself with noise of σ 0.2, or two views of the pretraining.
+        scorings: How often each image is scored, each time with other noise.
     """
-    encoder, source = trained.encoder(), pictures.open()
+    whole = output != "encoder" or curvature.objective == "pretraining"
+    encoder = trained.encoder() if whole else backbone(trained)
     measurement = form_measurement(encoder, output, GaussianNoise(SIGMA), CosineDistance())
-    if views == "training":
-        measurement = dataclasses.replace(measurement, views=trained.settings.objective().views)
-    chosen = resident(source, encoder.input, curvature.examples, curvature.batch_size, 0)
+    chosen = resident(pictures.open(), encoder.input, curvature.examples, curvature.batch_size, 0)
     problem = form_problem(encoder, output, measurement, curvature, chosen)
-    asked = source if scored is None else pictures.of(np.arange(scored)).open()
-    table = self_influence(problem, backend, asked, encoder.input, scoring, measurement)
-    return {name: table[column].to_numpy(zero_copy_only=False) for column, name in COLUMNS.items()}
+    scorer = Scorer.fit(problem, backend, scoring, measurement)
+    count = len(pictures.labels) if scored is None else scored
+    # Noise is derived from an image's number, so an image that is there twice is scored with two draws of it.
+    asked = pictures.of(np.tile(np.arange(count), scorings)).open()
+    table = pa.concat_tables([part.table for part in stream(scorer, asked, encoder.input)]).sort_by("index")
+    embeddings = embedding_matrix(table["embedding"]).reshape(scorings, count, -1)
+    found = {
+        name: table[column].to_numpy(zero_copy_only=False).reshape(scorings, count)
+        for column, name in COLUMNS.items()
+        if column in table.column_names
+    }
+    distances = np.stack([knn_distance(each.astype(np.float32)) for each in embeddings])
+    return {**found, COLUMNS["knn_distance"]: distances}
 
 
 def complete(scale: Small, jobs: Mapping[str, Callable[[], Mapping[str, Any]]]) -> dict[str, Result]:
@@ -315,8 +353,9 @@ def complete(scale: Small, jobs: Mapping[str, Callable[[], Mapping[str, Any]]]) 
             return
         began = time.monotonic()
         found = {key: np.asarray(value) for key, value in jobs[name]().items()}
-        part = folder / f"{name}.part.npz"
-        np.savez(part, allow_pickle=False, **found, seconds=np.asarray(time.monotonic() - began))
+        part = folder / f"{name}.part"
+        with part.open("wb") as file:
+            np.savez(file, allow_pickle=False, **found, seconds=np.asarray(time.monotonic() - began))
         part.rename(folder / f"{name}.npz")
         print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
 
@@ -328,6 +367,11 @@ def complete(scale: Small, jobs: Mapping[str, Callable[[], Mapping[str, Any]]]) 
     if left:
         raise SystemExit(f"{len(jobs) - len(left)} of {len(jobs)} are done; the same command continues.")
     return {name: load(folder / f"{name}.npz") for name in jobs}
+
+
+def minutes(found: Mapping[str, Result]) -> float:
+    """Return the minutes that all jobs took, each by one thread."""
+    return sum(float(each["seconds"]) for each in found.values()) / 60
 
 
 def load(file: Path) -> Result:
@@ -349,17 +393,12 @@ Find = Callable[[Any], tuple[dict[str, Any], Figure | None]]
 
 
 def answer(scale: Small, name: str, find: Find) -> Path:
-    """Find a result, and write it with its scale, its command and the minutes of all its encoders."""
+    """Find a result, and write it with its scale and its command."""
     record, figure = find(scale)
     if figure is not None:
         scale.figures.mkdir(parents=True, exist_ok=True)
         figure.savefig(scale.figures / f"{name}.png", dpi=110, metadata={"Software": None})
-    seconds = sum(float(load(file)["seconds"]) for file in scale.folder().glob("*.npz"))
-    told = {
-        "command": f"python -m experiments.study.{name} --data-dir DIR",
-        "minutes": seconds / 60,
-        "scale": scale.described(),
-    }
+    told = {"command": f"python -m experiments.study.{name} --data-dir DIR", "scale": scale.described()}
     return results.write(scale.results, name, {**told, **record})
 
 

@@ -21,14 +21,22 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from experiments.study import results
-from experiments.study.small import COLUMNS, Pictures, Result, Small, accuracies, complete, main, read, reliability
-from experiments.study.small import score as score_images
-from experiments.study.small import train as train_encoder
+from experiments.study.small import (
+    COLUMNS,
+    Pictures,
+    Result,
+    Small,
+    accuracies,
+    complete,
+    main,
+    minutes,
+    read,
+    reliability,
+)
 from influence_ssl_jax.evaluation.statistics import spearman
 from influence_ssl_jax.ihvp.gram import Gram
 from influence_ssl_jax.runs.settings import CurvatureSet
 from influence_ssl_jax.scoring.scores import Scoring
-from influence_ssl_jax.train import Trained, load, save
 
 Repeated = Float[np.ndarray, "scorings images"]
 
@@ -46,33 +54,17 @@ class Stability(Small):
 
     methods: tuple[str, ...] = ("SimCLR", "BYOL", "Barlow Twins")
     seeds: tuple[int, ...] = (0, 42, 123)
-    train: int = 4096
-    epochs: int = 20
-    draws: int = 2
-    scored: int = 1024
-    curvature: int = 1024
-
-
-def encoder_of(scale: Stability, method: str, seed: int, pictures: Pictures) -> Trained:
-    """Train an encoder, or read it where it was trained before."""
-    place = scale.folder() / "encoders" / f"{method.lower().replace(' ', '_')}_{seed}"
-    if not place.with_suffix(".json").exists():
-        place.parent.mkdir(exist_ok=True)
-        save(place, train_encoder(scale, method, pictures, seed))
-    return load(place)
+    train: int = 2048
+    scored: int = 512
+    curvature: int = 512
 
 
 def scored(scale: Stability, method: str, seed: int, pictures: Pictures, test: Pictures) -> dict[str, Any]:
     """Train, and score twice: every column [scorings, images]."""
     trained = encoder_of(scale, method, seed, pictures)
     curvature = CurvatureSet(examples=scale.curvature, batch_size=64)
-    twice = [
-        score_images(
-            trained, pictures, Gram(), Scoring(draws=scale.draws, batch_size=64, seed=noise), curvature, scale.scored
-        )
-        for noise in (0, 1)
-    ]
-    columns = {name: np.stack([each[name] for each in twice]) for name in COLUMNS.values()}
+    scoring = Scoring(draws=scale.draws, batch_size=64)
+    columns = score(trained, pictures, Gram(), scoring, curvature, scale.scored, scorings=2)
     return {**columns, **{f"accuracy, {name}": value for name, value in accuracies(trained, pictures, test).items()}}
 
 
@@ -148,7 +140,7 @@ def find(scale: Stability) -> tuple[dict[str, Any], Figure]:
     done = complete(scale, jobs)
     found = {method: {seed: done[f"{method}_{seed}"] for seed in scale.seeds} for method in scale.methods}
     record = compared(found)
-    return record, draw(record)
+    return {"minutes": minutes(done), **record}, draw(record)
 
 
 if __name__ == "__main__":

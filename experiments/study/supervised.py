@@ -4,11 +4,12 @@ Published: of a self-supervised encoder yes, of a supervised one there is no suc
 
     python -m experiments.study.supervised --data-dir DIR                    (after experiments.study.removal; seconds)
 
-The encoders of all images of `removal`. White and black borders are too rare among so few images to be counted, so the trend is
-the rank correlation of the score with the spread of the outermost pixels, mean over the seeds; a trend towards uniform
-borders is a negative one. The same for the self-supervised encoder beside it, and for the alignment loss.
+The encoders of all images of `removal`. White and black borders are too rare among so few images to be counted, so the
+trend is the rank correlation of the score with the spread of the outermost pixels, mean over the seeds; a trend towards
+uniform borders is a negative one. The same for the self-supervised encoder beside it, and for the alignment loss.
 """
 
+import time
 from typing import Any
 
 import numpy as np
@@ -56,12 +57,12 @@ def compared(found: dict[str, list[Result]], images: np.ndarray, resamples: int 
 
 def find(scale: Removal) -> tuple[dict[str, Any], None]:
     """Read the scores of `removal`, and compare them with borders."""
+    began = time.monotonic()
     pictures, test = read(scale, "train"), read(scale, "test")
     scores = wholes(scale, pictures, test)
-    by_method = {
-        method: [scores[f"{method}_{seed}_whole"] for seed in scale.seeds] for method in scale.methods
-    }
-    return compared(by_method, pictures.images), None
+    by_method = {method: [scores[f"{method}_{seed}_whole"] for seed in scale.seeds] for method in scale.methods}
+    record = compared(by_method, pictures.images)
+    return {**record, "minutes": (time.monotonic() - began) / 60}, None
 
 
 if __name__ == "__main__":

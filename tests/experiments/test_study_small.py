@@ -54,7 +54,9 @@ def test_what_has_a_file_is_not_done_again(tmp_path):
     assert again["two"]["value"].tolist() == first["two"]["value"].tolist() == [0, 1]
     assert complete(dataclasses.replace(scale, at_once=2), {"one": job(1)})  # how it is done is no part of what
     with pytest.raises(SystemExit, match="3 of 4 are done"):
-        complete(dataclasses.replace(scale, minutes=0.0), {"one": job(1), "two": job(2), "three": job(3), "four": job(4)})
+        complete(
+            dataclasses.replace(scale, minutes=0.0), {"one": job(1), "two": job(2), "three": job(3), "four": job(4)}
+        )
     other = dataclasses.replace(scale, epochs=21)
     complete(other, {"one": job(1)})
     assert done == [1, 2, 3, 1]
@@ -80,7 +82,7 @@ def test_effects_are_those_that_were_planted():
     found = retraining.effects(losses, inside)
     # An encoder's mean loss holds the effects of the images that it left out, whose mean is near zero.
     assert np.abs(found - effect).max() < 5 * 400**-0.5
-    np.testing.assert_allclose(retraining.effect_reliability(found), 1, atol=1e-3)
+    np.testing.assert_allclose(retraining.effect_reliability(found), 1, atol=5e-3)
 
 
 def test_the_reliability_of_effects_is_that_of_their_noise():
@@ -96,23 +98,27 @@ def results_of_encoders(effect_of):
     rng = np.random.default_rng(1)
     accuracy = {"accuracy, knn": np.asarray(0.3), "accuracy, linear": np.asarray(0.4)}
     found = {
-        f"half_{cut:03d}_{half}": {"training": losses[cut, half], "noise": rng.normal(size=200), **accuracy}
+        f"half_{cut:03d}_{half}": {"training": losses[cut, half], "noise": rng.normal(size=200)}
         for cut in range(6)
         for half in range(2)
     }
     columns = {name: rng.normal(size=200) for name in (*retraining.SCORES, *retraining.RIVALS, retraining.OWN_LOSS)}
-    found["whole_0"] = {**columns, **effect_of(effect, columns), **accuracy}
+    columns |= effect_of(effect, columns)
+    for name in retraining.SCORES:
+        rivals = {rival: columns[rival] for rival in retraining.RIVALS}
+        found[f"whole_0_{retraining.slug(name)}"] = {"score": columns[name], **rivals}
+    found["whole_0_probed"] = {retraining.OWN_LOSS: columns[retraining.OWN_LOSS], **accuracy}
     return found, inside
 
 
 def record_of(effect_of):
-    record = retraining.compared(*results_of_encoders(effect_of), resamples=50)
+    record = retraining.compared(*results_of_encoders(effect_of), seeds=(0,), resamples=50)
     scale = {"width": 4, "pixels": 16, "train": 200, "epochs": 2}
     return json.loads(json.dumps(page.results.rounded({**record, "scale": scale})))
 
 
 def test_a_score_that_is_the_effect_predicts_it():
-    record = record_of(lambda effect, columns: {retraining.EXACT: effect})
+    record = record_of(lambda effect, _: {retraining.EXACT: effect})
     found = record["found"]["views of training"]
     assert found["spearman"][retraining.EXACT][0] > 0.95
     assert found["spearman of the mean rank over seeds"] == found["spearman"]  # of one seed
@@ -123,11 +129,11 @@ def test_a_score_that_is_the_effect_predicts_it():
 
 
 def test_a_score_no_better_than_a_rival_predicts_weakly_and_noise_does_not():
-    def rival(effect, columns):
+    def rival(effect, _):
         return {retraining.EXACT: effect + 0.1, "gradient norm": effect}
 
     assert page.retraining(record_of(rival)).verdict == WEAKLY
-    record = record_of(lambda effect, columns: {retraining.EXACT: -effect})
+    record = record_of(lambda effect, _: {retraining.EXACT: -effect})
     assert page.retraining(record).verdict == NOT
     record["found"]["views of training"]["reliability"] = 0.1
     assert page.retraining(record).verdict == UNDECIDED
@@ -153,7 +159,7 @@ def test_correlation_between_seeds_and_its_ceiling_are_those_that_were_planted()
 def test_stability_is_judged_by_its_rule(own, draws, verdict):
     results = {
         seed: {
-            **{name: scorings for name in small.COLUMNS.values()},
+            **dict.fromkeys(small.COLUMNS.values(), scorings),
             "accuracy, knn": np.asarray(0.3),
             "accuracy, linear": np.asarray(0.4),
         }
@@ -206,7 +212,9 @@ def test_differences_are_within_a_seed_with_students_interval():
     record = accuracies_of({("SimCLR", removal.HIGHEST): -0.05})
     found = record["found"]["SimCLR"]["shares"]["0.4"]
     step = np.array([0.001, -0.001, 0.001])
-    np.testing.assert_allclose(found["less nothing removed"][removal.HIGHEST], removal.over_seeds(step - 0.05), rtol=1e-3)
+    np.testing.assert_allclose(
+        found["less nothing removed"][removal.HIGHEST], removal.over_seeds(step - 0.05), rtol=1e-3
+    )
     np.testing.assert_allclose(found["less random"][removal.HIGHEST][0], -0.05, rtol=1e-3)
     assert len(removal.draw(record).axes) == 2
 
@@ -302,8 +310,8 @@ def test_an_encoder_is_trained_once(tmp_path, monkeypatch):
     monkeypatch.setitem(small.METHODS, "SimCLR", small_settings(SimCLR(0.5)))
     scale = stability.Stability(images="digits", pixels=8, train=40, epochs=2, batch_size=16, runs=tmp_path)
     calls, pictures = [], Pictures(np.zeros((2, 8, 8, 3), np.uint8), np.zeros(2, np.int64))
-    monkeypatch.setattr(stability, "train_encoder", lambda *given: calls.append(given[1]) or "trained")
-    monkeypatch.setattr(stability, "save", lambda place, trained: place.with_suffix(".json").write_text(trained))
-    monkeypatch.setattr(stability, "load", lambda place: place.name)
-    assert [stability.encoder_of(scale, "SimCLR", 5, pictures) for _ in range(2)] == ["simclr_5", "simclr_5"]
+    monkeypatch.setattr(small, "train", lambda *given: calls.append(given[1]) or "trained")
+    monkeypatch.setattr(small, "save", lambda place, trained: place.with_suffix(".json").write_text(trained))
+    monkeypatch.setattr(small, "load_trained", lambda place: place.name)
+    assert [small.encoder_of(scale, "SimCLR", 5, pictures) for _ in range(2)] == ["simclr_5", "simclr_5"]
     assert calls == ["SimCLR"]
