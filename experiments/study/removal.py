@@ -60,7 +60,7 @@ class Removal(Small):
     seeds: tuple[int, ...] = (0, 42, 123)
     shares: tuple[float, ...] = (0.1, 0.4)
     train: int = 1024
-    curvature: int = 512
+    curvature: int = 256
 
 
 def removed(scores: Result, ranking: str, share: float, seed: int) -> np.ndarray:

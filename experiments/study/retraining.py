@@ -68,10 +68,10 @@ class Retraining(Small):
     """
 
     method: str = "SimCLR"
-    train: int = 512
+    train: int = 256
     test: int = 2000
-    epochs: int = 20
-    batch_size: int = 32
+    epochs: int = 25
+    batch_size: int = 16
     cuts: int = 32
     seeds: tuple[int, ...] = (0, 42, 123)
     view_draws: int = 4
@@ -191,8 +191,8 @@ def halved(scale: Retraining, pictures: Pictures, chosen: np.ndarray, seed: int)
     return {name: alignment(trained, pictures, name, scale.view_draws) for name in ("training", "noise")}
 
 
-def done(scale: Retraining) -> dict[str, Result]:
-    """Train what is missing, and return every encoder's results."""
+def plan(scale: Retraining) -> dict[str, Callable[[], Mapping[str, Any]]]:
+    """Return all jobs by name: the encoders of halves, and what those of all images say."""
     pictures, test = read(scale, "train"), read(scale, "test")
     inside = membership(len(pictures.labels), scale.cuts)
     scorers = ways(scale, len(pictures.labels))
@@ -205,7 +205,7 @@ def done(scale: Retraining) -> dict[str, Result]:
         jobs[f"whole_{seed}_probed"] = lambda whole=whole: probed(scale, whole(), pictures, test)
         for name, by in scorers.items():
             jobs[f"whole_{seed}_{slug(name)}"] = lambda whole=whole, by=by: by(whole(), pictures)
-    return complete(scale, jobs)
+    return jobs
 
 
 def compared(
@@ -240,7 +240,7 @@ def compared(
 def draw(record: dict[str, Any]) -> Figure:
     """Draw every predictor's rank correlation with the effect, with its interval, below the ceiling."""
     figure = Figure(figsize=(7.2, 3.4), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
     for axes, (title, found) in zip(panels, record["found"].items(), strict=True):
         for place, (name, (value, low, high)) in enumerate(found["spearman"].items()):
             colour = "C3" if name in SCORES else "0.3"
@@ -248,7 +248,7 @@ def draw(record: dict[str, Any]) -> Figure:
             axes.plot(value, place, "o", color=colour, ms=4)
         axes.axvline(0, color="0.7", lw=0.8)
         axes.axvline(found["ceiling"], color="C0", ls="--", lw=1)
-        axes.set(title=f"effect on the loss of {title}", xlabel="Spearman")
+        axes.set(title=f"loss of {title}", xlabel="Spearman with the effect")
         axes.set_yticks(range(len(found["spearman"])), list(found["spearman"]))
     panels[0].invert_yaxis()
     return figure
@@ -256,7 +256,7 @@ def draw(record: dict[str, Any]) -> Figure:
 
 def find(scale: Retraining) -> tuple[dict[str, Any], Figure]:
     """Train, score, compare and draw."""
-    found = done(scale)
+    found = complete(scale, plan(scale))
     record = compared(found, membership(scale.train, scale.cuts), scale.seeds)
     return {"minutes": minutes(found), **record}, draw(record)
 

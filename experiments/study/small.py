@@ -349,7 +349,7 @@ def complete(scale: Small, jobs: Mapping[str, Callable[[], Mapping[str, Any]]]) 
     missing = [name for name in jobs if not (folder / f"{name}.npz").exists()]
 
     def do(name: str) -> None:
-        if time.monotonic() > end:
+        if time.monotonic() > end or (folder / f"{name}.npz").exists():  # another process may have done it
             return
         began = time.monotonic()
         found = {key: np.asarray(value) for key, value in jobs[name]().items()}

@@ -54,9 +54,9 @@ class Stability(Small):
 
     methods: tuple[str, ...] = ("SimCLR", "BYOL", "Barlow Twins")
     seeds: tuple[int, ...] = (0, 42, 123)
-    train: int = 2048
-    scored: int = 512
-    curvature: int = 512
+    train: int = 1024
+    scored: int = 256
+    curvature: int = 256
 
 
 def scored(scale: Stability, method: str, seed: int, pictures: Pictures, test: Pictures) -> dict[str, Any]:
