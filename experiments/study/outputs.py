@@ -2,7 +2,7 @@
 
     python -m experiments.study.outputs --data-dir DIR                       (after experiments.study.stability; minutes)
 
-The published study leaves both open. One encoder of each method of `stability` (the first seed) scores images in all four
+The published study leaves both open. The encoder of the first seed of `stability` scores images in all four
 ways, exactly by `Gram`, twice with other noise: the cosine distance at the representation or at the projector's output, by
 the curvature of that measurement or of the loss of pretraining with its heads. Losses that couple the images of a batch are
 drawn as often for a batch as it has images, so that every matrix is a mean of as many outer products. λ is a tenth of the
@@ -39,9 +39,11 @@ class Outputs(Stability):
     """Whose encoders are scored: those of `Stability` with the same settings.
 
     Attributes:
+        methods: Which pretrainings.
         compared: Images that are scored.
     """
 
+    methods: tuple[str, ...] = ("SimCLR",)
     compared: int = 200
 
     def stability(self) -> Stability:

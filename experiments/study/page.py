@@ -385,8 +385,9 @@ def retraining(record: Record) -> Finding:
     )
     scores = "; ".join(f"{name} {interval(ranks[name])}" for name in SCORES)
     text = (
-        f"{scale_of(record)}; {record['images']:,} images, {record['encoders']} encoders of halves. Reliability of the "
-        f"effect {number(found['reliability'])}, so at most {number(found['ceiling'])}. Spearman with the effect: {scores}. "
+        f"{scale_of(record)}; {record['images']:,} images, {record['encoders']} encoders of halves. Being left out "
+        f"raises an image's loss by {interval(found['mean effect'])}. Reliability of the effect "
+        f"{number(found['reliability'])}, so at most {number(found['ceiling'])}. Spearman with the effect: {scores}. "
         f"Best rival: {best} {interval(ranks[best])}. On the loss under noise (at most {number(noise['ceiling'])}): {EXACT} "
         f"{interval(noise['spearman'][EXACT])}."
     )

@@ -302,7 +302,7 @@ def test_a_question_of_small_encoders_is_one_column_s():
 
 def test_the_encoders_of_outputs_are_those_of_stability(tmp_path):
     own = outputs.Outputs(runs=tmp_path, epochs=3)
-    assert own.stability() == stability.Stability(runs=tmp_path, epochs=3)
+    assert own.stability() == stability.Stability(runs=tmp_path, epochs=3, methods=own.methods)
     assert own.stability().folder() == stability.Stability(runs=tmp_path, epochs=3).folder() != own.folder()
 
 
