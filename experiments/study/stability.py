@@ -28,10 +28,12 @@ from experiments.study.small import (
     Small,
     accuracies,
     complete,
+    encoder_of,
     main,
     minutes,
     read,
     reliability,
+    score,
 )
 from influence_ssl_jax.evaluation.statistics import spearman
 from influence_ssl_jax.ihvp.gram import Gram
