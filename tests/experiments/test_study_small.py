@@ -315,3 +315,55 @@ def test_an_encoder_is_trained_once(tmp_path, monkeypatch):
     monkeypatch.setattr(small, "load_trained", lambda place: place.name)
     assert [small.encoder_of(scale, "SimCLR", 5, pictures) for _ in range(2)] == ["simclr_5", "simclr_5"]
     assert calls == ["SimCLR"]
+
+
+def stubbed(monkeypatch):
+    """Let nothing be trained: what would be measured is drawn at random, in the shapes that it has."""
+    rng = np.random.default_rng(0)
+
+    def score(*given, scorings=1):
+        pictures, scored = given[1], given[5] if len(given) > 5 else None
+        count = len(pictures.labels) if scored is None else scored
+        return {name: rng.uniform(1, 2, (scorings, count)) for name in small.COLUMNS.values()}
+
+    def accuracies(*_):
+        return {probe: rng.uniform() for probe in ("knn", "linear", "classifier")}
+
+    def alignment(*given):
+        return rng.uniform(size=len(given[1].labels))
+
+    class Unfitted:
+        settings = small.METHODS["SimCLR"]
+
+    for module in (removal, stability, outputs, retraining):
+        monkeypatch.setattr(module, "score", score)
+        monkeypatch.setattr(module, "accuracies", accuracies, raising=False)
+        monkeypatch.setattr(module, "train", lambda *_: Unfitted, raising=False)
+        monkeypatch.setattr(module, "encoder_of", lambda *_: Unfitted, raising=False)
+    monkeypatch.setattr(retraining, "alignment", alignment)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_experiment_goes_from_images_to_the_page(name, tmp_path, monkeypatch):
+    stubbed(monkeypatch)
+    own = {"retraining": {"cuts": 4}, "outputs": {"compared": 20}}.get(name, {})
+    if name in ("stability", "outputs"):
+        own["scored"] = 24
+    scale = COMMANDS[name](
+        images="digits", pixels=8, train=40, test=24, seeds=(0, 1), runs=tmp_path / "runs", results=tmp_path,
+        figures=tmp_path, **own,
+    )  # fmt: skip
+    experiment = {
+        each.__name__.rpartition(".")[2]: each for each in (stability, outputs, retraining, removal, supervised)
+    }
+    place = small.answer(scale, name, experiment[name].find)
+    record = json.loads(place.read_text(encoding="utf-8"))
+    assert record["minutes"] >= 0
+    assert "/" not in place.read_text(encoding="utf-8")
+    column = page.SmallEncoders.load(tmp_path)
+    question = next(each for each in page.QUESTIONS if each.result == name)
+    found = column.finding(question)
+    assert found.verdict != page.NOT_RUN
+    assert "40 training images" in found.text
+    written = json.loads(small.answer(scale, name, experiment[name].find).read_text(encoding="utf-8"))
+    assert {**written, "minutes": 0} == {**record, "minutes": 0}  # read from the files of the first time
