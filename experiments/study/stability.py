@@ -54,7 +54,7 @@ class Stability(Small):
         curvature: Images that the curvature is averaged over.
     """
 
-    methods: tuple[str, ...] = ("SimCLR", "BYOL", "Barlow Twins")
+    methods: tuple[str, ...] = ("SimCLR", "Barlow Twins", "BYOL")
     seeds: tuple[int, ...] = (0, 42, 123)
     train: int = 1024
     scored: int = 256
@@ -136,8 +136,8 @@ def find(scale: Stability) -> tuple[dict[str, Any], Figure]:
     pictures, test = read(scale, "train"), read(scale, "test")
     jobs: dict[str, Callable[[], Mapping[str, Any]]] = {
         f"{method}_{seed}": lambda method=method, seed=seed: scored(scale, method, seed, pictures, test)
-        for seed in scale.seeds
         for method in scale.methods
+        for seed in scale.seeds
     }
     done = complete(scale, jobs)
     found = {method: {seed: done[f"{method}_{seed}"] for seed in scale.seeds} for method in scale.methods}
