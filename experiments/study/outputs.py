@@ -64,7 +64,7 @@ def scored(scale: Outputs, method: str, choice: str, pictures: Pictures) -> dict
     return {name: found[name] for name in list(COLUMNS.values())[:2]}
 
 
-def compared(found: dict[str, dict[str, dict[str, np.ndarray]]], resamples: int = 500) -> dict[str, Any]:
+def compared(found: dict[str, dict[str, dict[str, np.ndarray]]], resamples: int) -> dict[str, Any]:
     """Return how alike the four ways rank, for every method.
 
     Args:
@@ -92,7 +92,7 @@ def compared(found: dict[str, dict[str, dict[str, np.ndarray]]], resamples: int 
     return record
 
 
-def find(scale: Outputs) -> tuple[dict[str, Any], None]:
+def find(scale: Outputs, resamples: int = 500) -> tuple[dict[str, Any], None]:
     """Score in all ways, and compare."""
     pictures = read(scale, "train")
     jobs: dict[str, Callable[[], Mapping[str, Any]]] = {
@@ -106,7 +106,7 @@ def find(scale: Outputs) -> tuple[dict[str, Any], None]:
     found = {
         method: {choice: done[f"{method}_{choice.replace(' ', '_')}"] for choice in CHOICES} for method in scale.methods
     }
-    return {"minutes": minutes(done), **compared(found)}, None
+    return {"minutes": minutes(done), **compared(found, resamples)}, None
 
 
 if __name__ == "__main__":

@@ -208,9 +208,7 @@ def plan(scale: Retraining) -> dict[str, Callable[[], Mapping[str, Any]]]:
     return jobs
 
 
-def compared(
-    found: dict[str, Result], inside: np.ndarray, seeds: Sequence[int], resamples: int = 1000
-) -> dict[str, Any]:
+def compared(found: dict[str, Result], inside: np.ndarray, seeds: Sequence[int], resamples: int) -> dict[str, Any]:
     """Return the record of all results."""
     wholes = [predictors(found, seed) for seed in seeds]
     halves = [each for name, each in sorted(found.items()) if name.startswith("half_")]
@@ -254,10 +252,10 @@ def draw(record: dict[str, Any]) -> Figure:
     return figure
 
 
-def find(scale: Retraining) -> tuple[dict[str, Any], Figure]:
+def find(scale: Retraining, resamples: int = 1000) -> tuple[dict[str, Any], Figure]:
     """Train, score, compare and draw."""
     found = complete(scale, plan(scale))
-    record = compared(found, membership(scale.train, scale.cuts), scale.seeds)
+    record = compared(found, membership(scale.train, scale.cuts), scale.seeds, resamples)
     return {"minutes": minutes(found), **record}, draw(record)
 
 

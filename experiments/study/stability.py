@@ -98,7 +98,7 @@ def between(one: list[Repeated], other: list[Repeated]) -> float:
     return float(np.mean([spearman(a.mean(axis=0), b.mean(axis=0)) for a in one for b in other]))
 
 
-def compared(found: dict[str, dict[int, Result]], resamples: int = 500) -> dict[str, Any]:
+def compared(found: dict[str, dict[int, Result]], resamples: int) -> dict[str, Any]:
     """Return the record of all encoders by method and seed."""
     record: dict[str, Any] = {"found": {}, "accuracy": {}, "spearman between methods": {}}
     for method, encoders in found.items():
@@ -131,7 +131,7 @@ def draw(record: dict[str, Any]) -> Figure:
     return figure
 
 
-def find(scale: Stability) -> tuple[dict[str, Any], Figure]:
+def find(scale: Stability, resamples: int = 500) -> tuple[dict[str, Any], Figure]:
     """Train, score, compare and draw."""
     pictures, test = read(scale, "train"), read(scale, "test")
     jobs: dict[str, Callable[[], Mapping[str, Any]]] = {
@@ -141,7 +141,7 @@ def find(scale: Stability) -> tuple[dict[str, Any], Figure]:
     }
     done = complete(scale, jobs)
     found = {method: {seed: done[f"{method}_{seed}"] for seed in scale.seeds} for method in scale.methods}
-    record = compared(found)
+    record = compared(found, resamples)
     return {"minutes": minutes(done), **record}, draw(record)
 
 

@@ -24,7 +24,7 @@ FRAME = 1
 HIGHEST = 0.1
 
 
-def compared(found: dict[str, list[Result]], images: np.ndarray, resamples: int = 1000) -> dict[str, Any]:
+def compared(found: dict[str, list[Result]], images: np.ndarray, resamples: int) -> dict[str, Any]:
     """Return how scores go along with borders, for every method.
 
     Args:
@@ -55,13 +55,13 @@ def compared(found: dict[str, list[Result]], images: np.ndarray, resamples: int 
     return record
 
 
-def find(scale: Removal) -> tuple[dict[str, Any], None]:
+def find(scale: Removal, resamples: int = 1000) -> tuple[dict[str, Any], None]:
     """Read the scores of `removal`, and compare them with borders."""
     began = time.monotonic()
     pictures, test = read(scale, "train"), read(scale, "test")
     scores = wholes(scale, pictures, test)
     by_method = {method: [scores[f"{method}_{seed}_whole"] for seed in scale.seeds] for method in scale.methods}
-    record = compared(by_method, pictures.images)
+    record = compared(by_method, pictures.images, resamples)
     return {**record, "minutes": (time.monotonic() - began) / 60}, None
 
 
