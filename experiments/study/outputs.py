@@ -12,22 +12,24 @@ mean eigenvalue, each time that of its own matrix.
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from experiments.study.small import COLUMNS, Pictures, complete, encoder_of, main, minutes, read, reliability, score
 from experiments.study.stability import Stability
 from experiments.study.variants import agreement
+from influence_ssl_jax.encoder import Output
 from influence_ssl_jax.evaluation.statistics import bootstrap, spearman
 from influence_ssl_jax.ihvp.gram import Gram
 from influence_ssl_jax.runs.settings import CurvatureSet
 from influence_ssl_jax.scoring.scores import Scoring
 
-CHOICES = {
-    f"{output} by {curvature}": (output, curvature)
-    for output in ("encoder", "projector")
-    for curvature in ("measurement", "pretraining")
+CHOICES: dict[str, tuple[Output, Literal["measurement", "pretraining"]]] = {
+    "encoder by measurement": ("encoder", "measurement"),
+    "encoder by pretraining": ("encoder", "pretraining"),
+    "projector by measurement": ("projector", "measurement"),
+    "projector by pretraining": ("projector", "pretraining"),
 }
 STANDARD = "encoder by measurement"
 SIZE = 64

@@ -276,7 +276,9 @@ def stability(record: Record) -> Finding:
     """
     found = {method: each["score"] for method, each in record["found"].items()}
     high = all(each[kind][1] > 0.7 for each in found.values() for kind in ("spearman", "pearson"))
-    weakly = all(each["spearman"][1] > 0.5 or each["spearman over ceiling"][1] > 0.7 for each in found.values())
+    weakly = all(
+        each["spearman"][1] > 0.5 or (each["spearman over ceiling"][1] or 0.0) > 0.7 for each in found.values()
+    )
     low = any(each["spearman"][2] < 0.5 for each in found.values())
     parts = []
     for method, each in found.items():

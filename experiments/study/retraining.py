@@ -42,6 +42,7 @@ from experiments.study.small import (
     train,
 )
 from influence_ssl_jax.evaluation.statistics import bootstrap, partial_spearman, spearman
+from influence_ssl_jax.ihvp.backend import Backend
 from influence_ssl_jax.ihvp.ekfac import EKFAC
 from influence_ssl_jax.ihvp.gram import Gram
 from influence_ssl_jax.ihvp.logra import LoGra
@@ -168,9 +169,9 @@ def compare(found: Float[np.ndarray, "cuts images"], first: Result, mean: Result
 def ways(scale: Retraining, images: int) -> dict[str, Callable[[Trained, Pictures], Result]]:
     """Return every way to score, by its name: score and rivals."""
     scoring, curvature = Scoring(draws=scale.draws, batch_size=64), CurvatureSet(examples=images, batch_size=64)
-    backends = (Gram(), LoGra(), EKFAC())
+    backends: tuple[Backend, ...] = (Gram(), LoGra(), EKFAC())
     return {
-        name: lambda *of, backend=backend: score(*of, backend, scoring, curvature)
+        name: lambda trained, pictures, backend=backend: score(trained, pictures, backend, scoring, curvature)
         for name, backend in zip(SCORES, backends, strict=True)
     }
 

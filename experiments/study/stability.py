@@ -125,7 +125,7 @@ def draw(record: dict[str, Any]) -> Figure:
             axes.plot([low, high], [place, place], color=colour, lw=1.5)
             axes.plot(value, place, "o", color=colour, ms=4)
             axes.plot(each["ceiling"][0], place, "|", color="C0", ms=10)
-        axes.set(title=method, xlabel="Spearman between seeds", xlim=(min(0.0, axes.get_xlim()[0]), 1.02))
+        axes.set(title=method, xlabel="Spearman", xlim=(min(0.0, axes.get_xlim()[0]), 1.02))
         axes.set_yticks(range(len(found)), list(found))
     panels[0].invert_yaxis()
     return figure
