@@ -357,12 +357,12 @@ def outputs(record: Record) -> Finding:
     parts = []
     for method, found in record["found"].items():
         pairs = ", ".join(
-            f"{name} {interval(each['spearman'])} (at most {number(each['ceiling'][0])})"
-            for name, each in found["pairs"].items()
-            if name.startswith(record["standard"])
+            f"{name} {interval(each)}" for name, each in found["pairs"].items() if name.startswith(record["standard"])
         )
         parts.append(f"{method}: {pairs}")
-    return Finding(f"{scale_of(record)}; {record['images']} images. Spearman, {'. '.join(parts)}.", OPEN)
+    return Finding(
+        f"{scale_of(record)}; {record['images']} images, the same noise. Spearman, {'. '.join(parts)}.", OPEN
+    )
 
 
 def retraining(record: Record) -> Finding:
