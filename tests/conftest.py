@@ -104,7 +104,7 @@ def pytest_runtest_teardown(item, nextitem):
     ends the process by a segmentation fault.
     """
     last_of_file = nextitem is None or nextitem.path != item.path
-    if last_of_file and MAPS.exists() and MAPS.read_bytes().count(b"\n") > 20_000:
+    if last_of_file and MAPS.exists() and MAPS.read_bytes().count(b"\n") > 40_000:
         jax.clear_caches()
         gc.collect()
 

@@ -23,14 +23,13 @@ from influence_ssl_jax.evaluation.sample import (
     relative_width,
     sample,
 )
-from influence_ssl_jax.ihvp import Arnoldi, Damping, Exact
+from influence_ssl_jax.ihvp import Arnoldi, Damping
 from influence_ssl_jax.ihvp.gram import curvature_rows
 from influence_ssl_jax.ihvp.rounding import row_doubt
 from influence_ssl_jax.losses import CosineDistance, SimCLR
 from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.scoring import memory
 from influence_ssl_jax.scoring.scores import Scoring
-from influence_ssl_jax.scoring.stream import self_influence
 from influence_ssl_jax.types import Batch
 from tests import problems
 from tests.curvature.dense import dense
@@ -321,27 +320,17 @@ def test_bounds_of_a_difference_take_the_far_ends():
 
 
 def test_intervals_hold_the_score_of_every_example(monkeypatch):
-    problem = problems.problem(CosineDistance(), module=problems.Small(), channels=3)
-    transform = ToInput(problems.SIZE, problems.SIZE, 3)
-    images = Arrays(
-        np.random.default_rng(1).integers(0, 256, (7, problems.SIZE, problems.SIZE, 3), dtype=np.uint8)
-    ).open()
-    scoring = Scoring(Damping(absolute=0.05), draws=2)
     monkeypatch.setitem(memory.LARGEST, "cpu", 4)
-    want = self_influence(problem, Exact(), images, transform, scoring)["score"].to_numpy()
-    for rank in (6, trees.size(problem.params)):
-        state = jax.jit(Arnoldi(rank, block=2, probes=2).fit)(problem, jax.random.key(0))
-        damping = jax.numpy.asarray(0.05)
-        found = pa.concat_tables(
-            bound_by_galerkin(problem, state, images, transform, damping, scoring, problem.objective)
-        )
-        assert found["index"].to_pylist() == list(range(7))
+    damping, want = jnp.asarray(0.05), exact_scores(0.05)
+    for rank in (6, trees.size(the_problem().params)):
+        state = jax.jit(Arnoldi(rank, block=2, probes=2).fit)(the_problem(), jax.random.key(0))
+        given = the_problem(), state, source(), TRANSFORM, damping
+        found = pa.concat_tables(bound_by_galerkin(*given, SCORING, the_problem().objective))
+        assert found["index"].to_pylist() == list(range(9))
         lower, upper = found["galerkin_lo"].to_numpy(), found["galerkin_hi"].to_numpy()
         assert (lower <= want).all()
         assert (want <= upper).all()
     np.testing.assert_allclose(lower, upper, rtol=1e-5)
-    refused = bound_by_galerkin(
-        problem, state, images, transform, damping, Scoring(draws=2, estimand="u_statistic"), problem.objective
-    )
+    refused = bound_by_galerkin(*given, dataclasses.replace(SCORING, estimand="u_statistic"), the_problem().objective)
     with pytest.raises(InfluenceError, match="mean_of_scores"):
         next(refused)

@@ -1,5 +1,6 @@
 """The experiment, tiny: rows and curvatures that are what they say."""
 
+import dataclasses
 import json
 
 import pytest
@@ -10,7 +11,7 @@ from experiments.compare_ihvp import Net
 
 @pytest.mark.slow
 def test_the_tiny_experiment_runs(tmp_path):
-    config = Net.tiny(tmp_path)
+    config = dataclasses.replace(Net.tiny(tmp_path), kinds=("hessian",))
     config.run(Console(quiet=True))
     folder = tmp_path / "compare_net"
     record = json.loads((folder / "comparison.json").read_text())
@@ -27,6 +28,6 @@ def test_the_tiny_experiment_runs(tmp_path):
     for name, row in curvatures.items():
         assert row[name] == pytest.approx(1)
         assert all(row[other] == pytest.approx(curvatures[other][name]) for other in row)
-    assert {f"ggn of {loss}" for loss in ("measurement", "simclr")} < set(curvatures)
-    assert sum("|least eigenvalue|" in name for name in curvatures) == 2
+    damped_more = {name.split(",")[0] for name in curvatures if "|least eigenvalue|" in name}
+    assert damped_more == {"hessian of measurement", "hessian of simclr"}
     assert (folder / "pareto.png").exists()

@@ -80,11 +80,16 @@ class Answers(NamedTuple):
 
 @functools.cache
 def asking(kind, name):
-    """All that a backend says of vectors (rows) and of the problem's gradients at a damping: compiled once."""
+    """All that a backend says of vectors (rows) and of the problem's gradients at a damping: compiled once.
+
+    `traced` of the function that is returned lists the structures of λ, one number or one for each block, of every trace.
+    """
     backend, problem, state, gradients = fitted(kind, name)
+    traced = []
 
     @jax.jit
     def asked(state, gradients, rows, damping):
+        traced.append(jax.tree.structure(damping))
         solve = jax.vmap(lambda v: trees.ravel(backend.solve(state, trees.unravel(problem.params, v), damping)))
         return Answers(
             solve(rows),
@@ -96,6 +101,7 @@ def asking(kind, name):
     def ask(rows, damping, gradients=gradients):
         return asked(state, gradients, jnp.asarray(rows), damping)
 
+    ask.traced = traced
     return ask
 
 

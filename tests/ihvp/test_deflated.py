@@ -44,7 +44,7 @@ def test_along_its_subspace_it_is_the_matrix_itself():
 @pytest.mark.slow
 def test_it_beats_both_of_its_parts_on_a_trained_network():
     """Median relative error against the dense score, each backend after one multiplicative calibration."""
-    problem = trained(width=4, outputs=6, count=64)
+    problem = trained()
     gradients = scored(problem, 50)
     exact = Exact()
     state = jax.jit(exact.fit)(problem, jax.random.key(0))

@@ -1,5 +1,7 @@
 """What gives no score is refused, or named, by the whole way from an image to a table."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from influence_ssl_jax.ihvp import CG, Damping, Exact, LoGra
 from influence_ssl_jax.losses import CosineDistance
 from influence_ssl_jax.scoring import Scorer, Scoring, self_influence
 from tests import problems
+from tests.curvature.dense import dense
 
 TRANSFORM = ToInput(problems.SIZE, problems.SIZE, 3)
 
@@ -22,15 +25,16 @@ def images(count):
     return np.random.default_rng(1).integers(0, 256, (count, problems.SIZE, problems.SIZE, 3), dtype=np.uint8)
 
 
-def dense_hessian(problem):
-    state = Exact().fit(problem, problem.batches.key[0, 0])
-    return (state.eigenvectors * state.eigenvalues[None]) @ state.eigenvectors.T
+@functools.cache
+def least_eigenvalue():
+    """Of the Hessian, dense."""
+    return float(np.linalg.eigvalsh(dense(linear("hessian")))[0])
 
 
 @pytest.mark.parametrize("backend", [Exact(), CG(lanczos_steps=24, probes=4)], ids=["Exact", "CG"])
 def test_an_indefinite_hessian_is_refused_with_its_eigenvalue_and_scored_beyond_it(backend):
     problem = linear("hessian")
-    least = float(np.linalg.eigvalsh(dense_hessian(problem))[0])
+    least = least_eigenvalue()
     assert least < 0
     with pytest.raises(IndefiniteError, match="absolute damping above") as raised:
         Scorer.fit(problem, backend, Scoring(Damping(absolute=-0.9 * least), draws=1))
