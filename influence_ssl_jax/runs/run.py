@@ -71,7 +71,7 @@ class Run:
     Examples:
         >>> import influence_ssl_jax as isj
         >>> try:
-        ...     run = isj.Run("runs/simclr/scores")  # of `influence-ssl score --out runs/simclr/scores`
+        ...     run = isj.Run(Path("runs/simclr/scores"))  # of `influence-ssl score --out runs/simclr/scores`
         ... except isj.InfluenceError as error:
         ...     print(str(error).partition(":")[0])
         runs/simclr/scores has no scores.parquet
