@@ -332,7 +332,7 @@ def score(
         for column, name in COLUMNS.items()
         if column in table.column_names
     }
-    distances = np.stack([knn_distance(each.astype(np.float32)) for each in embeddings])
+    distances = np.stack([find_neighbours(each.astype(np.float32)).distance for each in embeddings])
     return {**found, COLUMNS["knn_distance"]: distances}
 
 
