@@ -67,6 +67,7 @@ bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.render
 
 QUESTIONS := table duplicates borders separation distribution deviation beyond_loss perturbations strengths choices
+SMALL_QUESTIONS := stability outputs retraining removal supervised
 ENCODERS ?= experiments/encoders/simclr_torch_w16_cifar10
 
 study: $(VENV)/dev
@@ -74,6 +75,9 @@ study: $(VENV)/dev
 		$(BIN)/python -m experiments.study.$$question --encoder $$encoder --data-dir '$(CIFAR10)' --truth '$(CIFAIR)' || exit 1; \
 	done; done
 	$(BIN)/python -m experiments.study.early --data-dir '$(CIFAR10)'
+	for question in $(SMALL_QUESTIONS); do \
+		$(BIN)/python -m experiments.study.$$question --data-dir '$(CIFAR10)' || exit 1; \
+	done
 	$(BIN)/python -m experiments.study.page
 
 $(VENV)/run: pyproject.toml constraints.txt

@@ -101,7 +101,7 @@ def work(config: Config) -> None:
     identity = {"draws": 4 + (config.case == "other identity" and config.process == OTHER)}
     with ScoreStore.open(config.folder, identity, config.rows) as store:
         store.bind(f"drawn in batches of {batch}")
-        todo = store.todo() // batch
+        todo = np.flatnonzero(store.todo()) // batch
         for count, number in enumerate(own_part(np.unique(todo)).tolist()):
             if config.case == "one killed" and config.process == KILLED and count == 2:
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -278,6 +278,16 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
         "math.ceil(count * level - 1e-9)",
     ),
     (
+        "a group of few examples takes no others",
+        "wanted = max(int(np.sum(groups == group)), _least(level))",
+        "wanted = int(np.sum(groups == group))",
+    ),
+    (
+        "a radius is of one example too many",
+        "(sizes + 1) // (least + 1) * (least + 1) - 1)",
+        "(sizes + 1) // (least + 1) * (least + 1))",
+    ),
+    (
         "a calibration error counts to the nearer bound",
         "np.maximum(high[judged] - predicted, predicted - low[judged])",
         "np.minimum(high[judged] - predicted, predicted - low[judged])",
@@ -458,8 +468,8 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ("windows of rows overlap by one", "(index < start + WINDOW)", "(index <= start + WINDOW)"),
     (
         "another run's folder is gone on with",
-        "listed = _listed(held, identity)\n    if listed:",
-        "listed = _listed(held, identity)\n    if not held:",
+        "listed = list_differences(held, identity)\n    if listed:",
+        "listed = list_differences(held, identity)\n    if not held:",
     ),
     (
         "two runs may write one folder",
@@ -684,6 +694,8 @@ LIKELY: dict[str, str] = {
     "a neighbour is the image itself": "test_baselines",
     "cosine distances to neighbours are doubled": "test_baselines",
     "the conformal quantile forgets its own example": "test_calibration",
+    "a group of few examples takes no others": "test_calibration",
+    "a radius is of one example too many": "test_calibration",
     "a calibration error counts to the nearer bound": "test_calibration",
     "bounds half inside an interval count as covered": "test_calibration",
     "AUROC reads the list from the other end": "test_statistics",

@@ -669,17 +669,30 @@ def _call_named(place: str) -> Encoder:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # at the end, so that installed packages take precedence
     try:
-        named = getattr(importlib.import_module(module), function)
+        imported = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise InfluenceError(
             f"{place} is neither a file nor package.module:function: {error}. Check the path or the name."
         ) from error
-    except AttributeError as error:
-        raise InfluenceError(f"{module} has no {function!r}; name a function in it that returns an Encoder.") from error
+    if not hasattr(imported, function):
+        raise InfluenceError(f"{module} has no {function!r}; name a function in it that returns an Encoder.")
+    named = getattr(imported, function)
+    if inspect.isfunction(named):
+        asked = [each.name for each in inspect.signature(named).parameters.values() if _must_be_given(each)]
+        if asked:
+            raise InfluenceError(
+                f"{place} asks for arguments ({', '.join(asked)}); name a function without any that returns an Encoder."
+            )
     encoder = named() if callable(named) and not isinstance(named, Encoder) else named
     if not isinstance(encoder, Encoder):
         raise InfluenceError(f"{place} must be or return an Encoder, got a {type(encoder).__name__}.")
     return encoder
+
+
+def _must_be_given(parameter: inspect.Parameter) -> bool:
+    """Test whether a function needs a value for a parameter."""
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return parameter.default is inspect.Parameter.empty and parameter.kind not in several
 
 
 def _matches(name: str, pattern: str) -> bool:

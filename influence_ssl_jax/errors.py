@@ -20,6 +20,14 @@ class InfluenceError(Exception):
 
     Attributes:
         status: Exit status of a command that ends with it.
+
+    Examples:
+        >>> import influence_ssl_jax as isj
+        >>> try:
+        ...     isj.Folder("photographs that are nowhere").open()
+        ... except isj.InfluenceError as error:
+        ...     print(type(error).__name__, error.status)
+        DataError 2
     """
 
     status = 2

@@ -116,11 +116,12 @@ def _watch(wakes: socket.socket, ended: threading.Event, grace: float) -> None:
     number = _next(wakes)
     if number is None:
         return
-    if ended.wait(min(1.0, grace)):
+    silent = min(1.0, grace / 2)
+    if ended.wait(silent):
         return
     with contextlib.suppress(OSError):  # the terminal may be gone
         print(f"{NAMES[number]}: stopping, within {grace:g} seconds.", file=sys.stderr, flush=True)
-    wakes.settimeout(grace)
+    wakes.settimeout(grace - silent)
     with contextlib.suppress(TimeoutError):
         if _next(wakes) is None and ended.is_set():
             return

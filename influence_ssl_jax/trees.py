@@ -132,6 +132,7 @@ def sum_over(
         >>> float(trees.sum_over(lambda item: item**2, jnp.arange(4.0)))
         14.0
     """
+    compute = jax.jit(compute, inline=True)  # traced once, for the shapes and for the loop
     first = jax.tree.map(lambda leaf: leaf[0], items)
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(compute, first))
 

@@ -46,6 +46,11 @@ WITH_EXAMPLES = sorted(
 """Every module with an example in a docstring."""
 
 
+@pytest.mark.parametrize("name", influence_ssl_jax.__all__)
+def test_every_public_name_has_an_example(name):
+    assert ">>> " in (getattr(influence_ssl_jax, name).__doc__ or "")
+
+
 @pytest.mark.parametrize("module", WITH_EXAMPLES)
 def test_the_examples_of_docstrings_give_what_they_show(module):
     results = doctest.testmod(importlib.import_module(module), optionflags=doctest.ELLIPSIS)

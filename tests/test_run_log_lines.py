@@ -2,13 +2,14 @@
 
 import io
 import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from influence_ssl_jax.cli import console
+from influence_ssl_jax.cli import console, main
 from influence_ssl_jax.cli.console import Renderer, duration
-from influence_ssl_jax.progress import Note, stage
+from influence_ssl_jax.progress import Note, Written, stage
 from influence_ssl_jax.run_log import Pace, RunLog, watched
 
 
@@ -33,7 +34,7 @@ def often(monkeypatch):
 def test_without_a_terminal_a_line_at_the_beginning_and_then_again_and_again(tmp_path):
     out = Console(file=io.StringIO(), width=200)
     with watched(Renderer(out), RunLog(tmp_path), "scoring", Pace(1000, 0)) as watch:
-        assert said(out) == "scoring …\n"
+        assert said(out).startswith("scoring …\n")
         until(out, "scoring: 0 of 1,000 images, compiling …\n")
         watch.advance(10)
         time.sleep(0.05)
@@ -63,6 +64,21 @@ def test_work_without_images_is_said_too():
     with stage(Renderer(quiet), "fitting"):
         time.sleep(0.05)
     assert said(quiet) == ""
+
+
+def test_a_reader_that_has_gone_ends_the_lines():
+    class Ending(io.StringIO):
+        def write(self, text):
+            if self.getvalue():
+                raise BrokenPipeError
+            return super().write(text)
+
+    out = main._Output(file=Ending(), width=200)
+    with stage(Renderer(out), "fitting the curvature"):  # an error in the thread of the lines would fail the test
+        time.sleep(0.1)
+    assert said(out) == "fitting the curvature …\n"
+    with pytest.raises(BrokenPipeError):
+        Renderer(out)(Note("the next line"))
 
 
 def test_the_rate_counts_what_comes_between_batches(monkeypatch):
@@ -101,6 +117,12 @@ def test_a_note_stands_above_the_bar_and_an_error_ends_the_stage(tmp_path, termi
     assert "first batch done" in said(out)
     with stage(show, "nearest neighbours"):  # a second stage of the same renderer
         until(out, "nearest neighbours")
+
+
+def test_a_path_is_shown_as_text_whatever_is_in_it():
+    out = Console(file=io.StringIO(), width=200)
+    Renderer(out)(Written("Scores", Path("a\x1b[2J\udcff")))
+    assert said(out) == "Scores: a\\x1b[2J\\xff\n"
 
 
 def test_durations():

@@ -1,12 +1,13 @@
 """The command line in processes of its own, which may be killed."""
 
-import contextlib
 import io
 import os
 import random
 import resource
 import signal
+import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,10 +28,14 @@ def started(action: Action, said: Path) -> int:
         return process
     status = 1
     signal.alarm(LONGEST)
-    with contextlib.suppress(BaseException), said.open("w") as file:
+    with said.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-        status = action() or 0
+        try:
+            status = action() or 0
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
     os._exit(status)
 
 

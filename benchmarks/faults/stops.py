@@ -49,7 +49,7 @@ def _stopped_until_through(rig: Rig, arguments: list[str], out: str, seconds: fl
         said, log = (rig.root / "said.txt").read_text(), json_lines(rig.root / out / "log.jsonl")
         if status == 0:  # it was through before it heard
             return times, well
-        word = "What was finished is kept" in said or "stopping, within" in said
+        word = "Finished work is kept" in said or "stopping, within" in said
         logged = not log or log[-1]["event"] in ("stopped", "finished")
         well += status == 128 + number and word and logged and "Traceback" not in said and time.monotonic() - began < 15
     raise AssertionError("unreachable")

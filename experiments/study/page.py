@@ -17,6 +17,8 @@ import jinja2
 
 from experiments.study import results
 from experiments.study.perturbations import PUBLISHED as CORRELATIONS
+from experiments.study.removal import HIGHEST, LOWEST
+from experiments.study.retraining import EXACT, SCORES
 from experiments.study.table import EXPERIMENTS
 
 PAGE = EXPERIMENTS.parent / "docs" / "results" / "study.md"
@@ -67,6 +69,7 @@ class Question:
         result: The name of the file of results, and of the experiment; None where there is none yet.
         judge: From that record to the finding.
         needs: What it takes to answer it, where it is not answered.
+        small: Whether many small encoders answer it, and not the encoder of a column.
     """
 
     figure: str
@@ -75,6 +78,7 @@ class Question:
     result: str | None = None
     judge: Callable[[Record], Finding] | None = None
     needs: str = ""
+    small: bool = False
 
 
 def number(value: float | None) -> str:
@@ -92,6 +96,23 @@ def interval(value: Interval) -> str:
 def percent(value: Interval) -> str:
     """Return a share with its interval, in per cent."""
     return f"{100 * value[0]:.1f} % [{100 * value[1]:.1f}, {100 * value[2]:.1f}]"
+
+
+def points(value: Interval) -> str:
+    """Return a difference of shares with its interval, in points of per cent."""
+    return f"{100 * value[0]:+.1f} [{100 * value[1]:+.1f}, {100 * value[2]:+.1f}]"
+
+
+def thousands(value: int) -> str:
+    """Return a whole number with commas."""
+    return f"{value:,}"
+
+
+def scale_of(record: Record) -> str:
+    """Return at which scale small encoders were trained."""
+    of = record["scale"]
+    size = f"{of['pixels']}×{of['pixels']} pixels"
+    return f"Width {of['width']}, {size}, {of['train']:,} training images, {of['epochs']} epochs"
 
 
 def separation(record: Record) -> Finding:
@@ -247,10 +268,138 @@ def beyond_loss(record: Record) -> Finding:
     )
 
 
+def stability(record: Record) -> Finding:
+    """Judge Figure 2 by every method's mean correlation over pairs of seeds, with intervals over images.
+
+    It holds where Spearman and Pearson are above 0.7, and weakly where Spearman is above 0.5 or, divided by the ceiling of
+    the draws, above 0.7. It does not where one method's Spearman is below 0.5.
+    """
+    found = {method: each["score"] for method, each in record["found"].items()}
+    high = all(each[kind][1] > 0.7 for each in found.values() for kind in ("spearman", "pearson"))
+    weakly = all(
+        each["spearman"][1] > 0.5 or (each["spearman over ceiling"][1] or 0.0) > 0.7 for each in found.values()
+    )
+    low = any(each["spearman"][2] < 0.5 for each in found.values())
+    parts = []
+    for method, each in found.items():
+        loss, norm = (
+            number(record["found"][method][rival]["spearman"][0]) for rival in ("alignment loss", "gradient norm")
+        )
+        parts.append(
+            f"{method}: Spearman {interval(each['spearman'])} (at most {number(each['ceiling'][0])}), Pearson "
+            f"{interval(each['pearson'])}; Spearman of the alignment loss {loss}, of the gradient norm {norm}"
+        )
+    seeds = len(record["scale"]["seeds"])
+    text = f"{scale_of(record)}; {record['images']:,} images, {seeds} seeds. {'. '.join(parts)}."
+    return Finding(text, HOLDS if high else WEAKLY if weakly else NOT if low else UNDECIDED)
+
+
+def removal(record: Record) -> Finding:
+    """Judge Figure 6 by differences of accuracy to nothing removed, within a seed, with intervals over seeds.
+
+    It holds where a self-supervised encoder improves without the highest at one share and degrades without the lowest at
+    every share, and a supervised one degrades without either at every share. It does not where the self-supervised one
+    degrades without the highest at every share. Else it holds weakly where at the largest share the self-supervised one is
+    better without the highest than without the lowest.
+    """
+    ours = [method for method in record["found"] if method != "supervised"]
+    changes = {
+        method: [each["less nothing removed"] for each in found["shares"].values()]
+        for method, found in record["found"].items()
+    }
+    largest = {method: list(found["shares"].values())[-1] for method, found in record["found"].items()}
+    improves = all(any(each[HIGHEST][1] > 0 for each in changes[method]) for method in ours)
+    degrades = all(each[LOWEST][2] < 0 for method in ours for each in changes[method])
+    supervised_degrades = all(each[end][2] < 0 for each in changes.get("supervised", []) for end in (HIGHEST, LOWEST))
+    contradicted = all(each[HIGHEST][2] < 0 for method in ours for each in changes[method])
+    ordered = all(largest[method]["without the highest less without the lowest"][1] > 0 for method in ours)
+    parts = []
+    for method, found in record["found"].items():
+        words = [
+            f"{100 * float(share):.0f} % removed: "
+            + ", ".join(f"{ranking} {points(value)}" for ranking, value in each["less nothing removed"].items())
+            for share, each in found["shares"].items()
+        ]
+        parts.append(
+            f"{method}, {percent(found['nothing removed'])} ({found['probe']}), change in points: {'; '.join(words)}"
+        )
+    verdict = (
+        HOLDS
+        if improves and degrades and supervised_degrades
+        else NOT
+        if contradicted
+        else WEAKLY
+        if ordered
+        else UNDECIDED
+    )
+    return Finding(f"{scale_of(record)}; {len(record['seeds'])} seeds. {'. '.join(parts)}.", verdict)
+
+
+def supervised(record: Record) -> Finding:
+    """Judge the supervised half of Figure 5 by the Spearman correlation of its score with the spread of the border.
+
+    There is a trend towards uniform borders where the upper end is below -0.1, and none where the lower end is above it.
+    """
+    found = {
+        method: each["score"]["spearman with the spread of the border"] for method, each in record["found"].items()
+    }
+    value = found["supervised"]
+    words = "; ".join(f"{method} {interval(each)}" for method, each in found.items())
+    text = (
+        f"{scale_of(record)}; CIFAR-10, {record['images']:,} images, too few to count white and black borders. Spearman of "
+        f"the score with the spread of the border: {words}."
+    )
+    return Finding(text, NOT if value[2] < -0.1 else HOLDS if value[1] > -0.1 else UNDECIDED)
+
+
+def outputs(record: Record) -> Finding:
+    """Report how alike the four ways rank."""
+    parts = []
+    for method, found in record["found"].items():
+        pairs = ", ".join(
+            f"{name} {interval(each)}" for name, each in found["pairs"].items() if name.startswith(record["standard"])
+        )
+        parts.append(f"{method}: {pairs}")
+    return Finding(
+        f"{scale_of(record)}; {record['images']} images, the same noise. Spearman, {'. '.join(parts)}.", OPEN
+    )
+
+
+def retraining(record: Record) -> Finding:
+    """Judge whether the exact score predicts the effect of retraining on the loss under the views of training.
+
+    Undecidable where the effect itself has a reliability below 0.2. It does not predict where the interval of its Spearman
+    correlation reaches zero. It holds where that is above zero and above that of every rival by the interval of the
+    difference, and weakly where a rival predicts as well.
+    """
+    found = record["found"]["views of training"]
+    ranks, less = found["spearman"], found["spearman of the exact score less that of"]
+    value, best = ranks[EXACT], max((name for name in ranks if name not in SCORES), key=lambda name: ranks[name][0])
+    noise = record["found"]["noise"]
+    verdict = (
+        UNDECIDED
+        if found["reliability"] < 0.2
+        else NOT
+        if value[1] <= 0
+        else HOLDS
+        if all(each[1] > 0 for each in less.values())
+        else WEAKLY
+    )
+    scores = "; ".join(f"{name} {interval(ranks[name])}" for name in SCORES)
+    text = (
+        f"{scale_of(record)}; {record['images']:,} images, {record['encoders']} encoders of halves. Being left out "
+        f"raises an image's loss by {interval(found['mean effect'])}. Reliability of the effect "
+        f"{number(found['reliability'])}, so at most {number(found['ceiling'])}. Spearman with the effect: {scores}. "
+        f"Best rival: {best} {interval(ranks[best])}. On the loss under noise (at most {number(noise['ceiling'])}): {EXACT} "
+        f"{interval(noise['spearman'][EXACT])}."
+    )
+    return Finding(text, verdict)
+
+
 QUESTIONS = (
     Question(
-        "Fig. 2", "Are scores stable between independent runs?", "consistently high correlation",
-        needs="three encoders of one method and data set that differ in the seed alone",
+        "Fig. 2", "Are scores stable between independent runs?", "consistently high correlation", "stability", stability,
+        needs="three encoders of one method and data set that differ in the seed alone", small=True,
     ),
     Question(
         "Fig. 3", "Where do the highest and lowest sit among the embeddings?", "highest intermingled, lowest in clusters",
@@ -268,13 +417,13 @@ QUESTIONS = (
         "Fig. 5, B.5", "Do the highest have uniform white or black backgrounds?", "yes (CIFAR-100)", "borders", borders,
     ),
     Question(
-        "Fig. 5", "And those of a supervised encoder?", "no such trend",
-        needs="a supervised encoder of the same data and width, and CIFAR-100",
+        "Fig. 5", "And those of a supervised encoder?", "no such trend (CIFAR-100)", "supervised", supervised,
+        needs="a supervised encoder", small=True,
     ),
     Question(
         "Fig. 6", "What does removal do?",
         "SSL improves without the highest and degrades without the lowest; supervised degrades without either",
-        needs="retraining without 5 to 40 % of the images, by four rankings, three seeds each: 48 encoders a method",
+        "removal", removal, needs="retraining without shares of the images, by four rankings, three seeds each", small=True,
     ),
     Question(
         "Fig. 7, 8", "Which faces are influential?", "side poses and poor light; Black and Middle Eastern over-represented",
@@ -299,12 +448,12 @@ QUESTIONS = (
     Question("–", "Do the choices that were left open change the ranking?", "–", "choices", choices),
     Question("–", "Does a score say more than the alignment loss?", "–", "beyond_loss", beyond_loss),
     Question(
-        "–", "Encoder or projector output, curvature of the pretraining loss?", "–",
-        needs="a fit of its own for each, of the encoder with its projector",
+        "–", "Encoder or projector output, curvature of the pretraining loss?", "–", "outputs", outputs,
+        needs="a fit of its own for each, of the encoder with its projector", small=True,
     ),
     Question(
-        "–", "Does a score predict what retraining without the image does?", "–",
-        needs="64 or more encoders of random halves of the images",
+        "–", "Does a score predict what retraining without the image does?", "–", "retraining", retraining,
+        needs="64 or more encoders of random halves of the images", small=True,
     ),
 )  # fmt: skip
 
@@ -354,12 +503,39 @@ class Column:
         """What the pictures show."""
         return SEEN.get(self.name, "")
 
-    def finding(self, question: Question) -> Finding:
-        """Return what its results say to a question; what is missing where they say nothing."""
-        answer = None if question.result is None else self.answers.get(question.result)
-        if answer is None or question.judge is None:
-            return Finding(f"Needs {question.needs or 'this experiment, on this encoder'}.", NOT_RUN)
-        return question.judge(answer)
+    def finding(self, question: Question) -> Finding | None:
+        """Return what its results say to a question; what is missing where they say nothing; None if others answer it."""
+        return None if question.small else answer_of(question, self.answers)
+
+
+@dataclasses.dataclass(frozen=True)
+class SmallEncoders:
+    """The many small encoders, as a further column.
+
+    Attributes:
+        answers: Their results by name.
+    """
+
+    answers: dict[str, Record]
+    title: str = "small encoders"
+
+    @classmethod
+    def load(cls, folder: Path) -> "SmallEncoders":
+        """Read their results."""
+        names = [str(question.result) for question in QUESTIONS if question.small]
+        return cls({name: results.read(folder, name) for name in names if (folder / f"{name}.json").exists()})
+
+    def finding(self, question: Question) -> Finding | None:
+        """Return what their results say to a question; None if the encoder of a column answers it."""
+        return answer_of(question, self.answers) if question.small else None
+
+
+def answer_of(question: Question, answers: dict[str, Record]) -> Finding:
+    """Return what results say to a question; what is missing where they say nothing."""
+    answer = None if question.result is None else answers.get(question.result)
+    if answer is None or question.judge is None:
+        return Finding(f"Needs {question.needs or 'this experiment, on this encoder'}.", NOT_RUN)
+    return question.judge(answer)
 
 
 def columns(folder: Path = RESULTS) -> list[Column]:
@@ -369,7 +545,7 @@ def columns(folder: Path = RESULTS) -> list[Column]:
 
 def practice(column: Column, early: Record) -> list[str]:
     """Return what an encoder's results come to for a user, a sentence each; none before all of its results are there."""
-    needed = {question.result for question in QUESTIONS if question.result}
+    needed = {question.result for question in QUESTIONS if question.result and not question.small}
     if not needed <= column.answers.keys():
         return []
     answers = column.answers
@@ -405,10 +581,13 @@ def page(folder: Path = RESULTS) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.ChainableUndefined, trim_blocks=True
     )
-    environment.filters |= {"number": number, "interval": interval, "percent": percent}
+    environment.filters |= {each.__name__: each for each in (number, interval, percent, points, scale_of, thousands)}
     found, early = columns(folder), results.read(folder, "early")
+    small = SmallEncoders.load(folder)
     return environment.get_template("page.md.jinja").render(
         columns=found,
+        small=small,
+        asked=[*found, small],
         questions=QUESTIONS,
         practice=practice(found[0], early) if found else [],
         early=early,

@@ -13,6 +13,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from influence_ssl_jax.configuration import Plain
+from influence_ssl_jax.errors import printable
 from influence_ssl_jax.progress import Advanced, Ended, Event, Note, Started
 
 EVERY = 60.0
@@ -53,7 +54,9 @@ class Renderer:
             text = f"note: {event.text}" if event.kind == "caution" else event.text
             self._out.print(text, highlight=False, markup=False, style="dim" if event.kind == "detail" else None)
         else:
-            self._out.print(f"{event.name}: {event.path}", highlight=False, markup=False, soft_wrap=True)
+            self._out.print(
+                f"{event.name}: {printable(str(event.path))}", highlight=False, markup=False, soft_wrap=True
+            )
 
     def _start(self, event: Started) -> None:
         """Begin to show a stage."""
@@ -106,8 +109,9 @@ def _lines(out: Console, doing: str, line: Callable[[], str]) -> Iterator[None]:
     ended = threading.Event()
 
     def speak() -> None:
-        while not ended.wait(EVERY):
-            out.print(f"{doing}: {line()}", highlight=False, markup=False, soft_wrap=True)
+        with contextlib.suppress(BrokenPipeError):  # the run itself meets it at its next line
+            while not ended.wait(EVERY):
+                out.print(f"{doing}: {line()}", highlight=False, markup=False, soft_wrap=True)
 
     out.print(f"{doing} …", highlight=False, markup=False)
     thread = threading.Thread(target=speak, name="lines", daemon=True)

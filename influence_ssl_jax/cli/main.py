@@ -5,7 +5,9 @@ import functools
 import importlib
 import importlib.metadata
 import inspect
+import io
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -105,16 +107,55 @@ Start with:  {PROGRAM} demo --out demo
 """
 
 
+class _Output(Console):
+    """A console that lets the program handle an ended reader."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise the error again; rich would exit with status 1."""
+        raise BrokenPipeError
+
+
 def main() -> None:
     """Run the command line of this process and exit."""
     keep_compiled_programs()
     keep_float32()
     keep_convolutions_whole()
-    with orderly():
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what an encoding lacks is written as an escape, and stops no run
+            stream.reconfigure(errors="backslashreplace")
+    with _outlive_output(), orderly():
         status = run(sys.argv[1:])
     # Threads of XLA may still compile, or wait for a dead process; the normal exit of Python would crash in them.
     if status > SIGNALLED or status == PartnerError.status:
         leave_at_once(status, "")
+    sys.exit(status)
+
+
+@contextlib.contextmanager
+def _outlive_output() -> Iterator[None]:
+    """End silently if the reader of the output has ended.
+
+    As `head` ends before the block does. The exit status is that of SIGPIPE.
+    """
+    status = status_of(signal.SIGPIPE)
+    with contextlib.suppress(BrokenPipeError):
+        try:
+            yield
+        finally:  # also before the exit of a parser that has printed its help
+            try:
+                if sys.stdout is not None:
+                    sys.stdout.flush()
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                print(f"error: The output cannot be written: {error.strerror}.", file=sys.stderr)
+                status = WRONG
+                raise BrokenPipeError from error
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):  # what is left in their buffers is written at the exit
+        if stream is not None:
+            os.dup2(nowhere, stream.fileno())
     sys.exit(status)
 
 
@@ -128,16 +169,12 @@ def run(arguments: Sequence[str], out: Console | None = None, err: Console | Non
         arguments: The words after the name of the program.
         out: The console for results; None takes standard output.
         err: The console for errors and notes; None takes standard error.
+
+    Raises:
+        BrokenPipeError: The reader of the output has ended.
     """
-    out, err = out or Console(), err or Console(stderr=True)
+    out, err = out or _Output(), err or _Output(stderr=True)
     rest = [argument for argument in arguments if argument != "--debug"]
-    if not rest or rest[0] in ("--help", "-h", "help"):
-        listed = "\n".join(f"  {name:<10}{entry.summary}" for name, entry in COMMANDS.items())
-        out.print(Text(USAGE.format(commands=listed)), soft_wrap=True, end="")
-        return 0
-    if rest[0] == "--version":
-        out.print(Text(f"{PROGRAM} {importlib.metadata.version('influence-ssl-jax')}"))
-        return 0
     try:
         with _print_notes(err):
             _execute(rest, out)
@@ -147,11 +184,11 @@ def run(arguments: Sequence[str], out: Console | None = None, err: Console | Non
         with contextlib.suppress(OSError):  # the terminal may be gone
             err.print(Text(f"{said}. Finished work is kept; repeat the command to continue."), soft_wrap=True)
         return status_of(number)
-    except (InfluenceError, ValueError, OSError, RuntimeError) as error:
-        if len(rest) < len(arguments):
+    except (InfluenceError, ValueError, OSError, RuntimeError, MemoryError) as error:
+        if isinstance(error, BrokenPipeError) or len(rest) < len(arguments):
             raise
-        if isinstance(error, RuntimeError):
-            error = _replace_partner_error(error)
+        if isinstance(error, RuntimeError | MemoryError):
+            error = _explain(error)
         lines = (printable(line) for line in (str(error) or type(error).__name__).split("\n"))
         said = Text.assemble(("error: ", "bold red"), "\n".join(lines))
         if not isinstance(error, InfluenceError):
@@ -161,14 +198,20 @@ def run(arguments: Sequence[str], out: Console | None = None, err: Console | Non
     return 0
 
 
-def _replace_partner_error(error: RuntimeError) -> InfluenceError:
-    """Return the error to print if another process has died.
+def _explain(error: RuntimeError | MemoryError) -> InfluenceError:
+    """Return the error to print if memory or another process has gone.
 
     Raises:
         RuntimeError: The given error, if it has another cause.
     """
-    from influence_ssl_jax.parallel import partner_error
+    from influence_ssl_jax.parallel import is_out_of_memory, partner_error
 
+    if is_out_of_memory(error):
+        return InfluenceError(
+            f"There is not enough memory: {str(error).partition(chr(10))[0] or type(error).__name__}. Take smaller batches "
+            "(--batch-size, --curvature.batch-size, --training.batch-size), a smaller rank or fewer draws, or end other "
+            "programs; what was finished is kept."
+        )
     lost = partner_error(error)
     if lost is None:
         raise error
@@ -201,7 +244,14 @@ def _print_notes(console: Console) -> Iterator[None]:
 
 
 def _execute(arguments: Sequence[str], out: Console) -> None:
-    """Parse the options of a command and run it."""
+    """Run a command, or print help or the version."""
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        listed = "\n".join(f"  {name:<10}{entry.summary}" for name, entry in COMMANDS.items())
+        out.print(Text(USAGE.format(commands=listed)), soft_wrap=True, end="")
+        return
+    if arguments[0] == "--version":
+        out.print(Text(f"{PROGRAM} {importlib.metadata.version('influence-ssl-jax')}"))
+        return
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
         raise InfluenceError(

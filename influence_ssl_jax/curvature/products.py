@@ -47,14 +47,15 @@ def block_matvec(problem: Problem) -> Matvec:
 def flat_products(problem: Problem) -> Rows:
     """Return the map `V ↦ V C` of rows, each a ravelled tree.
 
-    `trees.ravel` ravels a tree. Every batch of the curvature set is linearised once for all rows.
+    `trees.ravel` ravels a tree. Every batch of the curvature set is linearised once for all rows. A solver that
+    multiplies equally many rows in several places traces the product once.
     """
     product, unravel = block_matvec(problem), partial(trees.unravel, problem.params)
 
     def rows(vectors: Float[Array, "rows size"]) -> Float[Array, "rows size"]:
         return trees.ravel_batch(product(jax.vmap(unravel)(vectors)))
 
-    return rows
+    return jax.jit(rows, inline=True)
 
 
 class MeanEigenvalue(NamedTuple):

@@ -74,6 +74,12 @@ class InMemory(OpenSource):
         known = "" if self._attributes is None else str(self._attributes.to_pydict())
         return digest(*parts, *labels, known)
 
+    def members(self) -> str:
+        """Return a hash of number, ids, classes and columns of the images."""
+        labels = "" if self._labels is None else np.asarray(self._labels, np.int64).tobytes()
+        known = "" if self._attributes is None else str(self._attributes.to_pydict())
+        return digest("arrays", str(len(self)), *(self._ids or ()), labels, known)
+
     def notes(self) -> tuple[str, ...]:
         """Return a note on ids that occur more than once."""
         return repeated_ids(self._ids or ())

@@ -153,14 +153,13 @@ class OpenFolder(Encoded):
         return self._columns if self._columns.column_names else None
 
     @functools.cached_property
-    def _identity(self) -> str:
+    def _members(self) -> str:
         names = self._found.images.digest()
-        sizes = digest(self._found.sizes.astype("<i8").tobytes())
         columns = digest(
             str(self._columns.schema.remove_metadata()), *(str(c.to_pylist()) for c in self._columns.columns)
         )
         known = "" if self._labels is None else digest(*self._labels.values, self._labels.labels.tobytes())
-        return digest("folder", names, sizes, columns, known, "follow" if self._within is None else "skip")
+        return digest("folder", names, columns, known, "follow" if self._within is None else "skip")
 
     def fingerprint(self) -> str:
         """Return a hash of files, attributes, classes, and the setting `links`.
@@ -168,7 +167,14 @@ class OpenFolder(Encoded):
         Names and sizes of the files, in order, are part of it; the path of the folder, and times and content of the files,
         are not: if two files of the same size are exchanged, the hash stays.
         """
-        return self._identity
+        return digest(self._members, self._found.sizes.astype("<i8").tobytes())
+
+    def members(self) -> str:
+        """Return a hash of which files there are.
+
+        It covers their names in order, attributes, classes, and the setting `links`.
+        """
+        return self._members
 
     def notes(self) -> tuple[str, ...]:
         """Return notes on unmatched rows and images, and left-out entries."""

@@ -36,7 +36,7 @@ class StoredFile:
         path: Its path there.
         name: Its path below the folder that contains all files of the data set.
         size: Its size in bytes.
-        version: A time or an entity tag that changes with the file; empty if the system has none.
+        version: Times or an entity tag that change with the file; empty if the system has none.
     """
 
     system: Any
@@ -120,9 +120,12 @@ def _find(path: str, endings: Sequence[str]) -> list[StoredFile]:
 
 def _stored_file(system: Any, info: dict[str, Any]) -> StoredFile:
     """Return a file from the facts that fsspec lists."""
-    version = next(
-        (str(info[key]) for key in ("ETag", "etag", "mtime", "LastModified", "last_modified") if key in info), ""
-    )
+    if "file" in _protocols(system):  # a copy can set the time of the content, and not that of the entry
+        version = f"{info.get('mtime')} {info.get('created')} {info.get('ino')}"
+    else:
+        version = next(
+            (str(info[key]) for key in ("ETag", "etag", "mtime", "LastModified", "last_modified") if key in info), ""
+        )
     return StoredFile(system, info["name"], "", int(info["size"]), version)
 
 
@@ -134,7 +137,7 @@ def _protocols(system: Any) -> tuple[str, ...]:
 pc: Any = compute  # its functions are made when it is imported: no type checker knows them
 
 Links = Literal["skip", "follow"]
-_CLOSED = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+_CLOSED = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 class Names(Sequence[str]):

@@ -4,7 +4,8 @@ import dataclasses
 import itertools
 import logging
 import os
-from collections import deque
+import time
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -67,7 +68,7 @@ def batches(
     transform: ToInput,
     batch_size: int,
     key: Key[Array, ""],
-    indices: Int[np.ndarray, " count"] | None = None,
+    indices: Int[np.ndarray, " count"] | Iterable[Int[np.ndarray, " batch"]] | None = None,
     workers: int | None = None,
     ahead: int | None = None,
     place: Callable[[Batch], Batch] = jax.device_put,
@@ -84,7 +85,8 @@ def batches(
         transform: How an image becomes the input.
         batch_size: Number of rows of a batch.
         key: The key that those of the examples are derived from.
-        indices: The examples in their order, −1 for an empty row; None takes all examples in order.
+        indices: The examples in their order, −1 for an empty row; or those of each batch, which need not be in memory
+            together. None takes all examples in order.
         workers: Number of threads; None takes `decoding_threads()`.
         ahead: Number of batches in advance; None takes the number of threads, and at least `AHEAD`.
         place: Moves a batch to the device that computes on it.
@@ -99,8 +101,11 @@ def batches(
         >>> [loaded.ids for loaded in batches(source, ToInput(4, 4), 2, jax.random.key(0))]
         [('a', 'b'), ('c', '')]
     """
-    count_examples(source, batch_size)
-    order = np.arange(len(source)) if indices is None else np.asarray(indices)
+    total = count_examples(source, batch_size)
+    if indices is None:
+        indices = (np.arange(start, min(start + batch_size, total)) for start in range(0, total, batch_size))
+    elif isinstance(indices, np.ndarray):
+        indices = chunks(indices, batch_size)
 
     def ready(chosen: Int[np.ndarray, " chunk"]) -> LoadedBatch:
         examples, skipped = load(source, transform, chosen[chosen >= 0])
@@ -108,7 +113,45 @@ def batches(
         loaded = stack(examples, skipped, transform, batch_size, key, [places[each.index] for each in examples])
         return loaded._replace(batch=place(loaded.batch))
 
-    yield from map_in_order(ready, chunks(order, batch_size), workers, ahead)
+    yield from map_in_order(ready, indices, workers, ahead)
+
+
+def timed(loading: Iterator[LoadedBatch], spent: defaultdict[str, float]) -> Iterator[LoadedBatch]:
+    """Yield batches, and add the seconds of waiting for them to `spent["images"]`."""
+    while True:
+        began = time.perf_counter()
+        loaded = next(loading, None)
+        spent["images"] += time.perf_counter() - began
+        if loaded is None:
+            return
+        yield loaded
+
+
+MUCH, LONG = 0.2, 10.0
+"""Share of the time of a run, and seconds, from which on waiting for images is worth advice."""
+
+
+def describe_waiting(share: float, seconds: float) -> str:
+    """Say for how much of the time a run waited for images.
+
+    If it is much, advice follows.
+
+    Args:
+        share: Of the time of the run.
+        seconds: For which it waited.
+
+    Examples:
+        >>> from influence_ssl_jax.data.loader import describe_waiting
+        >>> describe_waiting(0.03, 12.0)
+        'Waited for images 3 % of the time.'
+    """
+    said = f"Waited for images {100 * share:.0f} % of the time."
+    if share < MUCH or seconds < LONG:
+        return said
+    return (
+        f"{said} Reading and decoding them is slower than the computation: give the process more cores ({THREADS} sets the "
+        f"number of threads, now {decoding_threads()}), a faster disk, or images nearer to the size of the input."
+    )
 
 
 def decoding_threads(environment: Mapping[str, str] = os.environ, quota: Path = _QUOTA) -> int:
@@ -340,6 +383,10 @@ class Cached(OpenSource):
         """Return a hash of the fingerprint of the source and the transform."""
         return digest("cached", self._source.fingerprint(), repr(self._transform))
 
+    def members(self) -> str:
+        """Return a hash of the members of the source and the transform."""
+        return digest("cached", self._source.members(), repr(self._transform))
+
     def notes(self) -> tuple[str, ...]:
         """Return the notes of the source."""
         return self._source.notes()
@@ -401,7 +448,9 @@ def resident(
     seed: int,
     part: Callable[[int], range] | None = None,
 ) -> Batch:
-    """Return the batches of `draw_curvature_set`, which has the same arguments.
+    """Return the batches of `draw_curvature_set`.
+
+    The arguments are the same but for an earlier draw.
 
     Examples:
         >>> import numpy as np
@@ -420,6 +469,7 @@ def draw_curvature_set(
     batch_size: int,
     seed: int,
     part: Callable[[int], range] | None = None,
+    among: Int[np.ndarray, " members"] | None = None,
 ) -> CurvatureDraw:
     """Draw the curvature set: `count` random examples, in batches.
 
@@ -436,6 +486,8 @@ def draw_curvature_set(
         seed: Seed of the draw.
         part: From the number of batches to those that this process keeps; None keeps all. A number beyond the last batch
             stands for a batch of padding (index −1 in every row).
+        among: The examples of an earlier draw: only they are taken, so that an example that could not be used then and
+            can be used now does not change the set. None draws from all.
 
     Raises:
         DataError: If `count` is not positive, the source has no examples, or none of them can be used.
@@ -444,7 +496,9 @@ def draw_curvature_set(
     if count < 1:
         raise DataError(f"A curvature set needs at least one example, got count={count}.")
     order = randomness.generator(seed, Stream.CURVATURE_ORDER).permutation(total)
-    wanted = min(count, total)
+    if among is not None:
+        order = order[np.isin(order, among)]
+    wanted = min(count, len(order))
     kept = (part or range)(max(1, wanted // batch_size))
     examples: dict[int, Example] = {}  # by position in the set, only those of the kept batches
     contents: dict[int, bytes] = {}

@@ -27,7 +27,7 @@ from influence_ssl_jax.data.source import (
     note_names,
     repeated_ids,
 )
-from influence_ssl_jax.data.table import check_names, number_classes, scalars, texts
+from influence_ssl_jax.data.table import check_names, in_microseconds, number_classes, scalars, texts
 from influence_ssl_jax.errors import DataError, printable
 
 pc: Any = compute  # its functions are made when it is imported: no type checker knows them
@@ -166,7 +166,8 @@ def _file(file: StoredFile) -> _File:
         if file.path.lower().endswith(".arrow"):
             table = _map_arrow(file)
             return _File(file, table, [batch.num_rows for batch in table.to_batches()])
-        reader = parquet.ParquetFile(file.path, memory_map=True) if file.is_local else parquet.ParquetFile(file.open())
+        # Not mapped into memory: if a mapped file is cut short by another program, reading it ends this one.
+        reader = parquet.ParquetFile(file.path if file.is_local else file.open())
         return _File(file, reader, [reader.metadata.row_group(k).num_rows for k in range(reader.num_row_groups)])
     except (pa.ArrowInvalid, OSError) as error:
         if not _is_damage(error):
@@ -305,11 +306,12 @@ class OpenParquet(Encoded):
         return table if table.column_names else None
 
     @functools.cached_property
-    def _identity(self) -> str:
-        files = [f"{file.stored.name} {file.stored.size} {file.layout()}" for file in self._files]
+    def _members(self) -> str:
+        files = [f"{file.stored.name} {sum(file.sizes)}" for file in self._files]
         known = digest(*self._labels.values, self._labels.numbers.tobytes())
         columns = (str(column.to_pylist()) for column in self._table.columns)
-        return digest("parquet", self._image, *files, known, str(self._table.schema.remove_metadata()), *columns)
+        schema = str(self._table.schema.remove_metadata())
+        return digest("parquet", self._image, *files, digest(*self._ids), known, schema, *columns)
 
     def fingerprint(self) -> str:
         """Return a hash of files, attributes and classes.
@@ -317,7 +319,15 @@ class OpenParquet(Encoded):
         Names, sizes and row groups of the files are part of it; the bytes of the images are not: if an image is replaced
         by one of the same compressed size, the hash stays.
         """
-        return self._identity
+        files = (f"{file.stored.size} {file.layout()}" for file in self._files)
+        return digest(self._members, *files)
+
+    def members(self) -> str:
+        """Return a hash of which rows there are.
+
+        It covers names and numbers of rows of the files, ids, attributes and classes.
+        """
+        return self._members
 
     def notes(self) -> tuple[str, ...]:
         """Return notes on columns that are left out and on repeated ids."""
@@ -330,7 +340,7 @@ class OpenParquet(Encoded):
             DataError: If they are damaged.
         """
         try:
-            return pa.concat_tables([self._files[f].group(g, columns) for f, g in self._groups])
+            return in_microseconds(pa.concat_tables([self._files[f].group(g, columns) for f, g in self._groups]))
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(
                 f"The columns {', '.join(columns)} of {self._settings.path!r} cannot be read: {error}"

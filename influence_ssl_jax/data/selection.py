@@ -90,6 +90,10 @@ class Selection(OpenSource):
         """Return a hash of the source's fingerprint and the selection."""
         return digest("selected", self._source.fingerprint(), self._chosen.astype("<i8").tobytes())
 
+    def members(self) -> str:
+        """Return a hash of the members of source and selection."""
+        return digest("selected", self._source.members(), self._chosen.astype("<i8").tobytes())
+
     def notes(self) -> tuple[str, ...]:
         """Return the notes of the source and those about the ids."""
         return (*self._source.notes(), *self._notes)

@@ -19,16 +19,18 @@ from pyarrow import parquet
 
 from influence_ssl_jax.data.encoded import EXTENSIONS, MAX_BYTES, Encoded, UndecodableImage, unreachable_error
 from influence_ssl_jax.data.listing import StoredFile, find_files
-from influence_ssl_jax.data.source import Source, absolute_path, digest, note_names
+from influence_ssl_jax.data.source import Source, absolute_path, content_digest, digest, note_names
 from influence_ssl_jax.data.table import Classes, number_classes
 from influence_ssl_jax.errors import DataError, printable
 
 ENDINGS = (".tar",)
-FORMAT = 1
+FORMAT = 2
 """Version of the format of indices in the cache."""
 CLS = "cls"
 _TEXTS = ("json", CLS)
 _LONGEST_TEXT = 2**20
+_SUM = 16
+"""Bytes of the digest at the beginning of an index in the cache."""
 _SAMPLE = re.compile(r"^((?:.*/)?[^./]+)\.([^/]*)$", re.DOTALL)
 _SCHEMA = pa.schema(
     [
@@ -57,6 +59,20 @@ class Shards(Source):
             knows.
         image: The ending of the image, such as `input.png`, if samples have several images.
         label: The class: `cls` or an attribute; None takes `cls`, or else the attribute `label`.
+
+    Examples:
+        >>> import io, tarfile, tempfile
+        >>> from PIL import Image
+        >>> import influence_ssl_jax as isj
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file, image = f"{folder}/train-000.tar", io.BytesIO()
+        ...     Image.new("RGB", (4, 4)).save(image, "PNG")
+        ...     with tarfile.open(file, "w") as archive:
+        ...         member = tarfile.TarInfo("0001.png")
+        ...         member.size = image.tell()
+        ...         archive.addfile(member, io.BytesIO(image.getvalue()))
+        ...     len(isj.Shards(file).open())
+        1
     """
 
     path: str
@@ -153,12 +169,10 @@ class OpenShards(Encoded):
         return self._columns if self._columns.column_names else None
 
     @functools.cached_property
-    def _identity(self) -> str:
-        files = [f"{archive.name} {archive.size}" for archive in self._archives]
-        places = (np.ascontiguousarray(each, "<i8").tobytes() for each in (self._offset, self._size, self._archive))
+    def _members(self) -> str:
         known = "" if self._labels is None else digest(*self._labels.values, self._labels.labels.tobytes())
         columns = (str(column.to_pylist()) for column in self._columns.columns)
-        return digest("shards", *files, *self._ids, *places, known, str(self._columns.schema), *columns)
+        return digest("shards", *self._ids, known, str(self._columns.schema), *columns)
 
     def fingerprint(self) -> str:
         """Return a hash of archives, images, attributes and classes.
@@ -166,7 +180,16 @@ class OpenShards(Encoded):
         Archives count by name and size, images by name, position and size. The bytes of the images are not part of the
         hash: if an image is replaced by one of the same size, the hash stays.
         """
-        return self._identity
+        files = (f"{archive.name} {archive.size}" for archive in self._archives)
+        places = (np.ascontiguousarray(each, "<i8").tobytes() for each in (self._offset, self._size, self._archive))
+        return digest(self._members, *files, *places)
+
+    def members(self) -> str:
+        """Return a hash of which images there are.
+
+        It covers names of archives and images in order, attributes and classes.
+        """
+        return self._members
 
     def notes(self) -> tuple[str, ...]:
         """Return notes on what is damaged or left out."""
@@ -191,14 +214,11 @@ class OpenShards(Encoded):
 def _read_index(archive: StoredFile, image: str | None) -> tuple[pa.Table, tuple[str, ...]]:
     """Return an archive's samples and notes, from the cache if possible."""
     kept = (
-        _cache_folder() / f"{digest(str(FORMAT), archive.path, str(archive.size), archive.version, str(image))}.parquet"
+        _cache_folder() / f"{digest(str(FORMAT), archive.path, str(archive.size), archive.version, str(image))}.index"
     )
-    try:
-        table = parquet.read_table(kept)
-        if table.schema.equals(_SCHEMA):
-            return table, tuple(json.loads((table.schema.metadata or {})[b"notes"]))
-    except (OSError, pa.ArrowException, ValueError, KeyError):  # absent or damaged
-        pass
+    found = _read_kept(kept)
+    if found is not None:
+        return found
     table, notes = _scan(archive, image)
     if archive.version:
         _keep(table.replace_schema_metadata({b"notes": json.dumps(notes).encode()}), kept)
@@ -211,12 +231,30 @@ def _cache_folder() -> Path:
     return Path(home) / "influence-ssl" / "shards"
 
 
+def _read_kept(file: Path) -> tuple[pa.Table, tuple[str, ...]] | None:
+    """Return an index of the cache with its notes.
+
+    None if it is absent or damaged.
+    """
+    try:
+        content = file.read_bytes()
+        if content_digest(content[_SUM:]) != content[:_SUM]:
+            return None
+        table = parquet.read_table(pa.BufferReader(content[_SUM:]))
+        return table, tuple(json.loads(table.schema.metadata[b"notes"]))
+    except OSError:
+        return None
+
+
 def _keep(table: pa.Table, file: Path) -> None:
-    """Write an index to the cache, if that is possible."""
+    """Write an index, after its digest, if the cache can be written."""
     unfinished = file.with_suffix(f".{os.getpid()}.tmp")
+    sink = pa.BufferOutputStream()
+    parquet.write_table(table, sink)
+    content = sink.getvalue().to_pybytes()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        parquet.write_table(table, unfinished)
+        unfinished.write_bytes(content_digest(content) + content)
         unfinished.replace(file)
     except OSError:  # without the cache, the next run reads the archive again
         with contextlib.suppress(OSError):
@@ -354,9 +392,10 @@ def _columns(samples: pa.Table, ids: Sequence[str]) -> tuple[pa.Table, tuple[str
         if not isinstance(said, dict):
             broken.append(ids[row])
             continue
-        for name, value in said.items():
+        for key, value in said.items():
+            name = _storable(key)
             if value is None or isinstance(value, str | int | float | bool):
-                columns.setdefault(name, [None] * len(ids))[row] = value
+                columns.setdefault(name, [None] * len(ids))[row] = _storable(value) if isinstance(value, str) else value
             else:
                 left[name] = None
     numbers = _to_numbers([None if text is None else text.strip() for text in samples[CLS].to_pylist()])
@@ -368,6 +407,18 @@ def _columns(samples: pa.Table, ids: Sequence[str]) -> tuple[pa.Table, tuple[str
         *note_names("entries of json files that contain lists or records, left out", list(left)),
     )
     return table, notes
+
+
+def _storable(text: str) -> str:
+    """Return a text that UTF-8 can hold.
+
+    JSON can name half a character, which becomes its escape.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return printable(text)
+    return text
 
 
 def _to_numbers(texts: list[str | None]) -> list[Any]:

@@ -210,6 +210,17 @@ class OpenSource(abc.ABC):
         the same name and number of bytes leaves the hash unchanged.
         """
 
+    def members(self) -> str:
+        """Return a hash of which examples there are.
+
+        It covers names, order, classes and attributes.
+
+        A run that keeps the `content` of every image that it has read is known by this hash, because it compares the
+        contents one by one and names the images that have changed. A source overrides this if `fingerprint` depends on
+        the size or the pixels of an image.
+        """
+        return self.fingerprint()
+
     def class_names(self) -> tuple[str, ...] | None:
         """Return the names of the classes 0, 1, …, or None.
 

@@ -78,6 +78,36 @@ def read_table(path: Path, text: Sequence[str] = (), encoding: str = "utf-8") ->
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"The table {path} cannot be read: {error}") from error
     check_names(f"The table {path}", table.column_names)
+    return in_microseconds(table)
+
+
+def in_microseconds(table: pa.Table) -> pa.Table:
+    """Return a table with times and durations in microseconds.
+
+    Python has no finer ones; these become text or numbers.
+
+    Examples:
+        >>> import pyarrow as pa
+        >>> from influence_ssl_jax.data.table import in_microseconds
+        >>> table = pa.table({"t": pa.array([1_000, 1_001], pa.time64("ns"))})
+        >>> in_microseconds(table)["t"].to_pylist(), str(in_microseconds(table[:1])["t"].type)
+        (['00:00:00.000001000', '00:00:00.000001001'], 'time64[us]')
+    """
+    for place, field in enumerate(table.schema):
+        if getattr(field.type, "unit", "") != "ns":
+            continue
+        column = table[field.name]
+        if pa.types.is_timestamp(field.type):
+            wanted, finer = pa.timestamp("us", field.type.tz), pa.string()
+        elif pa.types.is_time(field.type):
+            wanted, finer = pa.time64("us"), pa.string()
+        else:
+            wanted, finer = pa.duration("us"), pa.int64()
+        try:
+            column = column.cast(wanted)
+        except pa.ArrowInvalid:  # some value has nanoseconds
+            column = column.cast(finer)
+        table = table.set_column(place, field.name, column)
     return table
 
 
@@ -139,9 +169,10 @@ def _decode(content: bytes, path: Path, encoding: str) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         shown = content[max(0, error.start - 20) : error.end + 20].decode("ascii", "backslashreplace")
+        likely = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "latin-1"
         raise DataError(
             f"Line {line} of the table {path} is not {encoding} ({printable(shown)!r}). Save the table as UTF-8, or name "
-            "its encoding; for a folder: --source.encoding latin-1."
+            f"its encoding; for a folder: --source.encoding {likely}."
         ) from None
 
 
@@ -281,6 +312,8 @@ def match(table: pa.Table, file_column: str, files: Sequence[str], folder: str) 
     repeated = [n for row, n in enumerate(rows_of) if n is not None and place.setdefault(n, row) != row]
     if not known & place.keys():
         first = next((name for name in given if name), None)
+        if first is None:
+            raise DataError(f"The table names no file: of its {len(given)} rows, none has a name in {file_column!r}.")
         raise DataError(
             f"No row of the table names an image: its column {file_column!r} has names such as {first!r}, the images have "
             f"names such as {printable(files[0])!r}. Name another column with --source.file-column, or write the names of "

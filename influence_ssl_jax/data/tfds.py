@@ -148,6 +148,10 @@ class Tfds(Source):
         image: The image feature; None takes `image` or the only image feature.
         label: The feature that is the class; None takes `label` or the first class label. The values of other features,
             such as a text or a year, are numbered in sorted order.
+
+    Examples:
+        >>> import influence_ssl_jax as isj
+        >>> images = isj.Tfds("cifar10", split="train[:1000]")  # isj.score(encoder, images)
     """
 
     name: str = "cifar10"
@@ -376,8 +380,16 @@ class OpenTfds(OpenSource):
         Names and sizes of the files are part of it; their content is not: if a record is replaced by one of the same size,
         the hash stays.
         """
+        sizes = (str(Path(name).stat().st_size) for name, _ in _files(self._builder.info, self._split))
+        return digest(self.members(), *sizes)
+
+    def members(self) -> str:
+        """Return a hash of which examples there are.
+
+        It covers data set, configuration, version, split, features and names of the files.
+        """
         info = self._builder.info
-        files = [f"{Path(name).name} {Path(name).stat().st_size} {part}" for name, part in _files(info, self._split)]
+        files = [f"{Path(name).name} {part}" for name, part in _files(info, self._split)]
         return digest("tfds", info.full_name, self._image, str(self._label), *files)
 
 

@@ -1,6 +1,7 @@
 """Bring scores to the exact scale and measure how exact they are."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from statistics import NormalDist
@@ -84,7 +85,7 @@ class Calibrator:
         curve: The function from log score to log exact score; it does not decrease.
         edges: Log scores that separate the groups, ascending: one fewer than groups.
         radii: Half the width of the interval in logarithms, for each group.
-        counts: Number of examples behind each radius.
+        counts: Number of examples behind each radius; a group of few examples shares some with its neighbours.
         level: The coverage asked for.
         least: A number below which no exact score is: the lower end of an interval of infinite radius.
     """
@@ -126,22 +127,28 @@ class Calibrator:
 class Calibration:
     """Split-conformal calibration of log scores, group by group.
 
-    A fifth of the sample fits the curve. The others form groups by their scores and give each group its radius: the ⌈(m
-    + 1) level⌉-th smallest of its m errors. Groups are the tenths of the population, the highest one cut into two
-    halves. For a further example that is exchangeable with the sample, the exact score lies in the interval with
-    probability at least `level` *in each group*, for any curve and distribution: also among the highest and the lowest
-    scores, and not only on average over all. A finite radius needs a least number of examples (9 at a level of 0.9;
-    about 300 audited examples give every group as many). If a group has fewer, the sample itself is cut into groups
-    that are as small as that allows, and a tenth of the population can lie across two of them.
+    Groups are the tenths of the population, the highest one cut into two halves. In each group some examples of the
+    sample give the radius: the ⌈(m + 1) level⌉-th smallest of m errors. The others, usually a fifth of the sample and
+    more, fit the curve. m is chosen so that ⌈(m + 1) level⌉ / (m + 1) is the same for every group: at a level of 0.9 it is
+    9, 19, 29, …, and the quotient is 0.9. For a further example that is exchangeable with the sample, the exact score
+    lies in the interval with this probability *in each group*, for any curve and distribution: also among the highest and
+    the lowest scores, and not only on average over all.
+
+    A group with fewer examples than that also takes those with the nearest scores. Its probability is then the same only
+    if their errors are distributed like its own. At a level of 0.9 this concerns groups of fewer than 9: either half of
+    the highest tenth in a third of all audits of 200, a whole tenth in one of 700. A sample of fewer than 160 does not
+    separate the halves of the highest tenth; below 112 there are fifths in place of tenths, below 56 halves, below 28 one
+    group, and below 18 intervals are infinite.
 
     The probability is over the audited sample and the further example together. One audit draws one sample, and its
     intervals can cover less: `Coverage.chance_below` and `Coverage.floor` say how often and how far.
 
-    An exact score is only known to lie between two bounds, and the error is measured to the farther bound. An exact
-    score that is not positive has no logarithm: it counts as an infinite error, so many of them make the radius
-    infinite. The curve is fitted by medians, so a few exact scores that are nearly zero do not move it. Reference: Lei
-    et al., arXiv 1604.04173 (split conformal prediction); Vovk et al., Algorithmic Learning in a Random World, section
-    4.5 (Mondrian: by groups); Theil–Sen regression for the curve.
+    An exact score is only known to lie between two bounds, and the error is measured to the farther bound: the wider
+    the bounds, the further the coverage is above the level. An exact score that is not positive has no logarithm: it
+    counts as an infinite error, so many of them make the radius infinite. The curve is fitted by medians, so a few exact
+    scores that are nearly zero do not move it. Reference: Lei et al., arXiv 1604.04173 (split conformal prediction);
+    Vovk et al., Algorithmic Learning in a Random World, section 4.5 (Mondrian: by groups); Theil–Sen regression for the
+    curve.
 
     Attributes:
         form: `proportional` fits one factor, `log_linear` a factor and a power, `monotone` any curve that does not
@@ -246,11 +253,13 @@ class Calibration:
         order: Int[np.ndarray, " sample"],
         tenths: Float[np.ndarray, " edges"],
     ) -> Calibrator:
-        """Fit the curve to the sample's first part, radii to the rest."""
+        """Fit the curve to a part, and take radii from the rest."""
         with np.errstate(divide="ignore", invalid="ignore"):
             logs = np.log(scores)
             low, high = (np.where(side > 0, np.log(np.maximum(side, 0.0)), -np.inf) for side in (lower, upper))
-        fitted, judged = np.split(order, [min((len(order) + 1) // 2, max(10, len(order) // 5))])
+        edges = _edges(len(order), np.log(tenths), self.level)
+        gives = _choose_judged(np.searchsorted(edges, logs[order]), self.level)
+        fitted, judged = order[~gives], order[gives]
         # The logarithm of a bound of zero is unknown: the curve takes the other bound of such an example, and leaves out
         # an example without an upper bound. Both count for the radius, with an infinite error.
         middle = np.where(np.isfinite(low), (low + high) / 2, high)
@@ -259,11 +268,10 @@ class Calibration:
         predicted = curve(logs[judged])
         errors = np.maximum(high[judged] - predicted, predicted - low[judged])
         errors = np.where(upper[judged] > 0, errors, np.inf)
-        edges = _edges(logs[judged], np.log(tenths), self.level)
-        members = np.searchsorted(edges, logs[judged])
-        radii = [_radius(errors[members == group], self.level) for group in range(len(edges) + 1)]
+        chosen = _choose_nearest(logs[judged], edges, self.level)
+        radii = [_radius(errors[members], self.level) for members in chosen]
         least = 0.0 if (lower[order] >= 0).all() else -np.inf
-        counts = np.bincount(members, minlength=len(edges) + 1)
+        counts = np.array([len(members) for members in chosen])
         return Calibrator(curve, edges, np.array(radii), counts, self.level, least)
 
 
@@ -289,29 +297,71 @@ def _radius(errors: np.ndarray, level: float) -> float:
     return float(np.sort(errors)[place - 1]) if place <= len(errors) else float("inf")
 
 
-def _edges(logs: np.ndarray, tenths: np.ndarray, level: float) -> Float[np.ndarray, " edges"]:
+def _least(level: float) -> int:
+    """Return the fewest examples that give a finite radius."""
+    return next(m for m in range(1, 10**6) if _place(m, level) <= m)
+
+
+def _for_curve(count: int) -> int:
+    """Return how many examples of a sample fit the curve.
+
+    A fifth, and 10 at least.
+    """
+    return max(10, count // 5)
+
+
+def _edges(count: int, tenths: np.ndarray, level: float) -> Float[np.ndarray, " edges"]:
     """Return the log scores that separate the groups.
 
-    They are the population's tenths if each group then has enough of the sample. Otherwise they are the sample's own,
-    in sizes `k (m + 1) − 1` with m the fewest examples that give a finite radius; at these sizes the expected coverage
-    equals the level. The two highest groups have about a twentieth each, the others from below about a tenth, and the
-    remainder is in the middle.
+    They are tenths, or every second or fifth of these, or none.
+
+    Args:
+        count: Size of the sample.
+        tenths: Log scores at SHARES of the population.
+        level: The coverage asked for.
     """
-    least = next(m for m in range(1, 10**6) if _place(m, level) <= m)
-    if (np.bincount(np.searchsorted(tenths, logs), minlength=11) >= least).all():
-        return tenths
-    logs = np.sort(logs)
+    least = _least(level)
+    step = next((step for step in (1, 2, 5) if (count - _for_curve(count)) * step >= 10 * least), 10)
+    return np.append(tenths[step - 1 : 9 : step], tenths[9:] if count >= 16 * (least + 1) else [])
 
-    def size(share: float) -> int:
-        return max(1, round((share * len(logs) + 1) / (least + 1))) * (least + 1) - 1
 
-    top, one = size(0.05), size(0.1)
-    if len(logs) < 2 * top + one:
-        places = np.linspace(0, len(logs), max(1, len(logs) // least) + 1).round().astype(int)[1:-1]
-    else:
-        below = range(one, len(logs) - 2 * top - least + 1, one)
-        places = np.unique([*below, len(logs) - 2 * top, len(logs) - top])
-    return (logs[places - 1] + logs[places]) / 2 if len(places) else np.zeros(0)
+def _choose_judged(members: Int[np.ndarray, " sample"], level: float) -> Bool[np.ndarray, " sample"]:
+    """Choose the examples that give the radii; the others fit the curve.
+
+    They are the first `k (least + 1) − 1` of each group, or all of a group that has fewer than `least`. While the curve
+    has too few, the largest group gives up `least + 1`, the outermost one of equally large groups: scores far apart
+    determine a slope. A sample too small for both has no radii.
+
+    Args:
+        members: The group of each example, in a random order.
+        level: The coverage asked for.
+    """
+    least, count = _least(level), len(members)
+    sizes = np.bincount(members)
+    judged = np.where(sizes < least, sizes, (sizes + 1) // (least + 1) * (least + 1) - 1)
+    outermost_first = sorted(range(len(sizes)), key=lambda group: min(group, len(sizes) - 1 - group))
+    while count - judged.sum() < _for_curve(count) and judged.max() > least:
+        judged[max(outermost_first, key=lambda group: judged[group])] -= least + 1
+    if count - judged.sum() < min(10, (count + 1) // 2):
+        judged[:] = 0
+    chosen = np.zeros(count, bool)
+    for group, number in enumerate(judged):
+        chosen[np.flatnonzero(members == group)[:number]] = True
+    return chosen
+
+
+def _choose_nearest(logs: np.ndarray, edges: np.ndarray, level: float) -> list[Int[np.ndarray, " members"]]:
+    """Return the examples behind each group's radius.
+
+    They are its own, and the nearest ones if these are too few.
+    """
+    groups, ends = np.searchsorted(edges, logs), np.concatenate([[-np.inf], edges, [np.inf]])
+    chosen = []
+    for group, (low, high) in enumerate(itertools.pairwise(ends)):
+        distance = np.where(groups == group, -1.0, np.maximum(low - logs, logs - high))
+        wanted = max(int(np.sum(groups == group)), _least(level))
+        chosen.append(np.argsort(distance, kind="stable")[:wanted])
+    return chosen
 
 
 def _share(inside: Bool[np.ndarray, " some"]) -> float:
@@ -334,7 +384,7 @@ def _chance_below(calibrator: Calibrator, members: np.ndarray) -> tuple[float, f
     """Return the probability of covering less than the level, and a floor.
 
     About 19 of 20 audits cover at least the floor. The coverage of a group of m is Beta(k, m + 1 − k), with k the place
-    of its radius. Groups are independent, and their mean is taken to be normal.
+    of its radius. Groups are taken to be independent, and their mean to be normal.
     """
     place = np.array([_place(count, calibrator.level) for count in calibrator.counts.tolist()])
     finite = place <= calibrator.counts
@@ -480,7 +530,7 @@ def _ratio(scores: Vector, exact: Vector) -> Vector:
         return scores / exact
 
 
-def _scale_by_median(ratio: Vector) -> Vector:
+def _scale_by_median(ratio: Vector) -> Float[np.ndarray, " known"]:
     """Divide the finite ratios by their median."""
     known = ratio[np.isfinite(ratio)]
     if not len(known) or np.median(known) == 0:

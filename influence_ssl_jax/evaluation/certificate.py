@@ -208,6 +208,10 @@ class Audit:
             (`ihvp.rounding`).
         probes: Random vectors for the mean eigenvalue, from which relative damping is resolved.
         seed: The seed of the sample.
+
+    Examples:
+        >>> import influence_ssl_jax as isj
+        >>> audit = isj.Audit(examples=500, width=0.1)  # run.audit(audit), of a run of isj.score
     """
 
     examples: int = 200

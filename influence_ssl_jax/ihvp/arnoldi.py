@@ -68,6 +68,10 @@ class Arnoldi(Backend[ArnoldiState]):
         complement: "keep" what lies outside Q, at its mean eigenvalue; or "drop" it.
         probes: Random vectors for that mean.
         unexplained: How to treat parameters that no known layer explains.
+
+    Examples:
+        >>> import influence_ssl_jax as isj
+        >>> backend = isj.Arnoldi(rank=128, complement="drop")  # isj.score(encoder, images, backend=backend)
     """
 
     rank: int = 64

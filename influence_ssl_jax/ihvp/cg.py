@@ -66,6 +66,10 @@ class CG(Backend[CGState]):
         probes: Random vectors for the mean eigenvalue.
         lanczos_steps: Steps of the estimate of the smallest eigenvalue, for `hessian` curvature only, and of the
             spectrum, for damping by effective dimension only.
+
+    Examples:
+        >>> import influence_ssl_jax as isj
+        >>> backend = isj.CG(preconditioner=isj.EKFAC(rank=64))  # isj.score(encoder, images, backend=backend)
     """
 
     tolerance: float = 1e-5

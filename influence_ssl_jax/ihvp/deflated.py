@@ -68,6 +68,10 @@ class Deflated(Backend[DeflatedState]):
         samples: Draws from N(0, ∇²head) for K, for each example or for each batch of a batch-coupled loss.
         exact_limit: Largest number of parameters of a block without a weight matrix whose eigenvectors are computed.
         unexplained: How to treat parameters that no known layer explains.
+
+    Examples:
+        >>> import influence_ssl_jax as isj
+        >>> backend = isj.Deflated(rank=96)  # isj.score(encoder, images, backend=backend)
     """
 
     rank: int = 64

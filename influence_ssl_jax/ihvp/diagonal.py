@@ -52,6 +52,10 @@ class Identity(Backend[IdentityState]):
     Attributes:
         probes: Random vectors for the mean eigenvalue.
         unexplained: How to treat parameters that no known layer explains.
+
+    Examples:
+        >>> import influence_ssl_jax as isj
+        >>> backend = isj.Identity(probes=64)  # isj.score(encoder, images, backend=backend)
     """
 
     probes: int = 16
@@ -112,6 +116,10 @@ class Diagonal(EigenbasisBackend):
     Attributes:
         samples: Draws from N(0, ∇²head), for each example or for each batch of a batch-coupled loss.
         unexplained: How to treat parameters that no known layer explains.
+
+    Examples:
+        >>> import influence_ssl_jax as isj
+        >>> backend = isj.Diagonal(samples=4)  # isj.score(encoder, images, backend=backend)
     """
 
     samples: int = 1

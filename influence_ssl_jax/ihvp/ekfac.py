@@ -47,6 +47,10 @@ class KFAC(EigenbasisBackend):
         exact_limit: Largest number of parameters of a block without a weight matrix whose eigenvectors are computed;
             larger blocks keep their diagonal.
         unexplained: How to treat parameters that no known layer explains.
+
+    Examples:
+        >>> import influence_ssl_jax as isj
+        >>> backend = isj.KFAC(rank=64)  # isj.score(encoder, images, backend=backend)
     """
 
     rank: int | None = None
@@ -149,6 +153,10 @@ class EKFAC(EigenbasisBackend):
         exact_limit: Largest number of parameters of a block without a weight matrix whose eigenvectors are computed;
             larger blocks keep their diagonal.
         unexplained: How to treat parameters that no known layer explains.
+
+    Examples:
+        >>> import influence_ssl_jax as isj
+        >>> backend = isj.EKFAC(rank=64)  # isj.score(encoder, images, backend=backend)
     """
 
     rank: int | None = None

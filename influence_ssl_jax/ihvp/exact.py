@@ -43,6 +43,10 @@ class Exact(Backend[ExactState]):
     Attributes:
         max_parameters: Largest number P of parameters; the matrix needs P² numbers, its eigenvectors P³ operations.
         chunk: Number of columns formed at a time.
+
+    Examples:
+        >>> import influence_ssl_jax as isj
+        >>> backend = isj.Exact(max_parameters=5000)  # isj.score(encoder, images, backend=backend)
     """
 
     max_parameters: int = 20_000

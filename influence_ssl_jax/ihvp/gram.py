@@ -202,6 +202,10 @@ class Gram(Backend[GramState]):
         accuracy: The relative bound of rounding above which the forms of a batch are computed in the way that does not
             cancel, at two to three times the cost; 2¹⁷ unit roundoffs where None (0.8 % in float32).
         unexplained: What to do with parameters that no known layer explains.
+
+    Examples:
+        >>> import influence_ssl_jax as isj
+        >>> backend = isj.Gram(storage="bfloat16")  # isj.score(encoder, images, backend=backend)
     """
 
     samples: int | None = 1
@@ -498,6 +502,8 @@ def curvature_rows(problem: Problem, samples: int | None, blocks: cut.Blocks) ->
             cut_up = _spans((scale * part).astype(dtype), padded_length(spans, count), span)
             found[name] = cut_up.reshape(count, -1, *cut_up.shape[1:])
         return found
+
+    formed = jax.jit(formed, inline=True)  # traced once, for the shapes and for the loop
 
     def step(held: dict[str, Array], item: tuple[Array, Batch]) -> tuple[dict[str, Array], None]:
         place, batch = item

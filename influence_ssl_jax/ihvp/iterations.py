@@ -219,6 +219,10 @@ class LiSSA(Iterations[LiSSAState]):
         probes: Random vectors for the mean eigenvalue.
         lanczos_steps: Steps of the estimate of the smallest eigenvalue, for `hessian` curvature only, and of the
             spectrum, for damping by effective dimension only.
+
+    Examples:
+        >>> import influence_ssl_jax as isj
+        >>> backend = isj.LiSSA(depth=2000)  # isj.score(encoder, images, backend=backend)
     """
 
     depth: int = 1000
@@ -320,6 +324,8 @@ class ASTRA(Iterations[ASTRAState]):
     The steps converge if α is below 2(1 + β)/ν, where ν is the largest eigenvalue of `(K + λI)⁻¹(C + λI)`; α is
     1/(1.25 ν). ν decreases with λ if it is above 1. So the fit estimates it at four λ, and its value at the largest of
     these that is not above the requested λ is a bound. `Form.residual` is the measured residual after `depth` steps.
+    With `steps="one"` this bound holds for each batch alone, and does not ensure convergence: at λ = 0.01 × the mean
+    eigenvalue and batches of 16 the steps diverged between 100 and 400 (`benchmarks/solvers.py`), which the residual shows.
     Reference: arXiv 2507.14740 (with `steps="one"`, whose noise ends on a plateau that falls with α:
     `standard_error`).
 
@@ -334,6 +340,10 @@ class ASTRA(Iterations[ASTRAState]):
         probes: Random vectors for the mean eigenvalue.
         lanczos_steps: Steps of the estimate of the spectrum, for damping by effective dimension only.
         unexplained: How to treat parameters that no known layer explains.
+
+    Examples:
+        >>> import influence_ssl_jax as isj
+        >>> backend = isj.ASTRA(depth=50)  # isj.score(encoder, images, backend=backend)
     """
 
     depth: int = 100

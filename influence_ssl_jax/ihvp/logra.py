@@ -50,6 +50,10 @@ class LoGra(EigenbasisBackend):
             for each batch if it couples examples. Then only a draw over the whole batch includes the coupling, so
             many draws are needed.
         unexplained: How to treat parameters that no known layer explains.
+
+    Examples:
+        >>> import influence_ssl_jax as isj
+        >>> backend = isj.LoGra(rank=32)  # isj.score(encoder, images, backend=backend)
     """
 
     rank: int = 16

@@ -57,6 +57,10 @@ class Nystrom(Backend[NystromState]):
         complement: Curvature outside Q: "zero", as published, or "mean", that of the remainder.
         probes: Random vectors for the trace of the remainder.
         unexplained: How to treat parameters that no known layer explains.
+
+    Examples:
+        >>> import influence_ssl_jax as isj
+        >>> backend = isj.Nystrom(rank=256)  # isj.score(encoder, images, backend=backend)
     """
 
     rank: int = 64

@@ -19,6 +19,16 @@ Items = TypeVar("Items")
 Rows = TypeVar("Rows")
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that no memory is left.
+
+    >>> is_out_of_memory(RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes"))
+    True
+    """
+    said = str(error)
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in said or "out of memory" in said.lower()
+
+
 def all_devices(dividing: int | None = None) -> Mesh:
     """Return the mesh of all processes' devices, each process's side by side.
 
@@ -152,6 +162,7 @@ def spread(function: Callable[[Task], Result], tasks: Sequence[Task], costs: Seq
         tasks: Trees of arrays.
         costs: The cost of each task in any unit; see `owners`.
     """
+    function = jax.jit(function, inline=True)  # traced once for all tasks of a shape
     if devices() == 1 or not tasks:
         return [function(task) for task in tasks]
     owner = owners(costs, devices())

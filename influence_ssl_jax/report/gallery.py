@@ -65,7 +65,7 @@ def images_of(run: ScoredRun, shown: int, source: Source | None = None) -> tuple
         named = source or restore(run.record.get("configuration", {}).get("source"), data.SOURCES)
         opened = named.open()
         scored = (run.record.get("identity") or {}).get("data")
-        if scored is not None and opened.fingerprint() != scored:
+        if scored is not None and opened.members() != scored:
             return None, "the data set has changed since it was scored, so its images may be different ones"
     except InfluenceError as error:
         return None, str(error)

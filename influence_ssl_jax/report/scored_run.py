@@ -14,10 +14,13 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
 from influence_ssl_jax import randomness
+from influence_ssl_jax.configuration import fingerprint
 from influence_ssl_jax.errors import StoreError
 from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.scoring.table import IN_CURVATURE_SET
-from influence_ssl_jax.store import BASELINES, RUN, SCORES, DamagedError, read_record
+from influence_ssl_jax.store import BASELINES, RUN, SCORES, DamagedError, read_record, read_sealed
+from influence_ssl_jax.store.identity import IDENTITY
+from influence_ssl_jax.store.result import OWNER
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +85,7 @@ class ScoredFile:
                 )
         try:
             record = read_record(folder, RUN)
+            _refuse_foreign_record(folder, record)
             with pq.ParquetFile(folder / SCORES) as file:
                 return cls(folder, record, file.metadata.num_rows, tuple(file.schema_arrow.names))
         except (DamagedError, ValueError, OSError) as error:  # errors of pyarrow are of the latter two types
@@ -107,6 +111,20 @@ class ScoredFile:
         back = np.empty(len(order), np.int64)
         back[order] = np.arange(len(order))
         return pa.concat_tables(found).take(back)
+
+
+def _refuse_foreign_record(folder: Path, record: dict[str, Any]) -> None:
+    """Check that a record is of the run of its folder.
+
+    Raises:
+        DamagedError: It is the record of another run, as if table and record were copied from another folder.
+    """
+    try:
+        owner = fingerprint(read_sealed(folder / IDENTITY))
+    except (FileNotFoundError, DamagedError):
+        return
+    if owner != record.get(OWNER):
+        raise DamagedError(f"{folder / RUN} is the record of another run than the one that {IDENTITY} names.")
 
 
 class Remarks(NamedTuple):

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from pyarrow import compute
 
 from influence_ssl_jax import provenance, trees
-from influence_ssl_jax.configuration import Plain, describe, differences, fingerprint
+from influence_ssl_jax.configuration import Plain, describe, fingerprint
 from influence_ssl_jax.data.source import Source
 from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.errors import InfluenceError
@@ -53,7 +53,7 @@ from influence_ssl_jax.scoring.stream import UNRESOLVED
 from influence_ssl_jax.scoring.table import IN_CURVATURE_SET, skipped_table
 from influence_ssl_jax.store import SCORES, file_digest, write_sealed
 from influence_ssl_jax.store.files import lock, replacing, write_atomically
-from influence_ssl_jax.store.identity import claim
+from influence_ssl_jax.store.identity import claim, list_differences
 from influence_ssl_jax.store.manifest import Manifest, to_bytes
 from influence_ssl_jax.store.result import FILES
 
@@ -113,7 +113,7 @@ def certify_missing(
         resumed, recomputed = int(there.sum()), listed - int(there.sum())
         log.event("start", todo=len(chosen) - resumed, total=len(chosen), recomputed=recomputed, command=command())
         refuse_rescored(scored, prepared.source, chosen)
-        averaged, used = draw_problem(run, prepared)
+        averaged, used = draw_problem(run, prepared, None, find_members(scored))
         refuse_rescored(scored, prepared.source, np.array(sorted(used), np.int64), used)
         problem = _cast(averaged, settings.precision)
         shared = _prepare_shared(problem, settings.audit, resumed < len(chosen), progress)
@@ -288,9 +288,8 @@ def refuse_differences(scored: ScoredFile, now: Plain) -> None:
     """
     own = ("size", "versions", "device")
     before, after = ({k: v for k, v in each.items() if k not in own} for each in (scored.record["identity"], now))
-    differing = differences(before, json.loads(json.dumps(after)))
-    if differing:
-        listed = "\n".join(f"  {line}" for line in differing[:20])
+    listed = list_differences(before, json.loads(json.dumps(after)))
+    if listed:
         raise InfluenceError(
             f"The scores of {scored.folder} were made from something else than what is there now (then → now):\n{listed}\n"
             "Restore it, or score again and then audit."
@@ -340,7 +339,7 @@ def _bound_in_order(
     Before that, the images are compared with those that were scored.
     """
     resolved = scored.record["damping"]["resolved"]
-    problem = draw_problem(run, prepared)[0]
+    problem = draw_problem(run, prepared, None, find_members(scored))[0]
     start = 0
     for table in scored.batches(image_columns(scored)):
         refuse_changed_rows(table, prepared.source, np.arange(start, start + table.num_rows), None)
@@ -397,8 +396,17 @@ def find_left_out(scored: ScoredFile) -> Int[np.ndarray, " members"]:
 
     No other image has the matrix of such a row.
     """
-    if not leaves_own_out(scored.record):
-        return np.zeros(0, np.int64)
+    members = find_members(scored) if leaves_own_out(scored.record) else None
+    return np.zeros(0, np.int64) if members is None else members
+
+
+def find_members(scored: ScoredFile) -> Int[np.ndarray, " members"] | None:
+    """Find the images of the curvature set.
+
+    None if the table does not say.
+    """
+    if IN_CURVATURE_SET not in scored.columns:
+        return None
     tables = (table.filter(pc.field(IN_CURVATURE_SET)) for table in scored.batches(["index", IN_CURVATURE_SET]))
     return np.concatenate([table["index"].to_numpy() for table in tables])
 

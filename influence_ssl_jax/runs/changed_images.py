@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
 
+from influence_ssl_jax.configuration import fingerprint
 from influence_ssl_jax.data.contents import SHOWN, Change, find_changes, refuse_changes
 from influence_ssl_jax.data.source import OpenSource
 from influence_ssl_jax.errors import DataError
@@ -16,7 +17,7 @@ from influence_ssl_jax.progress import Note, Progress
 from influence_ssl_jax.report.scored_run import ScoredFile
 from influence_ssl_jax.run_log import RunLog
 from influence_ssl_jax.runs.settings import ScoreRun
-from influence_ssl_jax.store import CONTENT, ScoreStore
+from influence_ssl_jax.store import CONTENT, ScoreStore, read_notes
 
 
 def forget_changed(settings: ScoreRun, source: OpenSource, store: ScoreStore, log: RunLog, progress: Progress) -> None:
@@ -27,9 +28,15 @@ def forget_changed(settings: ScoreRun, source: OpenSource, store: ScoreStore, lo
     Raises:
         DataError: Images have changed since they were scored, and `rescore_changed` is off.
     """
-    again = np.zeros(0, np.int64)
+    again, fitted = np.zeros(0, np.int64), fitted_images(store)
     if settings.scored_images == "compare":
         changed = sorted({change for text in gather(_find_changed(source, store)) for change in _parse(text)})
+        if fitted is not None and settings.rescore_changed:
+            refuse_changes(
+                [change for change in changed if np.isin(change.index, fitted)],
+                "and the curvature was fitted to them, so no score could stay",
+                "Restore them, or choose another folder. Nothing was scored again.",
+            )
         if changed and settings.rescore_changed:
             again = np.array([change.index for change in changed], np.int64)
             log.event("changed images", images=len(changed), first=changed[0].id)
@@ -44,6 +51,18 @@ def forget_changed(settings: ScoreRun, source: OpenSource, store: ScoreStore, lo
         again = np.union1d(again, store.skipped())
     if len(again):
         store.forget(again)
+
+
+def fitted_images(store: ScoreStore) -> Int[np.ndarray, " members"] | None:
+    """Return the images that an earlier run fitted the curvature to.
+
+    None if there was no such run.
+
+    All processes of a run call it together, and have the answer of the first one.
+    """
+    notes = read_notes(store.folder, fingerprint(store.identity))
+    known = json.loads(gather(json.dumps(None if notes is None else list(notes["images"])))[0])
+    return None if known is None else np.array(sorted(map(int, known)), np.int64)
 
 
 def refuse_two_versions(used: dict[int, bytes], store: ScoreStore) -> None:

@@ -121,7 +121,7 @@ def _finish(
     """Write figures and record, and return the record."""
     record = {
         "configuration": describe(settings),
-        "data": prepared.source.fingerprint(),
+        "data": prepared.source.members(),
         "damping": {str(truth.relative): truth.damping for truth in known},
         "relative_width": {
             str(truth.relative): float(np.nanmedian((truth.upper - truth.lower) / truth.upper)) for truth in known
@@ -144,7 +144,7 @@ def _identity(settings: CompareRun, prepared: Prepared) -> Plain:
     return {
         "configuration": describe_without(settings, aside),
         **describe_encoder(prepared.encoder, prepared.transform),
-        "data": prepared.source.fingerprint(),
+        "data": prepared.source.members(),
         **provenance.decisive(),
     }
 

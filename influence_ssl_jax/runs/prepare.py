@@ -5,6 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from jaxtyping import Int
+
 from influence_ssl_jax import checkpoint, checkpoints
 from influence_ssl_jax.configuration import Plain, describe, restore
 from influence_ssl_jax.data import ToInput, depth_notes
@@ -93,7 +96,10 @@ def refuse_other_classes(trained: Plain, here: tuple[str, ...] | None) -> None:
 
 
 def draw_problem(
-    settings: ScoreRun | CompareRun, prepared: Prepared, part: Callable[[int], range] | None = None
+    settings: ScoreRun | CompareRun,
+    prepared: Prepared,
+    part: Callable[[int], range] | None = None,
+    among: Int[np.ndarray, " members"] | None = None,
 ) -> tuple[Problem, dict[int, bytes]]:
     """Draw the curvature set's images, and return the matrix over them.
 
@@ -101,12 +107,15 @@ def draw_problem(
         settings: The settings of the run.
         prepared: What the run reads.
         part: Chooses the batches of this process by their number; all batches if None.
+        among: Indices of the images that the matrix was averaged over before; None draws them.
 
     Returns:
         The problem, and the digests of the images that its matrix is averaged over, by index.
     """
     chosen, seed = settings.curvature, settings.scoring.seed
-    sample = draw_curvature_set(prepared.source, prepared.transform, chosen.examples, chosen.batch_size, seed, part)
+    sample = draw_curvature_set(
+        prepared.source, prepared.transform, chosen.examples, chosen.batch_size, seed, part, among
+    )
     problem = form_problem(prepared.encoder, settings.output, prepared.measurement, chosen, sample.batches)
     return problem, sample.contents
 

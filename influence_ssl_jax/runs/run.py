@@ -62,16 +62,19 @@ class Run:
     Scores that `score` made without a folder are in memory: then `folder` is None, and `files` holds the contents of
     what the folder would hold. An audit and a report of them work in a temporary folder, which they delete.
 
-    Examples:
-        ```python
-        run = isj.Run(Path("runs/simclr/scores"))  # of the command line, or of `score(…, out="runs/simclr/scores")`
-        ```
-
     Attributes:
         folder: The folder of the scores; None if they are in memory.
         encoder: The encoder, if the scores were made from an object and not from a file.
         source: The images, likewise.
         files: Contents of the files of scores in memory, by path.
+
+    Examples:
+        >>> import influence_ssl_jax as isj
+        >>> try:
+        ...     run = isj.Run(Path("runs/simclr/scores"))  # of `influence-ssl score --out runs/simclr/scores`
+        ... except isj.InfluenceError as error:
+        ...     print(str(error).partition(":")[0])
+        runs/simclr/scores has no scores.parquet
     """
 
     folder: Path | None

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 from jax.sharding import Mesh
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from influence_ssl_jax import provenance, randomness
 from influence_ssl_jax.configuration import Plain, describe, fingerprint, restore
 from influence_ssl_jax.data import SOURCES, Source, ToInput
+from influence_ssl_jax.data.loader import describe_waiting
 from influence_ssl_jax.data.source import OpenSource, Skipped
 from influence_ssl_jax.data.table import rename_taken, storable
 from influence_ssl_jax.encoder import Encoder
@@ -32,6 +33,7 @@ from influence_ssl_jax.parallel import (
     first_only,
     gather,
     is_first,
+    is_out_of_memory,
     local_devices,
     min_over_processes,
     own_part,
@@ -49,6 +51,7 @@ from influence_ssl_jax.report.scored_run import SAMPLE
 from influence_ssl_jax.run_log import Pace, RunLog, watched
 from influence_ssl_jax.runs.changed_images import (
     digests_as_text,
+    fitted_images,
     forget_changed,
     refuse_other_images,
     refuse_two_versions,
@@ -59,7 +62,7 @@ from influence_ssl_jax.scoring.fitting import SplitProblem, fit_checked, shapes
 from influence_ssl_jax.scoring.memory import check_fit
 from influence_ssl_jax.scoring.neighbours import Neighbours, reference_size, stream_neighbours
 from influence_ssl_jax.scoring.scores import Scorer, Scoring
-from influence_ssl_jax.scoring.stream import Scored, embedding_matrix, stream
+from influence_ssl_jax.scoring.stream import Scored, embedding_matrix, find_batches, stream
 from influence_ssl_jax.scoring.table import EMBEDDING, IN_CURVATURE_SET, ORDER, neighbour_columns
 from influence_ssl_jax.store import RUN, SCORES, ScoreStore, digest_of, load_fitted, read_sealed, save_fitted
 from influence_ssl_jax.store.distances import Distances
@@ -85,7 +88,7 @@ def write_parts(
     tables: list[pa.Table] = []
     skipped: list[Skipped] = []
     written = time.monotonic()
-    pace = Pace(size, len(store.done()))
+    pace = Pace(size, store.finished)
     spent = 0.0
 
     def write() -> None:
@@ -158,8 +161,8 @@ def fit_scorer(
         scorer = Scorer.of(_place_for_scoring(problem), state, settings.backend, scoring, measurement)
         if notes is not None:
             refuse_other_images(digests_as_text(used), notes["images"])
-        elif settings.scoring.batch_size is None:
-            log.beat("choosing the batch size")
+        else:
+            log.beat("trying the batch size")
             scorer = choose_batch_size(scorer, scoring_mesh())
         whole = undivided(state)
         store.bind(f"{digest_of(whole)} in batches of {scorer.batch_size}")
@@ -214,11 +217,7 @@ def _fits(scorer: Scorer, mesh: Mesh | None) -> bool:
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             jax.block_until_ready(scorer(jax.device_put(batch) if mesh is None else split(batch, mesh)))
     except (RuntimeError, MemoryError) as error:
-        if (
-            isinstance(error, MemoryError)
-            or "RESOURCE_EXHAUSTED" in str(error)
-            or "out of memory" in str(error).lower()
-        ):
+        if is_out_of_memory(error):
             return False
         raise
     return True
@@ -299,23 +298,27 @@ def score(settings: ScoreRun, progress: Progress = silent) -> None:
     with ScoreStore.open(settings.out, owner, len(source)) as store, RunLog(settings.out) as log:
         log.beat("comparing images")
         forget_changed(settings, source, store, log, progress)
-        todo = store.todo()
-        if agree_with_first(not len(todo) and (settings.out / RUN).exists()):
+        todo = len(source) - store.finished
+        if agree_with_first(not todo and (settings.out / RUN).exists()):
             progress(Note(f"Nothing to do: {settings.out / SCORES} is finished."))
             refuse_many_skipped(settings, len(store.skipped()), len(source))
             return
-        log.event("start", todo=len(todo), total=len(source), recomputed=store.lost, command=provenance.command())
-        if len(todo) < len(source):
-            progress(Note(f"Continuing: {len(source) - len(todo)} of {len(source)} images are done."))
+        log.event("start", todo=todo, total=len(source), recomputed=store.lost, command=provenance.command())
+        if todo < len(source):
+            progress(Note(f"Continuing: {len(source) - todo} of {len(source)} images are done."))
         log.beat("reading the curvature set")
-        problem, used = draw_problem(settings, prepared, batches_of(all_devices()) if all_devices().size > 1 else None)
+        part = batches_of(all_devices()) if all_devices().size > 1 else None
+        problem, used = draw_problem(settings, prepared, part, fitted_images(store))
         scorer = fit_scorer(settings, problem, used, measured, store, log, progress)
         inside = sorted({index for text in gather(json.dumps(sorted(used))) for index in json.loads(text)})
         recorded = {**describe_run(settings, prepared, scorer), **rank_agreement(settings, prepared, scorer, progress)}
         spent: defaultdict[str, float] = defaultdict(float)
-        scored = stream(scorer, source, transform, own_share(todo, scorer), scoring_mesh(), spent)
+        began = time.monotonic()
+        scored = stream(scorer, source, transform, own_share(store.todo(), scorer), scoring_mesh(), spent)
         spent["disk"] = write_parts(store, scored, len(source), settings.parts, log, progress)
+        waited = share_of_waiting(spent["images"], time.monotonic() - began)
         recorded["seconds_waiting_for"] = {name: round(seconds, 3) for name, seconds in spent.items()}
+        recorded["share_waiting_for_images"] = round(waited, 4)
         written = sum_over_processes(store.rows())
         barrier("scored")
         first_only(lambda: finish(settings, prepared, recorded, used, inside, written, store, log, progress))
@@ -341,10 +344,27 @@ def rank_agreement(settings: ScoreRun, prepared: Prepared, scorer: Scorer, progr
     return {"bfloat16": {"rank_correlation": correlation, "images": int(fine.sum())}}
 
 
-def own_share(todo: Int[np.ndarray, " todo"], scorer: Scorer) -> Int[np.ndarray, " share"]:
-    """Return this process's share of the examples to score: whole batches."""
-    batch = todo // scorer.batch_size
-    return todo[np.isin(batch, own_part(np.unique(batch)))]
+def own_share(todo: Bool[np.ndarray, " examples"], scorer: Scorer) -> Bool[np.ndarray, " examples"]:
+    """Return this process's share of the examples to score.
+
+    It is whole batches, which follow one another.
+    """
+    own = own_part(find_batches(todo, scorer.batch_size))
+    begin, end = (own[0], own[-1] + 1) if len(own) else (0, 0)
+    share = np.zeros_like(todo)
+    inside = slice(begin * scorer.batch_size, end * scorer.batch_size)
+    share[inside] = todo[inside]
+    return share
+
+
+def share_of_waiting(seconds: float, total: float) -> float:
+    """Return the largest share of time that a process waited for images.
+
+    Args:
+        seconds: For which this process waited.
+        total: Seconds that this process scored.
+    """
+    return max(float(each) for each in gather(repr(seconds / max(total, 1e-9))))
 
 
 def finish(
@@ -418,9 +438,11 @@ def finish(
     elif embedded:
         distances.delete()
     counts = read_sealed(settings.out / RUN)["counts"]
-    log.event("finished", **counts, seconds_waiting_for=recorded["seconds_waiting_for"])
+    waits = {name: recorded[name] for name in ("seconds_waiting_for", "share_waiting_for_images")}
+    log.event("finished", **counts, **waits)
     text = ", ".join(f"{count} {name}" for name, count in counts.items() if name != "size")
     progress(Note(f"{counts['size']} images: {text}."))
+    progress(Note(describe_waiting(recorded["share_waiting_for_images"], recorded["seconds_waiting_for"]["images"])))
     progress(Written("Scores", table))
 
 
@@ -543,7 +565,7 @@ def identity(settings: ScoreRun, encoder: Encoder, transform: ToInput, source: O
     return {
         "configuration": describe_without(settings, ASIDE),
         **describe_encoder(encoder, transform),
-        "data": source.fingerprint(),
+        "data": source.members(),
         **provenance.decisive(),
     }
 

@@ -55,6 +55,10 @@ class Augmentation:
 
     Attributes:
         name: {names}; noise has σ = 0.2.
+
+    Examples:
+        >>> import influence_ssl_jax as isj
+        >>> crop = isj.Augmentation("crop")  # isj.score(encoder, images, perturbation=crop)
     """
 
     name: str = "crop"
@@ -89,6 +93,10 @@ class CurvatureSet:
             see the `ggn` of SimCLR and Barlow Twins through gradients of whole batches: give such a backend more
             `samples` then, for example 16.
         samples: Draws per batch of the sampled `fisher`.
+
+    Examples:
+        >>> import influence_ssl_jax as isj
+        >>> fisher = isj.CurvatureSet(kind="fisher", examples=2048)  # isj.score(encoder, images, curvature=fisher)
     """
 
     objective: Literal["measurement", "pretraining"] = "measurement"
@@ -114,6 +122,13 @@ class Parts:
     rows: int = 2048
     seconds: float = 20.0
     embeddings: Literal["keep", "drop"] = "keep"
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that say nothing."""
+        if self.rows < 1 or not self.seconds >= 0:
+            raise ValueError(
+                f"A part is written after at least one image or some seconds, got rows={self.rows}, seconds={self.seconds}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +185,11 @@ class ScoreRun:
     rescore_changed: bool = False
     retry_skipped: bool = False
     most_skipped: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse a share that is none."""
+        if not 0 <= self.most_skipped <= 1:
+            raise ValueError(f"most_skipped is a share of the images, 0 to 1, got {self.most_skipped}.")
 
 
 @dataclasses.dataclass(frozen=True)

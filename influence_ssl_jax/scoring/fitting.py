@@ -74,7 +74,7 @@ def shapes(problem: Problem, backend: Backend, seed: int) -> Shapes:
     seen: list[tuple[Structure, tuple[int | None, ...]]] = []
 
     def leaves(problem: Problem, key: jax.Array) -> list[jax.Array]:
-        state = backend.fit(problem, key)
+        state = fit(backend, problem, key)  # traced here for the fit too
         nodes = jax.tree.leaves(state, is_leaf=is_sharded)  # a shared node is one array
         flat, structure = jax.tree.flatten(state)
         seen.append((structure, tuple(node.length if is_sharded(node) else None for node in nodes)))

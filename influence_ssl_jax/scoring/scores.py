@@ -81,6 +81,10 @@ class Scoring:
             at the same λ: the score it would have if it had not been drawn. Without it, its own gradients are part of C
             and lower its score, the more the fewer images the set has. Only for `Gram`, and for losses that do not
             couple examples. Images outside the set have the same score either way.
+
+    Examples:
+        >>> import influence_ssl_jax as isj
+        >>> scoring = isj.Scoring(draws=8, estimand="u_statistic")  # isj.score(encoder, images, scoring=scoring)
     """
 
     damping: Damping = Damping()
@@ -99,6 +103,8 @@ class Scoring:
             raise ValueError(f"{self.estimand} needs at least {least} draws, got draws={self.draws}.")
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"A batch needs at least one example, got batch_size={self.batch_size}.")
+        if self.neighbours < 1:
+            raise ValueError(f"A distance is to at least one neighbour, got neighbours={self.neighbours}.")
 
     @property
     def key(self) -> Key[Array, ""]:

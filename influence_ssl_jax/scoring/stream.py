@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import pyarrow as pa
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
-from influence_ssl_jax.data.loader import LoadedBatch, batches
+from influence_ssl_jax.data.loader import LoadedBatch, batches, timed
 from influence_ssl_jax.data.source import OpenSource, Skipped
 from influence_ssl_jax.data.transform import ToInput
 from influence_ssl_jax.errors import DataError
@@ -122,7 +122,7 @@ def stream(
     scorer: Scorer,
     source: OpenSource,
     transform: ToInput,
-    indices: Int[np.ndarray, " count"] | None = None,
+    indices: Int[np.ndarray, " count"] | Bool[np.ndarray, " examples"] | None = None,
     mesh: Mesh | None = None,
     spent: defaultdict[str, float] | None = None,
 ) -> Iterator[Scored]:
@@ -138,7 +138,7 @@ def stream(
         scorer: The fitted scorer; with a mesh, it is on every device of the mesh.
         source: The examples.
         transform: The transform of an image to the input.
-        indices: Which examples; all if None.
+        indices: Which examples: their numbers in the wanted order, or a truth value for every example; all if None.
         mesh: Devices of this process; each scores `batch_size` examples at a time. None is the default device.
         spent: Receives the seconds that the host waited for `images` and for the `device`.
 
@@ -147,12 +147,13 @@ def stream(
     """
     spent = defaultdict(float) if spent is None else spent
     size = scorer.batch_size
-    order = place_in_slots(np.arange(len(source)) if indices is None else np.asarray(indices), size)
-    key = scorer.settings.key
     devices = 1 if mesh is None else mesh.size
+    chosen = np.ones(len(source), bool) if indices is None else indices
+    order = slots_of(chosen, size, devices) if chosen.dtype == bool else place_in_slots(chosen, size)
+    key = scorer.settings.key
     place = jax.device_put if mesh is None else partial(split, mesh=mesh)
     pending: deque[tuple[LoadedBatch, Columns]] = deque()
-    for loaded in _time_reading(batches(source, transform, size * devices, key, order, place=place), spent):
+    for loaded in timed(batches(source, transform, size * devices, key, order, place=place), spent):
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             pending.append((loaded, scorer(loaded.batch)))
         if len(pending) > IN_FLIGHT:
@@ -183,6 +184,45 @@ def place_in_slots(indices: Int[np.ndarray, " count"], size: int) -> Int[np.ndar
     return rows.reshape(-1)
 
 
+def slots_of(chosen: Bool[np.ndarray, " examples"], size: int, together: int) -> Iterator[Int[np.ndarray, " rows"]]:
+    """Yield the slots of the chosen examples, some batches at a time.
+
+    They are what `place_in_slots` returns, in order, for `together` batches at a time.
+
+    Batches without a chosen example are left out. Of each example, one byte is in memory.
+
+    Args:
+        chosen: Which examples.
+        size: Rows of a batch.
+        together: Batches whose rows are yielded at a time.
+
+    Examples:
+        >>> import numpy as np
+        >>> [rows.tolist() for rows in slots_of(np.asarray([False, True, False, False, True]), 2, 1)]
+        [[-1, 1], [4, -1]]
+    """
+    numbers = find_batches(chosen, size)
+    for start in range(0, len(numbers), together):
+        rows = (numbers[start : start + together, None] * size + np.arange(size)[None]).reshape(-1)
+        here = (rows < len(chosen)) & chosen[np.minimum(rows, len(chosen) - 1)]
+        yield np.where(here, rows, -1)
+
+
+def find_batches(chosen: Bool[np.ndarray, " examples"], size: int) -> Int[np.ndarray, " batches"]:
+    """Return the numbers of the batches that hold a chosen example, ascending.
+
+    Args:
+        chosen: Which examples.
+        size: Rows of a batch.
+
+    Examples:
+        >>> import numpy as np
+        >>> find_batches(np.asarray([False, True, False, False, True]), 2).tolist()
+        [0, 2]
+    """
+    return np.flatnonzero(np.logical_or.reduceat(chosen, np.arange(0, len(chosen), size)))
+
+
 def self_influence(
     problem: Problem,
     backend: Backend,
@@ -208,6 +248,19 @@ def self_influence(
 
     Raises:
         DataError: The source is empty.
+
+    Examples:
+        >>> import jax, numpy as np
+        >>> import influence_ssl_jax as isj
+        >>> from influence_ssl_jax.data import resident
+        >>> from influence_ssl_jax.nets.linear import Linear
+        >>> images, transform = isj.Arrays(np.arange(4, dtype=np.uint8).reshape(2, 1, 2, 1)).open(), isj.ToInput(1, 2, 1)
+        >>> objective = isj.Objective(isj.Network(Linear(2)), isj.GaussianNoise(), isj.CosineDistance())
+        >>> batches = resident(images, transform, count=2, batch_size=2, seed=0)
+        >>> problem = isj.Problem({"dense": {"kernel": np.eye(2, dtype=np.float32)}}, {}, batches, objective)
+        >>> scoring = isj.Scoring(isj.Damping(absolute=0.1), batch_size=2)
+        >>> isj.self_influence(problem, isj.Exact(), images, transform, scoring).num_rows
+        2
     """
     if not len(source):
         raise DataError("The source holds no example, so there is nothing to score; check the path or the split.")
@@ -227,14 +280,3 @@ def _collect(loaded: LoadedBatch, columns: Columns, spent: defaultdict[str, floa
     jax.block_until_ready(columns)
     spent["device"] += time.perf_counter() - began
     return Scored(to_table(loaded, columns), loaded.skipped)
-
-
-def _time_reading(loading: Iterator[LoadedBatch], spent: defaultdict[str, float]) -> Iterator[LoadedBatch]:
-    """Yield the batches, and add the seconds of waiting to `spent`."""
-    while True:
-        began = time.perf_counter()
-        loaded = next(loading, None)
-        spent["images"] += time.perf_counter() - began
-        if loaded is None:
-            return
-        yield loaded

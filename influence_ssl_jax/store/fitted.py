@@ -41,6 +41,22 @@ def save_fitted(folder: Path, state: PyTree, owner: str, notes: Plain = None) ->
     write_sealed(folder / DESCRIPTION, {"owner": owner, "sha256": checksum, "notes": notes})
 
 
+def read_notes(folder: Path, owner: str) -> Plain:
+    """Return what else was decided when a state was fitted.
+
+    None if that is absent, damaged or of another owner.
+
+    Args:
+        folder: The folder of the run.
+        owner: Fingerprint of everything that the state depends on.
+    """
+    try:
+        described = read_sealed(folder / DESCRIPTION)
+    except (FileNotFoundError, DamagedError):
+        return None
+    return described.get("notes") if described.get("owner") == owner else None
+
+
 def load_fitted(
     folder: Path,
     leaves: Sequence[jax.ShapeDtypeStruct],

@@ -11,6 +11,13 @@ from influence_ssl_jax.store.files import LOCK, TEMPORARY, DamagedError, read_se
 IDENTITY = "identity.json"
 SHOWN = 20
 """How many differences a message lists."""
+MEANING = {
+    "data": "other images, names, classes or attributes",
+    "encoder": "other parameters",
+    "images": "scores of other bytes of images",
+    "scores": "scores of another run",
+}
+"""What has changed if a part of an identity that is a hash has changed."""
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -36,7 +43,7 @@ def refuse_disagreement(identity: Plain) -> None:
     """
     held = [json.loads(text) for text in gather(json.dumps(identity))]
     for number, other in enumerate(held):
-        listed = _listed(held[0], other)
+        listed = list_differences(held[0], other)
         if listed:
             raise StoreError(
                 f"The processes of this run were not started for the same work. What differs (process 0 → process "
@@ -66,7 +73,7 @@ def claim(folder: Path, identity: Plain) -> Plain:
         held = read_sealed(path)
     except DamagedError as error:
         raise StoreError(f"{error} So nothing says whose scores these are. Choose another folder.") from None
-    listed = _listed(held, identity)
+    listed = list_differences(held, identity)
     if listed:
         raise StoreError(
             f"{folder} holds the results of another run. What differs (there → now):\n{listed}\n"
@@ -75,8 +82,15 @@ def claim(folder: Path, identity: Plain) -> Plain:
     return identity
 
 
-def _listed(before: Plain, after: Plain) -> str:
-    """Return the first differences as text, one a line."""
+def list_differences(before: Plain, after: Plain) -> str:
+    """Return the first differences of two identities, one a line.
+
+    What a hash stands for is said.
+
+    >>> list_differences({"draws": 2, "data": "3f"}, {"draws": 2, "data": "a0"})
+    '  data: 3f → a0 (other images, names, classes or attributes)'
+    """
     differing = differences(before, after)
     more = [f"  … and {len(differing) - SHOWN} more"] if len(differing) > SHOWN else []
-    return "\n".join([*(f"  {line}" for line in differing[:SHOWN]), *more])
+    meant = ((line, MEANING.get(line.partition(":")[0])) for line in differing[:SHOWN])
+    return "\n".join([*(f"  {line}" + (f" ({said})" if said else "") for line, said in meant), *more])

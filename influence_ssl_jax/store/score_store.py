@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from influence_ssl_jax.configuration import Plain, fingerprint
 from influence_ssl_jax.data.source import Skipped
@@ -152,13 +152,18 @@ class ScoreStore:
         for file in self._held:
             file.close()
 
+    @property
+    def finished(self) -> int:
+        """Number of examples that are finished."""
+        return int(self._finished.sum())
+
     def done(self) -> Int[np.ndarray, " done"]:
         """Return the numbers of the examples that are finished, ascending."""
         return np.flatnonzero(self._finished)
 
-    def todo(self) -> Int[np.ndarray, " todo"]:
-        """Return the numbers of the examples that are not finished, ascending."""
-        return np.flatnonzero(~self._finished)
+    def todo(self) -> Bool[np.ndarray, " size"]:
+        """Return which examples are not finished: one byte for each example."""
+        return ~self._finished
 
     @property
     def lost(self) -> int:

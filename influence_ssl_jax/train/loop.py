@@ -3,13 +3,15 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
 
 from influence_ssl_jax import configuration, provenance
 from influence_ssl_jax.data import Cached, LoadedBatch, OpenSource, ToInput, epoch
+from influence_ssl_jax.data.loader import describe_waiting, timed
 from influence_ssl_jax.errors import DataError
 from influence_ssl_jax.parallel import first_only, is_first, sum_over_processes
 from influence_ssl_jax.progress import Note, Progress, silent
@@ -84,7 +86,7 @@ def pretrain(
         log, journal = until_the_end.enter_context(RunLog(folder)), Journal(folder / "metrics.jsonl")
         done, state = checkpoints.latest(layout.everywhere(initial(settings, shape)))
         log.event("start", **_extent(settings, steps), resumed_at_step=done * steps, command=provenance.command())
-        history = journal.keep(done) if is_first() else []
+        history, spent = journal.keep(done) if is_first() else [], defaultdict[str, float](float)
         step, pace = make_step(settings, steps), Pace(settings.epochs * steps * size, done * steps * size)
         log.beat("compiling")
         with watched(progress, log, "training", pace) as watch:
@@ -104,12 +106,13 @@ def pretrain(
                 loaded = epoch(
                     source, transform, settings.batch_size, settings.seed, number, part=layout.part, place=layout.place
                 )
-                state, summary = _epoch(step, state, loaded, number, steps, watch, log)
+                state, summary = _epoch(step, state, timed(loaded, spent), number, steps, watch, log)
+                spent["all"] += summary["seconds"]
                 record({"epoch": number, **summary})
                 watch.pause("saving")
                 checkpoints.save(number, state)
         if is_first():
-            _finish({**_extent(settings, steps), "resumed_at_step": done * steps}, history, log, progress)
+            _finish({**_extent(settings, steps), "resumed_at_step": done * steps}, history, spent, log, progress)
     state = layout.here(state)
     return Trained(settings, shape, state.params, state.frozen, tuple(history))
 
@@ -183,20 +186,33 @@ def _say(row: Row, watch: Watch) -> None:
         watch.say(f"epoch {row['epoch']}: " + " · ".join(f"{name} {value:.4g}" for name, value in shown.items()))
 
 
-def _finish(counts: dict[str, int], history: list[Row], log: RunLog, progress: Progress) -> None:
+def _finish(
+    counts: dict[str, int], history: list[Row], spent: Mapping[str, float], log: RunLog, progress: Progress
+) -> None:
     """Log and report the totals of a run.
 
-    They are epochs, steps, starts, losses that are not finite, and skipped images.
+    They are epochs, steps, starts, losses that are not finite, skipped images, and the share of the time of training for
+    which this process waited for images.
+
+    Args:
+        counts: Epochs, steps, and the step from which this run continued.
+        history: The rows of all epochs.
+        spent: Seconds of `all` steps of this run, and of waiting for `images`; empty if nothing was left to train.
+        log: The log of the run.
+        progress: The function that receives the events of the run.
     """
     counts["runs"] = len(log.events("start"))
     counts["nan"] = len(log.events("diverged"))
     counts["skipped"] = sum(int(row.get("skipped", 0)) for row in history)
-    log.event("finished", **counts)
+    share = spent["images"] / spent["all"] if spent else None
+    log.event("finished", **counts, **({} if share is None else {"share_waiting_for_images": round(share, 4)}))
     text = (
         f"{counts['epochs']} epochs, {counts['steps']} steps in {counts['runs']} runs, the last from step "
         f"{counts['resumed_at_step']}; {counts['nan']} losses not finite, {counts['skipped']} images could not be used."
     )
     progress(Note(text))
+    if share is not None:
+        progress(Note(describe_waiting(share, spent["images"])))
 
 
 def _mean(values: list[float]) -> float:

@@ -10,13 +10,13 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 
-from influence_ssl_jax import configuration
 from influence_ssl_jax.data import Example, Skipped
 from influence_ssl_jax.errors import InfluenceError, disk_of
 from influence_ssl_jax.parallel import all_devices, batches_of, is_first, min_over_processes, replicated, split
 from influence_ssl_jax.run_log import json_lines
 from influence_ssl_jax.store import DamagedError, digest_of, read_sealed, write_sealed
 from influence_ssl_jax.store.files import LOCK, SUM, TEMPORARY, Lock, append_line, checksum, lock, write_atomically
+from influence_ssl_jax.store.identity import list_differences
 from influence_ssl_jax.train.state import TrainState
 from influence_ssl_jax.types import Batch
 
@@ -82,13 +82,12 @@ def claim(folder: Path, description: dict) -> Lock:
     file, description = folder / SETTINGS, json.loads(json.dumps(description))
     if file.exists():
         try:
-            differing = configuration.differences(read_sealed(file), description)
+            differing = list_differences(read_sealed(file), description)
         except DamagedError as error:
             raise TrainingError(f"{error} The settings of the run are lost. Choose another folder.") from error
         if differing:
             raise TrainingError(
-                f"{folder} holds a run with other settings; choose another folder, or delete it to start again:\n  "
-                + "\n  ".join(differing)
+                f"{folder} holds a run with other settings; choose another folder, or delete it to start again:\n{differing}"
             )
         return lock(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -107,6 +107,37 @@ def test_help_by_topic_has_every_option_of_a_choice_and_its_default():
         assert "there are source:digits" in Said("score", "--help", unknown).err
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["theory", "--help-all"], ["reprot"]])
+def test_where_nobody_reads_any_more_a_command_ends_without_a_word(arguments):
+    """As in `influence-ssl --help | head -1`; an error too, whose reader may be the same."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "influence_ssl_jax", *arguments]
+    said = write if arguments == ["reprot"] else subprocess.PIPE
+    try:
+        run = subprocess.run(command, stdout=write, stderr=said, text=True, check=False, timeout=120)
+    finally:
+        os.close(write)
+    assert (run.returncode, run.stderr or "") == (141, "")
+
+
+def test_output_that_cannot_be_written_is_one_sentence():
+    command = [sys.executable, "-m", "influence_ssl_jax", "--help"]
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=120)
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: [Errno 28] No space left on device\n")
+    assert "Traceback" not in run.stderr
+
+
+def test_characters_that_an_encoding_lacks_stop_no_run():
+    command = [sys.executable, "-m", "influence_ssl_jax", "audit", "--help"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
+    assert run.returncode == 0, run.stderr
+    assert "(upper \\u2212 lower)" in " ".join(run.stdout.split())
+
+
 def test_version_is_the_packages():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     assert Said("--version").out == f"influence-ssl {project['version']}\n"
@@ -165,6 +196,26 @@ def test_a_bad_setting_is_said_plainly():
     assert "--debug shows where" in said.err
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--most-skipped", "nan", "a share of the images, 0 to 1, got nan"),
+        ("--parts.rows", "0", "got rows=0, seconds=20.0"),
+        ("--parts.seconds", "nan", "got rows=2048, seconds=nan"),
+        ("--neighbours", "0", "at least one neighbour, got neighbours=0"),
+    ],
+)
+def test_numbers_that_say_nothing_are_refused_before_any_work(tmp_path, capsys, option, value, said):
+    try:
+        heard = Said("score", "--encoder", "x", "--out", str(tmp_path / "out"), option, value)
+        status, text = heard.status, heard.err
+    except SystemExit as left:  # groups of settings are checked while they are parsed
+        status, text = left.code, " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert status == 2
+    assert said in text
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_wrong_option_is_tyros_to_explain(capsys):
     with pytest.raises(SystemExit) as left:
         main.run(["report", "x", "--tial", "0.1"])
@@ -215,6 +266,20 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(tyro, "cli", fail)
     with pytest.raises(RuntimeError, match="ours"):
         Said("report", "x")
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.")]
+)
+def test_memory_that_is_used_up_is_one_sentence(monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(main, "_execute", fail)
+    said = Said("score")
+    assert said.status == 2
+    assert said.err.startswith(f"error: There is not enough memory: {error or 'MemoryError'}")
+    assert "Take smaller batches" in said.err
 
 
 def test_help_starts_nothing_heavy():

@@ -1,3 +1,4 @@
+import errno
 import os
 import pathlib
 import shutil
@@ -156,18 +157,20 @@ def test_linked_folders_are_followed_where_the_user_says_so_and_once(photos, tmp
     assert followed.fingerprint() != skipped.fingerprint()
 
 
-def test_folders_that_cannot_be_opened_are_named(photos, monkeypatch):
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENAMETOOLONG])
+def test_folders_that_cannot_be_opened_are_named(photos, monkeypatch, number):
     opened = os.scandir
 
     def closed(path):
         if str(path).endswith("val"):
-            raise PermissionError(13, "Permission denied")
+            raise OSError(number, os.strerror(number))
         return opened(path)
 
     monkeypatch.setattr(os, "scandir", closed)
     source = Folder(str(photos)).open()
     assert len(source) == 12
-    assert "folders that cannot be opened, their images are not used: 1 (val (Permission denied))" in source.notes()
+    said = f"folders that cannot be opened, their images are not used: 1 (val ({os.strerror(number)}))"
+    assert said in source.notes()
 
 
 def test_classes_and_links_are_part_of_what_the_folder_is(photos):
@@ -194,6 +197,19 @@ def test_a_time_stamp_alone_changes_nothing_and_the_fingerprint_says_what_it_doe
     assert opened.open().fingerprint() == before
     said = " ".join(type(opened.open()).fingerprint.__doc__.split())
     assert "if two files of the same size are exchanged, the hash stays" in said
+
+
+def test_images_of_other_sizes_are_the_same_members(photos):
+    """A run that knows the digest of every image names the one that has changed."""
+    opened = Folder(str(photos / "train"), str(photos / "fairface_label_train.csv"))
+    before = opened.open()
+    with (photos / "train" / "1.jpg").open("ab") as file:
+        file.write(b"more")
+    after = opened.open()
+    assert after.fingerprint() != before.fingerprint()
+    assert after.members() == before.members()
+    (photos / "train" / "1.jpg").rename(photos / "train" / "one.jpg")
+    assert opened.open().members() != before.members()
 
 
 def test_a_large_folder_is_listed_in_little_memory(tmp_path):

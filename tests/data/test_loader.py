@@ -1,6 +1,7 @@
 import collections
 import dataclasses
 import threading
+import time
 import weakref
 
 import jax
@@ -22,7 +23,7 @@ from influence_ssl_jax.data import (
     loader,
     resident,
 )
-from influence_ssl_jax.data.loader import decoding_threads, map_in_order
+from influence_ssl_jax.data.loader import decoding_threads, describe_waiting, map_in_order, timed
 from influence_ssl_jax.errors import DataError
 from influence_ssl_jax.randomness import Stream
 
@@ -158,6 +159,22 @@ def test_one_decoded_image_of_a_batch_is_in_memory_at_a_time(key):
     opened.read = counted
     list(batches(opened, ToInput(3, 3), 6, key, workers=1))
     assert max(held) <= 1
+
+
+def test_the_time_of_waiting_for_batches_is_measured():
+    def slow():
+        for number in range(3):
+            time.sleep(0.05)
+            yield number
+
+    spent = collections.defaultdict(float)
+    for _ in timed(slow(), spent):
+        time.sleep(0.1)  # work on the batch, which does not count
+    assert 0.15 <= spent["images"] < 0.3
+    assert describe_waiting(0.034, 500.0) == "Waited for images 3 % of the time."
+    assert describe_waiting(0.97, 2.0) == "Waited for images 97 % of the time."  # the first batch of a short run
+    assert "Reading and decoding them is slower than the computation" in describe_waiting(0.25, 60.0)
+    assert "INFLUENCE_SSL_THREADS" in describe_waiting(0.25, 60.0)
 
 
 def test_results_come_in_order_and_errors_in_their_place():

@@ -1,3 +1,4 @@
+import os
 import pathlib
 
 import numpy as np
@@ -118,6 +119,29 @@ def test_the_fingerprint_follows_rows_attributes_and_classes_but_not_the_place(f
     write_parquet(tmp_path / "fewer", count=9)
     prints.add(Parquet(str(tmp_path / "fewer")).open().fingerprint())
     assert len(prints) == 3
+
+
+def test_images_of_other_sizes_are_the_same_members(folder):
+    before = Parquet(str(folder)).open()
+    contents = [before.content(k) for k in range(10)]
+    file = folder / "train-00001.parquet"
+    table = parquet.read_table(file)
+    images = table["image"].to_pylist()
+    images[2]["bytes"] += b"more"
+    column = pa.array(images, table.schema.field("image").type)
+    parquet.write_table(table.set_column(table.column_names.index("image"), table.schema.field("image"), column), file)
+    after = Parquet(str(folder)).open()
+    assert after.fingerprint() != before.fingerprint()
+    assert after.members() == before.members()
+    assert [k for k in range(10) if after.content(k) != contents[k]] == [7]
+
+
+def test_a_file_that_is_cut_short_under_a_run_is_damage_and_no_crash(folder):
+    opened = Parquet(str(folder), kept_mib=0).open()
+    file = folder / "train-00001.parquet"
+    os.truncate(file, file.stat().st_size // 4)
+    with pytest.raises(UnreadableExample, match=r"row group 1 of train-00001.parquet is damaged"):
+        opened.read(9)
 
 
 def test_what_cannot_be_used_is_refused_by_name(tmp_path, folder):

@@ -1,3 +1,4 @@
+import os
 import pathlib
 import tarfile
 
@@ -41,7 +42,7 @@ def test_samples_are_examples_in_the_order_of_archives_and_keys(folder):
 
 def test_the_index_is_made_once_and_belongs_to_the_file(folder, kept_in, monkeypatch):
     first = Shards(str(folder)).open()
-    assert len(list(kept_in.glob("*.parquet"))) == 2
+    assert len(list(kept_in.glob("*.index"))) == 2
     made = []
     indexed = shards._scan
     monkeypatch.setattr(shards, "_scan", lambda archive, image: made.append(archive.name) or indexed(archive, image))
@@ -53,9 +54,51 @@ def test_the_index_is_made_once_and_belongs_to_the_file(folder, kept_in, monkeyp
         add(archive, "0099.png", encoded(99))
     assert len(Shards(str(folder)).open()) == 11
     assert made == ["train-001.tar"]
-    for file in kept_in.glob("*.parquet"):
-        file.write_bytes(b"damaged")
-    assert len(Shards(str(folder)).open()) == 11
+
+    def flipped(whole):
+        return whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 1]) + whole[len(whole) // 2 + 1 :]
+
+    for damage in (flipped, lambda _: b"damaged"):
+        made.clear()
+        for file in kept_in.glob("*.index"):
+            file.write_bytes(damage(file.read_bytes()))
+        assert len(Shards(str(folder)).open()) == 11
+        assert len(made) == 2
+
+
+def test_an_archive_that_takes_the_place_of_another_is_read_anew_whatever_its_time(tmp_path):
+    for name, keys in (("a", "12"), ("b", "21")):
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as archive:
+            for key in keys:
+                add(archive, f"{key}.png", encoded(int(key)))
+    assert list(Shards(str(tmp_path / "a.tar")).open().ids()) == ["a.tar/1", "a.tar/2"]
+    before = (tmp_path / "a.tar").stat()
+    (tmp_path / "b.tar").replace(tmp_path / "a.tar")
+    os.utime(tmp_path / "a.tar", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (tmp_path / "a.tar").stat().st_size == before.st_size
+    assert list(Shards(str(tmp_path / "a.tar")).open().ids()) == ["a.tar/2", "a.tar/1"]
+
+
+def test_images_of_other_sizes_are_the_same_members(folder, tmp_path):
+    before = Shards(str(folder)).open()
+    contents = [before.content(k) for k in range(10)]
+    with tarfile.open(tmp_path / "again.tar", "w") as archive, tarfile.open(folder / "train-001.tar") as held:
+        for member in held:
+            content = held.extractfile(member).read()
+            add(archive, member.name, encoded(99) + b"more" if member.name == "0007.png" else content)
+    (tmp_path / "again.tar").replace(folder / "train-001.tar")
+    after = Shards(str(folder)).open()
+    assert after.fingerprint() != before.fingerprint()
+    assert after.members() == before.members()
+    assert [k for k in range(10) if after.content(k) != contents[k]] == [7]
+
+
+def test_half_a_character_in_json_becomes_its_escape(tmp_path):
+    with tarfile.open(tmp_path / "t.tar", "w") as archive:
+        add(archive, "1.png", encoded(1))
+        add(archive, "1.json", b'{"\\ud800 name": "a\\udfff", "age": 3}')
+    opened = Shards(str(tmp_path / "t.tar")).open()
+    assert opened.attributes().to_pydict() == {"\\ud800 name": ["a\\udfff"], "age": [3]}
 
 
 def test_a_range_names_archives_and_a_missing_one_is_refused(folder):

@@ -59,6 +59,7 @@ def test_opening_twice_gives_the_same_examples(source):
     first, second = source.open(), source.open()
     assert len(first) == len(second) > 8
     assert first.fingerprint() == second.fingerprint()
+    assert first.members() == second.members()
     for index in (0, 3, len(first) - 1):
         a, b = first.read(index), second.read(index)
         assert (a.index, a.id, a.label) == (b.index, b.id, b.label) == (index, a.id, a.label)
@@ -112,6 +113,7 @@ def test_only_what_a_file_names_is_used_and_read_as_it_was(source, tmp_path):
         list(whole.truth())
     ).take(kept)
     assert opened.fingerprint() != whole.fingerprint()
+    assert opened.members() != whole.members()
     assert f"4 of {len(whole)} examples are used" in opened.notes()[-1]
 
 
@@ -123,9 +125,11 @@ def test_a_data_set_by_absolute_paths_is_found_from_any_folder(source, tmp_path,
     paths = {f.name: getattr(source, f.name) for f in dataclasses.fields(source)}
     relative = {k: os.path.relpath(v) for k, v in paths.items() if isinstance(v, str) and os.path.isabs(v)}
     given = dataclasses.replace(source, **relative, only="../only.txt")
-    expected, placed = given.open().fingerprint(), given.absolute()
+    opened, placed = given.open(), given.absolute()
+    expected = opened.fingerprint(), opened.members()
     monkeypatch.chdir("/")
-    assert placed.open().fingerprint() == expected
+    moved = placed.open()
+    assert (moved.fingerprint(), moved.members()) == expected
     if relative:
         with pytest.raises(DataError):
             dataclasses.replace(source, **relative).open()

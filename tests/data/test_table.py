@@ -196,6 +196,22 @@ def test_what_gives_no_class_is_refused_by_name():
             number_classes(pa.chunked_array([pa.array(values)]), "x")
 
 
+def test_times_finer_than_microseconds_are_text_and_durations_numbers(tmp_path):
+    kinds = {"t": pa.time64("ns"), "d": pa.duration("ns"), "s": pa.timestamp("ns", "UTC")}
+    for values, found in (([1_000, None], "us"), ([1_001, None], "ns")):
+        parquet.write_table(
+            pa.table({name: pa.array(values, kind) for name, kind in kinds.items()}), tmp_path / "t.parquet"
+        )
+        table = read_table(tmp_path / "t.parquet")
+        types = [str(table[name].type) for name in kinds]
+        if found == "us":
+            assert types == ["time64[us]", "duration[us]", "timestamp[us, tz=UTC]"]
+        else:
+            assert types == ["string", "int64", "string"]
+            assert table["d"].to_pylist() == [1001, None]
+            assert table["t"].to_pylist() == ["00:00:00.000001001", None]
+
+
 def test_attributes_of_taken_names_are_renamed_and_told():
     given = pa.table({"score": [1], "age": [2], "source_score": [3], "id": [4]})
     new, changes = rename_taken(given, ("index", "id", "score"))

@@ -213,7 +213,7 @@ def test_a_verdict_follows_its_rule(highest, lowest, verdict):
 def test_a_question_without_results_says_what_it_needs():
     absent = page.Column("none", "None", 1, 0.5, {}, {})
     for question in page.QUESTIONS:
-        found = absent.finding(question)
+        found = page.answer_of(question, absent.answers)
         assert found.verdict == page.NOT_RUN
         assert found.text.startswith("Needs ")
 

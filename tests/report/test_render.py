@@ -199,6 +199,19 @@ def test_an_unfinished_or_damaged_run_is_refused(tmp_path, bare_folder):
         render(bare_folder)
 
 
+def test_table_and_record_of_another_run_are_refused(tmp_path, bare_folder):
+    table = pa.table({"index": np.arange(4), "id": list("abcd"), "score": [4.0, 3.0, 2.0, 1.0]})
+    with ScoreStore.open(tmp_path / "other", {"draws": 2}, 4) as store:
+        store.append(table)
+        store.finish()
+    for name in ("scores.parquet", "run.json"):
+        shutil.copy(tmp_path / "other" / name, bare_folder / name)
+    with pytest.raises(
+        StoreError, match=r"run.json is the record of another run than the one that identity.json names"
+    ):
+        render(bare_folder)
+
+
 @pytest.mark.parametrize("wrong", [{"images": 0}, {"tail": 0.0}, {"tail": 0.6}, {"resamples": 0}])
 def test_an_extent_that_shows_nothing_is_refused(wrong):
     with pytest.raises(ValueError, match="at least 1"):

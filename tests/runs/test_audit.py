@@ -1,5 +1,6 @@
 """An audit through the command: certificates that hold, stopped on the way and gone on with, scores untouched."""
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from influence_ssl_jax import provenance
 from influence_ssl_jax.cli import commands
 from influence_ssl_jax.cli.options import parse
 from influence_ssl_jax.configuration import describe, fingerprint
@@ -30,6 +32,7 @@ from influence_ssl_jax.runs.prepare import Prepared
 from influence_ssl_jax.runs.settings import AuditRun, ScoreRun
 from influence_ssl_jax.scoring import Scoring, self_influence
 from influence_ssl_jax.store import ScoreStore, file_digest, read_sealed, write_sealed
+from influence_ssl_jax.store.files import lock
 from influence_ssl_jax.store.manifest import Manifest
 from tests import problems
 
@@ -68,7 +71,7 @@ def folder(tmp_path, monkeypatch, few_resamples):
     """Scores of which half is missing, and more or less by chance."""
     monkeypatch.setattr(audit, "prepare", lambda *_: Prepared(None, TRANSFORM, the_problem().objective, source()))
     monkeypatch.setattr(audit, "draw_problem", lambda *_: (the_problem(), {}))
-    monkeypatch.setattr(audit, "identity", lambda *given: {"data": given[-1].fingerprint()})
+    monkeypatch.setattr(audit, "identity", lambda *given: {"data": given[-1].members()})
     table = exact().filter(np.arange(SIZE) != BROKEN)
     noise = np.exp(0.1 * np.random.default_rng(0).normal(size=SIZE - 1))
     table = table.set_column(2, "score", pa.array(0.5 * noise * table["score"].to_numpy()))
@@ -76,7 +79,7 @@ def folder(tmp_path, monkeypatch, few_resamples):
         "configuration": describe(ScoreRun(tmp_path, tmp_path, scoring=Scoring(draws=1))),
         "damping": {"resolved": 0.1 * mean_eigenvalue()},
     }
-    with ScoreStore.open(tmp_path, {"data": source().fingerprint()}, SIZE) as store:
+    with ScoreStore.open(tmp_path, {"data": source().members()}, SIZE) as store:
         store.append(table.drop_columns("knn_distance"))
         store.skip([Skipped(BROKEN, str(BROKEN), "pixels are not finite")])
         store.finish(None, lambda index: {"knn_distance": exact()["knn_distance"].to_numpy()[index]}, facts)
@@ -205,11 +208,42 @@ def test_scores_from_a_shared_subspace_have_rigorous_intervals_for_every_image(f
     assert np.isnan(lower[BROKEN])
 
 
+def test_the_folder_is_locked_until_the_last_file_is_written(finished, monkeypatch):
+    written, held = audit.write_sealed, []
+
+    def write(path, content):
+        with pytest.raises(StoreError, match="is being written by another run"):
+            lock(finished / "audit")
+        held.append(path.name)
+        written(path, content)
+
+    monkeypatch.setattr(audit, "write_sealed", write)
+    run(command(finished, 24))
+    assert held == ["audit.json"]
+    lock(finished / "audit").close()
+
+
+def test_certificates_of_another_device_or_precision_are_not_added_to(finished, monkeypatch):
+    with pytest.raises(StoreError, match=r"precision: float64 → float32"):
+        run(dataclasses.replace(command(finished, 24), precision="float32"))
+    here = provenance.decisive()
+    other = {**here, "device": {**here["device"], "platform": "tpu"}}
+    monkeypatch.setattr(audit.provenance, "decisive", lambda *_: other)
+    with pytest.raises(StoreError, match=r"device.platform: cpu → tpu"):
+        run(command(finished, 24))
+
+
 def test_images_that_have_changed_are_refused(folder, monkeypatch):
     other = Arrays(np.zeros((SIZE, IMAGE, IMAGE, 3), np.uint8)).open()
     prepared = Prepared(None, TRANSFORM, the_problem().objective, other)
     monkeypatch.setattr(audit, "prepare", lambda *_: prepared)
-    with pytest.raises(InfluenceError, match=r"(?s)made from something else than what is there now.*data: "):
+    with pytest.raises(DataError, match=rf"{SIZE - 1} images have changed since they were scored"):
+        run(command(folder))
+    fewer = Arrays(np.zeros((SIZE - 1, IMAGE, IMAGE, 3), np.uint8)).open()
+    monkeypatch.setattr(audit, "prepare", lambda *_: prepared._replace(source=fewer))
+    with pytest.raises(
+        InfluenceError, match=r"(?s)made from something else than what is there now.*data: .*other images, names"
+    ):
         run(command(folder))
 
 

@@ -14,7 +14,7 @@ from influence_ssl_jax.cli import main
 from influence_ssl_jax.data import Folder, ToInput
 from influence_ssl_jax.data.loader import draw_curvature_set
 from influence_ssl_jax.encoder import Encoder
-from influence_ssl_jax.errors import DataError, InfluenceError, SkippedError
+from influence_ssl_jax.errors import DataError, InfluenceError, SkippedError, StoreError
 from influence_ssl_jax.evaluation.certificate import Audit
 from influence_ssl_jax.ihvp import Identity
 from influence_ssl_jax.nets.linear import Linear
@@ -101,7 +101,7 @@ def test_the_digest_of_each_file_stands_in_its_row(command):
     assert len(set(contents)) == SIZE
 
 
-@pytest.mark.parametrize("change", ["overwritten", "swapped"])
+@pytest.mark.parametrize("change", ["overwritten", "swapped", "resized"])
 @pytest.mark.parametrize("finished", [False, True])
 def test_a_run_over_changed_images_is_refused_and_names_them(command, tmp_path, monkeypatch, change, finished):
     if finished:
@@ -111,8 +111,10 @@ def test_a_run_over_changed_images_is_refused_and_names_them(command, tmp_path, 
     before = sorted(command.out.rglob("*.parquet"))
     if change == "overwritten":
         written(tmp_path / "images", seed=1)
-    else:
+    elif change == "swapped":
         swap(tmp_path / "images", 0, 1)
+    else:
+        Image.fromarray(np.full((9, 9, 3), 7, np.uint8)).save(tmp_path / "images" / "0.bmp")
     with pytest.raises(
         DataError, match=r"images have changed since they were scored:\n  0.bmp \(example 0\): its bytes"
     ):
@@ -131,7 +133,7 @@ def test_a_changed_time_stamp_alone_is_no_change(command, tmp_path, monkeypatch)
 def test_changed_images_are_scored_again_on_request_with_the_bytes_of_a_fresh_run(command, tmp_path):
     score(command)
     changed = next(index for index in range(SIZE) if index not in in_curvature_set(command))
-    Image.fromarray(np.full((8, 8, 3), 7, np.uint8)).save(tmp_path / "images" / f"{changed}.bmp")
+    Image.fromarray(np.full((9, 10, 3), 7, np.uint8)).save(tmp_path / "images" / f"{changed}.bmp")
     score(dataclasses.replace(command, rescore_changed=True))
     fresh = dataclasses.replace(command, out=tmp_path / "fresh")
     score(fresh)
@@ -141,9 +143,19 @@ def test_changed_images_are_scored_again_on_request_with_the_bytes_of_a_fresh_ru
 def test_a_changed_image_of_the_curvature_set_is_refused_even_then(command, tmp_path, monkeypatch):
     half(command, monkeypatch)
     late = max(in_curvature_set(command))
+    kept = (tmp_path / "images" / f"{late}.bmp").read_bytes()
     Image.fromarray(np.full((8, 8, 3), 7, np.uint8)).save(tmp_path / "images" / f"{late}.bmp")
     with pytest.raises(DataError, match=rf"images that the curvature .* have changed: examples {late}"):
         score(dataclasses.replace(command, rescore_changed=True))
+    (tmp_path / "images" / f"{late}.bmp").write_bytes(kept)
+    score(command)
+    whole = {file: file.read_bytes() for file in command.out.rglob("*.parquet")}
+    Image.fromarray(np.full((9, 8, 3), 7, np.uint8)).save(tmp_path / "images" / f"{late}.bmp")
+    with pytest.raises(
+        DataError, match=rf"(?s)curvature was fitted to them.*{late}.bmp .example {late}.*was scored again"
+    ):
+        score(dataclasses.replace(command, rescore_changed=True))
+    assert {file: file.read_bytes() for file in command.out.rglob("*.parquet")} == whole
 
 
 def test_an_image_that_changes_between_fit_and_score_is_noticed(command, tmp_path, monkeypatch):
@@ -166,7 +178,7 @@ def test_skipped_images_are_read_again_on_request_and_too_many_are_an_exit_statu
     spared = [index for index in range(SIZE) if index not in in_curvature_set(command)][:2]
     good = {index: (tmp_path / "images" / f"{index}.bmp").read_bytes() for index in spared}
     for index in spared:
-        (tmp_path / "images" / f"{index}.bmp").write_bytes(bytes(len(good[index])))
+        (tmp_path / "images" / f"{index}.bmp").write_bytes(good[index][:40])
     with pytest.raises(SkippedError, match="2 of 12 images could not be used"):
         score(command)
     assert SkippedError.status == 3
@@ -175,6 +187,29 @@ def test_skipped_images_are_read_again_on_request_and_too_many_are_an_exit_statu
         (tmp_path / "images" / f"{index}.bmp").write_bytes(good[index])
     score(dataclasses.replace(command, retry_skipped=True))
     assert pq.read_table(command.out / "scores.parquet")["score"].null_count == 0
+
+
+def test_an_image_that_was_mended_is_scored_by_the_matrix_that_was_fitted_without_it(command, tmp_path):
+    """The first image of the random order of the curvature set: without the earlier draw, it would become a member."""
+    first, *_ = in_curvature_set(command)
+    file = tmp_path / "images" / f"{first}.bmp"
+    good = file.read_bytes()
+    file.write_bytes(good[:40])
+    score(command)
+    before = pq.read_table(command.out / "scores.parquet")
+    file.write_bytes(good)
+    audited(command)
+    score(dataclasses.replace(command, retry_skipped=True))
+    after = pq.read_table(command.out / "scores.parquet")
+    others = [index for index in range(SIZE) if index != first]
+    found = ["knn_distance", "nearest_index"]
+    assert after.take(others).drop_columns(found) == before.take(others).drop_columns(found)
+    assert np.isfinite(after["score"][first].as_py())
+    assert not after["in_curvature_set"][first].as_py()
+    with pytest.raises(StoreError, match=r"scores/audit holds .*(?s:.*)images: .* .scores of other bytes of images"):
+        audited(command)
+    shutil.rmtree(command.out / "audit")
+    audited(command)
 
 
 def audited(command):

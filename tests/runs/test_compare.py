@@ -6,6 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
+from influence_ssl_jax import provenance
 from influence_ssl_jax.cli import commands
 from influence_ssl_jax.data import Digits, ToInput
 from influence_ssl_jax.encoder import Encoder
@@ -107,6 +108,13 @@ def test_the_record_the_table_and_the_figures(command, monkeypatch):
 
     with pytest.raises(StoreError, match=r"configuration.dampings"):
         run(command(dampings=(0.1,)))
+
+    here = provenance.decisive()
+    other = {**here, "device": {**here["device"], "platform": "tpu"}}
+    with monkeypatch.context() as patch:
+        patch.setattr(provenance, "decisive", lambda: other)
+        with pytest.raises(StoreError, match=r"device.platform: cpu → tpu"):
+            run(command())
 
     # a bit in the exact scores or in a part is noticed: they are computed again, to what they were
     before = json.loads((folder / "comparison.json").read_text())["rows"]

@@ -12,6 +12,7 @@ from influence_ssl_jax.checkpoint import CheckpointError
 from influence_ssl_jax.checkpoints import Choices, read
 from influence_ssl_jax.cli import main
 from influence_ssl_jax.encoder import Encoder
+from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.losses import SimCLR
 from influence_ssl_jax.runs.prepare import load_encoder
 
@@ -75,7 +76,8 @@ def test_every_place_an_encoder_can_be(tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, saved.params, direct.params)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "of_mine.py").write_text(
-        "from influence_ssl_jax.encoder import Encoder\n\ndef make():\n    return Encoder.load('net.v1')\n"
+        "from influence_ssl_jax.encoder import Encoder\n\ndef make(size=3, *more):\n    return Encoder.load('net.v1')\n"
+        "def asks(size, depth=2, *, width):\n    return make()\n"
     )
     for place in ("of_mine:make", "net.v1", "net.v1/encoder", "net.v1/encoder.json"):
         assert load_encoder(Path(place)).digest() == saved.digest()
@@ -85,6 +87,10 @@ def test_every_place_an_encoder_can_be(tmp_path, monkeypatch):
     }.items():
         with pytest.raises(CheckpointError, match=said):
             load_encoder(Path(place))
+    with pytest.raises(
+        InfluenceError, match=r"of_mine:asks asks for arguments \(size, width\); name a function without"
+    ):
+        load_encoder(Path("of_mine:asks"))
 
 
 @pytest.mark.parametrize(

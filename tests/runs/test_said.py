@@ -20,6 +20,7 @@ from influence_ssl_jax.runs import compare, prepare, pretrain, score
 from influence_ssl_jax.runs.prepare import Prepared
 from influence_ssl_jax.runs.settings import CompareRun, PretrainRun, ScoreRun
 from influence_ssl_jax.scoring.scores import Scoring
+from influence_ssl_jax.store import read_sealed
 from influence_ssl_jax.store.files import lock
 from influence_ssl_jax.train import tiny
 from tests import problems
@@ -66,6 +67,30 @@ def test_a_run_of_scores_says_the_notes_and_records_seeds_and_versions(tmp_path)
     assert record["versions"] == {"python": platform.python_version(), **installed}
     assert record["device"]["platform"] == "cpu"
     assert record["counts"]["scored"] == 12
+    assert 0 < record["share_waiting_for_images"] < 1
+    assert "Waited for images " in text
+
+
+def test_a_run_says_how_long_it_waited_for_images_and_among_how_many_neighbours_were_searched(tmp_path, monkeypatch):
+    monkeypatch.setattr(score, "reference_size", lambda usable, _: usable - 5)
+    monkeypatch.setattr(score, "share_of_waiting", lambda *_: 0.25)
+    monkeypatch.setattr(
+        score, "_fits", lambda scorer, _: scorer.batch_size <= 6
+    )  # a given size is halved as a chosen one
+    scoring = Scoring(draws=1, batch_size=12)
+    text = said(score.score, ScoreRun(tmp_path, tmp_path / "out", SOURCE, backend=Identity(probes=1), scoring=scoring))
+    record = read_sealed(tmp_path / "out" / "run.json")
+    assert record["nearest_neighbours"] == {"images": 12, "reference": 7, "neighbours": 1}
+    assert "note: knn_distance is the distance to the nearest of 7 random images, not of all 12" in text
+    assert record["share_waiting_for_images"] == 0.25
+    assert record["batch_size"] == 6
+    assert "Waited for images 25 % of the time." in text
+
+
+def test_the_share_of_waiting_is_that_of_the_process_that_waited_most(monkeypatch):
+    assert score.share_of_waiting(3.0, 12.0) == 0.25
+    monkeypatch.setattr(score, "gather", lambda own: [own, "0.75"])
+    assert score.share_of_waiting(3.0, 12.0) == 0.75
 
 
 def test_pretraining_says_the_notes(tmp_path, monkeypatch):
@@ -80,6 +105,15 @@ def test_pretraining_says_the_notes(tmp_path, monkeypatch):
     with out.capture() as text, pytest.raises(Begun):
         pretrain.pretrain(PretrainRun(tmp_path / "out", SOURCE, tiny(SimCLR()), ToInput(3, 3)), Renderer(out))
     assert f"note: {NOTE}" in text.get()
+
+
+def test_pretraining_keeps_the_names_of_its_classes_with_the_encoder(tmp_path, monkeypatch):
+    kept = {}
+    monkeypatch.setattr(InMemory, "class_names", lambda _: ("ant", "bee"))
+    monkeypatch.setattr(pretrain, "train", lambda *_, **__: None)
+    monkeypatch.setattr(pretrain, "save", lambda *_, **described: kept.update(described))
+    pretrain.pretrain(PretrainRun(tmp_path / "out", SOURCE, tiny(SimCLR()), ToInput(3, 3)))
+    assert kept["classes"] == ["ant", "bee"]
 
 
 def test_a_comparison_refuses_a_folder_that_is_written_by_another(tmp_path, monkeypatch):

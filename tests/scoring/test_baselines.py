@@ -83,6 +83,9 @@ def test_pixel_variance_in_both_pixel_types():
     want = [(image / 255.0).var() for image in images]
     np.testing.assert_allclose(pixel_variance(jnp.asarray(images)), want, rtol=1e-6)
     np.testing.assert_allclose(pixel_variance(jnp.asarray(images / 255.0)), want, rtol=1e-6)
+    uniform = np.broadcast_to(np.arange(256)[:, None, None, None], (256, 5, 7, 3))
+    for kept in (uniform.astype(np.uint8), (uniform / 255).astype(np.float32)):
+        assert not np.asarray(pixel_variance(jnp.asarray(kept))).any()
 
 
 def test_brightness_and_contrast_are_mean_and_deviation_of_the_luminance():

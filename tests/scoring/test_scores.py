@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,9 @@ from influence_ssl_jax.ihvp import Damping, Exact, Gram, LoGra
 from influence_ssl_jax.losses import MEASUREMENTS, CosineDistance, SimCLR
 from influence_ssl_jax.losses.loss import Embeddings
 from influence_ssl_jax.randomness import Stream
+from influence_ssl_jax.runs.score import own_share
 from influence_ssl_jax.scoring.scores import Scorer, Scoring
-from influence_ssl_jax.scoring.stream import UNRESOLVED, place_in_slots, self_influence, stream
+from influence_ssl_jax.scoring.stream import UNRESOLVED, place_in_slots, self_influence, slots_of, stream
 from influence_ssl_jax.store import COLUMNS
 from influence_ssl_jax.types import Batch
 from tests import problems
@@ -105,6 +107,42 @@ def test_an_example_has_the_same_row_whatever_else_is_asked_for(count, size, see
         assert np.array_equal(np.flatnonzero(batch >= 0), held % size)
     first = [int(batch[batch >= 0][0]) // size for batch in rows]
     assert first == list(dict.fromkeys((asked // size).tolist()))  # in the order in which they were named
+
+
+@given(count=st.integers(1, 40), size=st.integers(1, 9), together=st.integers(1, 3), seed=st.integers(0, 2**32 - 1))
+def test_rows_that_are_made_one_batch_after_the_other_are_those_of_all_at_once(count, size, together, seed):
+    chosen = np.random.default_rng(seed).integers(0, 2, count).astype(bool)
+    pieces = list(slots_of(chosen, size, together))
+    assert [len(piece) for piece in pieces[:-1]] == [size * together] * (len(pieces) - 1)
+    whole = np.concatenate([np.zeros(0, np.int64), *pieces])
+    assert whole.tolist() == place_in_slots(np.flatnonzero(chosen), size).tolist()
+
+
+def test_what_is_left_to_score_takes_a_few_bytes_an_image():
+    count, size = 4_000_000, 1000
+    chosen = np.ones(count, bool)
+    tracemalloc.start()
+    share = own_share(chosen, dataclasses.replace(fitted(), settings=dataclasses.replace(SETTINGS, batch_size=size)))
+    rows = sum(int((piece >= 0).sum()) for piece in slots_of(share, size, 1))
+    peak = tracemalloc.get_traced_memory()[1] / count
+    tracemalloc.stop()
+    assert rows == count
+    assert peak < 1.5  # the share itself takes one
+
+
+@given(count=st.integers(1, 60), size=st.integers(1, 9), processes=st.integers(1, 4), seed=st.integers(0, 2**32 - 1))
+def test_processes_share_what_is_left_in_whole_batches(count, size, processes, seed):
+    todo = np.random.default_rng(seed).integers(0, 2, count).astype(bool)
+    scorer = dataclasses.replace(fitted(), settings=dataclasses.replace(SETTINGS, batch_size=size))
+    shares = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "process_count", lambda: processes)
+        for process in range(processes):
+            patch.setattr(jax, "process_index", lambda process=process: process)
+            shares.append(own_share(todo, scorer))
+    assert np.array_equal(np.sum(shares, axis=0), todo)
+    held = [set((np.flatnonzero(share) // size).tolist()) for share in shares]
+    assert sum(map(len, held)) == len(set().union(*held))
 
 
 def test_what_is_scored_after_an_interruption_has_the_bits_of_an_uninterrupted_run():

@@ -118,7 +118,7 @@ def test_without_locks_of_the_kernel_one_of_two_that_come_at_once_has_the_folder
         held.close()
 
 
-def test_a_holder_on_another_host_that_still_beats_is_refused_and_one_that_does_not_is_none(tmp_path):
+def test_a_holder_on_another_host_that_still_beats_is_refused_and_one_that_does_not_is_none(tmp_path, monkeypatch):
     """As on a file system whose locks each host keeps for itself: the kernel gives the lock."""
     said_by(tmp_path, "another host", 1)
     lock(tmp_path).close()
@@ -134,6 +134,7 @@ def test_a_holder_on_another_host_that_still_beats_is_refused_and_one_that_does_
     living.start()
     try:
         time.sleep(0.05)
+        monkeypatch.setattr(files, "PATIENCE", 30.0)  # it is seen to be alive as soon as a number changes
         with pytest.raises(StoreError, match=r"process 1 on another host"):
             lock(tmp_path)
     finally:

@@ -75,6 +75,8 @@ def test_a_run_learns_and_reports(tmp_path):
     }  # fmt: skip
     assert "images/s" in shown.file.getvalue()
     assert "3 epochs, 9 steps in 1 runs, the last from step 0; 0 losses not finite" in shown.file.getvalue()
+    assert "\nWaited for images " in shown.file.getvalue()
+    assert 0 < log_of(tmp_path)[-1]["share_waiting_for_images"] < 1
     beat = json.loads((tmp_path / "heartbeat.json").read_text())
     assert (beat["doing"], beat["done"], beat["total"]) == ("finished", 3 * 48, 3 * 48)
     assert json.loads((tmp_path / "settings.json").read_text())["pretrain"]["epochs"] == 3

@@ -1,0 +1,149 @@
+"""Are scores stable between independent runs? Figure 2.
+
+Published: consistently high correlation between the scores of encoders that differ in their initialisation.
+
+    python -m experiments.study.stability --data-dir DIR                     (half an hour of one core, resumable)
+
+Three encoders of each method (seeds 0, 42 and 123: other first parameters, another order, other views) score the same images
+that they were trained on, exactly by `Gram`, twice with other noise. Given is the mean over pairs of encoders of the
+correlation of their scores, each the mean of both scorings, beside the ceiling: what the spread of the draws alone leaves,
+the geometric mean of the two encoders' reliabilities (correlation of the two scorings, brought to both by Spearman and
+Brown). The same for the rivals.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+
+from experiments.study import results
+from experiments.study.small import (
+    COLUMNS,
+    Pictures,
+    Result,
+    Small,
+    accuracies,
+    complete,
+    encoder_of,
+    main,
+    minutes,
+    read,
+    reliability,
+    score,
+)
+from influence_ssl_jax.evaluation.statistics import spearman
+from influence_ssl_jax.ihvp.gram import Gram
+from influence_ssl_jax.runs.settings import CurvatureSet
+from influence_ssl_jax.scoring.scores import Scoring
+
+Repeated = Float[np.ndarray, "scorings images"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stability(Small):
+    """At which scale encoders of several seeds are trained and scored.
+
+    Attributes:
+        methods: Which pretrainings.
+        seeds: An encoder each.
+        scored: Images that are scored, the first of the training images.
+        curvature: Images that the curvature is averaged over.
+    """
+
+    methods: tuple[str, ...] = ("SimCLR", "Barlow Twins", "BYOL")
+    seeds: tuple[int, ...] = (0, 42, 123)
+    train: int = 1024
+    scored: int = 256
+    curvature: int = 256
+
+
+def scored(scale: Stability, method: str, seed: int, pictures: Pictures, test: Pictures) -> dict[str, Any]:
+    """Train, and score twice: every column [scorings, images]."""
+    trained = encoder_of(scale, method, seed, pictures)
+    curvature = CurvatureSet(examples=scale.curvature, batch_size=64)
+    scoring = Scoring(draws=scale.draws, batch_size=64)
+    columns = score(trained, pictures, Gram(), scoring, curvature, scale.scored, scorings=2)
+    return {**columns, **{f"accuracy, {name}": value for name, value in accuracies(trained, pictures, test).items()}}
+
+
+def agreement(encoders: list[Repeated], resamples: int) -> dict[str, Any]:
+    """Return how alike encoders score, mean over pairs, and the ceiling that the draws leave.
+
+    Args:
+        encoders: What each says, in two scorings.
+        resamples: Bootstrap draws of images.
+    """
+
+    def statistics(*scorings: np.ndarray) -> dict[str, float]:
+        pairs = list(itertools.combinations([each.T for each in scorings], 2))
+        means = [(one.mean(axis=0), other.mean(axis=0)) for one, other in pairs]
+        rank = float(np.mean([spearman(*pair) for pair in means]))
+        ceiling = float(np.mean([(reliability(*one) * reliability(*other)) ** 0.5 for one, other in pairs]))
+        return {
+            "spearman": rank,
+            "pearson": float(np.mean([np.corrcoef(*pair)[0, 1] for pair in means])),
+            "ceiling": ceiling,
+            "spearman over ceiling": rank / ceiling if ceiling > 0 else float("nan"),
+        }
+
+    return results.resampled(statistics, *(each.T for each in encoders), resamples=resamples)
+
+
+def between(one: list[Repeated], other: list[Repeated]) -> float:
+    """Return the mean rank correlation between encoders of two methods."""
+    return float(np.mean([spearman(a.mean(axis=0), b.mean(axis=0)) for a in one for b in other]))
+
+
+def compared(found: dict[str, dict[int, Result]], resamples: int) -> dict[str, Any]:
+    """Return the record of all encoders by method and seed."""
+    record: dict[str, Any] = {"found": {}, "accuracy": {}, "spearman between methods": {}}
+    for method, encoders in found.items():
+        record["found"][method] = {
+            name: agreement([each[name] for each in encoders.values()], resamples) for name in COLUMNS.values()
+        }
+        record["accuracy"][method] = {
+            probe: [float(each[f"accuracy, {probe}"]) for each in encoders.values()] for probe in ("knn", "linear")
+        }
+    for one, other in itertools.combinations(found, 2):
+        columns = ([each["score"] for each in found[method].values()] for method in (one, other))
+        record["spearman between methods"][f"{one}, {other}"] = between(*columns)
+    return {"images": next(iter(next(iter(found.values())).values()))["score"].shape[1], **record}
+
+
+def draw(record: dict[str, Any]) -> Figure:
+    """Draw the rank correlation between seeds of score and rivals, with interval and ceiling, for every method."""
+    figure = Figure(figsize=(7.2, 2.4), layout="constrained")
+    panels = np.atleast_1d(np.asarray(figure.subplots(1, len(record["found"]), sharey=True)))
+    for axes, (method, found) in zip(panels, record["found"].items(), strict=True):
+        for place, (name, each) in enumerate(found.items()):
+            value, low, high = each["spearman"]
+            colour = "C3" if name == "score" else "0.3"
+            axes.plot([low, high], [place, place], color=colour, lw=1.5)
+            axes.plot(value, place, "o", color=colour, ms=4)
+            axes.plot(each["ceiling"][0], place, "|", color="C0", ms=10)
+        axes.set(title=method, xlabel="Spearman", xlim=(min(0.0, axes.get_xlim()[0]), 1.02))
+        axes.set_yticks(range(len(found)), list(found))
+    panels[0].invert_yaxis()
+    return figure
+
+
+def find(scale: Stability, resamples: int = 500) -> tuple[dict[str, Any], Figure]:
+    """Train, score, compare and draw."""
+    pictures, test = read(scale, "train"), read(scale, "test")
+    jobs: dict[str, Callable[[], Mapping[str, Any]]] = {
+        f"{method}_{seed}": lambda method=method, seed=seed: scored(scale, method, seed, pictures, test)
+        for method in scale.methods
+        for seed in scale.seeds
+    }
+    done = complete(scale, jobs)
+    found = {method: {seed: done[f"{method}_{seed}"] for seed in scale.seeds} for method in scale.methods}
+    record = compared(found, resamples)
+    return {"minutes": minutes(done), **record}, draw(record)
+
+
+if __name__ == "__main__":
+    main("stability", Stability, find)

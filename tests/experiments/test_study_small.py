@@ -1,0 +1,372 @@
+"""The experiments of many small encoders: training in one step, continuation, and numbers with known answers."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+import tyro
+from scipy import stats
+
+from experiments.study import outputs, page, removal, retraining, small, stability, supervised
+from experiments.study.page import HOLDS, NOT, UNDECIDED, WEAKLY
+from experiments.study.small import Pictures, Small, complete, read, shrink
+from influence_ssl_jax.losses import SimCLR
+from influence_ssl_jax.train import Probe, pretrain
+from tests.train.small import small as small_settings
+
+
+def test_shrinking_averages_squares():
+    image = np.zeros((1, 4, 4, 3), np.uint8)
+    image[0, :2, :2] = np.array([[10, 20], [30, 41]])[..., None]
+    np.testing.assert_array_equal(shrink(image, 2)[0, :, :, 0], [[25, 0], [0, 0]])
+    with pytest.raises(ValueError, match="cannot be shrunk to 3"):
+        shrink(image, 3)
+
+
+def test_training_by_a_shared_step_is_that_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(small.METHODS, "SimCLR", small_settings(SimCLR(0.5)))
+    scale = Small(images="digits", pixels=8, train=40, test=24, epochs=2, batch_size=16, runs=tmp_path)
+    pictures = read(scale, "train")
+    found = small.train(scale, "SimCLR", pictures, 7)
+    settings = dataclasses.replace(scale.settings("SimCLR"), seed=7)
+    probe = Probe(bank=8, queries=8, linear=0)
+    want = pretrain(settings, pictures.open(), pictures.to_input(), tmp_path / "run", probe=probe)
+    jax.tree.map(np.testing.assert_array_equal, (found.params, found.frozen), (want.params, want.frozen))
+    assert found.settings == want.settings
+    losses = {views: small.alignment(found, pictures, views, 3) for views in ("training", "noise")}
+    assert all(each.shape == (40,) and (each >= 0).all() and (each <= 2).all() for each in losses.values())
+    some = small.alignment(found, pictures.of(np.arange(8)), "noise", 3)
+    np.testing.assert_allclose(some, losses["noise"][:8], rtol=1e-4, atol=1e-7)
+    assert 0 <= small.accuracies(found, pictures, read(scale, "test"))["linear"] <= 1
+
+
+def test_what_has_a_file_is_not_done_again(tmp_path):
+    scale, done = Small(runs=tmp_path, at_once=1), []
+
+    def job(number):
+        return lambda: done.append(number) or {"value": np.arange(number)}
+
+    first = complete(scale, {"one": job(1), "two": job(2)})
+    again = complete(scale, {"one": job(1), "two": job(2), "three": job(3)})
+    assert done == [1, 2, 3]
+    assert again["two"]["value"].tolist() == first["two"]["value"].tolist() == [0, 1]
+    assert complete(dataclasses.replace(scale, at_once=2), {"one": job(1)})  # how it is done is no part of what
+    with pytest.raises(SystemExit, match="3 of 4 are done"):
+        complete(
+            dataclasses.replace(scale, minutes=0.0), {"one": job(1), "two": job(2), "three": job(3), "four": job(4)}
+        )
+    other = dataclasses.replace(scale, epochs=21)
+    complete(other, {"one": job(1)})
+    assert done == [1, 2, 3, 1]
+
+
+def test_halves_are_halves():
+    inside = retraining.membership(11, 40)
+    assert (inside.sum(axis=1) == 5).all()
+    assert 0 < inside.mean(axis=0).min() < inside.mean(axis=0).max() < 1
+
+
+def planted(cuts, images, noise, seed=0):
+    """Losses with a known effect of every image, an offset of every encoder, and noise."""
+    rng = np.random.default_rng(seed)
+    inside, effect = retraining.membership(images, cuts), rng.normal(size=images)
+    trained_on = np.stack([inside, ~inside], axis=1)
+    losses = rng.normal(size=images) + np.where(trained_on, 0.0, effect) + 3 * rng.normal(size=(cuts, 2, 1))
+    return losses + noise * rng.normal(size=losses.shape), inside, effect
+
+
+def test_effects_are_those_that_were_planted():
+    losses, inside, effect = planted(6, 400, 0.0)
+    found = retraining.effects(losses, inside)
+    # An encoder's mean loss holds the effects of the images that it left out, whose mean is near zero.
+    assert np.abs(found - effect).max() < 5 * 400**-0.5
+    np.testing.assert_allclose(retraining.effect_reliability(found), 1, atol=5e-3)
+
+
+def test_the_reliability_of_effects_is_that_of_their_noise():
+    losses, inside, _ = planted(16, 4000, 2.0)
+    found = retraining.effects(losses, inside)
+    # Variance 1 between images, and 2 · 2² / 16 of noise.
+    np.testing.assert_allclose(retraining.effect_reliability(found, 10), 1 / 1.5, atol=0.03)
+
+
+def results_of_encoders(effect_of):
+    """Results of 6 cuts and one encoder of all images, whose scores are a function of the planted effect."""
+    losses, inside, effect = planted(6, 200, 0.3)
+    rng = np.random.default_rng(1)
+    accuracy = {"accuracy, knn": np.asarray(0.3), "accuracy, linear": np.asarray(0.4)}
+    found = {
+        f"half_{cut:03d}_{half}": {"training": losses[cut, half], "noise": rng.normal(size=200)}
+        for cut in range(6)
+        for half in range(2)
+    }
+    columns = {name: rng.normal(size=200) for name in (*retraining.SCORES, *retraining.RIVALS, retraining.OWN_LOSS)}
+    columns |= effect_of(effect, columns)
+    for name in retraining.SCORES:
+        rivals = {rival: columns[rival] for rival in retraining.RIVALS}
+        found[f"whole_0_{retraining.slug(name)}"] = {"score": columns[name], **rivals}
+    found["whole_0_probed"] = {retraining.OWN_LOSS: columns[retraining.OWN_LOSS], **accuracy}
+    return found, inside
+
+
+def record_of(effect_of):
+    record = retraining.compared(*results_of_encoders(effect_of), seeds=(0,), resamples=50)
+    scale = {"width": 4, "pixels": 16, "train": 200, "epochs": 2}
+    return json.loads(json.dumps(page.results.rounded({**record, "scale": scale})))
+
+
+def test_a_score_that_is_the_effect_predicts_it():
+    record = record_of(lambda effect, _: {retraining.EXACT: effect})
+    found = record["found"]["views of training"]
+    assert found["spearman"][retraining.EXACT][0] > 0.95
+    assert found["spearman of the mean rank over seeds"] == found["spearman"]  # of one seed
+    assert page.retraining(record).verdict == HOLDS
+    assert len(retraining.draw(record).axes) == 2
+    assert abs(record["found"]["noise"]["spearman"][retraining.EXACT][0]) < 0.3
+    assert record["found"]["noise"]["reliability"] < 0.6
+
+
+def test_a_score_no_better_than_a_rival_predicts_weakly_and_noise_does_not():
+    def rival(effect, _):
+        return {retraining.EXACT: effect + 0.1, "gradient norm": effect}
+
+    assert page.retraining(record_of(rival)).verdict == WEAKLY
+    record = record_of(lambda effect, _: {retraining.EXACT: -effect})
+    assert page.retraining(record).verdict == NOT
+    record["found"]["views of training"]["reliability"] = 0.1
+    assert page.retraining(record).verdict == UNDECIDED
+
+
+def encoders_of(own, draws, seeds=3, images=4000):
+    """Two scorings by several encoders: what they share has variance 1."""
+    rng = np.random.default_rng(0)
+    shared = rng.normal(size=images)
+    return [
+        shared + own**0.5 * rng.normal(size=images) + draws**0.5 * rng.normal(size=(2, images)) for _ in range(seeds)
+    ]
+
+
+def test_correlation_between_seeds_and_its_ceiling_are_those_that_were_planted():
+    found = stability.agreement(encoders_of(own=0.5, draws=1.0), resamples=5)
+    np.testing.assert_allclose(found["pearson"].value, 1 / 2, atol=0.03)  # 1 of 1 + 0.5 + 1/2
+    np.testing.assert_allclose(found["ceiling"].value, 1.5 / 2, atol=0.03)
+    np.testing.assert_allclose(found["spearman over ceiling"].value, found["spearman"].value / found["ceiling"].value)
+
+
+@pytest.mark.parametrize(("own", "draws", "verdict"), [(0.1, 0.1, HOLDS), (0.2, 1.5, WEAKLY), (3.0, 0.1, NOT)])
+def test_stability_is_judged_by_its_rule(own, draws, verdict):
+    results = {
+        seed: {
+            **dict.fromkeys(small.COLUMNS.values(), scorings),
+            "accuracy, knn": np.asarray(0.3),
+            "accuracy, linear": np.asarray(0.4),
+        }
+        for seed, scorings in enumerate(encoders_of(own, draws))
+    }
+    record = stability.compared({"SimCLR": results, "BYOL": results}, resamples=5)
+    scale = {"width": 4, "pixels": 16, "train": 200, "epochs": 2, "seeds": [0, 1, 2]}
+    record = json.loads(json.dumps(page.results.rounded({**record, "scale": scale})))
+    assert page.stability(record).verdict == verdict
+    assert record["images"] == 4000
+    assert len(stability.draw(record).axes) == 2
+
+
+def test_what_is_removed_is_what_its_name_says():
+    scores = {"score": np.arange(10.0), "alignment loss": -np.arange(10.0)}
+    assert sorted(removal.removed(scores, removal.HIGHEST, 0.2, 0)) == [8, 9]
+    assert sorted(removal.removed(scores, removal.LOWEST, 0.2, 0)) == [0, 1]
+    assert sorted(removal.removed(scores, removal.LOSS, 0.2, 0)) == [0, 1]
+    random = [set(removal.removed(scores, removal.RANDOM, 0.4, seed).tolist()) for seed in range(5)]
+    assert all(len(each) == 4 for each in random)
+    assert len({frozenset(each) for each in random}) > 1
+
+
+def accuracies_of(changes):
+    """Results of removal with these changes of accuracy by (method, ranking, share)."""
+    scale = removal.Removal()
+    found = {}
+    for method in scale.methods:
+        for number, seed in enumerate(scale.seeds):
+            base = 0.4 + 0.01 * number
+            probes = {"linear": np.asarray(base), "classifier": np.asarray(base)}
+            columns = {name: np.ones(3) for name in small.COLUMNS.values()}
+            found[f"{method}_{seed}_whole"] = {**columns, **probes}
+            for share in scale.shares:
+                for ranking in removal.RANKINGS:
+                    value = np.asarray(base + changes.get((method, ranking), 0.0) + 0.001 * (-1) ** number)
+                    found[f"{method}_{seed}_{ranking.replace(' ', '_')}_{share:g}"] = {
+                        "linear": value,
+                        "classifier": value,
+                    }
+    record = removal.compared(scale, found)
+    return json.loads(json.dumps(page.results.rounded({**record, "scale": scale.described()})))
+
+
+def test_differences_are_within_a_seed_with_students_interval():
+    values = np.array([0.1, 0.3, 0.2])
+    mean, low, high = removal.over_seeds(values)
+    want = stats.ttest_1samp(values, 0).confidence_interval()
+    np.testing.assert_allclose([mean, low, high], [0.2, want.low, want.high])
+    record = accuracies_of({("SimCLR", removal.HIGHEST): -0.05})
+    found = record["found"]["SimCLR"]["shares"]["0.4"]
+    step = np.array([0.001, -0.001, 0.001])
+    np.testing.assert_allclose(
+        found["less nothing removed"][removal.HIGHEST], removal.over_seeds(step - 0.05), rtol=1e-3
+    )
+    np.testing.assert_allclose(found["less random"][removal.HIGHEST][0], -0.05, rtol=1e-3)
+    assert len(removal.draw(record).axes) == 2
+
+
+DEGRADES = {("supervised", removal.HIGHEST): -0.05, ("supervised", removal.LOWEST): -0.05}
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [
+        ({("SimCLR", removal.HIGHEST): 0.02, ("SimCLR", removal.LOWEST): -0.02, **DEGRADES}, HOLDS),
+        ({("SimCLR", removal.LOWEST): -0.02}, WEAKLY),
+        ({("SimCLR", removal.HIGHEST): -0.02, ("SimCLR", removal.LOWEST): -0.05}, NOT),
+        ({}, UNDECIDED),
+    ],
+)
+def test_removal_is_judged_by_its_rule(changes, verdict):
+    found = page.removal(accuracies_of(changes))
+    assert found.verdict == verdict
+    if verdict == HOLDS:
+        assert "10 % removed: highest scores +2.0 [" in found.text
+
+
+def test_a_score_that_follows_borders_is_a_trend():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (300, 6, 6, 3)).astype(np.uint8)
+    images[:30] = 128
+    spread = small.Pictures(images, np.zeros(300, np.int64)).images[:, 0].std(axis=(1, 2))
+    columns = {"SimCLR": rng.normal(size=300), "supervised": -spread}
+    found = {
+        method: [{"score": values, "alignment loss": rng.normal(size=300)}] * 2 for method, values in columns.items()
+    }
+    record = json.loads(json.dumps(page.results.rounded(supervised.compared(found, images, resamples=50))))
+    record["scale"] = {"width": 4, "pixels": 16, "train": 300, "epochs": 2}
+    assert record["uniform"] == 0.1
+    assert record["found"]["supervised"]["score"]["uniform among the highest tenth"] == 1
+    assert page.supervised(record).verdict == NOT
+    record["found"]["supervised"] = {"score": {"spearman with the spread of the border": [0.0, -0.05, 0.05]}}
+    assert page.supervised(record).verdict == HOLDS
+
+
+def test_four_ways_are_compared_in_pairs():
+    rng = np.random.default_rng(0)
+    shared = rng.normal(size=500)
+    ways = {
+        name: {"score": shared + 0.1 * rng.normal(size=(2, 500)), "alignment loss": rng.normal(size=(2, 500))}
+        for name in outputs.CHOICES
+    }
+    ways["projector by pretraining"]["score"] = rng.normal(size=500) + 0.1 * rng.normal(size=(2, 500))
+    record = json.loads(json.dumps(page.results.rounded(outputs.compared({"SimCLR": ways}, resamples=5))))
+    record["scale"] = {"width": 4, "pixels": 16, "train": 300, "epochs": 2}
+    pairs = record["found"]["SimCLR"]["pairs"]
+    assert len(pairs) == 6
+    assert pairs["encoder by measurement, projector by measurement"][0] > 0.95
+    assert abs(pairs["encoder by measurement, projector by pretraining"][0]) < 0.2
+    assert "encoder by measurement, encoder by pretraining" in page.outputs(record).text
+
+
+COMMANDS = {
+    "stability": stability.Stability,
+    "outputs": outputs.Outputs,
+    "retraining": retraining.Retraining,
+    "removal": removal.Removal,
+    "supervised": removal.Removal,
+}
+
+
+def test_committed_results_have_the_scale_of_their_command():
+    answers = page.SmallEncoders.load(page.RESULTS).answers
+    assert answers.keys() <= COMMANDS.keys() == {question.result for question in page.QUESTIONS if question.small}
+    for name, record in answers.items():
+        program, flag, module, *options = record["command"].split()
+        assert (program, flag, module) == ("python", "-m", f"experiments.study.{name}")
+        of = tyro.cli(COMMANDS[name], args=options)
+        assert json.loads(json.dumps(page.results.rounded(of.described()))) == record["scale"]
+
+
+def test_a_question_of_small_encoders_is_one_column_s():
+    small_column, column = page.SmallEncoders({}), page.Column("none", "None", 1, 0.5, {}, {})
+    for question in page.QUESTIONS:
+        answered = [each.finding(question) for each in (small_column, column)]
+        assert [each is None for each in answered] == [not question.small, question.small]
+        assert next(each for each in answered if each).verdict == page.NOT_RUN
+
+
+def test_the_encoders_of_outputs_are_those_of_stability(tmp_path):
+    own = outputs.Outputs(runs=tmp_path, epochs=3)
+    assert own.stability() == stability.Stability(runs=tmp_path, epochs=3, methods=own.methods)
+    assert own.stability().folder() == stability.Stability(runs=tmp_path, epochs=3).folder() != own.folder()
+
+
+def test_an_encoder_is_trained_once(tmp_path, monkeypatch):
+    monkeypatch.setitem(small.METHODS, "SimCLR", small_settings(SimCLR(0.5)))
+    scale = stability.Stability(images="digits", pixels=8, train=40, epochs=2, batch_size=16, runs=tmp_path)
+    calls, pictures = [], Pictures(np.zeros((2, 8, 8, 3), np.uint8), np.zeros(2, np.int64))
+    monkeypatch.setattr(small, "train", lambda *given: calls.append(given[1]) or "trained")
+    monkeypatch.setattr(small, "save", lambda place, trained: place.with_suffix(".json").write_text(trained))
+    monkeypatch.setattr(small, "load_trained", lambda place: place.name)
+    assert [small.encoder_of(scale, "SimCLR", 5, pictures) for _ in range(2)] == ["simclr_5", "simclr_5"]
+    assert calls == ["SimCLR"]
+
+
+def stubbed(monkeypatch):
+    """Let nothing be trained: what would be measured is drawn at random, in the shapes that it has."""
+    rng = np.random.default_rng(0)
+
+    def score(*given, scorings=1):
+        pictures, scored = given[1], given[5] if len(given) > 5 else None
+        count = len(pictures.labels) if scored is None else scored
+        return {name: rng.uniform(1, 2, (scorings, count)) for name in small.COLUMNS.values()}
+
+    def accuracies(*_):
+        return {probe: rng.uniform() for probe in ("knn", "linear", "classifier")}
+
+    def alignment(*given):
+        return rng.uniform(size=len(given[1].labels))
+
+    class Unfitted:
+        settings = small.METHODS["SimCLR"]
+
+    for module in (removal, stability, outputs, retraining):
+        monkeypatch.setattr(module, "score", score)
+        monkeypatch.setattr(module, "accuracies", accuracies, raising=False)
+        monkeypatch.setattr(module, "train", lambda *_: Unfitted, raising=False)
+        monkeypatch.setattr(module, "encoder_of", lambda *_: Unfitted, raising=False)
+    monkeypatch.setattr(retraining, "alignment", alignment)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_experiment_goes_from_images_to_the_page(name, tmp_path, monkeypatch):
+    stubbed(monkeypatch)
+    own = {"retraining": {"cuts": 4}, "outputs": {"compared": 20}}.get(name, {})
+    if name in ("stability", "outputs"):
+        own["scored"] = 24
+    scale = COMMANDS[name](
+        images="digits", pixels=8, train=40, test=24, seeds=(0, 1), runs=tmp_path / "runs", results=tmp_path,
+        figures=tmp_path, **own,
+    )  # fmt: skip
+    experiment = {
+        each.__name__.rpartition(".")[2]: each for each in (stability, outputs, retraining, removal, supervised)
+    }
+    few = {} if name == "removal" else {"resamples": 3}  # removal has few seeds, and draws no images
+    find = functools.partial(experiment[name].find, **few)
+    place = small.answer(scale, name, find)
+    record = json.loads(place.read_text(encoding="utf-8"))
+    assert record["minutes"] >= 0
+    assert "/" not in place.read_text(encoding="utf-8")
+    column = page.SmallEncoders.load(tmp_path)
+    question = next(each for each in page.QUESTIONS if each.result == name)
+    found = column.finding(question)
+    assert found.verdict != page.NOT_RUN
+    assert "40 training images" in found.text
+    written = json.loads(small.answer(scale, name, find).read_text(encoding="utf-8"))
+    assert {**written, "minutes": 0} == {**record, "minutes": 0}  # read from the files of the first time
