@@ -11,6 +11,9 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
+# Importing makes very many objects that live: cycles among them are searched for rarely from the beginning.
+gc.set_threshold(200_000, 10, 10)
+
 import jax
 import pytest
 from hypothesis import HealthCheck, settings
@@ -91,10 +94,9 @@ def pytest_collection_finish(session):
             "pytest-xdist does not know the groups of tests; install the versions of constraints.txt."
         )
     # Tracing makes very many objects that live, and a search for cycles among all of them takes long. What is imported by
-    # now stays and is not searched again; what is made from now on is searched rarely.
+    # now stays and is not searched again.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(200_000, 10, 10)
 
 
 def pytest_runtest_teardown(item, nextitem):
