@@ -11,9 +11,6 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
-# Importing makes very many objects that live: cycles among them are searched for rarely from the beginning.
-gc.set_threshold(200_000, 10, 10)
-
 import jax
 import pytest
 from hypothesis import HealthCheck, settings
@@ -30,6 +27,8 @@ jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Few programs are compiled twice: to write all of them, or only to hash them, takes longer than to compile those again.
 jax.config.update("jax_enable_compilation_cache", False)
+# Importing makes very many objects that live: cycles among them are searched for rarely from the beginning.
+gc.set_threshold(200_000, 10, 10)
 
 
 class CheckedFunctions(_import_hook.JaxtypingTransformer):
