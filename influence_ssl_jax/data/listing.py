@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import itertools
 import json
+import math
 import os
 import posixpath
 import re
@@ -24,6 +25,8 @@ from influence_ssl_jax.errors import DataError
 from influence_ssl_jax.parallel import broadcast_from_first
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+MOST_NAMED = 1_000_000
+"""The largest number of files that ranges may name."""
 _WILD = re.compile(r"[*?\[]")
 
 
@@ -97,6 +100,11 @@ def find_files(path: str, endings: Sequence[str]) -> list[StoredFile]:
 def _expand_ranges(path: str) -> list[str]:
     """Expand a path's ranges, such as `{00..03}`, to all its paths."""
     ranges = _RANGE.findall(path)
+    count = math.prod(max(0, int(high) - int(low) + 1) for low, high in ranges)
+    if count > MOST_NAMED:
+        raise DataError(
+            f"{path!r} names {count:,} files, more than {MOST_NAMED:,}; give a smaller range, or a pattern."
+        )
     numbers = [[str(k).zfill(len(low)) for k in range(int(low), int(high) + 1)] for low, high in ranges]
     parts = _RANGE.sub("\0", path).split("\0")
     return [

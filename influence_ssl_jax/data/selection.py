@@ -131,7 +131,8 @@ def select(source: OpenSource, file: str) -> Selection:
     here = collections.defaultdict(list)
     for index, name in enumerate(source.ids()):
         here[compose(name)].append(index)
-    named = [compose(printable(name)) for name in ids]
+    written = [compose(printable(name)) for name in ids]
+    named = [name if name in here or name.strip() not in here else name.strip() for name in written]
     unknown = [name for name in named if name not in here]
     if len(unknown) > LARGEST_UNKNOWN * len(named):
         first = next(iter(here), "")
@@ -166,11 +167,13 @@ def select(source: OpenSource, file: str) -> Selection:
 def _read_ids(path: Path) -> tuple[list[str], list[bool]]:
     """Read ids, and whether each of them is kept."""
     if path.suffix.lower() not in (".csv", ".tsv", ".parquet", ".pq"):
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise DataError(f"The list of ids {str(path)!r} is no file; give a list, or a .csv or .parquet table.")
         try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            content = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"The list of ids {str(path)!r} cannot be read: {error}.") from error
-        ids = [line.strip() for line in lines if line.strip()]
+        ids = [line for line in content.split("\n") if line.strip()]  # spaces are part of an id
         return ids, [True] * len(ids)
     table = read_table(path, (ID, KEEP) if path.suffix.lower() in (".csv", ".tsv") else ())
     if ID not in table.column_names:

@@ -1,4 +1,5 @@
 import dataclasses
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,12 @@ def test_lists_and_tables_with_and_without_keep(tmp_path):
     parquet.write_table(pa.table({"id": ["003", "004", "007"], "keep": [True, False, True]}), tmp_path / "t.parquet")
     for name in ("l.txt", "t.csv", "t.tsv", "t.parquet"):
         assert used(tmp_path / name) == ["003", "007"], name
+
+
+def test_spaces_around_an_id_are_part_of_it_where_an_example_has_them(tmp_path):
+    (tmp_path / "l.txt").write_text(" a\nb \nc\u2028d\n", encoding="utf-8")
+    opened = Arrays(IMAGES[:5], ids=["a", " a", "b", "c\u2028d", "e"], only=str(tmp_path / "l.txt")).open()
+    assert [opened.read(k).image[0, 0, 0] for k in range(len(opened))] == [1, 2, 3]
 
 
 def test_ids_are_alike_however_their_accents_are_composed(tmp_path):
@@ -86,6 +93,9 @@ def test_what_cannot_be_used_is_refused(tmp_path):
 
     with pytest.raises(DataError, match="cannot be read"):
         used(tmp_path / "absent.txt")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="is no file"):
+        used(tmp_path / "pipe")
     refused("a.csv", "file\n001\n", "has no column 'id'; it has file")
     refused("b.csv", "id,keep\n001,maybe\n", "Row 0 .* has keep = 'maybe'; write true or false")
     refused("c.csv", "id,keep\n001,true\n001,false\n", "both keeps and leaves out '001'")

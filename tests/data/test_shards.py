@@ -105,6 +105,8 @@ def test_a_range_names_archives_and_a_missing_one_is_refused(folder):
     assert len(Shards(f"{folder}/train-{{000..001}}.tar").open()) == 10
     with pytest.raises(DataError, match=r"train-002\.tar"):
         Shards(f"{folder}/train-{{000..002}}.tar").open()
+    with pytest.raises(DataError, match="names 100,000,000,000 files, more than 1,000,000"):
+        Shards(f"{folder}/train-{{0..99999999999}}.tar").open()
 
 
 def test_archives_elsewhere_are_read_through_fsspec(folder):

@@ -19,6 +19,8 @@ def columns(count=1, **changes) -> Columns:
         "alignment_loss": np.full(count, 0.25),
         "gradient_norm": np.full(count, 1.5),
         "pixel_variance": np.full(count, 0.1),
+        "brightness": np.full(count, 0.4),
+        "contrast": np.full(count, 0.2),
         "residual": np.zeros(count),
         "degenerate": np.zeros(count, bool),
         "unresolved": np.zeros(count, bool),
