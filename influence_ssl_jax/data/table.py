@@ -78,6 +78,9 @@ def read_table(path: Path, text: Sequence[str] = (), encoding: str = "utf-8") ->
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"The table {path} cannot be read: {error}") from error
     check_names(f"The table {path}", table.column_names)
+    for place, name in enumerate(table.column_names):
+        if table[name].type in (pa.string_view(), pa.binary_view()):  # Arrow cannot take rows of views
+            table = table.set_column(place, name, scalars(table[name], name))
     return in_microseconds(table)
 
 
@@ -108,7 +111,29 @@ def in_microseconds(table: pa.Table) -> pa.Table:
         except pa.ArrowInvalid:  # some value has nanoseconds
             column = column.cast(finer)
         table = table.set_column(place, field.name, column)
+    for name in table.column_names:
+        _check_times(name, table[name])
     return table
+
+
+def _check_times(name: str, column: pa.ChunkedArray) -> None:
+    """Refuse dates and times that Python does not have, and unknown time zones.
+
+    Raises:
+        DataError: If the column holds some.
+    """
+    kind = column.type
+    if not (pa.types.is_temporal(kind) and column.null_count < len(column)):
+        return
+    ends = pc.min_max(column.cast(pa.int32() if pa.types.is_date32(kind) or pa.types.is_time32(kind) else pa.int64()))
+    try:
+        for end in ends.values():
+            end.cast(kind).as_py()
+    except (OverflowError, ValueError) as error:
+        raise DataError(
+            f"The column {name!r}, of the type {kind}, holds a time that Python does not have: {error}. Write it as text "
+            "or as a number, or leave it out."
+        ) from error
 
 
 def check_names(what: str, names: Sequence[str]) -> None:

@@ -218,3 +218,28 @@ def test_attributes_of_taken_names_are_renamed_and_told():
     assert changes == {"score": "source_source_score", "id": "source_id"}
     assert new.to_pydict() == {"source_source_score": [1], "age": [2], "source_score": [3], "source_id": [4]}
     assert rename_taken(new, ("index", "id", "score")) == (new, {})
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([0, 10**18]).cast(pa.timestamp("us")),
+        pa.array([0, 2**40]).cast(pa.timestamp("s")),
+        pa.array([0, 2**30], pa.int32()).cast(pa.date32()),
+        pa.array([0, 10**18]).cast(pa.date64()),
+        pa.array([0, 2**62]).cast(pa.duration("s")),
+        pa.array([0, 5]).cast(pa.timestamp("us", "Mars/Phobos")),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_times_that_python_does_not_have_are_refused_with_their_column(tmp_path, column):
+    parquet.write_table(pa.table({"file": ["a", "b"], "when": column}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"The column 'when', of the type .* Python does not have"):
+        read_table(tmp_path / "t.parquet")
+
+
+def test_columns_of_views_are_matched_as_text(tmp_path):
+    names = pa.array(["b.png", "a.png"], pa.string_view())
+    parquet.write_table(pa.table({"file": names, "kind": names}), tmp_path / "t.parquet")
+    found = match(read_table(tmp_path / "t.parquet"), "file", ["a.png", "b.png"], ".")
+    assert found.columns["kind"].to_pylist() == ["a.png", "b.png"]
