@@ -42,6 +42,7 @@ from influence_ssl_jax.problem import Objective
 from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.runs.prepare import form_measurement, form_problem
 from influence_ssl_jax.runs.settings import CurvatureSet
+from influence_ssl_jax.scoring.neighbours import find_neighbours
 from influence_ssl_jax.scoring.scores import Scorer, Scoring
 from influence_ssl_jax.scoring.stream import embedding_matrix, stream
 from influence_ssl_jax.train import Architecture, Lars, Pretrain, Sgd, Trained, save
