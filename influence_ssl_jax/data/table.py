@@ -117,7 +117,7 @@ def in_microseconds(table: pa.Table) -> pa.Table:
 
 
 def _check_times(name: str, column: pa.ChunkedArray) -> None:
-    """Refuse dates and times that Python does not have, and unknown time zones.
+    """Refuse times that Python does not have, and unknown time zones.
 
     Raises:
         DataError: If the column holds some.
