@@ -29,12 +29,12 @@ def summarise(folder: Path, out: Console) -> None:
         StoreError: If the folder does not contain a finished run.
     """
     run = ScoredRun.load(folder)
-    found = recoveries(run)
-    if found:
-        aurocs = [[detector.auroc for detector in item.detectors] for item in found]
-        precisions = [[detector.average_precision for detector in item.detectors] for item in found]
-        out.print(table("AUROC", found, aurocs, [0.5] * len(found)))
-        out.print(table("Average precision", found, precisions, [item.chance for item in found]))
+    recovered = recoveries(run)
+    if recovered:
+        aurocs = [[detector.auroc for detector in item.detectors] for item in recovered]
+        precisions = [[detector.average_precision for detector in item.detectors] for item in recovered]
+        out.print(table("AUROC", recovered, aurocs, [0.5] * len(recovered)))
+        out.print(table("Average precision", recovered, precisions, [item.chance for item in recovered]))
         out.print("low, high: where planted images are looked for; *: this end was expected beforehand.", style="dim")
     counts, own = run.record["counts"], explained_by_baselines(run)
     out.print(
@@ -44,7 +44,9 @@ def summarise(folder: Path, out: Console) -> None:
     )
 
 
-def table(title: str, found: Sequence[Recovery], values: Sequence[Sequence[float]], chance: Sequence[float]) -> Table:
+def table(
+    title: str, recovered: Sequence[Recovery], values: Sequence[Sequence[float]], chance: Sequence[float]
+) -> Table:
     """Make a table with kinds and ends as rows.
 
     The columns are the score and the baselines.
@@ -59,9 +61,9 @@ def table(title: str, found: Sequence[Recovery], values: Sequence[Sequence[float
         title_style="bold",
     )
     shown.add_column("planted", no_wrap=True)
-    for name in (*(detector.name for detector in found[0].detectors), "at random"):
+    for name in (*(detector.name for detector in recovered[0].detectors), "at random"):
         shown.add_column(name.replace(" ", "\n"), justify="right")
-    for item, row, random in zip(found, values, chance, strict=True):
+    for item, row, random in zip(recovered, values, chance, strict=True):
         end = f"{'low' if item.low else 'high'}{'*' if item.expected else ''}"
         name = f"{item.planted} {item.kind.replace('_', ' ')}, {end}"
         shown.add_row(name, *(decimal(value) for value in row), decimal(random))

@@ -347,16 +347,16 @@ def _value(hint: Any) -> str:
 def _attributes(settings: type) -> dict[str, str]:
     """Return the descriptions of fields, from the docstring of their class."""
     listed = inspect.cleandoc(settings.__doc__ or "").partition("\nAttributes:\n")[2].split("\n\n")[0]
-    found: dict[str, str] = {}
+    sentences: dict[str, str] = {}
     name = ""
     for line in textwrap.dedent(listed).splitlines():
         named = re.match(r"(\w+): (.*)", line)
         if named:
             name = named[1]
-            found[name] = named[2]
+            sentences[name] = named[2]
         elif name:
-            found[name] += " " + line.strip()
-    return found
+            sentences[name] += " " + line.strip()
+    return sentences
 
 
 def _first_clause(text: str) -> str:

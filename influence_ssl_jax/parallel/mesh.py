@@ -37,10 +37,10 @@ def all_devices(dividing: int | None = None) -> Mesh:
     Args:
         dividing: A size; the mesh takes the largest number of devices that divides it. None takes all devices.
     """
-    found = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     if dividing is not None:
-        found = found[: next(count for count in range(len(found), 0, -1) if dividing % count == 0)]
-    return _mesh(found)
+        devices = devices[: next(count for count in range(len(devices), 0, -1) if dividing % count == 0)]
+    return _mesh(devices)
 
 
 def local_devices() -> Mesh:
@@ -48,9 +48,9 @@ def local_devices() -> Mesh:
     return _mesh(sorted(jax.local_devices(), key=lambda device: device.id))
 
 
-def _mesh(found: Sequence[Any]) -> Mesh:
+def _mesh(devices: Sequence[Any]) -> Mesh:
     """Return a mesh with one axis."""
-    return Mesh(np.array(found), (AXIS,), axis_types=(AxisType.Auto,))
+    return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def devices() -> int:
@@ -252,8 +252,8 @@ def everywhere(tree: PyTree, mesh: Mesh, local: Mesh) -> PyTree:
     )
     if mesh != local:
         plain = replicated(jax.tree.map(lambda leaf: leaf.addressable_data(0), plain), local)
-    found = [_gathered(node, mesh, local) if is_sharded(node) else plain[i] for i, node in enumerate(nodes)]
-    return jax.tree.unflatten(structure, found)
+    arrays = [_gathered(node, mesh, local) if is_sharded(node) else plain[i] for i, node in enumerate(nodes)]
+    return jax.tree.unflatten(structure, arrays)
 
 
 def undivided(tree: PyTree) -> PyTree:

@@ -185,21 +185,21 @@ def resolve(settings: Distributed, environment: Mapping[str, str]) -> Distribute
         Distributed(coordinator='host:1234', processes=2, process=1)
     """
     count, number = environment.get("JAX_NUM_PROCESSES"), environment.get("JAX_PROCESS_ID")
-    found = Distributed(
+    setting = Distributed(
         settings.coordinator or environment.get("JAX_COORDINATOR_ADDRESS"),
         settings.processes if settings.processes is not None else _whole(count),
         settings.process if settings.process is not None else _whole(number),
     )
-    values = dataclasses.astuple(found)
+    values = dataclasses.astuple(setting)
     if all(value is not None for value in values):
-        return found
+        return setting
     if any(value is not None for value in values) and not _is_launched(environment):
-        missing = [name for name, value in dataclasses.asdict(found).items() if value is None]
+        missing = [name for name, value in dataclasses.asdict(setting).items() if value is None]
         raise InfluenceError(
             f"A run of several processes needs coordinator, processes and process; missing: {', '.join(missing)}. Set "
             "them by --distributed.… or by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."
         )
-    return found if _is_launched(environment) else None
+    return setting if _is_launched(environment) else None
 
 
 def _is_launched(environment: Mapping[str, str]) -> bool:

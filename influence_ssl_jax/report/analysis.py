@@ -50,13 +50,13 @@ class Comparison:
 def compare(run: ScoredRun, resamples: int) -> list[Comparison]:
     """Compare the score with each baseline, with bootstrap intervals."""
     columns = {name: run.numbers(name) for name in run.baselines}
-    found = []
+    comparisons = []
     for name, values in columns.items():
         others = _stack([other for key, other in columns.items() if key != name], len(values))
         whole = bootstrap(spearman, run.score, values, resamples=resamples)
         partial = bootstrap(partial_spearman, run.score, values, others, resamples=resamples)
-        found.append(Comparison(name, COLUMN_NAMES[name], whole, partial))
-    return found
+        comparisons.append(Comparison(name, COLUMN_NAMES[name], whole, partial))
+    return comparisons
 
 
 def explained_by_baselines(run: ScoredRun) -> float:

@@ -65,7 +65,7 @@ def remarks(record: dict[str, Any]) -> list[str]:
     """Return the remarks below the table."""
     counts, coverage = record["counts"], record["deviation"]["score"]["coverage"]
     level = record["configuration"]["calibration"]["level"]
-    found = [
+    remarks = [
         f"Errors are medians, relative to the midpoint of the bounds; the median width of the bounds is "
         f"{percent(_number(record['relative_width']))}. Calibrated errors, their 90th percentile and the coverage are "
         "those of images that were not used to calibrate.",
@@ -80,17 +80,17 @@ def remarks(record: dict[str, Any]) -> list[str]:
         f"{percent(_number(coverage.get('floor')))}. Audit more images for intervals closer to {percent(level)}.",
     ]
     if record["damping_by_block"]:
-        found.append(
+        remarks.append(
             "The scores have a damping for each block, the certificates have one for the whole matrix; this is part of the "
             "error. Score with an absolute damping to compare the same inverse."
         )
     if counts["reasons"]:
         listed = ", ".join(f"{times} {reason}" for reason, times in counts["reasons"].items())
-        found.append(
+        remarks.append(
             f"Of {counts['sample']} images, {counts['narrow']} have bounds as narrow as requested. The others: {listed}. "
             "audit.parquet names them."
         )
-    return found
+    return remarks
 
 
 def _number(value: Plain) -> float:

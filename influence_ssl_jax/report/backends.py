@@ -86,13 +86,13 @@ def table(rows: Rows, damping: float) -> list[list[str]]:
     lines = []
     own = [row for row in rows if row["damping"] == damping and row["deviation"]]
     for row in sorted(own, key=lambda row: _error(row, "calibrated")):
-        found = row["deviation"]
+        deviation = row["deviation"]
         lines.append(
             [
                 row["name"],
                 *(percent(_error(row, name)) for name in ("raw", "proportional", "calibrated")),
-                *(decimal(_number(found[name]["value"])) for name in ("spearman", "partial")),
-                *(percent(_number(found[name])) for name in ("top", "bottom")),
+                *(decimal(_number(deviation[name]["value"])) for name in ("spearman", "partial")),
+                *(percent(_number(deviation[name])) for name in ("top", "bottom")),
                 *(number(row[name]) for name in ("fit_seconds", "seconds_per_thousand")),
                 number(max(_number(row["fit_megabytes"]), _number(row["megabytes"]))),
             ]
@@ -161,5 +161,5 @@ def _number(value: float | None) -> float:
 
 def _error(row: dict[str, Plain], name: str) -> float:
     """Return the median of an error; NaN if there is none."""
-    found = row["deviation"]
-    return math.nan if found is None else _number(found[name]["median"])
+    deviation = row["deviation"]
+    return math.nan if deviation is None else _number(deviation[name]["median"])

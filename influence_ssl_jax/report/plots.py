@@ -183,13 +183,13 @@ def by_kind(run: ScoredRun) -> Markup | None:
 
     It is None if nothing was planted.
     """
-    found = ["none", *kinds(run)]
-    if len(found) == 1:
+    names = ["none", *kinds(run)]
+    if len(names) == 1:
         return None
     generator = np.random.default_rng(0)  # for jitter, so that dots do not hide each other
-    with theme(6.8, 0.46 * len(found) + 0.7) as figure:
+    with theme(6.8, 0.46 * len(names) + 0.7) as figure:
         axes = figure.subplots()
-        for place, kind in enumerate(reversed(found)):
+        for place, kind in enumerate(reversed(names)):
             values = run.score[members(run, kind) & np.isfinite(run.score)]
             drawn = generator.permutation(values)[:400]
             height = place + generator.uniform(-0.26, 0.26, len(drawn))
@@ -198,10 +198,10 @@ def by_kind(run: ScoredRun) -> Markup | None:
             if len(values):
                 axes.plot([np.median(values)] * 2, [place - 0.36, place + 0.36], color=INK, linewidth=1.6)
         _set_log_scale(axes, is_wide(run.score), False)
-        axes.set_yticks(range(len(found)), [_kind_name(kind) for kind in reversed(found)])
+        axes.set_yticks(range(len(names)), [_kind_name(kind) for kind in reversed(names)])
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.spines["left"].set_visible(False)
-        axes.set(xlabel="influence score (bar: median)", ylim=(-0.6, len(found) - 0.4))
+        axes.set(xlabel="influence score (bar: median)", ylim=(-0.6, len(names) - 0.4))
         axes.grid(axis="x", color=LINE)
         return to_svg(figure, "by-kind", "Influence scores of each planted kind")
 

@@ -103,7 +103,7 @@ def _contents(run: ScoredRun, images: Images | None, why: str, extent: Extent) -
         "audit": audited.section(run.folder),
         "explained": explained_by_baselines(run),
         "reliability": signal_share(run),
-        "recoveries": [list(ends) for _, ends in itertools.groupby(recoveries(run), lambda found: found.kind)],
+        "recoveries": [list(ends) for _, ends in itertools.groupby(recoveries(run), lambda recovery: recovery.kind)],
         "by_kind": plots.by_kind(run) if len(rows) else None,
         "planted_counts": _planted_counts(run, *(() if run.sampled else (shown,)), tail),
         "shown": shown,
@@ -144,13 +144,13 @@ def _planted_counts(run: ScoredRun, *ends: int) -> list[dict[str, Any]]:
         *ends: Numbers of highest, and of lowest, scores.
     """
     rows = run.ranked()
-    found = []
+    counts = []
     for kind in kinds(run):
         is_kind = members(run, kind)[rows]
         chance = is_kind.sum() / max(1, len(rows))
         at = [(int(is_kind[:k].sum()), int(is_kind[::-1][:k].sum()), min(k, len(rows)) * chance) for k in ends]
-        found.append({"kind": kind, "total": int(is_kind.sum()), "ends": at})
-    return found
+        counts.append({"kind": kind, "total": int(is_kind.sum()), "ends": at})
+    return counts
 
 
 def _inside(run: ScoredRun) -> dict[str, Any] | None:
@@ -175,8 +175,8 @@ def _searched(run: ScoredRun) -> dict[str, int] | None:
 
     It is None if among all images.
     """
-    found = run.record.get("nearest_neighbours") or {}
-    return found if found.get("reference", 0) < found.get("images", 0) else None
+    record = run.record.get("nearest_neighbours") or {}
+    return record if record.get("reference", 0) < record.get("images", 0) else None
 
 
 def _problems(run: ScoredRun) -> dict[str, Any]:
@@ -211,12 +211,12 @@ def condense(facts: Mapping[str, Any]) -> dict[str, Any]:
         >>> condense({"seconds": 1.23456, "damping": {f"layer{k}": 0.5 * k for k in range(8)}})
         {'seconds': '1.235', 'damping': '8 values, 0 … 3.5'}
     """
-    found: dict[str, Any] = {}
+    shown: dict[str, Any] = {}
     for name, value in facts.items():
         if isinstance(value, Mapping) and len(value) > 6 and all(isinstance(each, float) for each in value.values()):
-            found[name] = f"{len(value)} values, {min(value.values()):.4g} … {max(value.values()):.4g}"
+            shown[name] = f"{len(value)} values, {min(value.values()):.4g} … {max(value.values()):.4g}"
         elif isinstance(value, Mapping):
-            found[name] = condense(value)
+            shown[name] = condense(value)
         else:
-            found[name] = f"{value:.4g}" if isinstance(value, float) else value
-    return found
+            shown[name] = f"{value:.4g}" if isinstance(value, float) else value
+    return shown

@@ -102,15 +102,15 @@ class ScoredFile:
 
     def taken(self, rows: Int[np.ndarray, " some"], columns: Sequence[str] | None = None) -> pa.Table:
         """Return some rows in the given order."""
-        order, found, start = np.argsort(rows, kind="stable"), [], 0
+        order, taken, start = np.argsort(rows, kind="stable"), [], 0
         wanted = np.asarray(rows)[order]
         for table in self.batches(columns):
             inside = wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, start + table.num_rows)]
-            found.append(table.take(inside - start))
+            taken.append(table.take(inside - start))
             start += table.num_rows
         back = np.empty(len(order), np.int64)
         back[order] = np.arange(len(order))
-        return pa.concat_tables(found).take(back)
+        return pa.concat_tables(taken).take(back)
 
 
 def _refuse_foreign_record(folder: Path, record: dict[str, Any]) -> None:

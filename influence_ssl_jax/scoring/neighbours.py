@@ -73,13 +73,13 @@ def find_neighbours(
 
     Examples:
         >>> import numpy as np
-        >>> found = find_neighbours(np.asarray([[1, 0], [2, 0], [0, 1]], np.float32))
-        >>> found.distance.tolist(), found.nearest[:2].tolist()
+        >>> neighbours = find_neighbours(np.asarray([[1, 0], [2, 0], [0, 1]], np.float32))
+        >>> neighbours.distance.tolist(), neighbours.nearest[:2].tolist()
         ([0.0, 0.0, 1.0], [1, 0])
     """
     index = np.arange(len(embeddings)) if index is None else index
-    (found,) = stream_neighbours(lambda: [(index, embeddings)], neighbours, seed, max_reference)
-    return found
+    (result,) = stream_neighbours(lambda: [(index, embeddings)], neighbours, seed, max_reference)
+    return result
 
 
 def stream_neighbours(
@@ -122,7 +122,7 @@ def stream_neighbours(
     numbers, reference = (np.concatenate(columns) for columns in zip(*picked, strict=True))
     on_device = jax.device_put(reference)
     for part in _unit_vectors(chunks):
-        units, found = part.units, _without_neighbours(part.example)
+        units, result = part.units, _without_neighbours(part.example)
         distance, nearest = np.empty(len(units)), np.empty(len(units), np.int64)
         for start in range(0, len(units), QUERIES):
             rows = slice(start, start + QUERIES)
@@ -132,8 +132,8 @@ def stream_neighbours(
             itself = chosen[places] == part.first + start + np.arange(len(asked))[:, None]
             others = _others(places, itself)
             distance[rows], nearest[rows] = _mean_distance(asked, reference[others]), numbers[others[:, 0]]
-        found.distance[part.directed], found.nearest[part.directed] = distance, nearest
-        yield found
+        result.distance[part.directed], result.nearest[part.directed] = distance, nearest
+        yield result
 
 
 def _without_neighbours(index: Int[np.ndarray, " chunk"]) -> Neighbours:

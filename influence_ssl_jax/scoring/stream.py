@@ -267,10 +267,10 @@ def self_influence(
     parts = list(stream(Scorer.fit(problem, backend, settings, measurement), source, transform))
     table = pa.concat_tables([part.table for part in parts]).sort_by("index")
     index, vectors = table["index"].to_numpy(), embedding_matrix(table["embedding"])
-    found = find_neighbours(vectors, settings.neighbours, settings.seed, index=index)
+    nearest = find_neighbours(vectors, settings.neighbours, settings.seed, index=index)
     inside = np.isin(index, np.asarray(problem.batches.index))
     skipped = skipped_table(row for part in parts for row in part.skipped)
-    further = {**neighbour_columns(found), IN_CURVATURE_SET: inside}
+    further = {**neighbour_columns(nearest), IN_CURVATURE_SET: inside}
     return assemble_table(table.drop_columns("embedding"), skipped, further, source.attributes())
 
 

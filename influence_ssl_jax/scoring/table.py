@@ -32,9 +32,9 @@ EMBEDDING = "embedding"
 NOT_FINITE = "the score is not finite"
 
 
-def neighbour_columns(found: Neighbours) -> dict[str, Shaped[np.ndarray, " scored"]]:
+def neighbour_columns(neighbours: Neighbours) -> dict[str, Shaped[np.ndarray, " scored"]]:
     """Return the columns that describe the nearest neighbours of some examples."""
-    return {"knn_distance": found.distance, NEAREST: found.nearest}
+    return {"knn_distance": neighbours.distance, NEAREST: neighbours.nearest}
 
 
 def skipped_table(rows: Iterable[Skipped]) -> pa.Table:

@@ -70,15 +70,15 @@ class Distances:
         Args:
             index: The numbers of the examples, ascending.
         """
-        found = Neighbours(index, np.full(len(index), np.nan), np.full(len(index), NONE))
+        neighbours = Neighbours(index, np.full(len(index), np.nan), np.full(len(index), NONE))
         if len(index):
             within = [("index", ">=", int(index[0])), ("index", "<=", int(index[-1]))]
             table = pq.read_table(self.folder / FILE, filters=within)
             _, here, there = np.intersect1d(index, table["index"].to_numpy(), assume_unique=True, return_indices=True)
-            found.distance[here], found.nearest[here] = (
+            neighbours.distance[here], neighbours.nearest[here] = (
                 table[name].to_numpy()[there] for name in ("distance", "nearest")
             )
-        return found
+        return neighbours
 
     def forget(self, indices: Int[np.ndarray, " count"]) -> None:
         """Remove some examples from the file."""

@@ -124,8 +124,8 @@ def read_sealed(path: Path) -> dict[str, Plain]:
         DamagedError: The content is not what was written.
     """
     content = read_object(path)
-    found = content.pop(SUM, None)
-    if found != checksum(content):
+    recorded = content.pop(SUM, None)
+    if recorded != checksum(content):
         raise DamagedError(f"{path} is damaged: its content does not have the checksum that it was written with.")
     return content
 

@@ -360,11 +360,11 @@ class Parts:
 
         This takes one byte for each example of the source.
         """
-        found = np.zeros(self.size, bool)
+        present = np.zeros(self.size, bool)
         for part in self.all():
             for first, end in part.runs:
-                found[first:end] = True
-        return found
+                present[first:end] = True
+        return present
 
     def rows(self) -> int:
         """Return the number of listed rows."""

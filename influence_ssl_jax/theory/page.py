@@ -51,10 +51,10 @@ def page(verdicts: Sequence[Verdict], draws: int, seed: int) -> str:
     sections = []
     with jax.enable_x64(True):
         for family in FAMILIES:
-            found = [by_item[item.name] for item in family.items if item.name in by_item]
-            if found:
+            verdicts = [by_item[item.name] for item in family.items if item.name in by_item]
+            if verdicts:
                 pictures = [(picture(plot.draw), plot.caption) for plot in family.plots]
-                sections.append({"title": family.title, "verdicts": found, "pictures": pictures})
+                sections.append({"title": family.title, "verdicts": verdicts, "pictures": pictures})
     checks = [outcome for verdict in verdicts for outcome in verdict.outcomes]
     return (
         _environment()
@@ -166,11 +166,11 @@ def prose(text: str) -> Markup:
     """
     pieces = []
     for part in re.split(r"(\$[^$]+\$[.,;:)]*)", text):
-        found = re.fullmatch(r"\$([^$]+)\$([.,;:)]*)", part)
-        if found is None:
+        match = re.fullmatch(r"\$([^$]+)\$([.,;:)]*)", part)
+        if match is None:
             pieces.append(html.escape(part))
         else:
-            pieces.append(f'<span class="formula">{formula(found[1])}{found[2]}</span>')
+            pieces.append(f'<span class="formula">{formula(match[1])}{match[2]}</span>')
     return Markup("".join(pieces))
 
 
