@@ -114,7 +114,8 @@ def _captures(given: Shared) -> Callable[..., list[Array]]:
     def captures(params: Params, batch: Batch) -> list[Array]:
         gradients = measure(given.objective, params, given.frozen, batch).gradients
         taps = [tap for leaf in leaves for tap in gradients.taps(leaf)]
-        return [array for tap in taps for array in (*tap.operands, tap.gradients)]
+        arrays = [array for tap in taps for array in (*tap.operands, tap.gradients)]
+        return list({id(array): array for array in arrays}.values())  # what two sites share is recorded once
 
     return captures
 

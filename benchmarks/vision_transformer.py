@@ -48,6 +48,7 @@ class Config:
 
     Attributes:
         photographs: How many images are scored, one draw each.
+        few: How many of them are scored in bfloat16, which a processor without such arithmetic converts at every operation.
         curvature: Images that C is averaged over.
         audited: Images that are certified.
         size: Height and width of the input.
@@ -56,11 +57,13 @@ class Config:
         pixels: Width and height of a photograph.
         logra_rank: Of LoGra.
         ekfac_rank: Of EK-FAC.
+        scored_batch: Images at a time, where all are scored.
         batch: Images at a time, in the comparison with a plain gradient.
         repeats: Of that comparison.
     """
 
     photographs: int = 256
+    few: int = 16
     curvature: int = 32
     audited: int = 8
     size: int = 224
@@ -69,6 +72,7 @@ class Config:
     pixels: tuple[int, int] = (1280, 960)
     logra_rank: int = 16
     ekfac_rank: int = 64
+    scored_batch: int = 8
     batch: int = 4
     repeats: int = 3
 
@@ -77,6 +81,7 @@ class Config:
         """Every step in seconds."""
         return cls(
             photographs=12,
+            few=4,
             curvature=4,
             audited=2,
             size=28,
@@ -85,6 +90,7 @@ class Config:
             pixels=(64, 48),
             logra_rank=2,
             ekfac_rank=4,
+            scored_batch=2,
             batch=2,
             repeats=1,
         )
@@ -145,19 +151,22 @@ def make_photographs(config: Config, folder: Path, rng: np.random.Generator) -> 
         crop = picture.crop((left, top, left + size[0], top + size[1])).resize(config.pixels, Image.Resampling.BICUBIC)
         crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop
         crop.save(folder / f"{place:04d}.jpg", quality=90)
+    names = [f"{place:04d}.jpg" for place in range(config.few)]
+    (folder.parent / "few.txt").write_text("\n".join(names) + "\n")
 
 
 def steps(config: Config, here: Path) -> dict[str, list[str]]:
     """The command lines, in order."""
-    curvature = str(config.curvature)
-    scored = [
-        *("score", "--encoder", str(here / "encoder"), "--draws", "1", "--curvature.kind", "fisher"),
-        *("--curvature.examples", curvature, "--curvature.batch-size", str(min(4, config.curvature))),
-        *("source:folder", "--source.path", str(here / "photographs")),
-    ]
+    size, few = str(config.scored_batch), ("--source.only", str(here / "few.txt"))
 
-    def score(name: str, *backend: str, precision: str = "float32") -> list[str]:
-        return [*scored[:1], "--out", str(here / name), "--precision", precision, *scored[1:], *backend]
+    def score(name: str, *backend: str, precision: str = "float32", only: tuple[str, ...] = ()) -> list[str]:
+        curvature = min(config.few if only else config.photographs, config.curvature)
+        return [
+            *("score", "--encoder", str(here / "encoder"), "--out", str(here / name), "--precision", precision),
+            *("--draws", "1", "--batch-size", size, "--curvature.kind", "fisher"),
+            *("--curvature.examples", str(curvature), "--curvature.batch-size", str(min(4, curvature))),
+            *("source:folder", "--source.path", str(here / "photographs"), *only, *backend),
+        ]
 
     logra = "backend:logra", "--backend.rank", str(config.logra_rank)
     file, encoder = str(here / "weights.safetensors"), str(here / "encoder")
@@ -166,7 +175,7 @@ def steps(config: Config, here: Path) -> dict[str, list[str]]:
         "import": ["import", file, "--out", encoder, "--as", "dinov2", "--size", str(config.size)],
         "score, LoGra": score("logra", *logra),
         "score, EK-FAC": score("ekfac", "backend:ekfac", "--backend.rank", str(config.ekfac_rank)),
-        "score, LoGra, bfloat16": score("bfloat16", *logra, precision="bfloat16"),
+        "score, LoGra, bfloat16": score("bfloat16", *logra, precision="bfloat16", only=few),
         "audit": ["audit", str(here / "logra"), "--by", "rows", *sample],
         "report": ["report", str(here / "logra"), "--out", str(here / "report.html")],
     }
