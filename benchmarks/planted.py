@@ -662,7 +662,7 @@ LIKELY: dict[str, str] = {
     "CG's mean eigenvalue is three times too large": "test_mean_eigenvalue",
     "LiSSA's mean eigenvalue is three times too large": "test_mean_eigenvalue",
     "CG's form lacks its residual correction": "test_forms",
-    "the worst residual of an example is its best": "test_cg",
+    "the worst residual of an example is its best": "test_forms",
     "what lies inside a block's basis is counted outside too": "test_contract",
     "the level outside a basis is averaged over the whole block": "test_ekfac",
     "the trace is divided by the projected size": "test_mean_eigenvalue",
