@@ -5,20 +5,23 @@
 A file of DINOv2's ViT-S/14 (21.7 million parameters, random weights: cost does not depend on them) is imported; photographs
 of 1280×960 pixels in a folder are scored with LoGra 16 (in float32 and in bfloat16) and EK-FAC 64 at 224 pixels; a sample of
 the scores is audited from the rows of its curvature; the report is made. Every step is a command line in a process of its
-own, whose peak memory the kernel reports; a step that has a result is not run again. Last, a score of each backend is
-compared with a plain gradient of the same measurement over the same images, in turns.
+own, whose peak memory the kernel reports; a step that has a result is not run again. Last, programs are
+compiled anew, and a score of each backend is compared with a plain gradient of the same measurement over the same images,
+in turns.
 
 The photographs are crops of scikit-learn's two sample pictures, decoded and resized as any others.
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +41,7 @@ from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.ihvp import EKFAC, Backend, LoGra
 from influence_ssl_jax.losses import CosineDistance
 from influence_ssl_jax.problem import Objective, Problem
+from influence_ssl_jax.scoring import fitting
 from influence_ssl_jax.scoring.scores import Scorer, Scoring
 from influence_ssl_jax.types import Batch, Params
 
@@ -206,24 +210,61 @@ def run(command: list[str]) -> dict[str, Any]:
     return {"seconds": round(time.perf_counter() - begin, 1), "peak MB": round(used.ru_maxrss / 1024)}
 
 
-def multiples(config: Config, folder: Path) -> list[dict[str, Any]]:
-    """A score of each backend and a plain gradient over the same images, in turns."""
+class Given(NamedTuple):
+    """What scores are compared on: a problem, and a batch of images."""
+
+    problem: Problem
+    batch: Batch
+
+
+def given(config: Config, folder: Path) -> Given:
+    """Read the encoder and the photographs."""
     encoder = Encoder.load(folder / "encoder")
     objective = Objective(encoder.network, GaussianNoise(sigma=0.2), CosineDistance())
     source = Folder(folder / "photographs").open()
     held = resident(source, encoder.input, count=config.curvature, batch_size=min(4, config.curvature), seed=0)
-    problem = Problem(encoder.params, encoder.frozen, held, objective, "fisher")
     chosen = resident(source, encoder.input, count=config.batch, batch_size=config.batch, seed=1)
-    batch = jax.tree.map(lambda leaf: leaf[0], chosen)
+    problem = Problem(encoder.params, encoder.frozen, held, objective, "fisher")
+    return Given(problem, jax.tree.map(lambda leaf: leaf[0], chosen))
+
+
+def compile_seconds(config: Config, problem: Problem, batch: Batch) -> dict[str, list[float]]:
+    """Seconds to trace, lower and compile the fit and the score of LoGra."""
+    seconds: dict[str, list[float]] = {}
+
+    def compiled(name: str, trace: Callable[[], jax.stages.Traced]) -> None:
+        begin = time.perf_counter()
+        traced = trace()
+        after_trace = time.perf_counter()
+        lowered = traced.lower()
+        after_lowering = time.perf_counter()
+        lowered.compile()
+        times = begin, after_trace, after_lowering, time.perf_counter()
+        seconds[name] = [round(end - start, 1) for start, end in itertools.pairwise(times)]
+
+    backend = LoGra(config.logra_rank)
+    compiled("fit", lambda: fitting.fit.trace(backend, problem, jax.random.key(0)))
+    state = jax.tree.map(
+        lambda like: jnp.ones(like.shape, like.dtype), jax.eval_shape(backend.fit, problem, jax.random.key(0))
+    )
+    scorer = Scorer.of(problem, state, backend, Scoring(draws=1, batch_size=config.batch))
+    compiled("score", lambda: jax.jit(lambda scorer, batch: scorer(batch).score).trace(scorer, batch))
+    return seconds
+
+
+def multiples(config: Config, problem: Problem, batch: Batch) -> list[dict[str, Any]]:
+    """A score of each backend and a plain gradient over the same images, in turns."""
 
     def gradient(params: Params, batch: Batch) -> Params:
-        return jax.grad(lambda params: jnp.sum(measure(objective, params, encoder.frozen, batch).values))(params)
+        return jax.grad(lambda params: jnp.sum(measure(problem.objective, params, problem.frozen, batch).values))(
+            params
+        )
 
     backends: dict[str, Backend] = {
         f"LoGra {config.logra_rank}": LoGra(config.logra_rank),
         f"EK-FAC {config.ekfac_rank}": EKFAC(config.ekfac_rank),
     }
-    operations: dict[str, Any] = {"gradient": Compiled(jax.jit(gradient), ((encoder.params, batch),))}
+    operations: dict[str, Any] = {"gradient": Compiled(jax.jit(gradient), ((problem.params, batch),))}
     for name, backend in backends.items():
         scorer = Scorer.fit(problem, backend, Scoring(draws=1, batch_size=config.batch))
         operations[name] = Compiled(jax.jit(lambda scorer, batch: scorer(batch).score), ((scorer, batch),))
@@ -250,7 +291,8 @@ def measure_steps(config: Config, folder: Path) -> dict[str, Any]:
         "parameters": trees.size(Encoder.load(folder / "encoder").params),
         "steps": done,
         "audit": {key: audited[key] for key in ("counts", "relative_width")},
-        "multiples": multiples(config, folder),
+        "compile_seconds": compile_seconds(config, *given(config, folder)),
+        "multiples": multiples(config, *given(config, folder)),
     }
 
 
