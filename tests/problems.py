@@ -8,7 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from influence_ssl_jax.augment.transform import Views
-from influence_ssl_jax.losses import BYOL, BarlowTwins, CosineDistance, Loss, SimCLR, SquaredEuclid, Supervised
+from influence_ssl_jax.losses import (
+    BYOL,
+    MEASUREMENTS,
+    TRAINING_LOSSES,
+    BarlowTwins,
+    CosineDistance,
+    Loss,
+    SimCLR,
+    SquaredEuclid,
+    Supervised,
+)
 from influence_ssl_jax.nets.network import Network
 from influence_ssl_jax.problem import Curvature, Objective, Problem
 from influence_ssl_jax.types import Batch
@@ -21,6 +31,8 @@ LOSSES: tuple[Loss, ...] = (
     CosineDistance(),
     SquaredEuclid(),
 )
+REGISTERED = {*TRAINING_LOSSES, *MEASUREMENTS}
+assert {type(loss) for loss in LOSSES} == REGISTERED, f"LOSSES is not the list of {REGISTERED}"
 SIZE = 6
 
 

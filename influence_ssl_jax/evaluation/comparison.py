@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from influence_ssl_jax import ihvp, randomness, trees
-from influence_ssl_jax.configuration import Plain, describe
 from influence_ssl_jax.curvature.contributions import measure
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.evaluation.calibration import Calibration, Deviation, deviation
@@ -43,19 +42,12 @@ def label(backend: Backend) -> str:
         >>> label(ihvp.EKFAC(rank=8)), label(ihvp.CG())
         ('EKFAC 8', 'CG 200')
     """
-    return _words(describe(backend))
-
-
-def _words(settings: Plain) -> str:
-    """Name the settings of a backend."""
-    words = [
-        settings["class"],
-        *(str(settings[name]) for name in ("rank", "iterations", "depth") if settings.get(name)),
-    ]
-    if settings.get("complement") == "drop":
+    settings = {name: getattr(backend, name, None) for name in (*backend.main_settings, "complement", "preconditioner")}
+    words = [type(backend).__name__, *(str(settings[name]) for name in backend.main_settings if settings[name])]
+    if settings["complement"] == "drop":
         words.append("dropped")
-    if settings.get("preconditioner"):
-        words.append(f"by {_words(settings['preconditioner'])}")
+    if settings["preconditioner"]:
+        words.append(f"by {label(settings['preconditioner'])}")
     return " ".join(words)
 
 

@@ -271,6 +271,11 @@ class Backend(abc.ABC, Generic[State]):
     """When this backend is the right one: one sentence for lists of all backends."""
     vectors_per_draw: ClassVar[int] = 4
     """Vectors of the parameters' size that scoring holds for each draw of an example, as `workspace` counts them."""
+    main_settings: ClassVar[tuple[str, ...]] = ("rank", "iterations", "depth")
+    """Fields whose values stand behind the name in tables of comparisons; a backend need not have all of them.
+
+    They tell all `variants` apart.
+    """
 
     @classmethod
     def variants(cls, grid: Grid) -> "Sequence[Backend]":

@@ -54,7 +54,10 @@ class Loss(abc.ABC):
 
     @abc.abstractmethod
     def outputs(self, embeddings: Embeddings) -> Float[Array, "*outputs"]:
-        """Compute the outputs `y(z)`; they may couple the examples of a batch."""
+        """Compute the outputs `y(z)`; they may couple the examples of a batch.
+
+        They are one array. Terms of different kinds are joined in it, and the head takes them apart by its shape alone.
+        """
 
     @abc.abstractmethod
     def head(self, outputs: Float[Array, "*outputs"]) -> Float[Array, ""]:

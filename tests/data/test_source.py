@@ -71,8 +71,7 @@ def test_opening_twice_gives_the_same_examples(source):
 def test_attributes_have_one_row_per_example_in_its_order(source):
     opened = source.open()
     attributes = opened.attributes()
-    assert attributes is not None
-    assert len(attributes) == len(opened)
+    assert attributes is None or len(attributes) == len(opened)
     if isinstance(source, Digits | Synthetic):
         label = opened.read(5).label
         assert attributes["label"][5].as_py() == (-1 if label is None else label)
@@ -109,9 +108,12 @@ def test_only_what_a_file_names_is_used_and_read_as_it_was(source, tmp_path):
         assert (a.index, a.id, a.label) == (here, b.id, b.label)
         np.testing.assert_array_equal(a.image, b.image)
     assert opened.labels().tolist() == whole.labels()[kept].tolist()
-    assert opened.attributes().drop_columns(list(opened.truth())) == whole.attributes().drop_columns(
-        list(whole.truth())
-    ).take(kept)
+    found, columns = opened.attributes(), whole.attributes()
+    if columns is None:
+        assert found is None
+    else:
+        planted = list(whole.truth())
+        assert found.drop_columns(planted) == columns.drop_columns(planted).take(kept)
     assert opened.fingerprint() != whole.fingerprint()
     assert opened.members() != whole.members()
     assert f"4 of {len(whole)} examples are used" in opened.notes()[-1]

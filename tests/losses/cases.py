@@ -17,7 +17,9 @@ from influence_ssl_jax.losses import (
 
 BATCH, WIDTH = 4, 3
 LOSSES = (SimCLR(0.5), BYOL(), BarlowTwins(), Supervised(), CosineDistance(), SquaredEuclid())
-assert {type(loss) for loss in LOSSES} == {*TRAINING_LOSSES, *MEASUREMENTS}
+REGISTERED = {*TRAINING_LOSSES, *MEASUREMENTS}
+assert {type(loss) for loss in LOSSES} == REGISTERED, f"LOSSES is not the list of {REGISTERED}"
+TRAINED = tuple(loss for loss in LOSSES if type(loss) in TRAINING_LOSSES)
 
 
 def name(loss):

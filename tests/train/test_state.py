@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from influence_ssl_jax import trees
-from influence_ssl_jax.losses import BYOL, BarlowTwins, SimCLR, Supervised
+from influence_ssl_jax.losses import BYOL, SimCLR
 from influence_ssl_jax.train.optimisers import Sgd
 from influence_ssl_jax.train.settings import Architecture, Pretrain
 from influence_ssl_jax.train.state import initial, make_step, target_momentum
+from tests.losses.cases import TRAINED
 from tests.train.small import a_batch, small
 
 SHAPE = (8, 8, 3)
-LOSSES = (SimCLR(0.5), BYOL(), BarlowTwins(), Supervised())
 
 
 def copied(tree):
@@ -21,7 +21,7 @@ def copied(tree):
     return jax.tree.map(jnp.copy, tree)
 
 
-@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
+@pytest.mark.parametrize("loss", TRAINED, ids=lambda loss: type(loss).__name__)
 def test_a_step_descends_and_every_parameter_moves(loss):
     settings = small(loss, optimiser=Sgd(0.05, warmup_epochs=0))
     batch, state = a_batch(settings), initial(settings, SHAPE)
