@@ -3,7 +3,7 @@
 import contextlib
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -45,14 +45,29 @@ def is_damage(error: BaseException, size: int) -> bool:
     return not isinstance(error, OSError) or (error.errno is None and not is_temporary(error))
 
 
-def checked(batch: pa.RecordBatch | pa.Table) -> pa.Table:
-    """Return rows as a table, after a check of every offset and text.
+def name_fields(fields: Iterable[pa.Field]) -> list[str]:
+    """Return the names of columns and of the columns inside them.
+
+    Raises:
+        UnicodeDecodeError: If one is no text.
+    """
+    named = list[str]()
+    for field in fields:
+        inner = (field.type.field(k) for k in range(field.type.num_fields))
+        named += [field.name, *name_fields(inner)]
+    return named
+
+
+def checked(batch: pa.RecordBatch | pa.Table, rows: int) -> pa.Table:
+    """Return rows as a table, after a check of their number, every offset and every text.
 
     Reading rows of a damaged file without this check can end the process.
 
     Raises:
         pa.ArrowException: If they are damaged.
     """
+    if batch.num_rows != rows:
+        raise pa.ArrowInvalid(f"{batch.num_rows} rows in place of {rows}")
     batch.validate(full=True)
     return pa.Table.from_batches([batch]) if isinstance(batch, pa.RecordBatch) else batch
 
@@ -93,7 +108,7 @@ class ArrowFile:
         """Read some columns of a batch."""
         with self._lock:
             if self._has_footer:
-                return checked(self._reader(self._file, columns).get_batch(number))
+                return checked(self._reader(self._file, columns).get_batch(number), self.sizes[number])
             # A stream begins with the schema. Batches may need any dictionary that precedes them.
             last = [k for k, (kind, _, _) in enumerate(self._messages) if kind == "record batch"][number]
             needed = [self._messages[k] for k in range(last + 1) if k == last or self._messages[k][0] != "record batch"]
@@ -101,7 +116,9 @@ class ArrowFile:
             for _, start, end in needed:
                 self._file.seek(start)
                 parts.append(self._file.read(end - start))
-            return checked(self._reader(pa.BufferReader(b"".join(parts)), columns).read_next_batch())
+            return checked(
+                self._reader(pa.BufferReader(b"".join(parts)), columns).read_next_batch(), self.sizes[number]
+            )
 
     def read(self, columns: list[str]) -> pa.Table:
         """Read some columns of all rows, into memory of their own."""
@@ -109,16 +126,16 @@ class ArrowFile:
         with self._lock, pa.memory_map(self.stored.path) as mapped:
             reader = self._reader(mapped, columns)
             with ipc.new_stream(sink, reader.schema) as writer:
-                for batch in self._batches(mapped, columns):
-                    writer.write_table(checked(batch))
+                for batch, rows in zip(self._batches(mapped, columns), self.sizes, strict=True):
+                    writer.write_table(checked(batch, rows))
         return ipc.open_stream(sink.getvalue()).read_all().select(columns)
 
     def paths(self, column: str) -> list[str | None]:
         """Return the paths in a column of records {bytes, path}."""
         found = list[str | None]()
         with self._lock, pa.memory_map(self.stored.path) as mapped:
-            for batch in self._batches(mapped, [column]):
-                found += pc.struct_field(checked(batch)[column], "path").to_pylist()
+            for batch, rows in zip(self._batches(mapped, [column]), self.sizes, strict=True):
+                found += pc.struct_field(checked(batch, rows)[column], "path").to_pylist()
         return found
 
     def layout(self) -> str:

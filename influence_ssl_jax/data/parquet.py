@@ -16,7 +16,7 @@ import pyarrow as pa
 from jaxtyping import Int
 from pyarrow import compute, parquet
 
-from influence_ssl_jax.data.arrow import FAULTS, ArrowFile, checked, is_damage
+from influence_ssl_jax.data.arrow import FAULTS, ArrowFile, checked, is_damage, name_fields
 from influence_ssl_jax.data.encoded import Encoded, UndecodableImage, unreachable_error
 from influence_ssl_jax.data.listing import StoredFile, find_files
 from influence_ssl_jax.data.source import (
@@ -154,7 +154,7 @@ class ParquetFile:
     def group(self, number: int, columns: list[str]) -> pa.Table:
         """Read some columns of a row group."""
         with self._lock:
-            return checked(self._reader.read_row_group(number, columns))
+            return checked(self._reader.read_row_group(number, columns), self.sizes[number])
 
     def read(self, columns: list[str]) -> pa.Table:
         """Read some columns of all rows."""
@@ -185,7 +185,7 @@ def _file(file: StoredFile) -> AnyFile:
     """
     try:
         opened = ArrowFile(file) if file.path.lower().endswith(".arrow") else ParquetFile(file)
-        _describe(opened.schema)  # names of damaged columns may be no text
+        name_fields(opened.schema)  # in a damaged file they may be no text
         return opened
     except FAULTS as error:
         if not is_damage(error, file.size):

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 
+from influence_ssl_jax.configuration import fingerprint
 from influence_ssl_jax.data import Example, Skipped
 from influence_ssl_jax.errors import InfluenceError, disk_of
 from influence_ssl_jax.parallel import all_devices, batches_of, is_first, min_over_processes, replicated, split
@@ -75,21 +76,30 @@ def claim(folder: Path, description: dict) -> Lock:
     The lock lasts until the returned object is closed or the process ends.
 
     Raises:
-        TrainingError: If the folder has a run with other settings (every difference is listed), other files, or damaged
-            settings.
+        TrainingError: If the folder has a run with other settings (every difference is listed) or other files, or damaged
+            settings and states of another run.
         StoreError: If another process is working on the run.
     """
     file, description = folder / SETTINGS, json.loads(json.dumps(description))
     if file.exists():
         try:
-            differing = list_differences(read_sealed(file), description)
+            differing, damage = list_differences(read_sealed(file), description), ""
         except DamagedError as error:
-            raise TrainingError(f"{error} The settings of the run are lost. Choose another folder.") from error
+            if _find_owner(folder) not in ("", fingerprint(description)):
+                raise TrainingError(
+                    f"{error} The states in {folder} are not those of this command. Give the command that made them, which "
+                    "writes the settings again, or choose another folder."
+                ) from error
+            differing, damage = "", str(error)
         if differing:
             raise TrainingError(
                 f"{folder} holds a run with other settings; choose another folder, or delete it to start again:\n{differing}"
             )
-        return lock(folder)
+        claimed = lock(folder)
+        if damage:
+            _log.warning("%s It is written again.", damage)
+            write_sealed(file, description, indent=1)
+        return claimed
     folder.mkdir(parents=True, exist_ok=True)
     foreign = sorted(each.name for each in folder.iterdir() if each.name not in (LOCK, file.name + TEMPORARY))
     if foreign:
@@ -97,6 +107,19 @@ def claim(folder: Path, description: dict) -> Lock:
     claimed = lock(folder)
     write_sealed(file, description, indent=1)
     return claimed
+
+
+def _find_owner(folder: Path) -> str | None:
+    """Return the fingerprint of the run that a folder's list of states names.
+
+    It is empty if there are no states, and None if their list is damaged.
+    """
+    try:
+        return read_sealed(folder / DIGESTS).get(OWNER)
+    except FileNotFoundError:
+        return ""
+    except DamagedError:
+        return None
 
 
 def check_images(folder: Path, examples: Sequence[Example | Skipped]) -> None:

@@ -144,6 +144,19 @@ def test_a_file_that_is_cut_short_under_a_run_is_damage_and_no_crash(folder):
         opened.read(9)
 
 
+def test_a_row_group_with_fewer_rows_than_the_footer_says_is_damaged(tmp_path):
+    path = tmp_path / "t.parquet"
+    table = pa.table({"image": [encoded(k) for k in range(6)]})
+    parquet.write_table(table, path, row_group_size=4, compression="none", use_dictionary=False)
+    content = bytearray(path.read_bytes())
+    content[5] ^= 1  # in the header of the first page
+    path.write_bytes(content)
+    opened = Parquet(str(path)).open()
+    with pytest.raises(UnreadableExample, match=r"row group 0 of t.parquet is damaged: 0 rows in place of 4"):
+        opened.read(1)
+    np.testing.assert_array_equal(opened.read(4).image, pixels(4))
+
+
 def write_arrow(path: pathlib.Path, stream: bool, rows: int = 6) -> None:
     """Two batches of rows with an attribute that has a dictionary."""
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from influence_ssl_jax.configuration import fingerprint
 from influence_ssl_jax.data import Arrays, ToInput, cache
 from influence_ssl_jax.losses import SimCLR
 from influence_ssl_jax.store import write_sealed
@@ -130,12 +131,23 @@ def test_where_no_state_is_whole_the_run_begins_anew(three):
 
 
 @pytest.mark.parametrize("text", ["null", "", '{"pretrain": {"seed": 0}, "data": "abc"}', "[" * 100_000])
-def test_damaged_settings_are_refused_in_words(tmp_path, text):
+def test_damaged_settings_are_written_again_for_the_run_of_the_states_alone(tmp_path, text):
     claim(tmp_path, DESCRIPTION).close()
     claim(tmp_path, DESCRIPTION).close()
-    (tmp_path / "settings.json").write_text(text)
-    with pytest.raises(TrainingError, match=r"settings.json is damaged: .* The settings of the run are lost"):
-        claim(tmp_path, DESCRIPTION)
+    file, states = tmp_path / "settings.json", tmp_path / "checkpoints.json"
+    whole = file.read_bytes()
+    file.write_text(text)
+    for content in ('{"fingerprint": "of another"}', "null"):
+        states.write_text(content)
+        with pytest.raises(TrainingError, match=r"settings.json is damaged: .* are not those of this command"):
+            claim(tmp_path, DESCRIPTION)
+    write_sealed(states, {"fingerprint": fingerprint(DESCRIPTION), "1": "digest"})
+    claim(tmp_path, DESCRIPTION).close()
+    assert file.read_bytes() == whole
+    states.unlink()
+    file.write_text(text)
+    claim(tmp_path, DESCRIPTION).close()
+    assert file.read_bytes() == whole
 
 
 class Claimed(Exception):
