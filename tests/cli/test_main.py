@@ -216,6 +216,23 @@ def test_numbers_that_say_nothing_are_refused_before_any_work(tmp_path, capsys, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["report", ""], "The argument"),
+        (["report", "scores", "--out="], "--out"),
+        (["score", "--encoder", "", "--out", "scores"], "--encoder"),
+        (["score", "--encoder", "e", "--out", "s", "source:folder", "--source.path", ""], "--source.path"),
+        (["pretrain", "--out", ""], "--out"),
+        (["theory", "--json", ""], "--json"),
+    ],
+)
+def test_an_empty_value_is_refused_and_never_the_current_folder(arguments, named):
+    said = Said(*arguments)
+    assert said.status == 2
+    assert said.err.startswith(f"error: {named} is empty; give a value, or leave the option out.")
+
+
 def test_a_wrong_option_is_tyros_to_explain(capsys):
     with pytest.raises(SystemExit) as left:
         main.run(["report", "x", "--tial", "0.1"])
