@@ -189,6 +189,10 @@ def run(arguments: Sequence[str], out: Console | None = None, err: Console | Non
             raise
         if isinstance(error, RuntimeError | MemoryError):
             error = _explain(error)
+        if isinstance(error, FileNotFoundError) and not _has_current_folder():
+            error = InfluenceError(
+                "The current folder has been deleted. Change to another folder, and repeat the command."
+            )
         lines = (printable(line) for line in (str(error) or type(error).__name__).split("\n"))
         said = Text.assemble(("error: ", "bold red"), "\n".join(lines))
         if not isinstance(error, InfluenceError):
@@ -196,6 +200,15 @@ def run(arguments: Sequence[str], out: Console | None = None, err: Console | Non
         err.print(said, soft_wrap=True)
         return error.status if isinstance(error, InfluenceError) else WRONG
     return 0
+
+
+def _has_current_folder() -> bool:
+    """Test whether the current folder still exists."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _explain(error: RuntimeError | MemoryError) -> InfluenceError:

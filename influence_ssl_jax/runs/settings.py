@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias, cast
 from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.augment.recipes import PERTURBATIONS
 from influence_ssl_jax.augment.transform import Views
-from influence_ssl_jax.configuration import CLASS, Plain, describe
+from influence_ssl_jax.configuration import CLASS, COUNT, Plain, check_numbers, describe
 from influence_ssl_jax.data import Digits, Source, ToInput
 from influence_ssl_jax.encoder import Encoder, Output
 from influence_ssl_jax.evaluation.calibration import Calibration
@@ -104,6 +104,10 @@ class CurvatureSet:
     examples: int = 1024
     batch_size: int = 64
     samples: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that average over nothing."""
+        check_numbers(self, examples=COUNT, batch_size=COUNT, samples=COUNT)
 
 
 @dataclasses.dataclass(frozen=True)

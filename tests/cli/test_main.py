@@ -216,6 +216,47 @@ def test_numbers_that_say_nothing_are_refused_before_any_work(tmp_path, capsys, 
     assert not (tmp_path / "out").exists()
 
 
+NUMBERS = {
+    "score": {
+        "--curvature.examples": "0",
+        "--curvature.batch-size": "-1",
+        "--curvature.samples": "9223372036854775808",
+        "--perturbation.mean": "nan",
+        "--perturbation.sigma": "inf",
+        "--source.blanks": "inf",
+        "--source.near-duplicates": "nan",
+        "--draws": "9223372036854775808",
+        "--distributed.processes": "0",
+    },
+    "audit": {"--rounding": "-1", "--examples": "9223372036854775808"},
+    "pretrain": {
+        "--training.architecture.width": "0",
+        "--training.architecture.std": "0",
+        "--training.optimiser.learning-rate": "-1",
+        "--training.optimiser.momentum": "nan",
+        "--training.target-momentum": "2",
+        "--training.epochs": "1e30",
+        "--probe.bank": "-1",
+    },
+    "demo": {"--epochs": "0", "--draws": "-1", "--seed": "-1"},
+}
+
+
+@pytest.mark.parametrize(("command", "option"), [(name, each) for name, given in NUMBERS.items() for each in given])
+def test_numbers_of_nothing_are_refused_by_name(tmp_path, capsys, command, option):
+    places = {"audit": [str(tmp_path)], "score": ["--encoder", "x", "--out", str(tmp_path / "out")]}
+    words = [*places.get(command, ["--out", str(tmp_path / "out")]), option, NUMBERS[command][option]]
+    try:
+        heard = Said(command, *words)
+        status, text = heard.status, heard.err
+    except SystemExit as left:
+        status, text = left.code, " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert status == 2
+    name = option.rpartition(".")[2].strip("-")
+    assert name.replace("-", "_") in text or name in text or "Shares" in text
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -238,6 +279,16 @@ def test_a_wrong_option_is_tyros_to_explain(capsys):
         main.run(["report", "x", "--tial", "0.1"])
     assert left.value.code == 2
     assert "--tial" in capsys.readouterr().err
+
+
+def test_a_current_folder_that_was_deleted_is_one_sentence(tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    write_run(tmp_path / "scores")
+    said = Said("report", str(tmp_path / "scores"), "--out", "report.html")
+    assert (said.status, said.err.split(".")[0]) == (2, "error: The current folder has been deleted")
 
 
 def test_markup_in_a_name_is_text(tmp_path):
