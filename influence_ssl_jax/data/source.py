@@ -270,7 +270,8 @@ class Source(abc.ABC):
                 what to do.
         """
         for field in dataclasses.fields(self):
-            if getattr(self, field.name) == "":
+            value = getattr(self, field.name)
+            if isinstance(value, str) and not value:
                 raise DataError(f"{type(self).__name__}: {field.name} is an empty text; give a value, or leave it out.")
         if self.only is None:
             return self._open()

@@ -1,6 +1,7 @@
 """The command line as a person meets it: help, mistakes, exit statuses."""
 
 import dataclasses
+import errno
 import logging
 import os
 import subprocess
@@ -279,6 +280,17 @@ def test_a_wrong_option_is_tyros_to_explain(capsys):
         main.run(["report", "x", "--tial", "0.1"])
     assert left.value.code == 2
     assert "--tial" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_on_a_read_only_disk_is_one_sentence(monkeypatch, tmp_path):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system", str(tmp_path / "audit"))
+
+    monkeypatch.setattr(main, "_execute", refuse)
+    said = Said("audit", str(tmp_path))
+    assert said.status == 2
+    assert f"error: {tmp_path / 'audit'} cannot be read or written: Read-only file system. Mend the disk" in said.err
+    assert "--debug" not in said.err
 
 
 def test_a_current_folder_that_was_deleted_is_one_sentence(tmp_path, monkeypatch):
