@@ -51,7 +51,7 @@ def check_numbers(settings: object, **limits: tuple[int | float, int | float]) -
     for name, (least, most) in limits.items():
         value = getattr(settings, name)
         for each in value if isinstance(value, tuple) else (value,):
-            if each is None or (least <= each <= most and math.isfinite(each)):
+            if each is None or (least <= each <= most and (isinstance(each, int) or math.isfinite(each))):
                 continue
             low = "" if least == -math.inf else " above 0" if least == POSITIVE[0] else f" of at least {least:g}"
             high = "" if most == math.inf else f"{' and' if low else ' of'} at most {most:.10g}"

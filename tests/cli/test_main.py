@@ -229,6 +229,7 @@ NUMBERS = {
         "--draws": "9223372036854775808",
         "--distributed.processes": "0",
     },
+    "compare": {"--dampings": "nan", "--grid.ranks": "0", "--grid.samples": "-1"},
     "audit": {"--rounding": "-1", "--examples": "9223372036854775808"},
     "pretrain": {
         "--training.architecture.width": "0",
@@ -245,7 +246,8 @@ NUMBERS = {
 
 @pytest.mark.parametrize(("command", "option"), [(name, each) for name, given in NUMBERS.items() for each in given])
 def test_numbers_of_nothing_are_refused_by_name(tmp_path, capsys, command, option):
-    places = {"audit": [str(tmp_path)], "score": ["--encoder", "x", "--out", str(tmp_path / "out")]}
+    scored = ["--encoder", "x", "--out", str(tmp_path / "out")]
+    places = {"audit": [str(tmp_path)], **dict.fromkeys(("score", "compare"), scored)}
     words = [*places.get(command, ["--out", str(tmp_path / "out")]), option, NUMBERS[command][option]]
     try:
         heard = Said(command, *words)
