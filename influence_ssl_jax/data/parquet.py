@@ -35,7 +35,8 @@ pc: Any = compute  # its functions are made when it is imported: no type checker
 Group: TypeAlias = tuple[int, int]
 """The number of a file, and that of a row group in it."""
 
-Argument, Result = TypeVar("Argument"), TypeVar("Result")
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
 
 ENDINGS = (".parquet", ".pq", ".arrow")
 

@@ -1,9 +1,10 @@
 """Keep a training run's checkpoints and metrics, so it can continue."""
 
+import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -145,6 +146,18 @@ def check_images(folder: Path, examples: Sequence[Example | Skipped]) -> None:
         )
 
 
+@contextlib.contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    """Keep orbax from printing tracebacks of errors that it also raises."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 class Checkpoints:
     """The states of a run after its last epochs.
 
@@ -169,7 +182,7 @@ class Checkpoints:
             FullDiskError: If the disk is full; earlier states are kept.
         """
         digest = digest_of(jax.tree.map(_here, state))
-        with disk_of(self._folder):
+        with disk_of(self._folder), _quiet_orbax():
             if is_first():  # before the state: a digest without a state does no harm, the reverse would lose the state
                 kept = {str(step): self._read_digests().get(str(step)) for step in self._manager.all_steps()}
                 write_sealed(self._digests, {OWNER: self._owner, **kept, str(epoch): digest})
@@ -195,7 +208,8 @@ class Checkpoints:
     def _restore(self, epoch: int, shapes: dict) -> tuple[TrainState | None, str]:
         """Load an epoch's state; return None and the reason if damaged."""
         try:
-            state = TrainState(**self._manager.restore(epoch, args=ocp.args.StandardRestore(shapes)))
+            with _quiet_orbax():
+                state = TrainState(**self._manager.restore(epoch, args=ocp.args.StandardRestore(shapes)))
         except Exception as error:  # orbax and tensorstore raise many types of errors for damaged files
             return None, f"{type(error).__name__}: {error}".partition("\n")[0]
         if digest_of(jax.tree.map(_here, state)) != self._read_digests().get(str(epoch)):

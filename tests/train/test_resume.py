@@ -1,5 +1,8 @@
 """Going on with a training run: damaged, replaced and foreign states, other images, other inputs."""
 
+import contextlib
+import dataclasses
+import resource as limits
 import shutil
 
 import jax
@@ -9,6 +12,7 @@ import pytest
 
 from influence_ssl_jax.configuration import fingerprint
 from influence_ssl_jax.data import Arrays, ToInput, cache
+from influence_ssl_jax.errors import FullDiskError
 from influence_ssl_jax.losses import SimCLR
 from influence_ssl_jax.store import write_sealed
 from influence_ssl_jax.train import Probe, TrainingError, loop, pretrain, resume
@@ -121,6 +125,19 @@ def test_states_of_another_run_are_not_taken(three, caplog):
     assert epoch == 0
     equal(found, state(0))
     assert "its digest is not the one that was kept" in caplog.text
+
+
+def test_a_full_disk_is_one_error_without_a_traceback_of_orbax(tmp_path, caplog):
+    large = dataclasses.replace(state(1), params={"w": jnp.asarray(np.random.default_rng(0).normal(size=100_000))})
+    soft, hard = limits.getrlimit(limits.RLIMIT_FSIZE)
+    with contextlib.closing(Checkpoints(tmp_path, 2, "owner")) as kept:
+        limits.setrlimit(limits.RLIMIT_FSIZE, (20_000, hard))
+        try:
+            with pytest.raises(FullDiskError, match=r"checkpoints takes no more: File too large"):
+                kept.save(1, large)
+        finally:
+            limits.setrlimit(limits.RLIMIT_FSIZE, (soft, hard))
+        assert not caplog.records
 
 
 def test_where_no_state_is_whole_the_run_begins_anew(three):
