@@ -6,6 +6,7 @@ In this form they are recorded, compared and hashed.
 import dataclasses
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,41 @@ Settings = TypeVar("Settings")
 
 CLASS = "class"
 """The key under which a description names its dataclass, which `dataclasses.asdict` would leave out."""
+
+
+COUNT = (1, 2**31 - 1)
+"""The limits of a number of things: JAX counts in 32 bits."""
+POSITIVE = (math.ulp(0.0), math.inf)
+"""The limits of a number above 0."""
+
+
+def check_numbers(settings: object, **limits: tuple[int | float, int | float]) -> None:
+    """Check that numbers of settings are finite and within their limits.
+
+    Args:
+        settings: A dataclass.
+        limits: The least and the greatest value of fields, by name. A tuple has them for each entry; None has none.
+
+    Raises:
+        ValueError: If one is not.
+
+    Examples:
+        >>> import math
+        >>> from influence_ssl_jax.configuration import check_numbers
+        >>> from influence_ssl_jax.losses import SimCLR
+        >>> check_numbers(SimCLR(0.5), temperature=(1, math.inf))
+        Traceback (most recent call last):
+            ...
+        ValueError: temperature is a finite number of at least 1, got 0.5.
+    """
+    for name, (least, most) in limits.items():
+        value = getattr(settings, name)
+        for each in value if isinstance(value, tuple) else (value,):
+            if each is None or (least <= each <= most and (isinstance(each, int) or math.isfinite(each))):
+                continue
+            low = "" if least == -math.inf else " above 0" if least == POSITIVE[0] else f" of at least {least:g}"
+            high = "" if most == math.inf else f"{' and' if low else ' of'} at most {most:.10g}"
+            raise ValueError(f"{name} is a finite number{low}{high}, got {value}.")
 
 
 def describe(settings: object) -> Plain:

@@ -129,6 +129,10 @@ _FAILING = frozenset(
 """Errors of a disk that is broken, read-only, closed to this user, or no longer connected."""
 
 
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Errors of a disk that takes no more."""
+
+
 @contextlib.contextmanager
 def disk_of(path: Path) -> Iterator[None]:
     """Report a full or failing disk by name, with what to do.
@@ -143,16 +147,16 @@ def disk_of(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:  # orbax's own writer reports it as one of the latter two
-        number = getattr(error, "errno", None)
-        if isinstance(error, OSError) and number in _FAILING:
+        number = error.errno if isinstance(error, OSError) else None
+        if number is None:
+            number = next((each for each in (*_FULL, *_FAILING) if os.strerror(each) in str(error)), None)
+        if number is None or number not in _FULL | _FAILING:
+            raise
+        if number in _FAILING:
             raise FailingDiskError(
-                f"{error.filename or path} cannot be read or written: {error.strerror}. Mend the disk or its permissions, "
-                "then give the same command again: what was finished is kept."
+                f"{getattr(error, 'filename', None) or path} cannot be read or written: {os.strerror(number)}. Mend the "
+                "disk or its permissions, then give the same command again: what was finished is kept."
             ) from error
-        if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            if os.strerror(errno.ENOSPC) not in str(error):
-                raise
-            number = errno.ENOSPC
         free = shutil.disk_usage(path.parent).free
         raise FullDiskError(
             f"The disk of {path} takes no more: {os.strerror(number)}, {free:,} bytes are free. Make room there, then "

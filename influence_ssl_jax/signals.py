@@ -4,6 +4,8 @@ The program reports the reason, and ends in time.
 """
 
 import contextlib
+import ctypes
+import functools
 import os
 import signal
 import socket
@@ -11,9 +13,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 GRACE = 10.0
 """Seconds after a signal in which a run may end by itself; a compilation cannot be interrupted."""
+MOMENT = 0.02
+"""Seconds until an interrupt that Python dropped is raised again."""
 NAMES = {
     signal.SIGINT: "interrupted (Ctrl-C)",
     signal.SIGTERM: "terminated (SIGTERM)",
@@ -88,6 +93,7 @@ def orderly() -> Iterator[None]:
     ended = threading.Event()
     ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set[signal.Signals]()
     before = {number: signal.signal(number, _raise) for number in NAMES.keys() - ignored}
+    hook, sys.unraisablehook = sys.unraisablehook, functools.partial(_raise_dropped, sys.unraisablehook)
     previous = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
     thread = threading.Thread(target=_watch, args=(ours, ended, GRACE), name="signals", daemon=True)
     thread.start()
@@ -95,6 +101,7 @@ def orderly() -> Iterator[None]:
         yield
     finally:
         ended.set()
+        sys.unraisablehook = hook
         signal.set_wakeup_fd(previous)
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -106,6 +113,31 @@ def orderly() -> Iterator[None]:
 def _raise(number: int, _: FrameType | None) -> None:
     """Raise the exception of a signal."""
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+
+
+def _raise_dropped(others: Callable[[Any], None], dropped: Any) -> None:
+    """Raise an interrupt again that Python dropped, a moment later.
+
+    Python drops what is raised in destructors and in callbacks of its garbage collection; JAX has such a callback.
+
+    Args:
+        others: What is called for other exceptions.
+        dropped: The exception as `sys.unraisablehook` has it.
+    """
+    error = dropped.exc_value
+    if not isinstance(error, KeyboardInterrupt):
+        others(dropped)
+        return
+    again: type[BaseException] = KeyboardInterrupt
+    if isinstance(error, Terminated):  # the interpreter takes a class without arguments
+        again = type(
+            "Terminated", (Terminated,), {"__init__": functools.partialmethod(Terminated.__init__, error.number)}
+        )
+    main = ctypes.c_ulong(threading.main_thread().ident or 0)
+    arguments = (main, ctypes.py_object(again))
+    later = threading.Timer(MOMENT, ctypes.pythonapi.PyThreadState_SetAsyncExc, arguments)
+    later.daemon = True
+    later.start()
 
 
 def _watch(wakes: socket.socket, ended: threading.Event, grace: float) -> None:

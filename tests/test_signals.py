@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM in processes of their own: a word, the right exit status, in time, nothing lost."""
 
+import gc
 import json
 import os
 import signal
@@ -91,6 +92,33 @@ def test_a_process_that_python_cannot_interrupt_ends_in_time_all_the_same(tmp_pa
     assert 1.0 <= time.monotonic() - began < 10
     assert "stopping, within 1 seconds" in said
     assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["event"] == "stopped"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_that_python_drops_is_raised_again(monkeypatch, capsys, number):
+    monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_DFL)
+    once = [number]
+
+    def collected(*_):
+        if once:
+            signal.raise_signal(once.pop())  # what a callback of the garbage collection raises is dropped
+
+    def wait():
+        with signals.orderly():
+            gc.collect()
+            for _ in range(500):
+                time.sleep(0.01)
+
+    gc.callbacks.append(collected)
+    began = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt) as raised:
+            wait()
+    finally:
+        gc.callbacks.remove(collected)
+    assert time.monotonic() - began < 2
+    assert getattr(raised.value, "number", signal.SIGINT) == number
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_a_lost_terminal_is_ignored_where_the_user_said_so(monkeypatch):

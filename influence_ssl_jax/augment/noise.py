@@ -1,6 +1,7 @@
 """Add Gaussian noise to pixels: the perturbation of the score."""
 
 import dataclasses
+import math
 from typing import Literal
 
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ from jaxtyping import Array, Float, Key
 
 from influence_ssl_jax import randomness
 from influence_ssl_jax.augment.transform import Views
+from influence_ssl_jax.configuration import POSITIVE, check_numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,7 @@ class GaussianNoise(Views):
             raise ValueError(f"sigma must be positive, got {self.sigma}.")
         if not min(self.std) > 0:
             raise ValueError(f"std must be positive in every channel, got {self.std}.")
+        check_numbers(self, sigma=POSITIVE, std=POSITIVE, mean=(-math.inf, math.inf))
 
     def __call__(
         self, key: Key[Array, ""], image: Float[Array, "height width channels"]

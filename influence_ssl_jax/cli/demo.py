@@ -4,6 +4,7 @@ Also print how well planted images are found.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from influence_ssl_jax.cli.commands import pretrain, report, score
+from influence_ssl_jax.configuration import COUNT, check_numbers
 from influence_ssl_jax.data import Digits, ToInput
 from influence_ssl_jax.losses import SimCLR
 from influence_ssl_jax.report.analysis import Recovery, explained_by_baselines, recoveries
@@ -91,6 +93,10 @@ class Demo:
     epochs: int = 30
     draws: int = 4
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a demo without training or draws."""
+        check_numbers(self, epochs=COUNT, draws=COUNT, seed=(0, math.inf))
 
 
 def demo(settings: Demo, out: Console) -> None:

@@ -11,13 +11,14 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.text import Text
 
 from influence_ssl_jax.cli.environment import keep_compiled_programs, keep_convolutions_whole, keep_float32
-from influence_ssl_jax.errors import InfluenceError, PartnerError, printable, require
+from influence_ssl_jax.errors import InfluenceError, PartnerError, disk_of, printable, require
 from influence_ssl_jax.signals import Terminated, leave_at_once, orderly, status_of
 
 PROGRAM = "influence-ssl"
@@ -189,6 +190,12 @@ def run(arguments: Sequence[str], out: Console | None = None, err: Console | Non
             raise
         if isinstance(error, RuntimeError | MemoryError):
             error = _explain(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            error = _name_disk(error)
+        if isinstance(error, FileNotFoundError) and not _has_current_folder():
+            error = InfluenceError(
+                "The current folder has been deleted. Change to another folder, and repeat the command."
+            )
         lines = (printable(line) for line in (str(error) or type(error).__name__).split("\n"))
         said = Text.assemble(("error: ", "bold red"), "\n".join(lines))
         if not isinstance(error, InfluenceError):
@@ -196,6 +203,24 @@ def run(arguments: Sequence[str], out: Console | None = None, err: Console | Non
         err.print(said, soft_wrap=True)
         return error.status if isinstance(error, InfluenceError) else WRONG
     return 0
+
+
+def _name_disk(error: OSError) -> InfluenceError | OSError:
+    """Return the error to print if a disk is full or fails, else the given one."""
+    try:
+        with disk_of(Path(os.fsdecode(error.filename))):
+            raise error
+    except (InfluenceError, OSError) as named:
+        return named
+
+
+def _has_current_folder() -> bool:
+    """Test whether the current folder still exists."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _explain(error: RuntimeError | MemoryError) -> InfluenceError:

@@ -59,11 +59,25 @@ def parse(settings: type[Settings], arguments: Sequence[str], program: str, desc
     Raises:
         SystemExit: If help was asked for, an option is unknown, or a value is not valid.
         ValueError: If the settings refuse a combination of values.
+        InfluenceError: If a value is an empty text.
     """
+    _refuse_empty(arguments)
     config = (tyro.conf.CascadeSubcommandArgs,)
     options: Any = options_of(settings)
     parsed = tyro.cli(options, prog=program, description=description, args=arguments, config=config, registry=REGISTRY)
     return settings(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(options)})
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Check that no value is an empty text, as an unset variable of a shell gives.
+
+    An empty path would mean the current folder.
+    """
+    named = "The argument"
+    for word in arguments:
+        named = word.partition("=")[0] if word.startswith("--") else named
+        if not word or (word.startswith("--") and word.endswith("=")):
+            raise InfluenceError(f"{named} is empty; give a value, or leave the option out.")
 
 
 def options_of(settings: type[Settings]) -> type:

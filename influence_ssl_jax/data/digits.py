@@ -1,6 +1,7 @@
 """Define the bundled handwritten digits with planted duplicates, blanks and noise."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pyarrow as pa
@@ -62,9 +63,9 @@ class Digits(Source):
         if not 1 <= self.digits <= 1797 or self.size < 1:
             raise DataError(f"digits must be 1…1797 and size at least 1, got digits={self.digits}, size={self.size}.")
         shares = (self.exact_duplicates, self.near_duplicates, self.blanks, self.noise)
-        if min(shares) < 0 or self.exact_duplicates + self.near_duplicates > 1:
+        if not all(0 <= share < math.inf for share in shares) or self.exact_duplicates + self.near_duplicates > 1:
             raise DataError(
-                f"Shares must not be negative, and each digit is repeated at most once, got {shares}; keep "
+                f"Shares are finite and must not be negative, and each digit is repeated at most once, got {shares}; keep "
                 "exact_duplicates + near_duplicates at 1 or less."
             )
 

@@ -8,14 +8,15 @@ import dataclasses
 import functools
 import json
 import threading
-from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
-from pyarrow import compute, ipc, parquet
+from pyarrow import compute, parquet
 
+from influence_ssl_jax.data.arrow import FAULTS, ArrowFile, checked, is_damage, name_fields
 from influence_ssl_jax.data.encoded import Encoded, UndecodableImage, unreachable_error
 from influence_ssl_jax.data.listing import StoredFile, find_files
 from influence_ssl_jax.data.source import (
@@ -23,7 +24,6 @@ from influence_ssl_jax.data.source import (
     UnreachableError,
     absolute_path,
     digest,
-    is_temporary,
     note_names,
     repeated_ids,
 )
@@ -34,6 +34,9 @@ pc: Any = compute  # its functions are made when it is imported: no type checker
 
 Group: TypeAlias = tuple[int, int]
 """The number of a file, and that of a row group in it."""
+
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
 
 ENDINGS = (".parquet", ".pq", ".arrow")
 
@@ -126,75 +129,69 @@ def _image_column(schema: pa.Schema, wanted: str | None) -> str:
     raise DataError(f"A data set needs one column of encoded images, this one has {found}.")
 
 
-class _File:
-    """A file and its footer, read by one thread at a time."""
+class ParquetFile:
+    """A parquet file and its footer, read by one thread at a time.
 
-    def __init__(self, file: StoredFile, reader: Any, sizes: list[int]) -> None:
-        self.stored, self.sizes = file, sizes
-        self._reader, self._lock = reader, threading.Lock()
+    Attributes:
+        stored: The file.
+        sizes: Number of rows of every row group.
+        schema: The columns.
+    """
 
-    @property
-    def schema(self) -> pa.Schema:
-        """The columns of the file."""
-        return self._reader.schema_arrow if isinstance(self._reader, parquet.ParquetFile) else self._reader.schema
+    def __init__(self, file: StoredFile) -> None:
+        """Open a file.
+
+        Raises:
+            pa.ArrowException, OSError: If it is damaged, or cannot be read.
+        """
+        self.stored = file
+        self._lock = threading.Lock()
+        # Not mapped into memory: if a mapped file is cut short by another program, reading it ends this one.
+        self._reader = parquet.ParquetFile(file.path if file.is_local else file.open())
+        self.schema: pa.Schema = self._reader.schema_arrow
+        groups = range(self._reader.num_row_groups)
+        self.sizes = [self._reader.metadata.row_group(k).num_rows for k in groups]
 
     def group(self, number: int, columns: list[str]) -> pa.Table:
         """Read some columns of a row group."""
         with self._lock:
-            if isinstance(self._reader, parquet.ParquetFile):
-                return self._reader.read_row_group(number, columns)
-            return pa.Table.from_batches([self._reader.to_batches()[number]]).select(columns)
+            return checked(self._reader.read_row_group(number, columns), self.sizes[number])
+
+    def read(self, columns: list[str]) -> pa.Table:
+        """Read some columns of all rows."""
+        return pa.concat_tables([self.group(k, columns) for k in range(len(self.sizes))])
+
+    def paths(self, column: str) -> list[str | None]:
+        """Return the paths in a column of records {bytes, path}."""
+        tables = (self.group(k, [f"{column}.path"]) for k in range(len(self.sizes)))
+        return [path for table in tables for path in pc.struct_field(table[column], "path").to_pylist()]
 
     def layout(self) -> str:
         """Describe how the rows are stored.
 
         This distinguishes most files of the same size.
         """
-        if not isinstance(self._reader, parquet.ParquetFile):
-            return str(self.sizes)
         groups = (self._reader.metadata.row_group(k) for k in range(len(self.sizes)))
         return str([[group.column(c).total_compressed_size for c in range(group.num_columns)] for group in groups])
 
 
-def _file(file: StoredFile) -> _File:
-    """Read the footer of a file.
+AnyFile: TypeAlias = ParquetFile | ArrowFile
+
+
+def _file(file: StoredFile) -> AnyFile:
+    """Open a file: read its footer or the lengths of its batches.
 
     Raises:
         DataError: If the file is damaged, or cannot be read.
     """
     try:
-        if file.path.lower().endswith(".arrow"):
-            table = _map_arrow(file)
-            return _File(file, table, [batch.num_rows for batch in table.to_batches()])
-        # Not mapped into memory: if a mapped file is cut short by another program, reading it ends this one.
-        reader = parquet.ParquetFile(file.path if file.is_local else file.open())
-        return _File(file, reader, [reader.metadata.row_group(k).num_rows for k in range(reader.num_row_groups)])
-    except (pa.ArrowInvalid, OSError) as error:
-        if not _is_damage(error):
+        opened = ArrowFile(file) if file.path.lower().endswith(".arrow") else ParquetFile(file)
+        name_fields(opened.schema)  # in a damaged file they may be no text
+        return opened
+    except FAULTS as error:
+        if not is_damage(error, file.size):
             raise unreachable_error(repr(file.path), error) from error
         raise DataError(f"{file.path!r} is damaged or no {file.path.rpartition('.')[2]} file: {error}") from error
-
-
-def _is_damage(error: Exception) -> bool:
-    """Test whether an error means a damaged file.
-
-    Arrow gives such errors no number.
-    """
-    return not isinstance(error, OSError) or (error.errno is None and not is_temporary(error))
-
-
-def _map_arrow(file: StoredFile) -> pa.Table:
-    """Map a file in either of arrow's two formats into memory."""
-    if not file.is_local:
-        raise DataError(
-            f"{file.path!r} is an arrow file on another machine. Copy it to this machine, or write it as parquet."
-        )
-    try:
-        with ipc.open_file(pa.memory_map(file.path)) as reader:
-            return reader.read_all()
-    except pa.ArrowInvalid:  # the format without a footer, in which `datasets` writes its cache
-        with ipc.open_stream(pa.memory_map(file.path)) as reader:
-            return reader.read_all()
 
 
 class _Kept:
@@ -203,7 +200,7 @@ class _Kept:
     It holds their images, or why they are damaged.
     """
 
-    def __init__(self, files: Sequence[_File], column: str, limit: int) -> None:
+    def __init__(self, files: Sequence[AnyFile], column: str, limit: int) -> None:
         self._files, self._column, self._limit = files, column, limit
         self._groups: collections.OrderedDict[Group, pa.ChunkedArray | str] = collections.OrderedDict()
         self._lock, self._reading = threading.Lock(), [threading.Lock() for _ in files]
@@ -226,8 +223,8 @@ class _Kept:
         file = self._files[group[0]]
         try:
             return file.group(group[1], [self._column])[self._column]
-        except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
-            if not _is_damage(error):
+        except FAULTS as error:
+            if not is_damage(error, file.stored.size):
                 raise UnreachableError(f"{file.stored.path!r}: {error}") from error
             return f"row group {group[1]} of {file.stored.name} is damaged: {error}"
 
@@ -250,7 +247,7 @@ class OpenParquet(Encoded):
     Its rows are those of one file after the other.
     """
 
-    def __init__(self, settings: Parquet, files: Sequence[_File], schema: pa.Schema, image: str) -> None:
+    def __init__(self, settings: Parquet, files: Sequence[AnyFile], schema: pa.Schema, image: str) -> None:
         self._files, self._image, self._settings = files, image, settings
         self._groups = [(f, g) for f, file in enumerate(files) for g in range(len(file.sizes))]
         self._ends = np.cumsum([files[f].sizes[g] for f, g in self._groups], dtype=np.int64)
@@ -339,12 +336,9 @@ class OpenParquet(Encoded):
         Raises:
             DataError: If they are damaged.
         """
-        try:
-            return in_microseconds(pa.concat_tables([self._files[f].group(g, columns) for f, g in self._groups]))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(
-                f"The columns {', '.join(columns)} of {self._settings.path!r} cannot be read: {error}"
-            ) from error
+        if not columns:
+            return pa.table({})
+        return in_microseconds(pa.concat_tables([_use(file, columns, file.read, columns) for file in self._files]))
 
     def _read_ids(self, schema: pa.Schema) -> list[str]:
         """Return all rows' ids: a column, images' paths, or file and row."""
@@ -353,25 +347,11 @@ class OpenParquet(Encoded):
         if self._settings.id is not None:
             ids = texts(self._table[self._settings.id], f"The column {self._settings.id!r}")
         elif pa.types.is_struct(kind) and any(field.name == "path" for field in kind):
-            ids = self._paths()
+            ids = [path for file in self._files for path in _use(file, ["the images' paths"], file.paths, self._image)]
         places = (
             f"{self._files[f].stored.name}/{k}" for f, file in enumerate(self._files) for k in range(sum(file.sizes))
         )
         return [printable(name or place) for name, place in zip(ids, places, strict=True)]
-
-    def _paths(self) -> list[str | None]:
-        """Return the path of every image.
-
-        Only arrow files need to read the images for it.
-        """
-        paths: list[str | None] = []
-        for f, g in self._groups:
-            try:
-                column = self._files[f].group(g, [f"{self._image}.path"])[self._image]
-            except (pa.ArrowInvalid, KeyError):  # an arrow file has no columns inside columns
-                column = self._files[f].group(g, [self._image])[self._image]
-            paths += pc.struct_field(column, "path").to_pylist()
-        return paths
 
     def _read_labels(self, schema: pa.Schema) -> _Labels:
         """Read the classes.
@@ -399,6 +379,28 @@ class OpenParquet(Encoded):
         column, names = scalars(self._table[named], what), self._names[named]
         numbers = pc.fill_null(pc.if_else(_is_class(column, len(names)), column, -1), -1)
         return _Labels(numbers.to_numpy().astype(np.int32), tuple(names))
+
+
+def _use(file: AnyFile, what: Sequence[str], read: Callable[[Argument], Result], argument: Argument) -> Result:
+    """Return `read(argument)` of a file.
+
+    Args:
+        file: The file.
+        what: What is read, for the message.
+        read: A method of the file.
+        argument: Its argument.
+
+    Raises:
+        DataError: If that is damaged, or cannot be read.
+    """
+    try:
+        return read(argument)
+    except FAULTS as error:
+        if not is_damage(error, file.stored.size):
+            raise unreachable_error(repr(file.stored.path), error) from error
+        raise DataError(
+            f"{file.stored.path!r} is damaged ({', '.join(what)}): {error}. Write the file again, or leave it out."
+        ) from error
 
 
 def _is_class(column: pa.ChunkedArray, count: int) -> pa.ChunkedArray:

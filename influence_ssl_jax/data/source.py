@@ -266,8 +266,13 @@ class Source(abc.ABC):
         Pixels on disk are not read.
 
         Raises:
-            DataError: If there is no such data set, or `only` does not fit it; the message says what to do.
+            DataError: If there is no such data set, a path or name is empty, or `only` does not fit it; the message says
+                what to do.
         """
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, str) and not value:
+                raise DataError(f"{type(self).__name__}: {field.name} is an empty text; give a value, or leave it out.")
         if self.only is None:
             return self._open()
         from influence_ssl_jax.data.selection import select  # imports this module

@@ -12,6 +12,7 @@ import pyarrow as pa
 from jaxtyping import Int
 from pyarrow import compute, csv, parquet
 
+from influence_ssl_jax.data.arrow import checked
 from influence_ssl_jax.data.source import note_names
 from influence_ssl_jax.errors import DataError, printable
 
@@ -211,7 +212,7 @@ def _read_parquet(path: Path) -> pa.Table:
             f"than the limit of {MAX_CELLS:,} cells or {MAX_BYTES:,} bytes. Keep only the columns and rows that are needed."
         )
     with parquet.ParquetFile(path) as file:  # `parquet.read_table` looks for partitions and fails at repeated names
-        return file.read()
+        return checked(file.read(), found.num_rows)
 
 
 def texts(column: pa.ChunkedArray, what: str) -> list[str | None]:

@@ -4,6 +4,7 @@ The bounds come from Lanczos quadrature, or from the rows of C.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from influence_ssl_jax import randomness, trees
+from influence_ssl_jax.configuration import COUNT, check_numbers
 from influence_ssl_jax.curvature.contributions import MeasuredBatch, measure
 from influence_ssl_jax.curvature.products import flat_products
 from influence_ssl_jax.data.loader import batches
@@ -233,6 +235,7 @@ class Audit:
         for name in ("examples", "steps", "batch_size", "probes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"An audit needs at least one of {name}, got {name}={getattr(self, name)}.")
+        check_numbers(self, examples=COUNT, steps=COUNT, batch_size=COUNT, probes=COUNT, rounding=(0, math.inf))
         if not self.width >= 0:
             raise ValueError(f"width is a share of the score, 0 or more, got {self.width}.")
 

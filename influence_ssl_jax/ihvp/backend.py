@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from influence_ssl_jax.configuration import COUNT, check_numbers
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.errors import CurvatureError, IndefiniteError, InfluenceError
 from influence_ssl_jax.problem import Problem
@@ -225,6 +226,11 @@ class Grid:
     probes: int = 16
     deflated: tuple[int, ...] = ()
     dense: int = 3000
+
+    def __post_init__(self) -> None:
+        """Refuse settings that no backend has."""
+        counts = ("ranks", "projections", "iterations", "depths", "samples", "probes", "deflated")
+        check_numbers(self, **dict.fromkeys(counts, COUNT), dense=(0, COUNT[1]))
 
 
 class Workspace(NamedTuple):

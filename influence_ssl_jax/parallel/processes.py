@@ -21,6 +21,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Int
 
+from influence_ssl_jax.configuration import COUNT, check_numbers
 from influence_ssl_jax.errors import InfluenceError, PartnerError
 from influence_ssl_jax.parallel.mesh import all_devices, split
 from influence_ssl_jax.signals import leave_at_once
@@ -60,6 +61,10 @@ class Distributed:
     coordinator: str | None = None
     processes: int | None = None
     process: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no process has."""
+        check_numbers(self, processes=COUNT, process=(0, COUNT[1]))
 
 
 def start(settings: Distributed, environment: Mapping[str, str] = os.environ) -> None:

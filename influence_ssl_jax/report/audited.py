@@ -13,6 +13,8 @@ from influence_ssl_jax.report.words import decimal, percent
 from influence_ssl_jax.store import DamagedError, read_record
 
 AUDIT = "audit.json"
+KEYS = ("configuration", "counts", "deviation", "relative_width")
+"""Some keys of `audit.json`."""
 HEADS = (
     "",
     "inside bounds",
@@ -38,7 +40,7 @@ def section(folder: Path) -> dict[str, Any] | None:
     if not (folder / AUDIT).is_file():
         return None
     try:
-        record = read_record(folder, AUDIT)
+        record = read_record(folder, AUDIT, KEYS)
     except (DamagedError, FileNotFoundError) as error:
         raise StoreError(
             f"{error} Repeat the `influence-ssl audit` command, which continues from its certificates, or delete "

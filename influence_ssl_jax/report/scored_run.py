@@ -18,7 +18,7 @@ from influence_ssl_jax.configuration import fingerprint
 from influence_ssl_jax.errors import StoreError
 from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.scoring.table import IN_CURVATURE_SET
-from influence_ssl_jax.store import BASELINES, RUN, SCORES, DamagedError, read_record, read_sealed
+from influence_ssl_jax.store import BASELINES, RUN, RUN_KEYS, SCORES, DamagedError, read_record, read_sealed
 from influence_ssl_jax.store.identity import IDENTITY
 from influence_ssl_jax.store.result import OWNER
 
@@ -84,7 +84,7 @@ class ScoredFile:
                     "`influence-ssl score` command to finish it, or name another folder."
                 )
         try:
-            record = read_record(folder, RUN)
+            record = read_record(folder, RUN, RUN_KEYS)
             _refuse_foreign_record(folder, record)
             with pq.ParquetFile(folder / SCORES) as file:
                 return cls(folder, record, file.metadata.num_rows, tuple(file.schema_arrow.names))

@@ -54,7 +54,7 @@ from influence_ssl_jax.scoring.table import IN_CURVATURE_SET, skipped_table
 from influence_ssl_jax.store import SCORES, file_digest, write_sealed
 from influence_ssl_jax.store.files import lock, replacing, write_atomically
 from influence_ssl_jax.store.identity import claim, list_differences
-from influence_ssl_jax.store.manifest import Manifest, to_bytes
+from influence_ssl_jax.store.manifest import Manifest, find_owners, to_bytes
 from influence_ssl_jax.store.result import FILES
 
 pc: Any = compute  # its functions are made when it is imported: no type checker knows them
@@ -98,7 +98,10 @@ def certify_missing(
     folder = settings.folder / WORK
     wide = jax.enable_x64(True) if settings.precision == "float64" else contextlib.nullcontext()
     with RunLog(folder) as log, wide:
-        owner = claim(folder, _identity(settings, scored))
+        advice = (
+            f"Repeat the audit with the settings that it had, or delete {folder}: the scores stay, and it starts anew."
+        )
+        owner = claim(folder, _identity(settings, scored), find_owners(folder / "parts"), advice)
         manifest = Manifest.load(folder / "parts", fingerprint(owner))
         chosen = sample(settings.audit, len(prepared.source), find_left_out(scored))
         if not len(chosen):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from influence_ssl_jax import provenance
-from influence_ssl_jax.configuration import Plain, describe
+from influence_ssl_jax.configuration import Plain, describe, fingerprint
 from influence_ssl_jax.data.loader import batches
 from influence_ssl_jax.evaluation.comparison import Examples, backends_to_compare, baselines, compare_backends, label
 from influence_ssl_jax.evaluation.exact import Truth, choose_kind, exact_scores
@@ -26,9 +26,10 @@ from influence_ssl_jax.scoring.memory import available_memory, estimate_memory
 from influence_ssl_jax.store import DamagedError, read_sealed, write_sealed
 from influence_ssl_jax.store.files import lock
 from influence_ssl_jax.store.identity import claim, refuse_foreign
+from influence_ssl_jax.store.result import OWNER
 
 COMPARISON, TRUTH, IMAGES, PARTS = "comparison.json", "truth.json", "images.json", "parts"
-ROWS = "rows"
+ROWS, DIGESTS = "rows", "digests"
 _log = logging.getLogger(__name__)
 
 
@@ -48,29 +49,31 @@ def compare(settings: CompareRun, progress: Progress = silent) -> dict[str, Plai
     """
     prepared = prepare(settings, progress)
     settings.out.mkdir(parents=True, exist_ok=True)
-    refuse_foreign(settings.out)
+    refuse_foreign(settings.out, _find_owners(settings.out))
     with lock(settings.out), RunLog(settings.out) as log:
-        claim(settings.out, _identity(settings, prepared))
+        identity = claim(settings.out, _identity(settings, prepared), _find_owners(settings.out))
         every = backends_to_compare(settings.grid)
         (settings.out / PARTS).mkdir(exist_ok=True)
-        there = sum(_is_intact(_part_path(settings, backend)) for backend in every)
-        log.event("start", todo=len(every) - there, total=len(every), command=provenance.command())
         problem, used = draw_problem(settings, prepared)
         examples, read = _load_examples(settings, prepared, problem)
-        _check_images(settings.out / IMAGES, digests_as_text({**used, **read}))
+        images = digests_as_text({**used, **read})
+        _check_images(settings.out / IMAGES, images, fingerprint(identity))
+        owner = fingerprint({"run": identity, "images": images})
+        there = sum(_is_intact(_part_path(settings, backend), owner) for backend in every)
+        log.event("start", todo=len(every) - there, total=len(every), command=provenance.command())
         log.beat("exact scores")
-        known = _exact_scores(settings, problem, examples, progress)
-        rows = _baseline_rows(settings, problem, examples, known)
+        known = _exact_scores(settings, problem, examples, owner, progress)
+        rows = _baseline_rows(settings, problem, examples, known, owner)
         for number, backend in enumerate(every, 1):
             path = _part_path(settings, backend)
-            if not _is_intact(path):
+            if not _is_intact(path, owner):
                 progress(Note(f"{number} of {len(every)}: {label(backend)}"))
                 log.beat(label(backend), done=number - 1, total=len(every))
                 results = [
                     row_as_json(row)
                     for row in compare_backends([backend], problem, examples, known, settings.calibration)
                 ]
-                write_sealed(path, {ROWS: results}, indent=None)
+                write_sealed(path, {OWNER: owner, ROWS: results}, indent=None)
                 log.event("part", backend=label(backend), done=number, total=len(every))
             rows += read_sealed(path)[ROWS]
         record = _finish(settings, prepared, known, rows)
@@ -79,40 +82,52 @@ def compare(settings: CompareRun, progress: Progress = silent) -> dict[str, Plai
 
 
 def _baseline_rows(
-    settings: CompareRun, problem: Problem, examples: Examples, known: list[Truth]
+    settings: CompareRun, problem: Problem, examples: Examples, known: list[Truth], owner: str
 ) -> list[dict[str, Plain]]:
     """Return the rows of the baselines, from the folder if there."""
     path = settings.out / PARTS / "baselines.json"
-    if not _is_intact(path):
-        write_sealed(path, {ROWS: baseline_rows(baselines(problem, examples), known)}, indent=None)
+    if not _is_intact(path, owner):
+        rows = baseline_rows(baselines(problem, examples), known)
+        write_sealed(path, {OWNER: owner, ROWS: rows}, indent=None)
     return read_sealed(path)[ROWS]
 
 
-def _is_intact(path: Path) -> bool:
-    """Test whether a sealed file is there and undamaged.
+def _is_intact(path: Path, owner: str) -> bool:
+    """Test whether a sealed file is there, undamaged and of this comparison.
 
-    A damaged one is computed again.
+    Another one is computed again.
     """
     try:
-        read_sealed(path)
+        ours = read_sealed(path).get(OWNER) == owner
     except FileNotFoundError:
         return False
     except DamagedError as error:
         _log.warning("%s It is computed again.", error)
         return False
-    return True
+    if not ours:
+        _log.warning("%s is of another comparison, or of other images. It is computed again.", path)
+    return ours
 
 
-def _check_images(path: Path, now: dict[str, str]) -> None:
+def _find_owners(folder: Path) -> set[str]:
+    """Return the fingerprint of the comparison that a folder's list of images names, if any."""
+    try:
+        owner = read_sealed(folder / IMAGES).get(OWNER)
+    except (FileNotFoundError, DamagedError):
+        return set()
+    return {owner} if isinstance(owner, str) else set()
+
+
+def _check_images(path: Path, now: dict[str, str], owner: str) -> None:
     """Record the images of a comparison, or check that they are unchanged.
 
     Raises:
         DataError: An image has changed.
     """
-    if _is_intact(path):
-        refuse_other_images(now, read_sealed(path))
+    if _is_intact(path, owner):
+        refuse_other_images(now, read_sealed(path)[DIGESTS])
     else:
-        write_sealed(path, now, indent=None)
+        write_sealed(path, {OWNER: owner, DIGESTS: now}, indent=None)
 
 
 def _finish(
@@ -166,16 +181,18 @@ def _load_examples(settings: CompareRun, prepared: Prepared, problem: Problem) -
     return examples, dict(zip(index, contents, strict=True))
 
 
-def _exact_scores(settings: CompareRun, problem: Problem, examples: Examples, progress: Progress) -> list[Truth]:
+def _exact_scores(
+    settings: CompareRun, problem: Problem, examples: Examples, owner: str, progress: Progress
+) -> list[Truth]:
     """Return the exact scores, from the folder if they are there."""
     path = settings.out / TRUTH
-    if not _is_intact(path):
+    if not _is_intact(path, owner):
         kind = choose_kind(problem) if settings.truth == "auto" else settings.truth
         begun = time.monotonic()
         with stage(progress, f"exact scores of {int(examples.valid.sum())} images: {kind}"):
             truths = exact_scores(kind, problem, *examples[:3], settings.dampings, examples.scoring, settings.audit)
         lists = [{name: np.asarray(getattr(truth, name)).tolist() for name in Truth._fields} for truth in truths]
-        write_sealed(path, {ROWS: lists}, indent=None)
+        write_sealed(path, {OWNER: owner, ROWS: lists}, indent=None)
         progress(Note(f"Exact scores ({kind}): {time.monotonic() - begun:.0f} s"))
     return [
         Truth(row["relative"], row["damping"], np.array(row["lower"]), np.array(row["upper"]))

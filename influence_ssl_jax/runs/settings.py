@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias, cast
 from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.augment.recipes import PERTURBATIONS
 from influence_ssl_jax.augment.transform import Views
-from influence_ssl_jax.configuration import CLASS, Plain, describe
+from influence_ssl_jax.configuration import CLASS, COUNT, POSITIVE, Plain, check_numbers, describe
 from influence_ssl_jax.data import Digits, Source, ToInput
 from influence_ssl_jax.encoder import Encoder, Output
 from influence_ssl_jax.evaluation.calibration import Calibration
@@ -104,6 +104,10 @@ class CurvatureSet:
     examples: int = 1024
     batch_size: int = 64
     samples: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that average over nothing."""
+        check_numbers(self, examples=COUNT, batch_size=COUNT, samples=COUNT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,7 +249,10 @@ class CompareRun:
     calibration: Calibration = dataclasses.field(default_factory=Calibration)
 
     def __post_init__(self) -> None:
-        """Refuse `leave_own_out`: backends are compared over one matrix for all images."""
+        """Refuse a comparison without damping, and `leave_own_out`: it needs one matrix for all images."""
+        check_numbers(self, dampings=POSITIVE)
+        if not self.dampings:
+            raise ValueError("A comparison needs at least one damping, got none in dampings.")
         if self.scoring.leave_own_out:
             raise ValueError(
                 "A comparison needs one matrix for all images, got leave_own_out=True, which gives every image of the "

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Key, Num
 
 from influence_ssl_jax import randomness
 from influence_ssl_jax.augment.colour import luminance
+from influence_ssl_jax.configuration import COUNT, check_numbers
 from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.contributions import measure
 from influence_ssl_jax.curvature.gradients import check_gradients
@@ -105,6 +106,7 @@ class Scoring:
             raise ValueError(f"A batch needs at least one example, got batch_size={self.batch_size}.")
         if self.neighbours < 1:
             raise ValueError(f"A distance is to at least one neighbour, got neighbours={self.neighbours}.")
+        check_numbers(self, draws=COUNT, batch_size=COUNT, neighbours=COUNT)
 
     @property
     def key(self) -> Key[Array, ""]:

@@ -10,7 +10,7 @@ require("data")
 from influence_ssl_jax.scoring.table import BASELINES, COLUMNS, CONTENT, MEASUREMENTS, NEAREST
 from influence_ssl_jax.store.files import DamagedError, file_digest, read_sealed, write_sealed
 from influence_ssl_jax.store.fitted import digest_of, load_fitted, read_notes, save_fitted
-from influence_ssl_jax.store.result import RUN, SCORES, read_record
+from influence_ssl_jax.store.result import RUN, RUN_KEYS, SCORES, read_record
 from influence_ssl_jax.store.score_store import ScoreStore
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "MEASUREMENTS",
     "NEAREST",
     "RUN",
+    "RUN_KEYS",
     "SCORES",
     "DamagedError",
     "ScoreStore",

@@ -41,8 +41,12 @@ def replacing(path: Path) -> Iterator[Path]:
         The path of the temporary file.
 
     Raises:
+        StoreError: `path` is a folder, a device or a pipe, which no file may replace.
         FullDiskError: The disk is full.
     """
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a device or a pipe"
+        raise StoreError(f"{path} is {kind} and is not replaced by a file. Give the path of a file.")
     temporary = path.with_name(path.name + TEMPORARY)
     with disk_of(path):
         try:

@@ -1,14 +1,17 @@
 """Record to which run a folder belongs, and refuse another one."""
 
 import json
+import logging
+from collections.abc import Collection
 from pathlib import Path
 
-from influence_ssl_jax.configuration import Plain, differences
+from influence_ssl_jax.configuration import Plain, differences, fingerprint
 from influence_ssl_jax.errors import StoreError
 from influence_ssl_jax.parallel import gather
 from influence_ssl_jax.store.files import LOCK, TEMPORARY, DamagedError, read_sealed, write_sealed
 
 IDENTITY = "identity.json"
+ADVICE = "Choose another folder, or delete this one to start anew."
 SHOWN = 20
 """How many differences a message lists."""
 MEANING = {
@@ -20,13 +23,20 @@ MEANING = {
 """What has changed if a part of an identity that is a hash has changed."""
 
 
-def refuse_foreign(folder: Path) -> None:
+_log = logging.getLogger(__name__)
+
+
+def refuse_foreign(folder: Path, owners: Collection[str] = ()) -> None:
     """Check that a folder is a run's or empty.
+
+    Args:
+        folder: The folder.
+        owners: Fingerprints of the runs that results in it name.
 
     Raises:
         StoreError: It holds other files.
     """
-    if (folder / IDENTITY).exists():
+    if owners or (folder / IDENTITY).exists():
         return
     foreign = [f.name for f in folder.iterdir() if f.name != LOCK and not f.name.endswith(TEMPORARY)]
     if foreign:
@@ -51,34 +61,45 @@ def refuse_disagreement(identity: Plain) -> None:
             )
 
 
-def claim(folder: Path, identity: Plain) -> Plain:
+def claim(folder: Path, identity: Plain, owners: Collection[str] = (), advice: str = ADVICE) -> Plain:
     """Write a run's identity to its folder, or compare the stored one.
+
+    If the stored one is damaged, absent or of another run, and all results in the folder are of this run, it is written
+    again.
 
     Args:
         folder: The folder of the run.
         identity: Everything that the results depend on; plain JSON.
+        owners: Fingerprints of the runs that the results in the folder name.
+        advice: What to do where the folder is another run's.
 
     Returns:
         The identity as JSON reads it back.
 
     Raises:
-        StoreError: The folder belongs to another run (the differences are listed), or its identity is damaged.
+        StoreError: The folder belongs to another run; the differences are listed if they are known.
     """
     identity = json.loads(json.dumps(identity))
-    path = folder / IDENTITY
-    if not path.exists():
-        write_sealed(path, identity)
-        return identity
+    path, foreign = folder / IDENTITY, set(owners) - {fingerprint(identity)}
     try:
-        held = read_sealed(path)
+        held, reason = read_sealed(path), f"{path} is of another run than the results beside it."
+    except FileNotFoundError:
+        held, reason = None, f"{path} is not there." if owners else ""
     except DamagedError as error:
-        raise StoreError(f"{error} So nothing says whose scores these are. Choose another folder.") from None
-    listed = list_differences(held, identity)
-    if listed:
+        held, reason = None, str(error)
+    listed = "" if held is None else list_differences(held, identity)
+    if held is not None and not listed:
+        return identity
+    if listed and (foreign or not owners):
+        raise StoreError(f"{folder} holds the results of another run. What differs (there → now):\n{listed}\n{advice}")
+    if foreign:
         raise StoreError(
-            f"{folder} holds the results of another run. What differs (there → now):\n{listed}\n"
-            "Choose another folder, or delete this one to start anew."
+            f"{reason} The results in {folder} are not those of this command. Give the command that made them, which writes "
+            f"{IDENTITY} again. {advice}"
         )
+    if reason:
+        _log.warning("%s It is written again.", reason)
+    write_sealed(path, identity)
     return identity
 
 

@@ -452,6 +452,11 @@ def _up(end: int) -> int:
     return -(-end // WINDOW)
 
 
+def find_owners(folder: Path) -> set[str]:
+    """Return the fingerprints of the runs whose parts are in a folder, or in folders below it."""
+    return {part.owner for file in sorted(folder.rglob(LIST)) for part in _listed(file)}
+
+
 def writers(folder: Path) -> list[Path]:
     """Return, in order, the sub-folders of processes that wrote below `folder`."""
     return sorted(

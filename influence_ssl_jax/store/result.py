@@ -1,7 +1,7 @@
 """Write the finished table of scores and its record, and check them."""
 
 import collections
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -45,6 +45,8 @@ FILES = "files"
 """The key of a record under which the SHA-256 of the files beside it stand, by name."""
 OWNER, PARTS = "fingerprint", "parts"
 """The keys of a record for the fingerprint of the run, and for the digest of its parts."""
+RUN_KEYS = (OWNER, PARTS, "counts", "identity")
+"""Some keys of `run.json`."""
 
 
 def write_result(
@@ -110,7 +112,7 @@ def write_result(
     return folder / SCORES
 
 
-def read_record(folder: Path, record: str) -> dict[str, Plain]:
+def read_record(folder: Path, record: str, keys: Collection[str] = ()) -> dict[str, Plain]:
     """Read a record, and check the files beside it.
 
     They must be those that the record was written for.
@@ -118,13 +120,16 @@ def read_record(folder: Path, record: str) -> dict[str, Plain]:
     Args:
         folder: The folder of record and files.
         record: The name of the record.
+        keys: Some keys of records of this kind.
 
     Raises:
         FileNotFoundError: The record or one of its files is absent.
-        DamagedError: One of them has changed since it was written.
+        DamagedError: One of them has changed since it was written, or the record is of another kind.
     """
     content = read_sealed(folder / record)
-    for name, digest in content.get(FILES, {}).items():
+    if not {FILES, *keys} <= content.keys():
+        raise DamagedError(f"{folder / record} is another file: it has not what a record of this name has.")
+    for name, digest in content[FILES].items():
         if file_digest(folder / name) != digest:
             raise DamagedError(f"{folder / name} is damaged, or is not the file that {record} was written for.")
     return content
@@ -143,7 +148,7 @@ def find_damage(folder: Path, owner: str, parts: Parts) -> str:
     if not (folder / RUN).exists() and not (folder / SCORES).exists():
         return ""
     try:
-        record = read_record(folder, RUN)
+        record = read_record(folder, RUN, RUN_KEYS)
     except (FileNotFoundError, DamagedError) as error:
         return str(error)
     if record.get(OWNER) != owner:

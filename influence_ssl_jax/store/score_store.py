@@ -20,7 +20,7 @@ from influence_ssl_jax.scoring.table import CONTENT, EMBEDDING, skipped_table
 from influence_ssl_jax.store.distances import Distances
 from influence_ssl_jax.store.files import LOCK, Lock, find_living, holder_of, lock
 from influence_ssl_jax.store.identity import claim, refuse_disagreement, refuse_foreign
-from influence_ssl_jax.store.manifest import Kind, Manifest, Parts, writers
+from influence_ssl_jax.store.manifest import Kind, Manifest, Parts, find_owners, writers
 from influence_ssl_jax.store.result import OWNER, RUN, SCORES, Extra, find_damage, no_more, write_result
 
 
@@ -38,10 +38,10 @@ def enter(folder: Path, identity: Plain, size: int) -> tuple[Lock, int]:
     if folder.exists() and not folder.is_dir():
         raise StoreError(f"{folder} is a file; the output is a folder. Choose another --out.")
     folder.mkdir(parents=True, exist_ok=True)
-    refuse_foreign(folder)
+    refuse_foreign(folder, find_owners(folder / "parts"))
     held = lock(folder)
     try:
-        claim(folder, identity)
+        claim(folder, identity, find_owners(folder / "parts"))
         refuse_writers(folder / "parts")
         owner = fingerprint(identity)
         parts = Parts.load(folder / "parts", size, owner)

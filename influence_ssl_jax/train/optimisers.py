@@ -4,6 +4,7 @@ They are the optimisers of self-supervised training.
 """
 
 import dataclasses
+import math
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from influence_ssl_jax.configuration import COUNT, POSITIVE, check_numbers
 from influence_ssl_jax.types import Params
 
 
@@ -51,6 +53,18 @@ class Lars:
     warmup_epochs: int = 10
     warmup_start: float = 0.003
 
+    def __post_init__(self) -> None:
+        """Refuse numbers with which no step descends."""
+        check_numbers(
+            self,
+            learning_rate=POSITIVE,
+            weight_decay=(0, math.inf),
+            momentum=(0, 1),
+            warmup_epochs=(0, COUNT[1]),
+            warmup_start=(0, math.inf),
+            eta=POSITIVE,
+        )
+
     def transformation(self, schedule: optax.Schedule) -> optax.GradientTransformation:
         """Return the optimiser as a pair of pure functions of optax."""
         return lars(schedule, self.eta, self.weight_decay, self.momentum)
@@ -87,6 +101,17 @@ class Sgd:
     momentum: float = 0.9
     warmup_epochs: int = 0
     warmup_start: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse numbers with which no step descends."""
+        check_numbers(
+            self,
+            learning_rate=POSITIVE,
+            weight_decay=(0, math.inf),
+            momentum=(0, 1),
+            warmup_epochs=(0, COUNT[1]),
+            warmup_start=(0, math.inf),
+        )
 
     def transformation(self, schedule: optax.Schedule) -> optax.GradientTransformation:
         """Return the optimiser as a pair of pure functions of optax."""

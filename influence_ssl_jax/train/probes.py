@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from influence_ssl_jax import randomness
+from influence_ssl_jax.configuration import COUNT, check_numbers
 from influence_ssl_jax.data import OpenSource, ToInput, batches
 from influence_ssl_jax.losses.loss import unit
 from influence_ssl_jax.nets.network import Network
@@ -134,6 +135,10 @@ class Probe:
     queries: int = 2000
     neighbours: int = 20
     linear: int = 100
+
+    def __post_init__(self) -> None:
+        """Refuse numbers of nothing."""
+        check_numbers(self, bank=COUNT, queries=COUNT, neighbours=COUNT, linear=(0, COUNT[1]))
 
 
 class Evaluation:

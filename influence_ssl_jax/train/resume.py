@@ -1,15 +1,17 @@
 """Keep a training run's checkpoints and metrics, so it can continue."""
 
+import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
 
+from influence_ssl_jax.configuration import fingerprint
 from influence_ssl_jax.data import Example, Skipped
 from influence_ssl_jax.errors import InfluenceError, disk_of
 from influence_ssl_jax.parallel import all_devices, batches_of, is_first, min_over_processes, replicated, split
@@ -75,21 +77,30 @@ def claim(folder: Path, description: dict) -> Lock:
     The lock lasts until the returned object is closed or the process ends.
 
     Raises:
-        TrainingError: If the folder has a run with other settings (every difference is listed), other files, or damaged
-            settings.
+        TrainingError: If the folder has a run with other settings (every difference is listed) or other files, or damaged
+            settings and states of another run.
         StoreError: If another process is working on the run.
     """
     file, description = folder / SETTINGS, json.loads(json.dumps(description))
     if file.exists():
         try:
-            differing = list_differences(read_sealed(file), description)
+            differing, damage = list_differences(read_sealed(file), description), ""
         except DamagedError as error:
-            raise TrainingError(f"{error} The settings of the run are lost. Choose another folder.") from error
+            if _find_owner(folder) not in ("", fingerprint(description)):
+                raise TrainingError(
+                    f"{error} The states in {folder} are not those of this command. Give the command that made them, which "
+                    "writes the settings again, or choose another folder."
+                ) from error
+            differing, damage = "", str(error)
         if differing:
             raise TrainingError(
                 f"{folder} holds a run with other settings; choose another folder, or delete it to start again:\n{differing}"
             )
-        return lock(folder)
+        claimed = lock(folder)
+        if damage:
+            _log.warning("%s It is written again.", damage)
+            write_sealed(file, description, indent=1)
+        return claimed
     folder.mkdir(parents=True, exist_ok=True)
     foreign = sorted(each.name for each in folder.iterdir() if each.name not in (LOCK, file.name + TEMPORARY))
     if foreign:
@@ -97,6 +108,19 @@ def claim(folder: Path, description: dict) -> Lock:
     claimed = lock(folder)
     write_sealed(file, description, indent=1)
     return claimed
+
+
+def _find_owner(folder: Path) -> str | None:
+    """Return the fingerprint of the run that a folder's list of states names.
+
+    It is empty if there are no states, and None if their list is damaged.
+    """
+    try:
+        return read_sealed(folder / DIGESTS).get(OWNER)
+    except FileNotFoundError:
+        return ""
+    except DamagedError:
+        return None
 
 
 def check_images(folder: Path, examples: Sequence[Example | Skipped]) -> None:
@@ -120,6 +144,18 @@ def check_images(folder: Path, examples: Sequence[Example | Skipped]) -> None:
             f"{len(differing):,} images have changed since this run began, the first: "
             f"{', '.join(names[index] for index in differing[:5])}. Restore them, or train in another folder."
         )
+
+
+@contextlib.contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    """Keep orbax from printing tracebacks of errors that it also raises."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class Checkpoints:
@@ -146,7 +182,7 @@ class Checkpoints:
             FullDiskError: If the disk is full; earlier states are kept.
         """
         digest = digest_of(jax.tree.map(_here, state))
-        with disk_of(self._folder):
+        with disk_of(self._folder), _quiet_orbax():
             if is_first():  # before the state: a digest without a state does no harm, the reverse would lose the state
                 kept = {str(step): self._read_digests().get(str(step)) for step in self._manager.all_steps()}
                 write_sealed(self._digests, {OWNER: self._owner, **kept, str(epoch): digest})
@@ -172,7 +208,8 @@ class Checkpoints:
     def _restore(self, epoch: int, shapes: dict) -> tuple[TrainState | None, str]:
         """Load an epoch's state; return None and the reason if damaged."""
         try:
-            state = TrainState(**self._manager.restore(epoch, args=ocp.args.StandardRestore(shapes)))
+            with _quiet_orbax():
+                state = TrainState(**self._manager.restore(epoch, args=ocp.args.StandardRestore(shapes)))
         except Exception as error:  # orbax and tensorstore raise many types of errors for damaged files
             return None, f"{type(error).__name__}: {error}".partition("\n")[0]
         if digest_of(jax.tree.map(_here, state)) != self._read_digests().get(str(epoch)):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import re
 from typing import Literal, TypeAlias
 
@@ -9,6 +10,7 @@ import jax
 import optax
 
 from influence_ssl_jax.augment.recipes import PRETRAINING
+from influence_ssl_jax.configuration import COUNT, POSITIVE, check_numbers
 from influence_ssl_jax.losses import BYOL, TRAINING_LOSSES, BarlowTwins, Loss, SimCLR, Supervised
 from influence_ssl_jax.nets.heads import Classifier, Predictor, Projector, SelfSupervised
 from influence_ssl_jax.nets.network import Network
@@ -52,6 +54,11 @@ class Architecture:
     predictor_hidden: int = 2048
     mean: tuple[float, ...] = CIFAR10_MEAN
     std: tuple[float, ...] = CIFAR10_STD
+
+    def __post_init__(self) -> None:
+        """Refuse layers without channels, and pixels that no input has."""
+        widths = dict.fromkeys(("width", "hidden", "output", "predictor_hidden"), COUNT)
+        check_numbers(self, **widths, hidden_layers=(0, COUNT[1]), mean=(-math.inf, math.inf), std=POSITIVE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +104,7 @@ class Pretrain:
                 f"Training needs at least 1 epoch and batches of at least 2, got epochs={self.epochs} and "
                 f"batch_size={self.batch_size}."
             )
+        check_numbers(self, epochs=COUNT, batch_size=COUNT, target_momentum=(0, 1))
         if self.optimiser.warmup_epochs >= self.epochs:
             shorter = max(1, self.epochs // 10) if self.epochs > 1 else 0
             _log.warning(

@@ -1,6 +1,7 @@
 """The command line as a person meets it: help, mistakes, exit statuses."""
 
 import dataclasses
+import errno
 import logging
 import os
 import subprocess
@@ -216,11 +217,92 @@ def test_numbers_that_say_nothing_are_refused_before_any_work(tmp_path, capsys, 
     assert not (tmp_path / "out").exists()
 
 
+NUMBERS = {
+    "score": {
+        "--curvature.examples": "0",
+        "--curvature.batch-size": "-1",
+        "--curvature.samples": "9223372036854775808",
+        "--perturbation.mean": "nan",
+        "--perturbation.sigma": "inf",
+        "--source.blanks": "inf",
+        "--source.near-duplicates": "nan",
+        "--draws": "9223372036854775808",
+        "--distributed.processes": "0",
+    },
+    "compare": {"--dampings": "nan", "--grid.ranks": "0", "--grid.samples": "-1"},
+    "audit": {"--rounding": "-1", "--examples": "9223372036854775808"},
+    "pretrain": {
+        "--training.architecture.width": "0",
+        "--training.architecture.std": "0",
+        "--training.optimiser.learning-rate": "-1",
+        "--training.optimiser.momentum": "nan",
+        "--training.target-momentum": "2",
+        "--training.epochs": "1e30",
+        "--probe.bank": "-1",
+    },
+    "demo": {"--epochs": "0", "--draws": "-1", "--seed": "-1"},
+}
+
+
+@pytest.mark.parametrize(("command", "option"), [(name, each) for name, given in NUMBERS.items() for each in given])
+def test_numbers_of_nothing_are_refused_by_name(tmp_path, capsys, command, option):
+    scored = ["--encoder", "x", "--out", str(tmp_path / "out")]
+    places = {"audit": [str(tmp_path)], **dict.fromkeys(("score", "compare"), scored)}
+    words = [*places.get(command, ["--out", str(tmp_path / "out")]), option, NUMBERS[command][option]]
+    try:
+        heard = Said(command, *words)
+        status, text = heard.status, heard.err
+    except SystemExit as left:
+        status, text = left.code, " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert status == 2
+    name = option.rpartition(".")[2].strip("-")
+    assert name.replace("-", "_") in text or name in text or "Shares" in text
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["report", ""], "The argument"),
+        (["report", "scores", "--out="], "--out"),
+        (["score", "--encoder", "", "--out", "scores"], "--encoder"),
+        (["score", "--encoder", "e", "--out", "s", "source:folder", "--source.path", ""], "--source.path"),
+        (["pretrain", "--out", ""], "--out"),
+        (["theory", "--json", ""], "--json"),
+    ],
+)
+def test_an_empty_value_is_refused_and_never_the_current_folder(arguments, named):
+    said = Said(*arguments)
+    assert said.status == 2
+    assert said.err.startswith(f"error: {named} is empty; give a value, or leave the option out.")
+
+
 def test_a_wrong_option_is_tyros_to_explain(capsys):
     with pytest.raises(SystemExit) as left:
         main.run(["report", "x", "--tial", "0.1"])
     assert left.value.code == 2
     assert "--tial" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_on_a_read_only_disk_is_one_sentence(monkeypatch, tmp_path):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system", str(tmp_path / "audit"))
+
+    monkeypatch.setattr(main, "_execute", refuse)
+    said = Said("audit", str(tmp_path))
+    assert said.status == 2
+    assert f"error: {tmp_path / 'audit'} cannot be read or written: Read-only file system. Mend the disk" in said.err
+    assert "--debug" not in said.err
+
+
+def test_a_current_folder_that_was_deleted_is_one_sentence(tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    write_run(tmp_path / "scores")
+    said = Said("report", str(tmp_path / "scores"), "--out", "report.html")
+    assert (said.status, said.err.split(".")[0]) == (2, "error: The current folder has been deleted")
 
 
 def test_markup_in_a_name_is_text(tmp_path):

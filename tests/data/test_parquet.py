@@ -144,6 +144,97 @@ def test_a_file_that_is_cut_short_under_a_run_is_damage_and_no_crash(folder):
         opened.read(9)
 
 
+def test_a_row_group_with_fewer_rows_than_the_footer_says_is_damaged(tmp_path):
+    path = tmp_path / "t.parquet"
+    table = pa.table({"image": [encoded(k) for k in range(6)]})
+    parquet.write_table(table, path, row_group_size=4, compression="none", use_dictionary=False)
+    content = bytearray(path.read_bytes())
+    content[5] ^= 1  # in the header of the first page
+    path.write_bytes(content)
+    opened = Parquet(str(path)).open()
+    with pytest.raises(UnreadableExample, match=r"row group 0 of t.parquet is damaged: 0 rows in place of 4"):
+        opened.read(1)
+    np.testing.assert_array_equal(opened.read(4).image, pixels(4))
+
+
+def write_arrow(path: pathlib.Path, stream: bool, rows: int = 6) -> None:
+    """Two batches of rows with an attribute that has a dictionary."""
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table(
+        {
+            "image": pa.array([{"bytes": encoded(k), "path": f"{k}.png"} for k in range(rows)], kind),
+            "name": [f"name {k}" for k in range(rows)],
+            "kind": pa.array(["x", "y"] * (rows // 2)).dictionary_encode(),
+        }
+    )
+    with pa.OSFile(str(path), "wb") as file, (ipc.new_stream if stream else ipc.new_file)(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=4)
+
+
+def use_all(path: pathlib.Path) -> list[str]:
+    """Read everything of a data set; return the reasons of skipped rows."""
+    opened = Parquet(str(path)).open()
+    opened.fingerprint()
+    str(opened.attributes())
+    return [each.reason for each in opened.read_many(range(len(opened))) if isinstance(each, Skipped)]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_bit_flipped_anywhere_in_an_arrow_file_is_refused_or_a_named_row(tmp_path, stream):
+    path = tmp_path / "t.arrow"
+    write_arrow(path, stream)
+    whole, rng = path.read_bytes(), np.random.default_rng(3)
+    outcomes = set()
+    for place in rng.choice(len(whole), 150, replace=False):
+        content = bytearray(whole)
+        content[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(content)
+        try:
+            outcomes.add("skipped" if use_all(path) else "read")
+        except DataError as error:
+            outcomes.add("refused" if "t.arrow' is damaged" in str(error) else str(error))
+    assert outcomes == {"skipped", "read", "refused"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_arrow_file_that_is_cut_short_under_a_run_is_damage_and_no_crash(tmp_path, stream):
+    path = tmp_path / "t.arrow"
+    write_arrow(path, stream)
+    opened = Parquet(str(path)).open()
+    os.truncate(path, 200)
+    with pytest.raises(UnreadableExample, match=r"row group 1 of t.arrow is damaged"):
+        opened.read(5)
+
+
+def test_offsets_and_texts_that_lie_are_found_before_they_are_used(tmp_path):
+    path = tmp_path / "t.arrow"
+    write_arrow(path, stream=True)
+    whole = path.read_bytes()
+    offsets = np.arange(5, dtype=np.int32) * 5  # those of the paths 0.png … 3.png
+    assert whole.count(offsets.tobytes()) == 1
+    path.write_bytes(whole.replace(offsets.tobytes(), (offsets + np.int32([0, 0, 2**30, 0, 0])).tobytes()))
+    with pytest.raises(DataError, match=r"t.arrow' is damaged \(the images' paths\): "):
+        Parquet(str(path)).open()
+    path.write_bytes(whole.replace(b"name 1", b"name \xff"))
+    with pytest.raises(DataError, match=r"t.arrow' is damaged \(name, kind\): .*UTF8"):
+        Parquet(str(path)).open()
+
+
+@pytest.mark.parametrize("compression", ["lz4", None])
+def test_a_length_that_no_memory_holds_is_damage_and_no_lack_of_memory(tmp_path, compression):
+    path = tmp_path / "t.arrow"
+    options = ipc.IpcWriteOptions(compression=compression)
+    table = pa.table({"image": [bytes(1000)] * 4})
+    with pa.OSFile(str(path), "wb") as file, ipc.new_file(file, table.schema, options=options) as writer:
+        writer.write_table(table)
+    opened, whole = Parquet(str(path)).open(), path.read_bytes()
+    assert use_all(path)[0].startswith("not an image")
+    length = (4000).to_bytes(8, "little")
+    path.write_bytes(whole.replace(length, (4000 | 1 << 58).to_bytes(8, "little")))
+    with pytest.raises(UnreadableExample, match=r"row group 0 of t.arrow is damaged"):
+        opened.read(0)
+
+
 def test_what_cannot_be_used_is_refused_by_name(tmp_path, folder):
     with pytest.raises(DataError, match="no files"):
         Parquet(str(tmp_path / "none-*.parquet")).open()

@@ -137,6 +137,14 @@ def test_a_data_set_by_absolute_paths_is_found_from_any_folder(source, tmp_path,
             dataclasses.replace(source, **relative).open()
 
 
+@pytest.mark.parametrize(
+    "empty", [Folder(""), Folder(".", table=""), Parquet(""), Shards(""), Tfds(""), Digits(only="")]
+)
+def test_an_empty_path_or_name_is_refused_and_never_the_current_folder(empty):
+    with pytest.raises(DataError, match=r"(path|table|name|only) is an empty text"):
+        empty.open()
+
+
 def test_only_the_source_that_plants_something_tells_the_truth(source):
     assert source.open().truth() == (("planted", "original") if isinstance(source, Digits) else ())
 

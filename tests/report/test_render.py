@@ -199,6 +199,14 @@ def test_an_unfinished_or_damaged_run_is_refused(tmp_path, bare_folder):
         render(bare_folder)
 
 
+@pytest.mark.parametrize("name", ["run.json", "audit.json"])
+def test_a_whole_file_of_another_kind_is_refused(bare_folder, name):
+    write_sealed(bare_folder / name, {"fingerprint": "of a fit", "files": {}})
+    (bare_folder / "identity.json").unlink(missing_ok=True)
+    with pytest.raises(StoreError, match=f"{name} is another file: it has not what a record of this name has"):
+        render(bare_folder)
+
+
 def test_table_and_record_of_another_run_are_refused(tmp_path, bare_folder):
     table = pa.table({"index": np.arange(4), "id": list("abcd"), "score": [4.0, 3.0, 2.0, 1.0]})
     with ScoreStore.open(tmp_path / "other", {"draws": 2}, 4) as store:

@@ -177,6 +177,9 @@ def test_damaged_certificates_are_computed_again_to_the_same_bits_and_counted(fo
     damaged = parts[skipped - 1 if kind == "scored" else skipped]  # of one batch, which is written in two parts
     path = folder / "audit" / "parts" / damaged.name
     path.write_bytes(path.read_bytes()[:-7])
+    (folder / "audit" / "identity.json").write_text('{"scores": "of another run"')
+    with pytest.raises(StoreError, match=r"not those of this command.* or delete .*audit: the scores stay"):
+        run(command(folder, seed=1))
     text = run(command(folder))
     assert f"{damaged.rows} certificates were damaged; they are computed again." in text
     assert f"Continuing: {SIZE - damaged.rows} of {SIZE}" in text

@@ -127,8 +127,17 @@ def test_the_record_the_table_and_the_figures(command, monkeypatch):
     after = json.loads((folder / "comparison.json").read_text())["rows"]
     assert [row["scores"] for row in after[6:]] == [row["scores"] for row in before[6:]]
 
+    # and so are those of another comparison, however whole
+    write_sealed(folder / "truth.json", {**read_sealed(folder / "truth.json"), "fingerprint": "of another", "rows": []})
+    (folder / "identity.json").write_text("")
+    with pytest.raises(StoreError, match="not those of this command"):
+        run(command(dampings=(0.1,)))
+    run(command(Grid((), (), (3,), (), samples=2, probes=2)))
+    last = json.loads((folder / "comparison.json").read_text())["rows"]
+    assert [row["scores"] for row in last[6:]] == [row["scores"] for row in before[6:]]
+
     # images that are others since it was begun
     held = read_sealed(folder / "images.json")
-    write_sealed(folder / "images.json", {**held, next(iter(held)): "00"})
+    write_sealed(folder / "images.json", {**held, "digests": {**held["digests"], next(iter(held["digests"])): "00"}})
     with pytest.raises(DataError, match="1 images that the curvature or exact scores were computed from have changed"):
         run(command())

@@ -197,6 +197,16 @@ def test_a_flipped_bit_is_noticed_or_changes_nothing(tmp_path_factory, seed):
         assert str(path) in str(error)  # noqa: PT017
 
 
+def test_a_folder_or_a_device_is_never_replaced_by_a_file(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path, kind in ((tmp_path, "a folder"), (pipe, "a device or a pipe")):
+        with pytest.raises(StoreError, match=f"is {kind} and is not replaced by a file"):
+            files.write_atomically(path, b"content")
+    assert pipe.is_fifo()
+    assert [file.name for file in tmp_path.parent.iterdir() if file.name.endswith(".tmp")] == []
+
+
 @pytest.mark.parametrize("text", ["", "null", "[]", '"text"', "{}", '{"sum": null}', "[" * 100_000, '{"a": ' * 100_000])
 def test_what_is_no_sealed_object_is_damaged(tmp_path, text):
     (tmp_path / "a.json").write_text(text)

@@ -27,7 +27,17 @@ from influence_ssl_jax.report.scored_run import ScoredRun
 from influence_ssl_jax.scoring.neighbours import Neighbours
 from influence_ssl_jax.scoring.stream import embedding_matrix
 from influence_ssl_jax.scoring.table import LIGHT, neighbour_columns
-from influence_ssl_jax.store import COLUMNS, ScoreStore, files, identity, manifest, result, score_store
+from influence_ssl_jax.store import (
+    COLUMNS,
+    ScoreStore,
+    files,
+    identity,
+    manifest,
+    read_sealed,
+    result,
+    score_store,
+    write_sealed,
+)
 from influence_ssl_jax.store.manifest import Manifest
 
 IDENTITY = {"configuration": {"class": "Score", "draws": 4, "backend": {"class": "LoGra", "rank": 8}}, "data": "abc"}
@@ -511,11 +521,29 @@ def test_a_folder_of_something_else_is_refused_untouched(tmp_path):
         ScoreStore.open(tmp_path / "thesis.tex", IDENTITY, SIZE)
 
 
-def test_a_damaged_identity_is_refused(tmp_path):
+@pytest.mark.parametrize("content", [None, "", "{", "null", "[]", '{"size": 10}', "another run"])
+def test_an_identity_that_is_lost_is_written_again_for_the_run_of_the_parts_alone(tmp_path, content):
     fill(tmp_path, BATCHES)
-    (tmp_path / "identity.json").write_text("{")
-    with pytest.raises(StoreError, match="nothing says whose scores these are"):
-        ScoreStore.open(tmp_path, IDENTITY, SIZE)
+    path = tmp_path / "identity.json"
+    whole = path.read_bytes()
+    if content is None:
+        path.unlink()
+    elif content == "another run":
+        write_sealed(path, {**read_sealed(path), "seed": -1})
+    else:
+        path.write_text(content)
+    with pytest.raises(StoreError, match=r"are not those of this command|holds the results of another run"):
+        ScoreStore.open(tmp_path, {**IDENTITY, "other": 1}, SIZE)
+    with ScoreStore.open(tmp_path, IDENTITY, SIZE) as store:
+        assert store.finished == sum(map(len, BATCHES))
+    assert path.read_bytes() == whole
+
+
+def test_a_damaged_identity_without_results_is_written_again(tmp_path):
+    ScoreStore.open(tmp_path, IDENTITY, SIZE).close()
+    (tmp_path / "identity.json").write_text("")
+    ScoreStore.open(tmp_path, {**IDENTITY, "other": 1}, SIZE).close()
+    assert read_sealed(tmp_path / "identity.json")["other"] == 1
 
 
 def test_rows_that_would_repeat_or_lie_outside_are_refused(tmp_path):

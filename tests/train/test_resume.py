@@ -1,5 +1,8 @@
 """Going on with a training run: damaged, replaced and foreign states, other images, other inputs."""
 
+import contextlib
+import dataclasses
+import resource as limits
 import shutil
 
 import jax
@@ -7,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from influence_ssl_jax.configuration import fingerprint
 from influence_ssl_jax.data import Arrays, ToInput, cache
+from influence_ssl_jax.errors import FullDiskError
 from influence_ssl_jax.losses import SimCLR
 from influence_ssl_jax.store import write_sealed
 from influence_ssl_jax.train import Probe, TrainingError, loop, pretrain, resume
@@ -122,6 +127,19 @@ def test_states_of_another_run_are_not_taken(three, caplog):
     assert "its digest is not the one that was kept" in caplog.text
 
 
+def test_a_full_disk_is_one_error_without_a_traceback_of_orbax(tmp_path, caplog):
+    large = dataclasses.replace(state(1), params={"w": jnp.asarray(np.random.default_rng(0).normal(size=100_000))})
+    soft, hard = limits.getrlimit(limits.RLIMIT_FSIZE)
+    with contextlib.closing(Checkpoints(tmp_path, 2, "owner")) as kept:
+        limits.setrlimit(limits.RLIMIT_FSIZE, (20_000, hard))
+        try:
+            with pytest.raises(FullDiskError, match=r"checkpoints takes no more: File too large"):
+                kept.save(1, large)
+        finally:
+            limits.setrlimit(limits.RLIMIT_FSIZE, (soft, hard))
+        assert not caplog.records
+
+
 def test_where_no_state_is_whole_the_run_begins_anew(three):
     (three / "checkpoints.json").write_text("null")
     epoch, found = latest(three)
@@ -130,12 +148,23 @@ def test_where_no_state_is_whole_the_run_begins_anew(three):
 
 
 @pytest.mark.parametrize("text", ["null", "", '{"pretrain": {"seed": 0}, "data": "abc"}', "[" * 100_000])
-def test_damaged_settings_are_refused_in_words(tmp_path, text):
+def test_damaged_settings_are_written_again_for_the_run_of_the_states_alone(tmp_path, text):
     claim(tmp_path, DESCRIPTION).close()
     claim(tmp_path, DESCRIPTION).close()
-    (tmp_path / "settings.json").write_text(text)
-    with pytest.raises(TrainingError, match=r"settings.json is damaged: .* The settings of the run are lost"):
-        claim(tmp_path, DESCRIPTION)
+    file, states = tmp_path / "settings.json", tmp_path / "checkpoints.json"
+    whole = file.read_bytes()
+    file.write_text(text)
+    for content in ('{"fingerprint": "of another"}', "null"):
+        states.write_text(content)
+        with pytest.raises(TrainingError, match=r"settings.json is damaged: .* are not those of this command"):
+            claim(tmp_path, DESCRIPTION)
+    write_sealed(states, {"fingerprint": fingerprint(DESCRIPTION), "1": "digest"})
+    claim(tmp_path, DESCRIPTION).close()
+    assert file.read_bytes() == whole
+    states.unlink()
+    file.write_text(text)
+    claim(tmp_path, DESCRIPTION).close()
+    assert file.read_bytes() == whole
 
 
 class Claimed(Exception):
