@@ -76,7 +76,7 @@ def _refuse_empty(arguments: Sequence[str]) -> None:
     named = "The argument"
     for word in arguments:
         named = word.partition("=")[0] if word.startswith("--") else named
-        if not word or (word.startswith("--") and word.endswith("=")):
+        if not word or (word.startswith("--") and word.partition("=")[1:] == ("=", "")):
             raise InfluenceError(f"{named} is empty; give a value, or leave the option out.")
 
 
