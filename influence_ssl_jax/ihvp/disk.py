@@ -60,7 +60,7 @@ class DiskRows:
         shape = jax.ShapeDtypeStruct((count, self.rows, self.span), jnp.dtype(self.dtype))
         return jax.pure_callback(partial(self._load, count), shape, first)
 
-    def _load(self, count: int, first: Int[np.ndarray, ""]) -> Float[np.ndarray, "count rows span"]:
+    def _load(self, count: int, first: Int[Array | np.ndarray, ""]) -> Float[np.ndarray, "count rows span"]:
         """Read spans into the host's memory.
 
         Raises:
@@ -68,7 +68,7 @@ class DiskRows:
         """
         each = self.rows * self.span * self.itemsize
         place, content = self.start + int(first) * each, np.empty(count * each, np.uint8)
-        left = memoryview(content)
+        left = content.data
         file = os.open(self.path, os.O_RDONLY)
         try:
             if sys.platform == "linux":  # the kernel reads the next slab while this one is multiplied

@@ -355,9 +355,10 @@ class Gram(Backend[GramState]):
 
         With rows on a disk these are two slabs, and four arrays of a batch's gradients of the largest layer.
         """
-        if self.rows == "memory":
+        spans = [place.size // place.length for place in state.rows.values() if isinstance(place, DiskRows)]
+        if not spans:
             return super().workspace(state, parameters)
-        largest = max(max(place.rows * place.span * place.itemsize for place in state.rows.values()), SLAB)
+        largest = max(*spans, SLAB)
         return Workspace(2 * largest // state.gram.high.dtype.itemsize, 4 * max(block.size for block in state.blocks))
 
     def mean_eigenvalue(self, state: GramState) -> Resolved:

@@ -236,11 +236,7 @@ def _fit_or_load(
     """Return the fitted state, and an earlier fit's notes or None."""
     backend, seed, local = settings.backend, settings.scoring.seed, local_devices()
     if isinstance(backend, Gram) and backend.rows == "disk":
-        if divided is not None:
-            raise InfluenceError(
-                f"Gram(rows='disk') scores on one device, got {all_devices().size}. Take rows='memory', which they share, "
-                "or make one device visible to this process."
-            )
+        _refuse_several(all_devices().size)
         return _fit_or_load_from_disk(backend, problem, store)
     expected = shapes(problem, backend, seed) if divided is None else divided.shapes(backend, seed)
     check_fit(expected.leaves, expected.lengths, backend, local.size)
@@ -252,6 +248,15 @@ def _fit_or_load(
         state, notes = loaded
         return (state if divided is None else replicated(state, local)), notes
     return (fit_checked(problem, backend, seed) if divided is None else divided.fit(backend, seed, local)), None
+
+
+def _refuse_several(devices: int) -> None:
+    """Refuse more than one device for rows in a file."""
+    if devices > 1:
+        raise InfluenceError(
+            f"Gram(rows='disk') scores on one device, got {devices}. Take rows='memory', which they share, or make one "
+            "device visible to this process."
+        )
 
 
 def _fit_or_load_from_disk(

@@ -64,7 +64,7 @@ def complete_rows(
             os.fsync(file.fileno())
         total = hashlib.sha256()
         for array in arrays:
-            total.update(array.view(np.uint8).reshape(-1))
+            total.update(array.view(np.uint8).reshape(-1).data)
         digests[number] = total.hexdigest()
         write_sealed(path.with_name(LIST), {"owner": owner, "sha256": digests})
     return np.array([list(bytes.fromhex(digest)) for digest in digests], np.uint8)
@@ -88,7 +88,7 @@ def _chunks(
     """Yield the place in the file and the bytes of every span of a part."""
     for block, array in zip(blocks, arrays, strict=True):
         size = block.rows // parts * block.span * block.itemsize
-        content = memoryview(array.view(np.uint8).reshape(-1))
+        content = array.view(np.uint8).reshape(-1).data
         for span in range(block.length):
             yield block.start + (span * parts + number) * size, content[span * size : (span + 1) * size]
 

@@ -58,7 +58,7 @@ def test_a_run_from_disk_has_the_bits_of_one_in_memory_also_after_a_stop_and_dam
     assert not (tmp_path / "memory" / ROWS).exists()
 
 
-def test_several_devices_keep_rows_in_memory(tmp_path):
-    settings = ScoreRun("encoder", tmp_path, backend=isj.Gram(rows="disk"))
-    with pytest.raises(InfluenceError, match=r"Gram\(rows='disk'\) scores on one device, got 1"):
-        runs_score._fit_or_load(settings, None, object(), None)
+def test_several_devices_keep_rows_in_memory():
+    runs_score._refuse_several(1)
+    with pytest.raises(InfluenceError, match=r"Gram\(rows='disk'\) scores on one device, got 2"):
+        runs_score._refuse_several(2)

@@ -34,7 +34,7 @@ def blocks_in(folder):
 
 
 def content_of(blocks):
-    return [block._load(block.length, np.int32(0)) for block in blocks]
+    return [block._load(block.length, np.array(0)) for block in blocks]
 
 
 def test_rows_are_where_blocks_are_read(tmp_path):
@@ -44,7 +44,7 @@ def test_rows_are_where_blocks_are_read(tmp_path):
         np.testing.assert_array_equal(got, want)
     assert (tmp_path / ROWS).stat().st_size == sum(array.nbytes for array in WHOLE)
     assert len(np.unique(digests, axis=0)) == PARTS
-    np.testing.assert_array_equal(blocks[0]._load(2, np.int32(3)), WHOLE[0][3:5])
+    np.testing.assert_array_equal(blocks[0]._load(2, np.array(3)), WHOLE[0][3:5])
 
 
 def test_a_stopped_run_forms_what_is_missing(tmp_path):
