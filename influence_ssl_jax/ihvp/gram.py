@@ -8,13 +8,14 @@ import functools
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import ClassVar, Literal, NamedTuple
+from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature import blocks as cut
@@ -28,9 +29,10 @@ from influence_ssl_jax.curvature.contributions import (
 )
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.errors import InfluenceError
-from influence_ssl_jax.ihvp.backend import Assessed, Backend, Form, Resolved, Spectrum, scalar
+from influence_ssl_jax.ihvp.backend import Assessed, Backend, Form, Resolved, Spectrum, Workspace, scalar
+from influence_ssl_jax.ihvp.disk import SLAB, DiskRows, lay_out
 from influence_ssl_jax.ihvp.eigenbasis import refuse_hessian
-from influence_ssl_jax.parallel import AXIS, Sharded, devices, exchange, padded_length, shards
+from influence_ssl_jax.parallel import AXIS, Sharded, devices, exchange, padded_length, shards, specs_of
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Batch, Params, PyTree
 
@@ -40,6 +42,9 @@ _UNIT = 2.0**-53
 """The unit roundoff of float64."""
 _PAIR = 2.0**-47
 """Relative error of a float64 number that is kept as two of float32."""
+
+Rows: TypeAlias = Sharded | DiskRows
+"""The rows of a block in spans of parameters, [spans, rows, span]: in memory, or in a file."""
 
 
 class Wide(NamedTuple):
@@ -60,7 +65,7 @@ class GramState:
     Attributes:
         params: Gives vectors their structure.
         rows: A, block by block, in spans of at most SPAN parameters: [spans, rows, span], with zeros at the end. On several
-            devices each has some of the spans of every block, and of A as much as another.
+            devices each has some of the spans of every block, and of A as much as another. Or where a file has them.
         lost: `E Eᵀ`, E what rounding to bfloat16 took from the rows; None where they are kept as they were formed.
         gram: K.
         eigenvalues: μ, ascending, not below zero.
@@ -69,17 +74,19 @@ class GramState:
         members: The index in its source of every example of the curvature set, in that order.
         units: How many examples (batches, where the loss couples examples) the curvature set holds.
         parts: How many equal parts of these the jackknife leaves out in turn; 1 where the set cannot be cut.
+        digests: SHA-256 of every part of the file that has the rows; None where they are in memory.
         blocks: The layers.
     """
 
     params: Params
-    rows: dict[str, Sharded]
+    rows: dict[str, Sharded] | dict[str, DiskRows]
     lost: Float[Array, "rows rows"] | None
     gram: Wide
     eigenvalues: Wide
     eigenvectors: Wide
     order: Int[Array, " rows"]
     members: Int[Array, " examples"]
+    digests: UInt8[Array, "parts 32"] | None
     units: int = dataclasses.field(metadata={"static": True})
     parts: int = dataclasses.field(metadata={"static": True})
     blocks: cut.Blocks = dataclasses.field(metadata={"static": True})
@@ -188,6 +195,11 @@ class Gram(Backend[GramState]):
     device sends each other one that part of its own examples' gradients which the other one has rows for, multiplies, and
     sends the products back, where they are added up in float64. Per example and draw P numbers travel, whatever R.
 
+    Rows on a disk are read from a file while a batch is scored: once for its products, and once more where a batch is
+    computed in the way that does not cancel. So a batch takes at least the seconds in which the disk reads the file,
+    however many examples it has, and memory holds the gradients of a batch for one layer instead of the rows. Products
+    are added up in the same order as in memory.
+
     Every form comes with a bound of its rounding (`assess`): that of products in the working precision, of rows kept in
     bfloat16, of K, and of the solve. It holds for C and g as they were computed: backpropagation itself is not bounded.
     Sums of n products are off by at most n unit roundoffs of the product of the norms, in any order, where products are
@@ -202,6 +214,8 @@ class Gram(Backend[GramState]):
         accuracy: The relative bound of rounding above which the forms of a batch are computed in the way that does not
             cancel, at two to three times the cost; 2¹⁷ unit roundoffs where None (0.8 % in float32).
         unexplained: What to do with parameters that no known layer explains.
+        rows: Where rows are kept: in the memory of the devices, or in a file in the folder of the scores (`disk`), on one
+            device. Only a run that has a folder can do that: `score`, here and on the command line.
 
     Examples:
         >>> import influence_ssl_jax as isj
@@ -214,6 +228,7 @@ class Gram(Backend[GramState]):
     parts: int = 16
     accuracy: float | None = None
     unexplained: cut.Unexplained = "error"
+    rows: Literal["memory", "disk"] = "memory"
     when_to_use: ClassVar[str] = "Exact for a Fisher of up to some thousand gradients, with error bounds."
     vectors_per_draw: ClassVar[int] = 0  # gradients are formed block by block, for few examples at a time
 
@@ -231,24 +246,89 @@ class Gram(Backend[GramState]):
 
         Raises:
             CurvatureError: The curvature is a Hessian, which is no sum of outer products.
-            InfluenceError: It is a sum of more than `max_rows`.
+            InfluenceError: It is a sum of more than `max_rows`, or rows belong on a disk.
         """
         del key
+        if self.rows == "disk":
+            raise InfluenceError(
+                "Gram(rows='disk') writes its rows into the folder of the scores, and a fit in memory has none. Call "
+                "influence_ssl_jax.score(…, out=FOLDER) or influence-ssl score, or take rows='memory'."
+            )
+        blocks, _ = self._divide(problem)
+        formed = curvature_rows(problem, self.samples, blocks)
+        rows, lost = formed, None
+        if self.storage == "bfloat16":
+            rows, lost = jax.tree.map(_rounded, formed), jax.tree.map(_lost, formed)
+        return self._complete(problem, blocks, rows, lost, None)
+
+    def place_rows(self, problem: Problem, path: Path) -> tuple[DiskRows, ...]:
+        """Place the rows in a file, block by block.
+
+        Behind rows in bfloat16 comes what rounding took from them, which only the fit reads.
+
+        Raises:
+            CurvatureError: The curvature is a Hessian, which is no sum of outer products.
+            InfluenceError: It is a sum of more than `max_rows`.
+        """
+        blocks, count = self._divide(problem)
+        shapes = [(spans, count, span) for spans, span in (_cut(block.size) for block in blocks)]
+        if self.storage == "bfloat16":
+            return lay_out(path, 2 * shapes, jnp.bfloat16)
+        return lay_out(path, shapes, jax.tree.leaves(problem.params)[0].dtype)
+
+    def form_part(self, problem: Problem, number: Int[Array, ""]) -> tuple[Float[Array, "spans part span"], ...]:
+        """Form the rows of one batch of the curvature set, as `place_rows` places them."""
+        blocks, _ = self._divide(problem)
+        batch = jax.tree.map(lambda leaf: leaf[number], problem.batches)
+        formed = [
+            _spans(part, *_cut(part.shape[1])) for part in _scaled_rows(problem, batch, self.samples, blocks).values()
+        ]
+        formed = jax.lax.optimization_barrier(formed)  # rounded once before what is lost is computed, as in memory
+        if self.storage == "bfloat16":
+            return (*map(_rounded, formed), *map(_lost, formed))
+        return tuple(formed)
+
+    def fit_placed(
+        self, problem: Problem, places: tuple[DiskRows, ...], digests: UInt8[Array, "parts 32"]
+    ) -> GramState:
+        """Compute the state of rows in a file: `fit`, without forming them.
+
+        Args:
+            problem: The problem that they are of.
+            places: Where they are (`place_rows`).
+            digests: SHA-256 of every batch's rows.
+        """
+        blocks, _ = self._divide(problem)
+        names = [block.name for block in blocks]
+        rows, left = dict(zip(names, places, strict=False)), dict(zip(names, places[len(names) :], strict=False))
+        return self._complete(problem, blocks, rows, left or None, digests)
+
+    def _divide(self, problem: Problem) -> tuple[cut.Blocks, int]:
+        """Return the layers and the number of rows, or refuse the problem."""
         refuse_hessian(problem, self)
-        count, dtype = row_count(problem, self.samples), jax.tree.leaves(problem.params)[0].dtype
+        count = row_count(problem, self.samples)
         if count > self.max_rows:
             raise InfluenceError(
                 f"This curvature ({problem.curvature!r}) is a sum of {count:,} outer products, over Gram's limit of "
                 f"{self.max_rows:,} rows. Take fewer curvature examples or samples (a 'ggn' with samples=None has a row "
                 "for every output of every example), raise max_rows where memory allows it, or use EKFAC or LoGra."
             )
-        blocks = discover_blocks(problem, self.unexplained)
-        formed = curvature_rows(problem, self.samples, blocks)
-        rows, lost = formed, None
-        if self.storage == "bfloat16":
-            rows = jax.tree.map(lambda part: part.astype(jnp.bfloat16), formed)
-            left = jax.tree.map(lambda part, kept: (part - kept.astype(part.dtype)).astype(jnp.bfloat16), formed, rows)
-            lost = _gram_of(left, dtype).high
+        return discover_blocks(problem, self.unexplained), count
+
+    def _complete(
+        self,
+        problem: Problem,
+        blocks: cut.Blocks,
+        rows: dict[str, Sharded] | dict[str, DiskRows],
+        left: dict[str, Sharded] | dict[str, DiskRows] | None,
+        digests: UInt8[Array, "parts 32"] | None,
+    ) -> GramState:
+        """Compute K and its eigenvectors, and make the state.
+
+        `left` is what rounding took from the rows.
+        """
+        dtype = jax.tree.leaves(problem.params)[0].dtype
+        lost = None if left is None else _gram_of(left, dtype).high
         gram = _gram_of(rows, dtype)
         with jax.enable_x64(True):
             values, vectors = jnp.linalg.eigh(_joined(gram))
@@ -264,10 +344,22 @@ class Gram(Backend[GramState]):
             eigenvectors=eigenvectors,
             order=jnp.asarray(order),
             members=problem.batches.index[: len(problem.batches.index) - problem.padding].reshape(-1),
+            digests=digests,
             units=units,
             parts=parts,
             blocks=blocks,
         )
+
+    def workspace(self, state: GramState, parameters: int) -> Workspace:
+        """Return how many numbers scoring holds in memory.
+
+        With rows on a disk these are two slabs, and four arrays of a batch's gradients of the largest layer.
+        """
+        spans = [place.size // place.length for place in state.rows.values() if isinstance(place, DiskRows)]
+        if not spans:
+            return super().workspace(state, parameters)
+        largest = max(*spans, SLAB)
+        return Workspace(2 * largest // state.gram.high.dtype.itemsize, 4 * max(block.size for block in state.blocks))
 
     def mean_eigenvalue(self, state: GramState) -> Resolved:
         """Return tr(K)/P, which is tr(C)/P."""
@@ -301,7 +393,7 @@ class Gram(Backend[GramState]):
                 left = _over_spans(
                     lambda total, a, v: (total, _double(v) - _joined(solved)[0] @ _double(a)),
                     jnp.zeros(()),
-                    state.rows[name].array,
+                    state.rows[name],
                     part[0],
                 )[1]
                 joined = jnp.moveaxis(left, 0, 1).reshape(-1)[: part.shape[-1]] / value
@@ -400,7 +492,7 @@ class Gram(Backend[GramState]):
         parts = []
         for block in state.blocks:
             a, b = (block.materialise(side).reshape(side.cotangents.shape[1], -1) for side in sides)
-            parts.append(_between(state.rows[block.name].array, a, b, coefficients[0], coefficients[1]))
+            parts.append(_between(state.rows[block.name], a, b, coefficients[0], coefficients[1]))
         with jax.enable_x64(True):
             a, b = map(_joined, coefficients)
             total = _total(parts) / _double(value) + a @ b.T
@@ -414,8 +506,8 @@ class Gram(Backend[GramState]):
         dtype, read = state.gram.high.dtype, []
         for block in state.blocks:
             if not gradients.program.read.isdisjoint(block.leaves):
-                inner = partial(_inner, state.rows[block.name], precise)
-                read.append(block.map_examples(gradients, partial(_by_shards, inner), None))
+                rows = state.rows[block.name]
+                read.append(_map_examples(block, gradients, partial(_inner, rows, precise), rows, None))
         with jax.enable_x64(True):
             along, between = (_split(_total(each), dtype) for each in zip(*read, strict=True))
         unit = _UNIT if precise else float(jnp.finfo(dtype).eps) / 2
@@ -460,8 +552,8 @@ class Gram(Backend[GramState]):
             sizes = _sizes(state, found, _squares(_joined(products.between)), products.error)
             coefficients = _split(found.coefficients, damping.dtype)
         left = [
-            block.map_examples(gradients, partial(_by_shards, partial(_outside, state.rows[block.name])), coefficients)
-            for block in state.blocks
+            _map_examples(block, gradients, partial(_outside, rows), rows, coefficients)
+            for block, rows in ((block, state.rows[block.name]) for block in state.blocks)
             if not gradients.program.read.isdisjoint(block.leaves)
         ]
         # Blocks that the gradients do not reach have v = −Aᵀc.
@@ -491,15 +583,14 @@ def curvature_rows(problem: Problem, samples: int | None, blocks: cut.Blocks) ->
     """
     number, dtype = problem.batches.index.shape[0], jax.tree.leaves(problem.params)[0].dtype
     each, count = row_count(problem, samples) // (number - problem.padding), devices()
-    scale = 1 / math.sqrt((number - problem.padding) * (draw_count(problem, samples) or 1))
     sizes = {block.name: _cut(block.size) for block in blocks}
 
     def formed(batch: Batch) -> dict[str, Array]:
         """Return one batch's rows as every device's spans: [devices, spans, rows, span]."""
         found = {}
-        for name, part in batch_rows(problem, batch, samples, blocks).items():
+        for name, part in _scaled_rows(problem, batch, samples, blocks).items():
             spans, span = sizes[name]
-            cut_up = _spans((scale * part).astype(dtype), padded_length(spans, count), span)
+            cut_up = _spans(part, padded_length(spans, count), span)
             found[name] = cut_up.reshape(count, -1, *cut_up.shape[1:])
         return found
 
@@ -533,6 +624,25 @@ def curvature_rows(problem: Problem, samples: int | None, blocks: cut.Blocks) ->
         of_batches = jax.shard_map(of_batches, in_specs=spec, out_specs=spec, check_vma=False)
     rows = of_batches(problem.batches)
     return {name: Sharded(part[:, : each * (number - problem.padding)], sizes[name][0]) for name, part in rows.items()}
+
+
+def _scaled_rows(
+    problem: Problem, batch: Batch, samples: int | None, blocks: cut.Blocks
+) -> dict[str, Float[Array, "rows size"]]:
+    """Return a batch's rows of A, so that all batches' outer products sum to C."""
+    batches, dtype = problem.batches.index.shape[0] - problem.padding, jax.tree.leaves(problem.params)[0].dtype
+    scale = 1 / math.sqrt(batches * (draw_count(problem, samples) or 1))
+    return {name: (scale * part).astype(dtype) for name, part in batch_rows(problem, batch, samples, blocks).items()}
+
+
+def _rounded(rows: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Return rows as bfloat16 keeps them."""
+    return rows.astype(jnp.bfloat16)
+
+
+def _lost(rows: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Return what `_rounded` takes from rows."""
+    return (rows - _rounded(rows).astype(rows.dtype)).astype(jnp.bfloat16)
 
 
 def batch_rows(
@@ -590,39 +700,86 @@ def _width(state: GramState, name: str) -> int:
     return next(block.size for block in state.blocks if block.name == name)
 
 
+def _map_examples(
+    block: cut.Block,
+    gradients: ExampleGradients,
+    compute: Callable[[Float[Array, "some draws size"], PyTree], PyTree],
+    rows: Rows,
+    beside: PyTree,
+) -> PyTree:
+    """Sum `compute` over the parameters of a block, for every example (`_by_shards`).
+
+    For rows in memory the gradients of few examples are formed at a time. For rows in a file they are formed in the same
+    way, but all are multiplied in one pass over the file.
+    """
+    if isinstance(rows, Sharded):
+        return block.map_examples(gradients, partial(_by_shards, compute), beside)
+    return _by_shards(compute, block.map_examples(gradients, lambda formed, _: formed, None), beside)
+
+
 def _over_spans(
     step: Callable[..., tuple[PyTree, PyTree]],
     start: PyTree,
-    rows: Float[Array, "spans rows span"],
+    rows: Rows,
     *vectors: Float[Array, "_ size"],
 ) -> tuple[PyTree, PyTree]:
-    """Fold `step(total, A_s, g_s, …)` over a block's spans s and stack its second results."""
-    cut_up = [_spans(each, rows.shape[0], rows.shape[2]) for each in vectors]
-    return jax.lax.scan(lambda total, item: step(total, *item), start, (rows, *cut_up))
+    """Fold `step(total, A_s, g_s, …)` over a block's spans s and stack its second results.
+
+    Of rows in a file one slab at a time is in memory; their spans are in the same order.
+    """
+
+    def fold(total: PyTree, items: tuple[Array, ...]) -> tuple[PyTree, PyTree]:
+        return jax.lax.scan(lambda total, item: step(total, *item), total, items)
+
+    if isinstance(rows, Sharded):
+        return fold(start, (rows.array, *(_spans(each, rows.array.shape[0], rows.array.shape[2]) for each in vectors)))
+    cut_up = [_spans(each, rows.length, rows.span) for each in vectors]
+    slabs, rest = divmod(rows.length, rows.at_once)
+    whole = slabs * rows.at_once
+
+    def of_slab(total: PyTree, item: tuple[Array, ...]) -> tuple[PyTree, PyTree]:
+        first, *parts = item
+        return fold(total, (rows.read(first, rows.at_once), *parts))
+
+    firsts = rows.at_once * jnp.arange(slabs, dtype=jnp.int32)
+    slabbed = [each[:whole].reshape(slabs, rows.at_once, *each.shape[1:]) for each in cut_up]
+    total, stacked = jax.lax.scan(of_slab, start, (firsts, *slabbed))
+    stacked = jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), stacked)
+    if not rest:
+        return total, stacked
+    total, last = fold(total, (rows.read(jnp.int32(whole), rest), *(each[whole:] for each in cut_up)))
+    return total, jax.tree.map(lambda *parts: jnp.concatenate(parts), stacked, last)
 
 
-def _gram_of(rows: dict[str, Sharded], dtype: jax.typing.DTypeLike) -> Wide:
+def _gram_of(rows: dict[str, Sharded] | dict[str, DiskRows], dtype: jax.typing.DTypeLike) -> Wide:
     """Compute `AAᵀ` with every product and sum in float64.
 
     Each device adds up its spans, then all add those sums.
     """
 
-    def total_of(rows: list[Array]) -> Array:
+    def total_of(rows: list[Rows]) -> Array:
         with jax.enable_x64(True):
 
             def step(total: Array, part: Array) -> tuple[Array, None]:
                 wide = _double(part)
                 return total + wide @ wide.T, None
 
-            total = jnp.zeros((rows[0].shape[1],) * 2, jnp.float64)
+            total = jnp.zeros((_count(rows[0]),) * 2, jnp.float64)
             for part in rows:
-                total = jax.lax.scan(step, total, part)[0]
+                total = _over_spans(step, total, part)[0]
             return jax.lax.psum(total, AXIS) if shards() > 1 else total
 
+    every = list(rows.values())
     if devices() > 1:
-        total_of = jax.shard_map(total_of, in_specs=PartitionSpec(AXIS), out_specs=PartitionSpec(), check_vma=False)
+        specs = (specs_of(every),)
+        total_of = jax.shard_map(total_of, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
     with jax.enable_x64(True):
-        return _split(total_of([part.array for part in rows.values()]), dtype)
+        return _split(total_of(every), dtype)
+
+
+def _count(rows: Rows) -> int:
+    """Return the number of rows."""
+    return rows.array.shape[1] if isinstance(rows, Sharded) else rows.rows
 
 
 def _by_shards(
@@ -659,7 +816,7 @@ def _by_shards(
 
 
 def _inner(
-    rows: Sharded, precise: bool, gradients: Float[Array, "some draws size"], _: None
+    rows: Rows, precise: bool, gradients: Float[Array, "some draws size"], _: None
 ) -> tuple[Float[Array, "some draws rows"], Float[Array, "some draws draws"]]:
     """Compute `A g` and `⟨g_k, g_l⟩` of examples' gradients of one block, in float64."""
     some, draws, size = gradients.shape
@@ -672,14 +829,13 @@ def _inner(
         between = jnp.einsum("mks,mls->mkl", apart, apart, precision="highest")
         return (total[0] + _double(along), total[1] + _double(between)), None
 
-    count = rows.array.shape[1]
-    start = jnp.zeros((some * draws, count), jnp.float64), jnp.zeros((some, draws, draws), jnp.float64)
-    along, between = _over_spans(step, start, rows.array, gradients.reshape(-1, size))[0]
+    start = jnp.zeros((some * draws, _count(rows)), jnp.float64), jnp.zeros((some, draws, draws), jnp.float64)
+    along, between = _over_spans(step, start, rows, gradients.reshape(-1, size))[0]
     return along.reshape(some, draws, -1), between
 
 
 def _outside(
-    rows: Sharded, gradients: Float[Array, "some draws size"], coefficients: Wide
+    rows: Rows, gradients: Float[Array, "some draws size"], coefficients: Wide
 ) -> Float[Array, "some draws draws"]:
     """Compute `⟨v_k, v_l⟩`, `v = g − Aᵀc`, of some examples' gradients of one block, in float64."""
     some, draws, size = gradients.shape
@@ -690,11 +846,11 @@ def _outside(
         return total + jnp.einsum("mks,mls->mkl", v, v), None
 
     start = jnp.zeros((some, draws, draws), jnp.float64)
-    return _over_spans(step, start, rows.array, gradients.reshape(-1, size))[0]
+    return _over_spans(step, start, rows, gradients.reshape(-1, size))[0]
 
 
 def _between(
-    rows: Float[Array, "spans rows span"],
+    rows: Rows,
     left: Float[Array, "left size"],
     right: Float[Array, "right size"],
     of_left: Wide,

@@ -25,6 +25,7 @@ from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.errors import InfluenceError, SkippedError, StoreError
 from influence_ssl_jax.evaluation.statistics import spearman, top_overlap
 from influence_ssl_jax.ihvp.backend import Resolved
+from influence_ssl_jax.ihvp.gram import Gram
 from influence_ssl_jax.parallel import (
     agree_with_first,
     all_devices,
@@ -58,7 +59,7 @@ from influence_ssl_jax.runs.changed_images import (
 )
 from influence_ssl_jax.runs.prepare import Prepared, absolute, describe_encoder, draw_problem, form_measurement, prepare
 from influence_ssl_jax.runs.settings import Parts, ScoreRun, describe_without
-from influence_ssl_jax.scoring.fitting import SplitProblem, fit_checked, shapes
+from influence_ssl_jax.scoring.fitting import DiskFit, SplitProblem, fit_checked, shapes
 from influence_ssl_jax.scoring.memory import check_fit
 from influence_ssl_jax.scoring.neighbours import Neighbours, reference_size, stream_neighbours
 from influence_ssl_jax.scoring.scores import Scorer, Scoring
@@ -66,6 +67,7 @@ from influence_ssl_jax.scoring.stream import Scored, embedding_matrix, find_batc
 from influence_ssl_jax.scoring.table import EMBEDDING, IN_CURVATURE_SET, ORDER, neighbour_columns
 from influence_ssl_jax.store import RUN, SCORES, ScoreStore, digest_of, load_fitted, read_sealed, save_fitted
 from influence_ssl_jax.store.distances import Distances
+from influence_ssl_jax.store.rows import ROWS, complete_rows
 from influence_ssl_jax.types import PyTree
 
 
@@ -233,6 +235,9 @@ def _fit_or_load(
 ) -> tuple[PyTree, dict[str, Plain] | None]:
     """Return the fitted state, and an earlier fit's notes or None."""
     backend, seed, local = settings.backend, settings.scoring.seed, local_devices()
+    if isinstance(backend, Gram) and backend.rows == "disk":
+        _refuse_several(all_devices().size)
+        return _fit_or_load_from_disk(backend, problem, store)
     expected = shapes(problem, backend, seed) if divided is None else divided.shapes(backend, seed)
     check_fit(expected.leaves, expected.lengths, backend, local.size)
     to_memory = jnp.asarray if divided is None else np.asarray  # of the host: one device need not have room for all
@@ -243,6 +248,34 @@ def _fit_or_load(
         state, notes = loaded
         return (state if divided is None else replicated(state, local)), notes
     return (fit_checked(problem, backend, seed) if divided is None else divided.fit(backend, seed, local)), None
+
+
+def _refuse_several(devices: int) -> None:
+    """Refuse more than one device for rows in a file."""
+    if devices > 1:
+        raise InfluenceError(
+            f"Gram(rows='disk') scores on one device, got {devices}. Take rows='memory', which they share, or make one "
+            "device visible to this process."
+        )
+
+
+def _fit_or_load_from_disk(
+    backend: Gram, problem: Problem, store: ScoreStore
+) -> tuple[PyTree, dict[str, Plain] | None]:
+    """Return the state of a Gram whose rows are in the folder, and notes or None.
+
+    Rows that are missing or damaged are formed; a state that belongs to other rows is computed anew.
+    """
+    owner, fit = fingerprint(store.identity), DiskFit(problem, backend, store.folder / ROWS)
+    expected = fit.shapes()
+    check_fit(expected.leaves, expected.lengths, backend)
+    loaded = load_fitted(store.folder, *expected[:2], owner)
+    if loaded is None:
+        fit.check()
+    digests = complete_rows(owner, fit.places, fit.parts, fit.form)
+    if loaded is not None and np.array_equal(loaded[0].digests, digests):
+        return loaded
+    return fit.state(digests), None
 
 
 def _place_for_scoring(problem: Problem) -> Problem:

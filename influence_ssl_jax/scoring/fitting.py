@@ -1,17 +1,22 @@
 """Fit a backend on one device, or on all processes' devices."""
 
 import dataclasses
-import functools
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Key
+from jaxtyping import Array, Int, Key, UInt8
 
 from influence_ssl_jax import randomness
 from influence_ssl_jax.curvature.gradients import check_gradients
 from influence_ssl_jax.ihvp.backend import Backend
+from influence_ssl_jax.ihvp.disk import DiskRows
+from influence_ssl_jax.ihvp.gram import Gram
 from influence_ssl_jax.parallel import everywhere, is_sharded, replicated, split
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.randomness import Stream
@@ -21,7 +26,7 @@ Structure: TypeAlias = Any
 """A `jax.tree_util.PyTreeDef`."""
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def fit(backend: Backend, problem: Problem, key: Key[Array, ""]) -> PyTree:
     """Fit a backend in one compiled program.
 
@@ -54,6 +59,64 @@ def fit_checked(problem: Problem, backend: Backend, seed: int) -> PyTree:
     return fit(backend, problem, randomness.root(seed, Stream.BACKEND))
 
 
+class DiskFit:
+    """A fit of `Gram` whose rows lie in a file.
+
+    Attributes:
+        places: Where the rows of every block are.
+        parts: Number of parts in which they are formed: the batches of the curvature set.
+    """
+
+    def __init__(self, problem: Problem, backend: Gram, path: Path) -> None:
+        """Place the rows in a file; nothing is computed or written.
+
+        Args:
+            problem: Which matrix is inverted, on one device.
+            backend: The backend.
+            path: The file.
+
+        Raises:
+            CurvatureError: The backend cannot represent the problem's curvature.
+            InfluenceError: There are more rows than the backend allows.
+        """
+        self._problem, self._backend = problem, backend
+        self.places, self.parts = backend.place_rows(problem, path), problem.batches.index.shape[0]
+
+    def shapes(self) -> "Shapes":
+        """Return the shapes of what `state` returns."""
+        return _shapes(
+            partial(self._backend.fit_placed, self._problem, self.places), jnp.zeros((self.parts, 32), jnp.uint8)
+        )
+
+    def check(self) -> None:
+        """Check the gradients against `jax.grad`.
+
+        Raises:
+            StructureError: A parameter is loose or unread, or its gradient fails the check.
+        """
+        check_gradients(self._problem.objective.network, self._problem)
+
+    def form(self, number: int) -> list[np.ndarray]:
+        """Form the rows of a part, block by block."""
+        return [np.asarray(part) for part in _form_part(self._backend, self._problem, jnp.int32(number))]
+
+    def state(self, digests: UInt8[np.ndarray, "parts 32"]) -> PyTree:
+        """Compute the state from the rows in the file, which are complete."""
+        return _fit_placed(self._backend, self._problem, self.places, jnp.asarray(digests))
+
+
+@partial(jax.jit, static_argnums=0)
+def _form_part(backend: Gram, problem: Problem, number: Int[Array, ""]) -> tuple[Array, ...]:
+    return backend.form_part(problem, number)
+
+
+@partial(jax.jit, static_argnums=0)
+def _fit_placed(
+    backend: Gram, problem: Problem, places: tuple[DiskRows, ...], digests: UInt8[Array, "parts 32"]
+) -> PyTree:
+    return backend.fit_placed(problem, places, digests)
+
+
 class Shapes(NamedTuple):
     """The shapes of a fitted state.
 
@@ -71,16 +134,21 @@ class Shapes(NamedTuple):
 
 def shapes(problem: Problem, backend: Backend, seed: int) -> Shapes:
     """Return the shapes of what `fit_checked` returns; nothing is computed."""
+    return _shapes(partial(fit, backend), problem, randomness.root(seed, Stream.BACKEND))  # traced here for the fit too
+
+
+def _shapes(fitted: Callable[..., PyTree], *arguments: PyTree) -> Shapes:
+    """Return the shapes of `fitted(*arguments)`; nothing is computed."""
     seen: list[tuple[Structure, tuple[int | None, ...]]] = []
 
-    def leaves(problem: Problem, key: jax.Array) -> list[jax.Array]:
-        state = fit(backend, problem, key)  # traced here for the fit too
+    def leaves(*arguments: PyTree) -> list[jax.Array]:
+        state = fitted(*arguments)
         nodes = jax.tree.leaves(state, is_leaf=is_sharded)  # a shared node is one array
         flat, structure = jax.tree.flatten(state)
         seen.append((structure, tuple(node.length if is_sharded(node) else None for node in nodes)))
         return flat
 
-    return Shapes(jax.eval_shape(leaves, problem, randomness.root(seed, Stream.BACKEND)), *seen[0])
+    return Shapes(jax.eval_shape(leaves, *arguments), *seen[0])
 
 
 class SplitProblem:
@@ -141,7 +209,7 @@ class SplitProblem:
             return everywhere(state, self.mesh, local)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1))
 def _fit_unpadded(backend: Backend, count: int, problem: Problem, key: Key[Array, ""]) -> PyTree:
     """Fit a backend, and remove padding from a problem in its state."""
 

@@ -21,6 +21,8 @@ from influence_ssl_jax.types import Frozen, Params, PyTree
 
 LIVE = 3.0
 """How often all that layers read and write is in memory: forward pass, backward pass, and copies between them."""
+BANDWIDTH = 2e9
+"""Bytes that a good local disk reads in a second, for estimates in messages."""
 LARGEST = {"cpu": 64}
 """Batch sizes above which nothing is gained, by platform; 512 on other platforms."""
 
@@ -118,11 +120,21 @@ def check_fit(
     needed = sum(_array_bytes(leaf, length, devices) for leaf, length in zip(leaves, lengths, strict=True))
     memory, platform = available_memory()
     if needed > memory:
+        rows = sum(
+            _array_bytes(leaf, length, 1) for leaf, length in zip(leaves, lengths, strict=True) if length is not None
+        )
+        disk = ""
+        if isinstance(backend, Gram) and backend.rows == "memory" and devices == 1:
+            file = rows if backend.storage == "working" else 2 * rows  # beside rows in bfloat16, what they lack
+            disk = (
+                f"; rows='disk' (--backend.rows disk) keeps them in a file of {file / 2**30:.1f} GiB, which every batch of "
+                f"images reads ({rows / BANDWIDTH:.0f} s at {BANDWIDTH / 1e9:.0f} GB/s)"
+            )
         raise InfluenceError(
             f"{type(backend).__name__} keeps {needed / 2**30:.1f} GiB on each device for this network and curvature set, "
             f"and one device ({platform}) has {memory / 2**30:.1f} GiB. Take fewer curvature examples or samples (Gram "
-            "keeps one gradient for each, and the devices of a process share them), Gram with storage='bfloat16', or a "
-            "backend that keeps less, such as LoGra."
+            f"keeps one gradient for each, and the devices of a process share them{disk}), Gram with storage='bfloat16', "
+            "or a backend that keeps less, such as LoGra."
         )
 
 

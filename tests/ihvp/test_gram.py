@@ -13,10 +13,13 @@ from influence_ssl_jax.curvature.blocks import leaf_paths
 from influence_ssl_jax.curvature.contributions import measure
 from influence_ssl_jax.curvature.products import flat_products
 from influence_ssl_jax.errors import CurvatureError, InfluenceError
-from influence_ssl_jax.ihvp import CG, EKFAC, Arnoldi, Damping, Exact, Gram
-from influence_ssl_jax.ihvp.gram import Wide
+from influence_ssl_jax.ihvp import CG, EKFAC, Arnoldi, Damping, Exact, Gram, disk
+from influence_ssl_jax.ihvp.gram import Wide, _by_shards, _inner, _over_spans
 from influence_ssl_jax.losses import CosineDistance, SimCLR, SquaredEuclid
+from influence_ssl_jax.parallel import Sharded
 from influence_ssl_jax.scoring.estimands import bound_estimate, curvature_error, estimate
+from influence_ssl_jax.scoring.fitting import DiskFit
+from influence_ssl_jax.store.rows import ROWS, complete_rows
 from tests import problems
 from tests.ihvp.fitted import fitted
 
@@ -341,3 +344,59 @@ def test_an_example_of_the_curvature_set_is_scored_by_the_others(curvature, rela
         assert (rounding[row] <= 1e-6 * size).all()
     assert np.isnan(np.asarray(found.left_out)[:, [0, 2, 3]]).all()
     np.testing.assert_allclose(np.asarray(found.left_out)[:, 1], np.asarray(ordinary.left_out)[:, 1], rtol=1e-7)
+
+
+def test_rows_in_a_file_give_every_number_of_memory_to_the_bit(tmp_path, monkeypatch):
+    """Rows in bfloat16, and what they lack for the bounds; forms by the difference and by the sum that cannot cancel."""
+    monkeypatch.setattr(disk, "SLAB", 1)  # so that one span is read at a time
+    backend, problem, state, gradients, _ = case(dtype=jnp.float32, storage="bfloat16", samples=3)
+    placed = dataclasses.replace(backend, rows="disk")
+    fit = DiskFit(problem, placed, tmp_path / ROWS)
+    found = fit.state(complete_rows("owner", fit.places, fit.parts, fit.form))
+    for name in ("lost", "gram", "eigenvalues", "eigenvectors", "order", "members"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(state, name), getattr(found, name))
+    for decade in (-6, 3):
+        damping = jnp.float32(10.0**decade) * jnp.trace(state.gram.high) / trees.size(state.params)
+        want, got = assess(backend, state, gradients, damping), assess(placed, found, gradients, damping)
+        jax.tree.map(np.testing.assert_array_equal, want, got)
+
+
+def test_a_pass_over_a_file_reads_every_span_once_and_adds_up_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, "SLAB", 2 * 3 * 4 * 4)
+    rows = np.random.default_rng(0).normal(size=(5, 3, 4)).astype(np.float32)
+    (place,) = disk.lay_out(tmp_path / ROWS, [rows.shape], np.float32)
+    (tmp_path / ROWS).write_bytes(rows.tobytes())
+    reads, load = [], disk.DiskRows._load
+
+    def counted(self, count, first):
+        reads.append((int(first), count))
+        return load(self, count, first)
+
+    monkeypatch.setattr(disk.DiskRows, "_load", counted)
+    vectors = jnp.asarray(np.random.default_rng(1).normal(size=(2, 18)).astype(np.float32))  # the last span is not full
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def fold(file, rows, vectors):
+        def step(total, a, v):
+            return total + v @ a.T, jnp.sum(v)
+
+        return _over_spans(step, jnp.zeros((2, 3), jnp.float32), place if file else Sharded(rows, 5), vectors)
+
+    jax.tree.map(np.testing.assert_array_equal, fold(True, rows, vectors), fold(False, rows, vectors))
+    assert sorted(reads) == [(0, 2), (2, 2), (4, 1)]
+
+
+def test_memory_grows_with_a_slab_and_a_layers_gradients_not_with_the_rows(tmp_path, monkeypatch):
+    """XLA's own account of a product with 4 MiB of rows; `workspace` counts two slabs, and four of a layer's gradients."""
+    slab, (length, count, span), some, draws = 2**17, (64, 256, 64), 4, 2
+    monkeypatch.setattr(disk, "SLAB", slab)
+    (place,) = disk.lay_out(tmp_path / ROWS, [(length, count, span)], np.float32)
+    gradients = jax.ShapeDtypeStruct((some, draws, length * span), np.float32)
+    product = jax.jit(lambda g: _by_shards(functools.partial(_inner, place, False), g, None))
+    temporary = product.lower(gradients).compile().memory_analysis().temp_size_in_bytes
+    assert 0 < temporary < 2 * slab + 4 * gradients.size * 4 < place.size / 4
+
+
+def test_rows_for_a_disk_are_refused_where_there_is_no_folder():
+    with pytest.raises(InfluenceError, match=r"Gram\(rows='disk'\) writes its rows into the folder of the scores"):
+        Gram(rows="disk").fit(case()[1], jax.random.key(0))

@@ -167,8 +167,18 @@ def test_gram_keeps_a_number_for_each_row_and_parameter_and_is_refused_beforehan
     monkeypatch.setattr(memory, "available_memory", lambda: (held, "cpu"))
     check_fit(leaves, lengths, backend)
     monkeypatch.setattr(memory, "available_memory", lambda: (held - 1, "cpu"))
-    with pytest.raises(InfluenceError, match="Gram keeps"):
+    monkeypatch.setattr(memory, "BANDWIDTH", 1e4)
+    file = sum(
+        leaf.size * 4 for leaf, length in zip(leaves, lengths, strict=True) if length
+    )  # with what bfloat16 loses
+    seconds = f"{file * width / 4 / 1e4:.0f} s"
+    with pytest.raises(
+        InfluenceError, match=rf"Gram keeps .*--backend\.rows disk.* of {file / 2**30:.1f} GiB.*\({seconds}"
+    ):
         check_fit(leaves, lengths, backend)
+    with pytest.raises(InfluenceError, match="Gram keeps") as refused:
+        check_fit(leaves, lengths, dataclasses.replace(backend, rows="disk"))
+    assert "rows disk" not in str(refused.value)
 
 
 def test_gram_forms_the_gradients_of_few_examples_at_a_time(monkeypatch):
