@@ -468,8 +468,8 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ("windows of rows overlap by one", "(index < start + WINDOW)", "(index <= start + WINDOW)"),
     (
         "another run's folder is gone on with",
-        "listed = list_differences(held, identity)\n    if listed:",
-        "listed = list_differences(held, identity)\n    if not held:",
+        "if listed and (foreign or not owners):",
+        "if listed and foreign and not owners:",
     ),
     (
         "two runs may write one folder",

@@ -206,7 +206,10 @@ def run(arguments: Sequence[str], out: Console | None = None, err: Console | Non
 
 
 def _name_disk(error: OSError) -> InfluenceError | OSError:
-    """Return the error to print if a disk is full or fails, else the given one."""
+    """Return the error to print.
+
+    It names the disk if that is full or fails.
+    """
     try:
         with disk_of(Path(os.fsdecode(error.filename))):
             raise error

@@ -69,7 +69,9 @@ def parse(settings: type[Settings], arguments: Sequence[str], program: str, desc
 
 
 def _refuse_empty(arguments: Sequence[str]) -> None:
-    """Check that no value is an empty text, as an unset variable of a shell gives.
+    """Check that no value is an empty text.
+
+    An unset variable of a shell gives one.
 
     An empty path would mean the current folder.
     """

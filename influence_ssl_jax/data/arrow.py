@@ -1,4 +1,4 @@
-"""Read arrow files batch by batch, and check every batch before it is used."""
+"""Read arrow files by batches, each checked before it is used."""
 
 import contextlib
 import re
@@ -59,7 +59,9 @@ def name_fields(fields: Iterable[pa.Field]) -> list[str]:
 
 
 def checked(batch: pa.RecordBatch | pa.Table, rows: int) -> pa.Table:
-    """Return rows as a table, after a check of their number, every offset and every text.
+    """Return rows as a table, after a check.
+
+    Their number, every offset and every text are checked.
 
     Reading rows of a damaged file without this check can end the process.
 
@@ -73,7 +75,9 @@ def checked(batch: pa.RecordBatch | pa.Table, rows: int) -> pa.Table:
 
 
 class ArrowFile:
-    """A file in either of arrow's two formats, read by one thread at a time.
+    """A file in either of arrow's two formats.
+
+    It is read by one thread at a time.
 
     The file is mapped into memory only while it is opened: if a mapped file is cut short by another program, or its disk
     fails, reading it ends the process. Opening reads lengths, names and small columns, and not the images.

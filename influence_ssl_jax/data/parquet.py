@@ -130,7 +130,9 @@ def _image_column(schema: pa.Schema, wanted: str | None) -> str:
 
 
 class ParquetFile:
-    """A parquet file and its footer, read by one thread at a time.
+    """A parquet file and its footer.
+
+    It is read by one thread at a time.
 
     Attributes:
         stored: The file.

@@ -22,7 +22,9 @@ SLAB = 2**26
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DiskRows:
-    """The rows of one block in a file: [length, rows, span], in C order.
+    """The rows of one block in a file.
+
+    They are an array [length, rows, span] in C order.
 
     It is a tree without leaves, so a compiled program knows where it reads. What it reads is the file's content when it
     runs: who calls it has compared the content with its digests.
@@ -87,7 +89,7 @@ class DiskRows:
 
 
 def lay_out(path: Path, shapes: Sequence[tuple[int, int, int]], dtype: jax.typing.DTypeLike) -> tuple[DiskRows, ...]:
-    """Place blocks of the given shapes in a file, one after the other.
+    """Place blocks in a file, one after the other.
 
     Args:
         path: The file.

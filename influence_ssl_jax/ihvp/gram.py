@@ -277,7 +277,7 @@ class Gram(Backend[GramState]):
         return lay_out(path, shapes, jax.tree.leaves(problem.params)[0].dtype)
 
     def form_part(self, problem: Problem, number: Int[Array, ""]) -> tuple[Float[Array, "spans part span"], ...]:
-        """Form the rows of one batch of the curvature set, as `place_rows` places them."""
+        """Form one batch's rows, as `place_rows` places them."""
         blocks, _ = self._divide(problem)
         batch = jax.tree.map(lambda leaf: leaf[number], problem.batches)
         formed = [
@@ -629,7 +629,10 @@ def curvature_rows(problem: Problem, samples: int | None, blocks: cut.Blocks) ->
 def _scaled_rows(
     problem: Problem, batch: Batch, samples: int | None, blocks: cut.Blocks
 ) -> dict[str, Float[Array, "rows size"]]:
-    """Return a batch's rows of A, so that all batches' outer products sum to C."""
+    """Return a batch's rows of A.
+
+    The outer products of all batches sum to C.
+    """
     batches, dtype = problem.batches.index.shape[0] - problem.padding, jax.tree.leaves(problem.params)[0].dtype
     scale = 1 / math.sqrt(batches * (draw_count(problem, samples) or 1))
     return {name: (scale * part).astype(dtype) for name, part in batch_rows(problem, batch, samples, blocks).items()}

@@ -110,7 +110,10 @@ def _is_intact(path: Path, owner: str) -> bool:
 
 
 def _find_owners(folder: Path) -> set[str]:
-    """Return the fingerprint of the comparison that a folder's list of images names, if any."""
+    """Return the fingerprint that a folder's list of images names.
+
+    It is that of the comparison, if any.
+    """
     try:
         owner = read_sealed(folder / IMAGES).get(OWNER)
     except (FileNotFoundError, DamagedError):

@@ -262,7 +262,9 @@ def _refuse_several(devices: int) -> None:
 def _fit_or_load_from_disk(
     backend: Gram, problem: Problem, store: ScoreStore
 ) -> tuple[PyTree, dict[str, Plain] | None]:
-    """Return the state of a Gram whose rows are in the folder, and notes or None.
+    """Return the state of a Gram with rows on a disk.
+
+    Its notes come too, or None.
 
     Rows that are missing or damaged are formed; a state that belongs to other rows is computed anew.
     """

@@ -249,7 +249,10 @@ class CompareRun:
     calibration: Calibration = dataclasses.field(default_factory=Calibration)
 
     def __post_init__(self) -> None:
-        """Refuse a comparison without damping, and `leave_own_out`: it needs one matrix for all images."""
+        """Refuse a comparison without damping, and `leave_own_out`.
+
+        A comparison needs one matrix for all images.
+        """
         check_numbers(self, dampings=POSITIVE)
         if not self.dampings:
             raise ValueError("A comparison needs at least one damping, got none in dampings.")

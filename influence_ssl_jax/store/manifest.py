@@ -453,7 +453,10 @@ def _up(end: int) -> int:
 
 
 def find_owners(folder: Path) -> set[str]:
-    """Return the fingerprints of the runs whose parts are in a folder, or in folders below it."""
+    """Return the fingerprints of the runs whose parts a folder holds.
+
+    Folders below it are searched too.
+    """
     return {part.owner for file in sorted(folder.rglob(LIST)) for part in _listed(file)}
 
 

@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 def complete_rows(
     owner: str, blocks: Sequence[DiskRows], parts: int, form: Callable[[int], Sequence[np.ndarray]]
 ) -> UInt8[np.ndarray, "parts 32"]:
-    """Form and write every part of the rows that is not in the file.
+    """Form and write every part that the file lacks.
 
     A sealed list beside the file has the SHA-256 of each part that was written. A part that is not in it, or whose bytes
     in the file have another digest, is formed: so a run that was stopped continues, and damaged bytes are not used.
@@ -85,7 +85,7 @@ def _read_list(path: Path, owner: str, parts: int) -> list[str]:
 def _chunks(
     blocks: Sequence[DiskRows], parts: int, number: int, arrays: Sequence[np.ndarray]
 ) -> Iterator[tuple[int, memoryview]]:
-    """Yield the place in the file and the bytes of every span of a part."""
+    """Yield place and bytes of every span of a part."""
     for block, array in zip(blocks, arrays, strict=True):
         size = block.rows // parts * block.span * block.itemsize
         content = array.view(np.uint8).reshape(-1).data
@@ -94,7 +94,10 @@ def _chunks(
 
 
 def _write(file: int, content: memoryview, place: int) -> None:
-    """Write all bytes at a place; the kernel may take fewer at a time."""
+    """Write all bytes at a place.
+
+    The kernel may take fewer at a time.
+    """
     while content:
         written = os.pwrite(file, content, place)
         content, place = content[written:], place + written

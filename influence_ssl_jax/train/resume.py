@@ -111,7 +111,7 @@ def claim(folder: Path, description: dict) -> Lock:
 
 
 def _find_owner(folder: Path) -> str | None:
-    """Return the fingerprint of the run that a folder's list of states names.
+    """Return the fingerprint that a folder's list of states names.
 
     It is empty if there are no states, and None if their list is damaged.
     """
