@@ -106,7 +106,7 @@ def test_an_interrupt_that_python_drops_is_raised_again(monkeypatch, capsys, num
     def wait():
         with signals.orderly():
             gc.collect()
-            for _ in range(500):
+            for _ in range(3000):
                 time.sleep(0.01)
 
     gc.callbacks.append(collected)
@@ -116,7 +116,7 @@ def test_an_interrupt_that_python_drops_is_raised_again(monkeypatch, capsys, num
             wait()
     finally:
         gc.callbacks.remove(collected)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
     assert getattr(raised.value, "number", signal.SIGINT) == number
     assert "Traceback" not in capsys.readouterr().err
 

@@ -94,9 +94,7 @@ def test_an_untrained_network_has_the_statistics_of_the_first_batch():
 
     evaluated = jax.jit(network)(given.params, given.frozen, images)
     np.testing.assert_allclose(evaluated, in_training(images), rtol=1e-3, atol=1e-4)
-    first = jax.tree.map(lambda leaf: leaf[0], given.batches)
-    gradient = jax.jit(jax.grad(given.objective))(given.params, given.frozen, first)
-    assert min(np.linalg.norm(leaf) for leaf in jax.tree.leaves(gradient)) > 1e-4
+    assert np.linalg.norm(evaluated[0] - evaluated[1]) > 1e-2 * np.linalg.norm(evaluated[0])
 
 
 @pytest.mark.slow
@@ -210,7 +208,7 @@ def test_the_page_opens_with_three_sentences_and_the_aims_are_on_their_own():
 
 def test_a_page_without_figures_says_what_to_run():
     page = render.page({})
-    assert page.count("Not measured yet") == 5
+    assert page.count("Not measured yet") == 6
 
 
 def test_what_is_written_is_read_back(tmp_path):
