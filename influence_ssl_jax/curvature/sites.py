@@ -532,7 +532,12 @@ class _Builder:
 
     def unroll(self, params: dict[str, Any], inputs: list[int]) -> list[int]:
         """Append every step of a loop."""
-        closed, fixed, carried = params["jaxpr"], params["num_consts"], params["num_carry"]
+        inner = params["jaxpr"]
+        closed = inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, ())
+        if "ft_in" in params:  # from JAX 0.12 on: trees of constants, carried values and inputs
+            fixed, carried, _ = (len(list(part)) for part in params["ft_in"].unpack())
+        else:
+            fixed, carried = params["num_consts"], params["num_carry"]
         consts, carry, whole = inputs[:fixed], inputs[fixed : fixed + carried], inputs[fixed + carried :]
         steps = range(params["length"])
         written: list[list[int]] = []
