@@ -1,23 +1,26 @@
 """How fast are scores and pretraining of a ResNet-18 of full width on a GPU?
 
     python -m benchmarks.gpu --data-dir DATA --out runs/gpu               one call; the same call goes on where it ended
-    python -m benchmarks.gpu --data-dir DATA --out FOLDER --steps halves  CIFAR-10 as two files, for a machine without it
+    python -m benchmarks.gpu --data-dir DATA --out FOLDER --steps files   CIFAR-10 as three files, for a machine without it
 
 A step runs in a process of its own and writes `<step>.json` as soon as it is done; a later call passes it over. A call
 ends after `minutes`: what is cut off begins anew in the next call, pretraining at its last whole epoch. Steps:
 
-    halves      write the training images of `data_dir` as `images_0.npz` and `images_1.npz`, each below 64 MiB
+    files       write CIFAR-10 as test.parquet, train_0.parquet and train_1.parquet, the largest of 43 MiB
     LoGra       scores of all images by `LoGra(16)`; C is the empirical Fisher of `curvature` images here and below
     EKFAC       by `EKFAC(64)`
     Gram        by `Gram()`, which holds `curvature` gradients
-    pretrain    SimCLR epochs in bfloat16, as many as there is time for, `epochs` in all
+    pretrain    SimCLR by solo-learn's recipe in bfloat16: as many epochs as there is time for, `epochs` in all
+
+Products of float32 numbers are those of `precision`: `highest`, the command line's choice, or `tensorfloat32`.
 
 Of scoring: seconds to compile and to run, of the fit and of the scores apart; multiples of a plain gradient over the same
 images, which runs in the same process; the peak of the device's memory; and the share of its peak arithmetic. That counts
 what a score needs at least: the arithmetic of the plain gradient (XLA's count before optimisation) and, for `Gram`, the
-product of the gradient with all rows. The peak is that of dense matrix products in TF32, which JAX uses there for float32.
+product of the gradient with all rows. The peak is that of dense products of float32 numbers in the chosen precision.
 
-Images are those of `data_dir`: the two files, or what tensorflow-datasets prepared there; without it synthetic ones.
+Images are those of `data_dir`: the files, or what tensorflow-datasets prepared there; without it synthetic ones. Where
+test images are known, pretraining's accuracies of neighbours are theirs.
 """
 
 import dataclasses
@@ -29,18 +32,26 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import tyro
+from PIL import Image
+from pyarrow import parquet
 
-from influence_ssl_jax.data import Arrays, OpenSource, Synthetic, Tfds, ToInput
+from influence_ssl_jax.data import OpenSource, Parquet, Synthetic, Tfds, ToInput
 
-HALVES = ("images_0.npz", "images_1.npz")
 SCORING = ("LoGra", "EKFAC", "Gram")
 STEPS = (*SCORING, "pretrain")
-PEAKS = {"H100 PCIe": 378.0, "H100": 494.0, "H200": 494.0, "A100": 156.0, "L40S": 183.0}
-"""Words of a device's name, and its dense TFLOP/s in TF32 by the vendor's data sheet; the first match counts."""
+PEAKS = {
+    "H100 PCIe": (51.0, 378.0),
+    "H100": (67.0, 494.0),
+    "H200": (67.0, 494.0),
+    "A100": (19.5, 156.0),
+    "L40S": (91.6, 183.0),
+}
+"""Words of a device's name; its dense TFLOP/s in float32 and in TF32 by the vendor's data sheet. The first match counts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +70,7 @@ class Config:
         epochs: Of pretraining.
         size: Height and width of an image.
         network: The ResNet-18, or one linear layer, which the tests compile in seconds.
+        precision: Of the products of float32 numbers.
         peak_tflops: Of the device, where its name is not in PEAKS.
         worker: The step, in its own process; None in the call.
     """
@@ -74,6 +86,7 @@ class Config:
     epochs: int = 100
     size: int = 32
     network: str = "resnet18"
+    precision: Literal["highest", "tensorfloat32"] = "highest"
     peak_tflops: float | None = None
     worker: str | None = None
 
@@ -83,13 +96,13 @@ class Config:
         Raises:
             ValueError: One is unknown.
         """
-        unknown = [step for step in self.steps if step not in (*STEPS, "halves")]
+        unknown = [step for step in self.steps if step not in (*STEPS, "files")]
         if unknown:
-            raise ValueError(f"Unknown steps {unknown}; known are halves, {', '.join(STEPS)}.")
+            raise ValueError(f"Unknown steps {unknown}; known are files, {', '.join(STEPS)}.")
 
     def settings(self) -> dict[str, Any]:
         """What a step's figures depend on."""
-        names = ("images", "width", "batch", "curvature", "size", "network")
+        names = ("images", "width", "batch", "curvature", "size", "network", "precision")
         return {name: getattr(self, name) for name in names} | {"data": self.data_dir is not None}
 
 
@@ -124,7 +137,7 @@ def complete(config: Config, command: Callable[[str], list[str]]) -> list[str]:
                 except subprocess.TimeoutExpired:
                     code = None
             if step == "pretrain" and code != 0:
-                record(config, step, {**trained(config), "finished": False})
+                record(config, step, {**sum_up(config), "finished": False})
             if code is None:
                 print(f"{step}: cut off; the same call goes on.", flush=True)
             elif code:
@@ -159,53 +172,57 @@ def record(config: Config, step: str, found: dict[str, Any]) -> None:
 
 def measure(config: Config, step: str) -> dict[str, Any]:
     """Run a step in this process."""
-    if step == "halves":
+    if step == "files":
         return pack(config)
-    return pretrained(config) if step == "pretrain" else scored(config, step)
+    if step == "pretrain":
+        return pretrained(config)
+    import jax
+
+    with jax.default_matmul_precision(config.precision):
+        return scored(config, step)
 
 
 def source(config: Config) -> OpenSource:
-    """Open the images: two files, a prepared data set, or synthetic ones."""
-    if config.data_dir is None:
-        return Synthetic(config.images, config.size).open()
-    there = [config.data_dir / name for name in HALVES if (config.data_dir / name).exists()]
-    if not there:
-        return Tfds("cifar10", "train", str(config.data_dir)).open()
-    parts = [unpacked(path) for path in there]
-    return Arrays(*(np.concatenate(each) for each in zip(*parts, strict=True))).open()
+    """Open the images: files, a prepared data set, or synthetic ones."""
+    return Synthetic(config.images, config.size).open() if config.data_dir is None else _part(config.data_dir, "train")
+
+
+def test_source(config: Config) -> OpenSource | None:
+    """Open the test images; there are none of synthetic ones."""
+    return None if config.data_dir is None else _part(config.data_dir, "test")
+
+
+def _part(folder: Path, part: str) -> OpenSource:
+    if list(folder.glob("*.parquet")):
+        return Parquet(f"{folder}/{part}*.parquet", id="id").open()
+    return Tfds("cifar10", part, str(folder)).open()
 
 
 def pack(config: Config) -> dict[str, Any]:
-    """Write the images in two halves, as PNG one after another, with their classes."""
-    from PIL import Image
-
-    images = source(config)
-    count = min(config.images, len(images))
+    """Write every image as WebP without loss, with its id and class: the test images, and each half of the others."""
+    train, test = source(config), test_source(config)
+    halves = np.array_split(np.arange(min(config.images, len(train))), 2)
+    parts = {f"train_{number}": (train, chosen) for number, chosen in enumerate(halves)}
+    if test is not None:
+        parts["test"] = (test, np.arange(len(test)))
     sizes = {}
-    for name, part in zip(HALVES, np.array_split(np.arange(count), 2), strict=True):
-        encoded, labels = [], []
-        for example in (images.read(int(index)) for index in part):
-            stream = io.BytesIO()
-            Image.fromarray(example.image).save(stream, "PNG", optimize=True)
-            encoded.append(np.frombuffer(stream.getvalue(), np.uint8))
-            labels.append(-1 if example.label is None else example.label)
-        np.savez(
-            config.out / name,
-            bytes=np.concatenate(encoded),
-            ends=np.cumsum([len(each) for each in encoded]),
-            labels=np.asarray(labels, np.int32),
-        )
-        sizes[name] = (config.out / name).stat().st_size
-    return {"images": count, "bytes": sizes}
+    for name, (images, chosen) in parts.items():
+        ids, read = list(images.ids()), [images.read(int(index)) for index in chosen]
+        columns = {
+            "id": [ids[index] for index in chosen],
+            "image": [_webp(example.image) for example in read],
+            "label": [example.label for example in read],
+        }
+        path = config.out / f"{name}.parquet"
+        parquet.write_table(pa.table(columns), path, row_group_size=1000)
+        sizes[path.name] = path.stat().st_size
+    return {"images": sum(len(chosen) for _, chosen in parts.values()), "bytes": sizes}
 
 
-def unpacked(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read pixels and classes of one half."""
-    from PIL import Image
-
-    held = np.load(path, allow_pickle=False)
-    parts = np.split(held["bytes"], held["ends"][:-1])
-    return np.stack([np.asarray(Image.open(io.BytesIO(part.tobytes()))) for part in parts]), held["labels"]
+def _webp(image: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "WEBP", lossless=True, exact=True)
+    return stream.getvalue()
 
 
 def scored(config: Config, name: str) -> dict[str, Any]:
@@ -247,20 +264,19 @@ def scored(config: Config, name: str) -> dict[str, Any]:
     plain = _timed(gradient)
     fit = Compiled(jax.jit(backend.fit), ((problem, jax.random.key(0)),))
     fitting = _timed(fit)
-    state = fit.result(fit.arguments[0])
+    (state,) = fitting.pop("values")
     damping = backend.resolve(state, Damping())
     scoring = _timed(Compiled(jax.jit(score), tuple((params, frozen, state, damping, batch) for batch in batches)))
     values = np.concatenate(scoring.pop("values"))
     count, size = len(values), trees.size(params)
-    needed = gradient.lowered[0].cost_analysis()["flops"] * len(batches)
+    needed = (gradient.lowered[0].cost_analysis() or {})["flops"] * len(batches)
     rows = some.index.size if name == "Gram" else 0
     seconds = {
         "gradient": (plain["seconds"], needed),
         "score": (scoring["seconds"], needed + 2.0 * rows * size * count),
     }
-    peak = config.peak_tflops or _peak(jax.devices()[0].device_kind)
+    peak = config.peak_tflops or _peak(jax.devices()[0].device_kind, config.precision)
     plain.pop("values")
-    fitting.pop("values")
     return {
         "images": count,
         "parameters": size,
@@ -300,9 +316,10 @@ def _timed(run: Any) -> dict[str, Any]:
     return {"compile seconds": compiled - begin, "seconds": first, "values": values}
 
 
-def _peak(kind: str) -> float | None:
+def _peak(kind: str, precision: str) -> float | None:
     """TFLOP/s of a device at its best; None where its name says nothing."""
-    return next((peak for words, peak in PEAKS.items() if words.lower() in kind.lower()), None)
+    found = next((peaks for words, peaks in PEAKS.items() if words.lower() in kind.lower()), None)
+    return found and found[precision == "tensorfloat32"]
 
 
 def _megabytes() -> dict[str, float]:
@@ -317,24 +334,24 @@ def _megabytes() -> dict[str, float]:
 
 
 def pretrained(config: Config) -> dict[str, Any]:
-    """Pretrain by SimCLR, from the last whole epoch on."""
-    from influence_ssl_jax.losses import SimCLR
-    from influence_ssl_jax.train import Architecture, Lars, Pretrain, pretrain
+    """Pretrain by SimCLR, from the last whole epoch on; the encoder is written beside it, in 16 bits."""
+    from influence_ssl_jax.train import RECIPES, pretrain
 
-    settings = Pretrain(
-        "simclr",
-        SimCLR(0.2),
-        Architecture(width=config.width),
-        Lars(0.4, warmup_epochs=min(10, config.epochs - 1)),
+    recipe = RECIPES["solo_learn_simclr"]
+    settings = dataclasses.replace(
+        recipe,
+        architecture=dataclasses.replace(recipe.architecture, width=config.width),
+        optimiser=dataclasses.replace(recipe.optimiser, warmup_epochs=min(10, config.epochs - 1)),
         epochs=config.epochs,
-        batch_size=min(256, config.images),
-        precision="bfloat16",
+        batch_size=min(recipe.batch_size, config.images),
     )
-    pretrain(settings, source(config), ToInput(config.size, config.size), config.out / "pretrain")
-    return trained(config)
+    transform = ToInput(config.size, config.size)
+    trained = pretrain(settings, source(config), transform, config.out / "pretrain", test_source(config))
+    trained.encoder().save(config.out / f"simclr_w{config.width}_cifar10", "float16")
+    return sum_up(config)
 
 
-def trained(config: Config) -> dict[str, Any]:
+def sum_up(config: Config) -> dict[str, Any]:
     """Sum up the epochs of pretraining that are done."""
     path = config.out / "pretrain" / "metrics.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -1,5 +1,6 @@
 """Record the origin of a result: command, versions, device, digest of parameters."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import os
@@ -16,12 +17,16 @@ from influence_ssl_jax.types import PyTree
 DECISIVE = ("influence-ssl-jax", "jax", "jaxlib", "flax", "numpy", "pillow")
 """Packages whose version can change a score; Pillow decodes and resizes images."""
 RECORDED = (*DECISIVE, "optax", "orbax-checkpoint", "pyarrow", "scikit-learn", "scipy", "tensorflow-datasets")
-"""Packages whose version is recorded."""
+"""Packages whose version is recorded, where they are installed."""
 
 
 def versions(packages: tuple[str, ...] = RECORDED) -> dict[str, str]:
-    """Return the installed version of each package, and of Python."""
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+    """Return the version of Python and of each package that is installed."""
+    found = {"python": platform.python_version()}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def decisive(*further: str) -> dict[str, dict[str, Any]]:

@@ -32,3 +32,7 @@ def test_versions_and_device_are_named():
     assert {"python", "jax", "influence-ssl-jax"} <= provenance.versions().keys()
     assert provenance.device()["platform"] == "cpu"
     assert provenance.device()["float64"] is True
+
+
+def test_a_package_that_is_not_installed_has_no_version():
+    assert provenance.versions(("numpy", "a-package-that-nobody-has")).keys() == {"python", "numpy"}

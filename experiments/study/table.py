@@ -32,7 +32,7 @@ from experiments.study import measures
 from influence_ssl_jax.cli.console import Renderer
 from influence_ssl_jax.cli.environment import keep_compiled_programs, keep_convolutions_whole
 from influence_ssl_jax.configuration import describe
-from influence_ssl_jax.data import Digits, Source, Tfds
+from influence_ssl_jax.data import Digits, Parquet, Source, Tfds
 from influence_ssl_jax.provenance import versions
 from influence_ssl_jax.runs.score import score
 from influence_ssl_jax.runs.settings import CurvatureSet, ScoreRun
@@ -53,6 +53,7 @@ class Study:
         encoder: The network: a folder of an imported encoder, or package.module:function, which returns one.
         images: Which data: CIFAR-10, or the bundled digits, which need no download.
         data_dir: Where tensorflow-datasets keeps prepared data sets.
+        files: Folder of CIFAR-10 as parquet files, as `benchmarks.gpu` writes them, in place of `data_dir`.
         truth: Folder of the lists of judged duplicates; not read for digits, which know their own.
         sample: Random training images.
         variants: Images of the sample that are scored under other perturbations, curvatures and dampings too.
@@ -70,6 +71,7 @@ class Study:
     encoder: Path = EXPERIMENTS / "encoders" / "simclr_torch_w16_cifar10"
     images: Literal["cifar10", "digits"] = "cifar10"
     data_dir: str | None = None
+    files: Path | None = None
     truth: Path | None = None
     sample: int = 6_000
     variants: int = 200
@@ -111,6 +113,8 @@ class Study:
         chosen = None if only is None else str(only)
         if self.images == "digits":
             return Digits(8, digits=60, only=chosen)
+        if self.files is not None:
+            return Parquet(str(self.files), id="id", only=chosen)
         return Tfds("cifar10", "test+train", self.data_dir, only=chosen)
 
     def source_of_scored(self) -> Source:

@@ -49,13 +49,13 @@ class Parquet(Source):
     columns of lists and records are left out, with a note. Whole row groups are read, and those that were used last stay
     in memory. This costs nothing if examples are read in order. In random order (training), if the data set is larger than
     `kept_mib`, every example reads its whole row group: write row groups of about 100 rows then. The id of an example is
-    its value in the column `id`, or else the path of its image, or else file and row.
+    its value in the column that `id` names, or else the path of its image, or else file and row.
 
     Attributes:
         path: A file, a folder, or a pattern such as `data/train-*.parquet`; local, or an address that fsspec knows.
         image: The column of images; None takes `image` or the only column of images.
         label: The column of classes; None takes `label`, or the first column that Hugging Face declares a class label.
-        id: The column of ids.
+        id: The column of ids; None takes the path of the image, or file and row.
         kept_mib: Mebibytes of row groups that stay in memory.
 
     Examples:

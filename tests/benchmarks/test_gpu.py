@@ -60,18 +60,21 @@ def test_a_score_is_timed_beside_the_gradient_and_the_share_of_the_peak_is_its_a
 
 
 def test_the_first_name_that_fits_gives_the_peak():
-    assert [gpu._peak(kind) for kind in ("NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe", "cpu")] == [494.0, 378.0, None]
+    kinds = ("NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe", "cpu")
+    assert [gpu._peak(kind, "tensorfloat32") for kind in kinds] == [494.0, 378.0, None]
+    assert gpu._peak("NVIDIA H200", "highest") == 67.0
 
 
-def test_the_two_halves_hold_the_images(tmp_path):
+def test_the_files_hold_the_images(tmp_path):
     config = dataclasses.replace(TINY, out=tmp_path, images=5)
-    assert gpu.measure(config, "halves")["images"] == 5
+    assert gpu.measure(config, "files")["images"] == 5
     images, again = gpu.source(config), gpu.source(dataclasses.replace(config, data_dir=tmp_path))
     for index in range(5):
         np.testing.assert_array_equal(again.read(index).image, images.read(index).image)
     np.testing.assert_array_equal(again.labels(), images.labels())
+    assert list(again.ids()) == list(images.ids())
 
 
 def test_an_unknown_step_is_refused():
-    with pytest.raises(ValueError, match="known are halves, LoGra"):
+    with pytest.raises(ValueError, match="known are files, LoGra"):
         gpu.Config(steps=("lora",))
