@@ -269,7 +269,7 @@ def scored(config: Config, name: str) -> dict[str, Any]:
     scoring = _timed(Compiled(jax.jit(score), tuple((params, frozen, state, damping, batch) for batch in batches)))
     values = np.concatenate(scoring.pop("values"))
     count, size = len(values), trees.size(params)
-    needed = (gradient.lowered[0].cost_analysis() or {})["flops"] * len(batches)
+    needed = (gradient.lowered[0].cost_analysis() or {}).get("flops", float("nan")) * len(batches)
     rows = some.index.size if name == "Gram" else 0
     seconds = {
         "gradient": (plain["seconds"], needed),
@@ -335,6 +335,7 @@ def _megabytes() -> dict[str, float]:
 
 def pretrained(config: Config) -> dict[str, Any]:
     """Pretrain by SimCLR, from the last whole epoch on; the encoder is written beside it, in 16 bits."""
+    from influence_ssl_jax.data import cache
     from influence_ssl_jax.train import RECIPES, pretrain
 
     recipe = RECIPES["solo_learn_simclr"]
@@ -346,7 +347,9 @@ def pretrained(config: Config) -> dict[str, Any]:
         batch_size=min(recipe.batch_size, config.images),
     )
     transform = ToInput(config.size, config.size)
-    trained = pretrain(settings, source(config), transform, config.out / "pretrain", test_source(config))
+    train, test = source(config), test_source(config)
+    queries = None if test is None else cache(test, transform)
+    trained = pretrain(settings, cache(train, transform), transform, config.out / "pretrain", queries)
     trained.encoder().save(config.out / f"simclr_w{config.width}_cifar10", "float16")
     return sum_up(config)
 

@@ -30,7 +30,9 @@ Unexplained: TypeAlias = Literal["error", "materialise"]
 """How to treat parameters that no site explains: refuse them, or form their per-example gradients whole."""
 
 ENTRIES = 2**24
-"""The number of entries of patches or of whole gradients that are in memory together."""
+"""The number of entries of patches or of whole gradients that are in memory together, on a CPU."""
+WIDER = 16
+"""How many times as many are in the memory of an accelerator."""
 
 SLOWER = 3
 """The cost of a multiplication in forming gradients, relative to one in a projection.
@@ -43,6 +45,11 @@ VECTOR = 2048
 
 A larger one is seen as a matrix, also if no operation multiplies rows by it.
 """
+
+
+def entries_at_once() -> int:
+    """Return the number of entries of patches or of whole gradients that are in memory together."""
+    return ENTRIES if jax.default_backend() == "cpu" else WIDER * ENTRIES
 
 
 @jax.tree_util.register_dataclass
@@ -334,7 +341,7 @@ class MatrixBlock(Block):
     def inner_products(self, gradients: Captured, draws: int) -> Float[Array, "examples {draws} {draws}"]:
         """Compute inner products from the gradients or from rows (ghost norms).
 
-        The way with less work is used. Either holds about ENTRIES numbers in memory, however large the batch is.
+        The way with less work is used. Either holds about `entries_at_once()` numbers in memory, however large the batch is.
         """
         calls, batch = self.calls(gradients), gradients.cotangents.shape[1] // draws
         if calls is None:
@@ -352,7 +359,7 @@ class MatrixBlock(Block):
     ) -> Computed:
         """Compute something from every example's gradients, see `Block.map_examples`.
 
-        About ENTRIES numbers of patches and gradients are in memory together.
+        About `entries_at_once()` numbers of patches and gradients are in memory together.
         """
         calls, draws = self.calls(gradients), gradients.draws
         if calls is None or len(calls) != 1 or not calls[0]:
@@ -360,7 +367,7 @@ class MatrixBlock(Block):
         taps, batch = calls[0], gradients.cotangents.shape[1] // draws
         formed = draws * taps[0].gradients.shape[0] * self.inputs * self.outputs
         entries = self.groups * (draws * _positions_of(taps) * self.inputs + formed)
-        if entries * batch <= ENTRIES:
+        if entries * batch <= entries_at_once():
             return compute(group_by_example(self._gradient(taps), draws), beside)
 
         def of_one(one: tuple[Calls, Beside]) -> Computed:
@@ -370,7 +377,9 @@ class MatrixBlock(Block):
             )
             return jax.tree.map(lambda leaf: leaf[0], computed)
 
-        return jax.lax.map(of_one, (_split_examples(taps, draws), beside), batch_size=max(1, ENTRIES // entries))
+        return jax.lax.map(
+            of_one, (_split_examples(taps, draws), beside), batch_size=max(1, entries_at_once() // entries)
+        )
 
     def is_formed_whole(self, program: Program) -> bool:
         """Test whether the gradients have to be formed whole.
@@ -434,11 +443,11 @@ class MatrixBlock(Block):
         def compute(taps: Calls) -> Float[Array, "examples draws draws"]:
             return self._ghost_gram(taps, draws) if ghost else draw_gram(self._gradient(taps), draws)
 
-        if entries * batch <= ENTRIES:
+        if entries * batch <= entries_at_once():
             return compute(taps)
 
         return jax.lax.map(
-            lambda one: compute(one)[0], _split_examples(taps, draws), batch_size=max(1, ENTRIES // entries)
+            lambda one: compute(one)[0], _split_examples(taps, draws), batch_size=max(1, entries_at_once() // entries)
         )
 
     def _ghost_gram(self, taps: Calls, draws: int) -> Float[Array, "examples {draws} {draws}"]:

@@ -137,12 +137,12 @@ class ExampleGradients(Captured):
 
         Args:
             compute: From gradients to arrays with a leading axis of examples.
-            blocks: The blocks that it reads; about ENTRIES of their numbers are in memory together.
+            blocks: The blocks that it reads; about `entries_at_once()` of their numbers are in memory together.
         """
         entries, batch = self.draws * self._formed_size(blocks), self.cotangents.shape[1] // self.draws
-        if entries * batch <= cut.ENTRIES or batch == 1:
+        if entries * batch <= cut.entries_at_once() or batch == 1:
             return compute(self)
-        size = max(1, cut.ENTRIES // entries)
+        size = max(1, cut.entries_at_once() // entries)
         return jax.lax.map(
             lambda one: jax.tree.map(lambda leaf: leaf[0], compute(self._of(one))), self._examples, batch_size=size
         )
@@ -157,7 +157,7 @@ class ExampleGradients(Captured):
             blocks: The blocks that it reads.
         """
         entries, batch = self.draws * self._formed_size(blocks), self.cotangents.shape[1] // self.draws
-        if entries * batch <= cut.ENTRIES or batch == 1:
+        if entries * batch <= cut.entries_at_once() or batch == 1:
             return compute(self)
         return trees.sum_over(lambda one: compute(self._of(one)), self._examples)
 

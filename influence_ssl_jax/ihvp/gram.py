@@ -38,6 +38,8 @@ from influence_ssl_jax.types import Batch, Params, PyTree
 
 SPAN = 256
 """Products that are added up in the working precision at most; sums of these sums are taken in float64."""
+TOGETHER = 2**26
+"""Numbers that spans which an accelerator computes at once read and give."""
 _UNIT = 2.0**-53
 """The unit roundoff of float64."""
 _PAIR = 2.0**-47
@@ -391,7 +393,7 @@ class Gram(Backend[GramState]):
             found = {}
             for name, part in flat.items():
                 left = _over_spans(
-                    lambda total, a, v: (total, _double(v) - _joined(solved)[0] @ _double(a)),
+                    lambda a, v: (jnp.zeros(()), _double(v) - _joined(solved)[0] @ _double(a)),
                     jnp.zeros(()),
                     state.rows[name],
                     part[0],
@@ -721,18 +723,41 @@ def _map_examples(
 
 
 def _over_spans(
-    step: Callable[..., tuple[PyTree, PyTree]],
+    compute: Callable[..., tuple[PyTree, PyTree]],
     start: PyTree,
     rows: Rows,
     *vectors: Float[Array, "_ size"],
 ) -> tuple[PyTree, PyTree]:
-    """Fold `step(total, A_s, g_s, …)` over a block's spans s and stack its second results.
+    """Sum the first results of `compute(A_s, g_s, …)` over a block's spans s, and stack the second ones.
 
+    An accelerator computes many spans at once, whose results are TOGETHER numbers or a few more; a CPU one after the other.
     Of rows in a file one slab at a time is in memory; their spans are in the same order.
     """
 
     def fold(total: PyTree, items: tuple[Array, ...]) -> tuple[PyTree, PyTree]:
-        return jax.lax.scan(lambda total, item: step(total, *item), total, items)
+        length = len(items[0])
+        group = min(length, _together(compute, items))
+        if group == 1:
+
+            def step(total: PyTree, item: tuple[Array, ...]) -> tuple[PyTree, PyTree]:
+                part, kept = compute(*item)
+                return jax.tree.map(jnp.add, total, part), kept
+
+            return jax.lax.scan(step, total, items)
+
+        def add_group(total: PyTree, first: Int[Array, ""] | int, count: int) -> tuple[PyTree, PyTree]:
+            some = [jax.lax.dynamic_slice_in_dim(each, first, count) for each in items]  # no copy of all rows
+            parts, kept = jax.vmap(compute)(*some)
+            return jax.tree.map(lambda total, part: total + jnp.sum(part, axis=0), total, parts), kept
+
+        groups, rest = divmod(length, group)
+        firsts = group * jnp.arange(groups, dtype=jnp.int32)
+        total, kept = jax.lax.scan(lambda total, first: add_group(total, first, group), total, firsts)
+        kept = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), kept)
+        if not rest:
+            return total, kept
+        total, last = add_group(total, groups * group, rest)
+        return total, jax.tree.map(lambda *parts: jnp.concatenate(parts), kept, last)
 
     if isinstance(rows, Sharded):
         return fold(start, (rows.array, *(_spans(each, rows.array.shape[0], rows.array.shape[2]) for each in vectors)))
@@ -754,6 +779,15 @@ def _over_spans(
     return total, jax.tree.map(lambda *parts: jnp.concatenate(parts), stacked, last)
 
 
+def _together(compute: Callable[..., tuple[PyTree, PyTree]], items: tuple[Array, ...]) -> int:
+    """Return the number of spans that are computed at once, at least 1."""
+    if jax.default_backend() == "cpu":  # one span's operands stay in its cache
+        return 1
+    span = [jax.ShapeDtypeStruct(each.shape[1:], each.dtype) for each in items]
+    results = jax.tree.leaves(jax.eval_shape(compute, *span))
+    return max(1, TOGETHER // sum(math.prod(leaf.shape) for leaf in (*results, *span)))
+
+
 def _gram_of(rows: dict[str, Sharded] | dict[str, DiskRows], dtype: jax.typing.DTypeLike) -> Wide:
     """Compute `AAᵀ` with every product and sum in float64.
 
@@ -763,13 +797,13 @@ def _gram_of(rows: dict[str, Sharded] | dict[str, DiskRows], dtype: jax.typing.D
     def total_of(rows: list[Rows]) -> Array:
         with jax.enable_x64(True):
 
-            def step(total: Array, part: Array) -> tuple[Array, None]:
+            def compute(part: Array) -> tuple[Array, None]:
                 wide = _double(part)
-                return total + wide @ wide.T, None
+                return wide @ wide.T, None
 
             total = jnp.zeros((_count(rows[0]),) * 2, jnp.float64)
             for part in rows:
-                total = _over_spans(step, total, part)[0]
+                total = _over_spans(compute, total, part)[0]
             return jax.lax.psum(total, AXIS) if shards() > 1 else total
 
     every = list(rows.values())
@@ -825,15 +859,15 @@ def _inner(
     some, draws, size = gradients.shape
     kind = jnp.float64 if precise else gradients.dtype
 
-    def step(total: tuple[Array, Array], a: Array, g: Array) -> tuple[tuple[Array, Array], None]:
+    def compute(a: Array, g: Array) -> tuple[tuple[Array, Array], None]:
         a, g = (jax.lax.convert_element_type(each, kind) for each in (a, g))
         along = jnp.matmul(g, a.T, precision="highest")
         apart = g.reshape(some, draws, -1)
         between = jnp.einsum("mks,mls->mkl", apart, apart, precision="highest")
-        return (total[0] + _double(along), total[1] + _double(between)), None
+        return (_double(along), _double(between)), None
 
     start = jnp.zeros((some * draws, _count(rows)), jnp.float64), jnp.zeros((some, draws, draws), jnp.float64)
-    along, between = _over_spans(step, start, rows, gradients.reshape(-1, size))[0]
+    along, between = _over_spans(compute, start, rows, gradients.reshape(-1, size))[0]
     return along.reshape(some, draws, -1), between
 
 
@@ -844,12 +878,12 @@ def _outside(
     some, draws, size = gradients.shape
     c = _joined(coefficients).reshape(some * draws, -1)
 
-    def step(total: Array, a: Array, g: Array) -> tuple[Array, None]:
+    def compute(a: Array, g: Array) -> tuple[Array, None]:
         v = (_double(g) - c @ _double(a)).reshape(some, draws, -1)
-        return total + jnp.einsum("mks,mls->mkl", v, v), None
+        return jnp.einsum("mks,mls->mkl", v, v), None
 
     start = jnp.zeros((some, draws, draws), jnp.float64)
-    return _over_spans(step, start, rows, gradients.reshape(-1, size))[0]
+    return _over_spans(compute, start, rows, gradients.reshape(-1, size))[0]
 
 
 def _between(
@@ -863,12 +897,12 @@ def _between(
     with jax.enable_x64(True):
         a, b = _joined(of_left), _joined(of_right)
 
-        def step(total: Array, part: Array, g: Array, h: Array) -> tuple[Array, None]:
+        def compute(part: Array, g: Array, h: Array) -> tuple[Array, None]:
             wide = _double(part)
-            return total + (_double(g) - a @ wide) @ (_double(h) - b @ wide).T, None
+            return (_double(g) - a @ wide) @ (_double(h) - b @ wide).T, None
 
         start = jnp.zeros((len(left), len(right)), jnp.float64)
-        return _split(_over_spans(step, start, rows, left, right)[0], left.dtype)
+        return _split(_over_spans(compute, start, rows, left, right)[0], left.dtype)
 
 
 def _each(state: GramState, damping: Float[Array, ""], own: _Own | None, count: int) -> Float[Array, " batch"]:

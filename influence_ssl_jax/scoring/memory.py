@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from influence_ssl_jax import trees
-from influence_ssl_jax.curvature.blocks import ENTRIES
+from influence_ssl_jax.curvature.blocks import entries_at_once
 from influence_ssl_jax.curvature.gradients import recorded_size
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.ihvp.backend import Backend
@@ -30,15 +30,15 @@ LARGEST = {"cpu": 64}
 class Memory(NamedTuple):
     """Peak memory per device of scoring b examples at once: `fixed + b · per_example` bytes.
 
-    `fixed = |parameters| + |fitted state| + 4 ENTRIES + 4 w_fixed`. The fitted state of a low-rank backend is rank²
-    numbers and their eigenvectors for each layer; that of Gram is rows × |parameters| numbers, of which each device has
-    its share if several share them.
+    `fixed = |parameters| + |fitted state| + 4 E + 4 w_fixed`, with E of `curvature.blocks.entries_at_once`. The fitted
+    state of a low-rank backend is rank² numbers and their eigenvectors for each layer; that of Gram is rows × |parameters|
+    numbers, of which each device has its share if several share them.
     `per_example = |image| + draws · (views · LIVE · 4 Σ_layers (read + written) + 4 w_draw)`, with the numbers that a
     layer reads and writes for one view, and the numbers w that a backend's form holds (`Backend.workspace`). w_draw is
     zero or small for a backend that forms no whole gradients, and a small multiple of |parameters| for Exact, CG and
-    similar backends. Patches exist for a few examples, ENTRIES numbers at most. Gram, which forms gradients layer by
-    layer, adds the 12 ENTRIES bytes of a few examples to what is fixed, and 16 ENTRIES more for what devices send to each
-    other if they share its rows.
+    similar backends. Patches exist for a few examples, E numbers at most. Gram, which forms gradients layer by layer, adds
+    the 12 E bytes of a few examples to what is fixed, and 16 E more for what devices send to each other if they share its
+    rows.
 
     Attributes:
         fixed: Bytes whatever the batch.
@@ -98,7 +98,7 @@ def estimate_memory(
     fixed, per_draw = backend.workspace(state, trees.size(params))
     per_example = int(np.prod(image_shape)) + draws * (measurement.loss.views * int(per_view) + width * per_draw)
     shared = _sharing(state)
-    entries = ((4 if shared == 1 else 8) if isinstance(backend, Gram) else 1) * ENTRIES
+    entries = ((4 if shared == 1 else 8) if isinstance(backend, Gram) else 1) * entries_at_once()
     held = bytes_on_device((params, frozen, state), shared)
     return Memory(held + width * (entries + fixed), per_example)
 

@@ -13,7 +13,7 @@ from influence_ssl_jax.curvature.blocks import leaf_paths
 from influence_ssl_jax.curvature.contributions import measure
 from influence_ssl_jax.curvature.products import flat_products
 from influence_ssl_jax.errors import CurvatureError, InfluenceError
-from influence_ssl_jax.ihvp import CG, EKFAC, Arnoldi, Damping, Exact, Gram, disk
+from influence_ssl_jax.ihvp import CG, EKFAC, Arnoldi, Damping, Exact, Gram, disk, gram
 from influence_ssl_jax.ihvp.gram import Wide, _by_shards, _inner, _over_spans
 from influence_ssl_jax.losses import CosineDistance, SimCLR, SquaredEuclid
 from influence_ssl_jax.parallel import Sharded
@@ -376,13 +376,35 @@ def test_a_pass_over_a_file_reads_every_span_once_and_adds_up_in_order(tmp_path,
 
     @functools.partial(jax.jit, static_argnums=0)
     def fold(file, rows, vectors):
-        def step(total, a, v):
-            return total + v @ a.T, jnp.sum(v)
+        def compute(a, v):
+            return v @ a.T, jnp.sum(v)
 
-        return _over_spans(step, jnp.zeros((2, 3), jnp.float32), place if file else Sharded(rows, 5), vectors)
+        return _over_spans(compute, jnp.zeros((2, 3), jnp.float32), place if file else Sharded(rows, 5), vectors)
 
     jax.tree.map(np.testing.assert_array_equal, fold(True, rows, vectors), fold(False, rows, vectors))
     assert sorted(reads) == [(0, 2), (2, 2), (4, 1)]
+
+
+@pytest.mark.parametrize("together", [2, 3, 9])
+def test_spans_that_are_computed_at_once_give_the_sums_of_spans_in_turn(together, monkeypatch):
+    rng = np.random.default_rng(together)
+    rows, vectors = Sharded(jnp.asarray(rng.normal(size=(7, 3, 4))), 7), jnp.asarray(rng.normal(size=(2, 26)))
+
+    def fold():
+        return _over_spans(lambda a, v: (v @ a.T, v - 1.0), jnp.zeros((2, 3)), rows, vectors)
+
+    in_turn = fold()
+    monkeypatch.setattr(gram, "_together", lambda *_: together)
+    for turn, once in zip(in_turn, jax.jit(fold)(), strict=True):
+        assert turn.shape == once.shape
+        np.testing.assert_allclose(once, turn, rtol=1e-13)
+
+
+def test_an_accelerator_computes_as_many_spans_at_once_as_its_limit_allows(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(gram, "TOGETHER", 100)
+    items = jnp.zeros((50, 3, 4)), jnp.zeros((50, 2, 4))
+    assert gram._together(lambda a, v: (v @ a.T, None), items) == 100 // (6 + 12 + 8)
 
 
 def test_memory_grows_with_a_slab_and_a_layers_gradients_not_with_the_rows(tmp_path, monkeypatch):

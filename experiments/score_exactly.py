@@ -1,18 +1,17 @@
-"""Score all 60,000 images of CIFAR-10 by an encoder of full width: two approximations beside the exact inverse.
+"""Score all 60,000 images of CIFAR-10 exactly, and by two approximations of the same matrix.
 
-    python -m benchmarks.gpu --data-dir DATA --out runs/gpu --steps pretrain --epochs 100          the encoder
-    python -m experiments.full_width --encoder runs/gpu/simclr_w64_cifar10 --data-dir DATA                    the scores
+    python -m experiments.score_exactly --data-dir DATA                  (SimCLR; --encoder names another)
 
-C is the sampled Fisher of 1,024 training images, one draw each, so `Gram` inverts it exactly and bounds its rounding;
-LoGra of rank 16 and EK-FAC of rank 64 approximate the same C. Every backend takes its default damping. The command goes on
-where it was stopped. It is meant for a GPU: at width 64 two cores take a day.
+C is the sampled Fisher of 4,096 images, one draw each, so `Gram` inverts it exactly and bounds its rounding. LoGra of rank
+16 and EK-FAC of rank 64 approximate the same C. Every backend takes its default damping. The command goes on where it was
+stopped. It is meant for a GPU: two cores take a day.
 
-Written to `results/full_width_<encoder>`: table.parquet, one row an image, 32-bit numbers; result.json.
+Written to `results/exact_<encoder>`: table.parquet, one row an image, 32-bit numbers; result.json.
 
     columns     of `Gram` the score, its standard error over draws and over parts of the curvature set, and its bounds; the
                 scores of the two others; alignment loss, squared norm of the gradient, distance to the nearest embedding
     result      Spearman's correlation of each with the exact score, and overlap of the highest and lowest 1 %; the share
-                of scores whose bounds are closer than 1 %; images a second of the whole run, reading and writing included
+                of scores whose bounds are closer than 1 %; minutes of each run, reading and writing included
 """
 
 import dataclasses
@@ -49,7 +48,7 @@ class Config:
     """What is scored.
 
     Attributes:
-        encoder: Folder of the encoder.
+        encoder: The network: a folder of an imported encoder, or package.module:function, which returns one.
         data_dir: Where tensorflow-datasets keeps CIFAR-10.
         files: Folder of CIFAR-10 as parquet files, as `benchmarks.gpu` writes them, in place of `data_dir`.
         tiny_images: The bundled digits instead, so many of them.
@@ -60,14 +59,14 @@ class Config:
         results: Folder of the results.
     """
 
-    encoder: Path
+    encoder: Path = HERE / "encoders" / "simclr_torch_w16_cifar10"
     data_dir: str | None = None
     files: Path | None = None
     tiny_images: int | None = None
-    curvature: CurvatureSet = dataclasses.field(default_factory=lambda: CurvatureSet(kind="fisher"))
+    curvature: CurvatureSet = dataclasses.field(default_factory=lambda: CurvatureSet(kind="fisher", examples=4096))
     scoring: Scoring = dataclasses.field(default_factory=lambda: Scoring(draws=2))
     ranks: tuple[int, int] = (16, 64)
-    runs: Path = Path("runs/full_width")
+    runs: Path = Path("runs/exact")
     results: Path = HERE / "results"
 
     @classmethod
@@ -95,24 +94,24 @@ def run(config: Config) -> Path:
     """Score by every backend, compare, and write; returns the folder of the result."""
     tables, minutes = {}, {}
     for name, backend in config.backends().items():
-        out, began = config.runs / name, time.monotonic()
+        out, began = config.runs / config.encoder.name / name, time.monotonic()
         settings = ScoreRun(
             config.encoder, out, config.source(), curvature=config.curvature, backend=backend, scoring=config.scoring
         )
         score(settings, Renderer(Console()))
         minutes[name] = (time.monotonic() - began) / 60
         tables[name] = pq.read_table(out / "scores.parquet").sort_by("index")
-    folder = config.results / f"full_width_{config.encoder.name}"
+    folder = config.results / f"exact_{config.encoder.name}"
     folder.mkdir(parents=True, exist_ok=True)
     columns = {name: narrow(tables[EXACT][name]) for name in (*OF_ALL, *OF_EXACT)}
     columns |= {f"score_{name.lower()}": narrow(table["score"]) for name, table in tables.items() if name != EXACT}
     pq.write_table(pa.table(columns), folder / "table.parquet", compression="zstd", compression_level=19)
     record = {
-        "command": f"python -m experiments.full_width --encoder {config.encoder.name} --data-dir DIR",
+        "command": f"python -m experiments.score_exactly --encoder {config.encoder.name} --data-dir DIR",
         "images": len(tables[EXACT]),
         "settings": {name: describe(getattr(config, name)) for name in ("curvature", "scoring", "ranks")},
         "found": compare({name: np.asarray(column) for name, column in columns.items() if name not in ("id", "label")}),
-        "runs": {name: summary(config.runs / name, minutes[name]) for name in tables},
+        "runs": {name: summary(config.runs / config.encoder.name / name, minutes[name]) for name in tables},
         "versions": versions(),
     }
     (folder / "result.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

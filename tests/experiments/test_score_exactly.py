@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from experiments import full_width
+from experiments import score_exactly
 
 
 def test_every_image_has_three_scores_and_the_exact_one_its_bounds(tmp_path):
-    config = full_width.Config.tiny(tmp_path, Path("tests.small_encoder:load"))
-    folder = full_width.run(config)
+    config = score_exactly.Config.tiny(tmp_path, Path("tests.small_encoder:load"))
+    folder = score_exactly.run(config)
     table = pq.read_table(folder / "table.parquet")
     exact, low, high = (table[name].to_numpy().astype(np.float64) for name in ("score", "score_lo", "score_hi"))
     assert len(table) == len(config.source().open())
