@@ -261,15 +261,16 @@ def scored(config: Config, name: str) -> dict[str, Any]:
         return backend.quadratic_form(state, gradients, damping)
 
     gradient = Compiled(jax.jit(jax.grad(objective)), tuple((params, frozen, batch) for batch in batches))
-    plain = _timed(gradient)
+    plain = _timed("gradient", gradient)
     fit = Compiled(jax.jit(backend.fit), ((problem, jax.random.key(0)),))
-    fitting = _timed(fit)
+    fitting = _timed("fit", fit)
     (state,) = fitting.pop("values")
     damping = backend.resolve(state, Damping())
-    scoring = _timed(Compiled(jax.jit(score), tuple((params, frozen, state, damping, batch) for batch in batches)))
+    scores = Compiled(jax.jit(score), tuple((params, frozen, state, damping, batch) for batch in batches))
+    scoring = _timed("score", scores)
     values = np.concatenate(scoring.pop("values"))
     count, size = len(values), trees.size(params)
-    needed = (gradient.lowered[0].cost_analysis() or {}).get("flops", float("nan")) * len(batches)
+    needed = _arithmetic(jax.grad(objective), (params, frozen, batches[0])) * len(batches)
     rows = some.index.size if name == "Gram" else 0
     seconds = {
         "gradient": (plain["seconds"], needed),
@@ -296,7 +297,7 @@ def scored(config: Config, name: str) -> dict[str, Any]:
     }
 
 
-def _timed(run: Any) -> dict[str, Any]:
+def _timed(name: str, run: Any) -> dict[str, Any]:
     """Compile, run every call once, and wait for all of them; the calls do not wait for one another.
 
     The first call has run once before, which loads kernels and takes memory; where it is the only one, that run counts.
@@ -306,14 +307,26 @@ def _timed(run: Any) -> dict[str, Any]:
     begin = time.perf_counter()
     _ = run.program
     compiled = time.perf_counter()
+    print(f"{name}: compiled in {compiled - begin:.1f} s", flush=True)
     values = [jax.block_until_ready(run.result(run.arguments[0]))]
-    first = time.perf_counter() - compiled
+    seconds = time.perf_counter() - compiled
+    print(f"{name}: first of {len(run.arguments)} calls ran {seconds:.2f} s", flush=True)
     if len(run.arguments) > 1:
         begin_all = time.perf_counter()
         values = [run.result(arguments) for arguments in run.arguments]
         jax.block_until_ready(values)
-        first = time.perf_counter() - begin_all
-    return {"compile seconds": compiled - begin, "seconds": first, "values": values}
+        seconds = time.perf_counter() - begin_all
+        print(f"{name}: all ran {seconds:.2f} s", flush=True)
+    return {"compile seconds": compiled - begin, "seconds": seconds, "values": values}
+
+
+def _arithmetic(function: Any, arguments: Any) -> float:
+    """Count a program's floating-point operations before optimisation; XLA counts those of programs for a CPU alone."""
+    import jax
+
+    leaves, structure = jax.tree.flatten(jax.device_put(arguments, jax.devices("cpu")[0]))
+    lowered = jax.jit(lambda leaves: function(*jax.tree.unflatten(structure, leaves))).lower(leaves)
+    return (lowered.cost_analysis() or {})["flops"]
 
 
 def _peak(kind: str, precision: str) -> float | None:
