@@ -52,6 +52,15 @@ def entries_at_once() -> int:
     return ENTRIES if jax.default_backend() == "cpu" else WIDER * ENTRIES
 
 
+def examples_at_once(batch: int, entries: int) -> int:
+    """Return how many examples of a batch are in memory together, of which each takes `entries` numbers.
+
+    If possible their number divides the batch: a smaller rest would be compiled as a second program.
+    """
+    most = min(batch, max(1, entries_at_once() // entries))
+    return next((size for size in range(most, most // 2, -1) if batch % size == 0), most)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Tap:
@@ -377,9 +386,8 @@ class MatrixBlock(Block):
             )
             return jax.tree.map(lambda leaf: leaf[0], computed)
 
-        return jax.lax.map(
-            of_one, (_split_examples(taps, draws), beside), batch_size=max(1, entries_at_once() // entries)
-        )
+        size = examples_at_once(batch, entries)
+        return jax.lax.map(of_one, (_split_examples(taps, draws), beside), batch_size=size)
 
     def is_formed_whole(self, program: Program) -> bool:
         """Test whether the gradients have to be formed whole.
@@ -446,9 +454,8 @@ class MatrixBlock(Block):
         if entries * batch <= entries_at_once():
             return compute(taps)
 
-        return jax.lax.map(
-            lambda one: compute(one)[0], _split_examples(taps, draws), batch_size=max(1, entries_at_once() // entries)
-        )
+        size = examples_at_once(batch, entries)
+        return jax.lax.map(lambda one: compute(one)[0], _split_examples(taps, draws), batch_size=size)
 
     def _ghost_gram(self, taps: Calls, draws: int) -> Float[Array, "examples {draws} {draws}"]:
         """Compute the inner products from those of rows: `Σ_tu ⟨ā_t, ā_u⟩ ⟨s_t, s_u⟩`."""

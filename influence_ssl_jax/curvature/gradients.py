@@ -142,7 +142,7 @@ class ExampleGradients(Captured):
         entries, batch = self.draws * self._formed_size(blocks), self.cotangents.shape[1] // self.draws
         if entries * batch <= cut.entries_at_once() or batch == 1:
             return compute(self)
-        size = max(1, cut.entries_at_once() // entries)
+        size = cut.examples_at_once(batch, entries)
         return jax.lax.map(
             lambda one: jax.tree.map(lambda leaf: leaf[0], compute(self._of(one))), self._examples, batch_size=size
         )

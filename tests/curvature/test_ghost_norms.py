@@ -33,3 +33,12 @@ def test_norms_of_nearly_equal_views_are_those_of_float64(sigma):
     want, formed = (np.asarray(side) for side in norms(trees.astype(rounded, "float64")))
     np.testing.assert_allclose(want, formed, rtol=1e-9)
     np.testing.assert_allclose(norms(rounded)[0], want, rtol=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("batch", "entries", "want"), [(64, 2**20, 16), (250, 2**24 // 7, 5), (8, 2**30, 1), (7, 2**24 // 5, 5), (3, 1, 3)]
+)
+def test_as_many_examples_are_in_memory_as_have_room_and_divide_the_batch_where_that_halves_them_at_most(
+    batch, entries, want
+):
+    assert cut.examples_at_once(batch, entries) == want
