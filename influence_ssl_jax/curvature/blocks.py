@@ -48,14 +48,18 @@ A larger one is seen as a matrix, also if no operation multiplies rows by it.
 
 
 def entries_at_once() -> int:
-    """Return the number of entries of patches or of whole gradients that are in memory together."""
+    """Return the number of entries to hold in memory.
+
+    They are those of patches, or of whole gradients.
+    """
     return ENTRIES if jax.default_backend() == "cpu" else WIDER * ENTRIES
 
 
 def examples_at_once(batch: int, entries: int) -> int:
-    """Return how many examples of a batch are in memory together, of which each takes `entries` numbers.
+    """Return the number of a batch's examples to hold in memory together.
 
-    If possible their number divides the batch: a smaller rest would be compiled as a second program.
+    Each takes `entries` numbers. If possible the result divides the batch: a smaller rest would be compiled as a second
+    program.
     """
     most = min(batch, max(1, entries_at_once() // entries))
     return next((size for size in range(most, most // 2, -1) if batch % size == 0), most)

@@ -728,7 +728,9 @@ def _over_spans(
     rows: Rows,
     *vectors: Float[Array, "_ size"],
 ) -> tuple[PyTree, PyTree]:
-    """Sum the first results of `compute(A_s, g_s, …)` over a block's spans s, and stack the second ones.
+    """Apply `compute(A_s, g_s, …)` to a block's spans s.
+
+    Its first results are summed, its second ones stacked.
 
     An accelerator computes many spans at once, whose results are TOGETHER numbers or a few more; a CPU one after the other.
     Of rows in a file one slab at a time is in memory; their spans are in the same order.
@@ -780,7 +782,7 @@ def _over_spans(
 
 
 def _together(compute: Callable[..., tuple[PyTree, PyTree]], items: tuple[Array, ...]) -> int:
-    """Return the number of spans that are computed at once, at least 1."""
+    """Return the number of spans to compute at once, at least 1."""
     if jax.default_backend() == "cpu":  # one span's operands stay in its cache
         return 1
     span = [jax.ShapeDtypeStruct(each.shape[1:], each.dtype) for each in items]
