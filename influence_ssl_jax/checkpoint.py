@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
 
-from influence_ssl_jax.errors import InfluenceError
+from influence_ssl_jax.errors import InfluenceError, StructureError
 from influence_ssl_jax.provenance import tree_digest
 from influence_ssl_jax.store import DamagedError, read_sealed, write_sealed
 from influence_ssl_jax.store.files import read_object, replacing
@@ -136,8 +136,17 @@ def named(tree: PyTree) -> dict:
     """Return the leaves by name, in the order of `jax.tree.leaves`.
 
     A name is the path through the tree, joined by slashes.
+
+    Raises:
+        StructureError: If two leaves have the same name, such as those of `{"a/b": x, "a": {"b": y}}`.
     """
-    return {keystr(path, simple=True, separator="/"): leaf for path, leaf in tree_flatten_with_path(tree)[0]}
+    leaves = {}
+    for path, leaf in tree_flatten_with_path(tree)[0]:
+        name = keystr(path, simple=True, separator="/")
+        if name in leaves:
+            raise StructureError(f"Two arrays have the name {name}; rename one, without slashes.")
+        leaves[name] = leaf
+    return leaves
 
 
 def _cast(name: str, array: np.ndarray, storage: Storage) -> np.ndarray:

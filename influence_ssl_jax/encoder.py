@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.extend.core import jaxprs_in_params
 
 from influence_ssl_jax import checkpoint, configuration, provenance, randomness, trees
 from influence_ssl_jax.augment.recipes import PRETRAINING
@@ -157,9 +158,9 @@ class Encoder:
             name: Its name in reports; None takes that of the module's class.
 
         Raises:
-            StructureError: If the module needs an unknown argument, is in training mode, or its embedding of an image
-                depends on the other images of the batch.
-            ValueError: If it does not return one embedding for each image.
+            StructureError: If the module needs an unknown argument, is in training mode, does not return one embedding
+                for each image, or its embedding of an image depends on the other images of the batch; if the variables
+                do not fit, or `mean` and `std` are not those of pixels in [0, 1].
 
         Examples:
             >>> import jax.numpy as jnp
@@ -170,6 +171,12 @@ class Encoder:
             >>> encoder(jnp.asarray([[[[0.25], [0.5]]]])).tolist()  # 1 · 0.25 + 10 · 0.5
             [[5.25]]
         """
+        if not isinstance(module, nn.Module):
+            raise StructureError(f"module must be a linen module, got {_kind(module)}.")
+        if not isinstance(variables, Mapping):
+            raise StructureError(f"variables must be the dict that init returned, got {_kind(variables)}.")
+        if module.scope is not None:  # a module that `bind` returned
+            module, _ = module.unbind()
         collections = dict(flax.core.unfreeze(nn.meta.unbox(variables)))
         if "params" not in collections:
             raise StructureError(
@@ -181,7 +188,8 @@ class Encoder:
                 f"The collection name {reserved.pop()!r} is used by this package; rename your collection."
             )
         params, class_name = collections.pop("params"), type(module).__name__
-        evaluation = evaluation_arguments(getattr(type(module), method), 2, arguments, f"{class_name}.{method}")
+        call = _method(type(module), method, class_name)
+        evaluation = evaluation_arguments(call, 2, arguments, f"{class_name}.{method}")
         network = Network(module, method, evaluation, mean, std, output, pool)
         return cls(network, params, collections, input, name or class_name).checked().with_trainable(trainable)
 
@@ -218,11 +226,14 @@ class Encoder:
             >>> encoder(jnp.full((1, 2, 2, 1), 0.25)).tolist()
             [[0.5]]
         """
+        if not isinstance(model, nnx.Module):
+            raise StructureError(f"model must be an nnx model, got {_kind(model)}.")
         copy = nnx.clone(model)
         copy.eval()
         graph, params, keys, state = nnx.split(copy, nnx.Param, nnx.RngKey, ...)
         class_name = type(model).__name__
-        evaluation = evaluation_arguments(getattr(model, method), 1, arguments, f"{class_name}.{method}")
+        call = _method(model, method, class_name)
+        evaluation = evaluation_arguments(call, 1, arguments, f"{class_name}.{method}")
         network = NnxNetwork(graph, class_name, method, evaluation, mean, std, output, pool)
         frozen = {
             "keys": jax.tree.map(jax.random.key_data, nnx.to_pure_dict(keys)),
@@ -264,9 +275,9 @@ class Encoder:
             name: Its name in reports; None takes that of the function.
 
         Raises:
-            StructureError: If a leaf is not an array, or the embedding of an image depends on the other images of the
-                batch.
-            ValueError: If the function does not return one embedding for each image.
+            StructureError: If a leaf is not an array, if the function does not take these arguments, draws random
+                numbers, or does not return one embedding for each image, or if the embedding of an image depends on the
+                other images of the batch.
 
         Examples:
             >>> import jax.numpy as jnp
@@ -278,15 +289,11 @@ class Encoder:
             >>> encoder(jnp.full((1, 1, 1, 1), 0.5)).tolist()  # 0.5 · 2 + 1
             [[2.0]]
         """
-        for leaf_name, leaf in checkpoint.named({"params": params, "frozen": frozen}).items():
-            if not isinstance(leaf, jax.Array | np.ndarray):
-                raise StructureError(
-                    f"{leaf_name} is a {type(leaf).__name__}, not an array. Parameters and frozen state are trees of "
-                    "arrays: keep functions and settings inside the function (equinox: partition with is_array)."
-                )
+        name = name or getattr(function, "__qualname__", type(function).__name__)
+        _refuse_other_arguments(function, frozen is not None, name)
         network = FunctionNetwork(function, frozen is not None, mean, std, output, pool)
         state = {} if frozen is None else {"state": frozen}
-        encoder = cls(network, params, state, input, name or getattr(function, "__qualname__", type(function).__name__))
+        encoder = cls(network, params, state, input, name)
         return encoder.checked().with_trainable(trainable)
 
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -301,7 +308,7 @@ class Encoder:
         it starts from none.
 
         Args:
-            patterns: The patterns; if empty, all floating-point parameters are trained.
+            patterns: The patterns, or a single one; if empty, all floating-point parameters are trained.
 
         Raises:
             StructureError: If a pattern matches no parameter, or no parameter is left.
@@ -316,6 +323,7 @@ class Encoder:
             >>> encoder.sizes(), encoder.with_trainable(["!b"]).sizes()
             ((2, 2), (1, 2))
         """
+        patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
         whole = self._whole()
         names = list(checkpoint.named(whole))
         for pattern in patterns:
@@ -344,9 +352,7 @@ class Encoder:
             heads = dataclasses.replace(heads, params={name: params[name] for name in heads.params})
         if not jax.tree.leaves(own):
             raise StructureError(f"trainable={list(patterns)} leaves no parameter of the encoder to differentiate.")
-        return dataclasses.replace(
-            self, network=network, params=own, frozen=frozen, heads=heads, trainable=tuple(patterns)
-        )
+        return dataclasses.replace(self, network=network, params=own, frozen=frozen, heads=heads, trainable=patterns)
 
     def at(self, output: Output) -> "Encoder":
         """Return the encoder with another output: the projector's or the predictor's.
@@ -554,22 +560,29 @@ class Encoder:
         return PartlyTrained(network) if isinstance(self.network, PartlyTrained) else network
 
     def checked(self) -> "Encoder":
-        """Return the encoder if it embeds each image by itself.
+        """Return the encoder if it embeds each image by itself, without chance.
 
-        This is tested with random images.
+        The network is traced, and tested with random images.
 
         Raises:
-            StructureError: If the network is in training mode, an embedding depends on the other images of its batch or
-                is not finite, or the variables do not fit.
+            StructureError: If the network is in training mode, draws random numbers, or does not return one embedding
+                for each image; if an embedding depends on the other images of its batch or is not finite; if the
+                variables do not fit, or mean and standard deviation are not those of pixels in [0, 1].
         """
-        shape = (2, self.input.height, self.input.width, self.input.channels)
-        dtype = next((x.dtype for x in jax.tree.leaves(self.params) if jnp.issubdtype(x.dtype, jnp.floating)), None)
-        if dtype is None:
-            raise StructureError(f"{self.name} has no floating-point parameters.")
-        pixels = randomness.generator(0, Stream.ENCODER_CHECK).uniform(size=(5, *shape[1:])).astype(dtype)
-        embed = jax.jit(self.network)
+        if not isinstance(self.input, ToInput):
+            raise StructureError(f"input must be a ToInput, such as ToInput(224, 224); got {_kind(self.input)}.")
+        _refuse_leaves(self.params, self.frozen, self.name)
+        inner = self._without_fixed(self.network)
+        if isinstance(inner, Network | NnxNetwork | FunctionNetwork):
+            _check_standardisation(inner.mean, inner.std, self.input.channels)
+        shape = (self.input.height, self.input.width, self.input.channels)
+        dtype = next(x.dtype for x in jax.tree.leaves(self.params) if jnp.issubdtype(x.dtype, jnp.floating))
+        pixels = randomness.generator(0, Stream.ENCODER_CHECK).uniform(size=(5, *shape)).astype(dtype)
+        embed = jax.jit(self._hashable())
         try:
-            first = embed(self.params, self.frozen, pixels[:3])
+            traced = embed.trace(self.params, self.frozen, pixels[:3])
+        except InfluenceError:
+            raise
         except (flax.errors.ModifyScopeVariableError, flax.errors.InvalidRngError) as error:
             raise StructureError(
                 f"{self.name} is in training mode: it draws random numbers or updates its statistics ({_brief(error)}). "
@@ -577,18 +590,58 @@ class Encoder:
             ) from error
         except flax.errors.FlaxError as error:
             raise StructureError(f"The variables do not fit {self.name}: {_brief(error)}.") from error
-        embedding = np.asarray(first[0], np.float64)
-        other_batch = np.asarray(embed(self.params, self.frozen, pixels[[0, 3, 4]])[0], np.float64)
+        except Exception as error:  # code of the user can raise errors of any type
+            raise StructureError(
+                f"{self.name} cannot embed 3 images [3, {', '.join(map(str, shape))}] with its parameters: "
+                f"{type(error).__name__}: {_brief(error)}. It must be a function of jax.numpy that takes a batch of images "
+                "of the size of input=."
+            ) from error
+        draw = _random_draw(traced.jaxpr.jaxpr)
+        if draw is not None:
+            raise StructureError(
+                f"{self.name} draws random numbers ({draw}), as dropout and stochastic depth do in training. Put it into "
+                "evaluation mode; numbers that are drawn once belong to its frozen arrays."
+            )
+        form = traced.out_info
+        if not jnp.issubdtype(form.dtype, jnp.floating) or form.shape[0] != 3 or not form.shape[1]:
+            raise StructureError(
+                f"{self.name} must return one floating-point embedding [width] for each image; for 3 images it returns "
+                f"{form.dtype} {list(form.shape)}."
+            )
+        batches = [
+            np.asarray(embed(self.params, self.frozen, pixels[rows])[rows.index(0)], np.float64)
+            for rows in ([0, 1, 2], [0, 3, 4], [3, 4, 0])
+        ]
+        embedding = batches[0]
         if not np.isfinite(embedding).all():
             raise StructureError(
-                f"{self.name} embeds an image of random pixels as NaN or infinity; check its parameters."
+                f"{self.name} embeds an image of random pixels as NaN or infinity; check its parameters and std."
             )
-        if np.linalg.norm(embedding - other_batch) > 1e-3 * np.linalg.norm(embedding):
-            raise StructureError(
-                f"The embedding of an image by {self.name} depends on the other images of its batch, as with BatchNorm in "
-                "training mode. Pass the arguments for evaluation mode as arguments={'name': value}, or build it that way."
-            )
+        for other, tolerance in zip(
+            batches[1:], (1e-3, 2e-2), strict=True
+        ):  # in 16 bits, rounding depends on the place
+            if np.linalg.norm(embedding - other) > tolerance * np.linalg.norm(embedding):
+                raise StructureError(
+                    f"The embedding of an image by {self.name} depends on the other images of its batch, as with BatchNorm "
+                    "in training mode, or on its place among them. Pass the arguments for evaluation mode as "
+                    "arguments={'name': value}, or build it that way."
+                )
         return self
+
+    def _hashable(self) -> EmbeddingFunction:
+        """Return the network if it has a hash, with which its compiled program is kept.
+
+        Raises:
+            StructureError: If it has none.
+        """
+        try:
+            hash(self.network)
+        except TypeError as error:
+            raise StructureError(
+                f"{self.name} has no hash, with which its compiled program is kept ({_brief(error)}). Its fields must be "
+                "numbers, texts, functions or tuples of these, not lists or arrays."
+            ) from error
+        return self.network
 
 
 def evaluation_arguments(
@@ -609,6 +662,13 @@ def evaluation_arguments(
     parameters = list(inspect.signature(call).parameters.values())[leading:]
     kinds = inspect.Parameter
     for parameter in parameters:
+        chosen = parameter.name in EVALUATION or parameter.name in given or parameter.default is kinds.empty
+        if parameter.kind is kinds.POSITIONAL_ONLY and chosen:
+            raise StructureError(
+                f"{name} takes {parameter.name!r} by position only, and arguments are passed by name. Add a method that "
+                "takes it by name or sets it, and pass method='name of it'."
+            )
+    for parameter in parameters:
         if parameter.kind in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD) or parameter.name in given:
             continue
         if parameter.name in EVALUATION:
@@ -624,6 +684,101 @@ def evaluation_arguments(
             f"{name} has no argument {sorted(given.keys() - names)[0]!r}; it has {', '.join(sorted(names)) or 'none'}."
         )
     return tuple(sorted({**evaluation, **given}.items()))
+
+
+def _method(owner: Any, method: str, name: str) -> Callable[..., Any]:
+    """Return a method of a module or model.
+
+    Raises:
+        StructureError: If there is none of this name.
+    """
+    call = getattr(owner, method, None) if isinstance(method, str) else None
+    if not callable(call):
+        raise StructureError(f"{name} has no method {method!r}; pass the name of one that takes images.")
+    return call
+
+
+def _refuse_other_arguments(function: Callable[..., Any], reads_frozen: bool, name: str) -> None:
+    """Refuse a function that does not take the arguments of an encoder.
+
+    Raises:
+        StructureError: If it does not.
+    """
+    if not callable(function):
+        raise StructureError(f"function must be a function, got {_kind(function)}.")
+    names = ("params", "frozen", "images") if reads_frozen else ("params", "images")
+    try:
+        inspect.signature(function).bind(*names)
+    except TypeError as error:
+        raise StructureError(
+            f"{name} is called as {name}({', '.join(names)}), and takes {inspect.signature(function)}. Its second argument "
+            f"is frozen state if frozen= is given; here it is {'' if reads_frozen else 'not '}given."
+        ) from error
+    except ValueError:  # functions written in C have no signature
+        return
+
+
+def _refuse_leaves(params: Params, frozen: Frozen, name: str) -> None:
+    """Refuse parameters and frozen state that are not arrays of numbers.
+
+    Raises:
+        StructureError: If a leaf is none, or no parameter is floating-point.
+    """
+    for leaf_name, leaf in checkpoint.named({"params": params, "frozen": frozen}).items():
+        if not isinstance(leaf, jax.Array | np.ndarray):
+            raise StructureError(
+                f"{leaf_name} is a {type(leaf).__name__}, not an array. Parameters and frozen state are trees of "
+                "arrays: keep functions and settings inside the function (equinox: partition with is_array)."
+            )
+        if not jnp.issubdtype(leaf.dtype, jnp.number) and leaf.dtype != np.bool_:
+            raise StructureError(f"{leaf_name} is an array of {leaf.dtype}, not of numbers; remove it.")
+        if leaf_name.startswith("params") and jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            raise StructureError(
+                f"{leaf_name} is complex, and parameters are real: pass its real and imaginary parts as two arrays."
+            )
+        if leaf_name.startswith("params") and jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize < 4:
+            raise StructureError(
+                f"{leaf_name} is {leaf.dtype}, and gradients and their curvature need 32 bits: convert the parameters to "
+                "float32. The layers can still compute in 16 bits (dtype= of flax's layers)."
+            )
+    if not any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(params)):
+        raise StructureError(f"{name} has no floating-point parameters, so there is nothing to differentiate.")
+
+
+def _check_standardisation(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:
+    """Check mean and standard deviation of pixels in [0, 1].
+
+    Raises:
+        StructureError: If they are not one number, or one for each channel, in their range.
+    """
+    for name, values in (("mean", mean), ("std", std)):
+        whole = isinstance(values, tuple) and all(isinstance(value, int | float) for value in values)
+        if not whole or len(values) not in (1, channels):
+            raise StructureError(
+                f"{name} must be a tuple with a number for each of {channels} channels; got {values!r}."
+            )
+        usable = all(0 <= value <= 1 for value in values) and (name == "mean" or 0 not in values)
+        if not usable:
+            limits = "from 0 to 1" if name == "mean" else "above 0 and at most 1"
+            raise StructureError(
+                f"{name} is that of pixels in [0, 1], {limits}; got {values!r}. Divide numbers for pixels 0…255 by 255."
+            )
+
+
+RANDOM = frozenset({"random_bits", "random_gamma", "threefry2x32", "rng_bit_generator", "rng_uniform"})
+"""The operations of JAX that draw random numbers."""
+
+
+def _random_draw(jaxpr: Any) -> str | None:
+    """Return the name of an operation that draws random numbers, if there is one."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in RANDOM:
+            return equation.primitive.name
+        for inner in jaxprs_in_params(equation.params):
+            draw = _random_draw(inner)
+            if draw is not None:
+                return draw
+    return None
 
 
 def variable_shapes(network: Network, to_input: ToInput, loss: Loss | None) -> PyTree:
@@ -701,6 +856,12 @@ def _matches(name: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(padded, f"*{wanted}*")
 
 
+def _kind(value: Any) -> str:
+    """Describe a value by its type, for errors."""
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+
+
 def _brief(error: Exception) -> str:
     """Return the first line of an error's message, without flax's link."""
-    return str(error).split(" (https://", 1)[0].splitlines()[0].rstrip(".")
+    lines = str(error).split(" (https://", 1)[0].splitlines()
+    return lines[0].rstrip(".") if lines else "no message"

@@ -8,9 +8,11 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
-from flax import nnx
+from flax import nnx, struct
+from flax.core import freeze
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.augment import GaussianNoise
@@ -39,6 +41,11 @@ class Outputs(NamedTuple):
     logits: jax.Array
 
 
+@struct.dataclass
+class Fields:
+    z: jax.Array
+
+
 class Small(nn.Module):
     """A network whose training differs from its evaluation, with several outputs."""
 
@@ -56,6 +63,11 @@ class Small(nn.Module):
             "dict": {"z": z, "map": x},
             "tuple": (x, z),
             "named": Outputs(z, z[:, :2]),
+            "fields": Fields(z),
+            "frozen": freeze({"z": z}),
+            "whole": jnp.argmax(z, -1, keepdims=True),
+            "turned": z.T,
+            "nothing": z[:, :0],
             "text": {"z": "no array"},
         }[self.returns]
 
@@ -121,6 +133,8 @@ def test_linen_is_put_into_evaluation_mode_and_standardised():
         ("tuple", {"output": 1}, "z"),
         ("tuple", {"output": -1}, "z"),
         ("named", {"output": "features"}, "z"),
+        ("fields", {"output": "z"}, "z"),
+        ("frozen", {"output": "z"}, "z"),
     ],
 )
 def test_an_output_is_named_and_pooled(returns, options, which):
@@ -130,11 +144,10 @@ def test_an_output_is_named_and_pooled(returns, options, which):
 
 
 def test_the_first_token_is_an_embedding():
-    tokens = jnp.arange(36.0).reshape(3, 3, 4)
     encoder = Encoder.from_function(
-        lambda p, x: tokens[: len(x)] * p["a"], {"a": jnp.ones(())}, input=INPUT, pool="first"
+        lambda p, x: x.reshape(len(x), 4, 27) * p["a"], {"a": jnp.ones(())}, input=INPUT, pool="first"
     )
-    np.testing.assert_array_equal(encoder(IMAGES), tokens[:, 0])
+    np.testing.assert_array_equal(encoder(IMAGES), IMAGES.reshape(3, 4, 27)[:, 0])
 
 
 @pytest.mark.parametrize(
@@ -146,10 +159,16 @@ def test_the_first_token_is_an_embedding():
         ("dict", {"output": "y"}, "has no output 'y'; it returns a dict of 'z', 'map'"),
         ("tuple", {"output": 2}, "has no output 2; it returns a tuple of positions 0 … 1"),
         ("named", {}, "returns a Outputs of 'features', 'logits'"),
+        ("fields", {}, "returns a Fields of 'z'"),
+        ("embedding", {"output": "z"}, "returns a single array, so it has no output 'z'"),
+        ("map", {"pool": "max"}, "pool must be one of 'mean', 'first', or None; got 'max'"),
+        ("whole", {}, r"for 3 images it returns int\d+ \[3, 1\]"),
+        ("turned", {}, r"for 3 images it returns float64 \[5, 3\]"),
+        ("nothing", {}, r"for 3 images it returns float64 \[3, 0\]"),
     ],
 )
-def test_an_output_that_is_no_embedding_is_refused_with_what_there_is(returns, options, said):
-    with pytest.raises(ValueError, match=said):
+def test_an_output_that_is_no_embedding_is_refused_with_what_there_is(returns, options, said, unchecked_types):
+    with pytest.raises(StructureError, match=said):
         small(returns, **options)
 
 
@@ -231,8 +250,126 @@ class Coupled(nnx.Module):
 
 
 def test_an_embedding_that_depends_on_its_neighbours_is_refused():
-    with pytest.raises(StructureError, match="The embedding of an image by Coupled depends on the other images"):
+    with pytest.raises(StructureError, match="Coupled.__call__ changes its state bn/mean, bn/var while"):
         Encoder.from_nnx(Coupled(nnx.Rngs(0)), input=INPUT)
+
+
+class Draws(nnx.Module):
+    """A network that draws numbers, or changes its state, also in evaluation mode."""
+
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(108, 3, rngs=rngs)
+        self.noise, self.calls = rngs.fork(), nnx.Variable(jnp.zeros(()))
+
+    def __call__(self, x):
+        return self.linear(x.reshape(len(x), -1))
+
+    def noisy(self, x):
+        return self(x) + jax.random.normal(self.noise.params(), (1, 3))
+
+    def counting(self, x):
+        self.calls[...] += 1
+        return self(x) * self.calls
+
+
+class Normalised(nnx.Module):
+    """A layer that writes the kernel which it computes into its parameters."""
+
+    def __init__(self, rngs):
+        self.linear = nnx.SpectralNorm(nnx.Linear(108, 3, rngs=rngs), rngs=rngs)
+
+    def __call__(self, x):
+        return self.linear(x.reshape(len(x), -1))
+
+
+def test_chance_and_changes_of_state_are_refused():
+    model, shape = Draws(nnx.Rngs(0)), (108, 3)
+    for method, said in (("noisy", "changes its state noise/default/count"), ("counting", "changes its state calls")):
+        with pytest.raises(StructureError, match=said):
+            Encoder.from_nnx(model, input=INPUT, method=method)
+    Encoder.from_nnx(Normalised(nnx.Rngs(0)), input=INPUT)  # computes its kernel anew, and changes nothing else
+
+    def drop(params, frozen, images):
+        return images.reshape(len(images), -1) @ (params * jax.random.bernoulli(frozen, 0.5, shape))
+
+    with pytest.raises(StructureError, match=r"drop draws random numbers \(random_bits\)"):
+        Encoder.from_function(drop, jnp.ones(shape), jnp.zeros(2, jnp.uint32), input=INPUT)
+
+    def last(params, images):
+        return images[:, 0, 0] * params * jnp.arange(len(images))[:, None]
+
+    with pytest.raises(StructureError, match="or on its place among them"):
+        Encoder.from_function(last, jnp.ones((1, 3)), input=INPUT)
+
+
+def brightness(params, images):
+    return images.mean((1, 2)) * params["a"]
+
+
+class ByPosition(nn.Module):
+    """A module whose mode has no name for callers."""
+
+    widths: list | None = None
+
+    def __call__(self, x, train, /):
+        return x[:, 0, 0]
+
+    def embed(self, x):
+        return x[:, 0, 0]
+
+
+@pytest.fixture
+def unchecked_types():
+    """Call the package as a user does, whose types nobody checks."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda a: Encoder.from_linen(Small, {"params": a}, input=INPUT), "a linen module, got the class Small"),
+        (lambda a: Encoder.from_linen(Small(), None, input=INPUT), "dict that init returned, got a NoneType"),
+        (
+            lambda a: Encoder.from_linen(Small(), {"params": a}, input=INPUT, method="embed"),
+            "Small has no method 'embed'",
+        ),
+        (lambda a: Encoder.from_linen(ByPosition(), {"params": a}, input=INPUT), "takes 'train' by position only"),
+        (lambda a: Encoder.from_nnx(Small(), input=INPUT), "must be an nnx model, got a Small"),
+        (lambda a: Encoder.from_function(None, a, input=INPUT), "must be a function, got a NoneType"),
+        (lambda a: Encoder.from_function(brightness, a, a, input=INPUT), r"\(params, frozen, images\), and takes"),
+        (lambda a: Encoder.from_function(brightness, {"b": a["a"]}, input=INPUT), r"\[3, 6, 6, 3\].*KeyError: 'a'"),
+        (lambda a: Encoder.from_function(brightness, a, input=(6, 6)), "input must be a ToInput.*got a tuple"),
+        (lambda a: Encoder.from_function(brightness, {"a": a["a"] * 1j}, input=INPUT), "params/a is complex"),
+        (lambda a: Encoder.from_function(brightness, {"a": jnp.ones(1, jnp.bfloat16)}, input=INPUT), "a is bfloat16"),
+        (lambda a: Encoder.from_function(brightness, {"a": np.asarray(["x"])}, input=INPUT), "not of numbers"),
+        (lambda a: Encoder.from_function(brightness, {"a": 1}, input=INPUT), "params/a is a int, not an array"),
+        (
+            lambda a: Encoder.from_function(brightness, {**a, "a/b": a["a"], "a": {"b": a["a"]}}, input=INPUT),
+            "the name",
+        ),
+        (lambda a: Encoder.from_function(brightness, a, input=INPUT, mean=(0.5, 0.5)), "each of 3 channels; got"),
+        (lambda a: Encoder.from_function(brightness, a, input=ToInput(6, 6, 1), std=(0.5,) * 3), "each of 1 channels"),
+        (lambda a: Encoder.from_function(brightness, a, input=INPUT, mean=(123.0,)), "0…255 by 255"),
+        (
+            lambda a: Encoder.from_function(brightness, a, input=INPUT, std=(0.0,)),
+            "std is that of pixels in .0, 1., above",
+        ),
+        (lambda a: Encoder.from_linen(ByPosition([]), {"params": a}, input=INPUT, method="embed"), "has no hash"),
+    ],
+)
+def test_what_is_no_encoder_is_refused_in_words(make, said, unchecked_types):
+    with pytest.raises(StructureError, match=said):
+        make({"a": jnp.ones((1, 3))})
+
+
+def test_a_bound_module_and_a_single_pattern_are_accepted():
+    bound = Small().bind(small_variables())
+    encoder = Encoder.from_linen(bound, small_variables(), input=INPUT, trainable="dense")
+    np.testing.assert_array_equal(encoder(IMAGES), small()(IMAGES))
+    assert encoder.trainable == ("dense",)
+    assert encoder.sizes()[0] == 25
 
 
 def test_functions_of_any_tree_with_and_without_frozen_state():

@@ -6,7 +6,7 @@ A network is a linen module, an nnx model or any function.
 import dataclasses
 import inspect
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import flax.linen as nn
 import jax
@@ -49,27 +49,29 @@ def select_embedding(
         name: Name of the network, for errors.
 
     Raises:
-        ValueError: If there are several outputs and none is chosen, if the chosen one does not exist, or if an output
-            is not [batch, width] and no pooling is chosen.
+        StructureError: If there are several outputs and none is chosen, if the chosen output or pooling does not exist,
+            or if an output is not [batch, width] and no pooling is chosen.
     """
+    if pool not in (None, *get_args(Pool)):
+        raise StructureError(f"pool must be one of {', '.join(map(repr, get_args(Pool)))}, or None; got {pool!r}.")
     if output is not None:
         outputs = _entry(outputs, output, name)
     elif not isinstance(outputs, jax.Array):
-        raise ValueError(
+        raise StructureError(
             f"{name} must return one embedding per image, an array [batch, width]; it returns "
             f"{_entries(outputs)}. Pass output= with one of them."
         )
     if not isinstance(outputs, jax.Array):
-        raise ValueError(
+        raise StructureError(
             f"The output {output!r} of {name} is a {type(outputs).__name__}, not an array; name another one."
         )
     if pool is not None and outputs.ndim > 2:
         positions = tuple(range(1, outputs.ndim - 1))
         if pool == "first" and outputs.ndim != 3:
-            raise ValueError(f"pool='first' reads [batch, tokens, width], got {outputs.shape}; pass pool='mean'.")
+            raise StructureError(f"pool='first' reads [batch, tokens, width], got {outputs.shape}; pass pool='mean'.")
         outputs = outputs[:, 0] if pool == "first" else jnp.mean(outputs, axis=positions)
     if outputs.ndim != 2:
-        raise ValueError(
+        raise StructureError(
             f"{name} must return one embedding per image, an array [batch, width]; got {outputs.shape}. "
             "Pool or flatten the features (pool='mean' averages positions, pool='first' takes the first token), or name "
             "another method or output."
@@ -82,21 +84,30 @@ def _entry(outputs: PyTree, output: str | int, name: str) -> Any:
 
     It is an entry of a dict, a field of an object, or a position in a tuple.
     """
-    if isinstance(outputs, dict) and output in outputs:
-        return outputs[output]
-    if isinstance(output, str) and output in getattr(outputs, "_fields", ()):
-        return getattr(outputs, output)
+    named = _named_entries(outputs)
+    if output in named:
+        return named[output]
     if isinstance(outputs, tuple | list) and isinstance(output, int) and -len(outputs) <= output < len(outputs):
         return outputs[output]
-    raise ValueError(f"{name} has no output {output!r}; it returns {_entries(outputs)}.")
+    if isinstance(outputs, jax.Array):
+        raise StructureError(f"{name} returns a single array, so it has no output {output!r}; leave output= out.")
+    raise StructureError(f"{name} has no output {output!r}; it returns {_entries(outputs)}.")
+
+
+def _named_entries(outputs: PyTree) -> Mapping[Any, Any]:
+    """Return the entries of a dict, or the fields of an object, by name."""
+    if isinstance(outputs, Mapping):
+        return outputs
+    fields = [field.name for field in dataclasses.fields(outputs)] if dataclasses.is_dataclass(outputs) else []
+    return {name: getattr(outputs, name) for name in fields or getattr(outputs, "_fields", ())}
 
 
 def _entries(outputs: PyTree) -> str:
     """Describe several outputs, for errors."""
-    if isinstance(outputs, dict):
-        return f"a dict of {', '.join(map(repr, outputs))}"
-    if hasattr(outputs, "_fields"):
-        return f"a {type(outputs).__name__} of {', '.join(map(repr, outputs._fields))}"
+    named = _named_entries(outputs)
+    if named:
+        kind = "dict" if isinstance(outputs, Mapping) else type(outputs).__name__
+        return f"a {kind} of {', '.join(map(repr, named))}"
     if isinstance(outputs, tuple | list):
         return f"a {type(outputs).__name__} of positions 0 … {len(outputs) - 1}"
     return f"a {type(outputs).__name__}"
@@ -213,13 +224,25 @@ class NnxNetwork:
         """Embed a batch of images with pixels in [0, 1].
 
         Raises:
-            StructureError: If `frozen` holds parameters, which would replace the differentiated ones.
+            StructureError: If `frozen` holds parameters, which would replace the differentiated ones, or the model
+                changes its state while it embeds.
         """
         refuse_params_in(frozen)
         keys = jax.tree.map(jax.random.wrap_key_data, frozen["keys"])
         merged = nnx.merge(self.graph, *(nnx.State(part) for part in (params, keys, frozen["state"])))
         model = with_canonical_convolutions(merged)
+        nodes = [each for each in nnx.iter_graph(model) if isinstance(each[1], nnx.Variable)]
+        # SpectralNorm and WeightNorm write the kernels that they compute into the parameters of their copy.
+        state = {path: node for path, node in nodes if not isinstance(node, nnx.Param)}
+        before = {path: variable.get_raw_value() for path, variable in state.items()}
         outputs = getattr(model, self.method)(standardise_pixels(images, self.mean, self.std), **dict(self.arguments))
+        changed = ["/".join(map(str, path)) for path in state if state[path].get_raw_value() is not before[path]]
+        if changed:
+            raise StructureError(
+                f"{self.name}.{self.method} changes its state {', '.join(changed)} while it embeds: it draws random numbers, "
+                "or is in training mode. Pass the arguments for evaluation mode as arguments={'name': value}, or build it "
+                "that way."
+            )
         return select_embedding(outputs, self.output, self.pool, f"{self.name}.{self.method}")
 
 

@@ -183,7 +183,7 @@ class Run:
 
 def score(
     encoder: Encoder | str | Path,
-    images: Source | str | Path | np.ndarray | Sequence[np.ndarray],
+    images: Source | str | Path | np.ndarray | jax.Array | Sequence[np.ndarray],
     out: str | Path | None = None,
     backend: Backend = LoGra(),
     *,
@@ -295,7 +295,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def source_of(images: Source | str | Path | np.ndarray | Sequence[np.ndarray]) -> Source:
+def source_of(images: Source | str | Path | np.ndarray | jax.Array | Sequence[np.ndarray]) -> Source:
     """Return the data source of images.
 
     Examples:
@@ -312,6 +312,8 @@ def source_of(images: Source | str | Path | np.ndarray | Sequence[np.ndarray]) -
         return images
     if isinstance(images, str | Path):
         return Folder(path=str(images))
+    if isinstance(images, jax.Array):
+        return Arrays(np.asarray(images))
     if isinstance(images, np.ndarray) or (isinstance(images, Sequence) and len(images) > 0):
         return Arrays(images)
     raise InfluenceError(
