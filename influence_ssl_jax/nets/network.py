@@ -239,9 +239,9 @@ class NnxNetwork:
         changed = ["/".join(map(str, path)) for path in state if state[path].get_raw_value() is not before[path]]
         if changed:
             raise StructureError(
-                f"{self.name}.{self.method} changes its state {', '.join(changed)} while it embeds: it draws random numbers, "
-                "or is in training mode. Pass the arguments for evaluation mode as arguments={'name': value}, or build it "
-                "that way."
+                f"{self.name}.{self.method} changes its state {', '.join(changed)} while it embeds: it draws random "
+                "numbers, or is in training mode. Pass the arguments for evaluation mode as arguments={'name': value}, or "
+                "build it that way."
             )
         return select_embedding(outputs, self.output, self.pool, f"{self.name}.{self.method}")
 

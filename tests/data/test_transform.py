@@ -157,7 +157,7 @@ def test_impossible_settings_are_refused():
     try:
         with pytest.raises(DataError, match="channels must be one of 1, 3; got 4"):
             ToInput(4, 4, channels=4)
-        with pytest.raises(DataError, match="resize must be one of nearest, .*; got 'area'"):
+        with pytest.raises(DataError, match=r"resize must be one of nearest, .*; got 'area'"):
             ToInput(4, 4, resize="area")
         with pytest.raises(DataError, match=r"height must be a whole number, got 4\.0"):
             ToInput(4.0, 4)

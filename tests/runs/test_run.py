@@ -133,5 +133,6 @@ def test_images_are_a_folder_a_source_or_arrays():
     assert source_of("faces") == source_of(Path("faces")) == isj.Folder(path="faces")
     assert source_of(isj.Digits()) == isj.Digits()
     assert isinstance(source_of([np.zeros((2, 2)), np.zeros((3, 3))]), isj.Arrays)
+    assert isinstance(source_of(jnp.zeros((2, 2, 2))), isj.Arrays)
     with pytest.raises(InfluenceError, match="got a list"):
         source_of([])
