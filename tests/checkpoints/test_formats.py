@@ -281,7 +281,7 @@ def test_settings_without_effect_are_refused(name, layout, choices, said):
         ("mae.pth", "patch_embed.proj.weight", (16, 3, 4, 2), "square patches; got"),
         ("dinov3.pth", "rope_embed.periods", (3,), "3 periods, 4 channels of a head for each"),
         ("dinov3.pth", "storage_tokens", (16,), r"storage_tokens must be .1, tokens, width., got \[16\]"),
-        ("mae.pth", "pos_embed", (1, 1, 16), "1 positions, neither a square number nor one more"),
+        ("mae.pth", "pos_embed", (1, 0, 16), "0 positions, neither a square number nor one more"),
     ],
 )
 def test_arrays_of_impossible_shapes_are_refused(name, key, shape, said):
