@@ -65,6 +65,7 @@ def save(path: str | Path, variables: PyTree, settings: Mapping, storage: Storag
         storage: The type in which parameters are stored.
 
     Raises:
+        CheckpointError: If a value is outside the range of its stored type.
         FullDiskError: If the disk is full.
 
     Examples:
@@ -150,10 +151,21 @@ def named(tree: PyTree) -> dict:
 
 
 def _cast(name: str, array: np.ndarray, storage: Storage) -> np.ndarray:
-    """Cast a floating-point array to its stored type."""
+    """Cast a floating-point array to its stored type.
+
+    Raises:
+        CheckpointError: If a value is outside the range of that type.
+    """
     if not np.issubdtype(array.dtype, np.floating):
         return array
-    return array.astype(np.float32 if "batch_stats" in name.split("/") else storage)
+    kind = np.dtype(np.float32 if "batch_stats" in name.split("/") else storage)
+    with np.errstate(over="ignore"):
+        stored = array.astype(kind)
+    if (np.isinf(stored) & np.isfinite(array)).any():
+        raise CheckpointError(
+            f"{name} has values up to {np.abs(array).max():.3g}, outside the range of {kind}. Choose another storage."
+        )
+    return stored
 
 
 def _read(file: Path, most: int) -> dict[str, np.ndarray]:

@@ -511,6 +511,11 @@ class Encoder:
         path = Path(place)
         if not path.exists() and ":" in str(place):
             return _call_named(str(place))
+        if path.is_file() and path.suffix not in (".npz", ".json"):
+            raise checkpoint.CheckpointError(
+                f"{path} is no saved encoder. A file of weights of another program is converted by `influence-ssl import`, "
+                "or read by influence_ssl_jax.checkpoints.read(file).encoder."
+            )
         path = path / FILE if path.is_dir() else path
         record = checkpoint.describe(path)
         description = record.get("encoder")
@@ -522,11 +527,16 @@ class Encoder:
             name, trainable = str(description["name"]), tuple(description["trainable"])
             loss = heads and heads["loss"] and configuration.restore(heads["loss"], TRAINING_LOSSES)
             views = heads and heads["views"]
-        except (KeyError, TypeError, AttributeError) as error:
+            _check_standardisation(network.mean, network.std, to_input.channels)
+            shapes = variable_shapes(network, to_input, loss)
+            if heads is not None and not isinstance(network.module, SelfSupervised):
+                raise KeyError("heads of a network without any")
+        except InfluenceError:
+            raise
+        except Exception as error:  # a network with impossible sizes can raise errors of any type
             raise checkpoint.CheckpointError(
                 f"{path}.json describes its encoder wrongly ({type(error).__name__}: {error}); import or save it again."
             ) from error
-        shapes = variable_shapes(network, to_input, loss)
         variables = checkpoint.load(path, shapes)
         notes = {key: value for key, value in record.items() if key not in ("format", "digest", "encoder", "storage")}
         params, own_heads = variables["params"], None
@@ -805,6 +815,7 @@ def _network(description: Mapping[str, Any]) -> Network:
     mean, std = (tuple(float(value) for value in network[name]) for name in ("mean", "std"))
     arguments = tuple(sorted(network["arguments"].items()))
     module = architectures.build(network["module"])
+    _method(type(module), network["method"], type(module).__name__)
     return Network(module, network["method"], arguments, mean, std, network["output"], network["pool"])
 
 
@@ -821,6 +832,8 @@ def _options(network: Network | NnxNetwork | FunctionNetwork) -> dict[str, confi
 def _call_named(place: str) -> Encoder:
     """Call a named function of an installed package or the working folder."""
     module, _, function = place.partition(":")
+    if not all(module.split(".")) or not function:
+        raise InfluenceError(f"{place} is neither a file nor package.module:function; check the path or the name.")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # at the end, so that installed packages take precedence
     try:

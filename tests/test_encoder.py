@@ -629,6 +629,23 @@ def test_what_a_file_cannot_rebuild_is_refused(tmp_path):
             "belongs to another architecture",
         ),
         (lambda held: held["encoder"]["input"].update(height="6"), "Cannot restore ToInput"),
+        (
+            lambda held: held["encoder"]["network"]["module"]["backbone"].update(stem="caffe"),
+            "the stem 'caffe'; it must be one of 'cifar'",
+        ),
+        (lambda held: held["encoder"]["network"]["module"]["backbone"].update(width="2"), "it must be a int"),
+        (
+            lambda held: held["encoder"]["network"]["module"]["backbone"].update(width=-1),
+            "describes its encoder wrongly",
+        ),
+        (lambda held: held["encoder"]["network"].update(mean=[123, 117, 104]), "0…255 by 255"),
+        (lambda held: held["encoder"]["network"].update(method="embed"), "has no method 'embed'"),
+        (
+            lambda held: held["encoder"]["network"].update(
+                module={"class": "Linear", "features": 2}, method="__call__"
+            ),
+            "heads of a network without any",
+        ),
     ],
 )
 def test_a_changed_description_is_refused(tmp_path, change, said):
@@ -638,6 +655,15 @@ def test_a_changed_description_is_refused(tmp_path, change, said):
     write_sealed(files.description, held)
     with pytest.raises((CheckpointError, InfluenceError), match=said):
         Encoder.load(tmp_path)
+
+
+def test_what_is_no_saved_encoder_is_refused(tmp_path):
+    (tmp_path / "weights.pth").touch()
+    with pytest.raises(CheckpointError, match="is converted by `influence-ssl import`"):
+        Encoder.load(tmp_path / "weights.pth")
+    for place in (":function", "package..module:function", "module:"):
+        with pytest.raises(InfluenceError, match=r"neither a file nor package\.module:function; check"):
+            Encoder.load(place)
 
 
 def test_a_function_of_a_module_returns_the_encoder(tmp_path, monkeypatch):
