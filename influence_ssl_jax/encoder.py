@@ -5,6 +5,7 @@ import fnmatch
 import importlib
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -842,6 +843,10 @@ def _call_named(place: str) -> Encoder:
         raise InfluenceError(
             f"{place} is neither a file nor package.module:function: {error}. Check the path or the name."
         ) from error
+    except InfluenceError:
+        raise
+    except Exception as error:  # the user's module can raise errors of any type
+        raise InfluenceError(f"{module} cannot be imported: {_place_of(error)}.") from error
     if not hasattr(imported, function):
         raise InfluenceError(f"{module} has no {function!r}; name a function in it that returns an Encoder.")
     named = getattr(imported, function)
@@ -851,10 +856,21 @@ def _call_named(place: str) -> Encoder:
             raise InfluenceError(
                 f"{place} asks for arguments ({', '.join(asked)}); name a function without any that returns an Encoder."
             )
-    encoder = named() if callable(named) and not isinstance(named, Encoder) else named
+    try:
+        encoder = named() if callable(named) and not isinstance(named, Encoder) else named
+    except InfluenceError:
+        raise
+    except Exception as error:  # so can the function
+        raise InfluenceError(f"{place} failed: {_place_of(error)}.") from error
     if not isinstance(encoder, Encoder):
         raise InfluenceError(f"{place} must be or return an Encoder, got a {type(encoder).__name__}.")
     return encoder
+
+
+def _place_of(error: Exception) -> str:
+    """Describe an error by its type, its message, and where it was raised."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {_brief(error)} ({frame.filename}, line {frame.lineno})"
 
 
 def _must_be_given(parameter: inspect.Parameter) -> bool:

@@ -680,6 +680,14 @@ def test_a_function_of_a_module_returns_the_encoder(tmp_path, monkeypatch):
         with pytest.raises(InfluenceError, match=said):
             Encoder.load(place)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken_here.py").write_text("import mine\n\nmine.nothing\n")
+    (tmp_path / "broken_later.py").write_text("def make():\n    raise KeyError('weights')\n")
+    with pytest.raises(InfluenceError, match=r"broken_here cannot be imported: AttributeError.*broken_here.py, line 3"):
+        Encoder.load("broken_here:make")
+    with pytest.raises(
+        InfluenceError, match=r"broken_later:make failed: KeyError: 'weights' \(.*broken_later.py, line 2"
+    ):
+        Encoder.load("broken_later:make")
     (tmp_path / "beside_me.py").write_text("from mine import encoder\n")
     np.testing.assert_array_equal(Encoder.load("beside_me:encoder")(IMAGES), small()(IMAGES))
 

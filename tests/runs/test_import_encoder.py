@@ -83,10 +83,12 @@ def test_every_place_an_encoder_can_be(tmp_path, monkeypatch):
         assert load_encoder(Path(place)).digest() == saved.digest()
     for place, said in {
         "absent.ckpt": "There is no file absent.ckpt",
-        "absent": "No saved network at absent.json",
+        "absent": "There is no absent. An encoder is a folder of",
     }.items():
         with pytest.raises(CheckpointError, match=said):
             load_encoder(Path(place))
+    with pytest.raises(CheckpointError, match=r"mae.pth --out FOLDER`; then give --encoder FOLDER"):
+        load_encoder(FILES / "mae.pth")
     with pytest.raises(
         InfluenceError, match=r"of_mine:asks asks for arguments \(size, width\); name a function without"
     ):
