@@ -322,11 +322,9 @@ class ByPosition(nn.Module):
 
 
 @pytest.fixture
-def unchecked_types():
+def unchecked_types(monkeypatch):
     """Call the package as a user does, whose types nobody checks."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.mark.parametrize(

@@ -241,6 +241,11 @@ def score(
         IndefiniteError: C + λI is not positive definite.
         InfluenceError: Several processes score together without a folder.
     """
+    if not isinstance(encoder, Encoder | str | Path):
+        raise InfluenceError(
+            f"The encoder is an Encoder or the path of one, got a {type(encoder).__name__}. Make one by Encoder.from_linen, "
+            "from_nnx or from_function."
+        )
     source = source_of(images)
     with contextlib.ExitStack() as temporary:
         if out is None:

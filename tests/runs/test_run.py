@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -127,6 +128,12 @@ def test_an_error_leaves_no_temporary_folder(encoder, working):
     assert not list((working / "temporary").iterdir())
     with pytest.raises(InfluenceError, match=r"contents of scores\.parquet and run\.json"):
         isj.Run(None)
+
+
+def test_a_model_is_no_encoder(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for a user, whose types nobody checks
+    with pytest.raises(InfluenceError, match=r"got a type. Make one by Encoder.from_linen, from_nnx or from_function"):
+        isj.score(int, np.zeros((2, 4, 4, 3), np.uint8))
 
 
 def test_images_are_a_folder_a_source_or_arrays():
