@@ -2,11 +2,13 @@
 
 import dataclasses
 import fnmatch
+import hashlib
 import importlib
 import inspect
+import re
 import sys
 import traceback
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -17,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.extend.core import jaxprs_in_params
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxprs_in_params
 
 from influence_ssl_jax import checkpoint, configuration, provenance, randomness, trees
 from influence_ssl_jax.augment.recipes import PRETRAINING
@@ -434,7 +436,7 @@ class Encoder:
     def describe(self) -> configuration.Plain:
         """Describe everything but the arrays, as JSON.
 
-        A network that cannot be rebuilt is described by its name.
+        A network that cannot be rebuilt is described by its name and the digest of its operations and constants.
         """
         inner = self._without_fixed(self.network)
         network = inner.name if isinstance(inner, NnxNetwork) else self.name
@@ -446,6 +448,8 @@ class Encoder:
             network = {"module": module, **_options(inner), "method": inner.method, "arguments": dict(inner.arguments)}
         elif isinstance(inner, NnxNetwork | FunctionNetwork):
             network = {"module": network, **_options(inner)}
+        if isinstance(network, dict) and isinstance(network["module"], str):
+            network["program"] = self._program()
         heads = self.heads
         loss = None if heads is None or heads.loss is None else configuration.describe(heads.loss)
         views = None if heads is None else configuration.describe(heads.views)
@@ -456,6 +460,16 @@ class Encoder:
             "heads": None if heads is None else {"loss": loss, "views": views},
             "trainable": list(self.trainable),
         }
+
+    def _program(self) -> str:
+        """Return the SHA-256 of the operations and constants with which the network embeds an image."""
+        dtype = next(x.dtype for x in jax.tree.leaves(self.params) if jnp.issubdtype(x.dtype, jnp.floating))
+        image = jax.ShapeDtypeStruct((1, self.input.height, self.input.width, self.input.channels), dtype)
+        variables = self.variables()
+        traced = jax.make_jaxpr(self._without_fixed(self.network))(variables["params"], variables["frozen"], image)
+        operations = re.sub(r" at 0x[0-9a-f]+", "", str(traced))  # addresses of functions
+        constants = provenance.tree_digest([np.asarray(each) for each in _constants(traced)])
+        return hashlib.sha256(f"{operations}\n{constants}".encode()).hexdigest()
 
     def save(self, folder: str | Path, storage: checkpoint.Storage = "float32") -> checkpoint.Files:
         """Write `encoder.npz` and `encoder.json` into a folder, without pickles.
@@ -790,6 +804,17 @@ def _random_draw(jaxpr: Any) -> str | None:
             if draw is not None:
                 return draw
     return None
+
+
+def _constants(program: Any) -> Iterator[Any]:
+    """Iterate over the constants of a traced function and of those inside it."""
+    if isinstance(program, ClosedJaxpr):
+        yield from program.consts
+    inner = program.jaxpr if isinstance(program, ClosedJaxpr) else program
+    for equation in inner.eqns:
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda each: isinstance(each, ClosedJaxpr | Jaxpr)):
+            if isinstance(value, ClosedJaxpr | Jaxpr):
+                yield from _constants(value)
 
 
 def variable_shapes(network: Network, to_input: ToInput, loss: Loss | None) -> PyTree:

@@ -594,13 +594,23 @@ def test_outputs_are_those_of_the_heads():
         small().computing_in("bfloat16")
 
 
+class Plain(nn.Module):
+    """A backbone of the user."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        del train
+        return nn.Dense(2, name="dense")(x.reshape(len(x), -1))
+
+
 def test_what_a_file_cannot_rebuild_is_refused(tmp_path):
     with pytest.raises(StructureError, match=r"Small is not a network of this package.*package.module:function"):
         small().save(tmp_path)
-    inside = Network(SelfSupervised(Small(), Projector(3, 4)), "encode")
-    mixed = Encoder(inside, {"backbone": small().params}, {}, INPUT, "mixed")
+    inside = Network(SelfSupervised(Plain(), Projector(3, 4)), "encode")
+    params = {"backbone": {"dense": {"kernel": np.ones((108, 2)), "bias": np.ones(2)}}}
+    mixed = Encoder(inside, params, {}, INPUT, "mixed")
     assert mixed.describe()["network"]["module"] == "SelfSupervised"
-    with pytest.raises(StructureError, match="Small is not a network of this package"):
+    with pytest.raises(StructureError, match="Plain is not a network of this package"):
         mixed.save(tmp_path)
     function = Encoder.from_function(lambda p, x: x[:, 0, 0] * p, jnp.ones(()), input=INPUT)
     with pytest.raises(StructureError, match=r"your own function or model.*package.module:function"):
@@ -688,6 +698,25 @@ def test_a_function_of_a_module_returns_the_encoder(tmp_path, monkeypatch):
         Encoder.load("broken_later:make")
     (tmp_path / "beside_me.py").write_text("from mine import encoder\n")
     np.testing.assert_array_equal(Encoder.load("beside_me:encoder")(IMAGES), small()(IMAGES))
+
+
+def test_another_function_of_the_same_name_is_another_network():
+    def described(constant, inner=0.0, factor=1):
+        def net(params, images):
+            moved = jax.jit(lambda x: x + jnp.full((1, 3), inner))(images.mean((1, 2)))
+            return factor * moved * params["a"] + jnp.asarray([constant] * 3).reshape(1, 3)
+
+        return Encoder.from_function(net, GAIN, input=INPUT).describe()["network"]
+
+    assert described(1.0) == described(1.0)
+    assert described(1.0)["module"].endswith("net")
+    others = (described(1.0), described(2.0), described(1.0, 3.0), described(1.0, 0.0, 2))
+    assert len({each["program"] for each in others}) == 4
+    before, after = (Encoder.from_nnx(Draws(nnx.Rngs(seed)), input=INPUT) for seed in (0, 1))
+    assert before.describe() == after.describe()  # other parameters, which `digest` sees
+    assert "program" in small().describe()["network"]
+    assert small().describe() == small(trainable=["dense"]).describe() | {"trainable": []}
+    assert "program" not in byol().describe()["network"]
 
 
 def test_a_loss_without_views_is_not_guessed():
