@@ -292,7 +292,7 @@ class Encoder:
             >>> encoder(jnp.full((1, 1, 1, 1), 0.5)).tolist()  # 0.5 · 2 + 1
             [[2.0]]
         """
-        name = name or getattr(function, "__qualname__", type(function).__name__)
+        name = name or str(getattr(function, "__qualname__", type(function).__name__))
         _refuse_other_arguments(function, frozen is not None, name)
         network = FunctionNetwork(function, frozen is not None, mean, std, output, pool)
         state = {} if frozen is None else {"state": frozen}
@@ -462,7 +462,10 @@ class Encoder:
         }
 
     def _program(self) -> str:
-        """Return the SHA-256 of the operations and constants with which the network embeds an image."""
+        """Return the SHA-256 of the network's operations and constants.
+
+        They are those with which it embeds an image.
+        """
         dtype = next(x.dtype for x in jax.tree.leaves(self.params) if jnp.issubdtype(x.dtype, jnp.floating))
         image = jax.ShapeDtypeStruct((1, self.input.height, self.input.width, self.input.channels), dtype)
         variables = self.variables()
@@ -654,7 +657,9 @@ class Encoder:
         return self
 
     def _hashable(self) -> EmbeddingFunction:
-        """Return the network if it has a hash, with which its compiled program is kept.
+        """Return the network if it has a hash.
+
+        Its compiled program is kept with it.
 
         Raises:
             StructureError: If it has none.
@@ -795,7 +800,7 @@ RANDOM = frozenset({"random_bits", "random_gamma", "threefry2x32", "rng_bit_gene
 
 
 def _random_draw(jaxpr: Any) -> str | None:
-    """Return the name of an operation that draws random numbers, if there is one."""
+    """Return the name of an operation that draws random numbers, or None."""
     for equation in jaxpr.eqns:
         if equation.primitive.name in RANDOM:
             return equation.primitive.name
@@ -807,7 +812,7 @@ def _random_draw(jaxpr: Any) -> str | None:
 
 
 def _constants(program: Any) -> Iterator[Any]:
-    """Iterate over the constants of a traced function and of those inside it."""
+    """Iterate over the constants of a traced function and its parts."""
     if isinstance(program, ClosedJaxpr):
         yield from program.consts
     inner = program.jaxpr if isinstance(program, ClosedJaxpr) else program
@@ -893,7 +898,7 @@ def _call_named(place: str) -> Encoder:
 
 
 def _place_of(error: Exception) -> str:
-    """Describe an error by its type, its message, and where it was raised."""
+    """Describe an error by its type, message and line."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {_brief(error)} ({frame.filename}, line {frame.lineno})"
 

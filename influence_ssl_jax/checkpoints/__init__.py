@@ -107,7 +107,7 @@ def read(path: str | Path, layout: str | None = None, choices: Choices | None = 
 
 
 def _unreadable(file: WeightsFile) -> str:
-    """Return a sentence on arrays that cannot be read, if there are any."""
+    """Return a sentence on unreadable arrays, if there are any."""
     unreadable = [f"{name} ({kind})" for name, kind in file.unreadable().items()]
     if not unreadable:
         return ""

@@ -110,11 +110,14 @@ class WeightsFile:
         return {str(key): value for key, value in entries if isinstance(value, Tensor)}
 
     def groups(self) -> list[str]:
-        """List the entries that hold arrays; an empty name is the top of the file."""
+        """List the entries that hold arrays.
+
+        An empty name is the top of the file.
+        """
         return [name for name in ("", *map(str, self.content)) if self.group(name)]
 
     def unreadable(self) -> dict[str, str]:
-        """Return arrays of a type that no reader knows: a name and the type."""
+        """Return arrays of unknown types: a name and the type."""
         levels = [self.content, *(value for value in self.content.values() if isinstance(value, dict))]
         entries = [entry for level in levels for entry in level.items()]
         return {
@@ -174,7 +177,10 @@ class Format(abc.ABC):
     @property
     @abc.abstractmethod
     def choices(self) -> frozenset[str]:
-        """The fields of `Choices`, beside size, mean and std, that have an effect."""
+        """The fields of `Choices` that have an effect.
+
+        Size, mean and std always have one.
+        """
 
     @abc.abstractmethod
     def recognises(self, file: WeightsFile) -> bool:
@@ -216,7 +222,7 @@ def locate(
 def locate_only(
     file: WeightsFile, groups: Sequence[str], prefixes: Sequence[str], marker: str, name: str
 ) -> tuple[str, str, dict[str, Tensor]]:
-    """Find `marker` as `locate` does, or under any other name if there is only one.
+    """Find `marker` as `locate` does, or under its only other name.
 
     Raises:
         CheckpointError: If there is no such array, or there are several, none of them under the layout's own names.
@@ -245,7 +251,7 @@ def locate_only(
 
 
 def describe_names(file: WeightsFile) -> str:
-    """Describe the arrays of a file by some of their names, for errors."""
+    """Describe a file by some names of its arrays, for errors."""
     names = [f"{group}/{key}" if group else key for group in file.groups() for key in file.group(group)]
     if not names:
         return "no arrays at its top or one level below: save the dict of arrays itself"

@@ -457,7 +457,7 @@ LONGEST = 100_000_000
 
 
 def is_safetensors(path: Path) -> bool:
-    """Test whether a file is of safetensors, by its content if its name does not say so."""
+    """Test whether a file is of safetensors, by its content and name."""
     with path.open("rb") as stream:
         start = stream.read(9)
     of_torch = start.startswith((b"PK", b"\x80\x02"))

@@ -95,7 +95,7 @@ def _entry(outputs: PyTree, output: str | int, name: str) -> Any:
 
 
 def _named_entries(outputs: PyTree) -> Mapping[Any, Any]:
-    """Return the entries of a dict, or the fields of an object, by name."""
+    """Return the entries of a dict or the fields of an object."""
     if isinstance(outputs, Mapping):
         return outputs
     fields = [field.name for field in dataclasses.fields(outputs)] if dataclasses.is_dataclass(outputs) else []
