@@ -700,6 +700,15 @@ def test_a_function_of_a_module_returns_the_encoder(tmp_path, monkeypatch):
     np.testing.assert_array_equal(Encoder.load("beside_me:encoder")(IMAGES), small()(IMAGES))
 
 
+def test_an_embedding_of_fewer_bits_than_the_images_is_converted():
+    def half(params, images):
+        return (images[:, 0, 0] * params["a"]).astype(jnp.bfloat16)
+
+    encoder = Encoder.from_function(half, GAIN, input=INPUT)
+    np.testing.assert_array_equal(encoder(IMAGES), half(GAIN, IMAGES).astype(IMAGES.dtype))
+    assert encoder(IMAGES).dtype == IMAGES.dtype
+
+
 def test_another_function_of_the_same_name_is_another_network():
     def described(constant, inner=0.0, factor=1):
         def net(params, images):

@@ -50,8 +50,10 @@ BESIDE = {
 PER_HEAD = 64
 """Channels of a head if neither the user nor the file says the number of heads.
 
-All published networks have this number except MAE's ViT-H (80) and the largest DINOv3 (128), whose periods tell it.
+All published networks have this number except those of `OTHER_WIDTHS` and the largest DINOv3 (128), whose periods tell it.
 """
+OTHER_WIDTHS = (1152, 1280, 1408, 1664)
+"""Widths of SO-400M, ViT-H, ViT-g and ViT-G, which have 16 heads."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,10 +202,12 @@ class Transformer(Format):
             return heads, periods, ""
         if choices.heads is not None:
             return choices.heads, periods, ""
-        if width % PER_HEAD:
+        if width % PER_HEAD or width in OTHER_WIDTHS:
+            why = f"published networks of the width {width} have fewer than one for each {PER_HEAD} channels"
             raise CheckpointError(
-                f"A file does not say how many attention heads there are, and the width {width} is no multiple of "
-                f"{PER_HEAD}; pass --heads."
+                "A file does not say how many attention heads there are, and "
+                f"{f'the width {width} is no multiple of {PER_HEAD}' if width % PER_HEAD else why}; pass --heads"
+                f"{'' if width % PER_HEAD else ' (ViT-H, ViT-g, ViT-G and SO-400M have 16)'}."
             )
         return width // PER_HEAD, periods, f" ({PER_HEAD} channels a head assumed: --heads says otherwise)"
 

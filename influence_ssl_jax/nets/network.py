@@ -38,7 +38,7 @@ def standardise_pixels(
 
 
 def select_embedding(
-    outputs: PyTree, output: str | int | None, pool: Pool | None, name: str
+    outputs: PyTree, output: str | int | None, pool: Pool | None, name: str, dtype: jax.typing.DTypeLike
 ) -> Float[Array, "batch width"]:
     """Select one embedding for each image from the outputs of a network.
 
@@ -47,6 +47,7 @@ def select_embedding(
         output: Name or position of the output, if there are several.
         pool: How [batch, *positions, width] becomes [batch, width].
         name: Name of the network, for errors.
+        dtype: Type of the images; an embedding of fewer bits is converted to it.
 
     Raises:
         StructureError: If there are several outputs and none is chosen, if the chosen output or pooling does not exist,
@@ -76,7 +77,8 @@ def select_embedding(
             "Pool or flatten the features (pool='mean' averages positions, pool='first' takes the first token), or name "
             "another method or output."
         )
-    return outputs
+    floating = jnp.issubdtype(outputs.dtype, jnp.floating)
+    return outputs.astype(jnp.promote_types(outputs.dtype, dtype)) if floating else outputs
 
 
 def _entry(outputs: PyTree, output: str | int, name: str) -> Any:
@@ -169,7 +171,9 @@ class Network:
                 method=self.method,
                 **dict(self.arguments),
             )
-        return select_embedding(outputs, self.output, self.pool, f"{type(self.module).__name__}.{self.method}")
+        return select_embedding(
+            outputs, self.output, self.pool, f"{type(self.module).__name__}.{self.method}", images.dtype
+        )
 
     def _refuse_unknown_arguments(self) -> None:
         """Refuse keyword arguments that the method does not take.
@@ -243,7 +247,7 @@ class NnxNetwork:
                 "numbers, or is in training mode. Pass the arguments for evaluation mode as arguments={'name': value}, or "
                 "build it that way."
             )
-        return select_embedding(outputs, self.output, self.pool, f"{self.name}.{self.method}")
+        return select_embedding(outputs, self.output, self.pool, f"{self.name}.{self.method}", images.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,7 +276,8 @@ class FunctionNetwork:
         """Embed a batch of images with pixels in [0, 1]."""
         state = (frozen["state"],) if self.reads_frozen else ()
         outputs = self.function(params, *state, standardise_pixels(images, self.mean, self.std))
-        return select_embedding(outputs, self.output, self.pool, getattr(self.function, "__qualname__", "The function"))
+        name = getattr(self.function, "__qualname__", "The function")
+        return select_embedding(outputs, self.output, self.pool, name, images.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

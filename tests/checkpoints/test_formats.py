@@ -265,6 +265,7 @@ def test_the_only_network_of_a_file_is_found_under_any_prefix():
         ("torchvision.pth", None, {"loss": "simclr"}, "--loss needs the projector that SimCLR compared"),
         ("convnext.pth", None, {"part": "student"}, "--part has no effect on files of the layout convnext"),
         ("mae.pth", None, {"loss": "simclr"}, "--loss has no effect on files of the layout mae"),
+        ("mae.pth", None, {}, "the width 16 is no multiple of 64; pass --heads"),
         ("mae.pth", None, {"heads": 0}, "--heads must be at least 1, got 0"),
         ("mae.pth", None, {"size": 0}, "--size must be at least 1, got 0"),
     ],
@@ -272,6 +273,12 @@ def test_the_only_network_of_a_file_is_found_under_any_prefix():
 def test_settings_without_effect_are_refused(name, layout, choices, said):
     with pytest.raises(CheckpointError, match=said):
         checkpoints.read(FILES / name, layout, Choices(**choices))
+
+
+def test_widths_whose_heads_are_wider_must_say_their_number():
+    arrays = {"patch_embed.proj.weight": np.ones((1280, 3, 1, 1)), "cls_token": np.ones((1, 1, 1280))}
+    with pytest.raises(CheckpointError, match=r"the width 1280 have fewer .*pass --heads \(ViT-H"):
+        FORMATS["mae"].read(file_of({**arrays, "blocks.0.norm1.weight": np.ones(1280)}), Choices())
 
 
 @pytest.mark.parametrize(
