@@ -19,6 +19,7 @@ from influence_ssl_jax.checkpoints.layout import (
     State,
     WeightsFile,
     describe_input,
+    describe_place,
     filled,
     input_of,
     leaf_source,
@@ -87,6 +88,7 @@ class ConvNeXtNames(Format):
         encoder = Encoder(Network(module, mean=mean, std=std), variables["params"], {}, to_input, file.path.stem)
         recognised = {
             "layout": f"{self.summary} under the names of {'timm' if timm else 'its authors'} (--as {self.name})",
+            **describe_place(group, prefix, groups, prefixes),
             "network": name,
             "input": describe_input(to_input, mean, std),
         }

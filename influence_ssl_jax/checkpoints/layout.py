@@ -250,6 +250,15 @@ def locate_only(
     )
 
 
+def describe_place(group: str, prefix: str, groups: Sequence[str], prefixes: Sequence[str]) -> dict[str, str]:
+    """Describe where `locate_only` found the network, if elsewhere.
+
+    It is empty if entry and prefix are the layout's own.
+    """
+    own = group in groups and prefix in prefixes
+    return {} if own else {"found under": "/".join(filter(None, (group, prefix.rstrip("."))))}
+
+
 def describe_names(file: WeightsFile) -> str:
     """Describe a file by some names of its arrays, for errors."""
     names = [f"{group}/{key}" if group else key for group in file.groups() for key in file.group(group)]

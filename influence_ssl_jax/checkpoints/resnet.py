@@ -21,6 +21,7 @@ from influence_ssl_jax.checkpoints.layout import (
     State,
     WeightsFile,
     describe_input,
+    describe_place,
     filled,
     input_of,
     leaf_source,
@@ -126,7 +127,8 @@ class TorchvisionResNet(Format):
         mean, std = normalisation(choices, IMAGENET)
         made = encoder_of(module, backbone, heads, to_input, mean, std, file, *loss_of(choices))
         outside = summarise_outside(name for name in state if not name.startswith((prefix, *filter(None, [projector]))))
-        recognised = {"layout": f"{self.summary} (--as {self.name})", **made.recognised}
+        place = describe_place(group, prefix, self._groups(choices), self.prefixes)
+        recognised = {"layout": f"{self.summary} (--as {self.name})", **place, **made.recognised}
         return Imported(made.encoder, recognised, {**made.unread, **outside, **file.others(group)})
 
     def _groups(self, choices: Choices) -> tuple[str, ...]:

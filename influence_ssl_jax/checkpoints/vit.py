@@ -18,6 +18,7 @@ from influence_ssl_jax.checkpoints.layout import (
     State,
     WeightsFile,
     describe_input,
+    describe_place,
     filled,
     input_of,
     leaf_source,
@@ -117,6 +118,7 @@ class Transformer(Format):
         encoder = Encoder(Network(module, mean=mean, std=std), variables["params"], {}, to_input, file.path.stem)
         recognised = {
             "layout": f"{self.summary} (--as {self.name})" + (f", {group}" if group in pair else ""),
+            **describe_place(group, prefix, groups, self.prefixes),
             "network": _describe(module) + assumed,
             "positions": _positions(module),
             "output": "normalised class token" if module.output == "class" else "normalised mean of the patches",

@@ -247,6 +247,7 @@ def test_the_only_network_of_a_file_is_found_under_any_prefix():
     file = file_of({"epoch": 3, "ema": arrays})
     found = FORMATS["torchvision"].read(file, Choices())
     jax.tree.map(np.testing.assert_array_equal, found.encoder.variables(), want.variables())
+    assert found.recognised["found under"] == "ema/online.net"
     with pytest.raises(
         CheckpointError, match=r"several networks of the layout torchvision: ema/online.net, ema/target."
     ):

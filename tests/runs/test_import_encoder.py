@@ -117,6 +117,13 @@ def test_what_cannot_be_imported_is_refused_in_words_and_leaves_nothing(tmp_path
     assert not (tmp_path / "net").exists()
 
 
+def test_an_import_into_a_file_is_refused(tmp_path):
+    (tmp_path / "net").touch()
+    status, _, complained = run("import", FILES / "torchvision.pth", "--out", tmp_path / "net")
+    assert (status, (tmp_path / "net").read_bytes()) == (2, b"")
+    assert "net is a file; --out names the folder" in complained
+
+
 def test_the_committed_encoder_is_whole():
     committed = Encoder.load(COMMITTED)
     assert committed.notes["history"]["history"][-1]["knn"] == pytest.approx(0.6465, abs=1e-6)
