@@ -606,9 +606,10 @@ class Encoder:
         shape = (self.input.height, self.input.width, self.input.channels)
         dtype = next(x.dtype for x in jax.tree.leaves(self.params) if jnp.issubdtype(x.dtype, jnp.floating))
         pixels = randomness.generator(0, Stream.ENCODER_CHECK).uniform(size=(5, *shape)).astype(dtype)
-        embed = jax.jit(self._hashable())
+        network = self._hashable()
+        evaluate = jax.jit(network.evaluate if isinstance(network, NnxNetwork) else lambda *each: (network(*each), {}))
         try:
-            traced = embed.trace(self.params, self.frozen, pixels[:3])
+            traced = evaluate.trace(self.params, self.frozen, pixels[:3])
         except InfluenceError:
             raise
         except (flax.errors.ModifyScopeVariableError, flax.errors.InvalidRngError) as error:
@@ -630,24 +631,29 @@ class Encoder:
                 f"{self.name} draws random numbers ({draw}), as dropout and stochastic depth do in training. Put it into "
                 "evaluation mode; numbers that are drawn once belong to its frozen arrays."
             )
-        form = traced.out_info
+        form, _ = traced.out_info
         if not jnp.issubdtype(form.dtype, jnp.floating) or form.shape[0] != 3 or not form.shape[1]:
             raise StructureError(
                 f"{self.name} must return one floating-point embedding [width] for each image; for 3 images it returns "
                 f"{form.dtype} {list(form.shape)}."
             )
-        batches = [
-            np.asarray(embed(self.params, self.frozen, pixels[rows])[rows.index(0)], np.float64)
-            for rows in ([0, 1, 2], [0, 3, 4], [3, 4, 0])
-        ]
-        embedding = batches[0]
+        orders = ([0, 1, 2], [0, 3, 4], [3, 4, 0])
+        evaluated = [evaluate(self.params, self.frozen, pixels[rows]) for rows in orders]
+        changed = [name for name, has in evaluated[0][1].items() if has]
+        if changed:
+            raise StructureError(
+                f"{self.name} changes its state {', '.join(changed)} while it embeds: it is in training mode, or counts. "
+                "Pass the arguments for evaluation mode as arguments={'name': value}, or build it that way."
+            )
+        embedding, *others = (
+            np.asarray(each[rows.index(0)], np.float64) for (each, _), rows in zip(evaluated, orders, strict=True)
+        )
         if not np.isfinite(embedding).all():
             raise StructureError(
                 f"{self.name} embeds an image of random pixels as NaN or infinity; check its parameters and std."
             )
-        for other, tolerance in zip(
-            batches[1:], (1e-3, 2e-2), strict=True
-        ):  # in 16 bits, rounding depends on the place
+        # In 16 bits, rounding depends on the place.
+        for other, tolerance in zip(others, (1e-3, 2e-2), strict=True):
             if np.linalg.norm(embedding - other) > tolerance * np.linalg.norm(embedding):
                 raise StructureError(
                     f"The embedding of an image by {self.name} depends on the other images of its batch, as with BatchNorm "

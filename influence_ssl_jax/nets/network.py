@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.errors import StructureError
@@ -228,26 +228,34 @@ class NnxNetwork:
         """Embed a batch of images with pixels in [0, 1].
 
         Raises:
-            StructureError: If `frozen` holds parameters, which would replace the differentiated ones, or the model
-                changes its state while it embeds.
+            StructureError: If `frozen` holds parameters, which would replace the differentiated ones.
+        """
+        return self.evaluate(params, frozen, images)[0]
+
+    def evaluate(
+        self, params: Params, frozen: Frozen, images: Float[Array, "batch height width channels"]
+    ) -> tuple[Float[Array, "batch embedding"], dict[str, Bool[Array, ""]]]:
+        """Embed images; return also whether each state of the model changes.
+
+        Parameters are not compared: SpectralNorm and WeightNorm write kernels into those of their copy. Neither are the
+        counters of random streams, which count also where nothing is drawn.
         """
         refuse_params_in(frozen)
         keys = jax.tree.map(jax.random.wrap_key_data, frozen["keys"])
         merged = nnx.merge(self.graph, *(nnx.State(part) for part in (params, keys, frozen["state"])))
         model = with_canonical_convolutions(merged)
         nodes = [each for each in nnx.iter_graph(model) if isinstance(each[1], nnx.Variable)]
-        # SpectralNorm and WeightNorm write the kernels that they compute into the parameters of their copy.
-        state = {path: node for path, node in nodes if not isinstance(node, nnx.Param)}
-        before = {path: variable.get_raw_value() for path, variable in state.items()}
+        state = [(path, node) for path, node in nodes if not isinstance(node, nnx.Param | nnx.RngState)]
+        before = [jax.tree.leaves(node.get_raw_value()) for _, node in state]
         outputs = getattr(model, self.method)(standardise_pixels(images, self.mean, self.std), **dict(self.arguments))
-        changed = ["/".join(map(str, path)) for path in state if state[path].get_raw_value() is not before[path]]
-        if changed:
-            raise StructureError(
-                f"{self.name}.{self.method} changes its state {', '.join(changed)} while it embeds: it draws random "
-                "numbers, or is in training mode. Pass the arguments for evaluation mode as arguments={'name': value}, or "
-                "build it that way."
-            )
-        return select_embedding(outputs, self.output, self.pool, f"{self.name}.{self.method}", images.dtype)
+        embedding = select_embedding(outputs, self.output, self.pool, f"{self.name}.{self.method}", images.dtype)
+        after = [jax.tree.leaves(node.get_raw_value()) for _, node in state]
+        changed = {
+            "/".join(map(str, path)): jnp.any(jnp.stack([jnp.any(new != old) for new, old in pairs]))
+            for (path, _), pairs in zip(state, map(list, map(zip, after, before)), strict=True)
+            if pairs
+        }
+        return embedding, changed
 
 
 @dataclasses.dataclass(frozen=True)
