@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from benchmarks.results import write
+from benchmarks.results import read, write
 from influence_ssl_jax import trees
 from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.curvature import blocks as cut
@@ -120,12 +120,18 @@ def run(config: Config) -> dict:
     return {"networks": found}
 
 
+def merged(before: dict | None, now: dict) -> dict:
+    """The rows of an earlier run that this one did not repeat, and those of this one, in the order of the networks."""
+    rows = {each["network"]: each for found in (before or {"networks": []}, now) for each in found["networks"]}
+    return {"networks": [rows[name] for name in CASES if name in rows]}
+
+
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print, write; what an earlier run found of other networks is kept."""
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_disable_most_optimizations", True)  # programs that run once
     config = tyro.cli(Config)
-    write("networks", config, run(config))
+    write("networks", config, merged(read("networks"), run(config)))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
 
-from influence_ssl_jax.errors import InfluenceError
+from influence_ssl_jax.errors import InfluenceError, StructureError
 from influence_ssl_jax.provenance import tree_digest
 from influence_ssl_jax.store import DamagedError, read_sealed, write_sealed
 from influence_ssl_jax.store.files import read_object, replacing
@@ -65,6 +65,7 @@ def save(path: str | Path, variables: PyTree, settings: Mapping, storage: Storag
         storage: The type in which parameters are stored.
 
     Raises:
+        CheckpointError: If a value is outside the range of its stored type.
         FullDiskError: If the disk is full.
 
     Examples:
@@ -136,15 +137,35 @@ def named(tree: PyTree) -> dict:
     """Return the leaves by name, in the order of `jax.tree.leaves`.
 
     A name is the path through the tree, joined by slashes.
+
+    Raises:
+        StructureError: If two leaves have the same name, such as those of `{"a/b": x, "a": {"b": y}}`.
     """
-    return {keystr(path, simple=True, separator="/"): leaf for path, leaf in tree_flatten_with_path(tree)[0]}
+    leaves = {}
+    for path, leaf in tree_flatten_with_path(tree)[0]:
+        name = keystr(path, simple=True, separator="/")
+        if name in leaves:
+            raise StructureError(f"Two arrays have the name {name}; rename one, without slashes.")
+        leaves[name] = leaf
+    return leaves
 
 
 def _cast(name: str, array: np.ndarray, storage: Storage) -> np.ndarray:
-    """Cast a floating-point array to its stored type."""
+    """Cast a floating-point array to its stored type.
+
+    Raises:
+        CheckpointError: If a value is outside the range of that type.
+    """
     if not np.issubdtype(array.dtype, np.floating):
         return array
-    return array.astype(np.float32 if "batch_stats" in name.split("/") else storage)
+    kind = np.dtype(np.float32 if "batch_stats" in name.split("/") else storage)
+    with np.errstate(over="ignore"):
+        stored = array.astype(kind)
+    if (np.isinf(stored) & np.isfinite(array)).any():
+        raise CheckpointError(
+            f"{name} has values up to {np.abs(array).max():.3g}, outside the range of {kind}. Choose another storage."
+        )
+    return stored
 
 
 def _read(file: Path, most: int) -> dict[str, np.ndarray]:

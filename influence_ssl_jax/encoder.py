@@ -2,10 +2,13 @@
 
 import dataclasses
 import fnmatch
+import hashlib
 import importlib
 import inspect
+import re
 import sys
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -16,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxprs_in_params
 
 from influence_ssl_jax import checkpoint, configuration, provenance, randomness, trees
 from influence_ssl_jax.augment.recipes import PRETRAINING
@@ -157,9 +161,9 @@ class Encoder:
             name: Its name in reports; None takes that of the module's class.
 
         Raises:
-            StructureError: If the module needs an unknown argument, is in training mode, or its embedding of an image
-                depends on the other images of the batch.
-            ValueError: If it does not return one embedding for each image.
+            StructureError: If the module needs an unknown argument, is in training mode, does not return one embedding
+                for each image, or its embedding of an image depends on the other images of the batch; if the variables
+                do not fit, or `mean` and `std` are not those of pixels in [0, 1].
 
         Examples:
             >>> import jax.numpy as jnp
@@ -170,6 +174,12 @@ class Encoder:
             >>> encoder(jnp.asarray([[[[0.25], [0.5]]]])).tolist()  # 1 · 0.25 + 10 · 0.5
             [[5.25]]
         """
+        if not isinstance(module, nn.Module):
+            raise StructureError(f"module must be a linen module, got {_kind(module)}.")
+        if not isinstance(variables, Mapping):
+            raise StructureError(f"variables must be the dict that init returned, got {_kind(variables)}.")
+        if module.scope is not None:  # a module that `bind` returned
+            module, _ = module.unbind()
         collections = dict(flax.core.unfreeze(nn.meta.unbox(variables)))
         if "params" not in collections:
             raise StructureError(
@@ -181,7 +191,8 @@ class Encoder:
                 f"The collection name {reserved.pop()!r} is used by this package; rename your collection."
             )
         params, class_name = collections.pop("params"), type(module).__name__
-        evaluation = evaluation_arguments(getattr(type(module), method), 2, arguments, f"{class_name}.{method}")
+        call = _method(type(module), method, class_name)
+        evaluation = evaluation_arguments(call, 2, arguments, f"{class_name}.{method}")
         network = Network(module, method, evaluation, mean, std, output, pool)
         return cls(network, params, collections, input, name or class_name).checked().with_trainable(trainable)
 
@@ -218,11 +229,14 @@ class Encoder:
             >>> encoder(jnp.full((1, 2, 2, 1), 0.25)).tolist()
             [[0.5]]
         """
+        if not isinstance(model, nnx.Module):
+            raise StructureError(f"model must be an nnx model, got {_kind(model)}.")
         copy = nnx.clone(model)
         copy.eval()
         graph, params, keys, state = nnx.split(copy, nnx.Param, nnx.RngKey, ...)
         class_name = type(model).__name__
-        evaluation = evaluation_arguments(getattr(model, method), 1, arguments, f"{class_name}.{method}")
+        call = _method(model, method, class_name)
+        evaluation = evaluation_arguments(call, 1, arguments, f"{class_name}.{method}")
         network = NnxNetwork(graph, class_name, method, evaluation, mean, std, output, pool)
         frozen = {
             "keys": jax.tree.map(jax.random.key_data, nnx.to_pure_dict(keys)),
@@ -264,9 +278,9 @@ class Encoder:
             name: Its name in reports; None takes that of the function.
 
         Raises:
-            StructureError: If a leaf is not an array, or the embedding of an image depends on the other images of the
-                batch.
-            ValueError: If the function does not return one embedding for each image.
+            StructureError: If a leaf is not an array, if the function does not take these arguments, draws random
+                numbers, or does not return one embedding for each image, or if the embedding of an image depends on the
+                other images of the batch.
 
         Examples:
             >>> import jax.numpy as jnp
@@ -278,15 +292,11 @@ class Encoder:
             >>> encoder(jnp.full((1, 1, 1, 1), 0.5)).tolist()  # 0.5 · 2 + 1
             [[2.0]]
         """
-        for leaf_name, leaf in checkpoint.named({"params": params, "frozen": frozen}).items():
-            if not isinstance(leaf, jax.Array | np.ndarray):
-                raise StructureError(
-                    f"{leaf_name} is a {type(leaf).__name__}, not an array. Parameters and frozen state are trees of "
-                    "arrays: keep functions and settings inside the function (equinox: partition with is_array)."
-                )
+        name = name or str(getattr(function, "__qualname__", type(function).__name__))
+        _refuse_other_arguments(function, frozen is not None, name)
         network = FunctionNetwork(function, frozen is not None, mean, std, output, pool)
         state = {} if frozen is None else {"state": frozen}
-        encoder = cls(network, params, state, input, name or getattr(function, "__qualname__", type(function).__name__))
+        encoder = cls(network, params, state, input, name)
         return encoder.checked().with_trainable(trainable)
 
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -301,7 +311,7 @@ class Encoder:
         it starts from none.
 
         Args:
-            patterns: The patterns; if empty, all floating-point parameters are trained.
+            patterns: The patterns, or a single one; if empty, all floating-point parameters are trained.
 
         Raises:
             StructureError: If a pattern matches no parameter, or no parameter is left.
@@ -316,6 +326,7 @@ class Encoder:
             >>> encoder.sizes(), encoder.with_trainable(["!b"]).sizes()
             ((2, 2), (1, 2))
         """
+        patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
         whole = self._whole()
         names = list(checkpoint.named(whole))
         for pattern in patterns:
@@ -344,9 +355,7 @@ class Encoder:
             heads = dataclasses.replace(heads, params={name: params[name] for name in heads.params})
         if not jax.tree.leaves(own):
             raise StructureError(f"trainable={list(patterns)} leaves no parameter of the encoder to differentiate.")
-        return dataclasses.replace(
-            self, network=network, params=own, frozen=frozen, heads=heads, trainable=tuple(patterns)
-        )
+        return dataclasses.replace(self, network=network, params=own, frozen=frozen, heads=heads, trainable=patterns)
 
     def at(self, output: Output) -> "Encoder":
         """Return the encoder with another output: the projector's or the predictor's.
@@ -427,7 +436,7 @@ class Encoder:
     def describe(self) -> configuration.Plain:
         """Describe everything but the arrays, as JSON.
 
-        A network that cannot be rebuilt is described by its name.
+        A network that cannot be rebuilt is described by its name and the digest of its operations and constants.
         """
         inner = self._without_fixed(self.network)
         network = inner.name if isinstance(inner, NnxNetwork) else self.name
@@ -439,6 +448,8 @@ class Encoder:
             network = {"module": module, **_options(inner), "method": inner.method, "arguments": dict(inner.arguments)}
         elif isinstance(inner, NnxNetwork | FunctionNetwork):
             network = {"module": network, **_options(inner)}
+        if isinstance(network, dict) and isinstance(network["module"], str):
+            network["program"] = self._program()
         heads = self.heads
         loss = None if heads is None or heads.loss is None else configuration.describe(heads.loss)
         views = None if heads is None else configuration.describe(heads.views)
@@ -449,6 +460,19 @@ class Encoder:
             "heads": None if heads is None else {"loss": loss, "views": views},
             "trainable": list(self.trainable),
         }
+
+    def _program(self) -> str:
+        """Return the SHA-256 of the network's operations and constants.
+
+        They are those with which it embeds an image.
+        """
+        dtype = next(x.dtype for x in jax.tree.leaves(self.params) if jnp.issubdtype(x.dtype, jnp.floating))
+        image = jax.ShapeDtypeStruct((1, self.input.height, self.input.width, self.input.channels), dtype)
+        variables = self.variables()
+        traced = jax.make_jaxpr(self._without_fixed(self.network))(variables["params"], variables["frozen"], image)
+        operations = re.sub(r" at 0x[0-9a-f]+", "", str(traced))  # addresses of functions
+        constants = provenance.tree_digest([np.asarray(each) for each in _constants(traced)])
+        return hashlib.sha256(f"{operations}\n{constants}".encode()).hexdigest()
 
     def save(self, folder: str | Path, storage: checkpoint.Storage = "float32") -> checkpoint.Files:
         """Write `encoder.npz` and `encoder.json` into a folder, without pickles.
@@ -505,6 +529,11 @@ class Encoder:
         path = Path(place)
         if not path.exists() and ":" in str(place):
             return _call_named(str(place))
+        if path.is_file() and path.suffix not in (".npz", ".json"):
+            raise checkpoint.CheckpointError(
+                f"{path} is no saved encoder. A file of weights of another program is converted by `influence-ssl import`, "
+                "or read by influence_ssl_jax.checkpoints.read(file).encoder."
+            )
         path = path / FILE if path.is_dir() else path
         record = checkpoint.describe(path)
         description = record.get("encoder")
@@ -516,11 +545,16 @@ class Encoder:
             name, trainable = str(description["name"]), tuple(description["trainable"])
             loss = heads and heads["loss"] and configuration.restore(heads["loss"], TRAINING_LOSSES)
             views = heads and heads["views"]
-        except (KeyError, TypeError, AttributeError) as error:
+            _check_standardisation(network.mean, network.std, to_input.channels)
+            shapes = variable_shapes(network, to_input, loss)
+            if heads is not None and not isinstance(network.module, SelfSupervised):
+                raise KeyError("heads of a network without any")
+        except InfluenceError:
+            raise
+        except Exception as error:  # a network with impossible sizes can raise errors of any type
             raise checkpoint.CheckpointError(
                 f"{path}.json describes its encoder wrongly ({type(error).__name__}: {error}); import or save it again."
             ) from error
-        shapes = variable_shapes(network, to_input, loss)
         variables = checkpoint.load(path, shapes)
         notes = {key: value for key, value in record.items() if key not in ("format", "digest", "encoder", "storage")}
         params, own_heads = variables["params"], None
@@ -554,22 +588,30 @@ class Encoder:
         return PartlyTrained(network) if isinstance(self.network, PartlyTrained) else network
 
     def checked(self) -> "Encoder":
-        """Return the encoder if it embeds each image by itself.
+        """Return the encoder if it embeds each image by itself, without chance.
 
-        This is tested with random images.
+        The network is traced, and tested with random images.
 
         Raises:
-            StructureError: If the network is in training mode, an embedding depends on the other images of its batch or
-                is not finite, or the variables do not fit.
+            StructureError: If the network is in training mode, draws random numbers, or does not return one embedding
+                for each image; if an embedding depends on the other images of its batch or is not finite; if the
+                variables do not fit, or mean and standard deviation are not those of pixels in [0, 1].
         """
-        shape = (2, self.input.height, self.input.width, self.input.channels)
-        dtype = next((x.dtype for x in jax.tree.leaves(self.params) if jnp.issubdtype(x.dtype, jnp.floating)), None)
-        if dtype is None:
-            raise StructureError(f"{self.name} has no floating-point parameters.")
-        pixels = randomness.generator(0, Stream.ENCODER_CHECK).uniform(size=(5, *shape[1:])).astype(dtype)
-        embed = jax.jit(self.network)
+        if not isinstance(self.input, ToInput):
+            raise StructureError(f"input must be a ToInput, such as ToInput(224, 224); got {_kind(self.input)}.")
+        _refuse_leaves(self.params, self.frozen, self.name)
+        inner = self._without_fixed(self.network)
+        if isinstance(inner, Network | NnxNetwork | FunctionNetwork):
+            _check_standardisation(inner.mean, inner.std, self.input.channels)
+        shape = (self.input.height, self.input.width, self.input.channels)
+        dtype = next(x.dtype for x in jax.tree.leaves(self.params) if jnp.issubdtype(x.dtype, jnp.floating))
+        pixels = randomness.generator(0, Stream.ENCODER_CHECK).uniform(size=(5, *shape)).astype(dtype)
+        network = self._hashable()
+        evaluate = jax.jit(network.evaluate if isinstance(network, NnxNetwork) else lambda *each: (network(*each), {}))
         try:
-            first = embed(self.params, self.frozen, pixels[:3])
+            traced = evaluate.trace(self.params, self.frozen, pixels[:3])
+        except InfluenceError:
+            raise
         except (flax.errors.ModifyScopeVariableError, flax.errors.InvalidRngError) as error:
             raise StructureError(
                 f"{self.name} is in training mode: it draws random numbers or updates its statistics ({_brief(error)}). "
@@ -577,18 +619,65 @@ class Encoder:
             ) from error
         except flax.errors.FlaxError as error:
             raise StructureError(f"The variables do not fit {self.name}: {_brief(error)}.") from error
-        embedding = np.asarray(first[0], np.float64)
-        other_batch = np.asarray(embed(self.params, self.frozen, pixels[[0, 3, 4]])[0], np.float64)
+        except Exception as error:  # code of the user can raise errors of any type
+            raise StructureError(
+                f"{self.name} cannot embed 3 images [3, {', '.join(map(str, shape))}] with its parameters: "
+                f"{type(error).__name__}: {_brief(error)}. It must be a function of jax.numpy that takes a batch of images "
+                "of the size of input=."
+            ) from error
+        draw = _random_draw(traced.jaxpr.jaxpr)
+        if draw is not None:
+            raise StructureError(
+                f"{self.name} draws random numbers ({draw}), as dropout and stochastic depth do in training. Put it into "
+                "evaluation mode; numbers that are drawn once belong to its frozen arrays."
+            )
+        form, _ = traced.out_info
+        if not jnp.issubdtype(form.dtype, jnp.floating) or form.shape[0] != 3 or not form.shape[1]:
+            raise StructureError(
+                f"{self.name} must return one floating-point embedding [width] for each image; for 3 images it returns "
+                f"{form.dtype} {list(form.shape)}."
+            )
+        orders = ([0, 1, 2], [0, 3, 4], [3, 4, 0])
+        evaluated = [evaluate(self.params, self.frozen, pixels[rows]) for rows in orders]
+        changed = [name for name, has in evaluated[0][1].items() if has]
+        if changed:
+            raise StructureError(
+                f"{self.name} changes its state {', '.join(changed)} while it embeds: it is in training mode, or counts. "
+                "Pass the arguments for evaluation mode as arguments={'name': value}, or build it that way."
+            )
+        embedding, *others = (
+            np.asarray(each[rows.index(0)], np.float64) for (each, _), rows in zip(evaluated, orders, strict=True)
+        )
         if not np.isfinite(embedding).all():
             raise StructureError(
-                f"{self.name} embeds an image of random pixels as NaN or infinity; check its parameters."
+                f"{self.name} embeds an image of random pixels as NaN or infinity; check its parameters and std."
             )
-        if np.linalg.norm(embedding - other_batch) > 1e-3 * np.linalg.norm(embedding):
-            raise StructureError(
-                f"The embedding of an image by {self.name} depends on the other images of its batch, as with BatchNorm in "
-                "training mode. Pass the arguments for evaluation mode as arguments={'name': value}, or build it that way."
-            )
+        # In 16 bits, rounding depends on the place.
+        for other, tolerance in zip(others, (1e-3, 2e-2), strict=True):
+            if np.linalg.norm(embedding - other) > tolerance * np.linalg.norm(embedding):
+                raise StructureError(
+                    f"The embedding of an image by {self.name} depends on the other images of its batch, as with BatchNorm "
+                    "in training mode, or on its place among them. Pass the arguments for evaluation mode as "
+                    "arguments={'name': value}, or build it that way."
+                )
         return self
+
+    def _hashable(self) -> EmbeddingFunction:
+        """Return the network if it has a hash.
+
+        Its compiled program is kept with it.
+
+        Raises:
+            StructureError: If it has none.
+        """
+        try:
+            hash(self.network)
+        except TypeError as error:
+            raise StructureError(
+                f"{self.name} has no hash, with which its compiled program is kept ({_brief(error)}). Its fields must be "
+                "numbers, texts, functions or tuples of these, not lists or arrays."
+            ) from error
+        return self.network
 
 
 def evaluation_arguments(
@@ -609,6 +698,13 @@ def evaluation_arguments(
     parameters = list(inspect.signature(call).parameters.values())[leading:]
     kinds = inspect.Parameter
     for parameter in parameters:
+        chosen = parameter.name in EVALUATION or parameter.name in given or parameter.default is kinds.empty
+        if parameter.kind is kinds.POSITIONAL_ONLY and chosen:
+            raise StructureError(
+                f"{name} takes {parameter.name!r} by position only, and arguments are passed by name. Add a method that "
+                "takes it by name or sets it, and pass method='name of it'."
+            )
+    for parameter in parameters:
         if parameter.kind in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD) or parameter.name in given:
             continue
         if parameter.name in EVALUATION:
@@ -624,6 +720,112 @@ def evaluation_arguments(
             f"{name} has no argument {sorted(given.keys() - names)[0]!r}; it has {', '.join(sorted(names)) or 'none'}."
         )
     return tuple(sorted({**evaluation, **given}.items()))
+
+
+def _method(owner: Any, method: str, name: str) -> Callable[..., Any]:
+    """Return a method of a module or model.
+
+    Raises:
+        StructureError: If there is none of this name.
+    """
+    call = getattr(owner, method, None) if isinstance(method, str) else None
+    if not callable(call):
+        raise StructureError(f"{name} has no method {method!r}; pass the name of one that takes images.")
+    return call
+
+
+def _refuse_other_arguments(function: Callable[..., Any], reads_frozen: bool, name: str) -> None:
+    """Refuse a function that does not take the arguments of an encoder.
+
+    Raises:
+        StructureError: If it does not.
+    """
+    if not callable(function):
+        raise StructureError(f"function must be a function, got {_kind(function)}.")
+    names = ("params", "frozen", "images") if reads_frozen else ("params", "images")
+    try:
+        inspect.signature(function).bind(*names)
+    except TypeError as error:
+        raise StructureError(
+            f"{name} is called as {name}({', '.join(names)}), and takes {inspect.signature(function)}. Its second argument "
+            f"is frozen state if frozen= is given; here it is {'' if reads_frozen else 'not '}given."
+        ) from error
+    except ValueError:  # functions written in C have no signature
+        return
+
+
+def _refuse_leaves(params: Params, frozen: Frozen, name: str) -> None:
+    """Refuse parameters and frozen state that are not arrays of numbers.
+
+    Raises:
+        StructureError: If a leaf is none, or no parameter is floating-point.
+    """
+    for leaf_name, leaf in checkpoint.named({"params": params, "frozen": frozen}).items():
+        if not isinstance(leaf, jax.Array | np.ndarray):
+            raise StructureError(
+                f"{leaf_name} is a {type(leaf).__name__}, not an array. Parameters and frozen state are trees of "
+                "arrays: keep functions and settings inside the function (equinox: partition with is_array)."
+            )
+        if not jnp.issubdtype(leaf.dtype, jnp.number) and leaf.dtype != np.bool_:
+            raise StructureError(f"{leaf_name} is an array of {leaf.dtype}, not of numbers; remove it.")
+        if leaf_name.startswith("params") and jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            raise StructureError(
+                f"{leaf_name} is complex, and parameters are real: pass its real and imaginary parts as two arrays."
+            )
+        if leaf_name.startswith("params") and jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize < 4:
+            raise StructureError(
+                f"{leaf_name} is {leaf.dtype}, and gradients and their curvature need 32 bits: convert the parameters to "
+                "float32. The layers can still compute in 16 bits (dtype= of flax's layers)."
+            )
+    if not any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(params)):
+        raise StructureError(f"{name} has no floating-point parameters, so there is nothing to differentiate.")
+
+
+def _check_standardisation(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:
+    """Check mean and standard deviation of pixels in [0, 1].
+
+    Raises:
+        StructureError: If they are not one number, or one for each channel, in their range.
+    """
+    for name, values in (("mean", mean), ("std", std)):
+        whole = isinstance(values, tuple) and all(isinstance(value, int | float) for value in values)
+        if not whole or len(values) not in (1, channels):
+            raise StructureError(
+                f"{name} must be a tuple with a number for each of {channels} channels; got {values!r}."
+            )
+        usable = all(0 <= value <= 1 for value in values) and (name == "mean" or 0 not in values)
+        if not usable:
+            limits = "from 0 to 1" if name == "mean" else "above 0 and at most 1"
+            raise StructureError(
+                f"{name} is that of pixels in [0, 1], {limits}; got {values!r}. Divide numbers for pixels 0…255 by 255."
+            )
+
+
+RANDOM = frozenset({"random_bits", "random_gamma", "threefry2x32", "rng_bit_generator", "rng_uniform"})
+"""The operations of JAX that draw random numbers."""
+
+
+def _random_draw(jaxpr: Any) -> str | None:
+    """Return the name of an operation that draws random numbers, or None."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in RANDOM:
+            return equation.primitive.name
+        for inner in jaxprs_in_params(equation.params):
+            draw = _random_draw(inner)
+            if draw is not None:
+                return draw
+    return None
+
+
+def _constants(program: Any) -> Iterator[Any]:
+    """Iterate over the constants of a traced function and its parts."""
+    if isinstance(program, ClosedJaxpr):
+        yield from program.consts
+    inner = program.jaxpr if isinstance(program, ClosedJaxpr) else program
+    for equation in inner.eqns:
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda each: isinstance(each, ClosedJaxpr | Jaxpr)):
+            if isinstance(value, ClosedJaxpr | Jaxpr):
+                yield from _constants(value)
 
 
 def variable_shapes(network: Network, to_input: ToInput, loss: Loss | None) -> PyTree:
@@ -650,6 +852,7 @@ def _network(description: Mapping[str, Any]) -> Network:
     mean, std = (tuple(float(value) for value in network[name]) for name in ("mean", "std"))
     arguments = tuple(sorted(network["arguments"].items()))
     module = architectures.build(network["module"])
+    _method(type(module), network["method"], type(module).__name__)
     return Network(module, network["method"], arguments, mean, std, network["output"], network["pool"])
 
 
@@ -666,6 +869,8 @@ def _options(network: Network | NnxNetwork | FunctionNetwork) -> dict[str, confi
 def _call_named(place: str) -> Encoder:
     """Call a named function of an installed package or the working folder."""
     module, _, function = place.partition(":")
+    if not all(module.split(".")) or not function:
+        raise InfluenceError(f"{place} is neither a file nor package.module:function; check the path or the name.")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # at the end, so that installed packages take precedence
     try:
@@ -674,6 +879,10 @@ def _call_named(place: str) -> Encoder:
         raise InfluenceError(
             f"{place} is neither a file nor package.module:function: {error}. Check the path or the name."
         ) from error
+    except InfluenceError:
+        raise
+    except Exception as error:  # the user's module can raise errors of any type
+        raise InfluenceError(f"{module} cannot be imported: {_place_of(error)}.") from error
     if not hasattr(imported, function):
         raise InfluenceError(f"{module} has no {function!r}; name a function in it that returns an Encoder.")
     named = getattr(imported, function)
@@ -683,10 +892,21 @@ def _call_named(place: str) -> Encoder:
             raise InfluenceError(
                 f"{place} asks for arguments ({', '.join(asked)}); name a function without any that returns an Encoder."
             )
-    encoder = named() if callable(named) and not isinstance(named, Encoder) else named
+    try:
+        encoder = named() if callable(named) and not isinstance(named, Encoder) else named
+    except InfluenceError:
+        raise
+    except Exception as error:  # so can the function
+        raise InfluenceError(f"{place} failed: {_place_of(error)}.") from error
     if not isinstance(encoder, Encoder):
         raise InfluenceError(f"{place} must be or return an Encoder, got a {type(encoder).__name__}.")
     return encoder
+
+
+def _place_of(error: Exception) -> str:
+    """Describe an error by its type, message and line."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {_brief(error)} ({frame.filename}, line {frame.lineno})"
 
 
 def _must_be_given(parameter: inspect.Parameter) -> bool:
@@ -701,6 +921,12 @@ def _matches(name: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(padded, f"*{wanted}*")
 
 
+def _kind(value: Any) -> str:
+    """Describe a value by its type, for errors."""
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+
+
 def _brief(error: Exception) -> str:
     """Return the first line of an error's message, without flax's link."""
-    return str(error).split(" (https://", 1)[0].splitlines()[0].rstrip(".")
+    lines = str(error).split(" (https://", 1)[0].splitlines()
+    return lines[0].rstrip(".") if lines else "no message"

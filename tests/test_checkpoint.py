@@ -51,6 +51,12 @@ def test_float16_rounds_parameters_to_eleven_bits_and_statistics_not_at_all(tmp_
     assert found["params"]["bias"].dtype == jnp.float32
 
 
+def test_values_outside_the_range_of_float16_are_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"a/kernel has values up to 7e\+04, outside the range of float16"):
+        checkpoint.save(tmp_path / "net", {"a": {"kernel": np.asarray([1.0, -7e4])}}, {}, "float16")
+    assert not list(tmp_path.iterdir())
+
+
 def test_nothing_is_pickled(saved):
     with np.load(saved.with_name("net.npz"), allow_pickle=False) as archive:
         assert {archive[name].dtype for name in archive.files} == {np.dtype(np.float32)}

@@ -8,9 +8,11 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
-from flax import nnx
+from flax import nnx, struct
+from flax.core import freeze
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.augment import GaussianNoise
@@ -39,6 +41,11 @@ class Outputs(NamedTuple):
     logits: jax.Array
 
 
+@struct.dataclass
+class Fields:
+    z: jax.Array
+
+
 class Small(nn.Module):
     """A network whose training differs from its evaluation, with several outputs."""
 
@@ -56,6 +63,11 @@ class Small(nn.Module):
             "dict": {"z": z, "map": x},
             "tuple": (x, z),
             "named": Outputs(z, z[:, :2]),
+            "fields": Fields(z),
+            "frozen": freeze({"z": z}),
+            "whole": jnp.argmax(z, -1, keepdims=True),
+            "turned": z.T,
+            "nothing": z[:, :0],
             "text": {"z": "no array"},
         }[self.returns]
 
@@ -121,6 +133,8 @@ def test_linen_is_put_into_evaluation_mode_and_standardised():
         ("tuple", {"output": 1}, "z"),
         ("tuple", {"output": -1}, "z"),
         ("named", {"output": "features"}, "z"),
+        ("fields", {"output": "z"}, "z"),
+        ("frozen", {"output": "z"}, "z"),
     ],
 )
 def test_an_output_is_named_and_pooled(returns, options, which):
@@ -130,11 +144,10 @@ def test_an_output_is_named_and_pooled(returns, options, which):
 
 
 def test_the_first_token_is_an_embedding():
-    tokens = jnp.arange(36.0).reshape(3, 3, 4)
     encoder = Encoder.from_function(
-        lambda p, x: tokens[: len(x)] * p["a"], {"a": jnp.ones(())}, input=INPUT, pool="first"
+        lambda p, x: x.reshape(len(x), 4, 27) * p["a"], {"a": jnp.ones(())}, input=INPUT, pool="first"
     )
-    np.testing.assert_array_equal(encoder(IMAGES), tokens[:, 0])
+    np.testing.assert_array_equal(encoder(IMAGES), IMAGES.reshape(3, 4, 27)[:, 0])
 
 
 @pytest.mark.parametrize(
@@ -146,10 +159,16 @@ def test_the_first_token_is_an_embedding():
         ("dict", {"output": "y"}, "has no output 'y'; it returns a dict of 'z', 'map'"),
         ("tuple", {"output": 2}, "has no output 2; it returns a tuple of positions 0 … 1"),
         ("named", {}, "returns a Outputs of 'features', 'logits'"),
+        ("fields", {}, "returns a Fields of 'z'"),
+        ("embedding", {"output": "z"}, "returns a single array, so it has no output 'z'"),
+        ("map", {"pool": "max"}, "pool must be one of 'mean', 'first', or None; got 'max'"),
+        ("whole", {}, r"for 3 images it returns int\d+ \[3, 1\]"),
+        ("turned", {}, r"for 3 images it returns float64 \[5, 3\]"),
+        ("nothing", {}, r"for 3 images it returns float64 \[3, 0\]"),
     ],
 )
-def test_an_output_that_is_no_embedding_is_refused_with_what_there_is(returns, options, said):
-    with pytest.raises(ValueError, match=said):
+def test_an_output_that_is_no_embedding_is_refused_with_what_there_is(returns, options, said, unchecked_types):
+    with pytest.raises(StructureError, match=said):
         small(returns, **options)
 
 
@@ -231,8 +250,132 @@ class Coupled(nnx.Module):
 
 
 def test_an_embedding_that_depends_on_its_neighbours_is_refused():
-    with pytest.raises(StructureError, match="The embedding of an image by Coupled depends on the other images"):
+    with pytest.raises(StructureError, match="Coupled changes its state bn/mean, bn/var while"):
         Encoder.from_nnx(Coupled(nnx.Rngs(0)), input=INPUT)
+
+
+class Draws(nnx.Module):
+    """A network that draws numbers, or changes its state, also in evaluation mode."""
+
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(108, 3, rngs=rngs)
+        self.noise, self.calls = rngs.fork(), nnx.Variable(jnp.zeros(()))
+
+    def __call__(self, x):
+        return self.linear(x.reshape(len(x), -1))
+
+    def noisy(self, x):
+        return self(x) + jax.random.normal(self.noise.params(), (1, 3))
+
+    def counting(self, x):
+        self.calls[...] += 1
+        return self(x) * self.calls
+
+
+class Normalised(nnx.Module):
+    """Layers that write what does not count: a computed kernel, a counter of draws, and unchanged statistics."""
+
+    def __init__(self, rngs):
+        self.linear = nnx.SpectralNorm(nnx.Linear(108, 3, rngs=rngs), rngs=rngs)
+        self.cell, self.bn = nnx.RNN(nnx.SimpleCell(1, 3, rngs=rngs)), nnx.BatchNorm(3, rngs=rngs)
+
+    @nnx.remat
+    def tail(self, x):
+        return self.bn(self.cell(x[..., None])[:, -1])
+
+    def __call__(self, x):
+        return self.tail(self.linear(x.reshape(len(x), -1)))
+
+
+def test_chance_and_changes_of_state_are_refused():
+    model, shape = Draws(nnx.Rngs(0)), (108, 3)
+    for method, said in (("noisy", r"draws random numbers \(random_bits\)"), ("counting", "changes its state calls")):
+        with pytest.raises(StructureError, match=said):
+            Encoder.from_nnx(model, input=INPUT, method=method)
+    Encoder.from_nnx(Normalised(nnx.Rngs(0)), input=INPUT)
+
+    def drop(params, frozen, images):
+        return images.reshape(len(images), -1) @ (params * jax.random.bernoulli(frozen, 0.5, shape))
+
+    with pytest.raises(StructureError, match=r"drop draws random numbers \(random_bits\)"):
+        Encoder.from_function(drop, jnp.ones(shape), jnp.zeros(2, jnp.uint32), input=INPUT)
+
+    def last(params, images):
+        return images[:, 0, 0] * params * jnp.arange(len(images))[:, None]
+
+    with pytest.raises(StructureError, match="or on its place among them"):
+        Encoder.from_function(last, jnp.ones((1, 3)), input=INPUT)
+
+
+GAIN = {"a": np.ones((1, 3))}
+
+
+def brightness(params, images):
+    return images.mean((1, 2)) * params["a"]
+
+
+class ByPosition(nn.Module):
+    """A module whose mode has no name for callers."""
+
+    widths: list | None = None
+
+    def __call__(self, x, train, /):
+        return x[:, 0, 0] * train
+
+    def embed(self, x):
+        return x[:, 0, 0]
+
+
+@pytest.fixture
+def unchecked_types(monkeypatch):
+    """Call the package as a user does, whose types nobody checks."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Encoder.from_linen(Small, {"params": GAIN}, input=INPUT), "a linen module, got the class Small"),
+        (lambda: Encoder.from_linen(Small(), None, input=INPUT), "dict that init returned, got a NoneType"),
+        (
+            lambda: Encoder.from_linen(Small(), {"params": GAIN}, input=INPUT, method="embed"),
+            "Small has no method 'embed'",
+        ),
+        (lambda: Encoder.from_linen(ByPosition(), {"params": GAIN}, input=INPUT), "takes 'train' by position only"),
+        (lambda: Encoder.from_nnx(Small(), input=INPUT), "must be an nnx model, got a Small"),
+        (lambda: Encoder.from_function(None, GAIN, input=INPUT), "must be a function, got a NoneType"),
+        (lambda: Encoder.from_function(brightness, GAIN, GAIN, input=INPUT), r"\(params, frozen, images\), and takes"),
+        (lambda: Encoder.from_function(brightness, {"b": GAIN["a"]}, input=INPUT), r"\[3, 6, 6, 3\].*KeyError: 'a'"),
+        (lambda: Encoder.from_function(brightness, GAIN, input=(6, 6)), "input must be a ToInput.*got a tuple"),
+        (lambda: Encoder.from_function(brightness, {"a": GAIN["a"] * 1j}, input=INPUT), "params/a is complex"),
+        (lambda: Encoder.from_function(brightness, {"a": jnp.ones(1, jnp.bfloat16)}, input=INPUT), "a is bfloat16"),
+        (lambda: Encoder.from_function(brightness, {"a": np.asarray(["x"])}, input=INPUT), "not of numbers"),
+        (lambda: Encoder.from_function(brightness, {"a": 1}, input=INPUT), "params/a is a int, not an array"),
+        (
+            lambda: Encoder.from_function(brightness, {**GAIN, "a/b": GAIN["a"], "a": {"b": GAIN["a"]}}, input=INPUT),
+            "the name",
+        ),
+        (lambda: Encoder.from_function(brightness, GAIN, input=INPUT, mean=(0.5, 0.5)), "each of 3 channels; got"),
+        (lambda: Encoder.from_function(brightness, GAIN, input=ToInput(6, 6, 1), std=(0.5,) * 3), "each of 1 channels"),
+        (lambda: Encoder.from_function(brightness, GAIN, input=INPUT, mean=(123.0,)), "0…255 by 255"),
+        (
+            lambda: Encoder.from_function(brightness, GAIN, input=INPUT, std=(0.0,)),
+            "std is that of pixels in .0, 1., above",
+        ),
+        (lambda: Encoder.from_linen(ByPosition([]), {"params": GAIN}, input=INPUT, method="embed"), "has no hash"),
+    ],
+)
+def test_what_is_no_encoder_is_refused_in_words(make, said, unchecked_types):
+    with pytest.raises(StructureError, match=said):
+        make()
+
+
+def test_a_bound_module_and_a_single_pattern_are_accepted():
+    bound = Small().bind(small_variables())
+    encoder = Encoder.from_linen(bound, small_variables(), input=INPUT, trainable="dense")
+    np.testing.assert_array_equal(encoder(IMAGES), small()(IMAGES))
+    assert encoder.trainable == ("dense",)
+    assert encoder.sizes()[0] == 25
 
 
 def test_functions_of_any_tree_with_and_without_frozen_state():
@@ -456,13 +599,23 @@ def test_outputs_are_those_of_the_heads():
         small().computing_in("bfloat16")
 
 
+class Plain(nn.Module):
+    """A backbone of the user."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        del train
+        return nn.Dense(2, name="dense")(x.reshape(len(x), -1))
+
+
 def test_what_a_file_cannot_rebuild_is_refused(tmp_path):
     with pytest.raises(StructureError, match=r"Small is not a network of this package.*package.module:function"):
         small().save(tmp_path)
-    inside = Network(SelfSupervised(Small(), Projector(3, 4)), "encode")
-    mixed = Encoder(inside, {"backbone": small().params}, {}, INPUT, "mixed")
+    inside = Network(SelfSupervised(Plain(), Projector(3, 4)), "encode")
+    params = {"backbone": {"dense": {"kernel": np.ones((108, 2)), "bias": np.ones(2)}}}
+    mixed = Encoder(inside, params, {}, INPUT, "mixed")
     assert mixed.describe()["network"]["module"] == "SelfSupervised"
-    with pytest.raises(StructureError, match="Small is not a network of this package"):
+    with pytest.raises(StructureError, match="Plain is not a network of this package"):
         mixed.save(tmp_path)
     function = Encoder.from_function(lambda p, x: x[:, 0, 0] * p, jnp.ones(()), input=INPUT)
     with pytest.raises(StructureError, match=r"your own function or model.*package.module:function"):
@@ -489,6 +642,23 @@ def test_what_a_file_cannot_rebuild_is_refused(tmp_path):
             "belongs to another architecture",
         ),
         (lambda held: held["encoder"]["input"].update(height="6"), "Cannot restore ToInput"),
+        (
+            lambda held: held["encoder"]["network"]["module"]["backbone"].update(stem="caffe"),
+            "the stem 'caffe'; it must be one of 'cifar'",
+        ),
+        (lambda held: held["encoder"]["network"]["module"]["backbone"].update(width="2"), "it must be a int"),
+        (
+            lambda held: held["encoder"]["network"]["module"]["backbone"].update(width=-1),
+            "describes its encoder wrongly",
+        ),
+        (lambda held: held["encoder"]["network"].update(mean=[123, 117, 104]), "0…255 by 255"),
+        (lambda held: held["encoder"]["network"].update(method="embed"), "has no method 'embed'"),
+        (
+            lambda held: held["encoder"]["network"].update(
+                module={"class": "Linear", "features": 2}, method="__call__"
+            ),
+            "heads of a network without any",
+        ),
     ],
 )
 def test_a_changed_description_is_refused(tmp_path, change, said):
@@ -498,6 +668,15 @@ def test_a_changed_description_is_refused(tmp_path, change, said):
     write_sealed(files.description, held)
     with pytest.raises((CheckpointError, InfluenceError), match=said):
         Encoder.load(tmp_path)
+
+
+def test_what_is_no_saved_encoder_is_refused(tmp_path):
+    (tmp_path / "weights.pth").touch()
+    with pytest.raises(CheckpointError, match="is converted by `influence-ssl import`"):
+        Encoder.load(tmp_path / "weights.pth")
+    for place in (":function", "package..module:function", "module:"):
+        with pytest.raises(InfluenceError, match=r"neither a file nor package\.module:function; check"):
+            Encoder.load(place)
 
 
 def test_a_function_of_a_module_returns_the_encoder(tmp_path, monkeypatch):
@@ -514,8 +693,44 @@ def test_a_function_of_a_module_returns_the_encoder(tmp_path, monkeypatch):
         with pytest.raises(InfluenceError, match=said):
             Encoder.load(place)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken_here.py").write_text("import mine\n\nmine.nothing\n")
+    (tmp_path / "broken_later.py").write_text("def make():\n    raise KeyError('weights')\n")
+    with pytest.raises(InfluenceError, match=r"broken_here cannot be imported: AttributeError.*broken_here.py, line 3"):
+        Encoder.load("broken_here:make")
+    with pytest.raises(
+        InfluenceError, match=r"broken_later:make failed: KeyError: 'weights' \(.*broken_later.py, line 2"
+    ):
+        Encoder.load("broken_later:make")
     (tmp_path / "beside_me.py").write_text("from mine import encoder\n")
     np.testing.assert_array_equal(Encoder.load("beside_me:encoder")(IMAGES), small()(IMAGES))
+
+
+def test_an_embedding_of_fewer_bits_than_the_images_is_converted():
+    def half(params, images):
+        return (images[:, 0, 0] * params["a"]).astype(jnp.bfloat16)
+
+    encoder = Encoder.from_function(half, GAIN, input=INPUT)
+    np.testing.assert_array_equal(encoder(IMAGES), half(GAIN, IMAGES).astype(IMAGES.dtype))
+    assert encoder(IMAGES).dtype == IMAGES.dtype
+
+
+def test_another_function_of_the_same_name_is_another_network():
+    def described(constant, inner=0.0, factor=1):
+        def net(params, images):
+            moved = jax.jit(lambda x: x + jnp.full((1, 3), inner))(images.mean((1, 2)))
+            return factor * moved * params["a"] + jnp.asarray([constant] * 3).reshape(1, 3)
+
+        return Encoder.from_function(net, GAIN, input=INPUT).describe()["network"]
+
+    assert described(1.0) == described(1.0)
+    assert described(1.0)["module"].endswith("net")
+    others = (described(1.0), described(2.0), described(1.0, 3.0), described(1.0, 0.0, 2))
+    assert len({each["program"] for each in others}) == 4
+    before, after = (Encoder.from_nnx(Draws(nnx.Rngs(seed)), input=INPUT) for seed in (0, 1))
+    assert before.describe() == after.describe()  # other parameters, which `digest` sees
+    assert "program" in small().describe()["network"]
+    assert small().describe() == small(trainable=["dense"]).describe() | {"trainable": []}
+    assert "program" not in byol().describe()["network"]
 
 
 def test_a_loss_without_views_is_not_guessed():

@@ -3,11 +3,12 @@
 `FORMATS` is the registry.
 """
 
+import dataclasses
 from pathlib import Path
 
 from influence_ssl_jax.checkpoint import CheckpointError
 from influence_ssl_jax.checkpoints.convnext import ConvNeXtNames
-from influence_ssl_jax.checkpoints.layout import Choices, Format, Imported, WeightsFile
+from influence_ssl_jax.checkpoints.layout import SHOWN, Choices, Format, Imported, WeightsFile, describe_names
 from influence_ssl_jax.checkpoints.resnet import (
     BARLOW_TWINS,
     DINO_RESNET,
@@ -91,8 +92,27 @@ def read(path: str | Path, layout: str | None = None, choices: Choices | None = 
     if layout not in FORMATS:
         known = "\n  ".join(f"{name}: {each.summary}" for name, each in FORMATS.items())
         what = f"There is no layout {layout!r}." if layout else f"Nothing in {path} says which layout it has."
-        raise CheckpointError(f"{what} Name it with --as, one of\n  {known}")
-    return FORMATS[layout].read(file, choices or Choices())
+        raise CheckpointError(
+            f"{what} It holds {describe_names(file)}.{_unreadable(file)} Name it with --as, one of\n  {known}"
+        )
+    choices = choices or Choices()
+    for field in dataclasses.fields(Choices):
+        chosen = getattr(choices, field.name) != field.default
+        if chosen and field.name not in FORMATS[layout].choices | {"size", "mean", "std"}:
+            raise CheckpointError(f"--{field.name} has no effect on files of the layout {layout}; leave it out.")
+    try:
+        return FORMATS[layout].read(file, choices)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{_unreadable(file)}") from error
+
+
+def _unreadable(file: WeightsFile) -> str:
+    """Return a sentence on unreadable arrays, if there are any."""
+    unreadable = [f"{name} ({kind})" for name, kind in file.unreadable().items()]
+    if not unreadable:
+        return ""
+    more = f" and {len(unreadable) - SHOWN} more" if len(unreadable) > SHOWN else ""
+    return f" Arrays of unknown types are not read: {', '.join(unreadable[:SHOWN])}{more}."
 
 
 __all__ = ["FORMATS", "Choices", "Format", "Imported", "WeightsFile", "read"]

@@ -19,10 +19,11 @@ from influence_ssl_jax.checkpoints.layout import (
     State,
     WeightsFile,
     describe_input,
+    describe_place,
     filled,
     input_of,
     leaf_source,
-    locate,
+    locate_only,
     normalisation,
     select_prefix,
     shapes_of,
@@ -54,6 +55,11 @@ class ConvNeXtNames(Format):
     name: str = "convnext"
     summary: str = "ConvNeXt"
 
+    @property
+    def choices(self) -> frozenset[str]:
+        """The choices that have an effect."""
+        return frozenset()
+
     def recognises(self, file: WeightsFile) -> bool:
         """Test whether names in the file are those of a ConvNeXt."""
         return any(
@@ -67,7 +73,7 @@ class ConvNeXtNames(Format):
         groups, prefixes = ("", "model", "state_dict"), ("", "module.", "backbone.")
         timm = any(f"{prefix}{MARKERS['timm']}" in file.group(group) for group in groups for prefix in prefixes)
         naming: Literal["authors", "timm"] = "timm" if timm else "authors"
-        group, prefix, state = locate(file, groups, prefixes, MARKERS[naming], self.name)
+        group, prefix, state = locate_only(file, groups, prefixes, MARKERS[naming], self.name)
         own = select_prefix(state, prefix)
         module = _module(own, naming)
         to_input = input_of(choices, 224, 256, "bicubic")
@@ -82,6 +88,7 @@ class ConvNeXtNames(Format):
         encoder = Encoder(Network(module, mean=mean, std=std), variables["params"], {}, to_input, file.path.stem)
         recognised = {
             "layout": f"{self.summary} under the names of {'timm' if timm else 'its authors'} (--as {self.name})",
+            **describe_place(group, prefix, groups, prefixes),
             "network": name,
             "input": describe_input(to_input, mean, std),
         }

@@ -18,7 +18,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from influence_ssl_jax.checkpoint import CheckpointError
-from influence_ssl_jax.checkpoints.tensors import Foreign, Tensor, read_safetensors, read_torch
+from influence_ssl_jax.checkpoints.tensors import Foreign, Tensor, is_safetensors, read_safetensors, read_torch
 from influence_ssl_jax.data.transform import ToInput
 from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.losses import BYOL, BarlowTwins, Loss, SimCLR
@@ -61,6 +61,13 @@ class Choices:
     loss: Literal["simclr", "byol", "barlow_twins"] | None = None
     temperature: float | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse sizes without pixels, and attention without heads."""
+        for name in ("size", "heads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise CheckpointError(f"--{name} must be at least 1, got {value}.")
+
 
 @dataclasses.dataclass(frozen=True)
 class WeightsFile:
@@ -83,7 +90,7 @@ class WeightsFile:
         """
         if not path.is_file():
             raise CheckpointError(f"There is no file {path}; check the path.")
-        content = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
+        content = read_safetensors(path) if is_safetensors(path) else read_torch(path)
         if isinstance(content, Foreign):
             raise CheckpointError(
                 f"{path} holds a whole model, an object of {content.name}, which would have to be executed. Save only its "
@@ -101,6 +108,23 @@ class WeightsFile:
         entry = self.content.get(name) if name else self.content
         entries = entry.items() if isinstance(entry, dict) else ()
         return {str(key): value for key, value in entries if isinstance(value, Tensor)}
+
+    def groups(self) -> list[str]:
+        """List the entries that hold arrays.
+
+        An empty name is the top of the file.
+        """
+        return [name for name in ("", *map(str, self.content)) if self.group(name)]
+
+    def unreadable(self) -> dict[str, str]:
+        """Return arrays of unknown types: a name and the type."""
+        levels = [self.content, *(value for value in self.content.values() if isinstance(value, dict))]
+        entries = [entry for level in levels for entry in level.items()]
+        return {
+            str(key): value.name
+            for key, value in entries
+            if isinstance(value, Foreign) and value.name.startswith("torch.") and "." in str(key)
+        }
 
     def beside(self, name: str) -> Mapping[str, Any]:
         """Read a JSON object from another file of the folder.
@@ -150,6 +174,14 @@ class Format(abc.ABC):
     summary: str
     """Its description in one line."""
 
+    @property
+    @abc.abstractmethod
+    def choices(self) -> frozenset[str]:
+        """The fields of `Choices` that have an effect.
+
+        Size, mean and std always have one.
+        """
+
     @abc.abstractmethod
     def recognises(self, file: WeightsFile) -> bool:
         """Test whether names in the file belong to this format only."""
@@ -180,12 +212,60 @@ def locate(
         for prefix in prefixes:
             if f"{prefix}{marker}" in state:
                 return group, prefix, state
-    there = [f"{group}/{key}" if group else key for group in ("", *file.content) for key in list(file.group(group))[:4]]
     looked = ", ".join(f"{group or 'the top'} → {prefix}{marker}" for group in groups for prefix in prefixes)
     raise CheckpointError(
-        f"{file.path} is not in the layout {name}: there is no {looked}. It holds "
-        f"{', '.join(there[:SHOWN]) or 'no arrays'} … Name its layout with --as."
+        f"{file.path} is not in the layout {name}: there is no {looked}. It holds {describe_names(file)}. Name its layout "
+        "with --as."
     )
+
+
+def locate_only(
+    file: WeightsFile, groups: Sequence[str], prefixes: Sequence[str], marker: str, name: str
+) -> tuple[str, str, dict[str, Tensor]]:
+    """Find `marker` as `locate` does, or under its only other name.
+
+    Raises:
+        CheckpointError: If there is no such array, or there are several, none of them under the layout's own names.
+    """
+    if any(f"{prefix}{marker}" in file.group(group) for group in groups for prefix in prefixes):
+        return locate(file, groups, prefixes, marker, name)
+    found = [
+        (group, key.removesuffix(marker))
+        for group in file.groups()
+        for key in file.group(group)
+        if key == marker or key.endswith(f".{marker}")
+    ]
+    if len(found) == 1:
+        group, prefix = found[0]
+        return group, prefix, dict(file.group(group))
+    if found:
+        places = ", ".join("/".join(filter(None, place)).rstrip(".") or "the top" for place in found)
+        raise CheckpointError(
+            f"{file.path} has several networks of the layout {name}: {places}. Save the arrays of one of them to a file of "
+            "their own."
+        )
+    raise CheckpointError(
+        f"{file.path} is not in the layout {name}: it has no array …{marker}. It holds {describe_names(file)}. Name its "
+        "layout with --as."
+    )
+
+
+def describe_place(group: str, prefix: str, groups: Sequence[str], prefixes: Sequence[str]) -> dict[str, str]:
+    """Describe where `locate_only` found the network, if elsewhere.
+
+    It is empty if entry and prefix are the layout's own.
+    """
+    own = group in groups and prefix in prefixes
+    return {} if own else {"found under": "/".join(filter(None, (group, prefix.rstrip("."))))}
+
+
+def describe_names(file: WeightsFile) -> str:
+    """Describe a file by some names of its arrays, for errors."""
+    names = [f"{group}/{key}" if group else key for group in file.groups() for key in file.group(group)]
+    if not names:
+        return "no arrays at its top or one level below: save the dict of arrays itself"
+    step = -(-len(names) // SHOWN)
+    return f"{len(names)} arrays, such as {', '.join(names[::step])}"
 
 
 def select_prefix(state: State, prefix: str) -> dict[str, Tensor]:
@@ -234,6 +314,9 @@ def filled(
             wrong.append(f"{name}: not in the file")
             continue
         used.add(name)
+        if "float" not in state[name].dtype:
+            wrong.append(f"{name}: of {state[name].dtype} in the file, expected floating-point numbers")
+            continue
         try:
             array = convert(state[name].numpy())
         except (ValueError, IndexError):

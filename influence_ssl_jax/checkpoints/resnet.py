@@ -21,10 +21,12 @@ from influence_ssl_jax.checkpoints.layout import (
     State,
     WeightsFile,
     describe_input,
+    describe_place,
     filled,
     input_of,
     leaf_source,
     locate,
+    locate_only,
     loss_of,
     normalisation,
     select_prefix,
@@ -54,9 +56,9 @@ BESIDE = {
 """Arrays beside a backbone that no representation reads, and their descriptions."""
 _LAYER = re.compile(r"layer(\d)_(\d+)")
 _SHORTCUT = {"shortcut_conv": "downsample.0", "shortcut_bn": "downsample.1"}
-NAMES: dict[tuple[str, tuple[int, ...]], str] = {("basic", (2, 2, 2, 2)): "18", ("basic", (3, 4, 6, 3)): "34"} | {
-    ("bottleneck", (3, 4, 6, 3)): "50",
-    ("bottleneck", (3, 4, 23, 3)): "101",
+NAMES: dict[tuple[str, tuple[int, ...]], str] = {("basic", (2, 2, 2, 2)): "-18", ("basic", (3, 4, 6, 3)): "-34"} | {
+    ("bottleneck", (3, 4, 6, 3)): "-50",
+    ("bottleneck", (3, 4, 23, 3)): "-101",
 }
 
 
@@ -74,6 +76,7 @@ class TorchvisionResNet(Format):
         stem: `imagenet`, or the 3×3 stem with which this layout reads a 3×3 kernel.
         projectors: Prefixes that its projector can have.
         resize: Interpolation of the resize.
+        elsewhere: Whether the only network of a file is read also under other entries and prefixes.
     """
 
     name: str
@@ -84,6 +87,12 @@ class TorchvisionResNet(Format):
     stem: Stem = "imagenet"
     projectors: tuple[str, ...] = ()
     resize: Literal["bilinear", "bicubic"] = "bilinear"
+    elsewhere: bool = False
+
+    @property
+    def choices(self) -> frozenset[str]:
+        """The choices that have an effect."""
+        return frozenset({"loss", "temperature", *({"part"} if "teacher" in self.groups else ())})
 
     def recognises(self, file: WeightsFile) -> bool:
         """Test whether names in the file belong to this format only."""
@@ -97,7 +106,8 @@ class TorchvisionResNet(Format):
 
     def read(self, file: WeightsFile, choices: Choices) -> Imported:
         """Read backbone and projector."""
-        group, prefix, state = locate(file, self._groups(choices), self.prefixes, MARKER, self.name)
+        find = locate_only if self.elsewhere else locate
+        group, prefix, state = find(file, self._groups(choices), self.prefixes, MARKER, self.name)
         projector = next((p for p in self.projectors if any(name.startswith(p) for name in state)), None)
         head = {} if projector is None else select_prefix(state, projector)
         if head.keys() <= {"weight", "bias"}:  # a single layer, as in the first version of MoCo
@@ -117,7 +127,8 @@ class TorchvisionResNet(Format):
         mean, std = normalisation(choices, IMAGENET)
         made = encoder_of(module, backbone, heads, to_input, mean, std, file, *loss_of(choices))
         outside = summarise_outside(name for name in state if not name.startswith((prefix, *filter(None, [projector]))))
-        recognised = {"layout": f"{self.summary} (--as {self.name})", **made.recognised}
+        place = describe_place(group, prefix, self._groups(choices), self.prefixes)
+        recognised = {"layout": f"{self.summary} (--as {self.name})", **place, **made.recognised}
         return Imported(made.encoder, recognised, {**made.unread, **outside, **file.others(group)})
 
     def _groups(self, choices: Choices) -> tuple[str, ...]:
@@ -148,8 +159,8 @@ def module_of(state: State, stem: Stem, name: str) -> ResNet:
         stem = "imagenet"
     elif kernel[2:] != (3, 3) or stem == "imagenet":
         raise CheckpointError(
-            f"The layout {name} has a 7×7 stem; conv1.weight is {list(kernel)}. A 3×3 stem has two forms that give "
-            "different embeddings: --as solo_learn has padding 2, --as resnet_cifar padding 1."
+            f"The layout {name} has a {'7×7' if stem == 'imagenet' else '3×3'} stem; conv1.weight is {list(kernel)}. A 3×3 "
+            "stem has two forms that give different embeddings: --as solo_learn has padding 2, --as resnet_cifar padding 1."
         )
     blocks: dict[int, int] = {}
     for key in state:
@@ -213,6 +224,11 @@ def encoder_of(
         running |= {part: batch_stats} if batch_stats else {}
         into = getattr(top, "output", into)
     recognised = {"network": describe_resnet(module)}
+    if loss is not None and "projector" not in tops:
+        raise CheckpointError(
+            f"--loss needs the projector that {type(loss).__name__} compared, and none was read ("
+            f"{'; '.join(unread.values()) or 'the file has none'}). Leave --loss out."
+        )
     if not tops:
         network = Network(module, mean=mean, std=std)
         encoder = Encoder(network, params, {"batch_stats": statistics}, to_input, file.path.stem)
@@ -236,13 +252,13 @@ def encoder_of(
 
 def describe_resnet(module: ResNet) -> str:
     """Describe a ResNet in words."""
-    number = NAMES.get((module.block, module.blocks), f"of {module.block} blocks {module.blocks}")
+    number = NAMES.get((module.block, module.blocks), f" of {module.block} blocks {module.blocks}")
     stem = {
         "imagenet": "7×7 stem with max-pooling",
         "cifar": "3×3 stem, padding 1",
         "solo_learn": "3×3 stem, padding 2",
     }[module.stem]
-    return f"ResNet-{number}, width {module.width}, {stem}"
+    return f"ResNet{number}, width {module.width}, {stem}"
 
 
 def head_of(state: State, into: int, part: str) -> tuple[Any, str]:
@@ -319,6 +335,7 @@ TORCHVISION = TorchvisionResNet(
     ("", "state_dict", "model"),
     ("", "module."),
     sign=r"(module\.)?(conv1|fc)\.",
+    elsewhere=True,
 )
 RESNET_CIFAR = TorchvisionResNet(
     "resnet_cifar",
@@ -326,6 +343,7 @@ RESNET_CIFAR = TorchvisionResNet(
     ("", "state_dict", "model"),
     ("", "module.", "backbone.", "encoder."),
     stem="cifar",
+    elsewhere=True,
 )
 BARLOW_TWINS = TorchvisionResNet(
     "barlow_twins",

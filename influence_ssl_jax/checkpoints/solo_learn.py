@@ -57,6 +57,11 @@ class SoloLearn(Format):
     name: str = "solo_learn"
     summary: str = "solo-learn's Lightning checkpoint"
 
+    @property
+    def choices(self) -> frozenset[str]:
+        """The choices that have an effect."""
+        return frozenset({"dataset", "loss", "temperature"})
+
     def recognises(self, file: WeightsFile) -> bool:
         """Test whether Lightning wrote the file, with the names of solo-learn's methods."""
         state = file.group("state_dict")
@@ -101,7 +106,8 @@ class SoloLearn(Format):
                 BESIDE,
                 describe_resnet(module),
             )
-            top, why = head_of(slow["projector"], slow["projector"]["0.weight"].shape[1], "projector")
+            into = next((tensor.shape[1] for tensor in slow["projector"].values() if len(tensor.shape) == 2), 0)
+            top, why = head_of(slow["projector"], into, "projector")
             if top is None:
                 raise CheckpointError(f"The target network's projector is not that of the online network: {why}.")
             projector, statistics = fill_head(top, slow["projector"], "target network's projector")

@@ -7,6 +7,7 @@ numbers, texts and arrays are returned as such; everything else becomes `Foreign
 
 import dataclasses
 import io
+import itertools
 import json
 import math
 import pickletools
@@ -78,7 +79,12 @@ class Tensor:
         kind = DTYPES[self.dtype]
         last = self.offset + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
         count = int(np.prod(self.shape))
-        inside = min((self.offset, *self.strides), default=0) >= 0 and last < self.stored and count <= self.stored
+        inside = min((self.offset, *self.strides), default=0) >= 0 and last < self.stored
+        if inside and count > self.stored:
+            raise CheckpointError(
+                f"An array of shape {list(self.shape)} repeats its {self.stored} stored values, as torch's expand does. "
+                "Save it with .clone()."
+            )
         if count and not inside:
             raise CheckpointError(
                 f"The file is damaged: an array of shape {list(self.shape)} reads outside its {self.stored} stored values. "
@@ -153,7 +159,8 @@ def read_torch(path: Path) -> Any:
         return _read_legacy(path)
     except (ValueError, IndexError, KeyError, TypeError, EOFError, struct.error, zipfile.BadZipFile) as error:
         raise CheckpointError(
-            f"{path} is not a file of torch, or damaged ({type(error).__name__}: {error})."
+            f"{path} is not a file of torch, or damaged ({type(error).__name__}: {error}). Copy it again, or save it again "
+            "with torch.save(model.state_dict(), file)."
         ) from error
 
 
@@ -360,6 +367,11 @@ def _read_zip(path: Path) -> Any:
     """
     with zipfile.ZipFile(path) as archive:
         members = {member.filename: member for member in archive.infolist()}
+        if any("/code/" in name for name in members):
+            raise CheckpointError(
+                f"{path} holds a program of TorchScript, which would have to be executed. Save only its weights: "
+                "torch.save(torch.jit.load(file).state_dict(), other_file)."
+            )
         packed = [name for name, member in members.items() if member.compress_type != zipfile.ZIP_STORED]
         if packed:
             raise CheckpointError(
@@ -380,8 +392,11 @@ def _read_zip(path: Path) -> Any:
             raise CheckpointError(f"{path} is damaged: it lacks its member {name}. Copy it again.")
 
         def read() -> bytes:
-            with zipfile.ZipFile(path) as archive:
-                return archive.read(name)
+            try:
+                with zipfile.ZipFile(path) as archive:
+                    return archive.read(name)
+            except zipfile.BadZipFile as error:
+                raise CheckpointError(f"{path} is damaged ({error}). Copy it again.") from error
 
         return members[name].file_size // DTYPES[storage.dtype].itemsize, read
 
@@ -441,6 +456,15 @@ LONGEST = 100_000_000
 """Bytes of the longest header that the format allows."""
 
 
+def is_safetensors(path: Path) -> bool:
+    """Test whether a file is of safetensors, by its content and name."""
+    with path.open("rb") as stream:
+        start = stream.read(9)
+    of_torch = start.startswith((b"PK", b"\x80\x02"))
+    named = path.suffix.lower() == ".safetensors" and not of_torch
+    return named or (start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size)
+
+
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Return the arrays of a safetensors file by name.
 
@@ -468,7 +492,9 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
                 raise ValueError("the header is longer than the file")
             header = json.loads(stream.read(length))
             entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-            return {name: _tensor(path, name, entry, 8 + length, size) for name, entry in entries.items()}
+            tensors = {name: _tensor(path, name, entry, 8 + length, size) for name, entry in entries.items()}
+            _refuse_overlaps(entries)
+            return tensors
         except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path} is not a safetensors file, or damaged ({error}); copy it again.") from error
 
@@ -479,15 +505,29 @@ def _tensor(path: Path, name: str, entry: dict, start: int, size: int) -> Tensor
     Raises:
         ValueError: If its bytes lie outside the file, or are not as many as its shape needs.
     """
-    kind, shape = KINDS.get(entry["dtype"]), tuple(int(length) for length in entry["shape"])
+    kind, shape = KINDS.get(entry["dtype"]), tuple(entry["shape"])
     if kind is None:
         raise CheckpointError(f"{path}: {name} has the type {entry['dtype']}; known are {', '.join(KINDS)}.")
     first, last = entry["data_offsets"]
+    if not all(isinstance(number, int) for number in (first, last, *shape)) or min(shape, default=0) < 0:
+        raise ValueError(f"{name} has a shape or offsets that are no whole numbers")
     count = math.prod(shape)
     if not 0 <= first <= last <= size - start or last - first != count * DTYPES[kind].itemsize:
         raise ValueError(f"{name} lies outside the file, or has another size than its shape {list(shape)}")
     strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
     return Tensor(shape, kind, strides, 0, count, _reader(path, start + first, last - first))
+
+
+def _refuse_overlaps(entries: dict[str, dict]) -> None:
+    """Refuse a header with two arrays in the same bytes.
+
+    Raises:
+        ValueError: If there are two.
+    """
+    places = sorted((entry["data_offsets"], name) for name, entry in entries.items())
+    for ((_, end), name), ((start, last), other) in itertools.pairwise(places):
+        if start < end and start < last:
+            raise ValueError(f"{name} and {other} are in the same bytes")
 
 
 def _reader(path: Path, start: int, length: int) -> Callable[[], bytes]:

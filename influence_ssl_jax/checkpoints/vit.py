@@ -18,10 +18,11 @@ from influence_ssl_jax.checkpoints.layout import (
     State,
     WeightsFile,
     describe_input,
+    describe_place,
     filled,
     input_of,
     leaf_source,
-    locate,
+    locate_only,
     normalisation,
     select_prefix,
     shapes_of,
@@ -50,8 +51,10 @@ BESIDE = {
 PER_HEAD = 64
 """Channels of a head if neither the user nor the file says the number of heads.
 
-All published networks have this number except MAE's ViT-H (80) and the largest DINOv3 (128), whose periods tell it.
+All published networks have this number except those of `OTHER_WIDTHS` and the largest DINOv3 (128), whose periods tell it.
 """
+OTHER_WIDTHS = (1152, 1280, 1408, 1664)
+"""Widths of SO-400M, ViT-H, ViT-g and ViT-G, which have 16 heads."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +87,11 @@ class Transformer(Format):
     shorter: int = 256
     parts: frozenset[str] = frozenset()
 
+    @property
+    def choices(self) -> frozenset[str]:
+        """The choices that have an effect."""
+        return frozenset({"heads", *({"part"} if "teacher" in self.groups else ())})
+
     def recognises(self, file: WeightsFile) -> bool:
         """Test whether names in the file belong to this format only."""
         if self.recognised_by is None:
@@ -99,7 +107,7 @@ class Transformer(Format):
         """Read the transformer."""
         pair = {"teacher", "student"}
         groups = [name for name in self.groups if name not in pair - {choices.part}]
-        group, prefix, state = locate(file, groups, self.prefixes, MARKER, self.name)
+        group, prefix, state = locate_only(file, groups, self.prefixes, MARKER, self.name)
         own = {_drop_chunk(name): tensor for name, tensor in select_prefix(state, prefix).items()}
         module, assumed = self._module(own, choices)
         size = choices.size or (224 if 224 % module.patch == 0 else module.patch * max(1, 224 // module.patch))
@@ -110,6 +118,7 @@ class Transformer(Format):
         encoder = Encoder(Network(module, mean=mean, std=std), variables["params"], {}, to_input, file.path.stem)
         recognised = {
             "layout": f"{self.summary} (--as {self.name})" + (f", {group}" if group in pair else ""),
+            **describe_place(group, prefix, groups, self.prefixes),
             "network": _describe(module) + assumed,
             "positions": _positions(module),
             "output": "normalised class token" if module.output == "class" else "normalised mean of the patches",
@@ -120,14 +129,17 @@ class Transformer(Format):
 
     def _module(self, state: State, choices: Choices) -> tuple[VisionTransformer, str]:
         """Infer the architecture from names and shapes, with assumptions in words."""
-        width, _, patch, _ = state[MARKER].shape
+        shape = state[MARKER].shape
+        if len(shape) != 4 or shape[2] != shape[3] or 0 in shape:
+            raise CheckpointError(f"{MARKER} must be [width, 3, patch, patch], of square patches; got {list(shape)}.")
+        width, _, patch, _ = shape
         numbers = {int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))}
         if "cls_token" not in state or not numbers:
             raise CheckpointError(
                 f"The layout {self.name} has a class token and blocks, which are not both in the file."
             )
         heads, periods, assumed = self._heads(state, width, choices)
-        registers = next((state[name].shape[1] for name in REGISTERS if name in state), 0)
+        registers = next((_count(state, name) for name in REGISTERS if name in state), 0)
         gated, fused = "blocks.0.mlp.w3.weight" in state, "blocks.0.mlp.w12.weight" in state
         first = state.get("blocks.0.mlp.w12.weight" if fused else f"blocks.0.mlp.{'w1' if gated else 'fc1'}.weight")
         if first is None:
@@ -181,16 +193,23 @@ class Transformer(Format):
         periods: tuple[float, ...] = ()
         if "rope_embed.periods" in state:
             periods = tuple(float(value) for value in state["rope_embed.periods"].numpy())
-            heads = width // (4 * len(periods))
+            heads = width // (4 * len(periods)) if periods else 0
+            if not heads or heads * 4 * len(periods) != width:
+                raise CheckpointError(
+                    f"rope_embed.periods has {len(periods)} periods, 4 channels of a head for each; this does not divide "
+                    f"the width {width}."
+                )
             if choices.heads not in (None, heads):
                 raise CheckpointError(f"The rotation has {heads} heads, got --heads {choices.heads}; leave it out.")
             return heads, periods, ""
         if choices.heads is not None:
             return choices.heads, periods, ""
-        if width % PER_HEAD:
+        if width % PER_HEAD or width in OTHER_WIDTHS:
+            why = f"published networks of the width {width} have fewer than one for each {PER_HEAD} channels"
             raise CheckpointError(
-                f"A file does not say how many attention heads there are, and the width {width} is no multiple of "
-                f"{PER_HEAD}; pass --heads."
+                "A file does not say how many attention heads there are, and "
+                f"{f'the width {width} is no multiple of {PER_HEAD}' if width % PER_HEAD else why}; pass --heads"
+                f"{'' if width % PER_HEAD else ' (ViT-H, ViT-g, ViT-G and SO-400M have 16)'}."
             )
         return width // PER_HEAD, periods, f" ({PER_HEAD} channels a head assumed: --heads says otherwise)"
 
@@ -202,14 +221,22 @@ def _grid(state: State) -> tuple[int, Literal["with_class", "patches"]]:
     """
     if "pos_embed" not in state:
         raise CheckpointError("The file has neither pos_embed nor rope_embed.periods: its positions are not known.")
-    count = state["pos_embed"].shape[1]
+    count = _count(state, "pos_embed")
     for own in (1, 0):
-        side = math.isqrt(count - own)
-        if side * side == count - own:
+        side = math.isqrt(max(0, count - own))
+        if side and side * side == count - own:
             return side, "with_class" if own else "patches"
     raise CheckpointError(
         f"pos_embed has {count} positions, neither a square number nor one more; such networks are not supported."
     )
+
+
+def _count(state: State, name: str) -> int:
+    """Return the number of tokens in an array [1, tokens, width]."""
+    shape = state[name].shape
+    if len(shape) != 3:
+        raise CheckpointError(f"{name} must be [1, tokens, width], got {list(shape)}.")
+    return shape[1]
 
 
 def _qkv_bias(state: State) -> Literal["full", "no_key", "none"]:

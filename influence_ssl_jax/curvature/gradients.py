@@ -362,7 +362,7 @@ def compare_gradients(
     for path, got, want, norm in zip(leaf_paths(params), *map(jax.tree.leaves, (by_blocks, whole)), norms, strict=True):
         error = float(jnp.linalg.norm((got - want).astype(jnp.float32)))
         if np.isfinite(norm) and not error <= 4 * coarsest**0.5 * (norm + 0.01 * total):
-            wrong.append(f"{'/'.join(path)} (by {error:.2g} of {norm:.2g})")
+            wrong.append(f"{'/'.join(path) or 'params'} (by {error:.2g} of {norm:.2g})")
     if wrong:
         raise StructureError(
             f"The gradients of {', '.join(wrong)} disagree with automatic differentiation of the same network on a batch "

@@ -17,7 +17,7 @@ class InMemory(OpenSource):
     Args:
         images: Pixels [height, width] or [height, width, channels] of each image.
         labels: A class for each image, −1 if it is unknown.
-        ids: A name for each image; None takes its number.
+        ids: A name for each image, converted to text; None takes its number.
         attributes: One row for each image.
         truth: Names of the attributes that say what was planted.
     """
@@ -26,13 +26,13 @@ class InMemory(OpenSource):
         self,
         images: Sequence[np.ndarray] | np.ndarray,
         labels: np.ndarray | None = None,
-        ids: Sequence[str] | None = None,
+        ids: Sequence[object] | np.ndarray | None = None,
         attributes: pa.Table | None = None,
         truth: Sequence[str] = (),
     ) -> None:
         self._images = images
         self._labels = labels
-        self._ids = tuple(map(printable, ids)) if ids is not None else None
+        self._ids = tuple(printable(str(name)) for name in ids) if ids is not None else None
         self._attributes, self._truth = attributes, tuple(truth)
         for name, given in (("labels", labels), ("ids", ids), ("attributes", attributes)):
             if given is not None and len(given) != len(images):
@@ -95,7 +95,7 @@ class Arrays(Source):
         images: One array [count, height, width] or [count, height, width, channels], or a sequence of images of any
             sizes; 8- or 16-bit integers, or floating point in [0, 1].
         labels: A class 0, 1, … for each image, −1 if it is unknown.
-        ids: A name for each image; None takes its number.
+        ids: A name for each image, converted to text; None takes its number.
         columns: Further attributes by name, with one value for each image.
 
     Examples:
@@ -108,7 +108,7 @@ class Arrays(Source):
 
     images: Sequence[np.ndarray] | np.ndarray
     labels: Sequence[int] | np.ndarray | None = None
-    ids: Sequence[str] | None = None
+    ids: Sequence[object] | np.ndarray | None = None
     columns: dict[str, Sequence[object] | np.ndarray] | None = None
 
     def _open(self) -> InMemory:
@@ -128,5 +128,19 @@ class Arrays(Source):
         for name, values in (self.columns or {}).items():
             if len(values) != len(self.images):
                 raise DataError(f"column {name!r} has {len(values)} values for {len(self.images)} images.")
-        table = None if self.columns is None else pa.table({k: pa.array(list(v)) for k, v in self.columns.items()})
-        return InMemory(self.images, labels, self.ids, table)
+        table = pa.table({name: _column(name, values) for name, values in (self.columns or {}).items()})
+        return InMemory(self.images, labels, self.ids, None if self.columns is None else table)
+
+
+def _column(name: str, values: Sequence[object] | np.ndarray) -> pa.Array:
+    """Return the values of an attribute as a column.
+
+    Raises:
+        DataError: If they have no common type.
+    """
+    try:
+        return pa.array(list(values))
+    except (pa.ArrowException, OverflowError) as error:
+        raise DataError(
+            f"column {name!r} must hold numbers, texts or dates, of one kind: {error}. Convert or remove it."
+        ) from error

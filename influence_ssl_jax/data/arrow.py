@@ -16,7 +16,7 @@ from influence_ssl_jax.errors import DataError
 pc: Any = compute  # its functions are made when it is imported: no type checker knows them
 FAULTS = (pa.ArrowException, UnicodeDecodeError, OSError, MemoryError)
 """The errors with which pyarrow answers damaged files, and disks and memory that fail for now."""
-_FILE = b"ARROW1"
+MAGIC = b"ARROW1"
 """How a file of the format with a footer begins."""
 _RATIO = 256
 """Images are not compressed to a smaller share of their size than 1 / 256, in any format of arrow or parquet."""
@@ -102,7 +102,7 @@ class ArrowFile:
         self.stored = file
         self._lock = threading.Lock()
         self._file = pa.OSFile(file.path)
-        self._has_footer = self._file.read(len(_FILE)) == _FILE
+        self._has_footer = self._file.read(len(MAGIC)) == MAGIC
         with pa.memory_map(file.path) as mapped:
             self.schema: pa.Schema = self._reader(mapped).schema
             self.sizes = [batch.num_rows for batch in self._batches(mapped)]

@@ -16,7 +16,7 @@ import pyarrow as pa
 from jaxtyping import Int
 from pyarrow import compute, parquet
 
-from influence_ssl_jax.data.arrow import FAULTS, ArrowFile, checked, is_damage, name_fields
+from influence_ssl_jax.data.arrow import FAULTS, MAGIC, ArrowFile, checked, is_damage, name_fields
 from influence_ssl_jax.data.encoded import Encoded, UndecodableImage, unreachable_error
 from influence_ssl_jax.data.listing import StoredFile, find_files
 from influence_ssl_jax.data.source import (
@@ -109,7 +109,7 @@ def _holds_images(kind: pa.DataType) -> bool:
     """Test whether a column of this type can contain encoded images."""
     if pa.types.is_struct(kind):
         return any(field.name == "bytes" and _holds_images(field.type) for field in kind)
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
 def _image_column(schema: pa.Schema, wanted: str | None) -> str:
@@ -126,7 +126,10 @@ def _image_column(schema: pa.Schema, wanted: str | None) -> str:
     if "image" in columns or len(columns) == 1:
         return "image" if "image" in columns else columns[0]
     found = f"several: {', '.join(columns)}; name one with image=…" if columns else f"none: {_describe(schema)}"
-    raise DataError(f"A data set needs one column of encoded images, this one has {found}.")
+    raise DataError(
+        "A data set needs one column of encoded images (bytes, or records with a field `bytes`, one image in each row); "
+        f"this one has {found}."
+    )
 
 
 class ParquetFile:
@@ -187,7 +190,9 @@ def _file(file: StoredFile) -> AnyFile:
         DataError: If the file is damaged, or cannot be read.
     """
     try:
-        opened = ArrowFile(file) if file.path.lower().endswith(".arrow") else ParquetFile(file)
+        name = file.path.lower()
+        of_arrow = name.endswith(".arrow") or (not name.endswith(ENDINGS) and file.read(0, len(MAGIC)) == MAGIC)
+        opened = ArrowFile(file) if of_arrow else ParquetFile(file)
         name_fields(opened.schema)  # in a damaged file they may be no text
         return opened
     except FAULTS as error:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 import numpy as np
 from jaxtyping import UInt8
@@ -73,7 +73,14 @@ class ToInput:
     shorter: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse sizes without pixels, and grey levels outside 0…255."""
+        """Refuse unknown choices, sizes without pixels, and grey levels outside 0…255."""
+        for name, hint in get_type_hints(type(self)).items():
+            known = get_args(hint) if get_origin(hint) is Literal else ()
+            if known and getattr(self, name) not in known:
+                raise DataError(f"{name} must be one of {', '.join(map(str, known))}; got {getattr(self, name)!r}.")
+        for name in ("height", "width", "background", *(() if self.shorter is None else ("shorter",))):
+            if not isinstance(getattr(self, name), int):
+                raise DataError(f"{name} must be a whole number, got {getattr(self, name)!r}.")
         if self.height < 1 or self.width < 1:
             raise DataError(f"The input needs at least one pixel, got height={self.height}, width={self.width}.")
         if not 0 <= self.background <= 255:

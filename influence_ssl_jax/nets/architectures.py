@@ -1,7 +1,7 @@
 """Describe networks of this package as JSON, and build them again."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import flax.linen as nn
 import jax
@@ -72,6 +72,8 @@ def build(description: Plain) -> nn.Module:
     unknown = values.keys() - set(_fields(known[name]))
     if unknown:
         raise StructureError(f"A file gives {name} the unknown fields {', '.join(sorted(unknown))}.")
+    for field, value in values.items():
+        _refuse_value(name, field, value, get_type_hints(known[name])[field])
     try:
         return known[name](**{field: _restore(value) for field, value in values.items()})
     except TypeError as error:
@@ -103,6 +105,19 @@ def computing_in(module: nn.Module, dtype: jax.typing.DTypeLike | None) -> nn.Mo
 def _fields(cls: type[nn.Module]) -> list[str]:
     """List the fields that a class adds to those of linen modules."""
     return [field.name for field in dataclasses.fields(cls) if field.name not in ("parent", "name")]
+
+
+def _refuse_value(name: str, field: str, value: Plain, hint: Any) -> None:
+    """Refuse a value that a field of a network cannot have.
+
+    Raises:
+        StructureError: If it is not one of its choices, or a number or text of another type.
+    """
+    choices = get_args(hint) if get_origin(hint) is Literal else (value,)
+    kinds = {int: int, float: int | float, str: str, bool: bool}
+    if value not in choices or not isinstance(value, kinds.get(hint, object)):
+        what = f"one of {', '.join(map(repr, choices))}" if get_origin(hint) is Literal else f"a {hint.__name__}"
+        raise StructureError(f"A file gives {name} the {field} {value!r}; it must be {what}.")
 
 
 def _plain(value: Any) -> Plain:

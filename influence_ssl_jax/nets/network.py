@@ -6,13 +6,13 @@ A network is a linen module, an nnx model or any function.
 import dataclasses
 import inspect
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.errors import StructureError
@@ -38,7 +38,7 @@ def standardise_pixels(
 
 
 def select_embedding(
-    outputs: PyTree, output: str | int | None, pool: Pool | None, name: str
+    outputs: PyTree, output: str | int | None, pool: Pool | None, name: str, dtype: jax.typing.DTypeLike
 ) -> Float[Array, "batch width"]:
     """Select one embedding for each image from the outputs of a network.
 
@@ -47,34 +47,38 @@ def select_embedding(
         output: Name or position of the output, if there are several.
         pool: How [batch, *positions, width] becomes [batch, width].
         name: Name of the network, for errors.
+        dtype: Type of the images; an embedding of fewer bits is converted to it.
 
     Raises:
-        ValueError: If there are several outputs and none is chosen, if the chosen one does not exist, or if an output
-            is not [batch, width] and no pooling is chosen.
+        StructureError: If there are several outputs and none is chosen, if the chosen output or pooling does not exist,
+            or if an output is not [batch, width] and no pooling is chosen.
     """
+    if pool not in (None, *get_args(Pool)):
+        raise StructureError(f"pool must be one of {', '.join(map(repr, get_args(Pool)))}, or None; got {pool!r}.")
     if output is not None:
         outputs = _entry(outputs, output, name)
     elif not isinstance(outputs, jax.Array):
-        raise ValueError(
+        raise StructureError(
             f"{name} must return one embedding per image, an array [batch, width]; it returns "
             f"{_entries(outputs)}. Pass output= with one of them."
         )
     if not isinstance(outputs, jax.Array):
-        raise ValueError(
+        raise StructureError(
             f"The output {output!r} of {name} is a {type(outputs).__name__}, not an array; name another one."
         )
     if pool is not None and outputs.ndim > 2:
         positions = tuple(range(1, outputs.ndim - 1))
         if pool == "first" and outputs.ndim != 3:
-            raise ValueError(f"pool='first' reads [batch, tokens, width], got {outputs.shape}; pass pool='mean'.")
+            raise StructureError(f"pool='first' reads [batch, tokens, width], got {outputs.shape}; pass pool='mean'.")
         outputs = outputs[:, 0] if pool == "first" else jnp.mean(outputs, axis=positions)
     if outputs.ndim != 2:
-        raise ValueError(
+        raise StructureError(
             f"{name} must return one embedding per image, an array [batch, width]; got {outputs.shape}. "
             "Pool or flatten the features (pool='mean' averages positions, pool='first' takes the first token), or name "
             "another method or output."
         )
-    return outputs
+    floating = jnp.issubdtype(outputs.dtype, jnp.floating)
+    return outputs.astype(jnp.promote_types(outputs.dtype, dtype)) if floating else outputs
 
 
 def _entry(outputs: PyTree, output: str | int, name: str) -> Any:
@@ -82,21 +86,30 @@ def _entry(outputs: PyTree, output: str | int, name: str) -> Any:
 
     It is an entry of a dict, a field of an object, or a position in a tuple.
     """
-    if isinstance(outputs, dict) and output in outputs:
-        return outputs[output]
-    if isinstance(output, str) and output in getattr(outputs, "_fields", ()):
-        return getattr(outputs, output)
+    named = _named_entries(outputs)
+    if output in named:
+        return named[output]
     if isinstance(outputs, tuple | list) and isinstance(output, int) and -len(outputs) <= output < len(outputs):
         return outputs[output]
-    raise ValueError(f"{name} has no output {output!r}; it returns {_entries(outputs)}.")
+    if isinstance(outputs, jax.Array):
+        raise StructureError(f"{name} returns a single array, so it has no output {output!r}; leave output= out.")
+    raise StructureError(f"{name} has no output {output!r}; it returns {_entries(outputs)}.")
+
+
+def _named_entries(outputs: PyTree) -> Mapping[Any, Any]:
+    """Return the entries of a dict or the fields of an object."""
+    if isinstance(outputs, Mapping):
+        return outputs
+    fields = [field.name for field in dataclasses.fields(outputs)] if dataclasses.is_dataclass(outputs) else []
+    return {name: getattr(outputs, name) for name in fields or getattr(outputs, "_fields", ())}
 
 
 def _entries(outputs: PyTree) -> str:
     """Describe several outputs, for errors."""
-    if isinstance(outputs, dict):
-        return f"a dict of {', '.join(map(repr, outputs))}"
-    if hasattr(outputs, "_fields"):
-        return f"a {type(outputs).__name__} of {', '.join(map(repr, outputs._fields))}"
+    named = _named_entries(outputs)
+    if named:
+        kind = "dict" if isinstance(outputs, Mapping) else type(outputs).__name__
+        return f"a {kind} of {', '.join(map(repr, named))}"
     if isinstance(outputs, tuple | list):
         return f"a {type(outputs).__name__} of positions 0 … {len(outputs) - 1}"
     return f"a {type(outputs).__name__}"
@@ -158,7 +171,9 @@ class Network:
                 method=self.method,
                 **dict(self.arguments),
             )
-        return select_embedding(outputs, self.output, self.pool, f"{type(self.module).__name__}.{self.method}")
+        return select_embedding(
+            outputs, self.output, self.pool, f"{type(self.module).__name__}.{self.method}", images.dtype
+        )
 
     def _refuse_unknown_arguments(self) -> None:
         """Refuse keyword arguments that the method does not take.
@@ -215,12 +230,32 @@ class NnxNetwork:
         Raises:
             StructureError: If `frozen` holds parameters, which would replace the differentiated ones.
         """
+        return self.evaluate(params, frozen, images)[0]
+
+    def evaluate(
+        self, params: Params, frozen: Frozen, images: Float[Array, "batch height width channels"]
+    ) -> tuple[Float[Array, "batch embedding"], dict[str, Bool[Array, ""]]]:
+        """Embed images; return also whether each state of the model changes.
+
+        Parameters are not compared: SpectralNorm and WeightNorm write kernels into those of their copy. Neither are the
+        counters of random streams, which count also where nothing is drawn.
+        """
         refuse_params_in(frozen)
         keys = jax.tree.map(jax.random.wrap_key_data, frozen["keys"])
         merged = nnx.merge(self.graph, *(nnx.State(part) for part in (params, keys, frozen["state"])))
         model = with_canonical_convolutions(merged)
+        nodes = [each for each in nnx.iter_graph(model) if isinstance(each[1], nnx.Variable)]
+        state = [(path, node) for path, node in nodes if not isinstance(node, nnx.Param | nnx.RngState)]
+        before = [jax.tree.leaves(node.get_raw_value()) for _, node in state]
         outputs = getattr(model, self.method)(standardise_pixels(images, self.mean, self.std), **dict(self.arguments))
-        return select_embedding(outputs, self.output, self.pool, f"{self.name}.{self.method}")
+        embedding = select_embedding(outputs, self.output, self.pool, f"{self.name}.{self.method}", images.dtype)
+        after = [jax.tree.leaves(node.get_raw_value()) for _, node in state]
+        changed = {
+            "/".join(map(str, path)): jnp.any(jnp.stack([jnp.any(new != old) for new, old in pairs]))
+            for (path, _), pairs in zip(state, map(list, map(zip, after, before)), strict=True)
+            if pairs
+        }
+        return embedding, changed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,7 +284,8 @@ class FunctionNetwork:
         """Embed a batch of images with pixels in [0, 1]."""
         state = (frozen["state"],) if self.reads_frozen else ()
         outputs = self.function(params, *state, standardise_pixels(images, self.mean, self.std))
-        return select_embedding(outputs, self.output, self.pool, getattr(self.function, "__qualname__", "The function"))
+        name = getattr(self.function, "__qualname__", "The function")
+        return select_embedding(outputs, self.output, self.pool, name, images.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

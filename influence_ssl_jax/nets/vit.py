@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from influence_ssl_jax.errors import StructureError
+
 small = nn.initializers.truncated_normal(0.02)
 
 
@@ -195,7 +197,7 @@ class VisionTransformer(nn.Module):
         """Represent standardised images; training and evaluation are the same.
 
         Raises:
-            ValueError: If patches do not fill the images, or the number of heads does not divide the width.
+            StructureError: If patches do not fill the images, or the number of heads does not divide the width.
         """
         del train
         self._refuse(images.shape)
@@ -247,12 +249,14 @@ class VisionTransformer(nn.Module):
         The number of heads must divide the width.
         """
         if shape[1] % self.patch or shape[2] % self.patch:
-            raise ValueError(
+            raise StructureError(
                 f"Images of {shape[1]}×{shape[2]} pixels cannot be cut into patches of {self.patch}; choose a size that "
                 f"{self.patch} divides."
             )
-        if self.width % self.heads:
-            raise ValueError(f"{self.heads} heads cannot share {self.width} channels; choose heads that divide them.")
+        if self.heads < 1 or self.width % self.heads:
+            raise StructureError(
+                f"{self.heads} heads cannot share {self.width} channels; choose heads that divide them."
+            )
 
 
 def layer_norm(epsilon: float, dtype: jax.typing.DTypeLike | None, name: str) -> nn.LayerNorm:

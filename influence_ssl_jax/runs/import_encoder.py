@@ -83,6 +83,8 @@ def import_encoder(settings: ImportRun) -> Imported:
     """
     if (settings.out / "encoder.json").exists():
         raise InfluenceError(f"{settings.out} already holds an encoder; choose another folder, or delete it.")
+    if settings.out.exists() and not settings.out.is_dir():
+        raise InfluenceError(f"{settings.out} is a file; --out names the folder of the encoder.")
     names = [field.name for field in dataclasses.fields(checkpoints.Choices)]
     choices = checkpoints.Choices(**{name: getattr(settings, name) for name in names})
     file = checkpoints.read(settings.file, settings.layout, choices)

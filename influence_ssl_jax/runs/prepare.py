@@ -153,7 +153,18 @@ def load_encoder(place: Path | Encoder) -> Encoder:
     path = place / FILE if place.is_dir() else place
     saved = path.suffix in (".npz", ".json") or checkpoint.Files.of(path).description.exists()
     if not saved and not place.is_dir() and (place.is_file() or place.suffix):
-        return checkpoints.read(place).encoder
+        try:
+            return checkpoints.read(place).encoder.checked()
+        except checkpoint.CheckpointError as error:
+            raise checkpoint.CheckpointError(
+                f"{error}\nWhat a file does not say is an option of `influence-ssl import {place} --out FOLDER`; then give "
+                "--encoder FOLDER."
+            ) from error
+    if not place.exists() and not saved:
+        raise checkpoint.CheckpointError(
+            f"There is no {place}. An encoder is a folder of `pretrain` or `import`, a file of weights, or "
+            "package.module:function that returns an Encoder."
+        )
     described = checkpoint.describe(path)
     if "encoder" in described:
         return Encoder.load(path)

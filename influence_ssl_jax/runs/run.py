@@ -183,7 +183,7 @@ class Run:
 
 def score(
     encoder: Encoder | str | Path,
-    images: Source | str | Path | np.ndarray | Sequence[np.ndarray],
+    images: Source | str | Path | np.ndarray | jax.Array | Sequence[np.ndarray],
     out: str | Path | None = None,
     backend: Backend = LoGra(),
     *,
@@ -241,6 +241,11 @@ def score(
         IndefiniteError: C + λI is not positive definite.
         InfluenceError: Several processes score together without a folder.
     """
+    if not isinstance(encoder, Encoder | str | Path):
+        raise InfluenceError(
+            f"The encoder is an Encoder or the path of one, got a {type(encoder).__name__}. Make one by Encoder.from_linen, "
+            "from_nnx or from_function."
+        )
     source = source_of(images)
     with contextlib.ExitStack() as temporary:
         if out is None:
@@ -295,7 +300,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def source_of(images: Source | str | Path | np.ndarray | Sequence[np.ndarray]) -> Source:
+def source_of(images: Source | str | Path | np.ndarray | jax.Array | Sequence[np.ndarray]) -> Source:
     """Return the data source of images.
 
     Examples:
@@ -312,6 +317,8 @@ def source_of(images: Source | str | Path | np.ndarray | Sequence[np.ndarray]) -
         return images
     if isinstance(images, str | Path):
         return Folder(path=str(images))
+    if isinstance(images, jax.Array):
+        return Arrays(np.asarray(images))
     if isinstance(images, np.ndarray) or (isinstance(images, Sequence) and len(images) > 0):
         return Arrays(images)
     raise InfluenceError(

@@ -148,8 +148,8 @@ class ScoreRun:
     influence-ssl score --encoder runs/simclr --out scores --draws 8 backend:logra --backend.rank 32
 
     Attributes:
-        encoder: The folder of a `pretrain` run or of an imported encoder; a file of weights (`influence-ssl import`
-            lists the known layouts); or package.module:function, a function that returns an Encoder.
+        encoder: A folder of `pretrain` or `import`, a file of weights, or package.module:function (returns an Encoder);
+            `influence-ssl import` lists the layouts of files.
         out: The folder of the scores. A run that is there is continued if it has the same settings.
         source: The images.
         output: The embedding that is compared: the encoder's representation or the projector's output.
@@ -215,8 +215,8 @@ class CompareRun:
     samples); and otherwise from Lanczos quadrature, some 20 to 100 products with C for each image and draw.
 
     Attributes:
-        encoder: The folder of a `pretrain` run or of an imported encoder; a file of weights (`influence-ssl import`
-            lists the known layouts); or package.module:function, a function that returns an Encoder.
+        encoder: A folder of `pretrain` or `import`, a file of weights, or package.module:function (returns an Encoder);
+            `influence-ssl import` lists the layouts of files.
         out: The folder of the comparison.
         source: The images.
         output: The embedding that is compared: the encoder's representation or the projector's output.

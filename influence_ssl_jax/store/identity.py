@@ -17,6 +17,7 @@ SHOWN = 20
 MEANING = {
     "data": "other images, names, classes or attributes",
     "encoder": "other parameters",
+    "network.network.program": "other operations or constants of your function",
     "images": "scores of other bytes of images",
     "scores": "scores of another run",
 }

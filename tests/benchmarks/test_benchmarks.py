@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import agreement, convolutions, cost, fidelity, gram, measure, primitives, render, results
+from benchmarks import agreement, convolutions, cost, fidelity, gram, measure, networks, primitives, render, results
 from benchmarks.aims import Aim, aims
 from benchmarks.measure import interleaved, rows, spread
 from benchmarks.shared import Setting, shared
@@ -51,6 +51,15 @@ def test_a_first_run_that_takes_long_counts_unless_it_compiled(takes, monkeypatc
     monkeypatch.setattr(measure.Compiled, "__call__", lambda _: compiled())
     turns = {"longest": (longest,), "compiled": (measure.Compiled(jax.jit(lambda x: x), ((0,),)),)}
     assert interleaved(turns, repeats=4, patience=8) == {"longest": [(9,)], "compiled": [(8,)]}
+
+
+def test_networks_of_an_earlier_run_are_kept():
+    def found(**errors):
+        return {"networks": [{"network": name, "error": error} for name, error in errors.items()]}
+
+    before = found(layer_norm=1, mlp=2, gone=3)
+    assert networks.merged(before, found(mlp=4, batch_norm=5)) == found(mlp=4, batch_norm=5, layer_norm=1)
+    assert networks.merged(None, found(mlp=4)) == found(mlp=4)
 
 
 def test_arithmetic_is_that_of_the_program_that_runs():

@@ -12,7 +12,9 @@ from influence_ssl_jax import checkpoints, trees
 from influence_ssl_jax.checkpoint import CheckpointError
 from influence_ssl_jax.checkpoints import FORMATS, Choices, WeightsFile
 from influence_ssl_jax.checkpoints.layout import shapes_of
+from influence_ssl_jax.checkpoints.tensors import Foreign
 from influence_ssl_jax.data import ToInput
+from influence_ssl_jax.errors import StructureError
 from influence_ssl_jax.losses import BarlowTwins
 from influence_ssl_jax.nets.convnext import ConvNeXt
 from influence_ssl_jax.nets.resnet import ResNet
@@ -56,7 +58,9 @@ def test_a_file_is_recognised_by_its_names_or_not_at_all(name):
 
 @pytest.mark.parametrize("name", ["mae_tuned.pth", "timm.safetensors"])
 def test_where_names_do_not_tell_the_layout_must_be_named(name):
-    with pytest.raises(CheckpointError, match=r"Nothing in .* says which layout it has. Name it with --as") as refused:
+    with pytest.raises(
+        CheckpointError, match=r"says which layout it has. It holds \d+ arrays, .* Name it with --as"
+    ) as refused:
         checkpoints.read(FILES / name)
     assert all(f"{each}: " in str(refused.value) for each in FORMATS)
     with pytest.raises(CheckpointError, match="There is no layout 'dinov4'"):
@@ -162,7 +166,7 @@ def test_timms_names_of_a_convnext():
         (
             "dinov2",
             "torchvision.pth",
-            "not in the layout dinov2: there is no .*patch_embed.proj.weight.*It holds conv1",
+            "not in the layout dinov2: it has no array …patch_embed.proj.weight. It holds .* such as .*conv1",
         ),
         ("moco", "barlow_twins.pth", "not in the layout moco: .*state_dict → module.encoder_q.layer1"),
         ("dino", "dino.pth", "the width 16 is no multiple of 64; pass --heads"),
@@ -174,7 +178,9 @@ def test_timms_names_of_a_convnext():
 )
 def test_a_wrong_layout_is_refused_with_names(layout, name, said):
     with pytest.raises(CheckpointError, match=said):
-        checkpoints.read(FILES / name, layout, Choices(heads=None if "--heads" in said or name == "dinov3.pth" else 2))
+        checkpoints.read(
+            FILES / name, layout, Choices(heads=2 if name[:3] in ("tim", "mae") or "registers" in name else None)
+        )
 
 
 def test_parts_that_the_network_has_no_place_for_are_refused():
@@ -220,7 +226,86 @@ def test_networks_have_their_published_sizes(name):
 
 def test_images_that_patches_do_not_fill_and_heads_that_do_not_divide_are_refused():
     module = VisionTransformer(4, 16, 2, 1, 24, 4)
-    with pytest.raises(ValueError, match="10×8 pixels cannot be cut into patches of 4"):
+    with pytest.raises(StructureError, match="10×8 pixels cannot be cut into patches of 4"):
         jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, 10, 8, 3))))
-    with pytest.raises(ValueError, match="3 heads cannot share 16 channels"):
-        jax.eval_shape(lambda: module.clone(heads=3).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3))))
+    for heads in (3, 0):
+        with pytest.raises(StructureError, match=f"{heads} heads cannot share 16 channels"):
+            jax.eval_shape(
+                lambda number=heads: module.clone(heads=number).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+            )
+
+
+def renamed(name, group, old, new):
+    """The arrays of a file under another prefix."""
+    arrays = held(name)[group]
+    return {f"{new}{key.removeprefix(old)}": array for key, array in arrays.items() if key.startswith(old)}
+
+
+def test_the_only_network_of_a_file_is_found_under_any_prefix():
+    want = checkpoints.read(FILES / "torchvision.pth").encoder
+    arrays = renamed("torchvision.pth", "", "", "online.net.")
+    file = file_of({"epoch": 3, "ema": arrays})
+    found = FORMATS["torchvision"].read(file, Choices())
+    jax.tree.map(np.testing.assert_array_equal, found.encoder.variables(), want.variables())
+    assert found.recognised["found under"] == "ema/online.net"
+    with pytest.raises(
+        CheckpointError, match=r"several networks of the layout torchvision: ema/online.net, ema/target."
+    ):
+        FORMATS["torchvision"].read(
+            file_of({"ema": {**arrays, **renamed("torchvision.pth", "", "", "target.")}}), Choices()
+        )
+    with pytest.raises(CheckpointError, match="It holds no arrays at its top or one level below"):
+        FORMATS["torchvision"].read(file_of({"a": {"b": arrays}}), Choices())
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "choices", "said"),
+    [
+        ("torchvision.pth", None, {"heads": 2}, "--heads has no effect on files of the layout torchvision"),
+        ("torchvision.pth", None, {"dataset": "cifar10"}, "--dataset has no effect"),
+        ("torchvision.pth", None, {"loss": "simclr"}, "--loss needs the projector that SimCLR compared"),
+        ("convnext.pth", None, {"part": "student"}, "--part has no effect on files of the layout convnext"),
+        ("mae.pth", None, {"loss": "simclr"}, "--loss has no effect on files of the layout mae"),
+        ("mae.pth", None, {}, "the width 16 is no multiple of 64; pass --heads"),
+        ("mae.pth", None, {"heads": 0}, "--heads must be at least 1, got 0"),
+        ("mae.pth", None, {"size": 0}, "--size must be at least 1, got 0"),
+    ],
+)
+def test_settings_without_effect_are_refused(name, layout, choices, said):
+    with pytest.raises(CheckpointError, match=said):
+        checkpoints.read(FILES / name, layout, Choices(**choices))
+
+
+def test_widths_whose_heads_are_wider_must_say_their_number():
+    arrays = {"patch_embed.proj.weight": np.ones((1280, 3, 1, 1)), "cls_token": np.ones((1, 1, 1280))}
+    with pytest.raises(CheckpointError, match=r"the width 1280 have fewer .*pass --heads \(ViT-H"):
+        FORMATS["mae"].read(file_of({**arrays, "blocks.0.norm1.weight": np.ones(1280)}), Choices())
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "shape", "said"),
+    [
+        ("mae.pth", "patch_embed.proj.weight", (16, 3, 2, 4, 4), r"square patches; got \[16, 3, 2, 4, 4\]"),
+        ("mae.pth", "patch_embed.proj.weight", (16, 3, 4, 2), "square patches; got"),
+        ("dinov3.pth", "rope_embed.periods", (3,), "3 periods, 4 channels of a head for each"),
+        ("dinov3.pth", "storage_tokens", (16,), r"storage_tokens must be .1, tokens, width., got \[16\]"),
+        ("mae.pth", "pos_embed", (1, 0, 16), "0 positions, neither a square number nor one more"),
+    ],
+)
+def test_arrays_of_impossible_shapes_are_refused(name, key, shape, said):
+    group = "model" if name == "mae.pth" else ""
+    arrays = {**held(name)[group], key: np.ones(shape, np.float32)}
+    layout = name.removesuffix(".pth")
+    with pytest.raises(CheckpointError, match=said):
+        FORMATS[layout].read(file_of(arrays), Choices(heads=2 if layout == "mae" else None))
+
+
+def test_whole_numbers_and_unknown_types_are_no_weights(monkeypatch):
+    arrays = held("torchvision.pth")[""]
+    quantised = {**arrays, "conv1.weight": arrays["conv1.weight"].astype(np.int8)}
+    with pytest.raises(CheckpointError, match=r"conv1.weight: of int8 in the file, expected floating-point numbers"):
+        FORMATS["torchvision"].read(file_of(quantised), Choices())
+    file = file_of({**arrays, "conv1.weight": Foreign("torch.ComplexFloatStorage")})
+    monkeypatch.setattr(WeightsFile, "open", {Path("weights.pth"): file}.__getitem__)
+    with pytest.raises(CheckpointError, match=r"not read: conv1.weight \(torch.ComplexFloatStorage\)"):
+        checkpoints.read("weights.pth", "torchvision")

@@ -14,6 +14,7 @@ import pytest
 
 from influence_ssl_jax import checkpoints
 from influence_ssl_jax.checkpoint import CheckpointError
+from influence_ssl_jax.checkpoints import WeightsFile
 from influence_ssl_jax.checkpoints.tensors import Foreign, Tensor, interpret, read_safetensors, read_torch
 
 FILES = pathlib.Path(__file__).parent / "files"
@@ -139,9 +140,11 @@ def test_every_cut_of_a_file_is_refused(tmp_path):
 def test_a_small_file_cannot_ask_for_much_memory(tmp_path):
     with pytest.raises(CheckpointError, match="compressed members"):
         read_torch(zipped(tmp_path / "x.pth", {"a": "0" * 10**6}, zipfile.ZIP_DEFLATED))
-    for shape, strides, offset in [((10**9,), (0,), 0), ((5,), (1,), 0), ((2,), (1,), 3), ((2,), (-1,), 1)]:
+    for shape, strides, offset in [((10**9,), (1,), 0), ((5,), (1,), 0), ((2,), (1,), 3), ((2,), (-1,), 1)]:
         with pytest.raises(CheckpointError, match="reads outside its 4 stored values"):
             Tensor(shape, "float32", strides, offset, 4, lambda: bytes(16)).numpy()
+    with pytest.raises(CheckpointError, match="repeats its 4 stored values"):
+        Tensor((10**9,), "float32", (0,), 0, 4, lambda: bytes(16)).numpy()
     with pytest.raises(CheckpointError, match="truncated"):
         Tensor((4,), "float32", (1,), 0, 4, lambda: bytes(15)).numpy()
 
@@ -157,3 +160,44 @@ def test_other_contents_are_refused_with_what_to_do(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0")
     with pytest.raises(CheckpointError, match="a has the type F8_E4M3"):
         checkpoints.read(tmp_path / "x.safetensors")
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr("x/code/model.py", "")
+    with pytest.raises(CheckpointError, match="holds a program of TorchScript"):
+        checkpoints.read(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    ("shape", "places", "said"),
+    [
+        ([2], [[0, 8], [4, 12]], "a and b are in the same bytes"),
+        ([-1, -2], [[0, 8], [8, 16]], "no whole numbers"),
+        ([2], [[0.0, 8.0], [8, 16]], "no whole numbers"),
+    ],
+)
+def test_impossible_headers_are_refused(tmp_path, shape, places, said):
+    file = tmp_path / "x.safetensors"
+    entries = {
+        name: {"dtype": "F32", "shape": shape, "data_offsets": each} for name, each in zip("ab", places, strict=True)
+    }
+    header = json.dumps(entries).encode()
+    file.write_bytes(struct.pack("<Q", len(header)) + header + bytes(16))
+    with pytest.raises(CheckpointError, match=said):
+        read_safetensors(file)
+
+
+def test_the_content_says_what_a_file_is(tmp_path):
+    for name in ("torchvision.pth", "timm.safetensors", "mae.pth"):
+        other = (tmp_path / name).with_suffix(".pth" if name == "timm.safetensors" else ".safetensors")
+        other.write_bytes((FILES / name).read_bytes())
+        assert WeightsFile.open(other).groups() == WeightsFile.open(FILES / name).groups()
+
+
+def test_a_changed_bit_is_found(tmp_path):
+    content = bytearray((FILES / "mae.pth").read_bytes())
+    (tmp_path / "mae.pth").write_bytes(content)
+    file = WeightsFile.open(tmp_path / "mae.pth")
+    at = content.index(file.group("model")["norm.weight"].read())
+    content[at] ^= 1
+    (tmp_path / "mae.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"mae.pth is damaged \(Bad CRC-32"):
+        file.group("model")["norm.weight"].numpy()

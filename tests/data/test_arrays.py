@@ -52,3 +52,9 @@ def test_lengths_and_types_that_do_not_fit_are_refused():
             Arrays(IMAGES, labels=np.array(labels)).open()
     with pytest.raises(DataError, match="labels must be whole numbers, got dtype float64"):
         Arrays(IMAGES, labels=np.ones(5)).open()
+    with pytest.raises(DataError, match="column 'age' must hold numbers, texts or dates, of one kind"):
+        Arrays(IMAGES, columns={"age": [1, "x", None, {}, []]}).open()
+
+
+def test_numbers_are_ids():
+    assert Arrays(IMAGES, ids=np.arange(5)).open().ids() == ("0", "1", "2", "3", "4")

@@ -67,6 +67,14 @@ def test_arrow_files_of_both_kinds_hold_plain_bytes(tmp_path, stream):
     assert opened.attributes().column_names == ["kind"]
     np.testing.assert_array_equal(opened.read(3).image, pixels(3))
     assert Parquet(str(tmp_path / "t.arrow")).open().read(3).id == "t.arrow/3"
+    if not stream:  # the content says what a file is
+        (tmp_path / "t.arrow").rename(tmp_path / "t.feather")
+        assert Parquet(str(tmp_path / "t.feather")).open().read(3).id == "t.feather/3"
+
+
+def test_views_of_bytes_are_images(tmp_path):
+    parquet.write_table(pa.table({"image": pa.array([encoded(0)], pa.binary_view())}), tmp_path / "t.parquet")
+    np.testing.assert_array_equal(Parquet(str(tmp_path / "t.parquet")).open().read(0).image, pixels(0))
 
 
 def test_few_row_groups_are_kept_and_each_is_read_once_in_order(folder, monkeypatch):
@@ -250,7 +258,7 @@ def test_what_cannot_be_used_is_refused_by_name(tmp_path, folder):
     with pytest.raises(DataError, match="no column 'name' of ids"):
         Parquet(str(folder), id="name").open()
     parquet.write_table(pa.table({"left": [b""], "right": [b""]}), tmp_path / "two.parquet")
-    with pytest.raises(DataError, match="this one has several: left, right"):
+    with pytest.raises(DataError, match=r"one image in each row.*has several: left, right"):
         Parquet(str(tmp_path / "two.parquet")).open()
     parquet.write_table(pa.table({"image": [b"", b""], "age": ["a", "b"]}), folder / "train-00002.parquet")
     with pytest.raises(DataError, match=r"train-00002\.parquet has other columns than train-00000\.parquet"):

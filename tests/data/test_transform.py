@@ -1,5 +1,6 @@
 import tracemalloc
 
+import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given
@@ -147,11 +148,18 @@ def test_what_is_no_image_says_why(image, reason):
         ToInput(4, 4)(image)
 
 
-def test_impossible_settings_are_refused():
+def test_impossible_settings_are_refused(monkeypatch):
     with pytest.raises(DataError, match="at least one pixel, got height=0"):
         ToInput(0, 4)
     with pytest.raises(DataError, match="grey level 0…255, got 256"):
         ToInput(4, 4, background=256)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for a user, whose types nobody checks
+    with pytest.raises(DataError, match="channels must be one of 1, 3; got 4"):
+        ToInput(4, 4, channels=4)
+    with pytest.raises(DataError, match=r"resize must be one of nearest, .*; got 'area'"):
+        ToInput(4, 4, resize="area")
+    with pytest.raises(DataError, match=r"height must be a whole number, got 4\.0"):
+        ToInput(4.0, 4)
 
 
 @pytest.mark.parametrize("size", [(30, 50), (50, 30), (37, 37), (9, 8)])

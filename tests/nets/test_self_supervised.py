@@ -55,5 +55,5 @@ def test_arguments_that_a_network_does_not_take_are_named():
 def test_network_refuses_what_is_no_embedding():
     whole = Network(networks.simclr(1, 2, 2))
     variables = jax.eval_shape(lambda x: whole.module.init(jax.random.key(0), x, train=False), jnp.zeros((1, 4, 4, 3)))
-    with pytest.raises(ValueError, match="must return one embedding per image"):
+    with pytest.raises(StructureError, match="must return one embedding per image"):
         jax.eval_shape(whole, variables["params"], {"batch_stats": variables["batch_stats"]}, jnp.zeros((1, 4, 4, 3)))

@@ -83,10 +83,12 @@ def test_every_place_an_encoder_can_be(tmp_path, monkeypatch):
         assert load_encoder(Path(place)).digest() == saved.digest()
     for place, said in {
         "absent.ckpt": "There is no file absent.ckpt",
-        "absent": "No saved network at absent.json",
+        "absent": "There is no absent. An encoder is a folder of",
     }.items():
         with pytest.raises(CheckpointError, match=said):
             load_encoder(Path(place))
+    with pytest.raises(CheckpointError, match=r"mae.pth --out FOLDER`; then give --encoder FOLDER"):
+        load_encoder(FILES / "mae.pth")
     with pytest.raises(
         InfluenceError, match=r"of_mine:asks asks for arguments \(size, width\); name a function without"
     ):
@@ -113,6 +115,13 @@ def test_what_cannot_be_imported_is_refused_in_words_and_leaves_nothing(tmp_path
     assert status == 2
     assert said in complained
     assert not (tmp_path / "net").exists()
+
+
+def test_an_import_into_a_file_is_refused(tmp_path):
+    (tmp_path / "net").touch()
+    status, _, complained = run("import", FILES / "torchvision.pth", "--out", tmp_path / "net")
+    assert (status, (tmp_path / "net").read_bytes()) == (2, b"")
+    assert "net is a file; --out names the folder" in complained
 
 
 def test_the_committed_encoder_is_whole():

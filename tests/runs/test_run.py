@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -129,9 +130,16 @@ def test_an_error_leaves_no_temporary_folder(encoder, working):
         isj.Run(None)
 
 
+def test_a_model_is_no_encoder(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for a user, whose types nobody checks
+    with pytest.raises(InfluenceError, match=r"got a type. Make one by Encoder.from_linen, from_nnx or from_function"):
+        isj.score(int, np.zeros((2, 4, 4, 3), np.uint8))
+
+
 def test_images_are_a_folder_a_source_or_arrays():
     assert source_of("faces") == source_of(Path("faces")) == isj.Folder(path="faces")
     assert source_of(isj.Digits()) == isj.Digits()
     assert isinstance(source_of([np.zeros((2, 2)), np.zeros((3, 3))]), isj.Arrays)
+    assert isinstance(source_of(jnp.zeros((2, 2, 2))), isj.Arrays)
     with pytest.raises(InfluenceError, match="got a list"):
         source_of([])
