@@ -4,16 +4,20 @@ import ast
 import gc
 import json
 import os
+import threading
 from pathlib import Path
 
 # Tests compile longer than they compute. The variables are for the processes that tests start; a plugin may have
 # imported JAX here already, so this process is told again below.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Two workers share the cores; threads of BLAS would wait for small matrices in busy loops.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 import pytest
 from hypothesis import HealthCheck, settings
+from jax._src.interpreters import mlir
 from jaxtyping import _import_hook, install_import_hook
 
 # Kernels written straight to LLVM in place of by way of MLIR, all in one module: the same formulas, compiled in a third
@@ -44,6 +48,25 @@ class CheckedFunctions(_import_hook.JaxtypingTransformer):
 
 _import_hook.JaxtypingTransformer = CheckedFunctions
 install_import_hook("influence_ssl_jax", "beartype.beartype")
+
+
+class SharedContexts(threading.local):
+    """Gives ten lowerings of a thread one MLIR context, as JAX from 0.12 on does: a small program takes as long as one."""
+
+    make = staticmethod(mlir.make_ir_context)
+
+    def __init__(self):
+        self.context, self.left = None, 0
+
+    def __call__(self):
+        if self.left == 0:
+            self.context, self.left = self.make(), 10
+        self.left -= 1
+        return self.context
+
+
+if jax.__version_info__ < (0, 12):
+    mlir.make_ir_context = SharedContexts()
 
 settings.register_profile(
     "house", max_examples=25, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
