@@ -29,6 +29,7 @@ from influence_ssl_jax.checkpoints.layout import (
     shapes_of,
     summarise,
     summarise_outside,
+    transpose,
 )
 from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.nets.convnext import ConvNeXt
@@ -126,5 +127,11 @@ def _source(path: tuple[str, ...], naming: Literal["authors", "timm"]) -> Source
         if leaf == "gamma":
             return f"{block}.gamma", np.asarray
         names = {"dwconv": "conv_dw", "pwconv1": "mlp.fc1", "pwconv2": "mlp.fc2"} if naming == "timm" else {}
-        return leaf_source(f"{block}.{names.get(layers[1], layers[1])}", leaf)
+        source = leaf_source(f"{block}.{names.get(layers[1], layers[1])}", leaf)
+        return (source[0], _transpose_linear) if layers[1].startswith("pwconv") else source
     return leaf_source("head.norm" if naming == "timm" else "norm", leaf)
+
+
+def _transpose_linear(kernel: np.ndarray) -> np.ndarray:
+    """Return the kernel of a linear layer, which timm's small ConvNeXts have as a convolution of 1 × 1."""
+    return transpose(kernel.reshape(kernel.shape[:2]) if kernel.shape[2:] == (1, 1) else kernel)

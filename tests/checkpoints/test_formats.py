@@ -152,6 +152,9 @@ def test_timms_names_of_a_convnext():
     want = checkpoints.read(FILES / "convnext.pth").encoder
     jax.tree.map(np.testing.assert_array_equal, found.encoder.params, want.params)
     assert found.unread == {"head.… (2 arrays)": "classifier"}
+    small = {k: v[..., None, None] if ".mlp.fc" in k and k.endswith("weight") else v for k, v in renamed.items()}
+    found = FORMATS["convnext"].read(file_of(small), Choices())  # linear layers as convolutions of 1 × 1
+    jax.tree.map(np.testing.assert_array_equal, found.encoder.params, want.params)
     again = {**arrays, "norms.3.weight": arrays["norm.weight"], "norms.3.bias": arrays["norm.bias"] + 1}
     with pytest.raises(CheckpointError, match=r"norms.3.bias differs from norm.bias"):
         FORMATS["convnext"].read(file_of(again), Choices())
