@@ -550,9 +550,10 @@ class _Builder:
             written.reverse()
         stacked = []
         for column, v in enumerate(closed.jaxpr.outvars[carried:]):
-            aval = v.aval.update(shape=(len(steps), *v.aval.shape))
+            one: Any = v.aval
+            whole_aval = one.update(shape=(len(steps), *one.shape))
             rows = [row[column] for row in written]
-            stacked += self.append("stack", {}, rows, [aval], lambda values: [jnp.stack(values)])
+            stacked += self.append("stack", {}, rows, [whole_aval], lambda values: [jnp.stack(values)])
         return [*carry, *stacked]
 
     def index(self, value: int, index: int) -> int:
