@@ -133,5 +133,8 @@ def _source(path: tuple[str, ...], naming: Literal["authors", "timm"]) -> Source
 
 
 def _transpose_linear(kernel: np.ndarray) -> np.ndarray:
-    """Return the kernel of a linear layer, which timm's small ConvNeXts have as a convolution of 1 × 1."""
+    """Transpose the kernel of a linear layer.
+
+    In timm's small ConvNeXts it is that of a convolution of 1 × 1.
+    """
     return transpose(kernel.reshape(kernel.shape[:2]) if kernel.shape[2:] == (1, 1) else kernel)

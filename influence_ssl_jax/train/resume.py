@@ -2,8 +2,11 @@
 
 import contextlib
 import dataclasses
+import gc
+import inspect
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -158,6 +161,25 @@ def _quiet_orbax() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def _drop_abandoned_reads() -> None:
+    """Collect the reads that orbax left unfinished.
+
+    It reads arrays side by side, and after the first error leaves the others to the garbage collection, which prints a
+    traceback for each, whenever it comes.
+    """
+    hook = sys.unraisablehook
+
+    def say_others(unraisable: "sys.UnraisableHookArgs") -> None:
+        if not inspect.iscoroutine(unraisable.object):
+            hook(unraisable)
+
+    sys.unraisablehook = say_others
+    try:
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
+
+
 class Checkpoints:
     """The states of a run after its last epochs.
 
@@ -199,6 +221,7 @@ class Checkpoints:
             state, reason = self._restore(epoch, shapes)
             if min_over_processes(int(state is not None)) and state is not None:
                 return epoch, state
+            _drop_abandoned_reads()
             _log.warning(
                 "the state after epoch %s in %s is damaged (%s); the one before it is used", epoch, self._folder, reason
             )
