@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import resource as limits
 import shutil
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +18,11 @@ from influence_ssl_jax.errors import FullDiskError
 from influence_ssl_jax.losses import SimCLR
 from influence_ssl_jax.store import write_sealed
 from influence_ssl_jax.train import Probe, TrainingError, loop, pretrain, resume
-from influence_ssl_jax.train.resume import Checkpoints, claim
+from influence_ssl_jax.train.resume import Checkpoints, _drop_abandoned_reads, claim
 from influence_ssl_jax.train.state import TrainState
 from tests.train.small import INPUT, coloured, small
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax, after a failed read
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax, after a failed write
 DESCRIPTION = {"pretrain": {"seed": 0}, "data": "abc"}
 
 
@@ -249,3 +251,28 @@ def test_a_description_without_a_field_or_with_another_type_is_one_clear_error(t
     write_sealed(file, {key: each for key, each in {**whole, name: value}.items() if each is not None})
     with pytest.raises(InfluenceError, match=said):
         export.load(tmp_path / "net")
+
+
+def test_reads_that_are_left_unfinished_end_without_a_message_and_other_errors_keep_theirs(monkeypatch):
+    @types.coroutine
+    def wait():
+        yield
+
+    async def read():
+        try:
+            await wait()
+        except GeneratorExit as error:
+            raise ValueError("left unfinished") from error
+
+    class Other:
+        def __del__(self):
+            raise ValueError("of another object")
+
+    messages, begun = [], read()
+    begun.send(None)
+    cycle = [begun, Other()]
+    cycle.append(cycle)
+    del begun, cycle
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: messages.append(str(unraisable.exc_value)))
+    _drop_abandoned_reads()
+    assert messages == ["of another object"]
