@@ -22,7 +22,7 @@ from influence_ssl_jax.train.resume import Checkpoints, _drop_abandoned_reads, c
 from influence_ssl_jax.train.state import TrainState
 from tests.train.small import INPUT, coloured, small
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax, after a failed write
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax, after a failure
 DESCRIPTION = {"pretrain": {"seed": 0}, "data": "abc"}
 
 
