@@ -4,13 +4,18 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     # curvature: (name, the text in the package, the text in its place)
     (
         "the sum over curvature samples is not divided by their number",
-        "draw_batch_gradients(problem, batch, samples))\n        return jax.tree.map(lambda leaf: leaf / samples, total)",
-        "draw_batch_gradients(problem, batch, samples))\n        return total",
+        "return jax.tree.map(lambda leaf: leaf / samples, total), jax.tree.map(lambda leaf: leaf / samples**0.5, rows)",
+        "return total, jax.tree.map(lambda leaf: leaf / samples**0.5, rows)",
+    ),
+    (
+        "kept samples are not divided by the root of their number",
+        "return jax.tree.map(lambda leaf: leaf / samples, total), jax.tree.map(lambda leaf: leaf / samples**0.5, rows)",
+        "return jax.tree.map(lambda leaf: leaf / samples, total), rows",
     ),
     (
         "Kronecker factors are not divided by the number of samples",
-        "lambda gradients: sides(blocks, gradients))\n        return jax.tree.map(lambda leaf: leaf / samples, total)",
-        "lambda gradients: sides(blocks, gradients))\n        return total",
+        "lambda gradients: (sides(blocks, gradients), ()))\n        return jax.tree.map(lambda leaf: leaf / samples, total)",
+        "lambda gradients: (sides(blocks, gradients), ()))\n        return total",
     ),
     (
         "draws of the Fisher are doubled",
@@ -39,8 +44,8 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "the sum over batches is not divided by their number",
-        "return jax.tree.map(lambda leaf: leaf / problem.batches.index.shape[0], total)",
-        "return total",
+        "count = jnp.sum(jnp.any(index >= 0, axis=1)) if fill else index.shape[0]",
+        "count = 1",
     ),
     (
         "Hutchinson's estimate is divided by size − 1",

@@ -49,6 +49,7 @@ def output_samples(
 
 
 Statistic = TypeVar("Statistic")
+Rows = TypeVar("Rows")
 
 
 class MeasuredBatch(NamedTuple):
@@ -143,9 +144,9 @@ def draw_example_gradients(problem: Problem, batch: Batch, samples: int | None) 
 
 
 def sum_over_draws(
-    problem: Problem, batch: Batch, samples: int, statistic: Callable[[ExampleGradients], Statistic]
-) -> Statistic:
-    """Sum a statistic over the draws of a batch, for any loss.
+    problem: Problem, batch: Batch, samples: int, statistic: Callable[[ExampleGradients], tuple[Statistic, Rows]]
+) -> tuple[Statistic, Rows]:
+    """Sum a statistic over the draws of a batch, and collect rows.
 
     The sum is `Σ_k q(g of draw k)` with `g_i = J_iᵀ (∂y/∂z_i)ᵀ w` and w ~ N(0, ∇²head) over the batch. The parts of a
     draw sum over the examples to the draw of `draw_batch_gradients`; if the loss couples examples, the sum of the
@@ -156,15 +157,19 @@ def sum_over_draws(
         problem: The problem.
         batch: The examples.
         samples: Number of draws.
-        statistic: q, a function of the gradients of one draw.
+        statistic: q, and rows to be kept (arrays with a leading axis of examples), from the gradients of one draw.
+
+    Returns:
+        The sum, and the rows of all draws along their leading axis.
     """
     images, drawn = _own_parts(problem, batch, samples)
 
-    def of(cotangents: Array) -> Statistic:
+    def of(cotangents: Array) -> tuple[Statistic, Rows]:
         network = problem.objective.network
         return statistic(ExampleGradients(problem.params, problem.frozen, images, cotangents, network))
 
-    return trees.sum_over(of, drawn)
+    total, rows = trees.sum_and_stack(of, drawn)
+    return total, trees.flatten_stack(rows)
 
 
 def row_count(problem: Problem, samples: int | None) -> int:

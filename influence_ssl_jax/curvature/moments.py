@@ -12,12 +12,13 @@ from influence_ssl_jax.curvature.blocks import Blocks, MatrixBlock
 from influence_ssl_jax.curvature.contributions import contributions, draw_batch_gradients, sum_over_draws
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.errors import StructureError
-from influence_ssl_jax.parallel import devices, sum_over_devices
+from influence_ssl_jax.parallel import devices, sum_and_gather
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Batch, Params
 
 Tree = TypeVar("Tree")
 Statistic = TypeVar("Statistic")
+Rows = TypeVar("Rows")
 Sides: TypeAlias = dict[str, tuple[Array, Array]]
 """Two matrices of every layer, [groups, size, size].
 
@@ -44,46 +45,61 @@ def mean_over_batches(problem: Problem, of_batch: Callable[[Batch], Tree]) -> Tr
         problem: The problem that has the batches.
         of_batch: The tree of one batch.
     """
-    if devices() == 1:
-        total = trees.sum_over(of_batch, problem.batches)
-        return jax.tree.map(lambda leaf: leaf / problem.batches.index.shape[0], total)
+    return _mean_and_rows(problem, lambda batch: (of_batch(batch), ()))[0]
 
-    def total_of(batches: Batch) -> Tree:
-        return trees.sum_over(of_batch, batches, lambda batch: jnp.any(batch.index >= 0))
 
-    count = jnp.sum(jnp.any(problem.batches.index >= 0, axis=1))
-    return jax.tree.map(lambda leaf: leaf / count, sum_over_devices(total_of, problem.batches))
+def _mean_and_rows(problem: Problem, of_batch: Callable[[Batch], tuple[Tree, Rows]]) -> tuple[Tree, Rows]:
+    """Average one tree over batches, and collect the rows of another, divided by the root of the number of batches.
+
+    Batches that fill up devices have rows of zeros.
+    """
+    fill = devices() > 1
+
+    def of_batches(batches: Batch) -> tuple[Tree, Rows]:
+        total, rows = trees.sum_and_stack(
+            of_batch, batches, (lambda batch: jnp.any(batch.index >= 0)) if fill else None
+        )
+        return total, trees.flatten_stack(rows)
+
+    total, rows = sum_and_gather(of_batches, problem.batches)
+    index = problem.batches.index
+    count = jnp.sum(jnp.any(index >= 0, axis=1)) if fill else index.shape[0]
+    return jax.tree.map(lambda leaf: leaf / count, total), jax.tree.map(lambda leaf: leaf / count**0.5, rows)
 
 
 def sum_over_samples(
     problem: Problem,
     samples: int,
-    of_gradients: Callable[[ExampleGradients], Statistic],
-    of_trees: Callable[[Params], Statistic],
-) -> Statistic:
-    """Sum a quadratic statistic `Σ_i q(g_i)` over curvature samples.
+    of_gradients: Callable[[ExampleGradients], tuple[Statistic, Rows]],
+    of_trees: Callable[[Params], tuple[Statistic, Rows]],
+) -> tuple[Statistic, Rows]:
+    """Sum a quadratic statistic `Σ_i q(g_i)` over curvature samples, and collect rows `r(g_i)`.
 
-    With `q(g) = g gᵀ` the expectation is C itself. The samples are the examples' own contributions for
-    `empirical_fisher`. Otherwise they are draws from N(0, ∇²head), pulled back to the parameters: for each example if
-    the loss is separable, over the whole batch if it couples examples. So the sum is unbiased for every loss.
+    With `q(g) = g gᵀ` the expectation is C itself, and so is that of `Σ_i r_i r_iᵀ` with `r(g) = g`. The samples are
+    the examples' own contributions for `empirical_fisher`. Otherwise they are draws from N(0, ∇²head), pulled back to
+    the parameters: for each example if the loss is separable, over the whole batch if it couples examples. So the sum
+    is unbiased for every loss.
 
     Args:
         problem: The problem.
         samples: Draws for each example, or for each batch of a coupled loss; not read for `empirical_fisher`.
-        of_gradients: `Σ_i q(g_i)` from per-example gradients.
-        of_trees: `Σ_i q(g_i)` from whole gradients with a leading axis.
+        of_gradients: `Σ_i q(g_i)` and the rows `r(g_i)`, from per-example gradients.
+        of_trees: The same from whole gradients with a leading axis.
+
+    Returns:
+        The sum, and all rows along their leading axis: `sample_count` of them, and zeros. r is linear.
     """
 
-    def of_batch(batch: Batch) -> Statistic:
+    def of_batch(batch: Batch) -> tuple[Statistic, Rows]:
         if problem.curvature == "empirical_fisher":
             return of_gradients(contributions(problem, batch))
         if problem.objective.loss.separable:
-            total = sum_over_draws(problem, batch, samples, of_gradients)
+            total, rows = sum_over_draws(problem, batch, samples, of_gradients)
         else:
-            total = of_trees(draw_batch_gradients(problem, batch, samples))
-        return jax.tree.map(lambda leaf: leaf / samples, total)
+            total, rows = of_trees(draw_batch_gradients(problem, batch, samples))
+        return jax.tree.map(lambda leaf: leaf / samples, total), jax.tree.map(lambda leaf: leaf / samples**0.5, rows)
 
-    return mean_over_batches(problem, of_batch)
+    return _mean_and_rows(problem, of_batch)
 
 
 def sample_count(problem: Problem, samples: int) -> int:
@@ -92,6 +108,7 @@ def sample_count(problem: Problem, samples: int) -> int:
     It is an upper bound of the rank of their second moment.
     """
     batches, size = problem.batches.index.shape
+    batches -= problem.padding
     if problem.curvature == "empirical_fisher":
         return batches * size
     return batches * samples * (size if problem.objective.loss.separable else 1)
@@ -116,7 +133,7 @@ def factor_moments(problem: Problem, blocks: Blocks, samples: int) -> Sides:
         return side_moments(problem, blocks)
 
     def of_batch(batch: Batch) -> Sides:
-        total = sum_over_draws(problem, batch, samples, lambda gradients: sides(blocks, gradients))
+        total, _ = sum_over_draws(problem, batch, samples, lambda gradients: (sides(blocks, gradients), ()))
         return jax.tree.map(lambda leaf: leaf / samples, total)
 
     return mean_over_batches(problem, of_batch)

@@ -14,10 +14,10 @@ from jaxtyping import Array, Float
 from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.blocks import Blocks, MatrixBlock
 from influence_ssl_jax.curvature.gradients import ExampleGradients
-from influence_ssl_jax.curvature.moments import sum_over_samples
+from influence_ssl_jax.curvature.moments import sample_count, sum_over_samples
 from influence_ssl_jax.errors import CurvatureError
 from influence_ssl_jax.ihvp.backend import Backend, Form, Resolved, Spectrum, Workspace
-from influence_ssl_jax.linalg.lowrank import eigenpairs_of_rank
+from influence_ssl_jax.linalg.lowrank import eigenpairs, eigenpairs_of_rows
 from influence_ssl_jax.parallel import spread
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Params
@@ -216,18 +216,37 @@ class EigenbasisBackend(Backend[EigenbasisState]):  # abstract: subclasses defin
         return total
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Factor:
+    """A second moment M of few vectors, as its factor: `M = Σ r rᵀ` over the rows r.
+
+    Attributes:
+        rows: The rows.
+        rank: An upper bound of the number of rows that are not zero.
+    """
+
+    rows: Float[Array, "rows features"]
+    rank: int = dataclasses.field(metadata={"static": True})
+
+
+Moments: TypeAlias = dict[str, Array | Factor]
+"""The second moments of blocks' coordinates: whole, as a `Factor`, or their diagonals."""
+
+
 def second_moments(
     problem: Problem,
     samples: int,
     dense: frozenset[str],
     project: Project,
     project_trees: ProjectTrees,
-) -> tuple[dict[str, Array], Scalars]:
+) -> tuple[Moments, Scalars]:
     """Sum `c cᵀ` or `c²` over curvature samples, and `‖g‖²`.
 
     `c cᵀ` is summed for blocks in `dense`, `c²` for the others. This is the eigenvalue correction, for the
     coordinates of any gradients. With complete orthonormal bases, the corrected eigenvalues of a block sum to its
-    tr(C).
+    tr(C). Where a block has at least twice as many coordinates as there are samples, the samples themselves are
+    kept in place of their second moment: they are fewer numbers, and need no products.
 
     Args:
         problem: The problem.
@@ -236,14 +255,21 @@ def second_moments(
         project: Coordinates `c` and `Σ_i ‖g_i‖²` of per-example gradients, by block.
         project_trees: The same for whole gradients with a leading axis.
     """
+    count = sample_count(problem, samples)
 
-    def moments(coordinates: Coordinates, norms: Scalars) -> tuple[dict[str, Array], Scalars]:
+    def moments(coordinates: Coordinates, norms: Scalars) -> tuple[tuple[dict[str, Array], Scalars], Coordinates]:
+        wide = {name: rows for name, rows in coordinates.items() if name in dense and rows.shape[1] >= 2 * count}
         sums = {
-            name: rows.T @ rows if name in dense else jnp.sum(rows**2, axis=0) for name, rows in coordinates.items()
+            name: rows.T @ rows if name in dense else jnp.sum(rows**2, axis=0)
+            for name, rows in coordinates.items()
+            if name not in wide
         }
-        return sums, norms
+        return (sums, norms), wide
 
-    return sum_over_samples(problem, samples, lambda g: moments(*project(g)), lambda g: moments(*project_trees(g)))
+    (sums, norms), wide = sum_over_samples(
+        problem, samples, lambda g: moments(*project(g)), lambda g: moments(*project_trees(g))
+    )
+    return sums | {name: Factor(rows, count) for name, rows in wide.items()}, norms
 
 
 def projections_onto(blocks: cut.Blocks, bases: Bases) -> tuple[Project, ProjectTrees]:
@@ -261,10 +287,9 @@ def eigendecompose(
     problem: Problem,
     blocks: cut.Blocks,
     bases: Bases,
-    moments: dict[str, Array],
+    moments: Moments,
     totals: Scalars,
     traces: Scalars,
-    rank: int | None = None,
 ) -> EigenbasisState:
     """Return the fitted state of second moments in `bases`.
 
@@ -274,25 +299,38 @@ def eigendecompose(
         problem: The problem.
         blocks: The blocks.
         bases: The bases, orthonormal if they leave something out.
-        moments: Whole second moments, or their diagonals.
+        moments: Second moments.
         totals: Sum of a block's eigenvalues inside and outside its basis.
         traces: tr(C) of every block.
-        rank: A bound of the rank of a whole moment; None if no bound is known.
     """
-    rotations, eigenvalues, level = {}, dict(moments), {}
-    dense = {name: moment for name, moment in moments.items() if moment.ndim == 2}
-    pairs = spread(
-        lambda moment: eigenpairs_of_rank(moment, rank), list(dense.values()), [m.shape[0] ** 3 for m in dense.values()]
-    )
-    for name, (values, vectors) in zip(dense, pairs, strict=True):
+    eigenvalues, rotations, level = dict[str, Array](), dict[str, Array](), dict[str, Array]()
+    whole = dict[str, Array | Factor]()
+    for name, moment in moments.items():
+        if isinstance(moment, Factor) or moment.ndim == 2:
+            whole[name] = moment
+        else:
+            eigenvalues[name] = moment
+    pairs = spread(_eigenpairs, list(whole.values()), [_cost(moment) for moment in whole.values()])
+    for name, (values, vectors) in zip(whole, pairs, strict=True):
         eigenvalues[name], rotations[name] = values, vectors
     for block in blocks:
-        name, features = block.name, moments[block.name].shape[0]
+        name = block.name
+        features = rotations[name].shape[0] if name in rotations else eigenvalues[name].shape[0]
         if features < block.size:
             rest = jnp.maximum(totals[name] - jnp.sum(eigenvalues[name]), 0.0)
             level[name] = rest / (block.size - features)
     mean = {block.name: traces[block.name] / block.size for block in blocks}
     return EigenbasisState(problem.params, bases, rotations, eigenvalues, level, mean, blocks)
+
+
+def _eigenpairs(moment: Array | Factor) -> tuple[Float[Array, " rank"], Float[Array, "features rank"]]:
+    """Compute the eigenpairs of a second moment, largest first."""
+    return eigenpairs_of_rows(moment.rows, moment.rank) if isinstance(moment, Factor) else eigenpairs(moment)
+
+
+def _cost(moment: Array | Factor) -> int:
+    """Estimate the cost of a moment's eigenpairs, in arbitrary units."""
+    return moment.rows.size * moment.rows.shape[0] if isinstance(moment, Factor) else moment.shape[0] ** 3
 
 
 def refuse_hessian(problem: Problem, backend: Backend) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from influence_ssl_jax.curvature import blocks as cut
-from influence_ssl_jax.curvature.moments import sample_count, side_moments
+from influence_ssl_jax.curvature.moments import side_moments
 from influence_ssl_jax.ihvp.backend import Backend, Grid
 from influence_ssl_jax.ihvp.eigenbasis import (
     Bases,
@@ -82,8 +82,7 @@ class LoGra(EigenbasisBackend):
         bases = self._bases(problem, blocks, key)
         every = frozenset(block.name for block in blocks)
         moments, traces = second_moments(problem, self.samples, every, *projections_onto(blocks, bases))
-        rank = sample_count(problem, self.samples)
-        state = eigendecompose(problem, blocks, bases, moments, traces, traces, rank)
+        state = eigendecompose(problem, blocks, bases, moments, traces, traces)
         return state if self.complement == "keep" else dataclasses.replace(state, level={})
 
     def _bases(self, problem: Problem, blocks: cut.Blocks, key: Key[Array, ""]) -> Bases:

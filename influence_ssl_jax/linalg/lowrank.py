@@ -8,7 +8,6 @@ from jaxtyping import Array, Float, Key
 
 from influence_ssl_jax import randomness
 from influence_ssl_jax.linalg.krylov import Rows
-from influence_ssl_jax.randomness import Stream
 
 
 def eigenpairs(
@@ -31,35 +30,27 @@ def eigenpairs(
         return _largest(values, vectors, rank, matrix.dtype)
 
 
-def eigenpairs_of_rank(
-    matrix: Float[Array, "size size"], rank: int | None
-) -> tuple[Float[Array, " kept"], Float[Array, "size kept"]]:
-    """Compute eigenpairs of a second moment M of at most `rank` vectors.
+def eigenpairs_of_rows(
+    rows: Float[Array, "rows size"], rank: int
+) -> tuple[Float[Array, " rank"], Float[Array, "size rank"]]:
+    """Compute the `rank` largest eigenpairs of `M = Σ r rᵀ` without forming M.
 
-    These are all eigenpairs of M, or those with nonzero eigenvalues. M times `rank` random columns spans its range,
-    and M restricted to an orthonormal basis Q of that range is all of M: `M = Q (QᵀMQ) Qᵀ`. That needs two products
-    with M. If `rank` is at least half of `size`, all eigenpairs are computed instead. A few further columns keep the
-    random coordinates of the range well conditioned. Products with M use its own type, which adds no more rounding
-    than the sum that formed M; the rest is in float64.
-    Source: Halko, Martinsson and Tropp, SIAM Review 53 (2011), algorithm 4.1.
+    With `rowsᵀ = Q T`, Q with orthonormal columns, `M = Q (T Tᵀ) Qᵀ`. All is computed in float64, as in `eigenpairs`.
 
     Args:
-        matrix: M.
-        rank: A bound of the rank of M; None if no bound is known.
+        rows: The vectors r; at most as many as their size.
+        rank: Number of pairs, at most the number of rows.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from influence_ssl_jax.linalg.lowrank import eigenpairs_of_rows
+        >>> eigenpairs_of_rows(jnp.asarray([[3.0, 0.0, 0.0], [0.0, 2.0, 0.0]]), rank=2)[0].round(6).tolist()
+        [9.0, 4.0]
     """
-    size, further = matrix.shape[0], 8
-    if rank is None or 2 * (rank + further) >= size:
-        return eigenpairs(matrix)
-    columns = randomness.normal(randomness.root(0, Stream.SPECTRUM), (size, rank + further), matrix.dtype)
-    image = jnp.matmul(matrix, columns, precision="highest")
     with jax.enable_x64(True):
-        basis = jnp.linalg.qr(jax.lax.convert_element_type(image, jnp.float64))[0]
-        narrow = jax.lax.convert_element_type(basis, matrix.dtype)
-    image = jnp.matmul(matrix, narrow, precision="highest")
-    with jax.enable_x64(True):
-        small = basis.T @ jax.lax.convert_element_type(image, jnp.float64)
-        values, vectors = jnp.linalg.eigh((small + small.T) / 2)
-        return _largest(values, basis @ vectors, rank, matrix.dtype)
+        basis, triangular = jnp.linalg.qr(jax.lax.convert_element_type(rows, jnp.float64).T)
+        values, vectors = jnp.linalg.eigh(triangular @ triangular.T)
+        return _largest(values, basis @ vectors, rank, rows.dtype)
 
 
 def _largest(

@@ -18,7 +18,7 @@ from influence_ssl_jax.parallel.mesh import (
     specs_of,
     split,
     spread,
-    sum_over_devices,
+    sum_and_gather,
     undivided,
 )
 from influence_ssl_jax.parallel.processes import (
@@ -69,7 +69,7 @@ __all__ = [
     "split",
     "spread",
     "start",
-    "sum_over_devices",
+    "sum_and_gather",
     "sum_over_processes",
     "undivided",
 ]

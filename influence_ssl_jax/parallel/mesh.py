@@ -17,6 +17,7 @@ AXIS = "devices"
 
 Items = TypeVar("Items")
 Rows = TypeVar("Rows")
+Total = TypeVar("Total")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -127,16 +128,18 @@ def over_examples(of_rows: Callable[[PyTree, Items], Rows]) -> Callable[[PyTree,
     return split
 
 
-def sum_over_devices(total: Callable[[Items], Rows], items: Items) -> Rows:
-    """Return the sum `total(items)`; each device sums its part.
+def sum_and_gather(compute: Callable[[Items], tuple[Total, Rows]], items: Items) -> tuple[Total, Rows]:
+    """Return `compute(items)`, a sum and rows; each device computes those of its part.
 
-    The sum is over the leading axis. The order of summation, and therefore rounding, depends on the number of devices.
+    Parts are along the leading axis, and so are rows. The order of summation, and therefore rounding, depends on the
+    number of devices.
     """
     if devices() == 1:
-        return total(items)
+        return compute(items)
 
-    def of_part(part: Items) -> Rows:
-        return jax.lax.psum(total(part), AXIS)
+    def of_part(part: Items) -> tuple[Total, Rows]:
+        total, rows = compute(part)
+        return jax.lax.psum(total, AXIS), jax.lax.all_gather(rows, AXIS, tiled=True)
 
     return jax.shard_map(of_part, in_specs=PartitionSpec(AXIS), out_specs=PartitionSpec(), check_vma=False)(items)
 

@@ -6,45 +6,60 @@ import numpy as np
 import pytest
 
 from influence_ssl_jax import trees
+from influence_ssl_jax.curvature.moments import sample_count, sum_over_samples
 from influence_ssl_jax.ihvp import Damping, LoGra
-from influence_ssl_jax.linalg.lowrank import eigenpairs, eigenpairs_of_rank
+from influence_ssl_jax.linalg.lowrank import eigenpairs_of_rows
+from influence_ssl_jax.losses import BYOL, CosineDistance, SimCLR
 from tests.ihvp.grid import Deep, example_gradients, given, measured_by
+from tests.problems import Linear, problem
 
 RNG = np.random.default_rng(2)
 
 
-def moment(size, decades):
-    """The second moment of five vectors, from the largest down over some decades."""
-    rows = RNG.normal(size=(5, size)) * np.logspace(0, -decades / 2, 5)[:, None]
-    return rows.T @ rows
+def few(size, decades):
+    """Five vectors, from the largest down over some decades, and two zero ones."""
+    return np.vstack([RNG.normal(size=(5, size)) * np.logspace(0, -decades / 2, 5)[:, None], np.zeros((2, size))])
 
 
 @pytest.mark.parametrize("decades", [0, 9])
 def test_eigenpairs_of_few_vectors_are_those_of_the_whole_matrix(decades):
-    matrix = moment(40, decades)
-    values, vectors = eigenpairs_of_rank(jnp.asarray(matrix), 5)
+    rows = few(40, decades)
+    matrix = rows.T @ rows
+    values, vectors = eigenpairs_of_rows(jnp.asarray(rows), 5)
     assert vectors.shape == (40, 5)
     np.testing.assert_allclose(values, np.linalg.eigvalsh(matrix)[::-1][:5], rtol=1e-6, atol=1e-15)
     np.testing.assert_allclose(vectors.T @ vectors, np.eye(5), atol=1e-12)
     np.testing.assert_allclose((vectors * values[None]) @ vectors.T, matrix, atol=1e-13 * np.abs(matrix).max())
 
 
-def test_a_matrix_in_float32_is_taken_apart_in_float64():
+def test_vectors_in_float32_are_taken_apart_in_float64():
     """Where float64 is off elsewhere, and nothing warns."""
-    matrix = moment(40, 4)
+    rows = few(40, 4)
     with jax.enable_x64(False):
-        values, vectors = jax.jit(eigenpairs_of_rank, static_argnums=1)(jnp.asarray(matrix, jnp.float32), 5)
+        values, vectors = jax.jit(eigenpairs_of_rows, static_argnums=1)(jnp.asarray(rows, jnp.float32), 5)
     assert values.dtype == vectors.dtype == jnp.float32
+    matrix = rows.T @ rows
     np.testing.assert_allclose(
         (vectors * np.asarray(values)[None]) @ vectors.T, matrix, atol=2e-6 * np.abs(matrix).max()
     )
 
 
-@pytest.mark.parametrize("rank", [None, 13])
-def test_all_are_computed_where_that_saves_nothing(rank):
-    matrix = jnp.asarray(moment(40, 2))
-    for got, want in zip(eigenpairs_of_rank(matrix, rank), eigenpairs(matrix), strict=True):
-        np.testing.assert_array_equal(got, want)
+@pytest.mark.parametrize(
+    ("loss", "curvature", "count"),
+    [(CosineDistance(), "ggn", 16), (SimCLR(temperature=0.5), "fisher", 4), (BYOL(), "empirical_fisher", 8)],
+)
+def test_kept_samples_have_the_second_moment_that_is_summed(loss, curvature, count):
+    """Two batches of four examples, two draws: for each example, for each batch of a coupled loss, and none."""
+    asked = problem(loss, curvature, Linear())
+    assert sample_count(asked, 2) == count
+
+    def both(tree):
+        rows = trees.ravel_batch(tree)
+        return rows.T @ rows, rows
+
+    moment, rows = jax.jit(lambda asked: sum_over_samples(asked, 2, lambda g: both(g.full()), both))(asked)
+    assert rows.shape[0] == count
+    np.testing.assert_allclose(rows.T @ rows, moment, rtol=1e-12, atol=1e-14 * np.abs(moment).max())
 
 
 @pytest.mark.parametrize("complement", ["drop", "keep"])
