@@ -3,10 +3,11 @@
 Gradients are never formed whole unless a caller asks for them.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import jax
@@ -25,6 +26,25 @@ from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.types import Frozen, Params
 
 Tree = TypeVar("Tree")
+
+
+@contextlib.contextmanager
+def forward_mode() -> Iterator[None]:
+    """Explain why derivatives forwards cannot be computed inside.
+
+    Raises:
+        StructureError: The network has a derivative rule that only reverse mode can use.
+    """
+    try:
+        yield
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+        raise StructureError(
+            "The network has a derivative rule of its author's (jax.custom_vjp), which works backwards only. Products "
+            "with C need derivatives forwards. Write the rule by jax.custom_jvp, which serves both, or take a backend that "
+            "works with gradients alone: Gram, EKFAC, LoGra."
+        ) from error
 
 
 def embed(
@@ -103,7 +123,8 @@ class ExampleGradients(Captured):
         def one(direction: Params) -> Float[Array, " n"]:
             return jnp.sum(push(direction).reshape(self.cotangents.shape) * self.cotangents, axis=(0, 2))
 
-        return jax.lax.map(one, directions).T
+        with forward_mode():
+            return jax.lax.map(one, directions).T
 
     def sum(self) -> Params:
         """Compute Σ_n g_n by one backward pass."""

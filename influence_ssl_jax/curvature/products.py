@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Key
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.contributions import output_samples
+from influence_ssl_jax.curvature.gradients import forward_mode
 from influence_ssl_jax.curvature.moments import mean_over_batches
 from influence_ssl_jax.linalg.krylov import Rows
 from influence_ssl_jax.problem import Problem
@@ -31,7 +32,7 @@ def matvec(problem: Problem) -> Matvec:
         A linear, self-adjoint function on trees of the structure of `problem.params`. It may be called under `jit`
         and `vmap`.
     """
-    return lambda vector: mean_over_batches(problem, lambda batch: _product(problem, batch)(vector))
+    return _multiply(problem, lambda batch, vector: _product(problem, batch)(vector))
 
 
 def block_matvec(problem: Problem) -> Matvec:
@@ -41,7 +42,17 @@ def block_matvec(problem: Problem) -> Matvec:
     and one cotangent pass, and no forward pass. The memory is that of one batch and one vector at a time, beside the
     vectors themselves.
     """
-    return lambda vectors: mean_over_batches(problem, lambda batch: jax.lax.map(_product(problem, batch), vectors))
+    return _multiply(problem, lambda batch, vectors: jax.lax.map(_product(problem, batch), vectors))
+
+
+def _multiply(problem: Problem, of_batch: Callable[[Batch, Params], Params]) -> Matvec:
+    """Return the mean over batches of a product with each."""
+
+    def product(vector: Params) -> Params:
+        with forward_mode():
+            return mean_over_batches(problem, lambda batch: of_batch(batch, vector))
+
+    return product
 
 
 def flat_products(problem: Problem) -> Rows:

@@ -7,9 +7,12 @@ import pytest
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.products import block_matvec, matvec
+from influence_ssl_jax.errors import StructureError
 from influence_ssl_jax.losses import CosineDistance, SimCLR
+from influence_ssl_jax.problem import Objective, Problem
 from tests import problems
 from tests.curvature.dense import dense
+from tests.curvature.networks import CASES, SHAPE
 
 
 @jax.jit
@@ -50,3 +53,13 @@ def test_a_block_of_vectors_is_the_dense_matrix_times_each(curvature):
     got = multiply(problem, jnp.asarray(rows))
     want = rows @ np.asarray(both(problem, rows[0])[0])
     np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-11 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("product", [matvec, block_matvec])
+def test_products_of_a_rule_for_backwards_alone_are_refused_with_a_way_out(product):
+    case = CASES["quantised_straight_through"]()
+    objective = Objective(case.network, problems.Noisy(), CosineDistance())
+    batches = problems.batches(image=SHAPE[0], channels=SHAPE[2])
+    vector = jax.tree.map(lambda leaf: leaf[None], case.params) if product is block_matvec else case.params
+    with pytest.raises(StructureError, match=r"custom_vjp.*custom_jvp.*Gram, EKFAC, LoGra"):
+        product(Problem(case.params, case.frozen, batches, objective))(vector)
