@@ -22,11 +22,11 @@ RECORDED = (*DECISIVE, "optax", "orbax-checkpoint", "pyarrow", "scikit-learn", "
 
 def versions(packages: tuple[str, ...] = RECORDED) -> dict[str, str]:
     """Return the version of Python and of each package that is installed."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def decisive(*further: str) -> dict[str, dict[str, Any]]:

@@ -229,17 +229,17 @@ def locate_only(
     """
     if any(f"{prefix}{marker}" in file.group(group) for group in groups for prefix in prefixes):
         return locate(file, groups, prefixes, marker, name)
-    found = [
+    networks = [
         (group, key.removesuffix(marker))
         for group in file.groups()
         for key in file.group(group)
         if key == marker or key.endswith(f".{marker}")
     ]
-    if len(found) == 1:
-        group, prefix = found[0]
+    if len(networks) == 1:
+        group, prefix = networks[0]
         return group, prefix, dict(file.group(group))
-    if found:
-        places = ", ".join("/".join(filter(None, place)).rstrip(".") or "the top" for place in found)
+    if networks:
+        places = ", ".join("/".join(filter(None, place)).rstrip(".") or "the top" for place in networks)
         raise CheckpointError(
             f"{file.path} has several networks of the layout {name}: {places}. Save the arrays of one of them to a file of "
             "their own."

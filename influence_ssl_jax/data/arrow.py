@@ -136,11 +136,11 @@ class ArrowFile:
 
     def paths(self, column: str) -> list[str | None]:
         """Return the paths in a column of records {bytes, path}."""
-        found = list[str | None]()
+        stored = list[str | None]()
         with self._lock, pa.memory_map(self.stored.path) as mapped:
             for batch, rows in zip(self._batches(mapped, [column]), self.sizes, strict=True):
-                found += pc.struct_field(checked(batch, rows)[column], "path").to_pylist()
-        return found
+                stored += pc.struct_field(checked(batch, rows)[column], "path").to_pylist()
+        return stored
 
     def layout(self) -> str:
         """Describe how the rows are stored."""
@@ -166,9 +166,9 @@ class ArrowFile:
 def _list_messages(stream: pa.NativeFile) -> list[tuple[str, int, int]]:
     """List the messages of a stream: kind, first byte, and end."""
     stream.seek(0)
-    reader, found = ipc.MessageReader.open_stream(stream), []
+    reader, pieces = ipc.MessageReader.open_stream(stream), []
     with contextlib.suppress(StopIteration):
         while True:
             start = stream.tell()
-            found.append((reader.read_next_message().type, start, stream.tell()))
-    return found
+            pieces.append((reader.read_next_message().type, start, stream.tell()))
+    return pieces

@@ -66,30 +66,30 @@ def find_changes(
     """
 
     def of_chunk(start: int) -> list[Change]:
-        found = []
+        changed = []
         for place in range(start, min(start + CHUNK, len(indices))):
             reason = _compare(source, int(indices[place]), contents[place])
-            found += [Change(int(indices[place]), ids[place], reason)] if reason else []
-        return found
+            changed += [Change(int(indices[place]), ids[place], reason)] if reason else []
+        return changed
 
-    return [change for found in map_in_order(of_chunk, range(0, len(indices), CHUNK), workers) for change in found]
+    return [change for changed in map_in_order(of_chunk, range(0, len(indices), CHUNK), workers) for change in changed]
 
 
-def refuse_changes(found: Sequence[Change], since: str, advice: str) -> None:
+def refuse_changes(changed: Sequence[Change], since: str, advice: str) -> None:
     """Refuse a source with changed images, and name the first ones.
 
     Args:
-        found: What `find_changes` returned.
+        changed: What `find_changes` returned.
         since: Since when, in the words of the message: "since they were scored".
         advice: What to do, for the end of the message.
 
     Raises:
         DataError: If there are changes.
     """
-    if found:
-        named = "".join(f"\n  {change.id} (example {change.index}): {change.reason}" for change in found[:SHOWN])
-        more = f"\n  … and {len(found) - SHOWN:,} more" if len(found) > SHOWN else ""
-        raise DataError(f"{len(found):,} images have changed {since}:{named}{more}\n{advice}")
+    if changed:
+        named = "".join(f"\n  {change.id} (example {change.index}): {change.reason}" for change in changed[:SHOWN])
+        more = f"\n  … and {len(changed) - SHOWN:,} more" if len(changed) > SHOWN else ""
+        raise DataError(f"{len(changed):,} images have changed {since}:{named}{more}\n{advice}")
 
 
 def _compare(source: OpenSource, index: int, before: bytes | None) -> str:

@@ -99,12 +99,12 @@ def _read_regular(path: Path) -> bytes:
     # Without O_NONBLOCK, opening a pipe would wait for its writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise UndecodableImage("not a regular file")
-        if found.st_size > MAX_BYTES:
-            raise UndecodableImage(f"a file of {found.st_size:,} bytes, more than the limit of {MAX_BYTES:,}")
-        return file.read(found.st_size + 1)
+        if status.st_size > MAX_BYTES:
+            raise UndecodableImage(f"a file of {status.st_size:,} bytes, more than the limit of {MAX_BYTES:,}")
+        return file.read(status.st_size + 1)
 
 
 def decode(stored: Path | bytes) -> np.ndarray:

@@ -68,14 +68,14 @@ class Folder(Source):
         root = Path(self.path).expanduser()
         if not root.is_dir():
             raise DataError(f"There is no folder {self.path!r}; give the path of a folder of images.")
-        found = list_in_first_process(root, self.links)
-        if not found.images:
-            kinds, passed = " ".join(sorted(EXTENSIONS)), "".join(f"; {note}" for note in found.notes)
+        listing = list_in_first_process(root, self.links)
+        if not listing.images:
+            kinds, passed = " ".join(sorted(EXTENSIONS)), "".join(f"; {note}" for note in listing.notes)
             raise DataError(
-                f"The folder {self.path!r} contains no {kinds} files, only {len(found.others)} other files{passed}. Give "
+                f"The folder {self.path!r} contains no {kinds} files, only {len(listing.others)} other files{passed}. Give "
                 "the path of a folder of images."
             )
-        matched = self._match(root, found)
+        matched = self._match(root, listing)
         labels = None
         if self.label_column is not None:
             known = matched.columns.column_names
@@ -85,24 +85,24 @@ class Folder(Source):
                 )
             labels = number_classes(matched.columns[self.label_column], f"The label column {self.label_column!r}")
         table = None if self.table is None else Path(self.table).expanduser().resolve()
-        strange = [name for name in found.others if (root / name).resolve() != table]
+        strange = [name for name in listing.others if (root / name).resolve() != table]
         notes = (
-            *found.notes,
+            *listing.notes,
             *matched.notes,
             *note_names("files without the suffix of an image, left out", strange),
         )
-        return OpenFolder(root, found, matched.columns, labels, notes, self.links)
+        return OpenFolder(root, listing, matched.columns, labels, notes, self.links)
 
-    def _match(self, root: Path, found: Listing) -> Matched:
+    def _match(self, root: Path, listing: Listing) -> Matched:
         """Return the files' attributes: those of the table, or the subfolder."""
         if self.table is None:
-            names = (printable(posixpath.dirname(name)) for name in found.images)
-            folders = pa.array(names, pa.string(), size=len(found.images))
+            names = (printable(posixpath.dirname(name)) for name in listing.images)
+            folders = pa.array(names, pa.string(), size=len(listing.images))
             return Matched(pa.table({"folder": folders} if folders.unique().to_pylist() != [""] else {}), ())
         path = Path(self.table).expanduser()
         folder = Path(os.path.relpath(root.resolve(), path.parent.resolve())).as_posix()
         table = read_table(path, (self.file_column,), self.encoding)
-        return match(table, self.file_column, list(found.images), folder)
+        return match(table, self.file_column, list(listing.images), folder)
 
 
 class OpenFolder(Encoded):
@@ -111,20 +111,20 @@ class OpenFolder(Encoded):
     def __init__(
         self,
         root: Path,
-        found: Listing,
+        listing: Listing,
         columns: pa.Table,
         labels: Classes | None,
         notes: tuple[str, ...],
         links: Links,
     ) -> None:
-        self._root, self._found, self._columns, self._labels, self._notes = root, found, columns, labels, notes
+        self._root, self._listing, self._columns, self._labels, self._notes = root, listing, columns, labels, notes
         self._within = root.resolve() if links == "skip" else None
 
     def __len__(self) -> int:
-        return len(self._found.images)
+        return len(self._listing.images)
 
     def _id(self, index: int) -> str:
-        return printable(self._found.images[index])
+        return printable(self._listing.images[index])
 
     def _class(self, index: int) -> int:
         return -1 if self._labels is None else int(self._labels.labels[index])
@@ -135,14 +135,14 @@ class OpenFolder(Encoded):
 
     def _stored(self, index: int) -> bytes:
         """Return the bytes of a file."""
-        path = self._root / self._found.images[index]
+        path = self._root / self._listing.images[index]
         if self._within is not None and not _resolve(path).is_relative_to(self._within):
             raise UndecodableImage("a link out of the folder (links='follow' follows it)")
         return read_file(path)
 
     def ids(self) -> list[str]:
         """Return the relative paths."""
-        return [printable(name) for name in self._found.images]
+        return [printable(name) for name in self._listing.images]
 
     def labels(self) -> Int[np.ndarray, " examples"]:
         """Return the class of every file, −1 if it has none."""
@@ -154,7 +154,7 @@ class OpenFolder(Encoded):
 
     @functools.cached_property
     def _members(self) -> str:
-        names = self._found.images.digest()
+        names = self._listing.images.digest()
         columns = digest(
             str(self._columns.schema.remove_metadata()), *(str(c.to_pylist()) for c in self._columns.columns)
         )
@@ -167,7 +167,7 @@ class OpenFolder(Encoded):
         Names and sizes of the files, in order, are part of it; the path of the folder, and times and content of the files,
         are not: if two files of the same size are exchanged, the hash stays.
         """
-        return digest(self._members, self._found.sizes.astype("<i8").tobytes())
+        return digest(self._members, self._listing.sizes.astype("<i8").tobytes())
 
     def members(self) -> str:
         """Return a hash of which files there are.

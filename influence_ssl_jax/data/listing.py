@@ -84,16 +84,16 @@ def find_files(path: str, endings: Sequence[str]) -> list[StoredFile]:
         DataError: If there are none, one of a range is missing, or the address cannot be reached.
     """
     try:
-        found = [each for one in _expand_ranges(path) for each in _find(one, endings)]
+        stored = [each for one in _expand_ranges(path) for each in _find(one, endings)]
     except (OSError, ImportError, ValueError, RuntimeError) as error:
         raise DataError(f"{path!r} cannot be listed: {error or type(error).__name__}.") from error
-    if not found:
+    if not stored:
         raise DataError(
             f"There are no files {path!r}. Give a file, a pattern, or a folder of {' '.join(endings)} files."
         )
-    parents = [posixpath.dirname(file.path) for file in found]
+    parents = [posixpath.dirname(file.path) for file in stored]
     above = posixpath.commonpath(parents) if all(parents) else ""
-    named = [dataclasses.replace(file, name=posixpath.relpath(file.path, above or ".")) for file in found]
+    named = [dataclasses.replace(file, name=posixpath.relpath(file.path, above or ".")) for file in stored]
     return sorted(named, key=lambda file: file.name)
 
 
@@ -222,7 +222,7 @@ class Listing:
 
 @dataclasses.dataclass
 class _Entries:
-    """The entries of a folder as they are found, by kind."""
+    """The entries of a folder, by kind."""
 
     images: list[bytes] = dataclasses.field(default_factory=list)
     sizes: list[int] = dataclasses.field(default_factory=list)
@@ -264,11 +264,11 @@ def list_images(root: Path, links: Links = "skip") -> Listing:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     for name in ("10.png", "2.png", "notes.txt"):
         ...         (pathlib.Path(folder) / name).touch()
-        ...     found = list_images(pathlib.Path(folder))
-        >>> list(found.images), found.others
+        ...     listed = list_images(pathlib.Path(folder))
+        >>> list(listed.images), listed.others
         (['2.png', '10.png'], ('notes.txt',))
     """
-    found = _Entries()
+    listed = _Entries()
     folders = [("", frozenset({_place(root)}))]
     while folders:
         prefix, above = folders.pop()
@@ -276,27 +276,27 @@ def list_images(root: Path, links: Links = "skip") -> Listing:
             with os.scandir(root / prefix) as entries:
                 for entry in entries:
                     if not entry.name.startswith("."):
-                        folders += _enter(entry, posixpath.join(prefix, entry.name), above, links, found)
+                        folders += _enter(entry, posixpath.join(prefix, entry.name), above, links, listed)
         except OSError as error:
             if error.errno not in _CLOSED:
                 raise unreachable_error(f"The folder {str(root / prefix)!r}", error) from error
-            found.unreadable.append(f"{prefix or '.'} ({error.strerror})")
-    names = pa.array(found.images, pa.large_binary())
-    order = _natural_order(found.images)
+            listed.unreadable.append(f"{prefix or '.'} ({error.strerror})")
+    names = pa.array(listed.images, pa.large_binary())
+    order = _natural_order(listed.images)
     return Listing(
         Names(names.take(order)),
-        np.array(found.sizes, np.int64)[order],
-        tuple(sorted(found.others)),
+        np.array(listed.sizes, np.int64)[order],
+        tuple(sorted(listed.others)),
         (
-            *note_names("folders that cannot be opened, their images are not used", sorted(found.unreadable)),
-            *note_names("links to folders, not followed (links='follow' follows them)", sorted(found.links)),
-            *note_names("links back to a folder above, not followed", sorted(found.loops)),
+            *note_names("folders that cannot be opened, their images are not used", sorted(listed.unreadable)),
+            *note_names("links to folders, not followed (links='follow' follows them)", sorted(listed.links)),
+            *note_names("links back to a folder above, not followed", sorted(listed.loops)),
         ),
     )
 
 
 def _enter(
-    entry: os.DirEntry[str], name: str, above: frozenset[tuple[int, int]], links: Links, found: _Entries
+    entry: os.DirEntry[str], name: str, above: frozenset[tuple[int, int]], links: Links, listed: _Entries
 ) -> list[tuple[str, frozenset[tuple[int, int]]]]:
     """Record an entry; return the folder to list next, if any.
 
@@ -307,18 +307,18 @@ def _enter(
     except OSError:  # a link to itself
         is_folder = False
     if is_folder and entry.is_symlink() and links == "skip":
-        found.links.append(name)
+        listed.links.append(name)
     elif is_folder:
         place = _place(Path(entry.path)) if links == "follow" else None
         if place in above:
-            found.loops.append(name)
+            listed.loops.append(name)
         else:
             return [(name, above if place is None else above | {place})]
     elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
-        found.images.append(os.fsencode(name))
-        found.sizes.append(_size(entry))
+        listed.images.append(os.fsencode(name))
+        listed.sizes.append(_size(entry))
     else:
-        found.others.append(name)
+        listed.others.append(name)
     return []
 
 

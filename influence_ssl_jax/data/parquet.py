@@ -125,10 +125,10 @@ def _image_column(schema: pa.Schema, wanted: str | None) -> str:
         return wanted
     if "image" in columns or len(columns) == 1:
         return "image" if "image" in columns else columns[0]
-    found = f"several: {', '.join(columns)}; name one with image=…" if columns else f"none: {_describe(schema)}"
+    instead = f"several: {', '.join(columns)}; name one with image=…" if columns else f"none: {_describe(schema)}"
     raise DataError(
         "A data set needs one column of encoded images (bytes, or records with a field `bytes`, one image in each row); "
-        f"this one has {found}."
+        f"this one has {instead}."
     )
 
 
@@ -219,12 +219,12 @@ class _Kept:
                 if group in self._groups:
                     self._groups.move_to_end(group)
                     return self._groups[group]
-            found = self._read(group)
+            rows = self._read(group)
             with self._lock:
-                self._groups[group] = found
+                self._groups[group] = rows
                 while sum(map(_bytes, self._groups.values())) > self._limit and len(self._groups) > 1:
                     self._groups.popitem(last=False)
-            return found
+            return rows
 
     def _read(self, group: Group) -> pa.ChunkedArray | str:
         file = self._files[group[0]]
@@ -368,10 +368,10 @@ class OpenParquet(Encoded):
         """
         named = self._settings.label
         if named is None:
-            found = [name for name in ("label", *self._names) if name in self._table.column_names]
-            if not found:
+            named_columns = [name for name in ("label", *self._names) if name in self._table.column_names]
+            if not named_columns:
                 return _Labels(np.full(len(self), -1, np.int32), ())
-            named = found[0]
+            named = named_columns[0]
         elif named not in schema.names:
             raise DataError(f"There is no column {named!r} of classes; the columns are {_describe(schema)}.")
         elif named not in self._table.column_names:
@@ -435,10 +435,12 @@ def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
     try:
         described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = described["info"]["features"]
-        found = {name: feature["names"] for name, feature in features.items() if feature.get("_type") == "ClassLabel"}
+        classes = {name: feature["names"] for name, feature in features.items() if feature.get("_type") == "ClassLabel"}
     except (ValueError, KeyError, TypeError, AttributeError):  # written by another program, or absent
         return {}
-    plain = {name: [printable(str(each)) for each in names] for name, names in found.items() if isinstance(names, list)}
+    plain = {
+        name: [printable(str(each)) for each in names] for name, names in classes.items() if isinstance(names, list)
+    }
     return {
         name: names
         for name, names in plain.items()

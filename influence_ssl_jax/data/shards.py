@@ -216,9 +216,9 @@ def _read_index(archive: StoredFile, image: str | None) -> tuple[pa.Table, tuple
     kept = (
         _cache_folder() / f"{digest(str(FORMAT), archive.path, str(archive.size), archive.version, str(image))}.index"
     )
-    found = _read_kept(kept)
-    if found is not None:
-        return found
+    cached = _read_kept(kept)
+    if cached is not None:
+        return cached
     table, notes = _scan(archive, image)
     if archive.version:
         _keep(table.replace_schema_metadata({b"notes": json.dumps(notes).encode()}), kept)

@@ -204,15 +204,16 @@ def _decode(content: bytes, path: Path, encoding: str) -> str:
 
 def _read_parquet(path: Path) -> pa.Table:
     """Read a parquet file that does not exceed the limits."""
-    found = parquet.read_metadata(path)
-    size = sum(found.row_group(k).total_byte_size for k in range(found.num_row_groups))
-    if found.num_rows * found.num_columns > MAX_CELLS or size > MAX_BYTES:
+    metadata = parquet.read_metadata(path)
+    size = sum(metadata.row_group(k).total_byte_size for k in range(metadata.num_row_groups))
+    if metadata.num_rows * metadata.num_columns > MAX_CELLS or size > MAX_BYTES:
         raise DataError(
-            f"The table {path} expands to {found.num_rows:,} rows of {found.num_columns} columns and {size:,} bytes, more "
-            f"than the limit of {MAX_CELLS:,} cells or {MAX_BYTES:,} bytes. Keep only the columns and rows that are needed."
+            f"The table {path} expands to {metadata.num_rows:,} rows of {metadata.num_columns} columns and {size:,} bytes, "
+            f"more than the limit of {MAX_CELLS:,} cells or {MAX_BYTES:,} bytes. Keep only the columns and rows that "
+            "are needed."
         )
     with parquet.ParquetFile(path) as file:  # `parquet.read_table` looks for partitions and fails at repeated names
-        return checked(file.read(), found.num_rows)
+        return checked(file.read(), metadata.num_rows)
 
 
 def texts(column: pa.ChunkedArray, what: str) -> list[str | None]:
@@ -384,8 +385,8 @@ def number_classes(column: pa.ChunkedArray, what: str) -> Classes:
     Examples:
         >>> import pyarrow as pa
         >>> from influence_ssl_jax.data.table import number_classes
-        >>> found = number_classes(pa.chunked_array([["dog", None, "cat"]]), "The column")
-        >>> found.labels.tolist(), found.values
+        >>> classes = number_classes(pa.chunked_array([["dog", None, "cat"]]), "The column")
+        >>> classes.labels.tolist(), classes.values
         ([1, -1, 0], ('cat', 'dog'))
     """
     values = scalars(column, what)

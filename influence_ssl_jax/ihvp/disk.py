@@ -96,10 +96,10 @@ def lay_out(path: Path, shapes: Sequence[tuple[int, int, int]], dtype: jax.typin
         shapes: Spans, rows and parameters of a span, of every block.
         dtype: Type of the numbers.
     """
-    name, found, start = jnp.dtype(dtype).name, [], 0
+    name, places, start = jnp.dtype(dtype).name, [], 0
     for length, rows, span in shapes:
         size = math.prod((rows, span)) * jnp.dtype(dtype).itemsize
         at_once = min(length, max(1, SLAB // size))
-        found.append(DiskRows(str(path.absolute()), start, length, rows, span, name, at_once))
+        places.append(DiskRows(str(path.absolute()), start, length, rows, span, name, at_once))
         start += length * size
-    return tuple(found)
+    return tuple(places)

@@ -390,7 +390,7 @@ class Gram(Backend[GramState]):
         with jax.enable_x64(True):
             value = _double(scalar(damping))
             solved = _split(_solve(state, _total(products), value[None], None).coefficients, scalar(damping).dtype)
-            found = {}
+            solution = {}
             for name, part in flat.items():
                 left = _over_spans(
                     lambda a, v: (jnp.zeros(()), _double(v) - _joined(solved)[0] @ _double(a)),
@@ -399,8 +399,8 @@ class Gram(Backend[GramState]):
                     part[0],
                 )[1]
                 joined = jnp.moveaxis(left, 0, 1).reshape(-1)[: part.shape[-1]] / value
-                found[name] = jax.lax.convert_element_type(joined, part.dtype).reshape(parts[name].shape)
-        return cut.assemble(vector, state.blocks, found)
+                solution[name] = jax.lax.convert_element_type(joined, part.dtype).reshape(parts[name].shape)
+        return cut.assemble(vector, state.blocks, solution)
 
     def draw_gram(self, state: GramState, gradients: ExampleGradients, damping: Resolved) -> Form:
         """Compute forms by the Woodbury identity, for all pairs of draws."""
@@ -550,9 +550,9 @@ class Gram(Backend[GramState]):
         with jax.enable_x64(True):
             along = _joined(products.along)
             value = _each(state, _double(damping), own, len(along))
-            found = _solve(state, along, value, own)
-            sizes = _sizes(state, found, _squares(_joined(products.between)), products.error)
-            coefficients = _split(found.coefficients, damping.dtype)
+            solved = _solve(state, along, value, own)
+            sizes = _sizes(state, solved, _squares(_joined(products.between)), products.error)
+            coefficients = _split(solved.coefficients, damping.dtype)
         left = [
             _map_examples(block, gradients, partial(_outside, rows), rows, coefficients)
             for block, rows in ((block, state.rows[block.name]) for block in state.blocks)
@@ -574,7 +574,7 @@ class Gram(Backend[GramState]):
             rounding = _pairs(length, doubt) + _pairs(doubt, length) + relative * jnp.abs(values)
             rounding = rounding + relative * _pairs(length, length)
             rounding = rounding + _of_solve(state, sizes.residual, value)
-            return _judged(values, rounding, found, sizes.residual, damping.dtype)
+            return _judged(values, rounding, solved, sizes.residual, damping.dtype)
 
 
 def curvature_rows(problem: Problem, samples: int | None, blocks: cut.Blocks) -> dict[str, Sharded]:
@@ -589,12 +589,12 @@ def curvature_rows(problem: Problem, samples: int | None, blocks: cut.Blocks) ->
 
     def formed(batch: Batch) -> dict[str, Array]:
         """Return one batch's rows as every device's spans: [devices, spans, rows, span]."""
-        found = {}
+        device_spans = {}
         for name, part in _scaled_rows(problem, batch, samples, blocks).items():
             spans, span = sizes[name]
             cut_up = _spans(part, padded_length(spans, count), span)
-            found[name] = cut_up.reshape(count, -1, *cut_up.shape[1:])
-        return found
+            device_spans[name] = cut_up.reshape(count, -1, *cut_up.shape[1:])
+        return device_spans
 
     formed = jax.jit(formed, inline=True)  # traced once, for the shapes and for the loop
 
@@ -657,10 +657,10 @@ def batch_rows(
 
     Their sum, divided by the number of draws, is the curvature of the batch.
     """
-    found = batch_gradients(problem, batch, samples)
-    if isinstance(found, ExampleGradients):
-        return {block.name: block.materialise(found).reshape(found.cotangents.shape[1], -1) for block in blocks}
-    rows = {block.name: jax.vmap(block.read)(found) for block in blocks}
+    gradients = batch_gradients(problem, batch, samples)
+    if isinstance(gradients, ExampleGradients):
+        return {block.name: block.materialise(gradients).reshape(gradients.cotangents.shape[1], -1) for block in blocks}
+    rows = {block.name: jax.vmap(block.read)(gradients) for block in blocks}
     return {name: part.reshape(len(part), -1) for name, part in rows.items()}
 
 
@@ -932,7 +932,7 @@ def _solve(
     """
     values, vectors, gram = map(_joined, (state.eigenvalues, state.eigenvectors, state.gram))
     weights = 1 / (values[None] + damping[:, None])
-    found = jnp.einsum("bkr,br->bkr", along @ vectors, weights) @ vectors.T
+    solution = jnp.einsum("bkr,br->bkr", along @ vectors, weights) @ vectors.T
     absent = None
     if own is not None:
 
@@ -945,10 +945,10 @@ def _solve(
 
         absent = jnp.zeros(along[:, 0].shape, bool).at[jnp.arange(len(along))[:, None], own.places].set(True)
         absent = (absent & own.inside[:, None])[:, None]
-        corrected = jax.lax.map(less, (found, weights, own.places))
-        found = jnp.where(own.inside[:, None, None], jnp.where(absent, 0.0, corrected), found)
+        corrected = jax.lax.map(less, (solution, weights, own.places))
+        solution = jnp.where(own.inside[:, None, None], jnp.where(absent, 0.0, corrected), solution)
         along = jnp.where(absent, 0.0, along)
-    coefficients = _joined(_split(found, state.gram.high.dtype))
+    coefficients = _joined(_split(solution, state.gram.high.dtype))
     residual = along - coefficients @ gram - damping[:, None, None] * coefficients
     return _Solved(along, coefficients, residual if absent is None else jnp.where(absent, 0.0, residual))
 

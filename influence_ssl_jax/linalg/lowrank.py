@@ -35,10 +35,12 @@ def eigenpairs_of_rows(
 ) -> tuple[Float[Array, " rank"], Float[Array, "size rank"]]:
     """Compute the `rank` largest eigenpairs of `M = Σ r rᵀ` without forming M.
 
-    With `rowsᵀ = Q T`, Q with orthonormal columns, `M = Q (T Tᵀ) Qᵀ`. All is computed in float64, as in `eigenpairs`.
+    With the eigenpairs (μ, u) of the rows' Gram matrix, `Σ uᵢ rᵢ / √μ` is an eigenvector of M. Those of small μ, which
+    rounding leaves a little off, are made orthonormal again from the largest μ down (Cholesky's QR). All is computed
+    in float64, as in `eigenpairs`. A μ that is only rounding beside the largest one is zero, and so is its vector.
 
     Args:
-        rows: The vectors r; at most as many as their size.
+        rows: The vectors r.
         rank: Number of pairs, at most the number of rows.
 
     Examples:
@@ -48,9 +50,14 @@ def eigenpairs_of_rows(
         [9.0, 4.0]
     """
     with jax.enable_x64(True):
-        basis, triangular = jnp.linalg.qr(jax.lax.convert_element_type(rows, jnp.float64).T)
-        values, vectors = jnp.linalg.eigh(triangular @ triangular.T)
-        return _largest(values, basis @ vectors, rank, rows.dtype)
+        wide = jax.lax.convert_element_type(rows, jnp.float64)
+        values, turn = _largest(*jnp.linalg.eigh(wide @ wide.T), rank, wide.dtype)
+        kept = values > 32 * len(rows) * jnp.finfo(jnp.float64).eps * values[0]
+        along = (turn / jnp.sqrt(jnp.where(kept, values, jnp.inf))[None]).T @ wide
+        factor = jnp.linalg.cholesky(along @ along.T + jnp.diag(jnp.where(kept, 0.0, 1.0)))
+        vectors = jax.scipy.linalg.solve_triangular(factor, along, lower=True)
+        values = jax.lax.convert_element_type(jnp.where(kept, values, 0.0), rows.dtype)
+        return values, jax.lax.convert_element_type(vectors.T, rows.dtype)
 
 
 def _largest(

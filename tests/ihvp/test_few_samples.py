@@ -21,7 +21,7 @@ def few(size, decades):
     return np.vstack([RNG.normal(size=(5, size)) * np.logspace(0, -decades / 2, 5)[:, None], np.zeros((2, size))])
 
 
-@pytest.mark.parametrize("decades", [0, 9])
+@pytest.mark.parametrize("decades", [0, 9, 12])
 def test_eigenpairs_of_few_vectors_are_those_of_the_whole_matrix(decades):
     rows = few(40, decades)
     matrix = rows.T @ rows
@@ -30,6 +30,19 @@ def test_eigenpairs_of_few_vectors_are_those_of_the_whole_matrix(decades):
     np.testing.assert_allclose(values, np.linalg.eigvalsh(matrix)[::-1][:5], rtol=1e-6, atol=1e-15)
     np.testing.assert_allclose(vectors.T @ vectors, np.eye(5), atol=1e-12)
     np.testing.assert_allclose((vectors * values[None]) @ vectors.T, matrix, atol=1e-13 * np.abs(matrix).max())
+
+
+def test_eigenvalues_that_are_rounding_and_vectors_of_nothing_are_zero():
+    rows = few(40, 2)
+    rows[5] = rows[4] * (1 + 1e-15)  # as good as linearly dependent
+    values, vectors = eigenpairs_of_rows(jnp.asarray(rows), 7)
+    np.testing.assert_array_equal(values[5:], 0)
+    np.testing.assert_array_equal(vectors[:, 5:], 0)
+    np.testing.assert_allclose(
+        (vectors * values[None]) @ vectors.T, rows.T @ rows, atol=1e-13 * np.abs(rows.T @ rows).max()
+    )
+    nothing = eigenpairs_of_rows(jnp.zeros((3, 8)), 3)
+    assert all(not np.any(each) for each in nothing)
 
 
 def test_vectors_in_float32_are_taken_apart_in_float64():
