@@ -117,7 +117,9 @@ def merge(first: PyTree, second: PyTree) -> PyTree:
 def sum_over(
     compute: Callable[[Item], Tree], items: Item, counts: Callable[[Item], Bool[Array, ""]] | None = None
 ) -> Tree:
-    """Sum a tree of arrays over the leading axis of `items`, as `sum_and_stack` does.
+    """Sum a tree of arrays over the leading axis of `items`.
+
+    `sum_and_stack` says how.
 
     Args:
         compute: The tree of one item.
@@ -136,9 +138,9 @@ def sum_over(
 def sum_and_stack(
     compute: Callable[[Item], tuple[Tree, Stack]], items: Item, counts: Callable[[Item], Bool[Array, ""]] | None = None
 ) -> tuple[Tree, Stack]:
-    """Sum one tree of arrays over the leading axis of `items`, and stack another.
+    """Sum one tree of arrays over `items`, and stack another.
 
-    One item is in memory at a time. A sum of `LONG` items or more is compensated (Kahan): its rounding error does not
+    Both are over the leading axis of `items`. One item is in memory at a time. A sum of `LONG` items or more is compensated (Kahan): its rounding error does not
     grow with their number, and it needs the memory of a second tree.
 
     Args:

@@ -49,9 +49,9 @@ def mean_over_batches(problem: Problem, of_batch: Callable[[Batch], Tree]) -> Tr
 
 
 def _mean_and_rows(problem: Problem, of_batch: Callable[[Batch], tuple[Tree, Rows]]) -> tuple[Tree, Rows]:
-    """Average one tree over batches, and collect the rows of another, divided by the root of the number of batches.
+    """Average one tree over batches, and collect rows.
 
-    Batches that fill up devices have rows of zeros.
+    Rows are divided by the root of the number of batches; batches that fill up devices have rows of zeros.
     """
     fill = devices() > 1
 
@@ -73,7 +73,7 @@ def sum_over_samples(
     of_gradients: Callable[[ExampleGradients], tuple[Statistic, Rows]],
     of_trees: Callable[[Params], tuple[Statistic, Rows]],
 ) -> tuple[Statistic, Rows]:
-    """Sum a quadratic statistic `Σ_i q(g_i)` over curvature samples, and collect rows `r(g_i)`.
+    """Sum a statistic `Σ_i q(g_i)` over curvature samples, and collect rows `r(g_i)`.
 
     With `q(g) = g gᵀ` the expectation is C itself, and so is that of `Σ_i r_i r_iᵀ` with `r(g) = g`. The samples are
     the examples' own contributions for `empirical_fisher`. Otherwise they are draws from N(0, ∇²head), pulled back to

@@ -219,7 +219,7 @@ class EigenbasisBackend(Backend[EigenbasisState]):  # abstract: subclasses defin
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Factor:
-    """A second moment M of few vectors, as its factor: `M = Σ r rᵀ` over the rows r.
+    """A second moment of few vectors, `M = Σ r rᵀ`, as these vectors.
 
     Attributes:
         rows: The rows.
