@@ -28,7 +28,7 @@ from influence_ssl_jax.store import read_sealed
 
 COMPARISONS = Path(__file__).parents[1] / "experiments" / "results"
 RESULT = Path(__file__).parent / "results" / "coverage.json"
-BACKENDS = ("LoGra 8 dropped", "Arnoldi 24", "EKFAC", "Identity")
+BACKENDS = ("LoGra 8", "Arnoldi 24", "EKFAC", "Identity")
 DAMPING, SIZE, LEVEL, BLANK = 0.1, 20_000, 0.9, 1e-29
 CASES = ((200, 0.0, 100), (500, 0.0, 100), (200, 0.01, 100), (200, 0.0, 1000), (500, 0.0, 1000), (200, 0.01, 1000))
 """Audited images, share of exact scores that are nearly zero, number of audits."""

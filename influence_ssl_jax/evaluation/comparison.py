@@ -36,16 +36,17 @@ def backends_to_compare(grid: Grid) -> list[Backend]:
 def label(backend: Backend) -> str:
     """Name a backend in a few words.
 
-    They are its name, its main setting, and what it does with the complement.
+    They are its name, its main setting, and what it does with the complement, where that is not its default.
 
     Examples:
-        >>> label(ihvp.EKFAC(rank=8)), label(ihvp.CG())
-        ('EKFAC 8', 'CG 200')
+        >>> label(ihvp.EKFAC(rank=8)), label(ihvp.CG()), label(ihvp.LoGra(8)), label(ihvp.LoGra(8, complement="keep"))
+        ('EKFAC 8', 'CG 200', 'LoGra 8', 'LoGra 8 kept')
     """
     settings = {name: getattr(backend, name, None) for name in (*backend.main_settings, "complement", "preconditioner")}
     words = [type(backend).__name__, *(str(settings[name]) for name in backend.main_settings if settings[name])]
-    if settings["complement"] == "drop":
-        words.append("dropped")
+    complement = settings["complement"]
+    if complement and complement != getattr(type(backend), "complement", None):
+        words.append({"drop": "dropped", "keep": "kept"}[complement])
     if settings["preconditioner"]:
         words.append(f"by {label(settings['preconditioner'])}")
     return " ".join(words)
