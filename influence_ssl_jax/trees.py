@@ -140,8 +140,8 @@ def sum_and_stack(
 ) -> tuple[Tree, Stack]:
     """Sum one tree of arrays over `items`, and stack another.
 
-    Both are over the leading axis of `items`. One item is in memory at a time. A sum of `LONG` items or more is compensated (Kahan): its rounding error does not
-    grow with their number, and it needs the memory of a second tree.
+    Both are over the leading axis of `items`. One item is in memory at a time. A sum of `LONG` items or more is
+    compensated (Kahan): its rounding error does not grow with their number, and it needs the memory of a second tree.
 
     Args:
         compute: The tree to be summed, and the tree to be stacked, of one item.

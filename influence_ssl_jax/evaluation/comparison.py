@@ -46,7 +46,7 @@ def label(backend: Backend) -> str:
     words = [type(backend).__name__, *(str(settings[name]) for name in backend.main_settings if settings[name])]
     complement = settings["complement"]
     if complement and complement != getattr(type(backend), "complement", None):
-        words.append({"drop": "dropped", "keep": "kept"}[complement])
+        words.append("kept" if complement in ("keep", "mean") else "dropped")
     if settings["preconditioner"]:
         words.append(f"by {label(settings['preconditioner'])}")
     return " ".join(words)

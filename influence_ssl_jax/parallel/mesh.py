@@ -131,8 +131,8 @@ def over_examples(of_rows: Callable[[PyTree, Items], Rows]) -> Callable[[PyTree,
 def sum_and_gather(compute: Callable[[Items], tuple[Total, Rows]], items: Items) -> tuple[Total, Rows]:
     """Return `compute(items)`, a sum and rows.
 
-    Each device computes those of its part. Parts are along the leading axis, and so are rows. The order of summation, and therefore rounding, depends on the
-    number of devices.
+    Each device computes those of its part. Parts are along the leading axis, and so are rows. The order of summation,
+    and therefore rounding, depends on the number of devices.
     """
     if devices() == 1:
         return compute(items)
