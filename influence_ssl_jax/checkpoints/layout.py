@@ -19,6 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from influence_ssl_jax.checkpoint import CheckpointError
 from influence_ssl_jax.checkpoints.tensors import Foreign, Tensor, is_safetensors, read_safetensors, read_torch
+from influence_ssl_jax.data.statistics import STATISTICS
 from influence_ssl_jax.data.transform import ToInput
 from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.losses import BYOL, BarlowTwins, Loss, SimCLR
@@ -29,7 +30,7 @@ State: TypeAlias = Mapping[str, Tensor]
 Source: TypeAlias = tuple[str, Callable[[np.ndarray], np.ndarray]]
 """The torch name of an array, and the function that converts it to an array of flax."""
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET = STATISTICS["imagenet"]
 """Mean and standard deviation of each channel, for pixels in [0, 1]."""
 COUNTER = "num_batches_tracked"
 """Suffix of the names of torch's counters of batches, which no network reads."""

@@ -9,7 +9,6 @@ from typing import Any
 
 from influence_ssl_jax.checkpoint import CheckpointError
 from influence_ssl_jax.checkpoints.layout import (
-    IMAGENET,
     Choices,
     Format,
     Imported,
@@ -33,14 +32,8 @@ from influence_ssl_jax.checkpoints.resnet import (
     head_of,
     module_of,
 )
+from influence_ssl_jax.data.statistics import STATISTICS
 from influence_ssl_jax.types import Frozen, Params
-
-NORMALISATIONS = {
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    "imagenet": IMAGENET,
-}
-"""Mean and standard deviation for each data set, as in solo-learn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +76,7 @@ class SoloLearn(Format):
                 f"{file.path} does not say how its images were normalised, and there is no args.json beside it. Pass "
                 "--dataset cifar10, cifar100 or imagenet, or --mean and --std."
             )
-        mean, std = normalisation(choices, NORMALISATIONS[choices.dataset or "imagenet"])
+        mean, std = normalisation(choices, STATISTICS[choices.dataset or "imagenet"])
         size, shorter = (32, None) if module.stem == "solo_learn" else (224, 256)
         to_input = input_of(choices, size, shorter, "bicubic")
         parts = ("projector", "predictor")
@@ -129,7 +122,7 @@ def _complete(choices: Choices, arguments: Mapping[str, Any]) -> Choices:
     data, method = arguments.get("data"), arguments.get("method")
     dataset = data.get("dataset") if isinstance(data, dict) else arguments.get("dataset")
     changes: dict[str, Any] = {}
-    if choices.dataset is None and dataset in NORMALISATIONS:
+    if choices.dataset is None and dataset in STATISTICS:
         changes["dataset"] = dataset
     if choices.loss is None and method in ("simclr", "byol", "barlow_twins"):
         changes["loss"] = method

@@ -150,7 +150,7 @@ class ResNet(nn.Module):
         return jnp.mean(x.astype(jnp.promote_types(x.dtype, jnp.float32)), axis=(1, 2))
 
 
-def ResNet18(width: int = 64, dtype: jax.typing.DTypeLike | None = None) -> ResNet:
+def ResNet18(width: int = 64, dtype: jax.typing.DTypeLike | None = None, stem: Stem = "cifar") -> ResNet:
     """Return the ResNet-18 for small images.
 
     It has 11,168,832 parameters at width 64 on RGB images.
@@ -163,4 +163,4 @@ def ResNet18(width: int = 64, dtype: jax.typing.DTypeLike | None = None) -> ResN
         >>> trees.size(jax.eval_shape(lambda x: network.init(jax.random.key(0), x, False), images)["params"])
         11168832
     """
-    return ResNet(width, dtype)
+    return ResNet(width, dtype, stem=stem)

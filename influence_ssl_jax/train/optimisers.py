@@ -33,6 +33,7 @@ class Lars:
         momentum: m.
         warmup_epochs: Epochs in which the rate rises linearly; it then falls to 0 along a cosine.
         warmup_start: Learning rate at step 0, if there is a warm-up.
+        scale_by_batch: Multiply `learning_rate` by the batch size over 256, as solo-learn does; `warmup_start` is not.
 
     Examples:
         The gradient is so large that the first step is the share η = 0.5 of the norm of the weights, 2.
@@ -52,6 +53,7 @@ class Lars:
     momentum: float = 0.9
     warmup_epochs: int = 10
     warmup_start: float = 0.003
+    scale_by_batch: bool = False
 
     def __post_init__(self) -> None:
         """Refuse numbers with which no step descends."""
@@ -82,6 +84,7 @@ class Sgd:
         momentum: m.
         warmup_epochs: Epochs in which the rate rises linearly; it then falls to 0 along a cosine.
         warmup_start: Learning rate at step 0, if there is a warm-up.
+        scale_by_batch: Multiply `learning_rate` by the batch size over 256, as solo-learn does; `warmup_start` is not.
 
     Examples:
         Only the matrix decays: its step is −0.1 · (1 + 0.5 · 2), that of the bias is −0.1 · 1.
@@ -101,6 +104,7 @@ class Sgd:
     momentum: float = 0.9
     warmup_epochs: int = 0
     warmup_start: float = 0.0
+    scale_by_batch: bool = False
 
     def __post_init__(self) -> None:
         """Refuse numbers with which no step descends."""
@@ -124,11 +128,45 @@ class Sgd:
 
 Optimiser: TypeAlias = Lars | Sgd
 
+REFERENCE_BATCH = 256
+"""The batch size for which a rate that scales with the batch is given."""
 
-def schedule(optimiser: Optimiser, epochs: int, steps_per_epoch: int) -> optax.Schedule:
+
+def highest_rate(optimiser: Optimiser, batch_size: int) -> float:
+    """Return the learning rate after warm-up, in batches of this size.
+
+    Examples:
+        >>> from influence_ssl_jax.train.optimisers import Lars, highest_rate
+        >>> highest_rate(Lars(0.4), 64), highest_rate(Lars(0.4, scale_by_batch=True), 64)
+        (0.4, 0.1)
+    """
+    scale = batch_size / REFERENCE_BATCH if optimiser.scale_by_batch else 1.0
+    return optimiser.learning_rate * scale
+
+
+def describe_rate(optimiser: Optimiser, batch_size: int) -> str:
+    """Say which learning rate results from the settings and the batch.
+
+    Examples:
+        >>> from influence_ssl_jax.train.optimisers import Lars, describe_rate
+        >>> describe_rate(Lars(0.4, scale_by_batch=True), 64)
+        'Learning rate 0.1 in batches of 64: 0.4 × 64 / 256.'
+    """
+    said = f"Learning rate {highest_rate(optimiser, batch_size):.4g} in batches of {batch_size}"
+    if batch_size == REFERENCE_BATCH:
+        return f"{said}."
+    factor = f"{batch_size} / {REFERENCE_BATCH}"
+    if optimiser.scale_by_batch:
+        return f"{said}: {optimiser.learning_rate:.4g} × {factor}."
+    return f"{said}, not scaled by the batch (--training.optimiser.scale-by-batch multiplies it by {factor})."
+
+
+def schedule(
+    optimiser: Optimiser, epochs: int, steps_per_epoch: int, batch_size: int = REFERENCE_BATCH
+) -> optax.Schedule:
     """Return the learning rate as a function of the step.
 
-    It rises linearly from `warmup_start` to `learning_rate` in the epochs of warm-up, then falls along a cosine to 0 at
+    It rises linearly from `warmup_start` to `highest_rate` in the epochs of warm-up, then falls along a cosine to 0 at
     the last step.
 
     Examples:
@@ -137,9 +175,10 @@ def schedule(optimiser: Optimiser, epochs: int, steps_per_epoch: int) -> optax.S
         >>> [round(float(rate(step)), 3) for step in (0, 5, 10, 20, 30)]
         [0.0, 0.2, 0.4, 0.2, 0.0]
     """
+    peak = highest_rate(optimiser, batch_size)
     return optax.warmup_cosine_decay_schedule(
-        init_value=optimiser.warmup_start if optimiser.warmup_epochs else optimiser.learning_rate,
-        peak_value=optimiser.learning_rate,
+        init_value=optimiser.warmup_start if optimiser.warmup_epochs else peak,
+        peak_value=peak,
         warmup_steps=optimiser.warmup_epochs * steps_per_epoch,
         decay_steps=epochs * steps_per_epoch,
     )

@@ -11,10 +11,11 @@ import optax
 
 from influence_ssl_jax.augment.recipes import PRETRAINING
 from influence_ssl_jax.configuration import COUNT, POSITIVE, check_numbers
+from influence_ssl_jax.data.statistics import STATISTICS, Statistics
 from influence_ssl_jax.losses import BYOL, TRAINING_LOSSES, BarlowTwins, Loss, SimCLR, Supervised
 from influence_ssl_jax.nets.heads import Classifier, Predictor, Projector, SelfSupervised
 from influence_ssl_jax.nets.network import Network
-from influence_ssl_jax.nets.resnet import ResNet18
+from influence_ssl_jax.nets.resnet import ResNet18, Stem
 from influence_ssl_jax.problem import Objective
 from influence_ssl_jax.train.optimisers import Lars, Optimiser, Sgd, schedule
 
@@ -26,8 +27,8 @@ Depth: TypeAlias = Literal["encode", "project", "predict"]
 
 _log = logging.getLogger(__name__)
 
-CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
-CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+DEFAULT_STATISTICS = "cifar10"
+"""The data set whose channel statistics are taken if neither settings nor source say others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +43,11 @@ class Architecture:
         hidden_layers: Number of hidden layers of the projector.
         normalisation: Normalisation of the projector's hidden layers.
         predictor_hidden: Width of the predictor's hidden layer, for losses that compare with a target network.
-        mean: Mean of each channel, subtracted from pixels in [0, 1].
+        mean: Mean of each channel, subtracted from pixels in [0, 1]; with `std`, those of CIFAR-10 if not given.
+            `influence-ssl pretrain` takes those of its source, where they are known (CIFAR-10 and -100, ImageNet).
         std: Standard deviation of each channel, by which they are divided.
+        stem: The layers before the first stage: `cifar` (3×3, padding 1), `solo_learn` (3×3, padding 2) or `imagenet`
+            (7×7, stride 2, with max-pooling).
     """
 
     width: int = 64
@@ -52,13 +56,20 @@ class Architecture:
     hidden_layers: int = 1
     normalisation: Literal["batch", "none"] = "batch"
     predictor_hidden: int = 2048
-    mean: tuple[float, ...] = CIFAR10_MEAN
-    std: tuple[float, ...] = CIFAR10_STD
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    stem: Stem = "cifar"
 
     def __post_init__(self) -> None:
         """Refuse layers without channels, and pixels that no input has."""
+        if (self.mean is None) != (self.std is None):
+            raise ValueError(f"mean and std are given together or not at all, got mean={self.mean} and std={self.std}.")
         widths = dict.fromkeys(("width", "hidden", "output", "predictor_hidden"), COUNT)
         check_numbers(self, **widths, hidden_layers=(0, COUNT[1]), mean=(-math.inf, math.inf), std=POSITIVE)
+
+    def statistics(self) -> Statistics:
+        """Return mean and standard deviation of each channel."""
+        return STATISTICS[DEFAULT_STATISTICS] if self.mean is None or self.std is None else (self.mean, self.std)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,14 +139,15 @@ class Pretrain:
         shape = self.architecture
         projector = Projector(shape.hidden, shape.output, shape.hidden_layers, shape.normalisation, dtype)
         return SelfSupervised(
-            ResNet18(shape.width, dtype),
+            ResNet18(shape.width, dtype, shape.stem),
             Classifier(shape.output) if isinstance(self.loss, Supervised) else projector,
             Predictor(shape.predictor_hidden, dtype) if self.loss.compares_with_target else None,
         )
 
     def network(self, method: Depth, dtype: jax.typing.DTypeLike | None = None) -> Network:
         """Return the network up to a depth, in evaluation mode."""
-        return Network(self.module(dtype), method, mean=self.architecture.mean, std=self.architecture.std)
+        mean, std = self.architecture.statistics()
+        return Network(self.module(dtype), method, mean=mean, std=std)
 
     def objective(self, dtype: jax.typing.DTypeLike | None = None) -> Objective:
         """Return the training loss in evaluation mode, for curvatures and scores.
@@ -153,31 +165,32 @@ class Pretrain:
 
     def schedule(self, steps_per_epoch: int) -> optax.Schedule:
         """Return the learning rate as a function of the step."""
-        return schedule(self.optimiser, self.epochs, steps_per_epoch)
+        return schedule(self.optimiser, self.epochs, steps_per_epoch, self.batch_size)
 
 
 _SIMCLR = Pretrain(
     "simclr",
     SimCLR(0.2),
-    Architecture(hidden=2048, output=256, normalisation="none"),
-    Lars(0.4, weight_decay=1e-4),
+    Architecture(hidden=2048, output=256, normalisation="none", stem="solo_learn"),
+    Lars(0.4, weight_decay=1e-4, scale_by_batch=True),
     precision="bfloat16",
 )
 _BYOL = Pretrain(
     "byol",
     BYOL(),
-    Architecture(hidden=4096, output=256, predictor_hidden=4096),
-    Lars(1.0, weight_decay=1e-5),
+    Architecture(hidden=4096, output=256, predictor_hidden=4096, stem="solo_learn"),
+    Lars(1.0, weight_decay=1e-5, scale_by_batch=True),
     precision="bfloat16",
 )
 _BARLOW_TWINS = Pretrain(
     "barlow_twins",
     BarlowTwins(off_diagonal=0.0051, scale=0.1),
-    Architecture(hidden=2048, output=2048, hidden_layers=2),
-    Lars(0.3, weight_decay=1e-4),
+    Architecture(hidden=2048, output=2048, hidden_layers=2, stem="solo_learn"),
+    Lars(0.3, weight_decay=1e-4, scale_by_batch=True),
     precision="bfloat16",
 )
 _REMOVAL = {"epochs": 250, "batch_size": 512}
+_IMAGENET_MEAN, _IMAGENET_STD = STATISTICS["imagenet"]
 
 RECIPES: dict[str, Pretrain] = {
     "solo_learn_simclr": _SIMCLR,
@@ -186,20 +199,28 @@ RECIPES: dict[str, Pretrain] = {
     "table2_simclr": dataclasses.replace(_SIMCLR, views="table1"),
     "table2_byol": dataclasses.replace(_BYOL, views="table1"),
     "table2_barlow_twins": dataclasses.replace(_BARLOW_TWINS, views="table1"),
-    "table3_simclr": dataclasses.replace(_SIMCLR, views="table1", **_REMOVAL),
+    "table3_simclr": dataclasses.replace(_SIMCLR, views="table1", optimiser=Lars(0.4, weight_decay=1e-4), **_REMOVAL),
     "table3_byol": dataclasses.replace(
         _BYOL,
         views="table1",
-        architecture=Architecture(hidden=2048, output=256, predictor_hidden=2048),
+        architecture=Architecture(hidden=2048, output=256, predictor_hidden=2048, stem="solo_learn"),
         optimiser=Lars(0.35, weight_decay=1e-5),
         **_REMOVAL,
     ),
     "table3_barlow_twins": dataclasses.replace(
         _BARLOW_TWINS,
         views="table1",
-        architecture=Architecture(hidden=2048, output=512, hidden_layers=2),
+        architecture=Architecture(hidden=2048, output=512, hidden_layers=2, stem="solo_learn"),
         optimiser=Lars(0.35, weight_decay=1e-4),
         **_REMOVAL,
+    ),
+    "fairface_byol": dataclasses.replace(
+        _BYOL,
+        views="table1",
+        architecture=Architecture(
+            hidden=4096, output=256, predictor_hidden=4096, mean=_IMAGENET_MEAN, std=_IMAGENET_STD
+        ),
+        epochs=200,
     ),
     "short_simclr": Pretrain(
         "simclr",
@@ -215,11 +236,23 @@ RECIPES: dict[str, Pretrain] = {
 }
 """The recipes by name.
 
-`table2_*` are the checkpoints that arXiv 2412.17170 scores, as its Tables 1 and 2 describe them. `solo_learn_*` are
-those checkpoints as the scripts of solo-learn (scripts/pretrain/cifar) make them, with other views. `table3_*` are its
-removal runs, with seeds 0, 42 and 123. Mixed 16-bit precision is bfloat16 here. Learning rates are as printed, not
-rescaled by the batch size. `short_simclr` is a narrow network for a first look, trained for far too few epochs. Table 3
-prints a temperature of 0.1 for Barlow Twins, which has no temperature; it is taken as the scale of its loss.
+`solo_learn_*` are the CIFAR checkpoints of solo-learn, as its scripts make them (scripts/pretrain/cifar). `table2_*` are
+the checkpoints that arXiv 2412.17170 scores: the same settings, with the views of its Table 1. `table3_*` are its removal
+runs, with seeds 0, 42 and 123. `fairface_byol` is its run on faces, for inputs of 64×64 pixels
+(`--input.height 64 --input.width 64`). `short_simclr` is a narrow network for a first look, trained for far too few epochs.
+
+The tables leave open, and these recipes decide:
+
+- Weight decay, the trust coefficient's limit, and which parameters have neither: as in solo-learn.
+- The 16-bit kind of mixed precision: bfloat16; solo-learn has float16 with a scaled loss.
+- The stem: 3×3 with padding 2, as solo-learn has for CIFAR; for `fairface_byol` 3×3 with padding 1.
+- Whether rates scale with the batch: `solo_learn_*`, `table2_*` and `fairface_byol` multiply them by batch / 256, which is
+  1 in batches of 256. Rates of `table3_*` are as printed for batches of 512; solo-learn would double them
+  (`--training.optimiser.scale-by-batch`). `short_simclr` has 0.4 in batches of 64, four times solo-learn's.
+- A temperature of 0.1 for Barlow Twins in Table 3: the loss has none; it is the scale of the loss.
+- BYOL's target momentum (0.99 to 1 along a cosine) and width of the predictor (that of the projector's hidden layer).
+- Barlow Twins' weight of off-diagonal entries (0.0051), and the normalisation of projectors.
+- On faces, all but method and number of epochs: the settings of `table2_byol`, with ImageNet's channel statistics.
 """
 
 

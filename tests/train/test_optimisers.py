@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from influence_ssl_jax.train.optimisers import Lars, Sgd, lars, schedule
+from influence_ssl_jax.train.optimisers import Lars, Sgd, describe_rate, lars, schedule
 
 
 def tree(seed, size=1.0):
@@ -108,3 +108,12 @@ def test_the_rate_warms_up_and_falls_along_a_cosine(optimiser):
     np.testing.assert_allclose(rate(50), 0, atol=1e-9)
     without = schedule(dataclasses.replace(optimiser, warmup_epochs=0), epochs=10, steps_per_epoch=5)
     np.testing.assert_allclose(without(0), 0.4)
+    scaled = schedule(dataclasses.replace(optimiser, warmup_start=0.003, scale_by_batch=True), 10, 5, batch_size=64)
+    np.testing.assert_allclose([scaled(0), scaled(10), scaled(30)], [0.003, 0.1, 0.05])
+
+
+def test_the_rate_that_results_is_said_with_its_reason():
+    assert describe_rate(Lars(0.4), 256) == "Learning rate 0.4 in batches of 256."
+    assert describe_rate(Lars(0.4, scale_by_batch=True), 512) == "Learning rate 0.8 in batches of 512: 0.4 × 512 / 256."
+    unscaled = describe_rate(Sgd(0.4), 64)
+    assert unscaled.startswith("Learning rate 0.4 in batches of 64, not scaled by the batch (--training.optimiser.")

@@ -8,7 +8,7 @@ import pytest
 
 from influence_ssl_jax import configuration, trees
 from influence_ssl_jax.losses import BYOL, TRAINING_LOSSES, BarlowTwins, Supervised
-from influence_ssl_jax.train import RECIPES, Lars, Pretrain, tiny
+from influence_ssl_jax.train import RECIPES, Architecture, Lars, Pretrain, tiny
 from influence_ssl_jax.train.state import initial
 
 
@@ -66,7 +66,40 @@ def test_the_published_numbers(name, hidden, output, rate, epochs, batch, views)
     assert (shape.width, shape.hidden, shape.output) == (64, hidden, output)
     assert (settings.epochs, settings.batch_size, settings.views) == (epochs, batch, views)
     decay = 1e-5 if isinstance(settings.loss, BYOL) else 1e-4
-    assert optimiser == Lars(rate, eta=0.02, weight_decay=decay, momentum=0.9, warmup_epochs=10, warmup_start=0.003)
+    scaled = not name.startswith("table3")
+    assert optimiser == Lars(rate, 0.02, decay, 0.9, warmup_epochs=10, warmup_start=0.003, scale_by_batch=scaled)
+    assert float(settings.schedule(5)(50)) == pytest.approx(rate)  # what is printed is what is trained with
+    assert settings.module().backbone.stem == "solo_learn"
+
+
+def test_rates_of_solo_learn_follow_the_batch():
+    """solo/args/pretrain.py: lr · batch_size / 256; the start of the warm-up is not scaled."""
+    settings = dataclasses.replace(RECIPES["solo_learn_barlow_twins"], batch_size=64)
+    rate = settings.schedule(5)
+    assert float(rate(50)) == pytest.approx(0.075)
+    assert float(rate(0)) == pytest.approx(0.003)
+
+
+def test_faces_have_the_published_method_and_epochs_and_imagenets_statistics():
+    settings = RECIPES["fairface_byol"]
+    assert (settings.epochs, settings.views, type(settings.loss)) == (200, "table1", BYOL)
+    assert settings.network("encode").mean == (0.485, 0.456, 0.406)
+
+
+def test_statistics_are_given_together_or_are_those_of_cifar10():
+    assert Pretrain().network("encode").std == (0.2470, 0.2435, 0.2616)
+    given = Architecture(mean=(0.5,), std=(0.2,))
+    assert Pretrain(architecture=given).network("encode").mean == (0.5,)
+    with pytest.raises(ValueError, match=r"together or not at all, got mean=\(0.5,\) and std=None"):
+        Architecture(mean=(0.5,))
+
+
+def test_settings_of_files_without_the_newer_fields_are_restored_as_they_were_trained():
+    described = configuration.describe(Pretrain(architecture=Architecture(mean=(0.5,), std=(0.2,))))
+    del described["optimiser"]["scale_by_batch"], described["architecture"]["stem"]
+    restored = configuration.restore(described, [Pretrain])
+    assert not restored.optimiser.scale_by_batch
+    assert restored.architecture.stem == "cifar"
 
 
 def test_barlow_twins_has_the_published_weights():
