@@ -28,6 +28,8 @@ class Stream(enum.Enum):
     TRAINING_EXAMPLES = "keys of training examples"
     PROBE_TRAIN = "examples that probes of training learn from"
     PROBE_TEST = "examples that probes of training are judged by"
+    LEFT_OUT = "training examples that are left out for probes"
+    LINEAR_ORDER = "order of the examples of a linear evaluation"
     CURVATURE_ORDER = "choice of the curvature set"
     CURVATURE_EXAMPLES = "keys of the curvature set's examples"
     SCORED_EXAMPLES = "keys of scored examples"

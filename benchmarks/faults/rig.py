@@ -102,7 +102,7 @@ class Rig:
         fields = {field.name: getattr(tiny(SimCLR()), field.name) for field in dataclasses.fields(Pretrain)}
         training = Small(**{**fields, "epochs": 5, "batch_size": 50, "seed": seed})
         probe, source = Probe(bank=8, queries=8, neighbours=1, linear=0), Folder(str(self.root / "images"))
-        settings = PretrainRun(self.root / out, source, training, ToInput(SIZE, SIZE), probe)
+        settings = PretrainRun(self.root / out, source, training, ToInput(SIZE, SIZE), probe=probe)
         pretrain(settings)
 
     def run(self, action: Action, said: str = "said.txt") -> tuple[int, str]:

@@ -113,7 +113,7 @@ def demo(settings: Demo, out: Console) -> None:
     )
     encoder, scores = settings.out / "encoder", settings.out / "scores"
     out.rule("1  Pretrain without labels", align="left")
-    pretrain(PretrainRun(encoder, source, training, ToInput(source.size, source.size), Probe(linear=0)), out)
+    pretrain(PretrainRun(encoder, source, training, ToInput(source.size, source.size), probe=Probe(every=0)), out)
     out.rule("2  Score every image", align="left")
     scoring = Scoring(draws=settings.draws, seed=settings.seed)
     score(ScoreRun(encoder, scores, source, curvature=CurvatureSet(examples=512), scoring=scoring), out)

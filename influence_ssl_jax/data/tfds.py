@@ -392,6 +392,21 @@ class OpenTfds(OpenSource):
         files = [f"{Path(name).name} {part}" for name, part in _files(info, self._split)]
         return digest("tfds", info.full_name, self._image, str(self._label), *files)
 
+    def overlaps(self, other: "OpenTfds") -> bool:
+        """Test whether a record belongs to both splits."""
+        mine, theirs = self._spans(), other._spans()
+        return any(
+            name == file and start < end and begin < stop for name, start, stop in mine for file, begin, end in theirs
+        )
+
+    def _spans(self) -> list[tuple[str, int, int]]:
+        """Return the files, the first record of each, and the one after the last."""
+        parts = self._builder.info.splits[self._split].file_instructions
+        return [
+            (str(each.filename), each.skip, each.examples_in_shard if each.take < 0 else each.skip + each.take)
+            for each in parts
+        ]
+
 
 def _files(info: Any, split: str) -> list[tuple[str, str]]:
     """Return a split's files, and which part of each is read."""

@@ -305,23 +305,47 @@ class AuditRun:
 
 
 @dataclasses.dataclass(frozen=True)
+class Unseen:
+    """Test images: in what they differ from the training images.
+
+    They are of the same kind of source, with the settings of the training images apart from these.
+
+    Attributes:
+        split: Their split, for source:tfds.
+        path: Their folder, file, pattern or address, for source:folder, source:parquet and source:shards.
+        table: Their table of classes and attributes, for source:folder.
+        only: A file with their ids, as --source.only.
+    """
+
+    split: str | None = None
+    path: str | None = None
+    table: str | None = None
+    only: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class PretrainRun:
     """Train an encoder without labels, by SimCLR, BYOL or Barlow Twins.
 
     The supervised baseline is trained with labels. If a run was stopped, the same command continues it from its last
     complete epoch.
 
-    influence-ssl pretrain --out runs/simclr source:tfds --source.name cifar10
+    influence-ssl pretrain --out runs/simclr --test.split test source:tfds --source.name cifar10
 
     influence-ssl pretrain --out runs/byol source:folder --source.path faces training:table3-byol --training.epochs 100
+
+    Accuracies are of test images, never of images that were trained on. Without test images there are none.
 
     Attributes:
         out: Folder of the run: checkpoints, metrics.jsonl (one line for each epoch), and the encoder that `score`
             reads.
-        source: The images. Labels, if there are any, are read by the accuracy probe alone.
+        source: The images. Labels, if there are any, are read by the supervised loss and for accuracies alone.
         training: A recipe, by name: loss, views, network, optimiser and duration, each of which can be changed.
         input: How an image becomes the network's input.
-        probe: The nearest-neighbour and linear accuracy after each epoch.
+        test: The test images: a split, path or list of ids of their own.
+        leave_out: Share of the images that is left out of training and serves as test images.
+        probe: The nearest-neighbour and linear accuracy on test images between epochs.
+        keep: Epochs after which the encoder is kept in encoders/epoch-N, which `--encoder` takes; 0 is untrained.
         distributed: For a run of several processes without a scheduler that numbers them.
     """
 
@@ -329,8 +353,21 @@ class PretrainRun:
     source: Source = dataclasses.field(default_factory=Digits)
     training: Pretrain = dataclasses.field(default_factory=lambda: RECIPES["solo_learn_simclr"])
     input: ToInput = dataclasses.field(default_factory=ToInput)
+    test: Unseen = dataclasses.field(default_factory=Unseen)
+    leave_out: float = 0.0
     probe: Probe = dataclasses.field(default_factory=Probe)
+    keep: tuple[int, ...] = ()
     distributed: Distributed = dataclasses.field(default_factory=Distributed)
+
+    def __post_init__(self) -> None:
+        """Refuse a share that is none, two kinds of test images, and epochs that are not trained."""
+        if not 0 <= self.leave_out < 1:
+            raise ValueError(f"leave_out is a share of the images, from 0 to below 1, got {self.leave_out}.")
+        if self.leave_out and self.test != Unseen():
+            raise ValueError("Test images are named (--test.…) or left out of training (--leave-out), not both.")
+        beyond = [epoch for epoch in self.keep if not 0 <= epoch <= self.training.epochs]
+        if beyond:
+            raise ValueError(f"keep names epochs 0 to {self.training.epochs} of this run, got {beyond[0]}.")
 
 
 @dataclasses.dataclass(frozen=True)

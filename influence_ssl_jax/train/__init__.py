@@ -4,7 +4,7 @@ from influence_ssl_jax.errors import require
 
 require("train")
 
-from influence_ssl_jax.train.export import Trained, load, save
+from influence_ssl_jax.train.export import Kept, Trained, load, save
 from influence_ssl_jax.train.loop import pretrain
 from influence_ssl_jax.train.optimisers import Lars, Sgd
 from influence_ssl_jax.train.probes import Probe
@@ -14,6 +14,7 @@ from influence_ssl_jax.train.settings import RECIPES, Architecture, Pretrain, ti
 __all__ = [
     "RECIPES",
     "Architecture",
+    "Kept",
     "Lars",
     "Pretrain",
     "Probe",

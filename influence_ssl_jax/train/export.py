@@ -1,6 +1,7 @@
 """Save trained networks and load them, also as encoders."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeGuard
 
@@ -9,8 +10,8 @@ import jax
 from influence_ssl_jax import checkpoint, configuration
 from influence_ssl_jax.augment.recipes import PRETRAINING
 from influence_ssl_jax.data.transform import ToInput
-from influence_ssl_jax.encoder import PARTS, Encoder, Heads
-from influence_ssl_jax.train.resume import Row
+from influence_ssl_jax.encoder import FILE, PARTS, Encoder, Heads
+from influence_ssl_jax.train.resume import Row, TrainingError
 from influence_ssl_jax.train.settings import Pretrain
 from influence_ssl_jax.train.state import TrainState, initial
 from influence_ssl_jax.types import Frozen, Params, PyTree
@@ -50,6 +51,51 @@ class Trained:
         name = f"{type(loss).__name__}, ResNet-18 of width {self.settings.architecture.width}"
         backbone = {"backbone": self.params["backbone"]}
         return Encoder(self.settings.network("encode"), backbone, self.frozen, to_input, name, heads)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """The epochs of a run whose networks are kept, each in a folder of its own.
+
+    Attributes:
+        folder: The folder of those folders, `epoch-<number>`.
+        epochs: Numbers of epochs; 0 is the untrained network.
+        notes: Further entries of the descriptions, plain JSON.
+    """
+
+    folder: Path
+    epochs: frozenset[int] = frozenset()
+    notes: Mapping[str, configuration.Plain] = dataclasses.field(default_factory=dict)
+
+    def file(self, epoch: int) -> Path:
+        """Return the path, without suffix, of the files of an epoch's network."""
+        return self.folder / f"epoch-{epoch}" / FILE
+
+    def require(self, done: int) -> None:
+        """Check that a resumed run has kept the networks of the epochs that are done.
+
+        Args:
+            done: Number of epochs that are done; 0 if the run begins.
+
+        Raises:
+            TrainingError: One is absent: its state is gone.
+        """
+        past = [epoch for epoch in sorted(self.epochs) if epoch <= done] if done else []
+        absent = [str(epoch) for epoch in past if not self._is_there(epoch)]
+        if absent:
+            raise TrainingError(
+                f"The run has finished {done} epochs and has not kept its network after epoch {absent[0]}. Leave "
+                f"{', '.join(absent)} out of --keep, or train in another folder."
+            )
+
+    def _is_there(self, epoch: int) -> bool:
+        """Test whether both files of an epoch's network exist."""
+        files = checkpoint.Files.of(self.file(epoch))
+        return files.arrays.exists() and files.description.exists()
+
+    def save(self, epoch: int, trained: Trained) -> None:
+        """Write the network after an epoch."""
+        save(self.file(epoch), trained, epoch=epoch, **self.notes)
 
 
 def save(

@@ -17,11 +17,14 @@ from influence_ssl_jax.parallel import first_only, is_first, sum_over_processes
 from influence_ssl_jax.progress import Note, Progress, silent
 from influence_ssl_jax.run_log import Pace, RunLog, Watch, watched
 from influence_ssl_jax.store.identity import refuse_disagreement
-from influence_ssl_jax.train.export import Trained
+from influence_ssl_jax.train.export import Kept, Trained
 from influence_ssl_jax.train.probes import Evaluation, Probe
 from influence_ssl_jax.train.resume import Checkpoints, Journal, Layout, Row, TrainingError, check_images, claim
 from influence_ssl_jax.train.settings import Pretrain
 from influence_ssl_jax.train.state import Metrics, Step, TrainState, initial, make_step
+
+STATES = 2
+"""Number of epochs whose states are kept, so that a run with a damaged state continues from the one before it."""
 
 
 def pretrain(
@@ -31,13 +34,13 @@ def pretrain(
     folder: Path,
     test: OpenSource | None = None,
     probe: Probe | None = None,
-    keep: int = 2,
+    kept: Kept | None = None,
     progress: Progress = silent,
 ) -> Trained:
     """Train a network in `folder`, or continue the run that is there.
 
     The folder receives `settings.json`; `metrics.jsonl`, one row for each epoch; `checkpoints/`, the states after the
-    last `keep` epochs; and `log.jsonl` and `heartbeat.json`, as scoring writes them. A run that was stopped continues
+    last two epochs; and `log.jsonl` and `heartbeat.json`, as scoring writes them. A run that was stopped continues
     from its last complete epoch, with the same result bit for bit as without the stop. If the source is smaller than a
     batch, the batch is the whole source. Examples that cannot be read are replaced and counted in the journal
     (`skipped`).
@@ -50,14 +53,14 @@ def pretrain(
         source: The training examples; only the supervised loss and the probe read labels.
         transform: The transform of an image to the input.
         folder: The folder of the run.
-        test: Queries of the probe; None takes them from the training examples.
+        test: Test examples, whose classes the probe predicts; None measures no accuracy.
         probe: Settings of the probe; None means `Probe()`.
-        keep: Number of checkpoints to keep.
+        kept: The epochs whose networks are kept; None keeps that of the last epoch alone, which is returned.
         progress: The function that receives the events of the run.
 
     Raises:
-        TrainingError: If the folder has another run, the source has fewer than two examples, a batch cannot be split
-            evenly over the processes, or the loss became NaN or infinite.
+        TrainingError: If the folder has another run or lacks a network that was to be kept, the source has fewer than
+            two examples, a batch cannot be split evenly over the processes, or the loss became NaN or infinite.
         DataError: If the source is empty, or a batch cannot be filled.
         StoreError: If another process is working on the run in the folder.
     """
@@ -65,26 +68,30 @@ def pretrain(
         raise DataError("The data set has no images; there is nothing to train on. Check its path, split or filter.")
     if len(source) == 1:
         raise TrainingError("Training compares examples of a batch and needs at least 2; the source has 1.")
+    probe, kept = probe or Probe(), kept or Kept(folder)
+    measured = test if probe.every else None
     description = {
         "pretrain": configuration.describe(settings),
         "input": configuration.describe(transform),
         "data": _data(source, transform),
+        **({} if measured is None else {"probe": configuration.describe(probe), "test": _data(measured, transform)}),
         **provenance.decisive("optax"),
     }
     refuse_disagreement(description)
     shape = (transform.height, transform.width, transform.channels)
     size = min(settings.batch_size, len(source))
     steps, layout = len(source) // size, Layout.of(size)
-    evaluate = Evaluation(probe or Probe(), settings, source, test, transform)
+    evaluate = None if measured is None else Evaluation(probe, settings, source, measured, transform)
     with contextlib.ExitStack() as until_the_end:
         claimed = first_only(lambda: claim(folder, description))
         until_the_end.enter_context(claimed or contextlib.nullcontext())
         if isinstance(source, Cached):
             check_images(folder, source.examples)
-        kept = Checkpoints(folder, keep, configuration.fingerprint(description))
-        checkpoints = until_the_end.enter_context(contextlib.closing(kept))
+        states = Checkpoints(folder, STATES, configuration.fingerprint(description))
+        checkpoints = until_the_end.enter_context(contextlib.closing(states))
         log, journal = until_the_end.enter_context(RunLog(folder)), Journal(folder / "metrics.jsonl")
         done, state = checkpoints.latest(layout.everywhere(initial(settings, shape)))
+        first_only(lambda: kept.require(done))
         log.event("start", **_extent(settings, steps), resumed_at_step=done * steps, command=provenance.command())
         history, spent = journal.keep(done) if is_first() else [], defaultdict[str, float](float)
         step, pace = make_step(settings, steps), Pace(settings.epochs * steps * size, done * steps * size)
@@ -92,16 +99,25 @@ def pretrain(
         with watched(progress, log, "training", pace) as watch:
 
             def record(row: Row) -> None:
-                watch.pause("probing")
                 if is_first():
-                    row = {**row, **evaluate(layout.here(state))}
+                    if evaluate is not None and probe.is_due(int(row["epoch"]), settings.epochs):
+                        watch.pause("probing")
+                        row = {**row, **evaluate(layout.here(state))}
                     journal.append(row)
                     history.append(row)
                     _say(row, watch)
                 log.event("epoch", **row, **pace.facts())
 
+            def keep(number: int, state: TrainState) -> None:
+                if number in kept.epochs:
+                    here = layout.here(state)
+                    trained = Trained(settings, shape, here.params, here.frozen, tuple(history))
+                    first_only(lambda: kept.save(number, trained))
+
             if done == 0 and not history:
                 record({"epoch": 0})
+            if done == 0:
+                keep(0, state)
             for number in range(done + 1, settings.epochs + 1):
                 loaded = epoch(
                     source, transform, settings.batch_size, settings.seed, number, part=layout.part, place=layout.place
@@ -110,6 +126,7 @@ def pretrain(
                 spent["all"] += summary["seconds"]
                 record({"epoch": number, **summary})
                 watch.pause("saving")
+                keep(number, state)  # before the state: a run that is killed between them does this epoch again
                 checkpoints.save(number, state)
         if is_first():
             _finish({**_extent(settings, steps), "resumed_at_step": done * steps}, history, spent, log, progress)

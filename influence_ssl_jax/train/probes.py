@@ -119,44 +119,52 @@ def linear_accuracy(bank: Labelled, queries: Labelled, iterations: int = 200) ->
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """Settings of the probes after every epoch, for data with labels.
+    """Settings of the probes between epochs, for test examples with classes.
 
     Probes never influence training.
 
     Attributes:
         bank: Number of training examples that vote and that the linear probe is fitted to.
-        queries: Number of examples that are classified: of the test source, or of the training examples outside the
-            bank if there is no test source.
+        queries: Number of test examples that are classified.
         neighbours: Number of neighbours that vote on a query.
         linear: Iterations of the linear probe; 0 leaves it out.
+        every: Epochs between two probes; the untrained and the last network are probed too. 0 leaves probes out.
     """
 
     bank: int = 5000
     queries: int = 2000
     neighbours: int = 20
     linear: int = 100
+    every: int = 1
 
     def __post_init__(self) -> None:
         """Refuse numbers of nothing."""
-        check_numbers(self, bank=COUNT, queries=COUNT, neighbours=COUNT, linear=(0, COUNT[1]))
+        check_numbers(self, bank=COUNT, queries=COUNT, neighbours=COUNT, linear=(0, COUNT[1]), every=(0, COUNT[1]))
+
+    def is_due(self, epoch: int, epochs: int) -> bool:
+        """Test whether the network is probed after this many of all epochs.
+
+        Examples:
+            >>> from influence_ssl_jax.train import Probe
+            >>> [epoch for epoch in range(6) if Probe(every=2).is_due(epoch, 5)]
+            [0, 2, 4, 5]
+        """
+        return self.every > 0 and (epoch % self.every == 0 or epoch == epochs)
 
 
 class Evaluation:
     """The probe of a run, on examples fixed for all of it."""
 
     def __init__(
-        self, probe: Probe, settings: Pretrain, train: OpenSource, test: OpenSource | None, transform: ToInput
+        self, probe: Probe, settings: Pretrain, train: OpenSource, test: OpenSource, transform: ToInput
     ) -> None:
         self._probe, self._transform, self._batch_size = probe, transform, settings.batch_size
-        self._bank, self._queries = train, train if test is None else test
-        order = randomness.generator(settings.seed, Stream.PROBE_TRAIN).permutation(len(train))
-        # Without a test source at most half of the training examples are in the bank, so that others remain as queries.
-        bank = min(probe.bank, len(train) if test is not None else max(1, len(train) // 2))
-        self._bank_indices = order[:bank]
-        rest = order[bank:]
-        if test is not None:
-            rest = randomness.generator(settings.seed, Stream.PROBE_TEST).permutation(len(test))
-        self._query_indices = rest[: probe.queries]
+        self._bank, self._queries = train, test
+        bank, queries = (
+            randomness.generator(settings.seed, stream).permutation(len(source))
+            for stream, source in ((Stream.PROBE_TRAIN, train), (Stream.PROBE_TEST, test))
+        )
+        self._bank_indices, self._query_indices = bank[: probe.bank], queries[: probe.queries]
         self._network = settings.network("encode")
         self._key = randomness.root(settings.seed, Stream.PROBE_TEST)
 

@@ -179,3 +179,14 @@ def test_tensorflow_is_not_imported(prepared):
         "sys.exit('tensorflow' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_splits_with_a_common_record_overlap(prepared):
+    def of(split):
+        return Tfds("tiny_shapes", split, str(prepared)).open()
+
+    assert of("train").overlaps(of("train[10:]"))
+    assert of("train[:6]").overlaps(of("train[5:7]"))
+    assert not of("train[:5]").overlaps(of("train[5:]"))
+    assert not of("train").overlaps(of("test"))
+    assert of("train[:5]").overlaps(of("train[5:]+train[:1]"))

@@ -47,7 +47,7 @@ def run(folder: Path, encoder: Path, who: Distributed) -> None:
     """Pretrain, then score, each by its command."""
     training = small(SimCLR(0.5), epochs=1, batch_size=48)
     probe = Probe(bank=8, queries=8, neighbours=1, linear=0)
-    pretrain(PretrainRun(folder / "encoder", SOURCE, training, INPUT, probe, who))
+    pretrain(PretrainRun(folder / "encoder", SOURCE, training, INPUT, probe=probe, distributed=who))
     scored = ScoreRun(
         encoder,
         folder / "scores",

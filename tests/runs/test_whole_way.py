@@ -31,7 +31,7 @@ def encoder(tmp_path, monkeypatch):
     """A network of one convolution, pretrained by the command."""
     monkeypatch.setattr(export, "Pretrain", Small)
     folder, training = tmp_path / "encoder", small(SimCLR(0.5), epochs=1, batch_size=13)
-    pretrain(PretrainRun(folder, SOURCE, training, INPUT, Probe(linear=0)))
+    pretrain(PretrainRun(folder, SOURCE, training, INPUT, probe=Probe(linear=0)))
     return folder
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from influence_ssl_jax import checkpoint
 from influence_ssl_jax.cli.console import Renderer
 from influence_ssl_jax.data import Arrays
 from influence_ssl_jax.data.arrays import InMemory
@@ -23,8 +24,9 @@ from influence_ssl_jax.errors import DataError, FullDiskError, StoreError, disk_
 from influence_ssl_jax.losses import BYOL, SimCLR
 from influence_ssl_jax.run_log import RunLog, json_lines
 from influence_ssl_jax.store.files import lock
-from influence_ssl_jax.train import Probe, Sgd, TrainingError, export, pretrain
-from influence_ssl_jax.train.resume import Journal
+from influence_ssl_jax.train import Kept, Probe, Sgd, TrainingError, export, pretrain
+from influence_ssl_jax.train.resume import Checkpoints, Journal
+from influence_ssl_jax.train.state import initial
 from tests.train.small import INPUT, a_batch, coloured, small
 
 PROBE = Probe(bank=16, queries=16, neighbours=3, linear=20)
@@ -35,7 +37,8 @@ def equal(left, right):
 
 
 def run(settings, folder, source=None, **changes):
-    return pretrain(settings, coloured(48) if source is None else source, INPUT, folder, probe=PROBE, **changes)
+    train = coloured(48) if source is None else source
+    return pretrain(settings, train, INPUT, folder, coloured(24, seed=1), PROBE, **changes)
 
 
 def log_of(folder):
@@ -64,7 +67,7 @@ class Breaking(InMemory):
 def test_a_run_learns_and_reports(tmp_path):
     shown = Console(file=io.StringIO(), width=200)
     settings = small(SimCLR(0.5), epochs=3, optimiser=Sgd(0.05, warmup_epochs=1))
-    trained = pretrain(settings, coloured(48), INPUT, tmp_path, probe=PROBE, progress=Renderer(shown))
+    trained = run(settings, tmp_path, progress=Renderer(shown))
     rows = Journal(tmp_path / "metrics.jsonl").rows()
     assert rows == list(trained.history)
     assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
@@ -86,18 +89,25 @@ def test_a_run_learns_and_reports(tmp_path):
 def finished(tmp_path_factory):
     """Settings, folder and network of a finished run."""
     settings, folder = small(BYOL(), epochs=3), tmp_path_factory.mktemp("finished")
-    return settings, folder, run(settings, folder)
+    return settings, folder, run(settings, folder, kept=Kept(folder / "encoders", frozenset({0, 1, 3})))
 
 
 @pytest.mark.slow
 def test_an_interrupted_run_ends_as_the_uninterrupted_one(finished, tmp_path):
-    settings, _, whole = finished
-    per_epoch = 48 + 32  # a pass, and the probe
-    broken = Breaking(coloured(48), 32 + per_epoch + 60)
+    settings, folder, whole = finished
+    per_epoch = 48 + 16  # a pass, and the bank of the probe
+    broken = Breaking(coloured(48), 16 + per_epoch + 60)
+    kept = Kept(tmp_path / "broken" / "encoders", frozenset({0, 1, 3}))
     with pytest.raises(Interrupted):
-        run(settings, tmp_path / "broken", broken)
+        run(settings, tmp_path / "broken", broken, kept=kept)
     assert [row["epoch"] for row in Journal(tmp_path / "broken" / "metrics.jsonl").rows()] == [0, 1]
-    resumed = run(settings, tmp_path / "broken")
+    resumed = run(settings, tmp_path / "broken", kept=kept)
+    for epoch in kept.epochs:
+        described = [
+            checkpoint.describe(each) for each in (kept.file(epoch), folder / f"encoders/epoch-{epoch}/encoder")
+        ]
+        assert described[0]["digest"] == described[1]["digest"]
+        assert [len(each["history"]) for each in described] == [epoch + 1] * 2
     equal(resumed.params, whole.params)
     equal(resumed.frozen, whole.frozen)
     timeless = [
@@ -155,12 +165,44 @@ def test_a_killed_process_goes_on_where_it_was(tmp_path):
     assert [row["epoch"] for row in resumed.history] == list(range(7))
 
 
+def test_networks_of_epochs_are_kept_and_one_that_is_gone_is_refused(finished, monkeypatch):
+    settings, folder, trained = finished
+    monkeypatch.setattr(export, "Pretrain", type(settings))
+    untrained, first, last = (export.load(folder / f"encoders/epoch-{epoch}/encoder") for epoch in (0, 1, 3))
+    equal(untrained.params, initial(settings, (8, 8, 3)).params)
+    equal((last.params, last.frozen), (trained.params, trained.frozen))
+    assert last.history == trained.history
+    assert first.history == trained.history[:2]
+    kernels = [each.params["projector"]["output"]["kernel"] for each in (untrained, first, last)]
+    assert not np.array_equal(kernels[0], kernels[1])
+    assert not np.array_equal(kernels[1], kernels[2])
+    with pytest.raises(
+        TrainingError, match=r"finished 3 epochs and has not kept its network after epoch 2\. Leave 2 out"
+    ):
+        run(settings, folder, kept=Kept(folder / "encoders", frozenset({1, 2, 3})))
+
+
+def test_a_kill_between_a_kept_network_and_its_state_costs_nothing(finished, tmp_path, monkeypatch):
+    settings, folder, _ = finished
+    kept = Kept(tmp_path / "run" / "encoders", frozenset({1}))
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "save", lambda *_: (_ for _ in ()).throw(Interrupted()))
+        with pytest.raises(Interrupted):
+            run(settings, tmp_path / "run", kept=kept)
+    assert checkpoint.Files.of(kept.file(1)).arrays.exists()
+    run(settings, tmp_path / "run", kept=kept)
+    mine, theirs = (checkpoint.describe(each) for each in (kept.file(1), folder / "encoders/epoch-1/encoder"))
+    assert mine["digest"] == theirs["digest"]
+
+
 def test_another_run_in_the_folder_is_refused_with_the_difference(finished):
     settings, folder, _ = finished
     with pytest.raises(TrainingError, match=r"pretrain\.seed: 0 → 7"):
         run(dataclasses.replace(settings, seed=7), folder)
     with pytest.raises(TrainingError, match="data: "):
         run(settings, folder, coloured(48, seed=1))
+    with pytest.raises(TrainingError, match="test: "):  # accuracies of two test sets are not one history
+        pretrain(settings, coloured(48), INPUT, folder, coloured(24, seed=2), PROBE)
 
 
 def test_a_folder_of_something_else_is_refused_untouched(tmp_path):
@@ -183,6 +225,16 @@ def test_two_runs_do_not_share_a_folder(finished):
     settings, folder, _ = finished
     with lock(folder), pytest.raises(StoreError, match="being written by another run"):
         run(settings, folder)
+
+
+def test_accuracies_are_measured_every_so_many_epochs_and_never_without_test_examples(tmp_path):
+    settings = small(SimCLR(0.5), epochs=3)
+    every = dataclasses.replace(PROBE, every=2)
+    rows = pretrain(settings, coloured(48), INPUT, tmp_path / "two", coloured(24, seed=1), every).history
+    assert [row["epoch"] for row in rows if "knn" in row and "linear" in row] == [0, 2, 3]
+    without = pretrain(settings, coloured(48), INPUT, tmp_path / "none", probe=PROBE)
+    assert not any("knn" in row or "linear" in row for row in without.history)
+    assert not {"probe", "test"} & json.loads((tmp_path / "none" / "settings.json").read_text()).keys()
 
 
 def test_without_labels_nothing_is_probed_and_with_few_examples_a_small_batch_trains(tmp_path):

@@ -100,14 +100,7 @@ def asked(train, test, probe):
     return evaluate(TrainState(jnp.zeros((), jnp.int32), {}, {}, {}))
 
 
-def test_no_example_of_the_bank_is_asked_about(read):
-    asked(source(30), None, Probe(bank=100, queries=9, neighbours=1, linear=0))
-    bank, queries = map(set, read)
-    assert (len(bank), len(queries)) == (15, 9)
-    assert not bank & queries
-
-
-def test_a_test_source_is_asked_about_and_the_whole_bank_answers(read):
+def test_a_test_source_is_asked_about_and_the_bank_is_of_training_examples(read):
     asked(source(12), source(7), Probe(bank=10, queries=5, neighbours=1, linear=0))
     bank, queries = read
     assert (len(set(bank)), len(set(queries))) == (10, 5)
