@@ -7,9 +7,10 @@ the others.
 from rich.console import Console
 from rich.text import Text
 
-from influence_ssl_jax.cli.console import Renderer, print_audit, print_comparison
+from influence_ssl_jax.cli.console import Renderer, print_accuracies, print_audit, print_comparison
 from influence_ssl_jax.progress import Written
 from influence_ssl_jax.runs.import_encoder import ImportRun
+from influence_ssl_jax.runs.probe import ProbeRun
 from influence_ssl_jax.runs.settings import AuditRun, CompareRun, PretrainRun, ReportRun, ScoreRun
 
 
@@ -18,6 +19,13 @@ def pretrain(settings: PretrainRun, out: Console) -> None:
     from influence_ssl_jax.runs.pretrain import pretrain
 
     pretrain(settings, Renderer(out))
+
+
+def probe(settings: ProbeRun, out: Console) -> None:
+    """Measure an encoder's accuracies on test images, and print them."""
+    from influence_ssl_jax.runs.probe import probe
+
+    print_accuracies(probe(settings, Renderer(out)), out)
 
 
 def import_encoder(settings: ImportRun, out: Console) -> None:

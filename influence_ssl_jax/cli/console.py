@@ -184,6 +184,20 @@ def print_audit(record: dict[str, Any], out: Console) -> None:
         out.print(remark, style="dim", highlight=False)
 
 
+def print_accuracies(record: dict[str, Any], out: Console) -> None:
+    """Print the accuracies that a probe measured.
+
+    Examples:
+        >>> accuracies = {"linear": 0.5, "linear_top5": None, "knn": 0.25}
+        >>> record = {"accuracies": accuracies, "counts": {"test": 8, "training": 20}}
+        >>> print_accuracies(record, Console(width=80))
+        linear 0.5000 · knn 0.2500, of 8 test images by 20 training images
+    """
+    found, counts = record["accuracies"], record["counts"]
+    shown = " · ".join(f"{name} {value:.4f}" for name, value in found.items() if value is not None)
+    out.print(f"{shown}, of {counts['test']:,} test images by {counts['training']:,} training images", highlight=False)
+
+
 def print_comparison(rows: Sequence[dict[str, Plain]], out: Console) -> None:
     """Print a table for each damping, then failed backends with reasons."""
     from influence_ssl_jax.report import backends  # loads matplotlib

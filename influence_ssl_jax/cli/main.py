@@ -50,6 +50,11 @@ COMMANDS = {
         "run everything on bundled images with planted truth",
     ),
     "pretrain": Command(f"{_SETTINGS}:PretrainRun", f"{_COMMANDS}:pretrain", "train an encoder without labels"),
+    "probe": Command(
+        "influence_ssl_jax.runs.probe:ProbeRun",
+        f"{_COMMANDS}:probe",
+        "measure the accuracy of an encoder on test images",
+    ),
     "import": Command(
         "influence_ssl_jax.runs.import_encoder:ImportRun",
         f"{_COMMANDS}:import_encoder",

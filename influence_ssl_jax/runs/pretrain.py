@@ -6,13 +6,13 @@ import jax
 
 from influence_ssl_jax import provenance
 from influence_ssl_jax.configuration import describe
-from influence_ssl_jax.data import Cached, OpenSource, Source, cache, depth_notes, require_classes
+from influence_ssl_jax.data import Cached, Example, OpenSource, Source, cache, depth_notes, require_classes
 from influence_ssl_jax.data.statistics import STATISTICS, name_known
 from influence_ssl_jax.losses import Supervised
 from influence_ssl_jax.parallel import first_only, is_first, start
 from influence_ssl_jax.progress import Note, Progress, Written, silent
 from influence_ssl_jax.runs.settings import PretrainRun
-from influence_ssl_jax.runs.unseen import describe_test, find_repeated, leave_out, open_test
+from influence_ssl_jax.runs.unseen import describe_test, find_repeated, leave_out, note_repeated, open_test
 from influence_ssl_jax.train import Kept, Pretrain, save
 from influence_ssl_jax.train.loop import pretrain as train
 from influence_ssl_jax.train.optimisers import describe_rate
@@ -110,10 +110,11 @@ def _announce(
     progress(Note(f"Accuracies are those of {asked:,} of {len(test):,} test images, by {voting:,} training images."))
     if settings.leave_out:
         progress(Note(f"{len(test):,} images are left out of training, and {len(images):,} are trained on."))
-    repeated = find_repeated(images, test) if isinstance(images, Cached) else ()
-    if repeated:
-        text = f"{len(repeated):,} of {len(test):,} test images have the bytes of a training image, the first: {repeated[0]}"
-        progress(Note(text, "caution"))
+    if isinstance(images, Cached) and isinstance(test, Cached):
+        usable = [[each for each in side.examples if isinstance(each, Example)] for side in (images, test)]
+        tested = [(each.id, each.content) for each in usable[1]]
+        for note in note_repeated(find_repeated({each.content for each in usable[0]}, tested), len(tested)):
+            progress(note)
 
 
 def _origin(settings: PretrainRun) -> str:

@@ -1,6 +1,7 @@
 """Find the test images of a run, and check that no training has seen them."""
 
 import dataclasses
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +9,12 @@ import numpy as np
 from influence_ssl_jax import randomness
 from influence_ssl_jax.data import (
     SOURCES,
-    Cached,
-    Example,
     Folder,
     OpenSource,
     Parquet,
     Shards,
     Source,
     Tfds,
-    UnreadableExample,
     parquet,
     shards,
 )
@@ -24,6 +22,7 @@ from influence_ssl_jax.data.listing import find_files
 from influence_ssl_jax.data.selection import ORIGINAL, Selection
 from influence_ssl_jax.data.tfds import OpenTfds
 from influence_ssl_jax.errors import DataError, printable
+from influence_ssl_jax.progress import Note
 from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.runs.settings import Unseen
 
@@ -146,33 +145,29 @@ def _refuse_other_classes(train: tuple[str, ...] | None, test: tuple[str, ...] |
         )
 
 
-def find_repeated(train: Cached, test: OpenSource) -> tuple[str, ...]:
+def find_repeated(trained: Collection[bytes], tested: Sequence[tuple[str, bytes]]) -> tuple[str, ...]:
     """Return the names of test images that have the bytes of a training image.
 
     Args:
-        train: The training images, of which the bytes are known.
-        test: The test images.
+        trained: The digests of the training images.
+        tested: Name and digest of every test image.
 
     Raises:
         DataError: All of them have.
     """
-    trained = {each.content for each in train.examples if isinstance(each, Example)}
-    repeated: list[int] = []
-    for index in range(len(test)):
-        try:
-            if test.content(index) in trained:
-                repeated.append(index)
-        except UnreadableExample:
-            continue
-    if len(repeated) == len(test):
+    names = tuple(printable(name) for name, content in tested if content in trained)
+    if tested and len(names) == len(tested):
         raise DataError(
-            f"Every one of the {len(test):,} test images has the bytes of a training image, so they are the training "
+            f"Every one of the {len(tested):,} test images has the bytes of a training image, so they are the training "
             "images under other names. Name other test images."
         )
-    if not repeated:
-        return ()
-    ids = test.ids()
-    return tuple(printable(ids[index]) for index in repeated)
+    return names
+
+
+def note_repeated(names: Sequence[str], tested: int) -> tuple[Note, ...]:
+    """Return a note that names test images with the bytes of a training image, if there are any."""
+    text = f"{len(names):,} of {tested:,} test images have the bytes of a training image"
+    return (Note(f"{text}, the first: {names[0]}", "caution"),) if names else ()
 
 
 def leave_out(source: OpenSource, share: float, seed: int) -> tuple[Selection, Selection]:

@@ -19,6 +19,8 @@ from influence_ssl_jax.train.settings import Pretrain
 from influence_ssl_jax.train.state import TrainState
 from influence_ssl_jax.types import Batch, Frozen, Params
 
+TOGETHER = 1000
+"""Number of queries whose similarities with the whole bank are in memory together."""
 Embed = Callable[[Batch], Float[Array, "batch width"]]
 
 
@@ -68,14 +70,13 @@ def knn_accuracy(bank: Labelled, queries: Labelled, neighbours: int = 20, temper
         0.5
     """
     present, numbered = np.unique(bank.labels, return_inverse=True)  # numbers of classes may have gaps of any size
-    guesses = _vote(
-        jnp.asarray(queries.embeddings),
-        jnp.asarray(bank.embeddings),
-        jax.nn.one_hot(numbered, len(present)),
-        min(neighbours, len(bank.labels)),
-        temperature,
-    )
-    return float(np.mean(present[np.asarray(guesses)] == queries.labels))
+    known, classes = jnp.asarray(bank.embeddings), jax.nn.one_hot(numbered, len(present))
+    count = min(neighbours, len(bank.labels))
+    guesses = [
+        np.asarray(_vote(jnp.asarray(some), known, classes, count, temperature))
+        for some in (queries.embeddings[start : start + TOGETHER] for start in range(0, len(queries.labels), TOGETHER))
+    ]
+    return float(np.mean(present[np.concatenate(guesses)] == queries.labels))
 
 
 @jax.jit(static_argnames=("neighbours", "temperature"))
