@@ -19,7 +19,7 @@ import influence_ssl_jax
 
 ROOT = Path(__file__).parents[1]
 MODULES = {
-    "Runs": ("runs.settings", "runs.pretrain", "runs.score", "runs.audit", "runs.compare"),
+    "Runs": ("runs.settings", "runs.pretrain", "runs.probe", "runs.score", "runs.audit", "runs.compare"),
     "Problems and curvature": ("problem", "curvature.products", "curvature.gradients", "curvature.blocks", "types"),
     "Backends": ("ihvp.backend",),
     "Losses": ("losses.loss", "losses.alignment"),

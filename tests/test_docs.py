@@ -32,6 +32,7 @@ LEFT_OUT = {
     "audit": ["scores"],
     "report": ["scores"],
     "pretrain": ["--out", "o"],
+    "probe": ["--encoder", "e"],
 }
 """What stands for `…` in a command line."""
 READ = """

@@ -400,7 +400,10 @@ class OpenTfds(OpenSource):
         )
 
     def _spans(self) -> list[tuple[str, int, int]]:
-        """Return the files, the first record of each, and the one after the last."""
+        """Return the files, with the numbers of their first and last records.
+
+        The last one is not part of the split.
+        """
         parts = self._builder.info.splits[self._split].file_instructions
         return [
             (str(each.filename), each.skip, each.examples_in_shard if each.take < 0 else each.skip + each.take)

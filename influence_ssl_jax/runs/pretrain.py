@@ -66,9 +66,9 @@ def pretrain(settings: PretrainRun, progress: Progress = silent) -> None:
 
 
 def keep_in_memory(source: OpenSource, settings: PretrainRun) -> OpenSource:
-    """Return decoded images in memory, if they fit and one process reads them.
+    """Return decoded images in memory, if they fit.
 
-    Several processes read their parts of the set.
+    Several processes read their parts of the set from the source itself.
     """
     size = len(source) * settings.input.height * settings.input.width * settings.input.channels
     alone = jax.process_count() == 1

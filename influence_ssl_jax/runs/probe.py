@@ -119,7 +119,9 @@ def probe(settings: ProbeRun, progress: Progress = silent) -> dict[str, Any]:
 
 
 def _place(settings: ProbeRun) -> Path | None:
-    """Return the file of the result; None for an encoder that is an object.
+    """Return the file of the result, or None.
+
+    There is none for an encoder that is an object, unless `out` is given.
 
     Raises:
         InfluenceError: It cannot stand beside the encoder, which is a function.

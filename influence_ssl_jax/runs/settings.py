@@ -360,7 +360,7 @@ class PretrainRun:
     distributed: Distributed = dataclasses.field(default_factory=Distributed)
 
     def __post_init__(self) -> None:
-        """Refuse a share that is none, two kinds of test images, and epochs that are not trained."""
+        """Refuse shares and epochs that do not exist, and two test sets."""
         if not 0 <= self.leave_out < 1:
             raise ValueError(f"leave_out is a share of the images, from 0 to below 1, got {self.leave_out}.")
         if self.leave_out and self.test != Unseen():

@@ -1,4 +1,4 @@
-"""Find the test images of a run, and check that no training has seen them."""
+"""Find a run's test images, and check that training does not see them."""
 
 import dataclasses
 from collections.abc import Collection, Sequence
@@ -115,7 +115,7 @@ def _refuse_trained(source: Source, train: OpenSource, described: Source, test: 
 
 
 def _share_files(source: Source, described: Source) -> bool:
-    """Test whether two data sets read common files, or common records of a split."""
+    """Test whether two data sets read common files or records."""
     if isinstance(source, Tfds) and isinstance(described, Tfds):
         one, other = (dataclasses.replace(each, only=None).open() for each in (source, described))
         return isinstance(one, OpenTfds) and isinstance(other, OpenTfds) and one.overlaps(other)
@@ -146,7 +146,7 @@ def _refuse_other_classes(train: tuple[str, ...] | None, test: tuple[str, ...] |
 
 
 def find_repeated(trained: Collection[bytes], tested: Sequence[tuple[str, bytes]]) -> tuple[str, ...]:
-    """Return the names of test images that have the bytes of a training image.
+    """Name the test images that have the bytes of a training image.
 
     Args:
         trained: The digests of the training images.
@@ -165,13 +165,13 @@ def find_repeated(trained: Collection[bytes], tested: Sequence[tuple[str, bytes]
 
 
 def note_repeated(names: Sequence[str], tested: int) -> tuple[Note, ...]:
-    """Return a note that names test images with the bytes of a training image, if there are any."""
+    """Return a note on test images that repeat training images, if any."""
     text = f"{len(names):,} of {tested:,} test images have the bytes of a training image"
     return (Note(f"{text}, the first: {names[0]}", "caution"),) if names else ()
 
 
 def leave_out(source: OpenSource, share: float, seed: int) -> tuple[Selection, Selection]:
-    """Divide images at random into those of training and those that are left out.
+    """Divide images at random into training images and those left out.
 
     A planted duplicate is on the side of its original.
 

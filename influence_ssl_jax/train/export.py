@@ -55,7 +55,9 @@ class Trained:
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """The epochs of a run whose networks are kept, each in a folder of its own.
+    """The epochs of a run whose networks are kept.
+
+    Each network has a folder of its own.
 
     Attributes:
         folder: The folder of those folders, `epoch-<number>`.
@@ -72,7 +74,7 @@ class Kept:
         return self.folder / f"epoch-{epoch}" / FILE
 
     def require(self, done: int) -> None:
-        """Check that a resumed run has kept the networks of the epochs that are done.
+        """Check that a resumed run has kept the networks of past epochs.
 
         Args:
             done: Number of epochs that are done; 0 if the run begins.

@@ -22,9 +22,9 @@ from influence_ssl_jax.types import PyTree
 
 @dataclasses.dataclass(frozen=True)
 class LinearEvaluation:
-    """SGD with momentum on the cross-entropy of `x W + b`, with a rate that falls in steps.
+    """SGD with momentum on the cross-entropy of `x W + b`.
 
-    The settings are those of solo-learn's scripts (scripts/linear), whose rate depends on the method: 1.0 for SimCLR, 0.3
+    Its rate falls in steps. The settings are those of solo-learn's scripts (scripts/linear), whose rate depends on the method: 1.0 for SimCLR, 0.3
     for BYOL, 0.1 for Barlow Twins. There each epoch sees other crops of the training images; here every epoch has the
     representations of the images themselves. `W` and `b` start at zero.
 
@@ -91,7 +91,9 @@ class LinearClassifier(NamedTuple):
     loss: float
 
     def top_accuracy(self, asked: Labelled, most: int) -> float:
-        """Measure the share of examples whose class is among the `most` likeliest ones.
+        """Measure how often the class is among the `most` likeliest ones.
+
+        The result is a share of the examples.
 
         A class without training examples is never among them.
 

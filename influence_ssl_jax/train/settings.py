@@ -241,18 +241,8 @@ the checkpoints that arXiv 2412.17170 scores: the same settings, with the views 
 runs, with seeds 0, 42 and 123. `fairface_byol` is its run on faces, for inputs of 64×64 pixels
 (`--input.height 64 --input.width 64`). `short_simclr` is a narrow network for a first look, trained for far too few epochs.
 
-The tables leave open, and these recipes decide:
-
-- Weight decay, the trust coefficient's limit, and which parameters have neither: as in solo-learn.
-- The 16-bit kind of mixed precision: bfloat16; solo-learn has float16 with a scaled loss.
-- The stem: 3×3 with padding 2, as solo-learn has for CIFAR; for `fairface_byol` 3×3 with padding 1.
-- Whether rates scale with the batch: `solo_learn_*`, `table2_*` and `fairface_byol` multiply them by batch / 256, which is
-  1 in batches of 256. Rates of `table3_*` are as printed for batches of 512; solo-learn would double them
-  (`--training.optimiser.scale-by-batch`). `short_simclr` has 0.4 in batches of 64, four times solo-learn's.
-- A temperature of 0.1 for Barlow Twins in Table 3: the loss has none; it is the scale of the loss.
-- BYOL's target momentum (0.99 to 1 along a cosine) and width of the predictor (that of the projector's hidden layer).
-- Barlow Twins' weight of off-diagonal entries (0.0051), and the normalisation of projectors.
-- On faces, all but method and number of epochs: the settings of `table2_byol`, with ImageNet's channel statistics.
+docs/pretrain.md lists what the tables of the paper leave open, and what these recipes decide: weight decay, stem, the kind
+of 16-bit precision, whether rates scale with the batch.
 """
 
 
