@@ -195,7 +195,8 @@ def print_accuracies(record: dict[str, Any], out: Console) -> None:
     """
     found, counts = record["accuracies"], record["counts"]
     shown = " · ".join(f"{name} {value:.4f}" for name, value in found.items() if value is not None)
-    out.print(f"{shown}, of {counts['test']:,} test images by {counts['training']:,} training images", highlight=False)
+    text = f"{shown}, of {counts['test']:,} test images by {counts['training']:,} training images"
+    out.print(text, highlight=False, soft_wrap=True)
 
 
 def print_comparison(rows: Sequence[dict[str, Plain]], out: Console) -> None:

@@ -1,4 +1,4 @@
-"""Find a run's test images, and check that training does not see them."""
+"""Find test images, and check that training does not see them."""
 
 import dataclasses
 from collections.abc import Collection, Sequence

@@ -24,9 +24,9 @@ from influence_ssl_jax.types import PyTree
 class LinearEvaluation:
     """SGD with momentum on the cross-entropy of `x W + b`.
 
-    Its rate falls in steps. The settings are those of solo-learn's scripts (scripts/linear), whose rate depends on the method: 1.0 for SimCLR, 0.3
-    for BYOL, 0.1 for Barlow Twins. There each epoch sees other crops of the training images; here every epoch has the
-    representations of the images themselves. `W` and `b` start at zero.
+    Its rate falls in steps. The settings are those of solo-learn's scripts (scripts/linear), whose rate depends on the
+    method: 1.0 for SimCLR, 0.3 for BYOL, 0.1 for Barlow Twins. There each epoch sees other crops of the training images;
+    here every epoch has the representations of the images themselves. `W` and `b` start at zero.
 
     Attributes:
         learning_rate: Rate of the first epochs, for batches of 256; it is multiplied by the batch size over 256.

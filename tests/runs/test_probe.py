@@ -1,5 +1,6 @@
 """The accuracies of an encoder through the command line, against those of numpy on its own embeddings."""
 
+import functools
 import json
 
 import jax.numpy as jnp
@@ -42,6 +43,12 @@ def sets(tmp_path_factory):
     return root
 
 
+@functools.cache
+def encoder():
+    """The network of `tests.small_encoder:load`, compiled once."""
+    return load()
+
+
 def typed(sets, *more):
     source = ["source:folder", "--source.path", str(sets / "train"), "--source.table", str(sets / "train/classes.csv")]
     test = ["--test.path", str(sets / "test"), "--test.table", str(sets / "test/classes.csv")]
@@ -58,7 +65,7 @@ def run(*words):
 
 def pixels(sets, name, count):
     images = [np.asarray(Image.open(sets / name / f"{number}.png")) / 255 for number in range(count)]
-    return np.asarray(load()(jnp.asarray(images, jnp.float32)), np.float64), np.arange(count) % 3
+    return np.asarray(encoder()(jnp.asarray(images, jnp.float32)), np.float64), np.arange(count) % 3
 
 
 def vote(known, labels, asked):
@@ -93,7 +100,7 @@ def test_accuracies_are_those_of_the_encoders_own_embeddings(sets, tmp_path):
     }  # fmt: skip
     assert record["configuration"]["linear"]["learning_rate"] == 0.3
     assert record["configuration"]["test"]["path"] == str(sets / "test")
-    assert record["encoder"]["encoder"] == load().digest()
+    assert record["encoder"]["encoder"] == encoder().digest()
     assert record["versions"]["jax"]
     assert record["seeds"] == {"seed": 0}
     assert f"linear {found['linear']:.4f} · knn {found['knn']:.4f}, of 12 test images by 30 training images" in said
@@ -125,14 +132,14 @@ def test_what_cannot_be_measured_is_refused(sets, tmp_path):
     assert status == 2
     assert "names a function, which has no folder. Name the file of the result: --out" in said
     with pytest.raises(DataError, match=r"An accuracy needs test images\. Name them"):
-        probe(ProbeRun(load()))
+        probe(ProbeRun(encoder()))
     train = isj.Folder(str(sets / "train"), str(sets / "train/classes.csv"), label_column="kind")
     same = Unseen(path=str(sets / "train"))
     with pytest.raises(DataError, match="30 are training images too"):
-        probe(ProbeRun(load(), train, same))
+        probe(ProbeRun(encoder(), train, same))
     named = Unseen(path=str(sets / "test"), table=str(sets / "test/classes.csv"))
     with pytest.raises(InfluenceError, match="projector"):
-        probe(ProbeRun(load(), train, named, output="projector"))
+        probe(ProbeRun(encoder(), train, named, output="projector"))
 
 
 def test_unusable_images_and_repeated_ones_are_counted(sets, tmp_path):
@@ -142,7 +149,7 @@ def test_unusable_images_and_repeated_ones_are_counted(sets, tmp_path):
     (tmp_path / "test" / "5.png").write_bytes((sets / "train" / "5.png").read_bytes())
     train = isj.Folder(str(sets / "train"), str(sets / "train/classes.csv"), label_column="kind")
     named, notes = Unseen(path=str(tmp_path / "test"), table=str(tmp_path / "test/classes.csv")), []
-    settings = ProbeRun(load(), train, named, linear=LinearEvaluation(epochs=1), batch_size=8)
+    settings = ProbeRun(encoder(), train, named, linear=LinearEvaluation(epochs=1), batch_size=8)
     record = probe(settings, lambda event: notes.append(getattr(event, "text", "")))
     assert (record["counts"]["test"], record["counts"]["skipped_test"]) == (5, 1)
     assert record["configuration"]["encoder"] is None
