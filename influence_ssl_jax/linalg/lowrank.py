@@ -51,7 +51,8 @@ def eigenpairs_of_rows(
     """
     with jax.enable_x64(True):
         wide = jax.lax.convert_element_type(rows, jnp.float64)
-        values, turn = _largest(*jnp.linalg.eigh(wide @ wide.T), rank, wide.dtype)
+        values, turn = jnp.linalg.eigh(wide @ wide.T)
+        values, turn = _largest(values, turn, rank, wide.dtype)
         kept = values > 32 * len(rows) * jnp.finfo(jnp.float64).eps * values[0]
         along = (turn / jnp.sqrt(jnp.where(kept, values, jnp.inf))[None]).T @ wide
         factor = jnp.linalg.cholesky(along @ along.T + jnp.diag(jnp.where(kept, 0.0, 1.0)))
