@@ -386,11 +386,14 @@ class Encoder:
                 f"{self.name} has no {what}, so the curvature of the pretraining loss is not defined; use the curvature of "
                 "the measurement (--curvature.objective measurement), or import the encoder again with --loss."
             )
-        compares = self.heads.loss.compares_with_target
-        online = self.at("predictor" if compares else "projector")
-        target = self._without_fixed(self._at_method(METHODS["projector"])) if compares else None
+        loss = self.heads.loss
+        online = self.at("predictor" if loss.compares_with_target else "projector")
+        target = None
+        if loss.compares_with_target:
+            same = self._at_method(METHODS["projector"])
+            target = same if loss.target_is_online else self._without_fixed(same)
         views = PRETRAINING[self.heads.views] if isinstance(self.heads.views, str) else self.heads.views
-        return Objective(online.network, views, self.heads.loss, target), online.params
+        return Objective(online.network, views, loss, target), online.params
 
     def computing_in(self, dtype: jax.typing.DTypeLike | None) -> "Encoder":
         """Return the encoder with layers that compute in another type.
@@ -834,7 +837,7 @@ def variable_shapes(network: Network, to_input: ToInput, loss: Loss | None) -> P
     arguments: dict[str, Any] = {"train": False}
     frozen = dict(jax.eval_shape(lambda x: network.module.init(jax.random.key(0), x, **arguments), images))
     params = frozen.pop("params")
-    if loss is not None and loss.compares_with_target:
+    if loss is not None and loss.compares_with_target and not loss.target_is_online:
         parts = PARTS["projector"]
         state = {name: _select(value, parts) for name, value in frozen.items()}
         frozen = {**frozen, "target": {"params": _select(params, parts), **state}}

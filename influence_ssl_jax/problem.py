@@ -23,7 +23,8 @@ class Objective:
         network: The differentiated network.
         views: The random views of an example; the example's key determines the draw.
         loss: The loss that compares the views: a head on outputs.
-        target: The network that computes `Embeddings.target` from `frozen["target"]`; None if the loss reads none.
+        target: The network that computes `Embeddings.target`: from `frozen["target"]`, or from `params` and `frozen` if
+            `loss.target_is_online`; None if the loss reads none.
 
     Examples:
         The image 3 and its mirror image 4 are embedded as themselves, (3, 4) and (4, 3): the loss is 1² + 1².
@@ -50,7 +51,8 @@ class Objective:
         if self.loss.compares_with_target and self.target is None:
             raise ValueError(
                 f"{type(self.loss).__name__} compares with a target network, got target=None; "
-                "pass the network that embeds with frozen['target']."
+                "pass the network that embeds with frozen['target'], or with the online parameters if the loss has no "
+                "others."
             )
 
     def images(self, batch: Batch, dtype: jax.typing.DTypeLike) -> Float[Array, "views batch height width channels"]:
@@ -73,22 +75,27 @@ class Objective:
         flat = self.network(params, frozen, images.reshape(views * batch, *images.shape[2:]))
         return flat.reshape(views, batch, -1)
 
-    def complete(self, online: Float[Array, "views batch embedding"], frozen: Frozen, batch: Batch) -> Embeddings:
-        """Add target embeddings and labels to the online embeddings."""
+    def complete(
+        self, online: Float[Array, "views batch embedding"], params: Params, frozen: Frozen, batch: Batch
+    ) -> Embeddings:
+        """Add target embeddings and labels to the online embeddings.
+
+        Target embeddings are constants to every derivative, also if they are computed from `params`.
+        """
         target = None
         if self.loss.compares_with_target and self.target is not None:
             images = self.images(batch, online.dtype)
             views, size = images.shape[:2]
-            variables = frozen["target"]
-            rest = {name: value for name, value in variables.items() if name != "params"}
-            flat = self.target(variables["params"], rest, images.reshape(views * size, *images.shape[2:]))
+            own = {"params": params, **frozen} if self.loss.target_is_online else frozen["target"]
+            rest = {name: value for name, value in own.items() if name != "params"}
+            flat = self.target(own["params"], rest, images.reshape(views * size, *images.shape[2:]))
             target = jax.lax.stop_gradient(flat.reshape(views, size, -1))
         return Embeddings(online, target, batch.label)
 
     def outputs(self, params: Params, frozen: Frozen, batch: Batch) -> Float[Array, "*outputs"]:
         """Compute the outputs `y` that the convex head reads."""
         images = self.images(batch, jax.tree.leaves(params)[0].dtype)
-        return self.loss.outputs(self.complete(self.embed(params, frozen, images), frozen, batch))
+        return self.loss.outputs(self.complete(self.embed(params, frozen, images), params, frozen, batch))
 
     def __call__(self, params: Params, frozen: Frozen, batch: Batch) -> Float[Array, ""]:
         """Compute the loss of one batch."""

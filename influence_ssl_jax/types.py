@@ -16,8 +16,8 @@ Params: TypeAlias = PyTree
 Frozen: TypeAlias = PyTree
 """State that a network reads and that is not differentiated.
 
-It is `{"batch_stats": …}`, with `{"target": {"params": …, …}}` beside it if a loss compares with a target network
-(BYOL).
+It is `{"batch_stats": …}`, with `{"target": {"params": …, …}}` beside it if a loss compares with a target network of
+its own parameters (BYOL).
 """
 
 

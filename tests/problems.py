@@ -16,8 +16,10 @@ from influence_ssl_jax.losses import (
     CosineDistance,
     Loss,
     SimCLR,
+    SimSiam,
     SquaredEuclid,
     Supervised,
+    VICReg,
 )
 from influence_ssl_jax.nets.network import Network
 from influence_ssl_jax.problem import Curvature, Objective, Problem
@@ -27,6 +29,8 @@ LOSSES: tuple[Loss, ...] = (
     SimCLR(temperature=0.5),
     BYOL(),
     BarlowTwins(off_diagonal=0.1),
+    SimSiam(),
+    VICReg(1.0, 1.0, 0.5),
     Supervised(),
     CosineDistance(),
     SquaredEuclid(),
@@ -133,7 +137,7 @@ def problem(
     module = ConvNet() if module is None else module
     size, channels = data.get("image", SIZE), data.get("channels", 2)
     params, frozen = variables(module, seed, size, channels)
-    if loss.compares_with_target:
+    if loss.compares_with_target and not loss.target_is_online:
         target, target_frozen = variables(module, seed + 5, size, channels)
         frozen = {**frozen, "target": {"params": target, **target_frozen}}
     return Problem(params, frozen, batches(seed=seed, **data), objective(loss, module), curvature, samples)

@@ -1,5 +1,6 @@
 """One encoder of everything: linen, nnx, a function, a folder; what counts of it; what is refused, and in which words."""
 
+import dataclasses
 import functools
 import sys
 import types
@@ -23,7 +24,7 @@ from influence_ssl_jax.data import ToInput
 from influence_ssl_jax.encoder import Encoder, Heads
 from influence_ssl_jax.errors import InfluenceError, StructureError
 from influence_ssl_jax.ihvp import Exact
-from influence_ssl_jax.losses import BYOL, CosineDistance, SimCLR
+from influence_ssl_jax.losses import BYOL, CosineDistance, SimCLR, SimSiam
 from influence_ssl_jax.nets import Network
 from influence_ssl_jax.nets.heads import Predictor, Projector, SelfSupervised
 from influence_ssl_jax.nets.resnet import ResNet
@@ -475,13 +476,13 @@ BATCHES = Batch(jnp.stack([IMAGES, 1 - IMAGES]), KEYS, jnp.arange(6).reshape(2, 
 def score(encoder, backend):
     """The scores of the first batch at λ = 0.3."""
     objective = Objective(encoder.network, GaussianNoise(0.3), CosineDistance())
-    first = jax.tree.map(lambda leaf: leaf[0], BATCHES)
+    first, loss = jax.tree.map(lambda leaf: leaf[0], BATCHES), objective.loss
 
     @jax.jit
     def scored(params, frozen):
         problem = Problem(params, frozen, BATCHES, objective)
         images = objective.images(first, jnp.float64)
-        values = lambda z: jnp.sum(objective.loss.values(objective.loss.outputs(objective.complete(z, frozen, first))))  # noqa: E731
+        values = lambda z: jnp.sum(loss.values(loss.outputs(objective.complete(z, params, frozen, first))))  # noqa: E731
         cotangents = jax.grad(values)(objective.embed(params, frozen, images))
         gradients = ExampleGradients(params, frozen, images, cotangents, encoder.network)
         return backend.quadratic_form(backend.fit(problem, jax.random.key(0)), gradients, jnp.asarray(0.3))
@@ -580,6 +581,23 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
     objective, params = again.pretraining()
     assert trees.size(params) == part.sizes()[0] + trees.size(part.heads.params["projector"])
     assert (objective.network.network, objective.loss) == (encoder.pretraining()[0].network, BYOL())
+
+
+def test_the_target_of_simsiam_is_the_network_itself_whichever_parameters_are_trained(tmp_path):
+    made = byol()
+    same = {name: made.variables()["params"][name] for name in ("backbone", "projector")}
+    copied = dataclasses.replace(made, frozen={**made.frozen, "target": {**made.frozen["target"], "params": same}})
+    frozen = {"batch_stats": made.frozen["batch_stats"]}
+    heads = dataclasses.replace(made.heads, loss=SimSiam())
+    dataclasses.replace(made, frozen=frozen, heads=heads).save(tmp_path / "simsiam")
+    ours = Encoder.load(tmp_path / "simsiam")
+    losses = []
+    for encoder in (copied, ours, ours.with_trainable(["layer2_0", "predictor"])):
+        objective, params = encoder.pretraining()
+        quiet = dataclasses.replace(objective, views=GaussianNoise(0.1))
+        batch = jax.tree.map(lambda leaf: leaf[0], BATCHES)
+        losses.append(float(jax.jit(quiet)(params, encoder.frozen, batch)))
+    np.testing.assert_allclose(losses[1:], losses[0] / 4 - 1, rtol=1e-10)
 
 
 def test_outputs_are_those_of_the_heads():

@@ -17,10 +17,16 @@ from influence_ssl_jax.augment.transform import AgainstClean, Augmented, Randoml
 
 STRONG = ColourJitter(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)
 WEAK = ColourJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)
+EVEN = ColourJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
 
 
 def pretraining_transform(
-    jitter: ColourJitter, blur: float, solarise: float, height: int | None = None, width: int | None = None
+    jitter: ColourJitter,
+    blur: float,
+    solarise: float,
+    height: int | None = None,
+    width: int | None = None,
+    smallest: float = 0.08,
 ) -> Sequential:
     """Compose the augmentation of pretraining, in the order of solo-learn.
 
@@ -32,10 +38,11 @@ def pretraining_transform(
         solarise: Probability of the solarisation.
         height: Height of the result in pixels; `None` keeps that of the image.
         width: Width of the result in pixels; `None` keeps that of the image.
+        smallest: Smallest area of a crop, as a share of the image.
     """
     return Sequential(
         (
-            RandomResizedCrop(scale=(0.08, 1.0), height=height, width=width),
+            RandomResizedCrop(scale=(smallest, 1.0), height=height, width=width),
             Randomly(0.8, jitter),
             Randomly(0.2, Grayscale()),
             *([Randomly(blur, GaussianBlur())] if blur else []),
@@ -58,19 +65,23 @@ _TABLE_1 = pretraining_transform(STRONG, blur=0.2, solarise=0.2)
 _ASYMMETRIC = Augmented(
     (pretraining_transform(WEAK, blur=0.0, solarise=0.0), pretraining_transform(WEAK, blur=0.0, solarise=0.2))
 )
+_EVEN = pretraining_transform(EVEN, blur=0.5, solarise=0.0)
+_WIDE = pretraining_transform(WEAK, blur=0.0, solarise=0.1, smallest=0.2)
 
 PRETRAINING: dict[str, Views] = {
     "table1": Augmented((_TABLE_1, _TABLE_1)),
     "simclr": Augmented((_SYMMETRIC, _SYMMETRIC)),
     "byol": _ASYMMETRIC,
     "barlow_twins": _ASYMMETRIC,
+    "simsiam": Augmented((_EVEN, _EVEN)),
+    "vicreg": Augmented((_WIDE, _WIDE)),
     "supervised": Augmented((Sequential((RandomShift(4), Randomly(0.5, HorizontalFlip()))),)),
 }
 """Views that pretraining compares.
 
 `table1` is that of arXiv 2412.17170, Table 1. The others are those of solo-learn's CIFAR checkpoints
-(scripts/pretrain/cifar/augmentations): symmetric for SimCLR, asymmetric for BYOL and Barlow Twins. `supervised` is one
-view.
+(scripts/pretrain/cifar): symmetric for SimCLR and, with a weaker jitter, SimSiam; asymmetric for BYOL and Barlow Twins;
+crops of at least a fifth of the image for VICReg. `supervised` is one view.
 """
 
 PERTURBATIONS: dict[str, Views] = {

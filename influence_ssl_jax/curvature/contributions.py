@@ -91,7 +91,7 @@ def measure(objective: Objective, params: Params, frozen: Frozen, batch: Batch, 
     z = embed(objective.network, params, frozen, images)
 
     def total(z: Array) -> tuple[Array, tuple[Array, Array]]:
-        embeddings = objective.complete(z, frozen, repeated)
+        embeddings = objective.complete(z, params, frozen, repeated)
         values = loss.values(loss.outputs(embeddings))
         return jnp.sum(values), (values, loss.degenerate(embeddings))
 
@@ -228,7 +228,9 @@ def _drawn_cotangents(
 ) -> Float[Array, "samples views batch embedding"]:
     """Compute `(∂y/∂z)ᵀ w` for every draw w of the outputs."""
     loss = problem.objective.loss
-    y, backward = jax.vjp(lambda z: loss.outputs(problem.objective.complete(z, problem.frozen, batch)), z)
+    y, backward = jax.vjp(
+        lambda z: loss.outputs(problem.objective.complete(z, problem.params, problem.frozen, batch)), z
+    )
     return jax.vmap(lambda w: backward(w)[0])(output_samples(loss, y, batch, samples))
 
 
@@ -237,7 +239,7 @@ def _contributed_cotangents(
 ) -> Float[Array, "views batch embedding"]:
     """Compute `√b · ∂loss/∂z_i` for every example."""
     objective = problem.objective
-    slope = jax.grad(lambda z: objective.loss(objective.complete(z, problem.frozen, batch)))
+    slope = jax.grad(lambda z: objective.loss(objective.complete(z, problem.params, problem.frozen, batch)))
     return slope(z) * z.shape[1] ** 0.5
 
 

@@ -178,7 +178,7 @@ def _empirical_fisher_product(problem: Problem, batch: Batch) -> Matvec:
     images = objective.images(batch, jax.tree.leaves(problem.params)[0].dtype)
     z, push = jax.linearize(lambda params: objective.embed(params, problem.frozen, images), problem.params)
     pull = jax.linear_transpose(push, problem.params)
-    cotangents = jax.grad(lambda z: objective.loss(objective.complete(z, problem.frozen, batch)))(z)
+    cotangents = jax.grad(lambda z: objective.loss(objective.complete(z, problem.params, problem.frozen, batch)))(z)
 
     def middle(pushed: Array) -> Array:
         slopes = jnp.sum(cotangents * pushed, axis=(0, 2), keepdims=True)

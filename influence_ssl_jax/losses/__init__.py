@@ -8,10 +8,12 @@ from influence_ssl_jax.losses.barlow_twins import BarlowTwins
 from influence_ssl_jax.losses.byol import BYOL
 from influence_ssl_jax.losses.loss import Embeddings, Loss
 from influence_ssl_jax.losses.simclr import SimCLR
+from influence_ssl_jax.losses.simsiam import SimSiam
 from influence_ssl_jax.losses.supervised import Supervised
+from influence_ssl_jax.losses.vicreg import VICReg
 
-TRAINING_LOSSES: tuple[type[Loss], ...] = (SimCLR, BYOL, BarlowTwins, Supervised)
-"""Losses that a network is trained with: three self-supervised losses and the supervised baseline."""
+TRAINING_LOSSES: tuple[type[Loss], ...] = (SimCLR, BYOL, BarlowTwins, SimSiam, VICReg, Supervised)
+"""Losses that a network is trained with: five self-supervised losses and the supervised baseline."""
 
 MEASUREMENTS: tuple[type[Measurement], ...] = (CosineDistance, SquaredEuclid)
 """Losses whose gradient is scored."""
@@ -26,6 +28,8 @@ __all__ = [
     "Loss",
     "Measurement",
     "SimCLR",
+    "SimSiam",
     "SquaredEuclid",
     "Supervised",
+    "VICReg",
 ]

@@ -3,11 +3,10 @@
 import dataclasses
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from influence_ssl_jax.losses.loss import Embeddings, Loss, unit
+from influence_ssl_jax.losses.loss import Embeddings, Loss, crossed_residuals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,15 +36,7 @@ class BYOL(Loss):
         Raises:
             ValueError: If there are no target embeddings, or their shape is not that of the online ones.
         """
-        online = jnp.stack(embeddings.pair(), axis=1)
-        if embeddings.target is None or embeddings.target.shape != embeddings.online.shape:
-            got = None if embeddings.target is None else embeddings.target.shape
-            raise ValueError(
-                f"BYOL compares online predictions of shape {embeddings.online.shape} with target projections of the "
-                f"same shape, got {got}; give the objective a target network of the predictor's output width."
-            )
-        other_view = jnp.stack([embeddings.target[1], embeddings.target[0]], axis=1)
-        return unit(online) - jax.lax.stop_gradient(unit(other_view))
+        return crossed_residuals(embeddings, "BYOL")
 
     def head(self, outputs: Float[Array, "batch crossings width"]) -> Float[Array, ""]:
         """Average over the batch the sum of both squared norms."""

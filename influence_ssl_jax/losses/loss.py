@@ -13,7 +13,8 @@ class Embeddings(NamedTuple):
 
     Attributes:
         online: Embeddings of the differentiated network, one slice for each view.
-        target: Embeddings of the same views by the target network; None if the loss reads none.
+        target: Embeddings of the same views by the target network, which are constants to derivatives; None if the loss
+            reads none.
         label: The class of each example; None if the loss reads none.
     """
 
@@ -41,7 +42,7 @@ class Loss(abc.ABC):
     The Gauss–Newton matrix `J_yᵀ ∇²head J_y` is then positive semi-definite by construction.
 
     A loss is *separable* if its outputs have one slice for each example and its head is the mean over examples of one
-    function of that slice. NT-Xent and Barlow Twins are not separable: they couple the examples of a batch. They have
+    function of that slice. NT-Xent, Barlow Twins and VICReg are not separable: they couple the examples of a batch. They have
     no loss of one example, only its contribution `J_bᵀ ∂loss/∂z_b` to the gradient.
     """
 
@@ -51,6 +52,11 @@ class Loss(abc.ABC):
     """Whether the outputs have a leading axis of examples over which the head averages."""
     compares_with_target: ClassVar[bool] = False
     """Whether the loss reads `Embeddings.target`."""
+    target_is_online: ClassVar[bool] = False
+    """Whether the target network is the online network, always at the same parameters.
+
+    If it is not, the target network has parameters of its own in `frozen["target"]`.
+    """
 
     @abc.abstractmethod
     def outputs(self, embeddings: Embeddings) -> Float[Array, "*outputs"]:
@@ -101,15 +107,45 @@ def is_zero(vectors: Float[Array, "*rows width"]) -> Bool[Array, "*rows"]:
     return jnp.max(jnp.abs(vectors), axis=-1) < jnp.finfo(vectors.dtype).tiny
 
 
+def centre(embeddings: Float[Array, "batch width"]) -> Float[Array, "batch width"]:
+    """Subtract the mean over the batch from each column.
+
+    The first row is subtracted before the mean: in exact arithmetic this changes nothing, and in floating point it
+    makes constant columns exactly zero and keeps the digits of columns far from zero.
+    """
+    shifted = embeddings - jax.lax.stop_gradient(embeddings[:1])
+    return shifted - jnp.mean(shifted, axis=0, keepdims=True)
+
+
 def standardise(embeddings: Float[Array, "batch width"]) -> Float[Array, "batch width"]:
     """Centre each column and divide it by its Euclidean norm.
 
-    The product `AᵀB` of two such matrices is a correlation matrix. A constant column becomes zero. The first row is
-    subtracted before the mean: in exact arithmetic this changes nothing, and in floating point it makes constant
-    columns exactly zero and keeps the digits of columns far from zero.
+    The product `AᵀB` of two such matrices is a correlation matrix. A constant column becomes zero.
     """
-    shifted = embeddings - jax.lax.stop_gradient(embeddings[:1])
-    return unit(shifted - jnp.mean(shifted, axis=0, keepdims=True), axis=0)
+    return unit(centre(embeddings), axis=0)
+
+
+def crossed_residuals(embeddings: Embeddings, loss: str) -> Float[Array, "batch crossings width"]:
+    """Compute `p_v/‖p_v‖ − t_v'/‖t_v'‖` of both crossed pairs of views, [batch, 2, width].
+
+    `p` are online predictions and `t` target projections, which are not differentiated; `v' ≠ v`.
+
+    Args:
+        embeddings: The embeddings of two views.
+        loss: Name of the loss, for the error.
+
+    Raises:
+        ValueError: If there are no target embeddings, or their shape is not that of the online ones.
+    """
+    online = jnp.stack(embeddings.pair(), axis=1)
+    if embeddings.target is None or embeddings.target.shape != embeddings.online.shape:
+        got = None if embeddings.target is None else embeddings.target.shape
+        raise ValueError(
+            f"{loss} compares online predictions of shape {embeddings.online.shape} with target projections of the "
+            f"same shape, got {got}; give the objective a target network of the predictor's output width."
+        )
+    other_view = jnp.stack([embeddings.target[1], embeddings.target[0]], axis=1)
+    return unit(online) - jax.lax.stop_gradient(unit(other_view))
 
 
 def covariance_square_root(logits: Float[Array, "rows classes"], noise: Float[Array, "rows classes"]) -> Array:

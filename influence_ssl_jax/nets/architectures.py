@@ -9,7 +9,7 @@ import jax
 from influence_ssl_jax.configuration import CLASS, Plain
 from influence_ssl_jax.errors import StructureError
 from influence_ssl_jax.nets.convnext import ConvNeXt
-from influence_ssl_jax.nets.heads import Classifier, Predictor, Projector, SelfSupervised
+from influence_ssl_jax.nets.heads import Classifier, NormalisedProjector, Predictor, Projector, SelfSupervised
 from influence_ssl_jax.nets.linear import Linear
 from influence_ssl_jax.nets.resnet import ResNet
 from influence_ssl_jax.nets.vit import VisionTransformer
@@ -21,6 +21,7 @@ ARCHITECTURES: tuple[type[nn.Module], ...] = (
     Linear,
     SelfSupervised,
     Projector,
+    NormalisedProjector,
     Predictor,
     Classifier,
 )

@@ -58,10 +58,48 @@ class Projector(nn.Module):
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-class Predictor(nn.Module):
-    """BYOL's predictor (arXiv 2006.07733): a projector with one hidden layer.
+class NormalisedProjector(nn.Module):
+    """SimSiam's projector (arXiv 2011.10566): a projector with normalised outputs.
 
-    It maps projections to projections.
+    BatchNorm follows each layer; that of the output has no scale and no shift, and no layer has a bias.
+
+    Attributes:
+        hidden: Width of the hidden layers.
+        output: Width of the output.
+        hidden_layers: Number of hidden layers.
+        dtype: Type to compute in (`None`: that of inputs and parameters); parameters are float32.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from influence_ssl_jax.nets.heads import NormalisedProjector
+        >>> head = NormalisedProjector(hidden=3, output=2, hidden_layers=1)
+        >>> variables = jax.eval_shape(lambda x: head.init(jax.random.key(0), x, False), jnp.zeros((1, 4)))
+        >>> sorted(variables["params"]["layers"]), sorted(variables["batch_stats"])
+        (['bn0', 'dense0', 'output'], ['bn', 'layers'])
+    """
+
+    hidden: int
+    output: int
+    hidden_layers: int = 2
+    dtype: jax.typing.DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch features"], train: bool) -> Float[Array, "batch output"]:
+        """Project representations.
+
+        If `train` is true, BatchNorm uses the statistics of the batch and updates `batch_stats`.
+        """
+        layers = Projector(
+            self.hidden, self.output, self.hidden_layers, "batch", self.dtype, False, False, name="layers"
+        )
+        # The layers return at least float32, and so does this BatchNorm.
+        return batch_norm(train, None, "bn", affine=False)(layers(x, train))
+
+
+class Predictor(nn.Module):
+    """A predictor: a projector with one hidden layer.
+
+    It maps projections to projections, for BYOL (arXiv 2006.07733) and SimSiam (arXiv 2011.10566).
 
     Attributes:
         hidden: Width of the hidden layer.

@@ -23,12 +23,20 @@ MOMENTUM = 0.9
 """The share of BatchNorm's running statistics that one batch of training keeps."""
 
 
-def batch_norm(train: bool, dtype: jax.typing.DTypeLike | None, name: str) -> nn.BatchNorm:
+def batch_norm(train: bool, dtype: jax.typing.DTypeLike | None, name: str, affine: bool = True) -> nn.BatchNorm:
     """Return BatchNorm as torch defines it.
 
-    It has ε = 1e-5 and momentum 0.9 of the running statistics.
+    It has ε = 1e-5 and momentum 0.9 of the running statistics, and a scale and a shift if it is affine.
     """
-    return nn.BatchNorm(use_running_average=not train, momentum=MOMENTUM, epsilon=1e-5, dtype=dtype, name=name)
+    return nn.BatchNorm(
+        use_running_average=not train,
+        momentum=MOMENTUM,
+        epsilon=1e-5,
+        dtype=dtype,
+        use_bias=affine,
+        use_scale=affine,
+        name=name,
+    )
 
 
 class BasicBlock(nn.Module):

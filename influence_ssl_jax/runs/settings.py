@@ -90,7 +90,7 @@ class CurvatureSet:
             hessian is indefinite away from a minimum, and is refused there.
         examples: Number of random images that the matrix is averaged over.
         batch_size: Images in a batch; a pretraining loss couples the images of one batch. Backends that draw gradients
-            see the `ggn` of SimCLR and Barlow Twins through gradients of whole batches: give such a backend more
+            see the `ggn` of SimCLR, Barlow Twins and VICReg through gradients of whole batches: give such a backend more
             `samples` then, for example 16.
         samples: Draws per batch of the sampled `fisher`.
 
@@ -325,9 +325,9 @@ class Unseen:
 
 @dataclasses.dataclass(frozen=True)
 class PretrainRun:
-    """Train an encoder without labels, by SimCLR, BYOL or Barlow Twins.
+    """Train an encoder without labels.
 
-    The supervised baseline is trained with labels. If a run was stopped, the same command continues it from its last
+    Losses are those of SimCLR, BYOL, Barlow Twins, SimSiam and VICReg; the supervised baseline reads labels. If a run was stopped, the same command continues it from its last
     complete epoch.
 
     influence-ssl pretrain --out runs/simclr --test.split test source:tfds --source.name cifar10

@@ -12,8 +12,8 @@ import optax
 from influence_ssl_jax.augment.recipes import PRETRAINING
 from influence_ssl_jax.configuration import COUNT, POSITIVE, check_numbers
 from influence_ssl_jax.data.statistics import STATISTICS, Statistics
-from influence_ssl_jax.losses import BYOL, TRAINING_LOSSES, BarlowTwins, Loss, SimCLR, Supervised
-from influence_ssl_jax.nets.heads import Classifier, Predictor, Projector, SelfSupervised
+from influence_ssl_jax.losses import BYOL, TRAINING_LOSSES, BarlowTwins, Loss, SimCLR, SimSiam, Supervised, VICReg
+from influence_ssl_jax.nets.heads import Classifier, NormalisedProjector, Predictor, Projector, SelfSupervised
 from influence_ssl_jax.nets.network import Network
 from influence_ssl_jax.nets.resnet import ResNet18, Stem
 from influence_ssl_jax.problem import Objective
@@ -79,7 +79,7 @@ class Pretrain:
     Together with the data they determine the result bit for bit on the same machine.
 
     Attributes:
-        views: The views that the loss compares: simclr, byol, barlow_twins, supervised or table1
+        views: The views that the loss compares: simclr, byol, barlow_twins, simsiam, vicreg, supervised or table1
             (`augment.recipes.PRETRAINING`).
         loss: The loss to minimise.
         architecture: Backbone and heads.
@@ -130,17 +130,21 @@ class Pretrain:
     def module(self, dtype: jax.typing.DTypeLike | None = None) -> SelfSupervised:
         """Build backbone, projector and predictor.
 
-        The supervised baseline has a classifier in place of the projector. There is a predictor only if the loss
-        compares with a target network.
+        The supervised baseline has a classifier in place of the projector, and outputs of SimSiam's projector are
+        normalised. There is a predictor only if the loss compares with a target network.
 
         Args:
             dtype: The type that layers compute in; None takes that of the parameters.
         """
         shape = self.architecture
         projector = Projector(shape.hidden, shape.output, shape.hidden_layers, shape.normalisation, dtype)
+        if isinstance(self.loss, Supervised):
+            projector = Classifier(shape.output)
+        elif isinstance(self.loss, SimSiam):
+            projector = NormalisedProjector(shape.hidden, shape.output, shape.hidden_layers, dtype)
         return SelfSupervised(
             ResNet18(shape.width, dtype, shape.stem),
-            Classifier(shape.output) if isinstance(self.loss, Supervised) else projector,
+            projector,
             Predictor(shape.predictor_hidden, dtype) if self.loss.compares_with_target else None,
         )
 
@@ -152,8 +156,8 @@ class Pretrain:
     def objective(self, dtype: jax.typing.DTypeLike | None = None) -> Objective:
         """Return the training loss in evaluation mode, for curvatures and scores.
 
-        Its `params` are those of the online network; its `frozen` is `{"batch_stats": …}`, and with a target network
-        also `{"target": {"params": …, "batch_stats": …}}`.
+        Its `params` are those of the online network; its `frozen` is `{"batch_stats": …}`, and with a target network of
+        its own parameters also `{"target": {"params": …, "batch_stats": …}}`.
 
         Args:
             dtype: The type that layers compute in; None takes that of the parameters.
@@ -233,13 +237,29 @@ RECIPES: dict[str, Pretrain] = {
     "supervised": Pretrain(
         "supervised", Supervised(), Architecture(output=10), Sgd(0.1, warmup_epochs=5), epochs=200, batch_size=128
     ),
+    "solo_learn_simsiam": Pretrain(
+        "simsiam",
+        SimSiam(),
+        Architecture(hidden=2048, output=2048, hidden_layers=2, predictor_hidden=512, stem="solo_learn"),
+        Sgd(0.5, weight_decay=1e-5, warmup_epochs=10, warmup_start=0.003, scale_by_batch=True),
+        precision="bfloat16",
+    ),
+    "solo_learn_vicreg": Pretrain(
+        "vicreg",
+        VICReg(),
+        Architecture(hidden=2048, output=2048, hidden_layers=2, stem="solo_learn"),
+        Lars(0.3, weight_decay=1e-4, scale_by_batch=True),
+        precision="bfloat16",
+    ),
 }
 """The recipes by name.
 
-`solo_learn_*` are the CIFAR checkpoints of solo-learn, as its scripts make them (scripts/pretrain/cifar). `table2_*` are
-the checkpoints that arXiv 2412.17170 scores: the same settings, with the views of its Table 1. `table3_*` are its removal
-runs, with seeds 0, 42 and 123. `fairface_byol` is its run on faces, for inputs of 64×64 pixels
-(`--input.height 64 --input.width 64`). `short_simclr` is a narrow network for a first look, trained for far too few epochs.
+`solo_learn_*` are the CIFAR checkpoints of solo-learn, as its scripts make them (scripts/pretrain/cifar). The predictor of
+`solo_learn_simsiam` follows the schedule of the learning rate, which solo-learn holds constant for it, and weight decay
+spares biases and norm parameters. `table2_*` are the checkpoints that arXiv 2412.17170 scores: the same settings, with the
+views of its Table 1. `table3_*` are its removal runs, with seeds 0, 42 and 123. `fairface_byol` is its run on faces, for
+inputs of 64×64 pixels (`--input.height 64 --input.width 64`). `short_simclr` is a narrow network for a first look, trained
+for far too few epochs.
 
 docs/pretrain.md lists what the tables of the paper leave open, and what these recipes decide: weight decay, stem, the kind
 of 16-bit precision, whether rates scale with the batch.
@@ -268,7 +288,14 @@ def tiny(loss: Loss) -> Pretrain:
 
     It uses every part of training, and learns nothing well.
     """
-    views = {BYOL: "byol", BarlowTwins: "barlow_twins", Supervised: "supervised"}.get(type(loss), "simclr")
+    named: dict[type[Loss], str] = {
+        BYOL: "byol",
+        BarlowTwins: "barlow_twins",
+        SimSiam: "simsiam",
+        VICReg: "vicreg",
+        Supervised: "supervised",
+    }
+    views = named.get(type(loss), "simclr")
     return Pretrain(
         views,
         loss,

@@ -54,7 +54,7 @@ def initial(settings: Pretrain, image_shape: tuple[int, int, int]) -> TrainState
     variables = _initialise(_linen(objective.network), settings.seed, image_shape)
     frozen = {name: value for name, value in variables.items() if name != "params"}
     target = objective.target
-    if target is not None:
+    if target is not None and not objective.loss.target_is_online:
         # The target network has no predictor: it copies the online parameters that its method reads.
         shapes = jax.eval_shape(lambda: _initialise(_linen(target), settings.seed, image_shape))
         frozen["target"] = jax.tree.map(jnp.copy, _restrict(variables, shapes))
@@ -69,7 +69,8 @@ def make_step(settings: Pretrain, steps_per_epoch: int) -> Step:
     The step overwrites the state that it is called with. Every view passes through the network separately, as in
     solo-learn: BatchNorm normalises a view by the statistics of that view's batch. Running statistics move once in a
     step, by the mean over the views. The target network is in training mode too, and moves after each step: `ξ ← τ ξ +
-    (1 − τ) θ`, where `τ` rises from `settings.target_momentum` to 1 along a cosine (arXiv 2006.07733, section 3.3).
+    (1 − τ) θ`, where `τ` rises from `settings.target_momentum` to 1 along a cosine (arXiv 2006.07733, section 3.3). A
+    loss whose target network is the online network reads the projections of the same pass.
     """
     objective = settings.objective(settings.precision)
     total = settings.epochs * steps_per_epoch
@@ -78,9 +79,14 @@ def make_step(settings: Pretrain, steps_per_epoch: int) -> Step:
 
     def loss(params: Params, frozen: Frozen, batch: Batch) -> tuple[Float[Array, ""], Frozen]:
         images = objective.images(batch, jnp.float32)
-        online, updated = _embed_in_training(_linen(objective.network), params, _own(frozen), images)
-        target = None
-        if objective.target is not None:
+        network, target = _linen(objective.network), None
+        if objective.loss.target_is_online:
+            # One pass computes predictions and projections; the loss does not differentiate the latter.
+            both = dataclasses.replace(network, method="__call__")
+            (_, target, online), updated = _embed_in_training(both, params, _own(frozen), images)
+        else:
+            online, updated = _embed_in_training(network, params, _own(frozen), images)
+        if objective.target is not None and not objective.loss.target_is_online:
             slow = frozen["target"]
             target, statistics = _embed_in_training(_linen(objective.target), slow["params"], _own(slow), images)
             updated = {**updated, "target": {"params": slow["params"], **statistics}}
@@ -91,7 +97,7 @@ def make_step(settings: Pretrain, steps_per_epoch: int) -> Step:
         (value, frozen), gradient = gradient_of(state.params, state.frozen, batch)
         update, moments = optimiser.update(gradient, state.optimiser, state.params)
         params = optax.apply_updates(state.params, update)
-        if objective.target is not None:
+        if "target" in frozen:
             frozen = _follow(frozen, params, target_momentum(settings.target_momentum, state.step, total))
         metrics = {"loss": value, "gradient_norm": trees.norm(gradient), "learning_rate": jnp.asarray(rate(state.step))}
         return TrainState(state.step + 1, params, frozen, moments), metrics
@@ -106,10 +112,13 @@ def target_momentum(initial: float, step: Int[Array, ""], total: int) -> Float[A
 
 def _embed_in_training(
     network: Network, params: Params, statistics: Frozen, images: Float[Array, "views batch height width channels"]
-) -> tuple[Float[Array, "views batch embedding"], Frozen]:
-    """Embed every view in training mode; return embeddings and new running statistics."""
+) -> tuple[PyTree, Frozen]:
+    """Embed every view in training mode; return embeddings and new running statistics.
 
-    def one(view: Float[Array, "batch height width channels"]) -> tuple[Float[Array, "batch embedding"], Frozen]:
+    Embeddings are what the network's method returns, with a leading axis of views.
+    """
+
+    def one(view: Float[Array, "batch height width channels"]) -> tuple[PyTree, Frozen]:
         with canonical_convolutions():
             return network.module.apply(
                 {"params": params, **statistics},

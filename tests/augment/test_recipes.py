@@ -47,6 +47,15 @@ def test_solo_learns_symmetric_and_asymmetric_settings():
     assert first["ColourJitter"] == (ColourJitter(0.4, 0.4, 0.2, 0.1), 0.8)
     assert "GaussianBlur" not in first
     assert PRETRAINING["barlow_twins"] == PRETRAINING["byol"]
+    for view in range(2):
+        simsiam, vicreg = (settings(PRETRAINING[name], view) for name in ("simsiam", "vicreg"))
+        assert simsiam["ColourJitter"] == (ColourJitter(0.4, 0.4, 0.4, 0.1), 0.8)
+        assert (simsiam["RandomResizedCrop"][0].scale, vicreg["RandomResizedCrop"][0].scale) == ((0.08, 1), (0.2, 1))
+        assert simsiam["GaussianBlur"][1] == 0.5
+        assert vicreg["ColourJitter"] == first["ColourJitter"]
+        assert vicreg["Solarise"] == (Solarise(), 0.1)
+        assert "Solarise" not in simsiam
+        assert "GaussianBlur" not in vicreg
 
 
 @pytest.mark.parametrize("name", RECIPES)

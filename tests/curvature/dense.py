@@ -21,7 +21,7 @@ def dense_of_batch(problem, batch):
     if problem.curvature == "empirical_fisher":
         images = objective.images(batch, jnp.float64)
         z = objective.embed(problem.params, frozen, images)
-        slope = jax.grad(lambda z: objective.loss(objective.complete(z, frozen, batch)))(z)
+        slope = jax.grad(lambda z: objective.loss(objective.complete(z, problem.params, frozen, batch)))(z)
         jacobian = jax.jacrev(lambda p: objective.embed(unravel(p), frozen, images))(flat)
         contributions = jnp.einsum("vbd,vbdp->bp", slope, jacobian)
         return size * contributions.T @ contributions

@@ -1,5 +1,7 @@
 """Every curvature × loss equals the dense matrix of its textbook formula, on convolutional nets with BatchNorm."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature.products import block_matvec, matvec
 from influence_ssl_jax.errors import StructureError
-from influence_ssl_jax.losses import CosineDistance, SimCLR
+from influence_ssl_jax.losses import BYOL, CosineDistance, SimCLR, SimSiam
 from influence_ssl_jax.problem import Objective, Problem
 from tests import problems
 from tests.curvature.dense import dense
@@ -38,6 +40,20 @@ def test_matvec_is_the_dense_matrix(loss, curvature):
     np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-11 * np.abs(want).max())
     if curvature != "hessian":
         assert np.linalg.eigvalsh(matrix).min() > -1e-12 * np.abs(matrix).max()
+
+
+@pytest.mark.parametrize("curvature", ["ggn", "fisher", "empirical_fisher", "hessian"])
+def test_simsiam_is_a_quarter_of_byol_whose_target_network_is_the_online_network(curvature):
+    """At any parameters: the target is taken where the matrix is taken, and is a constant there."""
+    for seed in range(2):
+        ours = problems.problem(SimSiam(), curvature, module=problems.Small(), seed=seed)
+        assert "target" not in ours.frozen
+        frozen = {**ours.frozen, "target": {"params": ours.params, **ours.frozen}}
+        theirs = dataclasses.replace(ours, frozen=frozen, objective=problems.objective(BYOL(), problems.Small()))
+        vector = np.random.default_rng(3).normal(size=trees.size(ours.params))
+        got, want = (np.asarray(both(problem, vector)[1]) for problem in (ours, theirs))
+        factor = 16 if curvature == "empirical_fisher" else 4  # products of two gradients
+        np.testing.assert_allclose(got, want / factor, rtol=1e-9, atol=1e-12 * np.abs(want).max())
 
 
 @pytest.mark.parametrize("curvature", ["ggn", "fisher", "empirical_fisher", "hessian"])

@@ -11,12 +11,23 @@ from influence_ssl_jax.losses import (
     CosineDistance,
     Embeddings,
     SimCLR,
+    SimSiam,
     SquaredEuclid,
     Supervised,
+    VICReg,
 )
 
 BATCH, WIDTH = 4, 3
-LOSSES = (SimCLR(0.5), BYOL(), BarlowTwins(), Supervised(), CosineDistance(), SquaredEuclid())
+LOSSES = (
+    SimCLR(0.5),
+    BYOL(),
+    BarlowTwins(),
+    SimSiam(),
+    VICReg(1.0, 1.0, 0.1),
+    Supervised(),
+    CosineDistance(),
+    SquaredEuclid(),
+)
 REGISTERED = {*TRAINING_LOSSES, *MEASUREMENTS}
 assert {type(loss) for loss in LOSSES} == REGISTERED, f"LOSSES is not the list of {REGISTERED}"
 TRAINED = tuple(loss for loss in LOSSES if type(loss) in TRAINING_LOSSES)

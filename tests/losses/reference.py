@@ -55,6 +55,41 @@ def barlow_twins(first, second, off_diagonal, scale):
     return scale * total
 
 
+def simsiam(predictions, projections):
+    """solo-learn: the mean of both crossings of minus the batch mean of cos."""
+    batch = len(predictions[0])
+    return sum(
+        -sum(cosine(predictions[v][b], projections[1 - v][b]) for b in range(batch)) / batch / 2 for v in range(2)
+    )
+
+
+def covariances(view):
+    """The unbiased covariance matrix of features over the batch."""
+    batch, width = view.shape
+    means = [sum(view[b][i] for b in range(batch)) / batch for i in range(width)]
+    return np.array(
+        [
+            [
+                sum((view[b][i] - means[i]) * (view[b][j] - means[j]) for b in range(batch)) / (batch - 1)
+                for j in range(width)
+            ]
+            for i in range(width)
+        ]
+    )
+
+
+def vicreg(first, second, invariance, variance, covariance, margin, epsilon):
+    """solo-learn: `F.mse_loss`, then `F.relu(γ − std)` and squared covariances, both summed over the views."""
+    batch, width = first.shape
+    total = invariance * sum(norm(u - v) ** 2 for u, v in zip(first, second, strict=True)) / (batch * width)
+    for view in (first, second):
+        matrix = covariances(view)
+        for i in range(width):
+            total += variance * max(0.0, margin - math.sqrt(matrix[i, i] + epsilon)) / width
+            total += covariance * sum(matrix[i, j] ** 2 for j in range(width) if j != i) / width
+    return total
+
+
 def cross_entropy(logits, labels):
     total = 0.0
     for row, label in zip(logits, labels, strict=True):

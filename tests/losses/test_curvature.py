@@ -10,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from influence_ssl_jax.losses import BYOL, BarlowTwins, CosineDistance, Embeddings, SimCLR, SquaredEuclid, Supervised
+from influence_ssl_jax.losses import (
+    BYOL,
+    BarlowTwins,
+    CosineDistance,
+    Embeddings,
+    SimCLR,
+    SimSiam,
+    SquaredEuclid,
+    Supervised,
+    VICReg,
+)
 from tests.losses.cases import BATCH, LOSSES, WIDTH, draw, embeddings, name, value
 
 INPUTS = 2
@@ -36,8 +46,12 @@ def head_hessian(loss, outputs):
         rows = outputs.reshape(2 * BATCH, -1) if isinstance(loss, SimCLR) else outputs.reshape(BATCH, -1)
         blocks = [(np.diag(p) - np.outer(p, p)) / len(rows) for p in softmax(rows, axis=1)]
         return np.block([[b if i == j else np.zeros_like(b) for j in range(len(rows))] for i, b in enumerate(blocks)])
-    if isinstance(loss, BYOL | CosineDistance | SquaredEuclid):
-        return np.eye(outputs.size) * (2 if isinstance(loss, BYOL) else 1) / BATCH
+    if isinstance(loss, VICReg):
+        covariances = 2 * loss.covariance / WIDTH * np.tile(1 - np.eye(WIDTH), (2, 1))
+        differences = np.full((BATCH, WIDTH), 2 * loss.invariance / (BATCH * WIDTH))
+        return np.diag(np.concatenate([differences, covariances]).ravel())
+    if isinstance(loss, BYOL | SimSiam | CosineDistance | SquaredEuclid):
+        return np.eye(outputs.size) * {BYOL: 2, SimSiam: 0.5}.get(type(loss), 1) / BATCH
     raise NotImplementedError(f"write the Hessian of the head of {name(loss)} in `head_hessian`")
 
 

@@ -7,11 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from influence_ssl_jax.losses import BYOL, BarlowTwins, CosineDistance, Embeddings, SimCLR, SquaredEuclid, Supervised
+from influence_ssl_jax.losses import (
+    BYOL,
+    BarlowTwins,
+    CosineDistance,
+    Embeddings,
+    SimCLR,
+    SimSiam,
+    SquaredEuclid,
+    Supervised,
+    VICReg,
+)
 from influence_ssl_jax.losses.loss import unit
 from tests.losses.cases import BATCH, WIDTH, draw, embeddings, name
 
-DIRECTIONAL = (SimCLR(0.5), BYOL(), BarlowTwins(), CosineDistance())
+DEFINED_AT_ZERO = (SimCLR(0.5), BYOL(), BarlowTwins(), SimSiam(), VICReg(), CosineDistance())
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -28,7 +38,7 @@ def derivatives(loss, given):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-@pytest.mark.parametrize("loss", DIRECTIONAL, ids=name)
+@pytest.mark.parametrize("loss", DEFINED_AT_ZERO, ids=name)
 @pytest.mark.parametrize("zeroed", [np.s_[0, 1], np.s_[:, 1], np.s_[...], np.s_[..., 1]])
 def test_zero_embeddings_and_constant_features_have_finite_derivatives(loss, zeroed, dtype):
     given = embeddings(loss)
@@ -89,7 +99,10 @@ def test_a_label_that_is_no_class_gives_nan(label):
         (CosineDistance(), Embeddings(jnp.ones((1, 4, 2))), "draw two"),
         (SimCLR(), Embeddings(jnp.ones((2, 1, 2))), "at least 2"),
         (BarlowTwins(), Embeddings(jnp.ones((2, 1, 2))), "at least 2"),
-        (BYOL(), Embeddings(jnp.ones((2, 4, 2))), "target"),
+        (VICReg(), Embeddings(jnp.ones((2, 1, 2))), "at least 2"),
+        (VICReg(), Embeddings(jnp.ones((3, 4, 2))), "draw two"),
+        (SimSiam(), Embeddings(jnp.ones((2, 4, 2))), "SimSiam compares .* target"),
+        (BYOL(), Embeddings(jnp.ones((2, 4, 2))), "BYOL compares .* target"),
         (BYOL(), Embeddings(jnp.ones((2, 4, 2)), jnp.ones((2, 4, 3))), "output width"),
         (Supervised(), Embeddings(jnp.ones((1, 4, 2))), "labels"),
         (Supervised(), Embeddings(jnp.ones((2, 4, 2)), label=jnp.zeros(4, int)), "one view"),
@@ -100,7 +113,18 @@ def test_errors_say_what_to_do(loss, given, advice):
         loss(given)
 
 
-@pytest.mark.parametrize("make", [lambda: SimCLR(0.0), lambda: BarlowTwins(-1.0), lambda: BarlowTwins(scale=0.0)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SimCLR(0.0),
+        lambda: BarlowTwins(-1.0),
+        lambda: BarlowTwins(scale=0.0),
+        lambda: VICReg(variance=-1.0),
+        lambda: VICReg(covariance=float("nan")),
+        lambda: VICReg(epsilon=0.0),
+        lambda: VICReg(margin=-1.0),
+    ],
+)
 def test_settings_are_checked(make):
     with pytest.raises(ValueError, match="got"):
         make()

@@ -6,12 +6,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from influence_ssl_jax.losses import BYOL, BarlowTwins, CosineDistance, Embeddings, SimCLR, SquaredEuclid
+from influence_ssl_jax.losses import (
+    BYOL,
+    BarlowTwins,
+    CosineDistance,
+    Embeddings,
+    SimCLR,
+    SimSiam,
+    SquaredEuclid,
+    VICReg,
+)
 from tests.losses.cases import BATCH, LOSSES, WIDTH, draw, embeddings, name, value
 
 seeds = st.integers(0, 2**31)
-ROTATION_INVARIANT = (SimCLR(0.5), BYOL(), CosineDistance(), SquaredEuclid())
-SCALE_INVARIANT = (SimCLR(0.5), BYOL(), CosineDistance())
+ROTATION_INVARIANT = (SimCLR(0.5), BYOL(), SimSiam(), CosineDistance(), SquaredEuclid())
+SCALE_INVARIANT = (SimCLR(0.5), BYOL(), SimSiam(), CosineDistance())
+
+PAIRS = (SimCLR(0.5), BYOL(), BarlowTwins(), SimSiam(), VICReg(), CosineDistance(), SquaredEuclid())
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=name)
@@ -54,8 +65,15 @@ def test_barlow_twins_sees_no_affine_map_of_a_feature(seed):
 
 
 @given(seed=seeds)
+def test_vicreg_sees_no_shift_of_both_views(seed):
+    views, shift = jnp.asarray(draw(seed, 2, BATCH, WIDTH)), jnp.asarray(draw(seed + 1, WIDTH))
+    shifted = value(VICReg(), Embeddings(views + 100 * shift[None, None]))
+    np.testing.assert_allclose(shifted, value(VICReg(), Embeddings(views)), rtol=1e-9)
+
+
+@given(seed=seeds)
 def test_losses_of_pairs_are_symmetric_in_the_views(seed):
-    for loss in (SimCLR(0.5), BYOL(), BarlowTwins(), CosineDistance(), SquaredEuclid()):
+    for loss in PAIRS:
         ours = embeddings(loss, seed)
         swapped = Embeddings(ours.online[::-1], ours.target[::-1])
         np.testing.assert_allclose(value(loss, swapped), value(loss, ours), rtol=1e-11)

@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from influence_ssl_jax.losses import BYOL, BarlowTwins, CosineDistance, Embeddings, SimCLR, SquaredEuclid, Supervised
+from influence_ssl_jax.losses import (
+    BYOL,
+    BarlowTwins,
+    CosineDistance,
+    Embeddings,
+    SimCLR,
+    SimSiam,
+    SquaredEuclid,
+    Supervised,
+    VICReg,
+)
 from tests.losses import reference
 from tests.losses.cases import draw, value
 
@@ -57,9 +67,43 @@ def test_byol_is_two_crossed_optax_cosine_distances(seed):
     np.testing.assert_allclose(ours, 2 * crossed.mean(axis=1).sum(), rtol=1e-12)
 
 
-def test_byol_does_not_differentiate_the_target():
+@pytest.mark.parametrize("loss", [BYOL(), SimSiam()])
+def test_the_target_is_not_differentiated(loss):
     online, target = map(jnp.asarray, draw(0, 2, 2, 3, 4))
-    assert not jnp.any(jax.grad(lambda t: BYOL()(Embeddings(online, t)))(target))
+    assert not jnp.any(jax.grad(lambda t: loss(Embeddings(online, t)))(target))
+
+
+@given(seeds, sizes)
+def test_simsiam_is_the_loop(seed, size):
+    predictions, projections = draw(seed, 2, 2, *size)
+    ours = value(SimSiam(), Embeddings(jnp.asarray(predictions), jnp.asarray(projections)))
+    np.testing.assert_allclose(ours, reference.simsiam(predictions, projections), rtol=1e-12, atol=1e-14)
+
+
+@given(seeds, st.sampled_from([(2, 1), (3, 2), (5, 4)]), st.sampled_from([0.3, 1.0]))
+def test_vicreg_is_the_loop(seed, size, margin):
+    """Deviations on both sides of the margin."""
+    first, second = draw(seed, 2, *size)
+    weights = (25.0, 20.0, 2.0, margin, 1e-4)
+    ours = value(VICReg(*weights), Embeddings(jnp.asarray([first, second])))
+    np.testing.assert_allclose(ours, reference.vicreg(first, second, *weights), rtol=1e-11, atol=1e-14)
+
+
+@given(seeds)
+def test_vicreg_covariances_are_numpys(seed):
+    first, second = draw(seed, 2, *BIG)
+    outputs = np.asarray(VICReg(epsilon=1e-4).outputs(Embeddings(jnp.asarray([first, second]))))
+    np.testing.assert_array_equal(outputs[: BIG[0]], first - second)
+    for view, ours in zip((first, second), outputs[BIG[0] :].reshape(2, BIG[1], BIG[1]), strict=True):
+        theirs = np.cov(view.T)
+        np.fill_diagonal(theirs, np.sqrt(view.var(axis=0, ddof=1) + 1e-4))
+        np.testing.assert_allclose(ours, theirs, atol=1e-13)
+
+
+def test_vicreg_defaults_are_the_published_weights():
+    first, second = draw(0, 2, 5, 4)
+    ours = value(VICReg(), Embeddings(jnp.asarray([first, second])))
+    np.testing.assert_allclose(ours, reference.vicreg(first, second, 25.0, 25.0, 1.0, 1.0, 1e-4), rtol=1e-12)
 
 
 @given(seeds, st.sampled_from([(3, 1), (5, 4)]))

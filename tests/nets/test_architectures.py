@@ -8,7 +8,7 @@ import pytest
 
 from influence_ssl_jax.nets.architectures import ARCHITECTURES, build, describe
 from influence_ssl_jax.nets.convnext import ConvNeXt
-from influence_ssl_jax.nets.heads import Classifier, Predictor, Projector, SelfSupervised
+from influence_ssl_jax.nets.heads import Classifier, NormalisedProjector, Predictor, Projector, SelfSupervised
 from influence_ssl_jax.nets.linear import Linear
 from influence_ssl_jax.nets.resnet import ResNet
 from influence_ssl_jax.nets.vit import VisionTransformer
@@ -26,6 +26,7 @@ NETWORKS = {
     Linear: (Linear(3), IMAGES),
     SelfSupervised: (SelfSupervised(Linear(3), Projector(5, 4, 2, "none", None, False), Predictor(6)), IMAGES),
     Projector: (Projector(5, 4, 2, "none", None, True, False), FEATURES),
+    NormalisedProjector: (NormalisedProjector(5, 4, 1), FEATURES),
     Predictor: (Predictor(6), FEATURES),
     Classifier: (Classifier(4), FEATURES),
 }

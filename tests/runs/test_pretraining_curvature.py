@@ -32,7 +32,7 @@ from influence_ssl_jax.ihvp import (
     LoGra,
     Nystrom,
 )
-from influence_ssl_jax.losses import BYOL, BarlowTwins, CosineDistance, SimCLR
+from influence_ssl_jax.losses import BYOL, BarlowTwins, CosineDistance, SimCLR, SimSiam, VICReg
 from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.runs.prepare import form_measurement, form_problem
 from influence_ssl_jax.runs.settings import CurvatureSet
@@ -45,8 +45,15 @@ from tests.train.small import Small
 
 SHAPE = 2, 2, 3
 DAMPING = Damping(absolute=0.02)
-LOSSES = {"simclr": SimCLR(0.5), "byol": BYOL(), "barlow_twins": BarlowTwins(off_diagonal=0.1)}
-CASES = [(loss, output) for loss in LOSSES for output in ("encoder", "projector")] + [("byol", "predictor")]
+LOSSES = {
+    "simclr": SimCLR(0.5),
+    "byol": BYOL(),
+    "barlow_twins": BarlowTwins(off_diagonal=0.1),
+    "simsiam": SimSiam(),
+    "vicreg": VICReg(1.0, 1.0, 0.5),
+}
+CASES = [(loss, output) for loss in LOSSES for output in ("encoder", "projector")]
+CASES += [(loss, "predictor") for loss in LOSSES if LOSSES[loss].compares_with_target]
 # Exact where every eigenpair is kept and C is a sum of outer products of the examples' own contributions.
 BACKENDS_AND_CURVATURES = {
     Exact: (Exact(), "ggn"),

@@ -7,8 +7,8 @@ import jax
 import pytest
 
 from influence_ssl_jax import configuration, trees
-from influence_ssl_jax.losses import BYOL, TRAINING_LOSSES, BarlowTwins, Supervised
-from influence_ssl_jax.train import RECIPES, Architecture, Lars, Pretrain, tiny
+from influence_ssl_jax.losses import BYOL, TRAINING_LOSSES, BarlowTwins, SimSiam, Supervised, VICReg
+from influence_ssl_jax.train import RECIPES, Architecture, Lars, Pretrain, Sgd, tiny
 from influence_ssl_jax.train.state import initial
 
 
@@ -43,7 +43,7 @@ def test_every_recipe_is_hashable_described_and_restored(name):
     assert hash(settings) == hash(dataclasses.replace(settings))
     assert configuration.restore(configuration.describe(settings), [Pretrain]) == settings
     objective = settings.objective()
-    assert (objective.target is not None) == isinstance(settings.loss, BYOL)
+    assert (objective.target is not None) == isinstance(settings.loss, BYOL | SimSiam)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,7 @@ def test_every_recipe_is_hashable_described_and_restored(name):
         ("solo_learn_simclr", 2048, 256, 0.4, 1000, 256, "simclr"),
         ("solo_learn_byol", 4096, 256, 1.0, 1000, 256, "byol"),
         ("solo_learn_barlow_twins", 2048, 2048, 0.3, 1000, 256, "barlow_twins"),
+        ("solo_learn_vicreg", 2048, 2048, 0.3, 1000, 256, "vicreg"),
     ],
 )
 def test_the_published_numbers(name, hidden, output, rate, epochs, batch, views):
@@ -106,6 +107,21 @@ def test_barlow_twins_has_the_published_weights():
     assert RECIPES["table2_barlow_twins"].loss == BarlowTwins(off_diagonal=0.0051, scale=0.1)
 
 
+def test_simsiam_and_vicreg_have_the_published_settings():
+    settings = RECIPES["solo_learn_simsiam"]
+    shape = settings.architecture
+    assert (shape.width, shape.hidden, shape.output, shape.hidden_layers, shape.predictor_hidden) == (
+        64,
+        2048,
+        2048,
+        2,
+        512,
+    )
+    assert (settings.epochs, settings.batch_size, settings.views) == (1000, 256, "simsiam")
+    assert settings.optimiser == Sgd(0.5, 1e-5, 0.9, warmup_epochs=10, warmup_start=0.003, scale_by_batch=True)
+    assert RECIPES["solo_learn_vicreg"].loss == VICReg(25.0, 25.0, 1.0, margin=1.0, epsilon=1e-4)
+
+
 def test_parameters_of_the_scored_networks():
     """Backbone as torchvision's ResNet-18 with CIFAR stem; heads counted by hand: weights, biases, BatchNorm pairs."""
     heads = {
@@ -113,6 +129,9 @@ def test_parameters_of_the_scored_networks():
         "solo_learn_byol": (512 * 4096 + 4096 + 2 * 4096 + 4096 * 256 + 256)
         + (256 * 4096 + 4096 + 2 * 4096 + 4096 * 256 + 256),
         "solo_learn_barlow_twins": (512 * 2048 + 3 * 2048) + (2048 * 2048 + 3 * 2048) + 2048 * 2048 + 2048,
+        "solo_learn_simsiam": (512 * 2048 + 2 * 2048 + 2048 * 2048 + 2 * 2048 + 2048 * 2048)
+        + (2048 * 512 + 3 * 512 + 512 * 2048 + 2048),
+        "solo_learn_vicreg": (512 * 2048 + 3 * 2048) + (2048 * 2048 + 3 * 2048) + 2048 * 2048 + 2048,
     }
     for name, count in heads.items():
         shapes = jax.eval_shape(lambda settings=RECIPES[name]: initial(settings, (32, 32, 3)).params)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from influence_ssl_jax import trees
-from influence_ssl_jax.losses import BYOL, SimCLR
+from influence_ssl_jax.losses import BYOL, SimCLR, SimSiam
 from influence_ssl_jax.train.optimisers import Sgd
 from influence_ssl_jax.train.settings import Architecture, Pretrain
 from influence_ssl_jax.train.state import initial, make_step, target_momentum
@@ -33,7 +33,8 @@ def test_a_step_descends_and_every_parameter_moves(loss):
     assert losses[-1] < losses[0]
     moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), before.params, copied(state.params))
     assert all(jax.tree.leaves(moved)), moved
-    assert set(state.frozen) == {"batch_stats", "target"} if loss.compares_with_target else {"batch_stats"}
+    own = loss.compares_with_target and not loss.target_is_online
+    assert set(state.frozen) == ({"batch_stats", "target"} if own else {"batch_stats"})
 
 
 def test_a_step_is_sgd_on_the_loss_of_views_normalised_one_by_one():
@@ -60,6 +61,35 @@ def test_a_step_is_sgd_on_the_loss_of_views_normalised_one_by_one():
     after, metrics = make_step(settings, 50)(state, batch)
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
     np.testing.assert_allclose(metrics["gradient_norm"], trees.norm(gradient), rtol=1e-3)
+    expected = jax.tree.map(lambda w, g: w - 0.1 * g, before.params, gradient)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), after.params, expected)
+
+
+def test_a_step_of_simsiam_compares_predictions_with_constant_projections_of_the_same_parameters():
+    settings = small(SimSiam(), optimiser=Sgd(0.1, weight_decay=0.0, momentum=0.0))
+    batch, state = a_batch(settings), initial(settings, SHAPE)
+    before, objective = copied(state), settings.objective()
+    views, network = objective.images(batch, jnp.float32), objective.network
+
+    def pass_through(params, method):
+        return [
+            network.module.apply(
+                {"params": params, **before.frozen}, network.standardise(view), True, method=method, mutable=True
+            )[0]
+            for view in views
+        ]
+
+    def training_loss(params, constant):
+        p, z = pass_through(params, "predict"), pass_through(constant, "project")
+        cosines = [
+            jnp.sum(a * b, axis=1) / (jnp.linalg.norm(a, axis=1) * jnp.linalg.norm(b, axis=1))
+            for a, b in zip(p, z[::-1], strict=True)
+        ]
+        return -sum(jnp.mean(cosine) for cosine in cosines) / 2
+
+    value, gradient = jax.jit(jax.value_and_grad(training_loss))(before.params, before.params)
+    after, metrics = make_step(settings, 50)(state, batch)
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
     expected = jax.tree.map(lambda w, g: w - 0.1 * g, before.params, gradient)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), after.params, expected)
 
