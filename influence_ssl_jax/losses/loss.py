@@ -42,8 +42,8 @@ class Loss(abc.ABC):
     The Gauss–Newton matrix `J_yᵀ ∇²head J_y` is then positive semi-definite by construction.
 
     A loss is *separable* if its outputs have one slice for each example and its head is the mean over examples of one
-    function of that slice. NT-Xent, Barlow Twins and VICReg are not separable: they couple the examples of a batch. They have
-    no loss of one example, only its contribution `J_bᵀ ∂loss/∂z_b` to the gradient.
+    function of that slice. NT-Xent, Barlow Twins and VICReg are not separable: they couple the examples of a batch.
+    They have no loss of one example, only its contribution `J_bᵀ ∂loss/∂z_b` to the gradient.
     """
 
     views: ClassVar[int] = 2
