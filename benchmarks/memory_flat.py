@@ -149,7 +149,8 @@ def run(config: Config) -> dict:
         ScoreStore.open(Path(name), {"examples": config.examples}, len(source)) as store,
     ):
         watch.phase, began = "scoring", time.monotonic()
-        write_parts(store, counted(), len(source), Parts(16_384, 60.0), RunLog(Path(name)), silent)
+        for _ in write_parts(store, counted(), len(source), Parts(16_384, 60.0), RunLog(Path(name)), silent):
+            pass
         seconds = time.monotonic() - began
         watch.phase, began = "nearest neighbours", time.monotonic()
         distances = store.distances(lambda: neighbours_of(Scoring(), store))

@@ -88,6 +88,64 @@ Progress: TypeAlias = Callable[[Event], None]
 """A function that receives events, one after the other, in the thread of the run."""
 
 
+class Together:
+    """Several runs whose batches alternate, reported as one.
+
+    Stages, notes and files carry the name of their run. Stages that count images are one stage, with the sums of images
+    and speeds.
+
+    Args:
+        progress: The function that receives the events.
+
+    Examples:
+        >>> from influence_ssl_jax.progress import Note, Together
+        >>> Together(print).of("simclr")(Note("Two images have one name."))
+        Note(text='simclr: Two images have one name.', kind='fact')
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._stage = progress, ""
+        self._latest: dict[str, Advanced] = {}
+
+    def of(self, name: str) -> Progress:
+        """Return the function that receives the events of one run."""
+
+        def tell(event: Event) -> None:
+            counted = self._latest.get(name)
+            if isinstance(event, Advanced):
+                self._latest[name] = event
+                self._advance()
+            elif isinstance(event, Started) and event.done is not None and event.total is not None:
+                self._latest[name] = Advanced(event.stage, event.done, event.total)
+            elif isinstance(event, Ended) and counted is not None and event.stage == counted.stage:
+                return
+            elif isinstance(event, Started | Ended):
+                self._progress(dataclasses.replace(event, stage=f"{name}: {event.stage}"))
+            elif isinstance(event, Note):
+                self._progress(dataclasses.replace(event, text=f"{name}: {event.text}"))
+            else:
+                self._progress(dataclasses.replace(event, name=f"{name}: {event.name}"))
+
+        return tell
+
+    @contextlib.contextmanager
+    def counting(self, name: str, total: int) -> Iterator[None]:
+        """Report the stage that counts the images of all runs around a block."""
+        self._stage, self._total = name, total
+        self._progress(Started(name, 0, total))
+        try:
+            yield
+        finally:
+            self._progress(Ended(name))
+
+    def _advance(self) -> None:
+        """Report the sums over the runs; the speed once all have one."""
+        latest = self._latest.values()
+        rates = [each.rate for each in latest if each.rate is not None]
+        rate = sum(rates) if len(rates) == len(latest) else None
+        self._progress(Advanced(self._stage, sum(each.done for each in latest), self._total, rate))
+
+
 def silent(event: Event) -> None:
     """Ignore an event."""
     del event

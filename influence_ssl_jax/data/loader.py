@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,10 @@ AHEAD = 4
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
+Reading: TypeAlias = Callable[[Int[np.ndarray, " count"]], tuple[list[Example], list[Skipped]]]
+"""A function that returns examples as inputs with their digests, and those that cannot be used, as `load` does."""
+
+
 class LoadedBatch(NamedTuple):
     """A batch with the names and digests of its examples.
 
@@ -72,6 +76,7 @@ def batches(
     workers: int | None = None,
     ahead: int | None = None,
     place: Callable[[Batch], Batch] = jax.device_put,
+    read: Reading | None = None,
 ) -> Iterator[LoadedBatch]:
     """Yield examples in order, in batches of one shape.
 
@@ -90,6 +95,7 @@ def batches(
         workers: Number of threads; None takes `decoding_threads()`.
         ahead: Number of batches in advance; None takes the number of threads, and at least `AHEAD`.
         place: Moves a batch to the device that computes on it.
+        read: Reads examples of this source as inputs; None takes `load`.
 
     Raises:
         DataError: If the source has no examples, or `batch_size` is not positive.
@@ -107,8 +113,10 @@ def batches(
     elif isinstance(indices, np.ndarray):
         indices = chunks(indices, batch_size)
 
+    reading = partial(load, source, transform) if read is None else read
+
     def ready(chosen: Int[np.ndarray, " chunk"]) -> LoadedBatch:
-        examples, skipped = load(source, transform, chosen[chosen >= 0])
+        examples, skipped = reading(chosen[chosen >= 0])
         places = {int(index): row for row, index in enumerate(chosen)}
         loaded = stack(examples, skipped, transform, batch_size, key, [places[each.index] for each in examples])
         return loaded._replace(batch=place(loaded.batch))
@@ -211,14 +219,22 @@ def load(
     """
     examples, skipped = [], []
     for read in read_all(source, indices.tolist()):
-        if isinstance(read, Skipped):
-            skipped.append(read)
-            continue
-        try:
-            examples.append(dataclasses.replace(read, image=transform(read.image), content=content_of(read)))
-        except UnusableImage as error:
-            skipped.append(Skipped(read.index, read.id, str(error)))
+        made = to_input(read, transform)
+        if isinstance(made, Skipped):
+            skipped.append(made)
+        else:
+            examples.append(made)
     return examples, skipped
+
+
+def to_input(read: Example | Skipped, transform: ToInput) -> Example | Skipped:
+    """Transform an example and keep its digest, or say why not."""
+    if isinstance(read, Skipped):
+        return read
+    try:
+        return dataclasses.replace(read, image=transform(read.image), content=content_of(read))
+    except UnusableImage as error:
+        return Skipped(read.index, read.id, str(error))
 
 
 def chunks(order: Int[np.ndarray, " count"], size: int) -> Iterator[Int[np.ndarray, " chunk"]]:

@@ -40,12 +40,13 @@ class Prepared(NamedTuple):
     source: OpenSource
 
 
-def prepare(settings: ScoreRun | CompareRun, progress: Progress) -> Prepared:
+def prepare(settings: ScoreRun | CompareRun, progress: Progress, opened: OpenSource | None = None) -> Prepared:
     """Load the encoder, open the images, and report what is notable.
 
     Args:
         settings: The settings of the run.
         progress: Called with each note.
+        opened: The images, if they are open and their notes are reported; None opens them.
 
     Raises:
         CheckpointError: There is no encoder, or it is damaged.
@@ -61,10 +62,10 @@ def prepare(settings: ScoreRun | CompareRun, progress: Progress) -> Prepared:
         progress(Note(f"Parameters: {trained:,} of {every:,} count ({named})."))
     precision = settings.precision if isinstance(settings, ScoreRun) else "float32"
     measured = form_measurement(encoder, settings.output, settings.perturbation, settings.measurement, precision)
-    source = settings.source.open()
+    source = settings.source.open() if opened is None else opened
     if settings.curvature.objective == "pretraining" and reads_labels(encoder):
         refuse_other_classes(encoder.notes.get("classes"), source.class_names())
-    for note in (*source.notes(), *depth_notes(source, encoder.input)):
+    for note in (*(source.notes() if opened is None else ()), *depth_notes(source, encoder.input)):
         progress(Note(note, "caution"))
     return Prepared(encoder, encoder.input, measured, source)
 

@@ -6,7 +6,8 @@ import json
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from influence_ssl_jax import provenance, randomness
 from influence_ssl_jax.configuration import Plain, describe, fingerprint, restore
 from influence_ssl_jax.data import SOURCES, Source, ToInput
 from influence_ssl_jax.data.loader import describe_waiting
+from influence_ssl_jax.data.sharing import SharedReading
 from influence_ssl_jax.data.source import OpenSource, Skipped
 from influence_ssl_jax.data.table import rename_taken, storable
 from influence_ssl_jax.encoder import Encoder
@@ -45,7 +47,7 @@ from influence_ssl_jax.parallel import (
     undivided,
 )
 from influence_ssl_jax.problem import Objective, Problem
-from influence_ssl_jax.progress import Note, Progress, Written, silent, stage
+from influence_ssl_jax.progress import Note, Progress, Together, Written, silent, stage
 from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.report.analysis import TRUTH
 from influence_ssl_jax.report.scored_run import SAMPLE
@@ -57,7 +59,15 @@ from influence_ssl_jax.runs.changed_images import (
     refuse_other_images,
     refuse_two_versions,
 )
-from influence_ssl_jax.runs.prepare import Prepared, absolute, describe_encoder, draw_problem, form_measurement, prepare
+from influence_ssl_jax.runs.prepare import (
+    Prepared,
+    absolute,
+    describe_encoder,
+    draw_problem,
+    form_measurement,
+    names_function,
+    prepare,
+)
 from influence_ssl_jax.runs.settings import Parts, ScoreRun, describe_without
 from influence_ssl_jax.scoring.fitting import DiskFit, SplitProblem, fit_checked, shapes
 from influence_ssl_jax.scoring.memory import check_fit
@@ -67,14 +77,17 @@ from influence_ssl_jax.scoring.stream import Scored, embedding_matrix, find_batc
 from influence_ssl_jax.scoring.table import EMBEDDING, IN_CURVATURE_SET, ORDER, neighbour_columns
 from influence_ssl_jax.store import RUN, SCORES, ScoreStore, digest_of, load_fitted, read_sealed, save_fitted
 from influence_ssl_jax.store.distances import Distances
+from influence_ssl_jax.store.identity import IDENTITY
 from influence_ssl_jax.store.rows import ROWS, complete_rows
 from influence_ssl_jax.types import PyTree
 
 
 def write_parts(
     store: ScoreStore, scored: Iterable[Scored], size: int, parts: Parts, log: RunLog, progress: Progress
-) -> float:
+) -> Generator[int, None, float]:
     """Write scored batches to the store in parts, and log each.
+
+    Whatever ends it (its last batch, an error, or `close` of the generator), finished scores are written.
 
     Args:
         store: The store of the run.
@@ -83,6 +96,9 @@ def write_parts(
         parts: How often a part is written.
         log: The log of the run.
         progress: Called as the work advances.
+
+    Yields:
+        After each batch, the number that follows its last example.
 
     Returns:
         Seconds that writing took.
@@ -114,6 +130,7 @@ def write_parts(
                 if sum(map(len, tables)) >= parts.rows or time.monotonic() - written > parts.seconds:
                     write()
                     written = time.monotonic()
+                yield 1 + max([each.index for each in batch.skipped] + batch.table["index"].to_pylist(), default=-1)
         finally:  # whatever ends the run (a signal, a lost disk), finished scores are written
             if tables or skipped:
                 write()
@@ -297,6 +314,7 @@ ASIDE = frozenset(
     {
         "out",
         "encoder",
+        "also",
         "source",
         "parts",
         "distributed",
@@ -324,10 +342,35 @@ def score(settings: ScoreRun, progress: Progress = silent) -> None:
         DataError: The source cannot be read, or images have changed since they were scored.
         SkippedError: More images were skipped than allowed; the table is written.
         IndefiniteError: C + λI is not positive definite.
+        InfluenceError: Two encoders have the same name, or one of several cannot be scored; the message names it.
     """
     start(settings.distributed)
     progress = progress if is_first() else silent
-    encoder, transform, measured, source = prepared = prepare(settings, progress)
+    if settings.also:
+        score_together(settings, progress)
+    else:
+        for _ in score_in_steps(settings, progress):
+            pass
+
+
+def score_in_steps(
+    settings: ScoreRun, progress: Progress, opened: OpenSource | None = None, shared: SharedReading | None = None
+) -> Generator[int, None, None]:
+    """Score with one encoder, and stop after each batch.
+
+    If the generator is closed, or an error is thrown into it, it writes finished scores as an interrupted run does.
+
+    Args:
+        settings: The settings of a run of one encoder.
+        progress: Called at every stage and batch.
+        opened: The images, if they are open and their notes are reported; None opens them.
+        shared: Reads the images for several encoders; None reads them for this one alone.
+
+    Yields:
+        0 before the curvature is fitted, and 0 before the first batch; after each batch, the number that follows its last
+        image; and the number of images before the table is written. Nothing if the scores are finished.
+    """
+    encoder, transform, measured, source = prepared = prepare(settings, progress, opened)
     rename_attributes(source)  # attributes that no table can hold are refused before any work
     owner = identity(settings, encoder, transform, source)
     with ScoreStore.open(settings.out, owner, len(source)) as store, RunLog(settings.out) as log:
@@ -341,6 +384,7 @@ def score(settings: ScoreRun, progress: Progress = silent) -> None:
         log.event("start", todo=todo, total=len(source), recomputed=store.lost, command=provenance.command())
         if todo < len(source):
             progress(Note(f"Continuing: {len(source) - todo} of {len(source)} images are done."))
+        yield 0
         log.beat("reading the curvature set")
         part = batches_of(all_devices()) if all_devices().size > 1 else None
         problem, used = draw_problem(settings, prepared, part, fitted_images(store))
@@ -348,9 +392,13 @@ def score(settings: ScoreRun, progress: Progress = silent) -> None:
         inside = sorted({index for text in gather(json.dumps(sorted(used))) for index in json.loads(text)})
         recorded = {**describe_run(settings, prepared, scorer), **rank_agreement(settings, prepared, scorer, progress)}
         spent: defaultdict[str, float] = defaultdict(float)
+        todo_here = own_share(store.todo(), scorer)
+        read = None if shared is None else shared.join(transform, todo_here)
+        yield 0
         began = time.monotonic()
-        scored = stream(scorer, source, transform, own_share(store.todo(), scorer), scoring_mesh(), spent)
-        spent["disk"] = write_parts(store, scored, len(source), settings.parts, log, progress)
+        scored = stream(scorer, source, transform, todo_here, scoring_mesh(), spent, read)
+        spent["disk"] = yield from write_parts(store, scored, len(source), settings.parts, log, progress)
+        yield len(source)
         waited = share_of_waiting(spent["images"], time.monotonic() - began)
         recorded["seconds_waiting_for"] = {name: round(seconds, 3) for name, seconds in spent.items()}
         recorded["share_waiting_for_images"] = round(waited, 4)
@@ -358,6 +406,111 @@ def score(settings: ScoreRun, progress: Progress = silent) -> None:
         barrier("scored")
         first_only(lambda: finish(settings, prepared, recorded, used, inside, written, store, log, progress))
     refuse_many_skipped(settings, len(store.skipped()), len(source))
+
+
+def split_runs(settings: ScoreRun) -> dict[str, ScoreRun]:
+    """Return the settings of a run of each encoder alone, by its name.
+
+    The name is that of its folder, its file without suffix, or its function.
+
+    Raises:
+        InfluenceError: Two names are equal, or one cannot be that of a folder.
+        StoreError: The folder is that of a run of one encoder.
+    """
+    runs: dict[str, ScoreRun] = {}
+    for encoder in (settings.encoder, *settings.also):
+        name = name_of(encoder)
+        if name != Path(name).name or name.startswith("."):
+            raise InfluenceError(
+                f"The scores of {encoder} need a folder of its name, got {name!r}; give it another name."
+            )
+        if name.casefold() in map(str.casefold, runs):
+            raise InfluenceError(
+                f"Two encoders have the name {name}, by which the folders of their scores are told apart. Rename one of "
+                "them, or score them by two commands."
+            )
+        runs[name] = dataclasses.replace(settings, encoder=encoder, out=settings.out / name, also=())
+    if (settings.out / IDENTITY).exists():
+        raise StoreError(
+            f"{settings.out} holds the scores of one encoder, and those of several are in folders below. Choose another "
+            "folder."
+        )
+    return runs
+
+
+def name_of(encoder: Path | Encoder) -> str:
+    """Return the name that tells an encoder from others.
+
+    Examples:
+        >>> [name_of(Path(place)) for place in ("runs/simclr", "resnet50.pth", "package.module:function")]
+        ['simclr', 'resnet50', 'function']
+    """
+    if isinstance(encoder, Encoder):
+        return encoder.name
+    if names_function(encoder):
+        return encoder.name.rpartition(":")[2]
+    return encoder.absolute().name if encoder.is_dir() else encoder.stem
+
+
+@contextlib.contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Put a name before the message of an error that a user can correct."""
+    try:
+        yield
+    except (InfluenceError, ValueError) as error:
+        error.args = (f"{name}: {error}",)
+        raise
+
+
+def score_together(settings: ScoreRun, progress: Progress) -> None:
+    """Score with several encoders in one pass over the images.
+
+    Each has a folder of its name in `out`, as of a run of this encoder alone. All are loaded, and their folders opened,
+    before the first is fitted; all are fitted before the first is scored. Then the one that is furthest behind scores
+    its next batch.
+
+    Raises:
+        InfluenceError: Two encoders have the same name, or one of them cannot be scored; the message names it.
+        SkippedError: One skipped more images than allowed; the tables of all are written.
+    """
+    runs = split_runs(settings)
+    opened = settings.source.open()
+    for note in opened.notes():
+        progress(Note(note, "caution"))
+    shared, together = SharedReading(opened), Together(progress)
+    steps = {name: score_in_steps(run, together.of(name), opened, shared) for name, run in runs.items()}
+    place: dict[str, int] = {}
+    skipped: list[SkippedError] = []
+
+    def step(name: str) -> None:
+        with naming(name):
+            try:
+                place[name] = next(steps[name])
+            except StopIteration:
+                place.pop(name, None)
+            except SkippedError as error:  # its table is written: the others go on
+                place.pop(name, None)
+                skipped.append(SkippedError(f"{name}: {error}"))
+
+    try:
+        for name in runs:  # loads
+            step(name)
+        for name in tuple(place):  # fits
+            step(name)
+        size = len(opened)
+        with together.counting(f"scoring by {', '.join(place)}", len(place) * size):
+            while place and min(place.values()) < size:
+                step(min(place, key=place.__getitem__))
+        for name in tuple(place):
+            while name in place:
+                step(name)
+    except BaseException as error:
+        for name in place:
+            with contextlib.suppress(BaseException):  # each writes its finished scores; the first error is raised
+                steps[name].throw(error)
+        raise
+    if skipped:
+        raise skipped[0]
 
 
 def rank_agreement(settings: ScoreRun, prepared: Prepared, scorer: Scorer, progress: Progress) -> dict[str, Plain]:
@@ -612,7 +765,7 @@ def describe_placed(settings: ScoreRun) -> dict[str, Plain]:
     """
     described_here = type(settings.source) in SOURCES
     return {
-        **describe_without(settings, {"encoder", "out", "source"}),
+        **describe_without(settings, {"encoder", "also", "out", "source"}),
         "encoder": None if isinstance(settings.encoder, Encoder) else str(absolute(settings.encoder)),
         "out": str(settings.out.absolute()),
         "source": describe(settings.source.absolute()) if described_here else None,

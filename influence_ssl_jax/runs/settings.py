@@ -147,10 +147,14 @@ class ScoreRun:
 
     influence-ssl score --encoder runs/simclr --out scores --draws 8 backend:logra --backend.rank 32
 
+    influence-ssl score --encoder runs/simclr --also runs/byol runs/vicreg --out scores source:folder --source.path faces
+
     Attributes:
         encoder: A folder of `pretrain` or `import`, a file of weights, or package.module:function (returns an Encoder);
             `influence-ssl import` lists the layouts of files.
         out: The folder of the scores. A run that is there is continued if it has the same settings.
+        also: Further encoders, scored in the same pass: each image is read and decoded once for all. The scores of each
+            encoder are then in a folder of its name in `out`, as its own command would write them.
         source: The images.
         output: The embedding that is compared: the encoder's representation or the projector's output.
         trainable: The parameters that count, by name, part of a path or glob (`layer4_1`, `*/bias`; `!` excludes); all
@@ -174,6 +178,7 @@ class ScoreRun:
 
     encoder: Path | Encoder
     out: Path
+    also: tuple[Path, ...] = dataclasses.field(default=(), kw_only=True)
     source: Source = dataclasses.field(default_factory=Digits)
     output: Output = "encoder"
     trainable: tuple[str, ...] = ()

@@ -13,7 +13,7 @@ import pyarrow as pa
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
-from influence_ssl_jax.data.loader import LoadedBatch, batches, timed
+from influence_ssl_jax.data.loader import LoadedBatch, Reading, batches, timed
 from influence_ssl_jax.data.source import OpenSource, Skipped
 from influence_ssl_jax.data.transform import ToInput
 from influence_ssl_jax.errors import DataError
@@ -125,6 +125,7 @@ def stream(
     indices: Int[np.ndarray, " count"] | Bool[np.ndarray, " examples"] | None = None,
     mesh: Mesh | None = None,
     spent: defaultdict[str, float] | None = None,
+    read: Reading | None = None,
 ) -> Iterator[Scored]:
     """Score examples of a source, a batch at a time.
 
@@ -141,6 +142,7 @@ def stream(
         indices: Which examples: their numbers in the wanted order, or a truth value for every example; all if None.
         mesh: Devices of this process; each scores `batch_size` examples at a time. None is the default device.
         spent: Receives the seconds that the host waited for `images` and for the `device`.
+        read: Reads examples of the source as inputs; None reads them for this call alone.
 
     Yields:
         The scored batches, in order.
@@ -153,7 +155,7 @@ def stream(
     key = scorer.settings.key
     place = jax.device_put if mesh is None else partial(split, mesh=mesh)
     pending: deque[tuple[LoadedBatch, Columns]] = deque()
-    for loaded in timed(batches(source, transform, size * devices, key, order, place=place), spent):
+    for loaded in timed(batches(source, transform, size * devices, key, order, place=place, read=read), spent):
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             pending.append((loaded, scorer(loaded.batch)))
         if len(pending) > IN_FLIGHT:

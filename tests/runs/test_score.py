@@ -29,7 +29,7 @@ def scored(start, count, skipped=()):
 def test_batches_are_gathered_into_parts_and_none_is_lost(tmp_path):
     batches = [scored(0, 4), scored(4, 4, skipped=(5,)), scored(8, 4), scored(12, 4, skipped=(12, 13, 14, 15))]
     with ScoreStore.open(tmp_path, {}, 16) as store:
-        write_parts(store, batches, 16, Parts(10), RunLog(tmp_path), silent)
+        assert list(write_parts(store, batches, 16, Parts(10), RunLog(tmp_path), silent)) == [4, 8, 12, 16]
         assert store.done().tolist() == list(range(16))
         store.finish()
     assert sorted(file.name for file in (tmp_path / "parts" / "0000").glob("*.parquet")) == [
@@ -41,9 +41,8 @@ def test_batches_are_gathered_into_parts_and_none_is_lost(tmp_path):
 
 def test_the_log_and_the_heartbeat_say_how_far_it_is(tmp_path):
     with ScoreStore.open(tmp_path, {}, 12) as store:
-        write_parts(
-            store, [scored(0, 4), scored(4, 4, skipped=(5,)), scored(8, 4)], 12, Parts(4), RunLog(tmp_path), silent
-        )
+        batches = [scored(0, 4), scored(4, 4, skipped=(5,)), scored(8, 4)]
+        list(write_parts(store, batches, 12, Parts(4), RunLog(tmp_path), silent))
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [(line["event"], line["done"], line["rows"], line["skipped"]) for line in lines] == [
         ("part", 4, 4, 0),
@@ -65,10 +64,10 @@ def test_a_stop_between_parts_costs_nothing_that_was_scored(tmp_path, stop):
         raise stop
 
     with pytest.raises(stop), ScoreStore.open(tmp_path, {}, 8) as store:
-        write_parts(store, stopped(), 8, Parts(4), RunLog(tmp_path), silent)
+        list(write_parts(store, stopped(), 8, Parts(4), RunLog(tmp_path), silent))
     with ScoreStore.open(tmp_path, {}, 8) as store:
         assert store.done().tolist() == list(range(7))
-        write_parts(store, [scored(7, 1)], 8, Parts(4), RunLog(tmp_path), silent)
+        list(write_parts(store, [scored(7, 1)], 8, Parts(4), RunLog(tmp_path), silent))
         store.finish()
 
 
