@@ -130,7 +130,7 @@ class Together:
 
     @contextlib.contextmanager
     def counting(self, name: str, total: int) -> Iterator[None]:
-        """Report the stage that counts the images of all runs around a block."""
+        """Report one stage that counts all runs' images around a block."""
         self._stage, self._total = name, total
         self._progress(Started(name, 0, total))
         try:

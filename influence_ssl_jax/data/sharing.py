@@ -1,4 +1,4 @@
-"""Read each image once for several readers, which go through a data set together."""
+"""Read each image once for several readers of a data set."""
 
 import dataclasses
 import threading
@@ -16,7 +16,7 @@ from influence_ssl_jax.data.transform import ToInput
 
 @dataclasses.dataclass
 class _Entry:
-    """An image that is read, or will be by the thread that made the entry.
+    """An image that one thread reads for several readers.
 
     Attributes:
         transforms: The transforms of the readers that want it.
@@ -85,7 +85,10 @@ class SharedReading:
         return usable, [each for each in made if isinstance(each, Skipped)]
 
     def _make(self, indices: Sequence[int]) -> None:
-        """Read and transform images; an error is that of all who wait for them."""
+    """Read and transform images.
+
+        An error is that of all who wait for them.
+        """
         entries = [self._entries[index] for index in indices]
         done = 0
         try:

@@ -409,7 +409,7 @@ def score_in_steps(
 
 
 def split_runs(settings: ScoreRun) -> dict[str, ScoreRun]:
-    """Return the settings of a run of each encoder alone, by its name.
+    """Return the settings of each encoder's own run, by name.
 
     The name is that of its folder, its file without suffix, or its function.
 
@@ -454,7 +454,7 @@ def name_of(encoder: Path | Encoder) -> str:
 
 @contextlib.contextmanager
 def naming(name: str) -> Iterator[None]:
-    """Put a name before the message of an error that a user can correct."""
+    """Put a name before the message of a user's error."""
     try:
         yield
     except (InfluenceError, ValueError) as error:
