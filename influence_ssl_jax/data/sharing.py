@@ -85,7 +85,7 @@ class SharedReading:
         return usable, [each for each in made if isinstance(each, Skipped)]
 
     def _make(self, indices: Sequence[int]) -> None:
-    """Read and transform images.
+        """Read and transform images.
 
         An error is that of all who wait for them.
         """
