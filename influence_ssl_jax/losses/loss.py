@@ -128,7 +128,8 @@ def standardise(embeddings: Float[Array, "batch width"]) -> Float[Array, "batch 
 def crossed_residuals(embeddings: Embeddings, loss: str) -> Float[Array, "batch crossings width"]:
     """Compute `p_v/‖p_v‖ − t_v'/‖t_v'‖` of both crossed pairs of views.
 
-    The result is [batch, 2, width]. `p` are online predictions and `t` target projections, which are not differentiated; `v' ≠ v`.
+    The result is [batch, 2, width]. `p` are online predictions and `t` target projections, which are not
+    differentiated; `v' ≠ v`.
 
     Args:
         embeddings: The embeddings of two views.
