@@ -535,8 +535,18 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ("steps are not counted", "return TrainState(state.step + 1, params", "return TrainState(state.step, params"),
     (
         "the probe asks about its own bank",
-        "rest = order[bank:]",
-        "rest = order",
+        "queries = embed_all(embed, self._read(self._queries, self._query_indices))",
+        "queries = bank",
+    ),
+    (
+        "the images left out of training are trained on",
+        "return Selection(source, np.flatnonzero(~left)), Selection",
+        "return Selection(source, np.arange(len(left))), Selection",
+    ),
+    (
+        "test images may be training images",
+        "shared = [name for name in test.ids() if name in names]",
+        "shared = list[str]()",
     ),
     ("LARS does not cap its step", "/ rate, 1)", "/ rate, 1e9)"),
     ("a step goes uphill", "jax.tree.map(lambda v: -rate * v, velocity)", "jax.tree.map(lambda v: rate * v, velocity)"),
