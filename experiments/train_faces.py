@@ -214,7 +214,8 @@ def settings() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--fairface", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--epochs", type=int, default=24, help="where the cosine of the learning rate ends")
+    parser.add_argument("--until", type=int, help="stop after this epoch; without it, the same command goes on")
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--lr", type=float, default=0.3)
@@ -230,7 +231,7 @@ def main() -> None:
     if len(train[0]) < of.batch:
         raise SystemExit(f"A batch has {of.batch} images, the folder {len(train[0])} of train: choose --batch smaller.")
     byol, epoch, history, used = Byol(of.width), 0, [], 0.0
-    described = {name: value for name, value in vars(of).items() if name not in ("out", "fairface")}
+    described = {name: value for name, value in vars(of).items() if name not in ("out", "fairface", "until")}
     described |= {"method": "byol", "images": len(train[0])}
     state = of.out.with_name(of.out.name + ".resume")
     if state.exists():
@@ -245,7 +246,8 @@ def main() -> None:
         epoch, history, used = kept["epoch"], kept["history"], kept["used"]
         torch.set_rng_state(kept["random"])
     starts = range(0, len(train[0]) - of.batch + 1, of.batch)
-    while epoch < of.epochs:
+    last = of.epochs if of.until is None else min(of.until, of.epochs)
+    while epoch < last:
         order, losses, began = torch.randperm(len(train[0])), [], time.process_time()
         for start in starts:
             share = (epoch + start / (len(train[0]) - of.batch + 1)) / of.epochs
@@ -253,7 +255,7 @@ def main() -> None:
             images = train[0][order[start : start + of.batch]].float() / 255
             losses.append(byol.step(images, of.lr * min(1, share / 0.03) * falling, 1 - 0.01 * falling))
         epoch += 1
-        knn = accuracy(byol, train, val) if epoch == of.epochs or epoch % 3 == 1 else None
+        knn = accuracy(byol, train, val) if epoch == last or epoch % 3 == 1 else None
         used += time.process_time() - began
         history.append({"epoch": epoch, "loss": sum(losses) / len(losses), "knn": knn, "cpu_seconds": round(used)})
         print(history[-1], flush=True)
