@@ -398,9 +398,15 @@ def retraining(record: Record) -> Finding:
     return Finding(text, verdict)
 
 
+def learned(record: Record) -> bool:
+    """Return whether an encoder of faces tells any attribute better than before training, by intervals that do not meet."""
+    return any(found["encoder"][1] > found["untrained"][2] for found in record["accuracy"].values())
+
+
 def light(record: Record) -> Finding:
     """Judge Figure 7 by the share of the darkest tenth of all faces among the highest; pose is not judged.
 
+    Nothing is decided by an encoder that tells race, gender and age no better than before training.
     It holds where that share is above a tenth by its interval among the highest of the smallest size, and above that among
     as many lowest. It does not where it is below a tenth among the highest of the largest size, or above that among the
     highest in the lowest of the smallest size, by intervals that do not meet. It holds weakly where it is above a tenth
@@ -422,7 +428,8 @@ def light(record: Record) -> Finding:
         f"{interval(ranks['contrast'])}. Poses have no label in FairFace, so side poses are not judged; Spearman of the "
         f"score with the asymmetry of the image {interval(ranks['asymmetry'])}, which light and background change too."
     )
-    return Finding(text, HOLDS if more else NOT if less else WEAKLY if partly else UNDECIDED)
+    verdict = HOLDS if more else NOT if less else WEAKLY if partly else UNDECIDED
+    return Finding(text, verdict if learned(record) else UNDECIDED)
 
 
 MORE, FEWER = ("Black", "Middle Eastern"), ("East Asian", "Southeast Asian")
@@ -434,6 +441,7 @@ NOTEWORTHY = 1.5
 def groups(record: Record) -> Finding:
     """Judge Figure 8 by the shares of four groups among the highest faces, against their shares in all.
 
+    Nothing is decided by an encoder that tells race, gender and age no better than before training.
     It holds where, among the highest of the smallest size, Black and Middle Eastern are each above their share in all by
     the interval and above chance at the same brightness, and East and Southeast Asian each below their share in all. It does
     not where, among the highest of the largest size, one of the first is below its share or one of the others above it by
@@ -465,7 +473,8 @@ def groups(record: Record) -> Finding:
         for race in (*MORE, *FEWER)
     ]
     text = f"Of {record['images']:,} faces, the highest {small} and {large}: {'; '.join(parts)}."
-    return Finding(text, HOLDS if clear else NOT if reversed_ or none else WEAKLY if partly else UNDECIDED)
+    verdict = HOLDS if clear else NOT if reversed_ or none else WEAKLY if partly else UNDECIDED
+    return Finding(text, verdict if learned(record) else UNDECIDED)
 
 
 QUESTIONS = (

@@ -142,6 +142,10 @@ def test_what_cannot_be_counted_is_refused(answered):
         faces.compared(Table.load(tiny.kept), (8, 50))
 
 
+KNOWS = {"race": {"encoder": [0.5, 0.4, 0.6], "untrained": [0.3, 0.25, 0.35]}}
+NEAR = {"race": {"encoder": [0.4, 0.33, 0.47], "untrained": [0.3, 0.25, 0.35]}}
+
+
 def groups(black, eastern, asian, matched=0.2, wide=None):
     """A record with these intervals of shares among the highest; all groups have a fifth of all faces."""
 
@@ -153,7 +157,7 @@ def groups(black, eastern, asian, matched=0.2, wide=None):
     wide = wide or (black, eastern, asian)
     races = dict(zip(("Black", "Middle Eastern", "East Asian"), map(race, (black, eastern, asian), wide), strict=True))
     races["Southeast Asian"] = races["East Asian"]
-    return {"images": 1000, "sizes": [100, 400], "groups": {"race": races}}
+    return {"images": 1000, "sizes": [100, 400], "accuracy": KNOWS, "groups": {"race": races}}
 
 
 MANY, SOME, CHANCE, LITTLE = [0.4, 0.3, 0.5], [0.25, 0.18, 0.32], [0.2, 0.18, 0.22], [0.1, 0.05, 0.15]
@@ -181,7 +185,7 @@ def dark(highest, lowest, wide, dim=CHANCE):
     ends = {"highest scores 100": highest, "lowest scores 100": lowest, "highest scores 400": wide}
     found = {name: {"darkest tenth": value, "tenth of least contrast": dim} for name, value in ends.items()}
     ranks = {name: [0.1, 0.0, 0.2] for name in ("brightness", "contrast", "asymmetry")}
-    return {"images": 1000, "sizes": [100, 400], "light": found, "spearman": ranks}
+    return {"images": 1000, "sizes": [100, 400], "accuracy": KNOWS, "light": found, "spearman": ranks}
 
 
 TENTH, RARE = [0.1, 0.06, 0.14], [0.04, 0.02, 0.06]
@@ -201,6 +205,12 @@ TENTH, RARE = [0.1, 0.06, 0.14], [0.04, 0.02, 0.06]
 )
 def test_the_verdict_on_light_follows_its_rule(record, verdict):
     assert page.light(record).verdict == verdict
+
+
+def test_an_encoder_that_learned_nothing_decides_nothing():
+    for judge, record in ((page.groups, groups(MANY, MANY, LITTLE)), (page.light, dark(MANY, RARE, SOME))):
+        assert judge(record).verdict == HOLDS
+        assert judge(record | {"accuracy": NEAR}).verdict == UNDECIDED
 
 
 @pytest.fixture(scope="module")
