@@ -78,6 +78,7 @@ class Faces:
         sizes: How many of the highest and of the lowest are counted.
         scoring: Draws and batches.
         curvature: The matrix that is inverted.
+        so_far: Write the result of the faces that are scored so far, and score no more. They are the first of the list.
         runs: Folder of the runs.
         results: Folder of the results.
         figures: Folder of the pictures.
@@ -88,6 +89,7 @@ class Faces:
     sizes: tuple[int, ...] = SIZES
     scoring: Scoring = dataclasses.field(default_factory=lambda: Scoring(draws=2, batch_size=64))
     curvature: CurvatureSet = dataclasses.field(default_factory=CurvatureSet)
+    so_far: bool = False
     runs: Path = Path("runs/study")
     results: Path = EXPERIMENTS / "results" / "study"
     figures: Path = EXPERIMENTS.parent / "docs" / "results" / "figures"
@@ -129,7 +131,8 @@ class Faces:
 def run(faces: Faces) -> Path:
     """Score, measure, and write the table; returns its place."""
     began = time.monotonic()
-    score(faces.settings(), Renderer(Console()))
+    if not faces.so_far:
+        score(faces.settings(), Renderer(Console()))
     scored, opened = scored_parts(faces.run), faces.source("train").open()
     rows, known = scored["index"].to_numpy(), opened.attributes()
     assert known is not None  # the list of labels is always given
@@ -146,7 +149,7 @@ def run(faces: Faces) -> Path:
     record = {
         "command": f"python -m experiments.study.faces --encoder {faces.encoder.name} --fairface DIR",
         "minutes": round((time.monotonic() - began) / 60, 1),
-        "images": {"all": len(rows)},
+        "images": {"all": len(rows), "of": len(opened)},
         "settings": {
             name: describe(getattr(settings, name))
             for name in ("output", "perturbation", "measurement", "curvature", "backend", "scoring")
@@ -163,7 +166,8 @@ def untrained(encoder: Encoder) -> Encoder:
     network = encoder.network
     assert isinstance(network, Network)  # encoders of files and of linen modules are
     images = jnp.zeros((1, encoder.input.height, encoder.input.width, encoder.input.channels), jnp.float32)
-    variables = network.module.init(jax.random.key(0), images, method=network.method, **dict(network.arguments))
+    arguments: dict[str, Any] = dict(network.arguments)
+    variables = network.module.init(jax.random.key(0), images, method=network.method, **arguments)
     frozen = {name: state for name, state in variables.items() if name != "params"}
     return dataclasses.replace(encoder, params=variables["params"], frozen=frozen)
 
@@ -285,6 +289,7 @@ def compared(table: Table, sizes: tuple[int, ...], resamples: int = 1000) -> dic
     rivals = ("alignment_loss", "gradient_norm", *MEASURED)
     return {
         "images": len(table["id"]),
+        "of": table.record["images"]["of"],
         "sizes": sizes,
         "accuracy": table.record["accuracy"],
         "reliability of the score": reliability(table),

@@ -398,6 +398,12 @@ def retraining(record: Record) -> Finding:
     return Finding(text, verdict)
 
 
+def scored_faces(record: Record) -> str:
+    """Return how many faces are scored, and of how many where that is not all."""
+    some = "" if record["images"] == record["of"] else f" of {record['of']:,}, scored so far"
+    return f"{record['images']:,} faces{some}"
+
+
 def learned(record: Record) -> bool:
     """Return whether an encoder of faces tells any attribute better than before training, by intervals that do not meet."""
     return any(found["encoder"][1] > found["untrained"][2] for found in record["accuracy"].values())
@@ -422,7 +428,7 @@ def light(record: Record) -> Finding:
     parts = [f"highest {size} {percent(found[f'highest scores {size}'][dark])}" for size in record["sizes"]]
     ranks = record["spearman"]
     text = (
-        f"Of {record['images']:,} faces, share of the darkest tenth: {', '.join(parts)}, lowest {small} "
+        f"Of {scored_faces(record)}, share of the darkest tenth: {', '.join(parts)}, lowest {small} "
         f"{percent(low[dark])}; of the tenth of least contrast: highest {small} {percent(high[dim])}, lowest {small} "
         f"{percent(low[dim])}. Spearman of the score with brightness {interval(ranks['brightness'])}, with contrast "
         f"{interval(ranks['contrast'])}. Poses have no label in FairFace, so side poses are not judged; Spearman of the "
@@ -472,7 +478,7 @@ def groups(record: Record) -> Finding:
         f"{100 * highest(race, large)['at the same brightness'][0]:.1f} %)"
         for race in (*MORE, *FEWER)
     ]
-    text = f"Of {record['images']:,} faces, the highest {small} and {large}: {'; '.join(parts)}."
+    text = f"Of {scored_faces(record)}, the highest {small} and {large}: {'; '.join(parts)}."
     verdict = HOLDS if clear else NOT if reversed_ or none else WEAKLY if partly else UNDECIDED
     return Finding(text, verdict if learned(record) else UNDECIDED)
 
@@ -697,7 +703,9 @@ def page(folder: Path = RESULTS) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.ChainableUndefined, trim_blocks=True
     )
-    environment.filters |= {each.__name__: each for each in (number, interval, percent, points, scale_of, thousands)}
+    environment.filters |= {
+        each.__name__: each for each in (number, interval, percent, points, scale_of, thousands, scored_faces)
+    }
     found, early = columns(folder), results.read(folder, "early")
     small, faces = SmallEncoders.load(folder), FaceEncoder.load(folder)
     return environment.get_template("page.md.jinja").render(

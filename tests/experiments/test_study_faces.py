@@ -72,6 +72,16 @@ def test_every_row_has_the_attributes_and_pixels_of_its_face(answered):
         np.testing.assert_allclose(bright, pixels.mean() / 255, rtol=1e-6)
 
 
+def test_what_is_scored_so_far_is_told_as_such(answered):
+    tiny, place = answered
+    before = place.read_text(encoding="utf-8")
+    assert page.scored_faces(json.loads(before)) == "40 faces"
+    scored = json.loads(before) | {"images": 30}
+    assert page.scored_faces(scored) == "30 faces of 40, scored so far"
+    again = json.loads(faces.answer(dataclasses.replace(tiny, so_far=True)).read_text(encoding="utf-8"))
+    assert {**again, "minutes": 0} == {**json.loads(before), "minutes": 0}
+
+
 def test_groups_are_counted_among_the_first(answered):
     tiny, place = answered
     table, record = Table.load(tiny.kept), json.loads(place.read_text(encoding="utf-8"))
@@ -157,7 +167,7 @@ def groups(black, eastern, asian, matched=0.2, wide=None):
     wide = wide or (black, eastern, asian)
     races = dict(zip(("Black", "Middle Eastern", "East Asian"), map(race, (black, eastern, asian), wide), strict=True))
     races["Southeast Asian"] = races["East Asian"]
-    return {"images": 1000, "sizes": [100, 400], "accuracy": KNOWS, "groups": {"race": races}}
+    return {"images": 1000, "of": 1000, "sizes": [100, 400], "accuracy": KNOWS, "groups": {"race": races}}
 
 
 MANY, SOME, CHANCE, LITTLE = [0.4, 0.3, 0.5], [0.25, 0.18, 0.32], [0.2, 0.18, 0.22], [0.1, 0.05, 0.15]
@@ -185,7 +195,7 @@ def dark(highest, lowest, wide, dim=CHANCE):
     ends = {"highest scores 100": highest, "lowest scores 100": lowest, "highest scores 400": wide}
     found = {name: {"darkest tenth": value, "tenth of least contrast": dim} for name, value in ends.items()}
     ranks = {name: [0.1, 0.0, 0.2] for name in ("brightness", "contrast", "asymmetry")}
-    return {"images": 1000, "sizes": [100, 400], "accuracy": KNOWS, "light": found, "spearman": ranks}
+    return {"images": 1000, "of": 1000, "sizes": [100, 400], "accuracy": KNOWS, "light": found, "spearman": ranks}
 
 
 TENTH, RARE = [0.1, 0.06, 0.14], [0.04, 0.02, 0.06]
@@ -222,7 +232,9 @@ def committed():
 def test_committed_results_are_those_of_the_committed_table(committed):
     table, record = committed
     again = json.loads(json.dumps(results.rounded(faces.compared(table, faces.SIZES, resamples=2))))
-    own = {key: again[key] for key in ("images", "sizes", "accuracy", "groups", "light", "reliability of the score")}
+    own = {
+        key: again[key] for key in ("images", "of", "sizes", "accuracy", "groups", "light", "reliability of the score")
+    }
     assert own == {key: record[key] for key in own}
     assert len(table["id"]) == table.record["images"]["all"]
     assert (page.RESULTS / page.FACES / "table.parquet").stat().st_size < 1_000_000
