@@ -11,6 +11,10 @@ Labels are never trained on. Needs torch, numpy and pillow, none of this package
 ResNet-18 of few channels with solo-learn's stem (3 × 3, stride 1, padding 2, no max-pool), bfloat16, SGD with a cosine
 over the epochs. Beside the checkpoint stands its history: the loss, and the accuracy of 20 neighbours at telling race and
 gender together (14 classes) of the images of val. The same command continues where it was stopped.
+
+Found (24 epochs, 36 minutes of one core): 20 neighbours among the 8,000 tell the race of 25.2 % of the 1,000 images of val
+(before training 20.3 %, most frequent value 18.8 %), gender of 57.2 % (59.2 %, 52.5 %) and age of 22.5 % (27.3 %, 29.4 %):
+it has learned little.
 """
 # pyright: reportMissingImports=false
 

@@ -409,6 +409,14 @@ def learned(record: Record) -> bool:
     return any(found["encoder"][1] > found["untrained"][2] for found in record["accuracy"].values())
 
 
+def decided(text: str, verdict: str, record: Record) -> Finding:
+    """Return the finding; where the encoder has not learned enough, that it decides nothing, and what it would say."""
+    if learned(record):
+        return Finding(text, verdict)
+    why = "The encoder tells no attribute better than before training, by intervals that do not meet: this decides nothing"
+    return Finding(f"{text} {why}. By the numbers alone the rule would say: {verdict}.", UNDECIDED)
+
+
 def light(record: Record) -> Finding:
     """Judge Figure 7 by the share of the darkest tenth of all faces among the highest; pose is not judged.
 
@@ -435,7 +443,7 @@ def light(record: Record) -> Finding:
         f"score with the asymmetry of the image {interval(ranks['asymmetry'])}, which light and background change too."
     )
     verdict = HOLDS if more else NOT if less else WEAKLY if partly else UNDECIDED
-    return Finding(text, verdict if learned(record) else UNDECIDED)
+    return decided(text, verdict, record)
 
 
 MORE, FEWER = ("Black", "Middle Eastern"), ("East Asian", "Southeast Asian")
@@ -480,7 +488,7 @@ def groups(record: Record) -> Finding:
     ]
     text = f"Of {scored_faces(record)}, the highest {small} and {large}: {'; '.join(parts)}."
     verdict = HOLDS if clear else NOT if reversed_ or none else WEAKLY if partly else UNDECIDED
-    return Finding(text, verdict if learned(record) else UNDECIDED)
+    return decided(text, verdict, record)
 
 
 QUESTIONS = (
