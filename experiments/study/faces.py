@@ -129,10 +129,16 @@ class Faces:
 
 
 def run(faces: Faces) -> Path:
-    """Score, measure, and write the table; returns its place."""
+    """Score, measure, and write the table; returns its place.
+
+    Raises:
+        ValueError: If nothing is scored so far, and no more is to be.
+    """
     began = time.monotonic()
     if not faces.so_far:
         score(faces.settings(), Renderer(Console()))
+    elif not any((faces.run / "scores" / "parts").glob("**/*.arrow")):
+        raise ValueError(f"No face is scored yet, found no scores in {str(faces.run)!r}: leave --so-far out.")
     scored, opened = scored_parts(faces.run), faces.source("train").open()
     rows, known = scored["index"].to_numpy(), opened.attributes()
     assert known is not None  # the list of labels is always given

@@ -42,9 +42,15 @@ def answered(tmp_path_factory):
     make_faces(folder, "train", 40)
     make_faces(folder, "val", 10)
     tiny = Faces(
-        Path("tests.small_encoder:load"), folder, FEW, Scoring(draws=2, batch_size=16),
-        CurvatureSet(examples=8, batch_size=8), folder / "runs", folder / "results", folder / "figures",
-    )  # fmt: skip
+        encoder=Path("tests.small_encoder:load"),
+        fairface=folder,
+        sizes=FEW,
+        scoring=Scoring(draws=2, batch_size=16),
+        curvature=CurvatureSet(examples=8, batch_size=8),
+        runs=folder / "runs",
+        results=folder / "results",
+        figures=folder / "figures",
+    )
     return tiny, faces.answer(tiny)
 
 
@@ -150,6 +156,8 @@ def test_what_cannot_be_counted_is_refused(answered):
         dataclasses.replace(tiny, fairface=None).source("train")
     with pytest.raises(ValueError, match=r"50 scored faces are needed.*got 40"):
         faces.compared(Table.load(tiny.kept), (8, 50))
+    with pytest.raises(ValueError, match="No face is scored yet"):
+        faces.run(dataclasses.replace(tiny, so_far=True, runs=tiny.runs / "none"))
 
 
 KNOWS = {"race": {"encoder": [0.5, 0.4, 0.6], "untrained": [0.3, 0.25, 0.35]}}
