@@ -2,7 +2,8 @@
 # make docs: build the site, strictly, into site/.
 # make bench: set up with the peers, measure, render docs/benchmarks.md. INFLUENCE_SSL_TFDS=… names prepared CIFAR-10.
 # make study: ask the published study's questions, render docs/results/study.md. CIFAR10=… names prepared CIFAR-10, CIFAIR=… the
-# folder of ciFAIR's lists of duplicates, ENCODERS=… folders of encoders. It goes on where it was stopped.
+# folder of ciFAIR's lists of duplicates, FAIRFACE=… that of FairFace, ENCODERS=… folders of encoders. It goes on where it was
+# stopped.
 # The first interpreter that is found, starts, is new enough and can make environments; looked for once, and only if needed.
 # Another one: make PYTHON=… VENV=….
 SUITABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
@@ -78,6 +79,7 @@ study: $(VENV)/dev
 	for question in $(SMALL_QUESTIONS); do \
 		$(BIN)/python -m experiments.study.$$question --data-dir '$(CIFAR10)' || exit 1; \
 	done
+	$(BIN)/python -m experiments.study.faces --fairface '$(FAIRFACE)'
 	$(BIN)/python -m experiments.study.page
 
 $(VENV)/run: pyproject.toml constraints.txt

@@ -1,4 +1,4 @@
-"""Measure images without a network: brightness, contrast, border, perceptual hash, nearest other image."""
+"""Measure images without a network: brightness, contrast, border, asymmetry, perceptual hash, nearest other image."""
 
 from typing import NamedTuple
 
@@ -36,6 +36,14 @@ def border(images: Images, width: int = FRAME) -> tuple[Float[np.ndarray, " imag
     inner[width:-width, width:-width] = True
     frame = images[:, ~inner] / 255.0
     return frame.std(axis=1).max(axis=1), frame.mean(axis=(1, 2))
+
+
+def asymmetry(images: Images) -> Float[np.ndarray, " images"]:
+    """Return 1 less the correlation of the grey image with its mirror image; 0 where all is one grey."""
+    grey = _grey(images)
+    grey = grey - grey.mean(axis=(1, 2), keepdims=True)
+    own, mirrored = np.sum(grey**2, axis=(1, 2)), np.sum(grey * grey[:, :, ::-1], axis=(1, 2))
+    return 1 - np.divide(mirrored, own, out=np.ones_like(own), where=own > 1e-12)
 
 
 def perceptual_hash(images: Images) -> Bool[np.ndarray, "images bits"]:

@@ -11,7 +11,7 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jinja2
 
@@ -29,6 +29,8 @@ TITLES = {
     "barlow_twins_torch_w16_cifar10": "Barlow Twins",
 }
 """The encoders of the page, in order; those without results have no column."""
+FACES = "byol_torch_w8_fairface"
+"""The encoder of faces, in a column of its own."""
 SEEN = {
     "simclr_torch_w16_cifar10": (
         "the lowest scores are textured frogs and toads that fill the frame, images that already look noisy; the lowest "
@@ -69,7 +71,7 @@ class Question:
         result: The name of the file of results, and of the experiment; None where there is none yet.
         judge: From that record to the finding.
         needs: What it takes to answer it, where it is not answered.
-        small: Whether many small encoders answer it, and not the encoder of a column.
+        answered_by: The encoders of CIFAR-10, the many small encoders, or the encoder of faces.
     """
 
     figure: str
@@ -78,7 +80,7 @@ class Question:
     result: str | None = None
     judge: Callable[[Record], Finding] | None = None
     needs: str = ""
-    small: bool = False
+    answered_by: Literal["encoders", "small", "faces"] = "encoders"
 
 
 def number(value: float | None) -> str:
@@ -396,10 +398,103 @@ def retraining(record: Record) -> Finding:
     return Finding(text, verdict)
 
 
+def scored_faces(record: Record) -> str:
+    """Return how many faces are scored, and of how many where that is not all."""
+    some = "" if record["images"] == record["of"] else f" of {record['of']:,}, scored so far"
+    return f"{record['images']:,} faces{some}"
+
+
+def learned(record: Record) -> bool:
+    """Return whether an encoder of faces tells any attribute better than before training, by intervals that do not meet."""
+    return any(found["encoder"][1] > found["untrained"][2] for found in record["accuracy"].values())
+
+
+def decided(text: str, verdict: str, record: Record) -> Finding:
+    """Return the finding; where the encoder has not learned enough, that it decides nothing, and what it would say."""
+    if learned(record):
+        return Finding(text, verdict)
+    why = "The encoder tells no attribute better than before training, by intervals that do not meet: this decides nothing"
+    return Finding(f"{text} {why}. By the numbers alone the rule would say: {verdict}.", UNDECIDED)
+
+
+def light(record: Record) -> Finding:
+    """Judge Figure 7 by the share of the darkest tenth of all faces among the highest; pose is not judged.
+
+    Nothing is decided by an encoder that tells race, gender and age no better than before training.
+    It holds where that share is above a tenth by its interval among the highest of the smallest size, and above that among
+    as many lowest. It does not where it is below a tenth among the highest of the largest size, or above that among the
+    highest in the lowest of the smallest size, by intervals that do not meet. It holds weakly where it is above a tenth
+    among the highest of the largest size alone, or where the tenth of least contrast is, at either size.
+    """
+    found, (small, *_, large) = record["light"], record["sizes"]
+    dark, dim = "darkest tenth", "tenth of least contrast"
+    high, low = found[f"highest scores {small}"], found[f"lowest scores {small}"]
+    wide = found[f"highest scores {large}"]
+    more = high[dark][1] > 0.1 and high[dark][1] > low[dark][2]
+    less = wide[dark][2] < 0.1 or low[dark][1] > high[dark][2]
+    partly = wide[dark][1] > 0.1 or any(each[dim][1] > 0.1 for each in (high, wide))
+    parts = [f"highest {size} {percent(found[f'highest scores {size}'][dark])}" for size in record["sizes"]]
+    ranks = record["spearman"]
+    text = (
+        f"Of {scored_faces(record)}, share of the darkest tenth: {', '.join(parts)}, lowest {small} "
+        f"{percent(low[dark])}; of the tenth of least contrast: highest {small} {percent(high[dim])}, lowest {small} "
+        f"{percent(low[dim])}. Spearman of the score with brightness {interval(ranks['brightness'])}, with contrast "
+        f"{interval(ranks['contrast'])}. Poses have no label in FairFace, so side poses are not judged; Spearman of the "
+        f"score with the asymmetry of the image {interval(ranks['asymmetry'])}, which light and background change too."
+    )
+    verdict = HOLDS if more else NOT if less else WEAKLY if partly else UNDECIDED
+    return decided(text, verdict, record)
+
+
+MORE, FEWER = ("Black", "Middle Eastern"), ("East Asian", "Southeast Asian")
+"""Groups that are published as over- and under-represented among the highest faces."""
+NOTEWORTHY = 1.5
+"""An over-representation that is smaller than this factor by its interval counts as none."""
+
+
+def groups(record: Record) -> Finding:
+    """Judge Figure 8 by the shares of four groups among the highest faces, against their shares in all.
+
+    Nothing is decided by an encoder that tells race, gender and age no better than before training.
+    It holds where, among the highest of the smallest size, Black and Middle Eastern are each above their share in all by
+    the interval and above chance at the same brightness, and East and Southeast Asian each below their share in all. It does
+    not where, among the highest of the largest size, one of the first is below its share or one of the others above it by
+    the interval, or where both of the first are below 1.5 times their share by it. It holds weakly where one of the first is
+    above its share by the interval at either size.
+    """
+    small, *_, large = record["sizes"]
+    races = record["groups"]["race"]
+
+    def highest(race: str, size: int) -> Record:
+        return races[race][f"highest scores {size}"]
+
+    def above(race: str, size: int) -> bool:
+        return highest(race, size)["share"][1] > races[race]["all"]
+
+    def below(race: str, size: int) -> bool:
+        return highest(race, size)["share"][2] < races[race]["all"]
+
+    beyond = all(highest(race, small)["share"][0] > highest(race, small)["at the same brightness"][2] for race in MORE)
+    clear = all(above(race, small) for race in MORE) and beyond and all(below(race, small) for race in FEWER)
+    reversed_ = any(below(race, large) for race in MORE) or any(above(race, large) for race in FEWER)
+    none = all(highest(race, large)["share"][2] < NOTEWORTHY * races[race]["all"] for race in MORE)
+    partly = any(above(race, size) for race in MORE for size in (small, large))
+    parts = [
+        f"{race} {percent(highest(race, small)['share'])} and {percent(highest(race, large)['share'])} (all "
+        f"{100 * races[race]['all']:.1f} %, at the same brightness "
+        f"{100 * highest(race, small)['at the same brightness'][0]:.1f} and "
+        f"{100 * highest(race, large)['at the same brightness'][0]:.1f} %)"
+        for race in (*MORE, *FEWER)
+    ]
+    text = f"Of {scored_faces(record)}, the highest {small} and {large}: {'; '.join(parts)}."
+    verdict = HOLDS if clear else NOT if reversed_ or none else WEAKLY if partly else UNDECIDED
+    return decided(text, verdict, record)
+
+
 QUESTIONS = (
     Question(
         "Fig. 2", "Are scores stable between independent runs?", "consistently high correlation", "stability", stability,
-        needs="three encoders of one method and data set that differ in the seed alone", small=True,
+        needs="three encoders of one method and data set that differ in the seed alone", answered_by="small",
     ),
     Question(
         "Fig. 3", "Where do the highest and lowest sit among the embeddings?", "highest intermingled, lowest in clusters",
@@ -418,16 +513,22 @@ QUESTIONS = (
     ),
     Question(
         "Fig. 5", "And those of a supervised encoder?", "no such trend (CIFAR-100)", "supervised", supervised,
-        needs="a supervised encoder", small=True,
+        needs="a supervised encoder", answered_by="small",
     ),
     Question(
         "Fig. 6", "What does removal do?",
         "SSL improves without the highest and degrades without the lowest; supervised degrades without either",
-        "removal", removal, needs="retraining without shares of the images, by four rankings, three seeds each", small=True,
+        "removal", removal, needs="retraining without shares of the images, by four rankings, three seeds each",
+        answered_by="small",
     ),
     Question(
-        "Fig. 7, 8", "Which faces are influential?", "side poses and poor light; Black and Middle Eastern over-represented",
-        needs="a BYOL encoder of FairFace",
+        "Fig. 7", "Are the highest faces in poor light, from the side?", "side poses and poor light, by eye", "faces", light,
+        needs="a BYOL encoder of FairFace", answered_by="faces",
+    ),
+    Question(
+        "Fig. 8", "Which groups are frequent among the highest faces?",
+        "Black and Middle Eastern over-represented, then White; East and Southeast Asian under-represented", "faces", groups,
+        needs="a BYOL encoder of FairFace", answered_by="faces",
     ),
     Question(
         "B.1", "How are scores distributed?", "mean and standard deviation 8.13 and 1.27 (SimCLR), unit not stated",
@@ -449,11 +550,11 @@ QUESTIONS = (
     Question("–", "Does a score say more than the alignment loss?", "–", "beyond_loss", beyond_loss),
     Question(
         "–", "Encoder or projector output, curvature of the pretraining loss?", "–", "outputs", outputs,
-        needs="a fit of its own for each, of the encoder with its projector", small=True,
+        needs="a fit of its own for each, of the encoder with its projector", answered_by="small",
     ),
     Question(
         "–", "Does a score predict what retraining without the image does?", "–", "retraining", retraining,
-        needs="64 or more encoders of random halves of the images", small=True,
+        needs="64 or more encoders of random halves of the images", answered_by="small",
     ),
 )  # fmt: skip
 
@@ -505,7 +606,7 @@ class Column:
 
     def finding(self, question: Question) -> Finding | None:
         """Return what its results say to a question; what is missing where they say nothing; None if others answer it."""
-        return None if question.small else answer_of(question, self.answers)
+        return answer_of(question, self.answers) if question.answered_by == "encoders" else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -522,12 +623,41 @@ class SmallEncoders:
     @classmethod
     def load(cls, folder: Path) -> "SmallEncoders":
         """Read their results."""
-        names = [str(question.result) for question in QUESTIONS if question.small]
+        names = [str(question.result) for question in QUESTIONS if question.answered_by == "small"]
         return cls({name: results.read(folder, name) for name in names if (folder / f"{name}.json").exists()})
 
     def finding(self, question: Question) -> Finding | None:
         """Return what their results say to a question; None if the encoder of a column answers it."""
-        return answer_of(question, self.answers) if question.small else None
+        return answer_of(question, self.answers) if question.answered_by == "small" else None
+
+
+@dataclasses.dataclass(frozen=True)
+class FaceEncoder:
+    """The encoder of faces, as a further column.
+
+    Attributes:
+        name: Its folder.
+        epochs: How long it was trained; 0 where there is none yet.
+        answers: Its results by name.
+    """
+
+    name: str
+    epochs: int
+    answers: dict[str, Record]
+    title: str = "BYOL, faces"
+
+    @classmethod
+    def load(cls, folder: Path, name: str = FACES) -> "FaceEncoder":
+        """Read its history and its results."""
+        if not (folder / name / "faces.json").exists():
+            return cls(name, 0, {})
+        described = json.loads((EXPERIMENTS / "encoders" / name / "encoder.json").read_text(encoding="utf-8"))
+        answers = {"faces": results.read(folder / name, "faces")}
+        return cls(name, described["history"]["history"][-1]["epoch"], answers)
+
+    def finding(self, question: Question) -> Finding | None:
+        """Return what its results say to a question; None if other encoders answer it."""
+        return answer_of(question, self.answers) if question.answered_by == "faces" else None
 
 
 def answer_of(question: Question, answers: dict[str, Record]) -> Finding:
@@ -545,7 +675,7 @@ def columns(folder: Path = RESULTS) -> list[Column]:
 
 def practice(column: Column, early: Record) -> list[str]:
     """Return what an encoder's results come to for a user, a sentence each; none before all of its results are there."""
-    needed = {question.result for question in QUESTIONS if question.result and not question.small}
+    needed = {question.result for question in QUESTIONS if question.result and question.answered_by == "encoders"}
     if not needed <= column.answers.keys():
         return []
     answers = column.answers
@@ -581,13 +711,16 @@ def page(folder: Path = RESULTS) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.ChainableUndefined, trim_blocks=True
     )
-    environment.filters |= {each.__name__: each for each in (number, interval, percent, points, scale_of, thousands)}
+    environment.filters |= {
+        each.__name__: each for each in (number, interval, percent, points, scale_of, thousands, scored_faces)
+    }
     found, early = columns(folder), results.read(folder, "early")
-    small = SmallEncoders.load(folder)
+    small, faces = SmallEncoders.load(folder), FaceEncoder.load(folder)
     return environment.get_template("page.md.jinja").render(
         columns=found,
         small=small,
-        asked=[*found, small],
+        faces=faces,
+        asked=[*found, small, faces],
         questions=QUESTIONS,
         practice=practice(found[0], early) if found else [],
         early=early,

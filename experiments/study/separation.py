@@ -67,7 +67,7 @@ def find(study: Study) -> tuple[dict[str, Any], Figure]:
     """Measure the parts, and draw them."""
     from sklearn.manifold import TSNE
 
-    table, scored = Table.load(study.kept).sample(), scored_parts(study)
+    table, scored = Table.load(study.kept).sample(), scored_parts(study.run)
     units = unit_embeddings(scored.filter(pa.array(np.isin(scored["id"].to_numpy(), table["id"]))))
     fitting = [size for size in SIZES if 2 * size <= len(units)] or [len(units) // 2]
     record = {f"{size} of {len(units)}": measure(table, units, size) for size in fitting}

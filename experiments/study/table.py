@@ -171,7 +171,7 @@ def run(study: Study) -> Path:
 
 def condense(study: Study, chosen: dict[str, list[str]], seconds: float) -> Path:
     """Write what is known of every scored image in 32 bits, and how it was made, without the places of this machine."""
-    scored, opened = scored_parts(study), study.source_of_scored().open()
+    scored, opened = scored_parts(study.run), study.source_of_scored().open()
     ids, numbers = scored["id"].to_pylist(), scored["index"].to_numpy()
     pixels, units = images(study, numbers), unit_embeddings(scored)
     spread, mean = measures.border(pixels)
@@ -213,10 +213,10 @@ def condense(study: Study, chosen: dict[str, list[str]], seconds: float) -> Path
     return out
 
 
-def scored_parts(study: Study) -> pa.Table:
-    """Read the rows that the run has written, with embeddings, in the order of the source."""
+def scored_parts(run: Path) -> pa.Table:
+    """Read the rows that the run in a folder has written, with embeddings, in the order of the source."""
     parts = []
-    for beside in sorted((study.run / "scores" / "parts").glob("**/*.arrow")):
+    for beside in sorted((run / "scores" / "parts").glob("**/*.arrow")):
         embeddings = pa.ipc.open_file(beside).read_all()["embedding"]
         parts.append(pq.read_table(beside.with_suffix(".parquet")).append_column("embedding", embeddings))
     return pa.concat_tables(parts).sort_by("index")

@@ -285,7 +285,8 @@ COMMANDS = {
 
 def test_committed_results_have_the_scale_of_their_command():
     answers = page.SmallEncoders.load(page.RESULTS).answers
-    assert answers.keys() <= COMMANDS.keys() == {question.result for question in page.QUESTIONS if question.small}
+    assert answers.keys() <= COMMANDS.keys()
+    assert COMMANDS.keys() == {question.result for question in page.QUESTIONS if question.answered_by == "small"}
     for name, record in answers.items():
         program, flag, module, *options = record["command"].split()
         assert (program, flag, module) == ("python", "-m", f"experiments.study.{name}")
@@ -293,12 +294,16 @@ def test_committed_results_have_the_scale_of_their_command():
         assert json.loads(json.dumps(page.results.rounded(of.described()))) == record["scale"]
 
 
-def test_a_question_of_small_encoders_is_one_column_s():
-    small_column, column = page.SmallEncoders({}), page.Column("none", "None", 1, 0.5, {}, {})
+def test_a_question_is_answered_by_one_kind_of_encoders():
+    kinds = {
+        "small": page.SmallEncoders({}),
+        "encoders": page.Column("none", "None", 1, 0.5, {}, {}),
+        "faces": page.FaceEncoder("none", 0, {}),
+    }
     for question in page.QUESTIONS:
-        answered = [each.finding(question) for each in (small_column, column)]
-        assert [each is None for each in answered] == [not question.small, question.small]
-        assert next(each for each in answered if each).verdict == page.NOT_RUN
+        answered = {name: kind.finding(question) for name, kind in kinds.items()}
+        assert [name for name, found in answered.items() if found] == [question.answered_by]
+        assert answered[question.answered_by].verdict == page.NOT_RUN
 
 
 def test_the_encoders_of_outputs_are_those_of_stability(tmp_path):
