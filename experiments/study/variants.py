@@ -93,10 +93,13 @@ class Curvature(NamedTuple):
         """Return `Σ_layers gᵀB (μ + λ)⁻¹ Bᵀg`, λ a multiple of the layer's mean eigenvalue, at least 1e-6 of the largest."""
         dampings = {name: relative * mean for name, mean in self.means.items()}
         floor = 1e-6 * max(dampings.values())
-        every = [
-            np.sum((rows @ self.rotations[name]) ** 2 / (self.eigenvalues[name] + max(dampings[name], floor)), axis=1)
-            for name, rows in coordinates.items()
-        ]
+        every = []
+        for name, rows in coordinates.items():
+            rotation, damping = self.rotations[name], max(dampings[name], floor)
+            along = rows @ rotation
+            every.append(np.sum(along**2 / (self.eigenvalues[name] + damping), axis=1))
+            if rotation.shape[1] < rotation.shape[0]:  # the eigenvalues of the rest are zero
+                every.append(np.sum((rows - along @ rotation.T) ** 2, axis=1) / damping)
         return np.sum(every, axis=0)
 
 

@@ -18,11 +18,14 @@ from influence_ssl_jax.ihvp.eigenbasis import (
     Coordinates,
     EigenbasisState,
     Scalars,
+    coordinate_eigenvalues,
     eigendecompose,
     from_coordinates,
     project,
     project_trees,
     refuse_hessian,
+    rotate,
+    rotate_back,
     second_moments,
     to_coordinates,
 )
@@ -162,21 +165,17 @@ class Deflated(Backend[DeflatedState]):
         inside, outside = _split(project(gradients, rest.blocks, rest.bases), state.vectors)
         parts = [inside / jnp.sqrt(state.values + scalar(damping))[None]]
         for name, rows in outside.items():
-            parts.append(_rotate(rest, name, rows) / jnp.sqrt(rest.eigenvalues[name] + scalar(damping))[None])
+            weights = jnp.sqrt(coordinate_eigenvalues(rest, name) + scalar(damping))
+            parts.append(rotate(rows, rest.rotations.get(name)) / weights[None])
         return parts
-
-
-def _rotate(rest: EigenbasisState, name: str, rows: Float[Array, "n features"]) -> Float[Array, "n features"]:
-    """Compute a block's coordinates in its eigenvectors."""
-    return rows @ rest.rotations[name] if name in rest.rotations else rows
 
 
 def _solve_rest(
     rest: EigenbasisState, name: str, rows: Float[Array, "n features"], damping: Resolved
 ) -> Float[Array, "n features"]:
     """Apply `(K + λI)⁻¹` to the coordinates of a block."""
-    scaled = _rotate(rest, name, rows) / (rest.eigenvalues[name] + scalar(damping))[None]
-    return scaled @ rest.rotations[name].T if name in rest.rotations else scaled
+    rotation, weights = rest.rotations.get(name), coordinate_eigenvalues(rest, name) + scalar(damping)
+    return rotate_back(rotate(rows, rotation) / weights[None], rotation)
 
 
 def _split(coordinates: Coordinates, vectors: dict[str, Array]) -> tuple[Float[Array, "n rank"], Coordinates]:

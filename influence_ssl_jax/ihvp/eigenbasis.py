@@ -159,7 +159,7 @@ class EigenbasisBackend(Backend[EigenbasisState]):  # abstract: subclasses defin
     def workspace(self, state: EigenbasisState, parameters: int) -> Workspace:
         """Return three times the coordinates in the bases: projected, rotated and weighted."""
         del parameters
-        return Workspace(0, 3 * sum(_eigenvalues(state, block.name).shape[0] for block in state.blocks))
+        return Workspace(0, 3 * sum(coordinate_eigenvalues(state, block.name).shape[0] for block in state.blocks))
 
     def spectrum(self, state: EigenbasisState) -> dict[str, Spectrum]:
         """Return every block's μ, and its level per parameter outside its basis."""
@@ -180,8 +180,8 @@ class EigenbasisBackend(Backend[EigenbasisState]):  # abstract: subclasses defin
             name, part = block.name, block.read(vector)
             weights, outside = _weights(state, name, damping)
             rotation = state.rotations.get(name)
-            coordinates = _rotate(to_coordinates(part[None], state.bases[name]), rotation)[0] * weights
-            inner = _rotate_back(coordinates, rotation)
+            coordinates = rotate(to_coordinates(part[None], state.bases[name]), rotation)[0] * weights
+            inner = rotate_back(coordinates, rotation)
             solved[name] = from_coordinates(inner, state.bases[name], part) + outside * part
         return cut.assemble(vector, state.blocks, solved)
 
@@ -194,7 +194,7 @@ class EigenbasisBackend(Backend[EigenbasisState]):  # abstract: subclasses defin
         coordinates = project(gradients, state.blocks, state.bases)
         for block in state.blocks:
             weights, outside = _weights(state, block.name, damping)
-            rows = _rotate(coordinates[block.name], state.rotations.get(block.name))
+            rows = rotate(coordinates[block.name], state.rotations.get(block.name))
             drawn = rows.reshape(gradients.draws, -1, rows.shape[-1])
             total = total + jnp.einsum("kbf,f,lbf->bkl", drawn, weights, drawn)
             if block.name in state.level:
@@ -209,7 +209,7 @@ class EigenbasisBackend(Backend[EigenbasisState]):  # abstract: subclasses defin
         sides = [project(gradients, state.blocks, state.bases) for gradients in (left, right)]
         for block in state.blocks:
             weights, outside = _weights(state, block.name, damping)
-            a, b = (_rotate(side[block.name], state.rotations.get(block.name)) for side in sides)
+            a, b = (rotate(side[block.name], state.rotations.get(block.name)) for side in sides)
             total = total + (a * weights[None]) @ b.T
             if block.name in state.level:
                 total = total + outside * block.cross_products(left, right)
@@ -367,22 +367,22 @@ def _weights(state: EigenbasisState, name: str, damping: Resolved) -> tuple[Floa
     They are `1/(μ + λ) − 1/(level + λ)` and `1/(level + λ)`; without a level, `1/(μ + λ)` and zero.
     """
     value = damping[name] if isinstance(damping, dict) else damping
-    inside = 1 / (_eigenvalues(state, name) + value)
+    inside = 1 / (coordinate_eigenvalues(state, name) + value)
     if name not in state.level:
         return inside, jnp.zeros_like(value)
     outside = 1 / (state.level[name] + value)
     return inside - outside, outside
 
 
-def _eigenvalues(state: EigenbasisState, name: str) -> Float[Array, " coordinates"]:
-    """Return μ of each coordinate that `_rotate` makes."""
+def coordinate_eigenvalues(state: EigenbasisState, name: str) -> Float[Array, " coordinates"]:
+    """Return μ of each coordinate that `rotate` makes."""
     values, rotation = state.eigenvalues[name], state.rotations.get(name)
     if rotation is None or rotation.shape[1] == rotation.shape[0]:
         return values
     return jnp.concatenate([values, jnp.zeros(rotation.shape[0], values.dtype)])
 
 
-def _rotate(rows: Float[Array, "n features"], rotation: Array | None) -> Float[Array, "n coordinates"]:
+def rotate(rows: Float[Array, "n features"], rotation: Array | None) -> Float[Array, "n coordinates"]:
     """Compute coordinates along the eigenvectors V.
 
     If V is not complete, the rest `c − V Vᵀ c` is appended.
@@ -395,10 +395,10 @@ def _rotate(rows: Float[Array, "n features"], rotation: Array | None) -> Float[A
     return jnp.concatenate([along, rows - along @ rotation.T], axis=1)
 
 
-def _rotate_back(coordinates: Float[Array, " coordinates"], rotation: Array | None) -> Float[Array, " features"]:
-    """Invert `_rotate`."""
+def rotate_back(coordinates: Float[Array, "*n coordinates"], rotation: Array | None) -> Float[Array, "*n features"]:
+    """Invert `rotate`."""
     if rotation is None:
         return coordinates
     count = rotation.shape[1]
-    along = rotation @ coordinates[:count]
-    return along if count == rotation.shape[0] else along + coordinates[count:]
+    along = coordinates[..., :count] @ rotation.T
+    return along if count == rotation.shape[0] else along + coordinates[..., count:]

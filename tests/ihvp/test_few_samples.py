@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from influence_ssl_jax import trees
+from influence_ssl_jax.curvature.contributions import measure
 from influence_ssl_jax.curvature.moments import sample_count, sum_over_samples
-from influence_ssl_jax.ihvp import Damping, LoGra
+from influence_ssl_jax.ihvp import EKFAC, KFAC, Damping, Deflated, LoGra, eigenbasis
 from influence_ssl_jax.linalg.lowrank import eigenpairs_of_rows
 from influence_ssl_jax.losses import BYOL, CosineDistance, SimCLR
 from tests.ihvp.grid import Deep, example_gradients, given, measured_by
-from tests.problems import Linear, problem
+from tests.problems import Linear, Small, first_batch, problem
 
 RNG = np.random.default_rng(2)
 
@@ -73,6 +74,34 @@ def test_kept_samples_have_the_second_moment_that_is_summed(loss, curvature, cou
     moment, rows = jax.jit(lambda asked: sum_over_samples(asked, 2, lambda g: both(g.full()), both))(asked)
     assert rows.shape[0] == count
     np.testing.assert_allclose(rows.T @ rows, moment, rtol=1e-12, atol=1e-14 * np.abs(moment).max())
+
+
+@pytest.mark.parametrize(
+    "backend", [KFAC(), EKFAC(), Deflated(rank=2, block=2)], ids=lambda backend: type(backend).__name__
+)
+def test_vectors_of_more_entries_than_samples_are_inverted_as_by_their_whole_moment(backend, monkeypatch):
+    """Two samples, and vectors of four and more entries beside the layers."""
+    asked = problem(CosineDistance(), "ggn", Small(), num_batches=1, size=2)
+    gradients = measure(asked.objective, asked.params, asked.frozen, first_batch(asked)).gradients
+    vector = jax.tree.map(
+        lambda leaf: jnp.cos(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape), asked.params
+    )
+
+    def answers():
+        state = jax.jit(lambda asked: backend.fit(asked, jax.random.key(0)))(asked)
+        rotations = getattr(state, "rest", state).rotations.values()
+        damping = backend.resolve(state, Damping(0.1))
+        form = jax.jit(backend.bilinear_form)(state, gradients, gradients, damping)
+        solved = jax.jit(backend.solve)(state, vector, damping)
+        return min(each.shape[1] - each.shape[0] for each in rotations), form, trees.ravel(solved)
+
+    missing, *few_samples = answers()
+    monkeypatch.setattr(eigenbasis, "sample_count", lambda *_: 1_000_000)
+    none, *whole = answers()
+    assert missing < 0
+    assert none == 0
+    for got, want in zip(few_samples, whole, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-8, atol=1e-9 * np.abs(want).max())
 
 
 @pytest.mark.parametrize("complement", ["drop", "keep"])
