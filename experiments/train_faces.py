@@ -198,7 +198,7 @@ class Byol:
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
         """Return unit representations."""
-        network = self.parts["backbone"].eval()
+        network = self.parts["backbone"].train(False)
         with torch.autocast("cpu", torch.bfloat16):
             chunks = [network(standardise(chunk.float() / 255)).float() for chunk in images.split(500)]
         network.train()
@@ -239,7 +239,7 @@ def main() -> None:
     described |= {"method": "byol", "images": len(train[0])}
     state = of.out.with_name(of.out.name + ".resume")
     if state.exists():
-        kept = torch.load(state, weights_only=False)
+        kept = torch.load(state, weights_only=True)
         if kept["arguments"] != described:
             raise SystemExit(
                 f"{state} was begun with {kept['arguments']}, not {described}: choose another name for it."
