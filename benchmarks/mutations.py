@@ -1,6 +1,6 @@
 """Do the tests notice? One fault at a time is planted in a copy of the tree, and the tests of its folder are run.
 
-    python -m benchmarks.mutations --minutes 30
+    python -m benchmarks.mutations --minutes 30 --workers 2
     python -m benchmarks.mutations --only ihvp linalg --limit 10
     python -m benchmarks.mutations --again survived undecided
 
@@ -91,6 +91,7 @@ class Config:
         limit: Try so many and stop.
         minutes: Try no further fault after so long.
         seconds: What the tests of one fault may take.
+        workers: How many faults are tried side by side, each in a copy of its own.
         again: Outcomes that are tried once more, such as `survived undecided`.
         listed: List the faults and what is known of them; try none.
         seed: Chooses the faults that are made by rule.
@@ -104,6 +105,7 @@ class Config:
     limit: int | None = None
     minutes: float | None = None
     seconds: float = 300.0
+    workers: int = 1
     again: tuple[Outcome, ...] = ()
     listed: bool = False
     seed: int = 0
@@ -156,21 +158,21 @@ def realistic(files: dict[str, str], listed: tuple[tuple[str, str, str], ...] = 
     Raises:
         ValueError: A text is found nowhere, or more than once, or two faults have one name.
     """
-    found, wrong = [], []
+    faults, wrong = [], []
     for name, find, put in listed:
         places = [(file, at.start()) for file, text in files.items() for at in re.finditer(re.escape(find), text)]
         if len(places) != 1:
             wrong.append(f"{name}: {len(places)} places hold {find!r}")
         else:
             file, start = places[0]
-            found.append(Fault(name, "realistic", file, start, start + len(find), put))
+            faults.append(Fault(name, "realistic", file, start, start + len(find), put))
     twice = [name for name, times in Counter(name for name, *_ in listed).items() if times > 1]
     if wrong or twice:
         raise ValueError(
             "A listed fault must be found in exactly one place and have a name of its own; mend benchmarks/planted.py:\n  "
             + "\n  ".join([*wrong, *(f"{name}: named twice" for name in twice)])
         )
-    return found
+    return faults
 
 
 Edit: TypeAlias = str | None
@@ -343,8 +345,8 @@ def likeliest(fault: Fault, files: dict[str, str], root: Path) -> list[str]:
     for place, where in enumerate(TESTS[fault.folder]):
         if not (root / where).exists():
             raise ValueError(f"{where}, which TESTS names, is not there; mend benchmarks/mutations.py.")
-        found = sorted((root / where).rglob("test_*.py")) if (root / where).is_dir() else [root / where]
-        for path in found:
+        paths = sorted((root / where).rglob("test_*.py")) if (root / where).is_dir() else [root / where]
+        for path in paths:
             held = path.read_text()
             named = sum(re.search(rf"\b{re.escape(name)}\b", held) is not None for name in owners)
             told = (
@@ -390,44 +392,98 @@ class _Listener:
             self.tell(outcome, node.nodeid, f"{kind}: {said}"[:160])
 
 
-def tried(copy: Path, tests: list[str], seconds: float, stop: bool = True) -> dict[str, Any]:
-    """Run tests of the copy in a process of its own: what came of it, by which test, and in how many seconds."""
-    out, said = copy / "outcome.json", copy / "said.txt"
-    out.unlink(missing_ok=True)
-    began = time.monotonic()
-    process = os.fork()
-    if not process:
+class Trial:
+    """The tests of one copy, run in a process of its own.
+
+    Args:
+        copy: The tree.
+        tests: Files or names of tests, relative to it.
+        seconds: How long they may take.
+        stop: Whether the first failure ends them.
+    """
+
+    def __init__(self, copy: Path, tests: list[str], seconds: float, stop: bool = True) -> None:
+        self._out, self._said, self._seconds = copy / "outcome.json", copy / "said.txt", seconds
+        self._out.unlink(missing_ok=True)
+        self._began, self._status = time.monotonic(), None
+        self._process = os.fork()
+        if self._process:
+            return
         status = 1
-        with contextlib.suppress(BaseException), said.open("w") as file:
+        with contextlib.suppress(BaseException), self._said.open("w") as file:
             os.setsid()
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
             try:
-                status = _tested(copy, tests, stop, _Listener(out))
+                status = _tested(copy, tests, stop, _Listener(self._out))
             except BaseException:
                 traceback.print_exc()
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status)
-    ended, status = 0, 0
+
+    def result(self) -> dict[str, Any] | None:
+        """What came of it, by which test, and in how many seconds; None while it runs."""
+        took = round(time.monotonic() - self._began, 1)
+        ended, status = os.waitpid(self._process, os.WNOHANG)
+        if ended:
+            self._status = status
+            return {**self._outcome(status), "seconds": took}
+        if took < self._seconds:
+            return None
+        self.stop()
+        return {"outcome": "undecided", "by": "", "error": f"time limit of {self._seconds:g} s", "seconds": took}
+
+    def _outcome(self, status: int) -> dict[str, Any]:
+        """What the tests said, or how pytest ended where they said nothing."""
+        if self._out.exists():
+            return json.loads(self._out.read_text())
+        if status:  # pytest itself could not begin: what conftest.py imports is broken
+            return {"outcome": "import", "by": "conftest", "error": self._said.read_text()[-200:]}
+        return {"outcome": "survived", "by": "", "error": ""}
+
+    def stop(self) -> None:
+        """End the tests, and what they started, where they still run."""
+        if self._status is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process, signal.SIGKILL)
+            _, self._status = os.waitpid(self._process, 0)
+
+
+def tried(copy: Path, tests: list[str], seconds: float, stop: bool = True) -> dict[str, Any]:
+    """Run tests of the copy and wait for what comes of it."""
+    trial = Trial(copy, tests, seconds, stop)
     try:
-        while not ended and time.monotonic() - began < seconds:
-            ended, status = os.waitpid(process, os.WNOHANG)
+        while (result := trial.result()) is None:
             time.sleep(0.05)
     finally:
-        if not ended:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process, signal.SIGKILL)
-            os.waitpid(process, 0)
-    took = round(time.monotonic() - began, 1)
-    if not ended:
-        return {"outcome": "undecided", "by": "", "error": f"time limit of {seconds:g} s", "seconds": took}
-    found = {"outcome": "survived", "by": "", "error": ""}
-    if out.exists():
-        found = json.loads(out.read_text())
-    elif status:  # pytest itself could not begin: what conftest.py imports is broken
-        found = {"outcome": "import", "by": "conftest", "error": said.read_text()[-200:]}
-    return {**found, "seconds": took}
+        trial.stop()
+    return result
+
+
+def outcomes(
+    faults: list[Fault], copies: list[Path], files: dict[str, str], seconds: float, over: Callable[[], bool]
+) -> Iterator[tuple[Fault, dict[str, Any]]]:
+    """Try every fault, one in each copy at a time, and give what came of each; begin none when it is over."""
+    waiting, free = list(reversed(faults)), list(copies)
+    running: dict[Path, tuple[Fault, Trial, contextlib.ExitStack]] = {}
+    try:
+        while running or (waiting and not over()):
+            while free and waiting and not over():
+                fault, copy, planted = waiting.pop(), free.pop(), contextlib.ExitStack()
+                planted.enter_context(put_in(fault, copy, files))
+                running[copy] = fault, Trial(copy, likeliest(fault, files, copy), seconds), planted
+            time.sleep(0.05)
+            for copy, (fault, trial, planted) in list(running.items()):
+                if (result := trial.result()) is not None:
+                    planted.close()
+                    del running[copy]
+                    free.append(copy)
+                    yield fault, result
+    finally:
+        for _, trial, planted in running.values():
+            trial.stop()
+            planted.close()
 
 
 def _tested(copy: Path, tests: list[str], stop: bool, listener: _Listener) -> int:
@@ -435,6 +491,7 @@ def _tested(copy: Path, tests: list[str], stop: bool, listener: _Listener) -> in
     import pytest
 
     os.chdir(copy)
+    os.environ["PYTHONPATH"] = str(copy)  # processes that tests start must not import the work tree
     sys.path[:] = [str(copy), *(each for each in sys.path if each and Path(each).resolve() != ROOT)]
     for name in [name for name in sys.modules if name.split(".")[0] in (PACKAGE, "benchmarks", "tests")]:
         del sys.modules[name]
@@ -485,9 +542,9 @@ class Results:
         self.faults: dict[str, dict[str, Any]] = held.get("faults", {})
         self.sound: dict[str, bool] = held.get("tests_without_a_fault", {})
 
-    def add(self, fault: Fault, found: dict[str, Any], every: list[Fault], config: Config) -> None:
+    def add(self, fault: Fault, result: dict[str, Any], every: list[Fault], config: Config) -> None:
         """Keep one."""
-        self.faults[fault.key] = {"kind": fault.kind, **found}
+        self.faults[fault.key] = {"kind": fault.kind, **result}
         self.write(every, config)
 
     def write(self, every: list[Fault], config: Config) -> None:
@@ -529,8 +586,8 @@ class Results:
         if not unknown:
             return
         print(f"{len(unknown)} tests that noticed something are run without a fault", flush=True)
-        found = tried(copy, unknown, seconds)
-        if found["outcome"] == "survived":
+        result = tried(copy, unknown, seconds)
+        if result["outcome"] == "survived":
             self.sound |= dict.fromkeys(unknown, True)
             return
         for test in unknown:
@@ -577,21 +634,23 @@ def main(config: Config) -> None:
     todo = todo[: config.limit]
     print(f"{len(every)} faults, {len(asked)} asked for, {len(todo)} to try.", flush=True)
     began, done = time.monotonic(), 0
-    with copied() as copy:
+    with contextlib.ExitStack() as stack:
+        copies = [stack.enter_context(copied()) for _ in range(config.workers)]
+        copy = copies[0]
         _load(copy)
-        for fault in todo:
-            if config.minutes is not None and time.monotonic() - began > 60 * config.minutes:
-                break
-            with put_in(fault, copy, files):
-                found = tried(copy, likeliest(fault, files, copy), config.seconds)
-            results.add(fault, found, every, config)
+
+        def over() -> bool:
+            return config.minutes is not None and time.monotonic() - began > 60 * config.minutes
+
+        for fault, result in outcomes(todo, copies, files, config.seconds, over):
+            results.add(fault, result, every, config)
             done += 1
             rate = done / (time.monotonic() - began)
             left = (len(todo) - done) / rate / 60
             print(
-                f"[{done}/{len(todo)}  {60 * rate:.1f} a minute, {left:.0f} min left]  {found['outcome']:10} {fault.key}"
+                f"[{done}/{len(todo)}  {60 * rate:.1f} a minute, {left:.0f} min left]  {result['outcome']:10} {fault.key}"
             )
-            print(f"      {found['seconds']:.0f} s  {found['by']}  {found['error']}", flush=True)
+            print(f"      {result['seconds']:.0f} s  {result['by']}  {result['error']}", flush=True)
         results.judge(copy, 3 * config.seconds)
     results.write(every, config)
     summary = Counter(value["outcome"] for value in results.faults.values())
@@ -606,7 +665,6 @@ def _load(copy: Path) -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(copy.parent / "compiled"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-    os.environ["PYTHONPATH"] = str(copy)  # processes that tests start must not import the work tree
     for name in LOADED:
         importlib.import_module(name)
 
