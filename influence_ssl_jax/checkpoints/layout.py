@@ -22,7 +22,7 @@ from influence_ssl_jax.checkpoints.tensors import Foreign, Tensor, is_safetensor
 from influence_ssl_jax.data.statistics import STATISTICS
 from influence_ssl_jax.data.transform import ToInput
 from influence_ssl_jax.encoder import Encoder
-from influence_ssl_jax.losses import BYOL, BarlowTwins, Loss, SimCLR
+from influence_ssl_jax.losses import BYOL, BarlowTwins, Loss, SimCLR, SimSiam, VICReg
 from influence_ssl_jax.types import PyTree
 
 State: TypeAlias = Mapping[str, Tensor]
@@ -36,6 +36,10 @@ COUNTER = "num_batches_tracked"
 """Suffix of the names of torch's counters of batches, which no network reads."""
 SHOWN = 8
 """Number of names that an error lists."""
+
+
+Pretraining: TypeAlias = Literal["simclr", "byol", "barlow_twins", "simsiam", "vicreg"]
+"""Names of pretraining losses, and of the views that each compares."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Choices:
     heads: int | None = None
     part: Literal["teacher", "student"] = "teacher"
     dataset: Literal["cifar10", "cifar100", "imagenet"] | None = None
-    loss: Literal["simclr", "byol", "barlow_twins"] | None = None
+    loss: Pretraining | None = None
     temperature: float | None = None
 
     def __post_init__(self) -> None:
@@ -399,8 +403,13 @@ def loss_of(choices: Choices) -> tuple[Loss | None, str | None]:
         raise CheckpointError(f"--temperature belongs to --loss simclr, got --loss {choices.loss}.")
     if choices.loss is None:
         return None, None
-    temperature = 0.2 if choices.temperature is None else choices.temperature
-    losses: dict[str, Loss] = {"simclr": SimCLR(temperature), "byol": BYOL(), "barlow_twins": BarlowTwins()}
+    losses: dict[Pretraining, Loss] = {
+        "simclr": SimCLR(0.2 if choices.temperature is None else choices.temperature),
+        "byol": BYOL(),
+        "barlow_twins": BarlowTwins(),
+        "simsiam": SimSiam(),
+        "vicreg": VICReg(),
+    }
     return losses[choices.loss], choices.loss
 
 

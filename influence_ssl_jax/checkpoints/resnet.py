@@ -6,7 +6,7 @@ Barlow Twins, VICReg, MoCo, SwAV and DINO also save these names.
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import jax
 import numpy as np
@@ -36,12 +36,13 @@ from influence_ssl_jax.checkpoints.layout import (
 )
 from influence_ssl_jax.data.transform import ToInput
 from influence_ssl_jax.encoder import Encoder, Heads
-from influence_ssl_jax.losses import Loss
-from influence_ssl_jax.nets.heads import Predictor, Projector, SelfSupervised
+from influence_ssl_jax.losses import Loss, VICReg
+from influence_ssl_jax.nets.heads import NormalisedProjector, Predictor, Projector, SelfSupervised
 from influence_ssl_jax.nets.network import Network
 from influence_ssl_jax.nets.resnet import ResNet, Stem
 from influence_ssl_jax.types import Frozen, Params, PyTree
 
+Head: TypeAlias = Projector | NormalisedProjector | Predictor
 MARKER = "layer1.0.conv1.weight"
 """An array that every ResNet has."""
 BESIDE = {
@@ -77,6 +78,7 @@ class TorchvisionResNet(Format):
         projectors: Prefixes that its projector can have.
         resize: Interpolation of the resize.
         elsewhere: Whether the only network of a file is read also under other entries and prefixes.
+        loss: The authors' weights of their own loss, if they differ from its default ones.
     """
 
     name: str
@@ -88,6 +90,7 @@ class TorchvisionResNet(Format):
     projectors: tuple[str, ...] = ()
     resize: Literal["bilinear", "bicubic"] = "bilinear"
     elsewhere: bool = False
+    loss: Loss | None = None
 
     @property
     def choices(self) -> frozenset[str]:
@@ -125,7 +128,10 @@ class TorchvisionResNet(Format):
                 f"{file.path} has a 3×3 stem, and does not say how its images were normalised; pass --mean and --std."
             )
         mean, std = normalisation(choices, IMAGENET)
-        made = encoder_of(module, backbone, heads, to_input, mean, std, file, *loss_of(choices))
+        loss, views = loss_of(choices)
+        if isinstance(loss, type(self.loss)):
+            loss = self.loss
+        made = encoder_of(module, backbone, heads, to_input, mean, std, file, loss, views)
         outside = summarise_outside(name for name in state if not name.startswith((prefix, *filter(None, [projector]))))
         place = describe_place(group, prefix, self._groups(choices), self.prefixes)
         recognised = {"layout": f"{self.summary} (--as {self.name})", **place, **made.recognised}
@@ -236,11 +242,11 @@ def encoder_of(
         whole = SelfSupervised(module, tops["projector"], tops.get("predictor"))
         frozen: Frozen = {"batch_stats": {"backbone": statistics, **running}}
         if loss is not None and loss.compares_with_target:
-            if target is None or "predictor" not in tops:
-                raise CheckpointError(
-                    f"{type(loss).__name__} needs a target network and a predictor; the file lacks at least one of them."
-                )
-            frozen["target"] = target({"backbone": params, **head_params}, frozen["batch_stats"])
+            if "predictor" not in tops or (target is None and not loss.target_is_online):
+                needed = "a predictor" if loss.target_is_online else "a target network and a predictor"
+                raise CheckpointError(f"{type(loss).__name__} needs {needed}; they were not read from the file.")
+            if target is not None and not loss.target_is_online:
+                frozen["target"] = target({"backbone": params, **head_params}, frozen["batch_stats"])
         network = Network(whole, "encode", mean=mean, std=std)
         kept = Heads(head_params, loss, views if loss else None)
         encoder = Encoder(network, {"backbone": params}, frozen, to_input, file.path.stem, kept)
@@ -280,13 +286,17 @@ def head_of(state: State, into: int, part: str) -> tuple[Any, str]:
     hidden = {state[f"{n}.weight"].shape[0] for n in linear[:-1]}
     biased = {f"{n}.bias" in state for n in linear[:-1]}
     follows = [n + 1 for n in linear[:-1]]
+    # SimSiam: a BatchNorm without scale and shift after the last layer too, and no biases before.
+    normalised = norms == [*follows, linear[-1] + 1] and f"{norms[-1]}.weight" not in state and biased == {False}
     if (
-        (norms and norms != follows)
+        (norms and norms != follows and not normalised)
         or len(hidden) > 1
         or len(biased) > 1
         or state[f"{linear[0]}.weight"].shape[1] != into
     ):
         return None, "its layers are not Linear–(BatchNorm)–ReLU of one hidden width"
+    if normalised and part == "projector":
+        return NormalisedProjector(hidden.pop(), state[f"{linear[-1]}.weight"].shape[0], len(linear) - 1), ""
     top = Projector(
         hidden=hidden.pop() if hidden else 1,
         output=state[f"{linear[-1]}.weight"].shape[0],
@@ -297,23 +307,33 @@ def head_of(state: State, into: int, part: str) -> tuple[Any, str]:
     )
     if part == "projector":
         return top, ""
-    form = (top.output, top.hidden_layers, top.normalisation, top.hidden_bias, top.output_bias)
-    if form != (into, 1, "batch", True, True):
+    form = (top.output, top.hidden_layers, top.normalisation, top.output_bias)
+    if normalised or form != (into, 1, "batch", True):
         return None, "no predictor of the form Linear–BatchNorm–ReLU–Linear"
-    return Predictor(top.hidden), ""
+    return Predictor(top.hidden, hidden_bias=top.hidden_bias), ""
 
 
-def fill_head(top: Projector | Predictor, state: State, part: str) -> tuple[Params, PyTree]:
-    """Fill a head; return its parameters and its running statistics."""
+def fill_head(top: Head, state: State, part: str) -> tuple[Params, PyTree]:
+    """Fill a head; return its parameters and its running statistics.
+
+    A normalised output subtracts its running mean, so a bias before it is subtracted from that mean.
+    """
     linear = sorted(int(n.split(".")[0]) for n, t in state.items() if n.endswith(".weight") and len(t.shape) == 2)
 
     def source(path: tuple[str, ...]) -> Source:
         layer, leaf = path[-2:]
         if layer == "output":
             return leaf_source(str(linear[-1]), leaf)
+        if layer == "bn":
+            name, convert = leaf_source(str(linear[-1] + 1), leaf)
+            return name, (lambda array: convert(array) - shift) if leaf == "mean" else convert
         kind, number = re.fullmatch(r"(dense|bn)(\d+)", layer).groups()  # type: ignore[union-attr]
         return leaf_source(str(linear[int(number)] + (kind == "bn")), leaf)
 
+    shift = np.zeros(())
+    if isinstance(top, NormalisedProjector) and f"{linear[-1]}.bias" in state:
+        state = dict(state)
+        shift = state.pop(f"{linear[-1]}.bias").numpy()
     first = state[f"{linear[0]}.weight"].shape[1]
     features = jax.ShapeDtypeStruct((1, first), np.float32)
     shapes = jax.eval_shape(lambda x: top.init(jax.random.key(0), x, train=False), features)
@@ -321,10 +341,13 @@ def fill_head(top: Projector | Predictor, state: State, part: str) -> tuple[Para
     return variables["params"], variables.get("batch_stats")
 
 
-def _describe_head(top: Projector | Predictor) -> str:
+def _describe_head(top: Head) -> str:
     """Describe a head in words."""
     if isinstance(top, Predictor):
         return f"Linear–BatchNorm–ReLU–Linear, hidden {top.hidden}"
+    if isinstance(top, NormalisedProjector):
+        layers = f"(Linear–BatchNorm–ReLU) × {top.hidden_layers}, Linear–BatchNorm without scale and shift"
+        return f"{layers}: hidden {top.hidden}, output {top.output}"
     step = "Linear–BatchNorm–ReLU" if top.normalisation == "batch" else "Linear–ReLU"
     return f"({step}) × {top.hidden_layers}, Linear: hidden {top.hidden}, output {top.output}"
 
@@ -360,6 +383,7 @@ VICREG = TorchvisionResNet(
     ("module.backbone.", "backbone."),
     sign=r"module\.projector\.",
     projectors=("module.projector.", "projector."),
+    loss=VICReg(variance=12.5),  # their code takes the mean of both views' hinges, not the sum
 )
 MOCO = TorchvisionResNet(
     "moco",

@@ -5,13 +5,14 @@ Its ResNets for CIFAR have a 3×3 stem of stride 1 with padding 2, which turns 3
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast, get_args
 
 from influence_ssl_jax.checkpoint import CheckpointError
 from influence_ssl_jax.checkpoints.layout import (
     Choices,
     Format,
     Imported,
+    Pretraining,
     WeightsFile,
     filled,
     input_of,
@@ -33,7 +34,15 @@ from influence_ssl_jax.checkpoints.resnet import (
     module_of,
 )
 from influence_ssl_jax.data.statistics import STATISTICS
+from influence_ssl_jax.losses import BarlowTwins, Loss, SimCLR, VICReg
 from influence_ssl_jax.types import Frozen, Params
+
+WEIGHTS: dict[type[Loss], dict[str, str]] = {
+    SimCLR: {"temperature": "temperature"},
+    BarlowTwins: {"off_diagonal": "lamb", "scale": "scale_loss"},
+    VICReg: {"invariance": "sim_loss_weight", "variance": "var_loss_weight", "covariance": "cov_loss_weight"},
+}
+"""The weights of each loss, and solo-learn's names of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +76,8 @@ class SoloLearn(Format):
 
         `args.json` in the same folder completes the choices that are not set.
         """
-        choices = _complete(choices, file.beside("args.json"))
+        arguments = file.beside("args.json")
+        choices = _complete(choices, arguments)
         group, prefix, state = locate(file, ("state_dict", ""), ("backbone.", "encoder."), MARKER, self.name)
         backbone = select_prefix(state, prefix)
         module = module_of(backbone, "solo_learn", self.name)
@@ -84,6 +94,8 @@ class SoloLearn(Format):
             part: select_prefix(state, f"{part}.") for part in parts if any(n.startswith(f"{part}.") for n in state)
         }
         loss, views = loss_of(choices)
+        if loss is not None and choices.loss == arguments.get("method"):
+            loss = _weighted(loss, arguments, choices)
 
         def target(params: Params, running: Frozen) -> Frozen:
             """Read the target network from the momentum networks."""
@@ -110,7 +122,7 @@ class SoloLearn(Format):
 
         made = encoder_of(module, backbone, heads, to_input, mean, std, file, loss, views, target)
         read = (prefix, *(f"{part}." for part in heads))
-        if loss is not None and loss.compares_with_target:
+        if loss is not None and loss.compares_with_target and not loss.target_is_online:
             read = (*read, "momentum_backbone.", "momentum_projector.")
         outside = summarise_outside(name for name in state if not name.startswith(read))
         recognised = {"layout": f"{self.summary} (--as {self.name})", **made.recognised}
@@ -124,10 +136,22 @@ def _complete(choices: Choices, arguments: Mapping[str, Any]) -> Choices:
     changes: dict[str, Any] = {}
     if choices.dataset is None and dataset in STATISTICS:
         changes["dataset"] = dataset
-    if choices.loss is None and method in ("simclr", "byol", "barlow_twins"):
+    if choices.loss is None and method in get_args(Pretraining):
         changes["loss"] = method
-        kwargs = arguments.get("method_kwargs")
-        temperature = kwargs.get("temperature") if isinstance(kwargs, dict) else arguments.get("temperature")
-        if method == "simclr" and choices.temperature is None and isinstance(temperature, int | float):
-            changes["temperature"] = float(temperature)
     return dataclasses.replace(choices, **changes)
+
+
+def _weighted(loss: Loss, arguments: Mapping[str, Any], choices: Choices) -> Loss:
+    """Set the weights that solo-learn wrote beside its checkpoint.
+
+    A chosen temperature is kept.
+    """
+    kwargs = arguments.get("method_kwargs")
+    kwargs = kwargs if isinstance(kwargs, dict) else arguments
+    changes = {
+        name: float(kwargs[theirs])
+        for name, theirs in WEIGHTS.get(type(loss), {}).items()
+        if isinstance(kwargs.get(theirs), int | float)
+        and not (name == "temperature" and choices.temperature is not None)
+    }
+    return dataclasses.replace(cast(Any, loss), **changes)

@@ -104,6 +104,7 @@ class Predictor(nn.Module):
     Attributes:
         hidden: Width of the hidden layer.
         dtype: Type to compute in (`None`: that of inputs and parameters); parameters are float32.
+        hidden_bias: Whether the hidden layer has a bias; that of SimSiam has none in torch.
 
     Examples:
         >>> import jax, jax.numpy as jnp
@@ -115,6 +116,7 @@ class Predictor(nn.Module):
 
     hidden: int
     dtype: jax.typing.DTypeLike | None = None
+    hidden_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch features"], train: bool) -> Float[Array, "batch features"]:
@@ -122,7 +124,7 @@ class Predictor(nn.Module):
 
         If `train` is true, BatchNorm uses the statistics of the batch and updates `batch_stats`.
         """
-        head = Projector(self.hidden, x.shape[-1], dtype=self.dtype, name="head")
+        head = Projector(self.hidden, x.shape[-1], dtype=self.dtype, hidden_bias=self.hidden_bias, name="head")
         return head(x, train)
 
 

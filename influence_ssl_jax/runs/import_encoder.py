@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from influence_ssl_jax import checkpoints, provenance
 from influence_ssl_jax.checkpoint import Storage
+from influence_ssl_jax.checkpoints.layout import Pretraining
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.runs.settings import POSITIONAL, option_name
 
@@ -53,7 +54,7 @@ class ImportRun:
     heads: int | None = None
     part: Literal["teacher", "student"] = "teacher"
     dataset: Literal["cifar10", "cifar100", "imagenet"] | None = None
-    loss: Literal["simclr", "byol", "barlow_twins"] | None = None
+    loss: Pretraining | None = None
     temperature: float | None = None
     storage: Storage = "float32"
     notes: Path | None = None

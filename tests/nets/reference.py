@@ -15,8 +15,10 @@ def convolution(x: np.ndarray, kernel: np.ndarray, stride: int, padding: int) ->
 
 def batch_norm(state: State, name: str, x: np.ndarray) -> np.ndarray:
     shape = (1, -1, *[1] * (x.ndim - 2))
+    plain = {"weight": np.ones(1), "bias": np.zeros(1)}
     mean, variance, weight, bias = (
-        state[f"{name}.{leaf}"].reshape(shape) for leaf in ("running_mean", "running_var", "weight", "bias")
+        state.get(f"{name}.{leaf}", plain.get(leaf)).reshape(shape)
+        for leaf in ("running_mean", "running_var", "weight", "bias")
     )
     return (x - mean) / np.sqrt(variance + 1e-5) * weight + bias
 
@@ -45,12 +47,11 @@ def head(state: State, name: str, x: np.ndarray) -> np.ndarray:
     """torch's `Sequential` of Linear, BatchNorm1d and ReLU, where a ReLU stands before every Linear but the first."""
     positions = sorted({int(key.split(".")[1]) for key in state if key.startswith(f"{name}.")})
     for position in positions:
-        weight = state[f"{name}.{position}.weight"]
-        if weight.ndim == 1:
+        if f"{name}.{position}.running_mean" in state:
             x = batch_norm(state, f"{name}.{position}", x)
         else:
             x = np.maximum(x, 0) if position != positions[0] else x
-            x = x @ weight.T + state[f"{name}.{position}.bias"]
+            x = x @ state[f"{name}.{position}.weight"].T + state.get(f"{name}.{position}.bias", 0)
     return x
 
 
