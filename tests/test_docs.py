@@ -122,7 +122,8 @@ def words_after(name: str, every: list[str]) -> list[list[str]]:
 @functools.cache
 def dry(target: str) -> list[str]:
     """What `make` would run for a target."""
-    make = ["make", "-n", "-B", target, f"PYTHON={sys.executable}"]  # none is looked for
+    # No interpreter is looked for, and the environment has its own name, wherever these tests run.
+    make = ["make", "-n", "-B", target, f"PYTHON={sys.executable}", "VENV=.venv"]
     told = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
     assert told.returncode == 0, told.stderr
     return [line.replace(".venv/bin/", "") for line in told.stdout.splitlines()]
