@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import tyro
 from jaxtyping import Array
 
-from benchmarks.measure import Compiled, Operation, gpu_megabytes, on_gpu, peak_megabytes, rows, times
+from benchmarks.measure import Compiled, Operation, on_gpu, peak_megabytes, rows, times
 from benchmarks.results import write
 from benchmarks.shared import MEAN, STD, Setting, Shared, shared
 from influence_ssl_jax.cli.environment import keep_convolutions_whole
@@ -158,6 +158,15 @@ def run(config: Config) -> dict:
             if on_gpu() and config.memory and "failed" not in row:
                 row["megabytes"] = gpu_megabytes(sides[row["framework"]][row["operation"]])
     return {"data": given.data, "operations": found}
+
+
+def gpu_megabytes(operation: Operation) -> float:
+    """Of an operation on a GPU; what it takes of the main memory is not asked."""
+    if isinstance(operation, Compiled):
+        return operation.megabytes()
+    from benchmarks.peers.operations import megabytes  # torch is an extra
+
+    return megabytes(operation)
 
 
 def memory(config: Config, side: str, name: str) -> float:

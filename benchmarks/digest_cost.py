@@ -19,7 +19,7 @@ import tyro
 from PIL import Image
 
 from influence_ssl_jax.data.encoded import decode
-from influence_ssl_jax.data.source import content_digest
+from influence_ssl_jax.data.examples import content_digest
 
 
 @dataclasses.dataclass(frozen=True)

@@ -174,15 +174,6 @@ def on_gpu() -> bool:
     return jax.default_backend() == "gpu"
 
 
-def gpu_megabytes(operation: Operation) -> float:
-    """Of an operation on a GPU; what it takes of the main memory is not asked."""
-    if isinstance(operation, Compiled):
-        return operation.megabytes()
-    from benchmarks.peers.operations import megabytes  # torch is an extra
-
-    return megabytes(operation)
-
-
 def _status(field: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field))

@@ -24,7 +24,7 @@ MODULES = {
     "Backends": ("ihvp.backend",),
     "Losses": ("losses.loss", "losses.alignment"),
     "Views": ("augment.transform", "augment.recipes"),
-    "Data": ("data.source",),
+    "Data": ("data.source", "data.examples"),
     "Scores": ("scoring.scores", "scoring.estimands"),
     "Evaluation": ("evaluation.certificate", "evaluation.calibration", "evaluation.statistics"),
     "Linear algebra": ("linalg.krylov", "linalg.lowrank", "linalg.quadrature"),

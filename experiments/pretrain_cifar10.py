@@ -24,7 +24,7 @@ from rich.console import Console
 from influence_ssl_jax.cli.console import Renderer
 from influence_ssl_jax.cli.environment import keep_convolutions_whole
 from influence_ssl_jax.data import Digits, OpenSource, Tfds, ToInput
-from influence_ssl_jax.data.statistics import STATISTICS
+from influence_ssl_jax.data.channel_statistics import STATISTICS
 from influence_ssl_jax.losses import BYOL, BarlowTwins, SimCLR
 from influence_ssl_jax.train import Architecture, Lars, Pretrain, Probe, Trained, pretrain, save, tiny
 

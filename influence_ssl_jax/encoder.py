@@ -24,7 +24,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, jaxprs_in_params
 from influence_ssl_jax import checkpoint, configuration, provenance, randomness, trees
 from influence_ssl_jax.augment.recipes import PRETRAINING
 from influence_ssl_jax.augment.transform import Views
-from influence_ssl_jax.data.transform import ToInput
+from influence_ssl_jax.data.to_input import ToInput
 from influence_ssl_jax.errors import InfluenceError, StructureError
 from influence_ssl_jax.losses import TRAINING_LOSSES, Loss
 from influence_ssl_jax.nets import architectures

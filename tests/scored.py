@@ -5,7 +5,7 @@ import pyarrow as pa
 
 from influence_ssl_jax import data
 from influence_ssl_jax.configuration import describe
-from influence_ssl_jax.data.source import Skipped
+from influence_ssl_jax.data.examples import Skipped
 from influence_ssl_jax.store import ScoreStore
 
 SOURCE = data.Digits(digits=120, size=12, exact_duplicates=0.1, near_duplicates=0.1, blanks=0.1, noise=0.1)

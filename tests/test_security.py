@@ -15,7 +15,7 @@ import pytest
 
 from influence_ssl_jax import checkpoint
 from influence_ssl_jax.data import table
-from influence_ssl_jax.data.table import read_table
+from influence_ssl_jax.data.attributes import read_table
 from influence_ssl_jax.errors import DataError
 from influence_ssl_jax.store import load_fitted, save_fitted
 from influence_ssl_jax.store.files import write_atomically

@@ -25,8 +25,8 @@ from PIL import Image
 from pyarrow import parquet
 
 from influence_ssl_jax.data import Folder
-from influence_ssl_jax.data.source import Skipped
-from influence_ssl_jax.data.table import number_classes
+from influence_ssl_jax.data.attributes import number_classes
+from influence_ssl_jax.data.examples import Skipped
 from influence_ssl_jax.errors import DataError, printable
 
 READ, NAMED = "read", "named"

@@ -20,7 +20,7 @@ from experiments.study import borders, deviation, distribution, measures, result
 from experiments.study.beyond_loss import RIVALS
 from experiments.study.table import EXPERIMENTS, Study, Table
 from influence_ssl_jax.data import Tfds
-from influence_ssl_jax.data.source import Example, read_all
+from influence_ssl_jax.data.examples import Example, read_all
 from influence_ssl_jax.evaluation.statistics import bootstrap, explained_variance, spearman
 
 METHODS = {"SimCLR": "simclr", "BYOL": "byol", "Barlow Twins": "barlow_twins"}

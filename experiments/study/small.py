@@ -32,7 +32,7 @@ from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.cli.environment import keep_compiled_programs, keep_convolutions_whole
 from influence_ssl_jax.configuration import describe, fingerprint
 from influence_ssl_jax.data import Arrays, Digits, OpenSource, Tfds, ToInput, batches, epoch, resident
-from influence_ssl_jax.data.source import Example, read_all
+from influence_ssl_jax.data.examples import Example, read_all
 from influence_ssl_jax.encoder import Encoder, Output
 from influence_ssl_jax.evaluation.statistics import spearman
 from influence_ssl_jax.ihvp.backend import Backend

@@ -19,8 +19,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from influence_ssl_jax.checkpoint import CheckpointError
 from influence_ssl_jax.checkpoints.tensors import Foreign, Tensor, is_safetensors, read_safetensors, read_torch
-from influence_ssl_jax.data.statistics import STATISTICS
-from influence_ssl_jax.data.transform import ToInput
+from influence_ssl_jax.data.channel_statistics import STATISTICS
+from influence_ssl_jax.data.to_input import ToInput
 from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.losses import BYOL, BarlowTwins, Loss, SimCLR, SimSiam, VICReg
 from influence_ssl_jax.types import PyTree

@@ -34,7 +34,7 @@ from influence_ssl_jax.checkpoints.layout import (
     summarise,
     summarise_outside,
 )
-from influence_ssl_jax.data.transform import ToInput
+from influence_ssl_jax.data.to_input import ToInput
 from influence_ssl_jax.encoder import Encoder, Heads
 from influence_ssl_jax.losses import Loss, VICReg
 from influence_ssl_jax.nets.heads import NormalisedProjector, Predictor, Projector, SelfSupervised

@@ -33,7 +33,7 @@ from influence_ssl_jax.checkpoints.resnet import (
     head_of,
     module_of,
 )
-from influence_ssl_jax.data.statistics import STATISTICS
+from influence_ssl_jax.data.channel_statistics import STATISTICS
 from influence_ssl_jax.losses import BarlowTwins, Loss, SimCLR, VICReg
 from influence_ssl_jax.types import Frozen, Params
 

@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
 
-from influence_ssl_jax.data.source import Example, OpenSource, Source, digest, repeated_ids
+from influence_ssl_jax.data.examples import Example, OpenSource, digest, repeated_ids
+from influence_ssl_jax.data.source import Source
 from influence_ssl_jax.errors import DataError, printable
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import compute, ipc
 
+from influence_ssl_jax.data.examples import is_temporary
 from influence_ssl_jax.data.listing import StoredFile
-from influence_ssl_jax.data.source import is_temporary
 from influence_ssl_jax.errors import DataError
 
 pc: Any = compute  # its functions are made when it is imported: no type checker knows them

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
+from influence_ssl_jax.data.examples import OpenSource, UnreadableExample, retry
 from influence_ssl_jax.data.loader import map_in_order
-from influence_ssl_jax.data.source import OpenSource, UnreadableExample, retry
 from influence_ssl_jax.errors import DataError
 
 CHUNK = 64
@@ -51,7 +51,7 @@ def find_changes(
         workers: Number of threads; None takes the default of `map_in_order`.
 
     Raises:
-        DataError: As `data.source.retry`.
+        DataError: As `data.examples.retry`.
 
     Examples:
         >>> import numpy as np

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from influence_ssl_jax.data.source import Example, OpenSource, UnreadableExample, content_digest, is_temporary
+from influence_ssl_jax.data.examples import Example, OpenSource, UnreadableExample, content_digest, is_temporary
 from influence_ssl_jax.errors import DataError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -68,7 +68,7 @@ def read_file(path: Path) -> bytes:
     Raises:
         UndecodableImage: If the file is gone, is a link to nothing, is no regular file, or is too large.
         OSError: If it cannot be read at present (permission, a network disk that does not answer, too many open files).
-            The image itself may be intact: `data.source.retry` reads again, and then stops the run.
+            The image itself may be intact: `data.examples.retry` reads again, and then stops the run.
     """
     try:
         return _read_regular(path)

@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
 
+from influence_ssl_jax.data.attributes import Classes, Matched, match, number_classes, read_table
 from influence_ssl_jax.data.encoded import EXTENSIONS, Encoded, UndecodableImage, read_file
+from influence_ssl_jax.data.examples import digest, note_names
 from influence_ssl_jax.data.listing import Links, Listing, list_in_first_process
-from influence_ssl_jax.data.source import Source, absolute_path, digest, note_names
-from influence_ssl_jax.data.table import Classes, Matched, match, number_classes, read_table
+from influence_ssl_jax.data.source import Source, absolute_path
 from influence_ssl_jax.errors import DataError, printable
 
 

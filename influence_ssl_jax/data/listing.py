@@ -20,7 +20,7 @@ from jaxtyping import Int
 from pyarrow import compute, ipc
 
 from influence_ssl_jax.data.encoded import EXTENSIONS, unreachable_error
-from influence_ssl_jax.data.source import UnreachableError, digest, note_names
+from influence_ssl_jax.data.examples import UnreachableError, digest, note_names
 from influence_ssl_jax.errors import DataError
 from influence_ssl_jax.parallel import broadcast_from_first
 

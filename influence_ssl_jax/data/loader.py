@@ -19,7 +19,7 @@ import pyarrow as pa
 from jaxtyping import Array, Bool, Int, Key
 
 from influence_ssl_jax import randomness
-from influence_ssl_jax.data.source import (
+from influence_ssl_jax.data.examples import (
     Example,
     OpenSource,
     Skipped,
@@ -29,7 +29,7 @@ from influence_ssl_jax.data.source import (
     note_names,
     read_all,
 )
-from influence_ssl_jax.data.transform import ToInput, UnusableImage
+from influence_ssl_jax.data.to_input import ToInput, UnusableImage
 from influence_ssl_jax.errors import DataError
 from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.types import Batch
@@ -215,7 +215,7 @@ def load(
     Return these with their digests, and those that cannot be used.
 
     Raises:
-        DataError: As `data.source.retry`.
+        DataError: As `data.examples.retry`.
     """
     examples, skipped = [], []
     for read in read_all(source, indices.tolist()):

@@ -17,17 +17,11 @@ from jaxtyping import Int
 from pyarrow import compute, parquet
 
 from influence_ssl_jax.data.arrow import FAULTS, MAGIC, ArrowFile, checked, is_damage, name_fields
+from influence_ssl_jax.data.attributes import check_names, in_microseconds, number_classes, scalars, texts
 from influence_ssl_jax.data.encoded import Encoded, UndecodableImage, unreachable_error
+from influence_ssl_jax.data.examples import UnreachableError, digest, note_names, repeated_ids
 from influence_ssl_jax.data.listing import StoredFile, find_files
-from influence_ssl_jax.data.source import (
-    Source,
-    UnreachableError,
-    absolute_path,
-    digest,
-    note_names,
-    repeated_ids,
-)
-from influence_ssl_jax.data.table import check_names, in_microseconds, number_classes, scalars, texts
+from influence_ssl_jax.data.source import Source, absolute_path
 from influence_ssl_jax.errors import DataError, printable
 
 pc: Any = compute  # its functions are made when it is imported: no type checker knows them

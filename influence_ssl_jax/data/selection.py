@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
 
-from influence_ssl_jax.data.source import Example, OpenSource, Skipped, UnreadableExample, digest, note_names
-from influence_ssl_jax.data.table import compose, read_table, texts
+from influence_ssl_jax.data.attributes import compose, read_table, texts
+from influence_ssl_jax.data.examples import Example, OpenSource, Skipped, UnreadableExample, digest, note_names
 from influence_ssl_jax.errors import DataError, printable
 
 Kind = TypeVar("Kind", bound=Example | Skipped)

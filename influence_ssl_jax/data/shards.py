@@ -17,10 +17,11 @@ import pyarrow as pa
 from jaxtyping import Int
 from pyarrow import parquet
 
+from influence_ssl_jax.data.attributes import Classes, number_classes
 from influence_ssl_jax.data.encoded import EXTENSIONS, MAX_BYTES, Encoded, UndecodableImage, unreachable_error
+from influence_ssl_jax.data.examples import content_digest, digest, note_names
 from influence_ssl_jax.data.listing import StoredFile, find_files
-from influence_ssl_jax.data.source import Source, absolute_path, content_digest, digest, note_names
-from influence_ssl_jax.data.table import Classes, number_classes
+from influence_ssl_jax.data.source import Source, absolute_path
 from influence_ssl_jax.errors import DataError, printable
 
 ENDINGS = (".tar",)

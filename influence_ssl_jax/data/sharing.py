@@ -9,9 +9,9 @@ from functools import partial
 import numpy as np
 from jaxtyping import Bool, Int
 
+from influence_ssl_jax.data.examples import Example, OpenSource, Skipped, read_all
 from influence_ssl_jax.data.loader import Reading, to_input
-from influence_ssl_jax.data.source import Example, OpenSource, Skipped, read_all
-from influence_ssl_jax.data.transform import ToInput
+from influence_ssl_jax.data.to_input import ToInput
 
 
 @dataclasses.dataclass

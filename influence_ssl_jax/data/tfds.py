@@ -11,19 +11,18 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
 
+from influence_ssl_jax.data.attributes import Classes, number_classes
 from influence_ssl_jax.data.encoded import UndecodableImage, decode
-from influence_ssl_jax.data.source import (
+from influence_ssl_jax.data.examples import (
     Example,
     OpenSource,
     Skipped,
-    Source,
     UnreadableExample,
-    absolute_path,
     content_digest,
     digest,
     read_or_skip,
 )
-from influence_ssl_jax.data.table import Classes, number_classes
+from influence_ssl_jax.data.source import Source, absolute_path
 from influence_ssl_jax.errors import DataError, printable, require
 
 

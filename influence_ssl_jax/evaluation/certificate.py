@@ -18,9 +18,9 @@ from influence_ssl_jax import randomness, trees
 from influence_ssl_jax.configuration import COUNT, check_numbers
 from influence_ssl_jax.curvature.contributions import MeasuredBatch, measure
 from influence_ssl_jax.curvature.products import flat_products
+from influence_ssl_jax.data.examples import OpenSource
 from influence_ssl_jax.data.loader import batches
-from influence_ssl_jax.data.source import OpenSource
-from influence_ssl_jax.data.transform import ToInput
+from influence_ssl_jax.data.to_input import ToInput
 from influence_ssl_jax.errors import CurvatureError, InfluenceError
 from influence_ssl_jax.ihvp.arnoldi import Arnoldi, ArnoldiState, galerkin_interval, measure_residuals
 from influence_ssl_jax.ihvp.backend import Backend, Damping, Interval, State, scalar

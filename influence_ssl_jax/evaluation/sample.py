@@ -10,9 +10,9 @@ from jaxtyping import Array, Float, Int
 
 from influence_ssl_jax import randomness
 from influence_ssl_jax.curvature.products import mean_eigenvalue
+from influence_ssl_jax.data.examples import OpenSource, Skipped
 from influence_ssl_jax.data.loader import LoadedBatch, batches
-from influence_ssl_jax.data.source import OpenSource, Skipped
-from influence_ssl_jax.data.transform import ToInput
+from influence_ssl_jax.data.to_input import ToInput
 from influence_ssl_jax.errors import CurvatureError, InfluenceError
 from influence_ssl_jax.evaluation.certificate import (
     Audit,

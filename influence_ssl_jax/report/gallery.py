@@ -12,8 +12,9 @@ from PIL import Image
 
 from influence_ssl_jax import data
 from influence_ssl_jax.configuration import restore
-from influence_ssl_jax.data.source import Source, UnreadableExample, content_of
-from influence_ssl_jax.data.transform import UnusableImage
+from influence_ssl_jax.data.examples import UnreadableExample, content_of
+from influence_ssl_jax.data.source import Source
+from influence_ssl_jax.data.to_input import UnusableImage
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.report.scored_run import ScoredRun
 from influence_ssl_jax.scoring.table import IN_CURVATURE_SET

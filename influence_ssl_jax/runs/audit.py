@@ -23,7 +23,6 @@ from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.evaluation.calibration import SHARES, Calibrated, Calibration, Deviation, deviation
 from influence_ssl_jax.evaluation.certificate import Audit, Shared, bound_by_galerkin, prepare_shared
-from influence_ssl_jax.evaluation.quantiles import quantiles
 from influence_ssl_jax.evaluation.sample import (
     CertifiedBatch,
     absolute_damping,
@@ -31,6 +30,7 @@ from influence_ssl_jax.evaluation.sample import (
     relative_width,
     sample,
 )
+from influence_ssl_jax.evaluation.statistics import quantiles
 from influence_ssl_jax.ihvp import Arnoldi
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.progress import Note, Progress, Written, silent, stage

@@ -10,7 +10,7 @@ from jaxtyping import Int
 
 from influence_ssl_jax.configuration import fingerprint
 from influence_ssl_jax.data.contents import SHOWN, Change, find_changes, refuse_changes
-from influence_ssl_jax.data.source import OpenSource
+from influence_ssl_jax.data.examples import OpenSource
 from influence_ssl_jax.errors import DataError
 from influence_ssl_jax.parallel import gather, own_part
 from influence_ssl_jax.progress import Note, Progress

@@ -11,8 +11,8 @@ from jaxtyping import Int
 from influence_ssl_jax import checkpoint, checkpoints
 from influence_ssl_jax.configuration import Plain, describe, restore
 from influence_ssl_jax.data import ToInput, depth_notes
+from influence_ssl_jax.data.examples import OpenSource
 from influence_ssl_jax.data.loader import draw_curvature_set
-from influence_ssl_jax.data.source import OpenSource
 from influence_ssl_jax.encoder import FILE, Encoder, Output
 from influence_ssl_jax.errors import DataError
 from influence_ssl_jax.losses import Measurement, Supervised

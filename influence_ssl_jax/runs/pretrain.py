@@ -7,7 +7,7 @@ import jax
 from influence_ssl_jax import provenance
 from influence_ssl_jax.configuration import describe
 from influence_ssl_jax.data import Cached, Example, OpenSource, Source, cache, depth_notes, require_classes
-from influence_ssl_jax.data.statistics import STATISTICS, name_known
+from influence_ssl_jax.data.channel_statistics import STATISTICS, name_known
 from influence_ssl_jax.losses import Supervised
 from influence_ssl_jax.parallel import first_only, is_first, start
 from influence_ssl_jax.progress import Note, Progress, Written, silent

@@ -23,7 +23,7 @@ from influence_ssl_jax.runs.settings import Unseen, describe_without
 from influence_ssl_jax.runs.unseen import describe_test, find_repeated, note_repeated, open_test
 from influence_ssl_jax.store import read_sealed, write_sealed
 from influence_ssl_jax.store.identity import list_differences
-from influence_ssl_jax.train.linear import LinearEvaluation, fit_linear
+from influence_ssl_jax.train.linear_evaluation import LinearEvaluation, fit_linear
 from influence_ssl_jax.train.probes import Labelled, embed_all, knn_accuracy
 from influence_ssl_jax.types import Batch, Frozen, Params
 

@@ -19,10 +19,10 @@ from jaxtyping import Bool, Float, Int, Shaped
 from influence_ssl_jax import provenance, randomness
 from influence_ssl_jax.configuration import Plain, describe, fingerprint, restore
 from influence_ssl_jax.data import SOURCES, Source, ToInput
+from influence_ssl_jax.data.attributes import rename_taken, storable
+from influence_ssl_jax.data.examples import OpenSource, Skipped
 from influence_ssl_jax.data.loader import describe_waiting
 from influence_ssl_jax.data.sharing import SharedReading
-from influence_ssl_jax.data.source import OpenSource, Skipped
-from influence_ssl_jax.data.table import rename_taken, storable
 from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.errors import InfluenceError, SkippedError, StoreError
 from influence_ssl_jax.evaluation.statistics import spearman, top_overlap

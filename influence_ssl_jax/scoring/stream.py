@@ -13,9 +13,9 @@ import pyarrow as pa
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
+from influence_ssl_jax.data.examples import OpenSource, Skipped
 from influence_ssl_jax.data.loader import LoadedBatch, Reading, batches, timed
-from influence_ssl_jax.data.source import OpenSource, Skipped
-from influence_ssl_jax.data.transform import ToInput
+from influence_ssl_jax.data.to_input import ToInput
 from influence_ssl_jax.errors import DataError
 from influence_ssl_jax.ihvp.backend import Backend
 from influence_ssl_jax.parallel import split

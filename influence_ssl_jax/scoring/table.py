@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Shaped
 
-from influence_ssl_jax.data.source import Skipped
+from influence_ssl_jax.data.examples import Skipped
 from influence_ssl_jax.scoring.neighbours import Neighbours
 
 ERRORS = ("score_lo", "score_hi", "score_se_curvature", "score_first_half", "score_second_half")
@@ -22,7 +22,7 @@ LIGHT = ("brightness", "contrast")
 NEAREST = "nearest_index"
 """The index of the example with the nearest embedding, or null: `knn_distance` away if one neighbour is asked for."""
 CONTENT = "content"
-"""The column of digests: 16 bytes of BLAKE2b of what an image was read from (`data.source.content_digest`), or null."""
+"""The column of digests: 16 bytes of BLAKE2b of what an image was read from (`data.examples.content_digest`), or null."""
 COLUMNS = ("index", "id", *MEASUREMENTS, *LIGHT, NEAREST, "reason", CONTENT)
 """The columns of every `scores.parquet`."""
 ORDER = ("index", "id", "score", "score_se", *ERRORS, *BASELINES, *LIGHT, NEAREST, "reason", CONTENT)

@@ -12,7 +12,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Int
 
 from influence_ssl_jax.configuration import Plain, fingerprint
-from influence_ssl_jax.data.source import Skipped
+from influence_ssl_jax.data.examples import Skipped
 from influence_ssl_jax.errors import StoreError
 from influence_ssl_jax.parallel import first_only, require_equal
 from influence_ssl_jax.scoring.neighbours import Neighbours

@@ -9,7 +9,7 @@ import jax
 
 from influence_ssl_jax import checkpoint, configuration
 from influence_ssl_jax.augment.recipes import PRETRAINING
-from influence_ssl_jax.data.transform import ToInput
+from influence_ssl_jax.data.to_input import ToInput
 from influence_ssl_jax.encoder import FILE, PARTS, Encoder, Heads
 from influence_ssl_jax.train.resume import Row, TrainingError
 from influence_ssl_jax.train.settings import Pretrain

@@ -11,7 +11,7 @@ import optax
 
 from influence_ssl_jax.augment.recipes import PRETRAINING
 from influence_ssl_jax.configuration import COUNT, POSITIVE, check_numbers
-from influence_ssl_jax.data.statistics import STATISTICS, Statistics
+from influence_ssl_jax.data.channel_statistics import STATISTICS, Statistics
 from influence_ssl_jax.losses import BYOL, TRAINING_LOSSES, BarlowTwins, Loss, SimCLR, SimSiam, Supervised, VICReg
 from influence_ssl_jax.nets.heads import Classifier, NormalisedProjector, Predictor, Projector, SelfSupervised
 from influence_ssl_jax.nets.network import Network

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from influence_ssl_jax.data import Arrays, Folder, Tfds, ToInput, batches, cache
-from influence_ssl_jax.data import source as sources
+from influence_ssl_jax.data import examples as sources
 from influence_ssl_jax.data.arrays import InMemory
 from influence_ssl_jax.data.contents import find_changes, refuse_changes
+from influence_ssl_jax.data.examples import content_digest
 from influence_ssl_jax.data.loader import draw_curvature_set
-from influence_ssl_jax.data.source import content_digest
 from influence_ssl_jax.errors import DataError
 from influence_ssl_jax.runs.prepare import refuse_other_classes
 

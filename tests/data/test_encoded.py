@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from influence_ssl_jax.data import encoded as encoded_images
-from influence_ssl_jax.data import source as sources
+from influence_ssl_jax.data import examples as sources
 from influence_ssl_jax.data.encoded import UndecodableImage, decode
 from influence_ssl_jax.errors import DataError
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from influence_ssl_jax.data import Folder, ToInput, batches, listing
-from influence_ssl_jax.data.source import Skipped
+from influence_ssl_jax.data.examples import Skipped
 from influence_ssl_jax.errors import DataError
 
 FAIRFACE = pathlib.Path(__file__).parents[3] / "shared" / "data" / "fairface"

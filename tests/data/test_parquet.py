@@ -7,7 +7,7 @@ import pytest
 from pyarrow import ipc, parquet
 
 from influence_ssl_jax.data import Parquet, UnreadableExample
-from influence_ssl_jax.data.source import Skipped
+from influence_ssl_jax.data.examples import Skipped
 from influence_ssl_jax.errors import DataError
 from tests.data.kept import NAMES, encoded, pixels, write_parquet
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from influence_ssl_jax.data import Shards, shards
-from influence_ssl_jax.data.source import Skipped
+from influence_ssl_jax.data.examples import Skipped
 from influence_ssl_jax.errors import DataError
 from tests.data.kept import add, encoded, pixels, write_shards
 

@@ -7,9 +7,9 @@ import pytest
 
 from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.data.arrays import InMemory
+from influence_ssl_jax.data.examples import UnreadableExample
 from influence_ssl_jax.data.loader import load
 from influence_ssl_jax.data.sharing import SharedReading
-from influence_ssl_jax.data.source import UnreadableExample
 
 SIZE = 60
 IMAGES = np.random.default_rng(0).integers(0, 256, (SIZE, 6, 5, 3)).astype(np.uint8)

@@ -20,7 +20,7 @@ from influence_ssl_jax.data import (
     ToInput,
     batches,
 )
-from influence_ssl_jax.data.source import Skipped, digest, note_names, repeated_ids
+from influence_ssl_jax.data.examples import Skipped, digest, note_names, repeated_ids
 from influence_ssl_jax.errors import DataError, printable
 from tests.data.kept import write_parquet, write_shards
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -152,3 +152,30 @@ def test_a_share_has_wilsons_interval():
     assert (found.low, found.high) == pytest.approx((centre - half, centre + half), rel=1e-9)
     assert statistics.share(0, 5).low == pytest.approx(0.0, abs=1e-12)
     assert np.isnan(statistics.share(0, 0)).all()
+
+
+SHARES = [0.0, 0.1, 0.25, 0.5, 0.95, 1.0]
+
+
+@given(
+    st.lists(st.floats(allow_nan=False, allow_infinity=False, width=32), min_size=1, max_size=40),
+    st.integers(1, 5),
+)
+@settings(max_examples=20)
+def test_pieces_have_the_quantiles_of_the_whole(numbers, pieces):
+    whole = np.array(numbers)
+    np.testing.assert_array_equal(
+        statistics.quantiles(lambda: np.array_split(whole, pieces), SHARES), np.quantile(whole, SHARES)
+    )
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_many_numbers_and_ties(scale):
+    whole = np.round(np.exp(scale * np.random.default_rng(0).normal(size=5_000)), 1)
+    np.testing.assert_array_equal(
+        statistics.quantiles(lambda: np.array_split(whole, 7), SHARES), np.quantile(whole, SHARES)
+    )
+
+
+def test_no_numbers_have_no_quantiles():
+    assert np.isnan(statistics.quantiles(lambda: [np.zeros(0)], SHARES)).all()

@@ -16,7 +16,8 @@ from influence_ssl_jax import data, ihvp, losses
 from influence_ssl_jax.augment import recipes
 from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.data.arrays import InMemory
-from influence_ssl_jax.data.source import OpenSource, Source
+from influence_ssl_jax.data.examples import OpenSource
+from influence_ssl_jax.data.source import Source
 from influence_ssl_jax.ihvp import Backend, Exact, Grid, Identity
 from influence_ssl_jax.losses import SimCLR, SquaredEuclid
 from influence_ssl_jax.nets import architectures

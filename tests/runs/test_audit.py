@@ -19,7 +19,7 @@ from influence_ssl_jax.cli import commands
 from influence_ssl_jax.cli.options import parse
 from influence_ssl_jax.configuration import describe, fingerprint
 from influence_ssl_jax.data import Arrays, ToInput
-from influence_ssl_jax.data.source import Skipped
+from influence_ssl_jax.data.examples import Skipped
 from influence_ssl_jax.errors import DataError, InfluenceError, StoreError
 from influence_ssl_jax.evaluation.calibration import Calibration
 from influence_ssl_jax.evaluation.certificate import Audit

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from tests.train.test_linear import by_hand
 
 import influence_ssl_jax as isj
 from influence_ssl_jax.cli import main
@@ -16,10 +17,9 @@ from influence_ssl_jax.errors import DataError, InfluenceError
 from influence_ssl_jax.nets.linear import Linear
 from influence_ssl_jax.runs.probe import ProbeRun, probe
 from influence_ssl_jax.runs.settings import Unseen
-from influence_ssl_jax.train.linear import LinearEvaluation
+from influence_ssl_jax.train.linear_evaluation import LinearEvaluation
 from influence_ssl_jax.train.probes import Labelled
 from tests.small_encoder import load
-from tests.train.test_linear import by_hand
 
 
 def written(folder, images, labels):

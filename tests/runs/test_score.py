@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from scipy.stats import spearmanr
 
-from influence_ssl_jax.data.source import Skipped
+from influence_ssl_jax.data.examples import Skipped
 from influence_ssl_jax.progress import silent
 from influence_ssl_jax.run_log import RunLog
 from influence_ssl_jax.runs import score as runs_score

@@ -15,7 +15,7 @@ from influence_ssl_jax.cli import main
 from influence_ssl_jax.cli.console import Renderer
 from influence_ssl_jax.data import Digits, ToInput, sharing
 from influence_ssl_jax.data.arrays import InMemory
-from influence_ssl_jax.data.source import UnreadableExample, read_all
+from influence_ssl_jax.data.examples import UnreadableExample, read_all
 from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.errors import InfluenceError, SkippedError, StoreError
 from influence_ssl_jax.ihvp import Identity

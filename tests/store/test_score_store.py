@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from influence_ssl_jax.data.source import Skipped
+from influence_ssl_jax.data.examples import Skipped
 from influence_ssl_jax.errors import FailingDiskError, FullDiskError, StoreError
 from influence_ssl_jax.report.scored_run import ScoredRun
 from influence_ssl_jax.scoring.neighbours import Neighbours

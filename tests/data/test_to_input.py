@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from influence_ssl_jax.data.transform import ToInput, UnusableImage
+from influence_ssl_jax.data.to_input import ToInput, UnusableImage
 from influence_ssl_jax.errors import DataError
 
 

@@ -24,7 +24,7 @@ def name_known(source: Source) -> str | None:
 
     Examples:
         >>> from influence_ssl_jax import Digits, Tfds
-        >>> from influence_ssl_jax.data.statistics import name_known
+        >>> from influence_ssl_jax.data.channel_statistics import name_known
         >>> name_known(Tfds("cifar100:3.0.2")), name_known(Digits())
         ('cifar100', None)
     """

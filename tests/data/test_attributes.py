@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from influence_ssl_jax.data.table import match, number_classes, read_table, rename_taken, storable
+from influence_ssl_jax.data.attributes import match, number_classes, read_table, rename_taken, storable
 from influence_ssl_jax.errors import DataError
 
 FILES = ["1.jpg", "2.jpg", "sub/3.jpg"]

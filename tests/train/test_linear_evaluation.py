@@ -8,7 +8,7 @@ import pytest
 from influence_ssl_jax import randomness
 from influence_ssl_jax.errors import DivergenceError
 from influence_ssl_jax.randomness import Stream
-from influence_ssl_jax.train.linear import LinearClassifier, LinearEvaluation, fit_linear
+from influence_ssl_jax.train.linear_evaluation import LinearClassifier, LinearEvaluation, fit_linear
 from influence_ssl_jax.train.probes import Labelled
 
 SETTINGS = LinearEvaluation(2.0, weight_decay=0.03, epochs=4, batch_size=8, decay_epochs=(2, 3), seed=5)

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from pyarrow import compute, csv, parquet
 
 from influence_ssl_jax.data.arrow import checked
-from influence_ssl_jax.data.source import note_names
+from influence_ssl_jax.data.examples import note_names
 from influence_ssl_jax.errors import DataError, printable
 
 pc: Any = compute  # its functions are made when it is imported: no type checker knows them
@@ -62,7 +62,7 @@ def read_table(path: Path, text: Sequence[str] = (), encoding: str = "utf-8") ->
 
     Examples:
         >>> import pathlib, tempfile
-        >>> from influence_ssl_jax.data.table import read_table
+        >>> from influence_ssl_jax.data.attributes import read_table
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     file = pathlib.Path(folder) / "attributes.csv"
         ...     size = file.write_text("file,age\n1.png,30\n2.png,\n")
@@ -92,7 +92,7 @@ def in_microseconds(table: pa.Table) -> pa.Table:
 
     Examples:
         >>> import pyarrow as pa
-        >>> from influence_ssl_jax.data.table import in_microseconds
+        >>> from influence_ssl_jax.data.attributes import in_microseconds
         >>> table = pa.table({"t": pa.array([1_000, 1_001], pa.time64("ns"))})
         >>> in_microseconds(table)["t"].to_pylist(), str(in_microseconds(table[:1])["t"].type)
         (['00:00:00.000001000', '00:00:00.000001001'], 'time64[us]')
@@ -319,7 +319,7 @@ def match(table: pa.Table, file_column: str, files: Sequence[str], folder: str) 
 
     Examples:
         >>> import pyarrow as pa
-        >>> from influence_ssl_jax.data.table import match
+        >>> from influence_ssl_jax.data.attributes import match
         >>> table = pa.table({"file": ["b.png", "a.png", "c.png"], "age": [2, 1, 3]})
         >>> matched = match(table, "file", ["a.png", "b.png"], ".")
         >>> matched.columns["age"].to_pylist(), matched.notes
@@ -367,7 +367,7 @@ def compose(name: str) -> str:
     macOS writes such a letter as two characters, most tables as one.
 
     Examples:
-        >>> from influence_ssl_jax.data.table import compose
+        >>> from influence_ssl_jax.data.attributes import compose
         >>> len("e\u0301"), len(compose("e\u0301"))
         (2, 1)
     """
@@ -384,7 +384,7 @@ def number_classes(column: pa.ChunkedArray, what: str) -> Classes:
 
     Examples:
         >>> import pyarrow as pa
-        >>> from influence_ssl_jax.data.table import number_classes
+        >>> from influence_ssl_jax.data.attributes import number_classes
         >>> classes = number_classes(pa.chunked_array([["dog", None, "cat"]]), "The column")
         >>> classes.labels.tolist(), classes.values
         ([1, -1, 0], ('cat', 'dog'))

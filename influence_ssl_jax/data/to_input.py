@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from influence_ssl_jax.data.source import Example, OpenSource, read_all
+from influence_ssl_jax.data.examples import Example, OpenSource, read_all
 from influence_ssl_jax.errors import DataError
 
 Resize: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos"]

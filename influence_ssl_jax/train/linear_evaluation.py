@@ -66,7 +66,7 @@ class LinearEvaluation:
         """Return the learning rate as a function of the step.
 
         Examples:
-            >>> from influence_ssl_jax.train.linear import LinearEvaluation
+            >>> from influence_ssl_jax.train.linear_evaluation import LinearEvaluation
             >>> rate = LinearEvaluation(1.0).schedule(steps_per_epoch=10, batch_size=128)
             >>> [round(float(rate(10 * epoch)), 4) for epoch in (0, 59, 60, 80)]
             [0.5, 0.5, 0.05, 0.005]
@@ -99,7 +99,7 @@ class LinearClassifier(NamedTuple):
 
         Examples:
             >>> import numpy as np
-            >>> from influence_ssl_jax.train.linear import LinearClassifier
+            >>> from influence_ssl_jax.train.linear_evaluation import LinearClassifier
             >>> from influence_ssl_jax.train.probes import Labelled
             >>> classifier = LinearClassifier(np.eye(3), np.zeros(3), np.asarray([4, 5, 9]), 0.0)
             >>> asked = Labelled(np.asarray([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]]), np.asarray([4, 5]))
