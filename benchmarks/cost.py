@@ -178,7 +178,7 @@ def memory(config: Config, side: str, name: str) -> float:
 
 
 def memory_of(request: str) -> float:
-    """The other end of `memory`: only what is asked for is set up."""
+    """Measure one operation for `memory`; only this operation is set up."""
     asked = json.loads(request)
     config = Config(Setting(**asked["setting"]), tuple(asked["ranks"]), tuple(asked["ekfac_ranks"]))
     given, name = shared(config.setting), asked["name"]

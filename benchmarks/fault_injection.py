@@ -57,7 +57,7 @@ def undisturbed(rig: Rig) -> tuple[str, float, float]:
 
 
 def run(config: Config) -> dict:
-    """Everything that is asked for, in a temporary folder."""
+    """Run everything that is requested, in a temporary folder."""
     with tempfile.TemporaryDirectory() as name:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(name) / "cache"))
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"

@@ -31,7 +31,10 @@ class Compiled:
 
     @functools.cached_property
     def lowered(self) -> tuple[jax.stages.Lowered, Any]:
-        """Traced once, from leaves to leaves (lowering fills trees with what is no array), and the result's structure."""
+        """The program, traced once from leaves to leaves, and the structure of its result.
+
+        Lowering puts objects that are not arrays into trees, so leaves are passed in place of trees.
+        """
         leaves, structure = jax.tree.flatten(self.arguments[0])
         results = []
 
@@ -163,7 +166,7 @@ def peak_megabytes(operation: Operation) -> float:
     """
     operation()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark is reset
     before = _status("VmRSS")
     operation()
     return (_status("VmHWM") - before) / 1024

@@ -106,7 +106,7 @@ def row(name: str, backends: bool) -> dict:
 
 
 def run(config: Config) -> dict:
-    """One row a network."""
+    """Return one row for each network."""
     found = []
     for name in config.networks or tuple(CASES):
         found.append(row(name, config.backends))

@@ -40,7 +40,7 @@ SINGLE = dataclasses.replace(tiny(SimCLR(0.2)), epochs=100)
 
 @dataclasses.dataclass(frozen=True)
 class DrawnInDouble(Objective):
-    """Views in float64, whatever is asked for."""
+    """Views in float64, whatever type is requested."""
 
     def images(self, batch, dtype):
         del dtype

@@ -87,11 +87,11 @@ def on_devices(config: Config) -> dict[str, float]:
     """Ratios of the sharded program to the plain one on the devices of this process."""
     import jax
 
-    from influence_ssl_jax.parallel import local_devices, replicated, split
+    from influence_ssl_jax.parallel import local_devices, replicate, split
 
     scorer, images = scorer_and_images(config.batch)
     mesh = local_devices()
-    everywhere, found = replicated(scorer, mesh), {}
+    everywhere, found = replicate(scorer, mesh), {}
     for kind, count in (("strong", config.batch), ("weak", config.batch // 8 * mesh.size)):
         whole = images(count)
         parts = split(whole, mesh)

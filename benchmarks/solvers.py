@@ -14,7 +14,7 @@ solver, λ and number of products with C for each gradient:
 A step of LiSSA or ASTRA is one product. CG spends the last of its products on the residual, which its form needs
 (`gᵀx + xᵀr`). "one" marks steps with the matrix of one batch, as published: 8 of them cost one product, and 4 runs, whose
 mean is taken, share them. What a fit costs, once for all gradients, is not in the number: 20 products of power iterations
-for LiSSA, 80 for ASTRA, 16 for the mean eigenvalue, and an EK-FAC for ASTRA and for the preconditioned CG. Some ten minutes
+for LiSSA, 80 for ASTRA, 16 for the mean eigenvalue, and an EK-FAC for ASTRA and for the preconditioned CG. About ten minutes
 of one core; a second run continues where a first was stopped.
 """
 

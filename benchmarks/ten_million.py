@@ -7,7 +7,7 @@ Values are drawn in place of scored images: no network, no pixels, everything el
 its own, so that its peak memory is its own: `store` appends parts of 16,384 rows with their embeddings; `finish` searches
 nearest neighbours and writes table and record; `report` renders the page; `audit` reads the table as an audit does, judges
 the scores by drawn certificates of 500 rows and writes a calibrated score for every row. Every stage is run at two numbers
-of rows: the difference of their peaks, over that of the rows, is what a row costs. Expected: some tens of bytes a row, and
+of rows: the difference of their peaks, over that of the rows, is what a row costs. Expected: some tens of bytes per row, and
 minutes.
 """
 
@@ -125,7 +125,7 @@ def judge(folder: Path, rows: int) -> None:
     """Everything that an audit does but the certificates, which are drawn."""
     scored = ScoredFile.open(folder)
     chosen = np.sort(sample(Audit(examples=AUDITED), rows, audit.find_left_out(scored)))
-    score = scored.taken(chosen, ["score"])["score"].to_numpy()
+    score = scored.read_rows(chosen, ["score"])["score"].to_numpy()
     exact = score**0.9 * np.exp(0.05 * np.random.default_rng(1).normal(size=len(chosen)))
     bounds = pa.table({"index": chosen, "lower": 0.99 * exact, "upper": 1.01 * exact})
     found = audit.compare_with_bounds(scored, bounds, Calibration())

@@ -4,7 +4,7 @@
 
 A score is what the command line computes: one draw of noise, the form, the gradient's norm and the baselines of a batch.
 Fitted states are filled with ones: their values cost nothing. Interleaved repetitions in one process, medians of ratios.
-With `--precision bfloat16` layers compute in 16 bits. On two cores some ten minutes, most of them compiling; on a GPU
+With `--precision bfloat16` layers compute in 16 bits. On two cores about ten minutes, most of them compiling; on a GPU
 give a larger batch. Expected: what takes no product with a vector costs about a gradient, gradient norms included;
 forward mode (Arnoldi, Nystrom) costs half a gradient for each vector.
 """

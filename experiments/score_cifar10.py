@@ -130,7 +130,7 @@ def correlations(table: pa.Table) -> dict[str, float]:
 
 def plot(run: ScoredRun, source: Source, label: int, shown: int = 60) -> dict[str, Figure]:
     """The highest, the lowest, and the lowest of one class, from the most extreme on."""
-    opened, ranked = source.open(), run.ranked()
+    opened, ranked = source.open(), run.ranking()
     labels = run.numbers("label")
     chosen = {
         "highest": ranked,

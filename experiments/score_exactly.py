@@ -6,7 +6,7 @@ C is the sampled Fisher of 4,096 images, one draw each, so `Gram` inverts it exa
 16 and EK-FAC of rank 64 approximate the same C. Every backend takes its default damping. The command goes on where it was
 stopped. It is meant for a GPU: two cores take a day.
 
-Written to `results/exact_<encoder>`: table.parquet, one row an image, 32-bit numbers; result.json.
+Written to `results/exact_<encoder>`: table.parquet, one row for each image, 32-bit numbers; result.json.
 
     columns     of `Gram` the score, its standard error over draws and over parts of the curvature set, and its bounds; the
                 scores of the two others; alignment loss, squared norm of the gradient, distance to the nearest embedding

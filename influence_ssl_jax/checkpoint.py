@@ -104,7 +104,7 @@ def describe(path: str | Path) -> dict:
     except FileNotFoundError as error:
         raise CheckpointError(f"No saved network at {file}; check the path, or train one with `pretrain`.") from error
     except DamagedError as error:
-        raise CheckpointError(f"{error} Copy it again or train anew.") from error
+        raise CheckpointError(f"{error} Copy it again, or train again.") from error
 
 
 def load(path: str | Path, like: PyTree) -> PyTree:
@@ -176,7 +176,7 @@ def _read(file: Path, most: int) -> dict[str, np.ndarray]:
         if size > most:
             raise CheckpointError(
                 f"{file} would unpack to {size:,} bytes, and the network that it should hold takes far fewer: it belongs to "
-                "another architecture, or is no saved network."
+                "another architecture, or is not a saved network."
             )
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return {name: archive[name] for name in sorted(archive.files)}
@@ -185,7 +185,7 @@ def _read(file: Path, most: int) -> dict[str, np.ndarray]:
     except CheckpointError:
         raise
     except Exception as error:  # zip, zlib and numpy raise many types of errors for damaged files
-        raise CheckpointError(f"{file} is truncated or damaged ({error}); copy it again or train anew.") from error
+        raise CheckpointError(f"{file} is truncated or damaged ({error}); copy it again, or train again.") from error
 
 
 def _differences(expected: Mapping, arrays: Mapping) -> list[str]:

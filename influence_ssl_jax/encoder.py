@@ -534,8 +534,8 @@ class Encoder:
             return _call_named(str(place))
         if path.is_file() and path.suffix not in (".npz", ".json"):
             raise checkpoint.CheckpointError(
-                f"{path} is no saved encoder. A file of weights of another program is converted by `influence-ssl import`, "
-                "or read by influence_ssl_jax.checkpoints.read(file).encoder."
+                f"{path} is not a saved encoder. A file of weights of another program is converted by `influence-ssl "
+                "import`, or read by influence_ssl_jax.checkpoints.read(file).encoder."
             )
         path = path / FILE if path.is_dir() else path
         record = checkpoint.describe(path)

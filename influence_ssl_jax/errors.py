@@ -130,7 +130,7 @@ _FAILING = frozenset(
 
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""Errors of a disk that takes no more."""
+"""Error numbers of a disk that is full, or of a quota or limit that is reached."""
 
 
 @contextlib.contextmanager
@@ -154,13 +154,13 @@ def disk_of(path: Path) -> Iterator[None]:
             raise
         if number in _FAILING:
             raise FailingDiskError(
-                f"{getattr(error, 'filename', None) or path} cannot be read or written: {os.strerror(number)}. Mend the "
+                f"{getattr(error, 'filename', None) or path} cannot be read or written: {os.strerror(number)}. Repair the "
                 "disk or its permissions, then give the same command again: what was finished is kept."
             ) from error
         free = shutil.disk_usage(path.parent).free
         raise FullDiskError(
-            f"The disk of {path} takes no more: {os.strerror(number)}, {free:,} bytes are free. Make room there, then "
-            "give the same command again: what was finished is kept."
+            f"The disk of {path} cannot take more data: {os.strerror(number)}, {free:,} bytes are free. Make room there, "
+            "then give the same command again: what was finished is kept."
         ) from error
 
 

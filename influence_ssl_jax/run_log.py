@@ -72,7 +72,7 @@ class RunLog:
         thread.start()
         self._open.callback(thread.join)
         self._open.callback(self._end.set)
-        self._open.enter_context(last_word(self._stopped))
+        self._open.enter_context(last_word(self._record_stop))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -81,9 +81,9 @@ class RunLog:
             self.beat("finished", **self._facts)
             return
         with contextlib.suppress(Exception):  # the error of the run is more important than one of this record
-            self._stopped(_describe_stop(error))
+            self._record_stop(_describe_stop(error))
 
-    def _stopped(self, reason: str) -> None:
+    def _record_stop(self, reason: str) -> None:
         """Record that the run stopped before its end."""
         self.event("stopped", reason=reason)
         self._doing = ""
@@ -228,7 +228,7 @@ class Watch:
 
 
 @contextlib.contextmanager
-def watched(
+def watch_stage(
     progress: Progress, log: RunLog, doing: str, pace: Pace, others: Callable[[], int] = lambda: 0
 ) -> Iterator[Watch]:
     """Report a stage that counts images around a block, with a heartbeat.

@@ -143,7 +143,7 @@ def _raise_dropped(others: Callable[[Any], None], dropped: Any) -> None:
 def _watch(wakes: socket.socket, ended: threading.Event, grace: float) -> None:
     """End the process `grace` seconds after a signal, or at another.
 
-    It goes on if the block has ended by then.
+    The process continues if the block has ended by then.
     """
     number = _next(wakes)
     if number is None:

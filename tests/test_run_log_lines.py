@@ -10,7 +10,7 @@ from rich.console import Console
 from influence_ssl_jax.cli import console, main
 from influence_ssl_jax.cli.console import Renderer, duration
 from influence_ssl_jax.progress import Note, Written, stage
-from influence_ssl_jax.run_log import Pace, RunLog, watched
+from influence_ssl_jax.run_log import Pace, RunLog, watch_stage
 
 
 def said(out: Console) -> str:
@@ -33,7 +33,7 @@ def often(monkeypatch):
 
 def test_without_a_terminal_a_line_at_the_beginning_and_then_again_and_again(tmp_path):
     out = Console(file=io.StringIO(), width=200)
-    with watched(Renderer(out), RunLog(tmp_path), "scoring", Pace(1000, 0)) as watch:
+    with watch_stage(Renderer(out), RunLog(tmp_path), "scoring", Pace(1000, 0)) as watch:
         assert said(out).startswith("scoring …\n")
         until(out, "scoring: 0 of 1,000 images, compiling …\n")
         watch.advance(10)
@@ -49,7 +49,7 @@ def test_without_a_terminal_a_line_at_the_beginning_and_then_again_and_again(tmp
 
 def test_the_bar_says_compiling_and_not_zero(tmp_path):
     out = Console(file=io.StringIO(), width=200, force_terminal=True)
-    with watched(Renderer(out), RunLog(tmp_path), "scoring", Pace(1000, 0)):
+    with watch_stage(Renderer(out), RunLog(tmp_path), "scoring", Pace(1000, 0)):
         assert "compiling …" in until(out, "compiling …")
     assert "0 images/s" not in said(out)
     assert "scoring: " not in said(out)
@@ -105,7 +105,7 @@ def test_a_note_stands_above_the_bar_and_an_error_ends_the_stage(tmp_path, termi
     show = Renderer(out)
 
     def broken():
-        with watched(show, RunLog(tmp_path), "training", Pace(10, 0)) as watch:
+        with watch_stage(show, RunLog(tmp_path), "training", Pace(10, 0)) as watch:
             watch.advance(5, loss=0.25)
             watch.say("epoch 1: loss 0.25")
             raise ValueError("broken")

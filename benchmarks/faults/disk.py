@@ -55,7 +55,7 @@ def _last(facts: dict) -> str:
 
 
 def _survived(facts: dict) -> bool:
-    named = "The disk of " in facts["said"] and "takes no more: No space left on device" in facts["said"]
+    named = "The disk of " in facts["said"] and "cannot take more data: No space left on device" in facts["said"]
     return facts["refused"] == 2 and named and not facts["early"] and facts["status"] == 0
 
 

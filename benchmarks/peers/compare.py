@@ -17,7 +17,7 @@ from benchmarks.peers.resnet import Residuals, ResNet18, as_pairs, converted, mo
 from benchmarks.results import Finding
 from benchmarks.shared import Shared
 from influence_ssl_jax import trees
-from influence_ssl_jax.checkpoints.layout import filled, shapes_of
+from influence_ssl_jax.checkpoints.layout import fill, shapes_of
 from influence_ssl_jax.checkpoints.resnet import backbone_source
 from influence_ssl_jax.checkpoints.tensors import Tensor
 from influence_ssl_jax.data import ToInput
@@ -68,7 +68,7 @@ def _weights(given: Shared, scale: tuple) -> list[Finding]:
     state = {name: Tensor.of(value.numpy()) for name, value in held.items() if "num_batches" not in name}
     module, (height, width, channels) = given.objective.network.module, given.batches.image.shape[2:]
     shapes = dict(shapes_of(module, ToInput(height, width, channels)))
-    back, _ = filled(shapes, state, lambda path: backbone_source(path[1:]), {}, "the network that they are of")
+    back, _ = fill(shapes, state, lambda path: backbone_source(path[1:]), {}, "the network that they are of")
     single = trees.astype({"params": given.params, "batch_stats": given.frozen["batch_stats"]}, jnp.float32)
     same = jax.tree.map(lambda a, b: worst(a, b), back, single)
     frozen = {"batch_stats": single["batch_stats"]}

@@ -60,7 +60,7 @@ def find(study: Study, resamples: int = 1000) -> tuple[dict[str, Any], Figure]:
     record: dict[str, Any] = {"images": len(table["id"]), **counted(table), "spearman": {}}
     for name in ("border_spread", "border_mean"):
         record["spearman"][name] = bootstrap(spearman, table["score"], table[name], resamples=resamples)
-    pixels, order = images_of(study, table["id"]), table.ranked()
+    pixels, order = images_of(study, table["id"]), table.ranking()
     ends = {"highest": order[:PICTURES], "lowest": order[::-1][:PICTURES]}
     shown = [
         (f"{end} scores", pixels[rows], [f"{table['score'][row]:.3g}" for row in rows]) for end, rows in ends.items()

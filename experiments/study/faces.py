@@ -116,7 +116,7 @@ class Faces:
         return Folder(str(self.fairface / split), table=str(table), label_column=label)
 
     def settings(self) -> ScoreRun:
-        """Return what the product is asked for."""
+        """Return the settings of the run of scores."""
         return ScoreRun(
             self.encoder, self.run / "scores", self.source("train"), curvature=self.curvature, scoring=self.scoring
         )

@@ -7,7 +7,7 @@ ways, exactly by `Gram`, twice with other noise: the cosine distance at the repr
 the curvature of that measurement or of the loss of pretraining with its heads. Losses that couple the images of a batch are
 drawn as often for a batch as it has images, so that every matrix is a mean of as many outer products. λ is a tenth of the
 mean eigenvalue, each time that of its own matrix. All ways see the same noise, so that nothing but the choice differs, and
-the spread of the draws is no ceiling of their agreement.
+the spread of the draws does not limit their agreement.
 """
 
 import dataclasses

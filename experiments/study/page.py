@@ -120,7 +120,7 @@ def scale_of(record: Record) -> str:
 def separation(record: Record) -> Finding:
     """Judge Figure 3 by the silhouette: lowest above random and highest below, by intervals that do not meet.
 
-    The share of neighbours of the same class is no measure of it where one class is frequent among the lowest.
+    The share of neighbours of the same class does not measure it if one class is frequent among the lowest.
     """
     size, found = next((size, found) for size, found in record.items() if " of " in size)
     silhouette = {name: each["silhouette"] for name, each in found.items()}

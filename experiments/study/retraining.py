@@ -7,7 +7,8 @@ the images are cut into random halves, many times, and an encoder is trained on 
 their seed. The effect of an image is its alignment loss under encoders that were not trained on it, less that under
 encoders that were. The alignment loss is the cosine distance of the representations of two views of the pretraining (that
 is the target), or of the image and itself with noise of σ 0.2 (which is what a score measures). From each encoder's losses
-their mean over all images is subtracted, so that a whole encoder that is better or worse is no effect of an image.
+their mean over all images is subtracted, so that the quality of an encoder as a whole does not count as an effect of an
+image.
 
 The scores are those of encoders that were trained on all of the images, by exact inverses of the curvature of all of them
 (`Gram`), by LoGra and by EK-FAC. Rivals stand beside them. The ceiling is the root of the reliability of the effect: two

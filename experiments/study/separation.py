@@ -4,9 +4,9 @@ Published (t-SNE): the 1,000 highest lie in intermingled clusters, the 1,000 low
 
     python -m experiments.study.separation --data-dir DIR --truth DIR        (after experiments.study.table; 2 minutes)
 
-A picture by t-SNE is no measurement; beside it stand, of the highest, the lowest and a random part of the random sample,
-within the part and by class: the share of the 10 nearest embeddings that are of the same class, beside what chance gives
-(the sum of the squared shares of the classes), and the silhouette (cosine distance, from −1 to 1).
+A picture by t-SNE measures nothing. So two numbers are reported for the highest, the lowest and a random part of the
+random sample, within the part and by class: the share of the 10 nearest embeddings that are of the same class, with
+that of chance (the sum of the squared shares of the classes), and the silhouette (cosine distance, from −1 to 1).
 
 Found (SimCLR of 29 epochs): the highest 1,000 are a little less separated by class than random ones (silhouette -0.014 and
 0.013), the lowest no more (0.020); a third of the lowest are frogs.
@@ -41,7 +41,7 @@ def mean(values: np.ndarray) -> float:
 
 def parts(table: Table, size: int) -> dict[str, np.ndarray]:
     """Return the rows of the highest, the lowest, and random ones."""
-    order = table.ranked()
+    order = table.ranking()
     random = np.random.default_rng(0).choice(len(order), size, replace=False)
     return {"highest": order[:size], "lowest": order[::-1][:size], "random": order[random]}
 

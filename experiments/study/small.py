@@ -166,7 +166,7 @@ def shrink(images: UInt8[np.ndarray, "count height width 3"], pixels: int) -> UI
     """Average squares of pixels, and round to whole grey levels.
 
     Raises:
-        ValueError: If the height is no multiple of `pixels`.
+        ValueError: If the height is not a multiple of `pixels`.
     """
     if images.shape[1] % pixels:
         raise ValueError(f"Images of {images.shape[1]} pixels cannot be shrunk to {pixels} by averaging squares.")

@@ -9,7 +9,7 @@ the training images, all training images of one class, and every image of a pair
 
 `--truth` names a folder with ciFAIR's lists (cifair_duplicates_cifar10.csv and cifair_duplicates_cifar10_test.csv:
 TestID, TrainID, Distance, Judgment). The run goes on where it was stopped. Written to `results/study/<encoder>`:
-table.parquet, 32-bit numbers, one row an image; table.json, how it was made.
+table.parquet, 32-bit numbers, one row for each image; table.json, how it was made.
 
 Found (SimCLR of 29 epochs): 20 images a second of one core, two draws each; the fit and compiling take a minute and a half.
 """
@@ -152,7 +152,7 @@ def chosen_ids(study: Study) -> dict[str, list[str]]:
 
 
 def settings_of(study: Study) -> ScoreRun:
-    """Return what the product is asked for."""
+    """Return the settings of the run of scores."""
     source = study.source_of_scored()
     return ScoreRun(study.encoder, study.run / "scores", source, curvature=study.curvature, scoring=study.scoring)
 
@@ -271,7 +271,7 @@ class Table:
         """Return the random sample alone."""
         return self.of(self["sample"])
 
-    def ranked(self) -> Int[np.ndarray, " rows"]:
+    def ranking(self) -> Int[np.ndarray, " rows"]:
         """Return rows from the highest score to the lowest; ties by row, and what has no score is left out."""
         order = np.argsort(-self["score"], kind="stable")
         return order[np.isfinite(self["score"][order])]

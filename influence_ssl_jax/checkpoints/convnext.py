@@ -20,7 +20,7 @@ from influence_ssl_jax.checkpoints.layout import (
     WeightsFile,
     describe_input,
     describe_place,
-    filled,
+    fill,
     input_of,
     leaf_source,
     locate_only,
@@ -81,7 +81,7 @@ class ConvNeXtNames(Format):
         mean, std = normalisation(choices, IMAGENET)
         name = f"ConvNeXt, widths {module.widths}, blocks {module.blocks}{', scaled branches' if module.scaled else ''}"
         shapes = dict(shapes_of(module, to_input))
-        variables, left = filled(shapes, own, lambda path: _source(path[1:], naming), BESIDE, name)
+        variables, left = fill(shapes, own, lambda path: _source(path[1:], naming), BESIDE, name)
         for leaf in ("weight", "bias"):
             again = own.get(f"norms.3.{leaf}")
             if again is not None and not np.array_equal(again.numpy(), own[f"norm.{leaf}"].numpy()):

@@ -288,7 +288,7 @@ def shapes_of(module: nn.Module, to_input: ToInput) -> PyTree:
     return jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), images)
 
 
-def filled(
+def fill(
     shapes: PyTree,
     state: State,
     source: Callable[[tuple[str, ...]], Source],
@@ -300,7 +300,7 @@ def filled(
     Args:
         shapes: Shapes of the variables to fill.
         state: Arrays by their names in torch.
-        source: From the path of a variable to the name of its torch array, and its conversion.
+        source: A function from the path of a variable to the name of its torch array, and its conversion.
         ignored: Patterns (regular expressions) of arrays that the network does not read, and the reason.
         where: Description of the network, for errors.
 

@@ -22,7 +22,7 @@ from influence_ssl_jax.checkpoints.layout import (
     WeightsFile,
     describe_input,
     describe_place,
-    filled,
+    fill,
     input_of,
     leaf_source,
     locate,
@@ -210,10 +210,10 @@ def encoder_of(
         file: The file of the arrays.
         loss: The pretraining loss.
         views: Name of the views that the loss compared.
-        target: From parameters and statistics to the target network, for a loss that compares with one.
+        target: A function from parameters and statistics to the target network, for a loss that compares with one.
     """
     shapes = shapes_of(module, to_input)
-    variables, left = filled(
+    variables, left = fill(
         dict(shapes), backbone, lambda path: backbone_source(path[1:]), BESIDE, describe_resnet(module)
     )
     params, statistics = variables["params"], variables["batch_stats"]
@@ -337,7 +337,7 @@ def fill_head(top: Head, state: State, part: str) -> tuple[Params, PyTree]:
     first = state[f"{linear[0]}.weight"].shape[1]
     features = jax.ShapeDtypeStruct((1, first), np.float32)
     shapes = jax.eval_shape(lambda x: top.init(jax.random.key(0), x, train=False), features)
-    variables, _ = filled(dict(shapes), state, source, {}, f"the {part}")
+    variables, _ = fill(dict(shapes), state, source, {}, f"the {part}")
     return variables["params"], variables.get("batch_stats")
 
 

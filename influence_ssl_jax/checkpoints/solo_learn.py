@@ -14,7 +14,7 @@ from influence_ssl_jax.checkpoints.layout import (
     Imported,
     Pretraining,
     WeightsFile,
-    filled,
+    fill,
     input_of,
     locate,
     loss_of,
@@ -104,7 +104,7 @@ class SoloLearn(Format):
                 raise CheckpointError(
                     f"BYOL needs a target network; {file.path} has no momentum_backbone.… and momentum_projector.… for it."
                 )
-            variables, _ = filled(
+            variables, _ = fill(
                 dict(shapes_of(module, to_input)),
                 slow["backbone"],
                 lambda path: backbone_source(path[1:]),

@@ -171,7 +171,7 @@ def interpret(
 
     Args:
         stream: A stream at the start of the pickle.
-        stored: From a storage to the number of its values and a function that reads its bytes.
+        stored: A function from a storage to the number of its values and a function that reads its bytes.
 
     Raises:
         CheckpointError: If the pickle has an instruction that no file of weights needs.
@@ -510,7 +510,7 @@ def _tensor(path: Path, name: str, entry: dict, start: int, size: int) -> Tensor
         raise CheckpointError(f"{path}: {name} has the type {entry['dtype']}; known are {', '.join(KINDS)}.")
     first, last = entry["data_offsets"]
     if not all(isinstance(number, int) for number in (first, last, *shape)) or min(shape, default=0) < 0:
-        raise ValueError(f"{name} has a shape or offsets that are no whole numbers")
+        raise ValueError(f"{name} has a shape or offsets that are not whole numbers")
     count = math.prod(shape)
     if not 0 <= first <= last <= size - start or last - first != count * DTYPES[kind].itemsize:
         raise ValueError(f"{name} lies outside the file, or has another size than its shape {list(shape)}")

@@ -19,7 +19,7 @@ from influence_ssl_jax.checkpoints.layout import (
     WeightsFile,
     describe_input,
     describe_place,
-    filled,
+    fill,
     input_of,
     leaf_source,
     locate_only,
@@ -114,7 +114,7 @@ class Transformer(Format):
         to_input = input_of(dataclasses.replace(choices, size=size), 224, self.shorter, "bicubic")
         mean, std = normalisation(choices, IMAGENET)
         shapes = dict(shapes_of(module, to_input))
-        variables, left = filled(shapes, own, lambda path: _source(path[1:], own, module), BESIDE, _describe(module))
+        variables, left = fill(shapes, own, lambda path: _source(path[1:], own, module), BESIDE, _describe(module))
         encoder = Encoder(Network(module, mean=mean, std=std), variables["params"], {}, to_input, file.path.stem)
         recognised = {
             "layout": f"{self.summary} (--as {self.name})" + (f", {group}" if group in pair else ""),
@@ -208,10 +208,14 @@ class Transformer(Format):
             why = f"published networks of the width {width} have fewer than one for each {PER_HEAD} channels"
             raise CheckpointError(
                 "A file does not say how many attention heads there are, and "
-                f"{f'the width {width} is no multiple of {PER_HEAD}' if width % PER_HEAD else why}; pass --heads"
+                f"{f'the width {width} is not a multiple of {PER_HEAD}' if width % PER_HEAD else why}; pass --heads"
                 f"{'' if width % PER_HEAD else ' (ViT-H, ViT-g, ViT-G and SO-400M have 16)'}."
             )
-        return width // PER_HEAD, periods, f" ({PER_HEAD} channels a head assumed: --heads says otherwise)"
+        return (
+            width // PER_HEAD,
+            periods,
+            f" ({PER_HEAD} channels per head are assumed; --heads sets another number of heads)",
+        )
 
 
 def _grid(state: State) -> tuple[int, Literal["with_class", "patches"]]:
@@ -254,7 +258,7 @@ def _qkv_bias(state: State) -> Literal["full", "no_key", "none"]:
             query, key, value = np.split(state[name].numpy().astype(np.float64), 3)
             if not ((query == 1).all() and (key == 0).all() and (value == 1).all()):
                 raise CheckpointError(
-                    f"{name} masks something else than the bias of the keys; such networks are not supported."
+                    f"{name} masks more or less than the bias of the keys; such networks are not supported."
                 )
     return "no_key"
 

@@ -168,8 +168,8 @@ def _outlive_output() -> Iterator[None]:
 def run(arguments: Sequence[str], out: Console | None = None, err: Console | None = None) -> int:
     """Run a command line and return its exit status.
 
-    0; 2 for what the user can mend; 3 where more images were skipped than allowed; 4 where another process of the run has
-    died; 130 when interrupted, 143 on SIGTERM, 129 where the terminal was closed.
+    It is 0 for success, 2 for an error that the user can repair, 3 if more images were skipped than allowed, 4 if another
+    process of the run has died, 130 after an interrupt, 143 after SIGTERM, and 129 if the terminal was closed.
 
     Args:
         arguments: The words after the name of the program.

@@ -57,7 +57,7 @@ def parse(settings: type[Settings], arguments: Sequence[str], program: str, desc
         description: The text above the options in the help.
 
     Raises:
-        SystemExit: If help was asked for, an option is unknown, or a value is not valid.
+        SystemExit: If help is requested, an option is unknown, or a value is not valid.
         ValueError: If the settings refuse a combination of values.
         InfluenceError: If a value is an empty text.
     """
@@ -298,7 +298,7 @@ def _options(settings: type) -> Iterator[Option]:
             yield from _options(typing.cast(type, hint))
         elif dataclasses.is_dataclass(hint):
             inner = tuple(field.name.replace("_", "-") for field in dataclasses.fields(hint))
-            yield Option(f"{_typed(each)}.NAME", "", said[each.name], "", inner)
+            yield Option(f"{_option_as_typed(each)}.NAME", "", said[each.name], "", inner)
         else:
             yield _option(each, hint, said, _default(each))
 
@@ -326,10 +326,10 @@ def _option(field: dataclasses.Field, hint: Any, said: dict[str, str], default: 
     text = said.get(field.name, "")
     if field.metadata.get("positional"):
         return Option(field.name.upper(), "", text, _in_words(default))
-    return Option(_typed(field, prefix), _value(hint), text, _in_words(default))
+    return Option(_option_as_typed(field, prefix), _value(hint), text, _in_words(default))
 
 
-def _typed(field: dataclasses.Field, prefix: str = "") -> str:
+def _option_as_typed(field: dataclasses.Field, prefix: str = "") -> str:
     """Return the name of an option as it is typed."""
     return f"--{prefix}{field.metadata.get('name') or field.name}".replace("_", "-")
 

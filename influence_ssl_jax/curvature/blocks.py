@@ -163,8 +163,8 @@ class Block(abc.ABC):
 
         Args:
             gradients: The gradients of a batch.
-            compute: From the gradients of some examples in all their draws, and the same examples' part of `beside`,
-                to arrays with a leading axis of those examples. It may be traced for one example under `vmap`.
+            compute: A function from the gradients of some examples in all their draws, and the same examples' part of
+                `beside`, to arrays with a leading axis of those examples. It may be traced for one example under `vmap`.
             beside: A tree of arrays with a leading axis of examples.
         """
         return compute(group_by_example(self.materialise(gradients), gradients.draws), beside)
@@ -301,7 +301,7 @@ class MatrixBlock(Block):
         """Return the rows of all positions, calls and views.
 
         Raises:
-            StructureError: If the network uses the kernel in another way too, so that its gradient is no sum over
+            StructureError: If the network uses the kernel in another way too, so that its gradient is not a sum over
                 rows.
 
         Returns:
@@ -310,7 +310,7 @@ class MatrixBlock(Block):
         calls = self.calls(gradients)
         if calls is None:
             raise StructureError(
-                f"The gradient of {self.name} is no sum over rows of this matrix: the network transforms or shares it. "
+                f"The gradient of {self.name} is not a sum over rows of this matrix: the network transforms or shares it. "
                 "Form it whole (`materialise`)."
             )
         n = gradients.cotangents.shape[1]

@@ -81,7 +81,7 @@ def measure(objective: Objective, params: Params, frozen: Frozen, batch: Batch, 
         draws: Number of draws for each example.
 
     Raises:
-        TypeError: If the objective's loss is no measurement.
+        TypeError: If the objective's loss is not a measurement.
     """
     loss = objective.loss
     if not isinstance(loss, Measurement):
@@ -178,7 +178,7 @@ def row_count(problem: Problem, samples: int | None) -> int:
     The number is an upper bound of the rank of C.
 
     Args:
-        problem: The problem; its curvature is no Hessian.
+        problem: The problem; its curvature is not a Hessian.
         samples: Draws of a `ggn` for each example (for each batch, if the loss couples examples); None for every
             output.
     """
@@ -198,7 +198,7 @@ def draw_count(problem: Problem, samples: int | None) -> int | None:
     """Return the number of draws that C is an average over.
 
     Args:
-        problem: The problem; its curvature is no Hessian.
+        problem: The problem; its curvature is not a Hessian.
         samples: Draws of a `ggn` for each example; None for every output.
 
     Returns:

@@ -157,7 +157,7 @@ class ExampleGradients(Captured):
         If gradients that have to be formed whole are large, it is applied to a few examples at a time.
 
         Args:
-            compute: From gradients to arrays with a leading axis of examples.
+            compute: A function from gradients to arrays with a leading axis of examples.
             blocks: The blocks that it reads; about `entries_at_once()` of their numbers are in memory together.
         """
         entries, batch = self.draws * self._formed_size(blocks), self.cotangents.shape[1] // self.draws
@@ -174,7 +174,7 @@ class ExampleGradients(Captured):
         If gradients that have to be formed whole are large, one example is computed at a time.
 
         Args:
-            compute: From gradients to a sum over their examples.
+            compute: A function from gradients to a sum over their examples.
             blocks: The blocks that it reads.
         """
         entries, batch = self.draws * self._formed_size(blocks), self.cotangents.shape[1] // self.draws

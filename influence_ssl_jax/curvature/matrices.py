@@ -422,7 +422,7 @@ class Convolution(Matrix):
         """
         if self._tiled:
             return outer_products(self.input_rows(read), self.output_rows(gradients))
-        images, rows, shifted = read.shape[0], self.output_rows(gradients), self._shifted(read)
+        images, rows, shifted = read.shape[0], self.output_rows(gradients), self._read_window(read)
         width = self.window[-1] if self.window else 1
         lines = []
         for start in range(0, len(shifted), width):
@@ -441,7 +441,7 @@ class Convolution(Matrix):
         entries, and costs many times as much.)
         """
         area = math.prod(self.window)
-        patches = self._tiles(read) if self._tiled else jnp.concatenate(self._shifted(read), axis=-1)
+        patches = self._tiles(read) if self._tiled else jnp.concatenate(self._read_window(read), axis=-1)
         rows = patches.reshape(read.shape[0], -1, area, self.groups, self.inputs // area)
         return jnp.swapaxes(rows, 2, 3).reshape(read.shape[0], -1, self.groups, self.inputs)
 
@@ -479,7 +479,7 @@ class Convolution(Matrix):
         axes = range(1, split.ndim - 1)
         return split.transpose(0, *axes[::2], *axes[1::2], split.ndim - 1).reshape(len(images), *counts, -1)
 
-    def _shifted(self, read: Array) -> list[Float[Array, "rows *positions channels"]]:
+    def _read_window(self, read: Array) -> list[Float[Array, "rows *positions channels"]]:
         """Return what each place of the window reads at every position.
 
         The places are in the order of a kernel.
@@ -513,7 +513,7 @@ def matrix_of(name: str, params: dict[str, Any], position: int, kernel: Shape, r
         read: Shape of the other operand.
 
     Returns:
-        The matrix; None if the kernel is no matrix on rows.
+        The matrix; None if the kernel is not a matrix that multiplies rows.
     """
     if name == "dot_general":
         contracted, batch = (tuple(tuple(map(int, axes)) for axes in part) for part in params["dimension_numbers"])

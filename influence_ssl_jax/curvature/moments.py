@@ -142,7 +142,7 @@ def factor_moments(problem: Problem, blocks: Blocks, samples: int) -> Sides:
 def sides(blocks: Blocks, gradients: ExampleGradients) -> Sides:
     """Compute every matrix's `A` and `S` from a batch's gradients.
 
-    If the network transforms or shares a matrix, its gradient G is no sum over rows. Then `A = E[G Gᵀ] / E‖G‖²` and
+    If the network transforms or shares a matrix, its gradient G is not a sum over rows. Then `A = E[G Gᵀ] / E‖G‖²` and
     `S = Σ Gᵀ G`, which agree with the definition if G is that of one row, and have the same trace.
 
     Raises:

@@ -116,7 +116,7 @@ class Arrays(Source):
         """Open the arrays as examples.
 
         Raises:
-            DataError: If labels, ids or columns do not have one value per image, or a label is no class.
+            DataError: If labels, ids or columns do not have one value per image, or a label is not a class.
         """
         labels = None if self.labels is None else np.asarray(self.labels)
         if labels is not None and not np.issubdtype(labels.dtype, np.integer):

@@ -29,7 +29,7 @@ def is_damage(error: BaseException, size: int) -> bool:
 
     Args:
         error: One of `FAULTS`.
-        size: Of the file, in bytes. If more memory was asked for than its whole content can need, its lengths are
+        size: Size of the file in bytes. If reading takes more memory than its whole content can need, its lengths are
             damaged.
 
     Examples:
@@ -49,7 +49,7 @@ def name_fields(fields: Iterable[pa.Field]) -> list[str]:
     """Return the names of columns and of the columns inside them.
 
     Raises:
-        UnicodeDecodeError: If one is no text.
+        UnicodeDecodeError: If one is not text.
     """
     named = list[str]()
     for field in fields:
@@ -58,7 +58,7 @@ def name_fields(fields: Iterable[pa.Field]) -> list[str]:
     return named
 
 
-def checked(batch: pa.RecordBatch | pa.Table, rows: int) -> pa.Table:
+def check_rows(batch: pa.RecordBatch | pa.Table, rows: int) -> pa.Table:
     """Return rows as a table, after a check.
 
     Their number, every offset and every text are checked.
@@ -112,7 +112,7 @@ class ArrowFile:
         """Read some columns of a batch."""
         with self._lock:
             if self._has_footer:
-                return checked(self._reader(self._file, columns).get_batch(number), self.sizes[number])
+                return check_rows(self._reader(self._file, columns).get_batch(number), self.sizes[number])
             # A stream begins with the schema. Batches may need any dictionary that precedes them.
             last = [k for k, (kind, _, _) in enumerate(self._messages) if kind == "record batch"][number]
             needed = [self._messages[k] for k in range(last + 1) if k == last or self._messages[k][0] != "record batch"]
@@ -120,7 +120,7 @@ class ArrowFile:
             for _, start, end in needed:
                 self._file.seek(start)
                 parts.append(self._file.read(end - start))
-            return checked(
+            return check_rows(
                 self._reader(pa.BufferReader(b"".join(parts)), columns).read_next_batch(), self.sizes[number]
             )
 
@@ -131,7 +131,7 @@ class ArrowFile:
             reader = self._reader(mapped, columns)
             with ipc.new_stream(sink, reader.schema) as writer:
                 for batch, rows in zip(self._batches(mapped, columns), self.sizes, strict=True):
-                    writer.write_table(checked(batch, rows))
+                    writer.write_table(check_rows(batch, rows))
         return ipc.open_stream(sink.getvalue()).read_all().select(columns)
 
     def paths(self, column: str) -> list[str | None]:
@@ -139,7 +139,7 @@ class ArrowFile:
         stored = list[str | None]()
         with self._lock, pa.memory_map(self.stored.path) as mapped:
             for batch, rows in zip(self._batches(mapped, [column]), self.sizes, strict=True):
-                stored += pc.struct_field(checked(batch, rows)[column], "path").to_pylist()
+                stored += pc.struct_field(check_rows(batch, rows)[column], "path").to_pylist()
         return stored
 
     def layout(self) -> str:

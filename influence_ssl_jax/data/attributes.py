@@ -12,7 +12,7 @@ import pyarrow as pa
 from jaxtyping import Int
 from pyarrow import compute, csv, parquet
 
-from influence_ssl_jax.data.arrow import checked
+from influence_ssl_jax.data.arrow import check_rows
 from influence_ssl_jax.data.examples import note_names
 from influence_ssl_jax.errors import DataError, printable
 
@@ -213,7 +213,7 @@ def _read_parquet(path: Path) -> pa.Table:
             "are needed."
         )
     with parquet.ParquetFile(path) as file:  # `parquet.read_table` looks for partitions and fails at repeated names
-        return checked(file.read(), metadata.num_rows)
+        return check_rows(file.read(), metadata.num_rows)
 
 
 def texts(column: pa.ChunkedArray, what: str) -> list[str | None]:
@@ -248,14 +248,14 @@ def scalars(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:
     Raises:
         DataError: If it contains lists or records.
     """
-    while (plain := _unwrapped(column)) is not None:
+    while (plain := _decode_layer(column)) is not None:
         column = plain
     if pa.types.is_nested(column.type):
         raise DataError(f"{what} contains values of type {column.type}; give a column with one value per row.")
     return column
 
 
-def _unwrapped(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+def _decode_layer(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
     """Return the same values with one layer of encoding less.
 
     It is None if there is no layer.
@@ -279,8 +279,8 @@ def storable(attributes: pa.Table) -> pa.Table:
     """
     for place, name in enumerate(attributes.column_names):
         column = attributes[name]
-        encoded = _encoded(column.type)
-        while encoded and (plain := _unwrapped(column)) is not None:
+        encoded = _is_encoded(column.type)
+        while encoded and (plain := _decode_layer(column)) is not None:
             column = plain
         attributes = attributes.set_column(place, name, column)
         try:
@@ -293,7 +293,7 @@ def storable(attributes: pa.Table) -> pa.Table:
     return attributes
 
 
-def _encoded(kind: pa.DataType) -> bool:
+def _is_encoded(kind: pa.DataType) -> bool:
     """Test whether values of a type are written without their encoding."""
     return (
         pa.types.is_dictionary(kind)
@@ -377,7 +377,7 @@ def compose(name: str) -> str:
 def number_classes(column: pa.ChunkedArray, what: str) -> Classes:
     """Number the values of a column in sorted order, from 0.
 
-    Null, NaN and empty text are no class.
+    Null, NaN and empty text mean that there is no class.
 
     Raises:
         DataError: If the column contains lists or records, or no value at all.

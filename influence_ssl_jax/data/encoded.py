@@ -66,7 +66,7 @@ def read_file(path: Path) -> bytes:
     """Return the bytes of a regular file, never of pipes or devices.
 
     Raises:
-        UndecodableImage: If the file is gone, is a link to nothing, is no regular file, or is too large.
+        UndecodableImage: If the file is gone, is a link to nothing, is not a regular file, or is too large.
         OSError: If it cannot be read at present (permission, a network disk that does not answer, too many open files).
             The image itself may be intact: `data.examples.retry` reads again, and then stops the run.
     """
@@ -89,7 +89,7 @@ def unreachable_error(what: str, error: BaseException) -> DataError:
     No damage is known.
     """
     return DataError(
-        f"{what} cannot be read: {error}. This is no damage of an image, so none is skipped for it. Repair the cause (or "
+        f"{what} cannot be read: {error}. The image may be intact, so it is not skipped. Repair the cause (or "
         "leave the image out with --source.only) and repeat the command; finished work is kept."
     )
 

@@ -118,8 +118,8 @@ def retry(read: Callable[..., Result], *arguments: Any) -> Result:
             said = str(error) or type(error).__name__
             if wait is None:
                 raise DataError(
-                    f"Images cannot be read: {said}, {len(WAITS) + 1} times in a row. This is no damage of an image, so no "
-                    "image is skipped for it. Repair the cause and repeat the command; finished work is kept."
+                    f"Images cannot be read: {said}, {len(WAITS) + 1} times in a row. The images may be intact, so none is "
+                    "skipped for it. Repair the cause and repeat the command; finished work is kept."
                 ) from error
             _log.warning("images cannot be read (%s); the next attempt is in %s s", said, wait)
             time.sleep(wait)

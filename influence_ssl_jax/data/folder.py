@@ -34,7 +34,7 @@ class Folder(Source):
         path: The folder of images.
         table: A .csv, .tsv or .parquet file with one row per image.
         file_column: The column of file names in the table, relative to the folder of images or to that of the table.
-        label_column: The attribute that is the class; its values are numbered in sorted order, an empty cell is no class.
+        label_column: The attribute that is the class; its values are numbered in sorted order, an empty cell means no class.
         links: `skip` links that lead out of the folder and links to folders, or `follow` them if you trust the folder.
         encoding: Encoding of a .csv or .tsv table.
 

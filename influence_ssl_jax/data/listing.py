@@ -191,7 +191,7 @@ class Listing:
     Attributes:
         images: Files with the suffix of an image, in natural order, relative to the folder; their content is not
             examined.
-        sizes: Sizes of the images in bytes; −1 if the entry is no regular file.
+        sizes: Sizes of the images in bytes; −1 if the entry is not a regular file.
         others: All other files.
         notes: What was left out, with counts.
     """

@@ -124,7 +124,7 @@ def batches(
     yield from map_in_order(ready, indices, workers, ahead)
 
 
-def timed(loading: Iterator[LoadedBatch], spent: defaultdict[str, float]) -> Iterator[LoadedBatch]:
+def time_waiting(loading: Iterator[LoadedBatch], spent: defaultdict[str, float]) -> Iterator[LoadedBatch]:
     """Yield batches, and add the seconds of waiting for them to `spent["images"]`."""
     while True:
         began = time.perf_counter()
@@ -145,8 +145,8 @@ def describe_waiting(share: float, seconds: float) -> str:
     If it is much, advice follows.
 
     Args:
-        share: Of the time of the run.
-        seconds: For which it waited.
+        share: The share of the time of the run.
+        seconds: The seconds for which it waited.
 
     Examples:
         >>> from influence_ssl_jax.data.loader import describe_waiting
@@ -500,8 +500,8 @@ def draw_curvature_set(
         count: Number of examples.
         batch_size: Number of examples of a batch.
         seed: Seed of the draw.
-        part: From the number of batches to those that this process keeps; None keeps all. A number beyond the last batch
-            stands for a batch of padding (index −1 in every row).
+        part: A function from the number of batches to those that this process keeps; None keeps all. A number beyond the
+            last batch stands for a batch of padding (index −1 in every row).
         among: The examples of an earlier draw: only they are taken, so that an example that could not be used then and
             can be used now does not change the set. None draws from all.
 
@@ -571,7 +571,7 @@ def epoch(
         seed: Seed of order and keys.
         epoch_number: Number of the pass.
         start_step: Number of the first batch.
-        part: From the size of a batch to the rows that this process loads.
+        part: A function from the size of a batch to the rows that this process loads.
         place: Moves a batch to the device that computes on it.
 
     Raises:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from jaxtyping import Int
 from pyarrow import compute, parquet
 
-from influence_ssl_jax.data.arrow import FAULTS, MAGIC, ArrowFile, checked, is_damage, name_fields
+from influence_ssl_jax.data.arrow import FAULTS, MAGIC, ArrowFile, check_rows, is_damage, name_fields
 from influence_ssl_jax.data.attributes import check_names, in_microseconds, number_classes, scalars, texts
 from influence_ssl_jax.data.encoded import Encoded, UndecodableImage, unreachable_error
 from influence_ssl_jax.data.examples import UnreachableError, digest, note_names, repeated_ids
@@ -154,7 +154,7 @@ class ParquetFile:
     def group(self, number: int, columns: list[str]) -> pa.Table:
         """Read some columns of a row group."""
         with self._lock:
-            return checked(self._reader.read_row_group(number, columns), self.sizes[number])
+            return check_rows(self._reader.read_row_group(number, columns), self.sizes[number])
 
     def read(self, columns: list[str]) -> pa.Table:
         """Read some columns of all rows."""
@@ -187,7 +187,7 @@ def _file(file: StoredFile) -> AnyFile:
         name = file.path.lower()
         of_arrow = name.endswith(".arrow") or (not name.endswith(ENDINGS) and file.read(0, len(MAGIC)) == MAGIC)
         opened = ArrowFile(file) if of_arrow else ParquetFile(file)
-        name_fields(opened.schema)  # in a damaged file they may be no text
+        name_fields(opened.schema)  # in a damaged file they may not be text
         return opened
     except FAULTS as error:
         if not is_damage(error, file.size):
@@ -261,7 +261,7 @@ class OpenParquet(Encoded):
             raise DataError(f"There is no column {settings.id!r} of ids; the columns are {_describe(schema)}.")
         self._ids = self._read_ids(schema)
         self._labels = self._read_labels(schema)
-        self._notes = (*note_names("columns that are no attributes, left out", left), *repeated_ids(self._ids))
+        self._notes = (*note_names("columns that cannot be attributes, left out", left), *repeated_ids(self._ids))
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0

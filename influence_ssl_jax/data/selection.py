@@ -168,7 +168,7 @@ def _read_ids(path: Path) -> tuple[list[str], list[bool]]:
     """Read ids, and whether each of them is kept."""
     if path.suffix.lower() not in (".csv", ".tsv", ".parquet", ".pq"):
         if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise DataError(f"The list of ids {str(path)!r} is no file; give a list, or a .csv or .parquet table.")
+            raise DataError(f"The list of ids {str(path)!r} is not a file; give a list, or a .csv or .parquet table.")
         try:
             content = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
@@ -194,7 +194,7 @@ def _is_yes(answer: str | None, row: int, path: Path) -> bool:
     """Return a truth value that is written as text.
 
     Raises:
-        DataError: If the text is no truth value.
+        DataError: If the text is not a truth value.
     """
     plain = (answer or "").strip().lower()
     if plain not in _YES | _NO:

@@ -80,7 +80,9 @@ def image_feature(features: dict[str, Any], wanted: str | None) -> str:
         else next(iter(images), None)
     )
     if name is None or (name != "image" and wanted is None and len(images) > 1):
-        found = f"several: {', '.join(images)}; name one with image=…" if images else "none, so it is no image data set"
+        found = (
+            f"several: {', '.join(images)}; name one with image=…" if images else "none, so it is not an image data set"
+        )
         raise DataError(f"A data set needs one image feature, this one has {found}.")
     if name not in images or np.issubdtype(features[name].np_dtype, np.floating):
         raise DataError(
@@ -293,7 +295,7 @@ class OpenTfds(OpenSource):
             image = decode(record[self._image])
         except UndecodableImage as error:
             raise UnreadableExample(index, name, str(error)) from error
-        label = -1 if self._label is None else self._numbered(index, record[self._label])
+        label = -1 if self._label is None else self._number_class(index, record[self._label])
         return Example(index, name, image, label if label >= 0 else None, content_digest(record[self._image]))
 
     def content(self, index: int) -> bytes:
@@ -311,7 +313,7 @@ class OpenTfds(OpenSource):
         name = text(record[self._name]) if self._name and record else f"{self._split}/{index}"
         return printable(name)
 
-    def _numbered(self, index: int, value: Any) -> int:
+    def _number_class(self, index: int, value: Any) -> int:
         """Return an example's class: its number, or its value's position."""
         return int(value) if self._is_class else int(self._classes.labels[index])
 
@@ -333,13 +335,13 @@ class OpenTfds(OpenSource):
         columns: dict[str, list[Any]] = {name: [] for name in wanted}
         ids: list[str] = []
         for start in range(0, len(self), _CHUNK):
-            for record in self._undecoded(range(start, min(start + _CHUNK, len(self)))):
+            for record in self._read_undecoded(range(start, min(start + _CHUNK, len(self)))):
                 ids.append(self._id(len(ids), record))
                 for name in wanted:
                     columns[name].append(record.get(name))
         return _Through(ids, columns)
 
-    def _undecoded(self, indices: range) -> list[dict[str, Any]]:
+    def _read_undecoded(self, indices: range) -> list[dict[str, Any]]:
         """Return records with undecoded images, empty ones for damaged records."""
         try:
             return [flatten(record) for record in self._records.__getitems__(list(indices))]
@@ -347,7 +349,7 @@ class OpenTfds(OpenSource):
             if len(indices) == 1:
                 return [{}]
             half = len(indices) // 2
-            return self._undecoded(indices[:half]) + self._undecoded(indices[half:])
+            return self._read_undecoded(indices[:half]) + self._read_undecoded(indices[half:])
 
     def ids(self) -> list[str]:
         """Return the data set's ids, or else split and index.

@@ -86,7 +86,7 @@ class Calibrator:
         edges: Log scores that separate the groups, ascending: one fewer than groups.
         radii: Half the width of the interval in logarithms, for each group.
         counts: Number of examples behind each radius; a group of few examples shares some with its neighbours.
-        level: The coverage asked for.
+        level: The requested coverage.
         least: A number below which no exact score is: the lower end of an interval of infinite radius.
     """
 
@@ -153,7 +153,7 @@ class Calibration:
     Attributes:
         form: `proportional` fits one factor, `log_linear` a factor and a power, `monotone` any curve that does not
             decrease.
-        level: The coverage asked for.
+        level: The requested coverage.
         seed: The seed of the split of the sample.
 
     Examples:
@@ -169,7 +169,7 @@ class Calibration:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse a level that is no probability."""
+        """Refuse a level that is not a probability."""
         if not 0 < self.level < 1:
             raise ValueError(f"The level of an interval lies between 0 and 1, got level={self.level}.")
 
@@ -318,7 +318,7 @@ def _edges(count: int, tenths: np.ndarray, level: float) -> Float[np.ndarray, " 
     Args:
         count: Size of the sample.
         tenths: Log scores at SHARES of the population.
-        level: The coverage asked for.
+        level: The requested coverage.
     """
     least = _least(level)
     step = next((step for step in (1, 2, 5) if (count - _for_curve(count)) * step >= 10 * least), 10)
@@ -334,7 +334,7 @@ def _choose_judged(members: Int[np.ndarray, " sample"], level: float) -> Bool[np
 
     Args:
         members: The group of each example, in a random order.
-        level: The coverage asked for.
+        level: The requested coverage.
     """
     least, count = _least(level), len(members)
     sizes = np.bincount(members)

@@ -202,7 +202,7 @@ class Audit:
         batch_size: Examples at a time.
         by: `quadrature` takes products with C, image by image, at any size. `rows` keeps the R gradients whose outer
             products sum to C, R · P numbers, and solves in their span (Woodbury). It costs about ten gradients for each
-            row once, and for each image and draw. It needs a `fisher` or `empirical_fisher` of up to some thousand
+            row once, and for each image and draw. It needs a `fisher` or `empirical_fisher` of up to a few thousand
             gradients, and bounds scores in float32 at less damping.
         subspace: Rank of a Krylov subspace that all examples share, 0 for none. It costs about twice as many products
             with C once, and saves steps for each example, because the large eigenvalues are known.
@@ -353,7 +353,7 @@ def prepare_shared(problem: Problem, settings: Audit) -> Shared:
         settings: `by` and `subspace` decide.
 
     Raises:
-        CurvatureError: The curvature is a Hessian, which is no sum of outer products.
+        CurvatureError: The curvature is a Hessian, which is not a sum of outer products.
         InfluenceError: It is a sum of too many outer products for `by="rows"`.
     """
     key = randomness.root(settings.seed, Stream.SHARED_SUBSPACE)

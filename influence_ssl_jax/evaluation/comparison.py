@@ -36,7 +36,7 @@ def backends_to_compare(grid: Grid) -> list[Backend]:
 def label(backend: Backend) -> str:
     """Name a backend in a few words.
 
-    They are its name, its main setting, and what it does with the complement, where that is not its default.
+    They are its name, its main setting, and what it does with the complement, if that is not its default.
 
     Examples:
         >>> label(ihvp.EKFAC(rank=8)), label(ihvp.CG()), label(ihvp.LoGra(8)), label(ihvp.LoGra(8, complement="keep"))

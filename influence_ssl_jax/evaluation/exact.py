@@ -63,7 +63,7 @@ def count_outer_products(problem: Problem) -> int:
     """Return the number of outer products whose sum is C.
 
     Raises:
-        CurvatureError: C is no sum of outer products of gradients.
+        CurvatureError: C is not a sum of outer products of gradients.
     """
     if problem.curvature in ("empirical_fisher", "fisher"):
         return row_count(problem, problem.samples)

@@ -242,11 +242,11 @@ def quantiles(
     (radix selection).
 
     Args:
-        pieces: The numbers, from the beginning whenever they are asked for.
+        pieces: The numbers, from the beginning at every call.
         shares: Which quantiles, each from 0 to 1.
 
     Returns:
-        One number for each share, NaN where there are no numbers.
+        One number for each share; NaN if there are no numbers.
 
     >>> [float(number) for number in quantiles(lambda: [np.array([3.0, 1.0]), np.array([2.0, 10.0])], [0.5, 1.0])]
     [2.5, 10.0]

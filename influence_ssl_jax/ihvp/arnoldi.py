@@ -214,7 +214,7 @@ def galerkin_interval(
         state: The state of a fitted `Arnoldi`.
         gradients: The gradients g.
         damping: λ.
-        rounding: Number of unit roundoffs to allow for where nothing is measured: relative to ‖g‖ in g, and to (‖C‖ +
+        rounding: Number of unit roundoffs to allow for if nothing is measured: relative to ‖g‖ in g, and to (‖C‖ +
             λ)‖x‖ in `(C + λI)x`. Gradients in single precision, and products of nearly equal views, lose a thousand
             times as many.
         measured: The gradients' lengths, and a bound of their rounding error (`ihvp.rounding.gradient_lengths`).

@@ -79,7 +79,7 @@ class CG(Backend[CGState]):
     probes: int = 16
     lanczos_steps: int = 40
     vectors_per_draw: ClassVar[int] = 14  # for the gradient, the iteration and the product; 10 to 12.2 measured
-    when_to_use: ClassVar[str] = "Any accuracy at any size, at some ten products with C an image."
+    when_to_use: ClassVar[str] = "Any accuracy at any size, with tens of products with C per image."
 
     @classmethod
     def variants(cls, grid: Grid) -> Sequence[Backend]:

@@ -84,7 +84,7 @@ class Deflated(Backend[DeflatedState]):
     samples: int = 1
     exact_limit: int = 2048
     unexplained: cut.Unexplained = "error"
-    when_to_use: ClassVar[str] = "The best ranking if some hundred products with C are affordable."
+    when_to_use: ClassVar[str] = "The best ranking, if a few hundred products with C are affordable."
 
     @classmethod
     def variants(cls, grid: Grid) -> Sequence[Backend]:

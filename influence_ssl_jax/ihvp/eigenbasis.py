@@ -334,7 +334,7 @@ def _cost(moment: Array | Factor) -> int:
 
 
 def refuse_hessian(problem: Problem, backend: Backend) -> None:
-    """Refuse a curvature that is no second moment.
+    """Refuse a curvature that is not a second moment.
 
     Raises:
         CurvatureError: If it is the Hessian, which is indefinite away from a minimum.

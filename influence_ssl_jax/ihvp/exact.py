@@ -51,7 +51,7 @@ class Exact(Backend[ExactState]):
 
     max_parameters: int = 20_000
     chunk: int = 64
-    when_to_use: ClassVar[str] = "The reference for networks of up to some thousand parameters."
+    when_to_use: ClassVar[str] = "The reference for networks of up to a few thousand parameters."
 
     @classmethod
     def variants(cls, grid: Grid) -> Sequence[Backend]:

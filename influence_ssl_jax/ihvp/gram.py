@@ -37,13 +37,13 @@ from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Batch, Params, PyTree
 
 SPAN = 256
-"""Products that are added up in the working precision at most; sums of these sums are taken in float64."""
+"""The largest number of products that are added in the working precision; their sums are added in float64."""
 TOGETHER = 2**26
-"""Numbers that spans which an accelerator computes at once read and give."""
+"""How many numbers an accelerator reads and writes for the spans that it computes at once."""
 _UNIT = 2.0**-53
 """The unit roundoff of float64."""
 _PAIR = 2.0**-47
-"""Relative error of a float64 number that is kept as two of float32."""
+"""Relative error of a float64 number that is stored as two float32 numbers."""
 
 Rows: TypeAlias = Sharded | DiskRows
 """The rows of a block in spans of parameters, [spans, rows, span]: in memory, or in a file."""
@@ -52,7 +52,7 @@ Rows: TypeAlias = Sharded | DiskRows
 class Wide(NamedTuple):
     """A float64 array as the sum of two narrower ones.
 
-    The two are of the working type, so a program without float64 can keep and pass them on.
+    Both have the working type, so a program without float64 can store them.
     """
 
     high: Float[Array, "*shape"]
@@ -65,18 +65,19 @@ class GramState:
     """`C = AᵀA` by its rows, with `K = AAᵀ = V diag(μ) Vᵀ`.
 
     Attributes:
-        params: Gives vectors their structure.
+        params: Parameters, which define the structure of vectors.
         rows: A, block by block, in spans of at most SPAN parameters: [spans, rows, span], with zeros at the end. On several
-            devices each has some of the spans of every block, and of A as much as another. Or where a file has them.
-        lost: `E Eᵀ`, E what rounding to bfloat16 took from the rows; None where they are kept as they were formed.
+            devices each has some spans of every block, and all have equal shares of A. With `rows="disk"`: the places
+            of the rows in the file.
+        lost: `E Eᵀ`, where E is the part of the rows that is lost by rounding to bfloat16; None if rows are not rounded.
         gram: K.
         eigenvalues: μ, ascending, not below zero.
         eigenvectors: V.
-        order: The rows in the order of the curvature set's examples (of its batches, where the loss couples examples).
+        order: The rows in the order of the curvature set's examples (of its batches, if the loss couples examples).
         members: The index in its source of every example of the curvature set, in that order.
-        units: How many examples (batches, where the loss couples examples) the curvature set holds.
-        parts: How many equal parts of these the jackknife leaves out in turn; 1 where the set cannot be cut.
-        digests: SHA-256 of every part of the file that has the rows; None where they are in memory.
+        units: Number of examples of the curvature set (of batches, if the loss couples examples).
+        parts: Number of equal parts of the set that the jackknife leaves out in turn; 1 if the set cannot be divided.
+        digests: SHA-256 of every part of the file of the rows; None if the rows are in memory.
         blocks: The layers.
     """
 
@@ -94,23 +95,23 @@ class GramState:
     blocks: cut.Blocks = dataclasses.field(metadata={"static": True})
 
     @property
-    def unexact(self) -> float:
-        """Relative error of K's numbers, in the norms of the rows."""
+    def gram_error(self) -> float:
+        """The error of an entry of K, relative to the norms of its two rows."""
         kept = _PAIR if self.gram.high.dtype == jnp.float32 else 0.0
         return kept + _UNIT * (SPAN + self.spans + 8)
 
     @property
     def spans(self) -> int:
-        """Spans of all blocks together, on all devices."""
+        """The number of spans of all blocks, on all devices."""
         return sum(part.length for part in self.rows.values())
 
 
 class _Own(NamedTuple):
-    """The rows of A made by an example of the curvature set.
+    """The rows of A that an example of the curvature set contributes.
 
     Attributes:
-        inside: Whether an example is in the curvature set.
-        places: Its rows; those of another example where it is not.
+        inside: Whether the example is in the curvature set.
+        places: The numbers of its rows; those of some other example if it is not in the set.
     """
 
     inside: Bool[Array, " batch"]
@@ -118,12 +119,12 @@ class _Own(NamedTuple):
 
 
 class _Products(NamedTuple):
-    """`k = A g` and `⟨g_k, g_l⟩` of every example's draws, with errors.
+    """`k = A g` and `⟨g_k, g_l⟩` for every example's draws, with error bounds.
 
     Attributes:
         along: k, [examples, draws, rows].
         between: Inner products of the draws.
-        error: η: no entry of k is off by more than η ‖a_r‖ ‖g‖, no inner product by more than η ‖g_k‖ ‖g_l‖.
+        error: η: the error of an entry of k is at most η ‖a_r‖ ‖g‖, that of an inner product at most η ‖g_k‖ ‖g_l‖.
     """
 
     along: Wide
@@ -132,14 +133,14 @@ class _Products(NamedTuple):
 
 
 class _Solved(NamedTuple):
-    """The systems in function space, in float64.
+    """The solved systems `(K + λI) c = k`, in float64.
+
+    If an example's own rows are left out of A, the entries of k, c and the residual for these rows are zero.
 
     Attributes:
         along: k.
         coefficients: c ≈ (K + λI)⁻¹ k.
         residual: k − (K + λI) c, as computed.
-
-    Where an example's own rows are left out of A, k, c and the residual are zero there.
     """
 
     along: Float[Array, "*n rows"]
@@ -148,7 +149,7 @@ class _Solved(NamedTuple):
 
 
 class _Sizes(NamedTuple):
-    """Norms of every gradient, in float64, for bounds of rounding.
+    """Norms for every gradient, in float64, from which rounding is bounded.
 
     Attributes:
         gradient: ‖g‖.
@@ -161,14 +162,12 @@ class _Sizes(NamedTuple):
     residual: Float[Array, "*n"]
 
 
-class _Judged(NamedTuple):
-    """Forms of every pair of draws, times λ, with bounds of rounding.
-
-    Numbers in float64 are kept as two numbers.
+class _ScaledForms(NamedTuple):
+    """λ times the forms of every pair of draws, with bounds of rounding.
 
     Attributes:
-        values: The forms.
-        rounding: The bound.
+        values: λ times the forms.
+        rounding: The bound of their rounding error.
         coefficients: c.
         residual: The bound of ‖k − (K + λI) c‖.
     """
@@ -185,39 +184,39 @@ class Gram(Backend[GramState]):
 
     `(C + λI)⁻¹ = (I − Aᵀ(AAᵀ + λI)⁻¹A) / λ`, where A holds the R gradients whose outer products sum to C. A form is
     `(gᵀg' − kᵀ(K + λI)⁻¹k') / λ` with `k = A g` and `K = AAᵀ` (Woodbury): one product of every gradient with R rows.
-    Where that difference cancels (g nearly in the span of the rows, small λ) it is computed as `(⟨v, v'⟩ + λ cᵀc') / λ`
-    with `c = (K + λI)⁻¹k` and `v = g − Aᵀc`, in float64 throughout. Any λ, no second fit.
+    If that difference cancels (g nearly in the span of the rows, small λ), the form is computed as
+    `(⟨v, v'⟩ + λ cᵀc') / λ` with `c = (K + λI)⁻¹k` and `v = g − Aᵀc`, in float64 throughout. One fit serves every λ.
 
-    Rows: of an `empirical_fisher` the examples' contributions; of a `fisher` its draws (over a whole batch where the loss
-    couples examples); of a `ggn` draws too, or with `samples=None` every column of a square root of the head's Hessian,
-    which makes C the Gauss–Newton matrix itself. Memory: R · P numbers of `storage`, shared equally by the devices of a
-    process, and on each 4 R² of the working type (5 with bfloat16).
+    The rows of an `empirical_fisher` are the examples' contributions; those of a `fisher` are its draws (over a whole batch
+    if the loss couples examples); those of a `ggn` are draws too, or with `samples=None` every column of a square root of
+    the head's Hessian, which makes C the Gauss–Newton matrix itself. Memory: R · P numbers of the type `storage`, shared
+    equally by the devices of a process, and on each device 4 R² numbers of the working type (5 R² with bfloat16).
 
-    On D devices each holds 1/D of every block's parameters, for all rows. The gradients of a batch are cut likewise: every
-    device sends each other one that part of its own examples' gradients which the other one has rows for, multiplies, and
-    sends the products back, where they are added up in float64. Per example and draw P numbers travel, whatever R.
+    Each of D devices holds 1/D of every block's parameters, for all rows. The gradients of a batch are divided in the same
+    way: a device sends to each other device the part of its gradients that matches that device's rows, and receives the
+    products, which it adds in float64. P numbers are sent per example and draw, for any R.
 
-    Rows on a disk are read from a file while a batch is scored: once for its products, and once more where a batch is
-    computed in the way that does not cancel. So a batch takes at least the seconds in which the disk reads the file,
-    however many examples it has, and memory holds the gradients of a batch for one layer instead of the rows. Products
-    are added up in the same order as in memory.
+    Rows on a disk are read from a file while a batch is scored: once for its products, and a second time if the forms of
+    the batch cancel. So a batch takes at least the time in which the disk reads the file, for any number of examples.
+    Memory then holds the gradients of a batch for one layer in place of the rows. Products are added in the same order
+    as in memory.
 
-    Every form comes with a bound of its rounding (`assess`): that of products in the working precision, of rows kept in
-    bfloat16, of K, and of the solve. It holds for C and g as they were computed: backpropagation itself is not bounded.
-    Sums of n products are off by at most n unit roundoffs of the product of the norms, in any order, where products are
-    rounded to nearest and none underflows: on a CPU, and on a GPU in full float32.
+    Every form has a bound of its rounding error (`assess`): that of products in the working precision, of rows stored in
+    bfloat16, of K, and of the solve. It holds for C and g as they were computed; the rounding of backpropagation is not
+    part of it. The error of a sum of n products is at most n unit roundoffs times the product of the norms, in any order,
+    if products are rounded to nearest and none underflows: on a CPU, and on a GPU in full float32.
 
     Attributes:
-        samples: Rows of a `ggn`: draws per example (per batch of a batch-coupled loss), or every output where None.
+        samples: Rows of a `ggn`: draws per example (per batch, if the loss couples examples); None for every output.
         max_rows: Refuse more rows than this: K takes R² numbers and its eigenvectors R³ operations.
-        storage: What rows are kept in. bfloat16 halves the memory of scoring (fitting takes that of float32) and widens
-            the intervals; otherwise the type of the parameters.
+        storage: The type in which rows are stored: `working`, that of the parameters, or bfloat16, which halves the memory
+            of scoring (not that of fitting) and widens the intervals.
         parts: Parts of the curvature set that are left out in turn, for the standard error that its choice leaves.
-        accuracy: The relative bound of rounding above which the forms of a batch are computed in the way that does not
-            cancel, at two to three times the cost; 2¹⁷ unit roundoffs where None (0.8 % in float32).
-        unexplained: What to do with parameters that no known layer explains.
-        rows: Where rows are kept: in the memory of the devices, or in a file in the folder of the scores (`disk`), on one
-            device. Only a run that has a folder can do that: `score`, here and on the command line.
+        accuracy: The relative bound of rounding above which the forms of a batch are computed without cancellation, at
+            two to three times the cost; None takes 2¹⁷ unit roundoffs (0.8 % in float32).
+        unexplained: How to treat parameters that no known layer explains.
+        rows: The place of the rows: the memory of the devices, or a file in the folder of the scores (`disk`), for one
+            device. Only `score` with a folder can use a disk, in Python or on the command line.
 
     Examples:
         >>> import influence_ssl_jax as isj
@@ -231,11 +230,11 @@ class Gram(Backend[GramState]):
     accuracy: float | None = None
     unexplained: cut.Unexplained = "error"
     rows: Literal["memory", "disk"] = "memory"
-    when_to_use: ClassVar[str] = "Exact for a Fisher of up to some thousand gradients, with error bounds."
+    when_to_use: ClassVar[str] = "Exact for a Fisher of up to a few thousand gradients, with error bounds."
     vectors_per_draw: ClassVar[int] = 0  # gradients are formed block by block, for few examples at a time
 
     def __post_init__(self) -> None:
-        """Refuse settings that make no matrix, or no jackknife."""
+        """Refuse settings without a matrix or without a jackknife."""
         if self.samples is not None and self.samples < 1:
             raise InfluenceError(f"Gram draws at least one row for each example, got samples={self.samples}.")
         if self.parts < 2:
@@ -247,8 +246,8 @@ class Gram(Backend[GramState]):
         The rows are formed batch by batch.
 
         Raises:
-            CurvatureError: The curvature is a Hessian, which is no sum of outer products.
-            InfluenceError: It is a sum of more than `max_rows`, or rows belong on a disk.
+            CurvatureError: The curvature is a Hessian, which is not a sum of outer products.
+            InfluenceError: C has more than `max_rows` rows, or rows are to be on a disk.
         """
         del key
         if self.rows == "disk":
@@ -260,17 +259,17 @@ class Gram(Backend[GramState]):
         formed = curvature_rows(problem, self.samples, blocks)
         rows, lost = formed, None
         if self.storage == "bfloat16":
-            rows, lost = jax.tree.map(_rounded, formed), jax.tree.map(_lost, formed)
+            rows, lost = jax.tree.map(_to_bfloat16, formed), jax.tree.map(_rounding_loss, formed)
         return self._complete(problem, blocks, rows, lost, None)
 
     def place_rows(self, problem: Problem, path: Path) -> tuple[DiskRows, ...]:
         """Place the rows in a file, block by block.
 
-        Behind rows in bfloat16 comes what rounding took from them, which only the fit reads.
+        After rows in bfloat16 come their rounding losses, which only the fit reads.
 
         Raises:
-            CurvatureError: The curvature is a Hessian, which is no sum of outer products.
-            InfluenceError: It is a sum of more than `max_rows`.
+            CurvatureError: The curvature is a Hessian, which is not a sum of outer products.
+            InfluenceError: C has more than `max_rows` rows.
         """
         blocks, count = self._divide(problem)
         shapes = [(spans, count, span) for spans, span in (_cut(block.size) for block in blocks)]
@@ -283,21 +282,21 @@ class Gram(Backend[GramState]):
         blocks, _ = self._divide(problem)
         batch = jax.tree.map(lambda leaf: leaf[number], problem.batches)
         formed = [
-            _spans(part, *_cut(part.shape[1])) for part in _scaled_rows(problem, batch, self.samples, blocks).values()
+            _spans(part, *_cut(part.shape[1])) for part in _form_rows(problem, batch, self.samples, blocks).values()
         ]
         formed = jax.lax.optimization_barrier(formed)  # rounded once before what is lost is computed, as in memory
         if self.storage == "bfloat16":
-            return (*map(_rounded, formed), *map(_lost, formed))
+            return (*map(_to_bfloat16, formed), *map(_rounding_loss, formed))
         return tuple(formed)
 
     def fit_placed(
         self, problem: Problem, places: tuple[DiskRows, ...], digests: UInt8[Array, "parts 32"]
     ) -> GramState:
-        """Compute the state of rows in a file: `fit`, without forming them.
+        """Compute the state of `fit` from rows in a file.
 
         Args:
-            problem: The problem that they are of.
-            places: Where they are (`place_rows`).
+            problem: The problem of the rows.
+            places: The places of the rows (`place_rows`).
             digests: SHA-256 of every batch's rows.
         """
         blocks, _ = self._divide(problem)
@@ -313,7 +312,7 @@ class Gram(Backend[GramState]):
             raise InfluenceError(
                 f"This curvature ({problem.curvature!r}) is a sum of {count:,} outer products, over Gram's limit of "
                 f"{self.max_rows:,} rows. Take fewer curvature examples or samples (a 'ggn' with samples=None has a row "
-                "for every output of every example), raise max_rows where memory allows it, or use EKFAC or LoGra."
+                "for every output of every example), raise max_rows if there is memory for more, or use EKFAC or LoGra."
             )
         return discover_blocks(problem, self.unexplained), count
 
@@ -327,13 +326,13 @@ class Gram(Backend[GramState]):
     ) -> GramState:
         """Compute K and its eigenvectors, and make the state.
 
-        `left` is what rounding took from the rows.
+        `left` has the rounding losses of the rows, if they are rounded.
         """
         dtype = jax.tree.leaves(problem.params)[0].dtype
         lost = None if left is None else _gram_of(left, dtype).high
         gram = _gram_of(rows, dtype)
         with jax.enable_x64(True):
-            values, vectors = jnp.linalg.eigh(_joined(gram))
+            values, vectors = jnp.linalg.eigh(_join(gram))
             eigenvalues, eigenvectors = _split(jnp.maximum(values, 0.0), dtype), _split(vectors, dtype)
         order, units = _order(problem, self.samples)
         parts = max(n for n in range(1, min(self.parts, units) + 1) if units % n == 0)
@@ -355,7 +354,7 @@ class Gram(Backend[GramState]):
     def workspace(self, state: GramState, parameters: int) -> Workspace:
         """Return how many numbers scoring holds in memory.
 
-        With rows on a disk these are two slabs, and four arrays of a batch's gradients of the largest layer.
+        With rows on a disk, these are two slabs and four arrays with a batch's gradients of the largest layer.
         """
         spans = [place.size // place.length for place in state.rows.values() if isinstance(place, DiskRows)]
         if not spans:
@@ -374,8 +373,8 @@ class Gram(Backend[GramState]):
     def spectrum(self, state: GramState) -> Spectrum:
         """Return the eigenvalues of K: those of C that are not zero.
 
-        Rows that are off by a relative ε leave eigenvalues of dependent rows at ε² of the largest, in each of R directions;
-        ε is 16 times the spacing of the working type here.
+        If rows have the relative error ε, an eigenvalue that should be zero can be ε² times the largest one, in each of
+        R directions. Here ε is 16 times the spacing of the working type.
         """
         values = state.eigenvalues.high
         spacing = 16 * float(jnp.finfo(values.dtype).eps)
@@ -393,7 +392,7 @@ class Gram(Backend[GramState]):
             solution = {}
             for name, part in flat.items():
                 left = _over_spans(
-                    lambda a, v: (jnp.zeros(()), _double(v) - _joined(solved)[0] @ _double(a)),
+                    lambda a, v: (jnp.zeros(()), _double(v) - _join(solved)[0] @ _double(a)),
                     jnp.zeros(()),
                     state.rows[name],
                     part[0],
@@ -407,34 +406,32 @@ class Gram(Backend[GramState]):
         return self.assess(state, gradients, damping).form
 
     def assess(self, state: GramState, gradients: ExampleGradients, damping: Resolved) -> Assessed:
-        """Compute forms, rounding bounds, and the effect of leaving parts out.
+        """Compute forms, rounding bounds, and forms without parts of the curvature set.
 
-        The parts are those of the curvature set. The exact form of C lies within `rounding` of each value. Let
-        `q(c) = ‖g‖² − 2cᵀk + cᵀ(K + λI)c`, which is `‖g − Aᵀc‖² + λ‖c‖²`; whatever c, `q(c) − ρᵀ(K + λI)⁻¹ρ` is λ times
-        the form, `ρ = k − (K + λI)c`. So an error of the solve counts squared, and what remains is the rounding of k,
-        of ‖g‖² and of K where they enter q.
+        The exact form of C lies within `rounding` of each value. Let `q(c) = ‖g‖² − 2cᵀk + cᵀ(K + λI)c`, which is
+        `‖g − Aᵀc‖² + λ‖c‖²`, and `ρ = k − (K + λI)c`. For any c, λ times the form is `q(c) − ρᵀ(K + λI)⁻¹ρ`. So an error
+        of the solve has only a second-order effect; the other errors are the rounding of k, ‖g‖² and K in q.
         """
         return self._assess(state, gradients, damping, None)
 
     def check_own(self, problem: Problem) -> None:
-        """Refuse if an example's own rows cannot be left out.
-
-        It may have no rows of its own, or nothing may be left without them.
+        """Check that an example's own rows can be left out.
 
         Raises:
-            InfluenceError: The loss couples the examples of a batch, or the curvature set holds an example twice.
+            InfluenceError: The loss couples the examples of a batch, so that an example has no rows of its own; or the
+                curvature set holds an example twice.
         """
         if not problem.objective.loss.separable:
             raise InfluenceError(
-                f"{type(problem.objective.loss).__name__} couples the examples of a batch, so no part of C is one image's "
-                "own and leave_own_out has no meaning. Take the curvature of the measurement (--curvature.objective "
-                "measurement), or leave it off: the column in_curvature_set marks the images in question."
+                f"{type(problem.objective.loss).__name__} couples the examples of a batch, so no part of C belongs to one "
+                "image and leave_own_out has no meaning. Take the curvature of the measurement (--curvature.objective "
+                "measurement), or omit leave_own_out: the column in_curvature_set marks the images of the set."
             )
         held = np.asarray(problem.batches.index).reshape(-1)
         held = held[held >= 0]
         if len(np.unique(held)) < len(held):
             raise InfluenceError(
-                "leave_own_out takes a curvature set that holds every image once; this one repeats some."
+                "leave_own_out needs a curvature set that holds every image once; this one holds some images twice."
             )
 
     def assess_without_own(
@@ -442,16 +439,16 @@ class Gram(Backend[GramState]):
     ) -> Assessed:
         """Compute `assess`, with an example's C averaged over the other examples.
 
-        Of an example outside the curvature set it is `assess` itself. With J the example's rows and n examples in the
-        set, C becomes `n/(n − 1) A_{−J}ᵀA_{−J}`; λ stays the number that it is. `(K + λ(n − 1)/n I)⁻¹` without the rows
+        For an example outside the curvature set the result is that of `assess`. With J the example's rows and n examples
+        in the set, C becomes `n/(n − 1) A_{−J}ᵀA_{−J}`; λ does not change. `(K + λ(n − 1)/n I)⁻¹` without the rows
         and columns J follows from that of all rows by a Schur complement of the size of J: an update of rank one for
-        each draw. What the choice of the curvature set leaves open is not known of these examples (NaN).
+        each draw. The error that the choice of the curvature set leaves is not known for these examples (NaN).
 
         Raises:
             InfluenceError: The curvature set has one example.
         """
         if state.units < 2:
-            raise InfluenceError("leave_own_out takes a curvature set of two images or more, got one.")
+            raise InfluenceError("leave_own_out needs a curvature set of at least two images, got one.")
         same = state.members[None, :] == index[:, None]
         unit = jnp.argmax(same, axis=1)
         return self._assess(
@@ -459,28 +456,28 @@ class Gram(Backend[GramState]):
         )
 
     def _assess(self, state: GramState, gradients: ExampleGradients, damping: Resolved, own: _Own | None) -> Assessed:
-        """Compute forms in a way accurate enough for all examples."""
+        """Compute forms by the fast formula if it is accurate enough, else by the other."""
         value = scalar(damping)
-        fast = self._subtracted(state, self._products(state, gradients, False), value, own)
+        fast = self._forms_by_difference(state, self._products(state, gradients, False), value, own)
         accuracy = 2.0**17 * float(jnp.finfo(value.dtype).eps) / 2 if self.accuracy is None else self.accuracy
         sizes, bound = (jnp.einsum("bkk->bk", each.high) for each in (fast.values, fast.rounding))
         careful = jnp.any(bound > accuracy * sizes)
-        # Devices that share A work together, so that all take this way if one must; each keeps what its own examples need.
-        judged = jax.lax.cond(
+        # Devices that share A compute together: if one needs the other formula, all compute it, and each keeps its choice.
+        scaled = jax.lax.cond(
             jax.lax.pmax(careful, AXIS) if shards() > 1 else careful,
-            lambda: self._positive(state, gradients, value, own),
+            lambda: self._forms_by_sum(state, gradients, value, own),
             lambda: fast,
         )
         if shards() > 1:
-            judged = jax.tree.map(lambda positive, subtracted: jnp.where(careful, positive, subtracted), judged, fast)
-        return _assessed(state, judged, value, own)
+            scaled = jax.tree.map(lambda positive, subtracted: jnp.where(careful, positive, subtracted), scaled, fast)
+        return _assess_forms(state, scaled, value, own)
 
     def bilinear_form(
         self, state: GramState, left: ExampleGradients, right: ExampleGradients, damping: Resolved
     ) -> Float[Array, "left right"]:
         """Compute forms between two batches by the Woodbury identity.
 
-        The difference that cancels is avoided.
+        They are computed without cancellation.
         """
         value = scalar(damping)
         sides = [dataclasses.replace(side, draws=1) for side in (left, right)]
@@ -488,7 +485,7 @@ class Gram(Backend[GramState]):
         for side in sides:
             products = self._products(state, side, True)
             with jax.enable_x64(True):
-                along = _joined(products.along)
+                along = _join(products.along)
                 solved = _solve(state, along, jnp.broadcast_to(_double(value), len(along)), None)
                 coefficients.append(_split(solved.coefficients[:, 0], value.dtype))
         parts = []
@@ -496,14 +493,14 @@ class Gram(Backend[GramState]):
             a, b = (block.materialise(side).reshape(side.cotangents.shape[1], -1) for side in sides)
             parts.append(_between(state.rows[block.name], a, b, coefficients[0], coefficients[1]))
         with jax.enable_x64(True):
-            a, b = map(_joined, coefficients)
+            a, b = map(_join, coefficients)
             total = _total(parts) / _double(value) + a @ b.T
             return jax.lax.convert_element_type(total, value.dtype)
 
     def _products(self, state: GramState, gradients: ExampleGradients, precise: bool) -> _Products:
         """Compute k and the draws' inner products, layer by layer.
 
-        They are in float64 throughout if `precise`.
+        If `precise`, all products are in float64.
         """
         dtype, read = state.gram.high.dtype, []
         for block in state.blocks:
@@ -516,17 +513,17 @@ class Gram(Backend[GramState]):
         kept = _PAIR if dtype == jnp.float32 else 0.0
         return _Products(along, between, 1.01 * (SPAN + 2) * unit + _UNIT * (state.spans + 2) + kept)
 
-    def _subtracted(
+    def _forms_by_difference(
         self, state: GramState, products: _Products, damping: Float[Array, ""], own: _Own | None
-    ) -> _Judged:
+    ) -> _ScaledForms:
         """Compute λ times the forms as `⟨g, g'⟩ − kᵀc' − cᵀρ'`."""
         with jax.enable_x64(True):
-            along = _joined(products.along)
+            along = _join(products.along)
             value = _each(state, _double(damping), own, len(along))
             solved = _solve(state, along, value, own)
-            sizes = _sizes(state, solved, _squares(_joined(products.between)), products.error)
+            sizes = _sizes(state, solved, _squares(_join(products.between)), products.error)
             values = (
-                _joined(products.between)
+                _join(products.between)
                 - jnp.einsum("bkr,blr->bkl", solved.along, solved.coefficients)
                 - jnp.einsum("bkr,blr->bkl", solved.coefficients, solved.residual)
             )
@@ -534,24 +531,24 @@ class Gram(Backend[GramState]):
             error = products.error + 4 * rows * _UNIT
             n, w = sizes.gradient, sizes.weight
             rounding = error * (_pairs(n, n) + _pairs(n, w) + _pairs(w, n)) + (
-                state.unexact + 4 * rows * _UNIT
+                state.gram_error + 4 * rows * _UNIT
             ) * _pairs(w, w)
-            rounding = rounding + _of_solve(state, sizes.residual, value)
-            return _judged(values, rounding, solved, sizes.residual, damping.dtype)
+            rounding = rounding + _bound_solve(state, sizes.residual, value)
+            return _pack_forms(values, rounding, solved, sizes.residual, damping.dtype)
 
-    def _positive(
+    def _forms_by_sum(
         self, state: GramState, gradients: ExampleGradients, damping: Float[Array, ""], own: _Own | None
-    ) -> _Judged:
+    ) -> _ScaledForms:
         """Compute λ times the forms as `⟨v, v'⟩ + λ cᵀc'`, `v = g − Aᵀc`.
 
-        Every gradient is formed twice more, in float64 throughout.
+        Every gradient is formed two more times, in float64 throughout.
         """
         products = self._products(state, gradients, True)
         with jax.enable_x64(True):
-            along = _joined(products.along)
+            along = _join(products.along)
             value = _each(state, _double(damping), own, len(along))
             solved = _solve(state, along, value, own)
-            sizes = _sizes(state, solved, _squares(_joined(products.between)), products.error)
+            sizes = _sizes(state, solved, _squares(_join(products.between)), products.error)
             coefficients = _split(solved.coefficients, damping.dtype)
         left = [
             _map_examples(block, gradients, partial(_outside, rows), rows, coefficients)
@@ -561,11 +558,11 @@ class Gram(Backend[GramState]):
         # Blocks that the gradients do not reach have v = −Aᵀc.
         unread = [block.name for block in state.blocks if gradients.program.read.isdisjoint(block.leaves)]
         with jax.enable_x64(True):
-            c = _joined(coefficients)
+            c = _join(coefficients)
             outside = _total(left)
             for name in unread:
                 nothing = jnp.zeros((*c.shape[:2], _width(state, name)), damping.dtype)
-                outside = outside + _joined(_by_shards(partial(_outside, state.rows[name]), nothing, coefficients))
+                outside = outside + _join(_by_shards(partial(_outside, state.rows[name]), nothing, coefficients))
             values = outside + value[:, None, None] * jnp.einsum("bkr,blr->bkl", c, c)
             rows = c.shape[-1]
             doubt = (rows + 4) * _UNIT * (sizes.gradient + sizes.weight)
@@ -573,48 +570,45 @@ class Gram(Backend[GramState]):
             relative = (SPAN + state.spans + rows + 8) * _UNIT + (_PAIR if damping.dtype == jnp.float32 else 0.0)
             rounding = _pairs(length, doubt) + _pairs(doubt, length) + relative * jnp.abs(values)
             rounding = rounding + relative * _pairs(length, length)
-            rounding = rounding + _of_solve(state, sizes.residual, value)
-            return _judged(values, rounding, solved, sizes.residual, damping.dtype)
+            rounding = rounding + _bound_solve(state, sizes.residual, value)
+            return _pack_forms(values, rounding, solved, sizes.residual, damping.dtype)
 
 
 def curvature_rows(problem: Problem, samples: int | None, blocks: cut.Blocks) -> dict[str, Sharded]:
     """Return each block's gradients whose outer products sum to C.
 
-    Their shapes are [spans, rows, span]. They are formed batch by batch; under a mesh every device forms those of its
-    own batches, and sends each other device its spans of them.
+    Their shapes are [spans, rows, span]. They are formed batch by batch. Under a mesh every device forms the rows of its
+    own batches, and sends to each other device the spans that this device holds.
     """
     number, dtype = problem.batches.index.shape[0], jax.tree.leaves(problem.params)[0].dtype
     each, count = row_count(problem, samples) // (number - problem.padding), devices()
     sizes = {block.name: _cut(block.size) for block in blocks}
 
-    def formed(batch: Batch) -> dict[str, Array]:
-        """Return one batch's rows as every device's spans: [devices, spans, rows, span]."""
+    def form(batch: Batch) -> dict[str, Array]:
+        """Form one batch's rows, divided over the devices: [devices, spans, rows, span]."""
         device_spans = {}
-        for name, part in _scaled_rows(problem, batch, samples, blocks).items():
+        for name, part in _form_rows(problem, batch, samples, blocks).items():
             spans, span = sizes[name]
             cut_up = _spans(part, padded_length(spans, count), span)
             device_spans[name] = cut_up.reshape(count, -1, *cut_up.shape[1:])
         return device_spans
 
-    formed = jax.jit(formed, inline=True)  # traced once, for the shapes and for the loop
+    form = jax.jit(form, inline=True)  # traced once, for the shapes and for the loop
 
     def step(held: dict[str, Array], item: tuple[Array, Batch]) -> tuple[dict[str, Array], None]:
         place, batch = item
         if count == 1:  # then no batch is padding
-            parts = formed(batch)
+            parts = form(batch)
         else:
-            nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(formed, batch))
-            parts = exchange(jax.lax.cond(jnp.any(batch.index >= 0), lambda: formed(batch), lambda: nothing))
+            nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(form, batch))
+            parts = exchange(jax.lax.cond(jnp.any(batch.index >= 0), lambda: form(batch), lambda: nothing))
         return {
             name: jax.lax.dynamic_update_slice_in_dim(held[name], jnp.swapaxes(part, 0, 1), place * each, 2)
             for name, part in parts.items()
         }, None
 
     def of_batches(batches: Batch) -> dict[str, Array]:
-        """Return this device's spans of all rows.
-
-        They come from its own batches and from what the others send.
-        """
+        """Collect this device's spans of all rows, from its own batches and the others'."""
         own, empty = len(batches.index), {}
         for name, (spans, span) in sizes.items():
             empty[name] = jnp.zeros((padded_length(spans, count) // count, count, own * each, span), dtype)
@@ -628,34 +622,31 @@ def curvature_rows(problem: Problem, samples: int | None, blocks: cut.Blocks) ->
     return {name: Sharded(part[:, : each * (number - problem.padding)], sizes[name][0]) for name, part in rows.items()}
 
 
-def _scaled_rows(
+def _form_rows(
     problem: Problem, batch: Batch, samples: int | None, blocks: cut.Blocks
 ) -> dict[str, Float[Array, "rows size"]]:
-    """Return a batch's rows of A.
-
-    The outer products of all batches sum to C.
-    """
+    """Form a batch's rows of A; the outer products of all rows sum to C."""
     batches, dtype = problem.batches.index.shape[0] - problem.padding, jax.tree.leaves(problem.params)[0].dtype
     scale = 1 / math.sqrt(batches * (draw_count(problem, samples) or 1))
     return {name: (scale * part).astype(dtype) for name, part in batch_rows(problem, batch, samples, blocks).items()}
 
 
-def _rounded(rows: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Return rows as bfloat16 keeps them."""
+def _to_bfloat16(rows: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Round rows to bfloat16."""
     return rows.astype(jnp.bfloat16)
 
 
-def _lost(rows: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Return what `_rounded` takes from rows."""
-    return (rows - _rounded(rows).astype(rows.dtype)).astype(jnp.bfloat16)
+def _rounding_loss(rows: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Return the part of the rows that rounding to bfloat16 loses."""
+    return (rows - _to_bfloat16(rows).astype(rows.dtype)).astype(jnp.bfloat16)
 
 
 def batch_rows(
     problem: Problem, batch: Batch, samples: int | None, blocks: cut.Blocks
 ) -> dict[str, Float[Array, "rows size"]]:
-    """Return a batch's gradients whose outer products make up its curvature.
+    """Form the gradients of a batch whose outer products make up its curvature.
 
-    Their sum, divided by the number of draws, is the curvature of the batch.
+    The sum of the outer products, divided by the number of draws, is the curvature of the batch.
     """
     gradients = batch_gradients(problem, batch, samples)
     if isinstance(gradients, ExampleGradients):
@@ -665,9 +656,9 @@ def batch_rows(
 
 
 def batch_gradients(problem: Problem, batch: Batch, samples: int | None) -> ExampleGradients | Params:
-    """Return the gradients of `batch_rows`: of examples, or whole.
+    """Compute the gradients of `batch_rows`: of each example, or of the whole batch.
 
-    They are whole (leaves with a leading axis) if the loss couples examples.
+    If the loss couples examples, they are gradients of the whole batch, with a leading axis of draws or examples.
     """
     if problem.curvature == "empirical_fisher":
         return contributions(problem, batch)
@@ -678,7 +669,7 @@ def batch_gradients(problem: Problem, batch: Batch, samples: int | None) -> Exam
 def _order(problem: Problem, samples: int | None) -> tuple[Int[np.ndarray, " rows"], int]:
     """Return the order of rows by example, and the number of examples.
 
-    If the loss couples examples, they are the order by batch and the number of batches.
+    If the loss couples examples, these are the order by batch and the number of batches.
     """
     number, size = problem.batches.index.shape
     number, count = number - problem.padding, row_count(problem, samples)
@@ -695,7 +686,7 @@ def _cut(size: int) -> tuple[int, int]:
 
 
 def _spans(rows: Float[Array, "n size"], spans: int, span: int) -> Float[Array, "spans n span"]:
-    """Return rows in spans, with zeros at the end."""
+    """Divide rows into spans, with zeros at the end."""
     even = jnp.pad(rows, ((0, 0), (0, spans * span - rows.shape[1])))
     return jnp.swapaxes(even.reshape(-1, spans, span), 0, 1)
 
@@ -714,8 +705,8 @@ def _map_examples(
 ) -> PyTree:
     """Sum `compute` over the parameters of a block, for every example (`_by_shards`).
 
-    For rows in memory the gradients of few examples are formed at a time. For rows in a file they are formed in the same
-    way, but all are multiplied in one pass over the file.
+    If rows are in memory, the gradients of a few examples are formed and multiplied at a time. If they are in a file,
+    all gradients of the block are formed first, and multiplied in one pass over the file.
     """
     if isinstance(rows, Sharded):
         return block.map_examples(gradients, partial(_by_shards, compute), beside)
@@ -730,15 +721,14 @@ def _over_spans(
 ) -> tuple[PyTree, PyTree]:
     """Apply `compute(A_s, g_s, …)` to a block's spans s.
 
-    Its first results are summed, its second ones stacked.
-
-    An accelerator computes many spans at once, whose results are TOGETHER numbers or a few more; a CPU one after the other.
-    Of rows in a file one slab at a time is in memory; their spans are in the same order.
+    Its first results are summed, its second results are stacked. An accelerator computes many spans at once (about
+    TOGETHER numbers), a CPU one after the other. If rows are in a file, one slab of them at a time is in memory; the
+    order of the spans is the same.
     """
 
     def fold(total: PyTree, items: tuple[Array, ...]) -> tuple[PyTree, PyTree]:
         length = len(items[0])
-        group = min(length, _together(compute, items))
+        group = min(length, _spans_at_once(compute, items))
         if group == 1:
 
             def step(total: PyTree, item: tuple[Array, ...]) -> tuple[PyTree, PyTree]:
@@ -781,7 +771,7 @@ def _over_spans(
     return total, jax.tree.map(lambda *parts: jnp.concatenate(parts), stacked, last)
 
 
-def _together(compute: Callable[..., tuple[PyTree, PyTree]], items: tuple[Array, ...]) -> int:
+def _spans_at_once(compute: Callable[..., tuple[PyTree, PyTree]], items: tuple[Array, ...]) -> int:
     """Return the number of spans to compute at once, at least 1."""
     if jax.default_backend() == "cpu":  # one span's operands stay in its cache
         return 1
@@ -793,7 +783,7 @@ def _together(compute: Callable[..., tuple[PyTree, PyTree]], items: tuple[Array,
 def _gram_of(rows: dict[str, Sharded] | dict[str, DiskRows], dtype: jax.typing.DTypeLike) -> Wide:
     """Compute `AAᵀ` with every product and sum in float64.
 
-    Each device adds up its spans, then all add those sums.
+    Each device adds its spans, then the sums of all devices are added.
     """
 
     def total_of(rows: list[Rows]) -> Array:
@@ -828,13 +818,14 @@ def _by_shards(
 ) -> PyTree:
     """Return `compute(gradients, beside)`, summed over the devices' shares of parameters.
 
-    Every device computes the sums over its own parameters for the examples of all devices, one device's after the other
-    so that the numbers do not depend on which device an example is on; the parts are added in the order of the devices.
+    Every device computes the sums over its own parameters for the examples of all devices, one device after the other,
+    so that a result does not depend on the device of its example. The parts are added in the order of the devices.
 
     Args:
-        compute: From gradients, of this device's parameters, to arrays in float64 with a leading axis of examples.
-        gradients: Of some examples of this device, whole.
-        beside: What else belongs to these examples; arrays with the same leading axis.
+        compute: A function from gradients with respect to this device's parameters to arrays in float64, with a leading
+            axis of examples.
+        gradients: The whole gradients of some examples of this device.
+        beside: Further arrays of these examples, with the same leading axis.
 
     Returns:
         The sums, each a `Wide`.
@@ -857,7 +848,7 @@ def _by_shards(
 def _inner(
     rows: Rows, precise: bool, gradients: Float[Array, "some draws size"], _: None
 ) -> tuple[Float[Array, "some draws rows"], Float[Array, "some draws draws"]]:
-    """Compute `A g` and `⟨g_k, g_l⟩` of examples' gradients of one block, in float64."""
+    """Compute `A g` and `⟨g_k, g_l⟩` for examples' gradients of one block, in float64."""
     some, draws, size = gradients.shape
     kind = jnp.float64 if precise else gradients.dtype
 
@@ -876,9 +867,9 @@ def _inner(
 def _outside(
     rows: Rows, gradients: Float[Array, "some draws size"], coefficients: Wide
 ) -> Float[Array, "some draws draws"]:
-    """Compute `⟨v_k, v_l⟩`, `v = g − Aᵀc`, of some examples' gradients of one block, in float64."""
+    """Compute `⟨v_k, v_l⟩`, `v = g − Aᵀc`, for examples' gradients of one block, in float64."""
     some, draws, size = gradients.shape
-    c = _joined(coefficients).reshape(some * draws, -1)
+    c = _join(coefficients).reshape(some * draws, -1)
 
     def compute(a: Array, g: Array) -> tuple[Array, None]:
         v = (_double(g) - c @ _double(a)).reshape(some, draws, -1)
@@ -895,9 +886,9 @@ def _between(
     of_left: Wide,
     of_right: Wide,
 ) -> Wide:
-    """Compute `⟨v, v'⟩`, `v = g − Aᵀc`, between the gradients of one block of two batches."""
+    """Compute `⟨v, v'⟩`, `v = g − Aᵀc`, between two batches' gradients of one block."""
     with jax.enable_x64(True):
-        a, b = _joined(of_left), _joined(of_right)
+        a, b = _join(of_left), _join(of_right)
 
         def compute(part: Array, g: Array, h: Array) -> tuple[Array, None]:
             wide = _double(part)
@@ -908,7 +899,7 @@ def _between(
 
 
 def _each(state: GramState, damping: Float[Array, ""], own: _Own | None, count: int) -> Float[Array, " batch"]:
-    """Return λ of every example.
+    """Return the λ of every example.
 
     Without rows J, `(C_{−J} + λI)⁻¹ = (n − 1)/n (A_{−J}ᵀA_{−J} + λ(n − 1)/n I)⁻¹`.
     """
@@ -922,89 +913,91 @@ def _solve(
 ) -> _Solved:
     """Solve `(K + λI) c = k` in float64 by `c = V (μ + λ)⁻¹ Vᵀ k`.
 
-    c is returned as two numbers of the working type keep it, with the residual that this c leaves.
+    c is rounded to a sum of two numbers of the working type, and the residual is that of the rounded c.
 
     Args:
         state: The fitted state.
         along: k.
-        damping: λ of every example.
-        own: Rows that are left out of A, example by example.
+        damping: The λ of every example.
+        own: The rows that are left out of A for every example; None leaves none out.
     """
-    values, vectors, gram = map(_joined, (state.eigenvalues, state.eigenvectors, state.gram))
+    values, vectors, gram = map(_join, (state.eigenvalues, state.eigenvectors, state.gram))
     weights = 1 / (values[None] + damping[:, None])
     solution = jnp.einsum("bkr,br->bkr", along @ vectors, weights) @ vectors.T
     absent = None
     if own is not None:
 
         def less(item: tuple[Array, ...]) -> Array:
-            """Return `(K + λI)⁻¹k` without the rows and columns of one example."""
+            """Solve without the rows and columns of one example."""
             c, weight, places = item
             rows = vectors[places]
-            factor = jax.scipy.linalg.cho_factor(_scaled(rows, weight) @ rows.T, lower=True)
-            return c - _scaled(jax.scipy.linalg.cho_solve(factor, c[:, places].T).T @ rows, weight) @ vectors.T
+            factor = jax.scipy.linalg.cho_factor(_scale(rows, weight) @ rows.T, lower=True)
+            return c - _scale(jax.scipy.linalg.cho_solve(factor, c[:, places].T).T @ rows, weight) @ vectors.T
 
         absent = jnp.zeros(along[:, 0].shape, bool).at[jnp.arange(len(along))[:, None], own.places].set(True)
         absent = (absent & own.inside[:, None])[:, None]
         corrected = jax.lax.map(less, (solution, weights, own.places))
         solution = jnp.where(own.inside[:, None, None], jnp.where(absent, 0.0, corrected), solution)
         along = jnp.where(absent, 0.0, along)
-    coefficients = _joined(_split(solution, state.gram.high.dtype))
+    coefficients = _join(_split(solution, state.gram.high.dtype))
     residual = along - coefficients @ gram - damping[:, None, None] * coefficients
     return _Solved(along, coefficients, residual if absent is None else jnp.where(absent, 0.0, residual))
 
 
 def _sizes(state: GramState, solved: _Solved, gradient: Float[Array, "*n"], error: float) -> _Sizes:
-    """Return norms, with the rounding of k in that of the residual."""
-    lengths = jnp.sqrt(jnp.diagonal(_joined(state.gram)))
+    """Compute the norms; that of the residual includes the rounding of k."""
+    lengths = jnp.sqrt(jnp.diagonal(_join(state.gram)))
     weight = jnp.abs(solved.coefficients) @ lengths
     trace = jnp.sqrt(jnp.sum(lengths**2))
-    rounded = trace * (error * gradient + (state.unexact + 4 * len(lengths) * _UNIT) * weight)
+    rounded = trace * (error * gradient + (state.gram_error + 4 * len(lengths) * _UNIT) * weight)
     return _Sizes(gradient, weight, jnp.linalg.norm(solved.residual, axis=-1) + rounded)
 
 
-def _of_solve(state: GramState, residual: Float[Array, "batch draws"], damping: Float[Array, " batch"]) -> Array:
+def _bound_solve(state: GramState, residual: Float[Array, "batch draws"], damping: Float[Array, " batch"]) -> Array:
     """Bound `ρᵀ(K + λI)⁻¹ρ'` for all pairs of draws.
 
-    K without some rows has no smaller eigenvalue, so the bound holds for it too.
+    The bound holds for K without some rows too, because its smallest eigenvalue is not smaller.
     """
     return _pairs(residual, residual) / (_least(state) + damping)[:, None, None]
 
 
 def _least(state: GramState) -> Float[Array, ""]:
     """Bound the smallest eigenvalue of K from below."""
-    return jnp.maximum(_joined(state.eigenvalues)[0] - _slack(state), 0.0)
+    return jnp.maximum(_join(state.eigenvalues)[0] - _slack(state), 0.0)
 
 
 def _slack(state: GramState) -> Float[Array, ""]:
     """Bound the error of an eigenvalue of K."""
-    return 16 * len(state.gram.high) * (_UNIT + state.unexact) * _top(state)
+    return 16 * len(state.gram.high) * (_UNIT + state.gram_error) * _top(state)
 
 
 def _top(state: GramState) -> Float[Array, ""]:
     """Bound the largest eigenvalue of K from above."""
-    return jnp.trace(_joined(state.gram))
+    return jnp.trace(_join(state.gram))
 
 
-def _judged(values: Array, rounding: Array, solved: _Solved, residual: Array, dtype: jax.typing.DTypeLike) -> _Judged:
-    return _Judged(*(_split(each, dtype) for each in (values, rounding, solved.coefficients, residual)))
+def _pack_forms(
+    values: Array, rounding: Array, solved: _Solved, residual: Array, dtype: jax.typing.DTypeLike
+) -> _ScaledForms:
+    return _ScaledForms(*(_split(each, dtype) for each in (values, rounding, solved.coefficients, residual)))
 
 
-def _assessed(state: GramState, judged: _Judged, damping: Float[Array, ""], own: _Own | None) -> Assessed:
-    """Return forms with everything that is known of them."""
+def _assess_forms(state: GramState, scaled: _ScaledForms, damping: Float[Array, ""], own: _Own | None) -> Assessed:
+    """Assess forms: convert them, and bound their errors."""
     dtype, eps = damping.dtype, float(jnp.finfo(damping.dtype).eps)
     with jax.enable_x64(True):
-        value, forms = _double(damping), _joined(judged.values) / _double(damping)
-        rounding = _joined(judged.rounding) / value
+        value, forms = _double(damping), _join(scaled.values) / _double(damping)
+        rounding = _join(scaled.rounding) / value
         each = _each(state, value, own, len(forms))
         if own is not None:
-            rounding = rounding + 4 * _UNIT * jnp.abs(forms)  # λ(n − 1)/n is rounded itself
+            rounding = rounding + 4 * _UNIT * jnp.abs(forms)  # λ(n − 1)/n is rounded too
         if state.lost is not None:
-            rounding = rounding + (each / value)[:, None, None] * _of_storage(state, judged, each)
-        values = _narrowed(forms, dtype)
-        bound = _narrowed((rounding + eps * jnp.abs(forms)) * (1 + 2 * eps), dtype)
-        left_out = None if state.parts == 1 else _narrowed(_left_out(state, judged, value, state.parts), dtype)
-        # Without its first half the set is its second.
-        halves = None if state.units % 2 else _narrowed(_left_out(state, judged, value, 2)[::-1], dtype)
+            rounding = rounding + (each / value)[:, None, None] * _bound_storage(state, scaled, each)
+        values = _narrow(forms, dtype)
+        bound = _narrow((rounding + eps * jnp.abs(forms)) * (1 + 2 * eps), dtype)
+        left_out = None if state.parts == 1 else _narrow(_leave_parts_out(state, scaled, value, state.parts), dtype)
+        # The set without its first half is its second half.
+        halves = None if state.units % 2 else _narrow(_leave_parts_out(state, scaled, value, 2)[::-1], dtype)
         if own is not None:
             left_out, halves = (
                 None if part is None else jnp.where(own.inside[None, :, None, None], jnp.nan, part)
@@ -1013,48 +1006,48 @@ def _assessed(state: GramState, judged: _Judged, damping: Float[Array, ""], own:
     return Assessed(Form(values, jnp.zeros(values.shape[0], dtype)), bound, left_out, halves)
 
 
-def _of_storage(
-    state: GramState, judged: _Judged, damping: Float[Array, " batch"]
+def _bound_storage(
+    state: GramState, scaled: _ScaledForms, damping: Float[Array, " batch"]
 ) -> Float[Array, "batch draws draws"]:
-    """Bound what rounding the rows to bfloat16 changes in the forms.
+    """Bound the change of the forms by rounding the rows to bfloat16.
 
-    With Â the rows kept, `A = Â + E`, `x̂ = (ÂᵀÂ + λI)⁻¹g` and `ĉ = Âx̂`, the forms differ by `x̂ᵀΔx̂' − x̂ᵀΔ(C + λI)⁻¹Δx̂'`,
+    With Â the stored rows, `A = Â + E`, `x̂ = (ÂᵀÂ + λI)⁻¹g` and `ĉ = Âx̂`, the forms differ by `x̂ᵀΔx̂' − x̂ᵀΔ(C + λI)⁻¹Δx̂'`,
     `Δ = C − Ĉ = ÂᵀE + EᵀÂ + EᵀE = AᵀE + EᵀÂ`, and ‖(C + λI)^{-½}Aᵀ‖ ≤ 1.
     """
     assert state.lost is not None
-    c, lost = _joined(judged.coefficients), _double(state.lost)
+    c, lost = _join(scaled.coefficients), _double(state.lost)
     lengths = jnp.sqrt(jnp.diagonal(lost))
-    inexact = 2.0**-7 * (jnp.abs(c) @ lengths)  # E itself is kept in bfloat16
+    inexact = 2.0**-7 * (jnp.abs(c) @ lengths)  # E itself is stored in bfloat16
     most = jnp.sqrt(jnp.max(jnp.sum(jnp.abs(lost), axis=1))) + 2.0**-7 * jnp.sqrt(jnp.sum(lengths**2))  # ≥ ‖E‖
-    off = _joined(judged.residual) / (_least(state) + damping)[:, None]
+    off = _join(scaled.residual) / (_least(state) + damping)[:, None]
     pulled = jnp.sqrt(jnp.maximum(jnp.einsum("bkr,rs,bks->bk", c, lost, c), 0.0)) + inexact + most * off
-    highest = jnp.einsum("bkk->bk", _joined(judged.values) + _joined(judged.rounding)) / damping[:, None]
+    highest = jnp.einsum("bkk->bk", _join(scaled.values) + _join(scaled.rounding)) / damping[:, None]
     reach = jnp.sqrt(jnp.maximum(highest, 0.0) / damping[:, None])
     second = most * reach + pulled / jnp.sqrt(damping)[:, None]
     first = _pairs(pulled, reach) + _pairs(reach, pulled) + most**2 * _pairs(reach, reach)
     return first + _pairs(second, second)
 
 
-def _left_out(
-    state: GramState, judged: _Judged, damping: Float[Array, ""], parts: int
+def _leave_parts_out(
+    state: GramState, scaled: _ScaledForms, damping: Float[Array, ""], parts: int
 ) -> Float[Array, "parts batch draws draws"]:
     """Compute forms without each part of the curvature set, in float64.
 
-    Without a part J of the rows C is `f A_{−J}ᵀA_{−J}`, f = parts / (parts − 1). With `M = (K + (λ/f) I)⁻¹` the form is
+    Without a part J of the rows, C is `f A_{−J}ᵀA_{−J}` with f = parts / (parts − 1). With `M = (K + (λ/f) I)⁻¹` the form is
     `(⟨g, g'⟩ − kᵀMk' + (Mk)_Jᵀ (M_JJ)⁻¹ (Mk')_J) / λ` (Schur complement): only its last term depends on J.
     """
-    values, vectors, gram = map(_joined, (state.eigenvalues, state.eigenvectors, state.gram))
-    c, less = _joined(judged.coefficients), damping * (parts - 1) / parts
+    values, vectors, gram = map(_join, (state.eigenvalues, state.eigenvectors, state.gram))
+    c, less = _join(scaled.coefficients), damping * (parts - 1) / parts
     turned = (c @ gram + damping * c) @ vectors
     weights = 1 / (values + less)
-    rest = _joined(judged.values) - jnp.einsum(
+    rest = _join(scaled.values) - jnp.einsum(
         "bkr,r,blr->bkl", turned, (damping - less) * weights / (values + damping), turned
     )
-    solved = _scaled(turned, weights) @ vectors.T
+    solved = _scale(turned, weights) @ vectors.T
 
     def of_part(part: tuple[Array, Array]) -> Float[Array, "batch draws draws"]:
         own, places = part
-        factor = jnp.linalg.cholesky(_scaled(own, weights) @ own.T)
+        factor = jnp.linalg.cholesky(_scale(own, weights) @ own.T)
         chosen = solved[..., places]
         back = jax.scipy.linalg.solve_triangular(factor, chosen.reshape(-1, len(places)).T, lower=True).T
         back = back.reshape(chosen.shape)
@@ -1069,16 +1062,16 @@ def _pairs(left: Float[Array, "batch draws"], right: Float[Array, "batch draws"]
 
 
 def _squares(between: Float[Array, "batch draws draws"]) -> Float[Array, "batch draws"]:
-    """Return norms from inner products."""
+    """Compute norms from inner products."""
     return jnp.sqrt(jnp.maximum(jnp.einsum("bkk->bk", between), 0.0))
 
 
-def _scaled(vectors: Float[Array, "*n rows"], weights: Float[Array, " rows"]) -> Float[Array, "*n rows"]:
+def _scale(vectors: Float[Array, "*n rows"], weights: Float[Array, " rows"]) -> Float[Array, "*n rows"]:
     """Multiply every vector by the weights, entry by entry."""
     return jnp.einsum("...r,r->...r", vectors, weights)
 
 
-def _narrowed(array: Array, dtype: jax.typing.DTypeLike) -> Array:
+def _narrow(array: Array, dtype: jax.typing.DTypeLike) -> Array:
     return jax.lax.convert_element_type(array, dtype)
 
 
@@ -1092,8 +1085,8 @@ def _split(array: Array, dtype: jax.typing.DTypeLike) -> Wide:
 
 
 def _total(pairs: Iterable[Wide]) -> Array:
-    return functools.reduce(jnp.add, map(_joined, pairs))
+    return functools.reduce(jnp.add, map(_join, pairs))
 
 
-def _joined(pair: Wide) -> Array:
+def _join(pair: Wide) -> Array:
     return _double(pair.high) + _double(pair.low)

@@ -66,7 +66,7 @@ def gradient_lengths(measurement: Objective, gradients: ExampleGradients, roundi
         rounding: k.
 
     Raises:
-        TypeError: If the objective is no measurement.
+        TypeError: If the objective is not a measurement.
     """
     loss, network = measurement.loss, gradients.network
     if not isinstance(loss, Measurement):
@@ -101,7 +101,7 @@ def row_doubt(problem: Problem, samples: int | None, blocks: cut.Blocks, roundin
     directions, over the whole curvature set.
 
     Args:
-        problem: The problem; its curvature is no Hessian.
+        problem: The problem; its curvature is not a Hessian.
         samples: Draws of a `ggn` for each example; None for every output.
         blocks: The blocks.
         rounding: k.

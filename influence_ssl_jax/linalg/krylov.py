@@ -287,7 +287,7 @@ def block_cg(
     """
     target = tolerance * jnp.linalg.norm(right, axis=1)
 
-    def unsolved(iterate: _Iterate) -> Array:
+    def is_unsolved(iterate: _Iterate) -> Array:
         return jnp.any(jnp.linalg.norm(iterate.lengths, axis=1) > target) & (iterate.iterations < iterations)
 
     def step(iterate: _Iterate) -> _Iterate:
@@ -309,7 +309,7 @@ def block_cg(
     lengths, basis = _factorise(right)
     directions = precondition(basis)
     begin = _Iterate(jnp.zeros_like(right), lengths, basis, basis @ directions.T, directions, jnp.zeros((), int))
-    last = jax.lax.while_loop(unsolved, step, begin)
+    last = jax.lax.while_loop(is_unsolved, step, begin)
     return Solutions(last.solutions, right - products(last.solutions), last.iterations)
 
 

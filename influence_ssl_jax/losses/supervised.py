@@ -34,7 +34,7 @@ class Supervised(Loss):
     def outputs(self, embeddings: Embeddings) -> Float[Array, "batch classes"]:
         """Compute the margins `z_c − z_label`, [batch, classes].
 
-        A label that is no class, such as that of padding, gives NaN.
+        A label that is not a class, such as that of padding, gives NaN.
 
         Raises:
             ValueError: If labels are missing, or there is more than one view.

@@ -218,7 +218,7 @@ def split(tree: PyTree, mesh: Mesh) -> PyTree:
         ValueError: If the devices of this process would have different numbers of rows, or are not next to each other.
     """
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
-    mine = owned(mesh)
+    mine = own_positions(mesh)
     uneven = {leaf.shape[0] for leaf in jax.tree.leaves(tree) if leaf.shape[0] % len(mine)}
     if uneven:
         raise ValueError(
@@ -227,7 +227,7 @@ def split(tree: PyTree, mesh: Mesh) -> PyTree:
     return _through_key_data(tree, lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)))
 
 
-def replicated(tree: PyTree, mesh: Mesh) -> PyTree:
+def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """Return a tree that all processes hold, whole on every device.
 
     The devices are those of the mesh; `Sharded` arrays of the tree are split.
@@ -238,7 +238,7 @@ def replicated(tree: PyTree, mesh: Mesh) -> PyTree:
         return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
 
     def one(node: PyTree) -> PyTree:
-        return _sharded(node, mesh) if is_sharded(node) else _through_key_data(node, whole)
+        return _shard(node, mesh) if is_sharded(node) else _through_key_data(node, whole)
 
     return jax.tree.map(one, tree, is_leaf=is_sharded)
 
@@ -254,12 +254,12 @@ def everywhere(tree: PyTree, mesh: Mesh, local: Mesh) -> PyTree:
         [None if is_sharded(node) else node for node in nodes]
     )
     if mesh != local:
-        plain = replicated(jax.tree.map(lambda leaf: leaf.addressable_data(0), plain), local)
-    arrays = [_gathered(node, mesh, local) if is_sharded(node) else plain[i] for i, node in enumerate(nodes)]
+        plain = replicate(jax.tree.map(lambda leaf: leaf.addressable_data(0), plain), local)
+    arrays = [_gather(node, mesh, local) if is_sharded(node) else plain[i] for i, node in enumerate(nodes)]
     return jax.tree.unflatten(structure, arrays)
 
 
-def undivided(tree: PyTree) -> PyTree:
+def gather_on_host(tree: PyTree) -> PyTree:
     """Join this process's `Sharded` arrays, without zeros, in the host's memory."""
 
     def one(node: PyTree) -> PyTree:
@@ -270,7 +270,7 @@ def undivided(tree: PyTree) -> PyTree:
     return jax.tree.map(one, tree, is_leaf=is_sharded)
 
 
-def _sharded(node: Sharded, mesh: Mesh) -> Sharded:
+def _shard(node: Sharded, mesh: Mesh) -> Sharded:
     """Split a `Sharded` array, whole in every process, over a mesh."""
     whole = np.asarray(node.array)[: node.length]
     length = padded_length(node.length, mesh.size)
@@ -285,7 +285,7 @@ def _sharded(node: Sharded, mesh: Mesh) -> Sharded:
     return dataclasses.replace(node, array=array)
 
 
-def _gathered(node: Sharded, mesh: Mesh, local: Mesh) -> Sharded:
+def _gather(node: Sharded, mesh: Mesh, local: Mesh) -> Sharded:
     """Gather all processes' `Sharded` array, split over the devices of each.
 
     Raises:
@@ -321,13 +321,13 @@ def batches_of(mesh: Mesh) -> Callable[[int], range]:
     """
 
     def part(count: int) -> range:
-        each, mine = -(-count // mesh.size), owned(mesh)
+        each, mine = -(-count // mesh.size), own_positions(mesh)
         return range(each * mine.start, each * mine.stop)
 
     return part
 
 
-def owned(mesh: Mesh) -> range:
+def own_positions(mesh: Mesh) -> range:
     """Return the positions of this process's devices in the mesh.
 
     Raises:

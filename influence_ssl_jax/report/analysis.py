@@ -273,7 +273,7 @@ def breakdown(run: ScoredRun, tail: int, resamples: int) -> list[Categories | Qu
 
 def _attribute(run: ScoredRun, name: str, tail: int, resamples: int) -> Categories | Quantity | Names:
     """Analyse one attribute."""
-    column, rows = run.table[name], run.ranked()
+    column, rows = run.table[name], run.ranking()
     values = [str(value) if value is not None else "(none)" for value in column.to_pylist()]
     distinct = len(set(values))
     number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)

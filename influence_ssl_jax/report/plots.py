@@ -25,7 +25,7 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text, so that it scales, can be selected, and is read aloud
     "font.family": "sans-serif",
     "font.size": 10.5,
-    "text.parse_math": False,  # a dollar sign in a file name is no formula
+    "text.parse_math": False,  # a dollar sign in a file name does not begin a formula
     "text.color": INK,
     "axes.edgecolor": LINE,
     "axes.labelcolor": MUTED,
@@ -107,7 +107,7 @@ def is_wide(values: Float[np.ndarray, " examples"]) -> bool:
 
 def distribution(run: ScoredRun, tail: int) -> Markup:
     """Draw a histogram of the scores, with the tails in their colours."""
-    values = run.score[run.ranked()]
+    values = run.score[run.ranking()]
     wide = is_wide(values)
     edges = np.histogram_bin_edges(np.log10(values) if wide else values, bins=min(60, max(8, len(values) // 12)))
     if wide:
@@ -127,7 +127,7 @@ def uncertainty(run: ScoredRun) -> Markup | None:
 
     It is None if there are no errors.
     """
-    rows = run.ranked()
+    rows = run.ranking()
     if "score_se" not in run.table.column_names or not np.isfinite(run.numbers("score_se")[rows]).any():
         return None
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, 160).astype(int))]

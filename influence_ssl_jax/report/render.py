@@ -78,7 +78,7 @@ def render(
 
 def _contents(run: ScoredRun, images: Images | None, why: str, extent: Extent) -> dict[str, Any]:
     """Return everything that the template shows."""
-    rows, tail = run.ranked(), run.tail(extent.tail)
+    rows, tail = run.ranking(), run.tail(extent.tail)
     resamples = limit_resamples(extent.resamples, len(rows))
     comparisons, attributes = compare(run, resamples), breakdown(run, tail, resamples)
     telling = [item.name for item in attributes if not isinstance(item, Names)]
@@ -96,7 +96,7 @@ def _contents(run: ScoredRun, images: Images | None, why: str, extent: Extent) -
         "scored": len(rows),
         "distribution": plots.distribution(run, tail) if len(rows) else None,
         "inside": _inside(run),
-        "searched": _searched(run),
+        "searched": _count_searched(run),
         "uncertainty": plots.uncertainty(run) if len(rows) else None,
         "comparisons": [(comparison, plots.scatter(run, comparison)) for comparison in comparisons],
         "closest": max(comparisons, key=lambda c: abs(c.spearman.value), default=None),
@@ -143,7 +143,7 @@ def _planted_counts(run: ScoredRun, *ends: int) -> list[dict[str, Any]]:
         run: The scores.
         *ends: Numbers of highest, and of lowest, scores.
     """
-    rows = run.ranked()
+    rows = run.ranking()
     counts = []
     for kind in kinds(run):
         is_kind = members(run, kind)[rows]
@@ -170,7 +170,7 @@ def _inside(run: ScoredRun) -> dict[str, Any] | None:
     }
 
 
-def _searched(run: ScoredRun) -> dict[str, int] | None:
+def _count_searched(run: ScoredRun) -> dict[str, int] | None:
     """Return among how many images nearest neighbours were searched.
 
     It is None if among all images.

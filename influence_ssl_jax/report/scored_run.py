@@ -100,7 +100,7 @@ class ScoredFile:
             for batch in file.iter_batches(WINDOW, columns=None if columns is None else list(columns)):
                 yield pa.Table.from_batches([batch])
 
-    def taken(self, rows: Int[np.ndarray, " some"], columns: Sequence[str] | None = None) -> pa.Table:
+    def read_rows(self, rows: Int[np.ndarray, " some"], columns: Sequence[str] | None = None) -> pa.Table:
         """Return some rows in the given order."""
         order, taken, start = np.argsort(rows, kind="stable"), [], 0
         wanted = np.asarray(rows)[order]
@@ -234,7 +234,7 @@ class ScoredRun:
         if file.rows <= most:
             return cls.load(folder)
         drawn = randomness.generator(0, Stream.REPORTED).choice(file.rows, most, replace=False, shuffle=False)
-        sampled = file.taken(np.sort(drawn))
+        sampled = file.read_rows(np.sort(drawn))
         ends: list[pa.Table] = [sampled.slice(0, 0), sampled.slice(0, 0)]
         inside = [np.zeros(0)]
         for table in file.batches():
@@ -256,7 +256,7 @@ class ScoredRun:
         """Return the given number of highest and of lowest scored rows."""
         if self.large is not None:
             return self.large.highest.slice(0, images), self.large.lowest.slice(0, images)
-        rows = self.ranked()
+        rows = self.ranking()
         return self.table.take(rows[:images]), self.table.take(rows[::-1][:images])
 
     def remarks(self) -> Remarks:
@@ -284,7 +284,7 @@ class ScoredRun:
         present = [name for name in BASELINES if name in self.table.column_names]
         return tuple(name for name in present if np.isfinite(self.numbers(name)).any())
 
-    def ranked(self) -> Int[np.ndarray, " scored"]:
+    def ranking(self) -> Int[np.ndarray, " scored"]:
         """Return the rows with finite scores, highest first, ties by index."""
         score = np.where(np.isfinite(self.score), self.score, -np.inf)
         return np.argsort(-score, kind="stable")[: int(np.isfinite(self.score).sum())]

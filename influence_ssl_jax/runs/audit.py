@@ -38,7 +38,7 @@ from influence_ssl_jax.provenance import command
 from influence_ssl_jax.report.audited import AUDIT
 from influence_ssl_jax.report.backends import as_json
 from influence_ssl_jax.report.scored_run import ScoredFile, ScoredRun
-from influence_ssl_jax.run_log import Pace, RunLog, Watch, watched
+from influence_ssl_jax.run_log import Pace, RunLog, Watch, watch_stage
 from influence_ssl_jax.runs.changed_images import (
     digest_of_contents,
     image_columns,
@@ -99,7 +99,7 @@ def certify_missing(
     wide = jax.enable_x64(True) if settings.precision == "float64" else contextlib.nullcontext()
     with RunLog(folder) as log, wide:
         advice = (
-            f"Repeat the audit with the settings that it had, or delete {folder}: the scores stay, and it starts anew."
+            f"Repeat the audit with its earlier settings, or delete {folder}: the scores stay, the audit starts again."
         )
         owner = claim(folder, _identity(settings, scored), find_owners(folder / "parts"), advice)
         manifest = Manifest.load(folder / "parts", fingerprint(owner))
@@ -125,7 +125,7 @@ def certify_missing(
             _announce(settings, problem, run, len(chosen), resumed, recomputed, progress)
             todo = _unfinished_batches(chosen, there, settings.audit.batch_size)
             arguments = (problem, prepared.source, prepared.transform, todo, damping, run.scoring)
-            with watched(progress, log, "certifying", Pace(len(chosen), resumed)) as watch:
+            with watch_stage(progress, log, "certifying", Pace(len(chosen), resumed)) as watch:
                 log.beat("certifying", total=len(chosen), done=resumed)
                 for part in certify_examples(*arguments, settings.audit, prepared.measurement, shared):
                     _write_part(part, manifest, log, watch)
@@ -182,7 +182,8 @@ def _announce(
     if settings.audit.by == "rows":
         how = f"from the gradients of {images:,} curvature images of {parameters:,} parameters"
     else:
-        how = f"at most {settings.audit.steps} products with C over {images:,} images and {parameters:,} parameters a draw"
+        size_of_product = f"{images:,} images and {parameters:,} parameters"
+        how = f"at most {settings.audit.steps} products with C per draw, over {size_of_product}"
     text = f"{size - resumed} images, {draws} draws each, {how}, in {settings.precision}."
     progress(Note(text, "detail"))
 
@@ -294,8 +295,8 @@ def refuse_differences(scored: ScoredFile, now: Plain) -> None:
     listed = list_differences(before, json.loads(json.dumps(after)))
     if listed:
         raise InfluenceError(
-            f"The scores of {scored.folder} were made from something else than what is there now (then → now):\n{listed}\n"
-            "Restore it, or score again and then audit."
+            f"The scores of {scored.folder} were made from other inputs than those that are there now (then → now):\n"
+            f"{listed}\nRestore these inputs, or score again and then audit."
         )
 
 
@@ -366,7 +367,7 @@ def compare_with_bounds(scored: ScoredFile, table: pa.Table, calibration: Calibr
         The deviation of the score and of each baseline, by name.
     """
     rows, lower, upper = _columns(table)
-    audited = scored.taken(rows)
+    audited = scored.read_rows(rows)
     sampled = ScoredRun(scored.folder, audited, scored.record)
     known = ~np.isnan(resolved_scores(audited, scored.record))
     arguments = lower[known], upper[known], sampled.numbers("alignment_loss")[known], calibration
@@ -453,7 +454,7 @@ def calibrate(
     rows, lower, upper = _columns(table)
     try:
         tenths = quantiles(lambda: positive_scores(scored), SHARES)
-        audited = scored.taken(rows, _of_scores(scored))
+        audited = scored.read_rows(rows, _of_scores(scored))
         calibrated = calibration.fit(resolved_scores(audited, scored.record), lower, upper, tenths)
     except InfluenceError as error:
         (folder / CALIBRATED).unlink(missing_ok=True)  # a file of an earlier, larger sample would be taken for this one
@@ -487,7 +488,7 @@ def positive_scores(scored: ScoredFile) -> Iterator[Float[np.ndarray, " some"]]:
 
 
 class Ahead:
-    """Galerkin intervals in order of index, computed as they are asked for."""
+    """Galerkin intervals in order of index, computed when they are needed."""
 
     def __init__(self, tables: Iterable[pa.Table]) -> None:
         self._tables = iter(tables)

@@ -135,7 +135,7 @@ def refuse_rescored(
     Raises:
         DataError: An image has changed; the first ones are named.
     """
-    refuse_changed_rows(scored.taken(rows, image_columns(scored)), source, rows, known)
+    refuse_changed_rows(scored.read_rows(rows, image_columns(scored)), source, rows, known)
 
 
 def image_columns(scored: ScoredFile) -> list[str]:

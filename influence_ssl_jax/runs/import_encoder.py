@@ -101,4 +101,4 @@ def _json(path: Path) -> object:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InfluenceError(f"--notes {path} is no readable JSON file: {error}") from error
+        raise InfluenceError(f"--notes {path} is not a readable JSON file: {error}") from error

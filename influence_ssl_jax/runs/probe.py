@@ -191,7 +191,7 @@ def _embed(settings: ProbeRun, encoder: Encoder, source: OpenSource, name: str, 
     read: list[tuple[str, bytes]] = []
     skipped: list[Skipped] = []
 
-    def loaded() -> Iterator[Batch]:
+    def load() -> Iterator[Batch]:
         key = randomness.root(settings.linear.seed, Stream.PROBE_TEST)
         each: LoadedBatch
         for each in batches(source, encoder.input, settings.batch_size, key):
@@ -210,7 +210,7 @@ def _embed(settings: ProbeRun, encoder: Encoder, source: OpenSource, name: str, 
 
     progress(Started(stage, 0, len(source)))
     try:
-        labelled = embed_all(lambda batch: embed(encoder.params, encoder.frozen, batch), loaded())
+        labelled = embed_all(lambda batch: embed(encoder.params, encoder.frozen, batch), load())
     finally:
         progress(Ended(stage))
     if skipped:

@@ -127,7 +127,7 @@ class Run:
         Raises:
             InfluenceError: The encoder or the images differ from those that were scored, or are not given.
         """
-        with self._opened() as folder:
+        with self._open_folder() as folder:
             with _full_precision():
                 settings = AuditRun(folder, audit, precision, calibration)
                 record = audits.audit(settings, self._tell(progress), self.encoder, self.source)
@@ -152,13 +152,13 @@ class Run:
         """
         if out is None and self.folder is None:
             raise InfluenceError("These scores are in memory, without a folder. Name the page: run.report('x.html').")
-        with self._opened() as folder:
+        with self._open_folder() as folder:
             page = render(folder, None if out is None else Path(out), extent=extent, source=self.source)
         progress(Written("Report", page))
         return page
 
     @contextlib.contextmanager
-    def _opened(self) -> Iterator[Path]:
+    def _open_folder(self) -> Iterator[Path]:
         """Yield the folder, or a temporary one with the files in memory.
 
         The files of a temporary folder are read back before it is deleted.
@@ -231,7 +231,7 @@ def score(
         precision: The type in which layers compute.
         rescore_changed: Score images again if their bytes have changed.
         retry_skipped: Read the images again that could not be used before.
-        most_skipped: Largest share of skipped images that is no error.
+        most_skipped: Largest share of skipped images that is not an error.
         progress: Called at every stage and batch.
 
     Raises:

@@ -35,23 +35,23 @@ from influence_ssl_jax.parallel import (
     batches_of,
     first_only,
     gather,
+    gather_on_host,
     is_first,
     is_out_of_memory,
     local_devices,
     min_over_processes,
     own_part,
-    replicated,
+    replicate,
     split,
     start,
     sum_over_processes,
-    undivided,
 )
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.progress import Note, Progress, Together, Written, silent, stage
 from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.report.analysis import TRUTH
 from influence_ssl_jax.report.scored_run import SAMPLE
-from influence_ssl_jax.run_log import Pace, RunLog, watched
+from influence_ssl_jax.run_log import Pace, RunLog, watch_stage
 from influence_ssl_jax.runs.changed_images import (
     digests_as_text,
     fitted_images,
@@ -121,7 +121,7 @@ def write_parts(
         spent += time.monotonic() - began
         log.event("part", rows=sum(map(len, rows)), skipped=len(unusable), **pace.facts())
 
-    with watched(progress, log, "scoring", pace, log.of_others) as watch:
+    with watch_stage(progress, log, "scoring", pace, log.of_others) as watch:
         try:
             for batch in scored:
                 tables.append(batch.table)
@@ -183,7 +183,7 @@ def fit_scorer(
         else:
             log.beat("trying the batch size")
             scorer = choose_batch_size(scorer, scoring_mesh())
-        whole = undivided(state)
+        whole = gather_on_host(state)
         store.bind(f"{digest_of(whole)} in batches of {scorer.batch_size}")
         if notes is None:
             kept = {"batch_size": scorer.batch_size, "images": digests_as_text(used)}
@@ -263,7 +263,7 @@ def _fit_or_load(
         if loaded is None:
             raise StoreError(f"This process cannot read the fitted curvature in {store.folder}; is the folder shared?")
         state, notes = loaded
-        return (state if divided is None else replicated(state, local)), notes
+        return (state if divided is None else replicate(state, local)), notes
     return (fit_checked(problem, backend, seed) if divided is None else divided.fit(backend, seed, local)), None
 
 
@@ -283,7 +283,7 @@ def _fit_or_load_from_disk(
 
     Its notes come too, or None.
 
-    Rows that are missing or damaged are formed; a state that belongs to other rows is computed anew.
+    Rows that are missing or damaged are formed; a state that belongs to other rows is computed again.
     """
     owner, fit = fingerprint(store.identity), DiskFit(problem, backend, store.folder / ROWS)
     expected = fit.shapes()
@@ -306,7 +306,7 @@ def _place_for_scoring(problem: Problem) -> Problem:
     if all_devices().size == 1:
         return dataclasses.replace(problem, batches=first)
     place = local_devices()
-    params, frozen, batches = (replicated(tree, place) for tree in (problem.params, problem.frozen, first))
+    params, frozen, batches = (replicate(tree, place) for tree in (problem.params, problem.frozen, first))
     return dataclasses.replace(problem, params=params, frozen=frozen, batches=batches)
 
 
@@ -426,7 +426,7 @@ def split_runs(settings: ScoreRun) -> dict[str, ScoreRun]:
             )
         if name.casefold() in map(str.casefold, runs):
             raise InfluenceError(
-                f"Two encoders have the name {name}, by which the folders of their scores are told apart. Rename one of "
+                f"Two encoders have the name {name}, which is also the name of the folder of its scores. Rename one of "
                 "them, or score them by two commands."
             )
         runs[name] = dataclasses.replace(settings, encoder=encoder, out=settings.out / name, also=())
@@ -488,7 +488,7 @@ def score_together(settings: ScoreRun, progress: Progress) -> None:
                 place[name] = next(steps[name])
             except StopIteration:
                 place.pop(name, None)
-            except SkippedError as error:  # its table is written: the others go on
+            except SkippedError as error:  # its table is written; the other encoders continue
                 place.pop(name, None)
                 skipped.append(SkippedError(f"{name}: {error}"))
 
@@ -549,7 +549,7 @@ def share_of_waiting(seconds: float, total: float) -> float:
     """Return the largest share of time that a process waited for images.
 
     Args:
-        seconds: For which this process waited.
+        seconds: The seconds for which this process waited.
         total: Seconds that this process scored.
     """
     return max(float(each) for each in gather(repr(seconds / max(total, 1e-9))))
@@ -675,7 +675,7 @@ def curvature_set_agreement(store: ScoreStore) -> dict[str, Plain]:
     names = ["score", "score_first_half", "score_second_half", "score_se_curvature"]
     if not set(names) <= set(store.columns()):
         return {}
-    table = _sampled(store, names)
+    table = _sample_rows(store, names)
     score, first, second, error = (table[name].to_numpy() for name in names)
     known = int((np.isfinite(score) & np.isfinite(first) & np.isfinite(second)).sum())
     if not known:
@@ -695,7 +695,7 @@ def curvature_set_agreement(store: ScoreStore) -> dict[str, Plain]:
     }
 
 
-def _sampled(store: ScoreStore, columns: list[str]) -> pa.Table:
+def _sample_rows(store: ScoreStore, columns: list[str]) -> pa.Table:
     """Return some columns of all scored rows, or of a sample.
 
     The sample is random and has SAMPLE rows.

@@ -196,7 +196,7 @@ class ScoreRun:
     most_skipped: float = 0.1
 
     def __post_init__(self) -> None:
-        """Refuse a share that is none."""
+        """Refuse a share outside 0 to 1."""
         if not 0 <= self.most_skipped <= 1:
             raise ValueError(f"most_skipped is a share of the images, 0 to 1, got {self.most_skipped}.")
 
@@ -217,7 +217,7 @@ class CompareRun:
 
     Exact scores come from the dense matrix of up to 3,000 parameters; at any size from the outer products of a Fisher
     (--curvature.kind fisher --curvature.examples 64 --curvature.samples 16: at most 4,096 products of examples and
-    samples); and otherwise from Lanczos quadrature, some 20 to 100 products with C for each image and draw.
+    samples); and otherwise from Lanczos quadrature, about 20 to 100 products with C for each image and draw.
 
     Attributes:
         encoder: A folder of `pretrain` or `import`, a file of weights, or package.module:function (returns an Encoder);

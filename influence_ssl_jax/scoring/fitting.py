@@ -17,7 +17,7 @@ from influence_ssl_jax.curvature.gradients import check_gradients
 from influence_ssl_jax.ihvp.backend import Backend
 from influence_ssl_jax.ihvp.disk import DiskRows
 from influence_ssl_jax.ihvp.gram import Gram
-from influence_ssl_jax.parallel import everywhere, is_sharded, replicated, split
+from influence_ssl_jax.parallel import everywhere, is_sharded, replicate, split
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.types import PyTree
@@ -172,8 +172,8 @@ class SplitProblem:
         self._mine = problem
         self.problem = dataclasses.replace(
             problem,
-            params=replicated(problem.params, mesh),
-            frozen=replicated(problem.frozen, mesh),
+            params=replicate(problem.params, mesh),
+            frozen=replicate(problem.frozen, mesh),
             batches=split(problem.batches, mesh),
         )
         count = jax.jit(lambda index: jnp.sum(jnp.any(index >= 0, axis=1)))(self.problem.batches.index)

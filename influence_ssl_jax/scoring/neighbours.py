@@ -95,7 +95,7 @@ def stream_neighbours(
 
     The distance is zero for a duplicate. If there are more than R = min(max_reference, max_pairs / n) of n examples, the
     neighbours are searched among a random subset of size R (`reference_size`), and distances are larger. An embedding
-    that is zero or not finite has no direction: its distance is NaN, and it is no neighbour of others. Without enough
+    that is zero or not finite has no direction: its distance is NaN, and it is not a neighbour of others. Without enough
     other examples all distances are NaN. Memory: R embeddings, QUERIES × R similarities, and one chunk.
 
     Args:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
 from influence_ssl_jax.data.examples import OpenSource, Skipped
-from influence_ssl_jax.data.loader import LoadedBatch, Reading, batches, timed
+from influence_ssl_jax.data.loader import LoadedBatch, Reading, batches, time_waiting
 from influence_ssl_jax.data.to_input import ToInput
 from influence_ssl_jax.errors import DataError
 from influence_ssl_jax.ihvp.backend import Backend
@@ -155,7 +155,7 @@ def stream(
     key = scorer.settings.key
     place = jax.device_put if mesh is None else partial(split, mesh=mesh)
     pending: deque[tuple[LoadedBatch, Columns]] = deque()
-    for loaded in timed(batches(source, transform, size * devices, key, order, place=place, read=read), spent):
+    for loaded in time_waiting(batches(source, transform, size * devices, key, order, place=place, read=read), spent):
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             pending.append((loaded, scorer(loaded.batch)))
         if len(pending) > IN_FLIGHT:

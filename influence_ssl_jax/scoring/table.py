@@ -20,7 +20,7 @@ MEASUREMENTS = ("score", "score_se", *BASELINES)
 LIGHT = ("brightness", "contrast")
 """Mean and standard deviation of the luminance, with which faces or photographs are compared."""
 NEAREST = "nearest_index"
-"""The index of the example with the nearest embedding, or null: `knn_distance` away if one neighbour is asked for."""
+"""The index of the example with the nearest embedding, or null: `knn_distance` away if one neighbour is requested."""
 CONTENT = "content"
 """The column of digests: 16 bytes of BLAKE2b of what an image was read from (`data.examples.content_digest`), or null."""
 COLUMNS = ("index", "id", *MEASUREMENTS, *LIGHT, NEAREST, "reason", CONTENT)
@@ -63,7 +63,7 @@ def assemble_table(
     Args:
         scored: The scored rows.
         skipped: The skipped examples (`skipped_table`).
-        extra: Further columns of the scored rows, by name; a negative integer is no number.
+        extra: Further columns of the scored rows, by name; a negative integer becomes null.
         attributes: Attributes of all examples of the source, or None.
     """
     for name, values in extra.items():

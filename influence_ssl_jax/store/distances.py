@@ -1,6 +1,6 @@
 """Keep nearest neighbours in a file.
 
-It serves while a table is written, and after embeddings are deleted.
+The file is used while a table is written, and after embeddings are deleted.
 """
 
 import dataclasses

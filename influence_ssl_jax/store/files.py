@@ -103,7 +103,7 @@ def write_sealed(path: Path, content: Mapping[str, Plain], indent: int | None = 
     Args:
         path: The file.
         content: Plain JSON, without the key `sum`.
-        indent: Of the text.
+        indent: Indentation of the text.
 
     Raises:
         FullDiskError: The disk is full.
@@ -147,7 +147,7 @@ def read_object(path: Path) -> dict[str, Plain]:
         ValueError,
         RecursionError,
     ) as error:  # RecursionError: nested more deeply than anything that is written here
-        raise DamagedError(f"{path} is damaged: it is no JSON ({error}).") from error
+        raise DamagedError(f"{path} is damaged: it is not JSON ({error}).") from error
     if not isinstance(content, dict):
         raise DamagedError(f"{path} is damaged: it holds {type(content).__name__}, not an object.")
     return content

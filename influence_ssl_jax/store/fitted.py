@@ -88,7 +88,7 @@ def load_fitted(
         return None
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
         arrays = [archive[name] for name in sorted(archive.files)]
-    state = jax.tree.unflatten(structure, [_restored(*each, place) for each in zip(arrays, leaves, strict=True)])
+    state = jax.tree.unflatten(structure, [_restore(*each, place) for each in zip(arrays, leaves, strict=True)])
     return state, described["notes"]
 
 
@@ -111,7 +111,7 @@ def _words(leaf: jax.Array) -> np.ndarray:
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
-def _restored(
+def _restore(
     array: np.ndarray, like: jax.ShapeDtypeStruct, place: Callable[[np.ndarray], jax.Array | np.ndarray]
 ) -> jax.Array | np.ndarray:
     """Return an array, or a PRNG key, of the expected type.

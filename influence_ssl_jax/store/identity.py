@@ -11,7 +11,7 @@ from influence_ssl_jax.parallel import gather
 from influence_ssl_jax.store.files import LOCK, TEMPORARY, DamagedError, read_sealed, write_sealed
 
 IDENTITY = "identity.json"
-ADVICE = "Choose another folder, or delete this one to start anew."
+ADVICE = "Choose another folder, or delete this one to start again."
 SHOWN = 20
 """How many differences a message lists."""
 MEANING = {

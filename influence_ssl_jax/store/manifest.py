@@ -85,7 +85,7 @@ class Manifest:
             StoreError: Parts of another run are in the list.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        parts = _listed(folder / LIST)
+        parts = _read_list(folder / LIST)
         foreign = [part for part in parts if part.owner != owner]
         if foreign:
             raise StoreError(
@@ -147,7 +147,7 @@ class Manifest:
                 new.append((part, self.read(part).filter(kept)))
         before, first = sum(part.rows for part in self.parts), self._next()
         for number, (part, table) in enumerate(new, first):
-            sound.append(self._written(number, part.kind, table, part.seconds, part.fitted))
+            sound.append(self._write_part(number, part.kind, table, part.seconds, part.fitted))
         self.keep(sound)
         return before - sum(part.rows for part in sound)
 
@@ -172,7 +172,7 @@ class Manifest:
         Raises:
             FullDiskError: The disk is full.
         """
-        part = self._written(self._next(), kind, table, seconds, fitted)
+        part = self._write_part(self._next(), kind, table, seconds, fitted)
         append_line(self.folder / LIST, _line(part))
         self.parts.append(part)
 
@@ -180,7 +180,7 @@ class Manifest:
         """Return the number of the next file."""
         return 1 + max((int(part.name.split(".")[0]) for part in self.parts), default=-1)
 
-    def _written(self, number: int, kind: Kind, table: pa.Table, seconds: float, fitted: str) -> Part:
+    def _write_part(self, number: int, kind: Kind, table: pa.Table, seconds: float, fitted: str) -> Part:
         """Write a part's file, and return its entry for the list."""
         part = Part(
             name=f"{number:06d}.parquet",
@@ -226,7 +226,7 @@ class Manifest:
         if hashlib.sha256(content).hexdigest() != digest:
             raise StoreError(
                 f"{self.folder / name} has changed since it was written; run the same command again: "
-                f"its {part.rows} examples will be computed anew."
+                f"its {part.rows} examples will be computed again."
             )
         return content
 
@@ -300,7 +300,7 @@ def _sum(plain: dict) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _listed(path: Path) -> list[Part]:
+def _read_list(path: Path) -> list[Part]:
     """Read the parts of a list, without damaged lines.
 
     A damaged line is not what was written.
@@ -457,7 +457,7 @@ def find_owners(folder: Path) -> set[str]:
 
     Folders below it are searched too.
     """
-    return {part.owner for file in sorted(folder.rglob(LIST)) for part in _listed(file)}
+    return {part.owner for file in sorted(folder.rglob(LIST)) for part in _read_list(file)}
 
 
 def writers(folder: Path) -> list[Path]:

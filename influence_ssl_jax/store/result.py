@@ -66,8 +66,8 @@ def write_result(
     Args:
         folder: The folder of the run.
         parts: All rows.
-        schema: Of the scored rows.
-        attributes: Of the source, one row for every example.
+        schema: The schema of the scored rows.
+        attributes: The attributes of the source, one row for every example.
         extra: Further columns of scored examples.
         record: The first entries of `run.json`.
         further: Counts beside those of the table.
@@ -128,7 +128,9 @@ def read_record(folder: Path, record: str, keys: Collection[str] = ()) -> dict[s
     """
     content = read_sealed(folder / record)
     if not {FILES, *keys} <= content.keys():
-        raise DamagedError(f"{folder / record} is another file: it has not what a record of this name has.")
+        raise DamagedError(
+            f"{folder / record} is not a record of this kind: it lacks entries that every such record has."
+        )
     for name, digest in content[FILES].items():
         if file_digest(folder / name) != digest:
             raise DamagedError(f"{folder / name} is damaged, or is not the file that {record} was written for.")

@@ -218,9 +218,9 @@ class ScoreStore:
         others = {part.fitted for part in self._parts.all()} - {fitted}
         if others:
             raise StoreError(
-                f"{self.folder} holds scores of another fitted curvature, and this one, fitted anew, differs from it (it "
-                "may differ in rounding alone, on another number of devices or another machine). Run the command where "
-                "it ran before, or choose another folder."
+                f"{self.folder} holds scores of another fitted curvature, and the curvature of this run differs from it "
+                "(perhaps in rounding alone, on another number of devices or another machine). Run the command where it "
+                "ran before, or choose another folder."
             )
         self._fitted = fitted
 
@@ -316,7 +316,7 @@ class ScoreStore:
         if any(held.lost for held in self._held):
             raise StoreError(
                 f"Another run has taken {self.folder} while this process stood still for so long that it seemed to have "
-                "ended. What was written before is kept; the other run goes on from there."
+                "ended. What was written before is kept; the other run continues from there."
             )
 
     def _mine(self) -> Manifest:
@@ -380,7 +380,7 @@ class ScoreStore:
         """Write `scores.parquet` and `run.json`, and return the path of the table.
 
         Args:
-            attributes: Of the source, one row for every example, in order.
+            attributes: The attributes of the source, one row for every example, in order.
             extra: Further columns of scored examples.
             facts: Further entries of `run.json`.
 

@@ -74,7 +74,7 @@ class AtLeast:
 class Check:
     """A comparison on random instances.
 
-    A median or a mean is over 200 draws at least, however few are asked for: with fewer, it would pass or fail by
+    A median or a mean is over 200 draws at least, even if fewer are requested: with fewer, it would pass or fail by
     chance.
 
     Attributes:
@@ -90,7 +90,7 @@ class Check:
     most: int | None = None
 
     def draws(self, asked: int) -> int:
-        """Return the number of draws counted if `asked` are asked for."""
+        """Return the number of draws that are counted if `asked` are requested."""
         return min(max(asked, FEWEST[self.limit.statistic]), self.most or asked + FEWEST["mean"])
 
     def judge(self, measured: np.ndarray) -> "Outcome":
@@ -163,7 +163,7 @@ class Item:
         conditions: What the statement needs.
         correction: What holds instead, or in addition.
         counter_example: An instance at which the statement fails.
-        origin: Whether the paper makes the statement. A failure of one that is derived here is no error of the paper.
+        origin: Whether the paper makes the statement. If one that is derived here is false, the paper is not wrong.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """State the exact effect of leaving examples out.
 
 Influence functions are exact here up to a known factor. Anchored objective
-`F(W) = (1/n) Σ ε²‖Wδ_i‖² + (λ/2)‖W − W₀‖_F²`; its Hessian is `I_d ⊗ A`, `A = 2ε²S + λI`: damping is no approximation
+`F(W) = (1/n) Σ ε²‖Wδ_i‖² + (λ/2)‖W − W₀‖_F²`; its Hessian is `I_d ⊗ A`, `A = 2ε²S + λI`: damping is not an approximation
 here and the minimiser is stationary. `h_i` are the leverages of `leverage`. Derived for this project.
 """
 

@@ -92,17 +92,17 @@ def _table(families: Sequence[Family]) -> list[str]:
 def _counts(items: Sequence[Item]) -> list[str]:
     """Count the verdicts on the paper's statements and on those derived here.
 
-    A failure of the latter is no error of the paper.
+    If one of the latter is false, the paper is not wrong.
     """
 
-    def counted(origin: Origin) -> str:
+    def count(origin: Origin) -> str:
         own = [item.status for item in items if item.origin == origin]
         verdicts = ", ".join(f"{own.count(status)} {status}" for status in get_args(Status))
         return f"{len(own)}: {verdicts}"
 
     return [
-        f"Statements of the paper, {counted('paper')}.",
-        f"Statements derived here, {counted('derived here')}; one that is false as stated is a plausible "
+        f"Statements of the paper, {count('paper')}.",
+        f"Statements derived here, {count('derived here')}; one that is false as stated is a plausible "
         "expectation that fails, not an error of the paper.",
     ]
 

@@ -11,11 +11,11 @@ import jax
 
 from influence_ssl_jax import configuration, provenance
 from influence_ssl_jax.data import Cached, LoadedBatch, OpenSource, ToInput, epoch
-from influence_ssl_jax.data.loader import describe_waiting, timed
+from influence_ssl_jax.data.loader import describe_waiting, time_waiting
 from influence_ssl_jax.errors import DataError
 from influence_ssl_jax.parallel import first_only, is_first, sum_over_processes
 from influence_ssl_jax.progress import Note, Progress, silent
-from influence_ssl_jax.run_log import Pace, RunLog, Watch, watched
+from influence_ssl_jax.run_log import Pace, RunLog, Watch, watch_stage
 from influence_ssl_jax.store.identity import refuse_disagreement
 from influence_ssl_jax.train.export import Kept, Trained
 from influence_ssl_jax.train.probes import Evaluation, Probe
@@ -96,7 +96,7 @@ def pretrain(
         history, spent = journal.keep(done) if is_first() else [], defaultdict[str, float](float)
         step, pace = make_step(settings, steps), Pace(settings.epochs * steps * size, done * steps * size)
         log.beat("compiling")
-        with watched(progress, log, "training", pace) as watch:
+        with watch_stage(progress, log, "training", pace) as watch:
 
             def record(row: Row) -> None:
                 if is_first():
@@ -122,7 +122,7 @@ def pretrain(
                 loaded = epoch(
                     source, transform, settings.batch_size, settings.seed, number, part=layout.part, place=layout.place
                 )
-                state, summary = _epoch(step, state, timed(loaded, spent), number, steps, watch, log)
+                state, summary = _epoch(step, state, time_waiting(loaded, spent), number, steps, watch, log)
                 spent["all"] += summary["seconds"]
                 record({"epoch": number, **summary})
                 watch.pause("saving")
@@ -160,7 +160,7 @@ def _epoch(
     def look(metrics: Metrics, loaded: LoadedBatch) -> float:
         loss, norm = float(metrics["loss"]), float(metrics["gradient_norm"])
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            reason = _diverged(loss, norm, float(metrics["learning_rate"]), number, len(losses), steps)
+            reason = _describe_divergence(loss, norm, float(metrics["learning_rate"]), number, len(losses), steps)
             log.event("diverged", epoch=number, step=(number - 1) * steps + len(losses) + 1, reason=reason)
             raise TrainingError(reason)
         losses.append(loss)
@@ -237,7 +237,7 @@ def _mean(values: list[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _diverged(loss: float, norm: float, rate: float, epoch: int, step: int, steps: int) -> str:
+def _describe_divergence(loss: float, norm: float, rate: float, epoch: int, step: int, steps: int) -> str:
     """Describe a loss that is not finite, and what to do."""
     return (
         f"Training diverged at step {step + 1} of {steps} in epoch {epoch}: loss {loss:.4g}, gradient norm {norm:.4g}, "

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from influence_ssl_jax.configuration import fingerprint
 from influence_ssl_jax.data import Example, Skipped
 from influence_ssl_jax.errors import InfluenceError, disk_of
-from influence_ssl_jax.parallel import all_devices, batches_of, is_first, min_over_processes, replicated, split
+from influence_ssl_jax.parallel import all_devices, batches_of, is_first, min_over_processes, replicate, split
 from influence_ssl_jax.run_log import json_lines
 from influence_ssl_jax.store import DamagedError, digest_of, read_sealed, write_sealed
 from influence_ssl_jax.store.files import LOCK, SUM, TEMPORARY, Lock, append_line, checksum, lock, write_atomically
@@ -275,7 +275,7 @@ class Layout:
     """The distribution of batches and states over devices.
 
     Attributes:
-        part: From the size of a batch to the rows that this process reads.
+        part: A function from the size of a batch to the rows that this process reads.
         place: Brings those rows to the devices, as one batch of all processes.
         everywhere: Copies a state to every device.
         here: Returns a state on one device of this process.
@@ -301,4 +301,4 @@ class Layout:
             )
         if mesh.size == 1:
             return cls()
-        return cls(batches_of(mesh), partial(split, mesh=mesh), partial(replicated, mesh=mesh), _on_this_device)
+        return cls(batches_of(mesh), partial(split, mesh=mesh), partial(replicate, mesh=mesh), _on_this_device)

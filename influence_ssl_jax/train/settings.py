@@ -44,7 +44,7 @@ class Architecture:
         normalisation: Normalisation of the projector's hidden layers.
         predictor_hidden: Width of the predictor's hidden layer, for losses that compare with a target network.
         mean: Mean of each channel, subtracted from pixels in [0, 1]; with `std`, those of CIFAR-10 if not given.
-            `influence-ssl pretrain` takes those of its source, where they are known (CIFAR-10 and -100, ImageNet).
+            `influence-ssl pretrain` takes those of its source, if they are known (CIFAR-10 and -100, ImageNet).
         std: Standard deviation of each channel, by which they are divided.
         stem: The layers before the first stage: `cifar` (3×3, padding 1), `solo_learn` (3×3, padding 2) or `imagenet`
             (7×7, stride 2, with max-pooling).

@@ -158,7 +158,7 @@ def convnext():
 
 
 def containers():
-    """Arrays of every type and form that a file can hold, and things that are no arrays."""
+    """Arrays of every type and form that a file can hold, and things that are not arrays."""
     base = torch.arange(24, dtype=torch.float32).reshape(4, 6)
     content = {
         "float64": base.double(),

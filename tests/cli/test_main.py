@@ -73,7 +73,7 @@ def test_the_help_of_a_command_has_its_options_and_its_examples_in_eighty_column
 
 def test_the_help_of_an_audit_says_all_of_each_option_with_its_default():
     flat = " ".join(Said("audit", "--help").out.split())
-    assert "--calibration.level FLOAT The coverage asked for. (0.9)" in flat
+    assert "--calibration.level FLOAT The requested coverage. (0.9)" in flat
     assert "--width FLOAT Iterate until (upper − lower) is at most this share of their mean. (0.05)" in flat
     assert "--as NAME The layout of the file" in " ".join(Said("import", "--help").out.split())
 
@@ -291,7 +291,7 @@ def test_a_folder_that_cannot_be_made_on_a_read_only_disk_is_one_sentence(monkey
     monkeypatch.setattr(main, "_execute", refuse)
     said = Said("audit", str(tmp_path))
     assert said.status == 2
-    assert f"error: {tmp_path / 'audit'} cannot be read or written: Read-only file system. Mend the disk" in said.err
+    assert f"error: {tmp_path / 'audit'} cannot be read or written: Read-only file system. Repair the disk" in said.err
     assert "--debug" not in said.err
 
 

@@ -108,7 +108,7 @@ PASSING = [OSError(number, os.strerror(number)) for number in (errno.ESTALE, err
 @pytest.mark.parametrize("error", [*PASSING, MemoryError()], ids=lambda error: type(error).__name__)
 def test_a_failure_that_is_not_the_images_is_tried_again_and_then_stops_the_run(error):
     assert len(loaded(Failing(error, 2))) == 3
-    with pytest.raises(DataError, match=r"Images cannot be read: .*3 times in a row. This is no damage of an image"):
+    with pytest.raises(DataError, match=r"Images cannot be read: .*3 times in a row. The images may be intact"):
         loaded(Failing(error, 99))
 
 

@@ -190,7 +190,7 @@ def test_a_file_that_cannot_be_read_now_is_tried_again_and_then_stops_the_run(nu
         return opened(path, *given, **named)
 
     monkeypatch.setattr(os, "open", failing)
-    with pytest.raises(DataError, match=r"cannot be read: .*x\.png', 3 times in a row\. This is no damage of an image"):
+    with pytest.raises(DataError, match=r"cannot be read: .*x\.png', 3 times in a row\. The images may be intact"):
         sources.retry(decode, tmp_path / "x.png")
     assert not failures
     failures.append(number)

@@ -23,7 +23,7 @@ from influence_ssl_jax.data import (
     loader,
     resident,
 )
-from influence_ssl_jax.data.loader import decoding_threads, describe_waiting, map_in_order, timed
+from influence_ssl_jax.data.loader import decoding_threads, describe_waiting, map_in_order, time_waiting
 from influence_ssl_jax.errors import DataError
 from influence_ssl_jax.randomness import Stream
 
@@ -168,7 +168,7 @@ def test_the_time_of_waiting_for_batches_is_measured():
             yield number
 
     spent = collections.defaultdict(float)
-    for _ in timed(slow(), spent):
+    for _ in time_waiting(slow(), spent):
         time.sleep(0.1)  # work on the batch, which does not count
     assert 0.15 <= spent["images"] < 0.3
     assert describe_waiting(0.034, 500.0) == "Waited for images 3 % of the time."

@@ -31,7 +31,7 @@ def test_rows_are_examples_in_the_order_of_files_and_rows(folder):
         "label": [None, *(NAMES[k % 3] for k in range(1, 10))],
         "age": [float(k) for k in range(10)],
     }
-    assert opened.notes() == ("columns that are no attributes, left out: 1 (boxes)",)
+    assert opened.notes() == ("columns that cannot be attributes, left out: 1 (boxes)",)
 
 
 def test_a_pattern_an_address_and_one_file_name_the_same_rows(folder):

@@ -94,7 +94,7 @@ def test_what_cannot_be_used_is_refused(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         used(tmp_path / "absent.txt")
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(DataError, match="is no file"):
+    with pytest.raises(DataError, match="is not a file"):
         used(tmp_path / "pipe")
     refused("a.csv", "file\n001\n", "has no column 'id'; it has file")
     refused("b.csv", "id,keep\n001,maybe\n", "Row 0 .* has keep = 'maybe'; write true or false")

@@ -87,7 +87,7 @@ def test_classes_without_names_are_numbers():
 
 
 def test_a_data_set_without_images_is_refused(prepared):
-    with pytest.raises(DataError, match="this one has none, so it is no image data set"):
+    with pytest.raises(DataError, match="this one has none, so it is not an image data set"):
         Tfds("tiny_numbers", "train", str(prepared)).open()
 
 

@@ -394,7 +394,7 @@ def test_spans_that_are_computed_at_once_give_the_sums_of_spans_in_turn(together
         return _over_spans(lambda a, v: (v @ a.T, v - 1.0), jnp.zeros((2, 3)), rows, vectors)
 
     in_turn = fold()
-    monkeypatch.setattr(gram, "_together", lambda *_: together)
+    monkeypatch.setattr(gram, "_spans_at_once", lambda *_: together)
     for turn, once in zip(in_turn, jax.jit(fold)(), strict=True):
         assert turn.shape == once.shape
         np.testing.assert_allclose(once, turn, rtol=1e-13)
@@ -404,7 +404,7 @@ def test_an_accelerator_computes_as_many_spans_at_once_as_its_limit_allows(monke
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(gram, "TOGETHER", 100)
     items = jnp.zeros((50, 3, 4)), jnp.zeros((50, 2, 4))
-    assert gram._together(lambda a, v: (v @ a.T, None), items) == 100 // (6 + 12 + 8)
+    assert gram._spans_at_once(lambda a, v: (v @ a.T, None), items) == 100 // (6 + 12 + 8)
 
 
 def test_memory_grows_with_a_slab_and_a_layers_gradients_not_with_the_rows(tmp_path, monkeypatch):

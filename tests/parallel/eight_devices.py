@@ -25,10 +25,10 @@ from influence_ssl_jax.parallel import (
     all_devices,
     batches_of,
     everywhere,
+    gather_on_host,
     local_devices,
-    replicated,
+    replicate,
     spread,
-    undivided,
 )
 from influence_ssl_jax.run_log import json_lines
 from influence_ssl_jax.runs.score import score
@@ -55,7 +55,7 @@ def scored() -> dict:
         found[name] = {way: table["score"].to_pylist() for way, table in tables.items()}
         found[name]["batches"] = divided.count
         shapes = [leaf.shape for leaf in divided.shapes(backend, 0).leaves]
-        found[name]["shapes"] = shapes == [leaf.shape for leaf in jax.tree.leaves(undivided(state))]
+        found[name]["shapes"] = shapes == [leaf.shape for leaf in jax.tree.leaves(gather_on_host(state))]
     return found
 
 
@@ -73,7 +73,10 @@ def shared_rows() -> dict:
     one = Scorer.fit(problem, backend, rig.SETTINGS, problem.objective)
     eight, _, state = rig.on_mesh(backend, problem, batches_of(all_devices())(5))
     mean, mesh = float(backend.mean_eigenvalue(one.state)), local_devices()
-    loaded, turned = replicated(undivided(state), mesh), np.roll(np.arange(203), 5)  # each batch of five goes elsewhere
+    loaded, turned = (
+        replicate(gather_on_host(state), mesh),
+        np.roll(np.arange(203), 5),
+    )  # each batch of five goes elsewhere
     found = {"apart": []}
     for share in (10.0, 1.0, 1e-7):
         one, eight = (dataclasses.replace(each, damping=jnp.asarray(share * mean)) for each in (one, eight))
@@ -85,7 +88,7 @@ def shared_rows() -> dict:
     )  # as of two processes with four each
     rows = [node.array for node in half.rows.values()]
     return found | {
-        "of four": digest_of(undivided(half)) == digest_of(undivided(state)),
+        "of four": digest_of(gather_on_host(half)) == digest_of(gather_on_host(state)),
         "bytes of four": [len(array.sharding.device_set) for array in rows] == [4] * len(rows)
         and sum(array.addressable_shards[0].data.nbytes for array in rows) == bytes_on_device(half.rows, 4),
         "elsewhere": sharded.equals(rig.scores(eight, mesh, turned)),

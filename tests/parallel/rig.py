@@ -12,7 +12,7 @@ from influence_ssl_jax import trees
 from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.ihvp import CG, EKFAC, Damping, Gram
 from influence_ssl_jax.losses import CosineDistance, SimCLR
-from influence_ssl_jax.parallel import all_devices, local_devices, replicated
+from influence_ssl_jax.parallel import all_devices, local_devices, replicate
 from influence_ssl_jax.scoring.fitting import SplitProblem
 from influence_ssl_jax.scoring.scores import Scorer, Scoring
 from influence_ssl_jax.scoring.stream import stream
@@ -88,8 +88,8 @@ def on_mesh(backend, whole, part):
     state = divided.fit(backend, SETTINGS.seed, local)
     here = dataclasses.replace(
         whole,
-        params=replicated(whole.params, local),
-        frozen=replicated(whole.frozen, local),
-        batches=replicated(first, local),
+        params=replicate(whole.params, local),
+        frozen=replicate(whole.frozen, local),
+        batches=replicate(first, local),
     )
     return Scorer.of(here, state, backend, SETTINGS, measurement(whole.objective.network.module)), divided, state

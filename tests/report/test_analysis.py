@@ -35,7 +35,7 @@ def attributes(run):
 
 
 def test_rows_are_ranked_without_those_that_have_no_score(run):
-    rows = run.ranked()
+    rows = run.ranking()
     assert len(rows) == len(run.table) - 3
     assert not {0, 1, 5} & set(rows.tolist())
     assert (np.diff(run.score[rows]) <= 0).all()
@@ -73,8 +73,8 @@ def test_recovery_reads_the_expected_end_or_both(run):
 def test_recovery_counts_pairs_of_planted_and_ordinary(run):
     planted, original = (np.array(run.table[name].to_pylist()) for name in ("planted", "original"))
     repeated = set(original[original >= 0].tolist())
-    ordinary = [k for k in run.ranked() if planted[k] == "none" and k not in repeated]
-    blank = [k for k in run.ranked() if planted[k] == "blank"]
+    ordinary = [k for k in run.ranking() if planted[k] == "none" and k not in repeated]
+    blank = [k for k in run.ranking() if planted[k] == "blank"]
     wins = run.score[blank][:, None] > run.score[ordinary][None, :]
     high, low = recoveries(run)[:2]
     assert high.detectors[0].auroc == pytest.approx(wins.mean())
@@ -87,7 +87,7 @@ def test_recovery_counts_pairs_of_planted_and_ordinary(run):
 
 def test_groups_are_counted_in_both_tails(run, attributes):
     named = ("(none)" if label is None else str(label) for label in run.table["label"].to_pylist())
-    labels = np.array(list(named))[run.ranked()]
+    labels = np.array(list(named))[run.ranking()]
     found = attributes["label"]
     assert isinstance(found, Categories)
     assert [level.name for level in found.levels] == [*map(str, range(10)), "(none)"]
@@ -113,7 +113,7 @@ def test_a_quantity_has_a_correlation_and_medians(run, attributes):
     assert isinstance(found, Quantity)
     assert found.spearman.value == pytest.approx(1.0)
     assert found.bottom < found.population < found.top
-    assert found.top == np.median(run.numbers("age")[run.ranked()[:20]])
+    assert found.top == np.median(run.numbers("age")[run.ranking()[:20]])
 
 
 def test_attributes_of_any_type_are_counted(tmp_path):

@@ -203,7 +203,7 @@ def test_an_unfinished_or_damaged_run_is_refused(tmp_path, bare_folder):
 def test_a_whole_file_of_another_kind_is_refused(bare_folder, name):
     write_sealed(bare_folder / name, {"fingerprint": "of a fit", "files": {}})
     (bare_folder / "identity.json").unlink(missing_ok=True)
-    with pytest.raises(StoreError, match=f"{name} is another file: it has not what a record of this name has"):
+    with pytest.raises(StoreError, match=f"{name} is not a record of this kind: it lacks entries"):
         render(bare_folder)
 
 

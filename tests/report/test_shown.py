@@ -198,4 +198,4 @@ def test_the_page_of_a_large_run_says_what_is_of_a_sample(scored_folder, tmp_pat
 def test_rows_of_a_file_are_taken_in_the_order_asked_for(run):
     file = ScoredFile.open(run.folder)
     rows = np.array([9, 2, 2, 100])
-    assert file.taken(rows, ["id", "score"]).to_pylist() == run.table.select(["id", "score"]).take(rows).to_pylist()
+    assert file.read_rows(rows, ["id", "score"]).to_pylist() == run.table.select(["id", "score"]).take(rows).to_pylist()

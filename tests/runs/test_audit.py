@@ -42,7 +42,7 @@ TRANSFORM = ToInput(IMAGE, IMAGE, 3)
 
 @functools.cache
 def source():
-    """Random images; one has a pixel that is no number."""
+    """Random images; one has a pixel that is not a number."""
     rng = np.random.default_rng(1)
     shape = (IMAGE, IMAGE, 3)
     images = [rng.integers(0, 256, shape).astype(np.float32) / 255 * rng.uniform() for _ in range(SIZE)]
@@ -245,7 +245,7 @@ def test_images_that_have_changed_are_refused(folder, monkeypatch):
     fewer = Arrays(np.zeros((SIZE - 1, IMAGE, IMAGE, 3), np.uint8)).open()
     monkeypatch.setattr(audit, "prepare", lambda *_: prepared._replace(source=fewer))
     with pytest.raises(
-        InfluenceError, match=r"(?s)made from something else than what is there now.*data: .*other images, names"
+        InfluenceError, match=r"(?s)made from other inputs than those that are there now.*data: .*other images, names"
     ):
         run(command(folder))
 

@@ -106,7 +106,7 @@ def test_every_place_an_encoder_can_be(tmp_path, monkeypatch):
         ([FILES / "dino.pth", "--heads", "2", "--size", "30"], "30×30 pixels cannot be cut into patches of 4"),
         (
             [FILES / "dino.pth", "--heads", "2", "--notes", "absent.json"],
-            "--notes absent.json is no readable JSON file",
+            "--notes absent.json is not a readable JSON file",
         ),
     ],
 )

@@ -231,7 +231,7 @@ def test_what_cannot_leave_an_image_out_of_the_curvature_is_refused_by_name(back
 def test_a_curvature_set_that_repeats_an_image_cannot_leave_it_out():
     problem = problems.problem(CosineDistance(), "fisher", module=problems.Linear(), channels=3)
     twice = dataclasses.replace(problem.batches, index=problem.batches.index % 5)
-    with pytest.raises(InfluenceError, match="repeats some"):
+    with pytest.raises(InfluenceError, match="holds some images twice"):
         Scorer.fit(dataclasses.replace(problem, batches=twice), Gram(), Scoring(leave_own_out=True))
 
 

@@ -114,7 +114,7 @@ def test_a_disk_that_fills_up_loses_no_finished_part(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(rows.os, "pwrite", pwrite)
-        with pytest.raises(FullDiskError, match=r"The disk of .*rows\.bin takes no more"):
+        with pytest.raises(FullDiskError, match=r"The disk of .*rows\.bin cannot take more data"):
             complete_rows("owner", blocks, PARTS, Formed())
     formed = Formed()
     complete_rows("owner", blocks, PARTS, formed)

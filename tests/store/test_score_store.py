@@ -387,7 +387,7 @@ def test_a_full_disk_is_named_and_loses_nothing(tmp_path, file):
     with store, pytest.raises(FullDiskError) as error:
         go_on(store)
     named = str(here).removesuffix(".tmp")
-    assert f"The disk of {named} takes no more: No space left on device" in str(error.value)
+    assert f"The disk of {named} cannot take more data: No space left on device" in str(error.value)
     assert "give the same command again" in str(error.value)
     here.unlink(missing_ok=True)
     if held is not None:
@@ -407,7 +407,9 @@ def test_a_failing_disk_is_named_and_loses_nothing(tmp_path, monkeypatch, number
 
     with ScoreStore.open(out, IDENTITY, SIZE) as store:
         monkeypatch.setattr(*((os, "fsync") if call == "fsync" else (pathlib.Path, "replace")), fail)
-        with pytest.raises(FailingDiskError, match=f"cannot be read or written: {os.strerror(number)}. Mend the disk"):
+        with pytest.raises(
+            FailingDiskError, match=f"cannot be read or written: {os.strerror(number)}. Repair the disk"
+        ):
             go_on(store)
         monkeypatch.undo()
     assert fill(out, BATCHES).read_bytes() == fresh
@@ -432,7 +434,7 @@ def test_a_part_that_changes_under_the_run_is_noticed(tmp_path):
     with ScoreStore.open(tmp_path, IDENTITY, SIZE) as store:
         store.append(part(np.arange(SIZE)))
         DAMAGE["truncated"](tmp_path / "parts" / "0000" / "000000.parquet")
-        with pytest.raises(StoreError, match="10 examples will be computed anew"):
+        with pytest.raises(StoreError, match="10 examples will be computed again"):
             store.finish()
     fill(tmp_path, BATCHES)
 

@@ -283,7 +283,9 @@ def test_a_full_disk_is_named_and_the_journal_stays_what_it_was(tmp_path):
     journal = Journal(tmp_path / "metrics.jsonl")
     journal.append({"epoch": 0})
     (tmp_path / "metrics.jsonl.tmp").symlink_to("/dev/full")  # the kernel's own ENOSPC, without privileges
-    with pytest.raises(FullDiskError, match=r"The disk of .*metrics.jsonl takes no more: No space left on device"):
+    with pytest.raises(
+        FullDiskError, match=r"The disk of .*metrics.jsonl cannot take more data: No space left on device"
+    ):
         journal.keep(0)
     assert journal.rows() == [{"epoch": 0}]
     log = RunLog(tmp_path)

@@ -135,7 +135,7 @@ def test_a_full_disk_is_one_error_without_a_traceback_of_orbax(tmp_path, caplog)
     with contextlib.closing(Checkpoints(tmp_path, 2, "owner")) as kept:
         limits.setrlimit(limits.RLIMIT_FSIZE, (20_000, hard))
         try:
-            with pytest.raises(FullDiskError, match=r"checkpoints takes no more: File too large"):
+            with pytest.raises(FullDiskError, match=r"checkpoints cannot take more data: File too large"):
                 kept.save(1, large)
         finally:
             limits.setrlimit(limits.RLIMIT_FSIZE, (soft, hard))
