@@ -135,8 +135,8 @@ def run(config: Config) -> tuple[list[Finding], list[dict[str, Any]]]:
     given = shared(config.setting, jnp.float64)
     mine = ours(given, config)
     with tempfile.TemporaryDirectory() as folder:
-        found = compare.against(given, mine, (MEAN, STD), config, Path(folder))
-    return found, differences(mine.scores)
+        findings = compare.against(given, mine, (MEAN, STD), config, Path(folder))
+    return findings, differences(mine.scores)
 
 
 def main() -> None:
@@ -144,17 +144,17 @@ def main() -> None:
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_disable_most_optimizations", True)  # compiles three times as fast, computes the same
     config = Config()
-    found, changed = run(config)
-    for finding in found:
+    findings, changed = run(config)
+    for finding in findings:
         print(f"{finding.peer:20} {finding.quantity:36} {finding.value:.1e} (tolerance {finding.tolerance:.0e})")
-    write("agreement", config, {"findings": [finding._asdict() for finding in found], "differences": changed})
-    wrong = [f"{finding.peer}: {finding.quantity}" for finding in found if not finding.holds]
+    write("agreement", config, {"findings": [finding._asdict() for finding in findings], "differences": changed})
+    wrong = [f"{finding.peer}: {finding.quantity}" for finding in findings if not finding.holds]
     if wrong:
         raise SystemExit(f"Out of tolerance: {'; '.join(wrong)}")
 
 
-def _without(found: dict[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in found.items() if key != name}
+def _without(entries: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in entries.items() if key != name}
 
 
 if __name__ == "__main__":

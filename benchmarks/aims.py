@@ -50,8 +50,8 @@ def _products(result: dict[str, Any]) -> Iterator[Aim]:
         ("Hessian × block of 8, a vector", "Hessian × block of 8", 1.2, 8),
         ("Hessian × block of 32, a vector", "Hessian × block of 32", 1.2, 32),
     ):
-        found = _gradients(result, "jax", operation)
-        yield Aim(f"{text}, in gradients ({where})", limit, None if found is None else found / count)
+        gradients = _gradients(result, "jax", operation)
+        yield Aim(f"{text}, in gradients ({where})", limit, None if gradients is None else gradients / count)
 
 
 def _scoring(result: dict[str, Any]) -> Iterator[Aim]:

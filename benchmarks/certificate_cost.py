@@ -54,8 +54,8 @@ def bounds_from(backend: Backend | None) -> Bound:
     def bounds(problem: Problem, rows: jax.Array, damping: jax.Array, width: jax.Array) -> Bounds:
         if backend is None:
             return quadratic_form_bounds(flat_products(problem), rows, damping, KEY, width, STEPS)
-        found = solve_and_multiply(backend, backend.fit(problem, KEY), problem, rows, damping)
-        return refine(found, problem, damping, KEY, width, STEPS)
+        solutions = solve_and_multiply(backend, backend.fit(problem, KEY), problem, rows, damping)
+        return refine(solutions, problem, damping, KEY, width, STEPS)
 
     return bounds
 
@@ -67,7 +67,7 @@ def main() -> None:
     rows = trees.ravel_batch(jax.jit(type(gradients).full)(gradients))
     state = jax.jit(Exact().fit)(problem, KEY)
     values, squares = np.asarray(state.eigenvalues), np.asarray(rows @ state.eigenvectors) ** 2
-    found = []
+    results = []
     for name, (backend, shared) in STARTS.items():
         bounds = bounds_from(backend)
         for relative in (0.1, 0.01):
@@ -84,10 +84,10 @@ def main() -> None:
                     "violations": int(np.sum((np.asarray(got.lower) > want) | (want > np.asarray(got.upper)))),
                     "widest": float(np.max((got.upper - got.lower) / want)),
                 }
-                found.append(row)
+                results.append(row)
                 print(" ".join(f"{key} {value}" for key, value in row.items()), flush=True)
     OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text(json.dumps({"rows": found, "versions": versions()}, indent=1) + "\n")
+    OUT.write_text(json.dumps({"rows": results, "versions": versions()}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ EXACT_REGIME = (Exact, Gram, CG, Arnoldi, Deflated, Nystrom)
 
 def backends(size: int) -> dict[type[Backend], Backend]:
     """Every backend in the list, set for a matrix of this size."""
-    found = {
+    chosen = {
         Exact: Exact(),
         Gram: Gram(samples=None),
         CG: CG(tolerance=1e-13, iterations=2000),
@@ -82,9 +82,9 @@ def backends(size: int) -> dict[type[Backend], Backend]:
         Diagonal: Diagonal(samples=8),
         Identity: Identity(),
     }
-    if set(found) != set(BACKENDS):
-        raise SystemExit(f"The table lacks {set(BACKENDS) - set(found)}.")
-    return found
+    if set(chosen) != set(BACKENDS):
+        raise SystemExit(f"The table lacks {set(BACKENDS) - set(chosen)}.")
+    return chosen
 
 
 def named_problems() -> Iterator[tuple[str, Problem]]:
@@ -114,8 +114,8 @@ def judge(backend: Backend, problem: Problem) -> dict[str, Any]:
         if not bounded:
             solve = jax.vmap(lambda v: trees.ravel(backend.solve(state, trees.unravel(problem.params, v), damping)))
             return rows, forms, jnp.sum(rows * solve(rows), axis=1)
-        found = bound_by_residual(solve_and_multiply(backend, state, problem, rows, damping), damping)
-        return rows, forms, found.value, *found.interval
+        certificates = bound_by_residual(solve_and_multiply(backend, state, problem, rows, damping), damping)
+        return rows, forms, certificates.value, *certificates.interval
 
     try:
         rows, forms, values_by_solve, *interval = map(np.asarray, run(problem, jnp.asarray(damping)))
@@ -134,7 +134,7 @@ def judge(backend: Backend, problem: Problem) -> dict[str, Any]:
     return row
 
 
-def table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
+def table(by_problem: dict[str, dict[str, dict[str, Any]]]) -> str:
     """Return the results as a Markdown table: `–` where a backend refuses, † behind figures of another version."""
     names = [kind.__name__ for kind in backends(1)]
 
@@ -148,7 +148,7 @@ def table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
         return text if row["version"] == VERSION else f"{text} †"
 
     lines = [["problem", *(f"`{name}`" for name in names)], ["---"] * (1 + len(names))]
-    lines += [[problem, *(cell(rows.get(name)) for name in names)] for problem, rows in found.items()]
+    lines += [[problem, *(cell(rows.get(name)) for name in names)] for problem, rows in by_problem.items()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -162,14 +162,14 @@ def render() -> None:
 
 def fill(chosen: list[str]) -> None:
     """Measure what is not measured yet of the chosen backends, write after every row, print."""
-    found = json.loads(OUT.read_text())["rows"] if OUT.exists() else {}
+    by_problem = json.loads(OUT.read_text())["rows"] if OUT.exists() else {}
     OUT.parent.mkdir(exist_ok=True)
     for name, problem in named_problems():
-        rows = found.setdefault(name, {})
+        rows = by_problem.setdefault(name, {})
         for kind, backend in backends(trees.size(problem.params)).items():
             if kind.__name__ in chosen and rows.get(kind.__name__, {}).get("version") != VERSION:
                 rows[kind.__name__] = judge(backend, problem) | {"version": VERSION}
-                OUT.write_text(json.dumps({"rows": found, "versions": versions()}, indent=1) + "\n")
+                OUT.write_text(json.dumps({"rows": by_problem, "versions": versions()}, indent=1) + "\n")
             if kind.__name__ not in rows:
                 continue
             columns = " ".join(f"{key} {value:.2g}" for key, value in rows[kind.__name__].items() if key != "version")

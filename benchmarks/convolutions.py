@@ -70,17 +70,17 @@ def own(setting: Setting, framework: str, repeats: int) -> dict[str, float]:
 
 def run(config: Config) -> dict:
     """Seconds by choice, and as multiples of torch's where it takes part."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in config.choices}
+    measured: dict[str, list[dict[str, float]]] = {name: [] for name in config.choices}
     for _ in range(config.rounds):
         for name in config.choices:
             asked = [dataclasses.asdict(config.setting), name.split(",")[0], config.repeats]
             command = [sys.executable, "-m", "benchmarks.convolutions", "--own", json.dumps(asked)]
             environment = os.environ | CHOICES[name]
             done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-            found[name].append(json.loads(done.stdout.splitlines()[-1]))
+            measured[name].append(json.loads(done.stdout.splitlines()[-1]))
     rows = [
         {"choice": name, **{key: statistics.median(round_[key] for round_ in rounds) for key in rounds[0]}}
-        for name, rounds in found.items()
+        for name, rounds in measured.items()
     ]
     return {"operations": rows}
 
@@ -92,10 +92,10 @@ def main() -> None:
         print(json.dumps(own(Setting(**setting), framework, repeats)))
         return
     config = tyro.cli(Config)
-    found = run(config)
-    for row in found["operations"]:
+    record = run(config)
+    for row in record["operations"]:
         print(f"{row['choice']:32}" + "".join(f" {name} {row[name]:.3f} s" for name in PASSES))
-    write(f"convolutions_w{config.setting.width}", config, found)
+    write(f"convolutions_w{config.setting.width}", config, record)
 
 
 if __name__ == "__main__":

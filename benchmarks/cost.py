@@ -71,10 +71,10 @@ PASS = "fit: the pass over the examples"
 
 def backends(config: Config) -> dict[str, Backend]:
     """What is timed, by name."""
-    found: dict[str, Backend] = {f"LoGra, rank {rank}": LoGra(rank) for rank in config.ranks}
+    chosen: dict[str, Backend] = {f"LoGra, rank {rank}": LoGra(rank) for rank in config.ranks}
     for rank in config.ekfac_ranks:
-        found[f"EK-FAC, rank {rank}" if rank else "EK-FAC, every eigenvector"] = EKFAC(rank or None)
-    return {**found, NORM: Identity(probes=1)}
+        chosen[f"EK-FAC, rank {rank}" if rank else "EK-FAC, every eigenvector"] = EKFAC(rank or None)
+    return {**chosen, NORM: Identity(probes=1)}
 
 
 def jax_operations(given: Shared, asked: dict[str, Backend], fitted: bool = True) -> dict[str, Operation]:
@@ -88,19 +88,21 @@ def jax_operations(given: Shared, asked: dict[str, Backend], fitted: bool = True
     problem, key = given.problem(), jax.random.key(0)
     batches = [jax.tree.map(lambda leaf, i=i: leaf[i], given.batches) for i in range(len(given.batches.index))]
     gradient = jax.jit(lambda params, batch: jax.grad(given.objective)(params, given.frozen, batch))
-    found: dict[str, Operation] = {"gradient": Compiled(gradient, tuple((given.params, batch) for batch in batches))}
-    found[CAPTURE] = Compiled(jax.jit(_captures(given)), tuple((given.params, batch) for batch in batches))
+    operations: dict[str, Operation] = {
+        "gradient": Compiled(gradient, tuple((given.params, batch) for batch in batches))
+    }
+    operations[CAPTURE] = Compiled(jax.jit(_captures(given)), tuple((given.params, batch) for batch in batches))
     for name, backend in asked.items():
         fit = Compiled(jax.jit(backend.fit), ((problem, key),))
         state = fit.result(*fit.arguments) if fitted else jax.tree.map(_ones, jax.eval_shape(backend.fit, problem, key))
         damping = backend.resolve(state, Damping())
         if name != NORM:
-            found[f"{name}, fit"] = fit
+            operations[f"{name}, fit"] = fit
         if isinstance(backend, LoGra):
-            found[f"{name}, {PASS}"] = Compiled(jax.jit(_moments(backend, state)), ((problem,),))
+            operations[f"{name}, {PASS}"] = Compiled(jax.jit(_moments(backend, state)), ((problem,),))
         arguments = tuple((given.params, state, damping, batch) for batch in batches)
-        found[f"{name}, score"] = Compiled(jax.jit(_scores(given, backend)), arguments)
-    return found
+        operations[f"{name}, score"] = Compiled(jax.jit(_scores(given, backend)), arguments)
+    return operations
 
 
 def _ones(like: jax.ShapeDtypeStruct) -> Array:
@@ -152,12 +154,12 @@ def run(config: Config) -> dict:
         sides = {"jax": jax_operations(given, backends(config))}
         if config.peers:
             sides["torch"] = torch_operations(given, config, Path(folder))
-        found = rows(sides, config.repeats, 1000 / config.setting.examples, config.patience)
-        for row in found:
+        rows_measured = rows(sides, config.repeats, 1000 / config.setting.examples, config.patience)
+        for row in rows_measured:
             row["megabytes"] = None
             if on_gpu() and config.memory and "failed" not in row:
                 row["megabytes"] = gpu_megabytes(sides[row["framework"]][row["operation"]])
-    return {"data": given.data, "operations": found}
+    return {"data": given.data, "operations": rows_measured}
 
 
 def gpu_megabytes(operation: Operation) -> float:
@@ -199,15 +201,15 @@ def main() -> None:
         return
     config = tyro.cli(Config)
     keep_convolutions_whole()
-    found, name = run(config), f"cost_w{config.setting.width}_b{config.setting.batch}"
-    timed = [row for row in found["operations"] if "failed" not in row]
-    for row in found["operations"]:
+    record, name = run(config), f"cost_w{config.setting.width}_b{config.setting.batch}"
+    timed = [row for row in record["operations"] if "failed" not in row]
+    for row in record["operations"]:
         print(f"{row['framework']:6} {row['operation']:46} {row.get('failed') or times(row)}")
-    write(name, config, found)
+    write(name, config, record)
     for row in timed if config.memory and not on_gpu() else ():
         row["megabytes"] = memory(config, row["framework"], row["operation"])
         print(f"{row['framework']:6} {row['operation']:46} {row['megabytes']:8.0f} MB", flush=True)
-        write(name, config, found)  # what has been measured is not lost with what has not
+        write(name, config, record)  # what has been measured is not lost with what has not
 
 
 if __name__ == "__main__":

@@ -71,14 +71,14 @@ def judge(scores: np.ndarray, exact: np.ndarray, audited: int, audits: int, rng:
     for seed in range(audits):
         sample = rng.choice(len(scores), audited, replace=False)
         fitted = Calibration(level=LEVEL, seed=seed).fit(scores[sample], exact[sample], exact[sample], tenths)
-        found, promised = fitted(scores), fitted.expected[fitted.groups(scores)]
-        inside = (found.low <= exact) & (exact <= found.high)
+        intervals, promised = fitted(scores), fitted.expected[fitted.groups(scores)]
+        inside = (intervals.low <= exact) & (exact <= intervals.high)
         unseen = np.bincount(group, minlength=11) - np.bincount(group[sample], minlength=11)
         inside[sample] = promised[sample] = 0
         shares.append(_by_group(inside, group, unseen))
         expected.append(_by_group(promised, group, unseen))
         whole.append(inside.sum() / unseen.sum())
-        widths.append(np.median(found.high / found.low))
+        widths.append(np.median(intervals.high / intervals.low))
     shares, expected = np.array(shares), np.array(expected)
     off = np.mean(shares - expected, axis=0)
     error = np.std(shares - expected, axis=0, ddof=1) / audits**0.5

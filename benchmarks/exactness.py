@@ -80,21 +80,21 @@ def worst(got: np.ndarray, want: np.ndarray) -> float:
 
 def main() -> None:
     """Measure, print, write."""
-    found = {}
+    errors = {}
     for loss in problems.LOSSES:
         for curvature in ("ggn", "fisher", "empirical_fisher", "hessian"):
             name = f"product · {type(loss).__name__} · {curvature}"
-            found[name] = product_error(problems.problem(loss, curvature))
-            print(f"{name:48} {found[name]:.1e}", flush=True)
+            errors[name] = product_error(problems.problem(loss, curvature))
+            print(f"{name:48} {errors[name]:.1e}", flush=True)
     small = problems.problem(CosineDistance(), module=problems.ConvNet(width=3, outputs=3))
     single = problems.problem(SquaredEuclid(), "empirical_fisher", problems.Linear(), image=3)
     cg, logra = CG(tolerance=1e-13, iterations=2000), LoGra(rank=1000)
     for name, problem, backend in (("CG · convolutional", small, cg), ("LoGra · full rank, one layer", single, logra)):
-        found[f"solve · {name}"] = solve_error(problem, backend)
-        found[f"quadratic form · {name}"] = form_error(problem, backend)
-        print(f"{name:48} {found[f'solve · {name}']:.1e} {found[f'quadratic form · {name}']:.1e}", flush=True)
+        errors[f"solve · {name}"] = solve_error(problem, backend)
+        errors[f"quadratic form · {name}"] = form_error(problem, backend)
+        print(f"{name:48} {errors[f'solve · {name}']:.1e} {errors[f'quadratic form · {name}']:.1e}", flush=True)
     OUT.parent.mkdir(parents=True, exist_ok=True)
-    record = {"worst relative error": found, "machine": {"cores": os.cpu_count(), **device()}, "versions": versions()}
+    record = {"worst relative error": errors, "machine": {"cores": os.cpu_count(), **device()}, "versions": versions()}
     OUT.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

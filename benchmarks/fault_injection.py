@@ -97,14 +97,14 @@ def run(config: Config) -> dict:
 def main() -> None:
     """Inject, print, add the record to the file; the exit status says whether all was survived."""
     config = tyro.cli(Config)
-    found = run(config)
+    record = run(config)
     words = ["python", "-m", "benchmarks.fault_injection", *sys.argv[1:]]
     made = {"command": shlex.join(words), "config": {**dataclasses.asdict(config), "out": config.out.name}}
     records = json.loads(config.out.read_text()) if config.out.exists() else []
     config.out.parent.mkdir(exist_ok=True)
-    config.out.write_text(json.dumps([*records, {**made, **found}], indent=1) + "\n")
-    print({name: value for name, value in found.items() if name != "log"})
-    raise SystemExit(found["faults tried"] != found["faults survived"] or found["examples lost or repeated"] != 0)
+    config.out.write_text(json.dumps([*records, {**made, **record}], indent=1) + "\n")
+    print({name: value for name, value in record.items() if name != "log"})
+    raise SystemExit(record["faults tried"] != record["faults survived"] or record["examples lost or repeated"] != 0)
 
 
 if __name__ == "__main__":

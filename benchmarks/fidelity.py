@@ -117,7 +117,7 @@ def truth(given: Task, config: Config) -> Truth:
 
 def predictions(given: Task, config: Config) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """By method: predicted rises of the left-out examples, and predicted test losses of the subsets up to a constant."""
-    number, found = config.examples, {}
+    number, predicted = config.examples, {}
     for name in config.backends:
         backend, curvature = BACKENDS[name]
         problem = dataclasses.replace(given.problem, curvature=curvature)
@@ -126,7 +126,7 @@ def predictions(given: Task, config: Config) -> dict[str, tuple[np.ndarray, np.n
         train = jax.tree.map(lambda leaf: leaf[0], problem.batches)
         own, cross = jax.jit(_forms(backend, problem))(state, damping, train, given.test)
         # contributions are gradients over the root of their number
-        found[name] = (np.asarray(own)[: config.left_out], -(given.subsets @ np.asarray(cross)) / number)
+        predicted[name] = (np.asarray(own)[: config.left_out], -(given.subsets @ np.asarray(cross)) / number)
     images = given.problem.batches.image[0]
     losses = given.trainer.values(given.problem.params)
     rng = np.random.default_rng(1)
@@ -135,8 +135,8 @@ def predictions(given: Task, config: Config) -> dict[str, tuple[np.ndarray, np.n
         "null: pixel variance": np.asarray(pixel_variance(images)),
         "null: random": rng.normal(size=number),
     }.items():
-        found[name] = (value[: config.left_out], -(given.subsets @ value) / number)
-    return found
+        predicted[name] = (value[: config.left_out], -(given.subsets @ value) / number)
+    return predicted
 
 
 def _forms(backend: Backend, problem: Problem) -> Callable[..., tuple[Array, Array]]:
@@ -201,11 +201,14 @@ def main() -> None:
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_disable_most_optimizations", True)  # far more is compiled here than computed
     config = tyro.cli(Config)
-    for found in run(config):
-        print(f"{found['task']}: largest gradient {found['largest_gradient']:.1e}, seeds {found['seed_to_seed']}")
-        for row in found["rows"]:
+    for task_record in run(config):
+        print(
+            f"{task_record['task']}: largest gradient {task_record['largest_gradient']:.1e}, "
+            f"seeds {task_record['seed_to_seed']}"
+        )
+        for row in task_record["rows"]:
             print(f"  {row['method']:44} {spread(row['left_out']):24} {spread(row.get('subsets'))}")
-        write(f"fidelity_{found['task']}", config, found)
+        write(f"fidelity_{task_record['task']}", config, task_record)
 
 
 if __name__ == "__main__":

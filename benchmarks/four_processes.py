@@ -170,37 +170,37 @@ def main() -> None:
         command_line.main()
         return
     with tempfile.TemporaryDirectory() as name:
-        root, found = Path(name), {}
+        root, checks = Path(name), {}
         other = run(config, "other identity", root / "rows")
-        found["other identity: all refuse"] = all(
+        checks["other identity: all refuse"] = all(
             status == 2 and "not started for the same work" in error for status, _, error in other
         )
-        found["other identity: nothing is written"] = not (root / "rows").exists()
+        checks["other identity: nothing is written"] = not (root / "rows").exists()
         killed = run(config, "one killed", root / "rows")
         status = [each[0] for each in killed]
-        found["one killed: the others end with the status of a lost partner"] = status[
+        checks["one killed: the others end with the status of a lost partner"] = status[
             KILLED
         ] == -signal.SIGKILL and all(
             each == PartnerError.status for number, each in enumerate(status) if number != KILLED
         )
         slow, alone = run(config, "one slow", root / "rows"), run(config, "alone", root / "alone")
-        found["one slow: all are through"] = [each[0] for each in slow + alone] == [0] * (PROCESSES + 1)
+        checks["one slow: all are through"] = [each[0] for each in slow + alone] == [0] * (PROCESSES + 1)
         printed = [json.loads(out.splitlines()[-1]) for status, out, _ in slow if status == 0]
-        found["less memory: all use the smallest batch"] = {each["batch"] for each in printed} == {config.batch // 4}
-        found["what was finished before the kill is not made again"] = all(
+        checks["less memory: all use the smallest batch"] = {each["batch"] for each in printed} == {config.batch // 4}
+        checks["what was finished before the kill is not made again"] = all(
             each["parts"] < -(-config.rows // (config.batch // 4)) for each in printed
         )
         tables = [(root / folder / "scores.parquet").read_bytes() for folder in ("rows", "alone")]
-        found["the table has the bytes of one process's: no row lost or repeated"] = tables[0] == tables[1]
-    print(json.dumps(found, indent=1))
-    if not all(found.values()):
+        checks["the table has the bytes of one process's: no row lost or repeated"] = tables[0] == tables[1]
+    print(json.dumps(checks, indent=1))
+    if not all(checks.values()):
         print(
             "\n".join(error[-2000:] for each in (other, killed, slow, alone) for _, _, error in each), file=sys.stderr
         )
     plain = {"rows": config.rows, "batch": config.batch, "processes": PROCESSES, "devices of each": DEVICES}
-    record = {"config": plain, "as it must be": found, "versions": versions(), "device": device()}
+    record = {"config": plain, "as it must be": checks, "versions": versions(), "device": device()}
     config.out.write_text(json.dumps(record, indent=1) + "\n")
-    raise SystemExit(not all(found.values()))
+    raise SystemExit(not all(checks.values()))
 
 
 if __name__ == "__main__":

@@ -125,8 +125,8 @@ def complete(config: Config, command: Callable[[str], list[str]]) -> list[str]:
     config.out.mkdir(parents=True, exist_ok=True)
     end, failed = time.monotonic() + 60 * config.minutes, []
     for step in config.steps:
-        found = result(config, step)
-        if found is None or not found["finished"]:
+        content = result(config, step)
+        if content is None or not content["finished"]:
             left = end - time.monotonic()
             if left <= 0:
                 print(f"{step}: no time left; the same call goes on.", flush=True)
@@ -142,9 +142,9 @@ def complete(config: Config, command: Callable[[str], list[str]]) -> list[str]:
                 print(f"{step}: cut off; the same call goes on.", flush=True)
             elif code:
                 failed.append(step)
-            found = result(config, step)
-        if found is not None:
-            print(step, json.dumps({k: v for k, v in found.items() if k not in ("settings", "made")}), flush=True)
+            content = result(config, step)
+        if content is not None:
+            print(step, json.dumps({k: v for k, v in content.items() if k not in ("settings", "made")}), flush=True)
     return failed
 
 
@@ -157,16 +157,16 @@ def result(config: Config, step: str) -> dict[str, Any] | None:
     path = config.out / f"{step}.json"
     if not path.exists():
         return None
-    found = json.loads(path.read_text())
-    if found["settings"] != config.settings():
-        raise ValueError(f"{path} was made with {found['settings']}, not {config.settings()}; choose another --out.")
-    return found
+    content = json.loads(path.read_text())
+    if content["settings"] != config.settings():
+        raise ValueError(f"{path} was made with {content['settings']}, not {config.settings()}; choose another --out.")
+    return content
 
 
-def record(config: Config, step: str, found: dict[str, Any]) -> None:
+def record(config: Config, step: str, content: dict[str, Any]) -> None:
     """Write what a step found, whole or not at all."""
     path = config.out / f"{step}.json"
-    path.with_suffix(".tmp").write_text(json.dumps({**found, "settings": config.settings()}, indent=1) + "\n")
+    path.with_suffix(".tmp").write_text(json.dumps({**content, "settings": config.settings()}, indent=1) + "\n")
     path.with_suffix(".tmp").rename(path)
 
 
@@ -331,8 +331,8 @@ def _arithmetic(function: Any, arguments: Any) -> float:
 
 def _peak(kind: str, precision: str) -> float | None:
     """TFLOP/s of a device at its best; None where its name says nothing."""
-    found = next((peaks for words, peaks in PEAKS.items() if words.lower() in kind.lower()), None)
-    return found and found[precision == "tensorfloat32"]
+    peak = next((peaks for words, peaks in PEAKS.items() if words.lower() in kind.lower()), None)
+    return peak and peak[precision == "tensorfloat32"]
 
 
 def _megabytes() -> dict[str, float]:
@@ -340,10 +340,10 @@ def _megabytes() -> dict[str, float]:
     import jax
 
     known = jax.local_devices()[0].memory_stats() or {}
-    found = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    peaks = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
     if "peak_bytes_in_use" in known:
-        found["device"] = known["peak_bytes_in_use"] / 2**20
-    return found
+        peaks["device"] = known["peak_bytes_in_use"] / 2**20
+    return peaks
 
 
 def pretrained(config: Config) -> dict[str, Any]:

@@ -65,15 +65,15 @@ class Cost:
                 _assessed(given, backend), tuple((state, damping, batch) for batch in batches)
             ),
         }
-        found = rows({"jax": operations}, self.repeats, 1000 / self.setting.examples)
-        for row in found:
+        measured = rows({"jax": operations}, self.repeats, 1000 / self.setting.examples)
+        for row in measured:
             print(f"{row['operation']:34} {times(row)}", flush=True)
         kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         return {
             "data": given.data,
             "rows": problem.batches.index.size,
             "state_megabytes": kept / 2**20,
-            "operations": found,
+            "operations": measured,
         }
 
 
@@ -100,7 +100,7 @@ class Bounds:
 
     def run(self) -> dict[str, Any]:
         """Violations, and how wide the bounds are, by storage and damping."""
-        given, found = shared(self.setting), []
+        given, checked = shared(self.setting), []
         some = jax.tree.map(lambda leaf: leaf[: self.curvature], given.batches)
         problem = dataclasses.replace(given.problem(), batches=some)
         states = {kind: jax.jit(Gram(storage=kind).fit)(problem, jax.random.key(0)) for kind in ("working", "bfloat16")}
@@ -120,7 +120,7 @@ class Bounds:
         for (kind, share), parts in rows_of.items():
             values, rounding, wanted = (np.concatenate([np.ravel(part[i]) for part in parts]) for i in range(3))
             off, width = np.abs(values - wanted), rounding / np.abs(wanted)
-            found.append(
+            checked.append(
                 {
                     "storage": kind,
                     "relative damping": share,
@@ -132,8 +132,8 @@ class Bounds:
                     "largest error over bound": float(np.max(off / rounding)),
                 }
             )
-            print(found[-1], flush=True)
-        return {"data": given.data, "parameters": int(exact.shape[1]), "rows": int(exact.shape[0]), "bounds": found}
+            print(checked[-1], flush=True)
+        return {"data": given.data, "parameters": int(exact.shape[1]), "rows": int(exact.shape[0]), "bounds": checked}
 
 
 class _Reference:
@@ -175,8 +175,8 @@ def _scores(given: Shared, backend: Gram) -> Callable[..., Array]:
 def _assessed(given: Shared, backend: Gram) -> Callable[..., tuple]:
     def assessed(state: GramState, damping: Array, batch: Batch) -> tuple:
         gradients = measure(given.objective, given.params, given.frozen, batch).gradients
-        found = backend.assess(state, gradients, damping)
-        return found.form.values, found.rounding, found.left_out
+        result = backend.assess(state, gradients, damping)
+        return result.form.values, result.rounding, result.left_out
 
     return jax.jit(assessed)
 
@@ -195,10 +195,10 @@ def _judge(given: Shared, backend: Gram, draws: int) -> Callable[..., tuple]:
 
     def judged(state: GramState, damping: Array, batch: Batch) -> tuple:
         gradients = measure(given.objective, given.params, given.frozen, batch, draws).gradients
-        found = backend.assess(state, gradients, damping)
+        result = backend.assess(state, gradients, damping)
         vectors = [block.map_examples(gradients, lambda each, _: each, None) for block in state.blocks]
         flat = jnp.concatenate(vectors, axis=2)
-        own = (jnp.einsum("bkk->bk", each) for each in (found.form.values, found.rounding))
+        own = (jnp.einsum("bkk->bk", each) for each in (result.form.values, result.rounding))
         return (*own, flat.reshape(-1, flat.shape[-1]))
 
     return judged

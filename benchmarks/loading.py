@@ -91,9 +91,9 @@ def write(folder: Path, config: Config) -> dict[str, Source]:
 def opened(source: Source) -> tuple[OpenSource, float]:
     """The open source, and the seconds that opening and the fingerprint took."""
     began = time.perf_counter()
-    found = source.open()
-    found.fingerprint()
-    return found, time.perf_counter() - began
+    source_opened = source.open()
+    source_opened.fingerprint()
+    return source_opened, time.perf_counter() - began
 
 
 def speed(source: OpenSource, order: np.ndarray, workers: int) -> tuple[float, float]:
@@ -108,7 +108,7 @@ def main() -> None:
     """Write, read, print, keep."""
     config = tyro.cli(Config)
     threads = decoding_threads()
-    found: dict[str, dict[str, float]] = {}
+    seconds_by_kind: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as name:
         os.environ["XDG_CACHE_HOME"] = f"{name}/cache"
         for kind, source in write(Path(name), config).items():
@@ -117,15 +117,15 @@ def main() -> None:
             first, seconds = opened(source)
             list(batches(first, INPUT, BATCH, jax.random.key(0), order[:BATCH]))  # compiles the keys
             again, later = opened(source)
-            found[kind] = {"seconds to open": seconds, "seconds to open again": later}
+            seconds_by_kind[kind] = {"seconds to open": seconds, "seconds to open again": later}
             for name, asked, workers in (
                 ("in order", order, threads),
                 ("in random order", shuffled, threads),
                 ("in order, one thread", order, 1),
             ):
                 rate, busy = speed(again, asked, workers)
-                found[kind] |= {f"images per second {name}": rate, f"processor ms an image {name}": busy}
-            print(kind, {name: round(value, 2) for name, value in found[kind].items()}, flush=True)
+                seconds_by_kind[kind] |= {f"images per second {name}": rate, f"processor ms an image {name}": busy}
+            print(kind, {name: round(value, 2) for name, value in seconds_by_kind[kind].items()}, flush=True)
     settings = {**dataclasses.asdict(config), "out": config.out.name}
     load = os.getloadavg()[1]
     record = {
@@ -133,7 +133,7 @@ def main() -> None:
         "threads": threads,
         "cores": os.cpu_count(),
         "load": load,
-        "found": found,
+        "found": seconds_by_kind,
         "versions": versions(),
     }
     config.out.write_text(json.dumps(record, indent=1) + "\n")

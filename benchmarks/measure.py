@@ -139,19 +139,19 @@ def rows(
     }
     failed: dict[tuple[str, str], str] = {}
     seconds = interleaved(turns, repeats, failed, patience)
-    found = []
+    table = []
     for (side, name), operation in together.items():
         row: dict[str, Any] = {"framework": side, "operation": name}
         if (side, name) in failed:
-            found.append(row | {"failed": failed[side, name]})
+            table.append(row | {"failed": failed[side, name]})
             continue
         own = together[side, "gradient"]
         counts = "block of" not in name and not on_gpu()  # where libraries compute what is not counted
         counted = counts and isinstance(operation, Compiled) and isinstance(own, Compiled)
         row["seconds"] = spread([taken[-1] * scale for taken in seconds[side, name]])
         row["gradients"] = spread([taken[-1] / taken[0] for taken in seconds[side, name]])
-        found.append(row | {"arithmetic": operation.flops() / own.flops() if counted else None})
-    return found
+        table.append(row | {"arithmetic": operation.flops() / own.flops() if counted else None})
+    return table
 
 
 def times(row: dict[str, Any]) -> str:

@@ -172,11 +172,11 @@ def run(config: Config) -> dict:
     }
 
 
-def draw(found: dict, path: Path) -> None:
+def draw(record: dict, path: Path) -> None:
     """The curve."""
     figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
-    for phase in dict.fromkeys(row[1] for row in found["curve"]):
-        rows = [row for row in found["curve"] if row[1] == phase]
+    for phase in dict.fromkeys(row[1] for row in record["curve"]):
+        rows = [row for row in record["curve"] if row[1] == phase]
         axes.plot([row[0] for row in rows], [row[3] for row in rows], label=phase)
     axes.set(xlabel="seconds", ylabel="resident memory, MiB", ylim=(0, None))
     axes.legend(frameon=False)
@@ -186,13 +186,13 @@ def draw(found: dict, path: Path) -> None:
 def main() -> None:
     """Measure, print, write."""
     config = tyro.cli(Config)
-    found = run(config)
-    print({name: value for name, value in found.items() if name != "curve"})
+    result = run(config)
+    print({name: value for name, value in result.items() if name != "curve"})
     config.out.parent.mkdir(exist_ok=True)
     settings = {**dataclasses.asdict(config), "out": config.out.name}
-    record = {"config": settings, "found": found, "versions": versions(), "device": device()}
+    record = {"config": settings, "found": result, "versions": versions(), "device": device()}
     config.out.write_text(json.dumps(record) + "\n")
-    draw(found, config.out.with_suffix(".png"))
+    draw(result, config.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

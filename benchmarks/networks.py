@@ -60,18 +60,18 @@ def errors(case: Case, blocks: cut.Blocks) -> float:
     @jax.jit
     def both(gradients: ExampleGradients) -> tuple[jax.Array, jax.Array]:
         whole = gradients.full()
-        found = [jnp.max(jnp.abs(b.materialise(gradients) - jax.vmap(b.read)(whole))) for b in blocks]
+        differences = [jnp.max(jnp.abs(b.materialise(gradients) - jax.vmap(b.read)(whole))) for b in blocks]
         rows = trees.ravel_batch(whole)
         norms = jnp.sum(rows**2, axis=1)
         missed = jnp.max(jnp.abs(gradients.squared_norms(blocks) - norms)) / jnp.max(norms)
-        return jnp.max(jnp.stack(found)) / jnp.max(jnp.abs(rows)), missed
+        return jnp.max(jnp.stack(differences)) / jnp.max(jnp.abs(rows)), missed
 
     return float(max(both(gradients)))
 
 
 def refusals(case: Case) -> dict[str, str]:
     """What each backend says that does not take the network as it stands."""
-    rng, found = np.random.default_rng(0), {}
+    rng, reasons = np.random.default_rng(0), {}
     keys = jax.random.split(jax.random.key(0), (1, 4))
     batch = Batch(jnp.asarray(rng.uniform(size=(1, 4, *SHAPE))), keys, jnp.arange(4).reshape(1, 4))
     objective = Objective(case.network, GaussianNoise(0.1), CosineDistance())  # pyright: ignore[reportArgumentType]
@@ -82,8 +82,8 @@ def refusals(case: Case) -> dict[str, str]:
                 lambda problem, key, kind=kind: jax.tree.leaves(kind().fit(problem, key)), problem, keys[0, 0]
             )
         except StructureError as error:
-            found[kind.__name__] = str(error)
-    return found
+            reasons[kind.__name__] = str(error)
+    return reasons
 
 
 def row(name: str, backends: bool) -> dict:
@@ -107,22 +107,22 @@ def row(name: str, backends: bool) -> dict:
 
 def run(config: Config) -> dict:
     """Return one row for each network."""
-    found = []
+    rows = []
     for name in config.networks or tuple(CASES):
-        found.append(row(name, config.backends))
-        each = found[-1]
+        rows.append(row(name, config.backends))
+        each = rows[-1]
         words = ", ".join(each["refused"]) or "-"
         print(
             f"| `{name}` | {each['matrices']} | {each['whole']} | {each['vectors']} | {', '.join(each['loose']) or '-'} "
             f"| {each['error']:.0e} | {words} |",
             flush=True,
         )
-    return {"networks": found}
+    return {"networks": rows}
 
 
 def merged(before: dict | None, now: dict) -> dict:
     """The rows of an earlier run that this one did not repeat, and those of this one, in the order of the networks."""
-    rows = {each["network"]: each for found in (before or {"networks": []}, now) for each in found["networks"]}
+    rows = {each["network"]: each for record in (before or {"networks": []}, now) for each in record["networks"]}
     return {"networks": [rows[name] for name in CASES if name in rows]}
 
 

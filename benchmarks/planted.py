@@ -456,8 +456,8 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "the curvature set lacks its last batch",
-        "kept = range(found // size)",
-        "kept = range(max(1, found // size - 1))",
+        "kept = range(drawn // size)",
+        "kept = range(max(1, drawn // size - 1))",
     ),
     (
         "16-bit pixels are divided by 256",

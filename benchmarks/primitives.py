@@ -84,16 +84,16 @@ def forms(given: Shared) -> dict[str, Callable[[Params, Params], object]]:
 def jax_operations(given: Shared, blocks: tuple[int, ...]) -> dict[str, Operation]:
     """Compiled operations by name; each compiles when it first runs."""
     vector = random_vector(given.params)
-    found = {name: compiled(form, given.params, vector) for name, form in forms(given).items()}
+    operations = {name: compiled(form, given.params, vector) for name, form in forms(given).items()}
     for kind, words in (("hessian", "Hessian"), ("ggn", "Gauss–Newton")):
         curved = dataclasses.replace(given.problem(), curvature=kind)
         for count in blocks:
             block = jax.tree.map(lambda leaf, n=count: jnp.stack([leaf * (1 + i) for i in range(n)]), vector)
             name = f"{words} × block of {count}"
-            found[name] = compiled(
+            operations[name] = compiled(
                 lambda p, v, c=curved: block_matvec(dataclasses.replace(c, params=p))(v), given.params, block
             )
-    return found
+    return operations
 
 
 def compiled(function: Callable[[Params, Params], object], params: Params, vector: Params) -> Compiled:
@@ -118,10 +118,10 @@ def main() -> None:
     """Measure, print, write."""
     config = tyro.cli(Config)
     keep_convolutions_whole()
-    found = run(config)
-    for row in found["operations"]:
+    record = run(config)
+    for row in record["operations"]:
         print(f"{row['framework']:6} {row['operation']:50} {row.get('failed') or times(row)}")
-    write(f"primitives_w{config.setting.width}", config, found)
+    write(f"primitives_w{config.setting.width}", config, record)
 
 
 if __name__ == "__main__":

@@ -26,11 +26,11 @@ TRANSFORMER = "vision_transformer"
 def results(folder: Path = FOLDER) -> Results:
     """Everything that these benchmarks have written."""
     names = sorted(path.stem for path in folder.glob("*.json"))
-    found = {name: read(name, folder) for name in names if name == TRANSFORMER or name.split("_")[0] in BENCHMARKS}
-    return {name: result for name, result in found.items() if result is not None}
+    records = {name: read(name, folder) for name in names if name == TRANSFORMER or name.split("_")[0] in BENCHMARKS}
+    return {name: result for name, result in records.items() if result is not None}
 
 
-def page(found: Results, name: str = "benchmarks") -> str:
+def page(records: Results, name: str = "benchmarks") -> str:
     """Return the text of a page, `benchmarks` or `benchmarks-aims`."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.ChainableUndefined, trim_blocks=True
@@ -43,25 +43,25 @@ def page(found: Results, name: str = "benchmarks") -> str:
         "per_vector": per_vector,
     }
     return environment.get_template(f"{name}.md.jinja").render(
-        summary=" ".join(summary(found)),
-        aims=aims(found),
-        agreement=found.get("agreement"),
-        transformer=found.get(TRANSFORMER),
-        **{kind: every(found, kind) for kind in BENCHMARKS[1:]},
+        summary=" ".join(summary(records)),
+        aims=aims(records),
+        agreement=records.get("agreement"),
+        transformer=records.get(TRANSFORMER),
+        **{kind: every(records, kind) for kind in BENCHMARKS[1:]},
     )
 
 
-def summary(found: Results) -> list[str]:
+def summary(records: Results) -> list[str]:
     """Return what was measured, in a sentence each for agreement, cost and retraining; nothing of what was not."""
     said = []
-    agreement = found.get("agreement")
+    agreement = records.get("agreement")
     if agreement:
         holds = sum(row["value"] <= row["tolerance"] for row in agreement["findings"])
         said.append(
             f"Asked in the same convention, this package and its peers compute the same numbers: {holds} of "
             f"{len(agreement['findings'])} comparisons hold."
         )
-    costs = [result for result in every(found, "cost") if result["made"]["device"]["platform"] == "cpu"]
+    costs = [result for result in every(records, "cost") if result["made"]["device"]["platform"] == "cpu"]
     if costs:
         result = max(costs, key=lambda each: each["config"]["setting"]["batch"])
         cost = {row["operation"]: row["gradients"][0] for row in result["operations"] if "failed" not in row}
@@ -77,7 +77,7 @@ def summary(found: Results) -> list[str]:
             )
     effects = [
         row["left_out"][0]
-        for task in every(found, "fidelity")
+        for task in every(records, "fidelity")
         for row in task["rows"]
         if row["method"] == "Exact, Hessian"
     ]
@@ -89,9 +89,9 @@ def summary(found: Results) -> list[str]:
     return said
 
 
-def every(found: Results, kind: str) -> list[dict[str, Any]]:
+def every(records: Results, kind: str) -> list[dict[str, Any]]:
     """The results of one benchmark, narrow networks and small batches first."""
-    return [result for name, result in sorted(found.items(), key=_order) if name.startswith(f"{kind}_")]
+    return [result for name, result in sorted(records.items(), key=_order) if name.startswith(f"{kind}_")]
 
 
 def machine(made: dict[str, Any]) -> str:
@@ -115,9 +115,9 @@ def per_vector(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [divided(row) for row in rows]
 
 
-def plot_costs(found: Results, path: Path) -> None:
+def plot_costs(records: Results, path: Path) -> None:
     """One panel a setting: fitting and scoring in gradients of the same framework."""
-    costs = every(found, "cost")
+    costs = every(records, "cost")
     down, across = -(-len(costs) // 2), min(2, len(costs))
     figure, panels = plt.subplots(down, across, figsize=(6.5 * across, 5 * down), squeeze=False, layout="constrained")
     for panel in panels.flat[len(costs) :]:
@@ -134,9 +134,9 @@ def plot_costs(found: Results, path: Path) -> None:
     plt.close(figure)
 
 
-def plot_fidelity(found: Results, path: Path) -> None:
+def plot_fidelity(records: Results, path: Path) -> None:
     """One panel a task: rank correlation of the left-out effects, with intervals."""
-    tasks = every(found, "fidelity")
+    tasks = every(records, "fidelity")
     figure, panels = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 4.5), layout="constrained", squeeze=False)
     for panel, task in zip(panels[0], tasks, strict=True):
         rows = list(reversed(task["rows"]))
@@ -156,15 +156,15 @@ def plot_fidelity(found: Results, path: Path) -> None:
 def main() -> None:
     """Write the pages and the plots."""
     plt.rcParams["svg.hashsalt"] = "benchmarks"  # the same file for the same figures
-    found = results()
+    records = results()
     plots = DOCS / "plots"
     plots.mkdir(parents=True, exist_ok=True)
     for name in PAGES:
-        (DOCS / f"{name}.md").write_text(page(found, name))
-    if every(found, "cost"):
-        plot_costs(found, plots / "cost.svg")
-    if every(found, "fidelity"):
-        plot_fidelity(found, plots / "fidelity.svg")
+        (DOCS / f"{name}.md").write_text(page(records, name))
+    if every(records, "cost"):
+        plot_costs(records, plots / "cost.svg")
+    if every(records, "fidelity"):
+        plot_fidelity(records, plots / "fidelity.svg")
 
 
 def _order(item: tuple[str, dict[str, Any]]) -> tuple[int, int, str]:

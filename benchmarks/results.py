@@ -38,9 +38,9 @@ class Finding(NamedTuple):
         return self.value <= self.tolerance
 
 
-def write(name: str, config: Any, found: dict[str, Any], folder: Path = FOLDER) -> Path:
+def write(name: str, config: Any, content: dict[str, Any], folder: Path = FOLDER) -> Path:
     """Write `<name>.json`, on an accelerator `<name>_<platform>.json`: no figures of a CPU are replaced by others."""
-    record = {"config": dataclasses.asdict(config), **found, "made": made()}
+    record = {"config": dataclasses.asdict(config), **content, "made": made()}
     platform = record["made"]["device"]["platform"]
     folder.mkdir(exist_ok=True)
     path = folder / f"{name}{'' if platform == 'cpu' else f'_{platform}'}.json"

@@ -34,15 +34,15 @@ class Trainer:
 
     def fit(self, weights: np.ndarray, start: Params) -> tuple[Params, float]:
         """The optimum, and the largest entry of the gradient there."""
-        found = scipy.optimize.minimize(
+        minimum = scipy.optimize.minimize(
             lambda flat: tuple(np.asarray(value) for value in self._total(flat, weights)),
             np.asarray(trees.ravel(start)),
             jac=True,
             method="L-BFGS-B",
             options={"maxiter": 20000, "maxfun": 40000, "ftol": 0.0, "gtol": 1e-10, "maxcor": 50},
         )
-        gradient = float(np.max(np.abs(self._total(found.x, weights)[1])))
-        return trees.unravel(start, jnp.asarray(found.x)), gradient
+        gradient = float(np.max(np.abs(self._total(minimum.x, weights)[1])))
+        return trees.unravel(start, jnp.asarray(minimum.x)), gradient
 
     def values(self, params: Params) -> np.ndarray:
         """ℓ_i of every training example."""

@@ -109,12 +109,14 @@ def batches(config: Config, layout: Layout) -> Iterator[Batch]:
 
 def path(settings: Pretrain, state: training.TrainState, config: Config, layout: Layout) -> list[np.ndarray]:
     """The parameters after every step."""
-    step, found = training.make_step(settings, 50), []
+    step, positions = training.make_step(settings, 50), []
     state = layout.everywhere(jax.tree.map(jnp.copy, state))
     for batch in batches(config, layout):
         state, _ = step(state, batch)
-        found.append(np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(state.params)]))
-    return found
+        positions.append(
+            np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(state.params)])
+        )
+    return positions
 
 
 def parted(config: Config, settings: Pretrain = SINGLE) -> dict[str, dict[int, float]]:
@@ -135,25 +137,25 @@ def parted(config: Config, settings: Pretrain = SINGLE) -> dict[str, dict[int, f
     }
     whole = path(settings, start, config, alone)
     at = [step for step in SHOWN if step <= config.steps]
-    found = {}
+    distances = {}
     for name, way in ways.items():
         other = way()
         distance = {k: np.linalg.norm(other[k - 1] - whole[k - 1]) / np.linalg.norm(whole[k - 1]) for k in at}
-        found[name] = {step: float(f"{value:.2g}") for step, value in distance.items()}
-        print(type(settings).__name__, name, found[name], flush=True)
-    return found
+        distances[name] = {step: float(f"{value:.2g}") for step, value in distance.items()}
+        print(type(settings).__name__, name, distances[name], flush=True)
+    return distances
 
 
 def run(config: Config) -> dict:
     """Both forms of the variance, and float64."""
-    found = {"float32": parted(config)}
+    distances = {"float32": parted(config)}
     with two_passes():
-        found["float32, variance in two passes"] = parted(config)
+        distances["float32, variance in two passes"] = parted(config)
     with mock.patch.object(nn, "relu", nn.silu):
-        found["float32, silu for relu"] = parted(config)
+        distances["float32, silu for relu"] = parted(config)
     with jax.enable_x64(True):
-        found["float64"] = parted(config, DOUBLE)
-    return found
+        distances["float64"] = parted(config, DOUBLE)
+    return distances
 
 
 def main() -> None:

@@ -91,7 +91,7 @@ def on_devices(config: Config) -> dict[str, float]:
 
     scorer, images = scorer_and_images(config.batch)
     mesh = local_devices()
-    everywhere, found = replicate(scorer, mesh), {}
+    everywhere, ratio = replicate(scorer, mesh), {}
     for kind, count in (("strong", config.batch), ("weak", config.batch // 8 * mesh.size)):
         whole = images(count)
         parts = split(whole, mesh)
@@ -101,8 +101,8 @@ def on_devices(config: Config) -> dict[str, float]:
                 return everywhere(parts)
 
         ratios = [timed(sharded) / timed(lambda whole=whole: scorer(whole)) for _ in range(config.repeats + 1)]
-        found[kind] = statistics.median(ratios[1:])
-    return found
+        ratio[kind] = statistics.median(ratios[1:])
+    return ratio
 
 
 def in_process(config: Config) -> dict[str, float]:
@@ -168,13 +168,13 @@ def main() -> None:
     """Measure, print, write."""
     config = tyro.cli(Config)
     if config.worker:
-        found = {"devices": on_devices, "process": in_process}[config.worker](config)
-        print(json.dumps(found))
+        record = {"devices": on_devices, "process": in_process}[config.worker](config)
+        print(json.dumps(record))
         return
-    found = run(config)
+    record = run(config)
     settings = {"batch": config.batch, "repeats": config.repeats}
     config.out.parent.mkdir(exist_ok=True)
-    config.out.write_text(json.dumps({"config": settings, "found": found, "load": os.getloadavg()}, indent=1) + "\n")
+    config.out.write_text(json.dumps({"config": settings, "found": record, "load": os.getloadavg()}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -100,12 +100,12 @@ def scored_with(scorer: Scorer, rank: int) -> dict[str, Callable[[Params, Batch]
     def gradients(params: Params, batch: Batch) -> ExampleGradients:
         return measure(scorer.measurement, params, scorer.problem.frozen, batch).gradients
 
-    def form(found: ExampleGradients) -> jax.Array:
-        return scorer.backend.quadratic_form(scorer.state, found, scorer.damping)
+    def form(drawn: ExampleGradients) -> jax.Array:
+        return scorer.backend.quadratic_form(scorer.state, drawn, scorer.damping)
 
     def both(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        found = gradients(params, batch)
-        return form(found), found.squared_norms(scorer.blocks)
+        drawn = gradients(params, batch)
+        return form(drawn), drawn.squared_norms(scorer.blocks)
 
     return {
         f"gradient norms {rank}": jax.jit(lambda p, batch: gradients(p, batch).squared_norms(scorer.blocks)),
@@ -138,9 +138,9 @@ def main() -> None:
             print(json.dumps(row), flush=True)
             rows.append(row)
     machine = {"cores": os.cpu_count(), **device()}
-    found = {"multiples of one gradient of the batch": rows, "machine": machine, "versions": versions()}
+    record = {"multiples of one gradient of the batch": rows, "machine": machine, "versions": versions()}
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    config.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    config.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

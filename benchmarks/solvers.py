@@ -124,7 +124,7 @@ def forms(
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return median errors, and in brackets those after one factor, as a Markdown table."""
-    found = {(row["solver"], row["damping"], row["products"]): row for row in rows}
+    by_count = {(row["solver"], row["damping"], row["products"]): row for row in rows}
 
     def cell(row: dict[str, Any] | None) -> str:
         if row is None:
@@ -133,7 +133,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
     lines = [["λ / mean", "solver", *map(str, PRODUCTS)], ["---"] * (2 + len(PRODUCTS))]
     lines += [
-        [f"{share:g}", name, *(cell(found.get((name, share, count))) for count in PRODUCTS)]
+        [f"{share:g}", name, *(cell(by_count.get((name, share, count))) for count in PRODUCTS)]
         for share in RELATIVE
         for name in (*SOLVERS, *STOCHASTIC)
     ]

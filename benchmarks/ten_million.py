@@ -128,8 +128,8 @@ def judge(folder: Path, rows: int) -> None:
     score = scored.read_rows(chosen, ["score"])["score"].to_numpy()
     exact = score**0.9 * np.exp(0.05 * np.random.default_rng(1).normal(size=len(chosen)))
     bounds = pa.table({"index": chosen, "lower": 0.99 * exact, "upper": 1.01 * exact})
-    found = audit.compare_with_bounds(scored, bounds, Calibration())
-    assert found["score"].examples == len(chosen)
+    deviations = audit.compare_with_bounds(scored, bounds, Calibration())
+    assert deviations["score"].examples == len(chosen)
     assert audit.calibrate(folder, scored, bounds, None, Calibration(), silent)
 
 
@@ -149,7 +149,7 @@ def peak() -> float:
 
 def measure(rows: int) -> dict[str, dict[str, float]]:
     """Every stage over so many rows, each in a process of its own."""
-    found = {}
+    stages = {}
     with tempfile.TemporaryDirectory() as name:
         for stage in STAGES:
             arguments = ["--rows", str(rows), "--stage", stage, "--folder", name]
@@ -159,12 +159,12 @@ def measure(rows: int) -> dict[str, dict[str, float]]:
                 check=True,
                 timeout=7200,
             )
-            found[stage] = json.loads(done.stdout.splitlines()[-1])
-            print(rows, stage, found[stage], flush=True)
-        found["table"] = {"MiB": (Path(name) / "scores.parquet").stat().st_size / 2**20}
-        found["parts"] = {"MiB": sum(file.stat().st_size for file in Path(name).glob("parts/*/*.parquet")) / 2**20}
-        found["page"] = {"MiB": (Path(name) / "report.html").stat().st_size / 2**20}
-    return found
+            stages[stage] = json.loads(done.stdout.splitlines()[-1])
+            print(rows, stage, stages[stage], flush=True)
+        stages["table"] = {"MiB": (Path(name) / "scores.parquet").stat().st_size / 2**20}
+        stages["parts"] = {"MiB": sum(file.stat().st_size for file in Path(name).glob("parts/*/*.parquet")) / 2**20}
+        stages["page"] = {"MiB": (Path(name) / "report.html").stat().st_size / 2**20}
+    return stages
 
 
 def main() -> None:
@@ -173,14 +173,14 @@ def main() -> None:
     if config.stage:
         return work(config)
     held = json.loads(config.out.read_text())["rows"] if config.out.exists() else {}
-    found = {int(rows): stages for rows, stages in held.items()} | {rows: measure(rows) for rows in config.rows}
-    few, many = min(found), max(found)
+    measured = {int(rows): stages for rows, stages in held.items()} | {rows: measure(rows) for rows in config.rows}
+    few, many = min(measured), max(measured)
     growth = {
-        stage: 2**20 * (found[many][stage]["MiB at most"] - found[few][stage]["MiB at most"]) / max(1, many - few)
+        stage: 2**20 * (measured[many][stage]["MiB at most"] - measured[few][stage]["MiB at most"]) / max(1, many - few)
         for stage in STAGES
     }
     print("bytes a row:", {stage: round(value, 1) for stage, value in growth.items()})
-    record = {"rows": found, "bytes a row": growth, "versions": versions(), "device": device()}
+    record = {"rows": measured, "bytes a row": growth, "versions": versions(), "device": device()}
     config.out.write_text(json.dumps(record, indent=1) + "\n")
     return None
 

@@ -171,12 +171,12 @@ def main(names: list[str]) -> None:
     jax.config.update("jax_enable_x64", True)
     drawn = pool(jax.random.key(0), DRAWS)
     rows = [jax.tree.map(lambda numbers, k=k: numbers[k], drawn) for k in range(DRAWS)]
-    found = json.loads(RESULT.read_text())["modules"] if RESULT.exists() else {}
+    by_module = json.loads(RESULT.read_text())["modules"] if RESULT.exists() else {}
     for name in names or CONFRONTED_BY:
         start = time.process_time()
-        found[name] = survivors(name, rows)
-        print(name, found[name], f"{time.process_time() - start:.0f} s of CPU", flush=True)
-        ordered = {name: found[name] for name in CONFRONTED_BY if name in found}
+        by_module[name] = survivors(name, rows)
+        print(name, by_module[name], f"{time.process_time() - start:.0f} s of CPU", flush=True)
+        ordered = {name: by_module[name] for name in CONFRONTED_BY if name in by_module}
         totals = {
             key: sum(module[key] if key == "mutants" else len(module[key]) for module in ordered.values())
             for key in ("mutants", "equivalent", "survivors")

@@ -104,25 +104,25 @@ def measure(width: int, config: Config) -> dict[str, dict[str, float]]:
             jax.block_until_ready(operation())
             if repeat:  # the first compiles
                 seconds[name].append(time.perf_counter() - began)
-    found = {}
+    speeds = {}
     for name, taken in seconds.items():
         ratio = statistics.median(a / b for a, b in zip(taken, seconds["gradient"], strict=True))
-        found[name] = {"images per second": config.batch / statistics.median(taken), "gradients": ratio}
+        speeds[name] = {"images per second": config.batch / statistics.median(taken), "gradients": ratio}
         print(
-            f"width {width:3}  {name:16} {found[name]['images per second']:9.1f} /s  {ratio:6.2f} × a gradient",
+            f"width {width:3}  {name:16} {speeds[name]['images per second']:9.1f} /s  {ratio:6.2f} × a gradient",
             flush=True,
         )
-    return found
+    return speeds
 
 
 def main() -> None:
     """Measure, print, write."""
     config = tyro.cli(Config)
     keep_convolutions_whole()
-    found = {str(width): measure(width, config) for width in config.widths}
+    speeds = {str(width): measure(width, config) for width in config.widths}
     settings = {**dataclasses.asdict(config), "out": config.out.name}
     config.out.parent.mkdir(exist_ok=True)
-    record = {"config": settings, "found": found, "versions": versions(), "device": device()}
+    record = {"config": settings, "found": speeds, "versions": versions(), "device": device()}
     config.out.write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -107,7 +107,7 @@ def weights(config: Config, rng: np.random.Generator) -> dict[str, np.ndarray]:
     def matrix(*shape: int) -> np.ndarray:
         return (rng.normal(size=shape) / np.sqrt(shape[-1])).astype(np.float32)
 
-    found = {
+    arrays = {
         "cls_token": matrix(1, 1, width),
         "mask_token": matrix(1, width),
         "pos_embed": 0.02 * matrix(1, 1 + patches, width),
@@ -120,14 +120,14 @@ def weights(config: Config, rng: np.random.Generator) -> dict[str, np.ndarray]:
         layers = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
         layers |= {"mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width)}
         for name, shape in layers.items():
-            found[f"blocks.{block}.{name}.weight"] = matrix(*shape)
-            found[f"blocks.{block}.{name}.bias"] = np.zeros(shape[0], np.float32)
+            arrays[f"blocks.{block}.{name}.weight"] = matrix(*shape)
+            arrays[f"blocks.{block}.{name}.bias"] = np.zeros(shape[0], np.float32)
         for name in ("norm1", "norm2"):
-            found[f"blocks.{block}.{name}.weight"] = np.ones(width, np.float32)
-            found[f"blocks.{block}.{name}.bias"] = np.zeros(width, np.float32)
+            arrays[f"blocks.{block}.{name}.weight"] = np.ones(width, np.float32)
+            arrays[f"blocks.{block}.{name}.bias"] = np.zeros(width, np.float32)
         for name in ("ls1", "ls2"):
-            found[f"blocks.{block}.{name}.gamma"] = np.full(width, 0.5, np.float32)
-    return found
+            arrays[f"blocks.{block}.{name}.gamma"] = np.full(width, 0.5, np.float32)
+    return arrays
 
 
 def write_safetensors(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -114,13 +114,13 @@ def gradients(config: Config) -> dict[str, np.ndarray]:
 
     @jax.jit
     def of_curvature(problem: Problem, batch: Batch) -> tuple[Array, Array]:
-        found = batch_gradients(problem, batch, 1)
-        return materialise(found), jnp.zeros(batch.index.shape)
+        drawn = batch_gradients(problem, batch, 1)
+        return materialise(drawn), jnp.zeros(batch.index.shape)
 
     @jax.jit
     def of_scored(problem: Problem, batch: Batch) -> tuple[Array, Array]:
-        found = measure(measurement, problem.params, problem.frozen, batch)
-        return materialise(found.gradients), found.values[0]
+        measured = measure(measurement, problem.params, problem.frozen, batch)
+        return materialise(measured.gradients), measured.values[0]
 
     rows, losses = [], []
     for number in range(len(batches.index)):
@@ -134,22 +134,22 @@ def gradients(config: Config) -> dict[str, np.ndarray]:
         held = np.load(part, allow_pickle=False)
         rows.append(held["vectors"] * (config.batch_size**0.5 if inside else 1.0))  # of a mean over a batch: undone
         losses.append(held["loss"])
-    found = {
+    arrays = {
         "products": inner_products(np.concatenate(rows)[: config.rows + config.scored]),
         "loss": np.concatenate(losses)[config.rows :][: config.scored],
         "size": np.asarray(trees.size(problem.params)),
     }
-    np.savez(done, **found)
+    np.savez(done, **arrays)
     for part in folder.glob("part_*.npz"):
         part.unlink()
-    return found
+    return arrays
 
 
 class Products:
     """Exact scores from inner products alone, for any part of the curvature set."""
 
-    def __init__(self, found: dict[str, np.ndarray], rows: int) -> None:
-        self._all, self._rows, self._size = found["products"], rows, int(found["size"])
+    def __init__(self, arrays: dict[str, np.ndarray], rows: int) -> None:
+        self._all, self._rows, self._size = arrays["products"], rows, int(arrays["size"])
         self.norms = np.diagonal(self._all)[rows:]
 
     def damping(self, chosen: np.ndarray, dimension: float | None) -> float:
@@ -184,7 +184,7 @@ def curve(products: Products, rows: int, dimension: float | None) -> list[dict[s
     """Scores of nested curvature sets beside those of the largest, at the λ of the largest, and of disjoint ones."""
     every = np.arange(rows)
     damping = products.damping(every, dimension)
-    final, found, count = products.scores(every, damping), [], rows
+    final, points, count = products.scores(every, damping), [], rows
     while count >= 16:
         row: dict[str, Any] = {
             "rows": count,
@@ -199,20 +199,20 @@ def curve(products: Products, rows: int, dimension: float | None) -> list[dict[s
         ]
         error = np.sqrt((PARTS - 1) * np.var(left_out, axis=0))
         row["jackknife"] = float(np.median(error / final))
-        found.append(row)
+        points.append(row)
         count //= 2
-    return found
+    return points
 
 
 def sweep(products: Products, loss: np.ndarray, rows: int, dimensions: tuple[float, ...]) -> list[dict[str, Any]]:
     """Over ρ, and a tenth of the mean eigenvalue: stability, and what the null baselines rank alike."""
-    every, found = np.arange(rows), []
+    every, points = np.arange(rows), []
     dampings = {str(share): products.damping(every, share) for share in dimensions}
     dampings["0.1 × mean eigenvalue"] = products.damping(every, None)
     known = {name: products.scores(every, damping) for name, damping in dampings.items()}
     for name, damping in dampings.items():
         halves = [products.scores(part, damping) for part in (every[: rows // 2], every[rows // 2 :])]
-        found.append(
+        points.append(
             {
                 "effective dimension": name,
                 "damping": damping,
@@ -222,19 +222,19 @@ def sweep(products: Products, loss: np.ndarray, rows: int, dimensions: tuple[flo
                 "with the others": {other: spearman(known[name], scores) for other, scores in known.items()},
             }
         )
-    return found
+    return points
 
 
 def run(config: Config) -> Path:
     """Form what is missing, then write the result."""
-    found = gradients(config)
-    products = Products(found, config.rows)
+    arrays = gradients(config)
+    products = Products(arrays, config.rows)
     places = ("runs", "data_dir", "results", "encoder")
     record = {
         "configuration": {name: value for name, value in describe(config).items() if name not in places},
-        "parameters": int(found["size"]),
+        "parameters": int(arrays["size"]),
         "curve": {str(share): curve(products, config.rows, share) for share in (0.1, 0.5, 0.9, None)},
-        "damping": sweep(products, found["loss"], config.rows, config.dimensions),
+        "damping": sweep(products, arrays["loss"], config.rows, config.dimensions),
         "versions": versions(),
     }
     config.results.mkdir(parents=True, exist_ok=True)

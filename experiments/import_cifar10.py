@@ -85,9 +85,9 @@ def run(config: Config) -> float:
             lambda batch: embed(encoder.params, encoder.frozen, jnp.asarray(batch.image, jnp.float32) / 255), pixels
         )
 
-    found = knn_accuracy(labelled("train", config.bank), labelled("test", config.queries), 20, 0.07)
-    print(f"{found:.4f} of {config.queries:,} images, stem {config.stem}")
-    return found
+    accuracy = knn_accuracy(labelled("train", config.bank), labelled("test", config.queries), 20, 0.07)
+    print(f"{accuracy:.4f} of {config.queries:,} images, stem {config.stem}")
+    return accuracy
 
 
 def with_stem(encoder: Encoder, stem: Stem) -> Encoder:

@@ -133,19 +133,19 @@ def summary(folder: Path, minutes: float) -> dict[str, Any]:
 def compare(columns: dict[str, np.ndarray]) -> dict[str, Any]:
     """Compare every column with the exact score: rank correlation and overlap of both ends; the width of the bounds."""
     exact = columns["score"].astype(np.float64)
-    count, found = max(1, len(exact) // 100), {}
+    count, comparisons = max(1, len(exact) // 100), {}
     for name, values in columns.items():
         if name in OF_EXACT:
             continue
         estimate = bootstrap(spearman, values.astype(np.float64), exact, resamples=200)
-        found[name] = {
+        comparisons[name] = {
             "spearman": [round(float(each), 5) for each in estimate],
             "overlap of the highest 1 %": round(top_overlap(values, exact, count), 4),
             "overlap of the lowest 1 %": round(top_overlap(-values, -exact, count), 4),
         }
     width = (columns["score_hi"] - columns["score_lo"]) / exact
     return {
-        "compared with the exact score": found,
+        "compared with the exact score": comparisons,
         "bounds closer than 1 %": float(np.mean(width < 0.01)),
         "width of the bounds, median": float(np.median(width)),
         "relative standard error over draws, median": float(np.median(columns["score_se"] / exact)),

@@ -37,18 +37,18 @@ def test_what_is_written_is_read_again(tmp_path, name):
     assert files.arrays.suffix == ".npz"
     assert files.description.suffix == ".json"
     assert checkpoint.describe(tmp_path / "deep" / name)["note"] == "größer"
-    found = checkpoint.load(tmp_path / "deep" / name, jax.eval_shape(lambda: float32(variables())))
-    jax.tree.map(np.testing.assert_array_equal, found, float32(variables()))
+    loaded = checkpoint.load(tmp_path / "deep" / name, jax.eval_shape(lambda: float32(variables())))
+    jax.tree.map(np.testing.assert_array_equal, loaded, float32(variables()))
 
 
 @given(seed=st.integers(0, 1000))
 def test_float16_rounds_parameters_to_eleven_bits_and_statistics_not_at_all(tmp_path_factory, seed):
     original, path = float32(variables(seed)), tmp_path_factory.mktemp("half") / "net"
     checkpoint.save(path, original, {}, "float16")
-    found = checkpoint.load(path, original)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2**-11, atol=2**-25), found, original)
-    jax.tree.map(np.testing.assert_array_equal, found["frozen"], original["frozen"])
-    assert found["params"]["bias"].dtype == jnp.float32
+    loaded = checkpoint.load(path, original)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2**-11, atol=2**-25), loaded, original)
+    jax.tree.map(np.testing.assert_array_equal, loaded["frozen"], original["frozen"])
+    assert loaded["params"]["bias"].dtype == jnp.float32
 
 
 def test_values_outside_the_range_of_float16_are_refused(tmp_path):
@@ -137,11 +137,11 @@ def test_a_bit_flipped_anywhere_in_either_file_is_noticed_or_changes_nothing(tmp
     content[draw.integers(len(content))] ^= 1 << draw.integers(8)
     file.write_bytes(content)
     try:
-        described, found = checkpoint.describe(path), checkpoint.load(path, float32(variables()))
+        described, loaded = checkpoint.describe(path), checkpoint.load(path, float32(variables()))
     except CheckpointError:
         return
     assert described == before
-    jax.tree.map(np.testing.assert_array_equal, found, float32(variables()))
+    jax.tree.map(np.testing.assert_array_equal, loaded, float32(variables()))
 
 
 def test_a_failed_write_leaves_the_network_that_was_there(saved, monkeypatch):

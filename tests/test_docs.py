@@ -96,7 +96,7 @@ WITHOUT_OPTIONS = ("benchmarks.agreement", "benchmarks.coverage", "benchmarks.re
 @functools.cache
 def commands() -> list[str]:
     """Command lines of the pages, from their blocks (continued lines joined) and from what stands between backticks."""
-    found = []
+    lines_of_commands = []
     for page in PAGES:
         text = page.read_text()
         blocks = re.findall(r"^```(?:console|bash)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
@@ -104,19 +104,19 @@ def commands() -> list[str]:
         for block in blocks:
             block = re.sub(r"\\\n *", " ", block)
             lines = re.sub(r"\n *(?=--|source:|backend:)", " ", block).splitlines()
-            found += [line.strip().removeprefix("$ ") for line in lines]
+            lines_of_commands += [line.strip().removeprefix("$ ") for line in lines]
         plain = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
-        found += [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", plain)]
-    return list(dict.fromkeys(found))
+        lines_of_commands += [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", plain)]
+    return list(dict.fromkeys(lines_of_commands))
 
 
 def words_after(name: str, every: list[str]) -> list[list[str]]:
     """What follows a program's name wherever it is called, shell comments and quotes around it left out."""
-    found = []
+    split = []
     for line in every:
         for part in re.findall(rf"(?<![\w/-]){name} ([^\"|&;]*)", re.sub(r"\s#.*", "", line)):
-            found.append(shlex.split(part))
-    return found
+            split.append(shlex.split(part))
+    return split
 
 
 @functools.cache
@@ -162,10 +162,10 @@ def completed(words: tuple[str, ...]) -> list[str]:
 def scripts() -> list[list[str]]:
     """Documented benchmarks and experiments, with their options; M is the name of a method."""
     every = words_after("python", [*commands(), *dry("bench")])
-    found = [words for words in every if words and (words[0].startswith("experiments/") or words[0] == "-m")]
-    found = [["simclr" if word == "M" else word for word in words] for words in found]
+    chosen = [words for words in every if words and (words[0].startswith("experiments/") or words[0] == "-m")]
+    chosen = [["simclr" if word == "M" else word for word in words] for words in chosen]
     ours = ("experiments/", "-m benchmarks.", "-m influence_ssl_jax")
-    return [words for words in found if " ".join(words).startswith(ours)]
+    return [words for words in chosen if " ".join(words).startswith(ours)]
 
 
 @pytest.fixture(scope="module")
@@ -188,9 +188,9 @@ def test_a_command_line_is_taken(words, refused):
 
 
 def test_benchmarks_and_experiments_take_their_documented_options(refused):
-    found = scripts()
-    assert len({tuple(words) for words in found}) >= 10
-    for words in found:
+    documented = scripts()
+    assert len({tuple(words) for words in documented}) >= 10
+    for words in documented:
         if words[1] in WITHOUT_OPTIONS:
             assert len(words) == 2
             assert (ROOT / f"{words[1].replace('.', '/')}.py").is_file()
@@ -278,16 +278,16 @@ def test_a_link_that_leads_nowhere_stops_the_build(material, tmp_path):
 
 def test_make_takes_the_first_interpreter_that_starts(tmp_path):
     """One that is found and does not start, as the stand-ins of a version manager, is passed over."""
-    found = tmp_path / "bin"
-    found.mkdir()
+    binaries = tmp_path / "bin"
+    binaries.mkdir()
 
     def interpreter(name: str, does: str) -> None:
-        (found / name).write_text(f"#!/bin/sh\n{does}\n")
-        (found / name).chmod(0o755)
+        (binaries / name).write_text(f"#!/bin/sh\n{does}\n")
+        (binaries / name).chmod(0o755)
 
     def make(*options: str) -> subprocess.CompletedProcess[str]:
         run = ["make", "demo", f"VENV={tmp_path / 'none'}", *options]
-        environment = {"PATH": f"{found}:/usr/bin:/bin"}
+        environment = {"PATH": f"{binaries}:/usr/bin:/bin"}
         return subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60)
 
     for name in ("python3.13", "python3.12", "python3.11", "python3"):

@@ -98,7 +98,7 @@ def test_everything_is_installed_by_all_and_by_dev():
 
     def reached(extra: str) -> set[str]:
         inner = [re.fullmatch(r"influence-ssl-jax\[(.*)\]", each) for each in project[extra]]
-        return {extra}.union(*(reached(name) for found in inner if found for name in found[1].split(",")))
+        return {extra}.union(*(reached(name) for match in inner if match for name in match[1].split(",")))
 
     assert reached("all") >= set(EXTRAS)
     assert reached("dev") >= {*EXTRAS, "all", "docs"}

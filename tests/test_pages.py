@@ -64,8 +64,8 @@ def test_a_page_has_nothing_to_complain_of(opened, request, page, width):
 def test_a_planted_fault_is_noticed(opened, tmp_path, fault):
     path = tmp_path / "page.html"
     path.write_text(CLEAN + FAULTS[fault])
-    found = chromium.look(opened, path, WIDTHS[0])
-    assert any(each.startswith(fault) for each in found), found
+    noticed = chromium.look(opened, path, WIDTHS[0])
+    assert any(each.startswith(fault) for each in noticed), noticed
 
 
 def test_a_clean_page_is_clean(opened, tmp_path):

@@ -63,13 +63,13 @@ def test_no_two_streams_of_a_seed_share_a_key_or_a_number():
     """Keys of every stream and of 200 examples below it; whatever else is numbered or split starts below these."""
     assert len({stream.number for stream in Stream}) == len(Stream)
     assert all(2**31 <= stream.number < 2**32 for stream in Stream)  # above the number of any example, draw or step
-    found = []
+    drawn = []
     for stream in Stream:
         root = randomness.root(0, stream)
-        found += words(root) + words(jax.random.split(root, 200))
-    assert len(set(found)) == len(found)
+        drawn += words(root) + words(jax.random.split(root, 200))
+    assert len(set(drawn)) == len(drawn)
     plain = jax.random.key(0)
-    assert not set(found) & set(words(plain) + words(jax.random.split(plain, 200)))
+    assert not set(drawn) & set(words(plain) + words(jax.random.split(plain, 200)))
 
 
 def test_the_draws_of_a_scored_example_are_no_view_of_the_curvature_set():
@@ -125,7 +125,7 @@ def test_everything_random_goes_through_the_one_module():
     forbidden = {"normal", "uniform", "bernoulli", "randint", "rademacher", "key", "PRNGKey", "bits", "default_rng"}
     folder = Path(influence_ssl_jax.__file__).parent
     apart = {"randomness.py", "data/digits.py", "data/synthetic.py", "report/plots.py"}
-    found = []
+    calls = []
     for path in sorted(folder.rglob("*.py")):
         name = path.relative_to(folder).as_posix()
         if name in apart or name.startswith("theory/"):
@@ -136,6 +136,6 @@ def test_everything_random_goes_through_the_one_module():
                 and node.attr in forbidden
                 and ast.unparse(node.value).endswith(".random")
             ):
-                found.append(f"{name} {ast.unparse(node)}")
+                calls.append(f"{name} {ast.unparse(node)}")
     shapes_alone = ["checkpoints/layout.py", "checkpoints/resnet.py", "encoder.py"]
-    assert found == [f"{name} jax.random.key" for name in shapes_alone], found
+    assert calls == [f"{name} jax.random.key" for name in shapes_alone], calls

@@ -24,15 +24,15 @@ def statements(node):
 
 def long_first_lines(file):
     """First lines of docstrings of a file that are too long, each with its place and its number of words."""
-    found = []
+    places = []
     for node in statements(ast.parse(file.read_text(encoding="utf-8"))):
         if not isinstance(node, DOCUMENTED) or not (text := ast.get_docstring(node)):
             continue
         first = text.splitlines()[0]
         words = len(re.sub("`[^`]*`", "formula", first).split())
         if words > MOST_WORDS:
-            found.append(f"{file.name}:{getattr(node, 'lineno', 1)}: {words} words: {first}")
-    return found
+            places.append(f"{file.name}:{getattr(node, 'lineno', 1)}: {words} words: {first}")
+    return places
 
 
 def test_docstrings_begin_with_a_short_sentence():

@@ -9,7 +9,7 @@ WAITING = {"run", "communicate", "check_call", "check_output"}
 
 def unbounded(file):
     """Lines of a file that wait for a process and say not how long."""
-    found = []
+    places = []
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
             continue
@@ -17,8 +17,8 @@ def unbounded(file):
         waits = (owner == "subprocess" and node.func.attr in WAITING) or node.func.attr == "communicate"
         waits |= node.func.attr == "wait" and "process" in owner
         if waits and "timeout" not in {option.arg for option in node.keywords}:
-            found.append(f"{file.name}:{node.lineno}")
-    return found
+            places.append(f"{file.name}:{node.lineno}")
+    return places
 
 
 def test_every_wait_for_a_process_has_a_limit():

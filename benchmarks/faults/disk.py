@@ -74,7 +74,7 @@ def _filled(rig: Rig, out: str, share: float, like: Path, action: Action) -> dic
         status, later = rig.run(action)
         scored = bool(table(folder))
         encoder = folder / "encoder.npz"
-        found = {
+        facts = {
             "refused": refused,
             "said": said,
             "early": bool(early),
@@ -84,7 +84,7 @@ def _filled(rig: Rig, out: str, share: float, like: Path, action: Action) -> dic
             "wrong": lost_or_repeated(folder, rig.config.images) if scored else 0,
             "encoder": encoder.read_bytes().hex() if encoder.exists() else "",
         }
-        told_by.write_text(json.dumps(found))
+        told_by.write_text(json.dumps(facts))
         return 0
 
     status, said = rig.run(on_a_disk_of_its_own, "apart.txt")

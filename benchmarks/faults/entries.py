@@ -86,7 +86,7 @@ ENTRIES: tuple[Callable[[bytes], str], ...] = (_image, _image, _damaged, _nowher
 NAMES = (b"%d.png", b"sub/%d.jpg", b"\xff%d.png", b"\x1b[31m%d.png", b"caf\xc3\xa9 %d.png", b"dir.png/%d.png")
 
 
-def folders(rng: np.random.Generator, found: collections.Counter[str]) -> None:
+def folders(rng: np.random.Generator, counts: collections.Counter[str]) -> None:
     """A random folder: every entry is read, or named with a reason."""
     with tempfile.TemporaryDirectory() as name:
         root = os.fsencode(name)
@@ -107,11 +107,11 @@ def folders(rng: np.random.Generator, found: collections.Counter[str]) -> None:
         came = {each.id: NAMED if isinstance(each, Skipped) else READ for each in opened.read_many(range(len(opened)))}
         for relative, outcome in expected.items():
             seen = came.pop(printable(os.fsdecode(relative)), "lost")
-            found["as put in" if seen == outcome else seen] += 1
-        found["from nowhere"] += len(came)
+            counts["as put in" if seen == outcome else seen] += 1
+        counts["from nowhere"] += len(came)
 
 
-def tables(rng: np.random.Generator, found: collections.Counter[str]) -> None:
+def tables(rng: np.random.Generator, counts: collections.Counter[str]) -> None:
     """A random table: its rows reach their images, or it is refused."""
     count = int(rng.integers(3, 30))
     names, ages = [f"{k}.png" for k in range(count)], rng.integers(0, 99, count).tolist()
@@ -134,13 +134,13 @@ def tables(rng: np.random.Generator, found: collections.Counter[str]) -> None:
         try:
             came = Folder(name, str(path)).open().attributes()
         except DataError:
-            found["as put in" if refused else "refused without need"] += 1
+            counts["as put in" if refused else "refused without need"] += 1
             return
         right = came is not None and came["age"].to_pylist() == ages
-        found["as put in" if right and not refused else "silently other"] += 1
+        counts["as put in" if right and not refused else "silently other"] += 1
 
 
-def labels(rng: np.random.Generator, found: collections.Counter[str]) -> None:
+def labels(rng: np.random.Generator, counts: collections.Counter[str]) -> None:
     """A random column of classes: numbered as NumPy numbers its values, missing ones −1."""
     count = int(rng.integers(2, 40))
     drawn = rng.integers(0, 4, count)
@@ -159,11 +159,11 @@ def labels(rng: np.random.Generator, found: collections.Counter[str]) -> None:
     try:
         came = number_classes(pa.chunked_array([pa.array(values)]), "The column").labels.tolist()
     except DataError:
-        found["as put in" if refused else "refused without need"] += 1
+        counts["as put in" if refused else "refused without need"] += 1
         return
     known = sorted({value for value, no in zip(values, missing, strict=True) if not no})
     expected = [-1 if no else known.index(value) for value, no in zip(values, missing, strict=True)]
-    found["as put in" if came == expected and not refused else "silently other"] += 1
+    counts["as put in" if came == expected and not refused else "silently other"] += 1
 
 
 def main() -> None:
@@ -171,11 +171,11 @@ def main() -> None:
     config = tyro.cli(Config)
     record = {}
     for kind in (folders, tables, labels):
-        found: collections.Counter[str] = collections.Counter()
+        counts: collections.Counter[str] = collections.Counter()
         for seed in range(config.tries):
-            kind(np.random.default_rng(seed), found)
-        lost = sum(found.values()) - found["as put in"]
-        record[kind.__name__] = {"tries": sum(found.values()), "lost or silently other": lost, **found}
+            kind(np.random.default_rng(seed), counts)
+        lost = sum(counts.values()) - counts["as put in"]
+        record[kind.__name__] = {"tries": sum(counts.values()), "lost or silently other": lost, **counts}
         print(kind.__name__, record[kind.__name__], flush=True)
     config.out.write_text(json.dumps({"tries": config.tries, **record}, indent=1) + "\n")
     raise SystemExit(any(each["lost or silently other"] for each in record.values()))

@@ -125,5 +125,5 @@ def table(folder: Path) -> str:
 
 def lost_or_repeated(folder: Path, images: int) -> int:
     """Examples of a finished table that are missing or there more than once."""
-    found = Counter(pq.read_table(folder / "scores.parquet")["index"].to_pylist())
-    return sum(found[index] != 1 for index in range(images)) + sum(index not in range(images) for index in found)
+    counts = Counter(pq.read_table(folder / "scores.parquet")["index"].to_pylist())
+    return sum(counts[index] != 1 for index in range(images)) + sum(index not in range(images) for index in counts)

@@ -86,7 +86,7 @@ def _torch(ours: "Ours", net: ResNet18, pairs: torch.Tensor) -> list[Finding]:
     """Plain gradients, torch.func's and curvlinops' products."""
     model = Residuals(net)
     parameters = dict(model.named_parameters())
-    found = torch.autograd.grad(products.mean_loss(model, parameters, pairs), list(parameters.values()))
+    gradients = torch.autograd.grad(products.mean_loss(model, parameters, pairs), list(parameters.values()))
     given = in_torch(ours.vector)
     vector = {name: given[name] for name in parameters}  # torch.func compares the order of dictionaries too
     got = {
@@ -97,7 +97,7 @@ def _torch(ours: "Ours", net: ResNet18, pairs: torch.Tensor) -> list[Finding]:
     }
     words = {"hessian": "Hessian × vector", "ggn": "Gauss–Newton × vector"}
     return [
-        Finding("torch", "gradient", worst_of(_arrays(parameters, found), _arrays_of(ours.gradient)), EXACT),
+        Finding("torch", "gradient", worst_of(_arrays(parameters, gradients), _arrays_of(ours.gradient)), EXACT),
         *[
             Finding(peer, words[kind], worst_of(_named(product), _arrays_of(ours.products[kind])), EXACT)
             for (peer, kind), product in got.items()
@@ -106,14 +106,14 @@ def _torch(ours: "Ours", net: ResNet18, pairs: torch.Tensor) -> list[Finding]:
 
 
 def _dattri(ours: "Ours", net: ResNet18, pairs: torch.Tensor, config: "Config") -> list[Finding]:
-    found = Dattri(net, pairs, config.setting.batch).scores()
+    scores = Dattri(net, pairs, config.setting.batch).scores()
     # It adds up in float32 whatever it is given.
-    return [Finding("dattri", "self-influence, identity: ‖g‖²", worst_row(found, ours.squared_norms), 1e-6)]
+    return [Finding("dattri", "self-influence, identity: ‖g‖²", worst_row(scores, ours.squared_norms), 1e-6)]
 
 
 def _kronfluence(ours: "Ours", net: ResNet18, pairs: torch.Tensor, config: "Config", folder: Path) -> list[Finding]:
     """Factors (its S is a mean over positions where ours is their sum), then scores."""
-    found, peers = [], {}
+    findings, peers = [], {}
     for strategy in ("ekfac", "kfac"):
         peers[strategy] = Kronfluence(copy.deepcopy(net), pairs, config.setting.batch, folder / strategy, strategy)
         peers[strategy].fit()
@@ -124,11 +124,11 @@ def _kronfluence(ours: "Ours", net: ResNet18, pairs: torch.Tensor, config: "Conf
         sides["A"].append(worst(_window_first(a / count, channels), inputs))
         sides["S"].append(worst(s / count * ours.rows[name], outputs))
     for side, errors in sides.items():
-        found.append(Finding("kronfluence", f"Kronecker factors {side}", max(errors), EXACT))
+        findings.append(Finding("kronfluence", f"Kronecker factors {side}", max(errors), EXACT))
     for strategy, label in (("ekfac", "EK-FAC"), ("kfac", "K-FAC")):
         error = worst_row(peers[strategy].scores(), ours.scores[f"kronfluence {label}"])
-        found.append(Finding("kronfluence", f"self-influence, {label}", error, 1e-6))
-    return found
+        findings.append(Finding("kronfluence", f"self-influence, {label}", error, 1e-6))
+    return findings
 
 
 def _logix(ours: "Ours", net: ResNet18, pairs: torch.Tensor, config: "Config") -> list[Finding]:

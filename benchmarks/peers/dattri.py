@@ -42,8 +42,8 @@ class Dattri:
 
     def scores(self) -> np.ndarray:
         """Every batch's per-example gradients, computed once as training and once as test representation."""
-        found = []
+        parts = []
         for loader in self.loaders:
             self.attributor.full_train_dataloader = loader
-            found.append(self.attributor.self_attribute(loader))
-        return torch.cat(found).detach().cpu().numpy()
+            parts.append(self.attributor.self_attribute(loader))
+        return torch.cat(parts).detach().cpu().numpy()

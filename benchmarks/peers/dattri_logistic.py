@@ -42,11 +42,11 @@ def predictions(given: "Task", left_out: int) -> dict[str, tuple[np.ndarray, np.
         "dattri Arnoldi": IFAttributorArnoldi(AttributionTask(loss, model, state), regularization=ridge),
         "dattri DataInf": IFAttributorDataInf(AttributionTask(loss, model, state), regularization=ridge),
     }
-    found = {}
+    predicted = {}
     for name, attributor in attributors.items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             attributor.cache(all_at_once)
             scores = attributor.self_attribute(first)
-        found[name] = (scores.detach().numpy() / len(x), np.zeros(0))
-    return found
+        predicted[name] = (scores.detach().numpy() / len(x), np.zeros(0))
+    return predicted

@@ -85,20 +85,20 @@ class Kronfluence:
 
     def factors(self) -> dict[str, tuple[np.ndarray, np.ndarray, int]]:
         """By module: the *sums* A and S that it accumulates, and the number of rows behind each."""
-        found = self.analyzer.load_covariance_matrices("factors")
+        matrices = self.analyzer.load_covariance_matrices("factors")
         return {
             name.removeprefix("network."): (
                 matrix.numpy(),
-                found["gradient_covariance"][name].numpy(),
-                int(found["num_activation_covariance_processed"][name]),
+                matrices["gradient_covariance"][name].numpy(),
+                int(matrices["num_activation_covariance_processed"][name]),
             )
-            for name, matrix in found["activation_covariance"].items()
+            for name, matrix in matrices["activation_covariance"].items()
         }
 
     def corrected_eigenvalues(self) -> dict[str, np.ndarray]:
         """By module: Λ [outputs, inputs], the mean over examples of squared gradients in its eigenbasis."""
-        found = self.analyzer.load_lambda_matrices("factors")
+        matrices = self.analyzer.load_lambda_matrices("factors")
         return {
-            name.removeprefix("network."): (matrix / found["num_lambda_processed"][name]).numpy()
-            for name, matrix in found["lambda_matrix"].items()
+            name.removeprefix("network."): (matrix / matrices["num_lambda_processed"][name]).numpy()
+            for name, matrix in matrices["lambda_matrix"].items()
         }

@@ -62,12 +62,12 @@ def regression(given: "Task") -> Regression:
 
 def predictions(given: "Task", left_out: int) -> Predictions:
     """By method: rises of the first examples that are left out, test losses of the subsets up to a constant."""
-    number, found = len(given.problem.batches.image[0]), {}
+    number, predicted = len(given.problem.batches.image[0]), {}
     with tempfile.TemporaryDirectory() as folder:
         forms = {**_kronfluence(given, folder), **_logix(given)}
     for name, (own, cross) in forms.items():
-        found[name] = (own[:left_out] / number, -(given.subsets @ cross) / number)
-    return found
+        predicted[name] = (own[:left_out] / number, -(given.subsets @ cross) / number)
+    return predicted
 
 
 def _kronfluence(given: "Task", folder: str) -> Predictions:
@@ -84,7 +84,7 @@ def _kronfluence(given: "Task", folder: str) -> Predictions:
         disable_tqdm=True,
         output_dir=folder,
     )
-    wide, found = torch.float64, {}
+    wide, predicted = torch.float64, {}
     for strategy, label in (("ekfac", "EK-FAC"), ("kfac", "K-FAC")):
         arguments = FactorArguments(
             strategy,
@@ -103,8 +103,8 @@ def _kronfluence(given: "Task", folder: str) -> Predictions:
             analyzer.compute_pairwise_scores("pairs", strategy, test, train, len(test), **own)
             pairs = analyzer.load_pairwise_scores("pairs")["all_modules"].numpy()
             selves = analyzer.load_self_scores("own")["all_modules"].numpy()
-            found[f"kronfluence {label}{words}"] = (selves, pairs.mean(0))
-    return found
+            predicted[f"kronfluence {label}{words}"] = (selves, pairs.mean(0))
+    return predicted
 
 
 def _logix(given: "Task") -> Predictions:

@@ -77,8 +77,8 @@ class LogIX:
         self.modules: dict[str, Bottleneck] = {}
         for name, module in list(network.named_modules()):
             if isinstance(module, nn.Conv2d):
-                found = random_projections(module, rank) if projections is None else projections[name]
-                self.modules[name] = Bottleneck(module, *found)
+                projection = random_projections(module, rank) if projections is None else projections[name]
+                self.modules[name] = Bottleneck(module, *projection)
                 parent, _, own = name.rpartition(".")
                 setattr(network.get_submodule(parent), own, self.modules[name])
         self.inverses: dict[str, torch.Tensor] = {}
@@ -87,11 +87,11 @@ class LogIX:
         """Projected gradients of a batch by module, [batch, rank²]; the two views of an example are summed."""
         loss = self.model(pairs).square().sum() / 2
         torch.autograd.backward(loss, inputs=[module.B for module in self.modules.values()])
-        found = {}
+        by_layer = {}
         for name, module in self.modules.items():
-            found[name] = module.calls.pop().unflatten(0, (2, -1)).sum(0).flatten(1)
+            by_layer[name] = module.calls.pop().unflatten(0, (2, -1)).sum(0).flatten(1)
             module.B.grad = None
-        return found
+        return by_layer
 
     def moments(self) -> dict[str, torch.Tensor]:
         """`C = (1/n) Σ g gᵀ` of every module's projected gradients."""
@@ -109,8 +109,8 @@ class LogIX:
 
     def scores(self) -> np.ndarray:
         """`Σ_modules gᵀ (C + λI)⁻¹ g` of every example."""
-        found = []
+        parts = []
         for pairs in self.pairs.split(self.batch):
             rows = self.gradients(pairs)
-            found.append(sum(((g @ self.inverses[name]) * g).sum(1) for name, g in rows.items()))
-        return torch.cat(found).detach().cpu().numpy()
+            parts.append(sum(((g @ self.inverses[name]) * g).sum(1) for name, g in rows.items()))
+        return torch.cat(parts).detach().cpu().numpy()

@@ -60,17 +60,17 @@ def costs(given: Shared, scale: tuple, batch: int, ranks: tuple[int, ...], folde
         for part in pairs.split(batch):
             torch.autograd.grad(products.mean_loss(model, parameters, part), list(parameters.values()))
 
-    found: dict[str, Operation] = {
+    operations: dict[str, Operation] = {
         "gradient": gradient,
         "kronfluence EK-FAC, fit": kronfluence.fit,
         "kronfluence EK-FAC, score": kronfluence.scores,
     }
     for rank, peer in logix.items():
-        found[f"LogIX's definition, rank {rank}, fit"] = peer.fit
-        found[f"LogIX's definition, rank {rank}, fit: the pass over the examples"] = peer.moments
-        found[f"LogIX's definition, rank {rank}, score"] = peer.scores
-    found["dattri identity, score"] = dattri.scores
-    return _to_the_end(found)
+        operations[f"LogIX's definition, rank {rank}, fit"] = peer.fit
+        operations[f"LogIX's definition, rank {rank}, fit: the pass over the examples"] = peer.moments
+        operations[f"LogIX's definition, rank {rank}, score"] = peer.scores
+    operations["dattri identity, score"] = dattri.scores
+    return _to_the_end(operations)
 
 
 def megabytes(operation: Operation) -> float:

@@ -90,13 +90,13 @@ def converted(params: Params, frozen: Frozen) -> dict[str, torch.Tensor]:
 
 def network(params: Params, frozen: Frozen, mean: tuple[float, ...], std: tuple[float, ...]) -> ResNet18:
     """The torch network with these weights, in evaluation mode and channels-last."""
-    found = ResNet18(params["conv1"]["kernel"].shape[-1], mean, std).double()
-    missing, unexpected = found.load_state_dict(converted(params, frozen), strict=False)
+    model = ResNet18(params["conv1"]["kernel"].shape[-1], mean, std).double()
+    missing, unexpected = model.load_state_dict(converted(params, frozen), strict=False)
     left = [name for name in missing if not name.endswith("num_batches_tracked")]
     if left or unexpected:
         raise ValueError(f"The two networks differ: torch misses {left}, flax has {unexpected} beside it.")
     dtype = torch.float64 if jax.tree.leaves(params)[0].dtype == np.float64 else torch.float32
-    return found.eval().to(DEVICE, dtype, memory_format=torch.channels_last)
+    return model.eval().to(DEVICE, dtype, memory_format=torch.channels_last)
 
 
 def module_name(path: Sequence[str]) -> str:

@@ -46,7 +46,7 @@ def compared(held: Variants, resamples: int = 500) -> dict[str, Any]:
     """Score under every choice, and compare with the standard."""
     standard, curvature, fisher = held.draws("standard"), held.standard_curvature, held.empirical_fisher()
     reference, loss = standard.scores(curvature), standard.loss.mean(axis=0)
-    found = {
+    comparisons = {
         f"{name}, λ {value:g}": compare(standard.scores(matrix, value), reference, loss, resamples)
         for name, matrix in {"GGN": curvature, "empirical Fisher": fisher}.items()
         for value in DAMPINGS
@@ -56,7 +56,7 @@ def compared(held: Variants, resamples: int = 500) -> dict[str, Any]:
     return {
         "images": len(held.ids),
         "standard": f"GGN, λ {RELATIVE:g}",
-        "found": {**found, "squared norm of the gradient": norms},
+        "found": {**comparisons, "squared norm of the gradient": norms},
         "common noise": agreement(common, reference, resamples),
         "reliability by draws": {str(draws): reliability(reference[:draws]) for draws in range(2, len(reference) + 1)},
     }

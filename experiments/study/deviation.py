@@ -32,12 +32,12 @@ def parts(score: np.ndarray, squared_error: np.ndarray, draws: int) -> dict[str,
     """
     within = draws * float(squared_error.mean())
     between = float(score.var(ddof=1)) - within / draws
-    found = {f"reliability of {count} draws": between / (between + within / count) for count in DRAWS}
+    reliabilities = {f"reliability of {count} draws": between / (between + within / count) for count in DRAWS}
     return {
         "share of the variance between images": between / (between + within),
         "standard deviation within over mean": float(within**0.5 / score.mean()),
         "standard deviation between over mean": float(max(between, 0.0) ** 0.5 / score.mean()),
-        **found,
+        **reliabilities,
         "draws for a reliability of 0.99": float(np.ceil(99 * within / between)) if between > 0 else float("nan"),
     }
 
@@ -48,8 +48,8 @@ def find(study: Study, resamples: int = 200) -> tuple[dict[str, Any], None]:
     draws = study.scoring.draws
     score, error = table["score"].astype(float), table["score_se"].astype(float)
     fine = np.isfinite(score) & np.isfinite(error)
-    found = results.resampled(lambda s, e: parts(s, e, draws), score[fine], error[fine] ** 2, resamples=resamples)
-    return {"images": int(fine.sum()), "draws": draws, "found": found}, None
+    estimates = results.resampled(lambda s, e: parts(s, e, draws), score[fine], error[fine] ** 2, resamples=resamples)
+    return {"images": int(fine.sum()), "draws": draws, "found": estimates}, None
 
 
 if __name__ == "__main__":

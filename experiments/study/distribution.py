@@ -45,15 +45,15 @@ def find(study: Study, resamples: int = 200) -> tuple[dict[str, Any], Figure]:
     """Describe the scores of the random sample, and draw their distribution."""
     score = Table.load(study.kept).sample()["score"].astype(float)
     score = score[np.isfinite(score) & (score > 0)]
-    found = results.resampled(describe, score, resamples=resamples)
+    estimates = results.resampled(describe, score, resamples=resamples)
     fits = {}
     for method, (mean, spread) in PUBLISHED.items():
-        base = np.exp(found["standard deviation of ln"].value / spread)
+        base = np.exp(estimates["standard deviation of ln"].value / spread)
         fits[method] = {
             "published": [mean, spread],
             "published standard deviation over mean": spread / mean,
             "base of the logarithm that fits": base,
-            "unit of the score with that base": float(np.exp(found["mean of ln"].value - mean * np.log(base))),
+            "unit of the score with that base": float(np.exp(estimates["mean of ln"].value - mean * np.log(base))),
         }
     figure = Figure(figsize=(6, 2.6), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -61,7 +61,7 @@ def find(study: Study, resamples: int = 200) -> tuple[dict[str, Any], Figure]:
     left.set(xlabel="score", ylabel="images")
     right.hist(np.log(score), bins=60, color="0.4")
     right.set(xlabel="ln(score)")
-    return {"images": len(score), "found": found, "fits": fits}, figure
+    return {"images": len(score), "found": estimates, "fits": fits}, figure
 
 
 if __name__ == "__main__":

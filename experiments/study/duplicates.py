@@ -39,11 +39,11 @@ LOWEST = (5, 18)
 
 def judged(table: Table, pairs: list[tuple[str, str, int]]) -> dict[str, np.ndarray]:
     """Return which rows have a duplicate among the rows, by judgement."""
-    present, found = set(table["id"].tolist()), {}
+    present, members = set(table["id"].tolist()), {}
     for name, level in JUDGEMENTS.items():
         known = {each for one, other, at in pairs if at == level and {one, other} <= present for each in (one, other)}
-        found[name] = np.isin(table["id"], sorted(known))
-    return found
+        members[name] = np.isin(table["id"], sorted(known))
+    return members
 
 
 def find_judged(table: Table, pairs: list[tuple[str, str, int]], resamples: int) -> dict[str, Any]:
@@ -52,15 +52,15 @@ def find_judged(table: Table, pairs: list[tuple[str, str, int]], resamples: int)
     marked = {name: rows[among] for name, rows in judged(table, pairs).items()}
     among = table.of(among)
     none = ~np.any(list(marked.values()), axis=0)
-    found = {}
+    detections = {}
     for name, positive in marked.items():
         if positive.any():
             kept = none | positive  # duplicates of another judgement are neither found nor missed
-            found[name] = {
+            detections[name] = {
                 title: results.detection(-among[column][kept].astype(float), positive[kept], resamples)
                 for title, column in RANKINGS.items()
             }
-    return found
+    return detections
 
 
 def lowest_of_class(table: Table) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def lowest_of_class(table: Table) -> dict[str, Any]:
     limit = float(np.median(table["pixels_distance"][judged_near]))
     rows = np.flatnonzero(table["class"])
     copies = table["pixels_distance"] <= limit
-    found: dict[str, Any] = {
+    counts: dict[str, Any] = {
         "images": len(rows),
         "images of the class": table.record["chosen"]["class"],
         "pixel distance of a copy": limit,
@@ -81,8 +81,8 @@ def lowest_of_class(table: Table) -> dict[str, Any]:
     }
     for title, column in RANKINGS.items():
         order = rows[np.argsort(table[column][rows], kind="stable")]
-        found[title] = {f"lowest {count}": int(copies[order[:count]].sum()) for count in LOWEST}
-    return found
+        counts[title] = {f"lowest {count}": int(copies[order[:count]].sum()) for count in LOWEST}
+    return counts
 
 
 def find(study: Study, resamples: int = 200) -> tuple[dict[str, Any], Figure]:

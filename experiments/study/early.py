@@ -63,11 +63,11 @@ def run(study: Study) -> Path:
     began = time.monotonic()
     opened = Tfds("cifar10", "train[:10000]", study.data_dir).open()
     pixels = {each.id: each.image for each in read_all(opened, range(len(opened))) if isinstance(each, Example)}
-    found = {}
+    encoders = {}
     for title, method in METHODS.items():
         trained, accuracy = epochs(method)
-        found[title] = {"epochs": trained, "knn": accuracy, **describe(early_table(method, pixels))}
-    record = {"command": "python -m experiments.study.early --data-dir DIR", "images": len(pixels), "found": found}
+        encoders[title] = {"epochs": trained, "knn": accuracy, **describe(early_table(method, pixels))}
+    record = {"command": "python -m experiments.study.early --data-dir DIR", "images": len(pixels), "found": encoders}
     return results.write(study.results, "early", {**record, "minutes": (time.monotonic() - began) / 60})
 
 

@@ -184,7 +184,7 @@ def accuracies(faces: Faces) -> dict[str, dict[str, Any]]:
     Beside the encoder stand the same network before training, and the most frequent value of train for every face.
     """
     trained = load_encoder(faces.encoder)
-    found: dict[str, dict[str, Any]] = {}
+    shares: dict[str, dict[str, Any]] = {}
     for title, encoder in {"encoder": trained, "untrained": untrained(trained)}.items():
         embed = jax.jit(encoder.network)
 
@@ -203,10 +203,10 @@ def accuracies(faces: Faces) -> dict[str, dict[str, Any]]:
             labels = numbers[: len(bank)], numbers[len(bank) :]
             right = knn_accuracy(Labelled(vectors[0], labels[0]), Labelled(vectors[1], labels[1]), 20, 0.07)
             most = values[np.bincount(labels[0]).argmax()]
-            found.setdefault(name, {})[title] = share(round(right * len(asked)), len(asked))
-            found[name]["most frequent"] = share(int(np.sum(asked == most)), len(asked))
-            found[name]["faces"] = len(asked)
-    return found
+            shares.setdefault(name, {})[title] = share(round(right * len(asked)), len(asked))
+            shares[name]["most frequent"] = share(int(np.sum(asked == most)), len(asked))
+            shares[name]["faces"] = len(asked)
+    return shares
 
 
 def attribute(faces: Faces, split: Literal["train", "val"], name: str) -> np.ndarray:

@@ -62,19 +62,19 @@ def scored(scale: Outputs, method: str, choice: str, pictures: Pictures) -> dict
     samples = SIZE if coupled else 1
     curvature = CurvatureSet(objective, "fisher", scale.curvature, SIZE, samples)
     scoring = Scoring(draws=scale.draws, batch_size=64)
-    found = score(trained, pictures, Gram(), scoring, curvature, scale.compared, output, scorings=2)
-    return {name: found[name] for name in list(COLUMNS.values())[:2]}
+    columns = score(trained, pictures, Gram(), scoring, curvature, scale.compared, output, scorings=2)
+    return {name: columns[name] for name in list(COLUMNS.values())[:2]}
 
 
-def compared(found: dict[str, dict[str, dict[str, np.ndarray]]], resamples: int) -> dict[str, Any]:
+def compared(scores: dict[str, dict[str, dict[str, np.ndarray]]], resamples: int) -> dict[str, Any]:
     """Return how alike the four ways rank, for every method.
 
     Args:
-        found: By method and choice, score and alignment loss [scorings, images].
+        scores: By method and choice, score and alignment loss [scorings, images].
         resamples: Bootstrap draws of images.
     """
     record: dict[str, Any] = {"standard": STANDARD, "found": {}}
-    for method, choices in found.items():
+    for method, choices in scores.items():
         pairs = {
             f"{one}, {other}": bootstrap(
                 spearman, choices[one]["score"].mean(axis=0), choices[other]["score"].mean(axis=0), resamples=resamples
@@ -107,10 +107,10 @@ def find(scale: Outputs, resamples: int = 500) -> tuple[dict[str, Any], None]:
         for choice in CHOICES
     }
     done = complete(scale, jobs)
-    found = {
+    scores = {
         method: {choice: done[f"{method}_{choice.replace(' ', '_')}"] for choice in CHOICES} for method in scale.methods
     }
-    return {"minutes": minutes(done), **compared(found, resamples)}, None
+    return {"minutes": minutes(done), **compared(scores, resamples)}, None
 
 
 if __name__ == "__main__":

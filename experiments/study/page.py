@@ -122,12 +122,12 @@ def separation(record: Record) -> Finding:
 
     The share of neighbours of the same class does not measure it if one class is frequent among the lowest.
     """
-    size, found = next((size, found) for size, found in record.items() if " of " in size)
-    silhouette = {name: each["silhouette"] for name, each in found.items()}
+    size, by_part = next((size, by_part) for size, by_part in record.items() if " of " in size)
+    silhouette = {name: each["silhouette"] for name, each in by_part.items()}
     clear = silhouette["lowest"][1] > silhouette["random"][2], silhouette["highest"][2] < silhouette["random"][1]
     reversed_ = silhouette["lowest"][2] < silhouette["random"][1], silhouette["highest"][1] > silhouette["random"][2]
     parts = []
-    for name, each in found.items():
+    for name, each in by_part.items():
         label, count = max(each["classes"].items(), key=lambda pair: pair[1])
         parts.append(
             f"{name}: silhouette by class {interval(each['silhouette'])}, same class among the 10 nearest "
@@ -154,13 +154,13 @@ def duplicates(record: Record) -> Finding:
 
 def lowest_of_class(record: Record) -> Finding:
     """Judge the lowest 5 and 18 of the class: copies by pixels, against their share; where the whole class is scored."""
-    found = record["class"]
-    counts, base = found["score"], found["copies in the class"]
-    rivals = ", ".join(f"{name} {found[name]['lowest 18']}" for name in ("alignment loss", "nearest embedding"))
+    in_class = record["class"]
+    counts, base = in_class["score"], in_class["copies in the class"]
+    rivals = ", ".join(f"{name} {in_class[name]['lowest 18']}" for name in ("alignment loss", "nearest embedding"))
     verdict = HOLDS if counts["lowest 5"] >= 2 and counts["lowest 18"] / 18 > base[2] else NOT
-    verdict = verdict if found["images"] == found["images of the class"] else UNDECIDED
+    verdict = verdict if in_class["images"] == in_class["images of the class"] else UNDECIDED
     text = (
-        f"{found['images']:,} of the {found['images of the class']:,} of the class are scored. By pixels, "
+        f"{in_class['images']:,} of the {in_class['images of the class']:,} of the class are scored. By pixels, "
         f"{counts['lowest 5']} of the lowest 5 and {counts['lowest 18']} of the lowest 18 have a copy; of all "
         f"{percent(base)}. Of the lowest 18 by {rivals}."
     )
@@ -191,13 +191,14 @@ def borders(record: Record) -> Finding:
 
 def distribution(record: Record) -> Finding:
     """Judge B.1: a customary base (2, e, 10) within a tenth, or the spread over the mean within a tenth."""
-    found, fit = record["found"], record["fits"]["SimCLR"]
-    base, ratio = fit["base of the logarithm that fits"], found["standard deviation over mean"][0]
+    estimates, fit = record["found"], record["fits"]["SimCLR"]
+    base, ratio = fit["base of the logarithm that fits"], estimates["standard deviation over mean"][0]
     customary = any(abs(base / each - 1) < 0.1 for each in (2, 2.71828, 10))
     linear = abs(ratio / fit["published standard deviation over mean"] - 1) < 0.1
     text = (
-        f"ln(score): {interval(found['mean of ln'])}, standard deviation {interval(found['standard deviation of ln'])}. The "
-        f"published pair fits logarithms to base {number(base)}; as it is, the score has a standard deviation of "
+        f"ln(score): {interval(estimates['mean of ln'])}, standard deviation "
+        f"{interval(estimates['standard deviation of ln'])}. The published pair fits logarithms to base "
+        f"{number(base)}; as it is, the score has a standard deviation of "
         f"{number(ratio)} of its mean, published {number(fit['published standard deviation over mean'])}."
     )
     return Finding(text, HOLDS if customary or linear else NOT)
@@ -205,12 +206,13 @@ def distribution(record: Record) -> Finding:
 
 def perturbations(record: Record) -> Finding:
     """Judge Table 4: every Pearson within 0.05; weakly where noise and crop come before all others, as published."""
-    found = record["found"]
-    near = all(abs(found[name]["pearson"][0] - value) < 0.05 for name, value in CORRELATIONS.items())
-    first = min(found[name]["spearman"][0] for name in ("noise", "crop"))
-    rest = max(found[name]["spearman"][0] for name in CORRELATIONS if name not in ("noise", "crop"))
+    estimates = record["found"]
+    near = all(abs(estimates[name]["pearson"][0] - value) < 0.05 for name, value in CORRELATIONS.items())
+    first = min(estimates[name]["spearman"][0] for name in ("noise", "crop"))
+    rest = max(estimates[name]["spearman"][0] for name in CORRELATIONS if name not in ("noise", "crop"))
     parts = [
-        f"{name.replace('_', ', ')} {interval(found[name]['spearman'])} (at most {number(found[name]['ceiling'][0])})"
+        f"{name.replace('_', ', ')} {interval(estimates[name]['spearman'])} "
+        f"(at most {number(estimates[name]['ceiling'][0])})"
         for name in CORRELATIONS
     ]
     return Finding(
@@ -220,13 +222,14 @@ def perturbations(record: Record) -> Finding:
 
 def strengths(record: Record) -> Finding:
     """Judge B.3: all correlations above 0.9 by their intervals; weakly where they are once divided by their ceilings."""
-    found = {name: each for name, each in record["found"].items() if "spearman" in each}
-    above = all(each["spearman"][1] > 0.9 for each in found.values())
-    corrected = all(each["spearman over ceiling"][0] > 0.9 for each in found.values())
+    estimates = {name: each for name, each in record["found"].items() if "spearman" in each}
+    above = all(each["spearman"][1] > 0.9 for each in estimates.values())
+    corrected = all(each["spearman over ceiling"][0] > 0.9 for each in estimates.values())
     medians = [each["median score"] for each in record["found"].values()]
     rising = all(a < b for a, b in itertools.pairwise(medians))
     parts = [
-        f"σ {name}: {interval(each['spearman'])} (at most {number(each['ceiling'][0])})" for name, each in found.items()
+        f"σ {name}: {interval(each['spearman'])} (at most {number(each['ceiling'][0])})"
+        for name, each in estimates.items()
     ]
     moves = "moves to the right with σ" if rising else "does not move to the right throughout"
     text = f"Spearman with σ 0.2, {record['images']} images: {'; '.join(parts)}. The median {moves}."
@@ -235,9 +238,9 @@ def strengths(record: Record) -> Finding:
 
 def deviation(record: Record) -> Finding:
     """Judge Proposition 2: that the deviation is the draws' alone, against the share of the variance between images."""
-    found = record["found"]
-    between = found["share of the variance between images"]
-    two, many = found["reliability of 2 draws"], found["draws for a reliability of 0.99"]
+    estimates = record["found"]
+    between = estimates["share of the variance between images"]
+    two, many = estimates["reliability of 2 draws"], estimates["draws for a reliability of 0.99"]
     text = (
         f"{percent(between)} of the variance of single draws is between images; a score of two draws has a reliability of "
         f"{number(two[0])}, and {number(many[0])} draws give 0.99."
@@ -247,8 +250,8 @@ def deviation(record: Record) -> Finding:
 
 def choices(record: Record) -> Finding:
     """Report which choices change the ranking."""
-    found = record["found"]
-    parts = [f"{name} {interval(each['spearman'])}" for name, each in found.items() if name != record["standard"]]
+    estimates = record["found"]
+    parts = [f"{name} {interval(each['spearman'])}" for name, each in estimates.items() if name != record["standard"]]
     common = record["common noise"]["spearman"]
     return Finding(
         f"Spearman with the standard, {record['images']} images: {'; '.join(parts)}; noise common to all images "
@@ -276,14 +279,14 @@ def stability(record: Record) -> Finding:
     It holds where Spearman and Pearson are above 0.7, and weakly where Spearman is above 0.5 or, divided by the ceiling of
     the draws, above 0.7. It does not where one method's Spearman is below 0.5.
     """
-    found = {method: each["score"] for method, each in record["found"].items()}
-    high = all(each[kind][1] > 0.7 for each in found.values() for kind in ("spearman", "pearson"))
+    estimates = {method: each["score"] for method, each in record["found"].items()}
+    high = all(each[kind][1] > 0.7 for each in estimates.values() for kind in ("spearman", "pearson"))
     weakly = all(
-        each["spearman"][1] > 0.5 or (each["spearman over ceiling"][1] or 0.0) > 0.7 for each in found.values()
+        each["spearman"][1] > 0.5 or (each["spearman over ceiling"][1] or 0.0) > 0.7 for each in estimates.values()
     )
-    low = any(each["spearman"][2] < 0.5 for each in found.values())
+    low = any(each["spearman"][2] < 0.5 for each in estimates.values())
     parts = []
-    for method, each in found.items():
+    for method, each in estimates.items():
         loss, norm = (
             number(record["found"][method][rival]["spearman"][0]) for rival in ("alignment loss", "gradient norm")
         )
@@ -306,24 +309,25 @@ def removal(record: Record) -> Finding:
     """
     ours = [method for method in record["found"] if method != "supervised"]
     changes = {
-        method: [each["less nothing removed"] for each in found["shares"].values()]
-        for method, found in record["found"].items()
+        method: [each["less nothing removed"] for each in accuracies["shares"].values()]
+        for method, accuracies in record["found"].items()
     }
-    largest = {method: list(found["shares"].values())[-1] for method, found in record["found"].items()}
+    largest = {method: list(accuracies["shares"].values())[-1] for method, accuracies in record["found"].items()}
     improves = all(any(each[HIGHEST][1] > 0 for each in changes[method]) for method in ours)
     degrades = all(each[LOWEST][2] < 0 for method in ours for each in changes[method])
     supervised_degrades = all(each[end][2] < 0 for each in changes.get("supervised", []) for end in (HIGHEST, LOWEST))
     contradicted = all(each[HIGHEST][2] < 0 for method in ours for each in changes[method])
     ordered = all(largest[method]["without the highest less without the lowest"][1] > 0 for method in ours)
     parts = []
-    for method, found in record["found"].items():
+    for method, accuracies in record["found"].items():
         words = [
             f"{100 * float(share):.0f} % removed: "
             + ", ".join(f"{ranking} {points(value)}" for ranking, value in each["less nothing removed"].items())
-            for share, each in found["shares"].items()
+            for share, each in accuracies["shares"].items()
         ]
         parts.append(
-            f"{method}, {percent(found['nothing removed'])} ({found['probe']}), change in points: {'; '.join(words)}"
+            f"{method}, {percent(accuracies['nothing removed'])} ({accuracies['probe']}), change in points: "
+            f"{'; '.join(words)}"
         )
     verdict = (
         HOLDS
@@ -342,11 +346,11 @@ def supervised(record: Record) -> Finding:
 
     There is a trend towards uniform borders where the upper end is below -0.1, and none where the lower end is above it.
     """
-    found = {
+    estimates = {
         method: each["score"]["spearman with the spread of the border"] for method, each in record["found"].items()
     }
-    value = found["supervised"]
-    words = "; ".join(f"{method} {interval(each)}" for method, each in found.items())
+    value = estimates["supervised"]
+    words = "; ".join(f"{method} {interval(each)}" for method, each in estimates.items())
     text = (
         f"{scale_of(record)}; CIFAR-10, {record['images']:,} images, too few to count white and black borders. Spearman of "
         f"the score with the spread of the border: {words}."
@@ -357,9 +361,11 @@ def supervised(record: Record) -> Finding:
 def outputs(record: Record) -> Finding:
     """Report how alike the four ways rank."""
     parts = []
-    for method, found in record["found"].items():
+    for method, estimates in record["found"].items():
         pairs = ", ".join(
-            f"{name} {interval(each)}" for name, each in found["pairs"].items() if name.startswith(record["standard"])
+            f"{name} {interval(each)}"
+            for name, each in estimates["pairs"].items()
+            if name.startswith(record["standard"])
         )
         parts.append(f"{method}: {pairs}")
     return Finding(
@@ -374,13 +380,13 @@ def retraining(record: Record) -> Finding:
     correlation reaches zero. It holds where that is above zero and above that of every rival by the interval of the
     difference, and weakly where a rival predicts as well.
     """
-    found = record["found"]["views of training"]
-    ranks, less = found["spearman"], found["spearman of the exact score less that of"]
+    estimates = record["found"]["views of training"]
+    ranks, less = estimates["spearman"], estimates["spearman of the exact score less that of"]
     value, best = ranks[EXACT], max((name for name in ranks if name not in SCORES), key=lambda name: ranks[name][0])
     noise = record["found"]["noise"]
     verdict = (
         UNDECIDED
-        if found["reliability"] < 0.2
+        if estimates["reliability"] < 0.2
         else NOT
         if value[1] <= 0
         else HOLDS
@@ -390,10 +396,10 @@ def retraining(record: Record) -> Finding:
     scores = "; ".join(f"{name} {interval(ranks[name])}" for name in SCORES)
     text = (
         f"{scale_of(record)}; {record['images']:,} images, {record['encoders']} encoders of halves. Being left out "
-        f"raises an image's loss by {interval(found['mean effect'])}. Reliability of the effect "
-        f"{number(found['reliability'])}, so at most {number(found['ceiling'])}. Spearman with the effect: {scores}. "
-        f"Best rival: {best} {interval(ranks[best])}. On the loss under noise (at most {number(noise['ceiling'])}): {EXACT} "
-        f"{interval(noise['spearman'][EXACT])}."
+        f"raises an image's loss by {interval(estimates['mean effect'])}. Reliability of the effect "
+        f"{number(estimates['reliability'])}, so at most {number(estimates['ceiling'])}. Spearman with the effect: "
+        f"{scores}. Best rival: {best} {interval(ranks[best])}. On the loss under noise "
+        f"(at most {number(noise['ceiling'])}): {EXACT} {interval(noise['spearman'][EXACT])}."
     )
     return Finding(text, verdict)
 
@@ -406,7 +412,7 @@ def scored_faces(record: Record) -> str:
 
 def learned(record: Record) -> bool:
     """Return whether an encoder of faces tells any attribute better than before training, by intervals that do not meet."""
-    return any(found["encoder"][1] > found["untrained"][2] for found in record["accuracy"].values())
+    return any(accuracy["encoder"][1] > accuracy["untrained"][2] for accuracy in record["accuracy"].values())
 
 
 def decided(text: str, verdict: str, record: Record) -> Finding:
@@ -426,14 +432,14 @@ def light(record: Record) -> Finding:
     highest in the lowest of the smallest size, by intervals that do not meet. It holds weakly where it is above a tenth
     among the highest of the largest size alone, or where the tenth of least contrast is, at either size.
     """
-    found, (small, *_, large) = record["light"], record["sizes"]
+    shares, (small, *_, large) = record["light"], record["sizes"]
     dark, dim = "darkest tenth", "tenth of least contrast"
-    high, low = found[f"highest scores {small}"], found[f"lowest scores {small}"]
-    wide = found[f"highest scores {large}"]
+    high, low = shares[f"highest scores {small}"], shares[f"lowest scores {small}"]
+    wide = shares[f"highest scores {large}"]
     more = high[dark][1] > 0.1 and high[dark][1] > low[dark][2]
     less = wide[dark][2] < 0.1 or low[dark][1] > high[dark][2]
     partly = wide[dark][1] > 0.1 or any(each[dim][1] > 0.1 for each in (high, wide))
-    parts = [f"highest {size} {percent(found[f'highest scores {size}'][dark])}" for size in record["sizes"]]
+    parts = [f"highest {size} {percent(shares[f'highest scores {size}'][dark])}" for size in record["sizes"]]
     ranks = record["spearman"]
     text = (
         f"Of {scored_faces(record)}, share of the darkest tenth: {', '.join(parts)}, lowest {small} "
@@ -681,8 +687,8 @@ def practice(column: Column, early: Record) -> list[str]:
     answers = column.answers
     judged, kinds = answers["duplicates"]["judged"]["same shot"], answers["perturbations"]["found"]
     choices_, strengths_ = answers["choices"]["found"], answers["strengths"]["found"]
-    others = max(found["spearman"][0] for name, found in kinds.items() if name != "noise")
-    dampings = min(found["spearman"][0] for name, found in choices_.items() if name.startswith("GGN"))
+    others = max(estimate["spearman"][0] for name, estimate in kinds.items() if name != "noise")
+    dampings = min(estimate["spearman"][0] for name, estimate in choices_.items() if name.startswith("GGN"))
     reliable, losses = (
         answers["deviation"]["found"],
         [each["spearman"]["alignment_loss"][0] for each in early["found"].values()],
@@ -714,15 +720,15 @@ def page(folder: Path = RESULTS) -> str:
     environment.filters |= {
         each.__name__: each for each in (number, interval, percent, points, scale_of, thousands, scored_faces)
     }
-    found, early = columns(folder), results.read(folder, "early")
+    answered, early = columns(folder), results.read(folder, "early")
     small, faces = SmallEncoders.load(folder), FaceEncoder.load(folder)
     return environment.get_template("page.md.jinja").render(
-        columns=found,
+        columns=answered,
         small=small,
         faces=faces,
-        asked=[*found, small, faces],
+        asked=[*answered, small, faces],
         questions=QUESTIONS,
-        practice=practice(found[0], early) if found else [],
+        practice=practice(answered[0], early) if answered else [],
         early=early,
     )
 

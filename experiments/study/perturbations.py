@@ -35,11 +35,11 @@ def compared(held: Variants, resamples: int = 500) -> dict[str, Any]:
     """Correlate the scores by every perturbation with the standard ones."""
     curvature, standard = held.standard_curvature, held.draws("standard")
     reference = standard.scores(curvature)
-    found = {}
+    agreements = {}
     for name, published in PUBLISHED.items():
         drawn = held.draws(name)
         scores = drawn.scores(curvature)
-        found[name] = {
+        agreements[name] = {
             "published": published,
             **agreement(scores, reference, resamples),
             "spearman of the alignment losses": bootstrap(
@@ -50,7 +50,7 @@ def compared(held: Variants, resamples: int = 500) -> dict[str, Any]:
             ),
             "median score over the standard": float(np.median(scores.mean(axis=0) / reference.mean(axis=0))),
         }
-    return {"images": len(held.ids), "found": found}
+    return {"images": len(held.ids), "found": agreements}
 
 
 def find(study: Study) -> tuple[dict[str, Any], None]:

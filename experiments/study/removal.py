@@ -130,14 +130,14 @@ def over_seeds(values: np.ndarray) -> Estimate:
     return Estimate(mean, mean - half, mean + half)
 
 
-def compared(scale: Removal, found: dict[str, Result]) -> dict[str, Any]:
+def compared(scale: Removal, results: dict[str, Result]) -> dict[str, Any]:
     """Return accuracies, and their differences to nothing removed, to random ones, and of the two ends."""
     record: dict[str, Any] = {"images": scale.train, "seeds": list(scale.seeds), "found": {}}
     for method in scale.methods:
         probe = PROBES[method]
 
         def of(name: str, method: str = method, probe: str = probe) -> np.ndarray:
-            return np.array([float(found[f"{method}_{seed}_{name}"][probe]) for seed in scale.seeds])
+            return np.array([float(results[f"{method}_{seed}_{name}"][probe]) for seed in scale.seeds])
 
         base, rows = of("whole"), {}
         for share in scale.shares:
@@ -151,7 +151,7 @@ def compared(scale: Removal, found: dict[str, Result]) -> dict[str, Any]:
                 "without the highest less without the lowest": over_seeds(each[HIGHEST] - each[LOWEST]),
             }
         labels = {
-            column: float(np.mean([found[f"{method}_{seed}_whole"][column].mean() for seed in scale.seeds]))
+            column: float(np.mean([results[f"{method}_{seed}_whole"][column].mean() for seed in scale.seeds]))
             for column in list(COLUMNS.values())[:2]
         }
         record["found"][method] = {"probe": probe, "nothing removed": over_seeds(base), "shares": rows, "means": labels}
@@ -163,14 +163,21 @@ def draw(record: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(7.2, 3.0), layout="constrained")
     panels = np.atleast_1d(np.asarray(figure.subplots(1, len(record["found"]))))
     colours = dict(zip(RANKINGS, ("C3", "C0", "C1", "0.4"), strict=True))
-    for axes, (method, found) in zip(panels, record["found"].items(), strict=True):
+    for axes, (method, entry) in zip(panels, record["found"].items(), strict=True):
         for number, (ranking, colour) in enumerate(colours.items()):
-            values = [found["nothing removed"], *(each["accuracy"][ranking] for each in found["shares"].values())]
-            places = np.array([0.0, *(float(share) for share in found["shares"])]) * 100 + 0.4 * (number - 1.5)
+            values = [
+                entry["nothing removed"],
+                *(each["accuracy"][ranking] for each in entry["shares"].values()),
+            ]
+            places = np.array([0.0, *(float(share) for share in entry["shares"])]) * 100 + 0.4 * (number - 1.5)
             middle, low, high = np.array(values).T
             spread = np.stack([middle - low, high - middle])
             axes.errorbar(places, 100 * middle, 100 * spread, color=colour, marker="o", ms=3, capsize=2, label=ranking)
-        axes.set(title=f"{method} ({found['probe']})", xlabel="removed, %", ylabel="accuracy on test images, %")
+        axes.set(
+            title=f"{method} ({entry['probe']})",
+            xlabel="removed, %",
+            ylabel="accuracy on test images, %",
+        )
     panels[0].legend(fontsize=7, title="removed", title_fontsize=7)
     return figure
 
@@ -178,9 +185,9 @@ def draw(record: dict[str, Any]) -> Figure:
 def find(scale: Removal) -> tuple[dict[str, Any], Figure]:
     """Train, remove, retrain, compare and draw."""
     pictures, test = read(scale, "train"), read(scale, "test")
-    found = retrained(scale, pictures, test)
-    record = compared(scale, found)
-    return {"minutes": minutes(found), **record}, draw(record)
+    results = retrained(scale, pictures, test)
+    record = compared(scale, results)
+    return {"minutes": minutes(results), **record}, draw(record)
 
 
 if __name__ == "__main__":

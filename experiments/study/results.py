@@ -76,13 +76,13 @@ def resampled(
         statistics(*(sample[chosen] for sample in samples))
         for chosen in (generator.integers(size, size=size) for _ in range(resamples))
     ]
-    found = {}
+    estimates = {}
     for name, value in statistics(*samples).items():
         values = np.array([each[name] for each in drawn])
         values = values[np.isfinite(values)]
         low, high = np.quantile(values, [0.025, 0.975]) if len(values) else (np.nan, np.nan)
-        found[name] = Estimate(value, float(low), float(high))
-    return found
+        estimates[name] = Estimate(value, float(low), float(high))
+    return estimates
 
 
 def detection(ranking: np.ndarray, positive: np.ndarray, resamples: int = 200) -> dict[str, Any]:
@@ -94,8 +94,8 @@ def detection(ranking: np.ndarray, positive: np.ndarray, resamples: int = 200) -
 
     # Among equal values the order is random: a hash has few distances, and rows are in no neutral order.
     order = np.lexsort((np.random.default_rng(0).random(len(ranking)), -ranking))
-    found = resampled(statistics, ranking, positive, resamples=resamples)
-    return {**found, "recall": float(positive[order[:count]].mean()), "positives": count, "images": len(ranking)}
+    estimates = resampled(statistics, ranking, positive, resamples=resamples)
+    return {**estimates, "recall": float(positive[order[:count]].mean()), "positives": count, "images": len(ranking)}
 
 
 def gallery(rows: Iterable[tuple[str, np.ndarray, list[str]]], across: int) -> Figure:

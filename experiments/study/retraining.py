@@ -100,12 +100,12 @@ def effects(
     return np.where(inside, centred[:, 1] - centred[:, 0], centred[:, 0] - centred[:, 1])
 
 
-def effect_reliability(found: Float[np.ndarray, "cuts images"], halves: int = RANDOM_HALVES) -> float:
+def effect_reliability(cut_effects: Float[np.ndarray, "cuts images"], halves: int = RANDOM_HALVES) -> float:
     """Return the rank correlation with the effects of as many further cuts; zero where halves do not go along."""
     random, between = np.random.default_rng(0), []
     for _ in range(halves):
-        order = random.permutation(len(found))
-        parts = found[order[: len(found) // 2]], found[order[len(found) // 2 :]]
+        order = random.permutation(len(cut_effects))
+        parts = cut_effects[order[: len(cut_effects) // 2]], cut_effects[order[len(cut_effects) // 2 :]]
         between.append(spearman(parts[0].mean(axis=0), parts[1].mean(axis=0)))
     mean = max(float(np.mean(between)), 0.0)
     return 2 * mean / (1 + mean)
@@ -116,29 +116,31 @@ def slug(name: str) -> str:
     return name.replace(",", "").replace(" ", "_")
 
 
-def predictors(found: dict[str, Result], seed: int) -> Result:
+def predictors(trained: dict[str, Result], seed: int) -> Result:
     """Return what an encoder of all images says of each image: scores, then rivals."""
-    scores = {name: found[f"whole_{seed}_{slug(name)}"]["score"].ravel() for name in SCORES}
-    rivals = {name: found[f"whole_{seed}_{slug(EXACT)}"][name].ravel() for name in RIVALS}
-    return {**scores, **rivals, OWN_LOSS: found[f"whole_{seed}_probed"][OWN_LOSS]}
+    scores = {name: trained[f"whole_{seed}_{slug(name)}"]["score"].ravel() for name in SCORES}
+    rivals = {name: trained[f"whole_{seed}_{slug(EXACT)}"][name].ravel() for name in RIVALS}
+    return {**scores, **rivals, OWN_LOSS: trained[f"whole_{seed}_probed"][OWN_LOSS]}
 
 
 def average(each: list[Result]) -> Result:
     """Return the mean rank over several encoders."""
-    return {name: np.mean([found[name].argsort().argsort() for found in each], axis=0) for name in each[0]}
+    return {name: np.mean([columns[name].argsort().argsort() for columns in each], axis=0) for name in each[0]}
 
 
-def compare(found: Float[np.ndarray, "cuts images"], first: Result, mean: Result, resamples: int) -> dict[str, Any]:
+def compare(
+    cut_effects: Float[np.ndarray, "cuts images"], first: Result, mean: Result, resamples: int
+) -> dict[str, Any]:
     """Return how well scores and rivals rank the effect.
 
     Args:
-        found: The effects.
+        cut_effects: The effects.
         first: What the encoder of the first seed says.
         mean: Mean ranks over the encoders of all seeds.
         resamples: Bootstrap draws of images.
     """
-    effect, reliable = found.mean(axis=0), effect_reliability(found)
-    by_image = found.std(axis=0, ddof=1) / len(found) ** 0.5
+    effect, reliable = cut_effects.mean(axis=0), effect_reliability(cut_effects)
+    by_image = cut_effects.std(axis=0, ddof=1) / len(cut_effects) ** 0.5
     names = list(first)
     others = [name for name in names if name not in SCORES]
 
@@ -179,10 +181,10 @@ def ways(scale: Retraining, images: int) -> dict[str, Callable[[Trained, Picture
 
 def probed(scale: Retraining, trained: Trained, pictures: Pictures, test: Pictures) -> dict[str, Any]:
     """Return the alignment loss under the views of training, and accuracies."""
-    found = accuracies(trained, pictures, test)
+    measured = accuracies(trained, pictures, test)
     return {
         OWN_LOSS: alignment(trained, pictures, "training", scale.view_draws),
-        **{f"accuracy, {name}": value for name, value in found.items()},
+        **{f"accuracy, {name}": value for name, value in measured.items()},
     }
 
 
@@ -210,16 +212,16 @@ def plan(scale: Retraining) -> dict[str, Callable[[], Mapping[str, Any]]]:
     return jobs
 
 
-def compared(found: dict[str, Result], inside: np.ndarray, seeds: Sequence[int], resamples: int) -> dict[str, Any]:
+def compared(trained: dict[str, Result], inside: np.ndarray, seeds: Sequence[int], resamples: int) -> dict[str, Any]:
     """Return the record of all results."""
-    wholes = [predictors(found, seed) for seed in seeds]
-    halves = [each for name, each in sorted(found.items()) if name.startswith("half_")]
+    wholes = [predictors(trained, seed) for seed in seeds]
+    halves = [each for name, each in sorted(trained.items()) if name.startswith("half_")]
     first, mean = wholes[0], average(wholes)
     record: dict[str, Any] = {
         "images": inside.shape[1],
         "encoders": len(halves),
         "accuracy": {
-            probe: float(np.mean([found[f"whole_{seed}_probed"][f"accuracy, {probe}"] for seed in seeds]))
+            probe: float(np.mean([trained[f"whole_{seed}_probed"][f"accuracy, {probe}"] for seed in seeds]))
             for probe in ("knn", "linear")
         },
         "found": {},
@@ -241,24 +243,24 @@ def draw(record: dict[str, Any]) -> Figure:
     """Draw every predictor's rank correlation with the effect, with its interval, below the ceiling."""
     figure = Figure(figsize=(7.2, 3.4), layout="constrained")
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
-    for axes, (title, found) in zip(panels, record["found"].items(), strict=True):
-        for place, (name, (value, low, high)) in enumerate(found["spearman"].items()):
+    for axes, (title, estimates) in zip(panels, record["found"].items(), strict=True):
+        for place, (name, (value, low, high)) in enumerate(estimates["spearman"].items()):
             colour = "C3" if name in SCORES else "0.3"
             axes.plot([low, high], [place, place], color=colour, lw=1.5)
             axes.plot(value, place, "o", color=colour, ms=4)
         axes.axvline(0, color="0.7", lw=0.8)
-        axes.axvline(found["ceiling"], color="C0", ls="--", lw=1)
+        axes.axvline(estimates["ceiling"], color="C0", ls="--", lw=1)
         axes.set(title=f"loss of {title}", xlabel="Spearman with the effect")
-        axes.set_yticks(range(len(found["spearman"])), list(found["spearman"]))
+        axes.set_yticks(range(len(estimates["spearman"])), list(estimates["spearman"]))
     panels[0].invert_yaxis()
     return figure
 
 
 def find(scale: Retraining, resamples: int = 1000) -> tuple[dict[str, Any], Figure]:
     """Train, score, compare and draw."""
-    found = complete(scale, plan(scale))
-    record = compared(found, membership(scale.train, scale.cuts), scale.seeds, resamples)
-    return {"minutes": minutes(found), **record}, draw(record)
+    trained = complete(scale, plan(scale))
+    record = compared(trained, membership(scale.train, scale.cuts), scale.seeds, resamples)
+    return {"minutes": minutes(trained), **record}, draw(record)
 
 
 if __name__ == "__main__":

@@ -50,17 +50,17 @@ def measure(table: Table, units: np.ndarray, size: int) -> dict[str, Any]:
     """Return purity and silhouette of every part."""
     from sklearn.metrics import silhouette_samples
 
-    found = {}
+    separations = {}
     for name, rows in parts(table, size).items():
         labels = table["label"][rows]
         shares = np.unique(labels, return_counts=True)[1] / size
-        found[name] = {
+        separations[name] = {
             "purity": bootstrap(mean, purity(units[rows], labels)),
             "purity by chance": float(np.sum(shares**2)),
             "silhouette": bootstrap(mean, silhouette_samples(units[rows], labels, metric="cosine")),
             "classes": {str(label): int(np.sum(labels == label)) for label in np.unique(table["label"])},
         }
-    return found
+    return separations
 
 
 def find(study: Study) -> tuple[dict[str, Any], Figure]:

@@ -243,11 +243,11 @@ def accuracies(trained: Trained, bank: Pictures, test: Pictures) -> dict[str, fl
         test: Images that are classified.
     """
     known, asked = outputs(trained, bank), outputs(trained, test)
-    found = {"knn": knn_accuracy(known, asked), "linear": linear_accuracy(known, asked)}
+    measured = {"knn": knn_accuracy(known, asked), "linear": linear_accuracy(known, asked)}
     if isinstance(trained.settings.loss, Supervised):
         logits = outputs(trained, test, "project")
-        found["classifier"] = float(np.mean(logits.embeddings.argmax(axis=1) == logits.labels))
-    return found
+        measured["classifier"] = float(np.mean(logits.embeddings.argmax(axis=1) == logits.labels))
+    return measured
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -328,13 +328,13 @@ def score(
     asked = pictures.of(np.tile(np.arange(count), scorings)).open()
     table = pa.concat_tables([part.table for part in stream(scorer, asked, encoder.input)]).sort_by("index")
     embeddings = embedding_matrix(table["embedding"]).reshape(scorings, count, -1)
-    found = {
+    columns = {
         name: table[column].to_numpy(zero_copy_only=False).reshape(scorings, count)
         for column, name in COLUMNS.items()
         if column in table.column_names
     }
     distances = np.stack([find_neighbours(each.astype(np.float32)).distance for each in embeddings])
-    return {**found, COLUMNS["knn_distance"]: distances}
+    return {**columns, COLUMNS["knn_distance"]: distances}
 
 
 def complete(scale: Small, jobs: Mapping[str, Callable[[], Mapping[str, Any]]]) -> dict[str, Result]:
@@ -352,10 +352,10 @@ def complete(scale: Small, jobs: Mapping[str, Callable[[], Mapping[str, Any]]]) 
         if time.monotonic() > end or (folder / f"{name}.npz").exists():  # another process may have done it
             return
         began = time.monotonic()
-        found = {key: np.asarray(value) for key, value in jobs[name]().items()}
+        arrays = {key: np.asarray(value) for key, value in jobs[name]().items()}
         part = folder / f"{name}.part"
         with part.open("wb") as file:
-            np.savez(file, allow_pickle=False, **found, seconds=np.asarray(time.monotonic() - began))
+            np.savez(file, allow_pickle=False, **arrays, seconds=np.asarray(time.monotonic() - began))
         part.rename(folder / f"{name}.npz")
         print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
 
@@ -369,9 +369,9 @@ def complete(scale: Small, jobs: Mapping[str, Callable[[], Mapping[str, Any]]]) 
     return {name: load(folder / f"{name}.npz") for name in jobs}
 
 
-def minutes(found: Mapping[str, Result]) -> float:
+def minutes(jobs_done: Mapping[str, Result]) -> float:
     """Return the minutes that all jobs took, each by one thread."""
-    return sum(float(each["seconds"]) for each in found.values()) / 60
+    return sum(float(each["seconds"]) for each in jobs_done.values()) / 60
 
 
 def load(file: Path) -> Result:

@@ -98,35 +98,35 @@ def between(one: list[Repeated], other: list[Repeated]) -> float:
     return float(np.mean([spearman(a.mean(axis=0), b.mean(axis=0)) for a in one for b in other]))
 
 
-def compared(found: dict[str, dict[int, Result]], resamples: int) -> dict[str, Any]:
+def compared(trained: dict[str, dict[int, Result]], resamples: int) -> dict[str, Any]:
     """Return the record of all encoders by method and seed."""
     record: dict[str, Any] = {"found": {}, "accuracy": {}, "spearman between methods": {}}
-    for method, encoders in found.items():
+    for method, encoders in trained.items():
         record["found"][method] = {
             name: agreement([each[name] for each in encoders.values()], resamples) for name in COLUMNS.values()
         }
         record["accuracy"][method] = {
             probe: [float(each[f"accuracy, {probe}"]) for each in encoders.values()] for probe in ("knn", "linear")
         }
-    for one, other in itertools.combinations(found, 2):
-        columns = ([each["score"] for each in found[method].values()] for method in (one, other))
+    for one, other in itertools.combinations(trained, 2):
+        columns = ([each["score"] for each in trained[method].values()] for method in (one, other))
         record["spearman between methods"][f"{one}, {other}"] = between(*columns)
-    return {"images": next(iter(next(iter(found.values())).values()))["score"].shape[1], **record}
+    return {"images": next(iter(next(iter(trained.values())).values()))["score"].shape[1], **record}
 
 
 def draw(record: dict[str, Any]) -> Figure:
     """Draw the rank correlation between seeds of score and rivals, with interval and ceiling, for every method."""
     figure = Figure(figsize=(7.2, 2.4), layout="constrained")
     panels = np.atleast_1d(np.asarray(figure.subplots(1, len(record["found"]), sharey=True)))
-    for axes, (method, found) in zip(panels, record["found"].items(), strict=True):
-        for place, (name, each) in enumerate(found.items()):
+    for axes, (method, estimates) in zip(panels, record["found"].items(), strict=True):
+        for place, (name, each) in enumerate(estimates.items()):
             value, low, high = each["spearman"]
             colour = "C3" if name == "score" else "0.3"
             axes.plot([low, high], [place, place], color=colour, lw=1.5)
             axes.plot(value, place, "o", color=colour, ms=4)
             axes.plot(each["ceiling"][0], place, "|", color="C0", ms=10)
         axes.set(title=method, xlabel="Spearman", xlim=(min(0.0, axes.get_xlim()[0]), 1.02))
-        axes.set_yticks(range(len(found)), list(found))
+        axes.set_yticks(range(len(estimates)), list(estimates))
     panels[0].invert_yaxis()
     return figure
 
@@ -140,8 +140,8 @@ def find(scale: Stability, resamples: int = 500) -> tuple[dict[str, Any], Figure
         for seed in scale.seeds
     }
     done = complete(scale, jobs)
-    found = {method: {seed: done[f"{method}_{seed}"] for seed in scale.seeds} for method in scale.methods}
-    record = compared(found, resamples)
+    trained = {method: {seed: done[f"{method}_{seed}"] for seed in scale.seeds} for method in scale.methods}
+    record = compared(trained, resamples)
     return {"minutes": minutes(done), **record}, draw(record)
 
 

@@ -23,16 +23,16 @@ def compared(held: Variants, resamples: int = 500) -> dict[str, Any]:
     """Correlate the scores of every strength with the standard ones, and follow their size."""
     curvature = held.standard_curvature
     reference = held.draws("standard").scores(curvature)
-    found: dict[str, dict[str, Any]] = {"0.2": {"median score": float(np.median(reference.mean(axis=0)))}}
+    comparisons: dict[str, dict[str, Any]] = {"0.2": {"median score": float(np.median(reference.mean(axis=0)))}}
     for sigma in STRENGTHS:
         drawn = held.draws(f"sigma {sigma}")
         scores = drawn.scores(curvature)
-        found[str(sigma)] = {
+        comparisons[str(sigma)] = {
             **agreement(scores, reference, resamples),
             "median score": float(np.median(scores.mean(axis=0))),
             "median alignment loss": float(np.median(drawn.loss)),
         }
-    return {"images": len(held.ids), "found": dict(sorted(found.items(), key=lambda pair: float(pair[0])))}
+    return {"images": len(held.ids), "found": dict(sorted(comparisons.items(), key=lambda pair: float(pair[0])))}
 
 
 def find(study: Study) -> tuple[dict[str, Any], None]:

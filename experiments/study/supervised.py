@@ -24,18 +24,18 @@ FRAME = 1
 HIGHEST = 0.1
 
 
-def compared(found: dict[str, list[Result]], images: np.ndarray, resamples: int) -> dict[str, Any]:
+def compared(trained: dict[str, list[Result]], images: np.ndarray, resamples: int) -> dict[str, Any]:
     """Return how scores go along with borders, for every method.
 
     Args:
-        found: What each encoder of a method says of the images.
+        trained: What each encoder of a method says of the images.
         images: Their pixels.
         resamples: Bootstrap draws of images.
     """
     spread, mean = measures.border(images, FRAME)
     uniform = spread < measures.UNIFORM
     record: dict[str, Any] = {"images": len(images), "uniform": float(uniform.mean()), "found": {}}
-    for method, encoders in found.items():
+    for method, encoders in trained.items():
         record["found"][method] = {}
         for column in ("score", "alignment loss"):
             values = [each[column] for each in encoders]

@@ -192,9 +192,9 @@ def condense(study: Study, chosen: dict[str, list[str]], seconds: float) -> Path
         "hash": measures.perceptual_hash(pixels),
     }
     for name, rows in vectors.items():
-        found = measures.nearest(rows)
-        columns[f"{name}_nearest"] = found.row.astype(np.int32)
-        columns[f"{name}_distance"] = found.distance.astype(np.float32)
+        nearest = measures.nearest(rows)
+        columns[f"{name}_nearest"] = nearest.row.astype(np.int32)
+        columns[f"{name}_distance"] = nearest.distance.astype(np.float32)
     out = study.kept / "table.parquet"
     pq.write_table(pa.table(columns), out, compression="zstd", compression_level=19)
     settings = settings_of(study)
@@ -236,8 +236,8 @@ def images_of(study: Study, ids: Iterable[str]) -> UInt8[np.ndarray, "rows heigh
 
 def unit_embeddings(scored: pa.Table) -> Float[np.ndarray, "rows width"]:
     """Return the embeddings of scored rows, of length 1; a zero one stays."""
-    found = embedding_matrix(scored["embedding"])
-    return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    embeddings = embedding_matrix(scored["embedding"])
+    return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 
 
 @dataclasses.dataclass(frozen=True)

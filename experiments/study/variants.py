@@ -107,8 +107,8 @@ class Curvature(NamedTuple):
 def coordinates_of(problem: Problem, state: EigenbasisState, batch: Batch) -> tuple[Coordinates, Float[Array, " n"]]:
     """Return LoGra's coordinates of the gradients of prepared views, and the alignment losses."""
     objective = Objective(problem.objective.network, Prepared(), CosineDistance())
-    found = measure(objective, problem.params, problem.frozen, batch)
-    return project(found.gradients, state.blocks, state.bases), found.values[0]
+    measured = measure(objective, problem.params, problem.frozen, batch)
+    return project(measured.gradients, state.blocks, state.bases), measured.values[0]
 
 
 class Draws(NamedTuple):
@@ -159,13 +159,13 @@ class Variants:
         place = self.study.run / "variants" / f"{name.replace(' ', '_')}_{len(self.ids)}.npz"
         if not place.exists():
             place.parent.mkdir(exist_ok=True)
-            found = self._compute(name)
+            drawn = self._compute(name)
             arrays = {
                 f"{number} {block}": rows
-                for number, each in enumerate(found.coordinates)
+                for number, each in enumerate(drawn.coordinates)
                 for block, rows in each.items()
             }
-            np.savez(place.with_suffix(".part.npz"), allow_pickle=False, loss=found.loss, **arrays)
+            np.savez(place.with_suffix(".part.npz"), allow_pickle=False, loss=drawn.loss, **arrays)
             place.with_suffix(".part.npz").rename(place)
         with np.load(place, allow_pickle=False) as held:
             loss = held["loss"]
@@ -191,7 +191,7 @@ class Variants:
         numbered = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))
         # A stream of its own: the draws of one perturbation are independent of those of another, and of the table's.
         root = jax.random.fold_in(jax.random.key(1), zlib.crc32(name.encode()) >> 1)
-        found, losses = [], []
+        batches_drawn, losses = [], []
         for draw in range(draws):
             key, parts, values = jax.random.fold_in(root, draw), [], []
             for start in range(0, len(images), BATCH):
@@ -203,9 +203,9 @@ class Variants:
                 coordinates, loss = coordinates_of(self.problem, self.state, batch)
                 parts.append(jax.tree.map(np.asarray, coordinates))
                 values.append(np.asarray(loss))
-            found.append(jax.tree.map(lambda *rows: np.concatenate(rows)[: len(images)], *parts))
+            batches_drawn.append(jax.tree.map(lambda *rows: np.concatenate(rows)[: len(images)], *parts))
             losses.append(np.concatenate(values)[: len(images)])
-        return Draws(found, np.stack(losses))
+        return Draws(batches_drawn, np.stack(losses))
 
 
 def agreement(left: np.ndarray, right: np.ndarray, resamples: int = 500) -> dict[str, Estimate]:

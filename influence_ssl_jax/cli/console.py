@@ -193,8 +193,8 @@ def print_accuracies(record: dict[str, Any], out: Console) -> None:
         >>> print_accuracies(record, Console(width=80))
         linear 0.5000 · knn 0.2500, of 8 test images by 20 training images
     """
-    found, counts = record["accuracies"], record["counts"]
-    shown = " · ".join(f"{name} {value:.4f}" for name, value in found.items() if value is not None)
+    accuracies, counts = record["accuracies"], record["counts"]
+    shown = " · ".join(f"{name} {value:.4f}" for name, value in accuracies.items() if value is not None)
     text = f"{shown}, of {counts['test']:,} test images by {counts['training']:,} training images"
     out.print(text, highlight=False, soft_wrap=True)
 

@@ -519,31 +519,31 @@ def draw_curvature_set(
     examples: dict[int, Example] = {}  # by position in the set, only those of the kept batches
     contents: dict[int, bytes] = {}
     skipped: list[Skipped] = []
-    found = 0
+    drawn = 0
     for usable, missed in map_in_order(partial(load, source, transform), chunks(order, batch_size)):
         skipped += missed
-        for example in usable[: wanted - found]:
+        for example in usable[: wanted - drawn]:
             contents[example.index] = example.content
-            if found // batch_size in kept or wanted < batch_size:
-                examples[found] = example
-            found += 1
-        if found == wanted:
+            if drawn // batch_size in kept or wanted < batch_size:
+                examples[drawn] = example
+            drawn += 1
+        if drawn == wanted:
             break
     for note in note_names(
         "images that cannot be used, replaced by others in the curvature set", _name_reasons(skipped)
     ):
         _log.warning("%s", note)
-    if not found:
+    if not drawn:
         raise DataError(
             f"None of the {total} examples can be used. The first is {_name_reasons(skipped)[0]}. Check the data set."
         )
-    size = min(batch_size, found)
+    size = min(batch_size, drawn)
     if part is None:
-        kept = range(found // size)
-    whole = [[examples[k] for k in range(n * size, (n + 1) * size)] if n < found // size else [] for n in kept]
+        kept = range(drawn // size)
+    whole = [[examples[k] for k in range(n * size, (n + 1) * size)] if n < drawn // size else [] for n in kept]
     key = randomness.root(seed, Stream.CURVATURE_EXAMPLES)
     loaded = [stack(rows, (), transform, size, key).batch for rows in whole]
-    used = itertools.islice(contents.items(), found // size * size)
+    used = itertools.islice(contents.items(), drawn // size * size)
     return CurvatureDraw(jax.tree.map(lambda *leaves: jnp.stack(leaves), *loaded), dict(used))
 
 
@@ -622,19 +622,19 @@ def _fill_rows(
     of_rows = rng.spawn(size)
     filled: list[Example] = []
     for row in rows:
-        found = loaded.get(int(chosen[row]))
+        kept = loaded.get(int(chosen[row]))
         generator = of_rows[row]
         own = (row + size * k for k in _shuffle(len(range(row, len(source), size)), generator))
         for index in itertools.chain(own, _shuffle(len(source), generator)):
-            if found is not None:
+            if kept is not None:
                 break
             if index in taken or index in unusable:
                 continue
             usable, missed = load(source, transform, np.array([index]))
             skipped += missed
             unusable |= {each.index for each in missed}
-            found = usable[0] if usable else None
-        filled += [] if found is None else [found]
+            kept = usable[0] if usable else None
+        filled += [] if kept is None else [kept]
     return filled, skipped
 
 

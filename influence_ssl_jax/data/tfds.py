@@ -80,10 +80,10 @@ def image_feature(features: dict[str, Any], wanted: str | None) -> str:
         else next(iter(images), None)
     )
     if name is None or (name != "image" and wanted is None and len(images) > 1):
-        found = (
+        described = (
             f"several: {', '.join(images)}; name one with image=…" if images else "none, so it is not an image data set"
         )
-        raise DataError(f"A data set needs one image feature, this one has {found}.")
+        raise DataError(f"A data set needs one image feature, this one has {described}.")
     if name not in images or np.issubdtype(features[name].np_dtype, np.floating):
         raise DataError(
             f"The feature {name!r} is {features[name]}, not an image of 8 or 16 bits; name another one with image=…."

@@ -464,9 +464,9 @@ def calibrate(
     intervals = None if beside is None else Ahead(beside)
     with replacing(folder / CALIBRATED) as temporary:
         for part in scored.batches(["id", *_of_scores(scored)]):
-            found = calibrated(resolved_scores(part, scored.record))
+            calibrated_scores = calibrated(resolved_scores(part, scored.record))
             along = None if intervals is None else intervals.through(part["index"][-1].as_py())
-            written = _add_intervals(part.select(["index", "id"]), found, along)
+            written = _add_intervals(part.select(["index", "id"]), calibrated_scores, along)
             writer = writer or pq.ParquetWriter(temporary, written.schema, compression="zstd")
             writer.write_table(written)
         if writer is not None:
@@ -502,8 +502,8 @@ class Ahead:
                 break
             self._rest = pa.concat_tables([self._rest, more])
         count = int(np.searchsorted(self._rest["index"].to_numpy(), last, side="right"))
-        found, self._rest = self._rest.slice(0, count), self._rest.slice(count)
-        return found
+        rows, self._rest = self._rest.slice(0, count), self._rest.slice(count)
+        return rows
 
 
 def _add_intervals(rows: pa.Table, every: Calibrated, beside: pa.Table | None) -> pa.Table:

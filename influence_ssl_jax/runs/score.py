@@ -651,8 +651,8 @@ def count_known(distances: Distances, store: ScoreStore) -> tuple[int, int]:
     """Count the scored images with a distance, and those without."""
     known = unknown = 0
     for table in store.windows([]):
-        found = int(np.isfinite(distances.of(table["index"].to_numpy()).distance).sum())
-        known, unknown = known + found, unknown + table.num_rows - found
+        finite = int(np.isfinite(distances.of(table["index"].to_numpy()).distance).sum())
+        known, unknown = known + finite, unknown + table.num_rows - finite
     return known, unknown
 
 
@@ -704,12 +704,12 @@ def _sample_rows(store: ScoreStore, columns: list[str]) -> pa.Table:
     chosen = np.arange(min(total, SAMPLE))
     if total > SAMPLE:
         chosen = np.sort(randomness.generator(0, Stream.REPORTED).choice(total, SAMPLE, replace=False))
-    found, start = list[pa.Table](), 0
+    pieces, start = list[pa.Table](), 0
     for table in store.windows(columns):
         inside = chosen[slice(*np.searchsorted(chosen, [start, start + table.num_rows]))]
-        found.append(table.take(inside - start))
+        pieces.append(table.take(inside - start))
         start += table.num_rows
-    return pa.concat_tables(found)
+    return pa.concat_tables(pieces)
 
 
 def rename_attributes(source: OpenSource) -> tuple[pa.Table | None, dict[str, str]]:

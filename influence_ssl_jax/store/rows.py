@@ -78,8 +78,8 @@ def _read_list(path: Path, owner: str, parts: int) -> list[str]:
             described = read_sealed(path)
         except DamagedError as error:
             _log.warning("%s The rows are formed again.", error)
-    found = described.get("sha256", [])
-    return found if described.get("owner") == owner and len(found) == parts else [""] * parts
+    digests = described.get("sha256", [])
+    return digests if described.get("owner") == owner and len(digests) == parts else [""] * parts
 
 
 def _chunks(

@@ -17,9 +17,9 @@ from benchmarks.shared import Setting, shared
 def test_every_turn_is_taken_and_the_first_one_is_not_counted():
     calls = []
     a, b, own = (lambda name=name: calls.append(name) for name in ("a", "b", "own"))
-    found = interleaved({"a": (a,), "b": (own, b)}, repeats=2)
+    turns_taken = interleaved({"a": (a,), "b": (own, b)}, repeats=2)
     assert calls == ["a", "own", "b"] * 3
-    assert {name: [len(taken) for taken in turns] for name, turns in found.items()} == {"a": [1, 1], "b": [2, 2]}
+    assert {name: [len(taken) for taken in turns] for name, turns in turns_taken.items()} == {"a": [1, 1], "b": [2, 2]}
     assert spread([2.0, 3.0, 1.0]) == (2.0, 1.0, 3.0)
 
 
@@ -42,8 +42,8 @@ def takes(monkeypatch):
 
 def test_what_takes_long_is_repeated_less_but_once_at_least(takes):
     turns = {"long": (takes(7, 4, 5),), "longer": (takes(7, 8),), "short": (takes(7, 1, 1, 1, 1),)}
-    found = interleaved(turns, repeats=4, patience=8)
-    assert found == {"long": [(4,), (5,)], "longer": [(8,)], "short": [(1,)] * 4}
+    turns_taken = interleaved(turns, repeats=4, patience=8)
+    assert turns_taken == {"long": [(4,), (5,)], "longer": [(8,)], "short": [(1,)] * 4}
 
 
 def test_a_first_run_that_takes_long_counts_unless_it_compiled(takes, monkeypatch):
@@ -54,12 +54,12 @@ def test_a_first_run_that_takes_long_counts_unless_it_compiled(takes, monkeypatc
 
 
 def test_networks_of_an_earlier_run_are_kept():
-    def found(**errors):
+    def record_of(**errors):
         return {"networks": [{"network": name, "error": error} for name, error in errors.items()]}
 
-    before = found(layer_norm=1, mlp=2, gone=3)
-    assert networks.merged(before, found(mlp=4, batch_norm=5)) == found(mlp=4, batch_norm=5, layer_norm=1)
-    assert networks.merged(None, found(mlp=4)) == found(mlp=4)
+    before = record_of(layer_norm=1, mlp=2, gone=3)
+    assert networks.merged(before, record_of(mlp=4, batch_norm=5)) == record_of(mlp=4, batch_norm=5, layer_norm=1)
+    assert networks.merged(None, record_of(mlp=4)) == record_of(mlp=4)
 
 
 def test_arithmetic_is_that_of_the_program_that_runs():
@@ -108,8 +108,8 @@ def test_an_untrained_network_has_the_statistics_of_the_first_batch():
 
 @pytest.mark.slow
 def test_costs_are_multiples_of_the_same_frameworks_gradient():
-    found = cost.run(cost.Config.tiny())
-    named = {row["operation"]: row for row in found["operations"]}
+    record = cost.run(cost.Config.tiny())
+    named = {row["operation"]: row for row in record["operations"]}
     fitted = {
         "LoGra, rank 2, fit",
         f"LoGra, rank 2, {cost.PASS}",
@@ -127,13 +127,13 @@ def test_the_forms_of_a_product_are_the_same_product():
     config = primitives.Config.tiny()
     given = primitives.shared(config.setting)
     vector = primitives.random_vector(given.params)
-    found = {name: jax.jit(form)(given.params, vector) for name, form in primitives.forms(given).items()}
+    by_form = {name: jax.jit(form)(given.params, vector) for name, form in primitives.forms(given).items()}
     for kind in ("Hessian", "Gauss–Newton"):
-        first, *others = [product for name, product in found.items() if name.startswith(kind)]
+        first, *others = [product for name, product in by_form.items() if name.startswith(kind)]
         for other in others:
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), first, other)
     operations = primitives.jax_operations(given, config.blocks)
-    assert operations.keys() == {*found, "Hessian × block of 2", "Gauss–Newton × block of 2"}
+    assert operations.keys() == {*by_form, "Hessian × block of 2", "Gauss–Newton × block of 2"}
 
 
 @pytest.mark.slow
@@ -144,31 +144,31 @@ def test_convolutions_are_timed_in_a_process_of_their_own():
 
 
 def test_bounds_of_rounding_are_judged_by_float64():
-    found = gram.Bounds.tiny().run()
-    assert (found["rows"], found["parameters"]) == (2, 192)
-    for row in found["bounds"]:
+    record = gram.Bounds.tiny().run()
+    assert (record["rows"], record["parameters"]) == (2, 192)
+    for row in record["bounds"]:
         assert row["draws"] == 8
         assert row["violations"] == 0
         assert 0 < row["relative error, largest"] <= row["relative bound, largest"]
 
 
 def test_gram_is_timed():
-    found = gram.Cost.tiny().run()
-    assert {row["operation"] for row in found["operations"]} == {
+    record = gram.Cost.tiny().run()
+    assert {row["operation"] for row in record["operations"]} == {
         "gradient",
         "fit",
         "norms",
         "score",
         "score with bounds and jackknife",
     }
-    assert found["rows"] == 4
+    assert record["rows"] == 4
 
 
 def test_under_a_strong_ridge_the_score_is_what_retraining_does():
-    (found,) = fidelity.run(fidelity.Config.tiny())
-    rows = {row["method"]: row for row in found["rows"]}
+    (record,) = fidelity.run(fidelity.Config.tiny())
+    rows = {row["method"]: row for row in record["rows"]}
     exact = rows["Exact, Gauss–Newton"]
-    assert found["largest_gradient"] < 1e-8
+    assert record["largest_gradient"] < 1e-8
     assert exact["left_out"].value > 0.99
     assert exact["predicted_over_actual"] == pytest.approx(1, abs=0.05)
     assert exact["left_out"].value > rows["null: random"]["left_out"].value
@@ -177,17 +177,17 @@ def test_under_a_strong_ridge_the_score_is_what_retraining_does():
 def test_the_numbers_that_peers_are_compared_with_agree_with_each_other():
     config = agreement.Config.tiny()
     given = agreement.shared(config.setting, np.float64)
-    found = agreement.ours(given, config)
+    computed = agreement.ours(given, config)
     # One layer: the diagonal of C is the mean of squared gradients, whose trace is that of the factors' product.
-    (name,) = found.factors
-    inputs, outputs = found.factors[name]
+    (name,) = computed.factors
+    inputs, outputs = computed.factors[name]
     assert inputs.shape == (48, 48)
     assert outputs.shape == (4, 4)
-    assert found.squared_norms.shape == found.scores["LogIX"].shape == (4,)
-    left, right = found.projections[name]
-    assert found.projected[name].shape == (4, left.shape[1] * right.shape[1])
-    assert found.rows == {name: 2}
-    rows = {row["convention"]: row for row in agreement.differences(found.scores)}
+    assert computed.squared_norms.shape == computed.scores["LogIX"].shape == (4,)
+    left, right = computed.projections[name]
+    assert computed.projected[name].shape == (4, left.shape[1] * right.shape[1])
+    assert computed.rows == {name: 2}
+    rows = {row["convention"]: row for row in agreement.differences(computed.scores)}
     assert rows["BatchNorm's parameters left out"]["ratio"] == 1  # there are none here
     assert next(row for row in rows.values() if "K-FAC" in row["convention"])["ratio"] == pytest.approx(2)
 
@@ -207,12 +207,12 @@ def test_a_page_is_what_the_committed_figures_render_to(name):
 
 
 def test_the_page_opens_with_three_sentences_and_the_aims_are_on_their_own():
-    page, found = render.page(render.results()), render.results()
-    assert len(render.summary(found)) == 3
-    assert page.split("\n\n")[1].strip() == " ".join(render.summary(found))
+    page, records = render.page(render.results()), render.results()
+    assert len(render.summary(records)) == 3
+    assert page.split("\n\n")[1].strip() == " ".join(render.summary(records))
     assert "| aim |" not in page
-    table = render.page(found, "benchmarks-aims")
-    assert table.count("\n| ") == len(aims(found)) + 1
+    table = render.page(records, "benchmarks-aims")
+    assert table.count("\n| ") == len(aims(records)) + 1
 
 
 def test_a_page_without_figures_says_what_to_run():
@@ -222,12 +222,12 @@ def test_a_page_without_figures_says_what_to_run():
 
 def test_what_is_written_is_read_back(tmp_path):
     results.write("cost_w4", cost.Config.tiny(), {"operations": []}, tmp_path)
-    found = results.read("cost_w4", tmp_path)
-    assert found is not None
-    assert found["config"]["setting"]["width"] == 4
-    assert {"date", "processor", "cores", "versions"} <= set(found["made"])
+    record = results.read("cost_w4", tmp_path)
+    assert record is not None
+    assert record["config"]["setting"]["width"] == 4
+    assert {"date", "processor", "cores", "versions"} <= set(record["made"])
     assert results.read("nothing", tmp_path) is None
-    json.dumps(found)
+    json.dumps(record)
 
 
 def test_figures_of_an_accelerator_do_not_replace_those_of_a_cpu(tmp_path, monkeypatch):
@@ -235,9 +235,9 @@ def test_figures_of_an_accelerator_do_not_replace_those_of_a_cpu(tmp_path, monke
     monkeypatch.setattr(results, "device", lambda: kind)
     written = results.write("cost_w4", cost.Config.tiny(), {"operations": []}, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [written.name] == ["cost_w4_gpu.json"]
-    found = json.loads(written.read_text())
-    assert all("H100" in aim.text for aim in aims({"cost_w4_gpu": found}))
-    assert "H100, float32 products at precision `highest`" in render.page({"cost_w4_gpu": found})
+    record = json.loads(written.read_text())
+    assert all("H100" in aim.text for aim in aims({"cost_w4_gpu": record}))
+    assert "H100, float32 products at precision `highest`" in render.page({"cost_w4_gpu": record})
 
 
 def test_an_aim_is_met_missed_or_not_measured():

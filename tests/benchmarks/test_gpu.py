@@ -12,9 +12,9 @@ from benchmarks import gpu
 TINY = gpu.Config(images=8, width=4, batch=4, curvature=4, size=4, network="linear", peak_tflops=2.0)
 
 
-def writes(config, step, **found):
+def writes(config, step, **entries):
     """The command of a process that writes what a step found and says that it ran."""
-    record = json.dumps({**found, "finished": True, "settings": config.settings()})
+    record = json.dumps({**entries, "finished": True, "settings": config.settings()})
     written, ran = str(config.out / f"{step}.json"), str(config.out / "ran")
     return [sys.executable, "-c", f"open({written!r}, 'w').write({record!r}); open({ran!r}, 'a').write('1')"]
 
@@ -40,23 +40,23 @@ def test_a_call_ends_in_time_and_says_how_far_pretraining_is(tmp_path):
     ]
     (tmp_path / "pretrain" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert gpu.complete(config, lambda _: [sys.executable, "-c", "import time; time.sleep(60)"]) == []
-    found = json.loads((tmp_path / "pretrain.json").read_text())
-    assert (found["epochs"], found["seconds"], found["images a second, median"]) == (3, 6.0, 200.0)
-    assert (found["loss"], found["knn"], found["finished"]) == (2.0, 0.2, False)
+    record = json.loads((tmp_path / "pretrain.json").read_text())
+    assert (record["epochs"], record["seconds"], record["images a second, median"]) == (3, 6.0, 200.0)
+    assert (record["loss"], record["knn"], record["finished"]) == (2.0, 0.2, False)
     assert not (tmp_path / "LoGra.json").exists()  # no time was left
 
 
 def test_a_score_is_timed_beside_the_gradient_and_the_share_of_the_peak_is_its_arithmetic():
-    found = gpu.measure(TINY, "Gram")
-    count, size, rows = 8, found["parameters"], found["curvature images"]
-    assert (found["images"], rows, size, found["finite and positive"]) == (count, 4, 4 * 4 * 3 * 4, count)
-    gradient, score = (found[name]["seconds"] for name in ("gradient", "score"))
-    assert found["score in gradients"] == pytest.approx(score / gradient)
-    needed = found["tflops"]["gradient"] * gradient
+    measured = gpu.measure(TINY, "Gram")
+    count, size, rows = 8, measured["parameters"], measured["curvature images"]
+    assert (measured["images"], rows, size, measured["finite and positive"]) == (count, 4, 4 * 4 * 3 * 4, count)
+    gradient, score = (measured[name]["seconds"] for name in ("gradient", "score"))
+    assert measured["score in gradients"] == pytest.approx(score / gradient)
+    needed = measured["tflops"]["gradient"] * gradient
     assert needed * 1e12 > 2 * 2 * 2 * size * count  # forwards and for the weights, of two views, is some of it
-    assert found["tflops"]["score"] * score == pytest.approx(needed + 2 * rows * size * count / 1e12)
-    assert found["share of peak"]["score"] == pytest.approx(found["tflops"]["score"] / 2.0)
-    assert min(found[name]["compile seconds"] for name in ("gradient", "fit", "score")) > 0
+    assert measured["tflops"]["score"] * score == pytest.approx(needed + 2 * rows * size * count / 1e12)
+    assert measured["share of peak"]["score"] == pytest.approx(measured["tflops"]["score"] / 2.0)
+    assert min(measured[name]["compile seconds"] for name in ("gradient", "fit", "score")) > 0
 
 
 def test_the_first_name_that_fits_gives_the_peak():

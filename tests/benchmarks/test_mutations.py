@@ -33,15 +33,15 @@ def test_long(): time.sleep(60)
 
 def test_every_listed_fault_is_found_in_one_place_and_there_are_enough():
     files = sources()
-    found = realistic(files)
+    faults = realistic(files)
     assert all((mutations.ROOT / where).exists() for named in mutations.TESTS.values() for where in named)
-    assert len(found) == len(PLANTED) >= 100
-    assert {fault.folder for fault in found} <= set(mutations.TESTS)
-    assert set(LIKELY) | set(EQUIVALENT) <= {*(fault.name for fault in found), *EQUIVALENT}
-    for fault in found:
+    assert len(faults) == len(PLANTED) >= 100
+    assert {fault.folder for fault in faults} <= set(mutations.TESTS)
+    assert set(LIKELY) | set(EQUIVALENT) <= {*(fault.name for fault in faults), *EQUIVALENT}
+    for fault in faults:
         ast.parse(fault.planted(files[fault.file]))
     made = by_rule(files, Config().operators, Config().seed)
-    assert len(found) + len(made) >= 150
+    assert len(faults) + len(made) >= 150
     assert {fault.folder for fault in made} == set(mutations.SAMPLED)
     for fault in made:
         text = fault.planted(files[fault.file])
@@ -111,8 +111,8 @@ def test_what_came_of_a_fault_is_told_apart(tmp_path):
     run = [sys.executable, "-c", code, str(tmp_path), *asked]
     told = subprocess.run(run, cwd=mutations.ROOT, capture_output=True, text=True, check=False, timeout=120)
     assert told.returncode == 0, told.stderr
-    found = json.loads(told.stdout)
-    assert [each["outcome"] for each in found] == [
+    record = json.loads(told.stdout)
+    assert [each["outcome"] for each in record] == [
         "survived",
         "assertion",
         "exception",
@@ -120,8 +120,8 @@ def test_what_came_of_a_fault_is_told_apart(tmp_path):
         "import",
         "undecided",
     ]
-    assert found[1]["by"].endswith("test_wrong")
-    assert found[2]["error"].startswith("ZeroDivisionError")
+    assert record[1]["by"].endswith("test_wrong")
+    assert record[2]["error"].startswith("ZeroDivisionError")
 
 
 def test_results_are_gone_on_with_and_name_their_survivors(tmp_path, monkeypatch):

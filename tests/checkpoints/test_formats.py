@@ -68,25 +68,25 @@ def test_where_names_do_not_tell_the_layout_must_be_named(name):
 
 
 def test_what_is_said_of_a_file():
-    found = checkpoints.read(FILES / "dinov3.pth")
-    assert found.recognised == {
+    imported = checkpoints.read(FILES / "dinov3.pth")
+    assert imported.recognised == {
         "layout": "DINOv3's ViT (--as dinov3)",
         "network": "ViT, patch 4, width 16, 2 blocks, 2 heads, hidden 24, 4 registers, LayerScale, ε 1e-05",
         "positions": "rotary, 2 periods",
         "output": "normalised class token",
         "input": "shorter side to 256, bicubic, centre 224×224; mean 0.485, 0.456, 0.406; deviation 0.229, 0.224, 0.225",
     }
-    assert found.unread == {
+    assert imported.unread == {
         "blocks.… (2 arrays)": "mask of the bias, a setting of the network",
         "mask_token": "token of masked patches, read only in pretraining",
         "rope_embed.periods": "periods of the rotation, a setting of the network",
     }
-    assert found.encoder.input == ToInput(224, 224, 3, "bicubic", shorter=256)
-    found = checkpoints.read(FILES / "barlow_twins.pth", choices=Choices(loss="barlow_twins", size=64))
-    assert found.recognised["projector"] == "(Linear–BatchNorm–ReLU) × 2, Linear: hidden 6, output 6"
-    assert found.encoder.heads.loss == BarlowTwins()
-    assert found.encoder.input == ToInput(64, 64, 3, "bilinear", shorter=73)
-    assert found.unread == {
+    assert imported.encoder.input == ToInput(224, 224, 3, "bicubic", shorter=256)
+    imported = checkpoints.read(FILES / "barlow_twins.pth", choices=Choices(loss="barlow_twins", size=64))
+    assert imported.recognised["projector"] == "(Linear–BatchNorm–ReLU) × 2, Linear: hidden 6, output 6"
+    assert imported.encoder.heads.loss == BarlowTwins()
+    assert imported.encoder.input == ToInput(64, 64, 3, "bilinear", shorter=73)
+    assert imported.unread == {
         "module.bn.… (2 arrays)": "beside the encoder",
         "epoch": "1",
         "optimizer": "a dict of 1",
@@ -103,8 +103,8 @@ def test_the_same_arrays_under_the_names_of_vicreg_and_swav():
         for name, array in vicreg.items()
     }
     swav["module.prototypes.weight"] = np.zeros((3, 6))
-    found = {"vicreg": {"model": vicreg}, "swav": {"state_dict": swav}}
-    for layout, content in found.items():
+    contents = {"vicreg": {"model": vicreg}, "swav": {"state_dict": swav}}
+    for layout, content in contents.items():
         file = file_of(content)
         assert next(name for name, each in FORMATS.items() if each.recognises(file)) == layout
         encoder = FORMATS[layout].read(file, Choices()).encoder
@@ -148,13 +148,13 @@ def test_timms_names_of_a_convnext():
         renamed[new] = array
     file = file_of(renamed)
     assert FORMATS["convnext"].recognises(file)
-    found = FORMATS["convnext"].read(file, Choices())
+    imported = FORMATS["convnext"].read(file, Choices())
     want = checkpoints.read(FILES / "convnext.pth").encoder
-    jax.tree.map(np.testing.assert_array_equal, found.encoder.params, want.params)
-    assert found.unread == {"head.… (2 arrays)": "classifier"}
+    jax.tree.map(np.testing.assert_array_equal, imported.encoder.params, want.params)
+    assert imported.unread == {"head.… (2 arrays)": "classifier"}
     small = {k: v[..., None, None] if ".mlp.fc" in k and k.endswith("weight") else v for k, v in renamed.items()}
-    found = FORMATS["convnext"].read(file_of(small), Choices())  # linear layers as convolutions of 1 × 1
-    jax.tree.map(np.testing.assert_array_equal, found.encoder.params, want.params)
+    imported = FORMATS["convnext"].read(file_of(small), Choices())  # linear layers as convolutions of 1 × 1
+    jax.tree.map(np.testing.assert_array_equal, imported.encoder.params, want.params)
     again = {**arrays, "norms.3.weight": arrays["norm.weight"], "norms.3.bias": arrays["norm.bias"] + 1}
     with pytest.raises(CheckpointError, match=r"norms.3.bias differs from norm.bias"):
         FORMATS["convnext"].read(file_of(again), Choices())
@@ -248,9 +248,9 @@ def test_the_only_network_of_a_file_is_found_under_any_prefix():
     want = checkpoints.read(FILES / "torchvision.pth").encoder
     arrays = renamed("torchvision.pth", "", "", "online.net.")
     file = file_of({"epoch": 3, "ema": arrays})
-    found = FORMATS["torchvision"].read(file, Choices())
-    jax.tree.map(np.testing.assert_array_equal, found.encoder.variables(), want.variables())
-    assert found.recognised["found under"] == "ema/online.net"
+    imported = FORMATS["torchvision"].read(file, Choices())
+    jax.tree.map(np.testing.assert_array_equal, imported.encoder.variables(), want.variables())
+    assert imported.recognised["found under"] == "ema/online.net"
     with pytest.raises(
         CheckpointError, match=r"several networks of the layout torchvision: ema/online.net, ema/target."
     ):

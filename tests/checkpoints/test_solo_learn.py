@@ -72,16 +72,16 @@ def test_the_stem_has_padding_two_and_another_one_is_another_network():
 
 def test_older_names_and_what_is_left_are_named():
     state = {name.replace("backbone.", "encoder."): array for name, array in STATES["simclr"].items()}
-    found = read({**state, "classifier.weight": np.zeros((10, 16)), "momentum_encoder.conv1.weight": np.zeros(3)})
+    imported = read({**state, "classifier.weight": np.zeros((10, 16)), "momentum_encoder.conv1.weight": np.zeros(3)})
     np.testing.assert_array_equal(
-        embedded(found.encoder, "encoder"), embedded(read(STATES["simclr"]).encoder, "encoder")
+        embedded(imported.encoder, "encoder"), embedded(read(STATES["simclr"]).encoder, "encoder")
     )
-    assert found.unread == {
+    assert imported.unread == {
         "classifier.weight": "beside the encoder",
         "momentum_encoder.conv1.weight": "beside the encoder",
         "pytorch-lightning_version": "'2.1.2'",
     }
-    assert found.recognised["network"] == "ResNet-18, width 2, 3×3 stem, padding 2"
+    assert imported.recognised["network"] == "ResNet-18, width 2, 3×3 stem, padding 2"
 
 
 def test_what_lies_beside_the_file_counts_where_nothing_is_chosen(tmp_path):
@@ -160,10 +160,12 @@ def test_the_pretraining_loss_reads_the_heads_and_the_target_network():
 
 def test_a_head_of_another_form_is_left_and_the_reason_said():
     state = {**STATES["byol"], "projector.9.weight": np.zeros((3, 5)), "projector.9.bias": np.zeros(3)}
-    found = read(state)
-    assert found.encoder.heads is None
-    assert found.unread["projector.… (10 arrays)"] == "its layers are not Linear–(BatchNorm)–ReLU of one hidden width"
-    assert found.unread["predictor.… (8 arrays)"] == "the head below it was not read"
+    imported = read(state)
+    assert imported.encoder.heads is None
+    assert (
+        imported.unread["projector.… (10 arrays)"] == "its layers are not Linear–(BatchNorm)–ReLU of one hidden width"
+    )
+    assert imported.unread["predictor.… (8 arrays)"] == "the head below it was not read"
 
 
 def test_what_does_not_fit_is_refused_with_names():

@@ -89,8 +89,8 @@ def test_a_payload_does_not_run(tmp_path, protocol):
         assert pickle.loads(pickle.dumps(content, protocol)) is not None
         assert trace.exists()  # the payload works where pickles are executed
         trace.unlink()
-        found = read_torch(zipped(tmp_path / "evil.ckpt", content, protocol=protocol))
-        assert found["epoch"] == 3
+        imported = read_torch(zipped(tmp_path / "evil.ckpt", content, protocol=protocol))
+        assert imported["epoch"] == 3
         with pytest.raises(CheckpointError, match="Name it with --as"):
             checkpoints.read(tmp_path / "evil.ckpt")
         (tmp_path / "evil.pth").write_bytes(pickle.dumps(content, protocol))

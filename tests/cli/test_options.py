@@ -22,16 +22,16 @@ def parsed(command, *arguments):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_backend_of_the_list_can_be_asked_for(backend):
-    found = parsed(ScoreRun, *REQUIRED, f"backend:{backend.__name__.lower()}")
-    assert found.backend == backend()
+    settings = parsed(ScoreRun, *REQUIRED, f"backend:{backend.__name__.lower()}")
+    assert settings.backend == backend()
 
 
 @pytest.mark.parametrize("backend", [each for each in BACKENDS if each is not ihvp.CG and each().definite])
 def test_every_backend_can_precondition_conjugate_gradients(backend):
     name = backend.__name__.lower()
-    found = parsed(ScoreRun, *REQUIRED, "backend:cg", "--backend.preconditioner", name).backend
-    assert found == ihvp.CG(preconditioner=backend())
-    assert restore(describe(found), BACKENDS) == found
+    settings = parsed(ScoreRun, *REQUIRED, "backend:cg", "--backend.preconditioner", name).backend
+    assert settings == ihvp.CG(preconditioner=backend())
+    assert restore(describe(settings), BACKENDS) == settings
 
 
 def test_damping_is_given_in_its_ways():
@@ -84,25 +84,25 @@ def test_the_documented_examples_parse():
 
 
 def test_defaults_are_the_studys():
-    found = parsed(ScoreRun, *REQUIRED)
-    assert found.perturbation == GaussianNoise(0.2)
-    assert found.scoring.damping == Damping(0.1)
-    assert found.curvature.kind == "ggn"
+    settings = parsed(ScoreRun, *REQUIRED)
+    assert settings.perturbation == GaussianNoise(0.2)
+    assert settings.scoring.damping == Damping(0.1)
+    assert settings.curvature.kind == "ggn"
 
 
 def test_a_perturbation_may_be_named():
-    found = parsed(ScoreRun, *REQUIRED, "perturbation:augmentation", "--perturbation.name", "flip_blur").perturbation
-    assert views(found) == PERTURBATIONS["flip_blur"]
+    settings = parsed(ScoreRun, *REQUIRED, "perturbation:augmentation", "--perturbation.name", "flip_blur").perturbation
+    assert views(settings) == PERTURBATIONS["flip_blur"]
     assert views(GaussianNoise(0.3)) == GaussianNoise(0.3)
     with pytest.raises(ValueError, match="There is no perturbation 'rain'; there are noise, crop"):
         Augmentation("rain")
 
 
 def test_what_was_typed_survives_the_record():
-    found = parsed(
+    settings = parsed(
         ScoreRun, *REQUIRED, "source:folder", "--source.path", "faces", "backend:cg", "--backend.iterations", "9"
     )
-    description = describe(found)
-    assert restore(description["source"], data.SOURCES) == found.source
-    assert restore(description["backend"], BACKENDS) == found.backend
-    assert Path(description["out"]) == found.out
+    description = describe(settings)
+    assert restore(description["source"], data.SOURCES) == settings.source
+    assert restore(description["backend"], BACKENDS) == settings.backend
+    assert Path(description["out"]) == settings.out

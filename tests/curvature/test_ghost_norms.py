@@ -18,11 +18,11 @@ from tests import problems
 @pytest.mark.parametrize("sigma", [1e-3, 3e-4])
 def test_norms_of_nearly_equal_views_are_those_of_float64(sigma):
     """A layer of 18 inputs and 3 outputs, for which inner products of rows are less work than the gradient."""
-    found = problems.problem(CosineDistance(), module=problems.Linear(), image=3)
-    objective = dataclasses.replace(found.objective, views=GaussianNoise(sigma))
-    batch = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found.batches)
+    problem = problems.problem(CosineDistance(), module=problems.Linear(), image=3)
+    objective = dataclasses.replace(problem.objective, views=GaussianNoise(sigma))
+    batch = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), problem.batches)
     batch = dataclasses.replace(batch, image=(255 * batch.image).astype(jnp.uint8))
-    rounded = trees.astype(found.params, "float32")
+    rounded = trees.astype(problem.params, "float32")
 
     @jax.jit
     def norms(params):

@@ -42,16 +42,16 @@ gram = jax.jit(ExampleGradients.gram, static_argnums=1)
 def gradients_of(module, draws=DRAWS):
     problem = problems.problem(CosineDistance(), module=module)
     batch = problems.first_batch(problem)
-    found, values, _, _ = jax.jit(measure, static_argnums=(0, 4))(
+    gradients, values, _, _ = jax.jit(measure, static_argnums=(0, 4))(
         problem.objective, problem.params, problem.frozen, batch, draws
     )
     blocks = cut.discover(problem.objective.network, problem.params, problem.frozen, batch.image.shape[1:])
-    return problem, batch, found, values, blocks
+    return problem, batch, gradients, values, blocks
 
 
 def test_a_measured_gradient_is_that_of_the_examples_own_value():
-    problem, batch, found, values, _ = gradients_of(problems.ConvNet())
-    rows = np.asarray(jax.jit(lambda found: trees.ravel_batch(found.full()))(found))
+    problem, batch, gradients, values, _ = gradients_of(problems.ConvNet())
+    rows = np.asarray(jax.jit(lambda gradients: trees.ravel_batch(gradients.full()))(gradients))
 
     @jax.jit
     def of_one(i, draw):
@@ -70,7 +70,7 @@ def test_a_measured_gradient_is_that_of_the_examples_own_value():
 
 @pytest.mark.parametrize("module", [problems.ConvNet(), *map(Geometry, GEOMETRIES.values())], ids=["net", *GEOMETRIES])
 def test_blocks_materialise_project_and_norm_the_gradients_of_vmap(module):
-    problem, _, found, _, blocks = gradients_of(module)
+    problem, _, gradients, _, blocks = gradients_of(module)
     rng = np.random.default_rng(0)
     bases = {  # narrow bases project every position, bases as wide as the sides the gradient formed
         block.name: [
@@ -83,28 +83,28 @@ def test_blocks_materialise_project_and_norm_the_gradients_of_vmap(module):
     }
 
     @jax.jit
-    def compute(found, bases):
-        whole = found.full()
+    def compute(gradients, bases):
+        whole = gradients.full()
         return (
             {block.name: jax.vmap(block.read)(whole) for block in blocks},
-            {block.name: block.materialise(found) for block in blocks},
+            {block.name: block.materialise(gradients) for block in blocks},
             {
-                block.name: [block.project(found, *pair) for pair in bases[block.name]]
+                block.name: [block.project(gradients, *pair) for pair in bases[block.name]]
                 for block in blocks
                 if block.name in bases
             },
             trees.ravel_batch(whole),
-            found.gram(blocks),
-            cut.assemble(found.params, blocks, {block.name: block.read(found.params) for block in blocks}),
+            gradients.gram(blocks),
+            cut.assemble(gradients.params, blocks, {block.name: block.read(gradients.params) for block in blocks}),
         )
 
-    whole, materialised, projected, rows, gram, again = jax.device_get(compute(found, bases))
+    whole, materialised, projected, rows, gram, again = jax.device_get(compute(gradients, bases))
     for name, want in whole.items():
         np.testing.assert_allclose(materialised[name], want, rtol=1e-9, atol=1e-13)
         for (left, right), got in zip(bases.get(name, []), projected.get(name, []), strict=True):
             want_projected = np.einsum("gik,ngio,gol->ngkl", left, want, right)
             np.testing.assert_allclose(got, want_projected, rtol=1e-9, atol=1e-12)
-    rows = rows.reshape(DRAWS, found.cotangents.shape[1] // DRAWS, -1)
+    rows = rows.reshape(DRAWS, gradients.cotangents.shape[1] // DRAWS, -1)
     np.testing.assert_allclose(gram, np.einsum("kbp,lbp->bkl", rows, rows), rtol=1e-9)
     jax.tree.map(np.testing.assert_array_equal, again, jax.device_get(problem.params))
 
@@ -114,21 +114,21 @@ def test_both_ways_to_a_gram_agree():
     few = nn.Conv(40, (3, 3), strides=(6, 6), use_bias=False)
     many = nn.Conv(2, (1, 1), use_bias=False)
     for conv in (few, many):
-        _, _, found, _, blocks = gradients_of(Geometry(conv))
-        rows = np.asarray(trees.ravel_batch(full(found))).reshape(DRAWS, -1, sum(block.size for block in blocks))
-        np.testing.assert_allclose(gram(found, blocks), np.einsum("kbp,lbp->bkl", rows, rows), rtol=1e-10)
+        _, _, gradients, _, blocks = gradients_of(Geometry(conv))
+        rows = np.asarray(trees.ravel_batch(full(gradients))).reshape(DRAWS, -1, sum(block.size for block in blocks))
+        np.testing.assert_allclose(gram(gradients, blocks), np.einsum("kbp,lbp->bkl", rows, rows), rtol=1e-10)
 
 
 def test_directional_and_summed_gradients():
-    problem, _, found, _, _ = gradients_of(problems.ConvNet())
+    problem, _, gradients, _, _ = gradients_of(problems.ConvNet())
     basis = np.random.default_rng(0).normal(size=(4, trees.size(problem.params)))
 
     @jax.jit
-    def compute(found, basis):
+    def compute(gradients, basis):
         directions = jax.vmap(lambda row: trees.unravel(problem.params, row))(basis)
-        return found.along(directions), trees.ravel(found.sum()), trees.ravel_batch(found.full())
+        return gradients.along(directions), trees.ravel(gradients.sum()), trees.ravel_batch(gradients.full())
 
-    along, summed, rows = jax.device_get(compute(found, basis))
+    along, summed, rows = jax.device_get(compute(gradients, basis))
     np.testing.assert_allclose(along, rows @ basis.T, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(summed, rows.sum(0), rtol=1e-9, atol=1e-12)
 
@@ -166,6 +166,6 @@ def test_a_loose_parameter_is_refused_or_materialised():
     with pytest.raises(StructureError, match="temperature"):
         cut.discover(problem.objective.network, problem.params, problem.frozen, shape)
     blocks = cut.discover(problem.objective.network, problem.params, problem.frozen, shape, "materialise")
-    found, *_ = jax.jit(measure, static_argnums=0)(problem.objective, problem.params, problem.frozen, batch)
-    rows = trees.ravel_batch(full(found))
-    np.testing.assert_allclose(gram(found, blocks)[:, 0, 0], (rows**2).sum(1), rtol=1e-10)
+    gradients, *_ = jax.jit(measure, static_argnums=0)(problem.objective, problem.params, problem.frozen, batch)
+    rows = trees.ravel_batch(full(gradients))
+    np.testing.assert_allclose(gram(gradients, blocks)[:, 0, 0], (rows**2).sum(1), rtol=1e-10)

@@ -29,20 +29,20 @@ VIEWS, DRAWS, BATCH = 2, 2, 2
 def everything(params, frozen, arrays, network, blocks):
     """By sites: gradients, norms, projections, rows and factors; the gradients of `vmap`; parameters put together again."""
     images, cotangents, random = arrays
-    found = ExampleGradients(params, frozen, images, cotangents, network, DRAWS)
-    whole = found.full()
+    gradients = ExampleGradients(params, frozen, images, cotangents, network, DRAWS)
+    whole = gradients.full()
     return (
         {block.name: jax.vmap(block.read)(whole) for block in blocks},
-        {block.name: block.materialise(found) for block in blocks},
-        found.gram(blocks),
-        found.squared_norms(blocks),
-        basis.project(found, blocks, random),
+        {block.name: block.materialise(gradients) for block in blocks},
+        gradients.gram(blocks),
+        gradients.squared_norms(blocks),
+        basis.project(gradients, blocks, random),
         {
-            block.name: block.rows(found)
+            block.name: block.rows(gradients)
             for block in blocks
-            if isinstance(block, cut.MatrixBlock) and block.calls(found) is not None
+            if isinstance(block, cut.MatrixBlock) and block.calls(gradients) is not None
         },
-        sides(blocks, found),
+        sides(blocks, gradients),
         trees.ravel_batch(whole),
         cut.assemble(params, blocks, {block.name: block.read(params) for block in blocks}),
     )
@@ -50,15 +50,15 @@ def everything(params, frozen, arrays, network, blocks):
 
 def random_bases(blocks, rng):
     """One vector each side of a matrix, as LoGra of rank 1 has: narrow enough that positions are projected."""
-    found = {}
+    bases = {}
     for block in blocks:
         if isinstance(block, cut.MatrixBlock):
-            found[block.name] = tuple(
+            bases[block.name] = tuple(
                 jnp.asarray(rng.normal(size=(block.groups, s, 1))) for s in (block.inputs, block.outputs)
             )
         else:
-            found[block.name] = (jnp.asarray(rng.normal(size=(block.size, 1))),)
-    return found
+            bases[block.name] = (jnp.asarray(rng.normal(size=(block.size, 1))),)
+    return bases
 
 
 @pytest.fixture(autouse=True)
@@ -86,8 +86,8 @@ def test_sites_are_exact_or_parameters_are_named(name):
     like = jax.eval_shape(case.network, case.params, case.frozen, images[0])
     cotangents = jnp.asarray(rng.normal(size=(VIEWS, n, like.shape[1])), like.dtype)
     random = random_bases(blocks, rng)
-    found = everything(case.params, case.frozen, (images, cotangents, random), case.network, blocks)
-    whole, formed, gram, norms, projected, rows, factors, flat, again = jax.device_get(found)
+    computed = everything(case.params, case.frozen, (images, cotangents, random), case.network, blocks)
+    whole, formed, gram, norms, projected, rows, factors, flat, again = jax.device_get(computed)
     scale = np.abs(flat).max()
     assert scale > 0
 
@@ -178,23 +178,23 @@ def test_gradients_formed_whole_are_of_few_examples_at_a_time(monkeypatch):
     params = normal(kernel=(2, 1100))
     rng = np.random.default_rng(0)
     images, cotangents = rng.uniform(size=(1, 6, *SHAPE)), rng.normal(size=(1, 6, 1100))
-    found = ExampleGradients(params, {}, jnp.asarray(images), jnp.asarray(cotangents), sine, 2)
+    gradients = ExampleGradients(params, {}, jnp.asarray(images), jnp.asarray(cotangents), sine, 2)
     blocks = cut.discover(sine, params, {}, SHAPE, "materialise")
     random = random_bases(blocks, rng)
 
     def compute():
-        norms = basis.squared_norms(found, blocks)
-        return found.gram(blocks), basis.project(found, blocks, random), norms, sides(blocks, found)
+        norms = basis.squared_norms(gradients, blocks)
+        return gradients.gram(blocks), basis.project(gradients, blocks, random), norms, sides(blocks, gradients)
 
     whole = jax.jit(compute)()
     monkeypatch.setattr(cut, "ENTRIES", 5000)  # one example's two draws
     parts = jax.jit(lambda: compute())()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), parts, whole)
-    rows = trees.ravel_batch(found.full())
+    rows = trees.ravel_batch(gradients.full())
     np.testing.assert_allclose(jnp.einsum("bkk->kb", parts[0]).reshape(-1), (rows**2).sum(1), rtol=1e-10)
     sizes = [
         math.prod(out.aval.shape)
-        for equation in jax.make_jaxpr(lambda: found.gram(blocks))().eqns
+        for equation in jax.make_jaxpr(lambda: gradients.gram(blocks))().eqns
         for out in equation.outvars
     ]
     assert max(sizes) < 6 * 2200

@@ -54,8 +54,8 @@ def drawn(views, precision):
     with jax.enable_x64(precision == "float64"):
         objective = dataclasses.replace(problems.objective(CosineDistance(), problems.Linear()), views=views)
         flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), resident_set(precision))
-        found = np.asarray(jax.jit(lambda batch: objective.images(batch, precision))(flat))
-        return np.moveaxis(found.reshape(len(found), 2, 6, SIDE, SIDE, 3), 1, 0)
+        images = np.asarray(jax.jit(lambda batch: objective.images(batch, precision))(flat))
+        return np.moveaxis(images.reshape(len(images), 2, 6, SIDE, SIDE, 3), 1, 0)
 
 
 @functools.cache
@@ -84,7 +84,7 @@ def products(loss, name, precision):
             else {}
         )
         given = trees.astype((params, frozen, batches, vector), precision)
-        return [np.asarray(found, np.float64) for found in compiled(loss, views.shape[1], precision)(*given)]
+        return [np.asarray(product, np.float64) for product in compiled(loss, views.shape[1], precision)(*given)]
 
 
 @pytest.mark.parametrize("name", VIEWS)

@@ -198,13 +198,13 @@ def test_what_gives_no_class_is_refused_by_name():
 
 def test_times_finer_than_microseconds_are_text_and_durations_numbers(tmp_path):
     kinds = {"t": pa.time64("ns"), "d": pa.duration("ns"), "s": pa.timestamp("ns", "UTC")}
-    for values, found in (([1_000, None], "us"), ([1_001, None], "ns")):
+    for values, unit in (([1_000, None], "us"), ([1_001, None], "ns")):
         parquet.write_table(
             pa.table({name: pa.array(values, kind) for name, kind in kinds.items()}), tmp_path / "t.parquet"
         )
         table = read_table(tmp_path / "t.parquet")
         types = [str(table[name].type) for name in kinds]
-        if found == "us":
+        if unit == "us":
             assert types == ["time64[us]", "duration[us]", "timestamp[us, tz=UTC]"]
         else:
             assert types == ["string", "int64", "string"]
@@ -241,5 +241,5 @@ def test_times_that_python_does_not_have_are_refused_with_their_column(tmp_path,
 def test_columns_of_views_are_matched_as_text(tmp_path):
     names = pa.array(["b.png", "a.png"], pa.string_view())
     parquet.write_table(pa.table({"file": names, "kind": names}), tmp_path / "t.parquet")
-    found = match(read_table(tmp_path / "t.parquet"), "file", ["a.png", "b.png"], ".")
-    assert found.columns["kind"].to_pylist() == ["a.png", "b.png"]
+    matched = match(read_table(tmp_path / "t.parquet"), "file", ["a.png", "b.png"], ".")
+    assert matched.columns["kind"].to_pylist() == ["a.png", "b.png"]

@@ -59,9 +59,9 @@ def test_digests_tell_shape_type_and_every_bit_apart():
 
 def test_the_curvature_set_knows_what_it_was_read_from(images):
     source = Folder(str(images)).open()
-    found = draw_curvature_set(source, INPUT, count=5, batch_size=2, seed=0)
-    assert found.contents == {int(k): source.content(int(k)) for k in np.asarray(found.batches.index).ravel()}
-    assert len(found.contents) == 4  # of five, as many as whole batches take
+    drawn = draw_curvature_set(source, INPUT, count=5, batch_size=2, seed=0)
+    assert drawn.contents == {int(k): source.content(int(k)) for k in np.asarray(drawn.batches.index).ravel()}
+    assert len(drawn.contents) == 4  # of five, as many as whole batches take
 
 
 def test_changed_swapped_and_vanished_images_are_named_and_time_stamps_are_not(images):
@@ -75,8 +75,8 @@ def test_changed_swapped_and_vanished_images_are_named_and_time_stamps_are_not(i
     (images / "1.png").write_bytes(two)
     (images / "2.png").write_bytes(one)
     (images / "4.png").unlink()
-    found = find_changes(source, index, ids, before)
-    assert [(change.id, change.reason) for change in found] == [
+    changes = find_changes(source, index, ids, before)
+    assert [(change.id, change.reason) for change in changes] == [
         ("1.png", "its bytes are different"),
         ("2.png", "its bytes are different"),
         ("4.png", "it cannot be read any more: the file is gone"),
@@ -84,7 +84,7 @@ def test_changed_swapped_and_vanished_images_are_named_and_time_stamps_are_not(i
     with pytest.raises(
         DataError, match=r"3 images have changed since then:\n  1.png \(example 1\): its bytes are different"
     ):
-        refuse_changes(found, "since then", "Put them back.")
+        refuse_changes(changes, "since then", "Put them back.")
     assert find_changes(source, index, ids, [None] * 6) == []
 
 

@@ -218,13 +218,13 @@ def test_a_large_folder_is_listed_in_little_memory(tmp_path):
     for k in range(count):
         os.close(os.open(tmp_path / f"img{k % 977}_{k}.jpg", os.O_CREAT | os.O_WRONLY))
     tracemalloc.start()
-    found = listing.list_images(tmp_path)
+    listed = listing.list_images(tmp_path)
     peak = tracemalloc.get_traced_memory()[1] / count
     tracemalloc.stop()
-    assert len(found.images) == count
-    assert found.images[:3] == ["img0_0.jpg", "img0_977.jpg", "img1_1.jpg"]
-    assert found.images[-1] == "img976_976.jpg"
-    assert (found.sizes == 0).all()
+    assert len(listed.images) == count
+    assert listed.images[:3] == ["img0_0.jpg", "img0_977.jpg", "img1_1.jpg"]
+    assert listed.images[-1] == "img976_976.jpg"
+    assert (listed.sizes == 0).all()
     assert peak < 400
 
 

@@ -312,15 +312,15 @@ class Endless(OpenSource):
 
 def test_a_substitute_costs_a_draw_and_not_a_pass_over_the_source():
     source, chosen = Endless(), np.array([3, 1, 9, 30, 600])
-    found, skipped = loader._fill_rows(source, INPUT, chosen, range(5), np.random.default_rng(0))
-    assert [example.index % 3 for example in found].count(0) == 0
-    assert found[1].index == 1
-    assert len({example.index for example in found}) == 5
-    assert [example.index % 5 for example in found[2:]] == [2, 3, 4]  # each row draws from its own fifth
+    filled, skipped = loader._fill_rows(source, INPUT, chosen, range(5), np.random.default_rng(0))
+    assert [example.index % 3 for example in filled].count(0) == 0
+    assert filled[1].index == 1
+    assert len({example.index for example in filled}) == 5
+    assert [example.index % 5 for example in filled[2:]] == [2, 3, 4]  # each row draws from its own fifth
     assert source.reads == 5 + 4 + len(skipped) - 4
     assert source.reads < 60
     alone, _ = loader._fill_rows(source, INPUT, chosen, range(3, 5), np.random.default_rng(0))
-    assert [example.index for example in alone] == [example.index for example in found[3:]]
+    assert [example.index for example in alone] == [example.index for example in filled[3:]]
 
 
 def test_a_shuffle_one_at_a_time_is_a_uniform_permutation():

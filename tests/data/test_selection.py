@@ -78,10 +78,10 @@ def test_planted_originals_keep_naming_their_digit(tmp_path):
     originals = whole.attributes()["original"].to_pylist()
     named = 0
     for here, there in enumerate(range(0, len(whole), 2)):
-        expected, found = originals[there], part.attributes()["original"][here].as_py()
-        named += found >= 0
-        assert (found >= 0) == (expected >= 0 and expected % 2 == 0)
-        assert found < 0 or part.read(found).id == whole.read(expected).id
+        expected, original = originals[there], part.attributes()["original"][here].as_py()
+        named += original >= 0
+        assert (original >= 0) == (expected >= 0 and expected % 2 == 0)
+        assert original < 0 or part.read(original).id == whole.read(expected).id
     assert named
 
 

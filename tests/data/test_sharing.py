@@ -48,8 +48,8 @@ def test_readers_in_threads_have_what_each_would_read_alone(monkeypatch):
         tasks += [(reader, chosen[k : k + size]) for k in range(0, len(chosen), size)]
     order = np.random.default_rng(1).permutation(len(tasks))
     with ThreadPoolExecutor(8) as pool:
-        found = [pool.submit(readers[reader], chosen) for reader, chosen in (tasks[k] for k in order)]
-        results = [each.result(timeout=60) for each in found]
+        futures = [pool.submit(readers[reader], chosen) for reader, chosen in (tasks[k] for k in order)]
+        results = [each.result(timeout=60) for each in futures]
     assert sorted(counted) == list(range(10, SIZE))
     assert not shared._entries
     for k, result in zip(order, results, strict=True):

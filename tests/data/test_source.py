@@ -108,12 +108,12 @@ def test_only_what_a_file_names_is_used_and_read_as_it_was(source, tmp_path):
         assert (a.index, a.id, a.label) == (here, b.id, b.label)
         np.testing.assert_array_equal(a.image, b.image)
     assert opened.labels().tolist() == whole.labels()[kept].tolist()
-    found, columns = opened.attributes(), whole.attributes()
+    attributes, columns = opened.attributes(), whole.attributes()
     if columns is None:
-        assert found is None
+        assert attributes is None
     else:
         planted = list(whole.truth())
-        assert found.drop_columns(planted) == columns.drop_columns(planted).take(kept)
+        assert attributes.drop_columns(planted) == columns.drop_columns(planted).take(kept)
     assert opened.fingerprint() != whole.fingerprint()
     assert opened.members() != whole.members()
     assert f"4 of {len(whole)} examples are used" in opened.notes()[-1]

@@ -31,8 +31,8 @@ def test_coverage_is_at_least_nominal(form, n, level):
         scores, _, lower, upper = drawn(rng, n)
         calibrator = Calibration(form, level, seed=int(rng.integers(2**31))).fit(scores, lower, upper)
         fresh, truth, _, _ = drawn(rng, 20)
-        found = calibrator(fresh)
-        shares.append(np.mean((found.low <= truth) & (truth <= found.high)))
+        calibrated = calibrator(fresh)
+        shares.append(np.mean((calibrated.low <= truth) & (truth <= calibrated.high)))
     error = np.std(shares) / len(shares) ** 0.5
     assert np.mean(shares) >= level - 2 * error
     assert np.mean(shares) <= level + 0.05 + 2 * error  # bounds count to their farther end, counts are whole numbers
@@ -56,8 +56,8 @@ def test_every_tenth_and_the_highest_twentieth_are_covered_where_the_noise_grows
         known = population[sample], exact[sample], exact[sample]
         fitted = Calibration(seed=seed).fit(*known, tenths)
         np.testing.assert_allclose(fitted.expected, 0.9, rtol=1e-12)
-        found = fitted(population)
-        inside = (found.low <= exact) & (exact <= found.high)
+        calibrated = fitted(population)
+        inside = (calibrated.low <= exact) & (exact <= calibrated.high)
         shares.append(np.bincount(group, inside, minlength=11) / np.bincount(group))
     mean, error = np.mean(shares, axis=0), np.std(shares, axis=0, ddof=1) / 10
     assert (np.abs(mean - 0.9) <= 3.2 * error).all()
@@ -97,8 +97,8 @@ def test_some_exact_scores_that_are_nearly_zero_do_not_move_the_curve_nor_widen_
     widths = []
     for count in (0, 2):
         spoilt = np.where(np.arange(200) < count, 1e-29, exact)
-        found = Calibration().fit(np.where(np.arange(200) < count, 2e-14, scores), spoilt, spoilt)(scores[2:])
-        widths.append(np.median(found.high / found.low))
+        calibrated = Calibration().fit(np.where(np.arange(200) < count, 2e-14, scores), spoilt, spoilt)(scores[2:])
+        widths.append(np.median(calibrated.high / calibrated.low))
     assert widths[1] < 1.2 * widths[0]
 
 
@@ -109,8 +109,8 @@ def test_negative_exact_scores_widen_the_intervals_until_they_cover(form):
     for seed in range(60):
         exact = rng.normal(0.8, 1.0, 600)
         scores = np.abs(exact + 0.3 * rng.normal(size=600))
-        found = Calibration(form, seed=seed).fit(scores[:200], exact[:200], exact[:200])(scores[200:])
-        shares.append(np.mean((found.low <= exact[200:]) & (exact[200:] <= found.high)))
+        calibrated = Calibration(form, seed=seed).fit(scores[:200], exact[:200], exact[:200])(scores[200:])
+        shares.append(np.mean((calibrated.low <= exact[200:]) & (exact[200:] <= calibrated.high)))
     assert np.mean(shares) >= 0.9 - 2 * np.std(shares) / 60**0.5
 
 
@@ -121,8 +121,8 @@ def test_one_audit_can_cover_less_as_often_as_it_is_said():
         scores, exact, _, _ = drawn(rng, 2200)
         audited = slice(0, 200)
         calibration = Calibration(seed=seed)
-        found = calibration.fit(scores[audited], exact[audited], exact[audited])(scores[200:])
-        shares.append(np.mean((found.low <= exact[200:]) & (exact[200:] <= found.high)))
+        calibrated = calibration.fit(scores[audited], exact[audited], exact[audited])(scores[200:])
+        shares.append(np.mean((calibrated.low <= exact[200:]) & (exact[200:] <= calibrated.high)))
         told = calibration.coverage(scores[audited], exact[audited], exact[audited], splits=1)
         said.append(told.chance_below)
         floors.append(told.floor)
@@ -134,13 +134,15 @@ def test_one_audit_can_cover_less_as_often_as_it_is_said():
 @pytest.mark.parametrize("n", [30, 400])
 def test_held_out_coverage_is_what_is_expected(n):
     """Exact scores without bounds' width: coverage ⌈(m + 1) level⌉ / (m + 1), within its standard error over repetitions."""
-    rng, found = np.random.default_rng(3), []
+    rng, coverages = np.random.default_rng(3), []
     for _ in range(60):
         scores, exact, _, _ = drawn(rng, n)
-        found.append(Calibration("proportional").coverage(scores, exact, exact, splits=1))
-    shares, expected, errors = (np.array([getattr(each, name) for each in found]) for name in found[0]._fields[:3])
+        coverages.append(Calibration("proportional").coverage(scores, exact, exact, splits=1))
+    shares, expected, errors = (
+        np.array([getattr(each, name) for each in coverages]) for name in coverages[0]._fields[:3]
+    )
     np.testing.assert_allclose(np.std(shares - expected), np.mean(errors), rtol=0.35)
-    assert abs(np.mean(shares - expected)) <= 3 * np.mean(errors) / len(found) ** 0.5
+    assert abs(np.mean(shares - expected)) <= 3 * np.mean(errors) / len(coverages) ** 0.5
     assert (expected >= 0.9 - 1e-12).all()
 
 
@@ -156,50 +158,50 @@ def test_certificates_without_an_upper_bound_count_as_infinite_errors():
 def test_a_power_law_is_recovered_exactly(seed, factor, power):
     scores = np.exp(np.random.default_rng(seed).normal(size=20))
     exact = factor * scores**power
-    found = Calibration("log_linear").fit(scores, exact, exact)(scores)
-    np.testing.assert_allclose(found.score, exact, rtol=1e-9)
-    np.testing.assert_allclose(found.high / found.low, 1.0, rtol=1e-6)
+    calibrated = Calibration("log_linear").fit(scores, exact, exact)(scores)
+    np.testing.assert_allclose(calibrated.score, exact, rtol=1e-9)
+    np.testing.assert_allclose(calibrated.high / calibrated.low, 1.0, rtol=1e-6)
 
 
 @given(st.integers(0, 2**31), st.sampled_from(FORMS))
 def test_intervals_hold_their_score_and_keep_its_order(seed, form):
     rng = np.random.default_rng(seed)
     scores, _, lower, upper = drawn(rng, 40)
-    found = Calibration(form).fit(scores, lower, upper)(np.sort(scores))
-    assert (found.low <= found.score).all()
-    assert (found.score <= found.high).all()
-    assert (np.diff(found.score) >= -1e-12).all()
+    calibrated = Calibration(form).fit(scores, lower, upper)(np.sort(scores))
+    assert (calibrated.low <= calibrated.score).all()
+    assert (calibrated.score <= calibrated.high).all()
+    assert (np.diff(calibrated.score) >= -1e-12).all()
 
 
 def test_a_proportional_curve_is_one_factor():
     scores, _, lower, upper = drawn(np.random.default_rng(1), 60)
-    found = Calibration("proportional").fit(scores, lower, upper)(scores)
-    np.testing.assert_allclose(found.score / scores, (found.score / scores)[0])
+    calibrated = Calibration("proportional").fit(scores, lower, upper)(scores)
+    np.testing.assert_allclose(calibrated.score / scores, (calibrated.score / scores)[0])
 
 
 def test_wider_certificates_make_wider_intervals():
     rng = np.random.default_rng(2)
     scores, exact, _, _ = drawn(rng, 60)
     fits = [Calibration("proportional").fit(scores, exact * (1 - w), exact * (1 + w)) for w in (0.0, 0.1, 0.3)]
-    radii = [np.mean(found.radii) for found in fits]
+    radii = [np.mean(fit.radii) for fit in fits]
     assert radii == sorted(radii)
     assert radii[2] >= radii[0] + 0.2
 
 
 def test_too_small_a_sample_has_an_infinite_interval():
     scores, _, lower, upper = drawn(np.random.default_rng(4), 12)
-    found = Calibration(level=0.9).fit(scores, lower, upper)(scores)
-    assert np.isinf(found.high).all()
-    assert (found.low == 0).all()
+    calibrated = Calibration(level=0.9).fit(scores, lower, upper)(scores)
+    assert np.isinf(calibrated.high).all()
+    assert (calibrated.low == 0).all()
 
 
 def test_what_is_no_score_stays_nan_and_is_not_fitted():
     scores, _, lower, upper = drawn(np.random.default_rng(5), 60)
     spoilt = np.concatenate([scores, [np.nan, 0.0, -1.0]])
     more = (np.concatenate([bound, [1.0, 1.0, 1.0]]) for bound in (lower, upper))
-    found = Calibration().fit(spoilt, *more)(spoilt)
-    assert np.isnan(found.score[-3:]).all()
-    assert np.isfinite(found.score[:-3]).all()
+    calibrated = Calibration().fit(spoilt, *more)(spoilt)
+    assert np.isnan(calibrated.score[-3:]).all()
+    assert np.isfinite(calibrated.score[:-3]).all()
 
 
 def test_errors_say_what_to_do():
@@ -221,23 +223,25 @@ def planted(n=160):
 
 def test_a_perfect_score():
     rng, exact, lower, upper = planted()
-    found = deviation(exact, lower, upper, rng.uniform(size=len(exact)), Calibration())
-    assert found.inside.value == 1
-    assert found.raw.median < 1e-12
-    assert found.calibrated.p90 < 6e-5  # the calibration's middle of the bounds is the geometric one: 5e-5 off at 1 %
-    assert found.spearman.value > 1 - 1e-12
-    assert found.top == found.bottom == 1
+    comparison = deviation(exact, lower, upper, rng.uniform(size=len(exact)), Calibration())
+    assert comparison.inside.value == 1
+    assert comparison.raw.median < 1e-12
+    assert (
+        comparison.calibrated.p90 < 6e-5
+    )  # the calibration's middle of the bounds is the geometric one: 5e-5 off at 1 %
+    assert comparison.spearman.value > 1 - 1e-12
+    assert comparison.top == comparison.bottom == 1
 
 
 def test_a_factor_is_removed_and_noise_is_not():
     rng, exact, lower, upper = planted()
     noise = np.exp(0.1 * rng.normal(size=len(exact)))
-    found = deviation(3 * exact * noise, lower, upper, exact, Calibration())
-    assert found.inside.value == 0
-    np.testing.assert_allclose(found.raw.median, 2.0, atol=0.35)
-    np.testing.assert_allclose(found.calibrated.median, 0.067, atol=0.02)  # the median of |N(0, 0.1²)|
-    assert np.isnan(found.partial.value)  # the loss given is the exact score itself: nothing is left to know
-    assert 0.85 <= found.coverage.share <= 1
+    comparison = deviation(3 * exact * noise, lower, upper, exact, Calibration())
+    assert comparison.inside.value == 0
+    np.testing.assert_allclose(comparison.raw.median, 2.0, atol=0.35)
+    np.testing.assert_allclose(comparison.calibrated.median, 0.067, atol=0.02)  # the median of |N(0, 0.1²)|
+    assert np.isnan(comparison.partial.value)  # the loss given is the exact score itself: nothing is left to know
+    assert 0.85 <= comparison.coverage.share <= 1
 
 
 def test_what_has_no_number_is_left_out():
@@ -245,10 +249,10 @@ def test_what_has_no_number_is_left_out():
     spoilt = exact.copy()
     spoilt[:5] = np.nan
     spoilt[5] = lower[5] = upper[5] = 0  # nothing over nothing
-    found = deviation(spoilt, lower, upper, rng.uniform(size=len(exact)), Calibration())
-    assert found.inside.value == 1
-    assert found.spearman.value > 1 - 1e-12
-    assert np.isfinite([*found.raw, *found.proportional, *found.calibrated]).all()
+    comparison = deviation(spoilt, lower, upper, rng.uniform(size=len(exact)), Calibration())
+    assert comparison.inside.value == 1
+    assert comparison.spearman.value > 1 - 1e-12
+    assert np.isfinite([*comparison.raw, *comparison.proportional, *comparison.calibrated]).all()
     assert np.isnan(deviation(exact, exact, exact, exact, Calibration()).inside.value)  # no bounds to lie in
 
 
@@ -263,15 +267,15 @@ def skewed(count=40):
 def test_one_factor_is_the_median_ratio():
     scores, exact, lower, upper = skewed()
     ratio = scores / exact
-    found = deviation(scores, lower, upper, exact, Calibration()).proportional
+    errors = deviation(scores, lower, upper, exact, Calibration()).proportional
     want = np.abs(ratio / np.sort(ratio)[[19, 20]].mean() - 1)
-    np.testing.assert_allclose([found.median, found.p90], [np.median(want), np.quantile(want, 0.9)], rtol=1e-9)
+    np.testing.assert_allclose([errors.median, errors.p90], [np.median(want), np.quantile(want, 0.9)], rtol=1e-9)
 
 
 def test_each_half_is_calibrated_by_the_other():
     scores, exact, lower, upper = skewed()
     calibration = Calibration(form="proportional", seed=4)
-    found = deviation(scores, lower, upper, exact, calibration).calibrated
+    calibrated = deviation(scores, lower, upper, exact, calibration).calibrated
     halves = np.array_split(randomness.generator(4, Stream.HELD_OUT).permutation(40), 2)
     errors = []
     for own, other in (halves, halves[::-1]):
@@ -281,4 +285,6 @@ def test_each_half_is_calibrated_by_the_other():
         factor = np.exp(np.median(np.log(middle / scores[other][order])))
         errors.append(np.abs(scores[own] * factor / exact[own] - 1))
     errors = np.concatenate(errors)
-    np.testing.assert_allclose([found.median, found.p90], [np.median(errors), np.quantile(errors, 0.9)], rtol=1e-9)
+    np.testing.assert_allclose(
+        [calibrated.median, calibrated.p90], [np.median(errors), np.quantile(errors, 0.9)], rtol=1e-9
+    )

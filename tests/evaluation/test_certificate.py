@@ -120,8 +120,8 @@ def test_the_score_of_the_mean_starts_at_the_mean_gradient():
     np.testing.assert_allclose(_starts(rows, "score_of_mean"), mean[None], rtol=1e-14)
     np.testing.assert_allclose(_starts(rows, "u_statistic"), np.concatenate([rows, mean[None]]), rtol=1e-14)
     one = jnp.asarray([[1.0, 2.0]]), jnp.asarray([[3.0, 4.0]])
-    for found, want in zip(_combine(*one, "score_of_mean"), one, strict=True):
-        np.testing.assert_array_equal(found, want[0])
+    for combined, want in zip(_combine(*one, "score_of_mean"), one, strict=True):
+        np.testing.assert_array_equal(combined, want[0])
 
 
 def test_a_shared_subspace_leaves_bounds_that_hold_and_saves_products():
@@ -241,8 +241,8 @@ def test_rows_of_a_curvature_with_too_many_are_refused_by_number():
 
 def test_damping_is_resolved_on_the_whole_matrix():
     settings = dataclasses.replace(SETTINGS, probes=1000)
-    found = absolute_damping(the_problem(), Damping(0.1), settings)
-    np.testing.assert_allclose(found, 0.1 * np.trace(matrix()) / len(matrix()), rtol=0.1)
+    value = absolute_damping(the_problem(), Damping(0.1), settings)
+    np.testing.assert_allclose(value, 0.1 * np.trace(matrix()) / len(matrix()), rtol=0.1)
     assert float(absolute_damping(the_problem(), Damping(absolute=0.5), SETTINGS)) == 0.5
 
 
@@ -287,9 +287,9 @@ def test_where_rounding_is_as_large_as_the_damping_there_is_no_bound_and_the_tab
     """No bound is another matter than no score."""
     scoring = dataclasses.replace(SCORING, estimand=estimand)
     nearly_none = jnp.asarray(1e-18, jnp.float64)  # and no weak type, which would be another program
-    found = next(certify_examples(the_problem(), source(), TRANSFORM, np.arange(3), nearly_none, scoring, SETTINGS))
-    lower, upper = sides(found.table)
-    assert set(found.table["reason"].to_pylist()) == {"no bound: rounding is as large as the damping"}
+    batch = next(certify_examples(the_problem(), source(), TRANSFORM, np.arange(3), nearly_none, scoring, SETTINGS))
+    lower, upper = sides(batch.table)
+    assert set(batch.table["reason"].to_pylist()) == {"no bound: rounding is as large as the damping"}
     assert np.isinf(upper).all()
     if estimand == "u_statistic":
         assert np.isneginf(lower).all()
@@ -313,8 +313,8 @@ def test_settings_that_certify_nothing_are_refused():
 def test_bounds_of_a_difference_take_the_far_ends():
     """Of two draws and their mean: `2 · form of the mean − mean of the forms`, each form known to an interval."""
     lower, upper = jnp.array([[1.0], [2.0], [4.0]]), jnp.array([[3.0], [6.0], [5.0]])
-    found = _combine(lower, upper, "u_statistic")
-    np.testing.assert_allclose([float(side[0]) for side in found], [2 * 4 - 4.5, 2 * 5 - 1.5])
+    combined = _combine(lower, upper, "u_statistic")
+    np.testing.assert_allclose([float(side[0]) for side in combined], [2 * 4 - 4.5, 2 * 5 - 1.5])
     low, high = _combine(lower[:2], upper[:2], "mean_of_scores")
     assert (float(low[0]), float(high[0])) == (1.5, 4.5)
 
@@ -325,9 +325,9 @@ def test_intervals_hold_the_score_of_every_example(monkeypatch):
     for rank in (6, trees.size(the_problem().params)):
         state = jax.jit(Arnoldi(rank, block=2, probes=2).fit)(the_problem(), jax.random.key(0))
         given = the_problem(), state, source(), TRANSFORM, damping
-        found = pa.concat_tables(bound_by_galerkin(*given, SCORING, the_problem().objective))
-        assert found["index"].to_pylist() == list(range(9))
-        lower, upper = found["galerkin_lo"].to_numpy(), found["galerkin_hi"].to_numpy()
+        table = pa.concat_tables(bound_by_galerkin(*given, SCORING, the_problem().objective))
+        assert table["index"].to_pylist() == list(range(9))
+        lower, upper = table["galerkin_lo"].to_numpy(), table["galerkin_hi"].to_numpy()
         assert (lower <= want).all()
         assert (want <= upper).all()
     np.testing.assert_allclose(lower, upper, rtol=1e-5)

@@ -22,8 +22,8 @@ def case(curvature, loss):
     matrix = np.asarray(jax.jit(flat_products(problem))(jax.numpy.eye(size)))
     measurement = problems.objective(CosineDistance(), problems.Small())
     batch = problems.first_batch(problem)
-    found = jax.jit(measure, static_argnums=(0, 4))(measurement, problem.params, problem.frozen, batch, 2).gradients
-    return problem, matrix, found
+    measured = jax.jit(measure, static_argnums=(0, 4))(measurement, problem.params, problem.frozen, batch, 2).gradients
+    return problem, matrix, measured
 
 
 CASES = [("fisher", CosineDistance()), ("fisher", SimCLR(0.5)), ("empirical_fisher", CosineDistance())]

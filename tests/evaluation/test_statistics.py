@@ -46,8 +46,8 @@ def test_partial_correlation_given_several_is_the_precision_matrix(seed):
     columns = np.random.default_rng(seed).normal(size=(60, 5)).cumsum(axis=1)
     precision = np.linalg.inv(np.corrcoef(stats.rankdata(columns, axis=0), rowvar=False))
     expected = -precision[0, 1] / math.sqrt(precision[0, 0] * precision[1, 1])
-    found = statistics.partial_spearman(columns[:, 0], columns[:, 1], columns[:, 2:])
-    assert found == pytest.approx(expected, abs=1e-9)
+    correlation = statistics.partial_spearman(columns[:, 0], columns[:, 1], columns[:, 2:])
+    assert correlation == pytest.approx(expected, abs=1e-9)
 
 
 def test_a_score_that_only_restates_a_baseline_has_no_partial_correlation():
@@ -122,18 +122,18 @@ def test_an_overlap_larger_than_the_sample_is_refused(k):
 
 def test_bootstrap_interval_of_a_mean_is_the_normal_one():
     sample = np.random.default_rng(0).normal(2.0, 1.0, size=400)
-    found = statistics.bootstrap(lambda values: float(values.mean()), sample, resamples=2000)
+    estimate = statistics.bootstrap(lambda values: float(values.mean()), sample, resamples=2000)
     error = sample.std() / math.sqrt(len(sample))
-    assert found.value == sample.mean()
-    assert found.low == pytest.approx(sample.mean() - 1.96 * error, abs=0.15 * error)
-    assert found.high == pytest.approx(sample.mean() + 1.96 * error, abs=0.15 * error)
+    assert estimate.value == sample.mean()
+    assert estimate.low == pytest.approx(sample.mean() - 1.96 * error, abs=0.15 * error)
+    assert estimate.high == pytest.approx(sample.mean() + 1.96 * error, abs=0.15 * error)
 
 
 def test_bootstrap_draws_examples_not_columns():
     left, right = draw(9, size=80)
-    found = statistics.bootstrap(statistics.spearman, left, right)
-    assert found.low < found.value < found.high
-    assert found == statistics.bootstrap(statistics.spearman, left, right)
+    estimate = statistics.bootstrap(statistics.spearman, left, right)
+    assert estimate.low < estimate.value < estimate.high
+    assert estimate == statistics.bootstrap(statistics.spearman, left, right)
     rare = np.zeros(80, bool)
     rare[0] = True
     assert np.isfinite(statistics.bootstrap(statistics.auroc, left, rare)).all()
@@ -145,11 +145,11 @@ def test_bootstrap_of_nothing_is_undefined():
 
 
 def test_a_share_has_wilsons_interval():
-    found, z = statistics.share(3, 20), stats.norm.ppf(0.975)
+    estimate, z = statistics.share(3, 20), stats.norm.ppf(0.975)
     centre = (3 / 20 + z**2 / 40) / (1 + z**2 / 20)
     half = z / (1 + z**2 / 20) * math.sqrt(0.15 * 0.85 / 20 + z**2 / 1600)
-    assert found.value == 0.15
-    assert (found.low, found.high) == pytest.approx((centre - half, centre + half), rel=1e-9)
+    assert estimate.value == 0.15
+    assert (estimate.low, estimate.high) == pytest.approx((centre - half, centre + half), rel=1e-9)
     assert statistics.share(0, 5).low == pytest.approx(0.0, abs=1e-12)
     assert np.isnan(statistics.share(0, 0)).all()
 

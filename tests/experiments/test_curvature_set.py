@@ -41,8 +41,8 @@ def test_the_curve_ends_at_the_largest_set_and_the_sweep_knows_itself():
     assert rows[0]["with the largest"]["spearman"] == pytest.approx(1)
     assert "disjoint" in rows[1]
     assert rows[1]["jackknife"] > rows[0]["jackknife"] > 0
-    found = sweep(products(), np.arange(10.0), 32, (0.1, 0.9))
-    for row in found:
+    points = sweep(products(), np.arange(10.0), 32, (0.1, 0.9))
+    for row in points:
         assert row["with the others"][row["effective dimension"]] == pytest.approx(1)
 
 

@@ -16,8 +16,8 @@ def test_every_image_has_three_scores_and_the_exact_one_its_bounds(tmp_path):
     exact, low, high = (table[name].to_numpy().astype(np.float64) for name in ("score", "score_lo", "score_hi"))
     assert len(table) == len(config.source().open())
     assert np.all((low <= exact) & (exact <= high))
-    found = json.loads((folder / "result.json").read_text())["found"]
+    record = json.loads((folder / "result.json").read_text())["found"]
     for name in ("score_logra", "score_ekfac", "gradient_norm"):
         ranks = [np.argsort(np.argsort(each)) for each in (table[name].to_numpy(), exact)]
         expected = np.corrcoef(*ranks)[0, 1]
-        assert abs(found["compared with the exact score"][name]["spearman"][0] - expected) < 1e-4
+        assert abs(record["compared with the exact score"][name]["spearman"][0] - expected) < 1e-4

@@ -56,10 +56,10 @@ def test_the_table_holds_every_chosen_image_once(study):
 
 def test_duplicates_without_a_change_are_found_by_pixels(study):
     record, figure = duplicates.find(study, resamples=5)
-    found = record["judged"]["equal pixels"]
-    assert found["nearest pixels"]["auroc"].value == found["perceptual hash"]["auroc"].value == 1
-    assert found["nearest pixels"]["recall"] == 1
-    assert found["score"]["auroc"].low <= found["score"]["auroc"].value <= found["score"]["auroc"].high
+    by_measure = record["judged"]["equal pixels"]
+    assert by_measure["nearest pixels"]["auroc"].value == by_measure["perceptual hash"]["auroc"].value == 1
+    assert by_measure["nearest pixels"]["recall"] == 1
+    assert by_measure["score"]["auroc"].low <= by_measure["score"]["auroc"].value <= by_measure["score"]["auroc"].high
     assert len(figure.axes) == 3 * 18
 
 
@@ -101,18 +101,18 @@ def test_the_separation_of_the_ends_is_measured_and_drawn(study):
 
 def test_a_published_pair_fits_scores_of_that_distribution():
     log = 8.13 * np.log(2) + 1.27 * np.log(2) * np.random.default_rng(0).normal(size=100_000)
-    found = distribution.describe(np.exp(log))
-    np.testing.assert_allclose(np.exp(found["standard deviation of ln"] / 1.27), 2, rtol=1e-2)
-    np.testing.assert_allclose(found["mean of ln"] / np.log(2), 8.13, rtol=1e-2)
+    described = distribution.describe(np.exp(log))
+    np.testing.assert_allclose(np.exp(described["standard deviation of ln"] / 1.27), 2, rtol=1e-2)
+    np.testing.assert_allclose(described["mean of ln"] / np.log(2), 8.13, rtol=1e-2)
 
 
 def test_variance_is_taken_apart_as_it_was_made():
     rng = np.random.default_rng(0)
     own, draws = 10 + 2 * rng.normal(size=(20_000, 1)), 3
     scores = own + rng.normal(size=(20_000, draws))
-    found = deviation.parts(scores.mean(axis=1), scores.var(axis=1, ddof=1) / draws, draws)
-    np.testing.assert_allclose(found["share of the variance between images"], 4 / 5, rtol=2e-2)
-    np.testing.assert_allclose(found["reliability of 2 draws"], 4 / 4.5, rtol=2e-2)
+    components = deviation.parts(scores.mean(axis=1), scores.var(axis=1, ddof=1) / draws, draws)
+    np.testing.assert_allclose(components["share of the variance between images"], 4 / 5, rtol=2e-2)
+    np.testing.assert_allclose(components["reliability of 2 draws"], 4 / 4.5, rtol=2e-2)
 
 
 @pytest.mark.parametrize("question", [distribution, deviation])
@@ -143,8 +143,8 @@ def test_scores_of_coordinates_are_those_of_the_backend(study, held):
     coordinates, _ = coordinates_of(held.problem, held.state, batch)
     ours = Curvature.of_state(held.state)
     for relative, want in zip(relatives, scored(held.problem, held.state, batch, resolved), strict=True):
-        found = ours.scores(jax.tree.map(np.asarray, coordinates), relative)
-        np.testing.assert_allclose(found, want, rtol=1e-4)
+        scores = ours.scores(jax.tree.map(np.asarray, coordinates), relative)
+        np.testing.assert_allclose(scores, want, rtol=1e-4)
 
 
 def prepared(held):
@@ -154,8 +154,8 @@ def prepared(held):
 
 
 def test_perturbations_strengths_and_choices_are_compared(study, held):
-    found = perturbations.compared(held, resamples=5)["found"]
-    assert set(found) == set(perturbations.PUBLISHED)
+    agreements = perturbations.compared(held, resamples=5)["found"]
+    assert set(agreements) == set(perturbations.PUBLISHED)
     assert len(strengths.compared(held, resamples=5)["found"]) == 5
     again = choices.compared(held, resamples=5)["found"]
     assert again["GGN, λ 0.1"]["spearman"].value == 1
@@ -205,22 +205,22 @@ def shares(highest, everywhere, lowest):
     ],
 )
 def test_a_verdict_follows_its_rule(highest, lowest, verdict):
-    found = page.borders(shares(highest, [0.1, 0.08, 0.12], lowest))
-    assert found.verdict == verdict
-    assert "30.0 % [20.0, 40.0]" in found.text or 0.3 not in (highest[0], lowest[0])
+    finding = page.borders(shares(highest, [0.1, 0.08, 0.12], lowest))
+    assert finding.verdict == verdict
+    assert "30.0 % [20.0, 40.0]" in finding.text or 0.3 not in (highest[0], lowest[0])
 
 
 def test_a_question_without_results_says_what_it_needs():
     absent = page.Column("none", "None", 1, 0.5, {}, {})
     for question in page.QUESTIONS:
-        found = page.answer_of(question, absent.answers)
-        assert found.verdict == page.NOT_RUN
-        assert found.text.startswith("Needs ")
+        finding = page.answer_of(question, absent.answers)
+        assert finding.verdict == page.NOT_RUN
+        assert finding.text.startswith("Needs ")
 
 
 def test_the_commands_of_results_are_taken():
-    found = {record["command"] for column in page.columns() for record in (column.record, *column.answers.values())}
-    for command in found:
+    commands = {record["command"] for column in page.columns() for record in (column.record, *column.answers.values())}
+    for command in commands:
         program, flag, module, *options = command.split()
         assert (program, flag) == ("python", "-m")
         assert importlib.util.find_spec(module) is not None

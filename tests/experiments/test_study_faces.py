@@ -62,9 +62,9 @@ def test_faces_go_from_images_to_the_page(answered):
     assert (tiny.figures / "faces.jpg").stat().st_size > 1000
     column = page.FaceEncoder("tiny", 1, {"faces": record})
     for question in page.QUESTIONS:
-        found = column.finding(question)
-        assert (found is None) == (question.answered_by != "faces")
-        assert found is None or found.text.startswith("Of 40 faces")
+        finding = column.finding(question)
+        assert (finding is None) == (question.answered_by != "faces")
+        assert finding is None or finding.text.startswith("Of 40 faces")
 
 
 def test_every_row_has_the_attributes_and_pixels_of_its_face(answered):
@@ -102,10 +102,10 @@ def test_groups_are_counted_among_the_first(answered):
 
 def test_accuracies_of_labels_that_all_share_are_perfect(answered):
     _, place = answered
-    found = json.loads(place.read_text(encoding="utf-8"))["accuracy"]
-    assert [found["gender"][name][0] for name in ("encoder", "untrained", "most frequent")] == [1, 1, 1]
-    assert found["race"]["most frequent"][0] == 0.2
-    assert found["age"]["most frequent"][0] == 0.7
+    record = json.loads(place.read_text(encoding="utf-8"))["accuracy"]
+    assert [record["gender"][name][0] for name in ("encoder", "untrained", "most frequent")] == [1, 1, 1]
+    assert record["race"]["most frequent"][0] == 0.2
+    assert record["age"]["most frequent"][0] == 0.7
 
 
 def test_an_untrained_network_has_other_parameters(answered):
@@ -120,10 +120,10 @@ def test_an_untrained_network_has_other_parameters(answered):
 def test_chance_is_the_hypergeometric_law():
     rng = np.random.default_rng(1)
     member, chosen = rng.random(500) < 0.3, np.arange(60)
-    found = at_random(member, chosen, np.zeros(500, int))
+    estimate = at_random(member, chosen, np.zeros(500, int))
     law = stats.hypergeom(500, member.sum(), 60)
-    assert found.value == pytest.approx(member.mean())
-    np.testing.assert_allclose([found.low, found.high], law.ppf([0.025, 0.975]) / 60, atol=1 / 60)
+    assert estimate.value == pytest.approx(member.mean())
+    np.testing.assert_allclose([estimate.low, estimate.high], law.ppf([0.025, 0.975]) / 60, atol=1 / 60)
 
 
 def test_chance_keeps_the_strata():
@@ -136,9 +136,9 @@ def test_chance_keeps_the_strata():
 
 def test_tenths_are_of_equal_size():
     values = np.random.default_rng(0).normal(size=200)
-    found = tenths(values)
-    assert np.bincount(found).tolist() == [20] * 10
-    assert values[found == 0].max() < values[found == 1].min()
+    numbers = tenths(values)
+    assert np.bincount(numbers).tolist() == [20] * 10
+    assert values[numbers == 0].max() < values[numbers == 1].min()
 
 
 def test_a_mirrored_image_has_no_asymmetry():
@@ -201,9 +201,9 @@ def test_the_verdict_on_groups_follows_its_rule(record, verdict):
 def dark(highest, lowest, wide, dim=CHANCE):
     """A record with these intervals of the share of the darkest tenth."""
     ends = {"highest scores 100": highest, "lowest scores 100": lowest, "highest scores 400": wide}
-    found = {name: {"darkest tenth": value, "tenth of least contrast": dim} for name, value in ends.items()}
+    shares = {name: {"darkest tenth": value, "tenth of least contrast": dim} for name, value in ends.items()}
     ranks = {name: [0.1, 0.0, 0.2] for name in ("brightness", "contrast", "asymmetry")}
-    return {"images": 1000, "of": 1000, "sizes": [100, 400], "accuracy": KNOWS, "light": found, "spearman": ranks}
+    return {"images": 1000, "of": 1000, "sizes": [100, 400], "accuracy": KNOWS, "light": shares, "spearman": ranks}
 
 
 TENTH, RARE = [0.1, 0.06, 0.14], [0.04, 0.02, 0.06]
@@ -228,9 +228,9 @@ def test_the_verdict_on_light_follows_its_rule(record, verdict):
 def test_an_encoder_that_learned_nothing_decides_nothing():
     for judge, record in ((page.groups, groups(MANY, MANY, LITTLE)), (page.light, dark(MANY, RARE, SOME))):
         assert judge(record).verdict == HOLDS
-        found = judge(record | {"accuracy": NEAR})
-        assert found.verdict == UNDECIDED
-        assert found.text.endswith(f"this decides nothing. By the numbers alone the rule would say: {HOLDS}.")
+        finding = judge(record | {"accuracy": NEAR})
+        assert finding.verdict == UNDECIDED
+        assert finding.text.endswith(f"this decides nothing. By the numbers alone the rule would say: {HOLDS}.")
 
 
 @pytest.fixture(scope="module")

@@ -30,17 +30,17 @@ def test_training_by_a_shared_step_is_that_of_the_package(tmp_path, monkeypatch)
     monkeypatch.setitem(small.METHODS, "SimCLR", small_settings(SimCLR(0.5)))
     scale = Small(images="digits", pixels=8, train=40, test=24, epochs=2, batch_size=16, runs=tmp_path)
     pictures = read(scale, "train")
-    found = small.train(scale, "SimCLR", pictures, 7)
+    trained = small.train(scale, "SimCLR", pictures, 7)
     settings = dataclasses.replace(scale.settings("SimCLR"), seed=7)
     probe = Probe(bank=8, queries=8, linear=0)
     want = pretrain(settings, pictures.open(), pictures.to_input(), tmp_path / "run", probe=probe)
-    jax.tree.map(np.testing.assert_array_equal, (found.params, found.frozen), (want.params, want.frozen))
-    assert found.settings == want.settings
-    losses = {views: small.alignment(found, pictures, views, 3) for views in ("training", "noise")}
+    jax.tree.map(np.testing.assert_array_equal, (trained.params, trained.frozen), (want.params, want.frozen))
+    assert trained.settings == want.settings
+    losses = {views: small.alignment(trained, pictures, views, 3) for views in ("training", "noise")}
     assert all(each.shape == (40,) and (each >= 0).all() and (each <= 2).all() for each in losses.values())
-    some = small.alignment(found, pictures.of(np.arange(8)), "noise", 3)
+    some = small.alignment(trained, pictures.of(np.arange(8)), "noise", 3)
     np.testing.assert_allclose(some, losses["noise"][:8], rtol=1e-4, atol=1e-7)
-    assert 0 <= small.accuracies(found, pictures, read(scale, "test"))["linear"] <= 1
+    assert 0 <= small.accuracies(trained, pictures, read(scale, "test"))["linear"] <= 1
 
 
 def test_what_has_a_file_is_not_done_again(tmp_path):
@@ -80,17 +80,17 @@ def planted(cuts, images, noise, seed=0):
 
 def test_effects_are_those_that_were_planted():
     losses, inside, effect = planted(6, 400, 0.0)
-    found = retraining.effects(losses, inside)
+    effects = retraining.effects(losses, inside)
     # An encoder's mean loss holds the effects of the images that it left out, whose mean is near zero.
-    assert np.abs(found - effect).max() < 5 * 400**-0.5
-    np.testing.assert_allclose(retraining.effect_reliability(found), 1, atol=5e-3)
+    assert np.abs(effects - effect).max() < 5 * 400**-0.5
+    np.testing.assert_allclose(retraining.effect_reliability(effects), 1, atol=5e-3)
 
 
 def test_the_reliability_of_effects_is_that_of_their_noise():
     losses, inside, _ = planted(16, 4000, 2.0)
-    found = retraining.effects(losses, inside)
+    effects = retraining.effects(losses, inside)
     # Variance 1 between images, and 2 · 2² / 16 of noise.
-    np.testing.assert_allclose(retraining.effect_reliability(found, 10), 1 / 1.5, atol=0.03)
+    np.testing.assert_allclose(retraining.effect_reliability(effects, 10), 1 / 1.5, atol=0.03)
 
 
 def results_of_encoders(effect_of):
@@ -98,7 +98,7 @@ def results_of_encoders(effect_of):
     losses, inside, effect = planted(6, 200, 0.3)
     rng = np.random.default_rng(1)
     accuracy = {"accuracy, knn": np.asarray(0.3), "accuracy, linear": np.asarray(0.4)}
-    found = {
+    by_encoder = {
         f"half_{cut:03d}_{half}": {"training": losses[cut, half], "noise": rng.normal(size=200)}
         for cut in range(6)
         for half in range(2)
@@ -107,9 +107,9 @@ def results_of_encoders(effect_of):
     columns |= effect_of(effect, columns)
     for name in retraining.SCORES:
         rivals = {rival: columns[rival] for rival in retraining.RIVALS}
-        found[f"whole_0_{retraining.slug(name)}"] = {"score": columns[name], **rivals}
-    found["whole_0_probed"] = {retraining.OWN_LOSS: columns[retraining.OWN_LOSS], **accuracy}
-    return found, inside
+        by_encoder[f"whole_0_{retraining.slug(name)}"] = {"score": columns[name], **rivals}
+    by_encoder["whole_0_probed"] = {retraining.OWN_LOSS: columns[retraining.OWN_LOSS], **accuracy}
+    return by_encoder, inside
 
 
 def record_of(effect_of):
@@ -120,9 +120,9 @@ def record_of(effect_of):
 
 def test_a_score_that_is_the_effect_predicts_it():
     record = record_of(lambda effect, _: {retraining.EXACT: effect})
-    found = record["found"]["views of training"]
-    assert found["spearman"][retraining.EXACT][0] > 0.95
-    assert found["spearman of the mean rank over seeds"] == found["spearman"]  # of one seed
+    estimates = record["found"]["views of training"]
+    assert estimates["spearman"][retraining.EXACT][0] > 0.95
+    assert estimates["spearman of the mean rank over seeds"] == estimates["spearman"]  # of one seed
     assert page.retraining(record).verdict == HOLDS
     assert len(retraining.draw(record).axes) == 2
     assert abs(record["found"]["noise"]["spearman"][retraining.EXACT][0]) < 0.3
@@ -150,10 +150,12 @@ def encoders_of(own, draws, seeds=3, images=4000):
 
 
 def test_correlation_between_seeds_and_its_ceiling_are_those_that_were_planted():
-    found = stability.agreement(encoders_of(own=0.5, draws=1.0), resamples=5)
-    np.testing.assert_allclose(found["pearson"].value, 1 / 2, atol=0.03)  # 1 of 1 + 0.5 + 1/2
-    np.testing.assert_allclose(found["ceiling"].value, 1.5 / 2, atol=0.03)
-    np.testing.assert_allclose(found["spearman over ceiling"].value, found["spearman"].value / found["ceiling"].value)
+    agreement = stability.agreement(encoders_of(own=0.5, draws=1.0), resamples=5)
+    np.testing.assert_allclose(agreement["pearson"].value, 1 / 2, atol=0.03)  # 1 of 1 + 0.5 + 1/2
+    np.testing.assert_allclose(agreement["ceiling"].value, 1.5 / 2, atol=0.03)
+    np.testing.assert_allclose(
+        agreement["spearman over ceiling"].value, agreement["spearman"].value / agreement["ceiling"].value
+    )
 
 
 @pytest.mark.parametrize(("own", "draws", "verdict"), [(0.1, 0.1, HOLDS), (0.2, 1.5, WEAKLY), (3.0, 0.1, NOT)])
@@ -187,21 +189,21 @@ def test_what_is_removed_is_what_its_name_says():
 def accuracies_of(changes):
     """Results of removal with these changes of accuracy by (method, ranking, share)."""
     scale = removal.Removal()
-    found = {}
+    by_encoder = {}
     for method in scale.methods:
         for number, seed in enumerate(scale.seeds):
             base = 0.4 + 0.01 * number
             probes = {"linear": np.asarray(base), "classifier": np.asarray(base)}
             columns = {name: np.ones(3) for name in small.COLUMNS.values()}
-            found[f"{method}_{seed}_whole"] = {**columns, **probes}
+            by_encoder[f"{method}_{seed}_whole"] = {**columns, **probes}
             for share in scale.shares:
                 for ranking in removal.RANKINGS:
                     value = np.asarray(base + changes.get((method, ranking), 0.0) + 0.001 * (-1) ** number)
-                    found[f"{method}_{seed}_{ranking.replace(' ', '_')}_{share:g}"] = {
+                    by_encoder[f"{method}_{seed}_{ranking.replace(' ', '_')}_{share:g}"] = {
                         "linear": value,
                         "classifier": value,
                     }
-    record = removal.compared(scale, found)
+    record = removal.compared(scale, by_encoder)
     return json.loads(json.dumps(page.results.rounded({**record, "scale": scale.described()})))
 
 
@@ -211,12 +213,12 @@ def test_differences_are_within_a_seed_with_students_interval():
     want = stats.ttest_1samp(values, 0).confidence_interval()
     np.testing.assert_allclose([mean, low, high], [0.2, want.low, want.high])
     record = accuracies_of({("SimCLR", removal.HIGHEST): -0.05})
-    found = record["found"]["SimCLR"]["shares"]["0.4"]
+    share = record["found"]["SimCLR"]["shares"]["0.4"]
     step = np.array([0.001, -0.001, 0.001])
     np.testing.assert_allclose(
-        found["less nothing removed"][removal.HIGHEST], removal.over_seeds(step - 0.05), rtol=1e-3
+        share["less nothing removed"][removal.HIGHEST], removal.over_seeds(step - 0.05), rtol=1e-3
     )
-    np.testing.assert_allclose(found["less random"][removal.HIGHEST][0], -0.05, rtol=1e-3)
+    np.testing.assert_allclose(share["less random"][removal.HIGHEST][0], -0.05, rtol=1e-3)
     assert len(removal.draw(record).axes) == 2
 
 
@@ -233,10 +235,10 @@ DEGRADES = {("supervised", removal.HIGHEST): -0.05, ("supervised", removal.LOWES
     ],
 )
 def test_removal_is_judged_by_its_rule(changes, verdict):
-    found = page.removal(accuracies_of(changes))
-    assert found.verdict == verdict
+    finding = page.removal(accuracies_of(changes))
+    assert finding.verdict == verdict
     if verdict == HOLDS:
-        assert "10 % removed: highest scores +2.0 [" in found.text
+        assert "10 % removed: highest scores +2.0 [" in finding.text
 
 
 def test_a_score_that_follows_borders_is_a_trend():
@@ -245,10 +247,10 @@ def test_a_score_that_follows_borders_is_a_trend():
     images[:30] = 128
     spread = small.Pictures(images, np.zeros(300, np.int64)).images[:, 0].std(axis=(1, 2))
     columns = {"SimCLR": rng.normal(size=300), "supervised": -spread}
-    found = {
+    encoders = {
         method: [{"score": values, "alignment loss": rng.normal(size=300)}] * 2 for method, values in columns.items()
     }
-    record = json.loads(json.dumps(page.results.rounded(supervised.compared(found, images, resamples=50))))
+    record = json.loads(json.dumps(page.results.rounded(supervised.compared(encoders, images, resamples=50))))
     record["scale"] = {"width": 4, "pixels": 16, "train": 300, "epochs": 2}
     assert record["uniform"] == 0.1
     assert record["found"]["supervised"]["score"]["uniform among the highest tenth"] == 1
@@ -302,7 +304,7 @@ def test_a_question_is_answered_by_one_kind_of_encoders():
     }
     for question in page.QUESTIONS:
         answered = {name: kind.finding(question) for name, kind in kinds.items()}
-        assert [name for name, found in answered.items() if found] == [question.answered_by]
+        assert [name for name, has_answer in answered.items() if has_answer] == [question.answered_by]
         assert answered[question.answered_by].verdict == page.NOT_RUN
 
 
@@ -370,8 +372,8 @@ def test_every_experiment_goes_from_images_to_the_page(name, tmp_path, monkeypat
     assert "/" not in place.read_text(encoding="utf-8")
     column = page.SmallEncoders.load(tmp_path)
     question = next(each for each in page.QUESTIONS if each.result == name)
-    found = column.finding(question)
-    assert found.verdict != page.NOT_RUN
-    assert "40 training images" in found.text
+    finding = column.finding(question)
+    assert finding.verdict != page.NOT_RUN
+    assert "40 training images" in finding.text
     written = json.loads(small.answer(scale, name, find).read_text(encoding="utf-8"))
     assert {**written, "minutes": 0} == {**record, "minutes": 0}  # read from the files of the first time

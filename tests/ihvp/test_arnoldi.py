@@ -85,10 +85,10 @@ def test_the_galerkin_interval_holds(module, dtype, rank):
     for relative in (0.1, 1.0, 10.0):
         damping = relative * np.trace(matrix) / len(matrix)
         want = (rows * np.linalg.solve(matrix + damping * np.eye(len(matrix)), rows.T).T).sum(1)
-        found = bounds(state, gradients, jnp.asarray(damping, dtype))
-        assert (found.lower <= want).all()
-        assert (want <= found.upper).all()
-    assert (module, dtype) == ("conv", "float32") or (np.asarray(found.upper) < 4 * want).all()
+        interval = bounds(state, gradients, jnp.asarray(damping, dtype))
+        assert (interval.lower <= want).all()
+        assert (want <= interval.upper).all()
+    assert (module, dtype) == ("conv", "float32") or (np.asarray(interval.upper) < 4 * want).all()
 
 
 def test_an_indefinite_hessian_is_refused():

@@ -72,29 +72,31 @@ def test_every_backend_states_its_residual_and_an_interval_that_holds(kind):
 @pytest.mark.parametrize("kind", [EKFAC, Identity, LiSSA], ids=lambda kind: kind.__name__)
 def test_solutions_are_multiplied_by_the_matrix_itself(kind):
     """Of a backend with layers, one with none and one with products of its own; λ is one for the whole matrix."""
-    found, (rows, matrix, damping, want) = solved_in(kind), truth("coupled")
-    np.testing.assert_array_equal(found.rows, rows)
-    products = np.asarray(found.solutions) @ matrix
-    error = np.linalg.norm(np.asarray(found.products) - products, axis=1)
-    assert (error <= np.asarray(found.product_doubt)).all()
-    assert (np.asarray(found.product_doubt) <= 1e-9 * np.linalg.norm(products, axis=1)).all()
-    assert (np.asarray(found.doubt) > 0).all()
+    solved, (rows, matrix, damping, want) = solved_in(kind), truth("coupled")
+    np.testing.assert_array_equal(solved.rows, rows)
+    products = np.asarray(solved.solutions) @ matrix
+    error = np.linalg.norm(np.asarray(solved.products) - products, axis=1)
+    assert (error <= np.asarray(solved.product_doubt)).all()
+    assert (np.asarray(solved.product_doubt) <= 1e-9 * np.linalg.norm(products, axis=1)).all()
+    assert (np.asarray(solved.doubt) > 0).all()
     backend, _, state, _ = fitted(kind, "coupled")
     of_each_block = jax.tree.map(lambda _: jnp.asarray(damping), backend.resolve(state, Damping()))
     solutions = asking(kind, "coupled")(rows, of_each_block).solved
-    np.testing.assert_allclose(found.solutions, solutions, rtol=1e-9, atol=1e-12 * np.abs(solutions).max())
-    got = certified(found, jnp.asarray(damping)).interval
+    np.testing.assert_allclose(solved.solutions, solutions, rtol=1e-9, atol=1e-12 * np.abs(solutions).max())
+    got = certified(solved, jnp.asarray(damping)).interval
     assert (got.lower <= want).all()
     assert (want <= got.upper).all()
 
 
 def test_a_common_factor_costs_nothing():
     """A solution a hundred times too long has the same interval: backends are biased, and calibrated afterwards."""
-    found, damping = solved_in(LiSSA), truth("coupled")[2]
-    long = found._replace(
-        solutions=100 * found.solutions, products=100 * found.products, product_doubt=100 * found.product_doubt
+    solutions, damping = solved_in(LiSSA), truth("coupled")[2]
+    long = solutions._replace(
+        solutions=100 * solutions.solutions,
+        products=100 * solutions.products,
+        product_doubt=100 * solutions.product_doubt,
     )
-    one, other = certified(found, jnp.asarray(damping)), certified(long, jnp.asarray(damping))
+    one, other = certified(solutions, jnp.asarray(damping)), certified(long, jnp.asarray(damping))
     np.testing.assert_allclose(other.interval.lower, one.interval.lower, rtol=1e-9)
     np.testing.assert_allclose(other.interval.upper, one.interval.upper, rtol=1e-9)
     assert float(other.residual.min()) > 10
@@ -115,8 +117,8 @@ def test_refinement_reaches_the_width_from_a_shared_subspace_in_fewer_products(d
     products = jnp.asarray(rows @ matrix, dtype)
     plain = shared._replace(solutions=shared.rows, products=products, product_doubt=shared.product_doubt * length / own)
     taken = {}
-    for name, found in {"plain": plain, "shared": shared}.items():
-        got = narrowed(found, problem, damping, key)
+    for name, solutions in {"plain": plain, "shared": shared}.items():
+        got = narrowed(solutions, problem, damping, key)
         assert (got.lower <= want).all()
         assert (want <= got.upper).all()
         assert (got.upper - got.lower <= 0.021 * want).all()
@@ -141,8 +143,8 @@ def test_intervals_hold_in_float32_for_any_solution():
             products = x @ matrix + np.float32(damping) * x
             unit = 8 * np.finfo(np.float32).eps
             doubts = [unit * np.linalg.norm(rows, axis=1), unit * np.linalg.norm(x, axis=1) * (1 + damping)]
-            found = Solutions(*(jnp.asarray(array, jnp.float32) for array in (rows, x, products, *doubts)))
-            got = certified(found, jnp.asarray(damping, jnp.float32)).interval
+            solutions = Solutions(*(jnp.asarray(array, jnp.float32) for array in (rows, x, products, *doubts)))
+            got = certified(solutions, jnp.asarray(damping, jnp.float32)).interval
             assert (got.lower <= want).all()
             assert (want <= got.upper).all()
             exact = noise[:, 0] == 0

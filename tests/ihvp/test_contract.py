@@ -62,17 +62,17 @@ def test_forms_agree_with_solve(kind, name):
     """Quadratic form = ⟨g, solve g⟩; the draw Gram and the bilinear form hold the same numbers; self is its diagonal."""
     backend, _, state, _ = fitted(kind, name)
     rows = gradient_rows(name)
-    found = asking(kind, name)(rows, backend.resolve(state, Damping(0.3)))
-    want = rows @ np.asarray(found.solved).T
+    computed = asking(kind, name)(rows, backend.resolve(state, Damping(0.3)))
+    want = rows @ np.asarray(computed.solved).T
     scale = np.abs(want).max()
-    np.testing.assert_allclose(found.bilinear, want, rtol=1e-7, atol=1e-9 * scale)
-    np.testing.assert_allclose(found.quadratic, np.diag(want), rtol=1e-7, atol=1e-9 * scale)
+    np.testing.assert_allclose(computed.bilinear, want, rtol=1e-7, atol=1e-9 * scale)
+    np.testing.assert_allclose(computed.quadratic, np.diag(want), rtol=1e-7, atol=1e-9 * scale)
     b = want.shape[0] // 2
     blocks = want.reshape(2, b, 2, b)[:, np.arange(b), :, np.arange(b)]
-    np.testing.assert_allclose(found.form.values, blocks, rtol=1e-7, atol=1e-9 * scale)
-    assert found.form.residual.shape == (b,)
-    # A number of steps is cut short; what it is must agree all the same, and it says how far it is from solved.
-    assert float(found.form.residual.max()) < (1.0 if kind in (ASTRA, LiSSA) else 1e-10)
+    np.testing.assert_allclose(computed.form.values, blocks, rtol=1e-7, atol=1e-9 * scale)
+    assert computed.form.residual.shape == (b,)
+    # A number of steps is cut short; what it is must agree all the same, and it says how far it is from computed.
+    assert float(computed.form.residual.max()) < (1.0 if kind in (ASTRA, LiSSA) else 1e-10)
 
 
 @on_each

@@ -9,8 +9,8 @@ from influence_ssl_jax.ihvp import Damping
 
 def test_a_block_without_curvature_gets_a_millionth_of_the_strongest_ones():
     means = {"strong": jnp.asarray(4.0), "weak": jnp.asarray(1e-3), "dead": jnp.asarray(0.0)}
-    found = {name: float(value) for name, value in Damping(0.2).resolve(means).items()}
-    assert found == {"strong": pytest.approx(0.8), "weak": pytest.approx(2e-4), "dead": pytest.approx(0.2 * 4e-6)}
+    resolved = {name: float(value) for name, value in Damping(0.2).resolve(means).items()}
+    assert resolved == {"strong": pytest.approx(0.8), "weak": pytest.approx(2e-4), "dead": pytest.approx(0.2 * 4e-6)}
 
 
 def test_an_absolute_damping_is_that_number_whatever_the_curvature():

@@ -34,11 +34,11 @@ def test_along_its_subspace_it_is_the_matrix_itself():
     solve, damping = jax.jit(backend.solve), jnp.asarray(0.1 * values.mean())
     for place in (-1, -4):
         v = jnp.asarray(vectors[:, place])
-        found = trees.ravel(solve(state, trees.unravel(problem.params, v), damping))
-        np.testing.assert_allclose(found, v / (values[place] + damping), atol=1e-5 / float(damping))
+        solved = trees.ravel(solve(state, trees.unravel(problem.params, v), damping))
+        np.testing.assert_allclose(solved, v / (values[place] + damping), atol=1e-5 / float(damping))
     outside = jnp.asarray(vectors[:, 0])
-    found = trees.ravel(solve(state, trees.unravel(problem.params, outside), damping))
-    np.testing.assert_allclose(vectors[:, -8:].T @ np.asarray(found), 0, atol=1e-5 / float(damping))
+    solved = trees.ravel(solve(state, trees.unravel(problem.params, outside), damping))
+    np.testing.assert_allclose(vectors[:, -8:].T @ np.asarray(solved), 0, atol=1e-5 / float(damping))
 
 
 @pytest.mark.slow

@@ -75,9 +75,9 @@ def test_low_rank_keeps_the_leading_eigenvectors_and_the_complement():
     level = (np.mean(np.sum(rows**2, axis=1)) - values.sum()) / 16
     dense = (basis * values) @ basis.T + level * (np.eye(20) - basis @ basis.T)
     gradients = measured_by(problem)
-    found = np.asarray(trees.ravel_batch(gradients.full()))
+    gradient_rows = np.asarray(trees.ravel_batch(gradients.full()))
     for damping in (0.05, 2.0):
-        want = found @ np.linalg.solve(dense + damping * np.eye(20), found.T)
+        want = gradient_rows @ np.linalg.solve(dense + damping * np.eye(20), gradient_rows.T)
         got = backend.bilinear_form(state, gradients, gradients, jnp.asarray(damping))
         np.testing.assert_allclose(got, want, rtol=1e-10)
         np.testing.assert_allclose(

@@ -33,13 +33,13 @@ def patches(image, conv, groups):
     strides, dilation = conv.strides, conv.kernel_dilation
     padded = np.pad(image, (*conv.padding, (0, 0)))
     reach = [(k - 1) * d + 1 for k, d in zip(conv.kernel_size, dilation, strict=True)]
-    found = []
+    parts = []
     for top in range(0, padded.shape[0] - reach[0] + 1, strides[0]):
         for left in range(0, padded.shape[1] - reach[1] + 1, strides[1]):
             window = padded[top : top + reach[0] : dilation[0], left : left + reach[1] : dilation[1]]
             split = np.stack(np.split(window, groups, axis=2)).reshape(groups, -1)
-            found.append(np.concatenate([split, np.ones((groups, 1))], axis=1) if conv.use_bias else split)
-    return np.stack(found)
+            parts.append(np.concatenate([split, np.ones((groups, 1))], axis=1) if conv.use_bias else split)
+    return np.stack(parts)
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)

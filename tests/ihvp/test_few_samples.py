@@ -118,8 +118,8 @@ def test_logra_of_fewer_samples_than_features_is_its_dense_formula(complement):
     curvature = rows.T @ rows / 3
     inner = basis.T @ curvature @ basis
     gradients = measured_by(problem)
-    found = np.asarray(trees.ravel_batch(gradients.full()))
-    vector = trees.unravel(problem.params, jnp.asarray(found[0]))
+    gradient_rows = np.asarray(trees.ravel_batch(gradients.full()))
+    vector = trees.unravel(problem.params, jnp.asarray(gradient_rows[0]))
 
     @jax.jit
     def ask(state, damping):
@@ -140,10 +140,10 @@ def test_logra_of_fewer_samples_than_features_is_its_dense_formula(complement):
         if complement == "keep":
             level = (np.trace(curvature) - np.trace(inner)) / (56 - 25)
             inverse = inverse + (np.eye(56) - basis @ basis.T) / (level + value)
-        want = found @ inverse @ found.T
+        want = gradient_rows @ inverse @ gradient_rows.T
         scale = 1e-9 * np.abs(want).max()
         between, values, solved = ask(state, damping)
         np.testing.assert_allclose(between, want, rtol=1e-8, atol=scale)
         np.testing.assert_allclose(values, np.diag(want), rtol=1e-8)
-        solution = inverse @ found[0]
+        solution = inverse @ gradient_rows[0]
         np.testing.assert_allclose(trees.ravel(solved), solution, rtol=1e-8, atol=1e-9 * np.abs(solution).max())

@@ -61,15 +61,15 @@ def test_gradients_inside_the_subspace_are_bounded_by_its_coupling():
     for relative in (0.1, 1.0):
         damping = relative * np.trace(matrix) / len(matrix)
         want = np.sum(rows * np.linalg.solve(matrix + damping * np.eye(len(matrix)), rows.T).T, axis=1)
-        found = bounds(state, gradients, jnp.asarray(damping))
+        interval = bounds(state, gradients, jnp.asarray(damping))
         weights = (rows @ vectors.T) / (values + damping)
         galerkin = np.sum(rows @ vectors.T * weights, axis=1)
-        np.testing.assert_allclose(found.lower, galerkin, rtol=1e-9)
+        np.testing.assert_allclose(interval.lower, galerkin, rtol=1e-9)
         reach = np.linalg.norm(weights @ coupling, axis=1) ** 2 / damping
-        np.testing.assert_allclose(found.upper, galerkin + reach, rtol=1e-4)
-        assert (found.lower <= want).all()
-        assert (want <= found.upper).all()
-        assert (want > 1.0001 * np.asarray(found.lower)).any()
+        np.testing.assert_allclose(interval.upper, galerkin + reach, rtol=1e-4)
+        assert (interval.lower <= want).all()
+        assert (want <= interval.upper).all()
+        assert (want > 1.0001 * np.asarray(interval.lower)).any()
 
 
 def test_the_galerkin_interval_of_the_shipped_rounding_holds_in_float32():
@@ -82,7 +82,7 @@ def test_the_galerkin_interval_of_the_shipped_rounding_holds_in_float32():
     for relative in (0.01, 0.1, 1.0, 10.0):
         damping = relative * np.trace(matrix) / len(matrix)
         want = np.sum(rows * np.linalg.solve(matrix + damping * np.eye(len(matrix)), rows.T).T, axis=1)
-        found = bounds(state, gradients, jnp.asarray(damping, "float32"))
-        assert (found.lower <= want).all()
-        assert (want <= found.upper).all()
-        assert (np.asarray(found.upper) < 1.1 * np.asarray(found.lower)).all()
+        interval = bounds(state, gradients, jnp.asarray(damping, "float32"))
+        assert (interval.lower <= want).all()
+        assert (want <= interval.upper).all()
+        assert (np.asarray(interval.upper) < 1.1 * np.asarray(interval.lower)).all()

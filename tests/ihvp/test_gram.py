@@ -38,10 +38,10 @@ def flattened(state, parts):
 
     def one(parts):
         arrays = [(block, parts[block.name].astype("float64")) for block in state.blocks]
-        found = {}
+        leaves = {}
         for block, array in arrays:
-            found |= block.write(array.reshape(block.read(state.params).shape))
-        return jnp.concatenate([found[path].ravel() for path in leaf_paths(state.params)])
+            leaves |= block.write(array.reshape(block.read(state.params).shape))
+        return jnp.concatenate([leaves[path].ravel() for path in leaf_paths(state.params)])
 
     return jax.vmap(one)(parts)
 
@@ -79,11 +79,11 @@ def with_gradients(backend, state, gradients, damping):
 
 def judged(backend, state, gradients, damping):
     """Forms, bounds of their rounding, and the gradients, as NumPy's."""
-    found, vectors = with_gradients(backend, state, gradients, jnp.asarray(damping))
+    assessed, vectors = with_gradients(backend, state, gradients, jnp.asarray(damping))
     flat = {name: part.reshape(-1, part.shape[-1]) for name, part in vectors.items()}
     return (
-        np.asarray(found.form.values, np.float64),
-        np.asarray(found.rounding, np.float64),
+        np.asarray(assessed.form.values, np.float64),
+        np.asarray(assessed.rounding, np.float64),
         np.asarray(flattened(state, flat)),
     )
 
@@ -106,8 +106,8 @@ def case(curvature="fisher", loss=COSINE, dtype=jnp.float64, storage="working", 
     state = jax.jit(backend.fit)(problem, jax.random.key(0))
     measurement = problems.objective(CosineDistance(), problems.Small())
     batch = problems.first_batch(problem)
-    found = jax.jit(measure, static_argnums=(0, 4))(measurement, params, frozen, batch, 2).gradients
-    return backend, problem, state, found, np.asarray(every_gradient(found), np.float64)
+    measured = jax.jit(measure, static_argnums=(0, 4))(measurement, params, frozen, batch, 2).gradients
+    return backend, problem, state, measured, np.asarray(every_gradient(measured), np.float64)
 
 
 CURVATURES = [("ggn", CosineDistance()), ("fisher", SimCLR(0.5)), ("empirical_fisher", SimCLR(0.5))]
@@ -190,7 +190,7 @@ def test_leaving_out_a_part_is_refitting_without_it(curvature, loss, units):
     rows = rows_of(state)
     assert (state.units, state.parts) == (units, min(4, units))
     damping = 0.1 * np.sum(rows**2) / rows.shape[1]
-    found = assess(backend, state, gradients, jnp.asarray(damping))
+    assessed = assess(backend, state, gradients, jnp.asarray(damping))
     batches, size = problem.batches.index.shape
     unit = np.arange(len(rows)) // (len(rows) // batches)
     if loss.separable:  # within a batch, draw by draw, example by example
@@ -201,12 +201,12 @@ def test_leaving_out_a_part_is_refitting_without_it(curvature, loss, units):
         return forms_of(kept * (parts / (parts - 1)) ** 0.5, whole, damping).astype(float)
 
     want = np.stack([without(part, state.parts) for part in range(state.parts)])
-    np.testing.assert_allclose(np.asarray(found.left_out), want, rtol=1e-8, atol=1e-9 * np.abs(want).max())
+    np.testing.assert_allclose(np.asarray(assessed.left_out), want, rtol=1e-8, atol=1e-9 * np.abs(want).max())
     scores = np.mean(np.einsum("pbkk->pbk", want), axis=2)
     error = np.sqrt((state.parts - 1) / state.parts * np.sum((scores - scores.mean(axis=0)) ** 2, axis=0))
-    np.testing.assert_allclose(curvature_error(found.left_out, "mean_of_scores"), error, rtol=1e-6)
+    np.testing.assert_allclose(curvature_error(assessed.left_out, "mean_of_scores"), error, rtol=1e-6)
     halves = np.stack([without(1, 2), without(0, 2)])
-    np.testing.assert_allclose(np.asarray(found.halves), halves, rtol=1e-8, atol=1e-9 * np.abs(halves).max())
+    np.testing.assert_allclose(np.asarray(assessed.halves), halves, rtol=1e-8, atol=1e-9 * np.abs(halves).max())
 
 
 @pytest.mark.parametrize("estimand", ["mean_of_scores", "u_statistic", "score_of_mean"])
@@ -248,10 +248,10 @@ def test_damping_by_effective_dimension(share):
     rows = rows_of(state)
     matrix, rank = rows.T @ rows, np.linalg.matrix_rank(rows)
     damping = Damping(effective_dimension=share)
-    found = float(Gram().resolve(state, damping))
-    np.testing.assert_allclose(effective_dimension(matrix, found), share * rank, rtol=1e-8)
+    resolved = float(Gram().resolve(state, damping))
+    np.testing.assert_allclose(effective_dimension(matrix, resolved), share * rank, rtol=1e-8)
     exact = fitted(Exact, "cosine")
-    np.testing.assert_allclose(Exact().resolve(exact[2], damping), found, rtol=1e-6)
+    np.testing.assert_allclose(Exact().resolve(exact[2], damping), resolved, rtol=1e-6)
 
 
 def test_damping_by_effective_dimension_from_products_alone():
@@ -260,8 +260,8 @@ def test_damping_by_effective_dimension_from_products_alone():
     matrix = np.asarray((exact.eigenvectors * exact.eigenvalues[None]) @ exact.eigenvectors.T)
     backend = CG(probes=64, lanczos_steps=60)
     spectrum = jax.jit(backend.spectrum)(fitted(CG, "linear")[2])
-    found = float(Damping(effective_dimension=share).resolve_by_spectrum(spectrum))
-    shrunk = matrix @ np.linalg.inv(matrix + found * np.eye(len(matrix)))
+    resolved = float(Damping(effective_dimension=share).resolve_by_spectrum(spectrum))
+    shrunk = matrix @ np.linalg.inv(matrix + resolved * np.eye(len(matrix)))
     error = np.sqrt(2 * np.sum((shrunk - np.diag(np.diag(shrunk))) ** 2) / 64)
     rank = min(spectrum.rank, len(matrix))
     assert abs(np.trace(shrunk) - share * rank) <= 4 * error + 1e-6
@@ -270,21 +270,21 @@ def test_damping_by_effective_dimension_from_products_alone():
 def test_damping_by_effective_dimension_block_by_block():
     """Of a block-diagonal backend every block has its own, by its own corrected eigenvalues."""
     backend, _, state, _ = fitted(EKFAC, "cosine")
-    found = backend.resolve(state, Damping(effective_dimension=0.5))
+    resolved = backend.resolve(state, Damping(effective_dimension=0.5))
     for name, each in backend.spectrum(state).items():
         values, counts = np.asarray(each.values), np.asarray(each.counts)
         assert counts.sum() == next(block.size for block in state.blocks if block.name == name)
         fine = values > counts.sum() * np.finfo(float).eps * values.max()
         np.testing.assert_allclose(
-            np.sum(counts * values / (values + float(found[name]))), 0.5 * counts[fine].sum(), rtol=1e-6
+            np.sum(counts * values / (values + float(resolved[name]))), 0.5 * counts[fine].sum(), rtol=1e-6
         )
 
 
 def test_damping_over_the_mean_of_nonzero_eigenvalues():
     _, _, state, _, _ = case("ggn")
     rows = rows_of(state)
-    found = Gram().resolve(state, Damping(0.1, relative_to="nonzero"))
-    np.testing.assert_allclose(found, 0.1 * np.sum(rows**2) / np.linalg.matrix_rank(rows), rtol=1e-10)
+    resolved = Gram().resolve(state, Damping(0.1, relative_to="nonzero"))
+    np.testing.assert_allclose(resolved, 0.1 * np.sum(rows**2) / np.linalg.matrix_rank(rows), rtol=1e-10)
 
 
 def test_damping_that_takes_eigenvalues_is_refused_where_there_are_none():
@@ -327,8 +327,8 @@ def test_an_example_of_the_curvature_set_is_scored_by_the_others(curvature, rela
     backend, problem, state, gradients, whole = case(curvature)
     damping = relative * float(backend.mean_eigenvalue(state))
     index = jnp.array([0, 99, 2, 3])
-    found = without_own(backend, state, gradients, jnp.asarray(damping), index)
-    values, rounding = np.asarray(found.form.values), np.asarray(found.rounding)
+    assessed = without_own(backend, state, gradients, jnp.asarray(damping), index)
+    values, rounding = np.asarray(assessed.form.values), np.asarray(assessed.rounding)
     ordinary = assess(backend, state, gradients, jnp.asarray(damping))
     np.testing.assert_allclose(values[1], np.asarray(ordinary.form.values)[1], rtol=1e-9)
     for row in (0, 2, 3):
@@ -341,8 +341,8 @@ def test_an_example_of_the_curvature_set_is_scored_by_the_others(curvature, rela
         )  # it is lower inside
         assert (np.abs(values[row] - want) <= 1e-9 / relative**0.5 * 1e-1 * size).all()
         assert (rounding[row] <= 1e-6 * size).all()
-    assert np.isnan(np.asarray(found.left_out)[:, [0, 2, 3]]).all()
-    np.testing.assert_allclose(np.asarray(found.left_out)[:, 1], np.asarray(ordinary.left_out)[:, 1], rtol=1e-7)
+    assert np.isnan(np.asarray(assessed.left_out)[:, [0, 2, 3]]).all()
+    np.testing.assert_allclose(np.asarray(assessed.left_out)[:, 1], np.asarray(ordinary.left_out)[:, 1], rtol=1e-7)
 
 
 def test_rows_in_a_file_give_every_number_of_memory_to_the_bit(tmp_path, monkeypatch):
@@ -351,12 +351,12 @@ def test_rows_in_a_file_give_every_number_of_memory_to_the_bit(tmp_path, monkeyp
     backend, problem, state, gradients, _ = case(dtype=jnp.float32, storage="bfloat16", samples=3)
     placed = dataclasses.replace(backend, rows="disk")
     fit = DiskFit(problem, placed, tmp_path / ROWS)
-    found = fit.state(complete_rows("owner", fit.places, fit.parts, fit.form))
+    from_file = fit.state(complete_rows("owner", fit.places, fit.parts, fit.form))
     for name in ("lost", "gram", "eigenvalues", "eigenvectors", "order", "members"):
-        jax.tree.map(np.testing.assert_array_equal, getattr(state, name), getattr(found, name))
+        jax.tree.map(np.testing.assert_array_equal, getattr(state, name), getattr(from_file, name))
     for decade in (-6, 3):
         damping = jnp.float32(10.0**decade) * jnp.trace(state.gram.high) / trees.size(state.params)
-        want, got = assess(backend, state, gradients, damping), assess(placed, found, gradients, damping)
+        want, got = assess(backend, state, gradients, damping), assess(placed, from_file, gradients, damping)
         jax.tree.map(np.testing.assert_array_equal, want, got)
 
 

@@ -24,7 +24,7 @@ def test_the_dense_formula(bases, complement):
     curvature = rows.T @ rows / 8
     inner = basis.T @ curvature @ basis
     gradients = measured_by(problem)
-    found = np.asarray(trees.ravel_batch(gradients.full()))
+    gradient_rows = np.asarray(trees.ravel_batch(gradients.full()))
     for relative in (0.05, 2.0):
         damping = backend.resolve(state, Damping(relative))
         value = float(damping["Dense_0"])
@@ -35,7 +35,7 @@ def test_the_dense_formula(bases, complement):
             level = (np.trace(curvature) - np.trace(inner)) / 16
             inverse = inverse + (np.eye(20) - basis @ basis.T) / (level + value)
         got = backend.bilinear_form(state, gradients, gradients, damping)
-        np.testing.assert_allclose(got, found @ inverse @ found.T, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(got, gradient_rows @ inverse @ gradient_rows.T, rtol=1e-9, atol=1e-12)
     if bases == "pca":
         inputs = images[:, 0, 0]
         leading = np.linalg.eigh(inputs.T @ inputs)[1][:, -2:]

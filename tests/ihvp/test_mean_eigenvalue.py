@@ -78,10 +78,10 @@ def test_the_estimate_is_the_mean_over_its_probes():
     want = 3 * np.mean(np.sum(apart**2, axis=1)) / size  # the mean over 8 examples of I₃ ⊗ r rᵀ
     matrix = np.kron(np.eye(3), apart.T @ apart / 8)
     off = np.linalg.norm(matrix - np.diag(np.diag(matrix)))
-    found = jax.jit(mean_eigenvalue, static_argnums=2)(problem, jax.random.key(2), 300)
+    estimate = jax.jit(mean_eigenvalue, static_argnums=2)(problem, jax.random.key(2), 300)
     error = 2**0.5 * off / size / 300**0.5
-    assert abs(float(found.value) - want) < 4 * error
-    np.testing.assert_allclose(float(found.error), error / want, rtol=4 / (2 * 300) ** 0.5)
+    assert abs(float(estimate.value) - want) < 4 * error
+    np.testing.assert_allclose(float(estimate.error), error / want, rtol=4 / (2 * 300) ** 0.5)
 
 
 @pytest.mark.parametrize("backend", [Arnoldi(rank=1, probes=8), Nystrom(rank=1, probes=8)], ids=["Arnoldi", "Nystrom"])
@@ -109,9 +109,9 @@ def test_the_record_of_a_run_says_how_uncertain_relative_damping_is():
             Scorer(problem, state, backend.resolve(state, damping), problem.objective, backend, settings, state.blocks)
         )
 
-    found = recorded(Damping(0.1))
-    assert found["resolved"] == 0.1 * float(state.level)
-    assert found["relative_standard_error"] == float(state.error) > 0
+    entry = recorded(Damping(0.1))
+    assert entry["resolved"] == 0.1 * float(state.level)
+    assert entry["relative_standard_error"] == float(state.error) > 0
     assert recorded(Damping(absolute=2.0)) == {"resolved": 2.0}
 
 

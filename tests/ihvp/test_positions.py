@@ -25,5 +25,5 @@ def test_no_two_sides_of_any_layers_have_one_basis():
 def test_a_random_position_prefers_no_direction():
     """The mean of every entry is zero: a QR decomposition alone would give the first one the same sign each time."""
     keys = jax.random.split(jax.random.key(0), 2000)
-    found = np.asarray(jax.jit(jax.vmap(lambda key: random_orthonormal(key, 4, 2, jnp.float64)))(keys))
-    assert (np.abs(found.mean(axis=0)) <= 5 * found.std(axis=0) / 2000**0.5).all()
+    bases = np.asarray(jax.jit(jax.vmap(lambda key: random_orthonormal(key, 4, 2, jnp.float64)))(keys))
+    assert (np.abs(bases.mean(axis=0)) <= 5 * bases.std(axis=0) / 2000**0.5).all()

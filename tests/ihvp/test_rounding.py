@@ -19,11 +19,11 @@ UNIT = float(np.finfo(np.float32).eps)
 
 def gradients(sigma, dtype):
     """Rows and lengths of eight examples' gradients at noise of one strength, the pixels of both types the same."""
-    found = problems.problem(CosineDistance(), module=problems.Small(), channels=3)
-    objective = dataclasses.replace(found.objective, views=GaussianNoise(sigma))
-    batch = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found.batches)
+    problem = problems.problem(CosineDistance(), module=problems.Small(), channels=3)
+    objective = dataclasses.replace(problem.objective, views=GaussianNoise(sigma))
+    batch = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), problem.batches)
     batch = dataclasses.replace(batch, image=(255 * batch.image).astype(jnp.uint8))
-    params, frozen = trees.astype((found.params, found.frozen), "float32")
+    params, frozen = trees.astype((problem.params, problem.frozen), "float32")
     params, frozen = trees.astype((params, frozen), dtype)
 
     @jax.jit
@@ -50,8 +50,8 @@ def test_the_error_of_a_gradient_is_within_its_doubt(sigma):
 
 
 def test_a_loss_without_a_gradient_for_each_example_is_refused():
-    found = problems.problem(CosineDistance(), module=problems.Linear(), image=3)
-    batch = problems.first_batch(found)
-    taken = measure(found.objective, found.params, found.frozen, batch).gradients
+    problem = problems.problem(CosineDistance(), module=problems.Linear(), image=3)
+    batch = problems.first_batch(problem)
+    taken = measure(problem.objective, problem.params, problem.frozen, batch).gradients
     with pytest.raises(TypeError, match="got SimCLR"):
-        gradient_lengths(dataclasses.replace(found.objective, loss=SimCLR()), taken)
+        gradient_lengths(dataclasses.replace(problem.objective, loss=SimCLR()), taken)

@@ -60,5 +60,5 @@ def trained(count: int = 64) -> Problem:
 def scored(problem: Problem, count: int = 100):
     """Measured gradients of other digits."""
     batch = jax.tree.map(lambda leaf: leaf[0], digits(count, 1, 2))
-    found = jax.jit(measure, static_argnums=(0, 4))(problem.objective, problem.params, problem.frozen, batch, 1)
-    return found.gradients
+    measured = jax.jit(measure, static_argnums=(0, 4))(problem.objective, problem.params, problem.frozen, batch, 1)
+    return measured.gradients

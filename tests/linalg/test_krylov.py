@@ -29,7 +29,7 @@ SPECTRA = {
 
 
 @functools.partial(jax.jit, static_argnames=("rank", "block", "dimension", "restarts"))
-def found_in(matrix, seed, rank, block, dimension, restarts=0):
+def subspace_of(matrix, seed, rank, block, dimension, restarts=0):
     return leading_eigenpairs(
         lambda rows: rows @ matrix, jax.random.key(seed), matrix[0], rank, block, dimension, restarts
     )
@@ -41,18 +41,18 @@ def test_the_whole_space_gives_every_eigenpair(spectrum, block):
     """Repeated eigenvalues included, of multiplicity above the block: breakdowns are restarted."""
     values = SPECTRA[spectrum]
     matrix = with_spectrum(values)
-    found = found_in(matrix, 0, SIZE, block, SIZE)
-    np.testing.assert_allclose(np.sort(found.values), np.sort(values), atol=1e-12)
-    np.testing.assert_allclose(found.vectors @ found.vectors.T, np.eye(SIZE), atol=1e-12)
-    np.testing.assert_allclose(found.vectors.T @ (found.values[:, None] * found.vectors), matrix, atol=1e-11)
-    np.testing.assert_allclose(found.smallest, values.min(), atol=1e-12)
+    pairs = subspace_of(matrix, 0, SIZE, block, SIZE)
+    np.testing.assert_allclose(np.sort(pairs.values), np.sort(values), atol=1e-12)
+    np.testing.assert_allclose(pairs.vectors @ pairs.vectors.T, np.eye(SIZE), atol=1e-12)
+    np.testing.assert_allclose(pairs.vectors.T @ (pairs.values[:, None] * pairs.vectors), matrix, atol=1e-11)
+    np.testing.assert_allclose(pairs.smallest, values.min(), atol=1e-12)
 
 
 def test_a_single_vector_finds_a_repeated_eigenvalue_only_by_restart():
     """Four distinct eigenvalues: the Krylov space of one vector ends after four steps with one copy of each."""
     matrix = with_spectrum(SPECTRA["repeated"])
-    assert np.sum(np.abs(found_in(matrix, 0, 4, 1, 4).values - 5.0) < 1e-9) == 1
-    assert np.sum(np.abs(found_in(matrix, 0, SIZE, 1, SIZE).values - 5.0) < 1e-9) == SIZE // 4
+    assert np.sum(np.abs(subspace_of(matrix, 0, 4, 1, 4).values - 5.0) < 1e-9) == 1
+    assert np.sum(np.abs(subspace_of(matrix, 0, SIZE, 1, SIZE).values - 5.0) < 1e-9) == SIZE // 4
 
 
 RUNS = pytest.mark.parametrize(("dimension", "restarts"), [(24, 0), (12, 3)])
@@ -61,47 +61,47 @@ RUNS = pytest.mark.parametrize(("dimension", "restarts"), [(24, 0), (12, 3)])
 @RUNS
 def test_leading_pairs_are_those_of_scipy(dimension, restarts):
     matrix = with_spectrum(np.concatenate([[9.0, -8.0, 7.0, 7.0], np.linspace(0, 1, 56)]))
-    found = found_in(matrix, 1, 4, 2, dimension, restarts)
+    pairs = subspace_of(matrix, 1, 4, 2, dimension, restarts)
     want, vectors = scipy.sparse.linalg.eigsh(matrix, k=4, which="LM")
-    np.testing.assert_allclose(np.sort(found.values), np.sort(want), atol=1e-6)
-    np.testing.assert_allclose(found.vectors.T @ found.vectors, vectors @ vectors.T, atol=1e-3)
+    np.testing.assert_allclose(np.sort(pairs.values), np.sort(want), atol=1e-6)
+    np.testing.assert_allclose(pairs.vectors.T @ pairs.vectors, vectors @ vectors.T, atol=1e-3)
 
 
 @RUNS
 def test_coupling_is_the_residual(dimension, restarts):
     matrix = with_spectrum(np.linspace(-4.0, 3.0, 60))
-    found = found_in(matrix, 2, 4, 2, dimension, restarts)
-    vectors = np.asarray(found.vectors)
-    residual = matrix @ vectors.T - vectors.T * np.asarray(found.values)
-    np.testing.assert_allclose(np.linalg.norm(found.coupling, axis=1), np.linalg.norm(residual, axis=0), atol=1e-12)
-    np.testing.assert_allclose(found.coupling @ found.coupling.T, residual.T @ residual, atol=1e-12)
-    assert found.smallest >= -4.0 - 1e-12
+    pairs = subspace_of(matrix, 2, 4, 2, dimension, restarts)
+    vectors = np.asarray(pairs.vectors)
+    residual = matrix @ vectors.T - vectors.T * np.asarray(pairs.values)
+    np.testing.assert_allclose(np.linalg.norm(pairs.coupling, axis=1), np.linalg.norm(residual, axis=0), atol=1e-12)
+    np.testing.assert_allclose(pairs.coupling @ pairs.coupling.T, residual.T @ residual, atol=1e-12)
+    assert pairs.smallest >= -4.0 - 1e-12
 
 
 def test_more_than_the_space_holds_is_zero():
     matrix = with_spectrum(np.array([3.0, 2.0, 1.0, 1.0, 0.5]))
-    found = found_in(matrix, 0, 9, 3, 20)
-    assert found.vectors.shape == (5, 5)
-    np.testing.assert_allclose(np.sort(found.values), [0.5, 1.0, 1.0, 2.0, 3.0], atol=1e-12)
+    pairs = subspace_of(matrix, 0, 9, 3, 20)
+    assert pairs.vectors.shape == (5, 5)
+    np.testing.assert_allclose(np.sort(pairs.values), [0.5, 1.0, 1.0, 2.0, 3.0], atol=1e-12)
 
 
 def test_orthogonal_in_float32():
     matrix = jnp.asarray(with_spectrum(10.0 ** -np.linspace(0, 8, 120)), jnp.float32)
-    found = found_in(matrix, 0, 60, 4, 100)
-    np.testing.assert_allclose(found.vectors @ found.vectors.T, np.eye(60), atol=3e-6)
-    np.testing.assert_allclose(found.values[:10], 10.0 ** -np.linspace(0, 8, 120)[:10], rtol=1e-5, atol=1e-6)
+    pairs = subspace_of(matrix, 0, 60, 4, 100)
+    np.testing.assert_allclose(pairs.vectors @ pairs.vectors.T, np.eye(60), atol=3e-6)
+    np.testing.assert_allclose(pairs.values[:10], 10.0 ** -np.linspace(0, 8, 120)[:10], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("spectrum", [(3.0, 1.0, 0.2, 0.0), (2.0, 2.0, 1.0, 0.5), (-4.0, 1.0, 0.3, 0.1), (0.0,) * 4])
 def test_rises_to_the_largest_eigenvalue(spectrum):
     rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(4, 4)))[0]
     dense = jnp.asarray((rotation * np.asarray(spectrum)) @ rotation.T)
-    found = [
+    estimates = [
         float(largest_eigenvalue(lambda rows: rows @ dense, jax.random.key(0), jnp.zeros(4), n)) for n in (2, 5, 60)
     ]
-    assert found[0] <= found[1] + 1e-12
-    assert found[1] <= found[2] + 1e-12
-    np.testing.assert_allclose(found[2], np.abs(spectrum).max(), rtol=1e-9, atol=1e-12)
+    assert estimates[0] <= estimates[1] + 1e-12
+    assert estimates[1] <= estimates[2] + 1e-12
+    np.testing.assert_allclose(estimates[2], np.abs(spectrum).max(), rtol=1e-9, atol=1e-12)
 
 
 SIZE, ROWS = 24, 6
@@ -160,13 +160,13 @@ def test_every_right_hand_side_is_solved(spectrum, kind):
         matrix = with_spectrum(DEFINITE[spectrum], seed)
         rows = awkward(np.random.default_rng(seed).normal(size=(ROWS, SIZE)), kind)
         other = near(matrix, seed) if preconditioned else np.eye(SIZE)
-        found = shared(matrix, rows, other, 1e-11, 1000)
+        solved = shared(matrix, rows, other, 1e-11, 1000)
         want, length = np.linalg.solve(matrix, rows.T).T, np.linalg.norm(rows, axis=1)
-        left = rows - np.asarray(found.solutions) @ matrix
-        np.testing.assert_allclose(found.residuals, left, atol=1e-10 * length.max())
+        left = rows - np.asarray(solved.solutions) @ matrix
+        np.testing.assert_allclose(solved.residuals, left, atol=1e-10 * length.max())
         single = np.linalg.norm(rows - np.asarray(alone(matrix, rows, other, 1e-11, 1000)) @ matrix, axis=1)
         assert (np.linalg.norm(left, axis=1) <= np.maximum(3e-11 * length, 10 * single)).all()
-        error = np.linalg.norm(np.asarray(found.solutions) - want, axis=1)
+        error = np.linalg.norm(np.asarray(solved.solutions) - want, axis=1)
         assert (error <= 1e-10 * length / DEFINITE[spectrum].min()).all()
 
     check()
@@ -178,9 +178,9 @@ def test_a_block_as_wide_as_the_space_or_wider_takes_a_step_or_two(rows, dtype):
     for matrix in map(with_spectrum, DEFINITE.values()):
         right = np.random.default_rng(0).normal(size=(rows, SIZE))
         arrays = (jnp.asarray(a, dtype) for a in (matrix, right, np.eye(SIZE)))
-        found = shared(*arrays, 1e-10 if dtype == "float64" else 1e-4, 100)
-        assert int(found.iterations) <= (1 if dtype == "float64" else 3)
-        assert np.isfinite(found.solutions).all()
+        solved = shared(*arrays, 1e-10 if dtype == "float64" else 1e-4, 100)
+        assert int(solved.iterations) <= (1 if dtype == "float64" else 3)
+        assert np.isfinite(solved.solutions).all()
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
@@ -195,9 +195,9 @@ def test_an_iterate_is_the_best_of_the_block_krylov_space(steps, preconditioned)
         powers.append(other @ (matrix @ powers[-1]))
     basis = np.linalg.qr(np.concatenate(powers, axis=1))[0]
     want = basis @ np.linalg.solve(basis.T @ matrix @ basis, basis.T @ rows.T)
-    found = shared(matrix, rows, other, 0.0, steps)
-    np.testing.assert_allclose(found.solutions, want.T, atol=1e-9 * np.abs(want).max())
-    assert int(found.iterations) == steps
+    solved = shared(matrix, rows, other, 0.0, steps)
+    np.testing.assert_allclose(solved.solutions, want.T, atol=1e-9 * np.abs(want).max())
+    assert int(solved.iterations) == steps
 
 
 def test_a_block_of_one_is_conjugate_gradients_by_scipy():
@@ -206,8 +206,8 @@ def test_a_block_of_one_is_conjugate_gradients_by_scipy():
     other = near(matrix, 4)
     for steps in (1, 3, 8):
         want, _ = scipy.sparse.linalg.cg(matrix, row[0], rtol=0.0, atol=0.0, maxiter=steps, M=other)
-        found = shared(matrix, row, other, 0.0, steps).solutions[0]
-        np.testing.assert_allclose(found, want, rtol=1e-8, atol=1e-10 * np.abs(want).max())
+        solved = shared(matrix, row, other, 0.0, steps).solutions[0]
+        np.testing.assert_allclose(solved, want, rtol=1e-8, atol=1e-10 * np.abs(want).max())
 
 
 def test_a_few_large_eigenvalues_cost_a_shared_space_nothing():
@@ -229,8 +229,8 @@ def test_a_few_large_eigenvalues_cost_a_shared_space_nothing():
         counts[name] = 0
         for block in blocks:
             taken.clear()
-            found = jax.block_until_ready(solve(jnp.asarray(block)))
-            assert len(taken) == int(found.iterations) + 1
+            solved = jax.block_until_ready(solve(jnp.asarray(block)))
+            assert len(taken) == int(solved.iterations) + 1
             counts[name] += sum(taken)
     assert counts["shared"] < 0.4 * counts["alone"]
 
@@ -244,15 +244,15 @@ def test_in_float32_forms_are_as_near_as_from_spaces_of_their_own():
             rows = jnp.asarray(awkward(np.random.default_rng(seed).normal(size=(ROWS, SIZE)), kind), jnp.float32)
             exact, right = np.asarray(matrix, float), np.asarray(rows, float)
             want = np.sum(right * np.linalg.solve(exact, right.T).T, axis=1)
-            found = shared(matrix, rows, identity, 1e-5, 500)
-            assert int(found.iterations) < 500
+            solved = shared(matrix, rows, identity, 1e-5, 500)
+            assert int(solved.iterations) < 500
             single = alone(matrix, rows, identity, 1e-5, 500)
 
             def error(x, r, rows=rows, want=want):
                 form = np.asarray(jnp.sum(rows * x, axis=1) + jnp.sum(x * r, axis=1), float)
                 return np.max(np.abs(form - want)[want > 0] / want[want > 0])
 
-            errors.append([error(found.solutions, found.residuals), error(single, rows - single @ matrix)])
+            errors.append([error(solved.solutions, solved.residuals), error(single, rows - single @ matrix)])
     shared_errors, alone_errors = np.array(errors).T
     assert np.median(shared_errors) <= 1.5 * np.median(alone_errors)
     assert shared_errors.max() <= 3 * alone_errors.max()

@@ -37,8 +37,8 @@ def test_the_largest_are_kept_and_none_is_negative():
     factors = np.stack([np.diag([1.0, 5.0, -1e-18, 3.0]), np.diag([2.0, 0.0, 7.0, 7.0])])
     values, vectors = stacked_eigenpairs(jnp.asarray(factors), 3)
     np.testing.assert_allclose(values, [[5, 3, 1], [7, 7, 2]])
-    for matrix, found, basis in zip(factors, values, vectors, strict=True):
-        np.testing.assert_allclose(matrix @ basis, basis * found[None], atol=1e-14)
+    for matrix, kept, basis in zip(factors, values, vectors, strict=True):
+        np.testing.assert_allclose(matrix @ basis, basis * kept[None], atol=1e-14)
     assert float(eigenpairs(jnp.asarray(factors[0]))[0][-1]) == 0.0
 
 
@@ -54,11 +54,11 @@ def test_kronecker_eigenvalues():
 @pytest.mark.parametrize("rank", [2, 8])
 def test_random_bases(rank):
     keys = jax.random.split(jax.random.key(0), 2000)
-    found = jax.jit(jax.vmap(lambda key: random_basis(key, 8, rank, jnp.float64)))(keys)
+    bases = jax.jit(jax.vmap(lambda key: random_basis(key, 8, rank, jnp.float64)))(keys)
     vector = np.random.default_rng(0).normal(size=8)
-    norms = np.sum((vector @ np.asarray(found)) ** 2, axis=1)
+    norms = np.sum((vector @ np.asarray(bases)) ** 2, axis=1)
     assert abs(norms.mean() - vector @ vector) <= 5 * norms.std() / 2000**0.5 + 1e-9
-    np.testing.assert_allclose(np.var(found), 1 / rank, rtol=0.05)  # entries have variance 1/rank, not 1/size
+    np.testing.assert_allclose(np.var(bases), 1 / rank, rtol=0.05)  # entries have variance 1/rank, not 1/size
     basis = random_orthonormal(keys[0], 8, rank, jnp.float64)
     np.testing.assert_allclose(basis.T @ basis, np.eye(rank), atol=1e-12)
 
@@ -88,16 +88,16 @@ def test_against_the_pseudo_inverse_and_exact_at_full_rank(name):
     size = max(np.abs(dense).max(), 1e-300)
     key, like = jax.random.key(1), jnp.zeros(12)
     for rank in (5, 12):
-        found = jax.jit(
+        pairs = jax.jit(
             lambda rank: nystrom(lambda rows: rows @ jnp.asarray(dense), key, like, rank), static_argnums=0
         )(rank)
-        got = np.asarray((found.vectors.T * found.eigenvalues[None]) @ found.vectors)
+        got = np.asarray((pairs.vectors.T * pairs.eigenvalues[None]) @ pairs.vectors)
         test = np.asarray(random_orthonormal(key, 12, rank, jnp.float64))
         want = dense @ test @ np.linalg.pinv(test.T @ dense @ test, rcond=1e-12, hermitian=True) @ test.T @ dense
         np.testing.assert_allclose(got, want, atol=1e-10 * size)
         assert np.linalg.eigvalsh(dense - got).min() > -1e-10 * size  # never above the matrix
-        np.testing.assert_allclose(found.vectors @ found.vectors.T, np.eye(rank), atol=1e-10)
-        assert (np.diff(found.eigenvalues) <= 1e-12 * size).all()
+        np.testing.assert_allclose(pairs.vectors @ pairs.vectors.T, np.eye(rank), atol=1e-10)
+        assert (np.diff(pairs.eigenvalues) <= 1e-12 * size).all()
         if rank >= np.sum(SPECTRA[name] > 0):
             np.testing.assert_allclose(got, dense, atol=1e-10 * size)
 
@@ -107,5 +107,5 @@ def test_the_shift_of_nystrom_is_taken_off_again(monkeypatch):
     coarse = types.SimpleNamespace(eps=1e-3, tiny=np.finfo(float).tiny)
     monkeypatch.setattr(lowrank, "jnp", types.SimpleNamespace(**{**vars(jnp), "finfo": lambda _: coarse}))
     dense = matrix(np.linspace(0.1, 1, 12))
-    found = nystrom(lambda rows: rows @ jnp.asarray(dense), jax.random.key(1), jnp.zeros(12), 12)
-    np.testing.assert_allclose(np.sort(found.eigenvalues), np.linalg.eigvalsh(dense), rtol=1e-9)
+    pairs = nystrom(lambda rows: rows @ jnp.asarray(dense), jax.random.key(1), jnp.zeros(12), 12)
+    np.testing.assert_allclose(np.sort(pairs.eigenvalues), np.linalg.eigvalsh(dense), rtol=1e-9)

@@ -45,11 +45,11 @@ def test_bounds_hold_and_are_as_narrow_as_asked(spectrum, relative):
     values = SPECTRA[spectrum]
     matrix, starts = with_spectrum(values, 2), rng.normal(size=(6, SIZE))
     damping = jnp.asarray(relative * max(values.mean(), 1e-3))
-    found = bounds(matrix, starts, damping)
+    interval = bounds(matrix, starts, damping)
     want = truth(matrix, starts, damping)
-    assert (found.lower <= want).all()
-    assert (want <= found.upper).all()
-    assert (found.upper - found.lower <= 0.0501 * found.upper).all()
+    assert (interval.lower <= want).all()
+    assert (want <= interval.upper).all()
+    assert (interval.upper - interval.lower <= 0.0501 * interval.upper).all()
 
 
 @pytest.mark.parametrize("steps", [1, 4])
@@ -57,19 +57,19 @@ def test_each_bound_is_the_textbook_quadrature(steps):
     """Lower: `‖g‖² e₁ᵀ(T + λ)⁻¹e₁` with T by matfree. Upper: the same with T extended so that 0 is an eigenvalue."""
     matrix = with_spectrum(SPECTRA["linear"] + 0.01, 3)
     start, damping = np.random.default_rng(4).normal(size=SIZE), 0.02
-    found = bounds(matrix, start[None], jnp.asarray(damping), width=1e-9, steps=steps)
+    interval = bounds(matrix, start[None], jnp.asarray(damping), width=1e-9, steps=steps)
     tridiagonal = np.asarray(matfree.decomp.tridiag_sym(steps + 1)(lambda v: matrix @ v, start).J_small)
     scale = start @ start
 
     def corner(t):
         return scale * np.linalg.inv(t + damping * np.eye(len(t)))[0, 0]
 
-    np.testing.assert_allclose(found.lower[0], corner(tridiagonal[:steps, :steps]), rtol=1e-10)
+    np.testing.assert_allclose(interval.lower[0], corner(tridiagonal[:steps, :steps]), rtol=1e-10)
     beta = tridiagonal[steps, steps - 1]
     extended = tridiagonal.copy()
     extended[steps, steps] = beta**2 * np.linalg.inv(tridiagonal[:steps, :steps])[-1, -1]
     np.testing.assert_allclose(np.linalg.eigvalsh(extended)[0], 0, atol=1e-12)
-    np.testing.assert_allclose(found.upper[0], corner(extended), rtol=1e-10)
+    np.testing.assert_allclose(interval.upper[0], corner(extended), rtol=1e-10)
 
 
 @jax.jit
@@ -97,29 +97,31 @@ def test_asking_for_a_narrower_interval_does_not_lose_a_wider_one(seed):
     """Once the space is exhausted, further steps are rounding and their slack grows; earlier bounds still hold."""
     one, other, starts, matrix = cancelling(seed)
     damping = np.float32(0.3 * np.linalg.eigvalsh(matrix).mean())
-    want, found = truth(matrix, starts.astype(float), damping), {}
+    want, relative_widths = truth(matrix, starts.astype(float), damping), {}
     for width in (0.5, 0.05, 1e-3, 1e-6):
         got = cancelling_bounds(*map(jnp.asarray, (one, other, starts)), damping, jax.random.key(seed), width)
         assert (got.lower <= want * (1 + 1e-6)).all()
         assert (want <= got.upper * (1 + 1e-6)).all()
-        found[width] = np.asarray((got.upper - got.lower) / want)
-    assert np.isfinite(found[0.5]).all()
+        relative_widths[width] = np.asarray((got.upper - got.lower) / want)
+    assert np.isfinite(relative_widths[0.5]).all()
     for narrower, wider in ((0.05, 0.5), (1e-3, 0.05), (1e-6, 0.05)):
-        assert (found[narrower] <= 1.001 * np.maximum(found[wider], narrower)).all(), found
+        assert (relative_widths[narrower] <= 1.001 * np.maximum(relative_widths[wider], narrower)).all(), (
+            relative_widths
+        )
 
 
 def test_a_large_eigenvalue_that_is_seen_late_does_not_make_a_finite_bound_infinite():
     """Of a part of 1e-9 of g: 32 roundoffs of it are more than λ, so that once it is seen nothing is known any more."""
     values = np.append(np.linspace(0.5, 1.5, SIZE - 1), 1e6)
     start = np.append(np.random.default_rng(0).normal(size=SIZE - 1), 1e-8)
-    want, found = truth(np.diag(values), start[None], 0.5), {}
+    want, widths = truth(np.diag(values), start[None], 0.5), {}
     for width in (0.5, 1e-6):
         got = bounds(*(jnp.asarray(side, jnp.float32) for side in (np.diag(values), start[None], 0.5)), width=width)
         assert got.lower <= want
         assert want <= got.upper
-        found[width] = float((got.upper - got.lower)[0] / want[0])
-    assert found[0.5] < 0.5
-    assert found[1e-6] <= found[0.5]
+        widths[width] = float((got.upper - got.lower)[0] / want[0])
+    assert widths[0.5] < 0.5
+    assert widths[1e-6] <= widths[0.5]
 
 
 def test_a_rounding_error_of_rank_one_is_not_overlooked():
@@ -141,14 +143,14 @@ def test_a_rounding_error_of_rank_one_is_not_overlooked():
 
         return quadratic_form_bounds(products, jnp.asarray(start), jnp.asarray(0.1), key, 0.0, 2).slack[0]
 
-    found = jax.lax.map(slack, jax.random.split(jax.random.key(0), 400))
-    assert np.mean(np.asarray(found) < 2 * hidden * 2**0.5) < 0.02
+    slacks = jax.lax.map(slack, jax.random.split(jax.random.key(0), 400))
+    assert np.mean(np.asarray(slacks) < 2 * hidden * 2**0.5) < 0.02
 
 
 def test_a_zero_vector_has_the_interval_zero():
-    found = bounds(with_spectrum(SPECTRA["linear"], 0), np.zeros((6, SIZE)), jnp.asarray(0.1))
-    assert (found.lower == 0).all()
-    assert (found.upper == 0).all()
+    interval = bounds(with_spectrum(SPECTRA["linear"], 0), np.zeros((6, SIZE)), jnp.asarray(0.1))
+    assert (interval.lower == 0).all()
+    assert (interval.upper == 0).all()
 
 
 def test_no_violation_in_float32_over_ten_thousand_draws():
@@ -169,10 +171,10 @@ def test_no_violation_in_float32_over_ten_thousand_draws():
             want = truth(matrix, starts, damping)
             for width in (0.05, 1e-6):
                 single = (jnp.asarray(array, jnp.float32) for array in (matrix, starts, damping))
-                found = quick(*single, width=width)
-                violations += int(np.sum((found.lower > want) | (want > found.upper)))
+                interval = quick(*single, width=width)
+                violations += int(np.sum((interval.lower > want) | (want > interval.upper)))
                 draws += len(want)
-            tight.append(float(np.max((found.upper - found.lower) / want)))
+            tight.append(float(np.max((interval.upper - interval.lower) / want)))
     assert draws >= 10_000
     assert violations == 0
     assert max(widths[0.1]) < 0.02
@@ -229,13 +231,13 @@ def test_products_that_are_not_those_of_a_symmetric_matrix_are_measured_and_allo
     skew = rng.normal(size=(SMALL, SMALL))
     skew = 3e-4 * (skew - skew.T) / np.linalg.norm(skew - skew.T, 2)
     matrix, starts, damping = definite(), rng.normal(size=(20, SMALL)), 0.1
-    found = jax.jit(
+    interval = jax.jit(
         lambda starts: quadratic_form_bounds(
             lambda rows: rows @ jnp.asarray(matrix + skew), starts, jnp.asarray(damping), jax.random.key(0), 1e-9, 12
         )
     )(jnp.asarray(starts))
     want = np.sum(starts * np.linalg.solve(matrix + damping * np.eye(SMALL), starts.T).T, axis=1)
-    assert (found.lower <= want).all()
-    assert (want <= found.upper).all()
-    assert (np.asarray(found.slack) > 3e-4).all()
-    assert (np.asarray(found.upper - found.lower) < 0.5 * want).all()
+    assert (interval.lower <= want).all()
+    assert (want <= interval.upper).all()
+    assert (np.asarray(interval.slack) > 3e-4).all()
+    assert (np.asarray(interval.upper - interval.lower) < 0.5 * want).all()

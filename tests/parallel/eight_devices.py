@@ -46,17 +46,17 @@ from tests.train.small import INPUT, Small, coloured, saved, small
 
 def scored() -> dict:
     """Scores of every case, fitted and scored on one device and on eight."""
-    found = {}
+    scores = {}
     for name, (backend, loss, module) in rig.CASES.items():
         whole = rig.problem(loss, module)
         plain = Scorer.fit(whole, backend, rig.SETTINGS, rig.measurement(module))
         sharded, divided, state = rig.on_mesh(backend, whole, batches_of(all_devices())(5))
         tables = {"plain": rig.scores(plain), "sharded": rig.scores(sharded, local_devices())}
-        found[name] = {way: table["score"].to_pylist() for way, table in tables.items()}
-        found[name]["batches"] = divided.count
+        scores[name] = {way: table["score"].to_pylist() for way, table in tables.items()}
+        scores[name]["batches"] = divided.count
         shapes = [leaf.shape for leaf in divided.shapes(backend, 0).leaves]
-        found[name]["shapes"] = shapes == [leaf.shape for leaf in jax.tree.leaves(gather_on_host(state))]
-    return found
+        scores[name]["shapes"] = shapes == [leaf.shape for leaf in jax.tree.leaves(gather_on_host(state))]
+    return scores
 
 
 def shared_rows() -> dict:
@@ -77,17 +77,17 @@ def shared_rows() -> dict:
         replicate(gather_on_host(state), mesh),
         np.roll(np.arange(203), 5),
     )  # each batch of five goes elsewhere
-    found = {"apart": []}
+    gaps = {"apart": []}
     for share in (10.0, 1.0, 1e-7):
         one, eight = (dataclasses.replace(each, damping=jnp.asarray(share * mean)) for each in (one, eight))
         plain, sharded = rig.scores(one), rig.scores(eight, mesh)
-        found["apart"].append([apart(plain[name], sharded[name]) for name in ("score", "score_lo", "score_hi")])
+        gaps["apart"].append([apart(plain[name], sharded[name]) for name in ("score", "score_lo", "score_hi")])
     parts = [node.array.addressable_shards for node in state.rows.values()]
     half = everywhere(
         state, all_devices(), Mesh(all_devices().devices[:4], (AXIS,))
     )  # as of two processes with four each
     rows = [node.array for node in half.rows.values()]
-    return found | {
+    return gaps | {
         "of four": digest_of(gather_on_host(half)) == digest_of(gather_on_host(state)),
         "bytes of four": [len(array.sharding.device_set) for array in rows] == [4] * len(rows)
         and sum(array.addressable_shards[0].data.nbytes for array in rows) == bytes_on_device(half.rows, 4),
@@ -182,7 +182,7 @@ def trained() -> list[float]:
     parts = next(epoch(coloured(48), INPUT, 16, 0, 1, part=layout.part, place=layout.place)).batch
     one, eight = gradient(held.params, held.frozen, plain), gradient(split.params, split.frozen, parts)
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(eight))
-    pairs = list(zip(*(jax.tree.leaves(jax.device_get(found)) for found in (one, eight)), strict=True))
+    pairs = list(zip(*(jax.tree.leaves(jax.device_get(state)) for state in (one, eight)), strict=True))
     largest = max(float(np.max(np.abs(leaf))) for leaf, _ in pairs)
     return [float(np.max(np.abs(a - b))) / largest for a, b in pairs]
 
@@ -198,21 +198,21 @@ def decomposed() -> dict:
         return [(vectors * values[None]) @ vectors.T for values, vectors in pairs]
 
     with jax.set_mesh(all_devices()):
-        found = jax.device_get(jax.jit(apart)(matrices))
-    return {"error": max(float(np.max(np.abs(a - b))) for a, b in zip(matrices, found, strict=True))}
+        rebuilt = jax.device_get(jax.jit(apart)(matrices))
+    return {"error": max(float(np.max(np.abs(a - b))) for a, b in zip(matrices, rebuilt, strict=True))}
 
 
 def main() -> None:
     """Everything, printed."""
     jax.config.update("jax_disable_most_optimizations", True)
     gram.SPAN = 16  # every block of a small network then has parameters on several devices
-    found = scored()
+    scores = scored()
     with tempfile.TemporaryDirectory() as folder:
         moved = continued(Path(folder))
     with jax.enable_x64(True):
         report = {
             "devices": jax.device_count(),
-            "scored": found,
+            "scored": scores,
             "shared rows": shared_rows(),
             "continued": moved,
             "trained": trained(),

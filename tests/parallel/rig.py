@@ -41,12 +41,12 @@ CASES = {
 
 def problem(loss, module, num_batches=5):
     """Five batches: no number of devices but one and five divides them."""
-    found = problems.problem(loss, module=module, channels=3, num_batches=num_batches)
+    made = problems.problem(loss, module=module, channels=3, num_batches=num_batches)
     return dataclasses.replace(
-        found,
-        params=trees.astype(found.params, jnp.float32),
-        frozen=trees.astype(found.frozen, jnp.float32),
-        batches=dataclasses.replace(found.batches, image=found.batches.image.astype(jnp.float32)),
+        made,
+        params=trees.astype(made.params, jnp.float32),
+        frozen=trees.astype(made.frozen, jnp.float32),
+        batches=dataclasses.replace(made.batches, image=made.batches.image.astype(jnp.float32)),
     )
 
 

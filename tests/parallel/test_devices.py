@@ -29,63 +29,63 @@ def report(tmp_path_factory):
     command = [sys.executable, "-m", "tests.parallel.eight_devices"]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=800)
     assert run.returncode == 0, run.stderr
-    found = json.loads(run.stdout.splitlines()[-1])
-    assert found["devices"] == 8
-    return found
+    record = json.loads(run.stdout.splitlines()[-1])
+    assert record["devices"] == 8
+    return record
 
 
-def assert_first_are_the_same(found, want):
+def assert_first_are_the_same(scores, want):
     """The three highest scores, 1 % of all, are of the same images in the same order."""
-    assert (np.argsort(-found)[:3] == np.argsort(-want)[:3]).all()
+    assert (np.argsort(-scores)[:3] == np.argsort(-want)[:3]).all()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "rounding"), [("EKFAC", 1e-5), ("Gram", 1e-5), ("CG", 1e-4)])
 def test_scores_in_float32_are_those_of_one_device_and_rank_alike(report, name, rounding):
-    found = report["scored"][name]
-    plain, sharded = np.array(found["plain"]), np.array(found["sharded"])
+    record = report["scored"][name]
+    plain, sharded = np.array(record["plain"]), np.array(record["sharded"])
     assert len(plain) == 203
     np.testing.assert_allclose(sharded, plain, rtol=rounding)
     assert_first_are_the_same(sharded, plain)
-    assert found["batches"] == 5  # three of eight devices had only padding
-    assert found["shapes"]
+    assert record["batches"] == 5  # three of eight devices had only padding
+    assert record["shapes"]
 
 
 @pytest.mark.slow
 def test_rows_that_devices_share_give_the_scores_and_bounds_of_rows_in_one_piece(report):
     """In float64. With little damping the bounds of rows in bfloat16 say nothing, and follow from numbers that cancel."""
-    found = report["shared rows"]
-    for (score, low, high), rounding in zip(found["apart"], (1e-12, 1e-12, 1e-6), strict=True):
+    record = report["shared rows"]
+    for (score, low, high), rounding in zip(record["apart"], (1e-12, 1e-12, 1e-6), strict=True):
         assert score < 1e-12
         assert max(low, high) < rounding
-    assert found["elsewhere"]
-    assert found["taken up"]
+    assert record["elsewhere"]
+    assert record["taken up"]
 
 
 @pytest.mark.slow
 def test_each_device_has_its_share_of_the_rows_as_the_formula_says(report):
     """324 parameters in 21 spans of at most 16, three spans on each of eight devices; 40 rows in bfloat16."""
-    found = report["shared rows"]
-    shared, whole = found["formula"]
-    assert found["bytes"] == [shared] * 8
+    record = report["shared rows"]
+    shared, whole = record["formula"]
+    assert record["bytes"] == [shared] * 8
     assert (shared, whole) == (3 * 40 * 16 * 2, 21 * 40 * 16 * 2)
-    assert found["of four"]  # the devices of a process take all rows of a fit by several processes
-    assert found["bytes of four"]
+    assert record["of four"]  # the devices of a process take all rows of a fit by several processes
+    assert record["bytes of four"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "devices"), [("grown", [1, 8]), ("shrunk", [8, 1])])
 def test_a_run_goes_on_with_another_number_of_devices_and_differs_by_rounding(report, name, devices):
     """Of LoGra, with the curvature set and the images split; `same` stops and goes on with one device."""
-    same, found = report["continued"]["same"], report["continued"][name]
-    assert (same["devices"], found["devices"]) == ([1, 1], devices)
-    assert found["index"] == same["index"] == list(range(203))
-    assert found["rows"] == same["rows"] == 203  # nothing twice
-    assert found["resumed"] == same["resumed"] == 40
-    np.testing.assert_allclose(found["score"], same["score"], rtol=1e-5)
-    assert_first_are_the_same(np.array(found["score"]), np.array(same["score"]))
+    same, record = report["continued"]["same"], report["continued"][name]
+    assert (same["devices"], record["devices"]) == ([1, 1], devices)
+    assert record["index"] == same["index"] == list(range(203))
+    assert record["rows"] == same["rows"] == 203  # nothing twice
+    assert record["resumed"] == same["resumed"] == 40
+    np.testing.assert_allclose(record["score"], same["score"], rtol=1e-5)
+    assert_first_are_the_same(np.array(record["score"]), np.array(same["score"]))
     if name == "grown":  # fitted and begun as the other
-        assert found["score"][:40] == same["score"][:40]
+        assert record["score"][:40] == same["score"][:40]
 
 
 @pytest.mark.slow

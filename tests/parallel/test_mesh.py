@@ -19,11 +19,11 @@ class Device:
     process_index: int
 
 
-def plain(found):
+def plain(numbers):
     """A mesh as far as rows are concerned."""
     made = mock.Mock(spec=Mesh)
-    made.devices, made.size = np.empty(len(found), object), len(found)
-    made.devices[:] = found
+    made.devices, made.size = np.empty(len(numbers), object), len(numbers)
+    made.devices[:] = numbers
     return made
 
 

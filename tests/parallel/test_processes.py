@@ -121,7 +121,7 @@ DEATHS = [("barrier", 1), ("collective", 1), ("work", 1), ("work", 0)]
 @pytest.fixture(scope="module")
 def killed():
     """Of each of `DEATHS` the exit status of both processes and what the survivor said: pairs that wait, all at once."""
-    found = {}
+    ends = {}
     with contextlib.ExitStack() as ports:
         pairs = {}
         try:
@@ -131,11 +131,11 @@ def killed():
             for (waits, dies), both in pairs.items():
                 said = both[1 - dies].communicate(timeout=TIMEOUT)[1]
                 both[dies].communicate(timeout=TIMEOUT)
-                found[waits, dies] = both[dies].returncode, both[1 - dies].returncode, said
+                ends[waits, dies] = both[dies].returncode, both[1 - dies].returncode, said
         finally:
             for process in itertools.chain.from_iterable(pairs.values()):
                 process.kill()
-    return found
+    return ends
 
 
 @pytest.mark.slow
@@ -198,12 +198,12 @@ def folder(tmp_path) -> pathlib.Path:
 def test_a_listing_survives_its_bytes(folder):
     with open(os.fsencode(folder) + b"/13\xff.png", "wb") as file:
         file.write(b"x")
-    found = list_images(folder)
-    again = Listing.from_bytes(found.to_bytes())
-    assert list(again.images) == list(found.images)
+    listing = list_images(folder)
+    again = Listing.from_bytes(listing.to_bytes())
+    assert list(again.images) == list(listing.images)
     assert again.images[12] == "13\udcff.png"
-    assert again.sizes.tolist() == found.sizes.tolist() == [*range(12), 1]
-    assert (again.others, again.notes) == (found.others, found.notes)
+    assert again.sizes.tolist() == listing.sizes.tolist() == [*range(12), 1]
+    assert (again.others, again.notes) == (listing.others, listing.notes)
     assert broadcast_from_first(lambda: b"alone") == b"alone"
 
 

@@ -43,11 +43,11 @@ def test_rows_are_ranked_without_those_that_have_no_score(run):
 
 
 def test_each_baseline_is_compared(run):
-    found = {item.column: item for item in compare(run, resamples=20)}
-    assert list(found) == ["alignment_loss", "gradient_norm", "pixel_variance", "knn_distance"]
+    comparisons = {item.column: item for item in compare(run, resamples=20)}
+    assert list(comparisons) == ["alignment_loss", "gradient_norm", "pixel_variance", "knn_distance"]
     expected = stats.spearmanr(run.score, run.numbers("alignment_loss"), nan_policy="omit").statistic
-    assert found["alignment_loss"].spearman.value == pytest.approx(expected, abs=1e-12)
-    assert found["alignment_loss"].partial.value == pytest.approx(expected, abs=0.1)
+    assert comparisons["alignment_loss"].spearman.value == pytest.approx(expected, abs=1e-12)
+    assert comparisons["alignment_loss"].partial.value == pytest.approx(expected, abs=0.1)
     assert expected**2 <= explained_by_baselines(run) < 1
 
 
@@ -57,8 +57,8 @@ def test_reliability_is_what_noise_leaves(run):
 
 
 def test_recovery_reads_the_expected_end_or_both(run):
-    found = recoveries(run)
-    assert [(item.kind, item.low) for item in found] == [
+    recovered = recoveries(run)
+    assert [(item.kind, item.low) for item in recovered] == [
         ("blank", False),
         ("blank", True),
         ("exact_duplicate", True),
@@ -66,7 +66,7 @@ def test_recovery_reads_the_expected_end_or_both(run):
         ("noise", False),
         ("noise", True),
     ]
-    assert all(item.expected == (item.kind in LOW) for item in found)
+    assert all(item.expected == (item.kind in LOW) for item in recovered)
     assert kinds(run) == ["blank", "exact_duplicate", "near_duplicate", "noise"]
 
 
@@ -88,32 +88,32 @@ def test_recovery_counts_pairs_of_planted_and_ordinary(run):
 def test_groups_are_counted_in_both_tails(run, attributes):
     named = ("(none)" if label is None else str(label) for label in run.table["label"].to_pylist())
     labels = np.array(list(named))[run.ranking()]
-    found = attributes["label"]
-    assert isinstance(found, Categories)
-    assert [level.name for level in found.levels] == [*map(str, range(10)), "(none)"]
-    for level in found.levels:
+    attribute = attributes["label"]
+    assert isinstance(attribute, Categories)
+    assert [level.name for level in attribute.levels] == [*map(str, range(10)), "(none)"]
+    for level in attribute.levels:
         is_level = labels == level.name
         assert level.count == is_level.sum()
         assert level.population == is_level.mean()
         assert level.top.value == is_level[:20].mean()
         assert level.bottom.value == is_level[-20:].mean()
-        assert max(level.population, level.top.high, level.bottom.high) <= found.largest
+        assert max(level.population, level.top.high, level.bottom.high) <= attribute.largest
 
 
 def test_shares_of_a_group_sum_to_one_with_missing_values_counted(attributes):
-    found = attributes["$group$ & co"]
-    assert {level.name for level in found.levels} == {'<script>alert("x")</script>', "b", "(none)"}
+    attribute = attributes["$group$ & co"]
+    assert {level.name for level in attribute.levels} == {'<script>alert("x")</script>', "b", "(none)"}
     for share in ("population", "top", "bottom"):
-        values = [getattr(level, share) for level in found.levels]
+        values = [getattr(level, share) for level in attribute.levels]
         assert sum(v if share == "population" else v.value for v in values) == pytest.approx(1.0)
 
 
 def test_a_quantity_has_a_correlation_and_medians(run, attributes):
-    found = attributes["age"]
-    assert isinstance(found, Quantity)
-    assert found.spearman.value == pytest.approx(1.0)
-    assert found.bottom < found.population < found.top
-    assert found.top == np.median(run.numbers("age")[run.ranking()[:20]])
+    attribute = attributes["age"]
+    assert isinstance(attribute, Quantity)
+    assert attribute.spearman.value == pytest.approx(1.0)
+    assert attribute.bottom < attribute.population < attribute.top
+    assert attribute.top == np.median(run.numbers("age")[run.ranking()[:20]])
 
 
 def test_attributes_of_any_type_are_counted(tmp_path):
@@ -121,8 +121,8 @@ def test_attributes_of_any_type_are_counted(tmp_path):
     with ScoreStore.open(tmp_path, {}, 4) as store:
         store.append(pa.table({"index": np.arange(4), "id": list("abcd"), "score": [4.0, 3.0, 2.0, 1.0]}))
         store.finish(pa.table(attributes))
-    found = {item.name: item for item in breakdown(ScoredRun.load(tmp_path), tail=1, resamples=5)}
-    counts = {name: {level.name: level.count for level in item.levels} for name, item in found.items()}
+    by_name = {item.name: item for item in breakdown(ScoredRun.load(tmp_path), tail=1, resamples=5)}
+    counts = {name: {level.name: level.count for level in item.levels} for name, item in by_name.items()}
     assert counts == {
         "seen": {"True": 2, "False": 1, "(none)": 1},
         "tags": {"['a']": 2, "[]": 1, "(none)": 1},

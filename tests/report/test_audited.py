@@ -15,14 +15,14 @@ from influence_ssl_jax.store import write_sealed
 def record(**changes):
     """Scores twice too large, with bounds of two percent."""
     exact = np.exp(np.random.default_rng(0).normal(size=60))
-    found = deviation(2 * exact, 0.99 * exact, 1.01 * exact, exact**0.5 + 0.1 * np.sin(40 * exact), Calibration())
+    comparison = deviation(2 * exact, 0.99 * exact, 1.01 * exact, exact**0.5 + 0.1 * np.sin(40 * exact), Calibration())
     return {
         "configuration": {"calibration": {"level": 0.9}},
         "damping": 0.25,
         "damping_by_block": False,
         "counts": {"sample": 60, "certified": 60, "narrow": 60, "resumed": 0, "reasons": {}},
         "relative_width": 0.02,
-        "deviation": {"score": as_json(found), "gradient_norm": as_json(found)},
+        "deviation": {"score": as_json(comparison), "gradient_norm": as_json(comparison)},
     } | changes
 
 

@@ -124,7 +124,7 @@ def test_the_tails_of_the_histogram_have_their_own_colours(run, scored, drawn):
     for bar in drawn["distribution"].patches:
         colour = next(name for name in bars if to_rgba(name)[:3] == bar.get_facecolor()[:3])
         bars[colour] += [(bar.get_x(), bar.get_height())]
-    counts = {name: sum(height for _, height in found) for name, found in bars.items()}
+    counts = {name: sum(height for _, height in bars_of_name) for name, bars_of_name in bars.items()}
     assert counts == {MUTED: len(scored["score"]), HIGH: 10, LOW: 10}
     ordered = np.sort(scored["score"])
     assert min(x for x, height in bars[HIGH] if height) > max(x for x, height in bars[LOW] if height)
@@ -141,9 +141,9 @@ def test_each_kind_has_its_own_scores_and_its_median(run, scored, drawn):
     for place, name in enumerate(names):
         kind = {"not planted": "none"}.get(name, name.replace(" ", "_"))
         want = np.sort(scored["score"][scored["planted"] == kind])
-        found = points(clouds[place])
-        np.testing.assert_array_equal(np.sort(found[:, 0]), want)
-        assert (np.abs(found[:, 1] - place) < 0.5).all()
+        cloud = points(clouds[place])
+        np.testing.assert_array_equal(np.sort(cloud[:, 0]), want)
+        assert (np.abs(cloud[:, 1] - place) < 0.5).all()
         assert bars[place].get_color() == INK
         np.testing.assert_allclose(points(bars[place])[:, 0], np.median(want))
 
@@ -157,10 +157,10 @@ def test_kinds_are_counted_at_both_ends(scored_folder, scored, tmp_path):
     kinds = scored["planted"][np.argsort(-scored["score"], kind="stable")]
     tail = round(0.1 * len(kinds))
     for name, total, *rest in cells:
-        found = kinds == name.replace(" ", "_")
-        want = [found.sum()]
+        of_kind = kinds == name.replace(" ", "_")
+        want = [of_kind.sum()]
         for size in (6, tail):
-            want += [found[:size].sum(), found[-size:].sum(), round(size * found.mean(), 1)]
+            want += [of_kind[:size].sum(), of_kind[-size:].sum(), round(size * of_kind.mean(), 1)]
         assert [float(value) for value in (total, *rest)] == want
 
 
@@ -179,8 +179,8 @@ def test_of_a_large_run_a_random_sample_is_in_memory_with_both_ends_of_all(run, 
         np.testing.assert_array_equal(bounded.table[name].to_numpy(), want.to_numpy())
     assert (np.diff(bounded.table["index"].to_numpy()) > 0).all()
     assert len({int(row) // 30 for row in bounded.table["index"].to_numpy()}) > 3  # from all over the run
-    for found, want in zip(bounded.ends(7), run.ends(7), strict=True):
-        assert found["id"].to_pylist() == want["id"].to_pylist()
+    for end, want in zip(bounded.ends(7), run.ends(7), strict=True):
+        assert end["id"].to_pylist() == want["id"].to_pylist()
     assert str(bounded.remarks()) == str(run.remarks())
     assert run.remarks().total == 3
 

@@ -286,5 +286,5 @@ def test_an_audit_of_scores_that_were_made_again_since_is_none_of_theirs(finishe
 
 def test_what_is_typed_is_what_is_run():
     typed = ["runs/x", "--examples", "50", "--width", "0.02", "--calibration.level", "0.95", "--precision", "float64"]
-    found = parse(AuditRun, typed, "influence-ssl audit", "")
-    assert found == AuditRun(Path("runs/x"), Audit(50, 0.02), "float64", Calibration(level=0.95))
+    settings = parse(AuditRun, typed, "influence-ssl audit", "")
+    assert settings == AuditRun(Path("runs/x"), Audit(50, 0.02), "float64", Calibration(level=0.95))

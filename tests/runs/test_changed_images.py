@@ -202,8 +202,8 @@ def test_an_image_that_was_mended_is_scored_by_the_matrix_that_was_fitted_withou
     score(dataclasses.replace(command, retry_skipped=True))
     after = pq.read_table(command.out / "scores.parquet")
     others = [index for index in range(SIZE) if index != first]
-    found = ["knn_distance", "nearest_index"]
-    assert after.take(others).drop_columns(found) == before.take(others).drop_columns(found)
+    columns = ["knn_distance", "nearest_index"]
+    assert after.take(others).drop_columns(columns) == before.take(others).drop_columns(columns)
     assert np.isfinite(after["score"][first].as_py())
     assert not after["in_curvature_set"][first].as_py()
     with pytest.raises(StoreError, match=r"scores/audit holds .*(?s:.*)images: .* .scores of other bytes of images"):

@@ -38,11 +38,11 @@ def test_bfloat16_scores_of_real_images_rank_as_float32_ones(tmp_path, monkeypat
         score(half, Renderer(told))
     score(single)
     scores = [pq.read_table(each.out / "scores.parquet")["score"].to_numpy() for each in (half, single)]
-    found = json.loads((half.out / "run.json").read_text())["bfloat16"]
+    record = json.loads((half.out / "run.json").read_text())["bfloat16"]
     known = np.isfinite(scores[0]) & np.isfinite(scores[1])
-    assert found["images"] == known.sum() > 0.95 * len(SOURCE.open())
+    assert record["images"] == known.sum() > 0.95 * len(SOURCE.open())
     scores = [each[known] for each in scores]
-    np.testing.assert_allclose(found["rank_correlation"], spearmanr(*scores).statistic, rtol=1e-3)
+    np.testing.assert_allclose(record["rank_correlation"], spearmanr(*scores).statistic, rtol=1e-3)
     assert not np.array_equal(*scores)
-    assert 0.99 < found["rank_correlation"] < 1
-    assert f"rank correlation {found['rank_correlation']:.4f}" in said.get()
+    assert 0.99 < record["rank_correlation"] < 1
+    assert f"rank correlation {record['rank_correlation']:.4f}" in said.get()

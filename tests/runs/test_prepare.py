@@ -33,12 +33,12 @@ def measured(loss, output):
     ],
 )
 def test_an_output_has_its_method_and_its_parameters(output, method, parts):
-    found = measured(BYOL(), output)
-    assert found.network.method == method
-    assert found.loss == CosineDistance()
-    problem = form_problem(trained(BYOL()), output, found, CurvatureSet(kind="fisher", samples=3), BATCHES)
+    objective = measured(BYOL(), output)
+    assert objective.network.method == method
+    assert objective.loss == CosineDistance()
+    problem = form_problem(trained(BYOL()), output, objective, CurvatureSet(kind="fisher", samples=3), BATCHES)
     assert problem.params.keys() == parts
-    assert problem.objective == found
+    assert problem.objective == objective
     assert (problem.curvature, problem.samples) == ("fisher", 3)
 
 

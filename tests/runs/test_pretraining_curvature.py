@@ -149,8 +149,8 @@ def gradients(name, output):
         one = jax.tree.map(lambda leaf: leaf[None], dataclasses.replace(example, key=key))
         return jax.flatten_util.ravel_pytree(jax.grad(measurement)(problem.params, problem.frozen, one))[0]
 
-    found = jax.jit(lambda params: measure(measurement, params, problem.frozen, batch).gradients)(problem.params)
-    return found, np.stack([alone(jax.tree.map(lambda leaf, i=i: leaf[i], batch)) for i in range(4)])
+    measured = jax.jit(lambda params: measure(measurement, params, problem.frozen, batch).gradients)(problem.params)
+    return measured, np.stack([alone(jax.tree.map(lambda leaf, i=i: leaf[i], batch)) for i in range(4)])
 
 
 @functools.cache
@@ -172,8 +172,8 @@ def forms(name, output):
             kind.__name__: fits[kind][0].quadratic_form(states[i], drawn, dampings[i]) for i, kind in enumerate(fits)
         }
 
-    found = ask([state for _, state in fits.values()], drawn, list(dampings.values()))
-    return {kind: found[kind.__name__] for kind in fits}
+    computed = ask([state for _, state in fits.values()], drawn, list(dampings.values()))
+    return {kind: computed[kind.__name__] for kind in fits}
 
 
 def block_by_block(name, approximate):
@@ -181,11 +181,11 @@ def block_by_block(name, approximate):
     problem, c = matrix(name, "empirical_fisher")
     network, shape = problem.objective.network, problem.batches.image.shape[2:]
     places = trees.unravel(problem.params, jnp.arange(len(c), dtype=float))
-    found = np.zeros_like(c)
+    inverse = np.zeros_like(c)
     for block in cut.discover(network, problem.params, problem.frozen, shape):
         chosen = np.ix_(*[np.asarray(block.read(places)).astype(int).reshape(-1)] * 2)
-        found[chosen] = approximate(c[chosen])
-    return found
+        inverse[chosen] = approximate(c[chosen])
+    return inverse
 
 
 @pytest.mark.parametrize(("name", "output"), CASES)
@@ -206,12 +206,12 @@ def test_a_score_at_any_depth_is_the_dense_formula(name, output):
         LoGra: block_by_block(name, lambda block: block),
         Diagonal: np.diag(np.diag(second)),
     }
-    found = forms(name, output)
-    if Identity in found:  # its level is estimated from probes
+    by_backend = forms(name, output)
+    if Identity in by_backend:  # its level is estimated from probes
         estimated = float(fitted(Identity, name)[1].level)
         assert 0.3 * level < estimated < 3 * level
         wanted[Identity] = estimated * np.eye(len(c))
-    for kind, form in found.items():
+    for kind, form in by_backend.items():
         want = np.sum(g * np.linalg.solve(wanted[kind] + 0.02 * np.eye(len(c)), g.T).T, axis=1)
         np.testing.assert_allclose(form, want, rtol=1e-8)
 

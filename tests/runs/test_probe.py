@@ -91,10 +91,10 @@ def test_accuracies_are_those_of_the_encoders_own_embeddings(sets, tmp_path):
     known, labels = pixels(sets, "train", 30)
     asked, truth = pixels(sets, "test", 12)
     weights = softmax_by_sgd(known, labels)
-    found = record["accuracies"]
-    assert found["knn"] == np.mean(vote(known, labels, asked) == truth)
-    assert found["linear"] == np.mean(np.argmax(asked @ weights[:-1] + weights[-1], axis=1) == truth)
-    assert found["linear_top5"] is None  # of three classes one is always among five
+    accuracies = record["accuracies"]
+    assert accuracies["knn"] == np.mean(vote(known, labels, asked) == truth)
+    assert accuracies["linear"] == np.mean(np.argmax(asked @ weights[:-1] + weights[-1], axis=1) == truth)
+    assert accuracies["linear_top5"] is None  # of three classes one is always among five
     assert record["counts"] == {
         "training": 30, "test": 12, "classes": 3, "skipped_training": 0, "skipped_test": 0
     }  # fmt: skip
@@ -103,7 +103,10 @@ def test_accuracies_are_those_of_the_encoders_own_embeddings(sets, tmp_path):
     assert record["encoder"]["encoder"] == encoder().digest()
     assert record["versions"]["jax"]
     assert record["seeds"] == {"seed": 0}
-    assert f"linear {found['linear']:.4f} · knn {found['knn']:.4f}, of 12 test images by 30 training images" in said
+    assert (
+        f"linear {accuracies['linear']:.4f} · knn {accuracies['knn']:.4f}, of 12 test images by 30 training images"
+        in said
+    )
 
     before = file.read_bytes()
     status, said = run(*typed(sets, "--encoder", "tests.small_encoder:load", "--out", str(file)))

@@ -39,10 +39,10 @@ def test_an_entry_of_each_kind_is_added_in_one_place_and_walks_the_command_line(
     assert (tmp_path / "scores" / "report.html").read_text().count("data:image/png") > 0
 
     rows = json.loads((tmp_path / "compared" / "comparison.json").read_text())["rows"]
-    found = {row["name"]: row for row in rows if row["backend"]}
-    assert list(found) == ["Exact", "Plain 5", "Plain 7"]
-    assert all(row["reason"] == "" for row in found.values())
-    assert found["Exact"]["deviation"]["raw"]["median"] < 1e-4
+    by_name = {row["name"]: row for row in rows if row["backend"]}
+    assert list(by_name) == ["Exact", "Plain 5", "Plain 7"]
+    assert all(row["reason"] == "" for row in by_name.values())
+    assert by_name["Exact"]["deviation"]["raw"]["median"] < 1e-4
     assert "Plain 7" in said["compare"]["text"]
 
 

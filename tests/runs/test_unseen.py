@@ -124,8 +124,8 @@ def test_settings_that_contradict_each_other_are_refused():
 
 def test_what_is_typed_is_what_is_run():
     typed = ["--out", "o", "--test.split", "test", "--probe.every", "20", "--keep", "1", "2", "source:tfds"]
-    found = parse(PretrainRun, typed, "influence-ssl", "")
-    assert (found.test, found.probe.every, found.keep) == (Unseen(split="test"), 20, (1, 2))
+    settings = parse(PretrainRun, typed, "influence-ssl", "")
+    assert (settings.test, settings.probe.every, settings.keep) == (Unseen(split="test"), 20, (1, 2))
     typed = ["--out", "o", "training:table3-byol", "--training.optimiser.scale-by-batch"]
     assert parse(PretrainRun, typed, "influence-ssl", "").training.optimiser.scale_by_batch
 

@@ -15,28 +15,28 @@ def test_neighbours_are_those_of_a_plain_loop(seed, neighbours):
     z = np.random.default_rng(seed).normal(size=(12, 4)).astype(np.float32)
     u = z / np.linalg.norm(z, axis=1, keepdims=True)
     want = [np.mean(sorted(1 - float(u[i] @ u[j]) for j in range(12) if j != i)[:neighbours]) for i in range(12)]
-    found = find_neighbours(z, neighbours, index=np.arange(100, 112))
-    np.testing.assert_allclose(found.distance, want, rtol=1e-3, atol=1e-6)
+    nearest = find_neighbours(z, neighbours, index=np.arange(100, 112))
+    np.testing.assert_allclose(nearest.distance, want, rtol=1e-3, atol=1e-6)
     similarity = u @ u.T - 3 * np.eye(12)
-    assert found.nearest.tolist() == (100 + similarity.argmax(axis=1)).tolist()
-    assert found.example.tolist() == list(range(100, 112))
+    assert nearest.nearest.tolist() == (100 + similarity.argmax(axis=1)).tolist()
+    assert nearest.example.tolist() == list(range(100, 112))
 
 
 def test_duplicates_have_distance_zero_and_do_not_count_themselves():
     z = np.eye(4, dtype=np.float32)[[0, 0, 0, 1, 2]]
-    found = find_neighbours(z)
-    np.testing.assert_allclose(found.distance, [0, 0, 0, 1, 1], atol=1e-6)
-    assert all(k != row and k in {0, 1, 2} for row, k in enumerate(found.nearest[:3].tolist()))
+    nearest = find_neighbours(z)
+    np.testing.assert_allclose(nearest.distance, [0, 0, 0, 1, 1], atol=1e-6)
+    assert all(k != row and k in {0, 1, 2} for row, k in enumerate(nearest.nearest[:3].tolist()))
 
 
 def test_what_has_no_direction_is_named_and_is_nobodys_neighbour():
     z = np.eye(5, dtype=np.float32)
     z[1], z[2] = 0, np.nan
-    found = find_neighbours(z)
-    assert np.isnan(found.distance[[1, 2]]).all()
-    assert (found.nearest[[1, 2]] == NONE).all()
-    np.testing.assert_allclose(found.distance[[0, 3, 4]], 1.0, atol=1e-6)
-    assert set(found.nearest[[0, 3, 4]].tolist()) <= {0, 3, 4}
+    nearest = find_neighbours(z)
+    assert np.isnan(nearest.distance[[1, 2]]).all()
+    assert (nearest.nearest[[1, 2]] == NONE).all()
+    np.testing.assert_allclose(nearest.distance[[0, 3, 4]], 1.0, atol=1e-6)
+    assert set(nearest.nearest[[0, 3, 4]].tolist()) <= {0, 3, 4}
     alone = find_neighbours(z[:2])
     assert np.isnan(alone.distance).all()
     assert (alone.nearest == NONE).all()
@@ -44,10 +44,10 @@ def test_what_has_no_direction_is_named_and_is_nobodys_neighbour():
 
 def test_a_random_reference_never_counts_an_example_as_its_own_neighbour():
     z = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
-    found = find_neighbours(z, max_reference=20)
-    assert (found.distance > 1e-3).all()
-    assert (found.nearest != np.arange(50)).all()
-    assert len(set(found.nearest.tolist())) <= 20
+    nearest = find_neighbours(z, max_reference=20)
+    assert (nearest.distance > 1e-3).all()
+    assert (nearest.nearest != np.arange(50)).all()
+    assert len(set(nearest.nearest.tolist())) <= 20
 
 
 @given(seed=st.integers(0, 10**6), pieces=st.integers(1, 5))
@@ -94,8 +94,8 @@ def test_brightness_and_contrast_are_mean_and_deviation_of_the_luminance():
     grey = images / 255.0 @ np.array([0.2989, 0.587, 0.114])
     want = np.stack([grey.mean(axis=(1, 2)), grey.std(axis=(1, 2))], axis=1)
     for pixels in (images, images / 255.0):
-        found = np.asarray(brightness(jnp.asarray(pixels)))
-        np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-12)
-        assert found[2, 1] == 0
+        light = np.asarray(brightness(jnp.asarray(pixels)))
+        np.testing.assert_allclose(light, want, rtol=1e-5, atol=1e-12)
+        assert light[2, 1] == 0
     one = images[..., :1] / 255.0
     np.testing.assert_allclose(brightness(jnp.asarray(one))[:, 0], one.mean(axis=(1, 2, 3)), rtol=1e-6)

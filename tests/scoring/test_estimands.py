@@ -32,9 +32,9 @@ def plain(gram, estimand):
 @given(seed=st.integers(0, 10**6), draws=st.sampled_from([3, 5]))
 def test_estimates_and_errors_are_the_written_out_sums(estimand, seed, draws):
     _, gram = gram_of(seed, draws)
-    found = estimate(gram, estimand)
-    np.testing.assert_allclose(found.score, [plain(row, estimand) for row in np.asarray(gram)], rtol=1e-12)
-    for row, error in zip(np.asarray(gram), found.standard_error, strict=True):
+    estimates = estimate(gram, estimand)
+    np.testing.assert_allclose(estimates.score, [plain(row, estimand) for row in np.asarray(gram)], rtol=1e-12)
+    for row, error in zip(np.asarray(gram), estimates.standard_error, strict=True):
         if estimand == "mean_of_scores":
             want = np.std(np.diag(row), ddof=1) / draws**0.5
         else:

@@ -67,8 +67,8 @@ def test_no_array_is_examples_times_parameters_or_patches_times_positions():
     scorer, batch = scorer_of(8)
 
     def form(batch):
-        found = measure(scorer.measurement, scorer.problem.params, scorer.problem.frozen, batch, DRAWS)
-        return scorer.backend.draw_gram(scorer.state, found.gradients, scorer.damping).values
+        measured = measure(scorer.measurement, scorer.problem.params, scorer.problem.frozen, batch, DRAWS)
+        return scorer.backend.draw_gram(scorer.state, measured.gradients, scorer.damping).values
 
     largest = max(sizes(jax.make_jaxpr(form)(batch).jaxpr))
     images = 2 * DRAWS * 8
@@ -82,8 +82,8 @@ def test_gradient_norms_form_patches_of_few_examples_at_a_time(monkeypatch):
     scorer, batch = scorer_of(8)
 
     def norms(batch):
-        found = measure(scorer.measurement, scorer.problem.params, scorer.problem.frozen, batch, DRAWS)
-        return found.gradients.gram(scorer.blocks)
+        measured = measure(scorer.measurement, scorer.problem.params, scorer.problem.frozen, batch, DRAWS)
+        return measured.gradients.gram(scorer.blocks)
 
     whole = jax.jit(norms)(batch)
     patches = DRAWS * 2 * SIZE * SIZE * (9 * 3 + 1)
@@ -106,8 +106,8 @@ def test_the_formula_bounds_what_the_compiled_program_allocates(monkeypatch):
         scorer, batch = jax.tree.unflatten(structure, leaves)
         return tuple(scorer(batch))
 
-    found = jax.jit(scored).lower(leaves).compile().memory_analysis()
-    took = found.temp_size_in_bytes + found.argument_size_in_bytes
+    memory_used = jax.jit(scored).lower(leaves).compile().memory_analysis()
+    took = memory_used.temp_size_in_bytes + memory_used.argument_size_in_bytes
     assert took <= fixed + 32 * need.per_example <= 3 * took
 
 
@@ -192,8 +192,8 @@ def test_gram_forms_the_gradients_of_few_examples_at_a_time(monkeypatch):
     def forms(problem, batch):
         leaves, structure, _ = shapes(problem, backend, 0)
         state = jax.tree.unflatten(structure, [jnp.ones(leaf.shape, leaf.dtype) for leaf in leaves])
-        found = measure(problem.objective, problem.params, problem.frozen, batch, DRAWS).gradients
-        return backend.draw_gram(state, found, jnp.ones((), jnp.float64)).values
+        measured = measure(problem.objective, problem.params, problem.frozen, batch, DRAWS).gradients
+        return backend.draw_gram(state, measured, jnp.ones((), jnp.float64)).values
 
     largest = max(sizes(jax.make_jaxpr(forms)(problem, batch).jaxpr))
     assert largest < 8 * DRAWS * inputs * CHANNELS
@@ -219,9 +219,9 @@ def test_a_batch_size_that_was_chosen_changes_no_score_and_one_program_serves_al
         return np.concatenate([part.table["score"].to_numpy() for part in parts])
 
     before = Scorer.__call__._cache_size()
-    found = scores(scorer)  # two batches of four and one of two
+    in_memory = scores(scorer)  # two batches of four and one of two
     assert Scorer.__call__._cache_size() == before + 1
-    np.testing.assert_allclose(scores(chosen), found, rtol=1e-9)
+    np.testing.assert_allclose(scores(chosen), in_memory, rtol=1e-9)
 
 
 class Crowded(Scorer):

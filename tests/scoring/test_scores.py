@@ -206,12 +206,12 @@ def test_images_of_the_curvature_set_are_scored_by_the_others_on_request():
     problem = dataclasses.replace(problem, batches=inside)
     settings = Scoring(Damping(absolute=1e-3), draws=2, batch_size=3)
     alone = dataclasses.replace(settings, leave_own_out=True)
-    ordinary, found = (
+    ordinary, by_others = (
         self_influence(problem, Gram(), source(pixels), TRANSFORM, each)["score"].to_numpy()
         for each in (settings, alone)
     )
-    np.testing.assert_allclose(found[[0, 2, 3]], ordinary[[0, 2, 3]], rtol=1e-9)
-    assert (found[[1, 4, 5]] > 1.005 * ordinary[[1, 4, 5]]).all()
+    np.testing.assert_allclose(by_others[[0, 2, 3]], ordinary[[0, 2, 3]], rtol=1e-9)
+    assert (by_others[[1, 4, 5]] > 1.005 * ordinary[[1, 4, 5]]).all()
 
 
 @pytest.mark.parametrize(

@@ -238,8 +238,8 @@ def test_gaps_and_repeats_are_those_of_counting(starts):
     for first, end in runs:
         times[first:end] += 1
     missing, repeated = manifest.gaps_and_repeats(runs, 10)
-    for found, right in ((missing, times == 0), (repeated, times > 1)):
-        assert [k for first, end in found for k in range(first, end)] == np.flatnonzero(right).tolist()
+    for ranges, right in ((missing, times == 0), (repeated, times > 1)):
+        assert [k for first, end in ranges for k in range(first, end)] == np.flatnonzero(right).tolist()
 
 
 def test_rows_that_a_shared_disk_does_not_show_stop_the_table(tmp_path, monkeypatch):
@@ -593,12 +593,12 @@ def refuse():
 
 
 def test_dropped_embeddings_leave_their_distances_and_the_same_table(tmp_path):
-    found = Neighbours(np.arange(4), np.array([0.5, 0.25, 0.125, 1.0]), np.array([1, 0, 0, 2]))
+    nearest = Neighbours(np.arange(4), np.array([0.5, 0.25, 0.125, 1.0]), np.array([1, 0, 0, 2]))
     with ScoreStore.open(tmp_path, {}, 4) as store:
         store.append(part([0, 1, 2]))
         store.append(part([3]))
         assert store.embedded()
-        distances = store.distances(lambda: [found])
+        distances = store.distances(lambda: [nearest])
         store.finish(None, lambda index: neighbour_columns(distances.of(index)))
         store.drop_embeddings()
         assert not store.embedded()
@@ -609,7 +609,7 @@ def test_dropped_embeddings_leave_their_distances_and_the_same_table(tmp_path):
     with ScoreStore.open(tmp_path, {}, 4) as store:
         assert not store.todo().any()
         kept = store.distances(refuse)
-        np.testing.assert_array_equal(kept.of(np.arange(4)).distance, found.distance)
+        np.testing.assert_array_equal(kept.of(np.arange(4)).distance, nearest.distance)
         some = kept.of(np.array([1, 3, 9]))
         np.testing.assert_array_equal(some.distance, [0.25, 1.0, np.nan])
         assert some.nearest.tolist() == [0, 2, -1]

@@ -58,10 +58,10 @@ def test_a_linear_network_scores_by_the_closed_forms(loss, backend):
         np.testing.assert_allclose(own, expected, rtol=1e-9)
         if loss == SquaredEuclid():
             np.testing.assert_allclose(own, compiled(linear).influence(weight, deltas[i], 1.0, DAMPING), rtol=1e-9)
-    found, score = scores(whole, backend), compiled(background).score
-    np.testing.assert_allclose(found, [score(g, g, curvature, DAMPING) for g in gradients], rtol=1e-9)
+    scored, score = scores(whole, backend), compiled(background).score
+    np.testing.assert_allclose(scored, [score(g, g, curvature, DAMPING) for g in gradients], rtol=1e-9)
     if loss == SquaredEuclid():
-        np.testing.assert_allclose(found, compiled(leverage).influences(weight, deltas, 1.0, DAMPING), rtol=1e-9)
+        np.testing.assert_allclose(scored, compiled(leverage).influences(weight, deltas, 1.0, DAMPING), rtol=1e-9)
 
 
 def test_the_exact_hessian_of_the_cosine_distance():

@@ -31,9 +31,9 @@ def test_table_json_and_page_tell_the_same(tmp_path):
     assert files[2].read_text() == page.markdown()
     assert "lemma-3  true" in text
     assert "2 items, 2 checks, 5 draws each, seed 3" in text
-    found = json.loads(files[0].read_text())
-    assert [item["item"] for item in found["items"]] == ["lemma-3", "reliability"]
-    assert all(item["passed"] and item["checks"][0]["draws"] == 5 for item in found["items"])
+    record = json.loads(files[0].read_text())
+    assert [item["item"] for item in record["items"]] == ["lemma-3", "reliability"]
+    assert all(item["passed"] and item["checks"][0]["draws"] == 5 for item in record["items"])
     written = files[1].read_text()
     assert "all passed" in written
     assert written.count("<article") == 2

@@ -21,9 +21,9 @@ def test_exact_form_is_the_angle(generator, size, length, eps):
     across = np.linalg.norm(eps * (move - output * (move @ output) / (output @ output)))
     expected = 2 * np.sin(np.arctan2(across, along) / 2) ** 2
     rounding = (1e-15 * max(1, np.linalg.norm(output) / np.linalg.norm(perturbed))) ** 2
-    found = cosine.moved_distance(jnp.asarray(output), jnp.asarray(move), eps)
+    distance = cosine.moved_distance(jnp.asarray(output), jnp.asarray(move), eps)
     chord = cosine.distance(jnp.asarray(output), jnp.asarray(perturbed))
-    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=100 * rounding)
+    np.testing.assert_allclose(distance, expected, rtol=1e-9, atol=100 * rounding)
     np.testing.assert_allclose(chord, expected, rtol=1e-9, atol=1e4 * rounding + 1e-11 * np.sqrt(expected))
 
 
@@ -33,10 +33,10 @@ def test_moves_along_and_across(generator, eps):
     across = np.cross(output, generator.normal(size=3))
     assert cosine.moved_distance(jnp.asarray(output), jnp.asarray(2 * output), eps) == pytest.approx(0, abs=1e-25)
     tangent = (eps * np.linalg.norm(across) / np.linalg.norm(output)) ** 2
-    found = cosine.moved_distance(jnp.asarray(output), jnp.asarray(across), eps)
+    distance = cosine.moved_distance(jnp.asarray(output), jnp.asarray(across), eps)
     low, high = cosine.expansion_bounds(tangent)
-    assert low * (1 - 1e-9) <= found * (1 + 1e-9)
-    assert found <= high * (1 + 1e-9)
+    assert low * (1 - 1e-9) <= distance * (1 + 1e-9)
+    assert distance <= high * (1 + 1e-9)
     leading = cosine.leading(jnp.asarray(output), jnp.asarray(across), eps)
     np.testing.assert_allclose(leading, tangent / 2, rtol=1e-10)
     np.testing.assert_allclose(

@@ -45,8 +45,8 @@ def test_estimators_against_tensors_of_moments(generator, shape, sigma, draws):
     np.testing.assert_allclose(averaged, single / draws + mean_gradient * (draws - 1) / draws, rtol=1e-12)
     rows = generator.normal(size=(3, shape[1]))
     pairs = [rows[k] @ inverse @ rows[m] for k in range(3) for m in range(3) if k != m]
-    found = gaussian.cross_draw_score(jnp.asarray(rows), arrays[1])
-    np.testing.assert_allclose(found, np.mean(pairs), rtol=1e-8, atol=1e-10 * np.abs(pairs).max())
+    score = gaussian.cross_draw_score(jnp.asarray(rows), arrays[1])
+    np.testing.assert_allclose(score, np.mean(pairs), rtol=1e-8, atol=1e-10 * np.abs(pairs).max())
 
 
 def test_a_single_draw_of_an_image_is_almost_all_draw():

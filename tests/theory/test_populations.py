@@ -17,8 +17,8 @@ def arrays(population):
 
 def parts(population):
     """Gradients of all points and the Hessian of their mean loss."""
-    found = [alignment(population.weight, delta, population.eps) for delta in population.deltas]
-    return np.stack([g for g, _ in found]), np.mean([h for _, h in found], axis=0)
+    derivatives = [alignment(population.weight, delta, population.eps) for delta in population.deltas]
+    return np.stack([g for g, _ in derivatives]), np.mean([h for _, h in derivatives], axis=0)
 
 
 @given(populations())
@@ -98,8 +98,8 @@ def test_leaving_a_group_out_is_refitting(population, generator, size):
     np.testing.assert_allclose(optimum, full, rtol=1e-7, atol=1e-9)
     gram = leverage.gram(deltas, eps, population.damping)[np.ix_(chosen, chosen)]
     members = population.deltas[chosen].T
-    found = leave_out.group_outputs(jnp.asarray(full @ members), gram)
-    np.testing.assert_allclose(found, without @ members, rtol=1e-7, atol=1e-9 * np.abs(members).max())
+    moved = leave_out.group_outputs(jnp.asarray(full @ members), gram)
+    np.testing.assert_allclose(moved, without @ members, rtol=1e-7, atol=1e-9 * np.abs(members).max())
     if size == 1:
         step = leave_out.exact_steps(jnp.asarray(full), deltas, eps, population.damping)[chosen[0]]
         np.testing.assert_allclose(full + step, without, rtol=1e-7, atol=1e-9)

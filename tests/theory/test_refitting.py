@@ -89,9 +89,9 @@ def test_a_group_left_out_moves_its_outputs_by_its_hat_matrix(anchored, group):
     refitted = fitted(at_optimum, jnp.ones(EXAMPLES).at[chosen].set(0.0))
     gram = leverage.gram(deltas, 1.0, DAMPING)[jnp.ix_(chosen, chosen)]
     outputs = at_optimum.params["dense"]["kernel"].T @ deltas[chosen].T
-    found = leave_out.group_outputs(outputs, gram)
-    np.testing.assert_allclose(found, refitted.T @ deltas[chosen].T, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(jnp.sum(found**2, axis=0), losses(at_optimum, refitted)[chosen], rtol=1e-9)
+    moved = leave_out.group_outputs(outputs, gram)
+    np.testing.assert_allclose(moved, refitted.T @ deltas[chosen].T, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(jnp.sum(moved**2, axis=0), losses(at_optimum, refitted)[chosen], rtol=1e-9)
 
 
 def test_weights_of_one_over_the_rest_are_another_damping(anchored):

@@ -47,12 +47,12 @@ def by_hand(known, settings):
 @pytest.mark.parametrize("batch", [8, 64])
 def test_the_classifier_is_sgd_with_a_rate_that_falls_in_steps(batch):
     known, settings = drawn(), dataclasses.replace(SETTINGS, batch_size=batch)
-    found, (weights, loss) = fit_linear(known, settings), by_hand(known, settings)
-    np.testing.assert_allclose(found.kernel, weights[:-1], rtol=1e-10, atol=1e-14)
-    np.testing.assert_allclose(found.bias, weights[-1], rtol=1e-10, atol=1e-14)
-    np.testing.assert_allclose(found.loss, loss, rtol=1e-10)
-    assert found.classes.tolist() == [3, 7, 8]
-    assert np.abs(found.kernel).max() > 1e-3
+    classifier, (weights, loss) = fit_linear(known, settings), by_hand(known, settings)
+    np.testing.assert_allclose(classifier.kernel, weights[:-1], rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(classifier.bias, weights[-1], rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(classifier.loss, loss, rtol=1e-10)
+    assert classifier.classes.tolist() == [3, 7, 8]
+    assert np.abs(classifier.kernel).max() > 1e-3
 
 
 def test_the_likeliest_classes_are_counted():

@@ -71,9 +71,9 @@ def test_padding_and_unlabelled_examples_are_left_out():
     batch = Batch(jnp.arange(8.0).reshape(4, 2, 1, 1), jax.random.split(jax.random.key(0), 4), jnp.array([5, 6, 7, -1]))
     embed = lambda batch: batch.image.reshape(4, 2)  # noqa: E731
     labelled = Batch(batch.image, batch.key, batch.index, jnp.array([1, -1, 2, 0]))
-    found = embed_all(embed, [labelled, batch])
-    np.testing.assert_array_equal(found.labels, [1, 2])
-    np.testing.assert_array_equal(found.embeddings, [[0, 1], [4, 5]])
+    embedded = embed_all(embed, [labelled, batch])
+    np.testing.assert_array_equal(embedded.labels, [1, 2])
+    np.testing.assert_array_equal(embedded.embeddings, [[0, 1], [4, 5]])
 
 
 @pytest.fixture

@@ -55,9 +55,9 @@ def equal(left, right):
 
 
 def test_the_newest_state_is_taken(three):
-    epoch, found = latest(three)
+    epoch, latest_state = latest(three)
     assert epoch == 3
-    equal(found, state(3))
+    equal(latest_state, state(3))
 
 
 def test_a_bit_flipped_in_the_newest_state_is_noticed_and_the_one_before_taken(three, caplog):
@@ -70,8 +70,8 @@ def test_a_bit_flipped_in_the_newest_state_is_noticed_and_the_one_before_taken(t
         content = bytearray(file.read_bytes())
         content[draw.integers(len(content))] ^= 1 << draw.integers(8)
         file.write_bytes(content)
-        epoch, found = latest(three.parent / "tried")
-        silently_other += not all(jax.tree.leaves(jax.tree.map(np.array_equal, vars(found), vars(state(epoch)))))
+        epoch, latest_state = latest(three.parent / "tried")
+        silently_other += not all(jax.tree.leaves(jax.tree.map(np.array_equal, vars(latest_state), vars(state(epoch)))))
         assert epoch in (2, 3)
         shutil.rmtree(three.parent / "tried")
     assert silently_other == 0
@@ -82,13 +82,17 @@ def test_arrays_of_which_one_number_is_another_are_not_taken(three, monkeypatch,
     restore = resume.ocp.CheckpointManager.restore
 
     def with_another_number(manager, step, **options):
-        found = restore(manager, step, **options)
-        return found if step != 3 else {**found, "params": {"kernel": found["params"]["kernel"].at[0, 0].add(1e-6)}}
+        restored = restore(manager, step, **options)
+        return (
+            restored
+            if step != 3
+            else {**restored, "params": {"kernel": restored["params"]["kernel"].at[0, 0].add(1e-6)}}
+        )
 
     monkeypatch.setattr(resume.ocp.CheckpointManager, "restore", with_another_number)
-    epoch, found = latest(three)
+    epoch, latest_state = latest(three)
     assert epoch == 2
-    equal(found, state(2))
+    equal(latest_state, state(2))
     assert "the state after epoch 3" in caplog.text
     assert (
         "is damaged (its digest is not the one that was kept for this epoch); the one before it is used" in caplog.text
@@ -98,9 +102,9 @@ def test_arrays_of_which_one_number_is_another_are_not_taken(three, monkeypatch,
 def test_a_copy_of_an_older_state_does_not_pass_for_the_newer_one(three, caplog):
     shutil.rmtree(three / "checkpoints" / "3")
     shutil.copytree(three / "checkpoints" / "2", three / "checkpoints" / "3")
-    epoch, found = latest(three)
+    epoch, latest_state = latest(three)
     assert epoch == 2
-    equal(found, state(2))
+    equal(latest_state, state(2))
     assert "the state after epoch 3" in caplog.text
 
 
@@ -115,17 +119,17 @@ def test_a_newest_state_that_cannot_be_read_is_passed_over_and_its_epoch_saved_a
     checkpoints = Checkpoints(three, keep=2, owner="ours")
     checkpoints.save(3, state(3))
     checkpoints.close()
-    epoch, found = latest(three)
+    epoch, latest_state = latest(three)
     assert epoch == 3
-    equal(found, state(3))
+    equal(latest_state, state(3))
 
 
 def test_states_of_another_run_are_not_taken(three, caplog):
     checkpoints = Checkpoints(three, keep=2, owner="another")
-    epoch, found = checkpoints.latest(state(0))
+    epoch, latest_state = checkpoints.latest(state(0))
     checkpoints.close()
     assert epoch == 0
-    equal(found, state(0))
+    equal(latest_state, state(0))
     assert "its digest is not the one that was kept" in caplog.text
 
 
@@ -144,9 +148,9 @@ def test_a_full_disk_is_one_error_without_a_traceback_of_orbax(tmp_path, caplog)
 
 def test_where_no_state_is_whole_the_run_begins_anew(three):
     (three / "checkpoints.json").write_text("null")
-    epoch, found = latest(three)
+    epoch, latest_state = latest(three)
     assert epoch == 0
-    equal(found, state(0))
+    equal(latest_state, state(0))
 
 
 @pytest.mark.parametrize("text", ["null", "", '{"pretrain": {"seed": 0}, "data": "abc"}', "[" * 100_000])
