@@ -64,7 +64,7 @@ class SharedReading:
         return partial(self._read, transform)
 
     def _read(self, transform: ToInput, indices: Int[np.ndarray, " count"]) -> tuple[list[Example], list[Skipped]]:
-        """Read the images that no reader has requested, and wait for the rest."""
+        """Read the images that no reader has requested, then wait."""
         asked, own = [], list[int]()
         with self._lock:
             for index in indices.tolist():

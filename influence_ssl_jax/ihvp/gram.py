@@ -96,7 +96,7 @@ class GramState:
 
     @property
     def gram_error(self) -> float:
-        """The error of an entry of K, relative to the norms of its two rows."""
+        """The error of K's entries, relative to the norms of the rows."""
         kept = _PAIR if self.gram.high.dtype == jnp.float32 else 0.0
         return kept + _UNIT * (SPAN + self.spans + 8)
 
@@ -163,7 +163,7 @@ class _Sizes(NamedTuple):
 
 
 class _ScaledForms(NamedTuple):
-    """λ times the forms of every pair of draws, with bounds of rounding.
+    """The forms of every pair of draws, times λ, with rounding bounds.
 
     Attributes:
         values: λ times the forms.
@@ -456,7 +456,7 @@ class Gram(Backend[GramState]):
         )
 
     def _assess(self, state: GramState, gradients: ExampleGradients, damping: Resolved, own: _Own | None) -> Assessed:
-        """Compute forms by the fast formula if it is accurate enough, else by the other."""
+        """Compute forms by the fast formula, or the other if that is inaccurate."""
         value = scalar(damping)
         fast = self._forms_by_difference(state, self._products(state, gradients, False), value, own)
         accuracy = 2.0**17 * float(jnp.finfo(value.dtype).eps) / 2 if self.accuracy is None else self.accuracy
@@ -608,7 +608,7 @@ def curvature_rows(problem: Problem, samples: int | None, blocks: cut.Blocks) ->
         }, None
 
     def of_batches(batches: Batch) -> dict[str, Array]:
-        """Collect this device's spans of all rows, from its own batches and the others'."""
+        """Collect this device's spans of all rows, from all batches."""
         own, empty = len(batches.index), {}
         for name, (spans, span) in sizes.items():
             empty[name] = jnp.zeros((padded_length(spans, count) // count, count, own * each, span), dtype)
@@ -625,7 +625,7 @@ def curvature_rows(problem: Problem, samples: int | None, blocks: cut.Blocks) ->
 def _form_rows(
     problem: Problem, batch: Batch, samples: int | None, blocks: cut.Blocks
 ) -> dict[str, Float[Array, "rows size"]]:
-    """Form a batch's rows of A; the outer products of all rows sum to C."""
+    """Form a batch's rows of A, scaled so that `AᵀA = C`."""
     batches, dtype = problem.batches.index.shape[0] - problem.padding, jax.tree.leaves(problem.params)[0].dtype
     scale = 1 / math.sqrt(batches * (draw_count(problem, samples) or 1))
     return {name: (scale * part).astype(dtype) for name, part in batch_rows(problem, batch, samples, blocks).items()}
@@ -644,7 +644,7 @@ def _rounding_loss(rows: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 def batch_rows(
     problem: Problem, batch: Batch, samples: int | None, blocks: cut.Blocks
 ) -> dict[str, Float[Array, "rows size"]]:
-    """Form the gradients of a batch whose outer products make up its curvature.
+    """Form a batch's gradients whose outer products make up its curvature.
 
     The sum of the outer products, divided by the number of draws, is the curvature of the batch.
     """
@@ -656,7 +656,7 @@ def batch_rows(
 
 
 def batch_gradients(problem: Problem, batch: Batch, samples: int | None) -> ExampleGradients | Params:
-    """Compute the gradients of `batch_rows`: of each example, or of the whole batch.
+    """Compute the gradients of `batch_rows`, per example or per batch.
 
     If the loss couples examples, they are gradients of the whole batch, with a leading axis of draws or examples.
     """

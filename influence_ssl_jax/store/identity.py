@@ -27,21 +27,25 @@ MEANING = {
 _log = logging.getLogger(__name__)
 
 
-def refuse_foreign(folder: Path, owners: Collection[str] = ()) -> None:
+def refuse_foreign(folder: Path, owners: Collection[str] = (), name: str = IDENTITY, content: str = "scores") -> None:
     """Check that a folder is a run's or empty.
 
     Args:
         folder: The folder.
         owners: Fingerprints of the runs that results in it name.
+        name: The file of the identity.
+        content: What a run writes, for the error.
 
     Raises:
         StoreError: It holds other files.
     """
-    if owners or (folder / IDENTITY).exists():
+    if owners or (folder / name).exists():
         return
     foreign = [f.name for f in folder.iterdir() if f.name != LOCK and not f.name.endswith(TEMPORARY)]
     if foreign:
-        raise StoreError(f"{folder} is not empty and holds no scores ({foreign[0]}, …). Choose a new or empty folder.")
+        raise StoreError(
+            f"{folder} is not empty and holds no {content} ({foreign[0]}, …). Choose a new or empty folder."
+        )
 
 
 def refuse_disagreement(identity: Plain) -> None:
@@ -62,7 +66,9 @@ def refuse_disagreement(identity: Plain) -> None:
             )
 
 
-def claim(folder: Path, identity: Plain, owners: Collection[str] = (), advice: str = ADVICE) -> Plain:
+def claim(
+    folder: Path, identity: Plain, owners: Collection[str] = (), advice: str = ADVICE, name: str = IDENTITY
+) -> Plain:
     """Write a run's identity to its folder, or compare the stored one.
 
     If the stored one is damaged, absent or of another run, and all results in the folder are of this run, it is written
@@ -72,7 +78,8 @@ def claim(folder: Path, identity: Plain, owners: Collection[str] = (), advice: s
         folder: The folder of the run.
         identity: Everything that the results depend on; plain JSON.
         owners: Fingerprints of the runs that the results in the folder name.
-        advice: What to do where the folder is another run's.
+        advice: What to do if the folder is another run's.
+        name: The file of the identity.
 
     Returns:
         The identity as JSON reads it back.
@@ -81,7 +88,7 @@ def claim(folder: Path, identity: Plain, owners: Collection[str] = (), advice: s
         StoreError: The folder belongs to another run; the differences are listed if they are known.
     """
     identity = json.loads(json.dumps(identity))
-    path, foreign = folder / IDENTITY, set(owners) - {fingerprint(identity)}
+    path, foreign = folder / name, set(owners) - {fingerprint(identity)}
     try:
         held, reason = read_sealed(path), f"{path} is of another run than the results beside it."
     except FileNotFoundError:
@@ -96,7 +103,7 @@ def claim(folder: Path, identity: Plain, owners: Collection[str] = (), advice: s
     if foreign:
         raise StoreError(
             f"{reason} The results in {folder} are not those of this command. Give the command that made them, which writes "
-            f"{IDENTITY} again. {advice}"
+            f"{name} again. {advice}"
         )
     if reason:
         _log.warning("%s It is written again.", reason)

@@ -14,14 +14,13 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 
-from influence_ssl_jax.configuration import fingerprint
 from influence_ssl_jax.data import Example, Skipped
-from influence_ssl_jax.errors import InfluenceError, disk_of
+from influence_ssl_jax.errors import InfluenceError, StoreError, disk_of
 from influence_ssl_jax.parallel import all_devices, batches_of, is_first, min_over_processes, replicate, split
 from influence_ssl_jax.run_log import json_lines
-from influence_ssl_jax.store import DamagedError, digest_of, read_sealed, write_sealed
-from influence_ssl_jax.store.files import LOCK, SUM, TEMPORARY, Lock, append_line, checksum, lock, write_atomically
-from influence_ssl_jax.store.identity import list_differences
+from influence_ssl_jax.store import DamagedError, digest_of, identity, read_sealed, write_sealed
+from influence_ssl_jax.store.files import SUM, Lock, append_line, checksum, lock, write_atomically
+from influence_ssl_jax.store.identity import refuse_foreign
 from influence_ssl_jax.train.state import TrainState
 from influence_ssl_jax.types import Batch
 
@@ -66,6 +65,8 @@ def _line(row: Mapping[str, float | int]) -> str:
 
 SETTINGS, DIGESTS, IMAGES = "settings.json", "checkpoints.json", "images.json"
 OWNER = "fingerprint"
+UNKNOWN = "unknown"
+"""The owner of states whose list cannot be read: no fingerprint is equal to it."""
 """The key of `checkpoints.json` that says of which run it is."""
 _log = logging.getLogger(__name__)
 
@@ -77,40 +78,36 @@ class TrainingError(InfluenceError):
 def claim(folder: Path, description: dict) -> Lock:
     """Record the settings of a run in `folder`, and lock the folder.
 
-    The lock lasts until the returned object is closed or the process ends.
+    The lock lasts until the returned object is closed or the process ends. Settings that are damaged or absent are
+    written again if the states in the folder are those of this run.
 
     Raises:
-        TrainingError: If the folder has a run with other settings (every difference is listed) or other files, or damaged
-            settings and states of another run.
+        TrainingError: If the folder has a run with other settings (the differences are listed), states of another run, or
+            other files.
         StoreError: If another process is working on the run.
     """
-    file, description = folder / SETTINGS, json.loads(json.dumps(description))
-    if file.exists():
-        try:
-            differing, damage = list_differences(read_sealed(file), description), ""
-        except DamagedError as error:
-            if _find_owner(folder) not in ("", fingerprint(description)):
-                raise TrainingError(
-                    f"{error} The states in {folder} are not those of this command. Give the command that made them, which "
-                    "writes the settings again, or choose another folder."
-                ) from error
-            differing, damage = "", str(error)
-        if differing:
-            raise TrainingError(
-                f"{folder} holds a run with other settings; choose another folder, or delete it to start again:\n{differing}"
-            )
-        claimed = lock(folder)
-        if damage:
-            _log.warning("%s It is written again.", damage)
-            write_sealed(file, description, indent=1)
-        return claimed
     folder.mkdir(parents=True, exist_ok=True)
-    foreign = sorted(each.name for each in folder.iterdir() if each.name not in (LOCK, file.name + TEMPORARY))
-    if foreign:
-        raise TrainingError(f"{folder} is not empty and holds no run ({foreign[0]}, …). Choose a new or empty folder.")
+    owner = _find_owner(folder)
+    owners = () if owner == "" else (owner or UNKNOWN,)
+    with _as_training_error():
+        refuse_foreign(folder, owners, SETTINGS, "training run")
     claimed = lock(folder)
-    write_sealed(file, description, indent=1)
+    try:
+        with _as_training_error():
+            identity.claim(folder, description, owners, name=SETTINGS)
+    except BaseException:
+        claimed.close()
+        raise
     return claimed
+
+
+@contextlib.contextmanager
+def _as_training_error() -> Iterator[None]:
+    """Raise the errors of a folder's identity as `TrainingError`."""
+    try:
+        yield
+    except StoreError as error:
+        raise TrainingError(str(error)) from error
 
 
 def _find_owner(folder: Path) -> str | None:

@@ -46,10 +46,10 @@ def test_rows_of_processes_neither_overlap_nor_leave_gaps_whatever_the_order_of_
 def test_devices_of_a_process_that_stand_apart_are_refused(monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 0)
     with pytest.raises(ValueError, match=r"next to each other in a mesh, got positions \[0, 1, 4, 5\] for process 0"):
-        mesh.owned(plain([Device(k, (k // 2) % 2) for k in (0, 1, 2, 3, 4, 5)]))
+        mesh.own_positions(plain([Device(k, (k // 2) % 2) for k in (0, 1, 2, 3, 4, 5)]))
 
 
 def test_rows_that_are_not_equally_many_for_each_device_are_refused(monkeypatch):
-    monkeypatch.setattr(mesh, "owned", lambda _: range(4))
+    monkeypatch.setattr(mesh, "own_positions", lambda _: range(4))
     with pytest.raises(ValueError, match=r"a multiple of the 4 devices of this process, got \[6\] rows"):
         mesh.split({"rows": np.zeros((6, 2))}, mesh.local_devices())
