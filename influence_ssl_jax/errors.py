@@ -106,6 +106,9 @@ def require(extra: str) -> None:
 
     Raises:
         MissingExtraError: If one is not installed; the message names the extra.
+
+    Examples:
+        >>> require("data")  # silent if the packages are installed
     """
     absent = [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
     if absent:
@@ -143,6 +146,15 @@ def disk_of(path: Path) -> Iterator[None]:
     Raises:
         FullDiskError: If no space is left, a quota is used up, or a file may not grow further.
         FailingDiskError: If the disk is broken, read-only, closed to this user, or no longer connected.
+
+    Examples:
+        >>> import errno, pathlib
+        >>> try:
+        ...     with disk_of(pathlib.Path.cwd()):
+        ...         raise OSError(errno.ENOSPC, "No space left on device")
+        ... except FullDiskError as error:
+        ...     print(str(error).startswith("The disk of"))
+        True
     """
     try:
         yield
@@ -173,6 +185,10 @@ def printable(text: str) -> str:
 
     Control characters, line separators and changes of direction become `\x1b` or `\u202e`; a byte of a file name that
     is not UTF-8 becomes `\xff`.
+
+    Examples:
+        >>> print(printable("a\x1b[2Jb"))
+        a\x1b[2Jb
     """
     if text.isprintable():
         return text

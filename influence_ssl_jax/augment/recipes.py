@@ -39,6 +39,12 @@ def pretraining_transform(
         height: Height of the result in pixels; `None` keeps that of the image.
         width: Width of the result in pixels; `None` keeps that of the image.
         smallest: Smallest area of a crop, as a share of the image.
+
+    Examples:
+        >>> from influence_ssl_jax.augment.colour import ColourJitter
+        >>> transform = pretraining_transform(ColourJitter(0.4, 0.4, 0.2, 0.1), blur=0.5, solarise=0.0)
+        >>> len(transform.transforms)  # crop, jitter, grayscale, blur and flip
+        5
     """
     return Sequential(
         (

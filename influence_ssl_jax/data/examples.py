@@ -131,6 +131,13 @@ def read_all(source: "OpenSource", indices: Sequence[int]) -> Iterator[Example |
 
     Raises:
         DataError: As `retry`.
+
+    Examples:
+        >>> import numpy as np
+        >>> from influence_ssl_jax import Arrays
+        >>> from influence_ssl_jax.data.examples import read_all
+        >>> [each.id for each in read_all(Arrays(np.zeros((3, 2, 2))).open(), [2, 0])]
+        ['2', '0']
     """
     reads: Iterator[Example | Skipped] | None = None
 
@@ -324,6 +331,11 @@ def repeated_ids(ids: Iterable[str]) -> tuple[str, ...]:
     """Return a note on ids that several examples share.
 
     Only the index tells these apart.
+
+    Examples:
+        >>> from influence_ssl_jax.data.examples import repeated_ids
+        >>> repeated_ids(["a", "b", "a"])
+        ('ids that name more than one example, distinguished by the index: 1 (a)',)
     """
     again = [name for name, times in collections.Counter(ids).items() if times > 1]
     return note_names("ids that name more than one example, distinguished by the index", again)

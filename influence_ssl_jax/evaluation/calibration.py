@@ -489,6 +489,13 @@ def deviation(
         upper: Upper bounds.
         alignment_loss: The alignment losses, for the partial correlation.
         calibration: How scores are brought to the exact scale.
+
+    Examples:
+        >>> import numpy as np
+        >>> exact = np.arange(1.0, 41.0)
+        >>> compared = deviation(2 * exact, 0.99 * exact, 1.01 * exact, exact[::-1], Calibration())
+        >>> round(compared.raw.median, 6), round(compared.spearman.value, 6)  # an error of 100 %, the right order
+        (1.0, 1.0)
     """
     sample = (scores, lower, upper)
     kept = np.isfinite(scores) & np.isfinite(lower) & np.isfinite(upper) & np.isfinite(alignment_loss)

@@ -65,6 +65,13 @@ def partial_spearman(left: Vector, right: Vector, given: Real[np.ndarray, "examp
         left: One score.
         right: The other score.
         given: The controls, one column each.
+
+    Examples:
+        >>> import numpy as np
+        >>> size = np.arange(8.0)
+        >>> left, right = size + np.tile([0.0, 3.0], 4), size + np.tile([3.0, 0.0], 4)
+        >>> round(partial_spearman(left, right, size[:, None]), 1)  # both grow with the size; the rest is opposite
+        -1.0
     """
     kept = np.isfinite(left) & np.isfinite(right) & np.isfinite(given).all(axis=1)
     if kept.sum() < given.shape[1] + 3:
@@ -84,6 +91,12 @@ def explained_variance(left: Vector, given: Real[np.ndarray, "examples controls"
     Args:
         left: The score.
         given: The explaining values, one column each.
+
+    Examples:
+        >>> import numpy as np
+        >>> score = np.asarray([1.0, 2.0, 4.0, 8.0])
+        >>> round(explained_variance(score, score[:, None] ** 2), 6)  # the ranks are the same
+        1.0
     """
     kept = np.isfinite(left) & np.isfinite(given).all(axis=1)
     ranks = _ranks(left[kept])[:, None]
@@ -138,6 +151,11 @@ def average_precision(score: Vector, positive: Members) -> float:
 
     A random order gives about the share of positives. Examples whose score is not finite are left out; it is NaN
     without positives.
+
+    Examples:
+        >>> import numpy as np
+        >>> average_precision(np.asarray([0.9, 0.8, 0.1]), np.asarray([True, False, False]))
+        1.0
     """
     kept = np.isfinite(score)
     if not positive[kept].any():
@@ -159,6 +177,11 @@ def top_overlap(left: Vector, right: Vector, k: int) -> float:
 
     Raises:
         ValueError: `k` is not between 1 and the number of examples that are finite on both sides.
+
+    Examples:
+        >>> import numpy as np
+        >>> top_overlap(np.asarray([4, 3, 2, 1]), np.asarray([4, 1, 3, 2]), k=2)
+        0.5
     """
     kept = np.isfinite(left) & np.isfinite(right)
     if not 1 <= k <= kept.sum():
@@ -171,6 +194,11 @@ def bottom_overlap(left: Vector, right: Vector, k: int) -> float:
     """Compute the share of the `k` lowest common to two scores.
 
     Ties are ordered by position.
+
+    Examples:
+        >>> import numpy as np
+        >>> bottom_overlap(np.asarray([4, 3, 2, 1]), np.asarray([4, 3, 1, 2]), k=2)
+        1.0
     """
     return top_overlap(-left.astype(float), -right.astype(float), k)
 
@@ -193,6 +221,12 @@ def bootstrap(
         seed: The seed of the resamples.
         resamples: Number of resamples.
         level: Coverage of the interval.
+
+    Examples:
+        >>> import numpy as np
+        >>> mean = bootstrap(lambda values: float(values.mean()), np.arange(10.0))
+        >>> mean.value, mean.low < mean.value < mean.high
+        (4.5, True)
     """
     generator = randomness.generator(seed, Stream.BOOTSTRAP)
     size = len(samples[0])

@@ -456,7 +456,7 @@ class Gram(Backend[GramState]):
         )
 
     def _assess(self, state: GramState, gradients: ExampleGradients, damping: Resolved, own: _Own | None) -> Assessed:
-        """Compute forms by the fast formula, or the other if that is inaccurate."""
+        """Compute forms by the fast formula, or the other if needed."""
         value = scalar(damping)
         fast = self._forms_by_difference(state, self._products(state, gradients, False), value, own)
         accuracy = 2.0**17 * float(jnp.finfo(value.dtype).eps) / 2 if self.accuracy is None else self.accuracy

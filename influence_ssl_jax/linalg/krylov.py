@@ -69,6 +69,13 @@ def leading_eigenpairs(
         dimension: Size of the Krylov space, `2 · rank` if None. Without restarts it is the number of products with A.
         restarts: Number of cycles that start again from the kept pairs. Each needs `dimension − rank` further
             products.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> matrix = jnp.diag(jnp.arange(6.0))
+        >>> pairs = leading_eigenpairs(lambda rows: rows @ matrix, jax.random.key(0), matrix[0], 2, 2, dimension=6)
+        >>> pairs.values.round(3).tolist()
+        [5.0, 4.0]
     """
     size = like.shape[0]
     rank = min(rank, size)
@@ -204,6 +211,12 @@ def largest_eigenvalue(
         key: Draws the start.
         like: Any vector of A's size and dtype.
         steps: Number of products with A.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> matrix = jnp.diag(jnp.asarray([1.0, -4.0]))
+        >>> float(largest_eigenvalue(lambda rows: rows @ matrix, jax.random.key(0), matrix[0], steps=20).round(3))
+        4.0
     """
 
     def step(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:

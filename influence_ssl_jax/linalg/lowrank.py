@@ -22,6 +22,11 @@ def eigenpairs(
     Args:
         matrix: A symmetric positive semi-definite matrix.
         rank: Number of pairs; all if None.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> eigenpairs(jnp.diag(jnp.asarray([1.0, 4.0, 2.0])), rank=2)[0].tolist()
+        [4.0, 2.0]
     """
     rank = matrix.shape[0] if rank is None else min(rank, matrix.shape[0])
     with jax.enable_x64(True):
@@ -101,7 +106,14 @@ def kronecker_eigenvalues(left: Float[Array, "groups k"], right: Float[Array, "g
 def random_orthonormal(
     key: Key[Array, ""], size: int, rank: int, dtype: jax.typing.DTypeLike
 ) -> Float[Array, "size rank"]:
-    """Draw orthonormal columns in a uniformly random position."""
+    """Draw orthonormal columns in a uniformly random position.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> basis = random_orthonormal(jax.random.key(0), size=5, rank=2, dtype=jnp.float32)
+        >>> (basis.T @ basis).round(3).tolist() == [[1.0, 0.0], [0.0, 1.0]]
+        True
+    """
     gaussian = randomness.normal(key, (size, rank), dtype)
     orthonormal, triangular = jnp.linalg.qr(gaussian)
     # QR fixes the signs of the columns; undoing that makes the position uniform (Mezzadri, arXiv math-ph/0609050).
@@ -114,12 +126,23 @@ def random_basis(key: Key[Array, ""], size: int, rank: int, dtype: jax.typing.DT
 
     Entries have variance 1/rank, so `E ‖Bᵀx‖² = ‖x‖²` for every x. At full rank B is orthogonal, and the equation
     holds for every draw.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> random_basis(jax.random.key(0), size=5, rank=2, dtype=jnp.float32).shape
+        (5, 2)
     """
     return random_orthonormal(key, size, rank, dtype) * jnp.sqrt(jnp.asarray(size / rank, dtype))
 
 
 def leading_eigenvectors(matrix: Float[Array, "size size"], rank: int) -> Float[Array, "size rank"]:
-    """Compute orthonormal eigenvectors of the `rank` largest eigenvalues, largest first."""
+    """Compute orthonormal eigenvectors of the `rank` largest eigenvalues, largest first.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> abs(leading_eigenvectors(jnp.diag(jnp.asarray([1.0, 4.0])), rank=1)).tolist()
+        [[0.0], [1.0]]
+    """
     return jnp.linalg.eigh(matrix)[1][:, ::-1][:, :rank]
 
 
@@ -148,6 +171,12 @@ def nystrom(products: Rows, key: Key[Array, ""], like: Float[Array, " size"], ra
         key: Draws Ω.
         like: Any vector of A's size and dtype.
         rank: Number of columns of Ω.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> matrix = jnp.diag(jnp.asarray([3.0, 2.0, 0.0, 0.0]))
+        >>> nystrom(lambda rows: rows @ matrix, jax.random.key(0), matrix[0], rank=2).eigenvalues.round(3).tolist()
+        [3.0, 2.0]
     """
     test = random_orthonormal(key, like.size, rank, like.dtype)
     moved = products(test.T).T

@@ -198,6 +198,13 @@ def quadratic_form_bounds(
         steps: Stop after this number of steps.
         rounding: Number of unit roundoffs to allow for in C and g.
         offset: The value to add to every form; widths are those of the sum. None for nothing.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> matrix, start = jnp.diag(jnp.asarray([1.0, 3.0])), jnp.asarray([[2.0, 4.0]])
+        >>> bounds = quadratic_form_bounds(lambda rows: rows @ matrix, start, jnp.asarray(1.0), jax.random.key(0))
+        >>> bool(bounds.lower[0] <= 2**2 / (1 + 1) + 4**2 / (3 + 1) <= bounds.upper[0])
+        True
     """
     length = jnp.linalg.norm(starts, axis=1)
     dtype, steps = starts.dtype, min(steps, starts.shape[1])
@@ -278,6 +285,13 @@ def spectral_density(
         like: Any vector of C's size and dtype.
         probes: Number of random vectors.
         steps: Number of Lanczos steps for each.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> matrix = jnp.diag(jnp.asarray([1.0, 3.0]))
+        >>> density = spectral_density(lambda rows: rows @ matrix, jax.random.key(0), matrix[0], probes=2, steps=2)
+        >>> density.values.round(3).tolist()
+        [1.0, 3.0, 1.0, 3.0]
     """
     size = like.shape[0]
     steps = min(steps, size)

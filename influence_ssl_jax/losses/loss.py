@@ -91,6 +91,12 @@ def unit(vectors: Float[Array, "*rows width"], axis: int = -1) -> Float[Array, "
     The derivative at the zero vector is zero. The largest entry is divided out first and is a constant to the
     derivative, because `v / ‖v‖` does not depend on the scale of `v`. So neither `‖v‖²` nor the inverse powers in its
     derivatives overflow or underflow.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from influence_ssl_jax.losses.loss import unit
+        >>> unit(jnp.asarray([[3.0, 4.0], [0.0, 0.0]])).round(3).tolist()
+        [[0.6, 0.8], [0.0, 0.0]]
     """
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(vectors), axis=axis, keepdims=True))
     # NaN and infinity are not below `tiny`: they pass on as NaN, and only zeros are replaced.
@@ -103,6 +109,12 @@ def is_zero(vectors: Float[Array, "*rows width"]) -> Bool[Array, "*rows"]:
     """Mark the vectors that are zero, and so have no direction.
 
     A vector counts as zero if its largest entry is below the smallest normal number of its type.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from influence_ssl_jax.losses.loss import is_zero
+        >>> is_zero(jnp.asarray([[3.0, 4.0], [0.0, 0.0]])).tolist()
+        [False, True]
     """
     return jnp.max(jnp.abs(vectors), axis=-1) < jnp.finfo(vectors.dtype).tiny
 
@@ -112,6 +124,12 @@ def centre(embeddings: Float[Array, "batch width"]) -> Float[Array, "batch width
 
     The first row is subtracted before the mean: in exact arithmetic this changes nothing, and in floating point it
     makes constant columns exactly zero and keeps the digits of columns far from zero.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from influence_ssl_jax.losses.loss import centre
+        >>> centre(jnp.asarray([[1.0], [3.0]])).tolist()
+        [[-1.0], [1.0]]
     """
     shifted = embeddings - jax.lax.stop_gradient(embeddings[:1])
     return shifted - jnp.mean(shifted, axis=0, keepdims=True)
@@ -121,6 +139,12 @@ def standardise(embeddings: Float[Array, "batch width"]) -> Float[Array, "batch 
     """Centre each column and divide it by its Euclidean norm.
 
     The product `AᵀB` of two such matrices is a correlation matrix. A constant column becomes zero.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from influence_ssl_jax.losses.loss import standardise
+        >>> standardise(jnp.asarray([[1.0, 7.0], [3.0, 7.0]])).round(3).tolist()
+        [[-0.707, 0.0], [0.707, 0.0]]
     """
     return unit(centre(embeddings), axis=0)
 

@@ -81,6 +81,12 @@ def bound_estimate(
 
     Returns:
         Lower and upper bounds; the lower one is not negative, except for a `u_statistic`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> low, high = bound_estimate(jnp.asarray([[[4.0]]]), jnp.asarray([[[1.0]]]), "mean_of_scores")
+        >>> bool(2.99 < low[0] <= 3), bool(5 <= high[0] < 5.01)
+        (True, True)
     """
     score, sizes = estimate(gram, estimand).score, estimate(jnp.abs(gram), estimand).score
     spacing = float(jnp.finfo(gram.dtype).eps) * (gram.shape[1] ** 2 + 2)
@@ -97,12 +103,24 @@ def curvature_error(left_out: Float[Array, "parts batch draws draws"], estimand:
     Args:
         left_out: Every B_kl by the curvature set without each of its parts.
         estimand: Which estimate.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> halves = jnp.asarray([1.0, 3.0]).reshape(2, 1, 1, 1)  # a form without each of two parts
+        >>> curvature_error(halves, "mean_of_scores").tolist()
+        [1.0]
     """
     return _jackknife(estimate_each(left_out, estimand).T)
 
 
 def estimate_each(grams: Float[Array, "sets batch draws draws"], estimand: Estimand) -> Float[Array, "sets batch"]:
-    """Return the scores by each of several curvature sets."""
+    """Return the scores by each of several curvature sets.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> estimate_each(jnp.asarray([1.0, 3.0]).reshape(2, 1, 1, 1), "mean_of_scores").tolist()
+        [[1.0], [3.0]]
+    """
     return jax.vmap(lambda gram: estimate(gram, estimand).score)(grams)
 
 
