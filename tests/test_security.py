@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from influence_ssl_jax import checkpoint
-from influence_ssl_jax.data import table
+from influence_ssl_jax.data import attributes
 from influence_ssl_jax.data.attributes import read_table
 from influence_ssl_jax.errors import DataError
 from influence_ssl_jax.store import load_fitted, save_fitted
@@ -136,6 +136,6 @@ def test_a_fitted_curvature_that_was_tampered_with_is_not_read(tmp_path):
 def test_a_table_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch, limit, value):
     pq.write_table(pa.table({"file": ["a.png"] * 1000}), tmp_path / "t.parquet")
     assert read_table(tmp_path / "t.parquet").num_rows == 1000
-    monkeypatch.setattr(table, limit, value)
+    monkeypatch.setattr(attributes, limit, value)
     with pytest.raises(DataError, match="expands to 1,000 rows"):
         read_table(tmp_path / "t.parquet")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
-from tests.train.test_linear import by_hand
 
 import influence_ssl_jax as isj
 from influence_ssl_jax.cli import main
@@ -20,6 +19,7 @@ from influence_ssl_jax.runs.settings import Unseen
 from influence_ssl_jax.train.linear_evaluation import LinearEvaluation
 from influence_ssl_jax.train.probes import Labelled
 from tests.small_encoder import load
+from tests.train.test_linear_evaluation import by_hand
 
 
 def written(folder, images, labels):
