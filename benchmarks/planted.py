@@ -653,6 +653,17 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
         "}\n\n\ndef describe_damping",
     ),
     (
+        "versions of a training are not recorded",
+        'where = {"versions": provenance.versions(), "device"',
+        'where = {"device"',
+    ),
+    (
+        "versions of a comparison are not recorded",
+        '"versions": provenance.versions(),\n        "rows": rows,',
+        '"rows": rows,',
+    ),
+    ("an audit does not lock its folder", "with lock(settings.folder / WORK):", "with contextlib.nullcontext():"),
+    (
         "a comparison does not lock its folder",
         "with lock(settings.out), RunLog(settings.out) as log:",
         "with RunLog(settings.out) as log:",
@@ -822,6 +833,9 @@ LIKELY: dict[str, str] = {
     "a histogram leaves its extremes out": "test_shown",
     "seeds are not recorded": "test_said",
     "versions of a run of scores are not recorded": "test_said",
+    "versions of a training are not recorded": "test_said",
+    "versions of a comparison are not recorded": "test_compare",
+    "an audit does not lock its folder": "test_audit",
     "a comparison does not lock its folder": "test_said",
 }
 """The test file that is run first, where the code that a fault is in does not tell; a name that is gone is no error."""

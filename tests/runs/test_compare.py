@@ -72,6 +72,9 @@ def test_the_record_the_table_and_the_figures(command, monkeypatch):
     folder = command().out
     record = json.loads((folder / "comparison.json").read_text())
     baselines, rows = record["rows"][:6], record["rows"][6:]
+    assert record["versions"] == provenance.versions()
+    assert record["device"]["platform"] == "cpu"
+    assert record["configuration"]["scoring"]["seed"] == 0
     assert [row["name"] for row in baselines[::2]] == ["alignment loss", "gradient norm", "pixel variance"]
     assert [row["name"] for row in rows] == [n for n in NAMES for _ in "12"]
     assert [row["damping"] for row in record["rows"]] == [0.1, 1.0] * 6

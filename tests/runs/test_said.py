@@ -8,6 +8,7 @@ import platform
 import pytest
 from rich.console import Console
 
+from influence_ssl_jax import provenance
 from influence_ssl_jax.cli.console import Renderer
 from influence_ssl_jax.data import Digits, ToInput
 from influence_ssl_jax.data.arrays import InMemory
@@ -62,9 +63,9 @@ def test_a_run_of_scores_says_the_notes_and_records_seeds_and_versions(tmp_path)
     assert f"note: {NOTE}" in text
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["seeds"] == {"seed": 7}
+    assert record["command"] == provenance.command() != ""
     assert record["configuration"]["scoring"]["seed"] == 7
-    installed = {name: importlib.metadata.version(name) for name in RECORDED}
-    assert record["versions"] == {"python": platform.python_version(), **installed}
+    assert record["versions"] == installed()
     assert record["device"]["platform"] == "cpu"
     assert record["counts"]["scored"] == 12
     assert 0 < record["share_waiting_for_images"] < 1
@@ -107,13 +108,20 @@ def test_pretraining_says_the_notes(tmp_path, monkeypatch):
     assert f"note: {NOTE}" in text.get()
 
 
-def test_pretraining_keeps_the_names_of_its_classes_with_the_encoder(tmp_path, monkeypatch):
-    kept = {}
+def installed():
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in RECORDED}}
+
+
+def test_pretraining_keeps_classes_versions_and_device_with_the_encoder_of_every_epoch(tmp_path, monkeypatch):
+    kept, between = {}, []
     monkeypatch.setattr(InMemory, "class_names", lambda _: ("ant", "bee"))
-    monkeypatch.setattr(pretrain, "train", lambda *_, **__: None)
+    monkeypatch.setattr(pretrain, "train", lambda *given, **__: between.append(given[6]))
     monkeypatch.setattr(pretrain, "save", lambda *_, **described: kept.update(described))
     pretrain.pretrain(PretrainRun(tmp_path / "out", SOURCE, tiny(SimCLR()), ToInput(3, 3)))
-    assert kept["classes"] == ["ant", "bee"]
+    for notes in (kept, between[0].notes):
+        assert notes["classes"] == ["ant", "bee"]
+        assert notes["versions"] == installed()
+        assert notes["device"]["platform"] == "cpu"
 
 
 def test_a_comparison_refuses_a_folder_that_is_written_by_another(tmp_path, monkeypatch):
