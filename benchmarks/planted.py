@@ -652,6 +652,7 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
         '"versions": provenance.versions(),\n    }\n\n\ndef describe_damping',
         "}\n\n\ndef describe_damping",
     ),
+    ("the command of a run is not recorded", '"command": provenance.command(),\n        "seeds"', '"seeds"'),
     (
         "versions of a training are not recorded",
         'where = {"versions": provenance.versions(), "device"',
@@ -833,6 +834,7 @@ LIKELY: dict[str, str] = {
     "a histogram leaves its extremes out": "test_shown",
     "seeds are not recorded": "test_said",
     "versions of a run of scores are not recorded": "test_said",
+    "the command of a run is not recorded": "test_said",
     "versions of a training are not recorded": "test_said",
     "versions of a comparison are not recorded": "test_compare",
     "an audit does not lock its folder": "test_audit",

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +75,20 @@ def tree_digest(tree: PyTree) -> str:
 
     Two trees have the same digest if and only if all of these are equal.
     """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return arrays_digest((f"{jax.tree_util.keystr(path)} ", np.asarray(leaf)) for path, leaf in leaves)
+
+
+def arrays_digest(arrays: Iterable[tuple[str, np.ndarray]]) -> str:
+    """Compute the SHA-256 of the name, type, shape and bits of every array.
+
+    Examples:
+        >>> from influence_ssl_jax.provenance import arrays_digest
+        >>> arrays_digest([("a", np.zeros(2))]) == arrays_digest([("a", np.zeros((2, 1)))])
+        False
+    """
     total = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(leaf)
-        total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+    for name, array in arrays:
+        total.update(f"{name}{array.dtype} {array.shape}\n".encode())
         total.update(np.ascontiguousarray(array).tobytes())
     return total.hexdigest()

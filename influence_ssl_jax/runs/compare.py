@@ -1,7 +1,5 @@
 """Compare backends with exact scores of a sample, into a folder."""
 
-import hashlib
-import json
 import logging
 import time
 from pathlib import Path
@@ -205,5 +203,5 @@ def _exact_scores(
 
 def _part_path(settings: CompareRun, backend: Backend) -> Path:
     """Return the path of one backend's rows, which its settings name."""
-    digest = hashlib.sha256(json.dumps(describe(backend), sort_keys=True).encode()).hexdigest()
+    digest = fingerprint(describe(backend))
     return settings.out / PARTS / f"{label(backend).replace(' ', '_')}_{digest[:8]}.json"

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from influence_ssl_jax.configuration import Plain
+from influence_ssl_jax.configuration import Plain, fingerprint
 from influence_ssl_jax.errors import StoreError, disk_of
 
 TEMPORARY = ".tmp"
@@ -116,7 +116,7 @@ def write_sealed(path: Path, content: Mapping[str, Plain], indent: int | None = 
     {'draws': 4}
     """
     plain = json.loads(json.dumps(content))
-    text = json.dumps({**plain, SUM: checksum(plain)}, indent=indent, ensure_ascii=False)
+    text = json.dumps({**plain, SUM: fingerprint(plain)}, indent=indent, ensure_ascii=False)
     write_atomically(path, text.encode("utf-8", "surrogatepass"))
 
 
@@ -129,7 +129,7 @@ def read_sealed(path: Path) -> dict[str, Plain]:
     """
     content = read_object(path)
     recorded = content.pop(SUM, None)
-    if recorded != checksum(content):
+    if recorded != fingerprint(content):
         raise DamagedError(f"{path} is damaged: its content does not have the checksum that it was written with.")
     return content
 
@@ -151,11 +151,6 @@ def read_object(path: Path) -> dict[str, Plain]:
     if not isinstance(content, dict):
         raise DamagedError(f"{path} is damaged: it holds {type(content).__name__}, not an object.")
     return content
-
-
-def checksum(content: Mapping[str, Plain]) -> str:
-    """Return the SHA-256 of a JSON object, whatever its keys' order."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:

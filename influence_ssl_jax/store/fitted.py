@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from influence_ssl_jax.configuration import Plain
+from influence_ssl_jax.provenance import arrays_digest
 from influence_ssl_jax.store.files import DamagedError, read_sealed, write_atomically, write_sealed
 from influence_ssl_jax.types import PyTree
 
@@ -98,12 +99,7 @@ def digest_of(state: PyTree) -> str:
     >>> digest_of({"a": jnp.zeros(2)}) == digest_of({"a": jnp.zeros(3)})
     False
     """
-    total = hashlib.sha256()
-    for leaf in jax.tree.leaves(state):
-        array = _words(leaf)
-        total.update(f"{array.dtype} {array.shape}\n".encode())
-        total.update(np.ascontiguousarray(array).tobytes())
-    return total.hexdigest()[:32]
+    return arrays_digest(("", _words(leaf)) for leaf in jax.tree.leaves(state))[:32]
 
 
 def _words(leaf: jax.Array) -> np.ndarray:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Int
 
+from influence_ssl_jax.configuration import fingerprint
 from influence_ssl_jax.errors import StoreError
 from influence_ssl_jax.scoring.table import EMBEDDING
 from influence_ssl_jax.store.files import TEMPORARY, append_line, write_atomically
@@ -297,7 +298,7 @@ def _line(part: Part) -> str:
 
 def _sum(plain: dict) -> str:
     """Return the checksum of a line: 16 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+    return fingerprint(plain)[:16]
 
 
 def _read_list(path: Path) -> list[Part]:

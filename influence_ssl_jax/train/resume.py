@@ -14,12 +14,13 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 
+from influence_ssl_jax.configuration import fingerprint
 from influence_ssl_jax.data import Example, Skipped
 from influence_ssl_jax.errors import InfluenceError, StoreError, disk_of
 from influence_ssl_jax.parallel import all_devices, batches_of, is_first, min_over_processes, replicate, split
 from influence_ssl_jax.run_log import json_lines
 from influence_ssl_jax.store import DamagedError, digest_of, identity, read_sealed, write_sealed
-from influence_ssl_jax.store.files import SUM, Lock, append_line, checksum, lock, write_atomically
+from influence_ssl_jax.store.files import SUM, Lock, append_line, lock, write_atomically
 from influence_ssl_jax.store.identity import refuse_foreign
 from influence_ssl_jax.train.state import TrainState
 from influence_ssl_jax.types import Batch
@@ -41,7 +42,7 @@ class Journal:
 
         Lines without an epoch number are ignored too.
         """
-        rows = [row for row in json_lines(self._file) if row.pop(SUM, None) == checksum(row)]
+        rows = [row for row in json_lines(self._file) if row.pop(SUM, None) == fingerprint(row)]
         return [row for row in rows if type(row.get("epoch")) is int]
 
     def keep(self, epochs: int) -> list[Row]:
@@ -60,7 +61,7 @@ class Journal:
 
 def _line(row: Mapping[str, float | int]) -> str:
     """Write a row with its checksum."""
-    return json.dumps({**row, SUM: checksum(row)})
+    return json.dumps({**row, SUM: fingerprint(row)})
 
 
 SETTINGS, DIGESTS, IMAGES = "settings.json", "checkpoints.json", "images.json"

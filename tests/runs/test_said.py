@@ -57,13 +57,14 @@ def said(run, settings):
     return text.get()
 
 
-def test_a_run_of_scores_says_the_notes_and_records_seeds_and_versions(tmp_path):
+def test_a_run_of_scores_says_the_notes_and_records_command_seeds_and_versions(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "command", lambda: ["influence-ssl", "score"])
     scoring = Scoring(draws=1, batch_size=12, seed=7)
     text = said(score.score, ScoreRun(tmp_path, tmp_path / "out", SOURCE, backend=Identity(probes=1), scoring=scoring))
     assert f"note: {NOTE}" in text
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["seeds"] == {"seed": 7}
-    assert record["command"] == provenance.command() != ""
+    assert record["command"] == ["influence-ssl", "score"]
     assert record["configuration"]["scoring"]["seed"] == 7
     assert record["versions"] == installed()
     assert record["device"]["platform"] == "cpu"
