@@ -17,7 +17,7 @@ from pathlib import Path
 
 import tyro
 
-from benchmarks.measure import interleaved
+from benchmarks.measure import LONGEST, interleaved
 from benchmarks.primitives import jax_operations
 from benchmarks.results import write
 from benchmarks.shared import MEAN, STD, Setting, shared
@@ -76,7 +76,9 @@ def run(config: Config) -> dict:
             asked = [dataclasses.asdict(config.setting), name.split(",")[0], config.repeats]
             command = [sys.executable, "-m", "benchmarks.convolutions", "--own", json.dumps(asked)]
             environment = os.environ | CHOICES[name]
-            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True, timeout=LONGEST
+            )
             measured[name].append(json.loads(done.stdout.splitlines()[-1]))
     rows = [
         {"choice": name, **{key: statistics.median(round_[key] for round_ in rounds) for key in rounds[0]}}

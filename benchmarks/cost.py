@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import tyro
 from jaxtyping import Array
 
-from benchmarks.measure import Compiled, Operation, on_gpu, peak_megabytes, rows, times
+from benchmarks.measure import LONGEST, Compiled, Operation, on_gpu, peak_megabytes, rows, times
 from benchmarks.results import write
 from benchmarks.shared import MEAN, STD, Setting, Shared, shared
 from influence_ssl_jax.cli.environment import keep_convolutions_whole
@@ -175,7 +175,7 @@ def memory(config: Config, side: str, name: str) -> float:
     """Megabytes of one operation, measured by this module in a fresh process."""
     request = json.dumps({**dataclasses.asdict(config), "side": side, "name": name})
     command = [sys.executable, "-m", "benchmarks.cost", "--memory-of", request]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=LONGEST)
     return float(done.stdout.split()[-1])
 
 

@@ -15,6 +15,8 @@ import jax
 Name = TypeVar("Name", bound=Hashable)
 Operation: TypeAlias = Callable[[], object]
 """Runs to the end: an operation of JAX blocks until its result is ready."""
+LONGEST = 6 * 3600.0
+"""Seconds after which a process of a benchmark is ended: longer than any takes."""
 
 
 @dataclasses.dataclass(frozen=True)

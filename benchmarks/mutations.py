@@ -604,7 +604,9 @@ def _made() -> dict[str, Any]:
     """Machine, versions and date, asked of a process of its own: this one starts no device."""
     if not _machine:
         ask = "import json; from benchmarks.results import made; print(json.dumps(made()))"
-        told = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, check=True)
+        told = subprocess.run(
+            [sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, check=True, timeout=300
+        )
         _machine.update(json.loads(told.stdout))
     return _machine
 

@@ -145,7 +145,7 @@ def together(config: Config, processes: int) -> float:
         process.stdin.write("go\n")
         process.stdin.flush()
     for process in running:
-        outputs.append(json.loads(process.communicate()[0].splitlines()[-1])["seconds"])
+        outputs.append(json.loads(process.communicate(timeout=6 * 3600)[0].splitlines()[-1])["seconds"])
     return max(outputs)
 
 
@@ -153,7 +153,9 @@ def run(config: Config) -> dict:
     """The table."""
     rows = {}
     for devices in config.devices:
-        rows[str(devices)] = json.loads(begin(config, "devices", devices).communicate()[0].splitlines()[-1])
+        rows[str(devices)] = json.loads(
+            begin(config, "devices", devices).communicate(timeout=6 * 3600)[0].splitlines()[-1]
+        )
         print(f"{devices} devices: sharded / plain {rows[str(devices)]}", flush=True)
     alone, two = together(config, 1), together(config, 2)
     print(f"two processes: twice the images in {two / alone:.2f} times the time of one", flush=True)
