@@ -43,7 +43,7 @@ class Config:
 
     @classmethod
     def tiny(cls) -> "Config":
-        """A linear network: the parts of JAX, in seconds."""
+        """Return settings that run the parts of JAX in seconds."""
         return cls(Setting("linear", width=4, examples=4, batch=2, size=4), rank=2)
 
 
@@ -74,7 +74,7 @@ class Ours(NamedTuple):
 
 
 def ours(given: Shared, config: Config) -> Ours:
-    """Everything that is compared, from this package."""
+    """Compute everything that is compared, with this package."""
     problem, number = given.problem(), len(given.batches.index)
     blocks = cut.discover(given.objective.network, given.params, given.frozen, given.batches.image.shape[2:])
     matrices = tuple(block for block in blocks if isinstance(block, cut.MatrixBlock))
@@ -117,7 +117,7 @@ def ours(given: Shared, config: Config) -> Ours:
 
 
 def positions(given: Shared, matrices: tuple[cut.MatrixBlock, ...]) -> dict[str, int]:
-    """By block: rows per example, over positions and views."""
+    """Count the rows per example of every block, over positions and views."""
     problem, first = given.problem(), jax.tree.map(lambda leaf: leaf[0], given.batches)
 
     def every() -> dict[str, Array]:
@@ -129,7 +129,7 @@ def positions(given: Shared, matrices: tuple[cut.MatrixBlock, ...]) -> dict[str,
 
 
 def run(config: Config) -> tuple[list[Finding], list[dict[str, Any]]]:
-    """Worst relative errors against every peer, and what conventions do to scores."""
+    """Compare with every peer, and measure what conventions do to scores."""
     from benchmarks.peers import compare  # torch is an extra: the JAX side runs without it
 
     given = shared(config.setting, jnp.float64)

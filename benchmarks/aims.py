@@ -28,7 +28,7 @@ class Aim(NamedTuple):
 
 
 def aims(results: Results) -> list[Aim]:
-    """Every aim, in every setting that was measured."""
+    """Return every aim, in every setting that was measured."""
     return [aim for name, result in sorted(results.items()) for aim in _of(name, result)]
 
 
@@ -64,7 +64,10 @@ def _scoring(result: dict[str, Any]) -> Iterator[Aim]:
 
 
 def _peers(result: dict[str, Any]) -> Iterator[Aim]:
-    """The same scores: EK-FAC with every eigenvector, LoGra of the same rank, the squared gradient norm."""
+    """Yield the aims of scores that a peer computes too.
+
+    They are EK-FAC with every eigenvector, LoGra of the same rank, and the squared gradient norm.
+    """
     pairs = [
         ("EK-FAC, every eigenvector, fit", "kronfluence EK-FAC, fit"),
         ("EK-FAC, every eigenvector, score", "kronfluence EK-FAC, score"),
@@ -92,7 +95,7 @@ def _where(result: dict[str, Any]) -> str:
 
 
 def elsewhere(result: dict[str, Any]) -> str:
-    """The kind of device, where it is not a CPU."""
+    """Return the kind of device; empty for a CPU."""
     device = result.get("made", {}).get("device", {"platform": "cpu"})
     return "" if device["platform"] == "cpu" else f", {device['kind']}"
 

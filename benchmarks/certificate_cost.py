@@ -48,7 +48,7 @@ Bound = Callable[[Problem, jax.Array, jax.Array, jax.Array], Bounds]
 
 
 def bounds_from(backend: Backend | None) -> Bound:
-    """Bounds by quadrature that starts at the gradients, or at what a backend's solutions leave of them."""
+    """Bound by quadrature from the gradients, or from a backend's residuals."""
 
     @jax.jit
     def bounds(problem: Problem, rows: jax.Array, damping: jax.Array, width: jax.Array) -> Bounds:

@@ -66,7 +66,7 @@ EXACT_REGIME = (Exact, Gram, CG, Arnoldi, Deflated, Nystrom)
 
 
 def backends(size: int) -> dict[type[Backend], Backend]:
-    """Every backend in the list, set for a matrix of this size."""
+    """Return every backend of the list, for a matrix of this size."""
     chosen = {
         Exact: Exact(),
         Gram: Gram(samples=None),
@@ -88,7 +88,10 @@ def backends(size: int) -> dict[type[Backend], Backend]:
 
 
 def named_problems() -> Iterator[tuple[str, Problem]]:
-    """Every loss with the GGN; every other curvature with a separable and with a batch-coupled loss."""
+    """Return every loss with the GGN, and every other curvature.
+
+    Other curvatures are those of one separable and one batch-coupled loss.
+    """
     yield "linear, repeated spectrum", problems.problem(SquaredEuclid(), module=problems.Linear(), image=3)
     for loss in problems.LOSSES:
         yield f"{type(loss).__name__}, ggn", problems.problem(loss)
@@ -98,7 +101,7 @@ def named_problems() -> Iterator[tuple[str, Problem]]:
 
 
 def judge(backend: Backend, problem: Problem) -> dict[str, Any]:
-    """The row of one backend on one problem; empty where it refuses the curvature."""
+    """Return the row of one backend on one problem."""
     matrix = np.asarray(dense(problem))
     values, vectors = np.linalg.eigh(matrix)
     damping = max(0.1 * float(values.mean()), -2 * float(values[0]))

@@ -15,7 +15,7 @@ from influence_ssl_jax.ihvp.eigenbasis import EigenbasisState
 def questions(
     states: dict[str, EigenbasisState], matrices: tuple[cut.MatrixBlock, ...], rows: dict[str, int]
 ) -> tuple[tuple[str, tuple[EigenbasisState, dict[str, Array]]], ...]:
-    """By name: the state and the damping of a peer's convention, and of what it differs from.
+    """Return the states and dampings that are compared, by convention.
 
     Peers see weight matrices alone, and damp by a tenth of the mean of the eigenvalues that a module's state holds.
     kronfluence's K-FAC divides both factors by the number of rows, not of examples, and so understates every module by
@@ -63,7 +63,7 @@ DIFFERENCES = (
 
 
 def differences(scores: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """What each convention does to scores: their rank correlation, and the median ratio."""
+    """Measure what each convention does to scores."""
     return [
         {
             "peer": peer,

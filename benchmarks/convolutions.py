@@ -50,13 +50,13 @@ class Config:
 
     @classmethod
     def tiny(cls) -> "Config":
-        """One process of the one choice that is always there."""
+        """Return settings with one process of the default choice."""
         setting = Setting("linear", width=4, examples=2, batch=2, size=4)
         return cls(setting, rounds=1, repeats=1, choices=("jax, as installed",))
 
 
 def own(setting: Setting, framework: str, repeats: int) -> dict[str, float]:
-    """Best seconds of each pass, in this process."""
+    """Measure the best seconds of each pass in this process."""
     given = shared(setting)
     if framework == "torch":
         from benchmarks.peers.operations import primitives  # torch is an extra
@@ -69,7 +69,10 @@ def own(setting: Setting, framework: str, repeats: int) -> dict[str, float]:
 
 
 def run(config: Config) -> dict:
-    """Seconds by choice, and as multiples of torch's where it takes part."""
+    """Measure seconds by choice, and as multiples of torch's.
+
+    torch's are there if it takes part.
+    """
     measured: dict[str, list[dict[str, float]]] = {name: [] for name in config.choices}
     for _ in range(config.rounds):
         for name in config.choices:

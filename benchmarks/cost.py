@@ -58,7 +58,7 @@ class Config:
 
     @classmethod
     def tiny(cls) -> "Config":
-        """One repetition of a linear network, without torch."""
+        """Return settings with one repetition of a linear network, without torch."""
         setting = Setting("linear", width=4, examples=2, batch=2, size=4)
         return cls(setting, ranks=(2,), ekfac_ranks=(), repeats=1, peers=False)
 
@@ -70,7 +70,7 @@ PASS = "fit: the pass over the examples"
 
 
 def backends(config: Config) -> dict[str, Backend]:
-    """What is timed, by name."""
+    """Return the backends that are timed, by name."""
     chosen: dict[str, Backend] = {f"LoGra, rank {rank}": LoGra(rank) for rank in config.ranks}
     for rank in config.ekfac_ranks:
         chosen[f"EK-FAC, rank {rank}" if rank else "EK-FAC, every eigenvector"] = EKFAC(rank or None)
@@ -78,7 +78,7 @@ def backends(config: Config) -> dict[str, Backend]:
 
 
 def jax_operations(given: Shared, asked: dict[str, Backend], fitted: bool = True) -> dict[str, Operation]:
-    """The plain gradient, and fitting and scoring by every backend, over all examples.
+    """Return the operations of this package that are timed.
 
     Args:
         given: Network and images.
@@ -110,7 +110,7 @@ def _ones(like: jax.ShapeDtypeStruct) -> Array:
 
 
 def _captures(given: Shared) -> Callable[..., list[Array]]:
-    """The floor of every backend that reads sites: one forward pass, one backward pass without weight gradients."""
+    """Return one forward and one backward pass without weight gradients."""
     leaves = [leaf for block in discover_blocks(given.problem(), "error") for leaf in block.leaves]
 
     def captures(params: Params, batch: Batch) -> list[Array]:
@@ -123,7 +123,7 @@ def _captures(given: Shared) -> Callable[..., list[Array]]:
 
 
 def _moments(backend: LoGra, state: EigenbasisState) -> Callable[..., tuple]:
-    """What fitting does for every example; the rest is done once, however many there are."""
+    """Return the part of a fit that runs for every example."""
     every = frozenset(block.name for block in state.blocks)
 
     def moments(problem: Problem) -> tuple:
@@ -141,14 +141,14 @@ def _scores(given: Shared, backend: Backend) -> Callable[..., Array]:
 
 
 def torch_operations(given: Shared, config: Config, folder: Path) -> dict[str, Operation]:
-    """The same by every peer."""
+    """Return the same operations of every peer."""
     from benchmarks.peers.operations import costs  # torch is an extra
 
     return costs(given, (MEAN, STD), config.setting.batch, config.ranks, folder)
 
 
 def run(config: Config) -> dict:
-    """Seconds of every operation and multiples of the gradient, by framework."""
+    """Measure every operation in seconds and in gradients, by framework."""
     given = shared(config.setting)
     with tempfile.TemporaryDirectory() as folder:
         sides = {"jax": jax_operations(given, backends(config))}
@@ -163,7 +163,7 @@ def run(config: Config) -> dict:
 
 
 def gpu_megabytes(operation: Operation) -> float:
-    """Of an operation on a GPU; what it takes of the main memory is not asked."""
+    """Return the device memory of an operation on a GPU."""
     if isinstance(operation, Compiled):
         return operation.megabytes()
     from benchmarks.peers.operations import megabytes  # torch is an extra
@@ -172,7 +172,7 @@ def gpu_megabytes(operation: Operation) -> float:
 
 
 def memory(config: Config, side: str, name: str) -> float:
-    """Megabytes of one operation, measured by this module in a fresh process."""
+    """Measure the memory of one operation in a fresh process, in megabytes."""
     request = json.dumps({**dataclasses.asdict(config), "side": side, "name": name})
     command = [sys.executable, "-m", "benchmarks.cost", "--memory-of", request]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=LONGEST)

@@ -40,7 +40,7 @@ class Config:
 
 
 def photograph(side: int, seed: int) -> Image.Image:
-    """Smooth colours with a little noise, which compress as photographs do."""
+    """Return smooth colours with a little noise, which compress like photographs."""
     draw = np.random.default_rng(seed)
     coarse = Image.fromarray(draw.integers(0, 256, (max(2, side // 16), max(2, side // 16), 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), np.float64)
@@ -48,7 +48,7 @@ def photograph(side: int, seed: int) -> Image.Image:
 
 
 def seconds(action: Callable[[], object], repeats: int) -> float:
-    """The median time of an action."""
+    """Return the median time of an action."""
     taken = []
     for _ in range(repeats):
         began = time.perf_counter()

@@ -36,19 +36,19 @@ OUT = Path(__file__).parent / "results" / "exactness.json"
 
 
 def vectors(problem: Problem) -> np.ndarray:
-    """Random right-hand sides, one a row."""
+    """Draw random right-hand sides, one in each row."""
     return np.random.default_rng(0).normal(size=(VECTORS, trees.size(problem.params)))
 
 
 def product_error(problem: Problem) -> float:
-    """Worst relative error of C v."""
+    """Return the worst relative error of `C v`."""
     rows, product = vectors(problem), jax.jit(matvec(problem))
     got = np.stack([trees.ravel(product(trees.unravel(problem.params, jnp.asarray(row)))) for row in rows])
     return worst(got, rows @ np.asarray(dense(problem)))
 
 
 def solve_error(problem: Problem, backend: CG | LoGra) -> float:
-    """Worst relative error of (C + λI)⁻¹ v, λ = 0.1 × the mean eigenvalue."""
+    """Return the worst relative error of `(C + λI)⁻¹ v`."""
     matrix, rows = np.asarray(dense(problem)), vectors(problem)
     state = jax.jit(backend.fit)(problem, jax.random.key(0))
     damping = backend.resolve(state, Damping(absolute=0.1 * float(np.trace(matrix)) / len(matrix)))
@@ -60,7 +60,7 @@ def solve_error(problem: Problem, backend: CG | LoGra) -> float:
 
 
 def form_error(problem: Problem, backend: CG | LoGra) -> float:
-    """Worst relative error of gᵀ(C + λI)⁻¹g over the examples of a batch."""
+    """Return the worst relative error of `gᵀ(C + λI)⁻¹g` over a batch."""
     matrix = np.asarray(dense(problem))
     state = jax.jit(backend.fit)(problem, jax.random.key(0))
     damping = backend.resolve(state, Damping(absolute=0.1 * float(np.trace(matrix)) / len(matrix)))
@@ -74,7 +74,7 @@ def form_error(problem: Problem, backend: CG | LoGra) -> float:
 
 
 def worst(got: np.ndarray, want: np.ndarray) -> float:
-    """Largest relative error of a row."""
+    """Return the largest relative error of a row."""
     return float(np.max(np.linalg.norm(got - want, axis=1) / np.linalg.norm(want, axis=1)))
 
 

@@ -70,7 +70,10 @@ class Config:
 
     @classmethod
     def tiny(cls) -> "Config":
-        """The linear problem under a strong ridge, where the first order is nearly the truth."""
+        """Return the linear problem under a strong ridge.
+
+        The first order is nearly the truth there.
+        """
         return cls(
             ("linear",),
             examples=12,
@@ -116,7 +119,10 @@ def truth(given: Task, config: Config) -> Truth:
 
 
 def predictions(given: Task, config: Config) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """By method: predicted rises of the left-out examples, and predicted test losses of the subsets up to a constant."""
+    """Predict the rises and the test losses of subsets, by method.
+
+    Rises are those of the left-out examples. Losses are known up to a constant.
+    """
     number, predicted = config.examples, {}
     for name in config.backends:
         backend, curvature = BACKENDS[name]
@@ -150,7 +156,10 @@ def _forms(backend: Backend, problem: Problem) -> Callable[..., tuple[Array, Arr
 
 
 def compare(predicted: dict[str, tuple[np.ndarray, np.ndarray]], actual: Truth) -> list[dict[str, Any]]:
-    """One row a method: Spearman's ρ with an interval, and the median of predicted over actual."""
+    """Return one row for each method.
+
+    It has Spearman's ρ with an interval, and the median of predicted over actual.
+    """
     rows = []
     for name, (own, subsets) in predicted.items():
         missing = int(np.sum(~np.isfinite(own)))
@@ -167,13 +176,13 @@ def compare(predicted: dict[str, tuple[np.ndarray, np.ndarray]], actual: Truth) 
 
 
 def run(config: Config) -> Iterator[dict[str, Any]]:
-    """Every task, as it is done."""
+    """Yield the result of every task."""
     for name in config.tasks:
         yield of_task(name, config)
 
 
 def of_task(name: str, config: Config) -> dict[str, Any]:
-    """One task: its truth, its ceiling, and every method's correlation with the truth."""
+    """Compare every method with the truth of one task."""
     given = task(name, 0, config)
     actual = truth(given, config)
     others = []

@@ -41,7 +41,7 @@ class Logistic(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """Logits."""
+        """Compute the logits."""
         del train
         return nn.Dense(10)(x.reshape(x.shape[0], -1))
 
@@ -51,7 +51,7 @@ class OneView(Views):
     """The image itself."""
 
     def __call__(self, key: Array, image: Array) -> Array:
-        """A stack of one."""
+        """Return the images as the only view."""
         del key
         return image[None]
 

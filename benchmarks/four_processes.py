@@ -84,14 +84,14 @@ class Interleaved:
         return getattr(jax, name)
 
     def devices(self) -> list:
-        """One of each process, then the next one of each."""
+        """Return the devices of all processes, in turns."""
         listed = sorted(jax.devices(), key=lambda each: each.process_index)
         of_process = [list(group) for _, group in itertools.groupby(listed, lambda each: each.process_index)]
         return [each for row in zip(*of_process, strict=True) for each in row]
 
 
 def work(config: Config) -> None:
-    """One process of a run."""
+    """Do the work of one process of a run."""
     alone = config.case == "alone"
     if not alone:
         start(Distributed(config.coordinator, PROCESSES, config.process))
@@ -121,7 +121,7 @@ def work(config: Config) -> None:
 
 
 def check_split() -> None:
-    """Every device has rows of its own, and together they are all rows, in whatever order the devices are listed."""
+    """Check that the devices' rows are disjoint and complete."""
     whole = all_devices()
     held = np.arange(DEVICES) + DEVICES * jax.process_index()
     rows = split(held.astype(np.float32), whole)
@@ -132,7 +132,7 @@ def check_split() -> None:
 
 
 def run(config: Config, case: Case, folder: Path) -> list[tuple[int, str, str]]:
-    """Status, output and errors of all processes of a run."""
+    """Return status, output and errors of all processes of a run."""
     with socket.socket(socket.AF_INET6) as free:
         free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         free.bind(("::", 0))
@@ -160,7 +160,7 @@ def run(config: Config, case: Case, folder: Path) -> list[tuple[int, str, str]]:
 
 
 def main() -> None:
-    """All runs; prints and writes what came of them. The exit status says whether all was as it must be."""
+    """Run all checks, then print and write their results."""
     config = tyro.cli(Config)
     if config.case:
         mesh.jax = Interleaved()  # in this package alone: JAX's own helpers count on its order

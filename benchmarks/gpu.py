@@ -101,7 +101,7 @@ class Config:
             raise ValueError(f"Unknown steps {unknown}; known are files, {', '.join(STEPS)}.")
 
     def settings(self) -> dict[str, Any]:
-        """What a step's figures depend on."""
+        """Return everything that the figures of a step depend on."""
         names = ("images", "width", "batch", "curvature", "size", "network", "precision")
         return {name: getattr(self, name) for name in names} | {"data": self.data_dir is not None}
 
@@ -298,7 +298,7 @@ def scored(config: Config, name: str) -> dict[str, Any]:
 
 
 def _timed(name: str, run: Any) -> dict[str, Any]:
-    """Compile, run every call once, and wait for all of them; the calls do not wait for one another.
+    """Time calls that do not wait for each other.
 
     The first call has run once before, which loads kernels and takes memory; where it is the only one, that run counts.
     """
@@ -330,13 +330,16 @@ def _arithmetic(function: Any, arguments: Any) -> float:
 
 
 def _peak(kind: str, precision: str) -> float | None:
-    """TFLOP/s of a device at its best; None where its name says nothing."""
+    """Return the peak TFLOP/s of a device; None if it is unknown.
+
+    Its name tells which one it is.
+    """
     peak = next((peaks for words, peaks in PEAKS.items() if words.lower() in kind.lower()), None)
     return peak and peak[precision == "tensorfloat32"]
 
 
 def _megabytes() -> dict[str, float]:
-    """The most memory that this process has taken: of the device, and resident in the host."""
+    """Return the peak memory of this process, on device and host."""
     import jax
 
     known = jax.local_devices()[0].memory_stats() or {}

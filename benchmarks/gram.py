@@ -44,11 +44,11 @@ class Cost:
 
     @classmethod
     def tiny(cls) -> "Cost":
-        """One repetition of a linear network."""
+        """Return settings with one repetition of a linear network."""
         return cls(Setting("linear", width=4, examples=4, batch=2, size=4), repeats=1)
 
     def run(self) -> dict[str, Any]:
-        """Seconds of every operation, and multiples of the gradient."""
+        """Measure every operation in seconds and in gradients."""
         given, backend, key = shared(self.setting), Gram(), jax.random.key(0)
         problem = given.problem()
         batches = [jax.tree.map(lambda leaf, i=i: leaf[i], given.batches) for i in range(len(given.batches.index))]
@@ -95,11 +95,11 @@ class Bounds:
 
     @classmethod
     def tiny(cls) -> "Bounds":
-        """A few draws of a linear network."""
+        """Return settings with a few draws of a linear network."""
         return cls(Setting("linear", width=4, examples=4, batch=2, size=4), curvature=1, draws=2, relative=(0.1,))
 
     def run(self) -> dict[str, Any]:
-        """Violations, and how wide the bounds are, by storage and damping."""
+        """Count violations and measure widths, by storage and damping."""
         given, checked = shared(self.setting), []
         some = jax.tree.map(lambda leaf: leaf[: self.curvature], given.batches)
         problem = dataclasses.replace(given.problem(), batches=some)
@@ -144,11 +144,11 @@ class _Reference:
         self._values, self._vectors = np.linalg.eigh(rows @ rows.T)
 
     def of(self, vectors: Float[np.ndarray, "n size"]) -> tuple[np.ndarray, np.ndarray]:
-        """The gradients, and their coordinates along the eigenvectors of K."""
+        """Compute the gradients and their coordinates in the eigenvectors of K."""
         return vectors, vectors @ self._rows.T @ self._vectors
 
     def forms(self, known: tuple[np.ndarray, np.ndarray], damping: float) -> Float[np.ndarray, " n"]:
-        """`(‖g − Aᵀc‖² + λ‖c‖²) / λ`, which does not cancel."""
+        """Compute `(‖g − Aᵀc‖² + λ‖c‖²) / λ`, which does not cancel."""
         vectors, along = known
         c = (along / (self._values + damping)) @ self._vectors.T
         left = vectors - c @ self._rows
@@ -156,7 +156,7 @@ class _Reference:
 
 
 def _float64_rows(state: GramState) -> Float[np.ndarray, "rows size"]:
-    """A, block after block."""
+    """Return A in float64, block by block."""
     parts = []
     for block in state.blocks:
         spans = np.swapaxes(np.asarray(state.rows[block.name].array, np.float64), 0, 1)
@@ -182,7 +182,10 @@ def _assessed(given: Shared, backend: Gram) -> Callable[..., tuple]:
 
 
 def _norms(given: Shared) -> Callable[..., Array]:
-    """The squared norms of the same gradients: the share of a score that needs no rows."""
+    """Compute the squared norms of the gradients, which need no rows.
+
+    They are the share of the time of a score that needs no rows.
+    """
 
     def norms(state: GramState, batch: Batch) -> Array:
         return measure(given.objective, given.params, given.frozen, batch).gradients.squared_norms(state.blocks)
@@ -191,7 +194,7 @@ def _norms(given: Shared) -> Callable[..., Array]:
 
 
 def _judge(given: Shared, backend: Gram, draws: int) -> Callable[..., tuple]:
-    """Values and bounds of every draw's own form, and the very gradients behind them, block after block."""
+    """Return values and bounds of all forms, with their gradients."""
 
     def judged(state: GramState, damping: Array, batch: Batch) -> tuple:
         gradients = measure(given.objective, given.params, given.frozen, batch, draws).gradients

@@ -58,7 +58,7 @@ class Config:
 
 
 def photograph(pixels: int, seed: int) -> bytes:
-    """A smooth random picture as a JPEG of some kilobytes, as photographs of that size have."""
+    """Draw a smooth random picture as a JPEG of some kilobytes."""
     coarse = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), dtype=np.uint8)
     stream = io.BytesIO()
     Image.fromarray(coarse).resize((pixels, pixels), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=90)
@@ -66,7 +66,7 @@ def photograph(pixels: int, seed: int) -> bytes:
 
 
 def write(folder: Path, config: Config) -> dict[str, Source]:
-    """The same images in three forms."""
+    """Write the same images in three forms."""
     some = [photograph(config.pixels, seed) for seed in range(200)]
     every = [some[k % len(some)] for k in range(config.images)]
     for name in ("files", "rows", "tars"):
@@ -89,7 +89,7 @@ def write(folder: Path, config: Config) -> dict[str, Source]:
 
 
 def opened(source: Source) -> tuple[OpenSource, float]:
-    """The open source, and the seconds that opening and the fingerprint took."""
+    """Open a source, and time opening and fingerprint."""
     began = time.perf_counter()
     source_opened = source.open()
     source_opened.fingerprint()
@@ -97,7 +97,7 @@ def opened(source: Source) -> tuple[OpenSource, float]:
 
 
 def speed(source: OpenSource, order: np.ndarray, workers: int) -> tuple[float, float]:
-    """Images per second, and milliseconds of all cores for an image, which other processes disturb less."""
+    """Measure images per second, and processor time per image."""
     began, busy = time.perf_counter(), time.process_time()
     count = sum(int(each.valid.sum()) for each in batches(source, INPUT, BATCH, jax.random.key(0), order, workers))
     assert count == len(order), f"{count} of {len(order)} images could be used"

@@ -54,24 +54,24 @@ class Compiled:
         return lowered.compile(), structure
 
     def result(self, arguments: tuple) -> Any:
-        """What one call returns."""
+        """Return the result of one call."""
         program, structure = self.program
         return jax.tree.unflatten(structure, program(*jax.tree.leaves(arguments)))
 
     def __call__(self) -> None:
-        """Every call, one after another."""
+        """Run every call, one after another."""
         for arguments in self.arguments:
             jax.block_until_ready(self.result(arguments))
 
     def flops(self) -> float:
-        """XLA's count of one call's floating-point operations, those of the program that runs.
+        """Return XLA's count of the floating-point operations of one call.
 
         The body of a loop counts once, a library's routine (an eigendecomposition) not at all.
         """
         return float(self.program[0].cost_analysis()["flops"])
 
     def megabytes(self) -> float:
-        """What one call takes of the device's memory beside its arguments, as the compiler laid it out."""
+        """Return the device memory of one call beside its arguments."""
         used = self.program[0].memory_analysis()
         return (used.temp_size_in_bytes + used.output_size_in_bytes) / 2**20
 
@@ -90,7 +90,7 @@ def interleaved(
     failed: dict[Name, str] | None = None,
     patience: float = math.inf,
 ) -> dict[Name, list[tuple[float, ...]]]:
-    """Seconds of every operation of every repetition of every turn, without a first one that compiles.
+    """Time all operations in turns, without a first one that compiles.
 
     The operations of a turn run one right after another, and all turns run once before any runs again: what else the
     machine does falls on all of them. A turn that cannot run at all is entered in `failed` with the reason, and has no
@@ -121,14 +121,14 @@ def _seconds(operation: Operation) -> float:
 
 
 def spread(values: list[float]) -> Spread:
-    """Median and extremes."""
+    """Return the median and the extremes."""
     return Spread(statistics.median(values), min(values), max(values))
 
 
 def rows(
     sides: dict[str, dict[str, Operation]], repeats: int, scale: float = 1.0, patience: float = math.inf
 ) -> list[dict[str, Any]]:
-    """Seconds times `scale`, multiples of the same framework's `gradient`, and the arithmetic behind them, by operation.
+    """Return seconds, multiples of the gradient, and arithmetic, by operation.
 
     A gradient runs right before every repetition of every operation, which is that repetition's unit. `arithmetic` is
     the ratio of XLA's counts of operations, for what runs no loop over vectors: noise does not touch it. An operation
@@ -157,12 +157,14 @@ def rows(
 
 
 def times(row: dict[str, Any]) -> str:
-    """A row of `rows` in words."""
+    """Describe a row of `rows` in words."""
     return f"{row['seconds'][0]:8.3f} s {row['gradients'][0]:7.2f} gradients"
 
 
 def peak_megabytes(operation: Operation) -> float:
-    """Memory that one run of an operation takes at its peak above what is resident before it; Linux only.
+    """Measure the peak memory of one run above the resident memory.
+
+    This works on Linux only.
 
     The operation has run once before, so that nothing is compiled.
     """
@@ -175,7 +177,7 @@ def peak_megabytes(operation: Operation) -> float:
 
 
 def on_gpu() -> bool:
-    """Whether JAX computes on a GPU."""
+    """Test whether JAX computes on a GPU."""
     return jax.default_backend() == "gpu"
 
 

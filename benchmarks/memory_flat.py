@@ -83,25 +83,25 @@ class Stripes(OpenSource):
         return self._count
 
     def read(self, index: int) -> Example:
-        """One of 257 noises, shifted and darkened by its number."""
+        """Return one of 257 noises, shifted and darkened by its number."""
         image = np.roll(self._noise[index % 257], index // 257 % SIZE, axis=0) >> (index // 8224 % 4)
         return Example(index, str(index), image)
 
     def read_many(self, indices) -> list[Example | Skipped]:
-        """One after the other."""
+        """Read images one after the other."""
         return [self.read(index) for index in indices]
 
     def attributes(self) -> None:
-        """Nothing."""
+        """Return no attributes."""
         return
 
     def fingerprint(self) -> str:
-        """The number."""
+        """Return the number of images as a hash."""
         return f"stripes {self._count}"
 
 
 def resident_mib() -> float:
-    """Resident memory of this process."""
+    """Return the resident memory of this process in MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096 / 2**20
 
@@ -123,7 +123,7 @@ class Watch:
             )
 
     def end(self) -> None:
-        """No more readings."""
+        """Stop the readings."""
         self._stop.set()
         self._thread.join()
 
@@ -173,7 +173,7 @@ def run(config: Config) -> dict:
 
 
 def draw(record: dict, path: Path) -> None:
-    """The curve."""
+    """Draw the curve of memory."""
     figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
     for phase in dict.fromkeys(row[1] for row in record["curve"]):
         rows = [row for row in record["curve"] if row[1] == phase]

@@ -45,12 +45,12 @@ class Config:
 
     @classmethod
     def tiny(cls) -> "Config":
-        """One network."""
+        """Return settings with one network."""
         return cls(("mlp",), backends=False)
 
 
 def errors(case: Case, blocks: cut.Blocks) -> float:
-    """The largest relative error of gradients by blocks and of their squared norms."""
+    """Return the largest relative errors of gradients and squared norms."""
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.uniform(size=(2, 3, *SHAPE)))
     like = jax.eval_shape(case.network, case.params, case.frozen, images[0])
@@ -70,7 +70,7 @@ def errors(case: Case, blocks: cut.Blocks) -> float:
 
 
 def refusals(case: Case) -> dict[str, str]:
-    """What each backend says that does not take the network as it stands."""
+    """Return the errors of the backends that refuse the network."""
     rng, reasons = np.random.default_rng(0), {}
     keys = jax.random.split(jax.random.key(0), (1, 4))
     batch = Batch(jnp.asarray(rng.uniform(size=(1, 4, *SHAPE))), keys, jnp.arange(4).reshape(1, 4))
@@ -87,7 +87,7 @@ def refusals(case: Case) -> dict[str, str]:
 
 
 def row(name: str, backends: bool) -> dict:
-    """One network."""
+    """Measure one network."""
     case = CASES[name]()
     blocks = cut.discover(case.network, case.params, case.frozen, SHAPE, "materialise")
     program = ExampleGradients(
@@ -121,7 +121,10 @@ def run(config: Config) -> dict:
 
 
 def merged(before: dict | None, now: dict) -> dict:
-    """The rows of an earlier run that this one did not repeat, and those of this one, in the order of the networks."""
+    """Join the rows of an earlier run with those of this one.
+
+    Rows are in the order of the networks; those that this run has measured again replace the earlier ones.
+    """
     rows = {each["network"]: each for record in (before or {"networks": []}, now) for each in record["networks"]}
     return {"networks": [rows[name] for name in CASES if name in rows]}
 

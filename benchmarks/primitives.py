@@ -44,12 +44,12 @@ class Config:
 
     @classmethod
     def tiny(cls) -> "Config":
-        """One repetition of a linear network, without torch."""
+        """Return settings with one repetition of a linear network, without torch."""
         return cls(Setting("linear", width=4, examples=2, batch=2, size=4), blocks=(2,), repeats=1, peers=False)
 
 
 def forms(given: Shared) -> dict[str, Callable[[Params, Params], object]]:
-    """Functions of (parameters, vector): the package's products and the alternatives it does without."""
+    """Return the package's products and their alternatives, by name."""
     problem, batch = given.problem(), jax.tree.map(lambda leaf: leaf[0], given.batches)
     loss = given.objective.loss
 
@@ -82,7 +82,7 @@ def forms(given: Shared) -> dict[str, Callable[[Params, Params], object]]:
 
 
 def jax_operations(given: Shared, blocks: tuple[int, ...]) -> dict[str, Operation]:
-    """Compiled operations by name; each compiles when it first runs."""
+    """Return compiled operations by name."""
     vector = random_vector(given.params)
     operations = {name: compiled(form, given.params, vector) for name, form in forms(given).items()}
     for kind, words in (("hessian", "Hessian"), ("ggn", "Gauss–Newton")):
@@ -97,12 +97,12 @@ def jax_operations(given: Shared, blocks: tuple[int, ...]) -> dict[str, Operatio
 
 
 def compiled(function: Callable[[Params, Params], object], params: Params, vector: Params) -> Compiled:
-    """The function under `jit`, called once."""
+    """Compile a function and call it once."""
     return Compiled(jax.jit(function), ((params, vector),))
 
 
 def run(config: Config) -> dict:
-    """Seconds of every operation and multiples of the gradient, by framework."""
+    """Measure every operation in seconds and in gradients, by framework."""
     given = shared(config.setting)
     sides = {"jax": jax_operations(given, config.blocks)}
     if config.peers:

@@ -24,7 +24,7 @@ TRANSFORMER = "vision_transformer"
 
 
 def results(folder: Path = FOLDER) -> Results:
-    """Everything that these benchmarks have written."""
+    """Read everything that these benchmarks have written."""
     names = sorted(path.stem for path in folder.glob("*.json"))
     records = {name: read(name, folder) for name in names if name == TRANSFORMER or name.split("_")[0] in BENCHMARKS}
     return {name: result for name, result in records.items() if result is not None}
@@ -90,12 +90,12 @@ def summary(records: Results) -> list[str]:
 
 
 def every(records: Results, kind: str) -> list[dict[str, Any]]:
-    """The results of one benchmark, narrow networks and small batches first."""
+    """Return the results of one benchmark, small networks first."""
     return [result for name, result in sorted(records.items(), key=_order) if name.startswith(f"{kind}_")]
 
 
 def machine(made: dict[str, Any]) -> str:
-    """Where, with what, when."""
+    """Describe the machine, versions and date."""
     names = ("jax", "torch", "kronfluence", "dattri", "curvlinops-for-pytorch")
     versions = ", ".join(f"{name} {made['versions'][name]}" for name in names if name in made["versions"])
     where = f"{made['cores']} cores of {made['processor']}"
@@ -105,7 +105,7 @@ def machine(made: dict[str, Any]) -> str:
 
 
 def per_vector(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Costs of blocks divided by their number of vectors."""
+    """Divide the costs of blocks by their number of vectors."""
 
     def divided(row: dict[str, Any]) -> dict[str, Any]:
         block = re.search(r"block of (\d+)", row["operation"])
@@ -116,7 +116,7 @@ def per_vector(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def plot_costs(records: Results, path: Path) -> None:
-    """One panel a setting: fitting and scoring in gradients of the same framework."""
+    """Draw fitting and scoring in gradients, one panel for each setting."""
     costs = every(records, "cost")
     down, across = -(-len(costs) // 2), min(2, len(costs))
     figure, panels = plt.subplots(down, across, figsize=(6.5 * across, 5 * down), squeeze=False, layout="constrained")
@@ -135,7 +135,7 @@ def plot_costs(records: Results, path: Path) -> None:
 
 
 def plot_fidelity(records: Results, path: Path) -> None:
-    """One panel a task: rank correlation of the left-out effects, with intervals."""
+    """Draw the rank correlations of left-out effects, one panel for each task."""
     tasks = every(records, "fidelity")
     figure, panels = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 4.5), layout="constrained", squeeze=False)
     for panel, task in zip(panels[0], tasks, strict=True):

@@ -49,13 +49,13 @@ def write(name: str, config: Any, content: dict[str, Any], folder: Path = FOLDER
 
 
 def read(name: str, folder: Path = FOLDER) -> dict[str, Any] | None:
-    """What `write` wrote, or None where it has not."""
+    """Read what `write` wrote; None if there is nothing."""
     path = folder / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def made() -> dict[str, Any]:
-    """Machine, versions and date of a measurement."""
+    """Return machine, versions and date of a measurement."""
     installed = {dist.metadata["Name"].lower() for dist in importlib.metadata.distributions()}
     return {
         "date": datetime.date.today().isoformat(),
@@ -67,7 +67,7 @@ def made() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's own words for itself."""
+    """Return the name of the processor."""
     information = Path("/proc/cpuinfo")
     if information.exists():
         for line in information.read_text().splitlines():
@@ -77,12 +77,12 @@ def processor() -> str:
 
 
 def number(value: Any) -> str:
-    """Three digits, or nothing."""
+    """Write a number with three digits; empty for None."""
     return "" if _absent(value) else f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
 
 
 def spread(value: Any) -> str:
-    """A median with its range."""
+    """Write a median with its range."""
     return "" if _absent(value) else f"{number(value[0])} ({number(value[1])}–{number(value[2])})"
 
 

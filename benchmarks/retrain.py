@@ -33,7 +33,7 @@ class Trainer:
         self._of_batch = jax.jit(lambda params, batch: jnp.mean(self._values(params, batch)))
 
     def fit(self, weights: np.ndarray, start: Params) -> tuple[Params, float]:
-        """The optimum, and the largest entry of the gradient there."""
+        """Compute the optimum, and the largest entry of its gradient."""
         minimum = scipy.optimize.minimize(
             lambda flat: tuple(np.asarray(value) for value in self._total(flat, weights)),
             np.asarray(trees.ravel(start)),
@@ -45,11 +45,11 @@ class Trainer:
         return trees.unravel(start, jnp.asarray(minimum.x)), gradient
 
     def values(self, params: Params) -> np.ndarray:
-        """ℓ_i of every training example."""
+        """Compute ℓ_i of every training example."""
         return np.asarray(self._of_train(params))
 
     def mean_loss(self, params: Params, batch: Batch) -> float:
-        """Mean loss of other examples."""
+        """Compute the mean loss of other examples."""
         return float(self._of_batch(params, batch))
 
     def _values(self, params: Params, batch: Batch) -> Array:

@@ -76,7 +76,7 @@ class Config:
 
 
 def two_passes() -> contextlib.AbstractContextManager:
-    """BatchNorm's variance around its mean."""
+    """Compute BatchNorm's variance around its mean."""
     whole = normalization._compute_stats
     return mock.patch.object(
         normalization, "_compute_stats", lambda *given, **named: whole(*given, **{**named, "use_fast_variance": False})
@@ -84,7 +84,7 @@ def two_passes() -> contextlib.AbstractContextManager:
 
 
 def moved(params: Params, seed: int) -> Params:
-    """Every number replaced by the next one, up or down."""
+    """Replace every number by the next one, up or down."""
     draw = np.random.default_rng(seed)
 
     def one(leaf: jax.Array) -> jax.Array:
@@ -95,7 +95,7 @@ def moved(params: Params, seed: int) -> Params:
 
 
 def batches(config: Config, layout: Layout) -> Iterator[Batch]:
-    """The first `steps` batches of a run."""
+    """Return the first `steps` batches of a run."""
     transform = ToInput(config.size, config.size, 3)
     source = cache(Digits(size=config.size).open(), transform)
     given = (source, transform, SINGLE.batch_size, SINGLE.seed)
@@ -108,7 +108,7 @@ def batches(config: Config, layout: Layout) -> Iterator[Batch]:
 
 
 def path(settings: Pretrain, state: training.TrainState, config: Config, layout: Layout) -> list[np.ndarray]:
-    """The parameters after every step."""
+    """Return the parameters after every step."""
     step, positions = training.make_step(settings, 50), []
     state = layout.everywhere(jax.tree.map(jnp.copy, state))
     for batch in batches(config, layout):
@@ -120,7 +120,10 @@ def path(settings: Pretrain, state: training.TrainState, config: Config, layout:
 
 
 def parted(config: Config, settings: Pretrain = SINGLE) -> dict[str, dict[int, float]]:
-    """‖θ − θ'‖ / ‖θ‖ after some steps, θ on one device from the start, θ' otherwise."""
+    """Measure `‖θ − θ'‖ / ‖θ‖` after some steps.
+
+    θ is computed on one device from the start, θ' otherwise.
+    """
     training.make_step.cache_clear()
     start = training.initial(settings, (config.size, config.size, 3))
     if settings is DOUBLE:
@@ -147,7 +150,7 @@ def parted(config: Config, settings: Pretrain = SINGLE) -> dict[str, dict[int, f
 
 
 def run(config: Config) -> dict:
-    """Both forms of the variance, and float64."""
+    """Measure both forms of the variance, and float64."""
     distances = {"float32": parted(config)}
     with two_passes():
         distances["float32, variance in two passes"] = parted(config)

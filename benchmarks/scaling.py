@@ -41,7 +41,7 @@ class Config:
 
 
 def scorer_and_images(batch: int):
-    """A fitted LoGra of a network with two convolutions on 32×32 images, and images."""
+    """Fit a LoGra to a small convolutional network, and draw images."""
     import flax.linen as nn
     import jax
     import jax.numpy as jnp
@@ -75,7 +75,7 @@ def scorer_and_images(batch: int):
 
 
 def timed(operation) -> float:
-    """Seconds."""
+    """Time one call."""
     import jax
 
     began = time.perf_counter()
@@ -84,7 +84,7 @@ def timed(operation) -> float:
 
 
 def on_devices(config: Config) -> dict[str, float]:
-    """Ratios of the sharded program to the plain one on the devices of this process."""
+    """Compare the sharded program with the plain one, in this process."""
     import jax
 
     from influence_ssl_jax.parallel import local_devices, replicate, split
@@ -106,7 +106,7 @@ def on_devices(config: Config) -> dict[str, float]:
 
 
 def in_process(config: Config) -> dict[str, float]:
-    """Seconds for so many batches, from a moment that the caller gives on standard input."""
+    """Time a number of batches, from a moment that the caller gives."""
     scorer, images = scorer_and_images(config.batch)
     batch = images(config.batch)
     timed(lambda: scorer(batch))
@@ -116,7 +116,7 @@ def in_process(config: Config) -> dict[str, float]:
 
 
 def begin(config: Config, worker: str, devices: int = 1) -> subprocess.Popen:
-    """A process of this program that measures."""
+    """Start a process of this program that measures."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     root = str(Path(__file__).parents[1])
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": root}
@@ -134,7 +134,7 @@ def begin(config: Config, worker: str, devices: int = 1) -> subprocess.Popen:
 
 
 def together(config: Config, processes: int) -> float:
-    """Seconds until each of several processes, started at one moment, has scored its batches."""
+    """Time several processes that start at one moment."""
     running = [begin(config, "process") for _ in range(processes)]
     for process in running:
         assert process.stdout is not None
@@ -150,7 +150,7 @@ def together(config: Config, processes: int) -> float:
 
 
 def run(config: Config) -> dict:
-    """The table."""
+    """Measure the table."""
     rows = {}
     for devices in config.devices:
         rows[str(devices)] = json.loads(

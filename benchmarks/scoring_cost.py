@@ -54,7 +54,7 @@ class Config:
 
 
 def measure_widths(width: int, size: int, ranks: tuple[int, ...], repeats: int) -> list[dict[str, float]]:
-    """One row for each rank: seconds of a gradient, and the other operations as multiples of it."""
+    """Measure a gradient, and the other operations as multiples, for each rank."""
     problem = over_noise(width, size)
     objective, batch = problem.objective, jax.tree.map(lambda leaf: leaf[0], problem.batches)
     operations: dict[str, Callable[[Params, Batch], object]] = {
@@ -84,7 +84,7 @@ def measure_widths(width: int, size: int, ranks: tuple[int, ...], repeats: int) 
 
 
 def over_noise(width: int, size: int) -> Problem:
-    """A random network over one batch of noise images."""
+    """Return a random network with one batch of noise images."""
     module = ResNet18(width)
     variables = jax.jit(lambda key: module.init(key, jnp.zeros((1, 32, 32, 3)), train=False))(jax.random.key(0))
     pixels = np.random.default_rng(0).integers(0, 256, (size, 32, 32, 3), dtype=np.uint8)
@@ -95,7 +95,7 @@ def over_noise(width: int, size: int) -> Problem:
 
 
 def scored_with(scorer: Scorer, rank: int) -> dict[str, Callable[[Params, Batch], object]]:
-    """What a score takes, alone and with what stands beside it."""
+    """Return the operations of a score, alone and with the baselines."""
 
     def gradients(params: Params, batch: Batch) -> ExampleGradients:
         return measure(scorer.measurement, params, scorer.problem.frozen, batch).gradients
@@ -118,7 +118,7 @@ def scored_with(scorer: Scorer, rank: int) -> dict[str, Callable[[Params, Batch]
 def timed(
     operations: dict[str, Callable[[Params, Batch], object]], params: Params, batch: Batch, repeats: int
 ) -> dict[str, list[float]]:
-    """Seconds of every repetition; the first, which compiles, is left out."""
+    """Time every repetition without the first, which compiles."""
     seconds: dict[str, list[float]] = {name: [] for name in operations}
     for repeat in range(repeats + 1):
         for name, operation in operations.items():

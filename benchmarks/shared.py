@@ -71,12 +71,15 @@ class Shared(NamedTuple):
     data: str
 
     def problem(self) -> Problem:
-        """The second moment of the examples' own gradients: what every peer can compute."""
+        """Return the second moment of the examples' own gradients.
+
+        Every peer can compute it.
+        """
         return Problem(self.params, self.frozen, self.batches, self.objective, "empirical_fisher")
 
 
 def shared(setting: Setting, dtype: jax.typing.DTypeLike = jnp.float32) -> Shared:
-    """Weights, images and views of a setting."""
+    """Return the weights, images and views of a setting."""
     network = Network({"resnet18": ResNet18, "linear": Linear}[setting.network](setting.width), mean=MEAN, std=STD)
     objective = Objective(network, GaussianNoise(setting.sigma), CosineDistance())
     batches, data = images(setting)
@@ -92,7 +95,7 @@ def shared(setting: Setting, dtype: jax.typing.DTypeLike = jnp.float32) -> Share
 
 
 def images(setting: Setting) -> tuple[Batch, str]:
-    """Random examples of CIFAR-10 where it is prepared, else of the bundled digits."""
+    """Return random images of CIFAR-10 if prepared, else of the digits."""
     prepared = os.environ.get(PREPARED)
     source = Tfds("cifar10", "train", prepared) if prepared else Digits(setting.size)
     to_input = ToInput(setting.size, setting.size)
@@ -101,7 +104,7 @@ def images(setting: Setting) -> tuple[Batch, str]:
 
 
 def initial(module: nn.Module, standardised: Array) -> tuple[Params, Frozen]:
-    """The module's own initial parameters, and running statistics that are those of a batch.
+    """Return the module's initial parameters, with running statistics of a batch.
 
     With statistics that are not the activations' own, these can shrink from layer to layer until gradients are next to
     nothing, and a peer's eigendecomposition of what is left fails.
@@ -117,6 +120,6 @@ def initial(module: nn.Module, standardised: Array) -> tuple[Params, Frozen]:
 
 
 def random_vector(like: Params) -> Params:
-    """Normal numbers in the structure of the parameters."""
+    """Draw normal numbers in the structure of the parameters."""
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), like)

@@ -62,7 +62,10 @@ class Config:
 
 
 def drawn(start: int, count: int) -> pa.Table:
-    """Some rows as scoring makes them: log-normal scores, baselines that follow them, a remark for one in ten thousand."""
+    """Draw rows like those of scoring.
+
+    Scores are log-normal, baselines follow them, and one row in ten thousand has a remark.
+    """
     rng = np.random.default_rng(start)
     latent = rng.normal(size=count)
     index = np.arange(start, start + count)
@@ -90,7 +93,7 @@ def drawn(start: int, count: int) -> pa.Table:
 
 
 def opened(folder: Path, rows: int) -> ScoreStore:
-    """The store of drawn rows."""
+    """Open the store of drawn rows."""
     store = ScoreStore.open(folder, {"drawn": "ten_million"}, rows)
     store.bind("drawn")
     return store
@@ -122,7 +125,7 @@ def finish(folder: Path, rows: int) -> None:
 
 
 def judge(folder: Path, rows: int) -> None:
-    """Everything that an audit does but the certificates, which are drawn."""
+    """Run an audit with drawn certificates."""
     scored = ScoredFile.open(folder)
     chosen = np.sort(sample(Audit(examples=AUDITED), rows, audit.find_left_out(scored)))
     score = scored.read_rows(chosen, ["score"])["score"].to_numpy()
@@ -134,7 +137,7 @@ def judge(folder: Path, rows: int) -> None:
 
 
 def work(config: Config) -> None:
-    """One stage; prints its seconds and memory, as JSON."""
+    """Run one stage, and print its seconds and memory as JSON."""
     (rows,) = config.rows
     before, began = peak(), time.monotonic()
     stages = {"store": fill, "finish": finish, "report": lambda folder, _: render(folder), "audit": judge}
@@ -143,12 +146,12 @@ def work(config: Config) -> None:
 
 
 def peak() -> float:
-    """The most memory that this process has had, in MiB."""
+    """Return the peak memory of this process in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def measure(rows: int) -> dict[str, dict[str, float]]:
-    """Every stage over so many rows, each in a process of its own."""
+    """Measure every stage over so many rows, in separate processes."""
     stages = {}
     with tempfile.TemporaryDirectory() as name:
         for stage in STAGES:

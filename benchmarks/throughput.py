@@ -67,7 +67,7 @@ class Config:
 
 
 def a_problem(width: int, config: Config) -> Problem:
-    """Random parameters, random images."""
+    """Return a problem of random parameters and images."""
     module = ResNet18(width, None if config.precision == "float32" else config.precision)
     drawn = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
     rng = np.random.default_rng(0)
@@ -82,14 +82,14 @@ def a_problem(width: int, config: Config) -> Problem:
 
 
 def a_scorer(problem: Problem, backend: Backend, config: Config) -> Scorer:
-    """With a state of ones."""
+    """Return a scorer with a state of ones."""
     leaves, structure = shapes(problem, backend, 0)
     state = jax.tree.unflatten(structure, [jnp.ones(leaf.shape, leaf.dtype) for leaf in leaves])
     return Scorer.of(problem, state, backend, Scoring(draws=1, batch_size=config.batch))
 
 
 def measure(width: int, config: Config) -> dict[str, dict[str, float]]:
-    """Seconds and ratios at one width."""
+    """Measure seconds and ratios at one width."""
     problem = a_problem(width, config)
     batch = jax.tree.map(lambda leaf: leaf[0], problem.batches)
     gradient = jax.jit(lambda params: jax.grad(problem.objective)(params, problem.frozen, batch))

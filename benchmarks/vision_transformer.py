@@ -82,7 +82,7 @@ class Config:
 
     @classmethod
     def tiny(cls) -> "Config":
-        """Every step in seconds."""
+        """Return settings that run every step in seconds."""
         return cls(
             photographs=12,
             few=4,
@@ -101,7 +101,10 @@ class Config:
 
 
 def weights(config: Config, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Random weights by DINOv2's names: its positions are of 37×37 patches, whatever the input."""
+    """Draw random weights by DINOv2's names.
+
+    Positions are those of 37×37 patches, for inputs of any size.
+    """
     width, patches = config.width, 37**2
 
     def matrix(*shape: int) -> np.ndarray:
@@ -160,7 +163,7 @@ def make_photographs(config: Config, folder: Path, rng: np.random.Generator) -> 
 
 
 def steps(config: Config, here: Path) -> dict[str, list[str]]:
-    """The command lines, in order."""
+    """Return the command lines, in order."""
     size, few = str(config.scored_batch), ("--source.only", str(here / "few.txt"))
 
     def score(name: str, *backend: str, precision: str = "float32", only: tuple[str, ...] = ()) -> list[str]:
@@ -229,7 +232,7 @@ def given(config: Config, folder: Path) -> Given:
 
 
 def compile_seconds(config: Config, problem: Problem, batch: Batch) -> dict[str, list[float]]:
-    """Seconds to trace, lower and compile the fit and the score of LoGra."""
+    """Measure the seconds to compile the fit and the score of LoGra."""
     seconds: dict[str, list[float]] = {}
 
     def compiled(name: str, trace: Callable[[], jax.stages.Traced]) -> None:
@@ -253,7 +256,7 @@ def compile_seconds(config: Config, problem: Problem, batch: Batch) -> dict[str,
 
 
 def multiples(config: Config, problem: Problem, batch: Batch) -> list[dict[str, Any]]:
-    """A score of each backend and a plain gradient over the same images, in turns."""
+    """Time a score of each backend and a gradient, in turns."""
 
     def gradient(params: Params, batch: Batch) -> Params:
         return jax.grad(lambda params: jnp.sum(measure(problem.objective, params, problem.frozen, batch).values))(

@@ -95,7 +95,7 @@ class Net:
 
     @classmethod
     def tiny(cls, out: Path) -> "Net":
-        """Seconds on two cores."""
+        """Return settings that take seconds on two cores."""
         few = Grid((), (), (), (), samples=1, probes=2)
         return cls(out, 16, 32, 5, (0.1,), few, ("ggn", "hessian"), width=2)
 
@@ -165,7 +165,7 @@ class Pretrained:
 
 
 def trained(config: Net) -> tuple[Problem, Examples]:
-    """The GGN of the cosine distance at parameters that SimCLR trained, and digits that the curvature has not seen."""
+    """Return the GGN of a trained network, and digits outside its set."""
     order = np.random.default_rng(0).permutation(1797)
     flat, _ = load_digits(return_X_y=True)
     pixels = np.round(flat[order].reshape(-1, 8, 8, 1) * 255 / 16).astype(np.uint8)
@@ -186,7 +186,7 @@ def trained(config: Net) -> tuple[Problem, Examples]:
 
 
 def _fitted(objective: Objective, params: Params, data: Batch, steps: int) -> Params:
-    """Some steps of Adam, fresh noise in each."""
+    """Train by some steps of Adam, with fresh noise in each."""
     optimiser = optax.adam(3e-3)
 
     def step(carry: tuple[Params, optax.OptState], i: Array) -> tuple[tuple[Params, optax.OptState], None]:
@@ -200,7 +200,7 @@ def _fitted(objective: Objective, params: Params, data: Batch, steps: int) -> Pa
 
 
 def curvatures(problem: Problem, examples: Examples, kinds: Sequence[Curvature]) -> dict[str, dict[str, float]]:
-    """Spearman's correlation between the exact scores by every curvature of either loss, and the baselines."""
+    """Correlate the exact scores by every curvature with each other."""
     simclr = dataclasses.replace(problem.objective, loss=SimCLR(0.5))
     choices = {
         f"{kind} of {name}": dataclasses.replace(problem, objective=objective, curvature=kind, samples=8)

@@ -79,7 +79,7 @@ class Config:
 
     @classmethod
     def tiny(cls, folder: Path, encoder: Path) -> "Config":
-        """Every step on a few small digits, in `folder`."""
+        """Return settings that run every step on a few small digits."""
         return cls(
             encoder=encoder,
             images="digits",
@@ -92,13 +92,16 @@ class Config:
         )
 
     def source(self) -> Source:
-        """The images."""
+        """Return the images."""
         small = self.images == "digits"
         return Digits(8, digits=40) if small else Tfds("cifar10", "train[:10000]", self.data_dir)
 
 
 def gradients(config: Config) -> dict[str, np.ndarray]:
-    """Inner products of all gradients, of C first, and the baselines of the scored images; formed once, kept on disk."""
+    """Compute the inner products of all gradients, and the baselines; keep them.
+
+    Products with the rows of C come first. They are computed once and stored on disk.
+    """
     folder = config.runs / config.method
     folder.mkdir(parents=True, exist_ok=True)
     done = folder / "products.npz"
@@ -153,7 +156,10 @@ class Products:
         self.norms = np.diagonal(self._all)[rows:]
 
     def damping(self, chosen: np.ndarray, dimension: float | None) -> float:
-        """λ of the C of these rows: by effective dimension, or a tenth of the mean eigenvalue where None."""
+        """Return λ for these rows, by effective dimension or mean eigenvalue.
+
+        It is a tenth of the mean eigenvalue if no effective dimension is given.
+        """
         kernel = self._all[np.ix_(chosen, chosen)] / len(chosen)
         if dimension is None:
             return 0.1 * float(np.trace(kernel)) / self._size
@@ -162,7 +168,10 @@ class Products:
         return float(scalar(Damping(effective_dimension=dimension).resolve_by_spectrum(spectrum)))
 
     def scores(self, chosen: np.ndarray, damping: float) -> Float[np.ndarray, " scored"]:
-        """`gᵀ(C + λI)⁻¹g` of every scored image, C the mean of the outer products of these rows."""
+        """Compute `gᵀ(C + λI)⁻¹g` of every scored image.
+
+        C is the mean of the outer products of these rows.
+        """
         kernel = self._all[np.ix_(chosen, chosen)] / len(chosen)
         along = self._all[self._rows :, chosen] / len(chosen) ** 0.5
         inside = np.sum(along.T * np.linalg.solve(kernel + damping * np.eye(len(chosen)), along.T), axis=0)
@@ -170,7 +179,7 @@ class Products:
 
 
 def agreement(left: np.ndarray, right: np.ndarray) -> dict[str, float]:
-    """How alike two scores rank."""
+    """Measure how alike two scores rank."""
     counts = [max(1, round(share * len(left))) for share in (0.01, 0.1)]
     return {
         "spearman": spearman(left, right),
@@ -205,7 +214,10 @@ def curve(products: Products, rows: int, dimension: float | None) -> list[dict[s
 
 
 def sweep(products: Products, loss: np.ndarray, rows: int, dimensions: tuple[float, ...]) -> list[dict[str, Any]]:
-    """Over ρ, and a tenth of the mean eigenvalue: stability, and what the null baselines rank alike."""
+    """Measure stability and agreement with the baselines, for every damping.
+
+    The dampings are several effective dimensions, and a tenth of the mean eigenvalue.
+    """
     every, points = np.arange(rows), []
     dampings = {str(share): products.damping(every, share) for share in dimensions}
     dampings["0.1 × mean eigenvalue"] = products.damping(every, None)
@@ -244,7 +256,7 @@ def run(config: Config) -> Path:
 
 
 def main() -> None:
-    """One encoder."""
+    """Run the experiment for one encoder."""
     keep_convolutions_whole()
     config = tyro.cli(Config)
     record = json.loads(run(config).read_text())

@@ -95,7 +95,7 @@ class Config:
 
     @classmethod
     def tiny(cls, folder: Path) -> "Config":
-        """Every step of the experiment on a few small digits, in `folder`."""
+        """Return settings that run every step on a few small digits."""
         settings = dataclasses.replace(tiny(SimCLR()), epochs=1)
         probe = Probe(bank=32, queries=32, linear=10)
         return cls(

@@ -78,7 +78,7 @@ class Config:
 
     @classmethod
     def tiny(cls, folder: Path, encoder: Path) -> "Config":
-        """Every step of the experiment on a few small digits, in `folder`."""
+        """Return settings that run every step on a few small digits."""
         chosen = CurvatureSet(examples=8, batch_size=8)
         scoring = Scoring(draws=2, batch_size=8)
         return cls(
@@ -91,7 +91,7 @@ class Config:
         )
 
     def source(self) -> Source:
-        """The images."""
+        """Return the images."""
         return Digits(8, digits=16) if self.images == "digits" else Tfds("cifar10", self.split, self.data_dir)
 
 
@@ -109,7 +109,7 @@ def run(config: Config) -> Path:
 
 
 def condense(run: ScoredRun, out: Path, arguments: str) -> None:
-    """The table in 32 bits, as it was computed, and a record without the places of this machine."""
+    """Write the table in 32 bits, and a record without local paths."""
     table = run.table
     for place, field in enumerate(table.schema):
         if pa.types.is_float64(field.type):
@@ -129,7 +129,7 @@ def correlations(table: pa.Table) -> dict[str, float]:
 
 
 def plot(run: ScoredRun, source: Source, label: int, shown: int = 60) -> dict[str, Figure]:
-    """The highest, the lowest, and the lowest of one class, from the most extreme on."""
+    """Draw the highest, the lowest, and the lowest of one class."""
     opened, ranked = source.open(), run.ranking()
     labels = run.numbers("label")
     chosen = {

@@ -71,14 +71,14 @@ class Config:
 
     @classmethod
     def tiny(cls, folder: Path, encoder: Path) -> "Config":
-        """Every step on a few small digits, in `folder`."""
+        """Return settings that run every step on a few small digits."""
         curvature, scoring = CurvatureSet(kind="fisher", examples=8, batch_size=8), Scoring(draws=2, batch_size=8)
         return cls(
             encoder, None, None, 16, curvature, scoring, ranks=(2, 2), runs=folder / "runs", results=folder / "results"
         )
 
     def source(self) -> Source:
-        """The images."""
+        """Return the images."""
         if self.tiny_images is not None:
             return Digits(8, digits=self.tiny_images)
         if self.files is not None:
@@ -86,7 +86,7 @@ class Config:
         return Tfds("cifar10", "test+train", self.data_dir)
 
     def backends(self) -> dict[str, Backend]:
-        """What inverts C, by name; the exact one first."""
+        """Return the backends by name, the exact one first."""
         return {EXACT: Gram(), "LoGra": LoGra(self.ranks[0]), "EKFAC": EKFAC(self.ranks[1])}
 
 

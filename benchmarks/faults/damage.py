@@ -7,7 +7,7 @@ from benchmarks.faults.rig import Rig, lost_or_repeated, table
 
 
 def damages(rig: Rig, fresh: str) -> int:
-    """Files cut short, flipped by a bit or deleted between a run that was killed and the one that goes on."""
+    """Damage files of a killed run, and continue it."""
 
     def flip(path: Path) -> None:
         content = bytearray(path.read_bytes())

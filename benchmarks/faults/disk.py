@@ -17,7 +17,7 @@ SHARES = (0.05, 0.3, 0.6, 0.85, 0.95)
 
 
 def no_growth(rig: Rig, fresh: str) -> int:
-    """The kernel refuses to write beyond a size that the run needs: stopped with a reason, then through."""
+    """Limit the size of files, and continue without the limit."""
     status, said = rig.run(command(rig.score("grown"), limit=5000))
     refused = status == 2 and "File too large" in said and not table(rig.root / "grown")
     status, _ = rig.run(command(rig.score("grown")))
@@ -26,7 +26,7 @@ def no_growth(rig: Rig, fresh: str) -> int:
 
 
 def full_disks(rig: Rig, fresh: str) -> int:
-    """A tmpfs too small for the run, at many sizes: stopped with the disk's name, then made larger and gone on with."""
+    """Fill the disk of a run at many sizes, and continue."""
     wrong = 0
     for share in SHARES:
         facts = _filled(rig, f"full{share}", share, rig.root / "fresh", command(rig.score(f"full{share}")))
@@ -60,7 +60,7 @@ def _survived(facts: dict) -> bool:
 
 
 def _filled(rig: Rig, out: str, share: float, like: Path, action: Action) -> dict:
-    """What became of a run on a disk of its own: refused, and through when the disk was made larger."""
+    """Run on a small disk, then on a larger one."""
     folder, told_by = rig.root / out, rig.root / "facts.json"
     pages = sum(math.ceil(file.stat().st_size / PAGE) for file in like.rglob("*") if file.is_file())
     folder.mkdir()
@@ -93,7 +93,7 @@ def _filled(rig: Rig, out: str, share: float, like: Path, action: Action) -> dic
 
 
 def _own_mounts() -> None:
-    """Mounts that this process and its children alone see; as root of a user namespace, where there is no other way."""
+    """Give this process mounts that only it and its children see."""
     user, group = os.getuid(), os.getgid()
     system = ctypes.CDLL(None, use_errno=True)
     if system.unshare(NEW_USER | NEW_MOUNTS):

@@ -46,7 +46,7 @@ class Config:
 
 
 def picture(level: int) -> bytes:
-    """A small PNG of one grey level."""
+    """Return a small PNG of one grey level."""
     stream = io.BytesIO()
     Image.fromarray(np.full((4, 4, 3), level, np.uint8)).save(stream, "PNG")
     return stream.getvalue()
@@ -87,7 +87,7 @@ NAMES = (b"%d.png", b"sub/%d.jpg", b"\xff%d.png", b"\x1b[31m%d.png", b"caf\xc3\x
 
 
 def folders(rng: np.random.Generator, counts: collections.Counter[str]) -> None:
-    """A random folder: every entry is read, or named with a reason."""
+    """Check that every entry of a random folder is read or named."""
     with tempfile.TemporaryDirectory() as name:
         root = os.fsencode(name)
         for folder in (b"sub", b"dir.png"):
@@ -112,7 +112,10 @@ def folders(rng: np.random.Generator, counts: collections.Counter[str]) -> None:
 
 
 def tables(rng: np.random.Generator, counts: collections.Counter[str]) -> None:
-    """A random table: its rows reach their images, or it is refused."""
+    """Check that rows of a random table reach their images.
+
+    A table that cannot be used is refused.
+    """
     count = int(rng.integers(3, 30))
     names, ages = [f"{k}.png" for k in range(count)], rng.integers(0, 99, count).tolist()
     order = rng.permutation(count).tolist()
@@ -141,7 +144,10 @@ def tables(rng: np.random.Generator, counts: collections.Counter[str]) -> None:
 
 
 def labels(rng: np.random.Generator, counts: collections.Counter[str]) -> None:
-    """A random column of classes: numbered as NumPy numbers its values, missing ones −1."""
+    """Check that a random column of classes is numbered correctly.
+
+    Classes are numbered as NumPy numbers the values, missing ones are −1.
+    """
     count = int(rng.integers(2, 40))
     drawn = rng.integers(0, 4, count)
     kinds = {

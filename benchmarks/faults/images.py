@@ -14,7 +14,7 @@ CHANGED = "have changed since they were scored"
 
 
 def _bitmaps(rig: Rig, folder: str) -> Path:
-    """The images of the rig as bitmaps, whose files all have one size whatever their pixels."""
+    """Write the images of the rig as bitmaps of one file size."""
     (rig.root / folder).mkdir()
     draw = np.random.default_rng(rig.config.seed)
     for number in range(rig.config.images):
@@ -42,7 +42,7 @@ def _touched(folder: Path) -> None:
 
 
 def images(rig: Rig, _: str) -> int:
-    """Images overwritten, swapped and touched under a finished run; another encoder under an audit; parts of another run."""
+    """Change images, encoder and parts of a finished run."""
     wrong = 0
     _bitmaps(rig, "bitmaps")
     status, said = rig.run(command(rig.score("bitmapped", source="bitmaps")))
@@ -70,7 +70,7 @@ def images(rig: Rig, _: str) -> int:
 
 
 def _other_encoder(rig: Rig, audit: list[str]) -> int:
-    """An encoder of the same architecture in the place of the one that made the scores."""
+    """Replace the encoder by another one of the same architecture."""
     shutil.copytree(rig.root / "encoder", rig.root / "the encoder")
     status, said = rig.run(lambda: rig.train("another", seed=1))
     assert status == 0, said
@@ -87,7 +87,7 @@ def _other_encoder(rig: Rig, audit: list[str]) -> int:
 
 
 def _parts_of_another_run(rig: Rig) -> int:
-    """Parts, then table and record, of two draws in a folder of three."""
+    """Put parts, table and record of another run into a folder."""
     status, said = rig.run(command(rig.score("three", "--draws", "3")))
     assert status == 0, said
     fresh = table(rig.root / "three")

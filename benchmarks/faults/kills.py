@@ -7,7 +7,7 @@ from benchmarks.faults.rig import Rig, lost_or_repeated, table
 
 
 def kills(rig: Rig, fresh: str, seconds: float) -> int:
-    """Scoring runs killed at random moments; returns examples lost or repeated."""
+    """Kill runs of scores at random moments; count wrong examples."""
     total = wrong = runs = 0
     given = (rig.root / "said.txt", rig.random, seconds, rig.config.at_most)
     while total < rig.config.kills:

@@ -22,7 +22,7 @@ LONGEST = 600
 
 
 def started(action: Action, said: Path) -> int:
-    """A process of its own for `action`, which nothing of JAX has run in before; its id."""
+    """Start a new process for `action`, and return its id."""
     process = os.fork()
     if process:
         return process
@@ -40,7 +40,7 @@ def started(action: Action, said: Path) -> int:
 
 
 def command(arguments: list[str], limit: int | None = None) -> Action:
-    """The command line as an action, maybe in a process that can write no file beyond `limit` bytes."""
+    """Return the command line as an action, with an optional file limit."""
 
     def action() -> int:
         if limit is not None:
@@ -55,13 +55,13 @@ def command(arguments: list[str], limit: int | None = None) -> Action:
 
 
 def ended(process: int) -> int:
-    """Its exit status, −9 where it was killed."""
+    """Wait for a process, and return its exit status."""
     status = os.waitpid(process, 0)[1]
     return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
 def told(action: Callable[[], None]) -> Action:
-    """An action whose documented errors are said as the command line says them."""
+    """Return an action that prints documented errors as the command does."""
 
     def telling() -> int:
         try:

@@ -17,7 +17,10 @@ from influence_ssl_jax.train import export
 
 
 def products(rig: Rig, fresh: str) -> int:
-    """Table, record and encoder with a flipped bit; then table and record damaged and deleted: made again from the parts."""
+    """Flip bits of finished files; damage and delete table and record.
+
+    Table and record are then made again from the parts.
+    """
     status, said = rig.run(command(rig.score("product")))
     assert status == 0, said
     folder = rig.root / "product"
@@ -49,7 +52,7 @@ def products(rig: Rig, fresh: str) -> int:
 
 
 def flip(rig: Rig, file: Path) -> None:
-    """One random bit of a file."""
+    """Flip one random bit of a file."""
     content = bytearray(file.read_bytes())
     content[rig.random.randrange(len(content))] ^= 1 << rig.random.randrange(8)
     file.write_bytes(content)

@@ -8,7 +8,10 @@ from benchmarks.faults.rig import Rig, lost_or_repeated, table
 
 
 def refusals(rig: Rig, fresh: str) -> int:
-    """Two runs at once, other settings, images taken away, images renamed: refused with the reason, scores untouched."""
+    """Try what must be refused, and check that scores are unchanged.
+
+    These are two runs at once, other settings, images that are absent, and images that are renamed.
+    """
     first = started(command(rig.score("twice")), rig.root / "first.txt")
     deadline = time.monotonic() + 120
     while not (rig.root / "twice" / "identity.json").exists():

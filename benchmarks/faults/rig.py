@@ -92,7 +92,7 @@ class Rig:
         (root / "images" / "7.png").write_bytes(b"no image")
 
     def score(self, out: str, *more: str, source: str = "images") -> list[str]:
-        """A command line."""
+        """Return the command line of a run of scores."""
         folder = ["source:folder", "--source.path", str(self.root / source)]
         fixed = ["--encoder", str(self.root / "encoder"), "--curvature.examples", "64", "--parts.rows", "40"]
         return ["score", "--out", str(self.root / out), *fixed, "--batch-size", "20", "--draws", "2", *more, *folder]
@@ -106,24 +106,24 @@ class Rig:
         pretrain(settings)
 
     def run(self, action: Action, said: str = "said.txt") -> tuple[int, str]:
-        """The exit status of an action in a process of its own, and what it said."""
+        """Run an action in its own process; return its status and output."""
         status = ended(started(action, self.root / said))
         return status, (self.root / said).read_text()
 
     def note(self, fault: str, survived: bool, **facts: object) -> None:
-        """One line of the log."""
+        """Write one line of the log."""
         facts = {name: str(f).replace(f"{self.root}/", "") if isinstance(f, str) else f for name, f in facts.items()}
         self.log.append({"fault": fault, "survived": survived, **facts})
         print(f"{'survived' if survived else 'FAILED  '}  {fault}  {facts or ''}", flush=True)
 
 
 def table(folder: Path) -> str:
-    """A hash of the finished table; empty where there is none."""
+    """Return a hash of the finished table; empty if there is none."""
     path = folder / "scores.parquet"
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
 
 
 def lost_or_repeated(folder: Path, images: int) -> int:
-    """Examples of a finished table that are missing or there more than once."""
+    """Count the examples that a finished table lacks or repeats."""
     counts = Counter(pq.read_table(folder / "scores.parquet")["index"].to_pylist())
     return sum(counts[index] != 1 for index in range(images)) + sum(index not in range(images) for index in counts)

@@ -13,7 +13,7 @@ CONTENTS = ("null", DEEP)
 
 
 def states(rig: Rig, fresh: str) -> int:
-    """Every file beside the parts in turn, with every content: of scoring, then of pretraining."""
+    """Replace every state file by every wrong content, and continue."""
     status, said = rig.run(command(rig.score("stated")))
     assert status == 0, said
     folder = rig.root / "stated"
@@ -38,7 +38,7 @@ def states(rig: Rig, fresh: str) -> int:
 
 
 def _training(rig: Rig) -> int:
-    """The states of pretraining: damaged, replaced by older ones or by another run's; settings and journal that are none."""
+    """Damage and replace the states, settings and journal of pretraining."""
     whole = (rig.root / "encoder" / "encoder.npz").read_bytes()
     action = told(lambda: rig.train("states"))
     status, said = rig.run(action)
@@ -90,7 +90,10 @@ def _training(rig: Rig) -> int:
 
 
 def _encoder(rig: Rig) -> int:
-    """A description of a network without one of its keys, or with another type under it: one error in words."""
+    """Change the keys and types of a network's description.
+
+    Each change must give one error that names it.
+    """
     file = rig.root / "encoder" / "encoder.json"
     whole, described = file.read_bytes(), read_sealed(file)
     for name in ("pretrain", "image_shape", "history", "digest"):

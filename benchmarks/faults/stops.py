@@ -12,7 +12,10 @@ from influence_ssl_jax.signals import orderly
 
 
 def stops(rig: Rig, fresh: str, seconds: float) -> int:
-    """Scoring runs that are asked to stop; each must end with the signal's status, a word and a line in its log."""
+    """Stop runs of scores by signals, and check how they end.
+
+    Each run must end with the signal's status, a message, and a line in its log.
+    """
     wrong = total = runs = 0
     while total < rig.config.stops:
         out, runs = f"stopped{runs}", runs + 1
@@ -28,7 +31,7 @@ def stops(rig: Rig, fresh: str, seconds: float) -> int:
 
 
 def _stopped_until_through(rig: Rig, arguments: list[str], out: str, seconds: float) -> tuple[int, int]:
-    """How often a run was stopped until it came through, and how often it ended as it should."""
+    """Stop a run until it completes; count the stops and correct ends."""
     well = 0
     for times in range(rig.config.at_most + 1):
         process = started(_in_order(command(arguments)), rig.root / "said.txt")
@@ -56,7 +59,7 @@ def _stopped_until_through(rig: Rig, arguments: list[str], out: str, seconds: fl
 
 
 def _in_order(action: Action) -> Action:
-    """An action with the command line's handling of signals."""
+    """Return an action that handles signals as the command does."""
 
     def handled() -> int | None:
         with orderly():

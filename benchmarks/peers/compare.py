@@ -31,7 +31,7 @@ EXACT, SINGLE = 1e-9, 1e-5
 
 
 def worst(got: np.ndarray, want: np.ndarray) -> float:
-    """Largest absolute difference over the largest entry."""
+    """Return the largest absolute difference over the largest entry."""
     got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
     if got.shape != want.shape:
         raise ValueError(f"Nothing to compare: {got.shape} and {want.shape}.")
@@ -39,19 +39,19 @@ def worst(got: np.ndarray, want: np.ndarray) -> float:
 
 
 def worst_row(got: np.ndarray, want: np.ndarray) -> float:
-    """Largest relative difference of an entry: scores are compared one by one."""
+    """Return the largest relative difference of an entry."""
     return float(np.max(np.abs(np.asarray(got) / np.asarray(want) - 1)))
 
 
 def worst_of(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> float:
-    """`worst` over arrays of the same names."""
+    """Return `worst` over arrays of the same names."""
     if got.keys() != want.keys():
         raise ValueError(f"Other names: {sorted(got.keys() ^ want.keys())}.")
     return max(worst(got[name], want[name]) for name in got)
 
 
 def against(given: Shared, ours: "Ours", scale: tuple, config: "Config", folder: Path) -> list[Finding]:
-    """Every comparison."""
+    """Compare with every peer."""
     net, pairs = network(given.params, given.frozen, *scale), as_pairs(given.views)
     return [
         *_weights(given, scale),
@@ -63,7 +63,7 @@ def against(given: Shared, ours: "Ours", scale: tuple, config: "Config", folder:
 
 
 def _weights(given: Shared, scale: tuple) -> list[Finding]:
-    """There and back, and the forward pass in float32."""
+    """Compare weights after conversion, and forward passes in float32."""
     held = converted(given.params, given.frozen)
     state = {name: Tensor.of(value.numpy()) for name, value in held.items() if "num_batches" not in name}
     module, (height, width, channels) = given.objective.network.module, given.batches.image.shape[2:]
@@ -83,7 +83,7 @@ def _weights(given: Shared, scale: tuple) -> list[Finding]:
 
 
 def _torch(ours: "Ours", net: ResNet18, pairs: torch.Tensor) -> list[Finding]:
-    """Plain gradients, torch.func's and curvlinops' products."""
+    """Compare gradients, and the products of torch.func and curvlinops."""
     model = Residuals(net)
     parameters = dict(model.named_parameters())
     gradients = torch.autograd.grad(products.mean_loss(model, parameters, pairs), list(parameters.values()))
@@ -112,7 +112,10 @@ def _dattri(ours: "Ours", net: ResNet18, pairs: torch.Tensor, config: "Config") 
 
 
 def _kronfluence(ours: "Ours", net: ResNet18, pairs: torch.Tensor, config: "Config", folder: Path) -> list[Finding]:
-    """Factors (its S is a mean over positions where ours is their sum), then scores."""
+    """Compare the factors and the scores of kronfluence.
+
+    Its S is a mean over positions, ours is their sum.
+    """
     findings, peers = [], {}
     for strategy in ("ekfac", "kfac"):
         peers[strategy] = Kronfluence(copy.deepcopy(net), pairs, config.setting.batch, folder / strategy, strategy)
@@ -151,7 +154,7 @@ def _logix(ours: "Ours", net: ResNet18, pairs: torch.Tensor, config: "Config") -
 
 
 def in_torch(tree: Params) -> dict[str, torch.Tensor]:
-    """A vector of flax's structure as one of torch's, by the names of `Residuals`."""
+    """Convert a vector from flax's structure to torch's names."""
     return {f"network.{name}": value for name, value in converted(tree, {"batch_stats": {}}).items()}
 
 
@@ -168,6 +171,6 @@ def _named(values: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
 
 
 def _window_first(matrix: np.ndarray, channels: int) -> np.ndarray:
-    """A factor of patches ordered [channel, window] as torch unfolds them, reordered to [window, channel]."""
+    """Reorder a factor of patches from [channel, window] to [window, channel]."""
     order = np.arange(len(matrix)).reshape(channels, -1).T.reshape(-1)
     return matrix[np.ix_(order, order)]

@@ -41,7 +41,10 @@ class Dattri:
         ]
 
     def scores(self) -> np.ndarray:
-        """Every batch's per-example gradients, computed once as training and once as test representation."""
+        """Score every batch with its own gradients.
+
+        A gradient is computed once as training and once as test representation.
+        """
         parts = []
         for loader in self.loaders:
             self.attributor.full_train_dataloader = loader

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 def predictions(given: "Task", left_out: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """By method: self-influence of the first examples over the number of all; no prediction of subsets.
+    """Predict by method; subsets are not predicted.
+
+    A prediction is the self-influence of an example over the number of all examples.
 
     In float32: dattri's Arnoldi iteration draws its start in that type alone.
     """

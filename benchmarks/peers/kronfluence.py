@@ -16,14 +16,17 @@ class CosineDistance(Task):
     """Sum over examples of `½‖r‖²`, which is also what is measured."""
 
     def compute_train_loss(self, batch: list[torch.Tensor], model: torch.nn.Module, sample: bool = False):
-        """The loss, or with `sample` one whose gradient with respect to r is a draw from N(0, I)."""
+        """Compute the loss, or with `sample` one with a random gradient.
+
+        Its gradient with respect to r is then a draw from N(0, I).
+        """
         residuals = model(batch[0])
         if sample:
             return (residuals * torch.randn_like(residuals)).sum()
         return residuals.square().sum() / 2
 
     def compute_measurement(self, batch: list[torch.Tensor], model: torch.nn.Module):
-        """The loss."""
+        """Compute the loss."""
         return self.compute_train_loss(batch, model)
 
 
@@ -49,7 +52,10 @@ class Kronfluence:
         self.dtype = pairs.dtype
 
     def fit(self) -> None:
-        """Covariances, eigendecompositions and (EK-FAC) corrected eigenvalues, of the examples' own gradients."""
+        """Fit covariances, eigendecompositions and corrected eigenvalues.
+
+        They are those of the examples' own gradients; only EK-FAC has corrected eigenvalues.
+        """
         self.analyzer.fit_all_factors(
             "factors",
             self.data,
@@ -67,7 +73,10 @@ class Kronfluence:
         )
 
     def scores(self, damping: float | None = None) -> np.ndarray:
-        """Self-influence of every example; damping of a tenth of each module's mean eigenvalue where None."""
+        """Compute the self-influence of every example.
+
+        If the damping is None, it is a tenth of each module's mean eigenvalue.
+        """
         self.analyzer.compute_self_scores(
             "scores",
             "factors",
@@ -84,7 +93,10 @@ class Kronfluence:
         return self.analyzer.load_self_scores("scores")["all_modules"].numpy()
 
     def factors(self) -> dict[str, tuple[np.ndarray, np.ndarray, int]]:
-        """By module: the *sums* A and S that it accumulates, and the number of rows behind each."""
+        """Return the sums A and S of every module, with their counts.
+
+        The counts are the numbers of rows in each sum.
+        """
         matrices = self.analyzer.load_covariance_matrices("factors")
         return {
             name.removeprefix("network."): (
@@ -96,7 +108,10 @@ class Kronfluence:
         }
 
     def corrected_eigenvalues(self) -> dict[str, np.ndarray]:
-        """By module: Λ [outputs, inputs], the mean over examples of squared gradients in its eigenbasis."""
+        """Return the corrected eigenvalues Λ [outputs, inputs] of every module.
+
+        Λ is the mean over examples of squared gradients in the eigenbasis.
+        """
         matrices = self.analyzer.load_lambda_matrices("factors")
         return {
             name.removeprefix("network."): (matrix / matrices["num_lambda_processed"][name]).numpy()

@@ -34,19 +34,22 @@ class CrossEntropy(KronfluenceTask):
     """The sum of the examples' losses, which is also what is measured."""
 
     def compute_train_loss(self, batch: list[torch.Tensor], model: torch.nn.Module, sample: bool = False):
-        """The loss, or with `sample` that of labels drawn by the model."""
+        """Compute the loss, or with `sample` that of drawn labels.
+
+        Labels are drawn by the model.
+        """
         logits, labels = model(batch[0]), batch[1]
         if sample:
             labels = torch.distributions.Categorical(logits=logits.detach()).sample()
         return torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
 
     def compute_measurement(self, batch: list[torch.Tensor], model: torch.nn.Module):
-        """The loss."""
+        """Compute the loss."""
         return self.compute_train_loss(batch, model)
 
 
 def regression(given: "Task") -> Regression:
-    """The task in torch."""
+    """Return the task in torch."""
     dense = given.problem.params["Dense_0"]
     model = torch.nn.Linear(*np.shape(dense["kernel"]), dtype=torch.float64)
     state = {"weight": np.array(dense["kernel"]).T, "bias": np.array(dense["bias"])}
@@ -61,7 +64,10 @@ def regression(given: "Task") -> Regression:
 
 
 def predictions(given: "Task", left_out: int) -> Predictions:
-    """By method: rises of the first examples that are left out, test losses of the subsets up to a constant."""
+    """Predict the rises and the test losses of subsets, by method.
+
+    Rises are those of the first examples, if they are left out. Losses are known up to a constant.
+    """
     number, predicted = len(given.problem.batches.image[0]), {}
     with tempfile.TemporaryDirectory() as folder:
         forms = {**_kronfluence(given, folder), **_logix(given)}
@@ -71,7 +77,10 @@ def predictions(given: "Task", left_out: int) -> Predictions:
 
 
 def _kronfluence(given: "Task", folder: str) -> Predictions:
-    """Self-influence, and mean influence on the test examples, with the ridge as damping and with its default."""
+    """Compute self-influence and mean influence by kronfluence.
+
+    The damping is the ridge, and kronfluence's default.
+    """
     logging.getLogger("kronfluence").setLevel(logging.ERROR)
     torch.manual_seed(0)
     task, (model, train, test) = CrossEntropy(), regression(given)
@@ -108,7 +117,10 @@ def _kronfluence(given: "Task", folder: str) -> Predictions:
 
 
 def _logix(given: "Task") -> Predictions:
-    """Of projected gradients of the weights alone, uniform projections of rank 10, λ a tenth of the mean eigenvalue."""
+    """Compute influence by LogIX's definition, on gradients of the weights.
+
+    Projections are uniform and of rank 10; λ is a tenth of the mean eigenvalue.
+    """
     torch.manual_seed(0)
     model, train, test = regression(given)
     reads, writes = (torch.empty(10, size, dtype=torch.float64) for size in (model.in_features, model.out_features))

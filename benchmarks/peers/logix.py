@@ -29,7 +29,7 @@ class Bottleneck(nn.Module):
         self.calls: list[torch.Tensor] = []
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The convolution, noting the projected gradients of B on the way back."""
+        """Apply the convolution, and record projected gradients on the way back."""
         like = self.convolution
         a = nn.functional.conv2d(x, self.reads, None, like.stride, like.padding)
         b = nn.functional.conv2d(a, self.B)
@@ -42,7 +42,10 @@ class Bottleneck(nn.Module):
 
 
 def random_projections(convolution: nn.Conv2d, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """LogIX's: of rank at most the channels on either side, uniform of variance 1/(3 · fan-in)."""
+    """Draw LogIX's projections, uniform with variance `1/(3 · fan-in)`.
+
+    The rank is at most the number of channels on either side.
+    """
     rank = min(rank, convolution.in_channels, convolution.out_channels)
     reads = convolution.weight.new_empty(rank, *convolution.weight.shape[1:])
     writes = convolution.weight.new_empty(convolution.out_channels, rank, 1, 1)
@@ -94,7 +97,7 @@ class LogIX:
         return by_layer
 
     def moments(self) -> dict[str, torch.Tensor]:
-        """`C = (1/n) Σ g gᵀ` of every module's projected gradients."""
+        """Compute `C = (1/n) Σ g gᵀ` of every module's projected gradients."""
         total: dict[str, torch.Tensor] = {}
         for pairs in self.pairs.split(self.batch):
             for name, rows in self.gradients(pairs).items():
@@ -102,13 +105,13 @@ class LogIX:
         return {name: matrix / len(self.pairs) for name, matrix in total.items()}
 
     def fit(self) -> None:
-        """`(C + 0.1 tr(C)/rank² I)⁻¹` of every module."""
+        """Compute `(C + 0.1 tr(C)/rank² I)⁻¹` of every module."""
         for name, mean in self.moments().items():
             damped = mean + 0.1 * mean.trace() / len(mean) * torch.eye(len(mean), dtype=mean.dtype, device=mean.device)
             self.inverses[name] = torch.linalg.inv(damped)
 
     def scores(self) -> np.ndarray:
-        """`Σ_modules gᵀ (C + λI)⁻¹ g` of every example."""
+        """Compute `Σ_modules gᵀ (C + λI)⁻¹ g` of every example."""
         parts = []
         for pairs in self.pairs.split(self.batch):
             rows = self.gradients(pairs)

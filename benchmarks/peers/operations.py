@@ -15,7 +15,7 @@ from benchmarks.shared import Shared
 
 
 def primitives(given: Shared, scale: tuple, blocks: tuple[int, ...]) -> dict[str, Operation]:
-    """Products over the whole of `given`, as one batch."""
+    """Return products over the whole of `given`, as one batch."""
     model, pairs = Residuals(network(given.params, given.frozen, *scale)), as_pairs(given.views)
     parameters = dict(model.named_parameters())
     generator = torch.Generator().manual_seed(0)
@@ -48,7 +48,7 @@ def primitives(given: Shared, scale: tuple, blocks: tuple[int, ...]) -> dict[str
 
 
 def costs(given: Shared, scale: tuple, batch: int, ranks: tuple[int, ...], folder: Path) -> dict[str, Operation]:
-    """The plain gradient, and fitting and scoring by every peer, over all examples of `given`."""
+    """Return the operations of every peer that are timed."""
     net, pairs = network(given.params, given.frozen, *scale), as_pairs(given.views)
     model = Residuals(net)
     parameters = dict(model.named_parameters())
@@ -74,7 +74,7 @@ def costs(given: Shared, scale: tuple, batch: int, ranks: tuple[int, ...], folde
 
 
 def megabytes(operation: Operation) -> float:
-    """What one run takes of a GPU's memory at its peak, above what is allocated before it."""
+    """Measure the peak GPU memory of one run above the allocated memory."""
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     operation()
@@ -82,7 +82,7 @@ def megabytes(operation: Operation) -> float:
 
 
 def _to_the_end(operations: dict[str, Operation]) -> dict[str, Operation]:
-    """A GPU is waited for."""
+    """Return operations that wait for the GPU."""
     if DEVICE.type == "cpu":
         return operations
 

@@ -14,26 +14,26 @@ Product: TypeAlias = Callable[[Vector], Vector]
 
 
 def mean_loss(model: Residuals, parameters: Vector, pairs: torch.Tensor) -> torch.Tensor:
-    """Mean over examples of `½‖r‖²`."""
+    """Compute the mean over examples of `½‖r‖²`."""
     return functional_call(model, parameters, (pairs,)).square().sum() / 2 / len(pairs)
 
 
 def hessian_product(model: Residuals, pairs: torch.Tensor) -> Product:
-    """Forward over reverse."""
+    """Compute the product by forward over reverse mode."""
     parameters = detached(model)
     gradient = grad(lambda parameters: mean_loss(model, parameters, pairs))
     return lambda vector: jvp(gradient, (parameters,), (vector,))[1]
 
 
 def hessian_product_reverse(model: Residuals, pairs: torch.Tensor) -> Product:
-    """Reverse over reverse, what most torch code does."""
+    """Compute the product by reverse over reverse mode, as most torch code."""
     parameters = detached(model)
     gradient = grad(lambda parameters: mean_loss(model, parameters, pairs))
     return lambda vector: vjp(gradient, parameters)[1](vector)[0]
 
 
 def ggn_product(model: Residuals, pairs: torch.Tensor) -> Product:
-    """`Jᵀ J v / n` by a jvp and a vjp."""
+    """Compute `Jᵀ J v / n` by a jvp and a vjp."""
     parameters = detached(model)
 
     def residuals(parameters: Vector) -> torch.Tensor:
@@ -47,7 +47,10 @@ def ggn_product(model: Residuals, pairs: torch.Tensor) -> Product:
 
 
 def curvlinops_operator(kind: Literal["hessian", "ggn"], model: Residuals, pairs: torch.Tensor):
-    """curvlinops' operator of the mean loss, halved: its mean-squared error is `Σ r²` over batch · width entries."""
+    """Return curvlinops' operator of the mean loss, halved.
+
+    Its mean-squared error is `Σ r²` over batch · width entries.
+    """
     operator = {"hessian": HessianLinearOperator, "ggn": GGNLinearOperator}[kind]
     with torch.no_grad():
         target = torch.zeros_like(model(pairs))
@@ -57,7 +60,7 @@ def curvlinops_operator(kind: Literal["hessian", "ggn"], model: Residuals, pairs
 
 
 def curvlinops_product(kind: Literal["hessian", "ggn"], model: Residuals, pairs: torch.Tensor) -> Product:
-    """The operator on vectors by name."""
+    """Apply the operator to vectors by name."""
     operator, names = curvlinops_operator(kind, model, pairs), [name for name, _ in model.named_parameters()]
 
     def product(vector: Vector) -> Vector:
@@ -67,5 +70,5 @@ def curvlinops_product(kind: Literal["hessian", "ggn"], model: Residuals, pairs:
 
 
 def detached(model: Residuals) -> Vector:
-    """The parameters, outside any graph."""
+    """Return the parameters outside any graph."""
     return {name: parameter.detach() for name, parameter in model.named_parameters()}

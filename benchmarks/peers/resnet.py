@@ -73,7 +73,7 @@ class Residuals(nn.Module):
         self.calls = calls
 
     def forward(self, pairs: torch.Tensor) -> torch.Tensor:
-        """One residual per pair."""
+        """Compute one residual for each pair."""
         if self.calls == 1:
             z = self.network(pairs.transpose(0, 1).flatten(0, 1)).unflatten(0, (2, -1))
         else:
@@ -83,13 +83,19 @@ class Residuals(nn.Module):
 
 
 def converted(params: Params, frozen: Frozen) -> dict[str, torch.Tensor]:
-    """Flax variables of the backbone as a state dict: the inverse of `checkpoints.resnet.backbone_source`."""
+    """Convert flax variables of the backbone to a state dict.
+
+    It is the inverse of `checkpoints.resnet.backbone_source`.
+    """
     leaves = flatten_dict({**params}) | flatten_dict({**frozen["batch_stats"]})
     return {_name(path): torch.tensor(_layout(np.asarray(leaf))) for path, leaf in leaves.items()}
 
 
 def network(params: Params, frozen: Frozen, mean: tuple[float, ...], std: tuple[float, ...]) -> ResNet18:
-    """The torch network with these weights, in evaluation mode and channels-last."""
+    """Return the torch network with these weights, in evaluation mode.
+
+    Its memory format is channels-last.
+    """
     model = ResNet18(params["conv1"]["kernel"].shape[-1], mean, std).double()
     missing, unexpected = model.load_state_dict(converted(params, frozen), strict=False)
     left = [name for name in missing if not name.endswith("num_batches_tracked")]
@@ -100,12 +106,12 @@ def network(params: Params, frozen: Frozen, mean: tuple[float, ...], std: tuple[
 
 
 def module_name(path: Sequence[str]) -> str:
-    """The torch name of the flax module at `path`."""
+    """Return the torch name of the flax module at `path`."""
     return ".".join(_SHORTCUT.get(word, word.replace("_", ".") if word.startswith("layer") else word) for word in path)
 
 
 def as_pairs(views: np.ndarray) -> torch.Tensor:
-    """Views [2, examples, height, width, channels] as pairs [examples, 2, channels, height, width]."""
+    """Convert views to pairs [examples, 2, channels, height, width]."""
     return torch.tensor(views.transpose(1, 0, 4, 2, 3).copy(), device=DEVICE)
 
 

@@ -69,7 +69,10 @@ def main(name: str, find: Callable[[Study], tuple[dict[str, Any], Figure | None]
 def resampled(
     statistics: Callable[..., dict[str, float]], *samples: np.ndarray, resamples: int = 200, seed: int = 0
 ) -> dict[str, Estimate]:
-    """Percentile bootstrap (95 %) over examples of several statistics of the same draws."""
+    """Compute several statistics with percentile-bootstrap intervals (95 %).
+
+    All statistics are of the same draws of examples.
+    """
     generator = np.random.default_rng(seed)
     size = len(samples[0])
     drawn = [

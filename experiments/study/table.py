@@ -85,7 +85,7 @@ class Study:
 
     @classmethod
     def tiny(cls, folder: Path, encoder: Path) -> "Study":
-        """Every step of the study on a few small digits, in `folder`."""
+        """Return settings that run every step on a few small digits."""
         return cls(
             encoder=encoder,
             images="digits",
@@ -109,7 +109,7 @@ class Study:
         return self.results / self.encoder.name
 
     def source(self, only: Path | None = None) -> Source:
-        """The images, or those that a file names."""
+        """Return the images, or those that a file names."""
         chosen = None if only is None else str(only)
         if self.images == "digits":
             return Digits(8, digits=60, only=chosen)
@@ -118,11 +118,14 @@ class Study:
         return Tfds("cifar10", "test+train", self.data_dir, only=chosen)
 
     def source_of_scored(self) -> Source:
-        """The images that are scored."""
+        """Return the images that are scored."""
         return self.source(self.run / "ids.txt")
 
     def pairs(self) -> list[tuple[str, str, int]]:
-        """Ids of two images, and the judgement of the pair: 0 equal pixels, 1 the same shot, 2 very similar."""
+        """Return pairs of ids with the judgement of each pair.
+
+        0 is equal pixels, 1 the same shot, 2 very similar.
+        """
         if self.images == "digits":
             opened, judged = self.source().open(), {"exact_duplicate": 0, "near_duplicate": 1}
             ids, known = list(opened.ids()), opened.attributes()
@@ -139,7 +142,10 @@ class Study:
 
 
 def chosen_ids(study: Study) -> dict[str, list[str]]:
-    """Ids of the images that are scored, by what they are scored for: `sample`, `class` and `pairs`."""
+    """Return the ids of the scored images, by purpose.
+
+    The purposes are `sample`, `class` and `pairs`.
+    """
     opened = study.source().open()
     ids, labels = list(opened.ids()), opened.labels()
     train = np.array([k for k, name in enumerate(ids) if not name.startswith("test")])
