@@ -80,7 +80,7 @@ def tree_digest(tree: PyTree) -> str:
 
 
 def arrays_digest(arrays: Iterable[tuple[str, np.ndarray]]) -> str:
-    """Compute the SHA-256 of the name, type, shape and bits of every array.
+    """Compute the SHA-256 of names, types, shapes and bits of arrays.
 
     Examples:
         >>> from influence_ssl_jax.provenance import arrays_digest

@@ -116,7 +116,7 @@ def test_of_many_differences_the_first_are_named_and_the_rest_counted(tmp_path):
     [
         ("[1]", "holds list, not an object"),
         ("null", "holds NoneType"),
-        ("[" * 100_000, "no JSON"),
+        ("[" * 100_000, "not JSON"),
         ('{"format": 99}', "has format 99, this version reads format 2"),
         ("{}", "has format None"),
         ('{"format": 2}', "does not have the checksum"),

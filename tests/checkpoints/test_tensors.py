@@ -170,8 +170,8 @@ def test_other_contents_are_refused_with_what_to_do(tmp_path):
     ("shape", "places", "said"),
     [
         ([2], [[0, 8], [4, 12]], "a and b are in the same bytes"),
-        ([-1, -2], [[0, 8], [8, 16]], "no whole numbers"),
-        ([2], [[0.0, 8.0], [8, 16]], "no whole numbers"),
+        ([-1, -2], [[0, 8], [8, 16]], "not whole numbers"),
+        ([2], [[0.0, 8.0], [8, 16]], "not whole numbers"),
     ],
 )
 def test_impossible_headers_are_refused(tmp_path, shape, places, said):

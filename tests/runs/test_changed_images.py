@@ -218,7 +218,7 @@ def audited(command):
 
 def test_an_audit_refuses_images_and_an_encoder_that_are_not_those_of_the_scores(command, tmp_path):
     score(command)
-    said = r"(?s)made from something else.*encoder: "
+    said = r"(?s)made from other inputs.*encoder: "
     with another_encoder(command, seed=1), pytest.raises(InfluenceError, match=said):
         audited(command)
     assert not (command.out / "calibrated.parquet").exists()
