@@ -13,7 +13,7 @@ from influence_ssl_jax.curvature.products import mean_eigenvalue
 from influence_ssl_jax.data.examples import OpenSource, Skipped
 from influence_ssl_jax.data.loader import LoadedBatch, batches
 from influence_ssl_jax.data.to_input import ToInput
-from influence_ssl_jax.errors import CurvatureError, InfluenceError
+from influence_ssl_jax.errors import CurvatureError
 from influence_ssl_jax.evaluation.certificate import (
     Audit,
     RowsOfCurvature,
@@ -151,43 +151,6 @@ def certify_examples(
     for loaded in batches(source, transform, size, key, indices):
         bounds = run(problem, measurement, loaded.batch, damping, noise, scoring, settings.program, shared)
         yield CertifiedBatch(_table(loaded, bounds, settings), loaded.skipped)
-
-
-def certify_sample(
-    problem: Problem,
-    source: OpenSource,
-    transform: ToInput,
-    damping: Float[Array, ""],
-    scoring: Scoring,
-    settings: Audit = Audit(),
-    measurement: Objective | None = None,
-) -> pa.Table:
-    """Certify a random sample of a source, in order of `index`.
-
-    The columns are those of `certify_examples`.
-
-    Args:
-        problem: Whose curvature.
-        source: The examples.
-        transform: The transform of an image to the input.
-        damping: λ.
-        scoring: Draws, their noise and the estimand.
-        settings: Size of the sample, and how narrow the bounds are.
-        measurement: What is scored; the problem's own objective if None.
-
-    Raises:
-        CurvatureError: The curvature is a Hessian.
-        InfluenceError: No example of the sample could be read.
-    """
-    chosen = sample(settings, len(source))
-    parts = [
-        part.table
-        for part in certify_examples(problem, source, transform, chosen, damping, scoring, settings, measurement)
-        if part.table.num_rows
-    ]
-    if not parts:
-        raise InfluenceError(f"None of the {len(chosen)} examples of the sample could be read; see the source's notes.")
-    return pa.concat_tables(parts).sort_by("index")
 
 
 def relative_width(lower: Float[np.ndarray, " n"], upper: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

@@ -19,7 +19,6 @@ from influence_ssl_jax.evaluation.certificate import Audit, _combine, _rows, _st
 from influence_ssl_jax.evaluation.sample import (
     absolute_damping,
     certify_examples,
-    certify_sample,
     relative_width,
     sample,
 )
@@ -87,6 +86,13 @@ def exact_scores(damping, estimand="mean_of_scores", exact=None):
 @functools.cache
 def damping(relative=0.02):
     return absolute_damping(the_problem(), Damping(relative), SETTINGS)
+
+
+def certify_sample(problem, source, transform, damping, scoring, settings):
+    """Certify a random sample, in order of `index`."""
+    chosen = sample(settings, len(source))
+    parts = certify_examples(problem, source, transform, chosen, damping, scoring, settings)
+    return pa.concat_tables([part.table for part in parts if part.table.num_rows]).sort_by("index")
 
 
 @functools.cache
