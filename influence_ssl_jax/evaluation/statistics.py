@@ -12,7 +12,7 @@ from influence_ssl_jax.randomness import Stream
 Vector = Real[np.ndarray, " examples"]
 Members = Bool[np.ndarray, " examples"]
 DIGIT, ROUNDS = 16, 4
-"""Bits of a number that one reading settles, and how many readings settle all 64."""
+"""Number of bits that one reading determines, and number of readings that determine all 64."""
 
 
 class Estimate(NamedTuple):
@@ -269,11 +269,11 @@ def quantiles(
 ) -> Float[np.ndarray, " shares"]:
     """Return quantiles of finite numbers in bounded memory.
 
-    They are interpolated as `np.quantile` does. The memory does not grow with the numbers.
+    They are interpolated as `np.quantile` does. The memory does not grow with the count of the numbers.
 
-    A float64 that is read as an integer, with the order of the negative ones turned, sorts as the numbers do. Each of ROUNDS
-    readings counts the next DIGIT bits of the numbers that begin as a wanted one does, and so finds these bits of it
-    (radix selection).
+    The method is radix selection. The bits of float64 numbers, read as integers, sort like the numbers if the order of the
+    negative ones is reversed. A wanted number is found DIGIT bits at a time: each of ROUNDS readings counts the next bits of
+    all numbers that begin with the bits found so far.
 
     Args:
         pieces: The numbers, from the beginning at every call.
@@ -282,8 +282,9 @@ def quantiles(
     Returns:
         One number for each share; NaN if there are no numbers.
 
-    >>> [float(number) for number in quantiles(lambda: [np.array([3.0, 1.0]), np.array([2.0, 10.0])], [0.5, 1.0])]
-    [2.5, 10.0]
+    Examples:
+        >>> [float(number) for number in quantiles(lambda: [np.array([3.0, 1.0]), np.array([2.0, 10.0])], [0.5, 1.0])]
+        [2.5, 10.0]
     """
     count = sum(len(piece) for piece in pieces())
     if not count:
@@ -299,7 +300,7 @@ def quantiles(
 def _select(
     pieces: Callable[[], Iterable[Float[np.ndarray, " some"]]], ranks: Int[np.ndarray, " ranks"]
 ) -> Float[np.ndarray, " ranks"]:
-    """Return the numbers that have some ranks, 0 the lowest."""
+    """Return the numbers with the given ranks; 0 is the lowest."""
     left, begun = ranks.copy(), np.zeros(len(ranks), np.uint64)
     for number in range(ROUNDS):
         shift = np.uint64(64 - DIGIT * (number + 1))
@@ -324,5 +325,5 @@ def _sortable(numbers: Float[np.ndarray, " some"]) -> UInt[np.ndarray, " some"]:
 
 
 def _numbers(keys: UInt[np.ndarray, " some"]) -> Float[np.ndarray, " some"]:
-    """Return the numbers that `_sortable` made integers of."""
+    """Return the numbers that `_sortable` converted."""
     return np.where(keys >> np.uint64(63), keys & np.uint64((1 << 63) - 1), ~keys).view(np.float64)
