@@ -2,8 +2,8 @@
 # make docs: build the site, strictly, into site/.
 # make bench: set up with the peers, measure, render docs/benchmarks.md. INFLUENCE_SSL_TFDS=… names prepared CIFAR-10.
 # make study: ask the published study's questions, render docs/results/study.md. CIFAR10=… names prepared CIFAR-10, CIFAIR=… the
-# folder of ciFAIR's lists of duplicates, FAIRFACE=… that of FairFace, ENCODERS=… folders of encoders. It goes on where it was
-# stopped.
+# folder of ciFAIR's lists of duplicates, FAIRFACE=… that of FairFace, ENCODERS=… folders of encoders. It continues where it
+# was stopped.
 # The first interpreter that is found, starts, is new enough and can make environments; looked for once, and only if needed.
 # Another one: make PYTHON=… VENV=….
 SUITABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
@@ -43,7 +43,7 @@ lint: $(VENV)/dev
 types: $(VENV)/dev
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
-suite: $(VENV)/dev      # files in the order of tests/seconds.json, a file on one worker; --write-seconds measures them anew
+suite: $(VENV)/dev      # files in the order of tests/seconds.json, a file on one worker; --write-seconds measures them again
 	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 docs: $(VENV)/dev

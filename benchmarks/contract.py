@@ -7,7 +7,7 @@
 A convolutional network with BatchNorm (four channels, 240 parameters) with every loss and every curvature, and a linear
 map whose matrix has every eigenvalue three times over; gradients of the cosine distance in two draws; λ a tenth of the
 mean eigenvalue, or twice the most negative one. Backends that have an exact regime are in it. About 45 minutes of one
-core, nearly all of it compiling; a second run continues where a first was stopped, and measures anew what is of another
+core, nearly all of it compiling; a second run continues where a first was stopped, and measures again what is of another
 version. Per backend and problem:
 
     error         worst relative error of gᵀ(C + λI)⁻¹g against dense float64

@@ -4,14 +4,17 @@
     python -m benchmarks.fault_injection --faults disk
     python -m benchmarks.fault_injection --faults images products states stops
 
-Runs of the real command line, each in a process of its own, on a small network and a folder of images: killed (SIGKILL)
-at random moments and gone on with until they are through; stopped by files that may not grow, and by a file system without
-a free page, at many sizes of it; with parts, manifest and fitted curvature cut short, flipped by a bit or deleted in
-between; begun twice at once; with other settings; over images that were taken away, renamed, overwritten by others of the
-same size or swapped; audited with another encoder; given parts, a table or training states of another run; with random bits
-of finished files flipped, and with every state file holding what it never should; asked to stop by Ctrl-C, SIGTERM and
-SIGHUP. Whatever happened, the table must have the bytes of an undisturbed run's, or the command must refuse with a reason
-and leave the scores alone.
+The command line runs in processes of its own, on a small network and a folder of images. The faults are:
+
+- SIGKILL at random moments, and Ctrl-C, SIGTERM and SIGHUP, each time continued until the run completes;
+- files that may not grow, and file systems that are full, at many sizes;
+- parts, their list or the fitted curvature truncated, changed by a bit, or deleted between two runs;
+- two runs at once, and a run with other settings;
+- images removed, renamed, swapped, or replaced by others of the same size; an audit with another encoder;
+- parts, a table or training states of another run; random bits of finished files changed; state files with wrong content.
+
+After each of them the table must have the bytes of an undisturbed run's, or the command must refuse with a reason and not
+change the scores.
 About ten minutes on two cores. Expected: 0 examples lost or repeated.
 """
 

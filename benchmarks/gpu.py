@@ -1,10 +1,10 @@
 """How fast are scores and pretraining of a ResNet-18 of full width on a GPU?
 
-    python -m benchmarks.gpu --data-dir DATA --out runs/gpu               one call; the same call goes on where it ended
+    python -m benchmarks.gpu --data-dir DATA --out runs/gpu               one call; the same call continues where it ended
     python -m benchmarks.gpu --data-dir DATA --out FOLDER --steps files   CIFAR-10 as three files, for a machine without it
 
 A step runs in a process of its own and writes `<step>.json` as soon as it is done; a later call passes it over. A call
-ends after `minutes`: what is cut off begins anew in the next call, pretraining at its last whole epoch. Steps:
+ends after `minutes`: a step that is cut off begins again in the next call, pretraining at its last whole epoch. Steps:
 
     files       write CIFAR-10 as test.parquet, train_0.parquet and train_1.parquet, the largest of 43 MiB
     LoGra       scores of all images by `LoGra(16)`; C is the empirical Fisher of `curvature` images here and below
@@ -129,7 +129,7 @@ def complete(config: Config, command: Callable[[str], list[str]]) -> list[str]:
         if content is None or not content["finished"]:
             left = end - time.monotonic()
             if left <= 0:
-                print(f"{step}: no time left; the same call goes on.", flush=True)
+                print(f"{step}: no time left; the same call continues.", flush=True)
                 break
             with open(config.out / f"{step}.log", "w") as log:
                 try:
@@ -139,7 +139,7 @@ def complete(config: Config, command: Callable[[str], list[str]]) -> list[str]:
             if step == "pretrain" and code != 0:
                 record(config, step, {**sum_up(config), "finished": False})
             if code is None:
-                print(f"{step}: cut off; the same call goes on.", flush=True)
+                print(f"{step}: cut off; the same call continues.", flush=True)
             elif code:
                 failed.append(step)
             content = result(config, step)

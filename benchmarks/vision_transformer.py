@@ -6,7 +6,7 @@ A file of DINOv2's ViT-S/14 (21.7 million parameters, random weights: cost does 
 of 1280×960 pixels in a folder are scored with LoGra 16 (in float32 and in bfloat16) and EK-FAC 64 at 224 pixels; a sample of
 the scores is audited from the rows of its curvature; the report is made. Every step is a command line in a process of its
 own, whose peak memory the kernel reports; a step that has a result is not run again. Last, programs are
-compiled anew, and a score of each backend is compared with a plain gradient of the same measurement over the same images,
+compiled again, and a score of each backend is compared with a plain gradient of the same measurement over the same images,
 in turns.
 
 The photographs are crops of scikit-learn's two sample pictures, decoded and resized as any others.

@@ -146,7 +146,7 @@ class Pretrained:
     grid: Grid = dataclasses.field(default_factory=lambda: Grid((24,), (8, 16, 32), (), (), 16, 8, (96,)))
 
     def run(self, out: Console) -> None:
-        """Compare; the same command goes on where it was stopped."""
+        """Compare; the same command continues where it was stopped."""
         compare(
             CompareRun(
                 encoder=Path(__file__).parent / "encoders" / f"{self.method}_w16_cifar10",

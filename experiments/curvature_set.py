@@ -4,7 +4,7 @@
 
 C is the sampled Fisher of R images, one draw each (R outer products, so that the scores are exact by the Gram matrix of the
 gradients); R from 64 to 1,024, nested. 500 further images are scored. Gradients are formed once, a batch at a time, and kept
-under `runs`; the command goes on where it was stopped. All that follows is float64 algebra on their inner products, for
+under `runs`; the command continues where it was stopped. All that follows is float64 algebra on their inner products, for
 every R and every λ. λ is given by the effective dimension ρ, `tr C(C + λI)⁻¹ = ρ · rank C`, and as a tenth of the mean
 eigenvalue over all parameters. Written to `results/curvature_set_<method>.json`:
 

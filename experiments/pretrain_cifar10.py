@@ -10,7 +10,7 @@ Time: about 15 to 25 minutes each on two busy cores (30 to 65 images/s). Expecte
 (linear probe), untrained 0.253 (0.278); after the last epoch SimCLR 0.352 (0.420) of 5, Barlow Twins 0.318 (0.390) and
 BYOL 0.308 (0.351) of 3; one standard error is 0.015.
 
-An interrupted run goes on where it stopped when the same command is given again. The encoders are stored as float16
+An interrupted run continues where it stopped if the same command is given again. The encoders are stored as float16
 with float32 running statistics.
 """
 

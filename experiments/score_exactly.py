@@ -3,7 +3,7 @@
     python -m experiments.score_exactly --data-dir DATA                  (SimCLR; --encoder names another)
 
 C is the sampled Fisher of 4,096 images, one draw each, so `Gram` inverts it exactly and bounds its rounding. LoGra of rank
-16 and EK-FAC of rank 64 approximate the same C. Every backend takes its default damping. The command goes on where it was
+16 and EK-FAC of rank 64 approximate the same C. Every backend takes its default damping. The command continues where it was
 stopped. It is meant for a GPU: two cores take a day.
 
 Written to `results/exact_<encoder>`: table.parquet, one row for each image, 32-bit numbers; result.json.

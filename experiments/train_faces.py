@@ -219,7 +219,9 @@ def settings() -> argparse.Namespace:
     parser.add_argument("out", type=Path)
     parser.add_argument("--fairface", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=24, help="where the cosine of the learning rate ends")
-    parser.add_argument("--until", type=int, help="stop after this epoch; without it, the same command goes on")
+    parser.add_argument(
+        "--until", type=int, help="stop after this epoch; without it, the same command continues to the end"
+    )
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--lr", type=float, default=0.3)

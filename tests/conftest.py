@@ -77,7 +77,7 @@ MAPS = Path("/proc/self/maps")
 """The memory maps of this process, a line each, where the system lists them."""
 
 SECONDS = Path(__file__).parent / "seconds.json"
-"""Measured seconds of every test file; `pytest --write-seconds` writes it anew."""
+"""Measured seconds of every test file; `pytest --write-seconds` writes it again."""
 
 
 def pytest_addoption(parser):
@@ -105,7 +105,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish(session):
-    """Refuse to go on if groups are not kept together: shared fixtures would be set up by every worker, unnoticed.
+    """Refuse to continue if groups are not kept together: shared fixtures would be set up by every worker, unnoticed.
 
     Raises:
         pytest.UsageError: pytest-xdist does not mark the group of a test behind its name.

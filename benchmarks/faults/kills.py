@@ -1,4 +1,4 @@
-"""SIGKILL at random moments, again and again, until a run comes through."""
+"""Send SIGKILL to runs at random moments, until each run completes."""
 
 import shutil
 

@@ -34,7 +34,7 @@ class Config:
         faults: Which kinds; each is over one undisturbed run.
         kills: Of scoring runs, at least.
         training_kills: Of pretraining runs, at least.
-        at_most: Kills of one run, before it is left alone to come through.
+        at_most: Largest number of kills of one run; it then runs to its end.
         stops: Signals to scoring runs, at least.
         flips: Bits flipped in each finished file, one at a time.
         images: Images in the folder.
@@ -79,7 +79,7 @@ class Rig:
 
     Attributes:
         root: Where everything is.
-        log: What was tried and what came of it.
+        log: What was tried, and the outcome.
     """
 
     def __init__(self, root: Path, config: Config) -> None:
@@ -98,7 +98,7 @@ class Rig:
         return ["score", "--out", str(self.root / out), *fixed, "--batch-size", "20", "--draws", "2", *more, *folder]
 
     def train(self, out: str, seed: int = 0) -> None:
-        """Pretrain a small network, or go on with it."""
+        """Pretrain a small network, or continue its training."""
         fields = {field.name: getattr(tiny(SimCLR()), field.name) for field in dataclasses.fields(Pretrain)}
         training = Small(**{**fields, "epochs": 5, "batch_size": 50, "seed": seed})
         probe, source = Probe(bank=8, queries=8, neighbours=1, linear=0), Folder(str(self.root / "images"))

@@ -1,4 +1,4 @@
-"""Files that a run goes on from, holding what they never should: gone on without them, or one clear error."""
+"""Replace the files from which a run continues by wrong ones: the run ignores them, or ends with one clear error."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""SIGTERM, Ctrl-C and a closed terminal at random moments, again and again, until a run comes through."""
+"""Send SIGTERM, Ctrl-C and SIGHUP to runs at random moments, until each run completes."""
 
 import os
 import shutil

@@ -7,7 +7,7 @@ Eastern faces are over-represented, then White ones, and East and Southeast Asia
 
 DIR holds FairFace (Kärkkäinen & Joo 2021, CC BY 4.0) as it is published. The encoder is that of experiments/train_faces.py,
 and scored are the images that it was trained on: cosine distance of the representations under noise of σ = 0.2, LoGra of
-rank 16 over the Gauss–Newton matrix of 1,024 images, two draws. The run goes on where it was stopped, and leaves one row
+rank 16 over the Gauss–Newton matrix of 1,024 images, two draws. The run continues where it was stopped, and leaves one row
 an image in table.parquet.
 
 Counted are race, gender and age (FairFace's own words) among the highest and lowest 100 and 400, by the score and by its

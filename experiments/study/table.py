@@ -8,7 +8,7 @@ the training images, all training images of one class, and every image of a pair
     python -m experiments.study.table --data-dir DIR --truth DIR
 
 `--truth` names a folder with ciFAIR's lists (cifair_duplicates_cifar10.csv and cifair_duplicates_cifar10_test.csv:
-TestID, TrainID, Distance, Judgment). The run goes on where it was stopped. Written to `results/study/<encoder>`:
+TestID, TrainID, Distance, Judgment). The run continues where it was stopped. Written to `results/study/<encoder>`:
 table.parquet, 32-bit numbers, one row for each image; table.json, how it was made.
 
 Found (SimCLR of 29 epochs): 20 images a second of one core, two draws each; the fit and compiling take a minute and a half.

@@ -60,7 +60,7 @@ class Damping:
             parameters than curvature gradients most are zero, and the first mean says little about the others.
 
     Examples:
-        A tenth of the mean eigenvalue, and a λ of one's own:
+        A tenth of the mean eigenvalue, and a given λ:
 
         >>> import jax.numpy as jnp
         >>> import influence_ssl_jax as isj
