@@ -79,7 +79,7 @@ def refuse_changes(changed: Sequence[Change], since: str, advice: str) -> None:
     """Refuse a source with changed images, and name the first ones.
 
     Args:
-        changed: What `find_changes` returned.
+        changed: The result of `find_changes`.
         since: Since when, in the words of the message: "since they were scored".
         advice: What to do, for the end of the message.
 

@@ -83,8 +83,8 @@ def solve_and_multiply(
 
     Args:
         backend: Any backend, fitted to the problem; its `solve` need not be close to the inverse.
-        state: What `fit` returned.
-        problem: Whose curvature.
+        state: The result of `fit`.
+        problem: The problem whose curvature is inverted.
         rows: The gradients g, each ravelled (`trees.ravel_batch(gradients.full())`).
         damping: λ, one for the whole matrix.
         rounding: Unit roundoffs to allow for in products, relative to (‖C‖ + λ)‖x‖; the measured loss of products is
@@ -153,7 +153,7 @@ def refine(
 
     Args:
         solutions: Solutions and products.
-        problem: Whose curvature.
+        problem: The problem whose curvature is inverted.
         damping: λ.
         key: The key for the measurement of rounding.
         width: The relative width to reach.
@@ -307,8 +307,8 @@ def certify(
     averaged loss, or (`u_statistic`) for both.
 
     Args:
-        problem: Whose curvature; it is positive semi-definite by construction.
-        measurement: What is scored.
+        problem: The problem whose curvature is inverted; it is positive semi-definite by construction.
+        measurement: The objective that is scored.
         batch: The examples.
         damping: λ.
         key: The key for the measurement of rounding.
@@ -349,7 +349,7 @@ def prepare_shared(problem: Problem, settings: Audit) -> Shared:
     It is the rows of C, its dominant Ritz pairs, or nothing.
 
     Args:
-        problem: Whose curvature.
+        problem: The problem whose curvature is inverted.
         settings: `by` and `subspace` decide.
 
     Raises:
@@ -481,13 +481,13 @@ def bound_by_galerkin(
     example that cannot be read has no row, and an undefined score gives NaN.
 
     Args:
-        problem: Whose curvature.
+        problem: The problem whose curvature is inverted.
         state: The fitted subspace.
         source: The examples.
         transform: The transform of an image to the input.
         damping: λ.
         scoring: Draws and their noise.
-        measurement: What is scored.
+        measurement: The objective that is scored.
 
     Raises:
         InfluenceError: The estimand is not a mean of scores.

@@ -89,7 +89,7 @@ class Examples(NamedTuple):
     """The examples that are scored.
 
     Attributes:
-        measurement: What is scored.
+        measurement: The objective that is scored.
         batches: The examples, in batches of one shape.
         valid: Which rows of all batches together are examples.
         scoring: Draws, their noise and the estimand.

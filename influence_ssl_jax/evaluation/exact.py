@@ -197,7 +197,7 @@ def exact_scores(
         kind: `dense` decomposes the matrix of all parameters; `function_space` the Gram matrix of the outer products
             whose sum is a Fisher; `certified` bounds every score by Lanczos quadrature, at any size.
         problem: C.
-        measurement: What is scored.
+        measurement: The objective that is scored.
         batches: The examples, in batches of one shape.
         valid: Which rows of all batches together are examples.
         relative: Dampings over the mean eigenvalue.

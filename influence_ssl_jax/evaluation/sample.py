@@ -86,10 +86,10 @@ def absolute_damping(problem: Problem, damping: Damping, settings: Audit, shared
     eigenvalues that it needs are estimated from `settings.probes` products.
 
     Args:
-        problem: Whose curvature.
+        problem: The problem whose curvature is inverted.
         damping: Relative or absolute damping.
         settings: The number of probes, and the seed.
-        shared: What `prepare_shared` returned, or None.
+        shared: The result of `prepare_shared`, or None.
 
     Raises:
         CurvatureError: The curvature is zero or not finite.
@@ -130,15 +130,15 @@ def certify_examples(
     `damping`, one number for the whole matrix, and for the whole curvature set.
 
     Args:
-        problem: Whose curvature.
+        problem: The problem whose curvature is inverted.
         source: The examples.
         transform: The transform of an image to the input.
         indices: Indices of examples; −1 leaves a row of a batch empty.
         damping: λ.
         scoring: Draws, their noise and the estimand.
         settings: How narrow the bounds are.
-        measurement: What is scored; the problem's own objective if None.
-        shared: What `prepare_shared` returned; None computes it.
+        measurement: The objective that is scored; the problem's own objective if None.
+        shared: The result of `prepare_shared`; None computes it.
 
     Raises:
         CurvatureError: The curvature is a Hessian.

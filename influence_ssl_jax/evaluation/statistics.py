@@ -277,7 +277,7 @@ def quantiles(
 
     Args:
         pieces: The numbers, from the beginning at every call.
-        shares: Which quantiles, each from 0 to 1.
+        shares: The wanted quantiles, each from 0 to 1.
 
     Returns:
         One number for each share; NaN if there are no numbers.

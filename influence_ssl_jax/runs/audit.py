@@ -88,7 +88,7 @@ def certify_missing(
         settings: The settings of the audit.
         scored: The finished scores.
         run: The settings of the scores.
-        prepared: What the scores were made from.
+        prepared: The inputs from which the scores were made.
         progress: Called as the work advances.
 
     Raises:
@@ -263,7 +263,7 @@ def audit(
         source: The images, if the scores were made from an object.
 
     Returns:
-        What `audit.json` holds.
+        The content of `audit.json`.
 
     Raises:
         StoreError: The folder holds no finished scores, or certificates of other settings.

@@ -35,11 +35,11 @@ def compare(settings: CompareRun, progress: Progress = silent) -> dict[str, Plai
     """Compute exact and missing backends' scores, and write table and figures.
 
     Args:
-        settings: Which backends, dampings and images.
+        settings: The backends, dampings and images.
         progress: Called at every stage.
 
     Returns:
-        What `comparison.json` holds.
+        The content of `comparison.json`.
 
     Raises:
         StoreError: The folder holds something else, or is in use.

@@ -25,12 +25,12 @@ from influence_ssl_jax.types import Batch
 
 
 class Prepared(NamedTuple):
-    """What a run reads.
+    """The inputs of a run.
 
     Attributes:
         encoder: The network.
         transform: The transform of an image to its input.
-        measurement: What is scored.
+        measurement: The objective that is scored.
         source: The images.
     """
 
@@ -106,7 +106,7 @@ def draw_problem(
 
     Args:
         settings: The settings of the run.
-        prepared: What the run reads.
+        prepared: The inputs of the run.
         part: Chooses the batches of this process by their number; all batches if None.
         among: Indices of the images that the matrix was averaged over before; None draws them.
 
@@ -227,7 +227,7 @@ def form_problem(
         encoder: The network.
         output: The output that is scored.
         measured: What is scored (`form_measurement`).
-        curvature: Which curvature.
+        curvature: The kind of curvature.
         batches: The images, with leading axes [batches, batch].
     """
     objective, params = measured, encoder.at(output).params

@@ -45,7 +45,7 @@ class AuditResult:
     """The result of an audit: how good a run's scores are.
 
     Attributes:
-        record: What `audit.json` holds: errors, rank correlations and coverage of the score and of each baseline.
+        record: The content of `audit.json`: errors, rank correlations and coverage of the score and of each baseline.
         bounds: `index, id, lower, upper, products, reason` of each image of the sample.
         calibrated: `index, id, score, score_lo, score_hi` of every image; None if the sample is too small.
     """

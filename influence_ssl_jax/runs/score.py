@@ -153,9 +153,9 @@ def fit_scorer(
 
     Args:
         settings: The settings of the run.
-        problem: Which matrix is inverted.
+        problem: The problem whose matrix is inverted.
         used: Digests of the images that it is averaged over, by index.
-        measurement: What is scored.
+        measurement: The objective that is scored.
         store: The store that keeps the fit.
         log: The log of the run.
         progress: Called at every stage.
@@ -573,7 +573,7 @@ def finish(
 
     Args:
         settings: The settings of the run.
-        prepared: What the run reads.
+        prepared: The inputs of the run.
         recorded: Entries of `run.json`.
         used: Digests of this process's curvature set, by index.
         inside: Indices of the whole curvature set.
@@ -778,7 +778,7 @@ def restore_settings(
     """Read the settings of a run of scores from its record.
 
     Args:
-        record: What `run.json` holds.
+        record: The content of `run.json`.
         encoder: The encoder, if the scores were made from an object.
         source: The images, if the scores were made from an object.
 

@@ -37,7 +37,7 @@ def estimate(gram: Float[Array, "batch draws draws"], estimand: Estimand) -> Est
 
     Args:
         gram: B_kl of each example.
-        estimand: Which estimate.
+        estimand: The kind of estimate.
 
     Raises:
         ValueError: `u_statistic` has fewer than 2 draws.
@@ -77,7 +77,7 @@ def bound_estimate(
     Args:
         gram: B_kl of each example.
         rounding: A bound of the error of each B_kl.
-        estimand: Which estimate.
+        estimand: The kind of estimate.
 
     Returns:
         Lower and upper bounds; the lower one is not negative, except for a `u_statistic`.
@@ -102,7 +102,7 @@ def curvature_error(left_out: Float[Array, "parts batch draws draws"], estimand:
 
     Args:
         left_out: Every B_kl by the curvature set without each of its parts.
-        estimand: Which estimate.
+        estimand: The kind of estimate.
 
     Examples:
         >>> import jax.numpy as jnp

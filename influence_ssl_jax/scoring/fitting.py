@@ -34,7 +34,7 @@ def fit(backend: Backend, problem: Problem, key: Key[Array, ""]) -> PyTree:
 
     Args:
         backend: The backend; it is static.
-        problem: Which matrix is inverted.
+        problem: The problem whose matrix is inverted.
         key: The key of the backend's random numbers.
 
     Raises:
@@ -47,7 +47,7 @@ def fit_checked(problem: Problem, backend: Backend, seed: int) -> PyTree:
     """Fit a backend on one device, after a check of the gradients.
 
     Args:
-        problem: Which matrix is inverted.
+        problem: The problem whose matrix is inverted.
         backend: The backend.
         seed: The seed of the backend's random numbers.
 
@@ -71,7 +71,7 @@ class DiskFit:
         """Place the rows in a file; nothing is computed or written.
 
         Args:
-            problem: Which matrix is inverted, on one device.
+            problem: The problem whose matrix is inverted, on one device.
             backend: The backend.
             path: The file.
 

@@ -83,7 +83,7 @@ def estimate_memory(
     """Estimate the memory of a measurement and backend, from shapes alone.
 
     Args:
-        measurement: What is scored.
+        measurement: The objective that is scored.
         params: The parameters.
         frozen: Frozen state of the network.
         backend: The backend.

@@ -179,7 +179,7 @@ class Scorer:
         problem: The parameters, and the problem whose curvature was fitted.
         state: The fitted state of the backend.
         damping: λ in numbers.
-        measurement: What is scored.
+        measurement: The objective that is scored.
         backend: The backend.
         settings: How examples are scored; its batch size is a number.
         blocks: The layers, for gradient norms.
@@ -200,10 +200,10 @@ class Scorer:
         """Fit the backend to the problem and resolve the damping.
 
         Args:
-            problem: Which matrix is inverted.
+            problem: The problem whose matrix is inverted.
             backend: How it is inverted.
             settings: How examples are scored.
-            measurement: Whose gradient is scored; the problem's own objective if None.
+            measurement: The objective whose gradient is scored; the problem's own objective if None.
 
         Raises:
             IndefiniteError: C + λI is not positive definite.

@@ -194,7 +194,7 @@ def slots_of(chosen: Bool[np.ndarray, " examples"], size: int, together: int) ->
     Batches without a chosen example are left out. Of each example, one byte is in memory.
 
     Args:
-        chosen: Which examples.
+        chosen: Whether each example is chosen.
         size: Rows of a batch.
         together: Batches whose rows are yielded at a time.
 
@@ -214,7 +214,7 @@ def find_batches(chosen: Bool[np.ndarray, " examples"], size: int) -> Int[np.nda
     """Return the numbers of the batches that hold a chosen example, ascending.
 
     Args:
-        chosen: Which examples.
+        chosen: Whether each example is chosen.
         size: Rows of a batch.
 
     Examples:
@@ -241,12 +241,12 @@ def self_influence(
     `influence_ssl_jax.score`.
 
     Args:
-        problem: Which matrix is inverted.
+        problem: The problem whose matrix is inverted.
         backend: How it is inverted.
         source: The examples.
         transform: The transform of an image to the input.
         settings: How examples are scored.
-        measurement: Whose gradient is scored; the problem's own objective if None.
+        measurement: The objective whose gradient is scored; the problem's own objective if None.
 
     Raises:
         DataError: The source is empty.

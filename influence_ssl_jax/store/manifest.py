@@ -205,7 +205,7 @@ class Manifest:
 
         Args:
             part: The part.
-            columns: Which columns; all if None. Embeddings are read only if they are among them.
+            columns: The columns to read; all if None. Embeddings are read only if they are among them.
 
         Raises:
             StoreError: A file has changed since it was written.
