@@ -8,8 +8,8 @@ noise of σ 0.2, which is what a score measures; so theory and experiment speak 
 reliability and rivals are those of `retraining`.
 
 The scores are exact (`Gram`): over the Gauss–Newton matrix of the measurement, as published, and over that of the
-pretraining loss with its projector, each for several dampings. λ is given by the effective dimension ρ, `tr C(C + λI)⁻¹ = ρ ·
-rank C`, and as a tenth of the mean eigenvalue, the default, over which the verdict is. Scores are of the encoder of the
+pretraining loss with its projector, each for several dampings. λ is given by the effective dimension ρ, `tr C(C + λI)⁻¹ =
+ρ · rank C`, and as a tenth of the mean eigenvalue, the default, over which the verdict is. Scores are of the encoder of the
 first seed, and mean ranks over the encoders of all seeds.
 """
 

@@ -10,10 +10,16 @@ import pytest
 import tyro
 from scipy import stats
 
-from experiments.study import outputs, page, removal, retraining, small, stability, supervised
+from experiments.study import memorised, outputs, page, removal, retraining, small, stability, supervised
 from experiments.study.page import HOLDS, NOT, UNDECIDED, WEAKLY
 from experiments.study.small import Pictures, Small, complete, read, shrink
+from influence_ssl_jax import trees
+from influence_ssl_jax.data import resident
+from influence_ssl_jax.ihvp.backend import Damping
+from influence_ssl_jax.ihvp.exact import Exact
 from influence_ssl_jax.losses import SimCLR
+from influence_ssl_jax.problem import Problem
+from influence_ssl_jax.scoring.scores import Scorer, Scoring
 from influence_ssl_jax.train import Probe, pretrain
 from tests.train.small import small as small_settings
 
@@ -138,6 +144,60 @@ def test_a_score_no_better_than_a_rival_predicts_weakly_and_noise_does_not():
     assert page.retraining(record).verdict == NOT
     record["found"]["views of training"]["reliability"] = 0.1
     assert page.retraining(record).verdict == UNDECIDED
+
+
+PERCEPTRONS = memorised.Memorised(
+    images="digits", train=24, test=30, draws=2, hidden=4, features=3, projected=5, steps=40, rate=0.01, cuts=2,
+    seeds=(0, 1), dimensions=(0.1, 0.9), rows=16,
+)  # fmt: skip
+
+
+def test_perceptrons_that_are_trained_together_are_those_trained_alone():
+    pictures, short = read(PERCEPTRONS, "train"), dataclasses.replace(PERCEPTRONS, steps=5)
+    members = np.arange(24).reshape(2, 12)
+    together = memorised.trained(short, pictures, members, 3)
+    for chosen, params in zip(members, together, strict=True):
+        (alone,) = memorised.trained(short, pictures, chosen[None], 3)
+        left, right = (np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)]) for tree in (params, alone))
+        # Adam divides by the gradient's size, so a parameter whose gradient is rounding alone may move either way.
+        assert np.mean(np.isclose(left, right, rtol=1e-3, atol=1e-4)) > 0.98
+    images = jax.numpy.asarray(pictures.images, "float32") / 255
+    losses = [np.asarray(memorised.train(scale, images, members, 3)[1]) for scale in (short, PERCEPTRONS)]
+    assert (losses[1] < 0.9 * losses[0]).all()
+
+
+def test_scores_of_perceptrons_are_those_of_the_whole_matrix_for_every_damping():
+    pictures = read(PERCEPTRONS, "train")
+    (params,) = memorised.trained(PERCEPTRONS, pictures, np.arange(24)[None], 0)
+    found = memorised.scored(PERCEPTRONS, params, pictures)
+    encoder = trees.astype({"backbone": params["backbone"]}, jax.numpy.float64)
+    chosen = resident(pictures.open(), pictures.to_input(), 24, small.BATCH, 0)
+    problem = Problem(encoder, {}, chosen, PERCEPTRONS.measurement())
+    for label in memorised.labelled(PERCEPTRONS.dimensions):
+        damping = Damping(absolute=float(found[f"λ of measurement, {label}"]))
+        scorer = Scorer.fit(problem, Exact(), Scoring(damping, draws=2, batch_size=small.BATCH))
+        want = np.concatenate([np.asarray(scorer(each.batch).score)[each.valid] for each in memorised.loaded(pictures)])
+        np.testing.assert_allclose(found[f"measurement, {label}"], want, rtol=2e-3)
+    assert {f"pretraining, {label}" for label in memorised.labelled(PERCEPTRONS.dimensions)} <= found.keys()
+
+
+def test_what_perceptrons_memorise_goes_to_the_page(tmp_path):
+    scale = dataclasses.replace(PERCEPTRONS, runs=tmp_path, at_once=1)
+    record, figure = memorised.find(scale, resamples=20)
+    record = json.loads(json.dumps(page.results.rounded({**record, "scale": scale.described(), "command": "c"})))
+    assert (record["images"], record["encoders"], len(figure.axes)) == (24, 4, 2)
+    told = page.memorised(record)
+    assert "4 encoders of halves" in told.text
+    noise = record["found"]["noise"]
+    noise["reliability"], noise["spearman"][retraining.EXACT] = 0.5, [0.3, 0.2, 0.4]
+    noise["spearman of the exact score less that of"] = {rival: [0.1, 0.05, 0.2] for rival in retraining.RIVALS}
+    assert page.memorised(record).verdict == HOLDS
+    noise["spearman of the exact score less that of"]["gradient norm"] = [0.0, -0.1, 0.1]
+    assert page.memorised(record).verdict == WEAKLY
+    noise["spearman"][retraining.EXACT] = [0.1, -0.01, 0.2]
+    assert page.memorised(record).verdict == NOT
+    noise["reliability"] = 0.1
+    assert page.memorised(record).verdict == UNDECIDED
 
 
 def encoders_of(own, draws, seeds=3, images=4000):
