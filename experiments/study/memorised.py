@@ -233,7 +233,7 @@ def labelled(dampings: tuple[float, ...]) -> dict[str, Damping]:
 
 def scored(scale: Memorised, params: Params, pictures: Pictures) -> Result:
     """Return every score of each image and λ of each, then the rivals."""
-    found: Result = {}
+    found, columns = Result(), Result()
     for name, curved in curvatures(scale).items():
         chosen = resident(pictures.open(), pictures.to_input(), len(pictures.labels), curved.batch, 0)
         problem = Problem({part: params[part] for part in curved.parts}, {}, chosen, curved.objective)

@@ -153,17 +153,16 @@ PERCEPTRONS = memorised.Memorised(
 
 
 def test_perceptrons_that_are_trained_together_are_those_trained_alone():
-    pictures, short = read(PERCEPTRONS, "train"), dataclasses.replace(PERCEPTRONS, steps=5)
-    members = np.arange(24).reshape(2, 12)
-    together = memorised.trained(short, pictures, members, 3)
-    for chosen, params in zip(members, together, strict=True):
-        (alone,) = memorised.trained(short, pictures, chosen[None], 3)
-        left, right = (np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)]) for tree in (params, alone))
-        # Adam divides by the gradient's size, so a parameter whose gradient is rounding alone may move either way.
-        assert np.mean(np.isclose(left, right, rtol=1e-3, atol=1e-4)) > 0.98
-    images = jax.numpy.asarray(pictures.images, "float32") / 255
-    losses = [np.asarray(memorised.train(scale, images, members, 3)[1]) for scale in (short, PERCEPTRONS)]
-    assert (losses[1] < 0.9 * losses[0]).all()
+    images = jax.numpy.asarray(read(PERCEPTRONS, "train").images, "float32") / 255
+    short, members = dataclasses.replace(PERCEPTRONS, steps=5), np.arange(24).reshape(2, 12)
+    # Losses are compared: Adam moves a parameter whose gradient is rounding alone by whole steps, without an effect.
+    together, alone = (
+        memorised.train(short, images, members, 3)[1],
+        [memorised.train(short, images, chosen[None], 3)[1][0] for chosen in members],
+    )
+    np.testing.assert_allclose(together, alone, rtol=1e-3)
+    assert abs(alone[0] - alone[1]) > 1e-2
+    assert (memorised.train(PERCEPTRONS, images, members, 3)[1] < 0.9 * together).all()
 
 
 def test_scores_of_perceptrons_are_those_of_the_whole_matrix_for_every_damping():
