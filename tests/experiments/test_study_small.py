@@ -154,13 +154,13 @@ PERCEPTRONS = memorised.Memorised(
 
 def test_perceptrons_that_are_trained_together_are_those_trained_alone():
     images = jax.numpy.asarray(read(PERCEPTRONS, "train").images, "float32") / 255
-    short, members = dataclasses.replace(PERCEPTRONS, steps=2), np.arange(24).reshape(2, 12)
-    # The loss after one step: Adam moves the parameters of a dead unit, whose gradient is rounding, by whole steps.
+    # The first loss: Adam moves a parameter whose gradient is rounding by whole steps, either way.
+    short, members = dataclasses.replace(PERCEPTRONS, steps=1), np.arange(24).reshape(2, 12)
     together, alone = (
         memorised.train(short, images, members, 3)[1],
         [memorised.train(short, images, chosen[None], 3)[1][0] for chosen in members],
     )
-    np.testing.assert_allclose(together, alone, rtol=1e-2)
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
     assert abs(alone[0] - alone[1]) > 1e-2
     assert (memorised.train(PERCEPTRONS, images, members, 3)[1] < 0.9 * together).all()
 
