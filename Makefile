@@ -68,7 +68,7 @@ bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.render
 
 QUESTIONS := table duplicates borders separation distribution deviation beyond_loss perturbations strengths choices
-SMALL_QUESTIONS := stability outputs retraining removal supervised
+SMALL_QUESTIONS := stability outputs retraining memorised removal supervised
 ENCODERS ?= experiments/encoders/simclr_torch_w16_cifar10 experiments/encoders/byol_torch_w16_cifar10
 
 study: $(VENV)/dev

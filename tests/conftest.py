@@ -85,12 +85,16 @@ def pytest_addoption(parser):
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Order the files by their measured seconds, longest first, and keep a file on one worker.
+def pytest_collection_modifyitems(config, items):
+    """Order the files of a worker by their measured seconds, longest first, and keep a file on one worker.
+
+    Without workers, files run in the order in which they are named: benchmarks/mutations.py names the likeliest first.
 
     Files that share fitted states name a common group by `pytest.mark.xdist_group`. `make test` distributes groups in
     this order, so that a run ends with short files. A file that was not measured counts as a long one.
     """
+    if not hasattr(config, "workerinput"):
+        return
     seconds = json.loads(SECONDS.read_text())
     groups, weights = {}, {}
     for item in items:

@@ -373,35 +373,58 @@ def outputs(record: Record) -> Finding:
     )
 
 
-def retraining(record: Record) -> Finding:
-    """Judge whether the exact score predicts the effect of retraining on the loss under the views of training.
+def predicts(estimates: Record) -> str:
+    """Judge whether the exact score predicts the effect of retraining.
 
     Undecidable where the effect itself has a reliability below 0.2. It does not predict where the interval of its Spearman
     correlation reaches zero. It holds where that is above zero and above that of every rival by the interval of the
     difference, and weakly where a rival predicts as well.
     """
+    if estimates["reliability"] < 0.2:
+        return UNDECIDED
+    if estimates["spearman"][EXACT][1] <= 0:
+        return NOT
+    better = all(each[1] > 0 for each in estimates["spearman of the exact score less that of"].values())
+    return HOLDS if better else WEAKLY
+
+
+def best_rival(ranks: Record) -> str:
+    """Return the rival whose ranks are most like the effect's, with its correlation."""
+    best = max((name for name in ranks if name not in SCORES), key=lambda name: ranks[name][0])
+    return f"Best rival: {best} {interval(ranks[best])}."
+
+
+def retraining(record: Record) -> Finding:
+    """Judge whether the exact score predicts the effect on the loss under the views of training, by `predicts`."""
     estimates = record["found"]["views of training"]
-    ranks, less = estimates["spearman"], estimates["spearman of the exact score less that of"]
-    value, best = ranks[EXACT], max((name for name in ranks if name not in SCORES), key=lambda name: ranks[name][0])
-    noise = record["found"]["noise"]
-    verdict = (
-        UNDECIDED
-        if estimates["reliability"] < 0.2
-        else NOT
-        if value[1] <= 0
-        else HOLDS
-        if all(each[1] > 0 for each in less.values())
-        else WEAKLY
-    )
+    ranks, noise = estimates["spearman"], record["found"]["noise"]
     scores = "; ".join(f"{name} {interval(ranks[name])}" for name in SCORES)
     text = (
         f"{scale_of(record)}; {record['images']:,} images, {record['encoders']} encoders of halves. Being left out "
         f"raises an image's loss by {interval(estimates['mean effect'])}. Reliability of the effect "
         f"{number(estimates['reliability'])}, so at most {number(estimates['ceiling'])}. Spearman with the effect: "
-        f"{scores}. Best rival: {best} {interval(ranks[best])}. On the loss under noise "
-        f"(at most {number(noise['ceiling'])}): {EXACT} {interval(noise['spearman'][EXACT])}."
+        f"{scores}. {best_rival(ranks)} On the loss under noise (at most {number(noise['ceiling'])}): {EXACT} "
+        f"{interval(noise['spearman'][EXACT])}."
     )
-    return Finding(text, verdict)
+    return Finding(text, predicts(estimates))
+
+
+def memorised(record: Record) -> Finding:
+    """Judge whether the exact score, default damping, predicts the effect where images are memorised, by `predicts`."""
+    estimates, of = record["found"]["noise"], record["scale"]
+    ranks, losses = estimates["spearman"], estimates["alignment loss"]
+    curved = {
+        name: max(each["spearman"].items(), key=lambda pair: pair[1][0]) for name, each in record["dampings"].items()
+    }
+    best = "; ".join(f"curvature of the {name} {interval(value)} ({label})" for name, (label, value) in curved.items())
+    text = (
+        f"Perceptrons of {of['hidden']} hidden units and {of['features']} outputs, {of['pixels']}×{of['pixels']} pixels, "
+        f"{of['train']:,} training images, {of['steps']:,} steps; {record['encoders']} encoders of halves. Alignment loss "
+        f"{number(losses['trained on'])} of images trained on, {number(losses['left out'])} left out. Reliability of the "
+        f"effect {number(estimates['reliability'])}, so at most {number(estimates['ceiling'])}. Spearman with the effect: "
+        f"{EXACT} {interval(ranks[EXACT])}. {best_rival(ranks)} Highest over all dampings: {best}."
+    )
+    return Finding(text, predicts(estimates))
 
 
 def scored_faces(record: Record) -> str:
@@ -561,6 +584,10 @@ QUESTIONS = (
     Question(
         "–", "Does a score predict what retraining without the image does?", "–", "retraining", retraining,
         needs="64 or more encoders of random halves of the images", answered_by="small",
+    ),
+    Question(
+        "–", "And where networks memorise their images?", "–", "memorised", memorised,
+        needs="64 or more perceptrons of random halves of the images", answered_by="small",
     ),
 )  # fmt: skip
 

@@ -251,9 +251,18 @@ def accuracies(trained: Trained, bank: Pictures, test: Pictures) -> dict[str, fl
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _alignment(
+def alignment_losses(
     objective: Objective, draws: int, params: Params, frozen: Frozen, batch: Batch
 ) -> Float[Array, " batch"]:
+    """Return the mean cosine distance of each image's two views, over draws of the views.
+
+    Args:
+        objective: Network and views; its loss is the cosine distance.
+        draws: Pairs of views.
+        params: The network's parameters.
+        frozen: Its running statistics.
+        batch: The images.
+    """
     loss = objective.loss
     assert isinstance(loss, CosineDistance)
 
@@ -281,7 +290,9 @@ def alignment(trained: Trained, pictures: Pictures, views: Literal["training", "
     objective = Objective(settings.network("encode"), pair, CosineDistance())
     rows = []
     for loaded in batches(pictures.open(), pictures.to_input(), BATCH, randomness.root(1, Stream.PERTURBATIONS)):
-        values = _alignment(objective, draws, {"backbone": trained.params["backbone"]}, trained.frozen, loaded.batch)
+        values = alignment_losses(
+            objective, draws, {"backbone": trained.params["backbone"]}, trained.frozen, loaded.batch
+        )
         rows.append(np.asarray(values)[loaded.valid])
     return np.concatenate(rows)
 

@@ -10,10 +10,16 @@ import pytest
 import tyro
 from scipy import stats
 
-from experiments.study import outputs, page, removal, retraining, small, stability, supervised
+from experiments.study import memorised, outputs, page, removal, retraining, small, stability, supervised
 from experiments.study.page import HOLDS, NOT, UNDECIDED, WEAKLY
 from experiments.study.small import Pictures, Small, complete, read, shrink
+from influence_ssl_jax import trees
+from influence_ssl_jax.data import resident
+from influence_ssl_jax.ihvp.backend import Damping
+from influence_ssl_jax.ihvp.exact import Exact
 from influence_ssl_jax.losses import SimCLR
+from influence_ssl_jax.problem import Problem
+from influence_ssl_jax.scoring.scores import Scorer, Scoring
 from influence_ssl_jax.train import Probe, pretrain
 from tests.train.small import small as small_settings
 
@@ -138,6 +144,59 @@ def test_a_score_no_better_than_a_rival_predicts_weakly_and_noise_does_not():
     assert page.retraining(record).verdict == NOT
     record["found"]["views of training"]["reliability"] = 0.1
     assert page.retraining(record).verdict == UNDECIDED
+
+
+PERCEPTRONS = memorised.Memorised(
+    images="digits", train=24, test=30, draws=2, hidden=4, features=3, projected=5, steps=40, rate=0.01, cuts=2,
+    seeds=(0, 1), dimensions=(0.1, 0.9), rows=16,
+)  # fmt: skip
+
+
+def test_perceptrons_that_are_trained_together_are_those_trained_alone():
+    images = jax.numpy.asarray(read(PERCEPTRONS, "train").images, "float32") / 255
+    # The first loss: Adam moves a parameter whose gradient is rounding by whole steps, either way.
+    short, members = dataclasses.replace(PERCEPTRONS, steps=1), np.arange(24).reshape(2, 12)
+    together, alone = (
+        memorised.train(short, images, members, 3)[1],
+        [memorised.train(short, images, chosen[None], 3)[1][0] for chosen in members],
+    )
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
+    assert abs(alone[0] - alone[1]) > 1e-2
+    assert (memorised.train(PERCEPTRONS, images, members, 3)[1] < 0.9 * together).all()
+
+
+def test_scores_of_perceptrons_are_those_of_the_whole_matrix_for_every_damping():
+    pictures = read(PERCEPTRONS, "train")
+    (params,) = memorised.trained(PERCEPTRONS, pictures, np.arange(24)[None], 0)
+    scores = memorised.scored(PERCEPTRONS, params, pictures)
+    encoder = trees.astype({"backbone": params["backbone"]}, jax.numpy.float64)
+    chosen = resident(pictures.open(), pictures.to_input(), 24, small.BATCH, 0)
+    problem = Problem(encoder, {}, chosen, PERCEPTRONS.measurement())
+    for label in memorised.labelled(PERCEPTRONS.dimensions):
+        damping = Damping(absolute=float(scores[f"λ of measurement, {label}"]))
+        scorer = Scorer.fit(problem, Exact(), Scoring(damping, draws=2, batch_size=small.BATCH))
+        want = np.concatenate([np.asarray(scorer(each.batch).score)[each.valid] for each in memorised.loaded(pictures)])
+        np.testing.assert_allclose(scores[f"measurement, {label}"], want, rtol=2e-3)
+    assert {f"pretraining, {label}" for label in memorised.labelled(PERCEPTRONS.dimensions)} <= scores.keys()
+
+
+def test_what_perceptrons_memorise_goes_to_the_page(tmp_path):
+    scale = dataclasses.replace(PERCEPTRONS, runs=tmp_path, at_once=1)
+    record, figure = memorised.find(scale, resamples=20)
+    record = json.loads(json.dumps(page.results.rounded({**record, "scale": scale.described(), "command": "c"})))
+    assert (record["images"], record["encoders"], len(figure.axes)) == (24, 4, 2)
+    told = page.memorised(record)
+    assert "4 encoders of halves" in told.text
+    noise = record["found"]["noise"]
+    noise["reliability"], noise["spearman"][retraining.EXACT] = 0.5, [0.3, 0.2, 0.4]
+    noise["spearman of the exact score less that of"] = {rival: [0.1, 0.05, 0.2] for rival in retraining.RIVALS}
+    assert page.memorised(record).verdict == HOLDS
+    noise["spearman of the exact score less that of"]["gradient norm"] = [0.0, -0.1, 0.1]
+    assert page.memorised(record).verdict == WEAKLY
+    noise["spearman"][retraining.EXACT] = [0.1, -0.01, 0.2]
+    assert page.memorised(record).verdict == NOT
+    noise["reliability"] = 0.1
+    assert page.memorised(record).verdict == UNDECIDED
 
 
 def encoders_of(own, draws, seeds=3, images=4000):

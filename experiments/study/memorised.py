@@ -1,0 +1,369 @@
+"""Does a score predict what retraining without the image does, where a network memorises its images?
+
+    python -m experiments.study.memorised --data-dir DIR                    (half an hour of one core, resumable)
+
+The question of `retraining`, asked of networks that are small enough to be trained by the hundred until they memorise: a
+perceptron on images of 8×8 pixels, in batches of all of its images. Its pretraining compares an image with itself under
+noise of σ 0.2, which is what a score measures; so theory and experiment speak of one loss. Halves of the images, effect,
+reliability and rivals are those of `retraining`.
+
+The scores are exact (`Gram`): over the Gauss–Newton matrix of the measurement, as published, and over that of the
+pretraining loss with its projector, each for several dampings. λ is given by the effective dimension ρ, `tr C(C + λI)⁻¹ =
+ρ · rank C`, and as a tenth of the mean eigenvalue, the default, over which the verdict is. Scores are of the encoder of the
+first seed, and mean ranks over the encoders of all seeds.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+from matplotlib.figure import Figure
+
+from experiments.study import results
+from experiments.study.retraining import EXACT, RIVALS, average, compare, effects, membership
+from experiments.study.small import (
+    BATCH,
+    COLUMNS,
+    SIGMA,
+    Pictures,
+    Result,
+    Small,
+    alignment_losses,
+    complete,
+    main,
+    minutes,
+    read,
+)
+from influence_ssl_jax import randomness
+from influence_ssl_jax.augment.noise import GaussianNoise
+from influence_ssl_jax.data import LoadedBatch, batches, resident
+from influence_ssl_jax.evaluation.statistics import spearman
+from influence_ssl_jax.ihvp.backend import Damping, scalar
+from influence_ssl_jax.ihvp.gram import Gram
+from influence_ssl_jax.losses import CosineDistance, SimCLR
+from influence_ssl_jax.nets.heads import Projector, SelfSupervised
+from influence_ssl_jax.nets.network import Network
+from influence_ssl_jax.problem import Objective, Problem
+from influence_ssl_jax.randomness import Stream
+from influence_ssl_jax.scoring.neighbours import find_neighbours
+from influence_ssl_jax.scoring.scores import Scorer, Scoring
+from influence_ssl_jax.train.probes import Labelled, knn_accuracy
+from influence_ssl_jax.types import Batch, Params
+
+DEFAULT = "0.1 × mean eigenvalue"
+NEIGHBOURS = COLUMNS["knn_distance"]
+
+
+class Perceptron(nn.Module):
+    """A perceptron with two hidden layers: (Dense–ReLU) × 2, then Dense.
+
+    Attributes:
+        hidden: Width of the hidden layers.
+        features: Width of the representation.
+    """
+
+    hidden: int
+    features: int
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "batch height width channels"], train: bool = False
+    ) -> Float[Array, "batch features"]:
+        """Embed images; training and evaluation are the same."""
+        del train
+        x = images.reshape(images.shape[0], -1)
+        for _ in range(2):
+            x = nn.relu(nn.Dense(self.hidden)(x))
+        return nn.Dense(self.features)(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Memorised(Small):
+    """At which scale perceptrons are trained on halves.
+
+    Attributes:
+        hidden: Width of the hidden layers of perceptron and projector.
+        features: Width of the representation.
+        projected: Width of the projection.
+        temperature: Temperature of SimCLR's loss.
+        steps: Steps of training; each sees all images.
+        rate: Learning rate of Adam.
+        cuts: How often the images are cut into two halves, with an encoder each.
+        seeds: Seeds of the encoders of all images, whose scores are asked.
+        loss_draws: Draws of noise that an alignment loss averages.
+        dimensions: ρ.
+        rows: Draws of the curvature of the pretraining loss, which couples all images.
+    """
+
+    pixels: int = 8
+    train: int = 512
+    test: int = 2000
+    draws: int = 8
+    hidden: int = 32
+    features: int = 8
+    projected: int = 32
+    temperature: float = 0.2
+    steps: int = 2000
+    rate: float = 1e-3
+    cuts: int = 64
+    seeds: tuple[int, ...] = (0, 42, 123)
+    loss_draws: int = 16
+    dimensions: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9)
+    rows: int = 2048
+
+    def network(self, method: str) -> Network:
+        """Return the network up to a depth."""
+        projector = Projector(self.hidden, self.projected, normalisation="none")
+        module = SelfSupervised(Perceptron(self.hidden, self.features), projector)
+        return Network(module, method, mean=(0.5,), std=(0.25,))
+
+    def measurement(self) -> Objective:
+        """Return what is scored."""
+        return Objective(self.network("encode"), GaussianNoise(SIGMA), CosineDistance())
+
+    def pretraining(self) -> Objective:
+        """Return what is trained."""
+        return Objective(self.network("project"), GaussianNoise(SIGMA), SimCLR(self.temperature))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def train(
+    scale: Memorised, images: Float[Array, "count height width 3"], members: Int[Array, "encoders some"], seed: int
+) -> tuple[Params, Float[Array, " encoders"]]:
+    """Train encoders that share their seed, each on some of the images; return parameters and last losses.
+
+    Args:
+        scale: The scale.
+        images: All images.
+        members: The images that each encoder is trained on.
+        seed: Decides first parameters and noise.
+    """
+    objective, optimiser = scale.pretraining(), optax.adam(scale.rate)
+    root = randomness.root(0, Stream.INITIALISATION)
+    first, noise = jax.random.split(jax.random.fold_in(root, seed))
+    params = scale.network("project").module.init(first, images[:2], train=False, method="project")["params"]
+
+    def one(chosen: Int[Array, " some"]) -> tuple[Params, Float[Array, ""]]:
+        def step(state: tuple[Params, optax.OptState], number: Int[Array, ""]) -> tuple[Any, Float[Array, ""]]:
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(noise, number), chosen)
+            batch = Batch(images[chosen], keys, chosen)
+            loss, gradient = jax.value_and_grad(objective)(state[0], {}, batch)
+            update, moments = optimiser.update(gradient, state[1])
+            return (optax.apply_updates(state[0], update), moments), loss
+
+        (trained, _), losses = jax.lax.scan(step, (params, optimiser.init(params)), jnp.arange(scale.steps))
+        return trained, losses[-1]
+
+    return jax.vmap(one)(members)
+
+
+def trained(scale: Memorised, pictures: Pictures, members: np.ndarray, seed: int) -> list[Params]:
+    """Train, and return the parameters of each encoder.
+
+    Raises:
+        ValueError: If a loss is not finite in the end.
+    """
+    images = jnp.asarray(pictures.images, jnp.float32) / 255
+    stacked, losses = train(scale, images, jnp.asarray(members), seed)
+    if not np.isfinite(np.asarray(losses)).all():
+        raise ValueError(f"Seed {seed}: the losses are {losses} after {scale.steps} steps.")
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(len(members))]
+
+
+def loaded(pictures: Pictures) -> list[LoadedBatch]:
+    """Return all images in batches, with noise that no training has seen and every encoder sees."""
+    root = randomness.root(1, Stream.PERTURBATIONS)
+    return list(batches(pictures.open(), pictures.to_input(), BATCH, root))
+
+
+def alignment(scale: Memorised, params: Params, pictures: Pictures) -> np.ndarray:
+    """Return the mean cosine distance between the representations of each image and of itself with noise."""
+    encoder = {"backbone": params["backbone"]}
+    rows = [
+        np.asarray(alignment_losses(scale.measurement(), scale.loss_draws, encoder, {}, each.batch))[each.valid]
+        for each in loaded(pictures)
+    ]
+    return np.concatenate(rows)
+
+
+def halved(scale: Memorised, pictures: Pictures, inside: np.ndarray, seed: int) -> dict[str, Any]:
+    """Train on both halves, and return the alignment losses of all images under both encoders."""
+    members = np.stack([np.flatnonzero(inside), np.flatnonzero(~inside)])
+    return {"noise": np.stack([alignment(scale, each, pictures) for each in trained(scale, pictures, members, seed)])}
+
+
+class Curved(NamedTuple):
+    """A curvature that scores are taken over.
+
+    Attributes:
+        objective: The loss whose curvature it is.
+        backend: Its exact inverse.
+        parts: The parts of the network that the loss reads.
+        batch: Images of a batch of the curvature set.
+    """
+
+    objective: Objective
+    backend: Gram
+    parts: tuple[str, ...]
+    batch: int
+
+
+def curvatures(scale: Memorised) -> dict[str, Curved]:
+    """Return the curvatures by name, that of the measurement first."""
+    every = Gram(samples=None, max_rows=scale.train * scale.features)
+    drawn = Gram(samples=scale.rows, max_rows=scale.rows)
+    return {
+        "measurement": Curved(scale.measurement(), every, ("backbone",), BATCH),
+        "pretraining": Curved(scale.pretraining(), drawn, ("backbone", "projector"), scale.train),
+    }
+
+
+def labelled(dampings: tuple[float, ...]) -> dict[str, Damping]:
+    """Return the dampings by name: the default, then those by effective dimension."""
+    by_dimension = {f"ρ {share:g}": Damping(effective_dimension=share) for share in dampings}
+    return {DEFAULT: Damping(), **by_dimension}
+
+
+def scored(scale: Memorised, params: Params, pictures: Pictures) -> Result:
+    """Return every score of each image and λ of each, then the rivals."""
+    told, columns = Result(), Result()
+    for name, curved in curvatures(scale).items():
+        chosen = resident(pictures.open(), pictures.to_input(), len(pictures.labels), curved.batch, 0)
+        problem = Problem({part: params[part] for part in curved.parts}, {}, chosen, curved.objective)
+        scoring = Scoring(draws=scale.draws, batch_size=BATCH)
+        scorer = Scorer.fit(problem, curved.backend, scoring, scale.measurement())
+        for label, damping in labelled(scale.dimensions).items():
+            resolved = curved.backend.resolve(scorer.state, damping)
+            damped = dataclasses.replace(scorer, damping=resolved)
+            rows = [(damped(each.batch), each.valid) for each in loaded(pictures)]
+            columns = {
+                column: np.concatenate([np.asarray(getattr(row, column))[valid] for row, valid in rows])
+                for column in (*(column for column in COLUMNS if column != "knn_distance"), "embedding")
+            }
+            told[f"{name}, {label}"] = columns["score"]
+            told[f"λ of {name}, {label}"] = np.asarray(float(scalar(resolved)))
+    rivals = {COLUMNS[column]: columns[column] for column in COLUMNS if column in columns and column != "score"}
+    nearest = find_neighbours(columns["embedding"].astype(np.float32)).distance
+    return {**told, **rivals, NEIGHBOURS: nearest}
+
+
+def accuracies(scale: Memorised, params: Params, bank: Pictures, test: Pictures) -> dict[str, float]:
+    """Return the accuracy of the 20 nearest neighbours on test images: of representations and of pixels."""
+    network, encoder = scale.network("encode"), {"backbone": params["backbone"]}
+    pixels = [np.asarray(part.images, np.float32) / 255 for part in (bank, test)]
+    embeddings = [np.asarray(network(encoder, {}, jnp.asarray(part))) for part in pixels]
+    flat = [part.reshape(len(part), -1) - pixels[0].mean() for part in pixels]
+    return {
+        name: knn_accuracy(Labelled(known, bank.labels), Labelled(asked, test.labels))
+        for name, (known, asked) in {"representations": embeddings, "pixels": flat}.items()
+    }
+
+
+def whole(scale: Memorised, pictures: Pictures, test: Pictures, seed: int) -> dict[str, Any]:
+    """Train an encoder on all images, and return what it says of each, and its accuracies."""
+    (params,) = trained(scale, pictures, np.arange(len(pictures.labels))[None], seed)
+    told = {f"accuracy, {name}": value for name, value in accuracies(scale, params, pictures, test).items()}
+    return {**scored(scale, params, pictures), **told}
+
+
+def plan(scale: Memorised) -> dict[str, Callable[[], Mapping[str, Any]]]:
+    """Return all jobs by name: the encoders of halves, and what those of all images say."""
+    pictures, test = read(scale, "train"), read(scale, "test")
+    inside = membership(len(pictures.labels), scale.cuts)
+    halves = {
+        f"cut_{cut:03d}": functools.partial(halved, scale, pictures, inside[cut], 1000 + cut)
+        for cut in range(scale.cuts)
+    }
+    wholes = {f"whole_{seed}": functools.partial(whole, scale, pictures, test, seed) for seed in scale.seeds}
+    return {**halves, **wholes}
+
+
+def compared(scale: Memorised, answers: dict[str, Result], inside: np.ndarray, resamples: int) -> dict[str, Any]:
+    """Return the record of all results."""
+    wholes = [answers[f"whole_{seed}"] for seed in scale.seeds]
+    losses = np.stack([each["noise"] for name, each in sorted(answers.items()) if name.startswith("cut_")])
+    effect = effects(losses, inside)
+    predictors = [{EXACT: each[f"measurement, {DEFAULT}"], **{name: each[name] for name in RIVALS}} for each in wholes]
+    first, mean = wholes[0], average(wholes)
+    dampings = {}
+    for name in curvatures(scale):
+        labels = {label: f"{name}, {label}" for label in labelled(scale.dimensions)}
+
+        def ranks(effect: np.ndarray, *columns: np.ndarray, labels: Mapping[str, str] = labels) -> dict[str, float]:
+            return {label: spearman(effect, column) for label, column in zip(labels, columns, strict=True)}
+
+        def tell(of: Result, labels: Mapping[str, str] = labels, ranks: Callable = ranks) -> dict[str, Any]:
+            columns = [of[key] for key in labels.values()]
+            return results.resampled(ranks, effect.mean(axis=0), *columns, resamples=resamples)
+
+        dampings[name] = {
+            "λ": {label: float(first[f"λ of {key}"]) for label, key in labels.items()},
+            "spearman": tell(first),
+            "spearman of the mean rank over seeds": tell(mean),
+            "spearman with the gradient norm": {
+                label: spearman(first[key], first["gradient norm"]) for label, key in labels.items()
+            },
+        }
+    return {
+        "images": inside.shape[1],
+        "encoders": 2 * len(inside),
+        "accuracy": {
+            name: float(np.mean([each[f"accuracy, {name}"] for each in wholes]))
+            for name in ("representations", "pixels")
+        },
+        "found": {
+            "noise": {
+                "alignment loss": {
+                    "trained on": float(np.mean(np.where(inside, losses[:, 0], losses[:, 1]))),
+                    "left out": float(np.mean(np.where(inside, losses[:, 1], losses[:, 0]))),
+                },
+                **compare(effect, predictors[0], average(predictors), resamples),
+            }
+        },
+        "dampings": dampings,
+    }
+
+
+def draw(record: dict[str, Any]) -> Figure:
+    """Draw the rank correlation with the effect: over dampings by curvature, and of the rivals."""
+    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for colour, (name, damped) in zip(("C3", "C0"), record["dampings"].items(), strict=True):
+        ranks = {label: value for label, value in damped["spearman"].items() if label != DEFAULT}
+        shares = [float(label.removeprefix("ρ ")) for label in ranks]
+        values, lows, highs = np.asarray(list(ranks.values())).T
+        left.plot(shares, values, color=colour, marker="o", ms=4, label=f"curvature of the {name}")
+        left.fill_between(shares, lows, highs, color=colour, alpha=0.2, lw=0)
+    left.set(xscale="log", xlabel="effective dimension ρ (λ falls)", ylabel="Spearman with the effect", title="scores")
+    left.legend(frameon=False, fontsize=8)
+    estimates = record["found"]["noise"]
+    for place, (name, (value, low, high)) in enumerate(estimates["spearman"].items()):
+        colour = "C3" if name == EXACT else "0.3"
+        right.plot([place, place], [low, high], color=colour, lw=1.5)
+        right.plot(place, value, "o", color=colour, ms=4)
+    right.set_xticks(
+        range(len(estimates["spearman"])), [name.replace(" ", "\n") for name in estimates["spearman"]], fontsize=7
+    )
+    right.set(title="default damping, rivals")
+    for axes in (left, right):
+        axes.axhline(0, color="0.7", lw=0.8)
+        axes.axhline(estimates["ceiling"], color="0.5", ls="--", lw=1)
+    return figure
+
+
+def find(scale: Memorised, resamples: int = 1000) -> tuple[dict[str, Any], Figure]:
+    """Train, score, compare and draw."""
+    answers = complete(scale, plan(scale))
+    record = compared(scale, answers, membership(scale.train, scale.cuts), resamples)
+    return {"minutes": minutes(answers), **record}, draw(record)
+
+
+if __name__ == "__main__":
+    main("memorised", Memorised, find)
