@@ -38,7 +38,7 @@ CONFRONTED_BY = {
     "leverage": ("leverage", "leave_out"),
     "leave_out": ("leave_out",),
     "gaussian": ("gaussian",),
-    "oracle": ("linear", "two_layer", "cosine", "gaussian", "deviation"),
+    "oracle": ("linear", "two_layer", "cosine", "gaussian", "deviation", "groups"),
 }
 """For each module of closed forms, and for the oracle, the modules whose checks confront it."""
 

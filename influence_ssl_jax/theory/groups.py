@@ -263,15 +263,16 @@ def _bound(draw: Draw) -> Float[Array, ""]:
 def _duplicates(draw: Draw) -> Float[Array, ""]:
     """Check that duplicates along the top singular vector reach the bounds.
 
-    The duplicates are exact; the bounds are all three upper ones.
+    The duplicates are exact, for the shared curvature of alternating sign; the bounds are all three upper ones.
     """
     drawn, _, _ = _shared(draw)
     _, values, vectors = jnp.linalg.svd(drawn.weight)
     deltas = 3 * jnp.tile(vectors[:1], (4, 1))
     arguments = drawn.weight, deltas, drawn.eps
     remainder = pooled_remainder(*arguments)
-    between = kernel(deltas, jnp.eye(3), drawn.damping)
-    shared = shared_remainder(*arguments, between) / shared_remainder_bound(*arguments, between)
+    signed = drawn.weight, deltas * jnp.asarray([[1.0], [-1.0], [1.0], [-1.0]]), drawn.eps
+    between = kernel(signed[1], jnp.eye(3), drawn.damping)
+    shared = shared_remainder(*signed, between) / shared_remainder_bound(*signed, between)
     stated = 2 * drawn.eps**2 * values[0] ** 2 * 4 * 3 * 9
     ratios = jnp.stack(
         [
