@@ -7,10 +7,10 @@ perceptron on images of 8×8 pixels, in batches of all of its images. Its pretra
 noise of σ 0.2, which is what a score measures; so theory and experiment speak of one loss. Halves of the images, effect,
 reliability and rivals are those of `retraining`.
 
-The scores are exact (`Gram`): over the Gauss–Newton matrix of the measurement, as published, and over that of the
-pretraining loss with its projector, each for several dampings. λ is given by the effective dimension ρ, `tr C(C + λI)⁻¹ =
-ρ · rank C`, and as a tenth of the mean eigenvalue, the default, over which the verdict is. Scores are of the encoder of the
-first seed, and mean ranks over the encoders of all seeds.
+The scores are exact: over the Fisher matrix of the measurement (the published curvature, by as many draws an image as the
+representation is wide), and over that of the pretraining loss with its projector, each for several dampings. λ is given by
+the effective dimension ρ, `tr C(C + λI)⁻¹ = ρ · rank C`, and as a tenth of the mean eigenvalue, the default, over which the
+verdict is. Scores are of the encoder of the first seed, and mean ranks over the encoders of all seeds.
 """
 
 import dataclasses
@@ -43,22 +43,22 @@ from experiments.study.small import (
 )
 from influence_ssl_jax import randomness
 from influence_ssl_jax.augment.noise import GaussianNoise
+from influence_ssl_jax.curvature.contributions import measure
 from influence_ssl_jax.data import LoadedBatch, batches, resident
+from influence_ssl_jax.evaluation.exact import curvature_rows, materialise
 from influence_ssl_jax.evaluation.statistics import spearman
-from influence_ssl_jax.ihvp.backend import Damping, scalar
-from influence_ssl_jax.ihvp.gram import Gram
+from influence_ssl_jax.ihvp.backend import Damping, Spectrum, scalar
 from influence_ssl_jax.losses import CosineDistance, SimCLR
 from influence_ssl_jax.nets.heads import Projector, SelfSupervised
 from influence_ssl_jax.nets.network import Network
 from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.scoring.neighbours import find_neighbours
-from influence_ssl_jax.scoring.scores import Scorer, Scoring
+from influence_ssl_jax.scoring.scores import pixel_variance
 from influence_ssl_jax.train.probes import Labelled, knn_accuracy
 from influence_ssl_jax.types import Batch, Params
 
 DEFAULT = "0.1 × mean eigenvalue"
-NEIGHBOURS = COLUMNS["knn_distance"]
 
 
 class Perceptron(nn.Module):
@@ -199,59 +199,103 @@ def halved(scale: Memorised, pictures: Pictures, inside: np.ndarray, seed: int) 
     return {"noise": np.stack([alignment(scale, each, pictures) for each in trained(scale, pictures, members, seed)])}
 
 
-class Curved(NamedTuple):
-    """A curvature that scores are taken over.
-
-    Attributes:
-        objective: The loss whose curvature it is.
-        backend: Its exact inverse.
-        parts: The parts of the network that the loss reads.
-        batch: Images of a batch of the curvature set.
-    """
-
-    objective: Objective
-    backend: Gram
-    parts: tuple[str, ...]
-    batch: int
-
-
-def curvatures(scale: Memorised) -> dict[str, Curved]:
-    """Return the curvatures by name, that of the measurement first."""
-    every = Gram(samples=None, max_rows=scale.train * scale.features)
-    drawn = Gram(samples=scale.rows, max_rows=scale.rows)
+def curvatures(scale: Memorised, params: Params, pictures: Pictures) -> dict[str, Problem]:
+    """Return the problems whose curvatures scores are taken over, by name, that of the measurement first."""
+    images = len(pictures.labels)
+    kinds = {
+        "measurement": (scale.measurement(), ("backbone",), BATCH, scale.features),
+        "pretraining": (scale.pretraining(), ("backbone", "projector"), images, scale.rows),
+    }
     return {
-        "measurement": Curved(scale.measurement(), every, ("backbone",), BATCH),
-        "pretraining": Curved(scale.pretraining(), drawn, ("backbone", "projector"), scale.train),
+        name: Problem(
+            {part: params[part] for part in parts},
+            {},
+            resident(pictures.open(), pictures.to_input(), images, size, 0),
+            objective,
+            "fisher",
+            draws,
+        )
+        for name, (objective, parts, size, draws) in kinds.items()
     }
 
 
-def labelled(dampings: tuple[float, ...]) -> dict[str, Damping]:
+def dampings(scale: Memorised) -> dict[str, Damping]:
     """Return the dampings by name: the default, then those by effective dimension."""
-    by_dimension = {f"ρ {share:g}": Damping(effective_dimension=share) for share in dampings}
-    return {DEFAULT: Damping(), **by_dimension}
+    return {DEFAULT: Damping(), **{f"ρ {share:g}": Damping(effective_dimension=share) for share in scale.dimensions}}
+
+
+class Spectral(NamedTuple):
+    """Squared coordinates of gradients along the eigenvectors of a curvature: they give scores for every λ.
+
+    Attributes:
+        eigenvalues: μ, those above rounding.
+        inside: c², [gradients, eigenvalues].
+        outside: Squared norm of what is outside their span, [gradients].
+        size: Number of parameters.
+    """
+
+    eigenvalues: Float[np.ndarray, " rank"]
+    inside: Float[np.ndarray, "n rank"]
+    outside: Float[np.ndarray, " n"]
+    size: int
+
+    @classmethod
+    def of(cls, rows: Float[np.ndarray, "rows size"], gradients: Float[np.ndarray, "n size"]) -> "Spectral":
+        """Decompose `C = AᵀA` by the inner products of its rows A, in float64."""
+        wide = rows.astype(np.float64)
+        values, vectors = np.linalg.eigh(wide @ wide.T)
+        kept = values > 1e-9 * values[-1]  # rows are rounded to float32
+        basis = (vectors[:, kept] / values[kept] ** 0.5).T @ wide
+        squares = (gradients.astype(np.float64) @ basis.T) ** 2
+        norms = np.sum(gradients.astype(np.float64) ** 2, axis=1)
+        return cls(values[kept], squares, np.maximum(norms - squares.sum(axis=1), 0), rows.shape[1])
+
+    def resolve(self, damping: Damping) -> float:
+        """Return λ."""
+        if not damping.of_spectrum:
+            return float(scalar(damping.resolve(jnp.asarray(self.eigenvalues.sum() / self.size))))
+        values = jnp.asarray(self.eigenvalues)
+        return float(scalar(damping.resolve_by_spectrum(Spectrum(values, jnp.ones_like(values), resolution=1e-9))))
+
+    def scores(self, damping: float) -> Float[np.ndarray, " n"]:
+        """Return `gᵀ(C + λI)⁻¹g`."""
+        return self.inside @ (1 / (self.eigenvalues + damping)) + self.outside / damping
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def gradients_of(
+    measurement: Objective, draws: int, params: Params, batch: Batch
+) -> tuple[Float[Array, "draws batch size"], Float[Array, "draws batch"]]:
+    """Return the gradients of the measurement by all parameters, and alignment losses."""
+    measured = measure(measurement, params, {}, batch, draws)
+    return materialise(measured.gradients).reshape(draws, len(batch.index), -1), measured.values
 
 
 def scored(scale: Memorised, params: Params, pictures: Pictures) -> Result:
     """Return every score of each image and λ of each, then the rivals."""
-    told, columns = Result(), Result()
-    for name, curved in curvatures(scale).items():
-        chosen = resident(pictures.open(), pictures.to_input(), len(pictures.labels), curved.batch, 0)
-        problem = Problem({part: params[part] for part in curved.parts}, {}, chosen, curved.objective)
-        scoring = Scoring(draws=scale.draws, batch_size=BATCH)
-        scorer = Scorer.fit(problem, curved.backend, scoring, scale.measurement())
-        for label, damping in labelled(scale.dimensions).items():
-            resolved = curved.backend.resolve(scorer.state, damping)
-            damped = dataclasses.replace(scorer, damping=resolved)
-            rows = [(damped(each.batch), each.valid) for each in loaded(pictures)]
-            columns = {
-                column: np.concatenate([np.asarray(getattr(row, column))[valid] for row, valid in rows])
-                for column in (*(column for column in COLUMNS if column != "knn_distance"), "embedding")
-            }
-            told[f"{name}, {label}"] = columns["score"]
-            told[f"λ of {name}, {label}"] = np.asarray(float(scalar(resolved)))
-    rivals = {COLUMNS[column]: columns[column] for column in COLUMNS if column in columns and column != "score"}
-    nearest = find_neighbours(columns["embedding"].astype(np.float32)).distance
-    return {**told, **rivals, NEIGHBOURS: nearest}
+    told = Result()
+    for name, problem in curvatures(scale, params, pictures).items():
+        parts = [
+            jax.tree.map(
+                lambda leaf, valid=each.valid: np.asarray(leaf)[:, valid],
+                gradients_of(scale.measurement(), scale.draws, problem.params, each.batch),
+            )
+            for each in loaded(pictures)
+        ]
+        gradients, losses = (np.concatenate(rows, axis=1) for rows in zip(*parts, strict=True))
+        flat = gradients.reshape(-1, gradients.shape[-1])
+        spectral = Spectral.of(curvature_rows(problem), flat)
+        for label, damping in dampings(scale).items():
+            resolved = spectral.resolve(damping)
+            told[f"{name}, {label}"] = spectral.scores(resolved).reshape(scale.draws, -1).mean(axis=0)
+            told[f"λ of {name}, {label}"] = np.asarray(resolved)
+        told[COLUMNS["alignment_loss"]] = losses.mean(axis=0)
+        told[COLUMNS["gradient_norm"]] = np.mean(np.sum(gradients**2.0, axis=2), axis=0) ** 0.5
+    images = jnp.asarray(pictures.images, jnp.float32) / 255
+    embeddings = np.asarray(scale.network("encode")({"backbone": params["backbone"]}, {}, images))
+    told[COLUMNS["pixel_variance"]] = np.asarray(pixel_variance(images))
+    told[COLUMNS["knn_distance"]] = find_neighbours(embeddings).distance
+    return told
 
 
 def accuracies(scale: Memorised, params: Params, bank: Pictures, test: Pictures) -> dict[str, float]:
@@ -292,9 +336,9 @@ def compared(scale: Memorised, answers: dict[str, Result], inside: np.ndarray, r
     effect = effects(losses, inside)
     predictors = [{EXACT: each[f"measurement, {DEFAULT}"], **{name: each[name] for name in RIVALS}} for each in wholes]
     first, mean = wholes[0], average(wholes)
-    dampings = {}
-    for name in curvatures(scale):
-        labels = {label: f"{name}, {label}" for label in labelled(scale.dimensions)}
+    by_damping = {}
+    for name in ("measurement", "pretraining"):
+        labels = {label: f"{name}, {label}" for label in dampings(scale)}
 
         def ranks(effect: np.ndarray, *columns: np.ndarray, labels: Mapping[str, str] = labels) -> dict[str, float]:
             return {label: spearman(effect, column) for label, column in zip(labels, columns, strict=True)}
@@ -303,7 +347,7 @@ def compared(scale: Memorised, answers: dict[str, Result], inside: np.ndarray, r
             columns = [of[key] for key in labels.values()]
             return results.resampled(ranks, effect.mean(axis=0), *columns, resamples=resamples)
 
-        dampings[name] = {
+        by_damping[name] = {
             "λ": {label: float(first[f"λ of {key}"]) for label, key in labels.items()},
             "spearman": tell(first),
             "spearman of the mean rank over seeds": tell(mean),
@@ -327,7 +371,7 @@ def compared(scale: Memorised, answers: dict[str, Result], inside: np.ndarray, r
                 **compare(effect, predictors[0], average(predictors), resamples),
             }
         },
-        "dampings": dampings,
+        "dampings": by_damping,
     }
 
 
