@@ -361,17 +361,18 @@ def _value(hint: Any) -> str:
 
 
 def _attributes(settings: type) -> dict[str, str]:
-    """Return the descriptions of fields, from the docstring of their class."""
-    listed = inspect.cleandoc(settings.__doc__ or "").partition("\nAttributes:\n")[2].split("\n\n")[0]
+    """Return the descriptions of fields, from the docstrings of all bases."""
     sentences: dict[str, str] = {}
-    name = ""
-    for line in textwrap.dedent(listed).splitlines():
-        named = re.match(r"(\w+): (.*)", line)
-        if named:
-            name = named[1]
-            sentences[name] = named[2]
-        elif name:
-            sentences[name] += " " + line.strip()
+    for base in reversed(settings.__mro__):
+        listed = inspect.cleandoc(vars(base).get("__doc__") or "").partition("\nAttributes:\n")[2].split("\n\n")[0]
+        name = ""
+        for line in textwrap.dedent(listed).splitlines():
+            named = re.match(r"(\w+): (.*)", line)
+            if named:
+                name = named[1]
+                sentences[name] = named[2]
+            elif name:
+                sentences[name] += " " + line.strip()
     return sentences
 
 

@@ -11,13 +11,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from influence_ssl_jax.configuration import COUNT, check_numbers
+from influence_ssl_jax.configuration import COUNT, POSITIVE, check_numbers
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.errors import CurvatureError, IndefiniteError, InfluenceError
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Params
 
 State = TypeVar("State")
+
+_LIMITS = {
+    **dict.fromkeys(("rank", "block", "samples", "probes", "depth", "repeats", "iterations", "shared"), COUNT),
+    **dict.fromkeys(("power_steps", "lanczos_steps", "chunk", "max_parameters", "max_rows"), COUNT),
+    **dict.fromkeys(("restarts", "exact_limit"), (0, COUNT[1])),
+    **dict.fromkeys(("tolerance", "accuracy"), (0.0, math.inf)),
+    "parts": (2, COUNT[1]),
+    "momentum": (0.0, math.nextafter(1.0, 0.0)),
+    "expansion": (1.0, math.inf),
+    "scale": POSITIVE,
+}
+"""The least and the greatest value of what backends' fields of these names can be."""
 
 Resolved: TypeAlias = Float[Array, ""] | dict[str, Float[Array, ""]]
 """Damping as a number: one for the whole matrix, or one for each block of a block-diagonal backend."""
@@ -29,15 +41,17 @@ class Spectrum(NamedTuple):
     Attributes:
         values: The eigenvalues, or points that represent them.
         counts: Number of eigenvalues at each point.
-        rank: Number of nonzero eigenvalues; counted from `values` if None.
-        resolution: Eigenvalues up to this share of the largest count as zero; if None, it is the number of
-            eigenvalues times the relative spacing of their type.
+        rank: The most eigenvalues that can be nonzero, if the counts are estimates; None if they are exact.
+        resolution: Eigenvalues up to this share of the largest count as zero; if None, it is the relative spacing of
+            their type times their number, or times 1,024 if they are more.
+        probes: Number of random vectors behind estimated counts. Points are in equal runs, one for each of them.
     """
 
     values: Float[Array, " points"]
     counts: Float[Array, " points"]
     rank: int | None = None
     resolution: float | None = None
+    probes: int | None = None
 
 
 Spectra: TypeAlias = Spectrum | dict[str, Spectrum]
@@ -107,7 +121,8 @@ class Damping:
         """
         means = jax.tree.leaves(mean_eigenvalue)
         if self.absolute is not None:
-            return jnp.asarray(self.absolute, means[0].dtype)
+            with np.errstate(over="ignore"):  # `Backend.resolve` refuses what the type cannot hold
+                return jnp.asarray(np.asarray(self.absolute).astype(means[0].dtype))
         return _raise_to_floor(jax.tree.map(lambda mean: self.relative * mean, mean_eigenvalue))
 
     def resolve_by_spectrum(self, spectra: Spectra) -> Resolved:
@@ -129,28 +144,62 @@ class Damping:
             return jnp.asarray(self._of(spectra), spectra.values.dtype)
         return _raise_to_floor({name: jnp.asarray(self._of(each), each.values.dtype) for name, each in spectra.items()})
 
+    def error_by_spectrum(self, spectra: Spectra) -> float | None:
+        """Return the relative standard error of λ from random probes, or None.
+
+        It is the jackknife's over the probes, of log λ. None if the eigenvalues are not estimated.
+        """
+        if not isinstance(spectra, Spectrum) or spectra.probes is None:
+            return None
+        probes = int(spectra.probes)
+        if probes < 2:
+            return math.nan
+        values, counts = (np.asarray(each, np.float64).reshape(probes, -1) for each in spectra[:2])
+        without = []
+        for left_out in range(probes):
+            kept = (np.delete(each, left_out, axis=0).ravel() for each in (values, counts * (probes / (probes - 1))))
+            without.append(math.log(self._of(spectra._replace(**dict(zip(("values", "counts"), kept, strict=True))))))
+        return math.sqrt((probes - 1) * np.var(without))
+
     def _of(self, spectrum: Spectrum) -> float:
         """Return λ of one spectrum, computed in float64.
 
         It is zero if there is no curvature, and NaN if the spectrum is not finite.
         """
-        values, counts = (np.asarray(each, np.float64) for each in spectrum[:2])
+        values, counts = (np.asarray(each, np.float64) for each in (spectrum.values, spectrum.counts))
         if not np.isfinite(values).all():
             return float("nan")
         if not (values > 0).any():
             return 0.0
-        spacing = float(counts.sum()) * float(jnp.finfo(spectrum.values.dtype).eps)
+        spacing = min(float(counts.sum()), 1024.0) * float(jnp.finfo(spectrum.values.dtype).eps)
         nonzero = values > values.max() * (spacing if spectrum.resolution is None else spectrum.resolution)
-        rank = float(counts[nonzero].sum()) if spectrum.rank is None else float(spectrum.rank)
-        if self.effective_dimension is None:
-            return self.relative * float(values @ counts) / rank
+        trace = float(values @ counts)
+        if spectrum.rank is not None:
+            counts = _at_most(values, counts, float(spectrum.rank))
         values, counts = values[nonzero], counts[nonzero]
+        rank = float(counts.sum())  # the dimension without damping, so that a λ exists for every share
+        if self.effective_dimension is None:
+            return self.relative * trace / rank
         low, high = np.log(values.min()) - 60.0, np.log(values.max()) + 60.0
         for _ in range(100):  # bisection: the effective dimension decreases with λ
             middle = (low + high) / 2
             dimension = float(np.sum(counts * values / (values + np.exp(middle))))
             low, high = (middle, high) if dimension > self.effective_dimension * rank else (low, middle)
         return float(np.exp((low + high) / 2))
+
+
+def _at_most(
+    values: Float[np.ndarray, " points"], counts: Float[np.ndarray, " points"], rank: float
+) -> Float[np.ndarray, " points"]:
+    """Return counts of which the largest eigenvalues have `rank` at most.
+
+    The counts of the others are of eigenvalues that are zero.
+    """
+    order = np.argsort(-values, kind="stable")
+    before = np.cumsum(counts[order]) - counts[order]
+    kept = np.empty_like(counts)
+    kept[order] = np.clip(rank - before, 0.0, counts[order])
+    return kept
 
 
 def _raise_to_floor(resolved: Resolved) -> Resolved:
@@ -177,8 +226,8 @@ class Assessed(NamedTuple):
     Attributes:
         form: Values [batch, draws, draws] and residuals.
         rounding: A bound of |value − exact form of the fitted C|, if the backend has one.
-        left_out: The values from the curvature set without each of m equal parts, at the same λ, if the backend can
-            compute them.
+        left_out: The values from the curvature set without each of m parts, at the same λ, if the backend can compute
+            them. The parts are equal, or differ by one example.
         halves: The values from the first and from the second half of the curvature set alone, likewise.
     """
 
@@ -272,6 +321,17 @@ class Backend(abc.ABC, Generic[State]):
         >>> [round(float(entry), 4) for entry in solved["dense"]["kernel"][:, 0]]  # (1, −1)/2 over 5, (1, 1)/2 over 1
         [0.6, 0.4]
     """
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no computation can take: counts below one, say.
+
+        Raises:
+            InfluenceError: A field of this name is outside its limits.
+        """
+        try:
+            check_numbers(self, **{name: limits for name, limits in _LIMITS.items() if hasattr(self, name)})
+        except ValueError as error:
+            raise InfluenceError(f"{type(self).__name__}: {error}") from None
 
     when_to_use: ClassVar[str]
     """When this backend is the right one: one sentence for lists of all backends."""
@@ -429,6 +489,18 @@ class Backend(abc.ABC, Generic[State]):
             "relative_to='nonzero' needs. Give relative or absolute damping, or use Gram, CG, EKFAC or LoGra."
         )
 
+    def damping_error(self, state: State, damping: Damping) -> float | None:
+        """Return the relative standard error of λ from random probes.
+
+        None if λ is known.
+        """
+        if damping.absolute is not None:
+            return None
+        if damping.of_spectrum:
+            return damping.error_by_spectrum(self.spectrum(state))
+        error = self.mean_error(state)
+        return None if error is None else float(error)
+
     def resolve(self, state: State, damping: Damping) -> Resolved:
         """Return λ as a number for a fitted matrix.
 
@@ -443,6 +515,14 @@ class Backend(abc.ABC, Generic[State]):
             resolved = damping.resolve(self.mean_eigenvalue(state))
         least = min(float(value) for value in jax.tree.leaves(resolved))
         smallest = float(self.smallest_eigenvalue(state))
+        mean = max(float(value) for value in jax.tree.leaves(self.mean_eigenvalue(state)))
+        limits = jnp.finfo(jax.tree.leaves(resolved)[0].dtype)
+        asked = damping.absolute is not None or (np.isfinite(mean) and mean > 0)
+        if asked and not np.isnan(least) and not float(limits.tiny) <= least <= float(limits.max):
+            raise InfluenceError(
+                f"{damping} is λ = {least:.3g} here, and {limits.dtype} computes with numbers from {limits.tiny:.3g} to "
+                f"{limits.max:.3g}. Give a λ nearer to the mean eigenvalue of C, {mean:.3g}."
+            )
         if not np.isfinite(least + smallest):
             raise CurvatureError(
                 f"The curvature is not finite (damping {least}, smallest eigenvalue {smallest}): a parameter, a pixel or a "

@@ -87,11 +87,8 @@ class CG(Backend[CGState]):
         return tuple(cls(tolerance=0.0, iterations=steps, probes=grid.probes) for steps in grid.iterations)
 
     def __post_init__(self) -> None:
-        """Refuse a preconditioner that drops directions, and `shared` below 1."""
-        if self.shared < 1:
-            raise InfluenceError(
-                f"shared is the number of examples that share a Krylov space, at least 1; got shared={self.shared}."
-            )
+        """Refuse a preconditioner that drops directions, and what no backend takes."""
+        super().__post_init__()
         if self.preconditioner is not None and not self.preconditioner.definite:
             raise InfluenceError(
                 f"A preconditioner must be positive definite, and {self.preconditioner} drops everything outside its "
@@ -216,4 +213,4 @@ def spectrum_by_products(problem: Problem, probes: int, steps: int) -> Spectrum:
 
     rank = min(row_count(problem, None), trees.size(problem.params))
     points = density(problem)
-    return Spectrum(points.values, points.counts, rank)
+    return Spectrum(points.values, points.counts, rank, probes=probes)

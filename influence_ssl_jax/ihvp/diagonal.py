@@ -125,6 +125,7 @@ class Diagonal(EigenbasisBackend):
     samples: int = 1
     unexplained: cut.Unexplained = "error"
     when_to_use: ClassVar[str] = "A baseline: the curvature of each parameter by itself."
+    sums_of_squares: ClassVar[bool] = True
 
     @classmethod
     def variants(cls, grid: Grid) -> Sequence[Backend]:

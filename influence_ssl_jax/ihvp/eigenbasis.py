@@ -5,7 +5,7 @@ K-FAC, EK-FAC, LoGra and the diagonal are backends of this kind.
 
 import dataclasses
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -148,6 +148,9 @@ class EigenbasisBackend(Backend[EigenbasisState]):  # abstract: subclasses defin
     left out.
     """
 
+    sums_of_squares: ClassVar[bool] = False
+    """Whether μ are sums of squares of coordinates in blocks that have no eigenvectors within B."""
+
     def mean_eigenvalue(self, state: EigenbasisState) -> Resolved:
         """Return tr(C)/P of every block."""
         return state.mean
@@ -166,8 +169,13 @@ class EigenbasisBackend(Backend[EigenbasisState]):  # abstract: subclasses defin
         return {block.name: self._spectrum_of(state, block) for block in state.blocks}
 
     def _spectrum_of(self, state: EigenbasisState, block: cut.Block) -> Spectrum:
-        """Return the spectrum of one block."""
-        return Spectrum(*_points(state, block.name))
+        """Return the spectrum of one block.
+
+        Sums of squares are off by the square of what coordinates are off by; ε is 16 times the spacing of their type here.
+        """
+        values, counts = _points(state, block.name)
+        squares = self.sums_of_squares and block.name not in state.rotations
+        return Spectrum(values, counts, resolution=(16 * float(jnp.finfo(values.dtype).eps)) ** 2 if squares else None)
 
     def solve(self, state: EigenbasisState, vector: Params, damping: Resolved) -> Params:
         """Compute `B (μ + λ)⁻¹ Bᵀ v`, block by block.

@@ -164,6 +164,7 @@ class EKFAC(EigenbasisBackend):
     exact_limit: int = 2048
     unexplained: cut.Unexplained = "error"
     when_to_use: ClassVar[str] = "Many images on a large network, with an audit to calibrate."
+    sums_of_squares: ClassVar[bool] = True
 
     @classmethod
     def variants(cls, grid: Grid) -> Sequence[Backend]:

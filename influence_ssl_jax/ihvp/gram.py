@@ -76,7 +76,7 @@ class GramState:
         order: The rows in the order of the curvature set's examples (of its batches, if the loss couples examples).
         members: The index in its source of every example of the curvature set, in that order.
         units: Number of examples of the curvature set (of batches, if the loss couples examples).
-        parts: Number of equal parts of the set that the jackknife leaves out in turn; 1 if the set cannot be divided.
+        parts: Number of parts of the set that the jackknife leaves out in turn; they are equal, or differ by one example.
         digests: SHA-256 of every part of the file of the rows; None if the rows are in memory.
         blocks: The layers.
     """
@@ -233,13 +233,6 @@ class Gram(Backend[GramState]):
     when_to_use: ClassVar[str] = "Exact for a Fisher of up to a few thousand gradients, with error bounds."
     vectors_per_draw: ClassVar[int] = 0  # gradients are formed block by block, for few examples at a time
 
-    def __post_init__(self) -> None:
-        """Refuse settings without a matrix or without a jackknife."""
-        if self.samples is not None and self.samples < 1:
-            raise InfluenceError(f"Gram draws at least one row for each example, got samples={self.samples}.")
-        if self.parts < 2:
-            raise InfluenceError(f"A jackknife leaves out one of at least two parts, got parts={self.parts}.")
-
     def fit(self, problem: Problem, key: Key[Array, ""]) -> GramState:
         """Form the rows, their Gram matrix in float64, and its eigenvectors.
 
@@ -335,7 +328,6 @@ class Gram(Backend[GramState]):
             values, vectors = jnp.linalg.eigh(_join(gram))
             eigenvalues, eigenvectors = _split(jnp.maximum(values, 0.0), dtype), _split(vectors, dtype)
         order, units = _order(problem, self.samples)
-        parts = max(n for n in range(1, min(self.parts, units) + 1) if units % n == 0)
         return GramState(
             params=problem.params,
             rows=rows,
@@ -347,7 +339,7 @@ class Gram(Backend[GramState]):
             members=problem.batches.index[: len(problem.batches.index) - problem.padding].reshape(-1),
             digests=digests,
             units=units,
-            parts=parts,
+            parts=min(self.parts, units),
             blocks=blocks,
         )
 
@@ -374,32 +366,30 @@ class Gram(Backend[GramState]):
         """Return the eigenvalues of K: those of C that are not zero.
 
         If rows have the relative error ε, an eigenvalue that should be zero can be ε² times the largest one, in each of
-        R directions. Here ε is 16 times the spacing of the working type.
+        R directions. Here ε is 16 times the spacing of the working type. With rows kept in bfloat16 it can be ‖E‖², E what
+        rounding took from the rows.
         """
         values = state.eigenvalues.high
         spacing = 16 * float(jnp.finfo(values.dtype).eps)
-        return Spectrum(values, jnp.ones_like(values), resolution=len(values) * (spacing**2 + 2 * _UNIT))
+        resolution = len(values) * (spacing**2 + 2 * _UNIT)
+        if state.lost is not None:
+            with jax.enable_x64(True):
+                resolution += float(_largest_lost(state) ** 2 / jnp.maximum(_join(state.eigenvalues)[-1], 1e-300))
+        return Spectrum(values, jnp.ones_like(values), resolution=resolution)
 
     def solve(self, state: GramState, vector: Params, damping: Resolved) -> Params:
-        """Compute `(v − Aᵀ(K + λI)⁻¹ A v) / λ`, in float64."""
+        """Compute `(v − Aᵀ(K + λI)⁻¹ A v) / λ`, in float64.
+
+        Under `vmap` it is computed for one v after the other.
+        """
         cut.check_structure(state.params, vector)
-        parts = {block.name: block.read(vector) for block in state.blocks}
-        flat = {name: part.reshape(1, 1, -1) for name, part in parts.items()}
-        products = [_by_shards(partial(_inner, state.rows[name], True), part, None)[0] for name, part in flat.items()]
-        with jax.enable_x64(True):
-            value = _double(scalar(damping))
-            solved = _split(_solve(state, _total(products), value[None], None).coefficients, scalar(damping).dtype)
-            solution = {}
-            for name, part in flat.items():
-                left = _over_spans(
-                    lambda a, v: (jnp.zeros(()), _double(v) - _join(solved)[0] @ _double(a)),
-                    jnp.zeros(()),
-                    state.rows[name],
-                    part[0],
-                )[1]
-                joined = jnp.moveaxis(left, 0, 1).reshape(-1)[: part.shape[-1]] / value
-                solution[name] = jax.lax.convert_element_type(joined, part.dtype).reshape(parts[name].shape)
-        return cut.assemble(vector, state.blocks, solution)
+        leaves, structure = jax.tree.flatten((state, vector, scalar(damping)))
+
+        @jax.custom_batching.sequential_vmap  # a batching rule outside `enable_x64` would lose the float64 products
+        def solved(leaves: list[Array]) -> Params:
+            return _solve_vector(*jax.tree.unflatten(structure, leaves))
+
+        return solved(leaves)
 
     def draw_gram(self, state: GramState, gradients: ExampleGradients, damping: Resolved) -> Form:
         """Compute forms by the Woodbury identity, for all pairs of draws."""
@@ -572,6 +562,27 @@ class Gram(Backend[GramState]):
             rounding = rounding + relative * _pairs(length, length)
             rounding = rounding + _bound_solve(state, sizes.residual, value)
             return _pack_forms(values, rounding, solved, sizes.residual, damping.dtype)
+
+
+def _solve_vector(state: GramState, vector: Params, damping: Float[Array, ""]) -> Params:
+    """Compute `(v − Aᵀ(K + λI)⁻¹ A v) / λ`."""
+    parts = {block.name: block.read(vector) for block in state.blocks}
+    flat = {name: part.reshape(1, 1, -1) for name, part in parts.items()}
+    products = [_by_shards(partial(_inner, state.rows[name], True), part, None)[0] for name, part in flat.items()]
+    with jax.enable_x64(True):
+        value = _double(damping)
+        solved = _split(_solve(state, _total(products), value[None], None).coefficients, damping.dtype)
+        solution = {}
+        for name, part in flat.items():
+            left = _over_spans(
+                lambda a, v: (jnp.zeros(()), _double(v) - _join(solved)[0] @ _double(a)),
+                jnp.zeros(()),
+                state.rows[name],
+                part[0],
+            )[1]
+            joined = jnp.moveaxis(left, 0, 1).reshape(-1)[: part.shape[-1]] / value
+            solution[name] = jax.lax.convert_element_type(joined, part.dtype).reshape(parts[name].shape)
+    return cut.assemble(vector, state.blocks, solution)
 
 
 def curvature_rows(problem: Problem, samples: int | None, blocks: cut.Blocks) -> dict[str, Sharded]:
@@ -997,7 +1008,7 @@ def _assess_forms(state: GramState, scaled: _ScaledForms, damping: Float[Array, 
         bound = _narrow((rounding + eps * jnp.abs(forms)) * (1 + 2 * eps), dtype)
         left_out = None if state.parts == 1 else _narrow(_leave_parts_out(state, scaled, value, state.parts), dtype)
         # The set without its first half is its second half.
-        halves = None if state.units % 2 else _narrow(_leave_parts_out(state, scaled, value, 2)[::-1], dtype)
+        halves = None if state.units < 2 else _narrow(_leave_parts_out(state, scaled, value, 2)[::-1], dtype)
         if own is not None:
             left_out, halves = (
                 None if part is None else jnp.where(own.inside[None, :, None, None], jnp.nan, part)
@@ -1018,7 +1029,7 @@ def _bound_storage(
     c, lost = _join(scaled.coefficients), _double(state.lost)
     lengths = jnp.sqrt(jnp.diagonal(lost))
     inexact = 2.0**-7 * (jnp.abs(c) @ lengths)  # E itself is stored in bfloat16
-    most = jnp.sqrt(jnp.max(jnp.sum(jnp.abs(lost), axis=1))) + 2.0**-7 * jnp.sqrt(jnp.sum(lengths**2))  # ≥ ‖E‖
+    most = _largest_lost(state)
     off = _join(scaled.residual) / (_least(state) + damping)[:, None]
     pulled = jnp.sqrt(jnp.maximum(jnp.einsum("bkr,rs,bks->bk", c, lost, c), 0.0)) + inexact + most * off
     highest = jnp.einsum("bkk->bk", _join(scaled.values) + _join(scaled.rounding)) / damping[:, None]
@@ -1028,33 +1039,57 @@ def _bound_storage(
     return first + _pairs(second, second)
 
 
+def _largest_lost(state: GramState) -> Float[Array, ""]:
+    """Bound ‖E‖, E what rounding to bfloat16 took from the rows.
+
+    E is kept in bfloat16 itself.
+    """
+    assert state.lost is not None
+    lost = _double(state.lost)
+    return jnp.sqrt(jnp.max(jnp.sum(jnp.abs(lost), axis=1))) + 2.0**-7 * jnp.sqrt(jnp.trace(lost))
+
+
 def _leave_parts_out(
     state: GramState, scaled: _ScaledForms, damping: Float[Array, ""], parts: int
 ) -> Float[Array, "parts batch draws draws"]:
     """Compute forms without each part of the curvature set, in float64.
 
-    Without a part J of the rows, C is `f A_{−J}ᵀA_{−J}` with f = parts / (parts − 1). With `M = (K + (λ/f) I)⁻¹` the form is
+    Parts are equal, or the first ones have one example more than the others. Without a part J of m of n examples C is
+    `f A_{−J}ᵀA_{−J}`, f = n / (n − m). With `M = (K + (λ/f) I)⁻¹` the form is
     `(⟨g, g'⟩ − kᵀMk' + (Mk)_Jᵀ (M_JJ)⁻¹ (Mk')_J) / λ` (Schur complement): only its last term depends on J.
     """
     values, vectors, gram = map(_join, (state.eigenvalues, state.eigenvectors, state.gram))
-    c, less = _join(scaled.coefficients), damping * (parts - 1) / parts
+    c = _join(scaled.coefficients)
     turned = (c @ gram + damping * c) @ vectors
-    weights = 1 / (values + less)
-    rest = _join(scaled.values) - jnp.einsum(
-        "bkr,r,blr->bkl", turned, (damping - less) * weights / (values + damping), turned
-    )
-    solved = _scale(turned, weights) @ vectors.T
 
-    def of_part(part: tuple[Array, Array]) -> Float[Array, "batch draws draws"]:
-        own, places = part
-        factor = jnp.linalg.cholesky(_scale(own, weights) @ own.T)
-        chosen = solved[..., places]
-        back = jax.scipy.linalg.solve_triangular(factor, chosen.reshape(-1, len(places)).T, lower=True).T
-        back = back.reshape(chosen.shape)
-        return jnp.einsum("bkr,blr->bkl", back, back)
+    def of_parts(units: Int[Array, "some units rows"]) -> Float[Array, "some batch draws draws"]:
+        """Leave out each of some parts of as many examples."""
+        less = damping * (state.units - units.shape[1]) / state.units
+        weights = 1 / (values + less)
+        rest = _join(scaled.values) - jnp.einsum(
+            "bkr,r,blr->bkl", turned, (damping - less) * weights / (values + damping), turned
+        )
+        solved = _scale(turned, weights) @ vectors.T
 
-    places = state.order.reshape(parts, -1)
-    return (rest[None] + jax.lax.map(of_part, (vectors[places], places))) / damping
+        def of_part(part: tuple[Array, Array]) -> Float[Array, "batch draws draws"]:
+            own, places = part
+            factor = jnp.linalg.cholesky(_scale(own, weights) @ own.T)
+            chosen = solved[..., places]
+            back = jax.scipy.linalg.solve_triangular(factor, chosen.reshape(-1, len(places)).T, lower=True).T
+            back = back.reshape(chosen.shape)
+            return jnp.einsum("bkr,blr->bkl", back, back)
+
+        places = units.reshape(len(units), -1)
+        return rest[None] + jax.lax.map(of_part, (vectors[places], places))
+
+    each, larger = divmod(state.units, parts)
+    units = state.order.reshape(state.units, -1)
+    split = larger * (each + 1)
+    forms = []
+    for some, count in ((units[:split], larger), (units[split:], parts - larger)):
+        if count:
+            forms.append(of_parts(some.reshape(count, -1, units.shape[1])))
+    return jnp.concatenate(forms) / damping
 
 
 def _pairs(left: Float[Array, "batch draws"], right: Float[Array, "batch draws"]) -> Float[Array, "batch draws draws"]:

@@ -690,7 +690,7 @@ def curvature_set_agreement(store: ScoreStore) -> dict[str, Plain]:
             "halves": agreement(first, second),
             "half and whole": agreement(first, score),
             "median relative standard error": float(np.nanmedian(error / score)),
-            "images": table.num_rows,
+            "images": known,
         }
     }
 
@@ -819,11 +819,9 @@ def describe_run(settings: ScoreRun, prepared: Prepared, scorer: Scorer) -> dict
 
 def describe_damping(scorer: Scorer) -> dict[str, Plain]:
     """Return λ in numbers, with its relative standard error if estimated."""
-    damping, description = scorer.settings.damping, {"resolved": as_numbers(scorer.damping)}
-    error = scorer.backend.mean_error(scorer.state)
-    if damping.absolute is not None or damping.of_spectrum or error is None:
-        return description
-    return {**description, "relative_standard_error": float(error)}
+    description = {"resolved": as_numbers(scorer.damping)}
+    error = scorer.backend.damping_error(scorer.state, scorer.settings.damping)
+    return description if error is None else {**description, "relative_standard_error": error}
 
 
 def as_numbers(damping: Resolved) -> Plain:

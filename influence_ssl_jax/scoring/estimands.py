@@ -52,7 +52,7 @@ def estimate(gram: Float[Array, "batch draws draws"], estimand: Estimand) -> Est
     nothing = jnp.full(gram.shape[0], jnp.nan, gram.dtype)
     diagonal = jnp.diagonal(gram, axis1=1, axis2=2)
     if estimand == "mean_of_scores":
-        error = jnp.std(diagonal, axis=1, ddof=1) / draws**0.5 if draws > 1 else nothing
+        error = _spread(diagonal, 1 / (draws * (draws - 1))) if draws > 1 else nothing
         return Estimate(jnp.mean(diagonal, axis=1), error)
     total, own, row = jnp.sum(gram, axis=(1, 2)), jnp.sum(diagonal, axis=1), jnp.sum(gram, axis=2)
     total_without = total[:, None] - 2 * row + diagonal
@@ -127,4 +127,15 @@ def estimate_each(grams: Float[Array, "sets batch draws draws"], estimand: Estim
 def _jackknife(without: Float[Array, "batch draws"]) -> Float[Array, " batch"]:
     """Return the jackknife's standard error `√((K−1)/K Σ (θ_{−k} − mean)²)`."""
     draws = without.shape[1]
-    return jnp.sqrt((draws - 1) * jnp.var(without, axis=1))
+    return _spread(without, (draws - 1) / draws)
+
+
+def _spread(values: Float[Array, "batch draws"], factor: float) -> Float[Array, " batch"]:
+    """Compute `√(factor Σ (θ − mean)²)`.
+
+    No square leaves the range of the type.
+    """
+    apart = values - jnp.mean(values, axis=1, keepdims=True)
+    largest = jnp.max(jnp.abs(apart), axis=1)
+    unit = jnp.where(largest > 0, largest, 1.0)
+    return unit * jnp.sqrt(factor * jnp.sum((apart / unit[:, None]) ** 2, axis=1))

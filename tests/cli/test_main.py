@@ -75,6 +75,7 @@ def test_the_help_of_an_audit_says_all_of_each_option_with_its_default():
     flat = " ".join(Said("audit", "--help").out.split())
     assert "--calibration.level FLOAT The requested coverage. (0.9)" in flat
     assert "--width FLOAT Iterate until (upper − lower) is at most this share of their mean. (0.05)" in flat
+    assert "--source.only TEXT A file with the ids" in " ".join(Said("score", "--help", "source:digits").out.split())
     assert "--as NAME The layout of the file" in " ".join(Said("import", "--help").out.split())
 
 

@@ -14,6 +14,8 @@ from influence_ssl_jax.curvature.contributions import measure
 from influence_ssl_jax.curvature.products import flat_products
 from influence_ssl_jax.errors import CurvatureError, InfluenceError
 from influence_ssl_jax.ihvp import CG, EKFAC, Arnoldi, Damping, Exact, Gram, disk, gram
+from influence_ssl_jax.ihvp.backend import Spectrum
+from influence_ssl_jax.ihvp.cg import spectrum_by_products
 from influence_ssl_jax.ihvp.gram import Wide, _by_shards, _inner, _over_spans
 from influence_ssl_jax.losses import CosineDistance, SimCLR, SquaredEuclid
 from influence_ssl_jax.parallel import Sharded
@@ -231,10 +233,12 @@ def test_what_it_cannot_represent_is_refused_by_name():
     problem = problems.problem(CosineDistance(), "fisher", module=problems.Small())
     with pytest.raises(InfluenceError, match="24 outer products, over Gram's limit of 8 rows"):
         Gram(max_rows=8).fit(problem, jax.random.key(0))
-    with pytest.raises(InfluenceError, match="samples=0"):
+    with pytest.raises(InfluenceError, match=r"Gram: samples is .* of at least 1 .* got 0"):
         Gram(samples=0)
-    with pytest.raises(InfluenceError, match="parts=1"):
+    with pytest.raises(InfluenceError, match=r"Gram: parts is .* of at least 2 .* got 1"):
         Gram(parts=1)
+    with pytest.raises(InfluenceError, match=r"Gram: accuracy is .* got nan"):
+        Gram(accuracy=float("nan"))
 
 
 def effective_dimension(matrix, damping):
@@ -255,16 +259,16 @@ def test_damping_by_effective_dimension(share):
 
 
 def test_damping_by_effective_dimension_from_products_alone():
-    """Stochastic, but for the quadrature: within four standard errors of the trace that random signs give."""
+    """Stochastic, but for the quadrature: within four standard errors of both traces that random signs give."""
     exact, share = fitted(Exact, "linear")[2], 0.3
     matrix = np.asarray((exact.eigenvectors * exact.eigenvalues[None]) @ exact.eigenvectors.T)
     backend = CG(probes=64, lanczos_steps=60)
     spectrum = jax.jit(backend.spectrum)(fitted(CG, "linear")[2])
     resolved = float(Damping(effective_dimension=share).resolve_by_spectrum(spectrum))
-    shrunk = matrix @ np.linalg.inv(matrix + resolved * np.eye(len(matrix)))
-    error = np.sqrt(2 * np.sum((shrunk - np.diag(np.diag(shrunk))) ** 2) / 64)
+    shrunk, whole = (matrix @ np.linalg.pinv(matrix + value * np.eye(len(matrix)), 1e-10) for value in (resolved, 0.0))
+    errors = [np.sqrt(2 * np.sum((each - np.diag(np.diag(each))) ** 2) / 64) for each in (shrunk, whole)]
     rank = min(spectrum.rank, len(matrix))
-    assert abs(np.trace(shrunk) - share * rank) <= 4 * error + 1e-6
+    assert abs(np.trace(shrunk) - share * rank) <= 4 * (errors[0] + share * errors[1]) + 1e-6
 
 
 def test_damping_by_effective_dimension_block_by_block():
@@ -421,3 +425,74 @@ def test_memory_grows_with_a_slab_and_a_layers_gradients_not_with_the_rows(tmp_p
 def test_rows_for_a_disk_are_refused_where_there_is_no_folder():
     with pytest.raises(InfluenceError, match=r"Gram\(rows='disk'\) writes its rows into the folder of the scores"):
         Gram(rows="disk").fit(case()[1], jax.random.key(0))
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_parts_and_halves_need_not_be_equal(parts):
+    """Eight examples in three parts of three, three and two: refitted without each, averaged over those that are left."""
+    backend, _, state, gradients, whole = case()
+    rows, damping = rows_of(state)[np.asarray(state.order)].reshape(8, -1, 51), 0.3
+    found = assess(backend, dataclasses.replace(state, parts=parts), gradients, jnp.asarray(damping))
+    want = []
+    for left_out in np.array_split(np.arange(8), parts):
+        kept = np.delete(rows, left_out, axis=0).reshape(-1, 51)
+        want.append(forms_of(kept * (8 / (8 - len(left_out))) ** 0.5, whole, damping).astype(float))
+    np.testing.assert_allclose(np.asarray(found.left_out), want, rtol=1e-8, atol=1e-9 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("units", [17, 31])
+def test_any_number_of_examples_has_a_jackknife(units):
+    problem = problems.problem(
+        SquaredEuclid(), "empirical_fisher", module=problems.Linear(), image=3, num_batches=1, size=units
+    )
+    assert jax.jit(Gram(parts=16).fit)(problem, jax.random.key(0)).parts == min(16, units)
+
+
+@pytest.mark.parametrize("curvature", ["ggn", "fisher"])
+def test_damping_by_effective_dimension_from_estimated_counts_is_never_out_of_reach(curvature):
+    """The bound of the rank may be far above it (26 of 112 here), so that no λ leaves its share of the bound."""
+    problem = problems.problem(SimCLR(0.5), curvature, module=problems.Linear(), image=3)
+    matrix = np.asarray(matrix_of(problem))
+    eigenvalues = np.linalg.eigvalsh(matrix)
+    rank = np.linalg.matrix_rank(matrix)
+    spectrum = spectrum_by_products(problem, 64, 40)
+    for share in (0.1, 0.5, 0.97):
+        found = float(Damping(effective_dimension=share).resolve_by_spectrum(spectrum))
+        np.testing.assert_allclose(np.sum(eigenvalues / (eigenvalues + found)) / rank, share, atol=0.08)
+
+
+def test_eigenvalues_of_many_parameters_count_in_float32_too():
+    """A million eigenvalues of a hundredth: a million unit roundoffs are more than that."""
+    spectrum = Spectrum(jnp.asarray([1.0, 0.01], jnp.float32), jnp.asarray([1.0, 999_999.0], jnp.float32))
+    assert float(Damping(effective_dimension=0.5).resolve_by_spectrum(spectrum)) == pytest.approx(0.01, rel=1e-4)
+
+
+def test_rows_in_bfloat16_give_the_effective_dimension_of_dependent_rows():
+    """80 rows of rank 24: rounding each of them to bfloat16 makes all independent, with eigenvalues of nothing."""
+    share = Damping(effective_dimension=0.1)
+    exact, rounded = (
+        float(Gram().resolve(case(dtype=jnp.float32, storage=storage)[2], share)) for storage in ("working", "bfloat16")
+    )
+    np.testing.assert_allclose(rounded, exact, rtol=0.3)
+
+
+@pytest.mark.parametrize("damping", [Damping(absolute=1e-45), Damping(absolute=1e60), Damping(1e-42)])
+def test_damping_that_the_working_type_cannot_hold_is_refused(damping):
+    state = case(dtype=jnp.float32)[2]
+    with pytest.raises(InfluenceError, match=r"is λ = .* here, and float32 computes with numbers from"):
+        Gram().resolve(state, damping)
+
+
+def test_solve_under_vmap_keeps_float64_products_where_the_working_type_is_float32():
+    """CG solves all rows of a block at once, and Gram may be its preconditioner."""
+    backend, problem, state, gradients, _ = case(dtype=jnp.float32, samples=3)
+    damping = jnp.asarray(1e-3 * float(backend.mean_eigenvalue(state)), jnp.float32)
+    with jax.enable_x64(False):
+        rows = every_gradient(gradients)
+
+        @jax.jit  # a loop of CG likewise: traced first, and made a batch afterwards
+        def solve(row):
+            return trees.ravel(backend.solve(state, trees.unravel(problem.params, row), damping))
+
+        together, alone = jax.vmap(solve)(rows[:3]), solve(rows[1])
+    np.testing.assert_array_equal(together[1], alone)

@@ -11,7 +11,7 @@ import pytest
 from influence_ssl_jax import trees
 from influence_ssl_jax.augment.transform import Views
 from influence_ssl_jax.curvature.products import mean_eigenvalue
-from influence_ssl_jax.ihvp import BACKENDS, KFAC, Arnoldi, Damping, Identity, Nystrom
+from influence_ssl_jax.ihvp import BACKENDS, CG, KFAC, Arnoldi, Damping, Identity, Nystrom
 from influence_ssl_jax.losses import SquaredEuclid
 from influence_ssl_jax.nets.network import Network
 from influence_ssl_jax.problem import Objective, Problem
@@ -113,6 +113,10 @@ def test_the_record_of_a_run_says_how_uncertain_relative_damping_is():
     assert entry["resolved"] == 0.1 * float(state.level)
     assert entry["relative_standard_error"] == float(state.error) > 0
     assert recorded(Damping(absolute=2.0)) == {"resolved": 2.0}
+    backend = CG(probes=4, lanczos_steps=20)
+    state = jax.jit(backend.fit)(problem, jax.random.key(1))
+    share = Damping(effective_dimension=0.3)
+    assert backend.damping_error(state, share) == share.error_by_spectrum(backend.spectrum(state)) > 0
 
 
 def test_kfac_has_the_factors_whatever_the_number_of_samples():

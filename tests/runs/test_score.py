@@ -77,6 +77,9 @@ def test_halves_of_the_curvature_set_are_compared_over_all_images_or_a_sample(tm
     halves = {"score_first_half": score + 0.1 * draw.normal(size=300), "score_second_half": score, "score": score}
     index = np.arange(300)
     table = pa.table({"index": index, "id": index.astype(str).tolist(), **halves, "score_se_curvature": 0.2 * score})
+    unknown = {name: np.full(300, np.nan) for name in ("score_first_half", "score_second_half", "score_se_curvature")}
+    outside = index >= 40  # scored without their own part of C, so that halves are unknown
+    partly = {name: np.where(outside, each, table[name].to_numpy()) for name, each in unknown.items()}
     with ScoreStore.open(tmp_path, {}, 300) as store:
         assert curvature_set_agreement(store) == {}
         store.append(table.slice(100))
@@ -90,3 +93,7 @@ def test_halves_of_the_curvature_set_are_compared_over_all_images_or_a_sample(tm
     assert sampled["halves"]["spearman"] != whole["halves"]["spearman"]
     assert abs(sampled["halves"]["spearman"] - right) < 0.01
     np.testing.assert_allclose(whole["median relative standard error"], 0.2)
+    monkeypatch.setattr(runs_score, "SAMPLE", 300)
+    with ScoreStore.open(tmp_path / "partly", {}, 300) as store:
+        store.append(pa.table({"index": index, "id": table["id"], "score": score, **partly}))
+        assert curvature_set_agreement(store)["curvature_set"]["images"] == 40

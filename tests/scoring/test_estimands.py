@@ -51,6 +51,16 @@ def test_the_u_statistic_is_unbiased_for_the_score_of_the_mean_gradient():
         assert abs(scores.mean() - target) < 4 * scores.std() / len(scores) ** 0.5
 
 
+@pytest.mark.parametrize("size", [1e30, 1e-30])
+def test_errors_of_scores_whose_squares_leave_the_type(size):
+    """With a λ of 1e-30 scores are 1e31: float32 holds them, and not their squares."""
+    _, gram = gram_of(0, draws=4)
+    narrow = (size * gram).astype(jnp.float32)
+    for estimand in ("mean_of_scores", "u_statistic"):
+        want = size * estimate(gram, estimand).standard_error
+        np.testing.assert_allclose(estimate(narrow, estimand).standard_error, want, rtol=1e-4)
+
+
 def test_too_few_draws():
     _, gram = gram_of(0, draws=1)
     assert np.isnan(estimate(gram, "mean_of_scores").standard_error).all()
