@@ -58,6 +58,8 @@ from influence_ssl_jax.scoring.scores import pixel_variance
 from influence_ssl_jax.train.probes import Labelled, knn_accuracy
 from influence_ssl_jax.types import Batch, Params
 
+AT_ONCE = 32
+"""Draws of a loss of all images that are computed at the same time."""
 DEFAULT = "0.1 × mean eigenvalue"
 
 
@@ -200,22 +202,20 @@ def halved(scale: Memorised, pictures: Pictures, inside: np.ndarray, seed: int) 
 
 
 def curvatures(scale: Memorised, params: Params, pictures: Pictures) -> dict[str, Problem]:
-    """Return the problems whose curvatures scores are taken over, by name, that of the measurement first."""
-    images = len(pictures.labels)
-    kinds = {
-        "measurement": (scale.measurement(), ("backbone",), BATCH, scale.features),
-        "pretraining": (scale.pretraining(), ("backbone", "projector"), images, scale.rows),
-    }
+    """Return the problems whose curvatures scores are taken over, by name, that of the measurement first.
+
+    The pretraining loss couples all images: it is drawn from several times, each time with other noise.
+    """
+    source, to_input, images = pictures.open(), pictures.to_input(), len(pictures.labels)
+    alone = resident(source, to_input, images, BATCH, 0)
+    draws, whole = min(AT_ONCE, scale.rows), resident(source, to_input, images, images, 0)
+    numbers = jnp.arange(scale.rows // draws)
+    keys = jax.vmap(lambda number: jax.vmap(jax.random.fold_in, (0, None))(whole.key[0], number))(numbers)
+    coupled = Batch(np.repeat(whole.image, len(numbers), axis=0), keys, np.repeat(whole.index, len(numbers), axis=0))
+    encoder = {"backbone": params["backbone"]}
     return {
-        name: Problem(
-            {part: params[part] for part in parts},
-            {},
-            resident(pictures.open(), pictures.to_input(), images, size, 0),
-            objective,
-            "fisher",
-            draws,
-        )
-        for name, (objective, parts, size, draws) in kinds.items()
+        "measurement": Problem(encoder, {}, alone, scale.measurement(), "fisher", scale.features),
+        "pretraining": Problem(params, {}, coupled, scale.pretraining(), "fisher", draws),
     }
 
 

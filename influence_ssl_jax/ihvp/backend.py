@@ -445,6 +445,13 @@ class Backend(abc.ABC, Generic[State]):
         """
         return Assessed(self.draw_gram(state, gradients, damping))
 
+    def caution(self, problem: Problem) -> str | None:
+        """Return what users must know about this backend's C, or None.
+
+        It is said if the backend takes another C than the problem's, and does not approximate it.
+        """
+        del problem
+
     def check_own(self, problem: Problem) -> None:
         """Refuse if the backend cannot leave an example's own contribution out.
 

@@ -404,6 +404,17 @@ class Gram(Backend[GramState]):
         """
         return self._assess(state, gradients, damping, None)
 
+    def caution(self, problem: Problem) -> str | None:
+        """Say that the rows of a `ggn` are drawn."""
+        if problem.curvature != "ggn" or self.samples is None:
+            return None
+        each = "image" if problem.objective.loss.separable else "batch"
+        drawn = f"{self.samples} draw{'s' if self.samples > 1 else ''} for each {each}"
+        return (
+            f"C is not the Gauss–Newton matrix but an estimate of it, by {drawn}: scores are exact and bounded for these "
+            "draws alone. --backend.samples None takes every output of every image, if memory allows."
+        )
+
     def check_own(self, problem: Problem) -> None:
         """Check that an example's own rows can be left out.
 

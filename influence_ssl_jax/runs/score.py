@@ -389,6 +389,8 @@ def score_in_steps(
         part = batches_of(all_devices()) if all_devices().size > 1 else None
         problem, used = draw_problem(settings, prepared, part, fitted_images(store))
         scorer = fit_scorer(settings, problem, used, measured, store, log, progress)
+        if caution := settings.backend.caution(problem):
+            progress(Note(caution, "caution"))
         inside = sorted({index for text in gather(json.dumps(sorted(used))) for index in json.loads(text)})
         recorded = {**describe_run(settings, prepared, scorer), **rank_agreement(settings, prepared, scorer, progress)}
         spent: defaultdict[str, float] = defaultdict(float)

@@ -14,7 +14,7 @@ from influence_ssl_jax.data import Digits, ToInput
 from influence_ssl_jax.data.arrays import InMemory
 from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.errors import StoreError
-from influence_ssl_jax.ihvp import Identity
+from influence_ssl_jax.ihvp import Gram, Identity
 from influence_ssl_jax.losses import CosineDistance, SimCLR
 from influence_ssl_jax.provenance import RECORDED
 from influence_ssl_jax.runs import compare, prepare, pretrain, score
@@ -87,6 +87,13 @@ def test_a_run_says_how_long_it_waited_for_images_and_among_how_many_neighbours_
     assert record["share_waiting_for_images"] == 0.25
     assert record["batch_size"] == 6
     assert "Waited for images 25 % of the time." in text
+
+
+@pytest.mark.parametrize(("samples", "warned"), [(2, True), (None, False)])
+def test_a_run_says_that_an_exact_backend_draws_its_curvature(tmp_path, samples, warned):
+    settings = ScoreRun(tmp_path, tmp_path / "out", SOURCE, backend=Gram(samples=samples), scoring=Scoring(draws=1))
+    text = said(score.score, settings)
+    assert ("C is not the Gauss–Newton matrix but an estimate of it, by 2 draws for each image" in text) == warned
 
 
 def test_the_share_of_waiting_is_that_of_the_process_that_waited_most(monkeypatch):
