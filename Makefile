@@ -69,7 +69,7 @@ bench: $(VENV)/bench
 
 QUESTIONS := table duplicates borders separation distribution deviation beyond_loss perturbations strengths choices
 SMALL_QUESTIONS := stability outputs retraining memorised removal supervised
-ENCODERS ?= experiments/encoders/simclr_torch_w16_cifar10 experiments/encoders/byol_torch_w16_cifar10
+ENCODERS ?= $(addprefix experiments/encoders/,simclr_torch_w16_cifar10 byol_torch_w16_cifar10 barlow_twins_torch_w16_cifar10)
 
 study: $(VENV)/dev
 	for encoder in $(ENCODERS); do for question in $(QUESTIONS); do \

@@ -211,7 +211,8 @@ def curvatures(scale: Memorised, params: Params, pictures: Pictures) -> dict[str
     draws, whole = min(AT_ONCE, scale.rows), resident(source, to_input, images, images, 0)
     numbers = jnp.arange(scale.rows // draws)
     keys = jax.vmap(lambda number: jax.vmap(jax.random.fold_in, (0, None))(whole.key[0], number))(numbers)
-    coupled = Batch(np.repeat(whole.image, len(numbers), axis=0), keys, np.repeat(whole.index, len(numbers), axis=0))
+    images_, indices = (jnp.repeat(jnp.asarray(each), len(numbers), axis=0) for each in (whole.image, whole.index))
+    coupled = Batch(images_, keys, indices)
     encoder = {"backbone": params["backbone"]}
     return {
         "measurement": Problem(encoder, {}, alone, scale.measurement(), "fisher", scale.features),
