@@ -38,6 +38,10 @@ SEEN = {
         "before a smooth green, blue or dark ground. Score and alignment loss disagree most about small aeroplanes, ships "
         "and birds before sky or sea, whose loss is high and whose score is low."
     ),
+    "barlow_twins_torch_w16_cifar10": (
+        "the highest scores are small aeroplanes and birds before a smooth sky; the lowest are frogs and toads on grass, "
+        "leaves and stones, and faces of cats that fill the frame. The lowest automobiles are contrasty cars, none twice."
+    ),
 }
 """What a reader of the pictures saw, by encoder."""
 HOLDS, WEAKLY, NOT = "holds", "holds weakly", "does not hold"
@@ -706,12 +710,15 @@ def columns(folder: Path = RESULTS) -> list[Column]:
     return [Column.load(name, folder / name) for name in TITLES if (folder / name / "table.json").exists()]
 
 
-def practice(column: Column, early: Record) -> list[str]:
-    """Return what an encoder's results come to for a user, a sentence each; none before all of its results are there."""
+def practice(answered: list[Column], early: Record) -> list[str]:
+    """Return what results come to for a user, a sentence each; none before all of the first encoder's are there.
+
+    They are those of the first encoder, but for the last sentence.
+    """
     needed = {question.result for question in QUESTIONS if question.result and question.answered_by == "encoders"}
-    if not needed <= column.answers.keys():
+    if not answered or not needed <= answered[0].answers.keys():
         return []
-    answers = column.answers
+    answers = answered[0].answers
     judged, kinds = answers["duplicates"]["judged"]["same shot"], answers["perturbations"]["found"]
     choices_, strengths_ = answers["choices"]["found"], answers["strengths"]["found"]
     others = max(estimate["spearman"][0] for name, estimate in kinds.items() if name != "noise")
@@ -720,7 +727,11 @@ def practice(column: Column, early: Record) -> list[str]:
         answers["deviation"]["found"],
         [each["spearman"]["alignment_loss"][0] for each in early["found"].values()],
     )
-    loss = answers["beyond_loss"]["spearman"]["alignment_loss"]
+    by_encoder = ", ".join(
+        f"{interval(column.answers['beyond_loss']['spearman']['alignment_loss'])} ({column.title})"
+        for column in answered
+        if "beyond_loss" in column.answers
+    )
     return [
         "Do not look for duplicates among low scores: the distance to the nearest embedding finds judged duplicates with an "
         f"AUROC of {number(judged['nearest embedding']['auroc'][0])}, the score with {number(judged['score']['auroc'][0])}.",
@@ -733,9 +744,9 @@ def practice(column: Column, early: Record) -> list[str]:
         f"Two draws of noise give a reliability of {number(reliable['reliability of 2 draws'][0])}, and "
         f"{number(reliable['draws for a reliability of 0.99'][0])} draws one of 0.99: differences of rank within that "
         "spread mean nothing.",
-        "What a score means depends on how long the encoder was trained: its Spearman correlation with the alignment loss "
-        f"is {interval(loss)} here and {number(min(losses))} to {number(max(losses))} after three to five epochs, so look "
-        "at both ends of the ranking of your own encoder before you act on it.",
+        "What a score means depends on the encoder, its method and how long it was trained: the Spearman correlation with the "
+        f"alignment loss is {by_encoder}, and {number(min(losses))} to {number(max(losses))} after three to five epochs, so "
+        "look at both ends of the ranking of your own encoder before you act on it.",
     ]
 
 
@@ -755,7 +766,7 @@ def page(folder: Path = RESULTS) -> str:
         faces=faces,
         asked=[*answered, small, faces],
         questions=QUESTIONS,
-        practice=practice(answered[0], early) if answered else [],
+        practice=practice(answered, early),
         early=early,
     )
 
