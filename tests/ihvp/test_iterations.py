@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+from scipy import stats
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.errors import DivergenceError
@@ -73,6 +74,9 @@ def test_single_batches_of_lissa_are_unbiased_within_their_own_standard_error():
     assert (error > 0).all()
     assert (error < 0.1 * want).all()
     assert (np.abs(got - want) < 5 * error + 1e-4 * want).all()
+    first = jax.tree.map(lambda leaf: leaf[0], gradients.full())
+    runs = trees.ravel_batch(jax.jit(backend.runs)(state, first, jnp.asarray(damping))) @ trees.ravel(first)
+    np.testing.assert_allclose(error[0], stats.sem(runs), rtol=1e-9)
 
 
 SHARES = (1e-5, 3e-4, 0.05, 2.0)  # of the mean eigenvalue: below every λ_j, and between them
