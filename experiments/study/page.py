@@ -745,8 +745,8 @@ def practice(answered: list[Column], early: Record) -> list[str]:
         f"{number(reliable['draws for a reliability of 0.99'][0])} draws one of 0.99: differences of rank within that "
         "spread mean nothing.",
         "What a score means depends on the encoder, its method and how long it was trained: its Spearman correlation with "
-        f"the alignment loss is {by_encoder}, and {number(min(losses))} to {number(max(losses))} after three to five epochs. "
-        "So look at both ends of the ranking of your own encoder before you act on it.",
+        f"the alignment loss is {by_encoder}, and {number(min(losses))} to {number(max(losses))} after three to five epochs"
+        ". So look at both ends of the ranking of your own encoder before you act on it.",
     ]
 
 
