@@ -112,7 +112,7 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "absolute damping is multiplied by the mean eigenvalue",
-        "return jnp.asarray(self.absolute, means[0].dtype)",
+        "return jnp.asarray(np.asarray(self.absolute).astype(means[0].dtype))",
         "return means[0] * self.absolute",
     ),
     (
@@ -310,11 +310,15 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ("top and bottom are exchanged", "np.argsort(-side[kept].astype(float)", "np.argsort(side[kept].astype(float)"),
     (
         "the jackknife lacks K − 1",
-        "jnp.sqrt((draws - 1) * jnp.var(without, axis=1))",
-        "jnp.sqrt(jnp.var(without, axis=1))",
+        "_spread(without, (draws - 1) / draws)",
+        "_spread(without, 1 / draws)",
     ),
     ("a U-statistic is divided by K²", "(total - own) / (draws * (draws - 1))", "(total - own) / draws**2"),
-    ("a standard error is a standard deviation", "ddof=1) / draws**0.5 if draws > 1", "ddof=1) if draws > 1"),
+    (
+        "a standard error is a standard deviation",
+        "1 / (draws * (draws - 1))) if draws > 1",
+        "1 / (draws - 1)) if draws > 1",
+    ),
     (
         "gradient norms are averaged, not their squares",
         "gradient_norm=jnp.sqrt(jnp.mean(squared, axis=0))",

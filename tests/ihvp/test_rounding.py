@@ -10,7 +10,7 @@ import pytest
 from influence_ssl_jax import trees
 from influence_ssl_jax.augment import GaussianNoise
 from influence_ssl_jax.curvature.contributions import measure
-from influence_ssl_jax.ihvp.rounding import gradient_lengths
+from influence_ssl_jax.ihvp.rounding import gradient_lengths, product_doubt
 from influence_ssl_jax.losses import CosineDistance, SimCLR
 from tests import problems
 
@@ -55,3 +55,18 @@ def test_a_loss_without_a_gradient_for_each_example_is_refused():
     taken = measure(problem.objective, problem.params, problem.frozen, batch).gradients
     with pytest.raises(TypeError, match="got SimCLR"):
         gradient_lengths(dataclasses.replace(problem.objective, loss=SimCLR()), taken)
+
+
+def test_the_doubt_of_products_is_measured_if_they_lose_digits():
+    matrix = jnp.diag(jnp.linspace(0.1, 1.0, 20))
+    like, damping = matrix[0], jnp.asarray(0.1)
+
+    def coarse(rows):
+        return jnp.round(rows @ matrix, 3)  # as products of small differences lose digits
+
+    exact, rounded = (float(product_doubt(products, like, damping)) for products in (lambda v: v @ matrix, coarse))
+    assert exact < 1e-13
+    rows = np.random.default_rng(0).normal(size=(50, 20))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    error = np.linalg.norm(np.asarray(coarse(rows)) - rows @ np.asarray(matrix), axis=1)
+    assert error.max() < rounded < 100 * error.max()
