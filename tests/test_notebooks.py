@@ -10,7 +10,12 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
 def test_there_are_notebooks_and_each_has_code():
-    assert {path.name for path in NOTEBOOKS} >= {"compare_ihvp.ipynb", "curate.ipynb", "theory.ipynb"}
+    assert {path.name for path in NOTEBOOKS} >= {
+        "bring_your_network.ipynb",
+        "compare_ihvp.ipynb",
+        "curate.ipynb",
+        "theory.ipynb",
+    }
     for path in NOTEBOOKS:
         cells = nbformat.read(path, as_version=4).cells
         assert any(cell.cell_type == "code" and cell.source.strip() for cell in cells), path.name

@@ -330,6 +330,41 @@ def plan(scale: Memorised) -> dict[str, Callable[[], Mapping[str, Any]]]:
     return {**halves, **wholes}
 
 
+def over_dampings(
+    scale: Memorised, name: str, effect: Float[np.ndarray, " images"], first: Result, mean: Result, resamples: int
+) -> dict[str, Any]:
+    """Return how well scores over one curvature rank the effect, for every damping.
+
+    Args:
+        scale: The scale.
+        name: The curvature.
+        effect: The effect of each image.
+        first: What the encoder of the first seed says.
+        mean: Mean ranks over the encoders of all seeds.
+        resamples: Bootstrap draws of images.
+    """
+    keys = {label: f"{name}, {label}" for label in dampings(scale)}
+
+    def ranks(effect: np.ndarray, *columns: np.ndarray) -> dict[str, float]:
+        return {label: spearman(effect, column) for label, column in zip(keys, columns, strict=True)}
+
+    def gains(effect: np.ndarray, *columns: np.ndarray) -> dict[str, float]:
+        every = ranks(effect, *columns)
+        return {label: value - every[DEFAULT] for label, value in every.items() if label != DEFAULT}
+
+    def tell(statistics: Callable[..., dict[str, float]], of: Result) -> dict[str, results.Estimate]:
+        return results.resampled(statistics, effect, *(of[key] for key in keys.values()), resamples=resamples)
+
+    norms = first[COLUMNS["gradient_norm"]]
+    return {
+        "λ": {label: float(first[f"λ of {key}"]) for label, key in keys.items()},
+        "spearman": tell(ranks, first),
+        "spearman less that of the default": tell(gains, first),
+        "spearman of the mean rank over seeds": tell(ranks, mean),
+        "spearman with the gradient norm": {label: spearman(first[key], norms) for label, key in keys.items()},
+    }
+
+
 def compared(scale: Memorised, answers: dict[str, Result], inside: np.ndarray, resamples: int) -> dict[str, Any]:
     """Return the record of all results."""
     wholes = [answers[f"whole_{seed}"] for seed in scale.seeds]
@@ -337,25 +372,10 @@ def compared(scale: Memorised, answers: dict[str, Result], inside: np.ndarray, r
     effect = effects(losses, inside)
     predictors = [{EXACT: each[f"measurement, {DEFAULT}"], **{name: each[name] for name in RIVALS}} for each in wholes]
     first, mean = wholes[0], average(wholes)
-    by_damping = {}
-    for name in ("measurement", "pretraining"):
-        labels = {label: f"{name}, {label}" for label in dampings(scale)}
-
-        def ranks(effect: np.ndarray, *columns: np.ndarray, labels: Mapping[str, str] = labels) -> dict[str, float]:
-            return {label: spearman(effect, column) for label, column in zip(labels, columns, strict=True)}
-
-        def tell(of: Result, labels: Mapping[str, str] = labels, ranks: Callable = ranks) -> dict[str, Any]:
-            columns = [of[key] for key in labels.values()]
-            return results.resampled(ranks, effect.mean(axis=0), *columns, resamples=resamples)
-
-        by_damping[name] = {
-            "λ": {label: float(first[f"λ of {key}"]) for label, key in labels.items()},
-            "spearman": tell(first),
-            "spearman of the mean rank over seeds": tell(mean),
-            "spearman with the gradient norm": {
-                label: spearman(first[key], first["gradient norm"]) for label, key in labels.items()
-            },
-        }
+    by_damping = {
+        name: over_dampings(scale, name, effect.mean(axis=0), first, mean, resamples)
+        for name in ("measurement", "pretraining")
+    }
     return {
         "images": inside.shape[1],
         "encoders": 2 * len(inside),

@@ -336,6 +336,7 @@ COMMANDS = {
     "stability": stability.Stability,
     "outputs": outputs.Outputs,
     "retraining": retraining.Retraining,
+    "memorised": memorised.Memorised,
     "removal": removal.Removal,
     "supervised": removal.Removal,
 }

@@ -4,10 +4,12 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from influence_ssl_jax import randomness
 from influence_ssl_jax.evaluation.calibration import Calibration
+from influence_ssl_jax.evaluation.certificate import Audit, certify
 from influence_ssl_jax.evaluation.comparison import Examples, compare_backends
 from influence_ssl_jax.evaluation.exact import Truth
 from influence_ssl_jax.ihvp import Damping, Identity
@@ -64,3 +66,11 @@ def test_certificates():
     one = jax.random.key_data(randomness.root(9, Stream.COMMON_NOISE))
     np.testing.assert_array_equal(jax.random.key_data(common.key), [one] * 4)
     np.testing.assert_array_equal(common.image, batch.image)
+    problem, damping, key = given()[0], jnp.asarray(0.1), jax.random.key(0)
+    own, common = (
+        certify(problem, problem.objective, batch, damping, key, settings, Audit(width=1e-3))
+        for settings in (OWN, COMMON)
+    )
+    assert own.lower[0] > own.upper[2] or own.upper[0] < own.lower[2]
+    np.testing.assert_allclose(common.lower[0], common.lower[2], rtol=1e-9)
+    np.testing.assert_allclose(common.upper[0], common.upper[2], rtol=1e-9)
