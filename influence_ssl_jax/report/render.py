@@ -96,6 +96,7 @@ def _contents(run: ScoredRun, images: Images | None, why: str, extent: Extent) -
         "scored": len(rows),
         "distribution": plots.distribution(run, tail) if len(rows) else None,
         "inside": _inside(run),
+        "by_halves": run.record.get("curvature_set"),
         "searched": _count_searched(run),
         "uncertainty": plots.uncertainty(run) if len(rows) else None,
         "comparisons": [(comparison, plots.scatter(run, comparison)) for comparison in comparisons],

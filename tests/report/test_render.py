@@ -190,6 +190,28 @@ def test_images_of_the_curvature_set_are_told(tmp_path, left_out, said):
     np.testing.assert_array_equal(resolved_scores(pq.read_table(tmp_path / "scores.parquet"), facts), known)
 
 
+@pytest.mark.parametrize("by_halves", [True, False])
+def test_what_the_choice_of_the_curvature_set_leaves_open_is_told(tmp_path, by_halves):
+    facts = {
+        "curvature_set": {
+            "halves": {"spearman": 0.912, "highest 1 %": 0.25},
+            "half and whole": {"spearman": 0.954, "highest 1 %": 0.5},
+            "median relative standard error": 0.031,
+            "images": 4,
+        }
+    }
+    with ScoreStore.open(tmp_path, {}, 4) as store:
+        store.append(pa.table({"index": np.arange(4), "id": list("abcd"), "score": [1.0, 2.0, 3.0, 4.0]}))
+        store.finish(None, lambda index: {"in_curvature_set": index < 0}, facts if by_halves else {})
+    page = render(tmp_path).read_text().replace("\u202f", " ")
+    said = (
+        "rank 4 images with a correlation (Spearman) of 0.912, and agree on 25 % of the highest 1 %",
+        "these are 0.954 and 50 %",
+        "a standard error of 3.1 % of its size",
+    )
+    assert [each in page for each in said] == [by_halves] * 3
+
+
 def test_an_unfinished_or_damaged_run_is_refused(tmp_path, bare_folder):
     with pytest.raises(StoreError, match=r"has no scores.parquet: .* or the run is not finished"):
         render(tmp_path / "nowhere")
