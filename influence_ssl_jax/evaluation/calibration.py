@@ -299,7 +299,7 @@ def _radius(errors: np.ndarray, level: float) -> float:
 
 def _least(level: float) -> int:
     """Return the fewest examples that give a finite radius."""
-    return next(m for m in range(1, 10**6) if _place(m, level) <= m)
+    return next(m for m in itertools.count(1) if _place(m, level) <= m)
 
 
 def _for_curve(count: int) -> int:

@@ -22,6 +22,15 @@ def test_an_image_depends_on_its_number_and_seed_alone():
     assert one.fingerprint() != other.fingerprint()
 
 
+def test_an_image_is_a_grating_of_the_documented_form():
+    rng, image = np.random.default_rng([4, 3]), Synthetic(count=10, size=8, classes=4, seed=4).open().read(3).image
+    y, x = np.mgrid[:8, :8] / 8
+    along = rng.uniform(1, 3) * (x * np.cos(3 * np.pi / 4) + y * np.sin(3 * np.pi / 4))
+    waves = np.stack([np.cos(2 * np.pi * (along + phase)) for phase in rng.uniform(0, 1, 3)], axis=2)
+    want = np.clip(0.5 + 0.35 * waves + 0.05 * rng.standard_normal((8, 8, 3)), 0, 1)
+    np.testing.assert_allclose(image / 255, want, atol=0.51 / 255)
+
+
 def test_the_class_is_the_orientation():
     source = Synthetic(count=40, size=32, classes=2).open()
     for index in range(40):

@@ -209,6 +209,7 @@ def test_errors_say_what_to_do():
         Calibration().fit(-np.ones(9), np.ones(9), np.ones(9))
     with pytest.raises(InfluenceError, match="at least 6 examples"):
         Calibration().coverage(np.ones(5), np.ones(5), np.ones(5))
+    assert Calibration().coverage(np.ones(6), np.ones(6), np.ones(6)).expected == 1  # intervals are infinite
     with pytest.raises(InfluenceError, match="has an upper bound"):
         Calibration().fit(np.ones(9), np.ones(9), np.full(9, np.inf))
     with pytest.raises(ValueError, match="between 0 and 1"):

@@ -234,6 +234,17 @@ def test_bounds_from_rows_allow_for_rows_that_are_off():
         run(problem, problem.objective, batch, value, jax.random.key(0), SCORING, settings, rows._replace(doubt=doubt))
         for doubt in (off, 0 * off)
     )
+    wide = run(
+        problem,
+        problem.objective,
+        batch,
+        value,
+        jax.random.key(0),
+        SCORING,
+        settings,
+        rows._replace(doubt=2 * jnp.sqrt(value)),
+    )
+    np.testing.assert_allclose(wide.upper, (1 + 2 * 2 + 5 * 2**2) * unknown.upper, rtol=1e-6)
     assert (known.lower <= want).all()
     assert (want <= known.upper).all()
     assert ((unknown.upper < want) | (want < unknown.lower)).all()
