@@ -53,7 +53,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "curvature": ("tests/curvature", "tests/ihvp"),
     "ihvp": ("tests/ihvp",),
     "scoring": ("tests/scoring", "tests/evaluation", "tests/parallel/test_devices.py"),
-    "evaluation": ("tests/evaluation", "tests/scoring/test_common_noise.py"),
+    "evaluation": ("tests/evaluation", "tests/scoring/test_common_noise.py", "tests/ihvp/test_certificate.py"),
     "losses": ("tests/losses", "tests/curvature"),
     "linalg": ("tests/linalg", "tests/ihvp"),
     "data": ("tests/data",),

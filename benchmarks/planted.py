@@ -677,6 +677,12 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
 """(name, the text in the package, the text in its place)."""
 
 EQUIVALENT: dict[str, str] = {
+    "_solve_vector: 0 → 1 in jnp.moveaxis(left, 0, 1)": "the axis that is passed over has one entry",
+    "Gram.workspace: 4 → 5 in 4 * max(block.size for block in state.blocks)": "a larger upper bound of memory",
+    "MatrixBlock._inner_products: positions * self.inputs → (positions) / (self.inputs)": (
+        "an estimate of memory, by which a batch is cut into parts; sums of the parts are the same"
+    ),
+    "_measured_slack: 2 → 3 in 2 * 8**0.5": "a wider interval, which holds too",
     "Krylov vectors are orthogonalised once": (
         "`_orthonormal` orthogonalises each block against all earlier ones again, after it is normalised; the pass that is "
         "left out is a third one, for blocks that lose nearly all of their length"
