@@ -411,7 +411,8 @@ def stubbed(monkeypatch):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_experiment_goes_from_images_to_the_page(name, tmp_path, monkeypatch):
     stubbed(monkeypatch)
-    own = {"retraining": {"cuts": 4}, "outputs": {"compared": 20}}.get(name, {})
+    tiny = {"cuts": 2, "steps": 5, "rows": 32, "draws": 2, "dimensions": (0.5,)}
+    own = {"retraining": {"cuts": 4}, "outputs": {"compared": 20}, "memorised": tiny}.get(name, {})
     if name in ("stability", "outputs"):
         own["scored"] = 24
     scale = COMMANDS[name](
@@ -419,7 +420,8 @@ def test_every_experiment_goes_from_images_to_the_page(name, tmp_path, monkeypat
         figures=tmp_path, **own,
     )  # fmt: skip
     experiment = {
-        each.__name__.rpartition(".")[2]: each for each in (stability, outputs, retraining, removal, supervised)
+        each.__name__.rpartition(".")[2]: each
+        for each in (stability, outputs, retraining, memorised, removal, supervised)
     }
     few = {} if name == "removal" else {"resamples": 3}  # removal has few seeds, and draws no images
     find = functools.partial(experiment[name].find, **few)

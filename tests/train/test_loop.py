@@ -207,7 +207,7 @@ def test_another_run_in_the_folder_is_refused_with_the_difference(finished):
 
 def test_a_folder_of_something_else_is_refused_untouched(tmp_path):
     (tmp_path / "scores.parquet").write_text("mine")
-    with pytest.raises(TrainingError, match=r"not empty and holds no run \(scores.parquet, …\)"):
+    with pytest.raises(TrainingError, match=r"not empty and holds no training run \(scores.parquet, …\)"):
         run(small(SimCLR(0.5), epochs=1), tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["scores.parquet"]
 
