@@ -295,7 +295,7 @@ def scored(scale: Memorised, params: Params, pictures: Pictures) -> Result:
     images = jnp.asarray(pictures.images, jnp.float32) / 255
     embeddings = np.asarray(scale.network("encode")({"backbone": params["backbone"]}, {}, images))
     told[COLUMNS["pixel_variance"]] = np.asarray(pixel_variance(images))
-    told[COLUMNS["knn_distance"]] = find_neighbours(embeddings).distance
+    told[COLUMNS["knn_distance"]] = find_neighbours(embeddings.astype(np.float32)).distance
     return told
 
 

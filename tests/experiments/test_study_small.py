@@ -166,15 +166,15 @@ def test_perceptrons_that_are_trained_together_are_those_trained_alone():
 def test_scores_of_perceptrons_are_those_of_the_whole_matrix_for_every_damping():
     pictures = read(PERCEPTRONS, "train")
     (params,) = memorised.trained(PERCEPTRONS, pictures, np.arange(24)[None], 0)
+    params = trees.astype(params, jax.numpy.float64)
     scores = memorised.scored(PERCEPTRONS, params, pictures)
-    for name, drawn in memorised.curvatures(PERCEPTRONS, params, pictures).items():
-        problem = dataclasses.replace(drawn, params=trees.astype(drawn.params, jax.numpy.float64))
+    for name, problem in memorised.curvatures(PERCEPTRONS, params, pictures).items():
         for label in memorised.dampings(PERCEPTRONS):
             scoring = Scoring(Damping(absolute=float(scores[f"λ of {name}, {label}"])), draws=2, batch_size=small.BATCH)
             scorer = Scorer.fit(problem, Exact(), scoring, PERCEPTRONS.measurement())
             batches = memorised.loaded(pictures)
             want = np.concatenate([np.asarray(scorer(each.batch).score)[each.valid] for each in batches])
-            np.testing.assert_allclose(scores[f"{name}, {label}"], want, rtol=1e-2)  # gradients in float32
+            np.testing.assert_allclose(scores[f"{name}, {label}"], want, rtol=5e-2)
 
 
 def test_what_perceptrons_memorise_goes_to_the_page(tmp_path):
