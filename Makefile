@@ -1,7 +1,7 @@
 # make demo: set up, then pretrain, score and report on the bundled data.   make test: set up, then every check.
 # make docs: build the site, strictly, into site/.
 # make bench: set up with the peers, measure, render docs/benchmarks.md. INFLUENCE_SSL_TFDS=… names prepared CIFAR-10.
-# make study: ask the published study's questions, render docs/results/study.md. CIFAR10=… names prepared CIFAR-10, CIFAIR=… the
+# make study: ask the published study's questions, render docs/results/study.md. CIFAR10=… names prepared CIFAR-10 and CIFAR-100, CIFAIR=… the
 # folder of ciFAIR's lists of duplicates, FAIRFACE=… that of FairFace, ENCODERS=… folders of encoders. It continues where it
 # was stopped.
 # The first interpreter that is found, starts, is new enough and can make environments; looked for once, and only if needed.
@@ -68,7 +68,7 @@ bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.render
 
 QUESTIONS := table duplicates borders separation distribution deviation beyond_loss perturbations strengths choices
-SMALL_QUESTIONS := stability outputs retraining memorised removal supervised
+SMALL_QUESTIONS := stability outputs trajectory retraining memorised removal supervised
 ENCODERS ?= $(addprefix experiments/encoders/,simclr_torch_w16_cifar10 byol_torch_w16_cifar10 barlow_twins_torch_w16_cifar10)
 
 study: $(VENV)/dev
@@ -79,6 +79,7 @@ study: $(VENV)/dev
 	for question in $(SMALL_QUESTIONS); do \
 		$(BIN)/python -m experiments.study.$$question --data-dir '$(CIFAR10)' || exit 1; \
 	done
+	$(BIN)/python -m experiments.study.stability --images cifar100 --data-dir '$(CIFAR10)'
 	$(BIN)/python -m experiments.study.faces --fairface '$(FAIRFACE)'
 	$(BIN)/python -m experiments.study.page
 

@@ -136,7 +136,7 @@ class Pretrained:
         grid: How the backends are varied. Steps of CG, ASTRA and LiSSA would take a product with C each, for each image.
     """
 
-    method: Literal["simclr", "simclr_torch", "byol", "barlow_twins"] = "simclr_torch"
+    method: Literal["simclr_torch", "byol_torch", "barlow_twins_torch"] = "simclr_torch"
     out: Path = Path("runs/compare_ihvp")
     data_dir: Path | None = None
     examples: int = 200

@@ -303,6 +303,27 @@ def stability(record: Record) -> Finding:
     return Finding(text, HOLDS if high else WEAKLY if weakly else NOT if low else UNDECIDED)
 
 
+def trajectory(record: Record) -> Finding:
+    """Report where planted images stand and what scores go along with, after few epochs and at the end."""
+    parts = []
+    for method, each in record["found"].items():
+        first, *_, last = [one for one in each["snapshots"] if one["epochs"]]
+        ends = ", ".join(
+            f"{kind} {number(first['auroc'][kind]['score'][0])} → {interval(last['auroc'][kind]['score'])}"
+            for kind in last["auroc"]
+        )
+        parts.append(
+            f"{method}: accuracy of 20 neighbours {number(first['accuracy']['knn'])} → {number(last['accuracy']['knn'])}; "
+            f"AUROC of planted {ends}; Spearman with the alignment loss "
+            f"{number(first['found']['alignment loss'][0])} → {interval(last['found']['alignment loss'])}, between the two "
+            f"scores {interval(first['found']['the last'])} (at most {number(first['at most']['the last'])}); settled "
+            f"from {each['settled']} epochs on"
+        )
+    epochs = [one["epochs"] for one in next(iter(record["found"].values()))["snapshots"] if one["epochs"]]
+    text = f"{scale_of(record)}; after {epochs[0]} and {epochs[-1]}. {'. '.join(parts)}."
+    return Finding(text, OPEN)
+
+
 def removal(record: Record) -> Finding:
     """Judge Figure 6 by differences of accuracy to nothing removed, within a seed, with intervals over seeds.
 
@@ -530,6 +551,10 @@ QUESTIONS = (
         needs="three encoders of one method and data set that differ in the seed alone", answered_by="small",
     ),
     Question(
+        "Fig. 2", "And on CIFAR-100?", "consistently high correlation", "stability_cifar100", stability,
+        needs="three encoders of one method and data set that differ in the seed alone", answered_by="small",
+    ),
+    Question(
         "Fig. 3", "Where do the highest and lowest sit among the embeddings?", "highest intermingled, lowest in clusters",
         "separation", separation,
     ),
@@ -584,6 +609,10 @@ QUESTIONS = (
     Question(
         "–", "Encoder or projector output, curvature of the pretraining loss?", "–", "outputs", outputs,
         needs="a fit of its own for each, of the encoder with its projector", answered_by="small",
+    ),
+    Question(
+        "–", "What does a score mean as training proceeds?", "–", "trajectory", trajectory,
+        needs="snapshots of one training of each method", answered_by="small",
     ),
     Question(
         "–", "Does a score predict what retraining without the image does?", "–", "retraining", retraining,

@@ -1,7 +1,7 @@
 """Train many small encoders with this package, and score images by them.
 
 What the experiments share that need more encoders than one: `stability`, `retraining`, `removal` and `outputs`. Images are
-those of CIFAR-10, shrunk by averaging; networks are ResNet-18 of few channels. The published scale is `--pixels 32
+those of CIFAR, shrunk by averaging; networks are ResNet-18 of few channels. The published scale is `--pixels 32
 --width 64 --train 50000 --epochs 1000`. Every encoder leaves one small file of results under `runs`, so that the same
 command continues where it was stopped; `--minutes 10` begins no further encoder after ten minutes.
 
@@ -12,7 +12,8 @@ order of the images are those of `influence_ssl_jax.train`.
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -87,9 +88,9 @@ class Small:
     """At which scale encoders are trained.
 
     Attributes:
-        images: Which data: CIFAR-10, or the bundled digits, which need no download.
+        images: Which data: CIFAR-10, CIFAR-100, or the bundled digits, which need no download.
         data_dir: Where tensorflow-datasets keeps prepared data sets.
-        pixels: Height and width; CIFAR-10 is shrunk by averaging squares of pixels.
+        pixels: Height and width; CIFAR is shrunk by averaging squares of pixels.
         width: Channels of the first stage of the ResNet-18 (published: 64).
         train: Training images, the first of tensorflow-datasets' order, which is shuffled.
         test: Test images.
@@ -103,7 +104,7 @@ class Small:
         figures: Folder of the pictures.
     """
 
-    images: Literal["cifar10", "digits"] = "cifar10"
+    images: Literal["cifar10", "cifar100", "digits"] = "cifar10"
     data_dir: str | None = None
     pixels: int = 16
     width: int = 4
@@ -122,6 +123,8 @@ class Small:
         """Return the settings of a method at this scale, with seed 0."""
         recipe = METHODS[method]
         shape = dataclasses.replace(recipe.architecture, width=self.width)
+        if method == "supervised" and self.images == "cifar100":
+            shape = dataclasses.replace(shape, output=100)
         return dataclasses.replace(recipe, architecture=shape, epochs=self.epochs, batch_size=self.batch_size)
 
     def described(self) -> dict[str, Any]:
@@ -181,7 +184,7 @@ def read(scale: Small, part: Literal["train", "test"]) -> Pictures:
     if scale.images == "digits":
         source = Digits(scale.pixels, digits=count, seed=int(part == "test"))
     else:
-        source = Tfds("cifar10", f"{part}[:{count}]", scale.data_dir)
+        source = Tfds(scale.images, f"{part}[:{count}]", scale.data_dir)
     opened = source.open()
     pixels = [
         ToInput(*each.image.shape[:2])(each.image)
@@ -191,8 +194,11 @@ def read(scale: Small, part: Literal["train", "test"]) -> Pictures:
     return Pictures(shrink(np.stack(pixels), scale.pixels), np.asarray(opened.labels())[:count])
 
 
-def train(scale: Small, method: str, pictures: Pictures, seed: int) -> Trained:
-    """Train an encoder; those of one method and number of images share a compiled step.
+def passes(scale: Small, method: str, pictures: Pictures, seed: int) -> Iterator[Trained]:
+    """Train an encoder, and yield it before the first epoch and after every epoch.
+
+    The next epoch takes the arrays of a yielded encoder: read them before. Encoders of one method and number of images
+    share a compiled step.
 
     Raises:
         ValueError: If the loss is not finite at the end of an epoch.
@@ -201,21 +207,35 @@ def train(scale: Small, method: str, pictures: Pictures, seed: int) -> Trained:
     own = dataclasses.replace(settings, seed=seed)
     step, source = make_step(settings, len(pictures.labels) // size), pictures.open()
     state, loss = initial(own, pictures.images.shape[1:]), jnp.zeros(())
+    yield Trained(own, pictures.images.shape[1:], state.params, state.frozen, ())
     for number in range(1, settings.epochs + 1):
         for loaded in epoch(source, pictures.to_input(), size, seed, number):
             state, metrics = step(state, loaded.batch)
             loss = metrics["loss"]
         if not np.isfinite(float(loss)):
             raise ValueError(f"{method}, seed {seed}: the loss is {float(loss)} in epoch {number}.")
-    row = {"epoch": settings.epochs, "loss": float(loss)}
-    return Trained(own, pictures.images.shape[1:], state.params, state.frozen, (row,))
+        row = {"epoch": number, "loss": float(loss)}
+        yield Trained(own, pictures.images.shape[1:], state.params, state.frozen, (row,))
+
+
+def train(scale: Small, method: str, pictures: Pictures, seed: int) -> Trained:
+    """Train an encoder for all epochs."""
+    (last,) = deque(passes(scale, method, pictures, seed), maxlen=1)
+    return last
+
+
+def place_of(scale: Small, method: str, seed: int, epochs: int | None = None) -> Path:
+    """Return where an encoder is kept: the trained one, or the one after so many epochs."""
+    after = "" if epochs is None else f"_{epochs}"
+    place = scale.folder() / "encoders" / f"{method.lower().replace(' ', '_')}_{seed}{after}"
+    place.parent.mkdir(exist_ok=True)
+    return place
 
 
 def encoder_of(scale: Small, method: str, seed: int, pictures: Pictures) -> Trained:
     """Train an encoder and keep it, or read it where it was trained before."""
-    place = scale.folder() / "encoders" / f"{method.lower().replace(' ', '_')}_{seed}"
+    place = place_of(scale, method, seed)
     if not place.with_suffix(".json").exists():
-        place.parent.mkdir(exist_ok=True)
         save(place, train(scale, method, pictures, seed))
     return load_trained(place)
 
@@ -406,11 +426,13 @@ Find = Callable[[Any], tuple[dict[str, Any], Figure | None]]
 def answer(scale: Small, name: str, find: Find) -> Path:
     """Find a result, and write it with its scale and its command."""
     record, figure = find(scale)
+    command, other = f"python -m experiments.study.{name} --data-dir DIR", scale.images == "cifar100"
+    place = f"{name}_cifar100" if other else name
     if figure is not None:
         scale.figures.mkdir(parents=True, exist_ok=True)
-        figure.savefig(scale.figures / f"{name}.png", dpi=110, metadata={"Software": None})
-    told = {"command": f"python -m experiments.study.{name} --data-dir DIR", "scale": scale.described()}
-    return results.write(scale.results, name, {**told, **record})
+        figure.savefig(scale.figures / f"{place}.png", dpi=110, metadata={"Software": None})
+    told = {"command": command + (" --images cifar100" if other else ""), "scale": scale.described()}
+    return results.write(scale.results, place, {**told, **record})
 
 
 def main(name: str, kind: type[Small], find: Find) -> None:

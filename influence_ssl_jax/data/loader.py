@@ -544,6 +544,11 @@ def draw_curvature_set(
     key = randomness.root(seed, Stream.CURVATURE_EXAMPLES)
     loaded = [stack(rows, (), transform, size, key).batch for rows in whole]
     used = itertools.islice(contents.items(), drawn // size * size)
+    if drawn // size * size < count:
+        _log.warning(
+            "The curvature set has %s images, not the %s that were asked for: %s can be used, in whole batches of %s.",
+            *(f"{number:,}" for number in (drawn // size * size, count, drawn if drawn < count else count, size)),
+        )
     return CurvatureDraw(jax.tree.map(lambda *leaves: jnp.stack(leaves), *loaded), dict(used))
 
 

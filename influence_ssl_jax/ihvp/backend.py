@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, Key
 from influence_ssl_jax.configuration import COUNT, POSITIVE, check_numbers
 from influence_ssl_jax.curvature.gradients import ExampleGradients
 from influence_ssl_jax.errors import CurvatureError, IndefiniteError, InfluenceError
+from influence_ssl_jax.linalg.quadrature import Tridiagonal, anchor_at_zero
 from influence_ssl_jax.problem import Problem
 from influence_ssl_jax.types import Params
 
@@ -45,6 +46,8 @@ class Spectrum(NamedTuple):
         resolution: Eigenvalues up to this share of the largest count as zero; if None, it is the relative spacing of
             their type times their number, or times 1,024 if they are more.
         probes: Number of random vectors behind estimated counts. Points are in equal runs, one for each of them.
+        runs: The Lanczos runs behind estimated points. Another quadrature by them bounds the sum of `counts · x/(x + λ)`
+            from below, where that over `values` bounds it from above (`anchor_at_zero`).
     """
 
     values: Float[Array, " points"]
@@ -52,10 +55,23 @@ class Spectrum(NamedTuple):
     rank: int | None = None
     resolution: float | None = None
     probes: int | None = None
+    runs: Tridiagonal | None = None
 
 
 Spectra: TypeAlias = Spectrum | dict[str, Spectrum]
 """The spectrum of the whole matrix, or of each block of a block-diagonal backend."""
+
+
+class DampingError(NamedTuple):
+    """How far a λ is known that was computed from random vectors.
+
+    Attributes:
+        relative_standard_error: What other random vectors would change; None if none were drawn.
+        bounds: Bounds of λ for the vectors that were drawn, if a quadrature stands between them and λ; None otherwise.
+    """
+
+    relative_standard_error: float | None
+    bounds: tuple[float, float] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +177,28 @@ class Damping:
             without.append(math.log(self._of(spectra._replace(**dict(zip(("values", "counts"), kept, strict=True))))))
         return math.sqrt((probes - 1) * np.var(without))
 
+    def bounds_by_spectrum(self, spectra: Spectra) -> tuple[float, float] | None:
+        """Bound λ from both sides, for the random vectors that were drawn.
+
+        λ by the exact sums `Σ counts · x/(x + λ)` of these vectors lies between the bounds, whatever rank C is between the
+        number of eigenvalues that cannot be zero and the largest possible one. So does the estimate of λ. What other vectors
+        would change is `error_by_spectrum`. None if the eigenvalues are known.
+        """
+        if not isinstance(spectra, Spectrum) or spectra.runs is None or spectra.rank is None:
+            return None
+        values, counts = (np.asarray(each, np.float64) for each in spectra[:2])
+        least_values, least_counts = anchor_at_zero(spectra.runs, float(counts.sum()))
+        most = min(float(spectra.rank), float(counts.sum()))
+        least = min(float(least_counts[least_values > 0].sum()), most)
+        if self.effective_dimension is None:
+            trace = self.relative * float(values @ counts)
+            low, high = trace / most, trace / least if least > 0 else math.inf
+        else:
+            low = _with_dimension(least_values, least_counts, self.effective_dimension * most)
+            high = _with_dimension(values, counts, self.effective_dimension * least)
+        estimate = self._of(spectra)
+        return min(low, estimate), max(high, estimate)
+
     def _of(self, spectrum: Spectrum) -> float:
         """Return λ of one spectrum, computed in float64.
 
@@ -180,12 +218,27 @@ class Damping:
         rank = float(counts.sum())  # the dimension without damping, so that a λ exists for every share
         if self.effective_dimension is None:
             return self.relative * trace / rank
-        low, high = np.log(values.min()) - 60.0, np.log(values.max()) + 60.0
-        for _ in range(100):  # bisection: the effective dimension decreases with λ
-            middle = (low + high) / 2
-            dimension = float(np.sum(counts * values / (values + np.exp(middle))))
-            low, high = (middle, high) if dimension > self.effective_dimension * rank else (low, middle)
-        return float(np.exp((low + high) / 2))
+        return _with_dimension(values, counts, self.effective_dimension * rank)
+
+
+def _with_dimension(
+    values: Float[np.ndarray, " points"], counts: Float[np.ndarray, " points"], dimension: float
+) -> float:
+    """Return the λ at which `Σ counts · x/(x + λ)` is `dimension`.
+
+    It is zero if no positive λ gives so much, and infinite if every λ gives more than zero.
+    """
+    values, counts = values[values > 0], counts[values > 0]
+    if counts.sum() <= dimension:
+        return 0.0
+    if dimension <= 0:
+        return math.inf
+    low, high = np.log(values.min()) - 60.0, np.log(values.max()) + 60.0
+    for _ in range(100):  # bisection: the dimension decreases with λ
+        middle = (low + high) / 2
+        more = float(np.sum(counts * values / (values + np.exp(middle)))) > dimension
+        low, high = (middle, high) if more else (low, middle)
+    return float(np.exp((low + high) / 2))
 
 
 def _at_most(
@@ -496,17 +549,15 @@ class Backend(abc.ABC, Generic[State]):
             "relative_to='nonzero' needs. Give relative or absolute damping, or use Gram, CG, EKFAC or LoGra."
         )
 
-    def damping_error(self, state: State, damping: Damping) -> float | None:
-        """Return the relative standard error of λ from random probes.
-
-        None if λ is known.
-        """
+    def damping_error(self, state: State, damping: Damping) -> DampingError:
+        """Return how far λ is known: what random vectors and quadrature leave."""
         if damping.absolute is not None:
-            return None
+            return DampingError(None, None)
         if damping.of_spectrum:
-            return damping.error_by_spectrum(self.spectrum(state))
+            spectrum = self.spectrum(state)
+            return DampingError(damping.error_by_spectrum(spectrum), damping.bounds_by_spectrum(spectrum))
         error = self.mean_error(state)
-        return None if error is None else float(error)
+        return DampingError(None if error is None else float(error), None)
 
     def resolve(self, state: State, damping: Damping) -> Resolved:
         """Return λ as a number for a fitted matrix.

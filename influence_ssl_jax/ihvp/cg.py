@@ -213,4 +213,4 @@ def spectrum_by_products(problem: Problem, probes: int, steps: int) -> Spectrum:
 
     rank = min(row_count(problem, None), trees.size(problem.params))
     points = density(problem)
-    return Spectrum(points.values, points.counts, rank, probes=probes)
+    return Spectrum(points.values, points.counts, rank, probes=probes, runs=points.t)

@@ -591,7 +591,7 @@ def _solve_vector(state: GramState, vector: Params, damping: Float[Array, ""]) -
                 state.rows[name],
                 part[0],
             )[1]
-            joined = jnp.moveaxis(left, 0, 1).reshape(-1)[: part.shape[-1]] / value
+            joined = left.reshape(-1)[: part.shape[-1]] / value
             solution[name] = jax.lax.convert_element_type(joined, part.dtype).reshape(parts[name].shape)
     return cut.assemble(vector, state.blocks, solution)
 
@@ -709,8 +709,17 @@ def _cut(size: int) -> tuple[int, int]:
 
 def _spans(rows: Float[Array, "n size"], spans: int, span: int) -> Float[Array, "spans n span"]:
     """Divide rows into spans, with zeros at the end."""
-    even = jnp.pad(rows, ((0, 0), (0, spans * span - rows.shape[1])))
-    return jnp.swapaxes(even.reshape(-1, spans, span), 0, 1)
+    return jnp.swapaxes(_pad(rows, spans * span).reshape(-1, spans, span), 0, 1)
+
+
+def _pad(rows: Float[Array, "n size"], width: int) -> Float[Array, "n width"]:
+    """Append zeros to rows."""
+    return jnp.pad(rows, ((0, 0), (0, width - rows.shape[1])))
+
+
+def _columns(rows: Float[Array, "n size"], first: Int[Array, ""] | int, count: int) -> Float[Array, "n count"]:
+    """Return some columns, which need no copy of the others in another layout."""
+    return jax.lax.dynamic_slice_in_dim(rows, first, count, axis=1)
 
 
 def _width(state: GramState, name: str) -> int:
@@ -748,20 +757,21 @@ def _over_spans(
     order of the spans is the same.
     """
 
-    def fold(total: PyTree, items: tuple[Array, ...]) -> tuple[PyTree, PyTree]:
-        length = len(items[0])
-        group = min(length, _spans_at_once(compute, items))
+    def fold(total: PyTree, part: Array, vectors: list[Array]) -> tuple[PyTree, PyTree]:
+        length, _, span = part.shape
+        group = min(length, _spans_at_once(compute, (part[0], *(each[:, :span] for each in vectors))))
         if group == 1:
 
-            def step(total: PyTree, item: tuple[Array, ...]) -> tuple[PyTree, PyTree]:
-                part, kept = compute(*item)
-                return jax.tree.map(jnp.add, total, part), kept
+            def step(total: PyTree, item: tuple[Array, Array]) -> tuple[PyTree, PyTree]:
+                number, a = item
+                summed, kept = compute(a, *(_columns(each, number * span, span) for each in vectors))
+                return jax.tree.map(jnp.add, total, summed), kept
 
-            return jax.lax.scan(step, total, items)
+            return jax.lax.scan(step, total, (jnp.arange(length, dtype=jnp.int32), part))
 
         def add_group(total: PyTree, first: Int[Array, ""] | int, count: int) -> tuple[PyTree, PyTree]:
-            some = [jax.lax.dynamic_slice_in_dim(each, first, count) for each in items]  # no copy of all rows
-            parts, kept = jax.vmap(compute)(*some)
+            some = [_spans(_columns(each, first * span, count * span), count, span) for each in vectors]
+            parts, kept = jax.vmap(compute)(jax.lax.dynamic_slice_in_dim(part, first, count), *some)  # no copy of all
             return jax.tree.map(lambda total, part: total + jnp.sum(part, axis=0), total, parts), kept
 
         groups, rest = divmod(length, group)
@@ -774,22 +784,21 @@ def _over_spans(
         return total, jax.tree.map(lambda *parts: jnp.concatenate(parts), kept, last)
 
     if isinstance(rows, Sharded):
-        return fold(start, (rows.array, *(_spans(each, rows.array.shape[0], rows.array.shape[2]) for each in vectors)))
-    cut_up = [_spans(each, rows.length, rows.span) for each in vectors]
+        length, _, span = rows.array.shape
+        return fold(start, rows.array, [_pad(each, length * span) for each in vectors])
+    span, padded = rows.span, [_pad(each, rows.length * rows.span) for each in vectors]
     slabs, rest = divmod(rows.length, rows.at_once)
     whole = slabs * rows.at_once
 
-    def of_slab(total: PyTree, item: tuple[Array, ...]) -> tuple[PyTree, PyTree]:
-        first, *parts = item
-        return fold(total, (rows.read(first, rows.at_once), *parts))
+    def of_slab(total: PyTree, first: Int[Array, ""]) -> tuple[PyTree, PyTree]:
+        parts = [_columns(each, first * span, rows.at_once * span) for each in padded]
+        return fold(total, rows.read(first, rows.at_once), parts)
 
-    firsts = rows.at_once * jnp.arange(slabs, dtype=jnp.int32)
-    slabbed = [each[:whole].reshape(slabs, rows.at_once, *each.shape[1:]) for each in cut_up]
-    total, stacked = jax.lax.scan(of_slab, start, (firsts, *slabbed))
+    total, stacked = jax.lax.scan(of_slab, start, rows.at_once * jnp.arange(slabs, dtype=jnp.int32))
     stacked = jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), stacked)
     if not rest:
         return total, stacked
-    total, last = fold(total, (rows.read(jnp.int32(whole), rest), *(each[whole:] for each in cut_up)))
+    total, last = fold(total, rows.read(jnp.int32(whole), rest), [each[:, whole * span :] for each in padded])
     return total, jax.tree.map(lambda *parts: jnp.concatenate(parts), stacked, last)
 
 

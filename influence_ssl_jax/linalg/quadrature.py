@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from influence_ssl_jax import randomness
@@ -140,10 +141,12 @@ class Density(NamedTuple):
     Attributes:
         values: Ritz values of every probe.
         counts: Number of eigenvalues that each point represents; they sum to the size of C.
+        t: The Lanczos run of every probe.
     """
 
     values: Float[Array, " points"]
     counts: Float[Array, " points"]
+    t: Tridiagonal
 
 
 class _Lanczos(NamedTuple):
@@ -305,10 +308,51 @@ def spectral_density(
         coupling = t.beta[0, :-1]
         matrix = jnp.diag(t.alpha[0]) + jnp.diag(coupling, 1) + jnp.diag(coupling, -1)
         values, vectors = jnp.linalg.eigh(matrix)
-        return Density(jnp.maximum(values, 0.0), vectors[0] ** 2 * (size / probes))
+        return Density(jnp.maximum(values, 0.0), vectors[0] ** 2 * (size / probes), t)
 
-    densities = jax.lax.map(of_probe, jax.random.split(key, probes))
-    return Density(densities.values.reshape(-1), densities.counts.reshape(-1))
+    values, counts, (alpha, beta, taken) = jax.lax.map(of_probe, jax.random.split(key, probes))
+    return Density(values.reshape(-1), counts.reshape(-1), Tridiagonal(alpha[:, 0], beta[:, 0], taken[0]))
+
+
+def anchor_at_zero(t: Tridiagonal, size: float) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
+    """Return Gauss–Radau points and counts, with a point of every probe at zero.
+
+    For every probe and λ > 0, the sum of `counts · x/(x + λ)` over these points is at most the probe's exact value, and
+    that over the points of `spectral_density` is at least this value. The count at zero is at least the number of zero
+    eigenvalues, as the probe sees it. The rounding of the Lanczos run itself is not part of these bounds. Reference:
+    Golub & Meurant, Matrices, Moments and Quadrature, 2010, section 6.2.
+
+    Args:
+        t: The Lanczos run of every probe.
+        size: Number of rows of C, which the counts sum to.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> matrix = jnp.diag(jnp.asarray([0.0, 3.0]))
+        >>> density = spectral_density(lambda rows: rows @ matrix, jax.random.key(0), matrix[0], probes=1, steps=1)
+        >>> values, counts = anchor_at_zero(density.t, 2.0)
+        >>> values.round(3).tolist(), counts.round(3).tolist()
+        ([0.0, 3.0], [1.0, 1.0])
+    """
+    alphas, betas = (np.asarray(each, np.float64) for each in t[:2])
+    eps = float(jnp.finfo(t.alpha.dtype).eps)
+    points, counts = [], []
+    for alpha, beta in zip(alphas, betas, strict=True):
+        coupling = beta[:-1]
+        matrix = np.diag(alpha) + np.diag(coupling, 1) + np.diag(coupling, -1)
+        values = np.linalg.eigvalsh(matrix)
+        anchor = min(values[0], 0.0) - eps * values[-1]  # zero, but for the rounding of T
+        pivot = alpha[0] - anchor
+        for following, coupled in zip(alpha[1:], coupling, strict=True):
+            pivot = following - anchor - coupled**2 / pivot
+        extended = np.pad(matrix, (0, 1))
+        extended[-1, -1] = anchor + beta[-1] ** 2 / pivot if beta[-1] > 0 else 0.0
+        extended[-1, -2] = extended[-2, -1] = beta[-1]
+        values, vectors = np.linalg.eigh(extended)
+        values[0] = 0.0
+        points.append(np.maximum(values, 0.0))
+        counts.append(vectors[0] ** 2 * (size / len(alphas)))
+    return np.concatenate(points), np.concatenate(counts)
 
 
 def _step(products: Rows, lanczos: _Lanczos) -> _Lanczos:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import time
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator
@@ -820,10 +821,14 @@ def describe_run(settings: ScoreRun, prepared: Prepared, scorer: Scorer) -> dict
 
 
 def describe_damping(scorer: Scorer) -> dict[str, Plain]:
-    """Return λ in numbers, with its relative standard error if estimated."""
+    """Return λ in numbers, and how far it is known if estimated."""
+    error, bounds = scorer.backend.damping_error(scorer.state, scorer.settings.damping)
     description = {"resolved": as_numbers(scorer.damping)}
-    error = scorer.backend.damping_error(scorer.state, scorer.settings.damping)
-    return description if error is None else {**description, "relative_standard_error": error}
+    if error is not None:
+        description["relative_standard_error"] = error
+    if bounds is not None:
+        description["bounds"] = [bound if math.isfinite(bound) else None for bound in bounds]  # None: no upper bound
+    return description
 
 
 def as_numbers(damping: Resolved) -> Plain:

@@ -234,6 +234,20 @@ def test_less_than_a_batch_is_one_smaller_batch():
     assert resident(opened(1), INPUT, count=1, batch_size=1, seed=0).image.shape == (1, 1, 4, 4, 3)
 
 
+@pytest.mark.parametrize(
+    ("images", "count", "says"),
+    [
+        (22, 100, "has 20 images, not the 100 that were asked for: 22 can be used, in whole batches of 4"),
+        (50, 21, "has 20 images, not the 21 that were asked for: 21 can be used, in whole batches of 4"),
+        (50, 20, None),
+        (3, 100, "has 3 images, not the 100 that were asked for: 3 can be used"),
+    ],
+)
+def test_a_curvature_set_smaller_than_asked_for_says_so(images, count, says, caplog):
+    resident(opened(images), INPUT, count=count, batch_size=4, seed=0)
+    assert (says in caplog.text) if says else not caplog.text
+
+
 def test_no_curvature_set_without_images():
     with pytest.raises(DataError, match=r"None of the 2 examples can be used. The first is "):
         resident(opened(2, broken=(0, 1)), INPUT, count=2, batch_size=2, seed=0)

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 import tyro
+from matplotlib.figure import Figure
 from scipy import stats
 
-from experiments.study import memorised, outputs, page, removal, retraining, small, stability, supervised
+from experiments.study import memorised, outputs, page, removal, retraining, small, stability, supervised, trajectory
 from experiments.study.page import HOLDS, NOT, UNDECIDED, WEAKLY
 from experiments.study.small import Pictures, Small, complete, read, shrink
 from influence_ssl_jax import trees
@@ -332,6 +333,81 @@ def test_four_ways_are_compared_in_pairs():
     assert "encoder by measurement, encoder by pretraining" in page.outputs(record).text
 
 
+TINY = trajectory.Trajectory(images="digits", train=1000, epochs=4, snapshots=(0, 2, 4), planted=20, scored=500)
+
+
+def test_planted_images_stand_in_front():
+    rng = np.random.default_rng(1)
+    given = Pictures(rng.integers(0, 256, (60, 8, 8, 3)).astype(np.uint8), np.arange(60) % 10)
+    pictures = trajectory.plant(given, 5, 0)
+    assert pictures.images.shape == given.images.shape
+    np.testing.assert_array_equal(pictures.images[15:], given.images[:45])
+    np.testing.assert_array_equal(pictures.images[10:15], given.images[:5])
+    assert (pictures.images[5:10].std(axis=(1, 2)) == 0).all()
+    assert pictures.images[:5].std() > 60
+    assert pictures.labels.tolist() == [-1] * 10 + given.labels[:5].tolist() + given.labels[:45].tolist()
+    members = {kind: np.flatnonzero(trajectory.positives(kind, 5, 40)).tolist() for kind in trajectory.KINDS}
+    assert members == {
+        "noise": list(range(5)), "one colour": list(range(5, 10)), "copies": list(range(10, 20)),
+    }  # fmt: skip
+
+
+def snapshots_of(scores):
+    """Columns of snapshots by their scores, with random rivals."""
+    rng = np.random.default_rng(2)
+    for score in scores:
+        columns = {name: rng.uniform(1, 2, (2, len(score))) for name in small.RIVALS}
+        yield {**columns, "score": np.stack([score, score]), "accuracy, knn": 0.3, "accuracy, linear": 0.4}
+
+
+def test_a_trajectory_has_the_meaning_and_the_end_that_were_planted():
+    rng, count = np.random.default_rng(3), 560
+    pictures = Pictures(rng.integers(0, 256, (1000, 8, 8, 3)).astype(np.uint8), np.arange(1000) % 10)
+    last = rng.uniform(1, 2, count)
+    last[:20] += 2  # noise
+    last[20:40] -= 1  # one colour
+    last[40:80] -= 1  # copies
+    last[60:] += pictures.labels[60:count] / 10
+    first = rng.uniform(1, 2, count)
+    near = last + rng.normal(size=count) / 100
+    told = trajectory.follow(TINY, list(snapshots_of([first, near, last])), pictures, resamples=20)
+    untrained, middle, end = told["snapshots"]
+    assert told["settled"] == 2
+    assert end["auroc"]["noise"]["score"].value == 1
+    assert end["auroc"]["one colour"]["score"].value == 0
+    assert end["auroc"]["copies"]["score"].value > 0.95
+    assert abs(untrained["auroc"]["noise"]["score"].value - 0.5) < 0.2
+    assert end["found"]["explained by the class"].value > 0.2 > 0.1 > untrained["found"]["explained by the class"].value
+    assert middle["found"]["the last"].value > 0.99 > 0.3 > abs(untrained["found"]["the last"].value)
+    assert middle["found"]["the one before"].value == pytest.approx(untrained["found"]["the last"].value, abs=0.05)
+    assert "the one before" not in untrained["found"]
+    assert end["at most"]["the last"] == pytest.approx(1)
+    assert [each["epochs"] for each in told["snapshots"]] == [0, 2, 4]
+    told = trajectory.follow(TINY, list(snapshots_of([last, first, last])), pictures, resamples=2)
+    assert told["settled"] == 4
+
+
+def test_snapshots_are_the_training_at_its_epochs(tmp_path, monkeypatch):
+    monkeypatch.setitem(small.METHODS, "SimCLR", small_settings(SimCLR(0.5)))
+    scale = trajectory.Trajectory(
+        images="digits", pixels=8, train=24, epochs=2, snapshots=(0, 1, 2), batch_size=12, runs=tmp_path
+    )
+    pictures, kept = read(scale, "train"), {}
+    monkeypatch.setattr(
+        trajectory, "save", lambda place, each: kept.update({place.name: jax.tree.map(np.array, each.params)})
+    )
+    losses = trajectory.trained(scale, "SimCLR", pictures)["losses"]
+    assert len(losses) == 3
+    assert np.isnan(losses[0])
+    assert list(kept) == ["simclr_0_0", "simclr_0_1", "simclr_0_2"]
+    whole = small.train(scale, "SimCLR", pictures, 0).params
+    jax.tree.map(np.testing.assert_array_equal, kept["simclr_0_2"], whole)
+    moved = [float(np.linalg.norm(trees.ravel(each) - trees.ravel(whole))) for each in kept.values()]
+    assert moved[0] > moved[1] > moved[2] == 0
+    with pytest.raises(ValueError, match="end with the last of 50 epochs"):
+        trajectory.Trajectory(snapshots=(0, 10))
+
+
 COMMANDS = {
     "stability": stability.Stability,
     "outputs": outputs.Outputs,
@@ -339,17 +415,21 @@ COMMANDS = {
     "memorised": memorised.Memorised,
     "removal": removal.Removal,
     "supervised": removal.Removal,
+    "trajectory": trajectory.Trajectory,
 }
 
 
 def test_committed_results_have_the_scale_of_their_command():
     answers = page.SmallEncoders.load(page.RESULTS).answers
-    assert answers.keys() <= COMMANDS.keys()
-    assert COMMANDS.keys() == {question.result for question in page.QUESTIONS if question.answered_by == "small"}
+    asked = {str(question.result) for question in page.QUESTIONS if question.answered_by == "small"}
+    assert answers.keys() <= asked
+    assert COMMANDS.keys() == {name.removesuffix("_cifar100") for name in asked}
     for name, record in answers.items():
         program, flag, module, *options = record["command"].split()
-        assert (program, flag, module) == ("python", "-m", f"experiments.study.{name}")
-        of = tyro.cli(COMMANDS[name], args=options)
+        experiment = name.removesuffix("_cifar100")
+        assert (program, flag, module) == ("python", "-m", f"experiments.study.{experiment}")
+        of = tyro.cli(COMMANDS[experiment], args=options)
+        assert (of.images == "cifar100") == name.endswith("_cifar100")
         assert json.loads(json.dumps(page.results.rounded(of.described()))) == record["scale"]
 
 
@@ -363,6 +443,16 @@ def test_a_question_is_answered_by_one_kind_of_encoders():
         answered = {name: kind.finding(question) for name, kind in kinds.items()}
         assert [name for name, has_answer in answered.items() if has_answer] == [question.answered_by]
         assert answered[question.answered_by].verdict == page.NOT_RUN
+
+
+def test_results_on_cifar100_have_files_and_a_command_of_their_own(tmp_path):
+    scale = Small(images="cifar100", results=tmp_path, figures=tmp_path)
+    place = small.answer(scale, "stability", lambda _: ({"images": 3}, Figure()))
+    assert place.name == "stability_cifar100.json"
+    assert json.loads(place.read_text(encoding="utf-8"))["command"].endswith("--data-dir DIR --images cifar100")
+    assert (tmp_path / "stability_cifar100.png").exists()
+    assert scale.settings("supervised").architecture.output == 100
+    assert Small().settings("supervised").architecture.output == 10
 
 
 def test_the_encoders_of_outputs_are_those_of_stability(tmp_path):
@@ -400,28 +490,33 @@ def stubbed(monkeypatch):
     class Unfitted:
         settings = small.METHODS["SimCLR"]
 
-    for module in (removal, stability, outputs, retraining):
+    for module in (removal, stability, outputs, retraining, trajectory):
         monkeypatch.setattr(module, "score", score)
         monkeypatch.setattr(module, "accuracies", accuracies, raising=False)
         monkeypatch.setattr(module, "train", lambda *_: Unfitted, raising=False)
         monkeypatch.setattr(module, "encoder_of", lambda *_: Unfitted, raising=False)
     monkeypatch.setattr(retraining, "alignment", alignment)
+    monkeypatch.setattr(trajectory, "trained", lambda *_: {"losses": [1.0]})
+    monkeypatch.setattr(trajectory, "load", lambda _: Unfitted)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_experiment_goes_from_images_to_the_page(name, tmp_path, monkeypatch):
     stubbed(monkeypatch)
     tiny = {"cuts": 2, "steps": 5, "rows": 32, "draws": 2, "dimensions": (0.5,)}
-    own = {"retraining": {"cuts": 4}, "outputs": {"compared": 20}, "memorised": tiny}.get(name, {})
+    snapshots = {"planted": 4, "scored": 20, "snapshots": (0, 1, 2), "epochs": 2}
+    own = {
+        "retraining": {"cuts": 4}, "outputs": {"compared": 20}, "memorised": tiny, "trajectory": snapshots,
+    }.get(name, {})  # fmt: skip
+    own |= {} if name == "trajectory" else {"seeds": (0, 1)}
     if name in ("stability", "outputs"):
         own["scored"] = 24
     scale = COMMANDS[name](
-        images="digits", pixels=8, train=40, test=24, seeds=(0, 1), runs=tmp_path / "runs", results=tmp_path,
-        figures=tmp_path, **own,
+        images="digits", pixels=8, train=40, test=24, runs=tmp_path / "runs", results=tmp_path, figures=tmp_path, **own,
     )  # fmt: skip
     experiment = {
         each.__name__.rpartition(".")[2]: each
-        for each in (stability, outputs, retraining, memorised, removal, supervised)
+        for each in (stability, outputs, retraining, memorised, removal, supervised, trajectory)
     }
     few = {} if name == "removal" else {"resamples": 3}  # removal has few seeds, and draws no images
     find = functools.partial(experiment[name].find, **few)

@@ -1,11 +1,14 @@
 """What damping is in numbers: relative to a mean eigenvalue, absolute, and of a block without curvature."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from influence_ssl_jax import randomness
 from influence_ssl_jax.ihvp import Damping
 from influence_ssl_jax.ihvp.backend import Spectrum
+from influence_ssl_jax.linalg.quadrature import spectral_density
 
 
 def test_a_block_without_curvature_gets_a_millionth_of_the_strongest_ones():
@@ -40,3 +43,26 @@ def test_an_estimated_spectrum_says_how_far_its_damping_varies(damping):
     errors = [damping.error_by_spectrum(each) for each in spectra[:30]]
     assert 0.7 < np.sqrt(np.mean(np.square(errors))) / np.std(found) < 1.4
     assert damping.error_by_spectrum(spectra[0]._replace(probes=None)) is None
+
+
+@pytest.mark.parametrize("damping", [Damping(effective_dimension=0.3), Damping(0.1, relative_to="nonzero")])
+@pytest.mark.parametrize("steps", [6, 12, 30])
+def test_quadrature_bounds_hold_the_damping_of_the_probes_themselves(damping, steps):
+    """20 drawn matrices of rank 24 of 80, by 12 signs each, for which λ is computed from all eigenvalues."""
+    rng = np.random.default_rng(steps)
+    widths = []
+    for number in range(20):
+        basis = np.linalg.qr(rng.normal(size=(80, 80)))[0]
+        eigenvalues = np.append(10.0 ** rng.uniform(-3, 0, 24), np.zeros(56))
+        matrix = jnp.asarray((basis * eigenvalues) @ basis.T)
+        density = spectral_density(lambda rows, c=matrix: rows @ c, jax.random.key(number), matrix[0], 12, steps)
+        bounds = damping.bounds_by_spectrum(Spectrum(density.values, density.counts, 40, None, 12, density.t))
+        keys = jax.random.split(jax.random.key(number), 12)
+        signs = np.concatenate([randomness.signs(key, (1, 80), matrix.dtype) for key in keys])
+        weights = np.mean((signs @ basis) ** 2, axis=0)
+        exact = float(damping.resolve_by_spectrum(Spectrum(jnp.asarray(eigenvalues), jnp.asarray(weights), rank=40)))
+        assert bounds is not None
+        assert bounds[0] * (1 - 1e-9) <= exact <= bounds[1] * (1 + 1e-9)
+        widths.append(bounds[1] / bounds[0] - 1)
+    if steps == 30:  # the rank is known to be between 24, as the probes see it, and 40
+        assert np.median(widths) < (0.8 if damping.effective_dimension is None else 10)

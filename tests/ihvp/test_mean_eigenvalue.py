@@ -102,11 +102,12 @@ def test_the_record_of_a_run_says_how_uncertain_relative_damping_is():
     problem = problems.problem(SquaredEuclid(), module=problems.Linear(), image=3)
     backend = Identity()
     state = jax.jit(backend.fit)(problem, jax.random.key(1))
+    blocks = state.blocks
 
     def recorded(damping):
         settings = Scoring(damping, batch_size=1)
         return describe_damping(
-            Scorer(problem, state, backend.resolve(state, damping), problem.objective, backend, settings, state.blocks)
+            Scorer(problem, state, backend.resolve(state, damping), problem.objective, backend, settings, blocks)
         )
 
     entry = recorded(Damping(0.1))
@@ -116,7 +117,12 @@ def test_the_record_of_a_run_says_how_uncertain_relative_damping_is():
     backend = CG(probes=4, lanczos_steps=20)
     state = jax.jit(backend.fit)(problem, jax.random.key(1))
     share = Damping(effective_dimension=0.3)
-    assert backend.damping_error(state, share) == share.error_by_spectrum(backend.spectrum(state)) > 0
+    spectrum = backend.spectrum(state)
+    error, (low, high) = share.error_by_spectrum(spectrum), share.bounds_by_spectrum(spectrum)
+    entry = recorded(share)
+    assert entry["relative_standard_error"] == error > 0
+    assert entry["bounds"] == [low, high]
+    assert 0 < low <= entry["resolved"] <= high < np.inf
 
 
 def test_kfac_has_the_factors_whatever_the_number_of_samples():
