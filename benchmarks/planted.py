@@ -397,6 +397,26 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ("a measurement's head is a sum", "return jnp.mean(self.values(outputs))", "return jnp.sum(self.values(outputs))"),
     # linalg
     (
+        "the last pivot of the node at zero is not divided",
+        "anchor + beta[-1] ** 2 / pivot if",
+        "anchor + beta[-1] ** 2 if",
+    ),
+    (
+        "bounds of λ take the dimension of the other quadrature",
+        "low = _with_dimension(least_values, least_counts, self.effective_dimension * most)",
+        "low = _with_dimension(values, counts, self.effective_dimension * most)",
+    ),
+    (
+        "bounds of λ take one rank",
+        "high = _with_dimension(values, counts, self.effective_dimension * least)",
+        "high = _with_dimension(values, counts, self.effective_dimension * most)",
+    ),
+    (
+        "a curvature set smaller than asked for is taken silently",
+        "if drawn // size * size < count:",
+        "if False:",
+    ),
+    (
         "the node of Radau is on the other side of its slack",
         "coupled / last - slack + damping - slack",
         "coupled / last + slack + damping - slack",
@@ -780,6 +800,10 @@ LIKELY: dict[str, str] = {
     "the covariance of a softmax is not centred": "test_curvature",
     "features are centred along the wrong axis": "test_values",
     "a measurement's head is a sum": "test_values",
+    "the last pivot of the node at zero is not divided": "test_quadrature",
+    "bounds of λ take the dimension of the other quadrature": "test_damping",
+    "bounds of λ take one rank": "test_damping",
+    "a curvature set smaller than asked for is taken silently": "test_loader",
     "the node of Radau is on the other side of its slack": "test_quadrature",
     "the slack of Radau is not added to the diagonal": "test_quadrature",
     "the measured slack is dropped": "test_quadrature",

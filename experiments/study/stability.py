@@ -2,7 +2,7 @@
 
 Published: consistently high correlation between the scores of encoders that differ in their initialisation.
 
-    python -m experiments.study.stability --data-dir DIR                     (TIME of one core, resumable)
+    python -m experiments.study.stability --data-dir DIR                     (half an hour of one core, resumable)
     python -m experiments.study.stability --data-dir DIR --images cifar100   (as long again)
 
 Three encoders of each method (seeds 0, 42 and 123: other first parameters, another order, other views) score the same images
@@ -57,11 +57,9 @@ class Stability(Small):
 
     methods: tuple[str, ...] = ("SimCLR", "Barlow Twins", "BYOL")
     seeds: tuple[int, ...] = (0, 42, 123)
-    width: int = 8
-    train: int = 10_000
-    epochs: int = 30
-    scored: int = 1024
-    curvature: int = 512
+    train: int = 1024
+    scored: int = 256
+    curvature: int = 256
 
 
 def scored(scale: Stability, method: str, seed: int, pictures: Pictures, test: Pictures) -> dict[str, Any]:

@@ -718,7 +718,7 @@ def _pad(rows: Float[Array, "n size"], width: int) -> Float[Array, "n width"]:
 
 
 def _columns(rows: Float[Array, "n size"], first: Int[Array, ""] | int, count: int) -> Float[Array, "n count"]:
-    """Return some columns, which need no copy of the others in another layout."""
+    """Return some columns, without a copy of the others."""
     return jax.lax.dynamic_slice_in_dim(rows, first, count, axis=1)
 
 

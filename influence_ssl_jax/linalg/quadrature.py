@@ -315,7 +315,7 @@ def spectral_density(
 
 
 def anchor_at_zero(t: Tridiagonal, size: float) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
-    """Return Gauss–Radau points and counts, with a point of every probe at zero.
+    """Return Gauss–Radau points with one at zero for every probe.
 
     For every probe and λ > 0, the sum of `counts · x/(x + λ)` over these points is at most the probe's exact value, and
     that over the points of `spectral_density` is at least this value. The count at zero is at least the number of zero
@@ -349,8 +349,7 @@ def anchor_at_zero(t: Tridiagonal, size: float) -> tuple[Float[np.ndarray, " poi
         extended[-1, -1] = anchor + beta[-1] ** 2 / pivot if beta[-1] > 0 else 0.0
         extended[-1, -2] = extended[-2, -1] = beta[-1]
         values, vectors = np.linalg.eigh(extended)
-        values[0] = 0.0
-        points.append(np.maximum(values, 0.0))
+        points.append(np.where(values > -4 * anchor, values, 0.0))
         counts.append(vectors[0] ** 2 * (size / len(alphas)))
     return np.concatenate(points), np.concatenate(counts)
 

@@ -8,7 +8,15 @@ import matfree.decomp
 import numpy as np
 import pytest
 
-from influence_ssl_jax.linalg.quadrature import Tridiagonal, gauss, quadratic_form_bounds, radau
+from influence_ssl_jax import randomness
+from influence_ssl_jax.linalg.quadrature import (
+    Tridiagonal,
+    anchor_at_zero,
+    gauss,
+    quadratic_form_bounds,
+    radau,
+    spectral_density,
+)
 
 SIZE = 36
 
@@ -241,3 +249,32 @@ def test_products_that_are_not_those_of_a_symmetric_matrix_are_measured_and_allo
     assert (want <= interval.upper).all()
     assert (np.asarray(interval.slack) > 3e-4).all()
     assert (np.asarray(interval.upper - interval.lower) < 0.5 * want).all()
+
+
+@functools.partial(jax.jit, static_argnames="steps")
+def density_of(matrix, key, steps):
+    return spectral_density(lambda rows: rows @ matrix, key, matrix[0], 4, steps)
+
+
+@pytest.mark.parametrize("steps", [3, 10, 25])
+def test_a_node_at_zero_bounds_dimensions_from_below_and_gauss_from_above(steps):
+    """10 drawn matrices of rank 20 of 60 by 4 probes each; with 25 steps both are exact."""
+    rng = np.random.default_rng(steps)
+    for number in range(10):
+        basis = np.linalg.qr(rng.normal(size=(60, 60)))[0]
+        eigenvalues = np.append(10.0 ** rng.uniform(-3, 0, 20), np.zeros(40))
+        matrix, key = jnp.asarray((basis * eigenvalues) @ basis.T), jax.random.key(number)
+        density = density_of(matrix, key, steps)
+        values, counts = anchor_at_zero(density.t, 60.0)
+        np.testing.assert_allclose(counts.reshape(4, -1).sum(axis=1), 15)
+        signs = np.concatenate([randomness.signs(each, (1, 60), matrix.dtype) for each in jax.random.split(key, 4)])
+        weights = np.mean((signs @ basis) ** 2, axis=0)
+        assert counts[values == 0].sum() >= weights[20:].sum() * (1 - 1e-9)
+        for damping in 10.0 ** np.arange(-5, 2):
+            exact = np.sum(weights * eigenvalues / (eigenvalues + damping))
+            low = np.sum(counts * values / (values + damping))
+            high = np.sum(density.counts * density.values / (density.values + damping))
+            assert low <= exact * (1 + 1e-7)
+            assert exact <= high * (1 + 1e-7)
+            if steps == 25:
+                np.testing.assert_allclose([low, high], exact, rtol=1e-6)
