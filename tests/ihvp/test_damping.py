@@ -9,7 +9,7 @@ import pytest
 
 from influence_ssl_jax.ihvp import Damping
 from influence_ssl_jax.ihvp.backend import Spectrum
-from influence_ssl_jax.linalg.quadrature import spectral_density
+from influence_ssl_jax.linalg.quadrature import anchor_at_zero, spectral_density
 
 
 def test_a_block_without_curvature_gets_a_millionth_of_the_strongest_ones():
@@ -60,9 +60,15 @@ def test_quadrature_bounds_hold_the_damping_of_the_probes_themselves(damping, st
         eigenvalues = np.append(10.0 ** rng.uniform(-3, 0, 24), np.zeros(56))
         diagonal = jnp.asarray(rng.permutation(eigenvalues))
         density = density_of(diagonal, jax.random.key(number), steps)
-        bounds = damping.bounds_by_spectrum(Spectrum(density.values, density.counts, 24, None, 3, density.t))
         exact = float(damping.resolve_by_spectrum(Spectrum(jnp.asarray(eigenvalues), jnp.ones(80))))
-        assert bounds is not None
-        assert bounds[0] * (1 - 1e-9) <= exact <= bounds[1] * (1 + 1e-9)
+        for rank in (60, 24):  # the most that it can be
+            bounds = damping.bounds_by_spectrum(Spectrum(density.values, density.counts, rank, None, 3, density.t))
+            assert bounds is not None
+            assert bounds[0] * (1 - 1e-9) <= exact <= bounds[1] * (1 + 1e-9)
+            if damping.effective_dimension:  # at the lower bound, the quadrature from below has the dimension
+                points, numbers = anchor_at_zero(density.t, 80.0)
+                values, counts = points[points > 0], numbers[points > 0]
+                wanted = rank * damping.effective_dimension
+                assert np.sum(counts * values / (values + bounds[0])) >= min(wanted, counts.sum()) * (1 - 1e-9)
         widths.append(bounds[1] / bounds[0] - 1)
     assert max(widths) < 1e-6 if steps == 30 else min(widths) > 1e-3
