@@ -163,7 +163,7 @@ def scripts() -> list[list[str]]:
     """Documented benchmarks and experiments, with their options; M is the name of a method."""
     every = words_after("python", [*commands(), *dry("bench")])
     chosen = [words for words in every if words and (words[0].startswith("experiments/") or words[0] == "-m")]
-    chosen = [["simclr" if word == "M" else word for word in words] for words in chosen]
+    chosen = [["simclr_torch" if word == "M" else word for word in words] for words in chosen]
     ours = ("experiments/", "-m benchmarks.", "-m influence_ssl_jax")
     return [words for words in chosen if " ".join(words).startswith(ours)]
 
