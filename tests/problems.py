@@ -36,7 +36,8 @@ LOSSES: tuple[Loss, ...] = (
     SquaredEuclid(),
 )
 REGISTERED = {*TRAINING_LOSSES, *MEASUREMENTS}
-assert {type(loss) for loss in LOSSES} == REGISTERED, f"LOSSES is not the list of {REGISTERED}"
+MISSING = sorted(each.__name__ for each in REGISTERED - {type(loss) for loss in LOSSES})
+assert not MISSING, f"Add an instance of each of {MISSING} to LOSSES in tests/problems.py."
 SIZE = 6
 
 

@@ -21,8 +21,6 @@ from influence_ssl_jax.types import Params
 State = TypeVar("State")
 
 _LIMITS = {
-    **dict.fromkeys(("rank", "block", "samples", "probes", "depth", "repeats", "iterations", "shared"), COUNT),
-    **dict.fromkeys(("power_steps", "lanczos_steps", "chunk", "max_parameters", "max_rows"), COUNT),
     **dict.fromkeys(("restarts", "exact_limit"), (0, COUNT[1])),
     **dict.fromkeys(("tolerance", "accuracy"), (0.0, math.inf)),
     "parts": (2, COUNT[1]),
@@ -30,7 +28,7 @@ _LIMITS = {
     "expansion": (1.0, math.inf),
     "scale": POSITIVE,
 }
-"""The least and the greatest value of what backends' fields of these names can be."""
+"""The least and the greatest value of backends' fields of these names; other whole numbers are counts of at least one."""
 
 Resolved: TypeAlias = Float[Array, ""] | dict[str, Float[Array, ""]]
 """Damping as a number: one for the whole matrix, or one for each block of a block-diagonal backend."""
@@ -379,10 +377,11 @@ class Backend(abc.ABC, Generic[State]):
         """Refuse numbers that no computation can take: counts below one, say.
 
         Raises:
-            InfluenceError: A field of this name is outside its limits.
+            InfluenceError: A field is outside its limits.
         """
+        counts = {field.name: COUNT for field in dataclasses.fields(self) if field.type in (int, int | None)}
         try:
-            check_numbers(self, **{name: limits for name, limits in _LIMITS.items() if hasattr(self, name)})
+            check_numbers(self, **counts | {name: limits for name, limits in _LIMITS.items() if hasattr(self, name)})
         except ValueError as error:
             raise InfluenceError(f"{type(self).__name__}: {error}") from None
 

@@ -13,7 +13,7 @@ from influence_ssl_jax.losses.supervised import Supervised
 from influence_ssl_jax.losses.vicreg import VICReg
 
 TRAINING_LOSSES: tuple[type[Loss], ...] = (SimCLR, BYOL, BarlowTwins, SimSiam, VICReg, Supervised)
-"""Losses that a network is trained with: five self-supervised losses and the supervised baseline."""
+"""Losses that a network is trained with, self-supervised or by labels."""
 
 MEASUREMENTS: tuple[type[Measurement], ...] = (CosineDistance, SquaredEuclid)
 """Losses whose gradient is scored."""

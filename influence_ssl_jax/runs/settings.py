@@ -332,8 +332,8 @@ class Unseen:
 class PretrainRun:
     """Train an encoder without labels.
 
-    Losses are those of SimCLR, BYOL, Barlow Twins, SimSiam and VICReg; the supervised baseline reads labels. If a run
-    was stopped, the same command continues it from its last complete epoch.
+    The supervised baseline alone reads labels. If a run was stopped, the same command continues it from its last complete
+    epoch.
 
     influence-ssl pretrain --out runs/simclr --test.split test source:tfds --source.name cifar10
 

@@ -14,9 +14,10 @@ import tyro
 from rich.console import Console
 
 from influence_ssl_jax.cli import main
-from influence_ssl_jax.data import SOURCES
+from influence_ssl_jax.cli.options import choices_of
+from influence_ssl_jax.data import Source
 from influence_ssl_jax.errors import InfluenceError, PartnerError, SkippedError
-from influence_ssl_jax.ihvp import BACKENDS, CG
+from influence_ssl_jax.ihvp import BACKENDS, CG, Backend
 from tests.scored import write_run
 
 
@@ -86,8 +87,8 @@ def test_the_help_of_a_command_with_choices_fits_two_screens(name):
         assert main.run([name, "--help"], out) == 0
     lines = said.get().splitlines()
     assert len(lines) <= 100
-    listed = {"score": BACKENDS, "pretrain": SOURCES, "compare": SOURCES}[name]
-    assert all(any(line.startswith(f"  {each.__name__.lower()}  ") for line in lines) for each in listed)
+    listed = choices_of({"score": Backend, "pretrain": Source, "compare": Source}[name])
+    assert all(any(line.startswith(f"  {each}  ") for line in lines) for each in listed)
     for each in BACKENDS if name == "score" else ():
         assert f"  {each.__name__.lower()}  {each.when_to_use}" in lines
     required = {"score": ["--encoder", "--out"], "compare": ["--encoder", "--out"], "pretrain": ["--out"]}[name]

@@ -1,5 +1,6 @@
 """What is typed is what is run."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from influence_ssl_jax import data, ihvp, losses
 from influence_ssl_jax.augment.noise import GaussianNoise
 from influence_ssl_jax.augment.recipes import PERTURBATIONS
-from influence_ssl_jax.cli.options import parse
+from influence_ssl_jax.cli.options import choices_of, parse
 from influence_ssl_jax.configuration import describe, restore
 from influence_ssl_jax.ihvp import BACKENDS, Damping
 from influence_ssl_jax.runs.settings import Augmentation, PretrainRun, ScoreRun, views
@@ -50,12 +51,16 @@ def test_every_measurement_of_the_list_can_be_asked_for(measurement):
     ).measurement == measurement("clean")
 
 
-@pytest.mark.parametrize("name", [source.__name__.lower() for source in data.SOURCES])
-def test_every_source_of_the_list_can_be_asked_for(name):
-    needed = ["--source.path", "p"] if name in ("folder", "parquet", "shards") else []
+@pytest.mark.parametrize(("name", "choice"), choices_of(data.Source).items())
+def test_every_source_of_the_list_can_be_asked_for(name, choice):
+    without = (dataclasses.MISSING, dataclasses.MISSING)
+    asked = [
+        each.name for each in dataclasses.fields(choice.settings) if (each.default, each.default_factory) == without
+    ]
+    needed = [word for field in asked for word in (f"--source.{field}", "p")]
     for command, required in ((ScoreRun, REQUIRED), (PretrainRun, ["--out", "o"])):
         source = parsed(command, *required, f"source:{name}", *needed, "--source.only", "ids.csv").source
-        assert type(source).__name__.lower() == name
+        assert type(source) is choice.settings
         assert source.only == "ids.csv"
 
 

@@ -66,7 +66,7 @@ class Flat(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Random(Source):
+class RandomDots(Source):
     """Images of this test.
 
     Attributes:
@@ -84,7 +84,7 @@ losses.MEASUREMENTS += (Distance,)
 losses.TRAINING_LOSSES += (Contrast,)
 recipes.PERTURBATIONS["faint"] = GaussianNoise(0.05)
 architectures.ARCHITECTURES += (Flat,)
-data.SOURCES += (Random,)
+data.SOURCES += (RandomDots,)
 
 
 def main(folder: Path) -> None:
@@ -96,7 +96,7 @@ def main(folder: Path) -> None:
     variables = network.init(jax.random.key(0), np.zeros((1, 4, 4, 3), np.float32))
     Encoder.from_linen(network, variables, input=ToInput(4, 4)).save(folder / "encoder")
     shared = ["--encoder", str(folder / "encoder"), "--curvature.examples", "6", "--curvature.batch-size", "6"]
-    chosen = ["source:random", "perturbation:augmentation", "--perturbation.name", "faint", "measurement:distance"]
+    chosen = ["source:random-dots", "perturbation:augmentation", "--perturbation.name", "faint", "measurement:distance"]
     scored, compared = folder / "scores", folder / "compared"
     run = ["score", *shared, "--out", str(scored), "--batch-size", "6"]
     lines = {

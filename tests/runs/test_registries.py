@@ -22,17 +22,17 @@ def test_an_entry_of_each_kind_is_added_in_one_place_and_walks_the_command_line(
 
     words = said["score --help"]["text"]
     assert "  plain  Never, but in this test." in words
-    assert "  random  Images of this test." in words
+    assert "  random-dots  Images of this test." in words
     assert "  distance  A measurement of this test." in words
     assert "faint" in said["perturbations"]["text"]
-    assert "  random  Images of this test." in said["pretrain --help"]["text"]
+    assert "  random-dots  Images of this test." in said["pretrain --help"]["text"]
     assert "  contrast  Contrast, views simclr" in said["pretrain --help"]["text"]
     assert "--training.loss.temperature FLOAT" in said["contrast"]["text"]
 
     record = json.loads((tmp_path / "scores" / "run.json").read_text())
     kept = record["configuration"]
     assert (kept["backend"]["class"], kept["backend"]["rank"]) == ("Plain", 3)
-    assert (kept["source"]["class"], kept["measurement"]["class"]) == ("Random", "Distance")
+    assert (kept["source"]["class"], kept["measurement"]["class"]) == ("RandomDots", "Distance")
     assert kept["perturbation"]["name"] == "faint"
     assert record["identity"]["network"]["network"]["module"]["class"] == "Flat"
     assert record["counts"]["scored"] == 12
