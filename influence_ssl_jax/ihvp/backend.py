@@ -345,6 +345,7 @@ class Workspace(NamedTuple):
     per_draw: int
 
 
+@dataclasses.dataclass(frozen=True)
 class Backend(abc.ABC, Generic[State]):
     """An approximation of `(C + λI)⁻¹`: fitted once, then used with any damping.
 
