@@ -739,7 +739,7 @@ def columns(folder: Path = RESULTS) -> list[Column]:
     return [Column.load(name, folder / name) for name in TITLES if (folder / name / "table.json").exists()]
 
 
-def practice(answered: list[Column], early: Record) -> list[str]:
+def practice(answered: list[Column], early: Record, training: Record | None) -> list[str]:
     """Return what results come to for a user, a sentence each; none before all of the first encoder's are there.
 
     They are those of the first encoder, but for the last sentence.
@@ -761,6 +761,15 @@ def practice(answered: list[Column], early: Record) -> list[str]:
         for column in answered
         if "beyond_loss" in column.answers
     )
+    within = ""
+    if training:
+        before = {method: each["snapshots"][-2] for method, each in training["found"].items()}
+        epochs = next(iter(before.values()))["epochs"]
+        shares = ", ".join(f"{interval(each['found']['the last'])} ({method})" for method, each in before.items())
+        within = (
+            f" Within one training of small encoders, scores after {epochs} of {training['scale']['epochs']} epochs have with "
+            f"the last ones {shares}."
+        )
     return [
         "Do not look for duplicates among low scores: the distance to the nearest embedding finds judged duplicates with an "
         f"AUROC of {number(judged['nearest embedding']['auroc'][0])}, the score with {number(judged['score']['auroc'][0])}.",
@@ -774,8 +783,8 @@ def practice(answered: list[Column], early: Record) -> list[str]:
         f"{number(reliable['draws for a reliability of 0.99'][0])} draws one of 0.99: differences of rank within that "
         "spread mean nothing.",
         "What a score means depends on the encoder, its method and how long it was trained: its Spearman correlation with "
-        f"the alignment loss is {by_encoder}, and {number(min(losses))} to {number(max(losses))} after three to five epochs"
-        ". So look at both ends of the ranking of your own encoder before you act on it.",
+        f"the alignment loss is {by_encoder}, and {number(min(losses))} to {number(max(losses))} after three to five epochs."
+        f"{within} So look at both ends of the ranking of your own encoder before you act on it.",
     ]
 
 
@@ -795,7 +804,7 @@ def page(folder: Path = RESULTS) -> str:
         faces=faces,
         asked=[*answered, small, faces],
         questions=QUESTIONS,
-        practice=practice(answered, early),
+        practice=practice(answered, early, small.answers.get("trajectory")),
         early=early,
     )
 
