@@ -767,8 +767,8 @@ def practice(answered: list[Column], early: Record, training: Record | None) -> 
         epochs = next(iter(before.values()))["epochs"]
         shares = ", ".join(f"{interval(each['found']['the last'])} ({method})" for method, each in before.items())
         within = (
-            f" Within one training of small encoders, scores after {epochs} of {training['scale']['epochs']} epochs have with "
-            f"the last ones {shares}."
+            f" Within one training of small encoders, scores after {epochs} of {training['scale']['epochs']} epochs have "
+            f"a rank correlation with the last ones of {shares}."
         )
     return [
         "Do not look for duplicates among low scores: the distance to the nearest embedding finds judged duplicates with an "
