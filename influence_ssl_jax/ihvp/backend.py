@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Generic, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -345,7 +345,6 @@ class Workspace(NamedTuple):
     per_draw: int
 
 
-@dataclasses.dataclass(frozen=True)
 class Backend(abc.ABC, Generic[State]):
     """An approximation of `(C + λI)⁻¹`: fitted once, then used with any damping.
 
@@ -380,7 +379,8 @@ class Backend(abc.ABC, Generic[State]):
         Raises:
             InfluenceError: A field is outside its limits.
         """
-        counts = {field.name: COUNT for field in dataclasses.fields(self) if field.type in (int, int | None)}
+        fields = dataclasses.fields(cast(Any, self))  # every backend is a dataclass
+        counts = {field.name: COUNT for field in fields if field.type in (int, int | None)}
         try:
             check_numbers(self, **counts | {name: limits for name, limits in _LIMITS.items() if hasattr(self, name)})
         except ValueError as error:
