@@ -141,6 +141,29 @@ def write_parts(
 _log = logging.getLogger(__name__)
 
 
+@dataclasses.dataclass
+class Shared:
+    """What encoders that are scored together share: images and memory.
+
+    Attributes:
+        source: The images, whose notes are reported.
+        reading: Reads each image once.
+        held: Bytes on each device that fitted encoders hold until the end.
+        working: Bytes on each device for the largest of their batches; one encoder scores at a time.
+    """
+
+    source: OpenSource
+    reading: SharedReading
+    held: int = 0
+    working: int = 0
+
+    def add(self, scorer: Scorer) -> None:
+        """Count the memory of a fitted encoder."""
+        need = scorer.memory()
+        self.held += need.fixed
+        self.working = max(self.working, scorer.batch_size * need.per_example)
+
+
 def fit_scorer(
     settings: ScoreRun,
     problem: Problem,
@@ -149,6 +172,7 @@ def fit_scorer(
     store: ScoreStore,
     log: RunLog,
     progress: Progress,
+    shared: Shared | None = None,
 ) -> Scorer:
     """Fit the backend or load an earlier fit, and make a scorer.
 
@@ -160,6 +184,7 @@ def fit_scorer(
         store: The store that keeps the fit.
         log: The log of the run.
         progress: Called at every stage.
+        shared: What the encoders share that are scored together; None for one encoder.
 
     Returns:
         The scorer, on this process's devices.
@@ -174,11 +199,12 @@ def fit_scorer(
     with stage(progress, "fitting the curvature (the first time, it compiles)"):
         log.beat("fitting")
         divided = SplitProblem(problem, all_devices()) if all_devices().size > 1 else None
-        state, notes = _fit_or_load(settings, problem, divided, store)
+        held, working = (0, 0) if shared is None else (shared.held, shared.working)
+        state, notes = _fit_or_load(settings, problem, divided, store, held + working)
         size = None if notes is None else notes["batch_size"]
         log.event("fitted" if size is None else "fit taken up", devices=jax.device_count(), batch_size=size)
         scoring = settings.scoring if size is None else dataclasses.replace(settings.scoring, batch_size=size)
-        scorer = Scorer.of(_place_for_scoring(problem), state, settings.backend, scoring, measurement)
+        scorer = Scorer.of(_place_for_scoring(problem), state, settings.backend, scoring, measurement, held)
         if notes is not None:
             refuse_other_images(digests_as_text(used), notes["images"])
         else:
@@ -189,6 +215,8 @@ def fit_scorer(
         if notes is None:
             kept = {"batch_size": scorer.batch_size, "images": digests_as_text(used)}
             first_only(lambda: save_fitted(store.folder, whole, fingerprint(store.identity), kept))
+    if shared is not None:
+        shared.add(scorer)
     return scorer
 
 
@@ -249,15 +277,18 @@ def scoring_mesh() -> Mesh | None:
 
 
 def _fit_or_load(
-    settings: ScoreRun, problem: Problem, divided: SplitProblem | None, store: ScoreStore
+    settings: ScoreRun, problem: Problem, divided: SplitProblem | None, store: ScoreStore, held: int
 ) -> tuple[PyTree, dict[str, Plain] | None]:
-    """Return the fitted state, and an earlier fit's notes or None."""
+    """Return the fitted state, and an earlier fit's notes or None.
+
+    Other encoders hold `held` bytes on each device.
+    """
     backend, seed, local = settings.backend, settings.scoring.seed, local_devices()
     if isinstance(backend, Gram) and backend.rows == "disk":
         _refuse_several(all_devices().size)
-        return _fit_or_load_from_disk(backend, problem, store)
+        return _fit_or_load_from_disk(backend, problem, store, held)
     expected = shapes(problem, backend, seed) if divided is None else divided.shapes(backend, seed)
-    check_fit(expected.leaves, expected.lengths, backend, local.size)
+    check_fit(expected.leaves, expected.lengths, backend, local.size, held)
     to_memory = jnp.asarray if divided is None else np.asarray  # of the host: one device need not have room for all
     loaded = load_fitted(store.folder, *expected[:2], fingerprint(store.identity), to_memory)
     if agree_with_first(loaded is not None):
@@ -278,17 +309,17 @@ def _refuse_several(devices: int) -> None:
 
 
 def _fit_or_load_from_disk(
-    backend: Gram, problem: Problem, store: ScoreStore
+    backend: Gram, problem: Problem, store: ScoreStore, held: int
 ) -> tuple[PyTree, dict[str, Plain] | None]:
     """Return the state of a Gram with rows on a disk.
 
-    Its notes come too, or None.
+    Its notes come too, or None. Other encoders hold `held` bytes.
 
     Rows that are missing or damaged are formed; a state that belongs to other rows is computed again.
     """
     owner, fit = fingerprint(store.identity), DiskFit(problem, backend, store.folder / ROWS)
     expected = fit.shapes()
-    check_fit(expected.leaves, expected.lengths, backend)
+    check_fit(expected.leaves, expected.lengths, backend, held=held)
     loaded = load_fitted(store.folder, *expected[:2], owner)
     if loaded is None:
         fit.check()
@@ -354,9 +385,7 @@ def score(settings: ScoreRun, progress: Progress = silent) -> None:
             pass
 
 
-def score_in_steps(
-    settings: ScoreRun, progress: Progress, opened: OpenSource | None = None, shared: SharedReading | None = None
-) -> Generator[int, None, None]:
+def score_in_steps(settings: ScoreRun, progress: Progress, shared: Shared | None = None) -> Generator[int, None, None]:
     """Score with one encoder, and stop after each batch.
 
     If the generator is closed, or an error is thrown into it, it writes finished scores as an interrupted run does.
@@ -364,14 +393,15 @@ def score_in_steps(
     Args:
         settings: The settings of a run of one encoder.
         progress: Called at every stage and batch.
-        opened: The images, if they are open and their notes are reported; None opens them.
-        shared: Reads the images for several encoders; None reads them for this one alone.
+        shared: What the encoders share that are scored together; None for one encoder.
 
     Yields:
         0 before the curvature is fitted, and 0 before the first batch; after each batch, the number that follows its last
         image; and the number of images before the table is written. Nothing if the scores are finished.
     """
-    encoder, transform, measured, source = prepared = prepare(settings, progress, opened)
+    encoder, transform, measured, source = prepared = prepare(
+        settings, progress, None if shared is None else shared.source
+    )
     rename_attributes(source)  # attributes that no table can hold are refused before any work
     owner = identity(settings, encoder, transform, source)
     with ScoreStore.open(settings.out, owner, len(source)) as store, RunLog(settings.out) as log:
@@ -389,14 +419,14 @@ def score_in_steps(
         log.beat("reading the curvature set")
         part = batches_of(all_devices()) if all_devices().size > 1 else None
         problem, used = draw_problem(settings, prepared, part, fitted_images(store))
-        scorer = fit_scorer(settings, problem, used, measured, store, log, progress)
+        scorer = fit_scorer(settings, problem, used, measured, store, log, progress, shared)
         if caution := settings.backend.caution(problem):
             progress(Note(caution, "caution"))
         inside = sorted({index for text in gather(json.dumps(sorted(used))) for index in json.loads(text)})
         recorded = {**describe_run(settings, prepared, scorer), **rank_agreement(settings, prepared, scorer, progress)}
         spent: defaultdict[str, float] = defaultdict(float)
         todo_here = own_share(store.todo(), scorer)
-        read = None if shared is None else shared.join(transform, todo_here)
+        read = None if shared is None else shared.reading.join(transform, todo_here)
         yield 0
         began = time.monotonic()
         scored = stream(scorer, source, transform, todo_here, scoring_mesh(), spent, read)
@@ -480,8 +510,8 @@ def score_together(settings: ScoreRun, progress: Progress) -> None:
     opened = settings.source.open()
     for note in opened.notes():
         progress(Note(note, "caution"))
-    shared, together = SharedReading(opened), Together(progress)
-    steps = {name: score_in_steps(run, together.of(name), opened, shared) for name, run in runs.items()}
+    shared, together = Shared(opened, SharedReading(opened)), Together(progress)
+    steps = {name: score_in_steps(run, together.of(name), shared) for name, run in runs.items()}
     place: dict[str, int] = {}
     skipped: list[SkippedError] = []
 

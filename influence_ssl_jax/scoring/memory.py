@@ -45,7 +45,7 @@ class Memory(NamedTuple):
         per_example: Bytes for each example of a batch.
 
     Examples:
-        >>> Memory(fixed=1000, per_example=100).peak(8), Memory(1000, 100).batch_size(4000, "cpu")
+        >>> Memory(fixed=1000, per_example=100).peak(8), Memory(1000, 100).batch_size(2600, "cpu")
         (1800, 8)
     """
 
@@ -56,17 +56,18 @@ class Memory(NamedTuple):
         """Return the bytes for a batch."""
         return self.fixed + batch_size * self.per_example
 
-    def batch_size(self, memory: int, platform: str) -> int:
-        """Return the largest power of two that peaks within half the memory.
+    def batch_size(self, memory: int, platform: str, held: int = 0) -> int:
+        """Return the largest power of two that takes half the free memory.
 
-        It is at least 1.
+        Free is what is not fixed and not held by others. The size is at least 1.
 
         Args:
             memory: Bytes of a device.
             platform: The platform, whose LARGEST is not exceeded.
+            held: Bytes that others hold.
         """
-        most, size = LARGEST.get(platform, 512), 1
-        while 2 * size <= most and 2 * self.peak(2 * size) <= memory:
+        most, free, size = LARGEST.get(platform, 512), memory - held - self.fixed, 1
+        while 2 * size <= most and 2 * (2 * size * self.per_example) <= free:
             size *= 2
         return size
 
@@ -104,7 +105,11 @@ def estimate_memory(
 
 
 def check_fit(
-    leaves: Sequence[jax.ShapeDtypeStruct], lengths: Sequence[int | None], backend: Backend, devices: int = 1
+    leaves: Sequence[jax.ShapeDtypeStruct],
+    lengths: Sequence[int | None],
+    backend: Backend,
+    devices: int = 1,
+    held: int = 0,
 ) -> None:
     """Refuse a state that exceeds a device's memory, before anything is computed.
 
@@ -113,16 +118,18 @@ def check_fit(
         lengths: For each array, its length without padding if devices share it, else None.
         backend: The backend.
         devices: Number of devices of a process that share it.
+        held: Bytes that others hold on each device.
 
     Raises:
         InfluenceError: The state does not fit.
     """
     needed = sum(_array_bytes(leaf, length, devices) for leaf, length in zip(leaves, lengths, strict=True))
     memory, platform = available_memory()
-    if needed > memory:
+    if needed > memory - held:
         rows = sum(
             _array_bytes(leaf, length, 1) for leaf, length in zip(leaves, lengths, strict=True) if length is not None
         )
+        others = f", of which the encoders before it need {held / 2**30:.1f} GiB: score fewer together" if held else ""
         disk = ""
         if isinstance(backend, Gram) and backend.rows == "memory" and devices == 1:
             file = rows if backend.storage == "working" else 2 * rows  # beside rows in bfloat16, what they lack
@@ -132,9 +139,9 @@ def check_fit(
             )
         raise InfluenceError(
             f"{type(backend).__name__} keeps {needed / 2**30:.1f} GiB on each device for this network and curvature set, "
-            f"and one device ({platform}) has {memory / 2**30:.1f} GiB. Take fewer curvature examples or samples (Gram "
-            f"keeps one gradient for each, and the devices of a process share them{disk}), Gram with storage='bfloat16', "
-            "or a backend that keeps less, such as LoGra."
+            f"and one device ({platform}) has {memory / 2**30:.1f} GiB{others}. Take fewer curvature examples or samples "
+            f"(Gram keeps one gradient for each, and the devices of a process share them{disk}), Gram with "
+            "storage='bfloat16', or a backend that keeps less, such as LoGra."
         )
 
 

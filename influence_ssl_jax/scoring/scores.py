@@ -21,7 +21,7 @@ from influence_ssl_jax.problem import Objective, Problem
 from influence_ssl_jax.randomness import Stream
 from influence_ssl_jax.scoring.estimands import Estimand, bound_estimate, curvature_error, estimate, estimate_each
 from influence_ssl_jax.scoring.fitting import fit_checked
-from influence_ssl_jax.scoring.memory import available_memory, estimate_memory
+from influence_ssl_jax.scoring.memory import Memory, available_memory, estimate_memory
 from influence_ssl_jax.types import Batch, PyTree
 
 
@@ -217,11 +217,25 @@ class Scorer:
 
     @classmethod
     def of(
-        cls, problem: Problem, state: PyTree, backend: Backend, settings: Scoring, measurement: Objective | None = None
+        cls,
+        problem: Problem,
+        state: PyTree,
+        backend: Backend,
+        settings: Scoring,
+        measurement: Objective | None = None,
+        held: int = 0,
     ) -> "Scorer":
         """Make a scorer of a state that was fitted before.
 
-        Arguments and errors are those of `fit`.
+        Other arguments, and errors, are those of `fit`.
+
+        Args:
+            problem: The problem whose matrix is inverted.
+            state: The fitted state.
+            backend: The backend that fitted it.
+            settings: How examples are scored.
+            measurement: The objective whose gradient is scored; the problem's own objective if None.
+            held: Bytes that others hold on each device: they leave less room for a batch.
         """
         measurement = problem.objective if measurement is None else measurement
         shape = problem.batches.image.shape[2:]
@@ -230,10 +244,16 @@ class Scorer:
             backend.check_own(problem)
         blocks = cut.discover(measurement.network, problem.params, problem.frozen, shape, "materialise")
         damping = backend.resolve(state, settings.damping)
+        scorer = cls(problem, state, damping, measurement, backend, settings, blocks)
         if settings.batch_size is None:
-            need = estimate_memory(measurement, problem.params, problem.frozen, backend, state, shape, settings.draws)
-            settings = dataclasses.replace(settings, batch_size=need.batch_size(*available_memory()))
-        return cls(problem, state, damping, measurement, backend, settings, blocks)
+            settings = dataclasses.replace(settings, batch_size=scorer.memory().batch_size(*available_memory(), held))
+        return dataclasses.replace(scorer, settings=settings)
+
+    def memory(self) -> Memory:
+        """Estimate the memory that scoring takes on each device."""
+        problem, shape = self.problem, self.problem.batches.image.shape[2:]
+        held = problem.params, problem.frozen
+        return estimate_memory(self.measurement, *held, self.backend, self.state, shape, self.settings.draws)
 
     @property
     def batch_size(self) -> int:

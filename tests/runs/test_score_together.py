@@ -13,6 +13,7 @@ from rich.console import Console
 
 from influence_ssl_jax.cli import main
 from influence_ssl_jax.cli.console import Renderer
+from influence_ssl_jax.curvature.blocks import entries_at_once
 from influence_ssl_jax.data import Digits, ToInput, sharing
 from influence_ssl_jax.data.arrays import InMemory
 from influence_ssl_jax.data.examples import UnreadableExample, read_all
@@ -24,6 +25,7 @@ from influence_ssl_jax.progress import Advanced, Ended, Note, Started, Written
 from influence_ssl_jax.runs import score as runs_score
 from influence_ssl_jax.runs.score import score
 from influence_ssl_jax.runs.settings import CurvatureSet, Parts, ScoreRun
+from influence_ssl_jax.scoring import memory
 from influence_ssl_jax.scoring.scores import Scoring
 from influence_ssl_jax.store import ScoreStore
 
@@ -87,6 +89,21 @@ def reads(monkeypatch):
 
     monkeypatch.setattr(sharing, "read_all", counting)
     return counted
+
+
+def test_the_memory_of_all_encoders_is_added_up(encoders, tmp_path, monkeypatch):
+    """Each alone fits a device with room for what one holds; two do not."""
+    room = 4 * entries_at_once()
+    monkeypatch.setattr(memory, "available_memory", lambda: (room, "cpu"))
+    for name in INPUTS:
+        score(command(encoders, tmp_path / name, (name,)))
+    with pytest.raises(
+        InfluenceError, match=r"second: Identity keeps .* the encoders before it need .* fewer together"
+    ):
+        score(command(encoders, tmp_path / "out", ("first", "second")))
+    monkeypatch.setattr(memory, "available_memory", lambda: (3 * room, "cpu"))
+    score(command(encoders, tmp_path / "out", ("first", "second")))
+    same(tmp_path / "second", tmp_path / "out" / "second")
 
 
 def test_each_folder_is_that_of_a_single_run_and_each_image_is_read_once(encoders, alone, tmp_path, reads):

@@ -166,6 +166,10 @@ def test_gram_keeps_a_number_for_each_row_and_parameter_and_is_refused_beforehan
     assert 0 <= held - rows * parameters * width - 4 * (parameters + 4 * rows**2) < 100 * width * rows
     monkeypatch.setattr(memory, "available_memory", lambda: (held, "cpu"))
     check_fit(leaves, lengths, backend)
+    monkeypatch.setattr(memory, "available_memory", lambda: (held + 1000, "cpu"))
+    check_fit(leaves, lengths, backend, held=1000)
+    with pytest.raises(InfluenceError, match=r"of which the encoders before it need 0\.0 GiB: score fewer together"):
+        check_fit(leaves, lengths, backend, held=1001)
     monkeypatch.setattr(memory, "available_memory", lambda: (held - 1, "cpu"))
     monkeypatch.setattr(memory, "BANDWIDTH", 1e4)
     file = sum(
@@ -199,10 +203,12 @@ def test_gram_forms_the_gradients_of_few_examples_at_a_time(monkeypatch):
     assert largest < 8 * DRAWS * inputs * CHANNELS
 
 
-def test_the_batch_is_the_largest_power_of_two_in_half_of_the_memory():
+def test_the_batch_is_the_largest_power_of_two_in_half_of_the_memory_that_is_free():
     need = Memory(fixed=1000, per_example=10)
-    assert need.batch_size(2 * (1000 + 16 * 10), "gpu") == 16
-    assert need.batch_size(2 * (1000 + 16 * 10) - 1, "gpu") == 8
+    assert need.batch_size(1000 + 2 * 16 * 10, "gpu") == 16
+    assert need.batch_size(1000 + 2 * 16 * 10 - 1, "gpu") == 8
+    assert need.batch_size(1000 + 2 * 16 * 10 + 500, "gpu", held=500) == 16
+    assert need.batch_size(1000 + 2 * 16 * 10 + 500, "gpu", held=501) == 8
     assert need.batch_size(10**12, "gpu") == 512
     assert need.batch_size(10**12, "cpu") == 64
     assert need.batch_size(0, "cpu") == 1
