@@ -149,7 +149,10 @@ class CG(Backend[CGState]):
     def bilinear_form(
         self, state: CGState, left: ExampleGradients, right: ExampleGradients, damping: Resolved
     ) -> Float[Array, "left right"]:
-        """Compute `⟨g_i, x_j⟩` for every solution `x_j` of the right side."""
+        """Compute `⟨g_i, x_j⟩` for every solution `x_j` of the right side.
+
+        Its error is of first order in the residuals of the solutions; that of a quadratic form is of second order.
+        """
         _, solved, _ = self._solve_all(state, right, damping)
         return trees.ravel_batch(left.full()) @ solved.reshape(-1, solved.shape[-1]).T
 
