@@ -15,8 +15,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from influence_ssl_jax.data import ToInput
 from influence_ssl_jax.data.listing import Listing, list_images
+from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.errors import InfluenceError, PartnerError
+from influence_ssl_jax.nets.linear import Linear
 from influence_ssl_jax.parallel import Distributed, broadcast_from_first, rank
 from influence_ssl_jax.parallel.processes import resolve
 from influence_ssl_jax.run_log import json_lines
@@ -68,6 +71,10 @@ def ended(processes, limit=TIMEOUT):
 @pytest.mark.slow
 def test_two_processes_pretrain_and_score_as_one_whatever_the_order_of_their_devices(tmp_path):
     encoder = tmp_path / "two" / "encoder"
+    names = ("first", "second")
+    for seed, name in enumerate(names):
+        variables = {"params": {"dense": {"kernel": np.random.default_rng(seed).normal(size=(48, 3)).astype("f4")}}}
+        Encoder.from_linen(Linear(3), variables, input=ToInput(4, 4), name=name).save(tmp_path / name)
     with reserved_port() as port:
         given = (encoder, f"localhost:{port}", 2)
         ended([begin("two_processes", *given, number, tmp_path / "two", devices=2) for number in range(2)])
@@ -79,6 +86,12 @@ def test_two_processes_pretrain_and_score_as_one_whatever_the_order_of_their_dev
     assert two["index"].to_pylist() == list(range(230))
     for name in ("score", "score_se", "alignment_loss", "gradient_norm", "pixel_variance", "knn_distance"):
         np.testing.assert_allclose(two[name], one[name], rtol=1e-4, atol=1e-7)
+    for name in names:
+        single, double = (
+            pq.read_table(tmp_path / each / "together" / name / "scores.parquet") for each in ("one", "two")
+        )
+        assert double["index"].to_pylist() == list(range(230))
+        np.testing.assert_allclose(double["score"], single["score"], rtol=1e-4)
     top = [np.argsort(-table["score"].to_numpy())[:2] for table in (one, two)]
     assert (top[0] == top[1]).all()
 

@@ -1,5 +1,9 @@
-"""Run by `test_processes.py` as each of several processes: pretrain for an epoch, then score, on CPU collectives."""
+"""Run by `test_processes.py` as each of several processes: pretrain for an epoch, then score, on CPU collectives.
 
+Two further encoders, `first` and `second` beside the folders, are scored together.
+"""
+
+import dataclasses
 import itertools
 import sys
 from pathlib import Path
@@ -7,7 +11,7 @@ from pathlib import Path
 import jax
 
 from influence_ssl_jax.data import Synthetic
-from influence_ssl_jax.ihvp import LoGra
+from influence_ssl_jax.ihvp import Identity, LoGra
 from influence_ssl_jax.losses import SimCLR
 from influence_ssl_jax.parallel import Distributed, mesh
 from influence_ssl_jax.runs.pretrain import pretrain
@@ -60,6 +64,11 @@ def run(folder: Path, encoder: Path, who: Distributed) -> None:
     )
     score(scored)
     score(scored)  # nothing is left to do, and every process knows
+    first, second = (folder.parent / name for name in ("first", "second"))
+    together = dataclasses.replace(
+        scored, encoder=first, also=(second,), out=folder / "together", backend=Identity(probes=1)
+    )
+    score(together)
 
 
 if __name__ == "__main__":
