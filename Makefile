@@ -65,6 +65,8 @@ bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.cost --setting.width 16 --memory
 	$(BIN)/python -m benchmarks.cost --setting.width 16 --setting.examples 256 --setting.batch 256 --ranks 16 --repeats 3 --memory
 	$(BIN)/python -m benchmarks.cost --setting.width 64 --setting.examples 64 --ranks 16 32 --repeats 3 --memory
+	$(BIN)/python -m benchmarks.gram cost
+	$(BIN)/python -m benchmarks.gram cost --setting.width 64 --repeats 3
 	$(BIN)/python -m benchmarks.render
 
 QUESTIONS := table duplicates borders separation distribution deviation beyond_loss perturbations strengths choices

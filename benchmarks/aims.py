@@ -35,6 +35,8 @@ def aims(results: Results) -> list[Aim]:
 def _of(name: str, result: dict[str, Any]) -> Iterator[Aim]:
     if name.startswith("primitives"):
         yield from _products(result)
+    if name.startswith("gram_cost"):
+        yield from _exact(result)
     if name.startswith("cost"):
         yield from _scoring(result)
         yield from _peers(result)
@@ -52,6 +54,13 @@ def _products(result: dict[str, Any]) -> Iterator[Aim]:
     ):
         gradients = _gradients(result, "jax", operation)
         yield Aim(f"{text}, in gradients ({where})", limit, None if gradients is None else gradients / count)
+
+
+def _exact(result: dict[str, Any]) -> Iterator[Aim]:
+    """Yield the aim of exact scores; it is lower for wide layers, whose gradients take longer."""
+    limit = 2.0 if result["config"]["setting"]["width"] < 64 else 1.8
+    text = f"Gram of {result['rows']} rows, score, in gradients ({_where(result)})"
+    yield Aim(text, limit, _gradients(result, "jax", "score"))
 
 
 def _scoring(result: dict[str, Any]) -> Iterator[Aim]:

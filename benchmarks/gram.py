@@ -3,10 +3,10 @@
     python -m benchmarks.gram cost       multiples of one plain gradient over the same images, for fitting and for scoring
     python -m benchmarks.gram bounds     10,000 draws against float64, at decades of λ, rows in float32 and in bfloat16
 
-`cost`: the shared ResNet-18 of width 16, C the empirical Fisher of 256 images; a gradient over the same images in the
-same batches runs right before every operation and is its unit. `bounds`: a ResNet-18 of width 4, C the empirical Fisher of
-250 images. Reference: the same gradients and rows, as float32 computed them, in NumPy's float64. A violation is a value
-whose distance from the reference is larger than the bound that came with it.
+`cost`: the shared ResNet-18, of width 16 unless another is given, C the empirical Fisher of 256 images; a gradient over
+the same images in the same batches runs right before every operation and is its unit. `bounds`: a ResNet-18 of width 4,
+C the empirical Fisher of 250 images. Reference: the same gradients and rows, as float32 computed them, in NumPy's
+float64. A violation is a value whose distance from the reference is larger than the bound that came with it.
 """
 
 import dataclasses
@@ -211,7 +211,8 @@ def main() -> None:
     """Measure, print, write."""
     chosen = tyro.cli(Annotated[Cost, tyro.conf.subcommand("cost")] | Annotated[Bounds, tyro.conf.subcommand("bounds")])
     keep_convolutions_whole()
-    write(f"gram_{type(chosen).__name__.lower()}", chosen, chosen.run())
+    name = f"gram_cost_w{chosen.setting.width}" if isinstance(chosen, Cost) else "gram_bounds"
+    write(name, chosen, chosen.run())
 
 
 if __name__ == "__main__":

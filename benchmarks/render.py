@@ -19,14 +19,15 @@ from benchmarks.results import FOLDER, number, read, spread
 DOCS = Path(__file__).parents[1] / "docs"
 TEMPLATES = Path(__file__).parent / "templates"
 PAGES = ("benchmarks", "benchmarks-aims")
-BENCHMARKS = ("agreement", "cost", "primitives", "fidelity", "convolutions")
+BENCHMARKS = ("agreement", "cost", "gram_cost", "primitives", "fidelity", "convolutions")
 TRANSFORMER = "vision_transformer"
 
 
 def results(folder: Path = FOLDER) -> Results:
     """Read everything that these benchmarks have written."""
     names = sorted(path.stem for path in folder.glob("*.json"))
-    records = {name: read(name, folder) for name in names if name == TRANSFORMER or name.split("_")[0] in BENCHMARKS}
+    kinds = (TRANSFORMER, *BENCHMARKS)
+    records = {name: read(name, folder) for name in names if name.startswith(kinds)}
     return {name: result for name, result in records.items() if result is not None}
 
 

@@ -243,6 +243,8 @@ def outer_products(
     inputs: Float[Array, "images positions groups inputs"], outputs: Float[Array, "images positions groups outputs"]
 ) -> Float[Array, "images groups inputs outputs"]:
     """Compute `Σ_t a_t s_tᵀ` of every image from its rows."""
+    if inputs.shape[2] == 1:  # a product of two matrices for each image, without an axis of groups between them
+        return jnp.einsum("nti,nto->nio", inputs[:, :, 0], outputs[:, :, 0])[:, None]
     return jnp.einsum("ntgi,ntgo->ngio", inputs, outputs)
 
 
@@ -415,14 +417,16 @@ class Convolution(Matrix):
     def gradient(
         self, read: Float[Array, "images *read"], gradients: Float[Array, "images *written"]
     ) -> Float[Array, "images groups inputs outputs"]:
-        """Compute `Σ_t a_t s_tᵀ` one line of the window at a time.
+        """Compute `Σ_t a_t s_tᵀ`.
 
-        Whole patches would need the window's area times the memory of the images, and on a CPU filling them costs ten
-        times as much as the products.
+        It is computed from patches where they are no larger than the gradient: where there are no more positions than
+        outputs. Elsewhere one line of the window is read at a time: patches would need the window's area times the
+        memory of the images, and on a CPU filling them costs ten times as much as the products.
         """
-        if self._tiled:
-            return outer_products(self.input_rows(read), self.output_rows(gradients))
-        images, rows, shifted = read.shape[0], self.output_rows(gradients), self._read_window(read)
+        rows = self.output_rows(gradients)
+        if self._tiled or rows.shape[1] <= self.outputs:
+            return outer_products(self.input_rows(read), rows)
+        images, shifted = read.shape[0], self._read_window(read)
         width = self.window[-1] if self.window else 1
         lines = []
         for start in range(0, len(shifted), width):
@@ -442,6 +446,9 @@ class Convolution(Matrix):
         """
         area = math.prod(self.window)
         patches = self._tiles(read) if self._tiled else jnp.concatenate(self._read_window(read), axis=-1)
+        patches = jax.lax.optimization_barrier(patches)  # XLA would fuse it into products, element by element
+        if self.groups == 1:
+            return patches.reshape(read.shape[0], -1, 1, self.inputs)
         rows = patches.reshape(read.shape[0], -1, area, self.groups, self.inputs // area)
         return jnp.swapaxes(rows, 2, 3).reshape(read.shape[0], -1, self.groups, self.inputs)
 

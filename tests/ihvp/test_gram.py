@@ -397,6 +397,7 @@ def test_spans_that_are_computed_at_once_give_the_sums_of_spans_in_turn(together
     def fold():
         return _over_spans(lambda a, v: (v @ a.T, v - 1.0), jnp.zeros((2, 3)), rows, vectors)
 
+    monkeypatch.setattr(gram, "_spans_at_once", lambda *_: 1)
     in_turn = fold()
     monkeypatch.setattr(gram, "_spans_at_once", lambda *_: together)
     for turn, once in zip(in_turn, jax.jit(fold)(), strict=True):
@@ -404,11 +405,21 @@ def test_spans_that_are_computed_at_once_give_the_sums_of_spans_in_turn(together
         np.testing.assert_allclose(once, turn, rtol=1e-13)
 
 
-def test_an_accelerator_computes_as_many_spans_at_once_as_its_limit_allows(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(gram, "TOGETHER", 100)
-    items = jnp.zeros((50, 3, 4)), jnp.zeros((50, 2, 4))
-    assert gram._spans_at_once(lambda a, v: (v @ a.T, None), items) == 100 // (6 + 12 + 8)
+@pytest.mark.parametrize(("numbers", "lengths"), [(100, [3, 1]), (1, [1]), (10**6, [7])])
+def test_as_many_spans_are_computed_at_once_as_the_limit_of_the_platform_allows(monkeypatch, numbers, lengths):
+    """A span of 3 rows, 2 vectors and 4 parameters reads and writes 26 numbers."""
+    vmap = jax.vmap
+    monkeypatch.setattr(gram, "TOGETHER", {jax.default_backend(): numbers})
+    rows, vectors = Sharded(jnp.ones((7, 3, 4)), 7), jnp.ones((2, 26))
+    seen = []
+
+    def compute(a, v):
+        return v @ a.T, None
+
+    monkeypatch.setattr(jax, "vmap", lambda compute: lambda *some: seen.append(len(some[0])) or vmap(compute)(*some))
+    total, _ = _over_spans(compute, jnp.zeros((2, 3)), rows, vectors)
+    np.testing.assert_array_equal(total, np.full((2, 3), 26.0))
+    assert seen == [length for length in lengths if length > 1 or numbers > 1]
 
 
 def test_memory_grows_with_a_slab_and_a_layers_gradients_not_with_the_rows(tmp_path, monkeypatch):
