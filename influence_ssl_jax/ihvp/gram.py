@@ -349,11 +349,13 @@ class Gram(Backend[GramState]):
     def workspace(self, state: GramState, parameters: int) -> Workspace:
         """Return how many numbers scoring holds in memory.
 
-        With rows on a disk, these are two slabs and four arrays with a batch's gradients of the largest layer.
+        With rows in memory, these are also the spans that are computed at once, of the working type and in float64. With
+        rows on a disk, these are two slabs and four arrays with a batch's gradients of the largest layer.
         """
         spans = [place.size // place.length for place in state.rows.values() if isinstance(place, DiskRows)]
         if not spans:
-            return super().workspace(state, parameters)
+            together = min(_together(), len(state.gram.high) * max(block.size for block in state.blocks))
+            return Workspace(4 * together, super().workspace(state, parameters).per_draw)
         largest = max(*spans, SLAB)
         return Workspace(2 * largest // state.gram.high.dtype.itemsize, 4 * max(block.size for block in state.blocks))
 
@@ -808,8 +810,16 @@ def _over_spans(
     return total, jax.tree.map(lambda *parts: jnp.concatenate(parts), stacked, last)
 
 
+def _together() -> int:
+    """Return the limit `TOGETHER` of this platform."""
+    return TOGETHER.get(jax.default_backend(), 2**26)
+
+
 def _add_parts(total: PyTree, parts: PyTree, count: int) -> PyTree:
-    """Add the results of spans, on a CPU one after the other: the same bits however many are computed at once."""
+    """Add the results of spans.
+
+    On a CPU they are added one after the other, so the bits do not depend on how many are computed at once.
+    """
     if jax.default_backend() != "cpu":
         return jax.tree.map(lambda total, part: total + jnp.sum(part, axis=0), total, parts)
 
@@ -827,8 +837,7 @@ def _spans_at_once(compute: Callable[..., tuple[PyTree, PyTree]], span: Sequence
         span: The shapes of its arguments.
     """
     results = jax.tree.leaves(jax.eval_shape(compute, *span))
-    most = TOGETHER.get(jax.default_backend(), 2**26)
-    return max(1, most // sum(math.prod(leaf.shape) for leaf in (*results, *span)))
+    return max(1, _together() // sum(math.prod(leaf.shape) for leaf in (*results, *span)))
 
 
 def _gram_of(rows: dict[str, Sharded] | dict[str, DiskRows], dtype: jax.typing.DTypeLike) -> Wide:

@@ -217,7 +217,7 @@ def test_the_page_opens_with_three_sentences_and_the_aims_are_on_their_own():
 
 def test_a_page_without_figures_says_what_to_run():
     page = render.page({})
-    assert page.count("Not measured yet") == 6
+    assert page.count("Not measured yet") == 7
 
 
 def test_what_is_written_is_read_back(tmp_path):
