@@ -69,8 +69,8 @@ bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.gram cost --setting.width 64 --repeats 3
 	$(BIN)/python -m benchmarks.render
 
-QUESTIONS := table duplicates borders separation distribution deviation beyond_loss perturbations strengths choices
-SMALL_QUESTIONS := stability outputs trajectory retraining memorised removal supervised
+QUESTIONS := table duplicates borders separation distribution deviation beyond_loss perturbations strengths choices exactly
+SMALL_QUESTIONS := stability backgrounds outputs trajectory retraining memorised removal
 ENCODERS ?= $(addprefix experiments/encoders/,simclr_torch_w16_cifar10 byol_torch_w16_cifar10 barlow_twins_torch_w16_cifar10)
 
 study: $(VENV)/dev
@@ -78,10 +78,13 @@ study: $(VENV)/dev
 		$(BIN)/python -m experiments.study.$$question --encoder $$encoder --data-dir '$(CIFAR10)' --truth '$(CIFAIR)' || exit 1; \
 	done; done
 	$(BIN)/python -m experiments.study.early --data-dir '$(CIFAR10)'
+	$(BIN)/python -m experiments.study.between
 	for question in $(SMALL_QUESTIONS); do \
 		$(BIN)/python -m experiments.study.$$question --data-dir '$(CIFAR10)' || exit 1; \
 	done
-	$(BIN)/python -m experiments.study.stability --images cifar100 --data-dir '$(CIFAR10)'
+	for question in stability backgrounds; do \
+		$(BIN)/python -m experiments.study.$$question --images cifar100 --data-dir '$(CIFAR10)' || exit 1; \
+	done
 	$(BIN)/python -m experiments.study.faces --fairface '$(FAIRFACE)'
 	$(BIN)/python -m experiments.study.page
 

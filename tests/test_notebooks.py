@@ -14,6 +14,7 @@ def test_there_are_notebooks_and_each_has_code():
         "bring_your_network.ipynb",
         "compare_ihvp.ipynb",
         "curate.ipynb",
+        "study.ipynb",
         "theory.ipynb",
     }
     for path in NOTEBOOKS:

@@ -50,14 +50,11 @@ def disagreement(table: Table) -> np.ndarray:
     return (ranks[0] - ranks[1]) / len(ranks[0])
 
 
-def find(study: Study, resamples: int = 200) -> tuple[dict[str, Any], Figure]:
-    """Compare with the rivals, and show the images that divide score and loss."""
-    table = Table.load(study.kept).sample()
+def said(table: Table, resamples: int) -> dict[str, Any]:
+    """Return what the score shares with its rivals, and what it goes along with beyond the alignment loss."""
     score, loss = table["score"], table["alignment_loss"][:, None]
     every = np.column_stack([table[name] for name in RIVALS])
-    classes = np.unique(table["label"])
-    record: dict[str, Any] = {
-        "images": len(score),
+    return {
         "reliability of the score": reliability(table),
         "spearman": {name: bootstrap(spearman, score, table[name], resamples=resamples) for name in RIVALS},
         "explained by the alignment loss": bootstrap(explained_variance, score, loss, resamples=resamples),
@@ -66,6 +63,13 @@ def find(study: Study, resamples: int = 200) -> tuple[dict[str, Any], Figure]:
             name: bootstrap(partial_spearman, score, table[name], loss, resamples=resamples) for name in DESCRIBED
         },
     }
+
+
+def find(study: Study, resamples: int = 200) -> tuple[dict[str, Any], Figure]:
+    """Compare with the rivals, and show the images that divide score and loss."""
+    table = Table.load(study.kept).sample()
+    classes = np.unique(table["label"])
+    record: dict[str, Any] = {"images": len(table["score"]), **said(table, resamples)}
     apart = disagreement(table)
     order = np.argsort(-apart, kind="stable")
     count = min(DISAGREEING, len(order) // 4)

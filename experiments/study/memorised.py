@@ -427,7 +427,7 @@ def find(scale: Memorised, resamples: int = 1000) -> tuple[dict[str, Any], Figur
     """Train, score, compare and draw."""
     answers = complete(scale, plan(scale))
     record = compared(scale, answers, membership(scale.train, scale.cuts), resamples)
-    return {"minutes": minutes(answers), **record}, draw(record)
+    return {"minutes": minutes(answers.values()), **record}, draw(record)
 
 
 if __name__ == "__main__":

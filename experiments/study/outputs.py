@@ -48,11 +48,6 @@ class Outputs(Stability):
     methods: tuple[str, ...] = ("SimCLR",)
     compared: int = 200
 
-    def stability(self) -> Stability:
-        """Return the settings that the encoders are trained by."""
-        fields = dataclasses.fields(Stability)
-        return Stability(**{field.name: getattr(self, field.name) for field in fields})
-
 
 def scored(scale: Outputs, method: str, choice: str, pictures: Pictures) -> dict[str, np.ndarray]:
     """Score twice in one of the four ways: score and alignment loss, [scorings, images]."""
@@ -110,7 +105,7 @@ def find(scale: Outputs, resamples: int = 500) -> tuple[dict[str, Any], None]:
     scores = {
         method: {choice: done[f"{method}_{choice.replace(' ', '_')}"] for choice in CHOICES} for method in scale.methods
     }
-    return {"minutes": minutes(done), **compared(scores, resamples)}, None
+    return {"minutes": minutes(done.values()), **compared(scores, resamples)}, None
 
 
 if __name__ == "__main__":

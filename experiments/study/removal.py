@@ -97,20 +97,15 @@ def without(
     return accuracies(train(scale, method, kept, seed), pictures, test)
 
 
-def wholes(scale: Removal, pictures: Pictures, test: Pictures) -> dict[str, Result]:
-    """Return the encoders of all images, trained where they are missing."""
+def retrained(scale: Removal, pictures: Pictures, test: Pictures) -> dict[str, Result]:
+    """Return all encoders, trained where they are missing."""
     jobs: dict[str, Callable[[], Mapping[str, Any]]] = {
         f"{method}_{seed}_whole": lambda method=method, seed=seed: whole(scale, method, seed, pictures, test)
         for method in scale.methods
         for seed in scale.seeds
     }
-    return complete(scale, jobs)
-
-
-def retrained(scale: Removal, pictures: Pictures, test: Pictures) -> dict[str, Result]:
-    """Return all encoders, trained where they are missing."""
-    before = wholes(scale, pictures, test)
-    jobs: dict[str, Callable[[], Mapping[str, Any]]] = {}
+    before = complete(scale, jobs)
+    jobs = {}
     for share in sorted(scale.shares, reverse=True):
         for seed in scale.seeds:
             for method in scale.methods:
@@ -187,7 +182,7 @@ def find(scale: Removal) -> tuple[dict[str, Any], Figure]:
     pictures, test = read(scale, "train"), read(scale, "test")
     results = retrained(scale, pictures, test)
     record = compared(scale, results)
-    return {"minutes": minutes(results), **record}, draw(record)
+    return {"minutes": minutes(results.values()), **record}, draw(record)
 
 
 if __name__ == "__main__":

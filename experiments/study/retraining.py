@@ -260,7 +260,7 @@ def find(scale: Retraining, resamples: int = 1000) -> tuple[dict[str, Any], Figu
     """Train, score, compare and draw."""
     trained = complete(scale, plan(scale))
     record = compared(trained, membership(scale.train, scale.cuts), scale.seeds, resamples)
-    return {"minutes": minutes(trained), **record}, draw(record)
+    return {"minutes": minutes(trained.values()), **record}, draw(record)
 
 
 if __name__ == "__main__":

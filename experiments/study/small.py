@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -400,15 +400,35 @@ def complete(scale: Small, jobs: Mapping[str, Callable[[], Mapping[str, Any]]]) 
     return {name: load(folder / f"{name}.npz") for name in jobs}
 
 
-def minutes(jobs_done: Mapping[str, Result]) -> float:
+def minutes(jobs_done: Iterable[Result]) -> float:
     """Return the minutes that all jobs took, each by one thread."""
-    return sum(float(each["seconds"]) for each in jobs_done.values()) / 60
+    return sum(float(each["seconds"]) for each in jobs_done) / 60
 
 
 def load(file: Path) -> Result:
     """Read a file of results."""
     with np.load(file, allow_pickle=False) as held:
         return dict(held)
+
+
+def across(
+    statistic: Callable[[np.ndarray, np.ndarray], float],
+    one: Float[np.ndarray, "2 images"],
+    other: Float[np.ndarray, "2 images"],
+) -> float:
+    """Return how alike two encoders score under other noise: the statistic of scorings that share no draw, mean of both.
+
+    Under the same noise two encoders agree about the noise, too.
+    """
+    return (statistic(one[0], other[1]) + statistic(one[1], other[0])) / 2
+
+
+def attainable(one: Float[np.ndarray, "2 images"], other: Float[np.ndarray, "2 images"]) -> float:
+    """Return the rank correlation that the spread of the draws leaves across two encoders.
+
+    It is the geometric mean of each encoder's own correlation between its two scorings.
+    """
+    return (max(spearman(*one), 0.0) * max(spearman(*other), 0.0)) ** 0.5
 
 
 def reliability(first: np.ndarray, second: np.ndarray) -> float:

@@ -2,14 +2,14 @@
 
 Published: consistently high correlation between the scores of encoders that differ in their initialisation.
 
-    python -m experiments.study.stability --data-dir DIR                     (half an hour of one core, resumable)
+    python -m experiments.study.stability --data-dir DIR                     (three hours of one core, resumable)
     python -m experiments.study.stability --data-dir DIR --images cifar100   (as long again)
 
 Three encoders of each method (seeds 0, 42 and 123: other first parameters, another order, other views) score the same images
 that they were trained on, exactly by `Gram`, twice with other noise. Given is the mean over pairs of encoders of the
-correlation of their scores, each the mean of both scorings, beside the ceiling: what the spread of the draws alone leaves,
-the geometric mean of the two encoders' reliabilities (correlation of the two scorings, brought to both by Spearman and
-Brown). The same for the rivals.
+correlation of their scores under other noise, beside the ceiling: what the spread of the draws alone leaves, the geometric
+mean of each encoder's own correlation between its two scorings. Under the same noise two encoders agree about the noise,
+too; that correlation stands beside. The same for the rivals.
 """
 
 import dataclasses
@@ -28,12 +28,13 @@ from experiments.study.small import (
     Result,
     Small,
     accuracies,
+    across,
+    attainable,
     complete,
     encoder_of,
     main,
     minutes,
     read,
-    reliability,
     score,
 )
 from influence_ssl_jax.evaluation.statistics import spearman
@@ -57,9 +58,15 @@ class Stability(Small):
 
     methods: tuple[str, ...] = ("SimCLR", "Barlow Twins", "BYOL")
     seeds: tuple[int, ...] = (0, 42, 123)
-    train: int = 1024
-    scored: int = 256
-    curvature: int = 256
+    width: int = 8
+    train: int = 10_000
+    epochs: int = 30
+    scored: int = 4096
+    curvature: int = 512
+
+    def stability(self) -> "Stability":
+        """Return the settings that the encoders are trained and scored by, without what an experiment adds to them."""
+        return Stability(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Stability)})
 
 
 def scored(scale: Stability, method: str, seed: int, pictures: Pictures, test: Pictures) -> dict[str, Any]:
@@ -69,6 +76,11 @@ def scored(scale: Stability, method: str, seed: int, pictures: Pictures, test: P
     scoring = Scoring(draws=scale.draws, batch_size=64)
     columns = score(trained, pictures, Gram(), scoring, curvature, scale.scored, scorings=2)
     return {**columns, **{f"accuracy, {name}": value for name, value in accuracies(trained, pictures, test).items()}}
+
+
+def pearson(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the correlation of two scorings."""
+    return float(np.corrcoef(one, other)[0, 1])
 
 
 def agreement(encoders: list[Repeated], resamples: int) -> dict[str, Any]:
@@ -81,14 +93,15 @@ def agreement(encoders: list[Repeated], resamples: int) -> dict[str, Any]:
 
     def statistics(*scorings: np.ndarray) -> dict[str, float]:
         pairs = list(itertools.combinations([each.T for each in scorings], 2))
-        means = [(one.mean(axis=0), other.mean(axis=0)) for one, other in pairs]
-        rank = float(np.mean([spearman(*pair) for pair in means]))
-        ceiling = float(np.mean([(reliability(*one) * reliability(*other)) ** 0.5 for one, other in pairs]))
+        rank = float(np.mean([across(spearman, *pair) for pair in pairs]))
+        ceiling = float(np.mean([attainable(*pair) for pair in pairs]))
+        same = [spearman(*under_one_noise) for pair in pairs for under_one_noise in zip(*pair, strict=True)]
         return {
             "spearman": rank,
-            "pearson": float(np.mean([np.corrcoef(*pair)[0, 1] for pair in means])),
+            "pearson": float(np.mean([across(pearson, *pair) for pair in pairs])),
             "ceiling": ceiling,
             "spearman over ceiling": rank / ceiling if ceiling > 0 else float("nan"),
+            "spearman under the same noise": float(np.mean(same)),
         }
 
     return results.resampled(statistics, *(each.T for each in encoders), resamples=resamples)
@@ -96,19 +109,22 @@ def agreement(encoders: list[Repeated], resamples: int) -> dict[str, Any]:
 
 def between(one: list[Repeated], other: list[Repeated]) -> float:
     """Return the mean rank correlation between encoders of two methods."""
-    return float(np.mean([spearman(a.mean(axis=0), b.mean(axis=0)) for a in one for b in other]))
+    return float(np.mean([across(spearman, a, b) for a in one for b in other]))
+
+
+def accuracy(encoders_of_method: list[Result]) -> dict[str, list[float]]:
+    """Return every encoder's accuracy on test images, by its nearest neighbours and by a linear probe."""
+    return {probe: [float(each[f"accuracy, {probe}"]) for each in encoders_of_method] for probe in ("knn", "linear")}
 
 
 def compared(trained: dict[str, dict[int, Result]], resamples: int) -> dict[str, Any]:
     """Return the record of all encoders by method and seed."""
     record: dict[str, Any] = {"found": {}, "accuracy": {}, "spearman between methods": {}}
-    for method, encoders in trained.items():
+    for method, of_seed in trained.items():
         record["found"][method] = {
-            name: agreement([each[name] for each in encoders.values()], resamples) for name in COLUMNS.values()
+            name: agreement([each[name] for each in of_seed.values()], resamples) for name in COLUMNS.values()
         }
-        record["accuracy"][method] = {
-            probe: [float(each[f"accuracy, {probe}"]) for each in encoders.values()] for probe in ("knn", "linear")
-        }
+        record["accuracy"][method] = accuracy(list(of_seed.values()))
     for one, other in itertools.combinations(trained, 2):
         columns = ([each["score"] for each in trained[method].values()] for method in (one, other))
         record["spearman between methods"][f"{one}, {other}"] = between(*columns)
@@ -132,18 +148,24 @@ def draw(record: dict[str, Any]) -> Figure:
     return figure
 
 
-def find(scale: Stability, resamples: int = 500) -> tuple[dict[str, Any], Figure]:
-    """Train, score, compare and draw."""
-    pictures, test = read(scale, "train"), read(scale, "test")
+def encoders(scale: Stability, pictures: Pictures, test: Pictures) -> dict[str, dict[int, Result]]:
+    """Return what every encoder says, by method and seed; those that are missing are trained."""
     jobs: dict[str, Callable[[], Mapping[str, Any]]] = {
         f"{method}_{seed}": lambda method=method, seed=seed: scored(scale, method, seed, pictures, test)
         for method in scale.methods
         for seed in scale.seeds
     }
     done = complete(scale, jobs)
-    trained = {method: {seed: done[f"{method}_{seed}"] for seed in scale.seeds} for method in scale.methods}
+    return {method: {seed: done[f"{method}_{seed}"] for seed in scale.seeds} for method in scale.methods}
+
+
+def find(scale: Stability, resamples: int = 500) -> tuple[dict[str, Any], Figure]:
+    """Train, score, compare and draw."""
+    trained = encoders(scale, read(scale, "train"), read(scale, "test"))
     record = compared(trained, resamples)
-    return {"minutes": minutes(done), **record}, draw(record)
+    return {"minutes": minutes(each for of_seed in trained.values() for each in of_seed.values()), **record}, draw(
+        record
+    )
 
 
 if __name__ == "__main__":

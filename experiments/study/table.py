@@ -118,8 +118,11 @@ class Study:
         return Tfds("cifar10", "test+train", self.data_dir, only=chosen)
 
     def source_of_scored(self) -> Source:
-        """Return the images that are scored."""
-        return self.source(self.run / "ids.txt")
+        """Return the images that are scored: those that the run names or, without a run, the written table."""
+        ids = self.run / "ids.txt"
+        if not ids.exists():
+            write_ids(self, pq.read_table(self.kept / "table.parquet", columns=["id"])["id"].to_pylist())
+        return self.source(ids)
 
     def pairs(self) -> list[tuple[str, str, int]]:
         """Return pairs of ids with the judgement of each pair.
@@ -157,6 +160,12 @@ def chosen_ids(study: Study) -> dict[str, list[str]]:
     }
 
 
+def write_ids(study: Study, ids: Iterable[str]) -> None:
+    """Write which images are scored."""
+    study.run.mkdir(parents=True, exist_ok=True)
+    (study.run / "ids.txt").write_text("\n".join(sorted(ids)) + "\n", encoding="utf-8")
+
+
 def settings_of(study: Study) -> ScoreRun:
     """Return the settings of the run of scores."""
     source = study.source_of_scored()
@@ -167,8 +176,7 @@ def run(study: Study) -> Path:
     """Score, measure, and write the table; returns its place."""
     began = time.monotonic()
     chosen = chosen_ids(study)
-    study.run.mkdir(parents=True, exist_ok=True)
-    (study.run / "ids.txt").write_text("\n".join(sorted(set().union(*chosen.values()))) + "\n", encoding="utf-8")
+    write_ids(study, set().union(*chosen.values()))
     if not study.so_far:
         score(settings_of(study), Renderer(Console()))
     study.kept.mkdir(parents=True, exist_ok=True)
@@ -268,6 +276,10 @@ class Table:
     def __getitem__(self, name: str) -> np.ndarray:
         """Return a column."""
         return self.columns[name]
+
+    def replace(self, columns: dict[str, np.ndarray]) -> "Table":
+        """Return the table with other columns of these names."""
+        return Table({**self.columns, **columns}, self.record)
 
     def of(self, chosen: Shaped[np.ndarray, " rows"]) -> "Table":
         """Return the table of some rows; nearest rows keep their numbers in the whole table."""

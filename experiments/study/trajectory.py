@@ -3,10 +3,11 @@
     python -m experiments.study.trajectory --data-dir DIR                     (an hour of one core, resumable)
 
 One training of each method, with a snapshot of the encoder after some of its epochs; the first is the untrained network.
-Every snapshot scores the same images under the same noise, exactly by `Gram`, twice with other draws. Among the training
+Every snapshot scores the same images, exactly by `Gram`, twice with other noise. Among the training
 images are planted ones: white noise, images of one colour, and copies of other images. Given for every snapshot is where
 the planted images stand in the ranking (AUROC of high scores; for copies and their originals of low scores), what the
-scores of the other images go along with, and how alike they are to those of the last snapshot and of the one before.
+scores of the other images go along with, and how alike they are to those of the last snapshot and of the one before:
+the rank correlation of scorings that share no draw of noise, as snapshots agree about the noise, too.
 
 A method's scores are settled from the first snapshot on after which the rank correlation with the last one, divided by
 what the draws leave, stays above 0.9. The learning rate falls to zero over the epochs, so late snapshots differ little for
@@ -30,6 +31,8 @@ from experiments.study.small import (
     Result,
     Small,
     accuracies,
+    across,
+    attainable,
     complete,
     main,
     minutes,
@@ -123,11 +126,6 @@ def scored(scale: Trajectory, method: str, epochs: int, pictures: Pictures, test
     return {**columns, **{f"accuracy, {name}": value for name, value in accuracies(encoder, bank, test).items()}}
 
 
-def attainable(one: Result, other: Result) -> float:
-    """Return the rank correlation that the spread of the draws leaves between two snapshots' scores."""
-    return (reliability(*one["score"]) * reliability(*other["score"])) ** 0.5
-
-
 def follow(scale: Trajectory, snapshots: list[Result], pictures: Pictures, resamples: int) -> dict[str, Any]:
     """Return what the scores of one method's snapshots mean, each estimate with its interval.
 
@@ -159,11 +157,12 @@ def follow(scale: Trajectory, snapshots: list[Result], pictures: Pictures, resam
             }  # fmt: skip
         compared = {"the last": last, **({"the one before": snapshots[number - 1]} if number else {})}
 
-        def statistics(chosen: np.ndarray, compared=compared, means=means) -> dict[str, float]:
+        def statistics(chosen: np.ndarray, each=each, compared=compared, means=means) -> dict[str, float]:
             own = means["score"][others][chosen]
             rivals = {name: spearman(own, means[name][others][chosen]) for name in RIVALS}
             snapshots_ = {
-                name: spearman(own, other["score"].mean(axis=0)[others][chosen]) for name, other in compared.items()
+                name: across(spearman, each["score"][:, others][:, chosen], other["score"][:, others][:, chosen])
+                for name, other in compared.items()
             }
             named = {
                 "spread of the border": spearman(own, spread[chosen]),
@@ -179,7 +178,10 @@ def follow(scale: Trajectory, snapshots: list[Result], pictures: Pictures, resam
                 "accuracy": {probe: float(each[f"accuracy, {probe}"]) for probe in ("knn", "linear")},
                 "auroc": ends,
                 "found": found,
-                "at most": {name: attainable(each, other) for name, other in compared.items()},
+                "at most": {
+                    name: attainable(each["score"][:, others], other["score"][:, others])
+                    for name, other in compared.items()
+                },
                 "reliability": reliability(*each["score"]),
                 "median": float(np.median(scores)),
                 "standard deviation of ln": float(np.std(np.log(scores))),
@@ -248,7 +250,7 @@ def find(scale: Trajectory, resamples: int = 200) -> tuple[dict[str, Any], Figur
         method: follow(scale, [done[f"{method}_{epochs}"] for epochs in scale.snapshots], pictures, resamples)
         for method in scale.methods
     }
-    whole = {"minutes": minutes({**began, **done}), "images": scale.scored, "found": record}
+    whole = {"minutes": minutes([*began.values(), *done.values()]), "images": scale.scored, "found": record}
     return whole, draw(whole)
 
 

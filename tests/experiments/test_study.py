@@ -9,16 +9,19 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import tyro
 
 from experiments.study import (
+    between,
     beyond_loss,
     borders,
     choices,
     deviation,
     distribution,
     duplicates,
+    exactly,
     measures,
     page,
     perturbations,
@@ -83,6 +86,37 @@ def test_rivals_are_compared_and_the_disagreement_is_shown(study):
     assert record["mean rank difference"]["score above loss"] == pytest.approx(np.sort(apart)[-count:].mean())
     assert len(figure.axes) == 40
     assert 0 < record["explained by all rivals"].value <= 1
+
+
+def test_exact_scores_are_those_of_the_same_images_and_are_asked_the_same(study):
+    record, _ = exactly.find(study, resamples=5)
+    exact, table = pq.read_table(study.kept / "exact.parquet"), Table.load(study.kept)
+    assert exact["id"].to_pylist() == table["id"].tolist()
+    loaded = exactly.load(study.kept)
+    np.testing.assert_array_equal(loaded["score"], exact["score"].to_numpy())
+    np.testing.assert_array_equal(loaded["alignment_loss"], table["alignment_loss"])
+    assert record["rows"] == study.curvature.examples
+    low, value, high = (exact[name].to_numpy() for name in ("score_lo", "score", "score_hi"))
+    assert (low <= value).all()
+    assert (value <= high).all()
+    assert record["width of the bounds over the score"]["largest"] < 1e-2
+    assert record["with the approximated score"]["spearman"].value > 0.5
+    assert record["spearman"].keys() == beyond_loss.find(study, resamples=5)[0]["spearman"].keys()
+    assert "same shot" in record["duplicates"]
+    finding = page.exactly(json.loads(json.dumps(results.rounded(record))))
+    assert finding.verdict == page.OPEN
+    assert "`Gram` over 8 images, 40 of the sample" in finding.text
+
+
+def test_encoders_are_compared_on_the_same_images_alone(study):
+    table = Table.load(study.kept).sample()
+    other = table.replace({"score": -table["score"]})
+    record = between.compared({"A": table, "B": table, "C": other}, resamples=5)
+    scores = record["spearman"]["score"]
+    assert {name: round(each.value) for name, each in scores.items()} == {"A, B": 1, "A, C": -1, "B, C": -1}
+    assert all(each.value == 1 for each in record["spearman"]["alignment_loss"].values())
+    with pytest.raises(ValueError, match="tables of A, B do not hold the same images"):
+        between.compared({"A": table, "B": table.of(np.arange(5))}, resamples=5)
 
 
 def test_separation_is_that_of_planted_clusters():

@@ -11,7 +11,7 @@ import tyro
 from matplotlib.figure import Figure
 from scipy import stats
 
-from experiments.study import memorised, outputs, page, removal, retraining, small, stability, supervised, trajectory
+from experiments.study import backgrounds, memorised, outputs, page, removal, retraining, small, stability, trajectory
 from experiments.study.page import HOLDS, NOT, UNDECIDED, WEAKLY
 from experiments.study.small import Pictures, Small, complete, read, shrink
 from influence_ssl_jax import trees
@@ -208,8 +208,8 @@ def encoders_of(own, draws, seeds=3, images=4000):
 
 def test_correlation_between_seeds_and_its_ceiling_are_those_that_were_planted():
     agreement = stability.agreement(encoders_of(own=0.5, draws=1.0), resamples=5)
-    np.testing.assert_allclose(agreement["pearson"].value, 1 / 2, atol=0.03)  # 1 of 1 + 0.5 + 1/2
-    np.testing.assert_allclose(agreement["ceiling"].value, 1.5 / 2, atol=0.03)
+    np.testing.assert_allclose(agreement["pearson"].value, 1 / 2.5, atol=0.03)  # 1 of 1 + 0.5 + 1
+    np.testing.assert_allclose(agreement["ceiling"].value, 1.5 / 2.5, atol=0.03)
     np.testing.assert_allclose(
         agreement["spearman over ceiling"].value, agreement["spearman"].value / agreement["ceiling"].value
     )
@@ -298,22 +298,49 @@ def test_removal_is_judged_by_its_rule(changes, verdict):
         assert "10 % removed: highest scores +2.0 [" in finding.text
 
 
-def test_a_score_that_follows_borders_is_a_trend():
+def of_backgrounds(rankings, images):
+    """The record of encoders that rank images so, as it is read from its file."""
+    rng = np.random.default_rng(0)
+    encoders = {
+        method: [
+            {
+                "score": np.stack([values] * 2),
+                "alignment loss": rng.normal(size=(2, len(values))),
+                "accuracy, knn": np.asarray(0.3),
+                "accuracy, linear": np.asarray(0.4),
+            }
+        ]
+        * 2
+        for method, values in rankings.items()
+    }
+    record = json.loads(json.dumps(page.results.rounded(backgrounds.compared(encoders, images, resamples=50))))
+    return {
+        **record,
+        "scale": {"width": 4, "pixels": 16, "train": 300, "epochs": 2, "seeds": [0, 1], "images": "cifar100"},
+    }
+
+
+def test_white_and_black_borders_are_counted_at_both_ends():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (300, 6, 6, 3)).astype(np.uint8)
-    images[:30] = 128
-    spread = small.Pictures(images, np.zeros(300, np.int64)).images[:, 0].std(axis=(1, 2))
-    columns = {"SimCLR": rng.normal(size=300), "supervised": -spread}
-    encoders = {
-        method: [{"score": values, "alignment loss": rng.normal(size=300)}] * 2 for method, values in columns.items()
-    }
-    record = json.loads(json.dumps(page.results.rounded(supervised.compared(encoders, images, resamples=50))))
-    record["scale"] = {"width": 4, "pixels": 16, "train": 300, "epochs": 2}
-    assert record["uniform"] == 0.1
-    assert record["found"]["supervised"]["score"]["uniform among the highest tenth"] == 1
-    assert page.supervised(record).verdict == NOT
-    record["found"]["supervised"] = {"score": {"spearman with the spread of the border": [0.0, -0.05, 0.05]}}
-    assert page.supervised(record).verdict == HOLDS
+    images[:15], images[15:30], images[30:60] = 0, 255, 128  # grey ones are uniform, and neither
+    plain, drawn = np.arange(300.0) < 30, rng.normal(size=300)
+    trends = {"none": drawn, "up": 1 * plain + 0.01 * drawn, "down": -1 * plain + 0.01 * drawn}
+    record = of_backgrounds({"SimCLR": trends["up"], "BYOL": trends["down"], "supervised": drawn}, images)
+    assert record["white or black"] == 30
+    simclr, byol = (record["found"][method]["score"] for method in ("SimCLR", "BYOL"))
+    assert (simclr["highest"][0], simclr["lowest"][0], simclr["all"][0]) == (1, 0, 0.1)
+    assert (byol["highest"][0], byol["lowest"][0]) == (0, 1)
+    assert simclr["highest over all"][0] == 10
+    for simclr, byol, supervised, verdict in [
+        ("up", "up", "down", HOLDS),
+        ("up", "down", "down", WEAKLY),
+        ("down", "down", "down", NOT),
+        ("down", "down", "up", NOT),
+        ("up", "up", "up", UNDECIDED),
+    ]:
+        rankings = {"SimCLR": trends[simclr], "BYOL": trends[byol], "supervised": trends[supervised]}
+        assert page.backgrounds(of_backgrounds(rankings, images)).verdict == verdict
 
 
 def test_four_ways_are_compared_in_pairs():
@@ -414,7 +441,7 @@ COMMANDS = {
     "retraining": retraining.Retraining,
     "memorised": memorised.Memorised,
     "removal": removal.Removal,
-    "supervised": removal.Removal,
+    "backgrounds": backgrounds.Backgrounds,
     "trajectory": trajectory.Trajectory,
 }
 
@@ -509,14 +536,14 @@ def test_every_experiment_goes_from_images_to_the_page(name, tmp_path, monkeypat
         "retraining": {"cuts": 4}, "outputs": {"compared": 20}, "memorised": tiny, "trajectory": snapshots,
     }.get(name, {})  # fmt: skip
     own |= {} if name == "trajectory" else {"seeds": (0, 1)}
-    if name in ("stability", "outputs"):
+    if name in ("stability", "backgrounds", "outputs"):
         own["scored"] = 24
     scale = COMMANDS[name](
         images="digits", pixels=8, train=40, test=24, runs=tmp_path / "runs", results=tmp_path, figures=tmp_path, **own,
     )  # fmt: skip
     experiment = {
         each.__name__.rpartition(".")[2]: each
-        for each in (stability, outputs, retraining, memorised, removal, supervised, trajectory)
+        for each in (stability, backgrounds, outputs, retraining, memorised, removal, trajectory)
     }
     few = {} if name == "removal" else {"resamples": 3}  # removal has few seeds, and draws no images
     find = functools.partial(experiment[name].find, **few)
