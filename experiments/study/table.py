@@ -228,11 +228,20 @@ def condense(study: Study, chosen: dict[str, list[str]], seconds: float) -> Path
 
 
 def scored_parts(run: Path) -> pa.Table:
-    """Read the rows that the run in a folder has written, with embeddings, in the order of the source."""
+    """Read the rows that the run in a folder has written, with embeddings, in the order of the source.
+
+    Raises:
+        FileNotFoundError: If there is no such run.
+    """
     parts = []
     for beside in sorted((run / "scores" / "parts").glob("**/*.arrow")):
         embeddings = pa.ipc.open_file(beside).read_all()["embedding"]
         parts.append(pq.read_table(beside.with_suffix(".parquet")).append_column("embedding", embeddings))
+    if not parts:
+        raise FileNotFoundError(
+            f"The folder {run / 'scores'} holds no scores; embeddings are in them, and not committed. Score first: "
+            f"python -m experiments.study.table --encoder {run.name} --data-dir DIR --truth DIR"
+        )
     return pa.concat_tables(parts).sort_by("index")
 
 

@@ -57,6 +57,14 @@ def test_the_table_holds_every_chosen_image_once(study):
     assert (table["hash_distance"][copies] == 0).all()
 
 
+def test_from_a_clone_the_table_is_enough_and_what_it_lacks_is_named(study, tmp_path):
+    clone = dataclasses.replace(study, runs=tmp_path)
+    assert borders.find(clone, resamples=5)[0] == borders.find(study, resamples=5)[0]
+    assert (clone.run / "ids.txt").read_text() == (study.run / "ids.txt").read_text()
+    with pytest.raises(FileNotFoundError, match="holds no scores; embeddings are in them"):
+        separation.find(clone)
+
+
 def test_duplicates_without_a_change_are_found_by_pixels(study):
     record, figure = duplicates.find(study, resamples=5)
     by_measure = record["judged"]["equal pixels"]
