@@ -38,11 +38,11 @@ from rich.console import Console
 
 from experiments.study import measures, results
 from experiments.study.beyond_loss import reliability
-from experiments.study.table import EXPERIMENTS, NUMBERS, Table, scored_parts
+from experiments.study.table import EXPERIMENTS, NUMBERS, Table, embed_images, scored_parts
 from influence_ssl_jax.cli.console import Renderer
 from influence_ssl_jax.cli.environment import keep_compiled_programs, keep_convolutions_whole
 from influence_ssl_jax.configuration import describe
-from influence_ssl_jax.data import Folder, batches
+from influence_ssl_jax.data import Folder
 from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.evaluation.statistics import Estimate, bootstrap, share, spearman
 from influence_ssl_jax.nets.network import Network
@@ -51,7 +51,7 @@ from influence_ssl_jax.runs.prepare import load_encoder
 from influence_ssl_jax.runs.score import score
 from influence_ssl_jax.runs.settings import CurvatureSet, ScoreRun
 from influence_ssl_jax.scoring.scores import Scoring
-from influence_ssl_jax.train.probes import Labelled, embed_all, knn_accuracy
+from influence_ssl_jax.train.probes import Labelled, knn_accuracy
 
 ATTRIBUTES = ("race", "gender", "age")
 MEASURED = ("brightness", "contrast", "asymmetry")
@@ -186,17 +186,7 @@ def accuracies(faces: Faces) -> dict[str, dict[str, Any]]:
     trained = load_encoder(faces.encoder)
     shares: dict[str, dict[str, Any]] = {}
     for title, encoder in {"encoder": trained, "untrained": untrained(trained)}.items():
-        embed = jax.jit(encoder.network)
-
-        def embedded(split: Literal["train", "val"], encoder: Encoder = encoder, embed: Any = embed) -> np.ndarray:
-            opened = faces.source(split, "race").open()  # a label of any kind: faces without one are left out
-            loaded = batches(opened, encoder.input, 250, jax.random.key(0))
-            pixels = (each.batch for each in loaded)
-            return embed_all(
-                lambda batch: embed(encoder.params, encoder.frozen, jnp.asarray(batch.image, jnp.float32) / 255), pixels
-            ).embeddings
-
-        vectors = embedded("train"), embedded("val")
+        vectors = [embed_images(encoder, faces.source(split).open()) for split in ("train", "val")]
         for name in ATTRIBUTES:
             bank, asked = attribute(faces, "train", name), attribute(faces, "val", name)
             values, numbers = np.unique(np.concatenate([bank, asked]), return_inverse=True)

@@ -15,12 +15,13 @@ Found (SimCLR of 29 epochs): the highest 1,000 are a little less separated by cl
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
+from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from experiments.study import results
-from experiments.study.table import Study, Table, scored_parts, unit_embeddings
+from experiments.study.table import Study, Table, embed_images, unit_rows
 from influence_ssl_jax.evaluation.statistics import bootstrap
+from influence_ssl_jax.runs.prepare import load_encoder
 
 NEIGHBOURS = 10
 SIZES = (1000, 200)
@@ -63,12 +64,19 @@ def measure(table: Table, units: np.ndarray, size: int) -> dict[str, Any]:
     return separations
 
 
+def embed_sample(study: Study, ids: np.ndarray) -> Float[np.ndarray, "rows width"]:
+    """Compute the embeddings of images, of length 1; a zero one stays."""
+    opened = study.source_of_scored().open()
+    chosen = np.flatnonzero(np.isin(list(opened.ids()), ids))
+    return unit_rows(embed_images(load_encoder(study.encoder), opened, chosen))
+
+
 def find(study: Study) -> tuple[dict[str, Any], Figure]:
     """Measure the parts, and draw them."""
     from sklearn.manifold import TSNE
 
-    table, scored = Table.load(study.kept).sample(), scored_parts(study.run)
-    units = unit_embeddings(scored.filter(pa.array(np.isin(scored["id"].to_numpy(), table["id"]))))
+    table = Table.load(study.kept).sample()
+    units = embed_sample(study, table["id"])
     fitting = [size for size in SIZES if 2 * size <= len(units)] or [len(units) // 2]
     record = {f"{size} of {len(units)}": measure(table, units, size) for size in fitting}
     figure = Figure(figsize=(9, 3.2), layout="constrained")

@@ -21,6 +21,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,7 +34,8 @@ from experiments.study import measures
 from influence_ssl_jax.cli.console import Renderer
 from influence_ssl_jax.cli.environment import keep_compiled_programs, keep_convolutions_whole
 from influence_ssl_jax.configuration import describe
-from influence_ssl_jax.data import Digits, Parquet, Source, Tfds
+from influence_ssl_jax.data import Digits, OpenSource, Parquet, Source, Tfds, batches
+from influence_ssl_jax.encoder import Encoder
 from influence_ssl_jax.provenance import versions
 from influence_ssl_jax.runs.score import score
 from influence_ssl_jax.runs.settings import CurvatureSet, ScoreRun
@@ -259,8 +262,23 @@ def images_of(study: Study, ids: Iterable[str]) -> UInt8[np.ndarray, "rows heigh
 
 def unit_embeddings(scored: pa.Table) -> Float[np.ndarray, "rows width"]:
     """Return the embeddings of scored rows, of length 1; a zero one stays."""
-    embeddings = embedding_matrix(scored["embedding"])
-    return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    return unit_rows(embedding_matrix(scored["embedding"]))
+
+
+def unit_rows(rows: Float[np.ndarray, "rows width"]) -> Float[np.ndarray, "rows width"]:
+    """Scale rows to length 1; a zero one stays."""
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+
+
+def embed_images(
+    encoder: Encoder, opened: OpenSource, chosen: Int[np.ndarray, " rows"] | None = None
+) -> Float[np.ndarray, "rows width"]:
+    """Compute the embeddings of a source's images, or of those with some numbers."""
+    embed, rows = jax.jit(encoder.network), []
+    for each in batches(opened, encoder.input, 250, jax.random.key(0), chosen):
+        pixels = jnp.asarray(each.batch.image, jnp.float32) / 255
+        rows.append(np.asarray(embed(encoder.params, encoder.frozen, pixels))[np.asarray(each.batch.index) >= 0])
+    return np.concatenate(rows)
 
 
 @dataclasses.dataclass(frozen=True)

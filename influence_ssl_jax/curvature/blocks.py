@@ -55,13 +55,13 @@ def entries_at_once() -> int:
     return ENTRIES if jax.default_backend() == "cpu" else WIDER * ENTRIES
 
 
-def examples_at_once(batch: int, entries: int) -> int:
+def examples_at_once(batch: int, entries: int, least: int = 1) -> int:
     """Return the number of a batch's examples to hold in memory together.
 
-    Each takes `entries` numbers. If possible the result divides the batch: a smaller rest would be compiled as a second
-    program.
+    Each takes `entries` numbers; `least` are taken however many numbers that is. If possible the result divides the batch:
+    a smaller rest would be compiled as a second program.
     """
-    most = min(batch, max(1, entries_at_once() // entries))
+    most = min(batch, max(least, entries_at_once() // entries))
     return next((size for size in range(most, most // 2, -1) if batch % size == 0), most)
 
 
@@ -156,6 +156,7 @@ class Block(abc.ABC):
         gradients: Captured,
         compute: Callable[[Float[Array, "some draws size"], Beside], Computed],
         beside: Beside,
+        least: int = 1,  # noqa: ARG002 - vectors are small and formed at once
     ) -> Computed:
         """Compute something from every example's gradients of the block.
 
@@ -166,6 +167,7 @@ class Block(abc.ABC):
             compute: A function from the gradients of some examples in all their draws, and the same examples' part of
                 `beside`, to arrays with a leading axis of those examples. It may be traced for one example under `vmap`.
             beside: A tree of arrays with a leading axis of examples.
+            least: Form the gradients of at least so many examples together, however large they are.
         """
         return compute(group_by_example(self.materialise(gradients), gradients.draws), beside)
 
@@ -369,17 +371,17 @@ class MatrixBlock(Block):
         gradients: Captured,
         compute: Callable[[Float[Array, "some draws size"], Beside], Computed],
         beside: Beside,
+        least: int = 1,
     ) -> Computed:
         """Compute something from every example's gradients, see `Block.map_examples`.
 
-        About `entries_at_once()` numbers of patches and gradients are in memory together.
+        About `entries_at_once()` numbers of patches and gradients are in memory together, or those of `least` examples.
         """
         calls, draws = self.calls(gradients), gradients.draws
         if calls is None or len(calls) != 1 or not calls[0]:
             return compute(group_by_example(self.materialise(gradients), draws), beside)
         taps, batch = calls[0], gradients.cotangents.shape[1] // draws
-        formed = draws * taps[0].gradients.shape[0] * self.inputs * self.outputs
-        entries = self.groups * (draws * _positions_of(taps) * self.inputs + formed)
+        entries = self.groups * draws * self.inputs * (_positions_of(taps) + self.outputs)
         if entries * batch <= entries_at_once():
             return compute(group_by_example(self._gradient(taps), draws), beside)
 
@@ -390,7 +392,7 @@ class MatrixBlock(Block):
             )
             return jax.tree.map(lambda leaf: leaf[0], computed)
 
-        size = examples_at_once(batch, entries)
+        size = examples_at_once(batch, entries, least)
         return jax.lax.map(of_one, (_split_examples(taps, draws), beside), batch_size=size)
 
     def is_formed_whole(self, program: Program) -> bool:
@@ -449,7 +451,7 @@ class MatrixBlock(Block):
         """Compute inner products over several calls, a few examples at a time."""
         positions = draws * _positions_of(taps)
         ghost = positions * (self.inputs + self.outputs) < self.inputs * self.outputs
-        formed = 0 if ghost else draws * taps[0].gradients.shape[0] * self.inputs * self.outputs
+        formed = 0 if ghost else draws * self.inputs * self.outputs
         entries = (self.groups // math.prod(self.layout.lead)) * (positions * self.inputs + formed)
 
         def compute(taps: Calls) -> Float[Array, "examples draws draws"]:
@@ -472,16 +474,17 @@ class MatrixBlock(Block):
 
     def _gradient(self, taps: Calls) -> Float[Array, "n groups inputs outputs"]:
         """Compute `Σ_t ā_t s_tᵀ` over all calls and views."""
-        return _total([self._call_gradient(tap) for tap in taps], taps)
+        return functools.reduce(jnp.add, map(self._call_gradient, taps))
 
-    def _call_gradient(self, tap: Tap) -> Float[Array, "images groups inputs outputs"]:
-        """Compute `Σ_t ā_t s_tᵀ` of one call, image by image."""
-        matrix, (read,), gradients = tap.site.matrix, tap.operands, merge_views(tap.gradients)
+    def _call_gradient(self, tap: Tap) -> Float[Array, "n groups inputs outputs"]:
+        """Compute `Σ_t ā_t s_tᵀ` of one call, over its views."""
+        matrix, (read,) = tap.site.matrix, tap.operands
         assert matrix is not None
-        kernel = matrix.gradient(merge_views(read), gradients)
+        kernel = matrix.gradient(read, tap.gradients)
         if self.bias is None:
             return kernel
-        return jnp.concatenate([kernel, jnp.sum(matrix.output_rows(gradients), axis=1)[:, :, None]], axis=2)
+        rows = _by_example(matrix.output_rows(merge_views(tap.gradients)), tap.gradients)
+        return jnp.concatenate([kernel, jnp.sum(rows, axis=1)[:, :, None]], axis=2)
 
     def _rows(self, taps: Calls, n: int, dtype: Any) -> tuple[Array, Array]:
         """Return the rows of all calls.

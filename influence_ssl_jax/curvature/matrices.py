@@ -219,9 +219,12 @@ class Matrix(abc.ABC):
 
     @abc.abstractmethod
     def gradient(
-        self, read: Float[Array, "images *read"], gradients: Float[Array, "images *written"]
-    ) -> Float[Array, "images groups inputs outputs"]:
-        """Compute `Σ_t a_t s_tᵀ` of every image."""
+        self, read: Float[Array, "views n *read"], gradients: Float[Array, "views n *written"]
+    ) -> Float[Array, "n groups inputs outputs"]:
+        """Compute `Σ_t a_t s_tᵀ` of every example, over the positions of all its views.
+
+        One product sums over the views too: their gradients are never in memory beside each other.
+        """
 
     def project_outputs(
         self, gradients: Float[Array, "images *written"], basis: Float[Array, "groups outputs rank"]
@@ -237,6 +240,23 @@ class Matrix(abc.ABC):
 def _times(rows: Array, basis: Array) -> Array:
     """Multiply rows by a matrix, group by group."""
     return (rows[..., None, :] @ basis)[..., 0, :]
+
+
+def _views_last(array: Float[Array, "views n *shape"]) -> Float[Array, "images *shape"]:
+    """Merge views and examples: images, an example's views beside each other."""
+    return jnp.swapaxes(array, 0, 1).reshape(-1, *array.shape[2:])
+
+
+def _merge_positions(rows: Float[Array, "images positions groups width"], like: Array) -> Array:
+    """Join the positions of an example's views.
+
+    The result has the axes [n, views · positions, groups, width].
+
+    Args:
+        rows: The rows of `_views_last(like)`.
+        like: [views, n, …].
+    """
+    return rows.reshape(like.shape[1], -1, *rows.shape[2:])
 
 
 def outer_products(
@@ -312,10 +332,11 @@ class Product(Matrix):
         return _times(self.input_rows(read), basis)
 
     def gradient(
-        self, read: Float[Array, "images *read"], gradients: Float[Array, "images *written"]
-    ) -> Float[Array, "images groups inputs outputs"]:
-        """Compute `Σ_t a_t s_tᵀ` by one matrix product for each image."""
-        return outer_products(self.input_rows(read), self.output_rows(gradients))
+        self, read: Float[Array, "views n *read"], gradients: Float[Array, "views n *written"]
+    ) -> Float[Array, "n groups inputs outputs"]:
+        """Compute `Σ_t a_t s_tᵀ` by one matrix product for each example."""
+        inputs = _merge_positions(self.input_rows(_views_last(read)), read)
+        return outer_products(inputs, _merge_positions(self.output_rows(_views_last(gradients)), gradients))
 
     def _free(self, side: int) -> Axes:
         """Return the axes that are neither shared nor contracted.
@@ -415,26 +436,27 @@ class Convolution(Matrix):
         return projected.reshape(read.shape[0], -1, self.groups, rank)
 
     def gradient(
-        self, read: Float[Array, "images *read"], gradients: Float[Array, "images *written"]
-    ) -> Float[Array, "images groups inputs outputs"]:
+        self, read: Float[Array, "views n *read"], gradients: Float[Array, "views n *written"]
+    ) -> Float[Array, "n groups inputs outputs"]:
         """Compute `Σ_t a_t s_tᵀ`.
 
         It is computed from patches where they are no larger than the gradient: where there are no more positions than
         outputs. Elsewhere one line of the window is read at a time: patches would need the window's area times the
         memory of the images, and on a CPU filling them costs ten times as much as the products.
         """
-        rows = self.output_rows(gradients)
-        if self._tiled or rows.shape[1] <= self.outputs:
-            return outer_products(self.input_rows(read), rows)
-        images, shifted = read.shape[0], self._read_window(read)
+        rows, images = self.output_rows(_views_last(gradients)), _views_last(read)
+        positions, rows = rows.shape[1], _merge_positions(rows, gradients)
+        if self._tiled or positions <= self.outputs:
+            return outer_products(_merge_positions(self.input_rows(images), read), rows)
+        n, shifted = read.shape[1], self._read_window(images)
         width = self.window[-1] if self.window else 1
         lines = []
         for start in range(0, len(shifted), width):
             # Without the barrier XLA fuses the slices into the product, element by element.
             line = jax.lax.optimization_barrier(jnp.stack(shifted[start : start + width], axis=-2))
-            line = line.reshape(images, -1, width, self.groups, line.shape[-1] // self.groups)
+            line = line.reshape(n, -1, width, self.groups, line.shape[-1] // self.groups)
             product = jnp.einsum("ntgo,ntwgc->ngowc", rows, line)
-            lines.append(product.reshape(images, self.groups, self.outputs, -1))
+            lines.append(product.reshape(n, self.groups, self.outputs, -1))
         return jnp.swapaxes(jnp.concatenate(lines, axis=-1), -1, -2)
 
     def input_rows(self, read: Float[Array, "images *read"]) -> Float[Array, "images positions groups inputs"]:

@@ -38,7 +38,7 @@ class Memory(NamedTuple):
     zero or small for a backend that forms no whole gradients, and a small multiple of |parameters| for Exact, CG and
     similar backends. Patches exist for a few examples, E numbers at most. Gram, which forms gradients layer by layer, adds
     the 12 E bytes of a few examples to what is fixed, and 16 E more for what devices send to each other if they share its
-    rows.
+    rows; E is then at least `Gram.formed_at_once`.
 
     Attributes:
         fixed: Bytes whatever the batch.
@@ -99,7 +99,9 @@ def estimate_memory(
     fixed, per_draw = backend.workspace(state, trees.size(params))
     per_example = int(np.prod(image_shape)) + draws * (measurement.loss.views * int(per_view) + width * per_draw)
     shared = _sharing(state)
-    entries = ((4 if shared == 1 else 8) if isinstance(backend, Gram) else 1) * entries_at_once()
+    entries = entries_at_once()
+    if isinstance(backend, Gram):
+        entries = (4 if shared == 1 else 8) * max(entries, backend.formed_at_once(state))
     held = bytes_on_device((params, frozen, state), shared)
     return Memory(held + width * (entries + fixed), per_example)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tyro
@@ -29,7 +30,7 @@ from experiments.study import (
     separation,
     strengths,
 )
-from experiments.study.table import EXPERIMENTS, Study, Table, run, settings_of
+from experiments.study.table import EXPERIMENTS, Study, Table, run, scored_parts, settings_of, unit_embeddings
 from experiments.study.variants import Curvature, Prepared, Variants, coordinates_of
 from influence_ssl_jax.curvature.contributions import measure
 from influence_ssl_jax.ihvp.backend import Damping
@@ -57,12 +58,20 @@ def test_the_table_holds_every_chosen_image_once(study):
     assert (table["hash_distance"][copies] == 0).all()
 
 
-def test_from_a_clone_the_table_is_enough_and_what_it_lacks_is_named(study, tmp_path):
+def test_from_a_clone_the_table_is_enough_and_a_missing_run_is_named(study, tmp_path):
     clone = dataclasses.replace(study, runs=tmp_path)
     assert borders.find(clone, resamples=5)[0] == borders.find(study, resamples=5)[0]
     assert (clone.run / "ids.txt").read_text() == (study.run / "ids.txt").read_text()
+    assert separation.find(clone)[0] == separation.find(study)[0]
     with pytest.raises(FileNotFoundError, match="holds no scores; embeddings are in them"):
-        separation.find(clone)
+        scored_parts(clone.run)
+
+
+def test_the_embeddings_of_the_sample_are_those_of_the_run(study):
+    table = Table.load(study.kept).sample()
+    scored = scored_parts(study.run)
+    kept = unit_embeddings(scored.filter(pa.array(np.isin(scored["id"].to_numpy(), table["id"]))))
+    np.testing.assert_allclose(separation.embed_sample(study, table["id"]), kept, atol=1e-6)
 
 
 def test_duplicates_without_a_change_are_found_by_pixels(study):

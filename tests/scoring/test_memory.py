@@ -14,7 +14,7 @@ from influence_ssl_jax.curvature import blocks as cut
 from influence_ssl_jax.curvature.contributions import measure
 from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.errors import InfluenceError
-from influence_ssl_jax.ihvp import BACKENDS, Damping, Exact, Gram, Identity, LoGra
+from influence_ssl_jax.ihvp import BACKENDS, Damping, Exact, Gram, Identity, LoGra, gram
 from influence_ssl_jax.losses import CosineDistance
 from influence_ssl_jax.runs.score import choose_batch_size
 from influence_ssl_jax.scoring import memory
@@ -185,13 +185,18 @@ def test_gram_keeps_a_number_for_each_row_and_parameter_and_is_refused_beforehan
     assert "rows disk" not in str(refused.value)
 
 
-def test_gram_forms_the_gradients_of_few_examples_at_a_time(monkeypatch):
-    """With room for two examples' patches and gradients of the second layer no array holds all eight's gradients."""
+@pytest.mark.parametrize(("examples", "rows_per_gradient"), [(2, 8), (0, 8 // (2 * DRAWS))], ids=["room", "rows"])
+def test_gram_forms_the_gradients_of_few_examples_at_a_time(monkeypatch, examples, rows_per_gradient):
+    """With room for two examples' patches and gradients of the second layer no array holds all eight's gradients.
+
+    Without room for one, those of two are formed at once if there are rows enough.
+    """
     data = {"num_batches": 1, "size": 8, "image": SIZE, "channels": 3}
     problem = problems.problem(CosineDistance(), "empirical_fisher", module=Wide(), **data)
     backend, batch = Gram(), problems.first_batch(problem)
     positions, inputs = 2 * DRAWS * 36, 9 * CHANNELS + 1
-    monkeypatch.setattr(cut, "ENTRIES", 2 * (positions * inputs + 2 * DRAWS * inputs * CHANNELS))
+    monkeypatch.setattr(cut, "ENTRIES", max(1, examples * (positions * inputs + DRAWS * inputs * CHANNELS)))
+    monkeypatch.setattr(gram, "ROWS_PER_GRADIENT", rows_per_gradient)
 
     def forms(problem, batch):
         leaves, structure, _ = shapes(problem, backend, 0)
@@ -199,8 +204,9 @@ def test_gram_forms_the_gradients_of_few_examples_at_a_time(monkeypatch):
         measured = measure(problem.objective, problem.params, problem.frozen, batch, DRAWS).gradients
         return backend.draw_gram(state, measured, jnp.ones((), jnp.float64)).values
 
-    largest = max(sizes(jax.make_jaxpr(forms)(problem, batch).jaxpr))
-    assert largest < 8 * DRAWS * inputs * CHANNELS
+    every = sizes(jax.make_jaxpr(forms)(problem, batch).jaxpr)
+    assert 2 * DRAWS * inputs * CHANNELS in every
+    assert max(every) < 8 * DRAWS * inputs * CHANNELS
 
 
 def test_the_batch_is_the_largest_power_of_two_in_half_of_the_memory_that_is_free():
