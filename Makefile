@@ -66,7 +66,7 @@ bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.cost --setting.width 16 --setting.examples 256 --setting.batch 256 --ranks 16 --repeats 3 --memory
 	$(BIN)/python -m benchmarks.cost --setting.width 64 --setting.examples 64 --ranks 16 32 --repeats 3 --memory
 	$(BIN)/python -m benchmarks.gram cost
-	$(BIN)/python -m benchmarks.gram cost --setting.width 64 --repeats 3
+	$(BIN)/python -m benchmarks.gram cost --setting.width 64 --repeats 2
 	$(BIN)/python -m benchmarks.render
 
 QUESTIONS := table duplicates borders separation distribution deviation beyond_loss perturbations strengths choices exactly
@@ -85,6 +85,7 @@ study: $(VENV)/dev
 	for question in stability backgrounds; do \
 		$(BIN)/python -m experiments.study.$$question --images cifar100 --data-dir '$(CIFAR10)' || exit 1; \
 	done
+	$(BIN)/python -m experiments.study.copies --data-dir '$(CIFAR10)'
 	$(BIN)/python -m experiments.study.faces --fairface '$(FAIRFACE)'
 	$(BIN)/python -m experiments.study.page
 

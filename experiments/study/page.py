@@ -154,6 +154,27 @@ def duplicates(record: Record) -> Finding:
     return Finding(text, verdict)
 
 
+def copies(record: Record) -> Finding:
+    """Judge Figure 4 on equal images: an AUROC above chance with every method; only weakly with some.
+
+    It holds weakly, too, where the nearest embedding is more precise with every method.
+    """
+    parts, above, better = [], [], []
+    for method, each in record["found"].items():
+        score, rival = each["score"], each["distance to the nearest embedding"]
+        above.append(score["auroc"][1] > 0.5)
+        better.append(rival["average_precision"][1] > score["average_precision"][2])
+        parts.append(
+            f"{method}: AUROC of low scores {interval(score['auroc'])}, of the alignment loss "
+            f"{interval(each['alignment loss']['auroc'])}, of the nearest embedding {interval(rival['auroc'])}; "
+            f"{score['recall'] * score['positives']:.0f} of the lowest {score['positives']} scores are copies"
+        )
+    verdict = NOT if not any(above) else HOLDS if all(above) and not all(better) else WEAKLY
+    of = next(iter(record["found"].values()))["score"]
+    text = f"{scale_of(record)}; {of['positives']} copies among {of['images']:,} images. {'. '.join(parts)}."
+    return Finding(text, verdict)
+
+
 def lowest_of_class(record: Record) -> Finding:
     """Judge the lowest 5 and 18 of the class: copies by pixels, against their share; where the whole class is scored."""
     in_class = record["class"]
@@ -596,6 +617,10 @@ QUESTIONS = (
     ),
     Question(
         "Fig. 4", "Do low scores find duplicates?", "yes, by eye", "duplicates", duplicates,
+    ),
+    Question(
+        "Fig. 4", "And images that are equal in every pixel (CIFAR-100)?", "yes, by eye", "copies_cifar100", copies,
+        needs="encoders that are trained on images and their copies", answered_by="small",
     ),
     Question(
         "Fig. 4, B.4", "Are the lowest 5 and 18 automobiles duplicates?",

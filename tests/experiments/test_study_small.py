@@ -11,7 +11,18 @@ import tyro
 from matplotlib.figure import Figure
 from scipy import stats
 
-from experiments.study import backgrounds, memorised, outputs, page, removal, retraining, small, stability, trajectory
+from experiments.study import (
+    backgrounds,
+    copies,
+    memorised,
+    outputs,
+    page,
+    removal,
+    retraining,
+    small,
+    stability,
+    trajectory,
+)
 from experiments.study.page import HOLDS, NOT, UNDECIDED, WEAKLY
 from experiments.study.small import Pictures, Small, complete, read, shrink
 from influence_ssl_jax import trees
@@ -343,6 +354,41 @@ def test_white_and_black_borders_are_counted_at_both_ends():
         assert page.backgrounds(of_backgrounds(rankings, images)).verdict == verdict
 
 
+def test_images_that_are_there_twice_come_first_and_are_marked(tmp_path):
+    scale = copies.Copies(images="digits", pixels=8, train=60, runs=tmp_path)
+    pictures, twice = copies.with_copies(scale)
+    assert len(pictures.images) == len(twice) == 60
+    every = [each.tobytes() for each in pictures.images]
+    assert [every.count(each) > 1 for each in every] == twice.tolist()
+    assert 2 * round(0.05 * 60) <= twice.sum() < 20
+    assert (np.diff(twice.astype(int)) <= 0).all()
+    assert len(copies.unseen(pictures, pictures).images) == 0
+    other = pictures.of(np.arange(60)[~twice])
+    assert len(copies.unseen(pictures, other).images) == twice.sum()
+
+
+@pytest.mark.parametrize(
+    ("simclr", "byol", "nearest", "verdict"),
+    [(-1, -1, 0, HOLDS), (-1, -1, -2, WEAKLY), (-1, 0, 0, WEAKLY), (0, 1, 0, NOT), (1, 1, -2, NOT)],
+)
+def test_low_scores_find_copies_by_the_rule(simclr, byol, nearest, verdict):
+    rng = np.random.default_rng(0)
+    twice = np.arange(400) < 40
+
+    def encoders(shift):
+        columns = {name: rng.normal(size=(2, 400)) for name in small.COLUMNS.values()}
+        columns["score"] += shift * twice
+        columns["distance to the nearest embedding"] += 3 * nearest * twice
+        return [{**columns, "accuracy, knn": np.asarray(0.3), "accuracy, linear": np.asarray(0.4)}]
+
+    record = copies.compared({"SimCLR": encoders(simclr), "BYOL": encoders(byol)}, twice, resamples=50)
+    record = json.loads(json.dumps(page.results.rounded(record)))
+    record["scale"] = {"width": 4, "pixels": 16, "train": 300, "epochs": 2}
+    found = page.copies(record)
+    assert found.verdict == verdict, found.text
+    assert "40 copies among 400 images" in found.text
+
+
 def test_four_ways_are_compared_in_pairs():
     rng = np.random.default_rng(0)
     shared = rng.normal(size=500)
@@ -442,6 +488,7 @@ COMMANDS = {
     "memorised": memorised.Memorised,
     "removal": removal.Removal,
     "backgrounds": backgrounds.Backgrounds,
+    "copies": copies.Copies,
     "trajectory": trajectory.Trajectory,
 }
 
@@ -536,14 +583,14 @@ def test_every_experiment_goes_from_images_to_the_page(name, tmp_path, monkeypat
         "retraining": {"cuts": 4}, "outputs": {"compared": 20}, "memorised": tiny, "trajectory": snapshots,
     }.get(name, {})  # fmt: skip
     own |= {} if name == "trajectory" else {"seeds": (0, 1)}
-    if name in ("stability", "backgrounds", "outputs"):
+    if name in ("stability", "backgrounds", "outputs", "copies"):
         own["scored"] = 24
     scale = COMMANDS[name](
         images="digits", pixels=8, train=40, test=24, runs=tmp_path / "runs", results=tmp_path, figures=tmp_path, **own,
     )  # fmt: skip
     experiment = {
         each.__name__.rpartition(".")[2]: each
-        for each in (stability, backgrounds, outputs, retraining, memorised, removal, trajectory)
+        for each in (stability, backgrounds, copies, outputs, retraining, memorised, removal, trajectory)
     }
     few = {} if name == "removal" else {"resamples": 3}  # removal has few seeds, and draws no images
     find = functools.partial(experiment[name].find, **few)
@@ -551,8 +598,9 @@ def test_every_experiment_goes_from_images_to_the_page(name, tmp_path, monkeypat
     record = json.loads(place.read_text(encoding="utf-8"))
     assert record["minutes"] >= 0
     assert "/" not in place.read_text(encoding="utf-8")
+    question = next(each for each in page.QUESTIONS if each.result in (name, f"{name}_cifar100"))
+    place.rename(tmp_path / f"{question.result}.json")
     column = page.SmallEncoders.load(tmp_path)
-    question = next(each for each in page.QUESTIONS if each.result == name)
     finding = column.finding(question)
     assert finding.verdict != page.NOT_RUN
     assert "40 training images" in finding.text
