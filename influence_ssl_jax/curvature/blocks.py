@@ -55,13 +55,13 @@ def entries_at_once() -> int:
     return ENTRIES if jax.default_backend() == "cpu" else WIDER * ENTRIES
 
 
-def examples_at_once(batch: int, entries: int, least: int = 1) -> int:
+def examples_at_once(batch: int, entries: int, room: int = 0) -> int:
     """Return the number of a batch's examples to hold in memory together.
 
-    Each takes `entries` numbers; `least` are taken however many numbers that is. If possible the result divides the batch:
-    a smaller rest would be compiled as a second program.
+    Each takes `entries` numbers; there is room for `entries_at_once()`, or for `room` if that is more. If possible the
+    result divides the batch: a smaller rest would be compiled as a second program.
     """
-    most = min(batch, max(least, entries_at_once() // entries))
+    most = min(batch, max(1, max(room, entries_at_once()) // entries))
     return next((size for size in range(most, most // 2, -1) if batch % size == 0), most)
 
 
@@ -156,7 +156,7 @@ class Block(abc.ABC):
         gradients: Captured,
         compute: Callable[[Float[Array, "some draws size"], Beside], Computed],
         beside: Beside,
-        least: int = 1,  # noqa: ARG002 - vectors are small and formed at once
+        room: int = 0,  # noqa: ARG002 - vectors are small and formed at once
     ) -> Computed:
         """Compute something from every example's gradients of the block.
 
@@ -167,7 +167,7 @@ class Block(abc.ABC):
             compute: A function from the gradients of some examples in all their draws, and the same examples' part of
                 `beside`, to arrays with a leading axis of those examples. It may be traced for one example under `vmap`.
             beside: A tree of arrays with a leading axis of examples.
-            least: Form the gradients of at least so many examples together, however large they are.
+            room: How many numbers may be in memory together, if these are more than `entries_at_once()`.
         """
         return compute(group_by_example(self.materialise(gradients), gradients.draws), beside)
 
@@ -371,18 +371,18 @@ class MatrixBlock(Block):
         gradients: Captured,
         compute: Callable[[Float[Array, "some draws size"], Beside], Computed],
         beside: Beside,
-        least: int = 1,
+        room: int = 0,
     ) -> Computed:
         """Compute something from every example's gradients, see `Block.map_examples`.
 
-        About `entries_at_once()` numbers of patches and gradients are in memory together, or those of `least` examples.
+        About `entries_at_once()` numbers of patches and gradients are in memory together, or `room` if these are more.
         """
         calls, draws = self.calls(gradients), gradients.draws
         if calls is None or len(calls) != 1 or not calls[0]:
             return compute(group_by_example(self.materialise(gradients), draws), beside)
         taps, batch = calls[0], gradients.cotangents.shape[1] // draws
         entries = self.groups * draws * self.inputs * (_positions_of(taps) + self.outputs)
-        if entries * batch <= entries_at_once():
+        if entries * batch <= max(room, entries_at_once()):
             return compute(group_by_example(self._gradient(taps), draws), beside)
 
         def of_one(one: tuple[Calls, Beside]) -> Computed:
@@ -392,7 +392,7 @@ class MatrixBlock(Block):
             )
             return jax.tree.map(lambda leaf: leaf[0], computed)
 
-        size = examples_at_once(batch, entries, least)
+        size = examples_at_once(batch, entries, room)
         return jax.lax.map(of_one, (_split_examples(taps, draws), beside), batch_size=size)
 
     def is_formed_whole(self, program: Program) -> bool:

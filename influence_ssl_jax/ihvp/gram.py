@@ -43,11 +43,11 @@ TOGETHER = {"cpu": 2**21}
 
 On a CPU they stay in its cache, and one product of several matrices takes less than half the time of one product for each.
 """
-ROWS_PER_GRADIENT = 8
-"""How many rows of A are in memory for every gradient that is multiplied by them at once.
+ROWS_PER_GRADIENT = 6
+"""How many rows of A are in memory for every gradient that there is room for beside them.
 
-Each product reads all rows: with a few gradients at a time, as many as the memory of a small layer, reading takes longer
-than multiplying.
+Each product reads all rows: with a few gradients at a time, reading takes longer than multiplying. The patches that the
+gradients are formed from share the room.
 """
 _UNIT = 2.0**-53
 """The unit roundoff of float64."""
@@ -366,9 +366,9 @@ class Gram(Backend[GramState]):
         return Workspace(2 * largest // state.gram.high.dtype.itemsize, 4 * max(block.size for block in state.blocks))
 
     def formed_at_once(self, state: GramState) -> int:
-        """Return how many numbers the largest layer's gradients take together.
+        """Return how many numbers there is room for at once.
 
-        They are those of the fewest examples that are formed at once (ROWS_PER_GRADIENT).
+        They are gradients of the largest layer and their patches (ROWS_PER_GRADIENT).
         """
         largest = max(block.size for block in state.blocks)
         return len(state.gram.high) // ROWS_PER_GRADIENT * largest
@@ -759,8 +759,8 @@ def _map_examples(
     all gradients of the block are formed first, and multiplied in one pass over the file.
     """
     if isinstance(rows, Sharded):
-        least = max(1, _count(rows) // (ROWS_PER_GRADIENT * gradients.draws))
-        return block.map_examples(gradients, partial(_by_shards, compute), beside, least)
+        room = _count(rows) // ROWS_PER_GRADIENT * block.size
+        return block.map_examples(gradients, partial(_by_shards, compute), beside, room)
     return _by_shards(compute, block.map_examples(gradients, lambda formed, _: formed, None), beside)
 
 

@@ -38,7 +38,7 @@ class Memory(NamedTuple):
     zero or small for a backend that forms no whole gradients, and a small multiple of |parameters| for Exact, CG and
     similar backends. Patches exist for a few examples, E numbers at most. Gram, which forms gradients layer by layer, adds
     the 12 E bytes of a few examples to what is fixed, and 16 E more for what devices send to each other if they share its
-    rows; E is then at least `Gram.formed_at_once`.
+    rows; E is then at least `Gram.formed_at_once`, patches included.
 
     Attributes:
         fixed: Bytes whatever the batch.

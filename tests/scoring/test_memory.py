@@ -11,11 +11,13 @@ import pytest
 
 from influence_ssl_jax import trees
 from influence_ssl_jax.curvature import blocks as cut
+from influence_ssl_jax.curvature.blocks import discover_blocks
 from influence_ssl_jax.curvature.contributions import measure
 from influence_ssl_jax.data import Arrays, ToInput
 from influence_ssl_jax.errors import InfluenceError
 from influence_ssl_jax.ihvp import BACKENDS, Damping, Exact, Gram, Identity, LoGra, gram
 from influence_ssl_jax.losses import CosineDistance
+from influence_ssl_jax.parallel import Sharded
 from influence_ssl_jax.runs.score import choose_batch_size
 from influence_ssl_jax.scoring import memory
 from influence_ssl_jax.scoring.fitting import shapes
@@ -185,18 +187,13 @@ def test_gram_keeps_a_number_for_each_row_and_parameter_and_is_refused_beforehan
     assert "rows disk" not in str(refused.value)
 
 
-@pytest.mark.parametrize(("examples", "rows_per_gradient"), [(2, 8), (0, 8 // (2 * DRAWS))], ids=["room", "rows"])
-def test_gram_forms_the_gradients_of_few_examples_at_a_time(monkeypatch, examples, rows_per_gradient):
-    """With room for two examples' patches and gradients of the second layer no array holds all eight's gradients.
-
-    Without room for one, those of two are formed at once if there are rows enough.
-    """
+def test_gram_forms_the_gradients_of_few_examples_at_a_time(monkeypatch):
+    """With room for two examples' patches and gradients of the second layer no array holds all eight's gradients."""
     data = {"num_batches": 1, "size": 8, "image": SIZE, "channels": 3}
     problem = problems.problem(CosineDistance(), "empirical_fisher", module=Wide(), **data)
     backend, batch = Gram(), problems.first_batch(problem)
     positions, inputs = 2 * DRAWS * 36, 9 * CHANNELS + 1
-    monkeypatch.setattr(cut, "ENTRIES", max(1, examples * (positions * inputs + DRAWS * inputs * CHANNELS)))
-    monkeypatch.setattr(gram, "ROWS_PER_GRADIENT", rows_per_gradient)
+    monkeypatch.setattr(cut, "ENTRIES", 2 * (positions * inputs + DRAWS * inputs * CHANNELS))
 
     def forms(problem, batch):
         leaves, structure, _ = shapes(problem, backend, 0)
@@ -204,9 +201,35 @@ def test_gram_forms_the_gradients_of_few_examples_at_a_time(monkeypatch, example
         measured = measure(problem.objective, problem.params, problem.frozen, batch, DRAWS).gradients
         return backend.draw_gram(state, measured, jnp.ones((), jnp.float64)).values
 
-    every = sizes(jax.make_jaxpr(forms)(problem, batch).jaxpr)
+    every = set(sizes(jax.make_jaxpr(forms)(problem, batch).jaxpr))
     assert 2 * DRAWS * inputs * CHANNELS in every
     assert max(every) < 8 * DRAWS * inputs * CHANNELS
+
+
+@pytest.mark.parametrize(("rows", "examples"), [(8, 1), (48, 1), (96, 2), (200, 4), (1000, 8)])
+def test_gram_takes_more_examples_at_once_the_more_rows_it_keeps(monkeypatch, rows, examples):
+    """There is room for a sixth as many gradients as rows; patches share it.
+
+    Here an example has two gradients, and its patches take more than twice the room of these.
+    """
+    monkeypatch.setattr(cut, "ENTRIES", 1)
+    problem = problems.problem(
+        CosineDistance(), "empirical_fisher", module=Wide(), num_batches=1, size=8, image=SIZE, channels=3
+    )
+    block = discover_blocks(problem, "error")[1]
+    inputs, outputs = block.inputs, block.outputs
+    spans, span = gram._cut(block.size)
+    held = Sharded(jnp.zeros((spans, rows, span)), spans)
+
+    def products(batch):
+        measured = measure(problem.objective, problem.params, problem.frozen, batch, DRAWS).gradients
+        return gram._map_examples(block, measured, functools.partial(gram._inner, held, False), held, None)
+
+    every = set(sizes(jax.make_jaxpr(products)(problems.first_batch(problem)).jaxpr))
+    several = [n for n in (1, 2, 4, 8) if n * DRAWS * inputs * outputs in every]
+    assert several[-1] == examples
+    patches = DRAWS * inputs * (2 * 36 + outputs)
+    assert examples * patches <= max(patches, rows // gram.ROWS_PER_GRADIENT * block.size)
 
 
 def test_the_batch_is_the_largest_power_of_two_in_half_of_the_memory_that_is_free():
