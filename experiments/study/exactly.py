@@ -3,9 +3,9 @@
     python -m experiments.study.exactly --data-dir DIR --truth DIR           (after experiments.study.table; resumable)
 
 The images of the table are scored once more, with the same noise, by `Gram`: the exact inverse of the sampled Fisher
-information over the first 512 images of the curvature set, a row each. Every score has a bound of its rounding, a standard
-error over the draws and one over parts of the curvature set. Compared are the two rankings of the random sample; and the
-questions of `beyond_loss` and of `duplicates` are asked of the exact scores.
+information over `--exact-rows` images (512) of the curvature set, a row each. Every score has a bound of its rounding, a
+standard error over the draws and one over parts of the curvature set. Compared are the two rankings of the random sample;
+and the questions of `beyond_loss` and of `duplicates` are asked of the exact scores.
 
 Written beside the result: exact.parquet, the scores with their bounds and errors, 32-bit numbers, a row for each image.
 """
@@ -25,34 +25,27 @@ from experiments.study.beyond_loss import said
 from experiments.study.duplicates import find_judged, lowest_of_class
 from experiments.study.table import Study, Table
 from influence_ssl_jax.cli.console import Renderer
+from influence_ssl_jax.data import Source
 from influence_ssl_jax.evaluation.statistics import bootstrap, spearman, top_overlap
 from influence_ssl_jax.ihvp import Gram
 from influence_ssl_jax.runs.score import score
 from influence_ssl_jax.runs.settings import ScoreRun
 
-ROWS = 512
-"""Images of the curvature set, a row of the Fisher matrix each."""
 KEPT = ("score", "score_se", "score_se_curvature", "score_lo", "score_hi")
 END = 0.05
 """Share of the images at either end whose overlap is counted."""
 
 
-def settings_of(study: Study) -> ScoreRun:
-    """Return the settings of the exact run: those of the table but for backend and curvature."""
-    curvature = dataclasses.replace(study.curvature, kind="fisher", examples=min(ROWS, study.curvature.examples))
-    return ScoreRun(
-        study.encoder,
-        study.run / "exactly",
-        study.source_of_scored(),
-        curvature=curvature,
-        backend=Gram(),
-        scoring=study.scoring,
-    )
+def settings_of(study: Study, source: Source, out: Path) -> ScoreRun:
+    """Return the settings of an exact run: those of the table but for backend and curvature."""
+    rows = min(study.exact_rows, study.curvature.examples)
+    curvature = dataclasses.replace(study.curvature, kind="fisher", examples=rows)
+    return ScoreRun(study.encoder, out, source, curvature=curvature, backend=Gram(), scoring=study.scoring)
 
 
 def scored(study: Study, table: Table) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Score exactly; returns the columns in the table's order, and what the run says of itself."""
-    settings = settings_of(study)
+    settings = settings_of(study, study.source_of_scored(), study.run / "exactly")
     score(settings, Renderer(Console()))
     rows = pq.read_table(settings.out / "scores.parquet")
     place = {name: row for row, name in enumerate(rows["id"].to_pylist())}
@@ -96,10 +89,10 @@ def find(study: Study, resamples: int = 200) -> tuple[dict[str, Any], None]:
     columns, run = scored(study, table)
     narrow = {"id": table["id"], **{name: values.astype(np.float32) for name, values in columns.items()}}
     pq.write_table(pa.table(narrow), study.kept / "exact.parquet", compression="zstd", compression_level=19)
-    exact, rows = table.replace(columns), settings_of(study).curvature.examples
+    exact = table.replace(columns)
     judged = find_judged(exact, study.pairs(), resamples)
     told = {
-        "rows": rows,
+        "rows": run["configuration"]["curvature"]["examples"],
         "scored": len(table["id"]),
         "damping": run["damping"],
         "by parts of the curvature set": run["curvature_set"],

@@ -72,6 +72,7 @@ class Question:
         published: What was found there.
         result: The name of the file of results, and of the experiment; None where there is none yet.
         judge: From that record to the finding.
+        of_all: Whether `whole` asks it of all images too; then the verdict is on these.
         needs: What it takes to answer it, where it is not answered.
         answered_by: The encoders of CIFAR-10, the many small encoders, or the encoder of faces.
     """
@@ -81,6 +82,7 @@ class Question:
     published: str
     result: str | None = None
     judge: Callable[[Record], Finding] | None = None
+    of_all: bool = False
     needs: str = ""
     answered_by: Literal["encoders", "small", "faces"] = "encoders"
 
@@ -613,10 +615,10 @@ QUESTIONS = (
     ),
     Question(
         "Fig. 3", "Where do the highest and lowest sit among the embeddings?", "highest intermingled, lowest in clusters",
-        "separation", separation,
+        "separation", separation, of_all=True,
     ),
     Question(
-        "Fig. 4", "Do low scores find duplicates?", "yes, by eye", "duplicates", duplicates,
+        "Fig. 4", "Do low scores find duplicates?", "yes, by eye", "duplicates", duplicates, of_all=True,
     ),
     Question(
         "Fig. 4", "And images that are equal in every pixel (CIFAR-100)?", "yes, by eye", "copies_cifar100", copies,
@@ -625,10 +627,11 @@ QUESTIONS = (
     Question(
         "Fig. 4, B.4", "Are the lowest 5 and 18 automobiles duplicates?",
         "of the lowest 5: BYOL 5, SimCLR 2, Barlow Twins 1; BYOL's lowest 18 all", "duplicates", lowest_of_class,
-        needs="every automobile scored",
+        of_all=True, needs="every automobile scored",
     ),
     Question(
         "Fig. 5, B.5", "Do the highest have uniform white or black backgrounds?", "yes (CIFAR-100)", "borders", borders,
+        of_all=True,
     ),
     Question(
         "Fig. 5", "Less so for a supervised encoder?", "no such trend (CIFAR-100)", "backgrounds", backgrounds,
@@ -793,11 +796,16 @@ class FaceEncoder:
 
 
 def answer_of(question: Question, answers: dict[str, Record]) -> Finding:
-    """Return what results say to a question; what is missing where they say nothing."""
+    """Return what results say to a question, those of all images first; what is missing where they say nothing."""
     answer = None if question.result is None else answers.get(question.result)
     if answer is None or question.judge is None:
         return Finding(f"Needs {question.needs or 'this experiment, on this encoder'}.", NOT_RUN)
-    return question.judge(answer)
+    finding, whole = question.judge(answer), answers.get("whole") if question.of_all else None
+    if whole is None:
+        return finding
+    of_all = question.judge(whole)
+    text = f"Exact scores of all: {of_all.text} Approximated ones of the sample ({finding.verdict}): {finding.text}"
+    return Finding(text, of_all.verdict)
 
 
 def columns(folder: Path = RESULTS) -> list[Column]:

@@ -63,6 +63,7 @@ class Study:
         whole_class: The class of which every training image is scored; 1 is 'automobile'.
         scoring: Draws and batches.
         curvature: The matrix that is inverted.
+        exact_rows: Images of the matrix that is inverted exactly, of those of `curvature` at most; a row each.
         so_far: Write the table of the images that are scored so far, and score no more. Test images come first, then
             training images in the random order of tensorflow-datasets' files, so that what is scored of the sample is a
             random sample itself.
@@ -81,6 +82,7 @@ class Study:
     whole_class: int = 1
     scoring: Scoring = dataclasses.field(default_factory=lambda: Scoring(draws=2, batch_size=64))
     curvature: CurvatureSet = dataclasses.field(default_factory=CurvatureSet)
+    exact_rows: int = 512
     so_far: bool = False
     runs: Path = Path("runs/study")
     results: Path = EXPERIMENTS / "results" / "study"
@@ -189,8 +191,36 @@ def run(study: Study) -> Path:
 def condense(study: Study, chosen: dict[str, list[str]], seconds: float) -> Path:
     """Write what is known of every scored image in 32 bits, and how it was made, without the places of this machine."""
     scored, opened = scored_parts(study.run), study.source_of_scored().open()
+    columns = describe_images(scored, opened, chosen)
+    ids = columns["id"]
+    out = study.kept / "table.parquet"
+    pq.write_table(pa.table(columns), out, compression="zstd", compression_level=19)
+    settings = settings_of(study)
+    record = {
+        "command": f"python -m experiments.study.table --encoder {study.encoder.name} --data-dir DIR --truth DIR",
+        "minutes": round(seconds / 60, 1),
+        "chosen": {"all": len(opened), **{name: len(each) for name, each in chosen.items()}},
+        "images": {"all": len(ids), **{name: int(columns[name].sum()) for name in chosen}},
+        "settings": {
+            name: describe(getattr(settings, name))
+            for name in ("output", "perturbation", "measurement", "curvature", "backend", "scoring")
+        },
+        "versions": versions(),
+    }
+    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return out
+
+
+def describe_images(scored: pa.Table, opened: OpenSource, chosen: dict[str, list[str]]) -> dict[str, Any]:
+    """Return what is known of scored images, column by column.
+
+    Args:
+        scored: Their scores and embeddings.
+        opened: The source that was scored.
+        chosen: Ids by purpose, a column of marks each.
+    """
     ids, numbers = scored["id"].to_pylist(), scored["index"].to_numpy()
-    pixels, units = images(study, numbers), unit_embeddings(scored)
+    pixels, units = images(opened, numbers), unit_embeddings(scored)
     spread, mean = measures.border(pixels)
     columns: dict[str, Any] = {
         "id": ids,
@@ -212,22 +242,7 @@ def condense(study: Study, chosen: dict[str, list[str]], seconds: float) -> Path
         nearest = measures.nearest(rows)
         columns[f"{name}_nearest"] = nearest.row.astype(np.int32)
         columns[f"{name}_distance"] = nearest.distance.astype(np.float32)
-    out = study.kept / "table.parquet"
-    pq.write_table(pa.table(columns), out, compression="zstd", compression_level=19)
-    settings = settings_of(study)
-    record = {
-        "command": f"python -m experiments.study.table --encoder {study.encoder.name} --data-dir DIR --truth DIR",
-        "minutes": round(seconds / 60, 1),
-        "chosen": {"all": len(opened), **{name: len(each) for name, each in chosen.items()}},
-        "images": {"all": len(ids), **{name: int(columns[name].sum()) for name in chosen}},
-        "settings": {
-            name: describe(getattr(settings, name))
-            for name in ("output", "perturbation", "measurement", "curvature", "backend", "scoring")
-        },
-        "versions": versions(),
-    }
-    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    return out
+    return columns
 
 
 def scored_parts(run: Path) -> pa.Table:
@@ -248,16 +263,16 @@ def scored_parts(run: Path) -> pa.Table:
     return pa.concat_tables(parts).sort_by("index")
 
 
-def images(study: Study, numbers: Int[np.ndarray, " rows"]) -> UInt8[np.ndarray, "rows height width 3"]:
-    """Read the pixels of images by their numbers among the chosen ones."""
-    opened = study.source_of_scored().open()
+def images(opened: OpenSource, numbers: Int[np.ndarray, " rows"]) -> UInt8[np.ndarray, "rows height width 3"]:
+    """Read the pixels of a source's images by their numbers."""
     return np.stack([opened.read(int(number)).image for number in numbers])
 
 
 def images_of(study: Study, ids: Iterable[str]) -> UInt8[np.ndarray, "rows height width 3"]:
     """Read the pixels of images by their ids."""
-    place = {name: number for number, name in enumerate(study.source_of_scored().open().ids())}
-    return images(study, np.array([place[name] for name in ids]))
+    opened = study.source_of_scored().open()
+    place = {name: number for number, name in enumerate(opened.ids())}
+    return images(opened, np.array([place[name] for name in ids]))
 
 
 def unit_embeddings(scored: pa.Table) -> Float[np.ndarray, "rows width"]:

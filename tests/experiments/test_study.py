@@ -29,6 +29,7 @@ from experiments.study import (
     results,
     separation,
     strengths,
+    whole,
 )
 from experiments.study.table import EXPERIMENTS, Study, Table, run, scored_parts, settings_of, unit_embeddings
 from experiments.study.variants import Curvature, Prepared, Variants, coordinates_of
@@ -123,6 +124,32 @@ def test_exact_scores_are_those_of_the_same_images_and_are_asked_the_same(study)
     finding = page.exactly(json.loads(json.dumps(results.rounded(record))))
     assert finding.verdict == page.OPEN
     assert "`Gram` over 8 images, 40 of the sample" in finding.text
+
+
+def test_every_image_is_scored_exactly_and_what_is_kept_gives_the_answers(study):
+    record = results.rounded(whole.find(study, resamples=5)[0])
+    table = whole.load(study)
+    assert sorted(table["id"]) == sorted(study.source().open().ids())
+    assert len(table["id"]) > len(Table.load(study.kept)["id"]) or table["sample"].all()
+    asked = results.rounded(whole.asked(table, study.pairs(), resamples=5))
+    assert asked == {name: record[name] for name in asked}
+    assert record["judged"]["equal pixels"]["nearest pixels"]["auroc"][0] == 1
+    assert 0 <= record["width of the bounds over the score"]["largest"] < 1e-2
+    borders_row = next(each for each in page.QUESTIONS if each.result == "borders")
+    sample = results.rounded(borders.find(study, resamples=5)[0])
+    finding = page.answer_of(borders_row, {"borders": sample, "whole": record})
+    assert finding.verdict == page.borders(record).verdict
+    assert page.borders(record).text in finding.text
+    assert page.borders(sample).text in finding.text
+
+
+def test_test_images_are_told_from_training_images_by_rank(study):
+    whole.find(study, resamples=5)
+    table = whole.load(study)
+    unseen = table["score"] > np.median(table["score"])
+    record = whole.asked(table.replace({"sample": ~unseen}), study.pairs(), resamples=5)
+    assert record["images"] == np.sum(~unseen)
+    assert record["test images above training images"]["score"].value == 1
 
 
 def test_encoders_are_compared_on_the_same_images_alone(study):
@@ -231,6 +258,11 @@ def test_committed_results_are_those_of_the_committed_table(name):
         assert again == {key: committed[key] for key in again}
     again = results.rounded(borders.counted(table.sample()))
     assert again == {key: results.read(of.kept, "borders")[key] for key in again}
+    if (of.kept / "whole.json").exists():
+        table, committed = whole.load(of), results.read(of.kept, "whole")
+        assert (of.kept / "whole.parquet").stat().st_size < 2_500_000
+        again = results.rounded({"class": duplicates.lowest_of_class(table), **borders.counted(table.sample())})
+        assert again == {key: committed[key] for key in again}
 
 
 def test_no_committed_result_names_a_place_of_a_machine():
