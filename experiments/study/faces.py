@@ -51,7 +51,7 @@ from influence_ssl_jax.runs.prepare import load_encoder
 from influence_ssl_jax.runs.score import score
 from influence_ssl_jax.runs.settings import CurvatureSet, ScoreRun
 from influence_ssl_jax.scoring.scores import Scoring
-from influence_ssl_jax.train.probes import Labelled, knn_accuracy
+from influence_ssl_jax.train.probes import Labelled, knn_accuracy, linear_accuracy
 
 ATTRIBUTES = ("race", "gender", "age")
 MEASURED = ("brightness", "contrast", "asymmetry")
@@ -178,22 +178,29 @@ def untrained(encoder: Encoder) -> Encoder:
     return dataclasses.replace(encoder, params=variables["params"], frozen=frozen)
 
 
+CLASSIFIERS = {
+    "20 neighbours": lambda known, asked: knn_accuracy(known, asked, 20, 0.07),
+    "linear probe": linear_accuracy,
+}
+"""What tells an attribute of some faces by those of others."""
+
+
 def accuracies(faces: Faces) -> dict[str, dict[str, Any]]:
-    """Return how well 20 neighbours among the faces of train tell each attribute of those of val.
+    """Return how well the faces of train tell each attribute of those of val, by neighbours and by a linear probe.
 
     Beside the encoder stand the same network before training, and the most frequent value of train for every face.
     """
-    trained = load_encoder(faces.encoder)
-    shares: dict[str, dict[str, Any]] = {}
+    trained, shares = load_encoder(faces.encoder), {name: {} for name in ATTRIBUTES}
     for title, encoder in {"encoder": trained, "untrained": untrained(trained)}.items():
         vectors = [embed_images(encoder, faces.source(split).open()) for split in ("train", "val")]
         for name in ATTRIBUTES:
             bank, asked = attribute(faces, "train", name), attribute(faces, "val", name)
             values, numbers = np.unique(np.concatenate([bank, asked]), return_inverse=True)
             labels = numbers[: len(bank)], numbers[len(bank) :]
-            right = knn_accuracy(Labelled(vectors[0], labels[0]), Labelled(vectors[1], labels[1]), 20, 0.07)
+            for classifier, accuracy in CLASSIFIERS.items():
+                right = accuracy(Labelled(vectors[0], labels[0]), Labelled(vectors[1], labels[1]))
+                shares[name].setdefault(classifier, {})[title] = share(round(right * len(asked)), len(asked))
             most = values[np.bincount(labels[0]).argmax()]
-            shares.setdefault(name, {})[title] = share(round(right * len(asked)), len(asked))
             shares[name]["most frequent"] = share(int(np.sum(asked == most)), len(asked))
             shares[name]["faces"] = len(asked)
     return shares

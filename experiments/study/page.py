@@ -18,6 +18,7 @@ import jinja2
 
 from experiments.study import results
 from experiments.study.between import ENCODERS
+from experiments.study.faces import CLASSIFIERS
 from experiments.study.perturbations import PUBLISHED as CORRELATIONS
 from experiments.study.removal import HIGHEST, LOWEST
 from experiments.study.retraining import EXACT, SCORES
@@ -518,8 +519,12 @@ def scored_faces(record: Record) -> str:
 
 
 def learned(record: Record) -> bool:
-    """Return whether an encoder of faces tells any attribute better than before training, by intervals that do not meet."""
-    return any(accuracy["encoder"][1] > accuracy["untrained"][2] for accuracy in record["accuracy"].values())
+    """Return whether an encoder of faces tells any attribute better than before training, by intervals that do not meet.
+
+    Either classifier counts: neighbours, or a linear probe.
+    """
+    told = [accuracy[classifier] for accuracy in record["accuracy"].values() for classifier in CLASSIFIERS]
+    return any(each["encoder"][1] > each["untrained"][2] for each in told)
 
 
 def decided(text: str, verdict: str, record: Record) -> Finding:
@@ -892,6 +897,7 @@ def page(folder: Path = RESULTS) -> str:
         practice=practice(answered, early, between, small.answers.get("trajectory")),
         early=early,
         between=between,
+        classifiers=CLASSIFIERS,
     )
 
 
