@@ -707,7 +707,6 @@ class Column:
         name: Its folder.
         title: What it is called.
         epochs: How long it was trained.
-        knn: Its nearest-neighbour accuracy.
         record: How its table was made.
         answers: Its results by name.
     """
@@ -715,17 +714,16 @@ class Column:
     name: str
     title: str
     epochs: int
-    knn: float
     record: Record
     answers: dict[str, Record]
 
     @classmethod
     def load(cls, name: str, folder: Path) -> "Column":
-        """Read an encoder's history and all of its results."""
+        """Read the epochs of an encoder and all of its results."""
         described = json.loads((EXPERIMENTS / "encoders" / name / "encoder.json").read_text(encoding="utf-8"))
-        last = described["history"]["history"][-1]
+        epochs = described["history"]["history"][-1]["epoch"]
         answers = {path.stem: results.read(folder, path.stem) for path in sorted(folder.glob("*.json"))}
-        return cls(name, TITLES[name], last["epoch"], last["knn"], answers.pop("table"), answers)
+        return cls(name, TITLES[name], epochs, answers.pop("table"), answers)
 
     @property
     def scored(self) -> str:

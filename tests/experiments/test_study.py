@@ -15,6 +15,7 @@ import pytest
 import tyro
 
 from experiments.study import (
+    accuracy,
     between,
     beyond_loss,
     borders,
@@ -150,6 +151,15 @@ def test_test_images_are_told_from_training_images_by_rank(study):
     record = whole.asked(table.replace({"sample": ~unseen}), study.pairs(), resamples=5)
     assert record["images"] == np.sum(~unseen)
     assert record["test images above training images"]["score"].value == 1
+
+
+def test_the_accuracy_is_of_images_that_the_classifier_has_not_seen(study):
+    record, _ = accuracy.find(study)
+    halves = [set((study.run / f"{name}.txt").read_text().split()) for name in ("train", "test")]
+    assert all(25 < record[name] <= len(half) for name, half in zip(("training", "test"), halves, strict=True))
+    assert not halves[0] & halves[1]
+    low, high = record["accuracy"]["linear"][1:]
+    assert 0 <= low < high <= 1
 
 
 def test_encoders_are_compared_on_the_same_images_alone(study):
@@ -294,7 +304,7 @@ def test_a_verdict_follows_its_rule(highest, lowest, verdict):
 
 
 def test_a_question_without_results_says_what_it_needs():
-    absent = page.Column("none", "None", 1, 0.5, {}, {})
+    absent = page.Column("none", "None", 1, {}, {})
     for question in page.QUESTIONS:
         finding = page.answer_of(question, absent.answers)
         assert finding.verdict == page.NOT_RUN
