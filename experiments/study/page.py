@@ -167,14 +167,18 @@ def copies(record: Record) -> Finding:
         score, rival = each["score"], each["distance to the nearest embedding"]
         above.append(score["auroc"][1] > 0.5)
         better.append(rival["average_precision"][1] > score["average_precision"][2])
+        accuracy = 100 * statistics.fmean(record["accuracy"][method]["knn"])
         parts.append(
-            f"{method}: AUROC of low scores {interval(score['auroc'])}, of the alignment loss "
+            f"{method} ({accuracy:.0f} %): AUROC of low scores {interval(score['auroc'])}, of the alignment loss "
             f"{interval(each['alignment loss']['auroc'])}, of the nearest embedding {interval(rival['auroc'])}; "
             f"{score['recall'] * score['positives']:.0f} of the lowest {score['positives']} scores are copies"
         )
     verdict = NOT if not any(above) else HOLDS if all(above) and not all(better) else WEAKLY
     of = next(iter(record["found"].values()))["score"]
-    text = f"{scale_of(record)}; {of['positives']} copies among {of['images']:,} images. {'. '.join(parts)}."
+    text = (
+        f"{scale_of(record)}; {of['positives']} copies among {of['images']:,} images (accuracy of 20 neighbours in "
+        f"brackets). {'. '.join(parts)}."
+    )
     return Finding(text, verdict)
 
 
