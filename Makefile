@@ -69,7 +69,7 @@ bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.gram cost --setting.width 64 --repeats 2
 	$(BIN)/python -m benchmarks.render
 
-QUESTIONS := table accuracy duplicates borders separation distribution deviation beyond_loss perturbations strengths choices exactly whole
+QUESTIONS := table accuracy exactly duplicates borders separation distribution deviation beyond_loss perturbations strengths choices whole
 SMALL_QUESTIONS := stability backgrounds outputs trajectory retraining memorised removal
 ENCODERS ?= $(addprefix experiments/encoders/,simclr_torch_w16_cifar10 byol_torch_w16_cifar10 barlow_twins_torch_w16_cifar10)
 

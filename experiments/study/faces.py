@@ -38,7 +38,7 @@ from rich.console import Console
 
 from experiments.study import measures, results
 from experiments.study.beyond_loss import reliability
-from experiments.study.table import EXPERIMENTS, NUMBERS, Table, embed_images, scored_parts
+from experiments.study.table import EXPERIMENTS, NUMBERS, Table, embed_images, find_encoder, scored_parts
 from influence_ssl_jax.cli.console import Renderer
 from influence_ssl_jax.cli.environment import keep_compiled_programs, keep_convolutions_whole
 from influence_ssl_jax.configuration import describe
@@ -73,7 +73,8 @@ class Faces:
     """Which faces are scored, and how.
 
     Attributes:
-        encoder: The network: a folder of an imported encoder, or package.module:function, which returns one.
+        encoder: The network: the name of a folder in experiments/encoders, another folder of an imported encoder, or
+            package.module:function, which returns one.
         fairface: Folder of FairFace: the two lists of labels, `train` and `val`.
         sizes: How many of the highest and of the lowest are counted.
         scoring: Draws and batches.
@@ -93,6 +94,10 @@ class Faces:
     runs: Path = Path("runs/study")
     results: Path = EXPERIMENTS / "results" / "study"
     figures: Path = EXPERIMENTS.parent / "docs" / "results" / "figures"
+
+    def __post_init__(self) -> None:
+        """Find the encoder."""
+        object.__setattr__(self, "encoder", find_encoder(self.encoder))
 
     @property
     def run(self) -> Path:

@@ -173,7 +173,7 @@ def draw(record: dict[str, Any]) -> Figure:
             xlabel="removed, %",
             ylabel="accuracy on test images, %",
         )
-    panels[0].legend(fontsize=7, title="removed", title_fontsize=7)
+    panels[-1].legend(fontsize=7, title="removed", title_fontsize=7, loc="upper left", bbox_to_anchor=(1.02, 1.0))
     return figure
 
 

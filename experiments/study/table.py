@@ -48,12 +48,19 @@ TRUTH = ("cifair_duplicates_cifar10.csv", "cifair_duplicates_cifar10_test.csv")
 NUMBERS = ("score", "score_se", "alignment_loss", "gradient_norm", "pixel_variance")
 
 
+def find_encoder(named: Path) -> Path:
+    """Return the folder in experiments/encoders that is named, as results name it, or what is named."""
+    committed = EXPERIMENTS / "encoders" / named.name
+    return committed if len(named.parts) == 1 and committed.is_dir() and not named.exists() else named
+
+
 @dataclasses.dataclass(frozen=True)
 class Study:
     """What is studied, and at which scale.
 
     Attributes:
-        encoder: The network: a folder of an imported encoder, or package.module:function, which returns one.
+        encoder: The network: the name of a folder in experiments/encoders, another folder of an imported encoder, or
+            package.module:function, which returns one.
         images: Which data: CIFAR-10, or the bundled digits, which need no download.
         data_dir: Where tensorflow-datasets keeps prepared data sets.
         files: Folder of CIFAR-10 as parquet files, as `benchmarks.gpu` writes them, in place of `data_dir`.
@@ -87,6 +94,10 @@ class Study:
     runs: Path = Path("runs/study")
     results: Path = EXPERIMENTS / "results" / "study"
     figures: Path = EXPERIMENTS.parent / "docs" / "results" / "figures"
+
+    def __post_init__(self) -> None:
+        """Find the encoder."""
+        object.__setattr__(self, "encoder", find_encoder(self.encoder))
 
     @classmethod
     def tiny(cls, folder: Path, encoder: Path) -> "Study":
@@ -310,7 +321,16 @@ class Table:
 
     @classmethod
     def load(cls, folder: Path) -> "Table":
-        """Read `table.parquet` and `table.json`."""
+        """Read `table.parquet` and `table.json`.
+
+        Raises:
+            FileNotFoundError: If there is no table yet.
+        """
+        if not (folder / "table.parquet").exists():
+            raise FileNotFoundError(
+                f"There is no table.parquet in {folder}. Write it with python -m experiments.study.table, or name with "
+                "--results a copy of experiments/results/study, which has those of the committed encoders."
+            )
         table = pq.read_table(folder / "table.parquet")
         columns = {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
         return cls(columns, json.loads((folder / "table.json").read_text(encoding="utf-8")))

@@ -108,6 +108,11 @@ def _announce(
         return
     asked, voting = min(probe.queries, len(test)), min(probe.bank, len(images))
     progress(Note(f"Accuracies are those of {asked:,} of {len(test):,} test images, by {voting:,} training images."))
+    without = [int((each.labels() < 0).sum()) for each in (images, test)]
+    if any(without):
+        progress(
+            Note(f"{without[0]:,} training and {without[1]:,} test images have no class; accuracies leave them out.")
+        )
     if settings.leave_out:
         progress(Note(f"{len(test):,} images are left out of training, and {len(images):,} are trained on."))
     if isinstance(images, Cached) and isinstance(test, Cached):

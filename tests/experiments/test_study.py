@@ -275,6 +275,13 @@ def test_committed_results_are_those_of_the_committed_table(name):
         assert again == {key: committed[key] for key in again}
 
 
+def test_the_committed_agreement_of_encoders_is_that_of_their_tables():
+    tables = {method: exactly.load(page.RESULTS / name).sample() for method, name in between.ENCODERS.items()}
+    again = results.rounded(between.compared(tables, resamples=200))
+    committed = results.read(page.RESULTS, "between")
+    assert {"command": committed["command"], **again} == committed
+
+
 def test_no_committed_result_names_a_place_of_a_machine():
     for path in page.RESULTS.glob("**/*.json"):
         assert "/" not in path.read_text(encoding="utf-8")
@@ -283,8 +290,9 @@ def test_no_committed_result_names_a_place_of_a_machine():
 def shares(highest, everywhere, lowest):
     """A record of borders with these intervals of white and of black."""
     kinds = {"highest": highest, "lowest": lowest}
-    ends = {f"score, {end} 400 images": {"white": value, "black": value} for end, value in kinds.items()}
-    base = {"white": everywhere, "black": everywhere}
+    colours = ("white", "black", "uniform")
+    ends = {f"score, {end} 400 images": dict.fromkeys(colours, value) for end, value in kinds.items()}
+    base = dict.fromkeys(colours, everywhere)
     return {"images": 1000, "base": base, "ends": ends, "spearman": {"border_spread": [0.1, 0.0, 0.2]}}
 
 
@@ -303,6 +311,97 @@ def test_a_verdict_follows_its_rule(highest, lowest, verdict):
     assert "30.0 % [20.0, 40.0]" in finding.text or 0.3 not in (highest[0], lowest[0])
 
 
+def detected(within, overall=(0.7, 0.65, 0.75), precise=(0.1, 0.05, 0.15), title="score"):
+    """A record of duplicates that a score finds so well; the nearest embedding is precise to 0.3 to 0.5."""
+    score = {"auroc": overall, "auroc within classes": within, "average_precision": precise}
+    rival = {"auroc": [0.9, 0.8, 1.0], "average_precision": [0.4, 0.3, 0.5]}
+    counts = {"positives": 10, "images": 100}
+    return {"judged": {"same shot": {title: {**score, **counts}, "nearest embedding": {**rival, **counts}}}}
+
+
+@pytest.mark.parametrize(
+    ("record", "verdict"),
+    [
+        (detected([0.7, 0.65, 0.75], precise=[0.5, 0.4, 0.6]), page.HOLDS),
+        (detected([0.7, 0.65, 0.75]), page.WEAKLY),
+        (detected([0.55, 0.52, 0.58]), page.NOT),
+        (detected([0.6, 0.49, 0.7]), page.NOT),
+        (detected([0.7, 0.65, 0.75], overall=[0.5, 0.4, 0.6]), page.NOT),
+    ],
+)
+def test_duplicates_are_judged_within_classes(record, verdict):
+    assert page.duplicates(record).verdict == verdict
+
+
+def test_the_exact_score_is_judged_where_it_is_known():
+    record = detected([0.7, 0.65, 0.75])
+    exact = detected([0.5, 0.45, 0.55], title="exact score")["judged"]["same shot"]
+    finding = page.duplicates({"judged": {"same shot": {**record["judged"]["same shot"], **exact}}})
+    assert finding.verdict == page.NOT
+    assert "AUROC of a low exact score" in finding.text
+
+
+def test_differences_between_classes_add_nothing_within_them():
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 3, 300)
+    positive = rng.random(300) < 0.1 + 0.3 * groups
+    ranking = np.round(rng.normal(size=300), 1)
+    pairs = [
+        (ranking[i] > ranking[j]) + 0.5 * (ranking[i] == ranking[j])
+        for i in np.flatnonzero(positive)
+        for j in np.flatnonzero(~positive & (groups == groups[i]))
+    ]
+    assert results.auroc_within(ranking, positive, groups) == pytest.approx(np.mean(pairs), abs=1e-12)
+    by_class = results.detection(groups + 0.01 * ranking, positive, 20, groups)
+    assert by_class["auroc"].value > 0.7
+    assert by_class["auroc within classes"].value == pytest.approx(np.mean(pairs), abs=1e-12)
+
+
+LESS, SAME, MORE = [-0.1, -0.15, -0.05], [0.0, -0.04, 0.04], [0.1, 0.05, 0.15]
+
+
+def separated(highest, lowest):
+    """A record of parts with these silhouettes and, beyond a chance of a tenth, shares of neighbours."""
+    parts = {"highest": highest, "lowest": lowest, "random": (SAME, SAME)}
+    return {
+        "1000 of 6000": {
+            name: {
+                "silhouette": silhouette,
+                "purity": [0.1 + 0.9 * (0.5 + value) for value in purity],
+                "purity by chance": 0.1,
+                "classes": {"0": 3, "1": 5},
+            }
+            for name, (silhouette, purity) in parts.items()
+        }
+    }
+
+
+@pytest.mark.parametrize(
+    ("highest", "lowest", "verdict"),
+    [
+        ((LESS, SAME), (SAME, MORE), page.HOLDS),
+        ((SAME, SAME), (MORE, MORE), page.WEAKLY),
+        ((SAME, SAME), (MORE, LESS), page.UNDECIDED),
+        ((SAME, MORE), (MORE, MORE), page.NOT),
+        ((SAME, SAME), (SAME, LESS), page.NOT),
+        ((SAME, SAME), (SAME, SAME), page.UNDECIDED),
+    ],
+)
+def test_separation_is_judged_by_both_measures(highest, lowest, verdict):
+    assert page.separation(separated(highest, lowest)).verdict == verdict
+
+
+def test_a_distribution_is_judged_by_the_pair_of_its_own_method():
+    draws = np.random.default_rng(0).normal(size=20_000)
+    for method, (mean, spread) in distribution.PUBLISHED.items():
+        estimates = results.resampled(distribution.describe, np.exp(np.log(2) * (mean + spread * draws)), resamples=5)
+        fits = {each: distribution.fit(estimates, *pair) for each, pair in distribution.PUBLISHED.items()}
+        record = {"method": method, "found": results.rounded(estimates), "fits": fits}
+        assert page.distribution(record).verdict == page.WEAKLY
+        other = {"SimCLR": "BYOL", "BYOL": "SimCLR", "Barlow Twins": "SimCLR"}[method]
+        assert page.distribution({**record, "method": other}).verdict == page.NOT
+
+
 def test_a_question_without_results_says_what_it_needs():
     absent = page.Column("none", "None", 1, {}, {})
     for question in page.QUESTIONS:
@@ -317,4 +416,6 @@ def test_the_commands_of_results_are_taken():
         program, flag, module, *options = command.split()
         assert (program, flag) == ("python", "-m")
         assert importlib.util.find_spec(module) is not None
-        assert tyro.cli(Study, args=options).encoder.name in page.TITLES
+        encoder = tyro.cli(Study, args=options).encoder
+        assert encoder.name in page.TITLES
+        assert encoder.is_dir()

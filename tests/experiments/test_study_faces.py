@@ -193,6 +193,7 @@ MANY, SOME, CHANCE, LITTLE = [0.4, 0.3, 0.5], [0.25, 0.18, 0.32], [0.2, 0.18, 0.
         (groups(MANY, SOME, LITTLE), WEAKLY),
         (groups(SOME, SOME, CHANCE, wide=(MANY, SOME, CHANCE)), WEAKLY),
         (groups(MANY, LITTLE, LITTLE), NOT),
+        (groups(MANY, LITTLE, LITTLE, wide=(MANY, MANY, LITTLE)), NOT),
         (groups(MANY, SOME, MANY), NOT),
         (groups(CHANCE, CHANCE, CHANCE), NOT),
         (groups(SOME, SOME, CHANCE), UNDECIDED),

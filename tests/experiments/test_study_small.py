@@ -348,7 +348,8 @@ def test_white_and_black_borders_are_counted_at_both_ends():
         ("up", "down", "down", WEAKLY),
         ("down", "down", "down", NOT),
         ("down", "down", "up", NOT),
-        ("up", "up", "up", UNDECIDED),
+        ("up", "up", "up", NOT),
+        ("up", "down", "none", UNDECIDED),
     ]:
         rankings = {"SimCLR": trends[simclr], "BYOL": trends[byol], "supervised": trends[supervised]}
         assert page.backgrounds(of_backgrounds(rankings, images)).verdict == verdict

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -165,12 +166,17 @@ def test_accuracies_are_of_test_images_and_kept_encoders_are_encoders(folders, m
 
 def test_images_that_are_left_out_are_said_to_be(folders, monkeypatch):
     monkeypatch.setattr(export, "Pretrain", Small)
+    table = folders / "train.csv"
+    table.write_text(table.read_text().replace("0.png,a", "0.png,", 1))
     training, out = small(SimCLR(0.5), epochs=1, batch_size=5), Console(width=300)
     run = PretrainRun(folders / "run", folder(folders, "train"), training, INPUT, leave_out=0.2, probe=Probe(linear=0))
     with out.capture() as said:
         pretrain(run, Renderer(out))
     assert "2 images are left out of training, and 10 are trained on." in said.get()
     assert "Accuracies are those of 2 of 2 test images, by 10 training images." in said.get()
+    assert re.search(
+        "(1 training and 0|0 training and 1) test images have no class; accuracies leave them out", said.get()
+    )
 
 
 def test_without_test_images_no_accuracy_is_printed(folders, monkeypatch):
