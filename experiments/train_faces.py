@@ -12,9 +12,10 @@ ResNet-18 of few channels with solo-learn's stem (3 × 3, stride 1, padding 2, n
 over the epochs. Beside the checkpoint stands its history: the loss, and the accuracy of 20 neighbours at telling race and
 gender together (14 classes) of the images of val. The same command continues where it was stopped.
 
-Found (24 epochs, 36 minutes of one core): 20 neighbours among the 8,000 tell the race of 25.2 % of the 1,000 images of val
-(before training 20.3 %, most frequent value 18.8 %), gender of 57.2 % (59.2 %, 52.5 %) and age of 22.5 % (27.3 %, 29.4 %):
-it has learned little.
+Found (40 epochs, 52 minutes of one core): 20 neighbours among the 8,000 tell the race of 28.6 % of the 1,000 images of val
+(before training 20.3 %, most frequent value 18.8 %), gender of 61.9 % (59.2 %, 52.5 %) and age of 27.3 % (27.3 %, 29.4 %); a
+linear probe 34.4, 67.3 and 34.1 % (27.9, 59.5 and 30.3 % before). In batches of 256, after a tenth as many steps, it told
+none better than before.
 """
 # pyright: reportMissingImports=false
 
@@ -218,13 +219,13 @@ def settings() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--fairface", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=24, help="where the cosine of the learning rate ends")
+    parser.add_argument("--epochs", type=int, default=40, help="where the cosine of the learning rate ends")
     parser.add_argument(
         "--until", type=int, help="stop after this epoch; without it, the same command continues to the end"
     )
     parser.add_argument("--width", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--lr", type=float, default=0.3)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 

@@ -37,6 +37,11 @@ SEEN = {
         "before a smooth green, blue or dark ground. Score and alignment loss disagree most about small aeroplanes, ships "
         "and birds before sky or sea, whose loss is high and whose score is low."
     ),
+    "byol_torch_w16_cifar10": (
+        "the highest scores are aeroplanes, birds and single animals before a plain sky, blue or white; the lowest are "
+        "frogs and toads on leaves and stones that fill the frame, and a few faces of cats. The lowest automobiles are "
+        "contrasty cars in bright colours, none twice; those of the nearest embedding come in pairs."
+    ),
     "barlow_twins_torch_w16_cifar10": (
         "the highest scores are small aeroplanes and birds before a smooth sky; the lowest are frogs and toads on grass, "
         "leaves and stones, and faces of cats that fill the frame. The lowest automobiles are contrasty cars, none twice."
@@ -576,18 +581,18 @@ def light(record: Record) -> Finding:
     """Judge Figure 7 by the share of the darkest tenth of all faces among the highest; pose is not judged.
 
     Nothing is decided by an encoder that tells race, gender and age no better than before training.
-    It holds where that share is above a tenth by its interval among the highest of the smallest size, and above that among
-    as many lowest. It does not where it is below a tenth among the highest of the largest size, or above that among the
-    highest in the lowest of the smallest size, by intervals that do not meet. It holds weakly where it is above a tenth
-    among the highest of the largest size alone, or where the tenth of least contrast is, at either size.
+    It holds where that share is above a tenth by its interval among the highest of either size, and above that among as many
+    lowest. It does not where it is below a tenth among the highest of the largest size, or above that among the highest in
+    the lowest of the smallest size, by intervals that do not meet. It holds weakly where it is above a tenth at one size, or
+    where the tenth of least contrast is.
     """
     shares, (small, *_, large) = record["light"], record["sizes"]
     dark, dim = "darkest tenth", "tenth of least contrast"
     high, low = shares[f"highest scores {small}"], shares[f"lowest scores {small}"]
     wide = shares[f"highest scores {large}"]
-    more = high[dark][1] > 0.1 and high[dark][1] > low[dark][2]
+    more = min(high[dark][1], wide[dark][1]) > 0.1 and high[dark][1] > low[dark][2]
     less = wide[dark][2] < 0.1 or low[dark][1] > high[dark][2]
-    partly = wide[dark][1] > 0.1 or any(each[dim][1] > 0.1 for each in (high, wide))
+    partly = any(each[kind][1] > 0.1 for each in (high, wide) for kind in (dark, dim))
     parts = [f"highest {size} {percent(shares[f'highest scores {size}'][dark])}" for size in record["sizes"]]
     ranks = record["spearman"]
     text = (

@@ -219,6 +219,7 @@ TENTH, RARE = [0.1, 0.06, 0.14], [0.04, 0.02, 0.06]
     [
         (dark(MANY, RARE, SOME, TENTH), HOLDS),
         (dark(MANY, MANY, SOME, TENTH), WEAKLY),
+        (dark(MANY, RARE, TENTH, TENTH), WEAKLY),
         (dark(TENTH, TENTH, SOME, TENTH), WEAKLY),
         (dark(TENTH, TENTH, TENTH, SOME), WEAKLY),
         (dark(TENTH, TENTH, RARE, SOME), NOT),
