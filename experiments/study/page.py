@@ -810,7 +810,7 @@ class SmallEncoders:
     @classmethod
     def load(cls, folder: Path) -> "SmallEncoders":
         """Read their results."""
-        names = [str(question.result) for question in QUESTIONS if question.answered_by == "small"]
+        names = [question.result for question in QUESTIONS if question.result and question.answered_by == "small"]
         return cls({name: results.read(folder, name) for name in names if (folder / f"{name}.json").exists()})
 
     def finding(self, question: Question) -> Finding | None:

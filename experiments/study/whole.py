@@ -1,6 +1,6 @@
 """And when every image is scored, exactly? Figures 3 to 5 and B.4 at the published number of images.
 
-    python -m experiments.study.whole --data-dir DIR --truth DIR             (80 minutes of one core, resumable)
+    python -m experiments.study.whole --data-dir DIR --truth DIR             (100 minutes of a busy core, resumable)
 
 All 60,000 images of CIFAR-10, test images too, are scored by `Gram`, as in `exactly`, and asked what the random sample of
 6,000 is asked elsewhere: how well low scores find judged duplicates, all of them among all training images; how many of the
@@ -12,6 +12,7 @@ Written beside the result: whole.parquet, a row for each image; 16-bit numbers b
 gradient and distances, which have 32.
 """
 
+import json
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,8 @@ def scored(study: Study) -> tuple[Table, np.ndarray]:
     wide = {name: np.asarray(known[name], np.float32) for name in WIDE}
     narrow = {name: np.asarray(known[name], np.float16) for name in NARROW}
     counts = {name: len(each) for name, each in chosen.items()}
-    record = {"rows": settings.curvature.examples, "chosen": counts}
+    took = json.loads((folder / "scores" / "run.json").read_text(encoding="utf-8"))["wall_seconds"]
+    record = {"minutes": took / 60, "rows": settings.curvature.examples, "chosen": counts}
     return Table({**marks, **wide, **narrow}, record), unit_embeddings(rows)
 
 
@@ -110,7 +112,11 @@ def find(study: Study, resamples: int = 200) -> tuple[dict[str, Any], None]:
     pq.write_table(pa.table(table.columns), out, compression="zstd", compression_level=19)
     size = min(SIZES[0], int(table["sample"].sum()) // 2)
     apart = measure(table.sample(), units[table["sample"]], size)
-    told = {"rows": table.record["rows"], f"{size} of {int(table['sample'].sum())}": apart}
+    told = {
+        "minutes": table.record["minutes"],
+        "rows": table.record["rows"],
+        f"{size} of {int(table['sample'].sum())}": apart,
+    }
     return {**told, **asked(table, study.pairs(), resamples)}, None
 
 
